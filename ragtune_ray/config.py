@@ -1,0 +1,328 @@
+"""The typed settings tree: defaults < YAML file < `section.field=value` arguments.
+
+In: a YAML file and dotted overrides. Out: one frozen `Config`, every field checked. This module knows nothing of models, Ray
+or files other than the YAML file, and importing it loads neither torch nor Ray.
+
+The string under a field is its documentation; `describe` prints all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
+
+__all__ = [
+    "Config",
+    "ConfigError",
+    "describe",
+    "load",
+]
+
+Arm = Literal["base", "rag"]
+RetrievalMode = Literal["dense", "lexical", "hybrid"]
+IndexKind = Literal["auto", "flat", "ivf", "hnsw"]
+Precision = Literal["auto", "float32", "bfloat16"]
+SplitName = Literal["all", "train", "validation", "test"]
+
+
+class ConfigError(ValueError):
+    """The configuration is wrong; the message names the field, the value and the rule."""
+
+
+class Section(BaseModel):
+    """A frozen group of settings; unknown keys are refused."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True, coerce_numbers_to_str=True
+    )
+
+
+class Corpus(Section):
+    """Where documents come from."""
+
+    path: str = ""
+    """A folder of .md .txt .html .pdf .docx, a .jsonl or .parquet file, a BEIR folder, or SQuAD JSON; local or s3://."""
+    strict: bool = False
+    """Stop at the first bad row or file instead of writing it to rejects.jsonl and going on."""
+    max_document_bytes: int = Field(32 * 2**20, gt=0)
+    """A document (or a line of a .jsonl file) longer than this is rejected."""
+    unit_bytes: int = Field(16 * 2**20, gt=0)
+    """Input bytes that one reading task takes; larger files are read in ranges of about this size."""
+
+
+class Queries(Section):
+    """Where questions come from."""
+
+    path: str = ""
+    """A .jsonl or .parquet file, a BEIR folder, or SQuAD JSON; local or s3://."""
+    split: SplitName = "all"
+    """Which queries to use, by their `split` column (BEIR: the qrels file of that name)."""
+    limit: int = Field(0, ge=0)
+    """Use only the first so many queries; 0 means all of them."""
+
+
+class Chunking(Section):
+    """How documents are cut into passages."""
+
+    size_tokens: int = Field(256, ge=8)
+    """Longest passage, in tokens of the encoder (special tokens included)."""
+    overlap_tokens: int = Field(32, ge=0)
+    """Tokens that neighbouring passages of a document share, at most."""
+
+    @model_validator(mode="after")
+    def _overlap_fits(self) -> Self:
+        if self.overlap_tokens * 2 > self.size_tokens:
+            raise ValueError(
+                f"chunking.overlap_tokens ({self.overlap_tokens}) must be at most half of "
+                f"chunking.size_tokens ({self.size_tokens})"
+            )
+        return self
+
+
+class Encoder(Section):
+    """The bi-encoder: text to unit vector."""
+
+    model: str = "all-MiniLM-L6-v2"
+    """An embedded model's name, a directory, a hub name (NAME@REVISION pins it), or `hashing-384`: none, for dry runs."""
+    query_prefix: str = ""
+    """Put before every query (E5 wants "query: ")."""
+    passage_prefix: str = ""
+    """Put before every passage (E5 wants "passage: ")."""
+    precision: Precision = "auto"
+    """`auto`: bfloat16 where the hardware computes in it, else float32."""
+    batch_tokens: int = Field(0, ge=0)
+    """Padded tokens per forward pass; 0 means 2,048 on a CPU (what its cache holds) and 65,536 on a GPU."""
+
+
+class Index(Section):
+    """The searchable whole."""
+
+    kind: IndexKind = "auto"
+    """FAISS structure; `auto` picks flat, hnsw or ivf by the number of vectors."""
+    segment_passages: int = Field(100_000, gt=0)
+    """Passages per segment: the parallel, immutable piece of an index."""
+    language: Literal["en", "none"] = "en"
+    """Stop words and stemming of the lexical index; `none` for neither. Unspaced scripts are always cut into bigrams."""
+
+
+class Retrieval(Section):
+    """How hits are found."""
+
+    mode: RetrievalMode = "hybrid"
+    """Dense vectors, BM25, or both fused by reciprocal rank."""
+    top_k: int = Field(5, gt=0)
+    """Hits per query, and passages per prompt."""
+    candidates: int = Field(50, gt=0)
+    """Hits taken from each of dense and lexical before they are fused or reranked."""
+    fusion_constant: float = Field(5.0, ge=0)
+    """The k of reciprocal-rank fusion, 1 / (k + rank)."""
+    reranker: str = ""
+    """A cross-encoder (directory or hub name) that re-scores the candidates; empty means none."""
+
+
+class Prompt(Section):
+    """What the generator is shown."""
+
+    system: str = (
+        "Answer the question with a short phrase from the passages and cite the passage like [1]. "
+        "If the passages do not hold the answer, say: I don't know."
+    )
+    """The instruction when passages are shown."""
+    system_without_passages: str = "Answer the question with a short phrase. If you do not know, say: I don't know."
+    """The instruction in the base arm."""
+    max_tokens: int = Field(1536, ge=64)
+    """Longest prompt, in tokens of the generator; passages are shortened or dropped to fit, the question never is."""
+
+
+class Generator(Section):
+    """The causal language model."""
+
+    model: str = "SmolLM2-135M-Instruct"
+    """An embedded model's name, a directory or a hub name; with engine `openai`, the server's name for it."""
+    engine: Literal["transformers", "openai"] = "transformers"
+    """Generate in this process, or ask any OpenAI-compatible server (vLLM, Ray Serve LLM)."""
+    precision: Precision = "auto"
+    """`auto`: bfloat16 where the hardware computes in it, else float32."""
+    max_new_tokens: int = Field(48, gt=0)
+    """Longest answer, in tokens."""
+    temperature: float = Field(0.0, ge=0)
+    """0 is greedy."""
+    stop: tuple[str, ...] = ()
+    """Texts at which an answer ends (they are not part of it)."""
+    batch_tokens: int = Field(16384, gt=0)
+    """Prompt and answer tokens of one batch, padding included."""
+    base_url: str = "http://127.0.0.1:8000/v1"
+    """engine `openai`: where the server listens."""
+    api_key_env: str = "OPENAI_API_KEY"
+    """engine `openai`: the environment variable that holds the key; the key itself never stands in a config."""
+    concurrency: int = Field(16, gt=0)
+    """engine `openai`: requests under way at once, per worker."""
+    timeout_seconds: float = Field(60.0, gt=0)
+    """engine `openai`: longest wait for one request."""
+    max_attempts: int = Field(5, gt=0)
+    """engine `openai`: tries per request, with exponential back-off between them."""
+
+
+class Answer(Section):
+    """Bulk answering."""
+
+    unit_queries: int = Field(256, gt=0)
+    """Queries per unit of work: what a killed worker costs at most."""
+    max_failed_share: float = Field(0.5, ge=0, le=1)
+    """The job ends as failed when more than this share of its rows has status `failed`."""
+
+
+class Evaluate(Section):
+    """Scoring."""
+
+    arms: tuple[Arm, ...] = Field(("base", "rag"), min_length=1)
+    """Which arms answer the queries; the first is what the others are compared with."""
+    cutoffs: tuple[int, ...] = Field((1, 3, 5, 10), min_length=1)
+    """The k of recall@k, MRR@k and nDCG@k."""
+    depth: int = Field(20, gt=0)
+    """Hits per query in the run of `retrieve` (at least retrieval.top_k); answers always see top_k."""
+    resamples: int = Field(10_000, ge=100)
+    """Bootstrap resamples behind every interval."""
+    confidence: float = Field(0.95, gt=0, lt=1)
+    """Coverage of the intervals."""
+    language: Literal["en", "zh"] = "en"
+    """How EM and token F1 cut an answer: SQuAD words, or characters for Chinese."""
+
+
+class Cluster(Section):
+    """How much of a Ray cluster is used."""
+
+    address: str = ""
+    """Address of a running cluster; empty means RAY_ADDRESS if set, else Ray on this machine."""
+    encoder_workers: int = Field(0, ge=0)
+    """Most encoder actors; 0 means one per core (or per GPU where there are any)."""
+    generator_workers: int = Field(0, ge=0)
+    """Most generator actors; 0 means one per core (or per GPU where there are any)."""
+    gpus_per_worker: float = Field(0.0, ge=0)
+    """GPUs that each encoder or generator actor holds; 0 means CPU only."""
+    memory_per_worker_bytes: int = Field(0, ge=0)
+    """Memory that Ray reserves per actor; 0 means no reservation."""
+
+
+class Config(Section):
+    """Everything a run depends on; the resolved tree stands in every manifest."""
+
+    workspace: str = "workspace"
+    """Where runs write: index/, models/ and runs/ below it; local or s3://."""
+    seed: int = 0
+    """Behind everything random."""
+    corpus: Corpus = Corpus()
+    queries: Queries = Queries()
+    chunking: Chunking = Chunking()
+    encoder: Encoder = Encoder()
+    index: Index = Index()
+    retrieval: Retrieval = Retrieval()
+    prompt: Prompt = Prompt()
+    generator: Generator = Generator()
+    answer: Answer = Answer()
+    evaluate: Evaluate = Evaluate()
+    cluster: Cluster = Cluster()
+
+    def using(self, *overrides: str) -> Config:
+        """A copy with `section.field=value` changed, checked again.
+
+        >>> Config().using("retrieval.top_k=3").retrieval.top_k
+        3
+        """
+        return _build(self.model_dump(mode="json"), overrides, source="overrides")
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file and apply `section.field=value` overrides.
+
+    Raises:
+        ConfigError: the file is missing or no mapping, a key is unknown, or a value breaks its rule.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"config {path}: cannot be read ({error.strerror}); name a YAML file") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"config {path}: is not UTF-8 text ({error.reason} at byte {error.start})") from error
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"config {path}: is not YAML: {' '.join(str(error).split())}") from error
+    if values is None:
+        values = {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"config {path}: must hold a mapping of sections, found {type(values).__name__}")
+    return _build(values, overrides, source=str(path))
+
+
+def describe() -> Iterator[tuple[str, str, str]]:
+    """Every setting as (dotted name, default, meaning), in the order of the tree.
+
+    >>> next(describe())[0]
+    'workspace'
+    """
+    yield from _describe(Config, "")
+
+
+def _describe(section: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str]]:
+    for name, field in section.model_fields.items():
+        nested = _section_of(field)
+        if nested is not None:
+            yield from _describe(nested, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", str(field.get_default()), field.description or ""
+
+
+def _section_of(field: FieldInfo) -> type[BaseModel] | None:
+    kind = field.annotation
+    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+
+
+def _build(values: dict[str, Any], overrides: Sequence[str], source: str) -> Config:
+    for override in overrides:
+        _set(values, override)
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(item, source) for item in error.errors())) from error
+
+
+def _explain(item: Any, source: str) -> str:
+    field = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        known = _known_fields(item["loc"][:-1])
+        return f"{source}: unknown setting {field!r}; known here: {', '.join(known)}"
+    message = str(item["msg"]).removeprefix("Value error, ")
+    given = "" if isinstance(item["input"], dict) else f" (given: {item['input']!r})"
+    return f"{source}: {field or 'config'}: {message}{given}"
+
+
+def _known_fields(location: Sequence[Any]) -> list[str]:
+    section: type[BaseModel] = Config
+    for part in location:
+        nested = _section_of(section.model_fields[str(part)])
+        if nested is None:
+            return []
+        section = nested
+    return list(section.model_fields)
+
+
+def _set(values: dict[str, Any], override: str) -> None:
+    name, separator, text = override.partition("=")
+    if not separator or not name:
+        raise ConfigError(f"override {override!r}: must read section.field=value")
+    *sections, field = name.strip().split(".")
+    for section in sections:
+        child = values.setdefault(section, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"override {override!r}: {section!r} is not a section")
+        values = child
+    try:
+        values[field] = yaml.safe_load(text) if text.strip() else ""
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {override!r}: the value is not YAML; quote it") from error

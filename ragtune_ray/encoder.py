@@ -1,0 +1,210 @@
+"""Texts to unit vectors: the bi-encoder, and the cross-encoder that re-scores.
+
+In: texts and a model from `models`. Out: float32 arrays of shape (num_texts, dimension) whose rows have length 1, and reranker
+scores. This module knows nothing of documents, FAISS or Ray.
+
+Texts are tokenised apart, sorted by length and run in batches of a fixed number of padded tokens: small enough that a
+batch's activations stay in a CPU's cache, where bfloat16 matrix units are otherwise starved.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from ragtune_ray import config, models, storage
+from ragtune_ray.chunking import TokenSpans, tokenizer_spans, word_spans
+from ragtune_ray.hardware import resolve_precision
+
+__all__ = ["Encoder", "HashingEncoder", "Reranker", "SentenceEncoder", "load_encoder"]
+
+CPU_BATCH_TOKENS = 2_048
+GPU_BATCH_TOKENS = 65_536
+
+logger = logging.getLogger(__name__)
+
+
+class Encoder(Protocol):
+    """What an index needs of an encoder."""
+
+    fingerprint: str
+    """Identifies everything that changes the vectors: weights and prefixes, not the precision."""
+    dimension: int
+    """Length of a vector."""
+    max_tokens: int
+    """Longest text that is not truncated, special tokens included."""
+    num_special_tokens: int
+    """Tokens added to every text."""
+    token_spans: TokenSpans
+    """How this encoder counts tokens, for chunking."""
+
+    def encode_passages(self, texts: Sequence[str]) -> np.ndarray:
+        """Passages to unit vectors (num_texts, dimension), float32."""
+
+    def encode_queries(self, texts: Sequence[str]) -> np.ndarray:
+        """Queries to unit vectors (num_texts, dimension), float32."""
+
+
+def load_encoder(settings: config.Encoder, device: str = "auto") -> Encoder:
+    """The encoder that the config names, ready to encode.
+
+    Args:
+        settings: the `encoder` section.
+        device: "cpu", "cuda" or "auto", which takes a GPU where torch sees one.
+
+    Raises:
+        models.ModelError: the model cannot be had.
+    """
+    model = models.resolve(settings.model)
+    if model.directory is None:
+        return HashingEncoder(model.name)
+    return SentenceEncoder(model, settings, device)
+
+
+class SentenceEncoder:
+    """A sentence-transformers bi-encoder (Reimers and Gurevych 2019), in bfloat16 where the hardware computes in it."""
+
+    def __init__(self, model: models.Model, settings: config.Encoder, device: str = "auto") -> None:
+        import torch
+        from sentence_transformers import SentenceTransformer
+
+        self.device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        self.fingerprint = storage.digest([model.fingerprint, settings.query_prefix, settings.passage_prefix])
+        self._settings = settings
+        with models.quiet_transformers():
+            self._model = SentenceTransformer(
+                str(model.directory),
+                device=self.device,
+                local_files_only=True,
+                trust_remote_code=False,
+                model_kwargs={
+                    "dtype": resolve_precision(settings.precision, self.device),
+                    "use_safetensors": True,
+                },
+            )
+        self._model.eval()
+        # Pooling sums over hundreds of tokens: in bfloat16 that loses the third digit, in float32 it costs nothing.
+        for module in list(self._model)[1:]:
+            module.float()
+        self._tokenizer = self._model.tokenizer
+        self.dimension = int(self._model.get_embedding_dimension())
+        self.max_tokens = int(self._model.max_seq_length or self._tokenizer.model_max_length)
+        self.num_special_tokens = int(self._tokenizer.num_special_tokens_to_add())
+        self.token_spans = tokenizer_spans(self._tokenizer)
+        self._batch_tokens = settings.batch_tokens or (CPU_BATCH_TOKENS if self.device == "cpu" else GPU_BATCH_TOKENS)
+
+    def encode_passages(self, texts: Sequence[str]) -> np.ndarray:
+        """Passages to unit vectors (num_texts, dimension), float32; a row may be NaN if the model makes it so."""
+        return self._encode([self._settings.passage_prefix + text for text in texts])
+
+    def encode_queries(self, texts: Sequence[str]) -> np.ndarray:
+        """Queries to unit vectors (num_texts, dimension), float32."""
+        return self._encode([self._settings.query_prefix + text for text in texts])
+
+    def _encode(self, texts: list[str]) -> np.ndarray:
+        import torch
+
+        vectors = np.empty((len(texts), self.dimension), dtype=np.float32)
+        if not texts:
+            return vectors
+        tokens = self._tokenizer(
+            texts,
+            truncation=True,
+            max_length=self.max_tokens,
+            padding=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+        )["input_ids"]
+        lengths = np.fromiter((len(row) for row in tokens), dtype=np.int64, count=len(tokens))
+        for rows in batches_by_length(lengths, self._batch_tokens):
+            with torch.inference_mode():
+                vectors[rows] = self._forward([tokens[row] for row in rows]).cpu().numpy()
+        return vectors
+
+    def _forward(self, rows: list[list[int]]) -> Any:
+        from torch.nn.functional import normalize
+
+        padded = self._tokenizer.pad({"input_ids": rows}, padding="longest", return_tensors="pt")
+        transformer, *rest = list(self._model)
+        features = transformer({name: value.to(self.device) for name, value in padded.items()})
+        features["token_embeddings"] = features["token_embeddings"].float()
+        for module in rest:
+            features = module(features)
+        return normalize(features["sentence_embedding"].float(), dim=1)
+
+
+class HashingEncoder:
+    """Words hashed into a fixed number of signed buckets (Weinberger et al. 2009): no weights, for dry runs and tests."""
+
+    def __init__(self, name: str) -> None:
+        from sklearn.feature_extraction.text import HashingVectorizer
+
+        size = name.removeprefix(models.HASHING_PREFIX)
+        if not re.fullmatch(r"[1-9][0-9]{0,4}", size):
+            raise models.ModelError(f"encoder.model {name!r}: must read hashing-DIMENSION, such as hashing-384")
+        self.fingerprint = name
+        self.dimension = int(size)
+        self.max_tokens = 512
+        self.num_special_tokens = 0
+        self.token_spans: TokenSpans = word_spans
+        self._vectorizer = HashingVectorizer(n_features=self.dimension, norm="l2", token_pattern=r"(?u)\w+")
+
+    def encode_passages(self, texts: Sequence[str]) -> np.ndarray:
+        """Passages to unit vectors (num_texts, dimension), float32."""
+        vectors = np.asarray(self._vectorizer.transform(texts).toarray(), dtype=np.float32)
+        # Buckets can cancel out and a text can be all punctuation: such a text gets the first axis, not a zero vector.
+        vectors[~vectors.any(axis=1), 0] = 1.0
+        return vectors
+
+    def encode_queries(self, texts: Sequence[str]) -> np.ndarray:
+        """Queries to unit vectors (num_texts, dimension), float32."""
+        return self.encode_passages(texts)
+
+
+class Reranker:
+    """A cross-encoder: reads query and passage together and scores the pair; slow, so only for candidates."""
+
+    def __init__(self, name: str, device: str = "auto") -> None:
+        import torch
+        from sentence_transformers import CrossEncoder
+
+        model = models.resolve(name)
+        target = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        self.fingerprint = model.fingerprint
+        with models.quiet_transformers():
+            self._model = CrossEncoder(
+                str(model.directory),
+                device=target,
+                local_files_only=True,
+                trust_remote_code=False,
+                model_kwargs={"dtype": resolve_precision("auto", target), "use_safetensors": True},
+            )
+
+    def score(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
+        """Scores (num_pairs,) of (query, passage) pairs, float32; larger is better."""
+        if not pairs:
+            return np.empty(0, dtype=np.float32)
+        return np.asarray(self._model.predict(list(pairs), show_progress_bar=False), dtype=np.float32)
+
+
+def batches_by_length(lengths: np.ndarray, batch_tokens: int) -> list[np.ndarray]:
+    """Row numbers in batches of similar length, each at most `batch_tokens` when padded (a single row may be longer).
+
+    >>> [batch.tolist() for batch in batches_by_length(np.array([1, 9, 8, 2]), 18)]
+    [[1, 2], [3, 0]]
+
+    Args:
+        lengths: tokens per row, (num_rows,).
+        batch_tokens: longest row times number of rows, at most.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    batches, first = [], 0
+    while first < len(order):
+        rows = max(1, batch_tokens // max(1, int(lengths[order[first]])))
+        batches.append(order[first : first + rows])
+        first += rows
+    return batches
