@@ -103,7 +103,7 @@ class Index(Section):
     """The searchable whole."""
 
     kind: IndexKind = "auto"
-    """FAISS structure; `auto` picks flat, hnsw or ivf by the number of vectors."""
+    """FAISS structure; `auto` is exact (flat) up to 100,000 vectors and inverted lists (ivf) beyond."""
     segment_passages: int = Field(100_000, gt=0)
     """Passages per segment: the parallel, immutable piece of an index."""
     language: Literal["en", "none"] = "en"
@@ -171,7 +171,9 @@ class Generator(Section):
 class Answer(Section):
     """Bulk answering."""
 
-    unit_queries: int = Field(256, gt=0)
+    arm: Arm = "rag"
+    """`rag` shows the generator the retrieved passages, `base` does not."""
+    unit_queries: int = Field(32, gt=0)
     """Queries per unit of work: what a killed worker costs at most."""
     max_failed_share: float = Field(0.5, ge=0, le=1)
     """The job ends as failed when more than this share of its rows has status `failed`."""

@@ -1,7 +1,7 @@
 """Texts to unit vectors: the bi-encoder, and the cross-encoder that re-scores.
 
-In: texts and a model from `models`. Out: float32 arrays of shape (num_texts, dimension) whose rows have length 1, and reranker
-scores. This module knows nothing of documents, FAISS or Ray.
+In: texts and a model from `models`. Out: float32 arrays of shape (num_texts, dimension) whose rows have length 1, and
+reranker scores. This module knows nothing of documents, FAISS or Ray.
 
 Texts are tokenised apart, sorted by length and run in batches of a fixed number of padded tokens: small enough that a
 batch's activations stay in a CPU's cache, where bfloat16 matrix units are otherwise starved.
@@ -9,9 +9,12 @@ batch's activations stay in a CPU's cache, where bfloat16 matrix units are other
 
 from __future__ import annotations
 
+import functools
+import json
 import logging
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,10 +23,20 @@ from ragtune_ray import config, models, storage
 from ragtune_ray.chunking import TokenSpans, tokenizer_spans, word_spans
 from ragtune_ray.hardware import resolve_precision
 
-__all__ = ["Encoder", "HashingEncoder", "Reranker", "SentenceEncoder", "load_encoder"]
+__all__ = [
+    "Encoder",
+    "HashingEncoder",
+    "Reranker",
+    "SentenceEncoder",
+    "TokenCounter",
+    "load_encoder",
+    "load_token_counter",
+]
 
 CPU_BATCH_TOKENS = 2_048
 GPU_BATCH_TOKENS = 65_536
+
+WORDS = re.compile(r"\w+")
 
 logger = logging.getLogger(__name__)
 
@@ -35,12 +48,6 @@ class Encoder(Protocol):
     """Identifies everything that changes the vectors: weights and prefixes, not the precision."""
     dimension: int
     """Length of a vector."""
-    max_tokens: int
-    """Longest text that is not truncated, special tokens included."""
-    num_special_tokens: int
-    """Tokens added to every text."""
-    token_spans: TokenSpans
-    """How this encoder counts tokens, for chunking."""
 
     def encode_passages(self, texts: Sequence[str]) -> np.ndarray:
         """Passages to unit vectors (num_texts, dimension), float32."""
@@ -63,6 +70,36 @@ def load_encoder(settings: config.Encoder, device: str = "auto") -> Encoder:
     if model.directory is None:
         return HashingEncoder(model.name)
     return SentenceEncoder(model, settings, device)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenCounter:
+    """How an encoder counts the tokens of a passage, known without loading its weights."""
+
+    token_spans: TokenSpans
+    num_added_tokens: int
+    """Special tokens and those of the passage prefix, which every passage carries."""
+    max_tokens: int
+    """Longest text the encoder reads, all added tokens included."""
+
+
+@functools.lru_cache(maxsize=2)
+def load_token_counter(settings: config.Encoder) -> TokenCounter:
+    """The token counter of the encoder that the config names; kept for the process, since units of a corpus share it.
+
+    Raises:
+        models.ModelError: the model cannot be had.
+    """
+    model = models.resolve(settings.model)
+    if model.directory is None:
+        return TokenCounter(word_spans, 0, HashingEncoder.max_tokens)
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model.directory, local_files_only=True, trust_remote_code=False)
+    added = len(tokenizer(settings.passage_prefix)["input_ids"])
+    described = model.directory / "sentence_bert_config.json"
+    longest = json.loads(described.read_text(encoding="utf-8")).get("max_seq_length") if described.is_file() else None
+    return TokenCounter(tokenizer_spans(tokenizer), added, int(longest or tokenizer.model_max_length))
 
 
 class SentenceEncoder:
@@ -92,9 +129,7 @@ class SentenceEncoder:
             module.float()
         self._tokenizer = self._model.tokenizer
         self.dimension = int(self._model.get_embedding_dimension())
-        self.max_tokens = int(self._model.max_seq_length or self._tokenizer.model_max_length)
-        self.num_special_tokens = int(self._tokenizer.num_special_tokens_to_add())
-        self.token_spans = tokenizer_spans(self._tokenizer)
+        self._max_tokens = int(self._model.max_seq_length or self._tokenizer.model_max_length)
         self._batch_tokens = settings.batch_tokens or (CPU_BATCH_TOKENS if self.device == "cpu" else GPU_BATCH_TOKENS)
 
     def encode_passages(self, texts: Sequence[str]) -> np.ndarray:
@@ -114,7 +149,7 @@ class SentenceEncoder:
         tokens = self._tokenizer(
             texts,
             truncation=True,
-            max_length=self.max_tokens,
+            max_length=self._max_tokens,
             padding=False,
             return_attention_mask=False,
             return_token_type_ids=False,
@@ -140,6 +175,8 @@ class SentenceEncoder:
 class HashingEncoder:
     """Words hashed into a fixed number of signed buckets (Weinberger et al. 2009): no weights, for dry runs and tests."""
 
+    max_tokens = 1_000_000
+
     def __init__(self, name: str) -> None:
         from sklearn.feature_extraction.text import HashingVectorizer
 
@@ -148,10 +185,9 @@ class HashingEncoder:
             raise models.ModelError(f"encoder.model {name!r}: must read hashing-DIMENSION, such as hashing-384")
         self.fingerprint = name
         self.dimension = int(size)
-        self.max_tokens = 512
-        self.num_special_tokens = 0
-        self.token_spans: TokenSpans = word_spans
-        self._vectorizer = HashingVectorizer(n_features=self.dimension, norm="l2", token_pattern=r"(?u)\w+")
+        self._vectorizer = HashingVectorizer(
+            n_features=self.dimension, norm="l2", tokenizer=WORDS.findall, token_pattern=None
+        )
 
     def encode_passages(self, texts: Sequence[str]) -> np.ndarray:
         """Passages to unit vectors (num_texts, dimension), float32."""

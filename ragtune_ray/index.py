@@ -1,8 +1,8 @@
 """FAISS: choose, train, add, search, save, load.
 
-In: unit vectors, float32, of shape (num_vectors, dimension). Out: a FAISS structure on disk, and for queries the scores and
-ordinals of their nearest vectors. The metric is the inner product, so scores are cosines in [-1, 1] and larger is better; FAISS
-distances never leave this module. It knows nothing of texts, models or Ray.
+In: unit vectors, float32, of shape (num_vectors, dimension). Out: a FAISS structure on disk, and for queries the scores
+and ordinals of their nearest vectors. The metric is the inner product, so scores are cosines in [-1, 1] and larger is
+better; FAISS distances never leave this module. It knows nothing of texts, models or Ray.
 
 The same vectors, kind and seed give the same bytes: each structure is trained and filled by one thread in one `add`, and
 parallelism comes from building several at once.

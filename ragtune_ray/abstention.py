@@ -1,0 +1,114 @@
+"""Does an answer say that it does not know?
+
+In: the generated text. Out: a bool. This module knows nothing of the question, the passages or the gold answers, so it
+judges form alone: "unanswerable" is an abstention even where it happens to be the right word.
+
+The rule: the *first sentence* decides, and it must *as a whole* be an abstention.
+
+1. Citation marks like [1], quotes and markdown around the text, and openings that carry nothing ("Sorry, but", "Answer:",
+   "Based on the passages,", "抱歉，") are set aside. Text with nothing left is an abstention.
+2. The first sentence must match one of the patterns below from its first to its last character. What may follow the
+   refusal is listed too: "I don't know who won" is one, "I don't know much" and "I don't know, maybe 1969" are not.
+3. A first sentence that goes on with a contrast (but, however, 但, 不过, ...) is not one: an answer usually follows.
+
+Later sentences are not read: they nearly always explain the refusal ("I don't know. The passages discuss only Mars."). The
+price is that "I don't know. It was 1969." counts as an abstention, and a refusal after an explanation does not.
+"""
+
+from __future__ import annotations
+
+import re
+
+__all__ = ["is_abstention"]
+
+_SOURCE = r"(?:passages?|contexts?|texts?|documents?|sources?|articles?|paragraphs?|excerpts?)"
+_THE_SOURCE = (
+    rf"(?:any of |all of )?(?:the |these |this |those |any |my |your )?(?:(?:given|provided|above|retrieved|available) )?"
+    rf"(?:{_SOURCE}|information)(?: (?:provided|given|above|available|alone))*"
+)
+_FROM_SOURCE = rf"(?:based on|from|using|with|in|by|given|within) {_THE_SOURCE}"
+_REASON = rf"(?:,? (?:as|since|because)\b.*|,? {_FROM_SOURCE}|, (?:sorry|{_THE_SOURCE} (?:do|does)(?: not|n't)\b.*))?"
+_NOT = r"(?: not|n't|nt)"
+_ANSWER = r"(?:the|an|any|a) (?:correct |exact )?(?:answer|information)"
+_QUESTION = r"(?:it|this|that|(?:the|this|that|your) (?:question|query))"
+_CLAUSE = r"(?:who|whom|whose|what|when|where|which|why|how|if|whether)\b[^,;:]*"
+
+_ENGLISH = (
+    (
+        rf"(?:i|we) (?:(?:really|honestly|simply|just) )?do{_NOT} know"
+        rf"(?: {_ANSWER}(?: to {_QUESTION})?| that| {_CLAUSE})?{_REASON}"
+    ),
+    (
+        rf"(?:i|we) (?:can(?:not| not|'t|t)|could{_NOT}|am unable to|am not able to|are unable to) "
+        rf"(?:answer(?: {_QUESTION})?|(?:find|determine|give|provide) (?:{_ANSWER}(?: to {_QUESTION})?|{_CLAUSE})){_REASON}"
+    ),
+    (
+        rf"(?:(?:{_QUESTION}|the answer(?: to {_QUESTION})?) )?can(?:not| not|'t|t) be "
+        rf"(?:answered|determined|found|inferred){_REASON}"
+    ),
+    (
+        rf"(?:(?:{_QUESTION}|the answer(?: to {_QUESTION})?|the information) )?(?:(?:is|was|are|were) )?(?:not|isn't) "
+        rf"(?:(?:stated|mentioned|given|provided|specified|found|available|contained|included|said|answered|present) )?"
+        rf"(?:in|by|from) {_THE_SOURCE}"
+    ),
+    rf"(?:{_QUESTION} is )?(?:unanswerable|not answerable){_REASON}",
+    (
+        rf"(?:there is |there's )?no (?:correct )?answer(?: (?:is |was )?(?:found|given|available|provided|possible))?"
+        rf"(?: to {_QUESTION})?{_REASON}"
+    ),
+    rf"(?:there is |there's )?no (?:information|mention)\b[^,;:]* (?:in|from) {_THE_SOURCE}",
+    (
+        rf"(?:{_THE_SOURCE} (?:do|does|did){_NOT}|none of {_THE_SOURCE}) (?:(?:explicitly|directly|actually|specifically) )?"
+        r"(?:say|contain|mention|state|specify|provide|give|include|tell|answer|discuss|address|explain|indicate|hold|have|"
+        r"reveal)s?\b.*"
+    ),
+)
+_CHINESE_SOURCE = r"(?:段落|文章|文本|文档|原文|文|资料|材料|上下文|信息|内容|片段)"
+_CHINESE = (
+    r"(?:我们?)?(?:也|真的|并)?不知道(?:答案|[^,，;；]*(?:答案|问题|谁|什么|哪|多少|几|为何|怎|如何|何时|是否)[^,，;；]*)?",
+    r"(?:我们?)?(?:[该这]?个?问题)?(?:我们?)?(?:无法|不能)(?:回答|确定|得知|判断|找到答案)(?:[该这]?个?问题|答案)?",
+    r"(?:[该这]?个?问题)?(?:没有|找不到)(?:相关)?(?:的)?(?:答案|答案的?信息)",
+    (
+        rf"(?:[这以上述给定提供所的些]*{_CHINESE_SOURCE}(?:之?中|里|内)?)(?:都|均|并)*(?:没有|未|没)(?:有|明确|直接|具体)*"
+        r"(?:提到|提及|提供|说明|说|给出|包含|答案|相关|涉及|介绍|记载).*"
+    ),
+)
+_ABSTENTION = re.compile("|".join((*_ENGLISH, *_CHINESE)))
+_OPENING = re.compile(
+    r"(?:i'm sorry|i am sorry|i'm afraid|sorry|i apologi[sz]e|unfortunately)\b(?:, but\b|,| but\b)?|"
+    r"(?:the )?(?:final )?answer(?: is)?(?::|$)|"
+    rf"(?:based on|according to|from|given) {_THE_SOURCE}, |"
+    r"(?:很|非常)?(?:抱歉|对不起|遗憾)[,，。!！ ]*|答案?(?:[:：]|$)|"
+    rf"(?:根据|从)[这以上述给定提供所的些]*{_CHINESE_SOURCE}(?:之?中|里|内)?[,，]?",
+    re.IGNORECASE,
+)
+_CONTRAST = re.compile(r"\b(?:but|however|although|though|except|nevertheless)\b|但|不过|可是|然而")
+_CITATION_MARK = re.compile(r"\[\d[\d,; ]*\]")
+_SENTENCE_END = re.compile(r"[.!?]+(?=\s+[^a-z\s])|[。！？\n]")
+_AROUND = " \t\r\n.!?。！？,，:：;；\"'`*_“”‘’「」()（）"
+_READ_CHARACTERS = 1000
+
+
+def is_abstention(text: str) -> bool:
+    """Whether the text, judged by its first sentence, says that the answer is not known.
+
+    Args:
+        text: a generated answer in English or Chinese, with or without citation marks.
+
+    Returns:
+        True for an abstention, and for text without any content. The module docstring states the rule; only the first
+        1,000 characters are read.
+
+    >>> is_abstention("I don't know."), is_abstention("The passages do not say who won."), is_abstention("无法回答。")
+    (True, True, True)
+    >>> is_abstention("I don't know much, but it was 1969")
+    False
+    """
+    text = _CITATION_MARK.sub(" ", text.replace("’", "'")).strip(_AROUND)[:_READ_CHARACTERS]
+    while opening := _OPENING.match(text):
+        text = text[opening.end() :].strip(_AROUND)
+    if not text:
+        return True
+    first = _SENTENCE_END.split(text, maxsplit=1)[0].strip(_AROUND)
+    sentence = " ".join(first.lower().split())
+    return _ABSTENTION.fullmatch(sentence) is not None and _CONTRAST.search(sentence) is None

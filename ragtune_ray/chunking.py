@@ -1,0 +1,359 @@
+"""Cut a document into passages that a reader would not find odd.
+
+In: documents and a function that says where the tokens of a text stand. Out: passages, each an exact slice of its
+document. This module knows nothing of Ray, files or models.
+
+A passage ends where the text itself pauses: in the last third of its window at a paragraph break, else a sentence end,
+else a clause mark, else a space or a character of an unspaced script (Chinese, Japanese, Thai, ...). Subword
+tokenisers may count a slice otherwise than the same characters in their context, so every passage is tokenised again
+as it stands, and shortened until it fits. Each step looks at one window only: time is linear in the text.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import regex  # type: ignore[import-untyped]  # the library has no stubs
+
+from ragtune_ray.schema import Document, Passage
+
+__all__ = ["UNSPACED", "TokenSpans", "chunk", "chunk_all", "tokenizer_spans", "word_spans"]
+
+Spans = npt.NDArray[np.int32]
+TokenSpans = Callable[[list[str]], list[npt.NDArray[np.int32]]]
+"""Texts -> for each an int array (num_tokens, 2): first character and one past the last, in the order of the text."""
+
+UNSPACED = (
+    r"\p{Han}\p{Hiragana}\p{Katakana}\p{Bopomofo}\u30fc\uff70\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}"
+    r"\p{Javanese}\p{Balinese}"
+)
+"""Letters of scripts that put no space between words: the inside of a `regex` character set."""
+
+_WINDOW_CHARACTERS = 2**15  # tokenisers slow down on longer texts, and hold ~100 bytes per token of a batch
+_BATCH_CHARACTERS = 2**18
+_PEEK = 32  # characters looked at beyond a window to judge a boundary
+
+_CLOSERS = r"[\"'”’»\)\]\}」』】》〉）］]"
+_UNSPACED_MARKS = r"\u3001-\u303f\uff01-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff65"
+_JOINS_LEFT = r"(?![\p{GCB=Extend}\p{GCB=SpacingMark}\p{GCB=ZWJ}])"  # no cut inside a grapheme cluster (UAX 29)
+_JOINS_RIGHT = r"(?<![\p{GCB=ZWJ}\p{GCB=Prepend}\u1039\u17d2\u1a60\ua9c0])"
+_PARAGRAPH = r"\n[^\S\n]*\n"
+_PARAGRAPH_BREAK = regex.compile(_PARAGRAPH)
+_SENTENCE_BREAK = regex.compile(
+    rf"(?P<mark>[.!?…؟۔।॥።։]+){_CLOSERS}*(?!\S)"
+    rf"|[。！？；｡︒။។།…]+[。！？!?…]*{_CLOSERS}*{_JOINS_LEFT}|(?P<paragraph>{_PARAGRAPH})"
+)
+_CLAUSE_BREAK = regex.compile(rf"[,;:—–،؛]{_CLOSERS}*(?!\S)|[，、：]{_CLOSERS}*{_JOINS_LEFT}")
+_WORD_BREAK = regex.compile(
+    rf"\s+|(?:(?<=[{UNSPACED}{_UNSPACED_MARKS}]\p{{M}}*)(?=\S)|(?<=\S)(?=[{UNSPACED}]))"
+    rf"{_JOINS_LEFT}{_JOINS_RIGHT}(?<![\p{{Ps}}\p{{Pi}}])(?![\p{{Pe}}\p{{Pf}}。！？；，、：…])"
+)
+_GRAPHEME = regex.compile(r"\X")
+_IN_WORD = regex.compile(r"(?<=\w)(?=\w)")
+_NON_SPACE = regex.compile(r"\S")
+_LAST_WORD = regex.compile(r"[\w.]+$")
+_ABBREVIATION = regex.compile(
+    r"\p{Lu}|\p{L}(?:\.\p{L})+"  # "J", "U.S", "e.g", "a.m"
+    r"|(?i:al|approx|apr|aug|ave|ca|capt|cf|ch|co|col|corp|dec|dept|dr|eds?|eq|est|etc|feb|figs?|ft|gen|gov|hon|inc|jan|jr"
+    r"|jul|jun|lt|ltd|maj|mar|messrs|mrs?|ms|mt|nos?|nov|oct|op|pp?|pres|prof|ref|rep|rev|sec|sen|sept?|sgt|sr|st|viz|vol|vs)"
+)
+_WORD = regex.compile(r"(?<=\w)(?=\w)")
+_NON_SPACE = regex.compile(r"\S")
+_LAST_WORD = regex.compile(r"[\w.]+$")
+_DOTTED = regex.compile(r"\p{Lu}|\p{L}(?:\.\p{L})+")  # "J", "U.S", "e.g", "a.m"
+_WORD = regex.compile(rf"[{UNSPACED}]\p{{M}}*|(?:(?![{UNSPACED}])\w)+|\S")
+
+
+def tokenizer_spans(tokenizer: Any) -> TokenSpans:
+    """The token offsets of a fast Hugging Face tokenizer, without special tokens, truncation or padding.
+
+    Args:
+        tokenizer: a `tokenizers.Tokenizer` or a fast transformers tokenizer; it is copied, never changed.
+
+    Returns:
+        a function from texts to int32 arrays (num_tokens, 2) of character offsets; tokens of no width are left out.
+
+    Raises:
+        TypeError: the tokenizer has no fast backend, hence no offsets.
+    """
+    from tokenizers import Tokenizer
+
+    backend = tokenizer if isinstance(tokenizer, Tokenizer) else getattr(tokenizer, "backend_tokenizer", None)
+    if not isinstance(backend, Tokenizer):
+        raise TypeError(f"{type(tokenizer).__name__} gives no offsets; load the fast tokenizer (use_fast=True)")
+    private = Tokenizer.from_str(backend.to_str())
+    private.no_truncation()
+    private.no_padding()
+
+    def spans(texts: list[str]) -> list[Spans]:
+        return [_offsets(encoding.offsets) for encoding in private.encode_batch(texts, add_special_tokens=False)]
+
+    return spans
+
+
+def word_spans(texts: list[str]) -> list[Spans]:
+    """Tokens without a tokenizer: words, single marks, and each character of an unspaced script.
+
+    >>> word_spans(["So, 你好"])[0].tolist()
+    [[0, 2], [2, 3], [4, 5], [5, 6]]
+    """
+    return [_offsets([match.span() for match in _WORD.finditer(text)]) for text in texts]
+
+
+def chunk(document: Document, token_spans: TokenSpans, size_tokens: int, overlap_tokens: int) -> list[Passage]:
+    """Cut one document; see `chunk_all`, which is faster for many.
+
+    >>> document = Document("d", "One two. Three four. Five six.", "", "{}", "")
+    >>> [passage.text for passage in chunk(document, word_spans, 6, 0)]
+    ['One two. Three four.', 'Five six.']
+    """
+    return chunk_all([document], token_spans, size_tokens, overlap_tokens)[0]
+
+
+def chunk_all(
+    documents: Sequence[Document], token_spans: TokenSpans, size_tokens: int, overlap_tokens: int
+) -> list[list[Passage]]:
+    """Cut each document into passages that cover all of it but outer whitespace.
+
+    A word, or a grapheme cluster, is cut only when it alone is longer than `size_tokens`.
+
+    Args:
+        documents: in any order; one of nothing but whitespace has no passages.
+        token_spans: how tokens are counted: `tokenizer_spans(...)` or `word_spans`.
+        size_tokens: most tokens of a passage, counted on its own text; a single character is never divided.
+        overlap_tokens: most tokens that a passage shares with the one before it, below `size_tokens`; it begins at the
+            start of a sentence if it can, else of a word, and never holds more than half of the passage before.
+
+    Returns:
+        the passages of each document, in the order of the text.
+
+    Raises:
+        ValueError: a size is out of range.
+    """
+    if not 0 <= overlap_tokens < size_tokens:
+        raise ValueError(
+            f"chunking needs 0 <= overlap_tokens < size_tokens, got {overlap_tokens} and {size_tokens}; "
+            "lower chunking.overlap_tokens or raise chunking.size_tokens"
+        )
+    texts = [document.text.strip() for document in documents]
+    results = []
+    for document, text, spans in zip(documents, texts, _tokenise(texts, token_spans), strict=True):
+        source = _Source(
+            text,
+            np.maximum.accumulate(spans[:, 0]),
+            np.maximum.accumulate(spans[:, 1]),
+            token_spans,
+            size_tokens,
+            overlap_tokens,
+        )
+        offset = len(document.text) - len(document.text.lstrip())
+        ranges = _ranges(source)
+        results.append([_passage(document, number, offset + a, offset + b) for number, (a, b) in enumerate(ranges)])
+    return results
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """A stripped text, where its tokens start and end, and the sizes asked for."""
+
+    text: str
+    starts: Spans
+    ends: Spans
+    token_spans: TokenSpans
+    size: int
+    overlap: int
+
+
+def _passage(document: Document, number: int, start: int, end: int) -> Passage:
+    return Passage(
+        passage_id=f"{document.document_id}#{number}",
+        document_id=document.document_id,
+        text=document.text[start:end],
+        title=document.title,
+        metadata=document.metadata,
+        start=start,
+        end=end,
+    )
+
+
+def _offsets(pairs: Sequence[tuple[int, int]]) -> Spans:
+    flat = np.fromiter(itertools.chain.from_iterable(pairs), dtype=np.int32, count=2 * len(pairs))
+    spans = flat.reshape(-1, 2)
+    return spans[spans[:, 1] > spans[:, 0]]
+
+
+def _tokenise(texts: Sequence[str], token_spans: TokenSpans) -> Iterator[Spans]:
+    """The spans of each text; long texts are tokenised in windows, short ones together."""
+    parts: list[Spans] = []
+    for batch in _batches(texts):
+        windows = [texts[number][start:end] for number, start, end in batch]
+        for (number, start, end), spans in zip(batch, token_spans(windows), strict=True):
+            parts.append(spans + np.int32(start))
+            if end == len(texts[number]):
+                yield np.concatenate(parts)
+                parts = []
+
+
+def _batches(texts: Sequence[str]) -> Iterator[list[tuple[int, int, int]]]:
+    batch: list[tuple[int, int, int]] = []
+    num_characters = 0
+    for number, text in enumerate(texts):
+        for start, end in _windows(text):
+            batch.append((number, start, end))
+            num_characters += end - start
+            if num_characters >= _BATCH_CHARACTERS:
+                yield batch
+                batch, num_characters = [], 0
+    if batch:
+        yield batch
+
+
+def _windows(text: str) -> Iterator[tuple[int, int]]:
+    start = 0
+    while len(text) - start > _WINDOW_CHARACTERS:
+        middle, end = start + _WINDOW_CHARACTERS // 2, start + _WINDOW_CHARACTERS
+        end = 1 + max(text.rfind(" ", middle, end), text.rfind("\n", middle, end)) or end
+        yield start, end
+        start = end
+    yield start, len(text)
+
+
+def _ranges(source: _Source) -> Iterator[tuple[int, int]]:
+    text = source.text
+    if len(source.starts) <= source.size and len(text) <= _WINDOW_CHARACTERS:  # counted on this very text
+        if text:
+            yield 0, len(text)
+        return
+    start, end = 0, _end(source, 0)[0]
+    yield start, end
+    while end < len(text):
+        start, end = _next(source, start, end)
+        yield start, end
+
+
+def _next(source: _Source, previous_start: int, previous_end: int) -> tuple[int, int]:
+    """The passage after [previous_start, previous_end): overlapping it if that leaves room for something new."""
+    fresh = _skip_space(source.text, previous_end)
+    budget = source.overlap
+    while budget > 0:
+        start = _overlap_start(source, previous_start, previous_end, budget)
+        if start >= previous_end:
+            break
+        end, own_spans = _end(source, start)
+        if end <= fresh:
+            break
+        excess = int(np.count_nonzero(own_spans[:, 0] < previous_end - start)) - source.overlap
+        if excess <= 0:
+            return start, end
+        budget -= excess
+    return fresh, _end(source, fresh)[0]
+
+
+def _overlap_start(source: _Source, start: int, end: int, budget: int) -> int:
+    """Where the last `budget` tokens of [start, end) begin a sentence, else a word; `end` if they do neither."""
+    first = _count(source.ends, start, "right")
+    last = _count(source.starts, end, "left")
+    budget = min(budget, (last - first) // 2)
+    if budget == 0:
+        return end
+    low = max(start + 1, int(source.starts[last - budget]))
+    before = max(start, low - _PEEK)
+    for pattern in (_SENTENCE_BREAK, _WORD_BREAK):
+        for match in pattern.finditer(source.text, before, end):
+            position = _skip_space(source.text, match.end())
+            if low <= position < end and _is_break(source.text, match):
+                return position
+    return end
+
+
+def _end(source: _Source, start: int) -> tuple[int, Spans]:
+    """Where the passage from `start` ends, and the tokens of its own text."""
+    text, size = source.text, source.size
+    first = _count(source.ends, start, "right")
+    upcoming = source.starts[first : first + size + size // 4 + 1]
+    is_last = first + len(upcoming) == len(source.starts)
+    while True:
+        cut = _cut(source, start, upcoming, is_last=is_last)
+        end = start + len(text[start:cut].rstrip())
+        own_spans = source.token_spans([text[start:end]])[0]
+        if len(own_spans) <= size or end - start == 1:
+            return end, own_spans
+        upcoming, is_last = start + own_spans[:, 0], end == len(text)
+
+
+def _cut(source: _Source, start: int, upcoming: Spans, *, is_last: bool) -> int:
+    """The best cut after `start`, given where the upcoming tokens begin; `is_last`: they reach the end of the text."""
+    text, size, num_upcoming = source.text, source.size, len(upcoming)
+    if is_last and num_upcoming <= size:
+        return len(text)
+    half = (num_upcoming + source.overlap + 1) // 2
+    if is_last and num_upcoming <= size + size // 4 and half < size:  # else the last passage would be tiny
+        low = min(half, max(2 * half // 3, num_upcoming + source.overlap - size))
+        cut = _near_boundary(text, max(start, int(upcoming[low])), int(upcoming[half]))
+        if cut is not None:
+            return cut
+    high = max(start + 1, int(upcoming[size]))
+    cut = _near_boundary(text, max(start, int(upcoming[2 * size // 3])), high)
+    return _far_boundary(text, start, high) if cut is None else cut
+
+
+def _near_boundary(text: str, low: int, high: int) -> int | None:
+    """The best boundary in (low, high]: paragraph, sentence, clause, word; the last of its kind."""
+    for pattern in (_PARAGRAPH_BREAK, _SENTENCE_BREAK, _CLAUSE_BREAK, _WORD_BREAK):
+        position = _last_break(pattern, text, low, high)
+        if position is not None:
+            return position
+    return None
+
+
+def _far_boundary(text: str, start: int, high: int) -> int:
+    """The last boundary in (start, high] of words; failing that, inside the word that fills the window."""
+    position = _last_break(_WORD_BREAK, text, start, high)
+    if position is not None:
+        return position
+    graphemes: list[int] = [
+        m.end() for m in _GRAPHEME.finditer(text, start, min(len(text), high + _PEEK)) if m.end() <= high
+    ]
+    between = [end for end in graphemes if not _IN_WORD.match(text, end)]
+    return (between or graphemes or [high])[-1]
+
+
+def _last_break(pattern: regex.Pattern[str], text: str, low: int, high: int) -> int | None:
+    last = None
+    for match in pattern.finditer(text, low, min(len(text), high + _PEEK)):
+        position = match.start() if match[0].isspace() else match.end()
+        if position > high:
+            break
+        if position > low and _is_break(text, match):
+            last = position
+    return last
+
+
+def _is_break(text: str, match: regex.Match[str]) -> bool:
+    """False for a full stop after an abbreviation, an initial or a list number, or before a small letter."""
+    if match.re is not _SENTENCE_BREAK or match["mark"] != ".":
+        return True
+    if text[match.end() : match.end() + _PEEK].lstrip()[:1].islower():
+        return False
+    before = text[max(0, match.start() - _PEEK) : match.start()]
+    word = _LAST_WORD.search(before)
+    if word is None:
+        return True
+    if word[0].isdecimal():
+        return bool(before[: word.start()].rstrip(" \t")[-1:].strip())
+    return not _ABBREVIATION.fullmatch(word[0])
+
+
+def _skip_space(text: str, position: int) -> int:
+    match = _NON_SPACE.search(text, position)
+    return int(match.start()) if match else len(text)
+
+
+def _count(positions: Spans, position: int, side: Literal["left", "right"]) -> int:
+    """How many sorted positions lie before `position`; "right" counts those equal to it too."""
+    return int(np.searchsorted(positions, np.int32(position), side))  # a Python int would copy the array to int64

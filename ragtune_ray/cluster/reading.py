@@ -1,0 +1,243 @@
+"""Ray Data: the first stage of an index build, documents -> passages.
+
+In: the units that `readers` planned. Out: per unit a Parquet *part* of passages, the documents it met and what it rejected;
+over all units, the documents that stand twice. This module knows nothing of vectors.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from ragtune_ray import config, readers, schema, storage
+from ragtune_ray.cluster import stages
+
+if TYPE_CHECKING:
+    import ray.data
+
+    from ragtune_ray.encoder import TokenCounter
+
+__all__ = ["DuplicateError", "Parts", "read_row_group", "read_stage", "reject_lines"]
+
+ROW_GROUP_PASSAGES = 1024
+"""Passages per row group: what one embedding unit takes."""
+DOCUMENTS_AT_ONCE = 256
+BYTES_AT_ONCE = 4 * 2**20
+
+_PART_SCHEMA = schema.arrow_schema(schema.Passage).append(pa.field("document_number", pa.int64(), nullable=False))
+_DOCUMENTS_SCHEMA = pa.schema(
+    [
+        pa.field("document_id", pa.string(), nullable=False),
+        pa.field("text_sha256", pa.binary(32), nullable=False),
+        pa.field("place", pa.string(), nullable=False),
+        pa.field("document_number", pa.int64(), nullable=False),
+    ]
+)
+
+
+class DuplicateError(ValueError):
+    """Two documents of different text share an id; the message names both places."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the reading stage left behind."""
+
+    summaries: list[dict[str, Any]]
+    """One per unit: its number and the rows of each row group of its part."""
+    dropped: dict[int, list[int]]
+    """Per unit, the numbers of documents that repeat an earlier one word for word."""
+    rejects: list[schema.Reject]
+    num_documents: int
+    """Documents that are indexed."""
+
+
+def read_stage(settings: config.Config, plan: readers.Plan, build: str) -> Parts:
+    """Read and chunk every unit of the plan; then find documents that stand twice.
+
+    Raises:
+        DuplicateError: two documents of different text share an id.
+        stages.StageError: the stage failed.
+    """
+    directory = storage.join(build, "read")
+    units = [{"unit": unit.number, "input": dataclasses.asdict(unit)} for unit in plan.units]
+    arguments = {
+        "directory": directory,
+        "encoder": settings.encoder,
+        "chunking": settings.chunking,
+        "max_document_bytes": settings.corpus.max_document_bytes,
+    }
+
+    def transform(dataset: ray.data.Dataset) -> ray.data.Dataset:
+        import ray.data
+
+        return dataset.map_batches(
+            _read_units, batch_size=1, compute=ray.data.TaskPoolStrategy(), num_cpus=1, fn_kwargs=arguments
+        )
+
+    summaries = stages.run_stage("read", directory, units, transform)
+    documents = pa.concat_tables([_read_table(directory, summary, "documents.parquet") for summary in summaries])
+    numbers = [np.full(summary["documents"], summary["unit"]) for summary in summaries]
+    dropped, repeats = _find_duplicates(documents, np.concatenate(numbers))
+    rejects = [
+        *plan.rejects,
+        *(reject for summary in summaries for reject in _read_rejects(directory, summary)),
+        *repeats,
+    ]
+    return Parts(summaries, dropped, rejects, documents.num_rows - len(repeats))
+
+
+def read_row_group(build: str, part: int, row_group: int) -> pa.Table:
+    """One row group of a part: `Passage` rows and the number of each one's document within the part."""
+    directory = storage.join(build, "read")
+    name = Path(stages.unit_file(directory, part, "passages.parquet")).name
+    folder = storage.local_copy(directory, [name], storage.digest(directory))
+    with pq.ParquetFile(folder / name, page_checksum_verification=True) as file:
+        return file.read_row_group(row_group)
+
+
+def reject_lines(rejects: Iterable[schema.Reject]) -> str:
+    """Rejects as JSON lines, the content of `rejects.jsonl`."""
+    return "".join(json.dumps(dataclasses.asdict(reject), ensure_ascii=False) + "\n" for reject in rejects)
+
+
+def _read_units(
+    batch: dict[str, np.ndarray],
+    directory: str,
+    encoder: config.Encoder,
+    chunking: config.Chunking,
+    max_document_bytes: int,
+) -> dict[str, list[str]]:
+    from ragtune_ray.encoder import load_token_counter
+
+    counter = load_token_counter(encoder)
+    summaries = []
+    for text in batch["unit"]:
+        unit = json.loads(text)
+        given = unit["input"]
+        source = readers.Unit(**{**given, "paths": tuple(given["paths"])})
+        summaries.append(_read_unit(source, directory, counter, chunking, max_document_bytes))
+    return {"summary": summaries}
+
+
+def _read_unit(
+    unit: readers.Unit,
+    directory: str,
+    counter: TokenCounter,
+    chunking: config.Chunking,
+    max_document_bytes: int,
+) -> str:
+    from ragtune_ray.chunking import chunk_all
+
+    rejects: list[schema.Reject] = []
+    documents: list[dict[str, Any]] = []
+    row_groups: list[int] = []
+    size = chunking.size_tokens - counter.num_added_tokens
+    with tempfile.TemporaryDirectory(prefix="ragtune-read-") as temporary:
+        paths = {name: Path(temporary) / name for name in ("passages.parquet", "documents.parquet", "rejects.jsonl")}
+        with pq.ParquetWriter(paths["passages.parquet"], _PART_SCHEMA, write_page_checksum=True) as writer:
+            waiting: list[dict[str, Any]] = []
+            for group in _groups(readers.read_documents(unit, max_document_bytes)):
+                rejects += [item for item in group if isinstance(item, schema.Reject)]
+                read = [item for item in group if isinstance(item, schema.Document)]
+                for document, passages in zip(
+                    read, chunk_all(read, counter.token_spans, size, chunking.overlap_tokens), strict=True
+                ):
+                    waiting += [_passage_row(passage, len(documents)) for passage in passages]
+                    documents.append(_document_row(document, len(documents)))
+                while len(waiting) >= ROW_GROUP_PASSAGES:
+                    row_groups.append(_write(writer, waiting[:ROW_GROUP_PASSAGES]))
+                    waiting = waiting[ROW_GROUP_PASSAGES:]
+            if waiting:
+                row_groups.append(_write(writer, waiting))
+        pq.write_table(pa.Table.from_pylist(documents, schema=_DOCUMENTS_SCHEMA), paths["documents.parquet"])
+        paths["rejects.jsonl"].write_text(reject_lines(rejects), encoding="utf-8")
+        return stages.commit_unit(
+            directory, unit.number, paths, row_groups=row_groups, documents=len(documents), rejected=len(rejects)
+        )
+
+
+def _groups(items: Iterator[schema.Document | schema.Reject]) -> Iterator[list[schema.Document | schema.Reject]]:
+    """Documents by the few hundred or the few megabytes: enough to tokenise together, never a whole unit in memory."""
+    group: list[schema.Document | schema.Reject] = []
+    size = 0
+    for item in items:
+        group.append(item)
+        size += len(item.text) if isinstance(item, schema.Document) else 0
+        if len(group) >= DOCUMENTS_AT_ONCE or size >= BYTES_AT_ONCE:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
+
+
+def _passage_row(passage: schema.Passage, document_number: int) -> dict[str, Any]:
+    return {**dataclasses.asdict(passage), "document_number": document_number}
+
+
+def _document_row(document: schema.Document, document_number: int) -> dict[str, Any]:
+    return {
+        "document_id": document.document_id,
+        "text_sha256": hashlib.sha256(document.text.encode()).digest(),
+        "place": document.place,
+        "document_number": document_number,
+    }
+
+
+def _write(writer: pq.ParquetWriter, rows: list[dict[str, Any]]) -> int:
+    writer.write_table(pa.Table.from_pylist(rows, schema=_PART_SCHEMA), row_group_size=len(rows))
+    return len(rows)
+
+
+def _read_table(directory: str, summary: dict[str, Any], suffix: str) -> pa.Table:
+    name = Path(stages.unit_file(directory, summary["unit"], suffix)).name
+    return pq.read_table(storage.local_copy(directory, [name], storage.digest(directory)) / name)
+
+
+def _read_rejects(directory: str, summary: dict[str, Any]) -> Iterator[schema.Reject]:
+    if summary["rejected"]:
+        text = storage.read_text(stages.unit_file(directory, summary["unit"], "rejects.jsonl"))
+        yield from (schema.Reject(**json.loads(line)) for line in text.splitlines())
+
+
+def _find_duplicates(documents: pa.Table, units: np.ndarray) -> tuple[dict[int, list[int]], list[schema.Reject]]:
+    """Documents that repeat an earlier one: their numbers per unit, and a reject for each.
+
+    Args:
+        documents: all documents, in the order of the input.
+        units: the unit of each, (num_documents,).
+
+    Raises:
+        DuplicateError: an id stands for two different texts.
+    """
+    encoded = pc.dictionary_encode(documents["document_id"].combine_chunks())
+    codes = encoded.indices.to_numpy()
+    first_of_code = np.full(len(encoded.dictionary), -1, dtype=np.int64)
+    # Written backwards, so that the first occurrence is what stands at the end.
+    first_of_code[codes[::-1]] = np.arange(len(codes))[::-1]
+    later = np.flatnonzero(first_of_code[codes] != np.arange(len(codes)))
+    dropped: dict[int, list[int]] = {}
+    rejects = []
+    for row in later:
+        earlier = documents.slice(int(first_of_code[codes[row]]), 1).to_pylist()[0]
+        document = documents.slice(int(row), 1).to_pylist()[0]
+        if document["text_sha256"] != earlier["text_sha256"]:
+            raise DuplicateError(
+                f"document_id {document['document_id']!r} stands for two different texts, at {earlier['place']} and at "
+                f"{document['place']}; give one of them another id"
+            )
+        dropped.setdefault(int(units[row]), []).append(document["document_number"])
+        reason = f"the same document stands at {earlier['place']}; this copy is dropped"
+        rejects.append(schema.Reject(document["place"], reason, "row"))
+    return dropped, rejects

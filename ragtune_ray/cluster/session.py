@@ -1,0 +1,92 @@
+"""A connection to Ray that is quiet and safe by default.
+
+In: the `cluster` section of the config. Out: a Ray session for the duration of a verb, and how many workers fit. This module
+knows nothing of what runs on the cluster.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from ragtune_ray import config
+
+__all__ = ["ray_session", "use_one_thread", "worker_options", "workers"]
+
+
+@contextlib.contextmanager
+def ray_session(settings: config.Cluster) -> Iterator[None]:
+    """Use the Ray that is already connected, else the cluster of the config or RAY_ADDRESS, else one on this machine.
+
+    A session opened here is closed at the end; one that the caller opened is left alone.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Set before Ray is imported: each Parquet read would otherwise start 32 actors for its footers.
+    os.environ.setdefault("RAY_DATA_PARQUET_FOOTER_NUM_ACTORS", "1")
+    address = settings.address or os.environ.get("RAY_ADDRESS", "")
+    if not address:
+        # On by default for local sessions of this Ray version only; never rely on an unset default.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    import ray
+
+    if ray.is_initialized():
+        _quiet()
+        yield
+        return
+    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if address:
+        ray.init(address=address, **quiet)
+    else:
+        ray.init(include_dashboard=False, **quiet)
+    _quiet()
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def workers(wanted: int, gpus_per_worker: float) -> int:
+    """How many single-core (or GPU) actors to use: the config's number, else one per core or GPU of the cluster."""
+    if wanted:
+        return wanted
+    import ray
+
+    resources = ray.cluster_resources()
+    if gpus_per_worker:
+        return max(1, int(resources.get("GPU", 0) / gpus_per_worker))
+    return max(1, int(resources.get("CPU", 1)))
+
+
+def worker_options(settings: config.Cluster) -> dict[str, Any]:
+    """What each model-holding actor reserves; the `map_batches` arguments for it."""
+    options: dict[str, Any] = {"num_cpus": 1}
+    if settings.gpus_per_worker:
+        options["num_gpus"] = settings.gpus_per_worker
+    if settings.memory_per_worker_bytes:
+        options["memory"] = settings.memory_per_worker_bytes
+    return options
+
+
+def use_one_thread() -> None:
+    """Let this worker process compute on one core: one such worker per core beats one worker on all of them."""
+    import faiss
+    import torch
+
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    torch.set_num_threads(1)
+    faiss.omp_set_num_threads(1)
+
+
+def _quiet() -> None:
+    """Ray Data's own bars and banners off: `progress` shows one line per stage instead."""
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.enable_operator_progress_bars = False
+    for name in ("ray.data", "ray"):
+        logging.getLogger(name).setLevel(logging.ERROR)

@@ -1,0 +1,384 @@
+"""Prompts -> answers, batched or streamed; log-likelihood of a given answer.
+
+In: prompts and a model directory (or an OpenAI-compatible server). Out: completions. It knows nothing of retrieval,
+files other than the model's, or Ray.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jinja2 import TemplateError
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from ragtune_ray import config
+from ragtune_ray.completion import Completion, Generator, GeneratorError, settled_text
+from ragtune_ray.decoding import DecodingBatch, check_architecture
+from ragtune_ray.hardware import Precision, choose_device, resolve_precision
+from ragtune_ray.openai_client import OpenAIGenerator
+from ragtune_ray.prompts import Prompt
+
+__all__ = ["Completion", "Generator", "GeneratorError", "TransformersGenerator", "load_generator"]
+
+_logger = logging.getLogger(__name__)
+# Padded tokens per prefill forward: about what one CPU forward needs to be limited by arithmetic; GPUs want more.
+_PREFILL_TOKENS = {"cpu": 2048, "cuda": 16384}
+_LOOKS_SPECIAL = re.compile(r"^[<\[].+[>\]]$")
+
+
+def load_generator(settings: config.Generator, directory: Path | None) -> TransformersGenerator | OpenAIGenerator:
+    """The generator that a config names.
+
+    Args:
+        settings: the section `generator`.
+        directory: the model's directory; None with engine `openai`.
+
+    Raises:
+        GeneratorError: the directory or the key is missing, or the model cannot be run.
+    """
+    match settings.engine:
+        case "transformers":
+            if directory is None:
+                raise GeneratorError("generator.engine=transformers needs the model's directory, none was given")
+            return TransformersGenerator(directory, precision=settings.precision, batch_tokens=settings.batch_tokens)
+        case "openai":
+            return OpenAIGenerator(
+                settings.base_url,
+                settings.model,
+                api_key_env=settings.api_key_env,
+                concurrency=settings.concurrency,
+                timeout_seconds=settings.timeout_seconds,
+                max_attempts=settings.max_attempts,
+            )
+
+
+@dataclass(slots=True)
+class _Row:
+    """One prompt on its way through a batch."""
+
+    index: int
+    ids: list[int]
+    room: int
+    """Most tokens it may still generate: `max_new_tokens`, or what the model's context leaves."""
+    seed: int = 0
+    """Its own, so that a sampled answer does not depend on the neighbours."""
+    generated: list[int] = field(default_factory=list)
+    finish: Literal["stop", "length"] | None = None
+    text: str = ""
+    """Settled so far."""
+
+
+class TransformersGenerator:
+    """A causal language model in this process, from a directory in transformers' format with safetensors weights.
+
+    Args:
+        directory: config, tokenizer and weights.
+        precision: `auto` is bfloat16 where the hardware computes in it, else float32.
+        batch_tokens: most tokens of a batch: rows times (longest prompt + `max_new_tokens`).
+        device: a torch device; `auto` is the GPU where there is one, else the CPU.
+
+    Raises:
+        GeneratorError: the directory holds no such model, or one whose architecture this engine cannot run.
+    """
+
+    def __init__(self, directory: Path, *, precision: Precision, batch_tokens: int, device: str = "auto") -> None:
+        self.device = choose_device(device)
+        self._batch_tokens = batch_tokens
+        try:
+            self._tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
+            model = AutoModelForCausalLM.from_pretrained(
+                directory,
+                dtype=resolve_precision(precision, self.device),
+                attn_implementation="sdpa",
+                use_safetensors=True,
+                trust_remote_code=False,
+                local_files_only=True,
+            )
+        except (OSError, ValueError) as error:
+            raise GeneratorError(
+                f"generator.model: {directory} cannot be loaded ({error}); it needs config.json, a tokenizer and "
+                "*.safetensors as transformers' save_pretrained writes them"
+            ) from error
+        check_architecture(model.config)
+        self._model = model.to(self.device).eval()
+        text_config = model.config.get_text_config(decoder=True)
+        self.context_tokens: int = getattr(text_config, "max_position_embeddings", None) or 2**30
+        self._ends = _end_tokens(self._model, self._tokenizer)
+        self._special = _special_pattern(self._tokenizer)
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text, exactly as `generate` would count a rendered prompt."""
+        return [len(ids) for ids in self._encode(texts)]
+
+    def render(self, messages: Sequence[tuple[str, str]]) -> str:
+        """The chat template applied, ending where the answer begins; "role: content" lines if the model has none.
+
+        Special tokens spelled out in a content ("<|im_end|>") get a space after their first character, so a document
+        cannot end its message and speak as the system.
+        """
+        chat = [{"role": role, "content": self._defused(content)} for role, content in messages]
+        if not self._tokenizer.chat_template:
+            lines = [f"{message['role']}: {message['content']}" for message in chat]
+            return self._beginning() + "\n".join([*lines, "assistant:"])
+        try:
+            return self._apply_template(chat)
+        except TemplateError:  # Gemma's template refuses the role `system`
+            return self._apply_template(_system_in_user(chat))
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        stop: Sequence[str] = (),
+        seed: int = 0,
+    ) -> list[Completion]:
+        """Answer every prompt; greedy at temperature 0, where the text does not depend on how prompts are batched.
+
+        Rows are sorted by length and cut into batches of `batch_tokens`. A batch that fails (out of memory, say) is
+        halved and tried again; a row that fails alone carries the error. So does an empty or too long prompt.
+
+        Returns:
+            One completion per prompt, in their order.
+        """
+        rows, completions = self._rows(prompts, max_new_tokens, seed)
+        for batch in _batches(rows, self._batch_tokens):
+            completions.update(self._complete(batch, temperature, stop))
+        return [completions[index] for index in range(len(prompts))]
+
+    def stream(
+        self,
+        prompt: Prompt,
+        *,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        stop: Sequence[str] = (),
+        seed: int = 0,
+    ) -> Iterator[str]:
+        """Pieces of text whose concatenation is `generate`'s text for this prompt; never half a character.
+
+        Raises:
+            GeneratorError: the prompt is empty or too long.
+        """
+        rows, failed = self._rows([prompt], max_new_tokens, seed)
+        if failed:
+            raise GeneratorError(failed[0].error)
+        (row,) = rows
+        shown = 0
+        for _ in self._decode(rows, temperature, stop, watch=True):
+            if len(row.text) > shown:
+                yield row.text[shown:]
+                shown = len(row.text)
+
+    @torch.inference_mode()
+    def log_likelihood(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[tuple[float, int]]:
+        """The sum of ln p over the tokens of each answer, given its prompt, and the number of those tokens.
+
+        The prompt's own tokens do not count, nor does the end-of-sequence token after the answer. The answer is
+        tokenised by itself and follows the rendered prompt directly. An empty answer gives (0.0, 0).
+
+        Raises:
+            GeneratorError: a prompt is empty, or prompt and answer exceed the model's context.
+        """
+        answer_ids = self._encode([self._defused(answer) for answer in answers])
+        prompt_ids = self._encode([self.render(prompt.messages) for prompt in prompts])
+        rows = []
+        for index, (before, after) in enumerate(zip(prompt_ids, answer_ids, strict=True)):
+            if not before or len(before) + len(after) > self.context_tokens:
+                raise GeneratorError(
+                    f"prompt {index}: {len(before)} tokens and {len(after)} of the answer do not fit 1 to "
+                    f"{self.context_tokens}; lower prompt.max_tokens"
+                )
+            rows.append(_Row(index, before, len(after), generated=after))
+        result: dict[int, tuple[float, int]] = {}
+        for batch in _batches(rows, self._batch_tokens):
+            result.update(self._log_likelihood(batch))
+        return [result[index] for index in range(len(prompts))]
+
+    def _log_likelihood(self, batch: Sequence[_Row]) -> dict[int, tuple[float, int]]:
+        longest = max(row.room for row in batch)
+        decoding = self._start(batch, longest)
+        answers = torch.zeros(len(batch), longest, dtype=torch.long)
+        for place, row in enumerate(batch):
+            answers[place, : row.room] = torch.tensor(row.generated)
+        answers = answers.to(decoding.logits.device)
+        sums = torch.zeros(len(batch), dtype=torch.float64)
+        logits = decoding.logits[:, None]
+        if longest > 1:
+            logits = torch.cat([logits, decoding.extend(answers[:, :-1])], dim=1)
+        for place, row in enumerate(batch):  # row by row: float32 logits of a whole batch may not fit in memory
+            scores = logits[place, : row.room].float()
+            chosen = scores.gather(1, answers[place, : row.room, None])[:, 0]
+            sums[place] = (chosen - scores.logsumexp(1)).double().sum()
+        return {row.index: (float(total), row.room) for row, total in zip(batch, sums.tolist(), strict=True)}
+
+    def _rows(
+        self, prompts: Sequence[Prompt], max_new_tokens: int, seed: int
+    ) -> tuple[list[_Row], dict[int, Completion]]:
+        """Prompts that can be answered, and the completions of those that cannot."""
+        rows: list[_Row] = []
+        failed: dict[int, Completion] = {}
+        for index, ids in enumerate(self._encode([self.render(prompt.messages) for prompt in prompts])):
+            if not ids or not prompts[index].messages:
+                failed[index] = _failure(0, "the prompt is empty")
+            elif len(ids) >= self.context_tokens:
+                failed[index] = _failure(
+                    len(ids),
+                    f"the prompt has {len(ids)} tokens, the model's context {self.context_tokens}; "
+                    "lower prompt.max_tokens",
+                )
+            else:
+                room = min(max_new_tokens, self.context_tokens - len(ids))
+                rows.append(_Row(index, ids, room, _row_seed(seed, ids)))
+        return rows, failed
+
+    def _complete(self, batch: Sequence[_Row], temperature: float, stop: Sequence[str]) -> dict[int, Completion]:
+        started = time.perf_counter()
+        try:
+            for _ in self._decode(batch, temperature, stop, watch=bool(stop)):
+                pass
+        except (RuntimeError, ValueError) as error:  # torch.OutOfMemoryError is a RuntimeError
+            if self.device.startswith("cuda"):
+                torch.cuda.empty_cache()
+            if len(batch) == 1:
+                return {batch[0].index: _failure(len(batch[0].ids), f"{type(error).__name__}: {error}")}
+            _logger.warning("a batch of %d prompts failed (%s); halving it", len(batch), error)
+            fresh = [_Row(row.index, row.ids, row.room, row.seed) for row in batch]
+            half = len(fresh) // 2
+            return self._complete(fresh[:half], temperature, stop) | self._complete(fresh[half:], temperature, stop)
+        seconds = (time.perf_counter() - started) / len(batch)
+        return {
+            row.index: Completion(row.text, len(row.ids), len(row.generated), seconds, row.finish or "length", "")
+            for row in batch
+        }
+
+    def _decode(self, batch: Sequence[_Row], temperature: float, stop: Sequence[str], *, watch: bool) -> Iterator[None]:
+        """Generate for a batch, filling its rows; pauses after each token.
+
+        Args:
+            watch: settle the text after every token (needed for stop strings and streams), not only at the end.
+        """
+        alive = list(batch)
+        sources = {row.index: torch.Generator().manual_seed(row.seed) for row in batch}
+        decoding = self._start(batch, max(row.room for row in batch))
+        places = list(range(len(batch)))  # of the alive rows, in `decoding`
+        while True:
+            tokens: list[int] = decoding.logits.argmax(-1).tolist()
+            if temperature > 0:
+                for row, place in zip(alive, places, strict=True):
+                    tokens[place] = _sample(decoding.logits[place], temperature, sources[row.index])
+            for row, place in zip(alive, places, strict=True):
+                self._append(row, tokens[place], stop, watch=watch)
+            yield
+            still = [(row, place) for row, place in zip(alive, places, strict=True) if row.finish is None]
+            if not still:
+                return
+            alive, places = [row for row, _ in still], [place for _, place in still]
+            if len(alive) * 2 <= len(tokens):  # copying half the keys and values pays off within a step or two
+                decoding.keep(torch.tensor(places))
+                tokens, places = [tokens[place] for place in places], list(range(len(alive)))
+            decoding.step(torch.tensor(tokens))
+
+    def _start(self, batch: Sequence[_Row], room: int) -> DecodingBatch:
+        prefill_tokens = _PREFILL_TOKENS["cuda" if self.device.startswith("cuda") else "cpu"]
+        return DecodingBatch(self._model, [row.ids for row in batch], room, min(prefill_tokens, self._batch_tokens))
+
+    def _append(self, row: _Row, token: int, stop: Sequence[str], *, watch: bool) -> None:
+        if token in self._ends:
+            row.finish = "stop"
+        else:
+            row.generated.append(token)
+            if len(row.generated) >= row.room:
+                row.finish = "length"
+        ended = row.finish is not None
+        if not (watch or ended):
+            return
+        text = self._tokenizer.decode(row.generated, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        settled, stopped = settled_text(text, stop, ended=ended)
+        if stopped:
+            row.finish = "stop"
+        row.text = settled
+
+    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+        if not texts:
+            return []
+        ids: list[list[int]] = self._tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+        return ids
+
+    def _defused(self, text: str) -> str:
+        while self._special is not None and self._special.search(text):
+            text = self._special.sub(lambda found: f"{found[0][:1]} {found[0][1:]}", text)
+        return text
+
+    def _apply_template(self, chat: list[dict[str, str]]) -> str:
+        return str(self._tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
+
+    def _beginning(self) -> str:
+        """The token that this tokenizer puts before every text, if it does."""
+        bos = self._tokenizer.bos_token_id
+        return (
+            str(self._tokenizer.bos_token) if bos is not None and self._tokenizer("")["input_ids"][:1] == [bos] else ""
+        )
+
+
+def _sample(logits: torch.Tensor, temperature: float, source: torch.Generator) -> int:
+    chances = torch.softmax(logits.float() / temperature, -1).cpu()
+    return int(torch.multinomial(chances, 1, generator=source))
+
+
+def _failure(prompt_tokens: int, error: str) -> Completion:
+    return Completion("", prompt_tokens, 0, 0.0, "stop", error)
+
+
+def _row_seed(seed: int, ids: list[int]) -> int:
+    """The same prompt samples the same answer under the same seed, alone or in a batch."""
+    return (seed << 32) ^ zlib.crc32(repr(ids).encode())
+
+
+def _batches(rows: list[_Row], batch_tokens: int) -> Iterator[list[_Row]]:
+    """Rows by length, longest first (memory runs out early or never), in batches of at most `batch_tokens`."""
+    batch: list[_Row] = []
+    widest = 0
+    for row in sorted(rows, key=lambda row: len(row.ids), reverse=True):
+        wide = max(widest, len(row.ids) + row.room)
+        if batch and wide * (len(batch) + 1) > batch_tokens:
+            yield batch
+            batch, wide = [], len(row.ids) + row.room
+        batch.append(row)
+        widest = wide
+    if batch:
+        yield batch
+
+
+def _end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
+    given = model.generation_config.eos_token_id
+    ends = set(given) if isinstance(given, list) else {given}
+    return frozenset(token for token in ends | {tokenizer.eos_token_id} if token is not None)
+
+
+def _special_pattern(tokenizer: Any) -> re.Pattern[str] | None:
+    """Matches every text that the tokenizer would read as a control token."""
+    added = tokenizer.added_tokens_decoder.values()
+    texts = {token.content for token in added if token.special or _LOOKS_SPECIAL.match(token.content)}
+    texts |= set(tokenizer.all_special_tokens)
+    # A one-character special token has no inside to break; none is known to mark a turn.
+    longest_first = sorted((text for text in texts if len(text) > 1), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+
+
+def _system_in_user(chat: list[dict[str, str]]) -> list[dict[str, str]]:
+    system = "\n\n".join(message["content"] for message in chat if message["role"] == "system")
+    others = [message for message in chat if message["role"] != "system"]
+    if not system or not others:
+        return others or chat
+    first = {"role": others[0]["role"], "content": f"{system}\n\n{others[0]['content']}"}
+    return [first, *others[1:]]

@@ -1,0 +1,83 @@
+"""Which number format this machine computes in.
+
+In: a precision from the config and a torch device. Out: a torch dtype. This module knows nothing of models.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["choose_device", "resolve_precision", "supports_bfloat16"]
+
+Precision = Literal["auto", "float32", "bfloat16"]
+
+_logger = logging.getLogger(__name__)
+_CPU_INFO = Path("/proc/cpuinfo")
+_BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})  # x86 twice; Arm calls its extension bf16
+
+
+def choose_device(device: str = "auto") -> str:
+    """The torch device to compute on: `auto` is the GPU where torch sees one, else the CPU.
+
+    >>> choose_device("cpu")
+    'cpu'
+    """
+    import torch
+
+    if device != "auto":
+        return device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def supports_bfloat16(device: str = "cpu") -> bool:
+    """Whether `device` ("cpu", "cuda", "cuda:1") multiplies matrices in bfloat16 by hardware.
+
+    A CPU without it computes bfloat16 by conversion, slower than float32; so the answer there is no, although it works.
+    """
+    import torch
+
+    if torch.device(device).type == "cuda":
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    if torch.device(device).type != "cpu":
+        return False
+    return _torch_sees_bfloat16() or bool(_BFLOAT16_FLAGS & _cpu_flags(_CPU_INFO))
+
+
+def resolve_precision(precision: Precision, device: str) -> torch.dtype:
+    """The dtype that `precision` means on `device`; `auto` is bfloat16 where the hardware computes in it, else float32.
+
+    bfloat16 asked of hardware without it is granted with a logged warning, since it still halves the memory.
+    """
+    import torch
+
+    if precision == "float32":
+        return torch.float32
+    supported = supports_bfloat16(device)
+    if precision == "bfloat16" and not supported:
+        _logger.warning("precision bfloat16 on %s, which has no bfloat16 units: slower than float32", device)
+        return torch.bfloat16
+    return torch.bfloat16 if supported else torch.float32
+
+
+def _torch_sees_bfloat16() -> bool:
+    import torch
+
+    # Underscored in torch, so it may go in a later release; then /proc/cpuinfo decides.
+    probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return bool(probe is not None and probe())
+
+
+def _cpu_flags(path: Path) -> frozenset[str]:
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError:  # no such file: macOS, Windows
+        return frozenset()
+    lines = (line.partition(":") for line in text.splitlines())
+    return frozenset(
+        flag for name, _, flags in lines if name.strip() in ("flags", "Features") for flag in flags.split()
+    )

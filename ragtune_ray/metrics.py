@@ -1,0 +1,583 @@
+"""Retrieval, answer, citation and abstention metrics, and bootstrap intervals around their means.
+
+In: records of `schema` (queries, hits, answers). Out: one number per query and metric, and `Interval`s over them. Larger is
+better except for `false_abstention_rate` and `failed`. This module knows nothing of files, models or Ray.
+
+A metric that is not defined for a query is left out of that query's dict, never replaced by a number. Except for the
+precisions, whether it is defined depends on the query alone, so that two arms are scored on the same queries:
+
+| metrics | defined for |
+|---|---|
+| recall@k, MRR@k, nDCG@k | queries with a relevant document |
+| EM, token_F1 | queries whose `answers` are known |
+| contains_answer | queries with at least one gold answer |
+| citation_recall | queries with a relevant document that are not known to be unanswerable |
+| citation_precision | the same, where the answer cites something |
+| abstained, failed | every query |
+| abstention_recall; false_abstention_rate | unanswerable; answerable queries |
+| abstention_precision | abstaining answers to queries whose `answers` are known |
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import string
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from ragtune_ray.abstention import is_abstention
+from ragtune_ray.schema import Answer, Citation, Hit, Query
+
+__all__ = [
+    "Interval",
+    "Language",
+    "MetricError",
+    "PerQuery",
+    "bootstrap",
+    "citation_precision",
+    "citation_recall",
+    "contains_answer",
+    "documents_of",
+    "exact_match",
+    "mrr_at_k",
+    "ndcg_at_k",
+    "normalize_answer",
+    "paired_bootstrap",
+    "recall_at_k",
+    "score_abstention",
+    "score_answers",
+    "score_retrieval",
+    "summarize",
+    "token_f1",
+]
+
+Language = Literal["en", "zh"]
+PerQuery = dict[str, dict[str, float]]
+"""query_id -> metric -> value, with only the metrics that are defined for the query."""
+FloatArray = npt.NDArray[np.float64]
+
+
+class MetricError(ValueError):
+    """Records or values that cannot be scored; the message names them and the rule."""
+
+
+# --- Retrieval ------------------------------------------------------------------------------------------------------
+
+
+def documents_of(hits: Sequence[Hit]) -> list[str]:
+    """Documents of one query's hits, each once, in the order of its best passage.
+
+    Args:
+        hits: hits of one query, in any order.
+
+    Raises:
+        MetricError: a rank stands twice, so hits of two queries or of two runs are mixed.
+
+    >>> documents_of([Hit("q", "b#1", "b", 2, 0.8), Hit("q", "a#0", "a", 1, 0.9), Hit("q", "a#4", "a", 3, 0.1)])
+    ['a', 'b']
+    """
+    by_rank = {hit.rank: hit.document_id for hit in hits}
+    if len(by_rank) < len(hits):
+        (rank, count), *_ = Counter(hit.rank for hit in hits).most_common(1)
+        raise MetricError(
+            f"hits of query {hits[0].query_id!r}: rank {rank} stands {count} times; "
+            "give the hits of one query from one run"
+        )
+    return list(dict.fromkeys(by_rank[rank] for rank in sorted(by_rank)))
+
+
+def recall_at_k(qrels: Mapping[str, float], ranking: Sequence[str], k: int) -> float:
+    """Share of the relevant ids that stand among the first k.
+
+    Args:
+        qrels: id -> relevance; above 0 is relevant.
+        ranking: distinct ids, best first; may be shorter than k.
+        k: cutoff, at least 1.
+
+    Returns:
+        A number from 0 to 1.
+
+    Raises:
+        MetricError: k is below 1, an id stands twice, or nothing is relevant (such a query is not scored).
+
+    >>> recall_at_k({"a": 1, "b": 1}, ["x", "a", "b"], 2)
+    0.5
+    """
+    gains = _gains(qrels, ranking, k)
+    return sum(gain > 0 for gain in gains) / len(_relevant(qrels))
+
+
+def mrr_at_k(qrels: Mapping[str, float], ranking: Sequence[str], k: int) -> float:
+    """Reciprocal rank of the first relevant id among the first k, 0 when there is none; its mean over queries is MRR@k.
+
+    Arguments, range and errors are those of `recall_at_k`.
+
+    >>> mrr_at_k({"a": 1, "b": 1}, ["x", "a", "b"], 2)
+    0.5
+    """
+    gains = _gains(qrels, ranking, k)
+    return next((1 / rank for rank, gain in enumerate(gains, start=1) if gain > 0), 0.0)
+
+
+def ndcg_at_k(qrels: Mapping[str, float], ranking: Sequence[str], k: int) -> float:
+    """Normalised discounted cumulative gain of the first k, as in trec_eval: gain = relevance, discount = log2(rank + 1).
+
+    Arguments, range and errors are those of `recall_at_k`.
+
+    >>> round(ndcg_at_k({"a": 1, "b": 3}, ["a", "b"], 10), 4)  # (1/1 + 3/log2(3)) / (3/1 + 1/log2(3))
+    0.7967
+    """
+    gains = _gains(qrels, ranking, k)
+    ideal = sorted(_relevant(qrels).values(), reverse=True)[:k]
+    return _discounted(gains) / _discounted(ideal)
+
+
+def _relevant(qrels: Mapping[str, float]) -> dict[str, float]:
+    return {name: relevance for name, relevance in qrels.items() if relevance > 0}
+
+
+def _gains(qrels: Mapping[str, float], ranking: Sequence[str], k: int) -> list[float]:
+    if k < 1:
+        raise MetricError(f"cutoff k is {k}; it must be at least 1")
+    first = ranking[:k]
+    if len(set(first)) < len(first):
+        name = Counter(first).most_common(1)[0][0]
+        raise MetricError(f"id {name!r} stands twice in the ranking; ids must be distinct")
+    if not any(relevance > 0 for relevance in qrels.values()):
+        raise MetricError(f"no relevance above 0 among {len(qrels)} qrels; a query without a relevant id is not scored")
+    return [max(qrels.get(name, 0.0), 0.0) for name in first]
+
+
+def _discounted(gains: Iterable[float]) -> float:
+    return sum(gain / math.log2(rank + 1) for rank, gain in enumerate(gains, start=1))
+
+
+# --- Answers --------------------------------------------------------------------------------------------------------
+
+_ASCII_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_ENGLISH_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_CHINESE_PUNCTUATION = re.compile(
+    "[\u00b7\u2010-\u2027\u2030-\u205e"  # general punctuation
+    "\u3001-\u3004\u3008-\u3020\u3030\u30fb"  # CJK punctuation, without 々 (U+3005) and 〇 (U+3007), which are characters
+    "\ufe10-\ufe1f\ufe30-\ufe6f\uff01-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff65\uffe5]"  # full-width forms
+)
+_CHINESE_TOKEN = re.compile(r"[0-9a-zß-öø-ɏ]+|\S")
+
+
+def normalize_answer(text: str, language: Language) -> str:
+    """An answer as tokens with one space between them, without what should not count when answers are compared.
+
+    "en" is the normalisation of the official SQuAD v1.1 evaluation: lower case, no ASCII punctuation, no articles, single
+    spaces. "zh" follows the CMRC 2018 evaluation: lower case, no ASCII or Chinese punctuation, every character a token of
+    its own, but a run of Latin letters and digits one token.
+
+    Raises:
+        MetricError: another language.
+
+    >>> normalize_answer("The U.S.  Navy!", "en")
+    'us navy'
+    >>> normalize_answer("“阿波罗 11号”，1969年。", "zh")
+    '阿 波 罗 11 号 1969 年'
+    """
+    text = text.lower().translate(_ASCII_PUNCTUATION)
+    match language:
+        case "en":
+            return " ".join(_ENGLISH_ARTICLES.sub(" ", text).split())
+        case "zh":
+            return " ".join(_CHINESE_TOKEN.findall(_CHINESE_PUNCTUATION.sub("", text)))
+        case _:
+            raise MetricError(f"evaluate.language is {language!r}; known are 'en' and 'zh'")
+
+
+def exact_match(answer: str, answers: Sequence[str], language: Language) -> float:
+    """1 if the answer equals a gold answer after `normalize_answer`, else 0.
+
+    Args:
+        answer: the generated text.
+        answers: gold answers, any one suffices; empty for an unanswerable query: then 1 if the answer abstains (SQuAD v2).
+        language: how answers are normalised.
+
+    >>> exact_match("the Moon.", ["moon", "Luna"], "en"), exact_match("I don't know.", [], "en")
+    (1.0, 1.0)
+    """
+    if not answers:
+        return float(is_abstention(answer))
+    found = normalize_answer(answer, language)
+    return float(any(found == normalize_answer(gold, language) for gold in answers))
+
+
+def token_f1(answer: str, answers: Sequence[str], language: Language) -> float:
+    """Harmonic mean of token precision and recall against the nearest gold answer, tokens counted as bags, from 0 to 1.
+
+    Where the answer or a gold answer has no token left after `normalize_answer`, F1 is 1 if neither has, else 0, as in SQuAD
+    v2. Chinese uses the same bags over characters (the CMRC script takes the longest common substring instead).
+    Arguments as for `exact_match`.
+
+    >>> token_f1("on the far side of the Moon", ["the far side"], "en")  # 2 of 5 tokens, 2 of 2
+    0.5714285714285715
+    """
+    if not answers:
+        return float(is_abstention(answer))
+    found = normalize_answer(answer, language).split()
+    return max(_f1(found, normalize_answer(gold, language).split()) for gold in answers)
+
+
+def _f1(found: list[str], gold: list[str]) -> float:
+    if not found or not gold:
+        return float(found == gold)
+    common = sum((Counter(found) & Counter(gold)).values())
+    if common == 0:
+        return 0.0
+    precision, recall = common / len(found), common / len(gold)
+    return 2 * precision * recall / (precision + recall)
+
+
+def contains_answer(answer: str, answers: Sequence[str], language: Language) -> float:
+    """1 if the tokens of a gold answer stand one after another in the answer, else 0; whole tokens, after `normalize_answer`.
+
+    A gold answer without a token left never counts. Arguments as for `exact_match`, but an unanswerable query has nothing
+    to contain and gives 0 (`score_answers` leaves it out).
+
+    >>> contains_answer("It was Neil Armstrong, in 1969.", ["Armstrong"], "en"), contains_answer("1969", ["196"], "en")
+    (1.0, 0.0)
+    """
+    found = f" {normalize_answer(answer, language)} "
+    golds = (normalize_answer(gold, language) for gold in answers)
+    return float(any(gold and f" {gold} " in found for gold in golds))
+
+
+# --- Citations ------------------------------------------------------------------------------------------------------
+
+
+def citation_precision(citations: Sequence[Citation], qrels: Mapping[str, float]) -> float:
+    """Share of the cited documents that are relevant.
+
+    Args:
+        citations: of one answer, at least one; several passages of a document count as one document.
+        qrels: document_id -> relevance; above 0 is relevant.
+
+    Raises:
+        MetricError: nothing is cited or nothing is relevant, so the share is not defined.
+
+    >>> citation_precision([Citation("a#0", "a", 0, 9), Citation("b#0", "b", 0, 9)], {"a": 1})
+    0.5
+    """
+    cited = {citation.document_id for citation in citations}
+    if not cited:
+        raise MetricError("the answer cites nothing; its citation precision is not defined")
+    return len(cited & _judged(qrels)) / len(cited)
+
+
+def citation_recall(citations: Sequence[Citation], qrels: Mapping[str, float]) -> float:
+    """Share of the relevant documents that are cited; 0 without citations.
+
+    Arguments as for `citation_precision`.
+
+    Raises:
+        MetricError: nothing is relevant, so the share is not defined.
+
+    >>> citation_recall([Citation("a#0", "a", 0, 9)], {"a": 1, "b": 2, "c": 0})
+    0.5
+    """
+    relevant = _judged(qrels)
+    return len(relevant & {citation.document_id for citation in citations}) / len(relevant)
+
+
+def _judged(qrels: Mapping[str, float]) -> set[str]:
+    relevant = set(_relevant(qrels))
+    if not relevant:
+        raise MetricError(f"no relevance above 0 among {len(qrels)} qrels; citations of such a query are not scored")
+    return relevant
+
+
+# --- Whole sets of records ------------------------------------------------------------------------------------------
+
+
+def score_retrieval(queries: Sequence[Query], hits: Sequence[Hit], cutoffs: Sequence[int]) -> PerQuery:
+    """recall@k, MRR@k and nDCG@k of every query that has a relevant document, over documents.
+
+    Args:
+        queries: distinct ids.
+        hits: one run, in any order; hits of other queries are ignored, a query without hits scores 0. A document counts
+            once, at its best passage, so k documents may take more than k hits: retrieve deeper than the largest cutoff.
+        cutoffs: the values of k, each at least 1.
+
+    Returns:
+        query_id -> {"recall@k", "MRR@k", "nDCG@k" for each k}. A query without a relevant document has no entry; the
+        difference to `len(queries)` is the number of queries that could not be scored.
+
+    Raises:
+        MetricError: a query stands twice, a query's relevances do not fit its documents, a rank stands twice within a
+            query, or a cutoff is below 1.
+
+    >>> query = Query("q", "Who?", None, ("a",), (1.0,), "all")
+    >>> score_retrieval([query], [Hit("q", "b#0", "b", 1, 0.9), Hit("q", "a#0", "a", 2, 0.8)], [1, 5])["q"]["MRR@5"]
+    0.5
+    """
+    hits_by_query: dict[str, list[Hit]] = {query_id: [] for query_id in _distinct_ids(queries)}
+    for hit in hits:
+        if hit.query_id in hits_by_query:
+            hits_by_query[hit.query_id].append(hit)
+    scores: PerQuery = {}
+    for query in queries:
+        if qrels := _relevant(_qrels(query)):
+            ranking = documents_of(hits_by_query[query.query_id])
+            scores[query.query_id] = {
+                f"{name}@{k}": metric(qrels, ranking, k)
+                for name, metric in (("recall", recall_at_k), ("MRR", mrr_at_k), ("nDCG", ndcg_at_k))
+                for k in cutoffs
+            }
+    return scores
+
+
+def score_answers(queries: Sequence[Query], answers: Sequence[Answer], language: Language) -> PerQuery:
+    """EM, token_F1, contains_answer, citation_precision, citation_recall, abstained and failed of every query.
+
+    An unanswerable query has EM and token_F1 1 if the answer abstained, else 0 (SQuAD v2). An answer that abstained from
+    an answerable query has 0 in all three answer metrics, whatever words it chose. A failed answer counts as no
+    abstention, cites nothing and has 0 in every answer metric. The table at the top of the module says which metric a
+    query has.
+
+    Args:
+        queries: distinct ids.
+        answers: exactly one per query, in any order; answers to other queries are ignored.
+        language: how answers are normalised.
+
+    Raises:
+        MetricError: a query stands twice, has no answer or several (the ids are named), or its relevances do not fit.
+    """
+    answer_of = _answer_of(queries, answers)
+    return {
+        query.query_id: {
+            **_answer_scores(query, answer_of[query.query_id], language),
+            **_citation_scores(query, answer_of[query.query_id]),
+            "abstained": float(_abstained(answer_of[query.query_id])),
+            "failed": float(answer_of[query.query_id].status == "failed"),
+        }
+        for query in queries
+    }
+
+
+def score_abstention(queries: Sequence[Query], answers: Sequence[Answer]) -> PerQuery:
+    """Abstention quality, as values whose means over the set are the metrics; give them to `summarize`.
+
+    - abstention_precision: of the abstentions, the share on unanswerable queries;
+    - abstention_recall: of the unanswerable queries, the share abstained from;
+    - false_abstention_rate: of the answerable queries, the share abstained from (smaller is better).
+
+    A metric whose share is of nothing is not in the result, nor are precision and recall where no query is unanswerable.
+    Queries whose `answers` are None do not count. A failed answer is no abstention.
+
+    Arguments and errors are those of `score_answers`.
+    """
+    answer_of = _answer_of(queries, answers)
+    judged = [query for query in queries if query.answers is not None]
+    any_unanswerable = any(not query.answers for query in judged)
+    scores: PerQuery = {}
+    for query in judged:
+        abstained = _abstained(answer_of[query.query_id])
+        name = "false_abstention_rate" if query.answers else "abstention_recall"
+        scores[query.query_id] = {name: float(abstained)}
+        if abstained and any_unanswerable:
+            scores[query.query_id]["abstention_precision"] = float(not query.answers)
+    return scores
+
+
+def _distinct_ids(queries: Sequence[Query]) -> list[str]:
+    counts = Counter(query.query_id for query in queries)
+    if repeated := [query_id for query_id, count in counts.items() if count > 1]:
+        raise MetricError(f"queries that stand more than once: {_name(repeated)}; query ids must be distinct")
+    return list(counts)
+
+
+def _answer_of(queries: Sequence[Query], answers: Sequence[Answer]) -> dict[str, Answer]:
+    counts = Counter(answer.query_id for answer in answers)
+    query_ids = _distinct_ids(queries)
+    if missing := [query_id for query_id in query_ids if counts[query_id] == 0]:
+        raise MetricError(f"queries without an answer: {_name(missing)}; answer them, or score fewer queries")
+    if repeated := [query_id for query_id in query_ids if counts[query_id] > 1]:
+        raise MetricError(f"queries with more than one answer: {_name(repeated)}; give the answers of one run")
+    return {answer.query_id: answer for answer in answers}
+
+
+def _name(ids: Sequence[str]) -> str:
+    named = ", ".join(repr(query_id) for query_id in ids[:10])
+    return named if len(ids) <= 10 else f"{named} and {len(ids) - 10} more"
+
+
+def _qrels(query: Query) -> dict[str, float]:
+    if len(query.document_ids) != len(query.relevances):
+        raise MetricError(
+            f"query {query.query_id!r} has {len(query.document_ids)} document_ids and {len(query.relevances)} relevances; "
+            "it must have one relevance per document"
+        )
+    return dict(zip(query.document_ids, query.relevances, strict=True))
+
+
+def _abstained(answer: Answer) -> bool:
+    return answer.abstained and answer.status == "ok"
+
+
+def _answer_scores(query: Query, answer: Answer, language: Language) -> dict[str, float]:
+    match query.answers:
+        case None:
+            return {}
+        case ():
+            right = float(_abstained(answer))
+            return {"EM": right, "token_F1": right}
+        case golds if answer.status == "failed" or answer.abstained:
+            return {"EM": 0.0, "token_F1": 0.0, "contains_answer": 0.0}
+        case golds:
+            return {
+                "EM": exact_match(answer.answer, golds, language),
+                "token_F1": token_f1(answer.answer, golds, language),
+                "contains_answer": contains_answer(answer.answer, golds, language),
+            }
+
+
+def _citation_scores(query: Query, answer: Answer) -> dict[str, float]:
+    qrels = _relevant(_qrels(query))
+    if not qrels or query.answers == ():
+        return {}
+    citations = answer.citations if answer.status == "ok" else ()
+    scores = {"citation_recall": citation_recall(citations, qrels)}
+    if citations:
+        scores["citation_precision"] = citation_precision(citations, qrels)
+    return scores
+
+
+# --- Intervals ------------------------------------------------------------------------------------------------------
+
+# Indices drawn at once: half a megabyte of them, small enough for the processor's cache whatever the number of values.
+_BLOCK_INDICES = 2**16
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A mean with its bootstrap interval."""
+
+    value: float
+    """Mean of the values themselves."""
+    low: float
+    """Lower end."""
+    high: float
+    """Upper end."""
+    n: int
+    """Values behind it: the queries that have the metric."""
+
+
+def bootstrap(values: FloatArray, resamples: int, confidence: float, seed: int) -> Interval:
+    """Percentile bootstrap of the mean (Efron & Tibshirani 1993, chapter 13).
+
+    Args:
+        values: (n,), n >= 1, one number per query.
+        resamples: how often n values are drawn with replacement, at least 1.
+        confidence: coverage of the interval, between 0 and 1.
+        seed: behind the draws, at least 0; the same seed and n draw the same queries.
+
+    Returns:
+        Mean, ends and n. Equal values, and so a single one, give an interval of width 0.
+
+    Raises:
+        MetricError: no values, not one dimension, a value that is not finite (its index is named), or a setting out of
+            its range.
+
+    >>> bootstrap(np.array([0.5, 0.5]), resamples=100, confidence=0.95, seed=0)
+    Interval(value=0.5, low=0.5, high=0.5, n=2)
+    """
+    values = _checked(values, "values")
+    if resamples < 1 or not 0 < confidence < 1 or seed < 0:
+        raise MetricError(
+            f"resamples={resamples}, confidence={confidence}, seed={seed}: resamples must be at least 1, "
+            "confidence between 0 and 1, seed at least 0"
+        )
+    n = values.size
+    if values.min() == values.max():  # no resample differs; without this, rounding would give it a width
+        same = float(values[0])
+        return Interval(same, same, same, n)
+    generator = np.random.default_rng(seed)
+    block = max(1, _BLOCK_INDICES // n)
+    means = np.empty(resamples)
+    for start in range(0, resamples, block):
+        part = means[start : start + block]
+        part[:] = values[generator.integers(n, size=(part.size, n))].mean(axis=1)
+    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(float(values.mean()), float(low), float(high), n)
+
+
+def paired_bootstrap(a: FloatArray, b: FloatArray, resamples: int, confidence: float, seed: int) -> Interval:
+    """Percentile bootstrap of mean(b - a), where every resample takes the same queries of both.
+
+    Args:
+        a: (n,), one number per query.
+        b: (n,), the same queries in the same order.
+        resamples: as for `bootstrap`.
+        confidence: as for `bootstrap`.
+        seed: as for `bootstrap`.
+
+    Returns:
+        Above 0 where b is larger. An interval that leaves out 0 is a difference at this confidence.
+
+    Raises:
+        MetricError: a and b differ in length, or as for `bootstrap`.
+
+    >>> paired_bootstrap(np.array([0.0, 0.5]), np.array([0.5, 1.0]), resamples=100, confidence=0.95, seed=0).low
+    0.5
+    """
+    a, b = _checked(a, "a"), _checked(b, "b")
+    if a.size != b.size:
+        raise MetricError(f"a has {a.size} values and b has {b.size}; pairs need the same queries in the same order")
+    return bootstrap(b - a, resamples, confidence, seed)
+
+
+def summarize(
+    per_query: Mapping[str, Mapping[str, float]], resamples: int, confidence: float, seed: int
+) -> dict[str, Interval]:
+    """One interval per metric, over the queries that have it.
+
+    The result does not depend on the order of the queries. Metrics are sorted by name, then by k as a number.
+
+    Args:
+        per_query: query_id -> metric -> value, as the `score_` functions give it.
+        resamples: as for `bootstrap`.
+        confidence: as for `bootstrap`.
+        seed: as for `bootstrap`.
+
+    Raises:
+        MetricError: a value is not finite (query and metric are named), or a setting is out of its range.
+
+    >>> list(summarize({"q": {"recall@10": 1.0, "recall@5": 0.0, "EM": 1.0}}, 100, 0.95, 0))
+    ['EM', 'recall@5', 'recall@10']
+    """
+    values: dict[str, list[float]] = {}
+    for query_id in sorted(per_query):
+        for name, value in per_query[query_id].items():
+            if not math.isfinite(value):
+                raise MetricError(f"query {query_id!r}: {name} is {value}; leave out a metric that is not defined")
+            values.setdefault(name, []).append(value)
+    return {
+        name: bootstrap(np.array(values[name]), resamples, confidence, seed)
+        for name in sorted(values, key=_metric_order)
+    }
+
+
+def _metric_order(name: str) -> tuple[str, int, str]:
+    stem, _, k = name.partition("@")
+    return stem, int(k) if k.isdecimal() else 0, name
+
+
+def _checked(values: FloatArray, name: str) -> FloatArray:
+    values = np.asarray(values, dtype=np.float64)
+    if values.ndim != 1 or values.size == 0:
+        raise MetricError(f"{name} has shape {values.shape}; it must hold at least one number in one dimension")
+    wrong = np.flatnonzero(~np.isfinite(values))
+    if wrong.size:
+        index = int(wrong[0])
+        raise MetricError(f"{name}[{index}] is {values[index]} ({wrong.size} such values); every value must be finite")
+    return values

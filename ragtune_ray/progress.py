@@ -1,0 +1,128 @@
+"""Progress that suits where it is read: a live display on a terminal, one line per 30 seconds elsewhere.
+
+In: counts of finished rows. Out: text on stderr, with rows per second and the time left. This module knows nothing of what is
+counted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Self, TextIO
+
+__all__ = ["Stage", "say", "stage"]
+
+LINE_EVERY_SECONDS = 30.0
+
+
+def say(text: str) -> None:
+    """One line of human-readable progress on stderr."""
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+@contextlib.contextmanager
+def stage(name: str, total: int, unit: str, skipped: int = 0) -> Iterator[Stage]:
+    """Show the progress of one stage of a job while the block runs.
+
+    Args:
+        name: what is done, such as "embed".
+        total: rows in all, those of an earlier run included.
+        unit: what is counted, such as "passages".
+        skipped: rows that an earlier run already finished.
+    """
+    if skipped:
+        say(f"{name}: {skipped:,} of {total:,} {unit} were finished by an earlier run and are skipped")
+    display = _Live(name, total, unit, skipped) if sys.stderr.isatty() else Stage(name, total, unit, skipped)
+    with display:
+        yield display
+
+
+class Stage:
+    """Counts rows and writes a line every 30 seconds and at the end."""
+
+    def __init__(self, name: str, total: int, unit: str, skipped: int = 0, stream: TextIO | None = None) -> None:
+        self.name, self.total, self.unit, self.done = name, total, unit, skipped
+        self._skipped = skipped
+        self._stream = stream
+        self._started = self._last_line = time.monotonic()
+
+    def advance(self, rows: int, now: float | None = None) -> None:
+        """Count `rows` more as finished; `now` in monotonic seconds, None reads the clock."""
+        self.done += rows
+        now = time.monotonic() if now is None else now
+        if now - self._last_line >= LINE_EVERY_SECONDS:
+            self._last_line = now
+            self._write(self.line(now))
+
+    def line(self, now: float) -> str:
+        """The state in one line, such as `embed 12,000/50,000 passages · 410/s · 1m33s left`."""
+        rate = (self.done - self._skipped) / max(now - self._started, 1e-9)
+        left = f" · {duration((self.total - self.done) / rate)} left" if rate > 0 and self.done < self.total else ""
+        return f"{self.name} {self.done:,}/{self.total:,} {self.unit} · {rate:,.1f}/s{left}"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None and self.done > self._skipped:
+            now = time.monotonic()
+            self._write(f"{self.line(now)} · {duration(now - self._started)}")
+
+    def _write(self, text: str) -> None:
+        if self._stream is None:
+            say(text)
+        else:
+            self._stream.write(text + "\n")
+
+
+class _Live(Stage):
+    """The same on a terminal: one moving line, left standing with its totals."""
+
+    def __init__(self, name: str, total: int, unit: str, skipped: int) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        super().__init__(name, total, unit, skipped)
+        self._bar = Progress(
+            TextColumn("{task.description:<9}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed:,.0f}/{task.total:,.0f} {task.fields[unit]} · {task.fields[rate]:,.1f}/s"),
+            TimeRemainingColumn(compact=True),
+            console=Console(stderr=True),
+        )
+        self._task = self._bar.add_task(name, total=total, completed=skipped, unit=unit, rate=0.0)
+
+    def advance(self, rows: int, now: float | None = None) -> None:
+        self.done += rows
+        now = time.monotonic() if now is None else now
+        rate = (self.done - self._skipped) / max(now - self._started, 1e-9)
+        self._bar.update(self._task, completed=self.done, rate=rate)
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person reads them.
+
+    >>> duration(7.25), duration(93), duration(7260)
+    ('7.2s', '1m33s', '2h01m')
+    """
+    if seconds < 10:
+        return f"{seconds:.1f}s"
+    if seconds < 60:
+        return f"{seconds:.0f}s"
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes}m{rest:02d}s" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02d}m"

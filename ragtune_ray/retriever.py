@@ -1,0 +1,161 @@
+"""Queries to hits: dense, lexical or both fused, optionally reranked.
+
+In: query texts and an open index. Out: ranked `Hit` records and their passages. This module knows nothing of prompts,
+answers or Ray.
+
+Fusion is by reciprocal rank (Cormack, Clarke and Buettcher 2009): a passage scores the sum of 1 / (constant + rank) over the
+lists that hold it, so cosines and BM25 scores need no common scale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ragtune_ray import config, schema, segments, storage
+from ragtune_ray.encoder import Encoder, Reranker, load_encoder
+
+__all__ = ["Retriever", "fuse", "open_retriever"]
+
+
+def open_retriever(settings: config.Config, version: str | None = None, device: str = "auto") -> Retriever:
+    """The retriever that a config describes, on one index version.
+
+    Args:
+        settings: the whole tree; workspace, encoder and retrieval are used.
+        version: None takes the current version of the workspace.
+        device: for the encoder and the reranker.
+
+    Raises:
+        storage.ArtifactError: there is no sound index, or another encoder built it.
+    """
+    opened = segments.open_index(settings.workspace, version)
+    encoder = None if settings.retrieval.mode == "lexical" else load_encoder(settings.encoder, device)
+    reranker = Reranker(settings.retrieval.reranker, device) if settings.retrieval.reranker else None
+    return Retriever(opened, encoder, settings.retrieval, reranker)
+
+
+class Retriever:
+    """An index version, the encoder that built it, and how to combine what they find."""
+
+    def __init__(
+        self,
+        opened: segments.Index,
+        encoder: Encoder | None,
+        settings: config.Retrieval,
+        reranker: Reranker | None = None,
+    ) -> None:
+        if encoder is None and settings.mode != "lexical":
+            raise ValueError(f"retrieval.mode {settings.mode!r} needs an encoder; only lexical goes without")
+        built_by = opened.manifest["encoder"]
+        if encoder is not None and encoder.fingerprint != built_by["fingerprint"]:
+            raise storage.ArtifactError(
+                f"index version {opened.version} was built by encoder {built_by['model']!r} ({built_by['fingerprint']}), "
+                f"not by this one ({encoder.fingerprint}): their vectors do not compare; run: ragtune index CONFIG"
+            )
+        self.index = opened
+        self._encoder = encoder
+        self._settings = settings
+        self._reranker = reranker
+
+    def retrieve(self, query_ids: Sequence[str], texts: Sequence[str], top_k: int) -> list[list[schema.Hit]]:
+        """Ranked hits for each query, best first; fewer than `top_k` only when the index holds fewer that match.
+
+        Args:
+            query_ids: go into the hits.
+            texts: the queries, as many.
+            top_k: how many hits each.
+
+        Raises:
+            ValueError: the encoder gave a query no finite vector.
+        """
+        scores, ordinals = self.search(texts, top_k)
+        found = np.unique(ordinals[ordinals >= 0])
+        rows = self.index.passages.select(["passage_id", "document_id"]).take(found)
+        passage_ids = np.array(rows["passage_id"].to_pylist(), dtype=object)
+        document_ids = np.array(rows["document_id"].to_pylist(), dtype=object)
+        places = np.searchsorted(found, ordinals)
+        return [
+            [
+                schema.Hit(query_id, passage_ids[place], document_ids[place], rank + 1, float(score))
+                for rank, (place, score, ordinal) in enumerate(zip(*row, strict=True))
+                if ordinal >= 0
+            ]
+            for query_id, *row in zip(query_ids, places, scores, ordinals, strict=True)
+        ]
+
+    def search(self, texts: Sequence[str], top_k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Scores and passage ordinals (num_queries, top_k), best first; missing places hold -inf and -1."""
+        settings = self._settings
+        depth = max(top_k, settings.candidates) if settings.mode == "hybrid" or self._reranker else top_k
+        if settings.mode == "lexical":
+            scores, ordinals = self.index.lexical.search(texts, depth)
+        elif settings.mode == "dense":
+            scores, ordinals = self._dense(texts, depth)
+        else:
+            lists = [self._dense(texts, depth)[1], self.index.lexical.search(texts, depth)[1]]
+            scores, ordinals = fuse(lists, settings.fusion_constant, max(top_k, depth if self._reranker else 0))
+        if self._reranker is not None:
+            scores, ordinals = self._rerank(texts, ordinals)
+        return scores[:, :top_k], ordinals[:, :top_k]
+
+    def _dense(self, texts: Sequence[str], depth: int) -> tuple[np.ndarray, np.ndarray]:
+        assert self._encoder is not None
+        vectors = self._encoder.encode_queries(texts)
+        wrong = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+        if len(wrong):
+            raise ValueError(f"the encoder gave no finite vector for the query {texts[wrong[0]]!r}")
+        return self.index.vectors.search(vectors, depth)
+
+    def _rerank(self, texts: Sequence[str], ordinals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        assert self._reranker is not None
+        rows, columns = np.nonzero(ordinals >= 0)
+        passages = self.index.passages["text"].take(ordinals[rows, columns]).to_pylist()
+        scores = np.full(ordinals.shape, -np.inf, dtype=np.float32)
+        scores[rows, columns] = self._reranker.score(
+            [(texts[row], text) for row, text in zip(rows, passages, strict=True)]
+        )
+        order = np.argsort(-scores, axis=1, kind="stable")
+        return np.take_along_axis(scores, order, axis=1), np.take_along_axis(ordinals, order, axis=1)
+
+
+def fuse(lists: Sequence[np.ndarray], constant: float, top_k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Reciprocal-rank fusion of several ranked lists of the same queries.
+
+    >>> scores, ordinals = fuse([np.array([[7, 3]]), np.array([[3, -1]])], 1.0, 3)
+    >>> ordinals.tolist(), scores.round(3).tolist()
+    ([[3, 7, -1]], [[0.833, 0.5, -inf]])
+
+    Args:
+        lists: ordinals (num_queries, depth) each, best first, -1 where there is none.
+        constant: larger makes the first ranks count less.
+        top_k: how many to keep.
+
+    Returns:
+        scores (num_queries, top_k) float32 and ordinals, best first; equal scores in the order of the ordinals.
+    """
+    ordinals = np.concatenate(lists, axis=1)
+    shares = np.concatenate(
+        [np.broadcast_to(1 / (constant + 1 + np.arange(part.shape[1])), part.shape) for part in lists], axis=1
+    )
+    shares = np.where(ordinals >= 0, shares, 0.0)
+    order = np.argsort(ordinals, axis=1, kind="stable")
+    ordinals, shares = np.take_along_axis(ordinals, order, axis=1), np.take_along_axis(shares, order, axis=1)
+    # Each ordinal now stands in a run, at most one place per list: sum the runs into their first place.
+    first = np.ones_like(ordinals, dtype=bool)
+    first[:, 1:] = ordinals[:, 1:] != ordinals[:, :-1]
+    totals = shares.copy()
+    for step in range(1, len(lists)):
+        same = ordinals[:, step:] == ordinals[:, :-step]
+        totals[:, :-step] += np.where(same, shares[:, step:], 0.0)
+    totals = np.where(first & (ordinals >= 0), totals, -np.inf)
+    best = np.lexsort((ordinals, -totals), axis=1)[:, :top_k]
+    scores: Any = np.full((len(ordinals), top_k), -np.inf, dtype=np.float32)
+    kept = np.full((len(ordinals), top_k), -1, dtype=np.int64)
+    width = best.shape[1]
+    scores[:, :width] = np.take_along_axis(totals, best, axis=1)
+    kept[:, :width] = np.take_along_axis(ordinals, best, axis=1)
+    kept[np.isneginf(scores)] = -1
+    return scores, kept

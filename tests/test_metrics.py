@@ -1,0 +1,480 @@
+"""Metrics against ir_measures (trec_eval), a plain copy of the SQuAD v2 evaluation, and sums done by hand."""
+
+from __future__ import annotations
+
+import collections
+import math
+import re
+import string
+import time
+from typing import Any
+
+import ir_measures
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from ir_measures import RR, R, nDCG
+
+from ragtune_ray import metrics
+from ragtune_ray.metrics import Interval, MetricError
+from ragtune_ray.schema import Answer, Citation, Hit, Query
+
+
+def make_query(
+    query_id: str = "q", answers: tuple[str, ...] | None = None, qrels: dict[str, float] | None = None
+) -> Query:
+    qrels = qrels or {}
+    return Query(query_id, "?", answers, tuple(qrels), tuple(qrels.values()), "all")
+
+
+def make_answer(query_id: str = "q", text: str = "", cited: tuple[str, ...] = (), **changed: Any) -> Answer:
+    citations = tuple(Citation(f"{document_id}#0", document_id, 0, 1) for document_id in cited)
+    values: dict[str, Any] = {"abstained": False, "status": "ok", "error": ""} | changed
+    return Answer(
+        query_id=query_id,
+        query="?",
+        answer=text,
+        citations=citations,
+        passage_ids=(),
+        scores=(),
+        seconds=0.0,
+        prompt_tokens=0,
+        completion_tokens=0,
+        index_version="",
+        model="",
+        **values,
+    )
+
+
+def make_hits(query_id: str, document_ids: list[str]) -> list[Hit]:
+    return [
+        Hit(query_id, f"{document_id}#{rank}", document_id, rank, 1 / rank)
+        for rank, document_id in enumerate(document_ids, start=1)
+    ]
+
+
+# --- Retrieval
+
+
+def random_run(seed: int) -> tuple[list[Query], list[Hit]]:
+    """60 queries with graded qrels, up to 25 hits each on passages of 12 documents; some queries have no hits."""
+    generator = np.random.default_rng(seed)
+    documents = [f"d{number}" for number in range(12)]
+    queries, hits = [], []
+    for number in range(60):
+        judged = generator.choice(documents, size=generator.integers(1, 9), replace=False)
+        grades = generator.integers(-1, 4, size=judged.size)
+        qrels = {str(name): float(grade) for name, grade in zip(judged, grades, strict=True)}
+        queries.append(make_query(f"q{number}", qrels=qrels))
+        found = generator.choice(documents, size=generator.integers(0, 26))
+        hits += make_hits(f"q{number}", [str(name) for name in found])
+    generator.shuffle(hits)  # type: ignore[arg-type]  # a list is shuffled in place too
+    return queries, hits
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_retrieval_scores_are_those_of_trec_eval_on_graded_random_runs(seed: int) -> None:
+    queries, hits = random_run(seed)
+    qrels = {
+        query.query_id: {name: int(grade) for name, grade in zip(query.document_ids, query.relevances, strict=True)}
+        for query in queries
+    }
+    run: dict[str, dict[str, float]] = {query.query_id: {} for query in queries}
+    for hit in hits:
+        run[hit.query_id][hit.document_id] = max(hit.score, run[hit.query_id].get(hit.document_id, 0))
+    expected: dict[str, dict[str, float]] = collections.defaultdict(dict)
+    names = {"R": "recall", "RR": "MRR", "nDCG": "nDCG"}
+    measures = [measure @ k for measure in (R, RR, nDCG) for k in (1, 3, 5, 10, 100)]
+    for metric in ir_measures.iter_calc(measures, qrels, run):
+        stem, _, k = str(metric.measure).partition("@")
+        expected[metric.query_id][f"{names[stem]}@{k}"] = metric.value
+
+    scores = metrics.score_retrieval(queries, hits, [1, 3, 5, 10, 100])
+
+    scored = {query_id for query_id, judged in qrels.items() if max(judged.values()) > 0}
+    assert set(scores) == scored
+    assert 50 < len(scored) < 60
+    for query_id in scored:
+        assert scores[query_id] == pytest.approx(expected[query_id], abs=1e-12)
+
+
+def test_retrieval_metrics_have_their_hand_computed_values() -> None:
+    qrels = {"a": 3.0, "b": 0.0, "c": 1.0, "d": 0.5}
+    ranking = ["x", "b", "c", "a"]
+    assert metrics.recall_at_k(qrels, ranking, 2) == 0
+    assert metrics.recall_at_k(qrels, ranking, 4) == pytest.approx(2 / 3)
+    assert metrics.mrr_at_k(qrels, ranking, 2) == 0
+    assert metrics.mrr_at_k(qrels, ranking, 10) == pytest.approx(1 / 3)
+    gain = 1 / 2 + 3 / math.log2(5)
+    assert metrics.ndcg_at_k(qrels, ranking, 4) == pytest.approx(gain / (3 + 1 / math.log2(3) + 0.5 / 2))
+    assert metrics.ndcg_at_k(qrels, ["a", "c", "d"], 2) == 1
+
+
+@given(
+    st.dictionaries(st.sampled_from("abcdefgh"), st.floats(0, 3), min_size=1).filter(lambda q: max(q.values()) > 0.01),
+    st.permutations("abcdefgh"),
+    st.integers(1, 9),
+)
+def test_metrics_stay_in_range_and_a_perfect_ranking_has_ndcg_1(
+    qrels: dict[str, float], ranking: list[str], k: int
+) -> None:
+    for metric in (metrics.recall_at_k, metrics.mrr_at_k, metrics.ndcg_at_k):
+        assert 0 <= metric(qrels, ranking, k) <= 1 + 1e-12
+    ranking = sorted(ranking, key=lambda name: -qrels.get(name, 0))
+    assert metrics.ndcg_at_k(qrels, ranking, k) == pytest.approx(1)
+    assert metrics.mrr_at_k(qrels, ranking, k) == 1
+    assert metrics.recall_at_k(qrels, ranking, 8) == 1
+
+
+def test_a_document_stands_at_its_best_passage_whatever_the_order_of_the_hits() -> None:
+    hits = make_hits("q", ["b", "a", "b", "c", "a"])
+    assert metrics.documents_of(hits) == ["b", "a", "c"]
+    assert metrics.documents_of(hits[::-1]) == ["b", "a", "c"]
+    assert metrics.documents_of([]) == []
+
+
+def test_hits_of_one_document_do_not_push_others_beyond_the_cutoff() -> None:
+    query = make_query(qrels={"a": 1.0})
+    scores = metrics.score_retrieval([query], make_hits("q", ["b", "b", "b", "a"]), [2])
+    assert scores == {"q": {"recall@2": 1.0, "MRR@2": 0.5, "nDCG@2": pytest.approx(1 / math.log2(3))}}
+
+
+def test_a_query_without_hits_scores_0_and_one_without_relevant_documents_is_left_out() -> None:
+    queries = [make_query("no hits", qrels={"a": 1.0}), make_query("no qrels"), make_query("zero", qrels={"a": 0.0})]
+    scores = metrics.score_retrieval(queries, make_hits("zero", ["a"]) + make_hits("other", ["a"]), [5])
+    assert scores == {"no hits": {"recall@5": 0.0, "MRR@5": 0.0, "nDCG@5": 0.0}}
+
+
+def test_retrieval_input_that_cannot_be_scored_is_refused() -> None:
+    with pytest.raises(MetricError, match="k is 0"):
+        metrics.recall_at_k({"a": 1}, ["a"], 0)
+    with pytest.raises(MetricError, match="'a' stands twice"):
+        metrics.ndcg_at_k({"a": 1}, ["b", "a", "a"], 3)
+    with pytest.raises(MetricError, match="no relevance above 0"):
+        metrics.mrr_at_k({"a": 0}, ["a"], 3)
+    query = make_query(qrels={"a": 1.0})
+    with pytest.raises(MetricError, match="'q': rank 1 stands 2 times"):
+        metrics.score_retrieval([query], [*make_hits("q", ["a"]), *make_hits("q", ["b"])], [1])
+    with pytest.raises(MetricError, match="more than once: 'q'"):
+        metrics.score_retrieval([query, query], [], [1])
+    with pytest.raises(MetricError, match="2 document_ids and 1 relevances"):
+        metrics.score_retrieval([Query("q", "?", None, ("a", "b"), (1.0,), "all")], [], [1])
+
+
+def test_5322_queries_of_20_hits_are_scored_in_two_seconds() -> None:
+    queries = [make_query(f"q{number}", qrels={"d19": 1.0}) for number in range(5322)]
+    hits = [hit for query in queries for hit in make_hits(query.query_id, [f"d{number}" for number in range(20)])]
+    start = time.process_time()
+    scores = metrics.score_retrieval(queries, hits, [1, 3, 5, 10])
+    assert time.process_time() - start < 2
+    assert len(scores) == 5322
+
+
+# --- Answers
+
+
+def squad_normalize(text: str) -> str:
+    text = "".join(character for character in text.lower() if character not in set(string.punctuation))
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
+
+
+def squad_f1(gold: str, found: str) -> float:
+    gold_tokens, found_tokens = squad_normalize(gold).split(), squad_normalize(found).split()
+    if not gold_tokens or not found_tokens:
+        return int(gold_tokens == found_tokens)
+    left, same = list(gold_tokens), 0
+    for token in found_tokens:
+        if token in left:
+            left.remove(token)
+            same += 1
+    if same == 0:
+        return 0
+    precision, recall = same / len(found_tokens), same / len(gold_tokens)
+    return 2 * precision * recall / (precision + recall)
+
+
+WORDS = st.lists(st.sampled_from(["the", "The", "A", "an", "moon", "Moon,", "far-side", "1969.", "ü", "  ", "!"]))
+TEXTS = st.one_of(st.text(), WORDS.map(" ".join))
+
+
+@given(TEXTS, st.lists(TEXTS, min_size=1, max_size=4))
+def test_english_em_and_f1_are_those_of_the_squad_evaluation(answer: str, golds: list[str]) -> None:
+    assert metrics.normalize_answer(answer, "en") == squad_normalize(answer)
+    expected = max(float(squad_normalize(gold) == squad_normalize(answer)) for gold in golds)
+    assert metrics.exact_match(answer, golds, "en") == expected
+    assert metrics.token_f1(answer, golds, "en") == pytest.approx(max(squad_f1(gold, answer) for gold in golds))
+
+
+@pytest.mark.parametrize(
+    ("text", "normalized"),
+    [
+        ("二〇〇八年", "二 〇 〇 八 年"),
+        ("2008 年，8月。", "2008 年 8 月"),
+        ("《人人影视》", "人 人 影 视"),
+        ("iPhone 6S（手机）", "iphone 6s 手 机"),
+        ("U.S.A.", "usa"),
+        ("3.14％", "314"),
+        ("乔治·奥威尔——“一九八四”……", "乔 治 奥 威 尔 一 九 八 四"),
+        ("Café Müller在巴黎", "café müller 在 巴 黎"),
+        ("人々のタ", "人 々 の タ"),
+        ("、。！？；：「」『』【】—～", ""),
+        ("", ""),
+    ],
+)
+def test_chinese_is_cut_into_characters_and_latin_runs(text: str, normalized: str) -> None:
+    assert metrics.normalize_answer(text, "zh") == normalized
+
+
+@given(st.text(alphabet="阿波罗登月一二三，。《》 \n"), st.text(alphabet="阿波罗登月一二三，。《》 \n"))
+def test_chinese_em_and_f1_count_characters(answer: str, gold: str) -> None:
+    found, wanted = (collections.Counter(re.sub(r"[，。《》\s]", "", text)) for text in (answer, gold))
+    total = found.total() + wanted.total()
+    expected = 2 * (found & wanted).total() / total if total else 1.0
+    assert metrics.token_f1(answer, [gold], "zh") == pytest.approx(expected)
+    same = re.sub(r"[，。《》\s]", "", answer) == re.sub(r"[，。《》\s]", "", gold)
+    assert metrics.exact_match(answer, [gold], "zh") == float(same)
+
+
+def test_chinese_f1_has_its_hand_computed_value() -> None:
+    # 6 tokens against 3, 3 in common: precision 1/2, recall 1
+    assert metrics.token_f1("他生于1969年。", ["1969年生"], "zh") == pytest.approx(2 * 3 / (5 + 3))
+    assert metrics.exact_match("1969 年", ["１９６９", "1969年"], "zh") == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "golds", "language", "expected"),
+    [
+        ("It was Neil Armstrong, in 1969.", ["Buzz Aldrin", "the Neil Armstrong"], "en", 1),
+        ("It was Armstrong Neil.", ["Neil Armstrong"], "en", 0),
+        ("Neil the Armstrong", ["Neil Armstrong"], "en", 1),
+        ("the Moonlight", ["moon"], "en", 0),
+        ("the Moon", ["The"], "en", 0),
+        ("", [""], "en", 0),
+        ("他生于1969年。", ["1969年"], "zh", 1),
+        ("他生于1969年。", ["196"], "zh", 0),
+        ("他生于1969年。", ["，"], "zh", 0),
+        ("他生于1969年。", ["生年"], "zh", 0),
+    ],
+)
+def test_contains_answer_wants_whole_tokens_in_a_row(
+    answer: str, golds: list[str], language: Any, expected: int
+) -> None:
+    assert metrics.contains_answer(answer, golds, language) == expected
+
+
+def test_without_gold_answers_an_abstention_is_right() -> None:
+    for metric in (metrics.exact_match, metrics.token_f1):
+        assert metric("I don't know.", (), "en") == 1
+        assert metric("无法回答", (), "zh") == 1
+        assert metric("1969", (), "en") == 0
+
+
+def test_an_unknown_language_is_refused_by_name() -> None:
+    with pytest.raises(MetricError, match="'de'"):
+        metrics.normalize_answer("Mond", "de")  # type: ignore[arg-type]  # what a plain caller could do
+
+
+RIGHT = {"EM": 1.0, "token_F1": 1.0, "contains_answer": 1.0}
+WRONG = {"EM": 0.0, "token_F1": 0.0, "contains_answer": 0.0}
+NO_FLAG = {"abstained": 0.0, "failed": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("query", "answer", "expected"),
+    [
+        (make_query(answers=("Moon",)), make_answer(text="the moon"), RIGHT | NO_FLAG),
+        (
+            make_query(answers=("Moon",)),
+            make_answer(text="on the moon"),
+            {"EM": 0.0, "token_F1": pytest.approx(2 / 3), "contains_answer": 1.0} | NO_FLAG,
+        ),
+        (
+            make_query(answers=("Moon",)),
+            make_answer(text="The passages do not mention the Moon.", abstained=True),
+            WRONG | {"abstained": 1.0, "failed": 0.0},
+        ),
+        (
+            make_query(answers=("Moon",)),
+            make_answer(text="moon", status="failed", error="out of memory"),
+            WRONG | {"abstained": 0.0, "failed": 1.0},
+        ),
+        (
+            make_query(answers=()),
+            make_answer(abstained=True),
+            {"EM": 1.0, "token_F1": 1.0, "abstained": 1.0, "failed": 0.0},
+        ),
+        (make_query(answers=()), make_answer(text="Mars"), {"EM": 0.0, "token_F1": 0.0} | NO_FLAG),
+        (
+            make_query(answers=(), qrels={"a": 1.0}),
+            make_answer(abstained=True, status="failed", cited=("a",)),
+            {"EM": 0.0, "token_F1": 0.0, "abstained": 0.0, "failed": 1.0},
+        ),
+        (make_query(answers=None), make_answer(text="Mars"), NO_FLAG),
+        (
+            make_query(qrels={"a": 1.0, "b": 2.0, "c": 0.0}),
+            make_answer(cited=("a", "c", "x", "a")),
+            {"citation_precision": pytest.approx(1 / 3), "citation_recall": 0.5} | NO_FLAG,
+        ),
+        (make_query(qrels={"a": 1.0}), make_answer(), {"citation_recall": 0.0} | NO_FLAG),
+        (
+            make_query(qrels={"a": 1.0}),
+            make_answer(cited=("a",), status="failed"),
+            {"citation_recall": 0.0, "abstained": 0.0, "failed": 1.0},
+        ),
+        (make_query(qrels={"a": 0.0}), make_answer(cited=("a",)), NO_FLAG),
+    ],
+)
+def test_an_answer_has_exactly_the_metrics_that_are_defined_for_it(
+    query: Query, answer: Answer, expected: dict[str, float]
+) -> None:
+    assert metrics.score_answers([query], [answer], "en") == {"q": expected}
+
+
+def test_citation_shares_that_are_not_defined_are_refused() -> None:
+    with pytest.raises(MetricError, match="cites nothing"):
+        metrics.citation_precision([], {"a": 1})
+    with pytest.raises(MetricError, match="no relevance above 0"):
+        metrics.citation_recall([], {"a": 0})
+
+
+def test_missing_and_repeated_answers_are_named() -> None:
+    queries = [make_query(f"q{number}") for number in range(14)]
+    with pytest.raises(MetricError, match=r"without an answer: 'q1', 'q2', .*'q10' and 3 more"):
+        metrics.score_answers(queries, [make_answer("q0")], "en")
+    answers = [make_answer(query.query_id) for query in queries]
+    with pytest.raises(MetricError, match="more than one answer: 'q3'"):
+        metrics.score_answers(queries, [*answers, answers[3]], "en")
+    with pytest.raises(MetricError, match="more than once: 'q0'"):
+        metrics.score_abstention([*queries, queries[0]], answers)
+    assert list(metrics.score_answers(queries[:2], answers, "en")) == ["q0", "q1"]
+
+
+def means(per_query: dict[str, dict[str, float]]) -> dict[str, float]:
+    return {name: interval.value for name, interval in metrics.summarize(per_query, 100, 0.95, 0).items()}
+
+
+def test_abstention_metrics_have_their_hand_computed_values() -> None:
+    gold = {"u": (), "a": ("Moon",), "n": None}
+    names = ["u1", "u2", "u3", "a1", "a2", "a3", "a4", "a5", "n1"]
+    queries = [make_query(name, answers=gold[name[0]]) for name in names]
+    abstaining = {"u1", "u2", "a1", "n1"}
+    answers = [make_answer(name, abstained=name in abstaining) for name in names]
+    answers[4] = make_answer("a2", abstained=True, status="failed")
+    assert means(metrics.score_abstention(queries, answers)) == {
+        "abstention_precision": pytest.approx(2 / 3),
+        "abstention_recall": pytest.approx(2 / 3),
+        "false_abstention_rate": pytest.approx(1 / 5),
+    }
+
+
+def test_abstention_shares_of_nothing_are_left_out() -> None:
+    answerable, unanswerable = make_query("a", answers=("Moon",)), make_query("u", answers=())
+    says, refuses = make_answer("a", "Moon"), make_answer("u", abstained=True)
+    assert means(metrics.score_abstention([answerable], [says])) == {"false_abstention_rate": 0.0}
+    assert means(metrics.score_abstention([answerable], [make_answer("a", abstained=True)])) == {
+        "false_abstention_rate": 1.0
+    }
+    assert means(metrics.score_abstention([unanswerable], [make_answer("u", "Mars")])) == {"abstention_recall": 0.0}
+    assert means(metrics.score_abstention([unanswerable], [refuses])) == {
+        "abstention_precision": 1.0,
+        "abstention_recall": 1.0,
+    }
+    assert metrics.score_abstention([], []) == {}
+
+
+# --- Intervals
+
+
+def test_equal_values_and_a_single_value_give_an_interval_of_no_width() -> None:
+    for n in (1, 7, 1000):
+        assert metrics.bootstrap(np.full(n, 0.1), 500, 0.95, 0) == Interval(0.1, 0.1, 0.1, n)
+
+
+def test_the_95_percent_interval_covers_the_true_mean_about_95_times_in_100() -> None:
+    covered = 0
+    for seed in range(200):
+        values = np.random.default_rng(seed).normal(3.0, 2.0, size=50)
+        interval = metrics.bootstrap(values, 1000, 0.95, seed)
+        covered += interval.low <= 3.0 <= interval.high
+    assert 0.88 <= covered / 200 <= 0.99
+
+
+def test_the_interval_ends_are_quantiles_of_the_exact_resampling_distribution() -> None:
+    # Of 4 values 0 and 6 values 1 a resampled mean is Binomial(10, 0.6) / 10; its cumulative probabilities by hand:
+    # P(X <= 2) = 0.0123, P(X <= 3) = 0.0548, P(X <= 7) = 0.8327, P(X <= 8) = 0.9536, P(X <= 9) = 0.9940.
+    values = np.array([0.0] * 4 + [1.0] * 6)
+    assert metrics.bootstrap(values, 20_000, 0.95, 0) == Interval(0.6, pytest.approx(0.3), pytest.approx(0.9), 10)
+    assert metrics.bootstrap(values, 20_000, 0.8, 0) == Interval(0.6, pytest.approx(0.4), pytest.approx(0.8), 10)
+
+
+def test_the_width_is_that_of_the_normal_approximation_for_many_values() -> None:
+    values = np.random.default_rng(1).random(5000)
+    interval = metrics.bootstrap(values, 5000, 0.95, 2)
+    assert interval.value == pytest.approx(values.mean())
+    assert interval.high - interval.low == pytest.approx(2 * 1.96 * values.std() / math.sqrt(5000), rel=0.05)
+
+
+def test_a_seed_fixes_the_interval_and_another_seed_moves_it() -> None:
+    values = np.random.default_rng(0).random(300)
+    assert metrics.bootstrap(values, 1000, 0.95, 5) == metrics.bootstrap(values, 1000, 0.95, 5)
+    assert metrics.bootstrap(values, 1000, 0.95, 5) != metrics.bootstrap(values, 1000, 0.95, 6)
+
+
+@pytest.mark.parametrize("block", [1, 700, 10**9])
+def test_the_block_size_does_not_change_the_interval(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(0).random(100)
+    expected = metrics.bootstrap(values, 1001, 0.95, 5)
+    monkeypatch.setattr(metrics, "_BLOCK_INDICES", block)
+    assert metrics.bootstrap(values, 1001, 0.95, 5) == expected
+
+
+def test_10000_resamples_of_5322_values_take_under_two_seconds() -> None:
+    values = np.random.default_rng(0).random(5322)
+    start = time.process_time()
+    metrics.bootstrap(values, 10_000, 0.95, 0)
+    assert time.process_time() - start < 2
+
+
+def test_a_paired_interval_is_narrower_than_an_unpaired_one_when_the_arms_correlate() -> None:
+    generator = np.random.default_rng(0)
+    a = generator.random(200)
+    b = a + generator.normal(0.1, 0.05, size=200)
+    paired = metrics.paired_bootstrap(a, b, 2000, 0.95, 0)
+    alone = metrics.bootstrap(b, 2000, 0.95, 0)
+    assert paired.value == pytest.approx(b.mean() - a.mean())
+    assert 0 < paired.low < paired.value < paired.high < 0.2
+    assert paired.high - paired.low < (alone.high - alone.low) / 2
+    swapped = metrics.paired_bootstrap(b, a, 2000, 0.95, 0)
+    assert (swapped.value, swapped.low, swapped.high) == pytest.approx((-paired.value, -paired.high, -paired.low))
+
+
+def test_values_and_settings_that_have_no_interval_are_refused() -> None:
+    two = np.array([0.0, 1.0])
+    with pytest.raises(MetricError, match=r"values has shape \(0,\)"):
+        metrics.bootstrap(np.array([]), 100, 0.95, 0)
+    with pytest.raises(MetricError, match=r"values\[1\] is nan"):
+        metrics.bootstrap(np.array([0.0, math.nan]), 100, 0.95, 0)
+    with pytest.raises(MetricError, match=r"b\[0\] is inf"):
+        metrics.paired_bootstrap(two, np.array([math.inf, 0.0]), 100, 0.95, 0)
+    with pytest.raises(MetricError, match="a has 2 values and b has 1"):
+        metrics.paired_bootstrap(two, two[:1], 100, 0.95, 0)
+    for resamples, confidence, seed in ((0, 0.95, 0), (100, 0.0, 0), (100, 1.0, 0), (100, 0.95, -1)):
+        with pytest.raises(MetricError, match="resamples must be at least 1"):
+            metrics.bootstrap(two, resamples, confidence, seed)
+
+
+def test_a_summary_has_one_interval_per_metric_over_the_queries_that_have_it() -> None:
+    generator = np.random.default_rng(0)
+    per_query = {f"q{number:02}": {"recall@10": float(generator.random())} for number in range(30)}
+    for number in range(10):
+        per_query[f"q{number:02}"] |= {"recall@5": float(number % 2), "EM": 1.0}
+    summary = metrics.summarize(per_query, 1000, 0.95, 3)
+    assert list(summary) == ["EM", "recall@5", "recall@10"]
+    values = np.array([scores["recall@10"] for scores in per_query.values()])
+    assert summary["recall@10"] == metrics.bootstrap(values, 1000, 0.95, 3)
+    assert (summary["recall@5"].value, summary["recall@5"].n) == (0.5, 10)
+    assert metrics.summarize(dict(reversed(per_query.items())), 1000, 0.95, 3) == summary
+    assert metrics.summarize({}, 1000, 0.95, 3) == {}
+    with pytest.raises(MetricError, match="query 'q1': EM is nan"):
+        metrics.summarize({"q1": {"EM": math.nan}}, 1000, 0.95, 3)
