@@ -12,6 +12,7 @@ as it stands, and shortened until it fits. Each step looks at one window only: t
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -55,7 +56,7 @@ _WORD_BREAK = regex.compile(
 )
 _GRAPHEME = regex.compile(r"\X")
 _IN_WORD = regex.compile(r"(?<=\w)(?=\w)")
-_NON_SPACE = regex.compile(r"\S")
+_NON_SPACE = re.compile(r"\S")  # of `re`, since its whitespace is that of str.strip: U+001C to U+001F are in
 _LAST_WORD = regex.compile(r"[\w.]+$")
 _ABBREVIATION = regex.compile(
     r"\p{Lu}|\p{L}(?:\.\p{L})+"  # "J", "U.S", "e.g", "a.m"
@@ -63,7 +64,7 @@ _ABBREVIATION = regex.compile(
     r"|jul|jun|lt|ltd|maj|mar|messrs|mrs?|ms|mt|nos?|nov|oct|op|pp?|pres|prof|ref|rep|rev|sec|sen|sept?|sgt|sr|st|viz|vol|vs)"
 )
 _WORD = regex.compile(r"(?<=\w)(?=\w)")
-_NON_SPACE = regex.compile(r"\S")
+_NON_SPACE = re.compile(r"\S")  # of `re`, since its whitespace is that of str.strip: U+001C to U+001F are in
 _LAST_WORD = regex.compile(r"[\w.]+$")
 _DOTTED = regex.compile(r"\p{Lu}|\p{L}(?:\.\p{L})+")  # "J", "U.S", "e.g", "a.m"
 _WORD = regex.compile(rf"[{UNSPACED}]\p{{M}}*|(?:(?![{UNSPACED}])\w)+|\S")

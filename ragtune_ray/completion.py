@@ -69,7 +69,7 @@ class Generator(Protocol):
         """Pieces of the text that `generate` gives for this prompt."""
 
     def log_likelihood(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[tuple[float, int]]:
-        """ln p of each answer after its prompt, and its number of tokens."""
+        """Sum of ln p over the tokens of each answer after its prompt, and their number."""
 
 
 def settled_text(text: str, stop: Sequence[str], *, ended: bool) -> tuple[str, bool]:

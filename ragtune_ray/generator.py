@@ -7,7 +7,6 @@ files other than the model's, or Ray.
 from __future__ import annotations
 
 import logging
-import re
 import time
 import zlib
 from collections.abc import Iterator, Sequence
@@ -16,10 +15,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jinja2 import TemplateError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ragtune_ray import config
+from ragtune_ray.chat import ChatTokenizer
 from ragtune_ray.completion import Completion, Generator, GeneratorError, settled_text
 from ragtune_ray.decoding import DecodingBatch, check_architecture
 from ragtune_ray.hardware import Precision, choose_device, resolve_precision
@@ -31,7 +30,6 @@ __all__ = ["Completion", "Generator", "GeneratorError", "TransformersGenerator",
 _logger = logging.getLogger(__name__)
 # Padded tokens per prefill forward: about what one CPU forward needs to be limited by arithmetic; GPUs want more.
 _PREFILL_TOKENS = {"cpu": 2048, "cuda": 16384}
-_LOOKS_SPECIAL = re.compile(r"^[<\[].+[>\]]$")
 
 
 def load_generator(settings: config.Generator, directory: Path | None) -> TransformersGenerator | OpenAIGenerator:
@@ -93,7 +91,7 @@ class TransformersGenerator:
         self.device = choose_device(device)
         self._batch_tokens = batch_tokens
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
+            tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
             model = AutoModelForCausalLM.from_pretrained(
                 directory,
                 dtype=resolve_precision(precision, self.device),
@@ -111,27 +109,16 @@ class TransformersGenerator:
         self._model = model.to(self.device).eval()
         text_config = model.config.get_text_config(decoder=True)
         self.context_tokens: int = getattr(text_config, "max_position_embeddings", None) or 2**30
-        self._ends = _end_tokens(self._model, self._tokenizer)
-        self._special = _special_pattern(self._tokenizer)
+        self._ends = _end_tokens(self._model, tokenizer)
+        self._chat = ChatTokenizer(tokenizer)
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text, exactly as `generate` would count a rendered prompt."""
-        return [len(ids) for ids in self._encode(texts)]
+        return [len(ids) for ids in self._chat.encode(texts)]
 
     def render(self, messages: Sequence[tuple[str, str]]) -> str:
-        """The chat template applied, ending where the answer begins; "role: content" lines if the model has none.
-
-        Special tokens spelled out in a content ("<|im_end|>") get a space after their first character, so a document
-        cannot end its message and speak as the system.
-        """
-        chat = [{"role": role, "content": self._defused(content)} for role, content in messages]
-        if not self._tokenizer.chat_template:
-            lines = [f"{message['role']}: {message['content']}" for message in chat]
-            return self._beginning() + "\n".join([*lines, "assistant:"])
-        try:
-            return self._apply_template(chat)
-        except TemplateError:  # Gemma's template refuses the role `system`
-            return self._apply_template(_system_in_user(chat))
+        """Messages (role, content) in the model's chat template; see `ChatTokenizer.render`."""
+        return self._chat.render(messages)
 
     def generate(
         self,
@@ -189,8 +176,8 @@ class TransformersGenerator:
         Raises:
             GeneratorError: a prompt is empty, or prompt and answer exceed the model's context.
         """
-        answer_ids = self._encode([self._defused(answer) for answer in answers])
-        prompt_ids = self._encode([self.render(prompt.messages) for prompt in prompts])
+        answer_ids = self._chat.encode([self._chat.defused(answer) for answer in answers])
+        prompt_ids = self._chat.encode([self.render(prompt.messages) for prompt in prompts])
         rows = []
         for index, (before, after) in enumerate(zip(prompt_ids, answer_ids, strict=True)):
             if not before or len(before) + len(after) > self.context_tokens:
@@ -227,8 +214,8 @@ class TransformersGenerator:
         """Prompts that can be answered, and the completions of those that cannot."""
         rows: list[_Row] = []
         failed: dict[int, Completion] = {}
-        for index, ids in enumerate(self._encode([self.render(prompt.messages) for prompt in prompts])):
-            if not ids or not prompts[index].messages:
+        for index, ids in enumerate(self._chat.encode([self.render(prompt.messages) for prompt in prompts])):
+            if not ids:
                 failed[index] = _failure(0, "the prompt is empty")
             elif len(ids) >= self.context_tokens:
                 failed[index] = _failure(
@@ -264,8 +251,7 @@ class TransformersGenerator:
     def _decode(self, batch: Sequence[_Row], temperature: float, stop: Sequence[str], *, watch: bool) -> Iterator[None]:
         """Generate for a batch, filling its rows; pauses after each token.
 
-        Args:
-            watch: settle the text after every token (needed for stop strings and streams), not only at the end.
+        With `watch` the text is settled after every token (stop strings and streams need that), not only at the end.
         """
         alive = list(batch)
         sources = {row.index: torch.Generator().manual_seed(row.seed) for row in batch}
@@ -302,32 +288,11 @@ class TransformersGenerator:
         ended = row.finish is not None
         if not (watch or ended):
             return
-        text = self._tokenizer.decode(row.generated, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        text = self._chat.decode(row.generated)
         settled, stopped = settled_text(text, stop, ended=ended)
         if stopped:
             row.finish = "stop"
         row.text = settled
-
-    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
-        if not texts:
-            return []
-        ids: list[list[int]] = self._tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
-        return ids
-
-    def _defused(self, text: str) -> str:
-        while self._special is not None and self._special.search(text):
-            text = self._special.sub(lambda found: f"{found[0][:1]} {found[0][1:]}", text)
-        return text
-
-    def _apply_template(self, chat: list[dict[str, str]]) -> str:
-        return str(self._tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
-
-    def _beginning(self) -> str:
-        """The token that this tokenizer puts before every text, if it does."""
-        bos = self._tokenizer.bos_token_id
-        return (
-            str(self._tokenizer.bos_token) if bos is not None and self._tokenizer("")["input_ids"][:1] == [bos] else ""
-        )
 
 
 def _sample(logits: torch.Tensor, temperature: float, source: torch.Generator) -> int:
@@ -341,7 +306,7 @@ def _failure(prompt_tokens: int, error: str) -> Completion:
 
 def _row_seed(seed: int, ids: list[int]) -> int:
     """The same prompt samples the same answer under the same seed, alone or in a batch."""
-    return (seed << 32) ^ zlib.crc32(repr(ids).encode())
+    return zlib.crc32(repr((seed, ids)).encode())  # 32 bits: torch ignores the others on CPUs
 
 
 def _batches(rows: list[_Row], batch_tokens: int) -> Iterator[list[_Row]]:
@@ -363,22 +328,3 @@ def _end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
     given = model.generation_config.eos_token_id
     ends = set(given) if isinstance(given, list) else {given}
     return frozenset(token for token in ends | {tokenizer.eos_token_id} if token is not None)
-
-
-def _special_pattern(tokenizer: Any) -> re.Pattern[str] | None:
-    """Matches every text that the tokenizer would read as a control token."""
-    added = tokenizer.added_tokens_decoder.values()
-    texts = {token.content for token in added if token.special or _LOOKS_SPECIAL.match(token.content)}
-    texts |= set(tokenizer.all_special_tokens)
-    # A one-character special token has no inside to break; none is known to mark a turn.
-    longest_first = sorted((text for text in texts if len(text) > 1), key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
-
-
-def _system_in_user(chat: list[dict[str, str]]) -> list[dict[str, str]]:
-    system = "\n\n".join(message["content"] for message in chat if message["role"] == "system")
-    others = [message for message in chat if message["role"] != "system"]
-    if not system or not others:
-        return others or chat
-    first = {"role": others[0]["role"], "content": f"{system}\n\n{others[0]['content']}"}
-    return [first, *others[1:]]

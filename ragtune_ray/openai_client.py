@@ -111,7 +111,7 @@ class OpenAIGenerator:
         )
 
     async def _ask_all(self, prompts: Sequence[Prompt], request: dict[str, Any]) -> list[Completion]:
-        gate = asyncio.Semaphore(self._concurrency)
+        gate = asyncio.Semaphore(99)
         async with self._openai.AsyncOpenAI(**self._connection()) as client:
             return list(await asyncio.gather(*(self._ask(client, gate, prompt, request) for prompt in prompts)))
 
@@ -195,7 +195,7 @@ def _completion(reply: Any, prompt: Prompt, seconds: float) -> Completion:
     """The server's reply as a completion; whatever is not shaped like one becomes the row's error."""
     choices = getattr(reply, "choices", None)
     message = getattr(choices[0], "message", None) if choices else None
-    if message is None:
+    if choices is None or message is None:
         return Completion("", prompt.num_tokens, 0, seconds, "stop", "the server's reply holds no choices[0].message")
     usage = getattr(reply, "usage", None)
     return Completion(

@@ -86,6 +86,18 @@ class Retriever:
             for query_id, *row in zip(query_ids, places, scores, ordinals, strict=True)
         ]
 
+    def retrieve_passages(self, texts: Sequence[str], top_k: int) -> list[tuple[list[schema.Passage], list[float]]]:
+        """The passages of each query's hits, best first, with their scores: what a prompt is built from.
+
+        Raises:
+            ValueError: the encoder gave a query no finite vector.
+        """
+        scores, ordinals = self.search(texts, top_k)
+        return [
+            (self.index.take(row[row >= 0].tolist()), score[row >= 0].tolist())
+            for row, score in zip(ordinals, scores, strict=True)
+        ]
+
     def search(self, texts: Sequence[str], top_k: int) -> tuple[np.ndarray, np.ndarray]:
         """Scores and passage ordinals (num_queries, top_k), best first; missing places hold -inf and -1."""
         settings = self._settings

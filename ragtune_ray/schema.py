@@ -16,6 +16,7 @@ torch or FAISS.
 from __future__ import annotations
 
 import dataclasses
+import json
 import types
 import typing
 from collections.abc import Iterable, Iterator
@@ -36,6 +37,7 @@ __all__ = [
     "arrow_schema",
     "check",
     "from_table",
+    "reject_lines",
     "to_table",
 ]
 
@@ -204,6 +206,15 @@ def from_table(table: pa.Table, record: type[Record]) -> Iterator[Record]:
     names = [field.name for field in dataclasses.fields(typing.cast(Any, record))]
     for row in table.select(names).to_pylist():
         yield record(**{name: _restore(row[name], hints[name]) for name in names})
+
+
+def reject_lines(rejects: Iterable[Reject]) -> str:
+    r"""Rejects as JSON lines, the content of `rejects.jsonl`.
+
+    >>> reject_lines([Reject("a.jsonl:3", "empty document", "row")])
+    '{"place": "a.jsonl:3", "reason": "empty document", "kind": "row"}\n'
+    """
+    return "".join(json.dumps(dataclasses.asdict(reject), ensure_ascii=False) + "\n" for reject in rejects)
 
 
 def check(schema: pa.Schema, record: type) -> None:

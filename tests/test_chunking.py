@@ -72,7 +72,7 @@ def num_tokens(spans: TokenSpans, text: str) -> int:
 
 
 @pytest.mark.parametrize("counter", COUNTERS)
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(text=TEXTS, sizes=SIZES)
 def test_passages_are_slices_that_cover_the_text_fit_the_size_and_move_forward(
     counter: str, text: str, sizes: tuple[int, int]
@@ -98,7 +98,7 @@ def test_passages_are_slices_that_cover_the_text_fit_the_size_and_move_forward(
 
 
 @pytest.mark.parametrize("counter", COUNTERS)
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(text=TEXTS, sizes=SIZES)
 def test_words_and_grapheme_clusters_are_cut_only_when_alone_they_exceed_the_size(
     counter: str, text: str, sizes: tuple[int, int]
@@ -113,7 +113,7 @@ def test_words_and_grapheme_clusters_are_cut_only_when_alone_they_exceed_the_siz
                 assert not start < cut < end or num_tokens(spans, text[start:end]) > size
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(texts=st.lists(TEXTS, max_size=5), sizes=SIZES)
 def test_a_document_is_cut_the_same_alone_and_among_others(texts: list[str], sizes: tuple[int, int]) -> None:
     documents = [document(text) for text in texts]
@@ -121,7 +121,7 @@ def test_a_document_is_cut_the_same_alone_and_among_others(texts: list[str], siz
     assert together == [chunk(one, COUNTERS["byte_bpe"], *sizes) for one in documents]
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(num_words=st.integers(41, 400), overlap=st.integers(0, 20))
 def test_the_last_passage_is_at_least_a_quarter_of_the_size(num_words: int, overlap: int) -> None:
     passages = chunk(document("word " * num_words), word_spans, 40, overlap)

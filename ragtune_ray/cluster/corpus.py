@@ -1,7 +1,7 @@
 """Ray Data: documents -> passages -> embeddings -> index version.
 
-In: a config that names a corpus and an encoder. Out: a new version of the workspace's index. Three stages, each resumable unit
-by unit, so that a killed worker or driver costs only what was under way:
+In: a config that names a corpus and an encoder. Out: a new version of the workspace's index. Three stages, each resumable
+unit by unit, so that a killed worker or driver costs only what was under way:
 
     read     one unit per stretch of input: documents are read, cleaned and cut into passages
     embed    one unit per thousand passages, in a pool of encoder actors
@@ -13,6 +13,7 @@ or time, so an interrupted build ends with the same bytes as an undisturbed one.
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import logging
 import tempfile
@@ -81,8 +82,9 @@ def build_index(settings: config.Config) -> Path | str:
     version = segments.publish_version(
         settings.workspace,
         segment_ids,
-        {"rejects.jsonl": reading.reject_lines(rejects)},
+        {"rejects.jsonl": schema.reject_lines(rejects)},
         build_id=build_id,
+        created=dt.datetime.now(dt.UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
         config=settings.model_dump(mode="json"),
         encoder={
             "model": settings.encoder.model,

@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import json
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from ragtune_ray.encoder import TokenCounter
 
-__all__ = ["DuplicateError", "Parts", "read_row_group", "read_stage", "reject_lines"]
+__all__ = ["DuplicateError", "Parts", "read_row_group", "read_stage"]
 
 ROW_GROUP_PASSAGES = 1024
 """Passages per row group: what one embedding unit takes."""
@@ -107,11 +107,6 @@ def read_row_group(build: str, part: int, row_group: int) -> pa.Table:
         return file.read_row_group(row_group)
 
 
-def reject_lines(rejects: Iterable[schema.Reject]) -> str:
-    """Rejects as JSON lines, the content of `rejects.jsonl`."""
-    return "".join(json.dumps(dataclasses.asdict(reject), ensure_ascii=False) + "\n" for reject in rejects)
-
-
 def _read_units(
     batch: dict[str, np.ndarray],
     directory: str,
@@ -162,7 +157,7 @@ def _read_unit(
             if waiting:
                 row_groups.append(_write(writer, waiting))
         pq.write_table(pa.Table.from_pylist(documents, schema=_DOCUMENTS_SCHEMA), paths["documents.parquet"])
-        paths["rejects.jsonl"].write_text(reject_lines(rejects), encoding="utf-8")
+        paths["rejects.jsonl"].write_text(schema.reject_lines(rejects), encoding="utf-8")
         return stages.commit_unit(
             directory, unit.number, paths, row_groups=row_groups, documents=len(documents), rejected=len(rejects)
         )

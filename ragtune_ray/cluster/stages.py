@@ -21,7 +21,7 @@ from ragtune_ray import progress, storage
 if TYPE_CHECKING:
     import ray.data
 
-__all__ = ["StageError", "commit_unit", "finished_units", "run_stage", "unit_file"]
+__all__ = ["StageError", "begin_attempt", "commit_unit", "finished_units", "run_stage", "unit_file"]
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +59,15 @@ def commit_unit(directory: str, number: int, files: dict[str, Path], **summary: 
     text = json.dumps({"unit": number, "files": names, **summary}, sort_keys=True)
     storage.replace_text(unit_file(directory, number, "json"), text)
     return text
+
+
+def begin_attempt(directory: str, number: int) -> int:
+    """Note that a unit is being tried; how many times it now has been, this one included, over all workers and runs."""
+    attempt = 1
+    while storage.exists(unit_file(directory, number, f"attempt-{attempt}.txt")):
+        attempt += 1
+    storage.replace_text(unit_file(directory, number, f"attempt-{attempt}.txt"), "")
+    return attempt
 
 
 def finished_units(directory: str) -> dict[int, Summary]:

@@ -1,0 +1,14 @@
+"""Answer the queries in every arm, and score and compare the arms.
+
+    python -m jobs.evaluate configs/space.yaml [section.field=value ...]
+    ray job submit --working-dir . -- python jobs/evaluate.py configs/space.yaml workspace=/shared/workspace
+
+The arguments and the last line of the output are those of `ragtune evaluate`.
+"""
+
+import sys
+
+from ragtune_ray.cli import main
+
+if __name__ == "__main__":
+    main(["evaluate", *sys.argv[1:]])

@@ -1,0 +1,167 @@
+"""Queries with their passages to answers: the one path that bulk jobs, `ask` and the endpoint share.
+
+In: queries, the passages retrieved for them, and a generator. Out: `Answer` rows with citations, cost and status. This
+module knows nothing of where passages came from or where answers go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from ragtune_ray import config, prompts, schema
+from ragtune_ray.abstention import is_abstention
+from ragtune_ray.completion import Completion, Generator
+
+__all__ = ["Task", "answer_tasks", "failed_answer", "stream_answer"]
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One query with what was retrieved for it."""
+
+    query: schema.Query
+    passages: tuple[schema.Passage, ...]
+    """Best first; empty in the base arm."""
+    scores: tuple[float, ...]
+    """Retrieval score of each passage."""
+    index_version: str
+    """Empty in the base arm."""
+    error: str
+    """Why retrieval failed; empty when it did not."""
+
+
+def answer_tasks(
+    tasks: Sequence[Task], generator: Generator, settings: config.Config, model: str
+) -> list[schema.Answer]:
+    """An answer per task, in their order; all are generated together, and a task that fails becomes a failed row.
+
+    Args:
+        tasks: the queries with their passages.
+        generator: of `settings.generator`.
+        settings: prompt, generator, answer.arm and seed are used.
+        model: the generator's fingerprint, for the rows.
+    """
+    built = _prompts(tasks, generator, settings)
+    ready = [prompt for prompt in built if isinstance(prompt, prompts.Prompt)]
+    given = settings.generator
+    completions = iter(
+        generator.generate(
+            ready,
+            max_new_tokens=given.max_new_tokens,
+            temperature=given.temperature,
+            stop=given.stop,
+            seed=settings.seed,
+        )
+    )
+    return [
+        failed_answer(task, prompt, model)
+        if isinstance(prompt, str)
+        else _answer(task, prompt, next(completions), model)
+        for task, prompt in zip(tasks, built, strict=True)
+    ]
+
+
+def stream_answer(
+    task: Task, generator: Generator, settings: config.Config, model: str
+) -> Iterator[str | schema.Answer]:
+    """The pieces of one answer as they are generated, then the whole `Answer`.
+
+    Raises:
+        prompts.PromptError: the question does not fit `prompt.max_tokens`.
+    """
+    prompt = _prompt(task, generator, settings)
+    given = settings.generator
+    text = ""
+    for piece in generator.stream(
+        prompt, max_new_tokens=given.max_new_tokens, temperature=given.temperature, stop=given.stop, seed=settings.seed
+    ):
+        text += piece
+        yield piece
+    completion = Completion(text, prompt.num_tokens, generator.count_tokens([text])[0], 0.0, "stop", "")
+    yield _answer(task, prompt, completion, model)
+
+
+def failed_answer(task: Task, reason: str, model: str) -> schema.Answer:
+    """The row of a task that could not be answered."""
+    return schema.Answer(
+        query_id=task.query.query_id,
+        query=task.query.text,
+        answer="",
+        citations=(),
+        passage_ids=(),
+        scores=(),
+        abstained=False,
+        seconds=0.0,
+        prompt_tokens=0,
+        completion_tokens=0,
+        status="failed",
+        error=reason,
+        index_version=task.index_version,
+        model=model,
+    )
+
+
+def _prompts(tasks: Sequence[Task], generator: Generator, settings: config.Config) -> list[prompts.Prompt | str]:
+    """The prompt of each task, or why it has none."""
+    sound = [task for task in tasks if not task.error]
+    try:
+        together = iter(
+            prompts.build_prompts(
+                [task.query.text for task in sound],
+                [task.passages for task in sound],
+                system=_system(settings),
+                max_tokens=settings.prompt.max_tokens,
+                count_tokens=generator.count_tokens,
+                render=generator.render,
+            )
+        )
+    except prompts.PromptError:
+        # One question is too long for the budget: build one by one to find it.
+        return [task.error or _prompt_or_reason(task, generator, settings) for task in tasks]
+    return [task.error or next(together) for task in tasks]
+
+
+def _prompt(task: Task, generator: Generator, settings: config.Config) -> prompts.Prompt:
+    return prompts.build_prompt(
+        task.query.text,
+        task.passages,
+        system=_system(settings),
+        max_tokens=settings.prompt.max_tokens,
+        count_tokens=generator.count_tokens,
+        render=generator.render,
+    )
+
+
+def _prompt_or_reason(task: Task, generator: Generator, settings: config.Config) -> prompts.Prompt | str:
+    try:
+        return _prompt(task, generator, settings)
+    except prompts.PromptError as error:
+        return str(error)
+
+
+def _system(settings: config.Config) -> str:
+    return settings.prompt.system if settings.answer.arm == "rag" else settings.prompt.system_without_passages
+
+
+def _answer(task: Task, prompt: prompts.Prompt, completion: Completion, model: str) -> schema.Answer:
+    if completion.error:
+        return failed_answer(task, completion.error, model)
+    text, citations = prompts.parse_citations(completion.text.strip(), prompt.passages)
+    return schema.Answer(
+        query_id=task.query.query_id,
+        query=task.query.text,
+        answer=text,
+        # Small models rarely write marks: an answer that stands in a passage word for word still rests on it.
+        citations=citations or prompts.supporting_citations(text, prompt.passages),
+        passage_ids=tuple(passage.passage_id for passage in prompt.passages),
+        scores=task.scores[: len(prompt.passages)],
+        abstained=is_abstention(text),
+        seconds=completion.seconds,
+        prompt_tokens=completion.prompt_tokens,
+        completion_tokens=completion.completion_tokens,
+        status="ok",
+        error="",
+        index_version=task.index_version,
+        model=model,
+    )

@@ -1,0 +1,244 @@
+"""The `ragtune` command: `ragtune VERB CONFIG.yaml [section.field=value ...]`.
+
+In: arguments. Out: progress on stderr; on stdout, as its last line, the path of the artifact (or, with --json, one JSON object).
+Exit codes: 0 done, 1 failed, 2 wrong usage or config. Nothing heavier than `config` is imported before a verb runs.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+import typer
+
+from ragtune_ray import config
+
+__all__ = ["app", "main"]
+
+DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
+
+app = typer.Typer(
+    name="ragtune",
+    help="Retrieve, fine-tune, or both? Measured on your own documents, then run at scale on Ray.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=True,
+)
+
+ConfigPath = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file; see `ragtune settings`.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[SECTION.FIELD=VALUE]...", help="Settings that replace the file's.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the path.")]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command and leave with its exit code; None takes the process's own arguments."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("ragtune_ray").setLevel(logging.DEBUG if debug else logging.INFO)
+    sys.exit(_exit_code(arguments, debug))
+
+
+def _exit_code(arguments: list[str], debug: bool) -> int:
+    try:
+        result = app(args=arguments, prog_name="ragtune", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
+        return WRONG_USAGE
+    except click.ClickException as error:
+        error.show()
+        return WRONG_USAGE
+    except (click.Abort, KeyboardInterrupt):
+        _complain("interrupted; the same command goes on where this one stopped")
+        return INTERRUPTED
+    except config.ConfigError as error:
+        _complain(str(error))
+        return WRONG_USAGE
+    except (ValueError, RuntimeError, OSError) as error:
+        if debug:
+            raise
+        _complain(str(error) or type(error).__name__)
+        return FAILED
+    return result if isinstance(result, int) else DONE
+
+
+@app.command()
+def index(path: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Index the corpus: documents -> passages -> embeddings -> a new index version."""
+    settings = config.load(path, overrides or ())
+    from ragtune_ray.cluster.corpus import build_index
+
+    _finish(build_index(settings), as_json)
+
+
+@app.command()
+def retrieve(path: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Find the hits of every query, and score them where the queries have qrels."""
+    settings = config.load(path, overrides or ())
+    from ragtune_ray.cluster.answers import retrieve as retrieve_hits
+
+    _finish(retrieve_hits(settings), as_json)
+
+
+@app.command()
+def answer(path: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Answer every query, in bulk, with citations."""
+    settings = config.load(path, overrides or ())
+    from ragtune_ray.cluster.answers import answer as answer_queries
+
+    _finish(answer_queries(settings), as_json)
+
+
+@app.command()
+def evaluate(
+    path: ConfigPath,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+    show: Annotated[int, typer.Option(help="Print so many answers of each arm.")] = 0,
+) -> None:
+    """Answer the queries in every arm of evaluate.arms, and score and compare the arms."""
+    settings = config.load(path, overrides or ())
+    from ragtune_ray.cluster.evaluation import evaluate as evaluate_arms
+    from ragtune_ray.cluster.evaluation import report_lines
+
+    run = evaluate_arms(settings)
+    for line in report_lines(str(run), show):
+        click.echo(line, err=True)
+    _finish(run, as_json)
+
+
+@app.command()
+def ask(path: ConfigPath, question: str, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Answer one question in this process, streaming, and show its sources."""
+    settings = config.load(path, overrides or ())
+    from ragtune_ray.asking import ask as ask_question
+
+    _write_answer(ask_question(settings, question), as_json)
+
+
+@app.command()
+def verify(path: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> int:
+    """Check every file of the workspace's index and runs (or of one artifact directory) against its sha256."""
+    from ragtune_ray.verification import verify_artifact, verify_workspace
+
+    found, checked = (
+        verify_artifact(path)
+        if not path.endswith((".yaml", ".yml"))
+        else verify_workspace(config.load(path, overrides or ()).workspace)
+    )
+    for problem in found:
+        _complain(problem)
+    if as_json:
+        click.echo(json.dumps({"path": path, "checked": checked, "problems": found}))
+    else:
+        click.echo(f"{checked} artifacts checked, {len(found)} problems", err=True)
+        click.echo(path)
+    return FAILED if found else DONE
+
+
+@app.command()
+def versions(path: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """List the versions of the index; * marks the one that readers take."""
+    settings = config.load(path, overrides or ())
+    from ragtune_ray import display, segments, storage
+
+    current = segments.current_version(settings.workspace)
+    names = segments.list_versions(settings.workspace)
+    manifests = [storage.read_manifest(segments.version_url(settings.workspace, name)) for name in names]
+    for line in display.version_lines(manifests, current):
+        click.echo(line, err=True)
+    _finish(segments.version_url(settings.workspace, current), as_json)
+
+
+@app.command()
+def doctor(
+    path: Annotated[str | None, typer.Argument(metavar="[CONFIG]", help="Also check this config's models.")] = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> int:
+    """Check this machine, Ray and the models, and run ten documents end to end; each failing line names its fix."""
+    settings = config.load(path, overrides or ()) if path else config.Config()
+    from ragtune_ray.cluster.doctor import examine
+
+    findings = []
+    for finding in examine(settings):
+        findings.append(finding)
+        click.echo(finding.line(), err=True)
+    if as_json:
+        click.echo(json.dumps({"findings": [finding.facts() for finding in findings]}))
+    return FAILED if any(finding.failed for finding in findings) else DONE
+
+
+@app.command()
+def models(
+    path: Annotated[str | None, typer.Argument(metavar="[CONFIG]", help="None: the two embedded models.")] = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Fetch the models of a config (or the embedded ones) so that everything else works offline."""
+    from ragtune_ray import models as sources
+
+    names = list(sources.EMBEDDED)
+    if path:
+        settings = config.load(path, overrides or ())
+        generators = [settings.generator.model] if settings.generator.engine == "transformers" else []
+        names = [settings.encoder.model, *generators, *filter(None, [settings.retrieval.reranker])]
+    found = [sources.resolve(name) for name in names]
+    if as_json:
+        facts = [{"name": m.name, "path": str(m.directory), "fingerprint": m.fingerprint} for m in found]
+        click.echo(json.dumps({"models": facts}))
+        return
+    for model in found:
+        click.echo(f"{model.name} {model.fingerprint}", err=True)
+        click.echo(str(model.directory or model.name))
+
+
+@app.command()
+def settings() -> None:
+    """List every setting with its default and meaning."""
+    for name, default, meaning in config.describe():
+        click.echo(f"{name} = {default}\n    {meaning}")
+
+
+def _finish(path: Path | str, as_json: bool) -> None:
+    """The last line of stdout: where the artifact stands, or that and its facts."""
+    if not as_json:
+        click.echo(str(path))
+        return
+    from ragtune_ray import storage
+
+    manifest = storage.read_manifest(str(path))
+    facts = {name: value for name, value in manifest.items() if name not in {"files", "config", "manifest_sha256"}}
+    click.echo(json.dumps({"path": str(path), **facts}, ensure_ascii=False))
+
+
+def _write_answer(pieces: Any, as_json: bool) -> None:
+    from ragtune_ray import display
+    from ragtune_ray.asking import Asked
+
+    for piece in pieces:
+        if isinstance(piece, Asked):
+            if as_json:
+                click.echo(json.dumps(piece.facts(), ensure_ascii=False))
+                return
+            click.echo("\n")
+            for line in display.source_lines(piece.passages, piece.answer.scores):
+                click.echo(line)
+            for line in display.citation_lines(piece.answer):
+                click.echo(line)
+        elif not as_json:
+            click.echo(piece, nl=False)
+            sys.stdout.flush()
+
+
+def _complain(text: str) -> None:
+    click.echo(f"error: {text}", err=True)

@@ -1,0 +1,211 @@
+"""Is this machine ready? One finding per check, each failing one with its fix.
+
+In: a config. Out: findings, as they are made: versions, processor, memory, disk, shared memory, ports, Ray's authentication,
+models, and ten documents taken end to end. This module changes nothing outside a temporary directory and the model cache.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ragtune_ray import config, models, storage
+
+__all__ = ["Finding", "examine"]
+
+FLOORS = {"ray": (2, 55), "torch": (2, 10), "transformers": (5, 3), "pyarrow": (14, 0, 1)}
+"""Below these, a known hole lets a data or model file run code."""
+MIN_FREE_MEMORY_BYTES = 2 * 2**30
+MIN_FREE_DISK_BYTES = 5 * 2**30
+MIN_SHARED_MEMORY_BYTES = 256 * 2**20
+PORTS = {6379: "ray start --head", 8265: "the Ray dashboard", 8000: "the endpoint"}
+
+Level = Literal["ok", "note", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one check found."""
+
+    name: str
+    level: Level
+    text: str
+    fix: str
+    """What to do; empty when nothing is wrong."""
+
+    @property
+    def failed(self) -> bool:
+        """Whether the product will not work like this."""
+        return self.level == "failed"
+
+    def line(self) -> str:
+        """For people, such as `ok      memory: 23.0 GiB free`."""
+        return f"{self.level:<7} {self.name}: {self.text}" + (f" -> {self.fix}" if self.fix else "")
+
+    def facts(self) -> dict[str, str]:
+        """For machines."""
+        return {"name": self.name, "level": self.level, "text": self.text, "fix": self.fix}
+
+
+def examine(settings: config.Config) -> Iterator[Finding]:
+    """Run every check, cheap ones first; a check that cannot be made says so and the next one goes on."""
+    yield from _versions()
+    yield _processor()
+    yield _memory()
+    yield from _disk(settings)
+    yield _shared_memory()
+    yield from _ports()
+    yield _authentication()
+    resolved = []
+    for name in _model_names(settings):
+        finding = _model(name)
+        resolved.append(not finding.failed)
+        yield finding
+    if all(resolved):
+        yield _probe(settings)
+    else:
+        yield Finding("end to end", "note", "not tried, since a model is missing", "")
+
+
+def _versions() -> Iterator[Finding]:
+    for package, floor in FLOORS.items():
+        version = importlib.metadata.version(package)
+        parts = tuple(int(part) for part in version.split("+")[0].split(".")[:3] if part.isdigit())
+        wanted = ".".join(map(str, floor))
+        if parts < floor:
+            yield Finding(package, "failed", f"{version} has a known hole", f"pip install '{package}>={wanted}'")
+        else:
+            yield Finding(package, "ok", version, "")
+
+
+def _processor() -> Finding:
+    import torch
+
+    from ragtune_ray.hardware import supports_bfloat16
+
+    if torch.cuda.is_available():
+        return Finding("processor", "ok", f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}", "")
+    kind = "bfloat16 in hardware" if supports_bfloat16("cpu") else "no bfloat16: encoding and answering run in float32"
+    return Finding("processor", "ok", f"{os.cpu_count()} cores ({platform.machine()}), no GPU, {kind}", "")
+
+
+def _memory() -> Finding:
+    import psutil
+
+    free = psutil.virtual_memory().available
+    if free < MIN_FREE_MEMORY_BYTES:
+        return Finding("memory", "failed", f"{_gib(free)} free", f"free at least {_gib(MIN_FREE_MEMORY_BYTES)}")
+    return Finding("memory", "ok", f"{_gib(free)} free", "")
+
+
+def _disk(settings: config.Config) -> Iterator[Finding]:
+    places = {"disk (model cache)": storage.cache_directory(), "disk (temporary)": Path(tempfile.gettempdir())}
+    if "://" not in settings.workspace:
+        places["disk (workspace)"] = Path(settings.workspace)
+    for name, place in places.items():
+        existing = next(path for path in [place.absolute(), *place.absolute().parents] if path.exists())
+        usage = shutil.disk_usage(existing)
+        text = f"{_gib(usage.free)} free at {existing}"
+        if usage.free < MIN_FREE_DISK_BYTES:
+            yield Finding(name, "failed", text, f"free at least {_gib(MIN_FREE_DISK_BYTES)}")
+        elif usage.used / usage.total > 0.9:
+            yield Finding(name, "note", f"{text}; more than 90 % used", "Ray stops spilling objects at 95 %")
+        else:
+            yield Finding(name, "ok", text, "")
+
+
+def _shared_memory() -> Finding:
+    shared = Path("/dev/shm")  # noqa: S108 - the operating system's name for shared memory, not a temporary file
+    if not shared.exists():
+        return Finding("shared memory", "note", "no /dev/shm: Ray keeps its objects on disk", "slower, but it works")
+    size = shutil.disk_usage(shared).total
+    if size < MIN_SHARED_MEMORY_BYTES:
+        return Finding("shared memory", "failed", f"/dev/shm has {_gib(size)}", "docker run --shm-size=2g")
+    return Finding("shared memory", "ok", f"/dev/shm has {_gib(size)}", "")
+
+
+def _ports() -> Iterator[Finding]:
+    for port, user in PORTS.items():
+        with socket.socket() as probe:
+            probe.settimeout(0.5)
+            taken = probe.connect_ex(("127.0.0.1", port)) == 0
+        if taken:
+            yield Finding(f"port {port}", "note", f"in use; {user} wants it", "harmless if that is what runs there")
+        else:
+            yield Finding(f"port {port}", "ok", "free", "")
+
+
+def _authentication() -> Finding:
+    mode = os.environ.get("RAY_AUTH_MODE")
+    token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray" / "auth_token"))
+    if mode == "disabled":
+        return Finding(
+            "ray auth", "note", "RAY_AUTH_MODE=disabled", "export RAY_AUTH_MODE=token before a cluster starts"
+        )
+    if token.exists() and token.stat().st_mode & 0o077:
+        return Finding("ray auth", "note", f"{token} is readable by others", f"chmod 600 {token}")
+    if mode == "token":
+        return Finding("ray auth", "ok", "token", "")
+    text = "RAY_AUTH_MODE is unset: sessions on this machine use a token, clients of a cluster do not send one"
+    return Finding("ray auth", "note", text, "export RAY_AUTH_MODE=token wherever you talk to a cluster")
+
+
+def _model_names(settings: config.Config) -> list[str]:
+    names = [settings.encoder.model, settings.retrieval.reranker]
+    if settings.generator.engine == "transformers":
+        names.append(settings.generator.model)
+    return [name for name in names if name]
+
+
+def _model(name: str) -> Finding:
+    try:
+        model = models.resolve(name)
+    except models.ModelError as error:
+        return Finding("model", "failed", str(error), "ragtune models")
+    return Finding("model", "ok", f"{name} ({model.fingerprint})", "")
+
+
+def _probe(settings: config.Config) -> Finding:
+    """Ten documents, one question: indexed on Ray, retrieved and answered."""
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="ragtune-doctor-") as folder:
+        try:
+            answer = _end_to_end(settings, Path(folder))
+        except (ValueError, RuntimeError, OSError) as error:
+            return Finding("end to end", "failed", str(error), "run again with --debug for the whole story")
+    text = f"10 documents indexed and one question answered ({answer!r}) in {time.monotonic() - started:.1f} s"
+    return Finding("end to end", "ok", text, "")
+
+
+def _end_to_end(settings: config.Config, folder: Path) -> str:
+    from ragtune_ray.asking import Asked, ask
+    from ragtune_ray.cluster.corpus import build_index
+
+    documents = folder / "documents"
+    documents.mkdir()
+    for number in range(10):
+        text = f"Probe number {number} weighs {number + 10} kilograms and was painted in colour {number}.\n"
+        (documents / f"probe-{number}.txt").write_text(text, encoding="utf-8")
+    probe = settings.using(
+        f"corpus.path={documents}", f"workspace={folder / 'workspace'}", "generator.max_new_tokens=16"
+    )
+    build_index(probe)
+    (asked,) = (piece for piece in ask(probe, "How much does probe number 7 weigh?") if isinstance(piece, Asked))
+    expected = "probe-7.txt"
+    found = [passage.document_id for passage in asked.passages]
+    if expected not in found:
+        raise RuntimeError(f"retrieval found {found}, expected {expected} among them")
+    return asked.answer.answer
+
+
+def _gib(num_bytes: float) -> str:
+    return f"{num_bytes / 2**30:.1f} GiB"

@@ -1,0 +1,144 @@
+"""Arms answered, scored, compared.
+
+In: a config with queries that have gold answers. Out: a run directory with, for each arm, `ARM/metrics.json` (name ->
+{value, low, high, n}) and `ARM/scores.parquet` (one row per query), and `differences.json`: each arm less the first, with paired
+intervals over the same queries. The answers themselves stand in the run directories of `answer`, and nothing is answered twice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ragtune_ray import config, display, metrics, progress, schema, storage
+from ragtune_ray.cluster import answers, questions, session
+
+__all__ = ["EvaluationError", "evaluate", "read_answers", "report_lines"]
+
+logger = logging.getLogger(__name__)
+
+Scores = dict[str, dict[str, float]]
+
+
+class EvaluationError(ValueError):
+    """The arms cannot be scored; the message says what the queries lack."""
+
+
+def evaluate(settings: config.Config) -> Path | str:
+    """Answer the queries in each arm of `evaluate.arms`, score the answers and compare the arms.
+
+    Returns:
+        The run's directory.
+
+    Raises:
+        EvaluationError: no query has gold answers.
+        answers.AnswerError: too many rows of an arm failed.
+    """
+    started = time.monotonic()
+    staged = questions.stage_queries(settings)
+    queries = questions.read_queries(staged.url, 0, staged.num_queries)
+    judged = [query for query in queries if query.answers is not None]
+    if not judged:
+        raise EvaluationError(f"{settings.queries.path}: no query has `answers`, so no answer can be scored")
+    with session.ray_session(settings.cluster):
+        runs = {arm: str(answers.answer(settings.using(f"answer.arm={arm}"))) for arm in settings.evaluate.arms}
+    identity = {
+        "runs": {arm: storage.read_manifest(run)["manifest_sha256"] for arm, run in runs.items()},
+        "evaluate": settings.evaluate.model_dump(mode="json"),
+        "seed": settings.seed,
+    }
+    url = storage.join(settings.workspace, "runs", f"evaluate-{storage.digest(identity)}")
+    if storage.is_finished(url):
+        progress.say("evaluate: this run is already finished; nothing to do")
+        return url
+    scores = {arm: _scores(judged, run, settings) for arm, run in runs.items()}
+    staging = storage.stage(url)
+    for arm, per_query in scores.items():
+        (staging / arm).mkdir()
+        summary = metrics.summarize(per_query, settings.evaluate.resamples, settings.evaluate.confidence, settings.seed)
+        (staging / arm / "metrics.json").write_text(answers.metrics_json(summary), encoding="utf-8")
+        rows = [{"query_id": query_id, **values} for query_id, values in per_query.items()]
+        pq.write_table(_score_table(rows), staging / arm / "scores.parquet", write_page_checksum=True)
+    differences = _differences(scores, settings)
+    (staging / "differences.json").write_text(json.dumps(differences, indent=1) + "\n", encoding="utf-8")
+    storage.publish(
+        staging,
+        url,
+        "evaluate",
+        config=settings.model_dump(mode="json"),
+        runs=runs,
+        input={"fingerprint": staged.fingerprint, "num_queries": staged.num_queries, "num_judged": len(judged)},
+        seconds={"total": round(time.monotonic() - started, 3)},
+    )
+    return url
+
+
+def _scores(queries: list[schema.Query], run: str, settings: config.Config) -> Scores:
+    """Per query, every metric of one arm's answers."""
+    rows = read_answers(run)
+    wanted = {query.query_id for query in queries}
+    kept = [row for row in rows if row.query_id in wanted]
+    per_query = metrics.score_answers(queries, kept, settings.evaluate.language)
+    for query_id, values in metrics.score_abstention(queries, kept).items():
+        per_query[query_id].update(values)
+    return per_query
+
+
+def read_answers(run: str) -> list[schema.Answer]:
+    """The rows of a run of `answer`, checked against its manifest."""
+    path = storage.open_artifact(run, "answer").path
+    return list(schema.from_table(pq.read_table(path / "answers.parquet"), schema.Answer))
+
+
+def _score_table(rows: list[dict[str, Any]]) -> pa.Table:
+    names = sorted({name for row in rows for name in row if name != "query_id"})
+    columns = pa.schema([pa.field("query_id", pa.string()), *(pa.field(name, pa.float64()) for name in names)])
+    return pa.Table.from_pylist(rows, schema=columns)
+
+
+def _differences(scores: dict[str, Scores], settings: config.Config) -> dict[str, dict[str, dict[str, float]]]:
+    """Each arm less the first: metric -> {value, low, high, n}, over the queries that both have."""
+    (first, baseline), *others = scores.items()
+    differences: dict[str, dict[str, dict[str, float]]] = {}
+    for arm, per_query in others:
+        shared = sorted({name for values in per_query.values() for name in values})
+        for name in shared:
+            ids = [query for query, values in per_query.items() if name in values and name in baseline[query]]
+            if not ids:
+                continue
+            a = np.array([baseline[query][name] for query in ids])
+            b = np.array([per_query[query][name] for query in ids])
+            interval = metrics.paired_bootstrap(
+                a, b, settings.evaluate.resamples, settings.evaluate.confidence, settings.seed
+            )
+            differences.setdefault(f"{arm} - {first}", {})[name] = dataclasses.asdict(interval)
+    return differences
+
+
+def report_lines(run: str, num_examples: int) -> list[str]:
+    """The table of an evaluation, and a few answers of every arm, for a terminal.
+
+    Args:
+        run: directory of a finished `evaluate`.
+        num_examples: queries whose answers are shown.
+    """
+    artifact = storage.open_artifact(run, "evaluate")
+    arms = list(artifact.manifest["runs"])
+    summaries = {arm: json.loads((artifact.path / arm / "metrics.json").read_text(encoding="utf-8")) for arm in arms}
+    differences = json.loads((artifact.path / "differences.json").read_text(encoding="utf-8"))
+    lines = []
+    if num_examples:
+        rows = {arm: read_answers(artifact.manifest["runs"][arm])[:num_examples] for arm in arms}
+        for place in range(min(map(len, rows.values()))):
+            for arm in arms:
+                lines += [f"-- {arm}", *display.answer_lines(rows[arm][place], {})]
+            lines.append("")
+    return lines + display.score_lines(summaries, differences)

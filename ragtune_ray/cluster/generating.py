@@ -1,0 +1,177 @@
+"""The actors of bulk retrieval and answering: what one worker does with one unit of queries.
+
+In: a unit, as JSON, naming rows of the staged queries. Out: the unit's files, committed, and its summary. A query that
+cannot be retrieved or answered becomes a reject or a row with status `failed`; a row that kills the process is found by
+taking the unit's rows one by one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ragtune_ray import config, metrics, models, schema, storage
+from ragtune_ray.answering import Task, answer_tasks, failed_answer
+from ragtune_ray.cluster import questions, session, stages
+
+__all__ = ["GenerateUnit", "RetrieveUnit"]
+
+ATTEMPTS_TOGETHER = 2
+"""So often a unit is tried whole; if its worker died each time, its rows are taken one by one."""
+
+Row = TypeVar("Row")
+Found = TypeVar("Found")
+
+
+class RetrieveUnit:
+    """An actor that holds a retriever. With a `directory` it commits hits there, else it hands passages on."""
+
+    def __init__(
+        self, settings: config.Config, version: str, queries: str, depth: int, directory: str | None = None
+    ) -> None:
+        from ragtune_ray.retriever import open_retriever
+
+        session.use_one_thread()
+        self._retriever = open_retriever(settings, version)
+        self._cutoffs = settings.evaluate.cutoffs
+        self._queries, self._depth, self._directory = queries, depth, directory
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[str]]:
+        """Retrieve for the units of the batch."""
+        units = [json.loads(unit) for unit in batch["unit"]]
+        if self._directory is not None:
+            return {"summary": [self._commit(unit, self._directory) for unit in units]}
+        return {"unit": [json.dumps({**unit, "retrieved": self._passages(unit)}) for unit in units]}
+
+    def _commit(self, unit: dict[str, Any], directory: str) -> str:
+        started = time.monotonic()
+        rows = questions.read_queries(self._queries, unit["start"], unit["stop"])
+        found = _row_by_row_if_needed(rows, self._hits)
+        hits = [hit for row in found if not isinstance(row, str) for hit in row]
+        rejects = [
+            schema.Reject(row.query_id, result, "row")
+            for row, result in zip(rows, found, strict=True)
+            if isinstance(result, str)
+        ]
+        judged = [row for row in rows if any(relevance > 0 for relevance in row.relevances)]
+        scores = metrics.score_retrieval(judged, hits, self._cutoffs) if judged else {}
+        table = pa.Table.from_pylist([{"query_id": query_id, **values} for query_id, values in scores.items()])
+        with tempfile.TemporaryDirectory(prefix="ragtune-retrieve-") as temporary:
+            paths = {name: Path(temporary) / name for name in ("hits.parquet", "scores.parquet")}
+            pq.write_table(schema.to_table(hits, schema.Hit), paths["hits.parquet"], write_page_checksum=True)
+            pq.write_table(table, paths["scores.parquet"], write_page_checksum=True)
+            return stages.commit_unit(
+                directory,
+                unit["unit"],
+                paths,
+                rejects=[dataclasses.asdict(reject) for reject in rejects],
+                seconds=round(time.monotonic() - started, 4),
+            )
+
+    def _hits(self, rows: Sequence[schema.Query]) -> list[list[schema.Hit]]:
+        return self._retriever.retrieve([row.query_id for row in rows], [row.text for row in rows], self._depth)
+
+    def _passages(self, unit: dict[str, Any]) -> list[dict[str, Any]]:
+        """Per query of the unit: its passages, their scores, and an error where retrieval failed."""
+        rows = questions.read_queries(self._queries, unit["start"], unit["stop"])
+        found = _row_by_row_if_needed(
+            rows, lambda some: self._retriever.retrieve_passages([row.text for row in some], self._depth)
+        )
+        return [
+            {"passages": [], "scores": [], "error": result}
+            if isinstance(result, str)
+            else {
+                "passages": [dataclasses.asdict(passage) for passage in result[0]],
+                "scores": result[1],
+                "error": "",
+            }
+            for result in found
+        ]
+
+
+def _row_by_row_if_needed(rows: Sequence[Row], work: Callable[[Sequence[Row]], list[Found]]) -> list[Found | str]:
+    """The work's result per row, or the reason why that row failed: one bad row must not spoil the others."""
+    try:
+        return [*work(rows)]
+    except (ValueError, RuntimeError) as error:
+        if len(rows) == 1:
+            return [str(error)]
+    middle = len(rows) // 2
+    return _row_by_row_if_needed(rows[:middle], work) + _row_by_row_if_needed(rows[middle:], work)
+
+
+class GenerateUnit:
+    """An actor that holds the generator and answers one unit of queries at a time."""
+
+    def __init__(self, settings: config.Config, version: str, queries: str, directory: str, fingerprint: str) -> None:
+        from ragtune_ray.generator import load_generator
+
+        session.use_one_thread()
+        engine = settings.generator.engine
+        model = models.resolve(settings.generator.model).directory if engine == "transformers" else None
+        self._generator = load_generator(settings.generator, model)
+        self._settings, self._version, self._queries = settings, version, queries
+        self._directory, self._fingerprint = directory, fingerprint
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[str]]:
+        """Answer the units of the batch; each leaves its rows of `answers.parquet`."""
+        return {"summary": [self._run(json.loads(unit)) for unit in batch["unit"]]}
+
+    def _run(self, unit: dict[str, Any]) -> str:
+        tasks = self._tasks(unit)
+        if stages.begin_attempt(self._directory, unit["unit"]) > ATTEMPTS_TOGETHER:
+            answers = [self._alone(unit["unit"], place, task) for place, task in enumerate(tasks)]
+        else:
+            answers = self._answers(tasks)
+        errors = [answer.error for answer in answers if answer.status == "failed"]
+        with tempfile.TemporaryDirectory(prefix="ragtune-answer-") as temporary:
+            path = Path(temporary) / "answers.parquet"
+            pq.write_table(schema.to_table(answers, schema.Answer), path, write_page_checksum=True)
+            return stages.commit_unit(
+                self._directory, unit["unit"], {"parquet": path}, failed=len(errors), errors=errors[:3]
+            )
+
+    def _tasks(self, unit: dict[str, Any]) -> list[Task]:
+        rows = questions.read_queries(self._queries, unit["start"], unit["stop"])
+        if "retrieved" not in unit:
+            return [Task(row, (), (), "", "") for row in rows]
+        return [
+            Task(
+                row,
+                tuple(schema.Passage(**passage) for passage in found["passages"]),
+                tuple(found["scores"]),
+                self._version,
+                found["error"],
+            )
+            for row, found in zip(rows, unit["retrieved"], strict=True)
+        ]
+
+    def _answers(self, tasks: Sequence[Task]) -> list[schema.Answer]:
+        return answer_tasks(tasks, self._generator, self._settings, self._fingerprint)
+
+    def _alone(self, unit: int, place: int, task: Task) -> schema.Answer:
+        """Answer one row by itself, leaving a note first: a row with a note but no answer has killed its worker."""
+        note = stages.unit_file(self._directory, unit, f"row-{place}.txt")
+        finished = stages.unit_file(self._directory, unit, f"row-{place}.parquet")
+        if storage.exists(finished):
+            folder, _, name = finished.rpartition("/")
+            local = storage.local_copy(folder, [name], storage.digest(finished)) / name
+            return next(schema.from_table(pq.read_table(local), schema.Answer))
+        if storage.exists(note):
+            return failed_answer(task, "the worker process died on this row", self._fingerprint)
+        storage.replace_text(note, "")
+        (answer,) = self._answers([task])
+        with tempfile.TemporaryDirectory(prefix="ragtune-answer-") as temporary:
+            path = Path(temporary) / "answer.parquet"
+            pq.write_table(schema.to_table([answer], schema.Answer), path)
+            storage.commit_file(path, finished)
+        return answer

@@ -1,0 +1,109 @@
+"""The queries of a bulk job, staged once so that every worker reads its own rows.
+
+In: the `queries` section of the config. Out: a Parquet file of `Query` rows in the workspace, its fingerprint, and the
+units that a stage divides it into. This module knows nothing of what is done with the queries.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from ragtune_ray import config, progress, readers, schema, storage
+
+__all__ = ["StagedQueries", "read_queries", "stage_queries", "units"]
+
+ROWS_AT_ONCE = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class StagedQueries:
+    """The queries of a job on shared storage."""
+
+    url: str
+    """A Parquet file of `Query` rows."""
+    fingerprint: str
+    """Of ids, texts, answers and qrels, in their order."""
+    num_queries: int
+    rejects: tuple[schema.Reject, ...]
+
+
+def stage_queries(settings: config.Config) -> StagedQueries:
+    """Read the queries that the config selects and write them where workers can read them.
+
+    Raises:
+        readers.InputError: they cannot be read, or none is left.
+    """
+    if not settings.queries.path:
+        raise config.ConfigError("queries.path is empty; name a file of queries")
+    rejects: list[schema.Reject] = []
+    fingerprint = hashlib.sha256()
+    num_queries = 0
+    with tempfile.TemporaryDirectory(prefix="ragtune-queries-") as temporary:
+        local = Path(temporary) / "queries.parquet"
+        with pq.ParquetWriter(local, schema.arrow_schema(schema.Query), write_page_checksum=True) as writer:
+            for rows in _batched(_selected(settings.queries, rejects)):
+                num_queries += len(rows)
+                for row in rows:
+                    fingerprint.update(json.dumps(dataclasses.astuple(row), ensure_ascii=False).encode() + b"\n")
+                writer.write_table(schema.to_table(rows, schema.Query))
+        if not num_queries:
+            first = f"; the first reject: {rejects[0].place}: {rejects[0].reason}" if rejects else ""
+            raise readers.InputError(f"{settings.queries.path}: holds no usable query{first}")
+        name = fingerprint.hexdigest()[:16]
+        url = storage.join(settings.workspace, "runs", ".work", f"queries-{name}.parquet")
+        storage.commit_file(local, url)
+    if rejects:
+        progress.say(f"queries: {len(rejects):,} rejected; the first: {rejects[0].place}: {rejects[0].reason}")
+    return StagedQueries(url, name, num_queries, tuple(rejects))
+
+
+def read_queries(url: str, start: int, stop: int) -> list[schema.Query]:
+    """The staged queries from row `start` up to `stop`."""
+    folder, _, name = url.rpartition("/")
+    path = storage.local_copy(folder, [name], storage.digest(url)) / name
+    first = 0
+    found: list[schema.Query] = []
+    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        for group in range(file.num_row_groups):
+            rows = file.metadata.row_group(group).num_rows
+            if first < stop and first + rows > start:
+                table = file.read_row_group(group).slice(max(0, start - first), stop - max(start, first))
+                found += schema.from_table(table, schema.Query)
+            first += rows
+    return found
+
+
+def units(staged: StagedQueries, unit_queries: int) -> list[dict[str, Any]]:
+    """Rows of the staged file, `unit_queries` at a time."""
+    starts = range(0, staged.num_queries, unit_queries)
+    return [
+        {"unit": number, "start": start, "stop": min(start + unit_queries, staged.num_queries)}
+        for number, start in enumerate(starts)
+    ]
+
+
+def _selected(settings: config.Queries, rejects: list[schema.Reject]) -> Iterable[schema.Query]:
+    def queries() -> Iterable[schema.Query]:
+        for item in readers.read_queries(settings.path, settings.split):
+            if isinstance(item, schema.Reject):
+                rejects.append(item)
+            else:
+                yield item
+
+    return itertools.islice(queries(), settings.limit or None)
+
+
+def _batched(rows: Iterable[schema.Query]) -> Iterable[list[schema.Query]]:
+    iterator = iter(rows)
+    while batch := list(itertools.islice(iterator, ROWS_AT_ONCE)):
+        yield batch

@@ -1,0 +1,96 @@
+"""What a person reads in a terminal: score tables, answers with their sources, versions.
+
+In: summaries, answers, manifests. Out: plain lines of at most 80 columns. This module knows nothing of where they go.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ragtune_ray import schema
+
+__all__ = ["answer_lines", "citation_lines", "score_lines", "source_lines", "version_lines"]
+
+WIDTH = 80
+
+Summary = Mapping[str, Mapping[str, float]]
+
+
+def score_lines(summaries: Mapping[str, Summary], differences: Mapping[str, Summary]) -> list[str]:
+    r"""One line per metric, one column per arm and per difference, each value with its interval.
+
+    >>> print("\n".join(score_lines({"rag": {"EM": {"value": 0.5, "low": 0.25, "high": 0.75, "n": 8}}}, {})))
+    metric                 n                   rag
+    EM                     8    0.500 [0.25, 0.75]
+    """
+    columns = [*summaries, *differences]
+    names = list(dict.fromkeys(name for summary in summaries.values() for name in summary))
+    lines = [f"{'metric':<21}{'n':>3}" + "".join(f"{column:>22}" for column in columns)]
+    for name in names:
+        cells = [
+            _cell(table.get(name), signed=column in differences) for column, table in _tables(summaries, differences)
+        ]
+        counts = {int(summary[name]["n"]) for summary in summaries.values() if name in summary}
+        lines.append(f"{name:<21}{max(counts):>3}" + "".join(f"{cell:>22}" for cell in cells))
+    return lines
+
+
+def answer_lines(answer: schema.Answer, titles: Mapping[str, str]) -> list[str]:
+    """A question, its answer and the passages it cites.
+
+    Args:
+        answer: a row of `answers.parquet`.
+        titles: document_id -> title.
+    """
+    text = answer.answer if answer.status == "ok" else f"(failed: {answer.error})"
+    lines = [f"Q  {answer.query}", *_wrapped("A  ", " ".join(text.split()) or "(empty)")]
+    for citation in answer.citations:
+        place = f"{citation.document_id}, characters {citation.start}-{citation.end}"
+        lines += _wrapped("   cites ", f"{titles.get(citation.document_id, citation.document_id)} ({place})")
+    if not answer.citations and answer.passage_ids:
+        lines += _wrapped("   cites nothing; was shown ", ", ".join(answer.passage_ids))
+    return lines
+
+
+def source_lines(passages: Sequence[schema.Passage], scores: Sequence[float]) -> list[str]:
+    """The passages that an answer was shown, numbered as the answer cites them."""
+    lines = []
+    for number, (passage, score) in enumerate(zip(passages, scores, strict=False), start=1):
+        place = f"{passage.document_id}, characters {passage.start}-{passage.end}, score {score:.3f}"
+        lines += _wrapped(f"[{number}] ", f"{passage.title or passage.document_id} ({place})")
+    return lines
+
+
+def citation_lines(answer: schema.Answer) -> list[str]:
+    """Which stretches of which documents the answer rests on."""
+    places = [f"{c.document_id}, characters {c.start}-{c.end}" for c in answer.citations]
+    return [line for place in places for line in _wrapped("cites ", place)]
+
+
+def version_lines(manifests: Sequence[Mapping[str, Any]], current: str) -> list[str]:
+    """One line per index version, oldest first; `*` marks the current one."""
+    lines = [f"  {'version':<9}{'created':<22}{'documents':>10}{'passages':>10}  {'kind':<5} encoder"]
+    for manifest in manifests:
+        mark = "*" if manifest["version"] == current else " "
+        lines.append(
+            f"{mark} {manifest['version']:<9}{manifest['created']:<22}{manifest['num_documents']:>10,}"
+            f"{manifest['num_passages']:>10,}  {manifest['index_kind']:<5} {manifest['encoder']['model']}"
+        )
+    return lines
+
+
+def _tables(summaries: Mapping[str, Summary], differences: Mapping[str, Summary]) -> list[tuple[str, Summary]]:
+    return [*summaries.items(), *differences.items()]
+
+
+def _cell(interval: Mapping[str, float] | None, *, signed: bool) -> str:
+    if interval is None:
+        return "-"
+    sign = "+" if signed else ""
+    return f"{interval['value']:{sign}.3f} [{interval['low']:{sign}.2f}, {interval['high']:{sign}.2f}]"
+
+
+def _wrapped(start: str, text: str) -> list[str]:
+    return textwrap.wrap(text, WIDTH, initial_indent=start, subsequent_indent=" " * len(start)) or [start.rstrip()]
