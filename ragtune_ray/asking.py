@@ -1,7 +1,7 @@
 """One question, answered in this process: retrieve, prompt, stream.
 
-In: a config and a question. Out: the pieces of the answer, then the whole of it with its passages. This module knows nothing of Ray:
-it is the product in one process, where a reader can follow it.
+In: a config and a question. Out: the pieces of the answer, then the whole of it with its passages. This module knows
+nothing of Ray: it is the product in one process, where a reader can follow it.
 """
 
 from __future__ import annotations

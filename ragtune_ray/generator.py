@@ -28,8 +28,8 @@ from ragtune_ray.prompts import Prompt
 __all__ = ["Completion", "Generator", "GeneratorError", "TransformersGenerator", "load_generator"]
 
 _logger = logging.getLogger(__name__)
-# Padded tokens per prefill forward: about what one CPU forward needs to be limited by arithmetic; GPUs want more.
-_PREFILL_TOKENS = {"cpu": 2048, "cuda": 16384}
+# Padded tokens per prefill forward. On a CPU more than this gains about 10 % and costs equality with the prompt alone.
+_PREFILL_TOKENS = {"cpu": 512, "cuda": 16384}
 
 
 def load_generator(settings: config.Generator, directory: Path | None) -> TransformersGenerator | OpenAIGenerator:
@@ -129,7 +129,7 @@ class TransformersGenerator:
         stop: Sequence[str] = (),
         seed: int = 0,
     ) -> list[Completion]:
-        """Answer every prompt; greedy at temperature 0, where the text does not depend on how prompts are batched.
+        """Answer every prompt; greedy at temperature 0. How prompts are batched hardly changes a text; see `decoding`.
 
         Rows are sorted by length and cut into batches of `batch_tokens`. A batch that fails (out of memory, say) is
         halved and tried again; a row that fails alone carries the error. So does an empty or too long prompt.

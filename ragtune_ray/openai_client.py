@@ -111,7 +111,7 @@ class OpenAIGenerator:
         )
 
     async def _ask_all(self, prompts: Sequence[Prompt], request: dict[str, Any]) -> list[Completion]:
-        gate = asyncio.Semaphore(99)
+        gate = asyncio.Semaphore(self._concurrency)
         async with self._openai.AsyncOpenAI(**self._connection()) as client:
             return list(await asyncio.gather(*(self._ask(client, gate, prompt, request) for prompt in prompts)))
 

@@ -474,7 +474,7 @@ def _squad_questions(path: str) -> Iterator[Row]:
 def _parquet_errors() -> Iterator[None]:
     try:
         yield
-    except pa.ArrowException as error:
+    except (pa.ArrowException, UnicodeDecodeError) as error:  # the latter: a column's name
         raise ParseError(f"Parquet is broken: {error}") from None
     except OSError as error:
         if error.errno is not None:  # the disk or the network failed, not the file

@@ -34,6 +34,7 @@ ABSTENTIONS = [
     "Sorry, I do not know.",
     "I'm sorry, but the passages do not mention it.",
     "Answer: I don't know",
+    "Sorry, based on the passages, I don't know.",
     "Based on the passages, I don't know.",
     "I cannot answer this question based on the provided context.",
     "I could not find the answer in the passages.",
@@ -144,5 +145,5 @@ def test_any_text_is_judged(text: str) -> None:
 )
 def test_long_hostile_text_takes_linear_time(unit: str) -> None:
     start = time.perf_counter()
-    is_abstention(unit * 20_000)
+    is_abstention(unit * 100_000)
     assert time.perf_counter() - start < 1

@@ -35,6 +35,7 @@ class Server(ThreadingHTTPServer):
         self.lock = threading.Lock()
         self.active = self.most_active = 0
         self.barrier: threading.Barrier | None = None
+        self.crowded = threading.Event()
         self.released = threading.Event()
 
     @property
@@ -57,11 +58,14 @@ class Handler(BaseHTTPRequestHandler):
             server.keys.add(self.headers["Authorization"])
             server.active += 1
             server.most_active = max(server.most_active, server.active)
+            if server.barrier is not None and server.active > server.barrier.parties:
+                server.crowded.set()
             script = server.scripts.get(question, [])
             reply = script.pop(0) if len(script) > 1 else (script[0] if script else question.upper())
         try:
             if server.barrier is not None:
                 server.barrier.wait(timeout=10)
+                server.crowded.wait(0.15)  # time for one request too many to show itself
             self.answer(reply, stream=body.get("stream", False))
         finally:
             with server.lock:

@@ -13,6 +13,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fsspec.spec import AbstractBufferedFile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -231,6 +232,7 @@ def test_any_cutting_of_jsonl_reads_the_same_rows_at_the_same_lines(
     data = path.read_bytes()
     assert [unit.first_line for unit in plan.units] == [data[:start].count(b"\n") + 1 for start in starts]
     assert all(unit.stop - unit.start >= unit_bytes for unit in plan.units[:-1])
+    assert all(b"\n" not in data[unit.start + unit_bytes - 1 : unit.stop - 1] for unit in plan.units)
     numbers = [int(item.place.rpartition(":")[2]) for item in whole]
     assert numbers == [number for number, line in enumerate(data.split(b"\n"), 1) if line.strip()]
 
@@ -279,7 +281,29 @@ def test_a_long_line_is_skipped_without_loading_it_and_its_size_is_named(tmp_pat
     assert peak_bytes < 25_000_000
 
 
+def test_a_remote_file_whose_readline_takes_no_limit_is_read_like_a_local_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "a.jsonl", doc(1), "x" * 500, doc(2), "{", doc(3))
+    data, expected = path.read_bytes(), [read(path, size, limit=100) for size in (1, 200, 10**6)]
+
+    class RemoteFile(AbstractBufferedFile):  # type: ignore[misc]  # fsspec has no types
+        def _fetch_range(self, start: int, end: int) -> bytes:
+            return data[start:end]
+
+    monkeypatch.setattr(readers, "_open", lambda _: RemoteFile(None, "a", size=len(data), block_size=64))
+    assert [read(path, size, limit=100) for size in (1, 200, 10**6)] == expected
+    assert [type(item) for item in expected[0]] == [Document, Reject, Document, Reject, Document]
+
+
 # Parquet
+
+
+def test_a_parquet_file_whose_column_name_is_not_utf8_is_rejected(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "a.parquet", {"id": ["a"], "text": ["x"], "kind_of": ["x"]})
+    path.write_bytes(path.read_bytes().replace(b"kind_of", b"kind\xff\xffo"))
+    with pytest.raises(InputError, match=r"Parquet is broken"):
+        plan_units(str(path), LIMIT)
 
 
 @pytest.mark.parametrize("unit_bytes", [1, 300, 2000, 10**9])
@@ -377,7 +401,9 @@ def squad(*questions: dict[str, Any]) -> dict[str, Any]:
     other = {"context": "Other.", "qas": [{"id": "z", "question": "Z?", "answers": []}]}
     return {
         "version": "v2.0",
-        "data": [{"title": "The_Moon", "paragraphs": [{"context": "Moon.", "qas": questions}, other]}],
+        "data": [
+            {"title": "The_Moon", "paragraphs": [{"context": "Moon.", "qas": questions}, other, {"context": "Moon."}]}
+        ],
     }
 
 
@@ -387,7 +413,7 @@ def test_squad_contexts_become_documents_and_their_questions_point_to_them(tmp_p
         path,
         squad(
             {"id": 1, "question": "A?", "answers": [{"text": "x"}, {"text": "y"}, {"text": "x"}]},
-            {"id": "2", "question": "B?", "is_impossible": True, "answers": [], "plausible_answers": [{"text": "p"}]},
+            {"id": "2", "question": "B?", "is_impossible": True, "plausible_answers": [{"text": "p"}]},
             {"id": "3", "question": "C?"},
             {"question": "no id"},
         ),
@@ -396,7 +422,7 @@ def test_squad_contexts_become_documents_and_their_questions_point_to_them(tmp_p
         ("The_Moon/0", "The Moon", "Moon.", f"{path}#0"),
         ("The_Moon/1", "The Moon", "Other.", f"{path}#1"),
     ]
-    assert len(plan_units(str(path), 1).units) == 2
+    assert len(plan_units(str(path), 1).units) == 3
     found = queries(path)
     assert [(item.query_id, item.answers) for item in found] == [("1", ("x", "y")), ("2", ()), ("3", None), ("z", ())]
     assert [item.document_ids for item in found] == [("The_Moon/0",)] * 3 + [("The_Moon/1",)]
@@ -433,7 +459,7 @@ def beir(root: Path) -> Path:
     write(root / "queries.jsonl", *({"_id": f"q{number}", "text": f"Q{number}?"} for number in range(4)))
     header = "query-id\tcorpus-id\tscore"
     write(root / "qrels" / "train.tsv", header, "q0\td1\t1")
-    write(root / "qrels" / "dev.tsv", header, "q1\td1\t2", "q1\td2\t0", "q0\td2\t1")
+    write(root / "qrels" / "dev.tsv", header, "q1\td1\t2", "q1\td2\t0", "q0\td2\t1", "q1\td1\t1")
     write(root / "qrels" / "test.tsv", header, "q2\td2\t1", "broken", "q2\td1\tnan", "gone\td1\t1")
     return root
 

