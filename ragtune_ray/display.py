@@ -22,18 +22,20 @@ def score_lines(summaries: Mapping[str, Summary], differences: Mapping[str, Summ
     r"""One line per metric, one column per arm and per difference, each value with its interval.
 
     >>> print("\n".join(score_lines({"rag": {"EM": {"value": 0.5, "low": 0.25, "high": 0.75, "n": 8}}}, {})))
-    metric                 n                   rag
-    EM                     8    0.500 [0.25, 0.75]
+    metric                  n              rag
+    EM                      8  0.500 [.25,.75]
     """
-    columns = [*summaries, *differences]
-    names = list(dict.fromkeys(name for summary in summaries.values() for name in summary))
-    lines = [f"{'metric':<21}{'n':>3}" + "".join(f"{column:>22}" for column in columns)]
-    for name in names:
-        cells = [
-            _cell(table.get(name), signed=column in differences) for column, table in _tables(summaries, differences)
-        ]
-        counts = {int(summary[name]["n"]) for summary in summaries.values() if name in summary}
-        lines.append(f"{name:<21}{max(counts):>3}" + "".join(f"{cell:>22}" for cell in cells))
+    columns = [*summaries.items(), *differences.items()]
+    widths = [17 if name in summaries else 20 for name, _ in columns]
+    names = list(dict.fromkeys(metric for summary in summaries.values() for metric in summary))
+    lines = [
+        f"{'metric':<21}{'n':>4}"
+        + "".join(f"{name:>{width}}" for (name, _), width in zip(columns, widths, strict=True))
+    ]
+    for metric in names:
+        cells = [_cell(summary.get(metric), signed=name in differences) for name, summary in columns]
+        count = max(int(summary[metric]["n"]) for summary in summaries.values() if metric in summary)
+        lines.append(f"{metric:<21}{count:>4}" + "".join(f"{cell:>{w}}" for cell, w in zip(cells, widths, strict=True)))
     return lines
 
 
@@ -81,15 +83,12 @@ def version_lines(manifests: Sequence[Mapping[str, Any]], current: str) -> list[
     return lines
 
 
-def _tables(summaries: Mapping[str, Summary], differences: Mapping[str, Summary]) -> list[tuple[str, Summary]]:
-    return [*summaries.items(), *differences.items()]
-
-
 def _cell(interval: Mapping[str, float] | None, *, signed: bool) -> str:
     if interval is None:
         return "-"
     sign = "+" if signed else ""
-    return f"{interval['value']:{sign}.3f} [{interval['low']:{sign}.2f}, {interval['high']:{sign}.2f}]"
+    low, high = (f"{interval[name]:{sign}.2f}".replace("0.", ".", 1) for name in ("low", "high"))
+    return f"{interval['value']:{sign}.3f} [{low},{high}]"
 
 
 def _wrapped(start: str, text: str) -> list[str]:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import bm25s
 import numpy as np
@@ -33,7 +33,7 @@ __all__ = ["LexicalIndex", "Postings", "build_segment", "tokens"]
 _ARRAYS = {"indptr": np.int64, "passages": np.int32, "counts": np.int32, "lengths": np.int32}
 _VOCABULARY_FILE = "vocabulary.txt"
 _ASCII_WORD = re.compile(r"[a-z0-9]+")
-_ASCII_WORD_EN = re.compile(r"[a-z0-9]+(?:'[a-z]+)*")  # "don't" is one word, so that stop words and stemmer know it
+_ASCII_WORD_EN = re.compile(r"[a-z0-9]+(?:'[a-z0-9]+)*")  # "don't" is one word, so that stop words and stemmer know it
 _LETTER = rf"(?:(?![{UNSPACED}_])\w)"
 _WORD = regex.compile(rf"[{UNSPACED}][{UNSPACED}\p{{M}}]*|{_LETTER}+")
 _WORD_EN = regex.compile(rf"[{UNSPACED}][{UNSPACED}\p{{M}}]*|{_LETTER}+(?:'{_LETTER}+)*")
@@ -70,7 +70,7 @@ class Postings:
             FileNotFoundError: a file is missing.
             ValueError: the files do not belong together.
         """
-        mode = "r" if mmap else None
+        mode: Literal["r"] | None = "r" if mmap else None
         arrays = {name: np.load(directory / f"{name}.npy", mmap_mode=mode, allow_pickle=False) for name in _ARRAYS}
         text = (directory / _VOCABULARY_FILE).read_bytes().decode()
         postings = cls(vocabulary=tuple(text.split("\n")) if text else (), **arrays)

@@ -549,7 +549,7 @@ def test_a_file_of_queries_that_cannot_be_used_is_an_error(tmp_path: Path) -> No
 def test_a_remote_filesystem_reads_like_a_local_one(tmp_path: Path) -> None:
     write(tmp_path / "a.md", "# A")
     write(tmp_path / "b" / "b.jsonl", *(doc(number) for number in range(50)))
-    write(tmp_path / ".git" / "c.txt", "hidden")
+    write(tmp_path / "b" / ".git" / "c.txt", "hidden")
     write_parquet(tmp_path / "d.parquet", {"id": [str(number) for number in range(50)], "text": ["x"] * 50})
     write(tmp_path / "e.json", squad())
     write(tmp_path / "f.png", "x")

@@ -286,7 +286,8 @@ def summarize(scores: pa.Table, settings: config.Config) -> dict[str, metrics.In
     """One interval per metric column of a table of per-query scores; null means not scored."""
     per_query: dict[str, dict[str, float]] = {}
     for row in scores.to_pylist():
-        per_query[row.pop("query_id")] = {name: value for name, value in row.items() if value is not None}
+        query_id = row.pop("query_id")
+        per_query[query_id] = {name: value for name, value in row.items() if value is not None}
     return metrics.summarize(per_query, settings.evaluate.resamples, settings.evaluate.confidence, settings.seed)
 
 
