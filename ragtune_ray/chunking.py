@@ -50,9 +50,11 @@ _SENTENCE_BREAK = regex.compile(
     rf"|[。！？；｡︒။។།…]+[。！？!?…]*{_CLOSERS}*{_JOINS_LEFT}|(?P<paragraph>{_PARAGRAPH})"
 )
 _CLAUSE_BREAK = regex.compile(rf"[,;:—–،؛]{_CLOSERS}*(?!\S)|[，、：]{_CLOSERS}*{_JOINS_LEFT}")
-_WORD_BREAK = regex.compile(
-    rf"\s+|(?:(?<=[{UNSPACED}{_UNSPACED_MARKS}]\p{{M}}*)(?=\S)|(?<=\S)(?=[{UNSPACED}]))"
-    rf"{_JOINS_LEFT}{_JOINS_RIGHT}(?<![\p{{Ps}}\p{{Pi}}])(?![\p{{Pe}}\p{{Pf}}。！？；，、：…])"
+_WORD_BREAK = (
+    regex.compile(  # the lookahead stands first: a long run of marks must not be scanned back from each of them
+        rf"\s+|{_JOINS_LEFT}(?![\p{{Pe}}\p{{Pf}}。！？；，、：…]){_JOINS_RIGHT}(?<![\p{{Ps}}\p{{Pi}}])"
+        rf"(?:(?<=\S)(?=[{UNSPACED}])|(?=\S)(?<=[{UNSPACED}{_UNSPACED_MARKS}]\p{{M}}*))"
+    )
 )
 _GRAPHEME = regex.compile(r"\X")
 _IN_WORD = regex.compile(r"(?<=\w)(?=\w)")
@@ -317,9 +319,9 @@ def _far_boundary(text: str, start: int, high: int) -> int:
     position = _last_break(_WORD_BREAK, text, start, high)
     if position is not None:
         return position
-    graphemes: list[int] = [
-        m.end() for m in _GRAPHEME.finditer(text, start, min(len(text), high + _PEEK)) if m.end() <= high
-    ]
+    window = text[start : high + _PEEK]  # a slice, since \X counts flags from the beginning of what it is given
+    ends: list[int] = [start + match.end() for match in _GRAPHEME.finditer(window)]
+    graphemes = [end for end in ends if end <= high]
     between = [end for end in graphemes if not _IN_WORD.match(text, end)]
     return (between or graphemes or [high])[-1]
 

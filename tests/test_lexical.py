@@ -1,6 +1,7 @@
 """BM25 against hand computation and bm25s itself, and its independence of segments."""
 
 import filecmp
+import itertools
 import math
 from pathlib import Path
 
@@ -43,7 +44,7 @@ def test_any_segmentation_equals_plain_bm25s_and_one_segment_exactly(
     language: str, passages: list[str], query: str, cuts: set[int]
 ) -> None:
     bounds = [0, *sorted(cut for cut in cuts if cut < len(passages)), len(passages)]
-    segments = [build_segment(passages[a:b], language) for a, b in zip(bounds, bounds[1:], strict=False)]
+    segments = [build_segment(passages[a:b], language) for a, b in itertools.pairwise(bounds)]
     whole = LexicalIndex([build_segment(passages, language)], language)
     parts = LexicalIndex(segments, language)
     for top_k in (1, 3, len(passages)):
