@@ -51,7 +51,7 @@ class Corpus(Section):
     """Stop at the first bad row or file instead of writing it to rejects.jsonl and going on."""
     max_document_bytes: int = Field(32 * 2**20, gt=0)
     """A document (or a line of a .jsonl file) longer than this is rejected."""
-    unit_bytes: int = Field(16 * 2**20, gt=0)
+    unit_bytes: int = Field(4 * 2**20, gt=0)
     """Input bytes that one reading task takes; larger files are read in ranges of about this size."""
 
 
@@ -97,6 +97,8 @@ class Encoder(Section):
     """`auto`: bfloat16 where the hardware computes in it, else float32."""
     batch_tokens: int = Field(0, ge=0)
     """Padded tokens per forward pass; 0 means 2,048 on a CPU (what its cache holds) and 65,536 on a GPU."""
+    unit_passages: int = Field(256, gt=0)
+    """Passages per unit of work: what a killed worker costs at most, and what is sorted by length together."""
 
 
 class Index(Section):

@@ -31,6 +31,8 @@ HNSW_CONSTRUCTION_EFFORT = 200
 HNSW_SEARCH_EFFORT = 128
 TRAINING_VECTORS_PER_LIST = 64
 PROBED_SHARE = 1 / 16
+TIED_VECTORS = 64
+"""Equal scores at the end of a result list that are still put in the order of their ordinals."""
 
 
 def choose_kind(kind: config.IndexKind, num_vectors: int) -> ConcreteKind:
@@ -116,8 +118,10 @@ def load(path: Path) -> Any:
     """
     import faiss
 
-    # A forged header could ask for any amount of memory: nothing inside may be larger than the file itself.
+    # A forged header could ask for any amount of memory: nothing inside may be larger than the file itself, and whatever
+    # FAISS allocates one by one (inverted lists) takes eight bytes or more there.
     faiss.set_deserialization_vector_byte_limit(path.stat().st_size)
+    faiss.set_deserialization_loop_limit(max(1, path.stat().st_size // 8))
     try:
         return faiss.read_index(str(path))
     except RuntimeError as error:
@@ -150,7 +154,10 @@ class VectorIndex:
         ordinals = np.full((len(queries), top_k), -1, dtype=np.int64)
         if not len(queries) or not self.num_vectors:
             return scores, ordinals
-        found = [structure.search(queries, min(top_k, structure.ntotal)) for structure in self._structures]
+        # FAISS keeps any of several vectors with the same score at the end of its list: look a little deeper, so that the
+        # cut among equals (copies of a text, say) is made by ordinal, and the same however the vectors are segmented.
+        depth = top_k + TIED_VECTORS
+        found = [structure.search(queries, min(depth, structure.ntotal)) for structure in self._structures]
         all_scores = np.concatenate([part for part, _ in found], axis=1)
         all_ordinals = np.concatenate(
             [np.where(ids >= 0, ids + first, -1) for (_, ids), first in zip(found, self._first, strict=False)], axis=1

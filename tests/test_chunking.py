@@ -196,6 +196,25 @@ def test_a_word_longer_than_the_size_is_the_only_word_cut() -> None:
     assert all(num_tokens(spans, passage) <= 20 for passage in passages)
 
 
+def first_word_costs_more(texts: list[str]) -> list[np.ndarray]:
+    """Words, but the first of a text is one token per letter: as where a tokenizer merges a word with its space."""
+    results = []
+    for spans in word_spans(texts):
+        letters = [(i, i + 1) for i in range(*spans[0])]
+        results.append(np.array(letters + spans[1:].tolist(), dtype=np.int32))
+    return results
+
+
+@pytest.mark.parametrize("overlap", [0, 3])
+def test_a_passage_fits_as_it_stands_even_where_its_text_alone_has_more_tokens_than_in_its_context(
+    overlap: int,
+) -> None:
+    text = " ".join(["abcd"] * 60)
+    passages = texts_of(text, 10, overlap, first_word_costs_more)
+    assert max(num_tokens(first_word_costs_more, passage) for passage in passages) == 10
+    assert {word for passage in passages for word in passage.split()} == {"abcd"}
+
+
 def test_a_long_text_is_tokenised_in_windows_that_change_nothing() -> None:
     text = " ".join(f"Sentence {i} says something, more or less." for i in range(3000))
     assert len(text) > 3 * chunking._WINDOW_CHARACTERS

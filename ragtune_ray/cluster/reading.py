@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
 __all__ = ["DuplicateError", "Parts", "read_row_group", "read_stage"]
 
-ROW_GROUP_PASSAGES = 1024
-"""Passages per row group: what one embedding unit takes."""
 DOCUMENTS_AT_ONCE = 256
 BYTES_AT_ONCE = 4 * 2**20
 
@@ -122,7 +120,7 @@ def _read_units(
         unit = json.loads(text)
         given = unit["input"]
         source = readers.Unit(**{**given, "paths": tuple(given["paths"])})
-        summaries.append(_read_unit(source, directory, counter, chunking, max_document_bytes))
+        summaries.append(_read_unit(source, directory, counter, chunking, encoder.unit_passages, max_document_bytes))
     return {"summary": summaries}
 
 
@@ -131,6 +129,7 @@ def _read_unit(
     directory: str,
     counter: TokenCounter,
     chunking: config.Chunking,
+    unit_passages: int,
     max_document_bytes: int,
 ) -> str:
     from ragtune_ray.chunking import chunk_all
@@ -151,11 +150,10 @@ def _read_unit(
                 ):
                     waiting += [_passage_row(passage, len(documents)) for passage in passages]
                     documents.append(_document_row(document, len(documents)))
-                while len(waiting) >= ROW_GROUP_PASSAGES:
-                    row_groups.append(_write(writer, waiting[:ROW_GROUP_PASSAGES]))
-                    waiting = waiting[ROW_GROUP_PASSAGES:]
-            if waiting:
-                row_groups.append(_write(writer, waiting))
+                whole = len(waiting) - len(waiting) % unit_passages
+                row_groups += _write(writer, waiting[:whole], unit_passages)
+                waiting = waiting[whole:]
+            row_groups += _write(writer, waiting, unit_passages)
         pq.write_table(pa.Table.from_pylist(documents, schema=_DOCUMENTS_SCHEMA), paths["documents.parquet"])
         paths["rejects.jsonl"].write_text(schema.reject_lines(rejects), encoding="utf-8")
         return stages.commit_unit(
@@ -190,9 +188,11 @@ def _document_row(document: schema.Document, document_number: int) -> dict[str, 
     }
 
 
-def _write(writer: pq.ParquetWriter, rows: list[dict[str, Any]]) -> int:
-    writer.write_table(pa.Table.from_pylist(rows, schema=_PART_SCHEMA), row_group_size=len(rows))
-    return len(rows)
+def _write(writer: pq.ParquetWriter, rows: list[dict[str, Any]], unit_passages: int) -> list[int]:
+    """Write passages in row groups of one embedding unit each; how many rows each has."""
+    if rows:
+        writer.write_table(pa.Table.from_pylist(rows, schema=_PART_SCHEMA), row_group_size=unit_passages)
+    return [min(unit_passages, len(rows) - first) for first in range(0, len(rows), unit_passages)]
 
 
 def _read_table(directory: str, summary: dict[str, Any], suffix: str) -> pa.Table:

@@ -77,12 +77,13 @@ def worker_options(settings: config.Cluster) -> dict[str, Any]:
 
 def use_one_thread() -> None:
     """Let this worker process compute on one core: one such worker per core beats one worker on all of them."""
-    import faiss
-    import torch
-
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    torch.set_num_threads(1)
-    faiss.omp_set_num_threads(1)
+    # What is not imported yet reads this when it is; importing it here would cost seconds where it is not needed.
+    os.environ["OMP_NUM_THREADS"] = "1"
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+    if "faiss" in sys.modules:
+        sys.modules["faiss"].omp_set_num_threads(1)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,160 @@
+"""One Ray for all tests of the cluster floor, a corpus whose facts are known, and models small enough to be instant."""
+
+import http.server
+import json
+import os
+import random
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+WORDS = (
+    "amber basalt cedar delta ember fjord garnet harbor island jasper kelp lagoon meadow nectar orchid pebble quartz river "
+    "sable tundra umber valley willow zephyr copper marble silver velvet walnut cobalt"
+).split()
+
+
+def write_corpus(path: Path, num_documents: int, seed: int = 0) -> None:
+    """Documents of a few sentences; document N alone says that its number is N."""
+    source = random.Random(seed)
+    with path.open("w", encoding="utf-8") as file:
+        for number in range(num_documents):
+            sentences = [" ".join(source.choices(WORDS, k=12)).capitalize() + "." for _ in range(source.randint(2, 9))]
+            sentences.insert(source.randint(0, len(sentences)), f"The code of vessel{number} is secret{number}.")
+            row = {"document_id": f"d{number}", "title": f"Vessel {number}", "text": " ".join(sentences)}
+            file.write(json.dumps(row) + "\n")
+
+
+def write_queries(path: Path, num_queries: int) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        for number in range(num_queries):
+            row = {
+                "query_id": f"q{number}",
+                "text": f"What is the code of vessel{number}?",
+                "answers": [f"secret{number}"],
+                "document_ids": [f"d{number}"],
+            }
+            file.write(json.dumps(row) + "\n")
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """60 documents, one JSON line each."""
+    path = tmp_path_factory.mktemp("corpus") / "corpus.jsonl"
+    write_corpus(path, 60)
+    return path
+
+
+@pytest.fixture(scope="session")
+def queries(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """40 queries on the first 40 documents."""
+    path = tmp_path_factory.mktemp("queries") / "queries.jsonl"
+    write_queries(path, 40)
+    return path
+
+
+@pytest.fixture(scope="session")
+def settings_for(corpus: Path, queries: Path, generator_directory: Path):
+    """A function from a workspace to a config that is quick to run."""
+    from ragtune_ray import config
+
+    def build(workspace: Path, *overrides: str) -> config.Config:
+        return config.Config().using(
+            f"workspace={workspace}",
+            f"corpus.path={corpus}",
+            f"queries.path={queries}",
+            "encoder.model=hashing-64",
+            "encoder.unit_passages=16",
+            "chunking.size_tokens=32",
+            "chunking.overlap_tokens=4",
+            f"generator.model={generator_directory}",
+            "generator.precision=float32",
+            "generator.max_new_tokens=4",
+            "prompt.max_tokens=1500",
+            "answer.unit_queries=8",
+            "evaluate.resamples=200",
+            "cluster.encoder_workers=2",
+            "cluster.generator_workers=2",
+            *overrides,
+        )
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def shared_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Ray on this machine, started once, in a temporary directory of its own, and stopped by its own handle."""
+    os.environ.update({"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token", "RAY_BACKEND_LOG_LEVEL": "fatal"})
+    import ray
+    import ray.data
+
+    # Paths of Ray's sockets must stay short, so pytest's own long temporary directories will not do.
+    ray.init(num_cpus=4, include_dashboard=False, logging_level="error", log_to_driver=False)
+    ray.data.DataContext.get_current().execution_options.preserve_order = False
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def nan_encoder(encoder_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny encoder with one poisoned token: any text with a question mark gets a NaN vector."""
+    from safetensors.torch import load_file, save_file
+
+    directory = tmp_path_factory.mktemp("nan") / "encoder"
+    shutil.copytree(encoder_directory, directory)
+    weights = load_file(directory / "model.safetensors")
+    (name,) = (name for name in weights if name.endswith("word_embeddings.weight"))
+    tokens = json.loads((directory / "tokenizer.json").read_text())["model"]["vocab"]
+    weights[name][tokens["?"]] = float("nan")
+    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+    return directory
+
+
+class StubServer:
+    """An OpenAI-compatible server on this machine whose every answer is "forty-two [1]", or an error."""
+
+    def __init__(self) -> None:
+        self.status = 200
+        stub = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                self.rfile.read(int(self.headers["Content-Length"]))
+                message = {"role": "assistant", "content": "forty-two [1]"}
+                body = json.dumps(
+                    {
+                        "id": "1",
+                        "object": "chat.completion",
+                        "created": 0,
+                        "model": "stub",
+                        "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+                        "usage": {"prompt_tokens": 9, "completion_tokens": 3, "total_tokens": 12},
+                    }
+                ).encode()
+                self.send_response(stub.status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}/v1"
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._server.shutdown()
+        self._thread.join()
+
+
+@pytest.fixture
+def openai_stub() -> Iterator[StubServer]:
+    server = StubServer()
+    yield server
+    server.stop()
