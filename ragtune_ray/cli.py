@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 
 from ragtune_ray import config
@@ -51,15 +50,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _exit_code(arguments: list[str], debug: bool) -> int:
     try:
         result = app(args=arguments, prog_name="ragtune", standalone_mode=False)
-    except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.format_message())
+    except typer.TyperException as error:
+        # Without arguments the message is the help.
+        text = error.format_message()
+        typer.echo(f"error: {text.rstrip('.')}; see: ragtune --help" if arguments else text, err=True)
         return WRONG_USAGE
-    except click.ClickException as error:
-        error.show()
-        return WRONG_USAGE
-    except (click.Abort, KeyboardInterrupt):
-        _complain("interrupted; the same command goes on where this one stopped")
-        return INTERRUPTED
+    except (typer.Abort, KeyboardInterrupt):
+        result = INTERRUPTED
     except config.ConfigError as error:
         _complain(str(error))
         return WRONG_USAGE
@@ -68,6 +65,8 @@ def _exit_code(arguments: list[str], debug: bool) -> int:
             raise
         _complain(str(error) or type(error).__name__)
         return FAILED
+    if result == INTERRUPTED:  # typer makes this number of a KeyboardInterrupt
+        _complain("interrupted; the same command goes on where this one stopped")
     return result if isinstance(result, int) else DONE
 
 
@@ -112,7 +111,7 @@ def evaluate(
 
     run = evaluate_arms(settings)
     for line in report_lines(str(run), show):
-        click.echo(line, err=True)
+        typer.echo(line, err=True)
     _finish(run, as_json)
 
 
@@ -138,10 +137,10 @@ def verify(path: ConfigPath, overrides: Overrides = None, as_json: AsJson = Fals
     for problem in found:
         _complain(problem)
     if as_json:
-        click.echo(json.dumps({"path": path, "checked": checked, "problems": found}))
+        typer.echo(json.dumps({"path": path, "checked": checked, "problems": found}))
     else:
-        click.echo(f"{checked} artifacts checked, {len(found)} problems", err=True)
-        click.echo(path)
+        typer.echo(f"{checked} artifacts checked, {len(found)} problems", err=True)
+        typer.echo(path)
     return FAILED if found else DONE
 
 
@@ -155,7 +154,7 @@ def versions(path: ConfigPath, overrides: Overrides = None, as_json: AsJson = Fa
     names = segments.list_versions(settings.workspace)
     manifests = [storage.read_manifest(segments.version_url(settings.workspace, name)) for name in names]
     for line in display.version_lines(manifests, current):
-        click.echo(line, err=True)
+        typer.echo(line, err=True)
     _finish(segments.version_url(settings.workspace, current), as_json)
 
 
@@ -172,9 +171,9 @@ def doctor(
     findings = []
     for finding in examine(settings):
         findings.append(finding)
-        click.echo(finding.line(), err=True)
+        typer.echo(finding.line(), err=True)
     if as_json:
-        click.echo(json.dumps({"findings": [finding.facts() for finding in findings]}))
+        typer.echo(json.dumps({"findings": [finding.facts() for finding in findings]}))
     return FAILED if any(finding.failed for finding in findings) else DONE
 
 
@@ -195,30 +194,30 @@ def models(
     found = [sources.resolve(name) for name in names]
     if as_json:
         facts = [{"name": m.name, "path": str(m.directory), "fingerprint": m.fingerprint} for m in found]
-        click.echo(json.dumps({"models": facts}))
+        typer.echo(json.dumps({"models": facts}))
         return
     for model in found:
-        click.echo(f"{model.name} {model.fingerprint}", err=True)
-        click.echo(str(model.directory or model.name))
+        typer.echo(f"{model.name} {model.fingerprint}", err=True)
+        typer.echo(str(model.directory or model.name))
 
 
 @app.command()
 def settings() -> None:
     """List every setting with its default and meaning."""
     for name, default, meaning in config.describe():
-        click.echo(f"{name} = {default}\n    {meaning}")
+        typer.echo(f"{name} = {default}\n    {meaning}")
 
 
 def _finish(path: Path | str, as_json: bool) -> None:
     """The last line of stdout: where the artifact stands, or that and its facts."""
     if not as_json:
-        click.echo(str(path))
+        typer.echo(str(path))
         return
     from ragtune_ray import storage
 
     manifest = storage.read_manifest(str(path))
     facts = {name: value for name, value in manifest.items() if name not in {"files", "config", "manifest_sha256"}}
-    click.echo(json.dumps({"path": str(path), **facts}, ensure_ascii=False))
+    typer.echo(json.dumps({"path": str(path), **facts}, ensure_ascii=False))
 
 
 def _write_answer(pieces: Any, as_json: bool) -> None:
@@ -228,17 +227,21 @@ def _write_answer(pieces: Any, as_json: bool) -> None:
     for piece in pieces:
         if isinstance(piece, Asked):
             if as_json:
-                click.echo(json.dumps(piece.facts(), ensure_ascii=False))
+                typer.echo(json.dumps(piece.facts(), ensure_ascii=False))
                 return
-            click.echo("\n")
+            typer.echo("\n")
             for line in display.source_lines(piece.passages, piece.answer.scores):
-                click.echo(line)
+                typer.echo(line)
             for line in display.citation_lines(piece.answer):
-                click.echo(line)
+                typer.echo(line)
         elif not as_json:
-            click.echo(piece, nl=False)
+            typer.echo(piece, nl=False)
             sys.stdout.flush()
 
 
 def _complain(text: str) -> None:
-    click.echo(f"error: {text}", err=True)
+    typer.echo(f"error: {text}", err=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -5,7 +5,7 @@ In: summaries, answers, manifests. Out: plain lines of at most 80 columns. This 
 
 from __future__ import annotations
 
-import textwrap
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -47,7 +47,7 @@ def answer_lines(answer: schema.Answer, titles: Mapping[str, str]) -> list[str]:
         titles: document_id -> title.
     """
     text = answer.answer if answer.status == "ok" else f"(failed: {answer.error})"
-    lines = [f"Q  {answer.query}", *_wrapped("A  ", " ".join(text.split()) or "(empty)")]
+    lines = _wrapped("Q  ", answer.query) + _wrapped("A  ", text.strip() or "(empty)")
     for citation in answer.citations:
         place = f"{citation.document_id}, characters {citation.start}-{citation.end}"
         lines += _wrapped("   cites ", f"{titles.get(citation.document_id, citation.document_id)} ({place})")
@@ -87,9 +87,19 @@ def _cell(interval: Mapping[str, float] | None, *, signed: bool) -> str:
     if interval is None:
         return "-"
     sign = "+" if signed else ""
-    low, high = (f"{interval[name]:{sign}.2f}".replace("0.", ".", 1) for name in ("low", "high"))
+    # ".25" and "1.0" are as wide, so that a full score does not touch the column beside it.
+    low, high = (
+        re.sub(r"\b0\.", ".", f"{interval[name]:{sign}.2f}").replace("1.00", "1.0") for name in ("low", "high")
+    )
     return f"{interval['value']:{sign}.3f} [{low},{high}]"
 
 
 def _wrapped(start: str, text: str) -> list[str]:
-    return textwrap.wrap(text, WIDTH, initial_indent=start, subsequent_indent=" " * len(start)) or [start.rstrip()]
+    """Lines that fill a terminal, in which a Chinese character is two columns wide."""
+    from rich.console import Console
+    from rich.text import Text
+
+    width = WIDTH - len(start)
+    lines = Text(" ".join(text.split())).wrap(Console(width=width), width)
+    indents = [start, *[" " * len(start)] * (len(lines) - 1)]
+    return [(indent + line.plain).rstrip() for indent, line in zip(indents, lines, strict=True)] or [start.rstrip()]

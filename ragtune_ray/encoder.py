@@ -191,6 +191,8 @@ class HashingEncoder:
 
     def encode_passages(self, texts: Sequence[str]) -> np.ndarray:
         """Passages to unit vectors (num_texts, dimension), float32."""
+        if not texts:  # scikit-learn refuses an empty list
+            return np.empty((0, self.dimension), dtype=np.float32)
         vectors = np.asarray(self._vectorizer.transform(texts).toarray(), dtype=np.float32)
         # Buckets can cancel out and a text can be all punctuation: such a text gets the first axis, not a zero vector.
         vectors[~vectors.any(axis=1), 0] = 1.0

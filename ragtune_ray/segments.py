@@ -200,7 +200,8 @@ def index_problems(workspace: str, version: str | None = None) -> list[str]:
         return found
     for entry in storage.read_manifest(url)["segments"]:
         segment = segment_url(workspace, entry["segment_id"])
-        found += storage.problems(segment)
-        if not found and storage.read_manifest(segment)["manifest_sha256"] != entry["manifest_sha256"]:
-            found.append(f"{segment}: is not the segment that {url} names")
+        damage = storage.problems(segment)
+        if not damage and storage.read_manifest(segment)["manifest_sha256"] != entry["manifest_sha256"]:
+            damage = [f"{segment}: is not the segment that {url} names"]
+        found += damage
     return found

@@ -5,10 +5,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
 
 from ragtune_ray import index, schema, segments, storage
+
+# A busy machine is no failure, and a failure must come again.
+hypothesis.settings.register_profile("ragtune", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("ragtune")
 
 DOCUMENTS = {
     "moon": ("The Moon", "The Moon orbits the Earth. Apollo 11 landed on the Moon in 1969."),

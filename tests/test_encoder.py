@@ -65,6 +65,7 @@ def test_rows_keep_the_order_of_the_texts_whatever_their_length(tiny: Encoder) -
 def test_vectors_have_length_one_and_no_texts_give_no_rows(tiny: Encoder) -> None:
     np.testing.assert_allclose(np.linalg.norm(tiny.encode_passages(TEXTS), axis=1), 1, atol=1e-5)
     assert tiny.encode_queries([]).shape == (0, 32)
+    assert HashingEncoder("hashing-8").encode_queries([]).shape == (0, 8)
 
 
 def test_texts_longer_than_the_model_reads_are_cut(tiny: Encoder) -> None:

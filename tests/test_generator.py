@@ -81,7 +81,7 @@ def prompt_of(text: str) -> Prompt:
 
 
 def some_prompts(count: int = 12) -> list[Prompt]:
-    source = random.Random(3)  # noqa: S311 - fixed texts, no secret
+    source = random.Random(3)
     return [prompt_of("".join(source.choices("abc def", k=source.randint(1, 90)))) for _ in range(count)]
 
 

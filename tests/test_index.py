@@ -69,6 +69,15 @@ def test_equal_scores_stand_in_the_order_of_the_ordinals() -> None:
         assert scores.tolist() == [[1, 1, 1, 0, 0, 0]]
 
 
+@given(st.integers(1, 12), st.integers(1, 4), st.integers(0, 10**6))
+def test_a_tie_for_the_last_place_goes_to_the_lower_ordinal(top_k: int, num_segments: int, seed: int) -> None:
+    source = np.random.default_rng(seed)
+    # Only five different cosines, all exact in float32, so that nearly every cut falls among equals.
+    vectors, queries = (source.choice([-0.5, 0.5], size=(n, 4)).astype(np.float32) for n in (index.TIED_VECTORS, 25))
+    _, ordinals = index.VectorIndex(built("flat", vectors, num_segments)).search(queries, top_k)
+    np.testing.assert_array_equal(ordinals, brute_force(vectors, queries, top_k)[1])
+
+
 def test_places_beyond_the_last_vector_hold_nothing() -> None:
     vectors = random_vectors(3)
     for num_segments in (1, 2):

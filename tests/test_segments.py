@@ -18,9 +18,7 @@ def encoder() -> HashingEncoder:
 
 
 @pytest.fixture
-def workspace(
-    tmp_path: Path, passages: list[schema.Passage], encoder: HashingEncoder, write_index: Write
-) -> str:
+def workspace(tmp_path: Path, passages: list[schema.Passage], encoder: HashingEncoder, write_index: Write) -> str:
     write_index(tmp_path, passages, encoder)
     return str(tmp_path)
 
@@ -49,9 +47,7 @@ def test_what_was_written_comes_back(
     assert opened.manifest["num_passages"] == opened.vectors.num_vectors == opened.lexical.num_passages == len(passages)
 
 
-def test_vectors_are_kept_bit_for_bit(
-    workspace: str, passages: list[schema.Passage], encoder: HashingEncoder
-) -> None:
+def test_vectors_are_kept_bit_for_bit(workspace: str, passages: list[schema.Passage], encoder: HashingEncoder) -> None:
     (first, *_) = segments.open_index(workspace).manifest["segments"]
     structure = index.load(Path(segments.segment_url(workspace, first["segment_id"])) / "vectors.faiss")
     expected = encoder.encode_passages([passage.text for passage in passages])[: first["num_passages"]]
@@ -64,7 +60,9 @@ def test_vectors_and_passages_must_be_as_many(tmp_path: Path, passages: list[sch
     with pytest.raises(ValueError, match="3 vectors for 2 passages"):
         segments.write_segment(tmp_path, table, np.eye(4, dtype=np.float32)[:3], trained, "en")
     with pytest.raises(schema.SchemaError, match=r"Passage\.text"):
-        segments.write_segment(tmp_path, pa.table({"passage_id": ["a"], "document_id": ["b"]}), np.eye(1), trained, "en")
+        segments.write_segment(
+            tmp_path, pa.table({"passage_id": ["a"], "document_id": ["b"]}), np.eye(1), trained, "en"
+        )
     assert list(tmp_path.iterdir()) == []
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ragtune_ray import config, metrics, models, progress, schema, segments, storage
+from ragtune_ray import config, intervals, models, progress, schema, segments, storage
 from ragtune_ray.cluster import questions, session, stages
 from ragtune_ray.cluster.generating import GenerateUnit, RetrieveUnit
 
@@ -48,7 +48,7 @@ def retrieve(settings: config.Config) -> Path | str:
 
     Raises:
         storage.ArtifactError: there is no sound index.
-        readers.InputError: the queries cannot be read.
+        inputs.InputError: the queries cannot be read.
         stages.StageError: the stage failed.
     """
     version, opened = _index_version(settings)
@@ -100,7 +100,7 @@ def answer(settings: config.Config) -> Path | str:
     Raises:
         AnswerError: more than `answer.max_failed_share` of the rows failed.
         storage.ArtifactError: arm rag, and there is no sound index.
-        readers.InputError: the queries cannot be read.
+        inputs.InputError: the queries cannot be read.
         stages.StageError: the stage failed.
     """
     arm = settings.answer.arm
@@ -256,7 +256,7 @@ def _publish_hits(
     rejects = [*staged.rejects, *(schema.Reject(**row) for summary in summaries for row in summary["rejects"])]
     (staging / "rejects.jsonl").write_text(schema.reject_lines(rejects), encoding="utf-8")
     scores = [table for table in _merged(directory, summaries, "scores.parquet") if table.num_columns > 1]
-    summary: dict[str, metrics.Interval] = {}
+    summary: dict[str, intervals.Interval] = {}
     if scores:
         table = pa.concat_tables(scores)
         pq.write_table(table, staging / "scores.parquet", write_page_checksum=True)
@@ -282,16 +282,16 @@ def _word(text: str) -> str:
     return "_".join(text.split())
 
 
-def summarize(scores: pa.Table, settings: config.Config) -> dict[str, metrics.Interval]:
+def summarize(scores: pa.Table, settings: config.Config) -> dict[str, intervals.Interval]:
     """One interval per metric column of a table of per-query scores; null means not scored."""
     per_query: dict[str, dict[str, float]] = {}
     for row in scores.to_pylist():
         query_id = row.pop("query_id")
         per_query[query_id] = {name: value for name, value in row.items() if value is not None}
-    return metrics.summarize(per_query, settings.evaluate.resamples, settings.evaluate.confidence, settings.seed)
+    return intervals.summarize(per_query, settings.evaluate.resamples, settings.evaluate.confidence, settings.seed)
 
 
-def metrics_json(summary: dict[str, metrics.Interval]) -> str:
+def metrics_json(summary: dict[str, intervals.Interval]) -> str:
     """The content of a `metrics.json`: name -> {value, low, high, n}."""
     return json.dumps({name: dataclasses.asdict(interval) for name, interval in summary.items()}, indent=1) + "\n"
 

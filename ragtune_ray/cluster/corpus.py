@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from ragtune_ray import config, index, models, progress, readers, schema, segments, storage
+from ragtune_ray import config, index, models, planning, progress, schema, segments, storage
 from ragtune_ray.cluster import reading, session, stages
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def build_index(settings: config.Config) -> Path | str:
         The version's directory.
 
     Raises:
-        readers.InputError: the corpus cannot be read at all.
+        inputs.InputError: the corpus cannot be read at all.
         CorpusError: two documents share an id, or `corpus.strict` met a reject, or nothing was left to index.
         models.ModelError: the encoder cannot be had.
         stages.StageError: a stage failed.
@@ -62,7 +62,7 @@ def build_index(settings: config.Config) -> Path | str:
     if not settings.corpus.path:
         raise config.ConfigError("corpus.path is empty; name a folder or file of documents")
     started = time.monotonic()
-    plan = readers.plan_units(settings.corpus.path, settings.corpus.unit_bytes)
+    plan = planning.plan_units(settings.corpus.path, settings.corpus.unit_bytes)
     encoder = models.resolve(settings.encoder.model)
     build_id = _build_id(settings, plan, encoder)
     published = _published(settings.workspace, build_id)
@@ -105,7 +105,7 @@ def build_index(settings: config.Config) -> Path | str:
     return segments.version_url(settings.workspace, version)
 
 
-def _build_id(settings: config.Config, plan: readers.Plan, encoder: models.Model) -> str:
+def _build_id(settings: config.Config, plan: planning.Plan, encoder: models.Model) -> str:
     """What the segments depend on; the place of the files, the cluster and the time do not belong to it."""
     return storage.digest(
         {
@@ -121,7 +121,7 @@ def _build_id(settings: config.Config, plan: readers.Plan, encoder: models.Model
     )
 
 
-def _input_fingerprint(plan: readers.Plan) -> str:
+def _input_fingerprint(plan: planning.Plan) -> str:
     return storage.digest(
         [[file.path.rsplit("/", 1)[-1], file.size_bytes, file.sha256] for file in plan.files]
         + [[unit.format, [Path(path).name for path in unit.paths], unit.start, unit.stop] for unit in plan.units]

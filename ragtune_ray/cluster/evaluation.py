@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ragtune_ray import config, display, metrics, progress, schema, storage
+from ragtune_ray import config, display, intervals, metrics, progress, schema, storage
 from ragtune_ray.cluster import answers, questions, session
 
 __all__ = ["EvaluationError", "evaluate", "read_answers", "report_lines"]
@@ -63,7 +63,9 @@ def evaluate(settings: config.Config) -> Path | str:
     staging = storage.stage(url)
     for arm, per_query in scores.items():
         (staging / arm).mkdir()
-        summary = metrics.summarize(per_query, settings.evaluate.resamples, settings.evaluate.confidence, settings.seed)
+        summary = intervals.summarize(
+            per_query, settings.evaluate.resamples, settings.evaluate.confidence, settings.seed
+        )
         (staging / arm / "metrics.json").write_text(answers.metrics_json(summary), encoding="utf-8")
         rows = [{"query_id": query_id, **values} for query_id, values in per_query.items()]
         pq.write_table(_score_table(rows), staging / arm / "scores.parquet", write_page_checksum=True)
@@ -116,7 +118,7 @@ def _differences(scores: dict[str, Scores], settings: config.Config) -> dict[str
                 continue
             a = np.array([baseline[query][name] for query in ids])
             b = np.array([per_query[query][name] for query in ids])
-            interval = metrics.paired_bootstrap(
+            interval = intervals.paired_bootstrap(
                 a, b, settings.evaluate.resamples, settings.evaluate.confidence, settings.seed
             )
             differences.setdefault(f"{arm} - {first}", {})[name] = dataclasses.asdict(interval)

@@ -18,7 +18,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from ragtune_ray import config, progress, readers, schema, storage
+from ragtune_ray import config, inputs, progress, queries, schema, storage
 
 __all__ = ["StagedQueries", "read_queries", "stage_queries", "units"]
 
@@ -41,7 +41,7 @@ def stage_queries(settings: config.Config) -> StagedQueries:
     """Read the queries that the config selects and write them where workers can read them.
 
     Raises:
-        readers.InputError: they cannot be read, or none is left.
+        inputs.InputError: they cannot be read, or none is left.
     """
     if not settings.queries.path:
         raise config.ConfigError("queries.path is empty; name a file of queries")
@@ -58,7 +58,7 @@ def stage_queries(settings: config.Config) -> StagedQueries:
                 writer.write_table(schema.to_table(rows, schema.Query))
         if not num_queries:
             first = f"; the first reject: {rejects[0].place}: {rejects[0].reason}" if rejects else ""
-            raise readers.InputError(f"{settings.queries.path}: holds no usable query{first}")
+            raise inputs.InputError(f"{settings.queries.path}: holds no usable query{first}")
         name = fingerprint.hexdigest()[:16]
         url = storage.join(settings.workspace, "runs", ".work", f"queries-{name}.parquet")
         storage.commit_file(local, url)
@@ -93,14 +93,14 @@ def units(staged: StagedQueries, unit_queries: int) -> list[dict[str, Any]]:
 
 
 def _selected(settings: config.Queries, rejects: list[schema.Reject]) -> Iterable[schema.Query]:
-    def queries() -> Iterable[schema.Query]:
-        for item in readers.read_queries(settings.path, settings.split):
+    def selected() -> Iterable[schema.Query]:
+        for item in queries.read_queries(settings.path, settings.split):
             if isinstance(item, schema.Reject):
                 rejects.append(item)
             else:
                 yield item
 
-    return itertools.islice(queries(), settings.limit or None)
+    return itertools.islice(selected(), settings.limit or None)
 
 
 def _batched(rows: Iterable[schema.Query]) -> Iterable[list[schema.Query]]:

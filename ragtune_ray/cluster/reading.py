@@ -1,6 +1,6 @@
 """Ray Data: the first stage of an index build, documents -> passages.
 
-In: the units that `readers` planned. Out: per unit a Parquet *part* of passages, the documents it met and what it rejected;
+In: the units that `planning` cut. Out: per unit a Parquet *part* of passages, the documents it met and what it rejected;
 over all units, the documents that stand twice. This module knows nothing of vectors.
 """
 
@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ragtune_ray import config, readers, schema, storage
+from ragtune_ray import config, planning, readers, schema, storage
 from ragtune_ray.cluster import stages
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Parts:
     """Documents that are indexed."""
 
 
-def read_stage(settings: config.Config, plan: readers.Plan, build: str) -> Parts:
+def read_stage(settings: config.Config, plan: planning.Plan, build: str) -> Parts:
     """Read and chunk every unit of the plan; then find documents that stand twice.
 
     Raises:
@@ -119,13 +119,13 @@ def _read_units(
     for text in batch["unit"]:
         unit = json.loads(text)
         given = unit["input"]
-        source = readers.Unit(**{**given, "paths": tuple(given["paths"])})
+        source = planning.Unit(**{**given, "paths": tuple(given["paths"])})
         summaries.append(_read_unit(source, directory, counter, chunking, encoder.unit_passages, max_document_bytes))
     return {"summary": summaries}
 
 
 def _read_unit(
-    unit: readers.Unit,
+    unit: planning.Unit,
     directory: str,
     counter: TokenCounter,
     chunking: config.Chunking,

@@ -158,3 +158,26 @@ def openai_stub() -> Iterator[StubServer]:
     server = StubServer()
     yield server
     server.stop()
+
+
+@pytest.fixture
+def eventually_up():
+    """A function that waits until something answers at an address."""
+    import time
+    import urllib.error
+    import urllib.request
+
+    def wait(address: str) -> None:
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                urllib.request.urlopen(address, timeout=2)
+            except urllib.error.HTTPError:
+                return
+            except OSError:
+                assert time.monotonic() < deadline, f"nothing answers at {address}"
+                time.sleep(0.05)
+            else:
+                return
+
+    return wait

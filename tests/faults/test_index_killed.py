@@ -1,0 +1,77 @@
+"""SIGKILL in the middle of an index build: nothing half-written is ever read, and the same command ends with the same bytes."""
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from ragtune_ray import segments, storage
+from tests.cluster.conftest import write_corpus
+from tests.faults.conftest import eventually
+
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+
+
+def settings(tmp_path: Path, workspace: str) -> dict[str, object]:
+    corpus = tmp_path / "corpus.jsonl"
+    if not corpus.exists():
+        write_corpus(corpus, 600)
+    return {
+        "workspace": str(tmp_path / workspace),
+        "corpus": {"path": str(corpus)},
+        "encoder": {"model": "hashing-64", "unit_passages": 16},
+        "chunking": {"size_tokens": 32, "overlap_tokens": 4},
+        "index": {"segment_passages": 500},
+        "cluster": {"encoder_workers": 2},
+    }
+
+
+def segment_manifests(workspace: Path) -> list[str]:
+    version = segments.current_version(str(workspace))
+    manifest = storage.read_manifest(segments.version_url(str(workspace), version))
+    assert segments.index_problems(str(workspace)) == []
+    return [entry["manifest_sha256"] for entry in manifest["segments"]]
+
+
+def finished_units(workspace: Path, stage: str) -> list[Path]:
+    return list(workspace.glob(f"index/building/*/{stage}/unit-*.json"))
+
+
+def test_killed_driver_and_killed_workers_cost_only_what_was_under_way(tmp_path: Path, run) -> None:
+    run("index", settings(tmp_path, "undisturbed")).wait()
+    workspace = tmp_path / "killed"
+
+    command = run("index", settings(tmp_path, "killed"))
+    eventually(lambda: len(finished_units(workspace, "embed")) >= 10, command)
+    command.kill()
+    assert segments.list_versions(str(workspace)) == [], "nothing is published by a build that was killed"
+    kept = {path.name: path.stat().st_mtime_ns for path in finished_units(workspace, "embed")}
+
+    command = run("index", settings(tmp_path, "killed"))
+    eventually(lambda: len(finished_units(workspace, "embed")) >= len(kept) + 5, command)
+    (worker, *_) = command.workers("EmbedUnit")
+    worker.send_signal(signal.SIGKILL)
+    eventually(lambda: not worker.is_running() or worker.status() == "zombie", command)
+    before_end = {path.name: path.stat().st_mtime_ns for path in finished_units(workspace, "embed")}
+    said = command.wait()
+
+    assert "embed: " in said
+    assert "were finished by an earlier run and are skipped" in said
+    assert {name: before_end[name] for name in kept} == kept, "finished units are not done again"
+    assert segment_manifests(workspace) == segment_manifests(tmp_path / "undisturbed")
+    assert not finished_units(workspace, "embed"), "what was under way is cleared when the version stands"
+
+
+def test_a_version_stays_current_while_a_later_build_is_killed(tmp_path: Path, run) -> None:
+    first = settings(tmp_path, "workspace")
+    run("index", first).wait()
+    workspace = tmp_path / "workspace"
+    before = segment_manifests(workspace)
+    write_corpus(tmp_path / "corpus.jsonl", 700)
+    command = run("index", first)
+    eventually(lambda: finished_units(workspace, "embed"), command)
+    command.kill()
+    assert segments.current_version(str(workspace)) == "000001"
+    assert segment_manifests(workspace) == before
+    run("index", first).wait()
+    assert segments.current_version(str(workspace)) == "000002"

