@@ -80,7 +80,7 @@ def train(kind: ConcreteKind, dimension: int, num_vectors: int, sample: np.ndarr
         graph.hnsw.efSearch = HNSW_SEARCH_EFFORT
         return graph
     lists = num_lists(num_vectors)
-    inverted = faiss.index_factory(dimension, f"IVF{lists},Flat", faiss.METRIC_INNER_PRODUCT)
+    inverted: Any = faiss.index_factory(dimension, f"IVF{lists},Flat", faiss.METRIC_INNER_PRODUCT)
     inverted.nprobe = max(1, math.ceil(lists * PROBED_SHARE))
     inverted.cp.seed = seed
     inverted.cp.max_points_per_centroid = TRAINING_VECTORS_PER_LIST

@@ -127,7 +127,7 @@ class Retriever:
         passages = self.index.passages["text"].take(ordinals[rows, columns]).to_pylist()
         scores = np.full(ordinals.shape, -np.inf, dtype=np.float32)
         scores[rows, columns] = self._reranker.score(
-            [(texts[row], text) for row, text in zip(rows, passages, strict=True)]
+            [(texts[int(row)], text) for row, text in zip(rows, passages, strict=True)]
         )
         order = np.argsort(-scores, axis=1, kind="stable")
         return np.take_along_axis(scores, order, axis=1), np.take_along_axis(ordinals, order, axis=1)

@@ -293,7 +293,7 @@ def wait_for(url: str, process: Any, log: Path) -> None:
     while time.monotonic() < deadline:
         assert process.poll() is None, log.read_text()
         try:
-            with urllib.request.urlopen(url, timeout=2):  # noqa: S310 - our own http address
+            with urllib.request.urlopen(url, timeout=2):
                 return
         except (urllib.error.URLError, ConnectionError, TimeoutError):
             threading.Event().wait(0.2)  # between two looks at a process that has no other way to say it is ready

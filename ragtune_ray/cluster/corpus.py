@@ -172,7 +172,7 @@ def _summarize(version: str, num_documents: int, num_passages: int, rejects: lis
 def _embed_stage(settings: config.Config, build: str, parts: reading.Parts) -> list[dict[str, Any]]:
     """Embed every row group of every part; the summaries, in the order of the passages."""
     directory = storage.join(build, "embed")
-    units = []
+    units: list[dict[str, Any]] = []
     for part in parts.summaries:
         for group, rows in enumerate(part["row_groups"]):
             dropped = parts.dropped.get(part["unit"], [])

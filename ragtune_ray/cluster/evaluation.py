@@ -11,6 +11,7 @@ import dataclasses
 import json
 import logging
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,9 @@ def _score_table(rows: list[dict[str, Any]]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=columns)
 
 
-def _differences(scores: dict[str, Scores], settings: config.Config) -> dict[str, dict[str, dict[str, float]]]:
+def _differences(
+    scores: Mapping[config.Arm, Scores], settings: config.Config
+) -> dict[str, dict[str, dict[str, float]]]:
     """Each arm less the first: metric -> {value, low, high, n}, over the queries that both have."""
     (first, baseline), *others = scores.items()
     differences: dict[str, dict[str, dict[str, float]]] = {}
