@@ -82,7 +82,7 @@ def retrieve(settings: config.Config) -> Path | str:
             counted="queries",
             rows_of=lambda unit: int(unit["stop"] - unit["start"]),
         )
-    facts = _facts(settings, version, staged, started)
+    facts = {**_facts(settings, version, staged, started), "queries_per_second": _rate(staged, summaries)}
     _publish_hits(settings, url, directory, summaries, staged, facts)
     storage.remove(work)
     return url
@@ -135,7 +135,7 @@ def answer(settings: config.Config) -> Path | str:
             rows_of=lambda unit: int(unit["stop"] - unit["start"]),
         )
     _refuse_failures(settings, directory, summaries, staged.num_queries)
-    facts = _facts(settings, version, staged, started)
+    facts = {**_facts(settings, version, staged, started), "queries_per_second": _rate(staged, summaries)}
     _publish_answers(url, directory, summaries, staged, {**facts, "arm": arm, "model": generator})
     storage.remove(work)
     return url
@@ -187,6 +187,12 @@ def _facts(settings: config.Config, version: str, staged: questions.StagedQuerie
         "input": {"fingerprint": staged.fingerprint, "num_queries": staged.num_queries},
         "seconds": {"total": round(time.monotonic() - started, 3)},
     }
+
+
+def _rate(staged: questions.StagedQueries, summaries: Sequence[dict[str, Any]]) -> float:
+    """Queries per second from the first unit's start to the last one's end; the gaps between resumed runs count too."""
+    span = max(summary["ended"] for summary in summaries) - min(summary["started"] for summary in summaries)
+    return round(staged.num_queries / max(span, 1e-9), 3)
 
 
 def _pool(

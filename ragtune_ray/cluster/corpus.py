@@ -70,8 +70,9 @@ def build_index(settings: config.Config) -> Path | str:
         progress.say(f"index: version {published} already holds this corpus; nothing to do")
         return segments.version_url(settings.workspace, published)
     build = storage.join(settings.workspace, "index", "building", build_id)
+    seconds: dict[str, float] = {}
     with session.ray_session(settings.cluster):
-        seconds: dict[str, float] = {}
+        count = session.workers(settings.cluster.encoder_workers, settings.cluster.gpus_per_worker)
         parts = _timed(seconds, "read", lambda: reading.read_stage(settings, plan, build))
         blocks = _timed(seconds, "embed", lambda: _embed_stage(settings, build, parts))
         num_vectors = sum(block["rows"] for block in blocks)
@@ -97,6 +98,10 @@ def build_index(settings: config.Config) -> Path | str:
         num_documents=parts.num_documents,
         num_passages=num_vectors,
         num_rejects=dict(sorted(Counter(reject.kind for reject in rejects).items())),
+        encoding={
+            "workers": count,
+            "busy_seconds": round(sum(block["seconds"] for block in blocks), 3),
+        },
         seconds={name: round(value, 3) for name, value in seconds.items()}
         | {"total": round(time.monotonic() - started, 3)},
     )

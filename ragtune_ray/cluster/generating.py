@@ -53,7 +53,7 @@ class RetrieveUnit:
         return {"unit": [json.dumps({**unit, "retrieved": self._passages(unit)}) for unit in units]}
 
     def _commit(self, unit: dict[str, Any], directory: str) -> str:
-        started = time.monotonic()
+        started = time.time()
         rows = questions.read_queries(self._queries, unit["start"], unit["stop"])
         found = _row_by_row_if_needed(rows, self._hits)
         hits = [hit for row in found if not isinstance(row, str) for hit in row]
@@ -74,7 +74,8 @@ class RetrieveUnit:
                 unit["unit"],
                 paths,
                 rejects=[dataclasses.asdict(reject) for reject in rejects],
-                seconds=round(time.monotonic() - started, 4),
+                started=started,
+                ended=time.time(),
             )
 
     def _hits(self, rows: Sequence[schema.Query]) -> list[list[schema.Hit]]:
@@ -127,6 +128,7 @@ class GenerateUnit:
         return {"summary": [self._run(json.loads(unit)) for unit in batch["unit"]]}
 
     def _run(self, unit: dict[str, Any]) -> str:
+        started = time.time()
         tasks = self._tasks(unit)
         if stages.begin_attempt(self._directory, unit["unit"]) > ATTEMPTS_TOGETHER:
             answers = [self._alone(unit["unit"], place, task) for place, task in enumerate(tasks)]
@@ -137,7 +139,13 @@ class GenerateUnit:
             path = Path(temporary) / "answers.parquet"
             pq.write_table(schema.to_table(answers, schema.Answer), path, write_page_checksum=True)
             return stages.commit_unit(
-                self._directory, unit["unit"], {"parquet": path}, failed=len(errors), errors=errors[:3]
+                self._directory,
+                unit["unit"],
+                {"parquet": path},
+                failed=len(errors),
+                errors=errors[:3],
+                started=started,
+                ended=time.time(),
             )
 
     def _tasks(self, unit: dict[str, Any]) -> list[Task]:

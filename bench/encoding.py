@@ -1,0 +1,99 @@
+"""Passages per second while indexing, against `SentenceTransformer.encode` in float32; and whether dense recall suffers.
+
+    python -m bench.encoding --data SQUAD.json
+
+The peer encodes the same passages in one process with all threads. Ours is `ragtune index` with one single-threaded actor per
+core: rows divided by (busy seconds / workers), so that Ray's start-up stays out and tokenising stays in. Then each context is
+retrieved for its questions: plain sentence-transformers with exact search over whole contexts, and over our passages,
+against `ragtune retrieve` in dense mode. All rows come from one run on one machine; nothing is asserted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sentence_transformers import SentenceTransformer
+
+from ragtune_ray import models, schema, segments, storage
+from ragtune_ray.cluster.answers import retrieve
+from ragtune_ray.cluster.corpus import build_index
+from ragtune_ray.config import Config
+from ragtune_ray.queries import read_queries
+
+
+def main() -> None:
+    """Run and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="../shared/data/squad/squad-v1.1-24articles.json")
+    parser.add_argument("--repeats", type=int, default=3)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="ragtune-bench-") as folder:
+        _run(options, Config().using(f"corpus.path={options.data}", f"queries.path={options.data}"), Path(folder))
+
+
+def _run(options: argparse.Namespace, settings: Config, folder: Path) -> None:
+    rates = []
+    for repeat in range(options.repeats):
+        url = build_index(settings.using(f"workspace={folder / str(repeat)}"))
+        manifest = storage.read_manifest(str(url))
+        encoding = manifest["encoding"]
+        rates.append(manifest["num_passages"] / (encoding["busy_seconds"] / encoding["workers"]))
+    opened = segments.open_index(str(folder / "0"))
+    passages = list(schema.from_table(opened.passages, schema.Passage))
+    peer = SentenceTransformer(str(models.resolve(settings.encoder.model).directory), device="cpu")
+    texts = [passage.text for passage in passages]
+    peer.encode(texts[:64])
+    peer_rates = []
+    for _ in range(options.repeats):
+        started = time.perf_counter()
+        vectors = peer.encode(texts, normalize_embeddings=True)
+        peer_rates.append(len(texts) / (time.perf_counter() - started))
+    print(
+        f"{len(texts)} passages, {torch.get_num_threads()} threads, {options.repeats} repeats, {encoding['workers']} workers"
+    )
+    _print("ragtune index, steady state", rates)
+    _print("SentenceTransformer.encode, float32", peer_rates)
+    print(f"ratio of the means: {np.mean(rates) / np.mean(peer_rates):.2f}")
+    _recall(settings, folder, peer, passages, vectors)
+
+
+def _recall(
+    settings: Config, folder: Path, peer: SentenceTransformer, passages: list[schema.Passage], vectors: np.ndarray
+) -> None:
+    questions = [query for query in read_queries(settings.queries.path) if isinstance(query, schema.Query)]
+    asked = peer.encode([query.text for query in questions], normalize_embeddings=True)
+    documents = [passage.document_id for passage in passages]
+    print(f"recall@5 by document, plain, same passages: {_exact(asked, vectors, documents, questions):.4f}")
+    contexts: dict[str, str] = {}
+    for article in json.loads(Path(settings.corpus.path).read_text(encoding="utf-8"))["data"]:
+        for number, paragraph in enumerate(article["paragraphs"]):
+            contexts[f"{article['title']}/{number}"] = paragraph["context"]
+    whole = peer.encode(list(contexts.values()), normalize_embeddings=True)
+    print(f"recall@5 by document, plain, whole contexts: {_exact(asked, whole, list(contexts), questions):.4f}")
+    run = retrieve(settings.using(f"workspace={folder / '0'}", "retrieval.mode=dense"))
+    measured: dict[str, Any] = json.loads((Path(run) / "metrics.json").read_text(encoding="utf-8"))
+    print(f"recall@5 by document, ragtune retrieve dense: {measured['recall@5']['value']:.4f}")
+
+
+def _exact(asked: np.ndarray, vectors: np.ndarray, documents: list[str], questions: list[schema.Query]) -> float:
+    """Share of questions whose document is among the best five, by a full matrix product."""
+    found = 0
+    for query, scores in zip(questions, asked @ vectors.T, strict=True):
+        best = dict.fromkeys(documents[row] for row in np.argsort(-scores, kind="stable")[:40])
+        found += query.document_ids[0] in list(best)[:5]
+    return found / len(questions)
+
+
+def _print(name: str, rates: list[float]) -> None:
+    print(f"{name:38} {np.mean(rates):7.1f} passages/s  (min {min(rates):.1f}, max {max(rates):.1f})", flush=True)
+
+
+if __name__ == "__main__":
+    main()
