@@ -22,8 +22,8 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from ragtune_ray import models, schema, segments, storage
-from ragtune_ray.cluster.answers import retrieve
 from ragtune_ray.cluster.corpus import build_index
+from ragtune_ray.cluster.retrieval import retrieve
 from ragtune_ray.config import Config
 from ragtune_ray.queries import read_queries
 

@@ -14,8 +14,8 @@ import tempfile
 from pathlib import Path
 
 from ragtune_ray import storage
-from ragtune_ray.cluster.answers import retrieve
 from ragtune_ray.cluster.corpus import build_index
+from ragtune_ray.cluster.retrieval import retrieve
 from ragtune_ray.config import Config
 
 SHOWN = ("recall@1", "recall@5", "recall@10", "MRR@10", "nDCG@10")

@@ -83,7 +83,7 @@ def index(path: ConfigPath, overrides: Overrides = None, as_json: AsJson = False
 def retrieve(path: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Find the hits of every query, and score them where the queries have qrels."""
     settings = config.load(path, overrides or ())
-    from ragtune_ray.cluster.answers import retrieve as retrieve_hits
+    from ragtune_ray.cluster.retrieval import retrieve as retrieve_hits
 
     _finish(retrieve_hits(settings), as_json)
 

@@ -122,7 +122,7 @@ def duration(seconds: float) -> str:
     """
     if seconds < 10:
         return f"{seconds:.1f}s"
-    if seconds < 60:
+    if round(seconds) < 60:
         return f"{seconds:.0f}s"
-    minutes, rest = divmod(int(seconds), 60)
+    minutes, rest = divmod(round(seconds), 60)
     return f"{minutes}m{rest:02d}s" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02d}m"

@@ -27,7 +27,7 @@ import numpy as np
 import pyarrow as pa
 
 from ragtune_ray import config, index, models, planning, progress, schema, segments, storage
-from ragtune_ray.cluster import reading, session, stages
+from ragtune_ray.cluster import embedding, reading, session, stages
 
 if TYPE_CHECKING:
     import ray.data
@@ -74,7 +74,7 @@ def build_index(settings: config.Config) -> Path | str:
     with session.ray_session(settings.cluster):
         count = session.workers(settings.cluster.encoder_workers, settings.cluster.gpus_per_worker)
         parts = _timed(seconds, "read", lambda: reading.read_stage(settings, plan, build))
-        blocks = _timed(seconds, "embed", lambda: _embed_stage(settings, build, parts))
+        blocks = _timed(seconds, "embed", lambda: embedding.embed_stage(settings, build, parts))
         num_vectors = sum(block["rows"] for block in blocks)
         rejects = [*parts.rejects, *(schema.Reject(**reject) for block in blocks for reject in block["rejects"])]
         _refuse(settings, rejects, num_vectors)
@@ -171,96 +171,6 @@ def _summarize(version: str, num_documents: int, num_passages: int, rejects: lis
     progress.say(f"index: version {version}: {num_documents:,} documents, {num_passages:,} passages{rejected}")
 
 
-# ------------------------------------------------------------------------------------------------------------ embed
-
-
-def _embed_stage(settings: config.Config, build: str, parts: reading.Parts) -> list[dict[str, Any]]:
-    """Embed every row group of every part; the summaries, in the order of the passages."""
-    directory = storage.join(build, "embed")
-    units: list[dict[str, Any]] = []
-    for part in parts.summaries:
-        for group, rows in enumerate(part["row_groups"]):
-            dropped = parts.dropped.get(part["unit"], [])
-            units.append(
-                {"unit": len(units), "part": part["unit"], "row_group": group, "rows": rows, "dropped": dropped}
-            )
-    count = min(len(units), session.workers(settings.cluster.encoder_workers, settings.cluster.gpus_per_worker)) or 1
-
-    def transform(dataset: ray.data.Dataset) -> ray.data.Dataset:
-        import ray.data
-
-        return dataset.map_batches(
-            EmbedUnit,
-            batch_size=1,
-            compute=ray.data.ActorPoolStrategy(
-                min_size=1, max_size=count, initial_size=count, max_tasks_in_flight_per_actor=2
-            ),
-            fn_constructor_kwargs={"settings": settings.encoder, "build": build},
-            **session.worker_options(settings.cluster),
-        )
-
-    return stages.run_stage(
-        "embed", directory, units, transform, counted="passages", rows_of=lambda unit: int(unit["rows"])
-    )
-
-
-class EmbedUnit:
-    """An actor that holds the encoder and embeds one row group of a part at a time."""
-
-    def __init__(self, settings: config.Encoder, build: str) -> None:
-        from ragtune_ray.encoder import load_encoder
-
-        session.use_one_thread()
-        self._encoder = load_encoder(settings)
-        self._build = build
-
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[str]]:
-        """Embed the batch's units; each leaves its vectors and the rows that were kept."""
-        return {"summary": [self._embed(json.loads(unit)) for unit in batch["unit"]]}
-
-    def _embed(self, unit: dict[str, Any]) -> str:
-        started = time.monotonic()
-        passages = reading.read_row_group(self._build, unit["part"], unit["row_group"])
-        kept = ~np.isin(passages["document_number"].to_numpy(), unit["dropped"])
-        vectors = np.zeros((passages.num_rows, self._encoder.dimension), dtype=np.float32)
-        vectors[kept] = self._encoder.encode_passages(passages.filter(pa.array(kept))["text"].to_pylist())
-        finite = np.isfinite(vectors).all(axis=1)
-        failed = passages.filter(pa.array(kept & ~finite))["passage_id"].to_pylist()
-        rows = np.flatnonzero(kept & finite)
-        with tempfile.TemporaryDirectory(prefix="ragtune-embed-") as temporary:
-            saved = Path(temporary) / "vectors.npz"
-            np.savez(saved, rows=rows, vectors=vectors[rows])
-            return stages.commit_unit(
-                storage.join(self._build, "embed"),
-                unit["unit"],
-                {"npz": saved},
-                part=unit["part"],
-                row_group=unit["row_group"],
-                rows=len(rows),
-                rejects=[
-                    {"place": passage_id, "reason": "the encoder gave no finite vector", "kind": "passage"}
-                    for passage_id in failed
-                ],
-                encoder=self._encoder.fingerprint,
-                dimension=self._encoder.dimension,
-                seconds=round(time.monotonic() - started, 4),
-            )
-
-
-def read_block(build: str, block: dict[str, Any]) -> tuple[pa.Table, np.ndarray]:
-    """The kept passages of an embedded unit, as `Passage` rows, and their vectors."""
-    directory = storage.join(build, "embed")
-    name = Path(stages.unit_file(directory, block["unit"], "npz")).name
-    folder = storage.local_copy(directory, [name], storage.digest(directory))
-    with np.load(folder / name, allow_pickle=False) as arrays:
-        rows, vectors = arrays["rows"], arrays["vectors"]
-    passages = reading.read_row_group(build, block["part"], block["row_group"]).take(pa.array(rows))
-    return passages.select(schema.arrow_schema(schema.Passage).names), vectors
-
-
-# ---------------------------------------------------------------------------------------------------------- segment
-
-
 def _segment_stage(
     settings: config.Config, build: str, build_id: str, blocks: list[dict[str, Any]], kind: index.ConcreteKind
 ) -> list[str]:
@@ -326,7 +236,7 @@ def _train_task(build: str, blocks: list[dict[str, Any]], kind: index.ConcreteKi
         rows = chosen[(chosen >= first) & (chosen < first + block["rows"])] - first
         first += block["rows"]
         if len(rows):
-            samples.append(read_block(build, block)[1][rows])
+            samples.append(embedding.read_block(build, block)[1][rows])
     trained = index.train(kind, blocks[0]["dimension"], num_vectors, np.concatenate(samples), seed)
     with tempfile.TemporaryDirectory(prefix="ragtune-train-") as temporary:
         index.save(trained, Path(temporary) / "trained.faiss")
@@ -340,7 +250,7 @@ def _build_segments(batch: dict[str, np.ndarray], workspace: str, build: str, la
 def _build_segment(unit: dict[str, Any], workspace: str, build: str, language: str) -> str:
     url = segments.segment_url(workspace, unit["segment_id"])
     if not storage.is_finished(url):
-        tables, vectors = zip(*(read_block(build, block) for block in unit["blocks"]), strict=True)
+        tables, vectors = zip(*(embedding.read_block(build, block) for block in unit["blocks"]), strict=True)
         passages = pa.concat_tables(tables)
         trained = index.load(storage.local_copy(build, ["trained.faiss"], storage.digest(build)) / "trained.faiss")
         staging = storage.stage(url, scratch=storage.join(build, "staging"))

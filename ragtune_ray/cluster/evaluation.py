@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ragtune_ray import config, display, intervals, metrics, progress, schema, storage
-from ragtune_ray.cluster import answers, questions, session
+from ragtune_ray.cluster import answers, questions, retrieval, session
 
 __all__ = ["EvaluationError", "evaluate", "read_answers", "report_lines"]
 
@@ -67,7 +67,7 @@ def evaluate(settings: config.Config) -> Path | str:
         summary = intervals.summarize(
             per_query, settings.evaluate.resamples, settings.evaluate.confidence, settings.seed
         )
-        (staging / arm / "metrics.json").write_text(answers.metrics_json(summary), encoding="utf-8")
+        (staging / arm / "metrics.json").write_text(retrieval.metrics_json(summary), encoding="utf-8")
         rows = [{"query_id": query_id, **values} for query_id, values in per_query.items()]
         pq.write_table(_score_table(rows), staging / arm / "scores.parquet", write_page_checksum=True)
     differences = _differences(scores, settings)

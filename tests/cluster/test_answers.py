@@ -9,9 +9,10 @@ from ir_measures import RR, R, nDCG
 
 from ragtune_ray import models, schema, storage
 from ragtune_ray.answering import Task, answer_tasks
-from ragtune_ray.cluster.answers import AnswerError, answer, retrieve
+from ragtune_ray.cluster.answers import AnswerError, answer
 from ragtune_ray.cluster.corpus import build_index
 from ragtune_ray.cluster.evaluation import evaluate, read_answers, report_lines
+from ragtune_ray.cluster.retrieval import retrieve
 from ragtune_ray.generator import load_generator
 from ragtune_ray.retriever import open_retriever
 

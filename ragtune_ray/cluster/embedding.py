@@ -1,0 +1,108 @@
+"""Ray Data: the second stage of an index build, passages -> embeddings.
+
+In: the parts that `reading` left. Out: per unit a file of the vectors of the rows that were kept; rows without a finite
+vector are rejects. This module knows nothing of FAISS.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from ragtune_ray import config, schema, storage
+from ragtune_ray.cluster import reading, session, stages
+
+if TYPE_CHECKING:
+    import ray.data
+
+__all__ = ["EmbedUnit", "embed_stage", "read_block"]
+
+
+def embed_stage(settings: config.Config, build: str, parts: reading.Parts) -> list[dict[str, Any]]:
+    """Embed every row group of every part; the summaries, in the order of the passages."""
+    directory = storage.join(build, "embed")
+    units: list[dict[str, Any]] = []
+    for part in parts.summaries:
+        for group, rows in enumerate(part["row_groups"]):
+            dropped = parts.dropped.get(part["unit"], [])
+            units.append(
+                {"unit": len(units), "part": part["unit"], "row_group": group, "rows": rows, "dropped": dropped}
+            )
+    count = min(len(units), session.workers(settings.cluster.encoder_workers, settings.cluster.gpus_per_worker)) or 1
+
+    def transform(dataset: ray.data.Dataset) -> ray.data.Dataset:
+        import ray.data
+
+        return dataset.map_batches(
+            EmbedUnit,
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(
+                min_size=1, max_size=count, initial_size=count, max_tasks_in_flight_per_actor=2
+            ),
+            fn_constructor_kwargs={"settings": settings.encoder, "build": build},
+            **session.worker_options(settings.cluster),
+        )
+
+    return stages.run_stage(
+        "embed", directory, units, transform, counted="passages", rows_of=lambda unit: int(unit["rows"])
+    )
+
+
+class EmbedUnit:
+    """An actor that holds the encoder and embeds one row group of a part at a time."""
+
+    def __init__(self, settings: config.Encoder, build: str) -> None:
+        from ragtune_ray.encoder import load_encoder
+
+        session.use_one_thread()
+        self._encoder = load_encoder(settings)
+        self._build = build
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[str]]:
+        """Embed the batch's units; each leaves its vectors and the rows that were kept."""
+        return {"summary": [self._embed(json.loads(unit)) for unit in batch["unit"]]}
+
+    def _embed(self, unit: dict[str, Any]) -> str:
+        started = time.monotonic()
+        passages = reading.read_row_group(self._build, unit["part"], unit["row_group"])
+        kept = ~np.isin(passages["document_number"].to_numpy(), unit["dropped"])
+        vectors = np.zeros((passages.num_rows, self._encoder.dimension), dtype=np.float32)
+        vectors[kept] = self._encoder.encode_passages(passages.filter(pa.array(kept))["text"].to_pylist())
+        finite = np.isfinite(vectors).all(axis=1)
+        failed = passages.filter(pa.array(kept & ~finite))["passage_id"].to_pylist()
+        rows = np.flatnonzero(kept & finite)
+        with tempfile.TemporaryDirectory(prefix="ragtune-embed-") as temporary:
+            saved = Path(temporary) / "vectors.npz"
+            np.savez(saved, rows=rows, vectors=vectors[rows])
+            return stages.commit_unit(
+                storage.join(self._build, "embed"),
+                unit["unit"],
+                {"npz": saved},
+                part=unit["part"],
+                row_group=unit["row_group"],
+                rows=len(rows),
+                rejects=[
+                    {"place": passage_id, "reason": "the encoder gave no finite vector", "kind": "passage"}
+                    for passage_id in failed
+                ],
+                encoder=self._encoder.fingerprint,
+                dimension=self._encoder.dimension,
+                seconds=round(time.monotonic() - started, 4),
+            )
+
+
+def read_block(build: str, block: dict[str, Any]) -> tuple[pa.Table, np.ndarray]:
+    """The kept passages of an embedded unit, as `Passage` rows, and their vectors."""
+    directory = storage.join(build, "embed")
+    name = Path(stages.unit_file(directory, block["unit"], "npz")).name
+    folder = storage.local_copy(directory, [name], storage.digest(directory))
+    with np.load(folder / name, allow_pickle=False) as arrays:
+        rows, vectors = arrays["rows"], arrays["vectors"]
+    passages = reading.read_row_group(build, block["part"], block["row_group"]).take(pa.array(rows))
+    return passages.select(schema.arrow_schema(schema.Passage).names), vectors

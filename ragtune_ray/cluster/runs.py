@@ -1,0 +1,93 @@
+"""A bulk job's run directory: what identifies it, where it stands, what its manifest says.
+
+In: a config and its staged queries. Out: names, facts, and the parts of a stage in order. This module knows nothing of what the
+rows of a run are.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ragtune_ray import config, progress, segments, storage
+from ragtune_ray.cluster import questions, stages
+
+if TYPE_CHECKING:
+    import ray.data
+
+__all__ = ["already", "common", "facts", "index_version", "merged", "places", "pool", "rate"]
+
+RUN_FORMAT = 1
+"""Part of a run's identity: raise it when the same input would give other rows."""
+
+
+def index_version(settings: config.Config) -> tuple[str, dict[str, Any]]:
+    """The version that the whole job uses, and its manifest."""
+    version = segments.current_version(settings.workspace)
+    return version, storage.read_manifest(segments.version_url(settings.workspace, version))
+
+
+def common(settings: config.Config, staged: questions.StagedQueries, opened: dict[str, Any]) -> dict[str, Any]:
+    """What every run depends on: the queries and, where one is used, the index and how queries are encoded."""
+    return {
+        "format": RUN_FORMAT,
+        "queries": staged.fingerprint,
+        "index": opened.get("build_id"),
+        "encoder": settings.encoder.model_dump(mode="json", exclude={"model"}) if opened else None,
+    }
+
+
+def places(settings: config.Config, name: str) -> tuple[str, str]:
+    """Where the finished run stands, and where it is worked on."""
+    return (
+        storage.join(settings.workspace, "runs", name),
+        storage.join(settings.workspace, "runs", ".work", name),
+    )
+
+
+def already(url: str, verb: str) -> bool:
+    """Whether the run is finished; says so if it is."""
+    finished = storage.is_finished(url)
+    if finished:
+        progress.say(f"{verb}: this run is already finished; nothing to do")
+    return finished
+
+
+def facts(settings: config.Config, version: str, staged: questions.StagedQueries, started: float) -> dict[str, Any]:
+    """What the manifest of every run says."""
+    return {
+        "config": settings.model_dump(mode="json"),
+        "index_version": version,
+        "input": {"fingerprint": staged.fingerprint, "num_queries": staged.num_queries},
+        "seconds": {"total": round(time.monotonic() - started, 3)},
+    }
+
+
+def rate(staged: questions.StagedQueries, summaries: Sequence[dict[str, Any]]) -> float:
+    """Queries per second from the first unit's start to the last one's end; the gaps between resumed runs count too."""
+    span = max(summary["ended"] for summary in summaries) - min(summary["started"] for summary in summaries)
+    return float(round(staged.num_queries / max(span, 1e-9), 3))
+
+
+def pool(
+    dataset: ray.data.Dataset, worker: type, count: int, arguments: dict[str, Any], options: dict[str, Any]
+) -> ray.data.Dataset:
+    """Run a unit's worker class in an autoscaling pool of at most `count` actors."""
+    import ray.data
+
+    compute = ray.data.ActorPoolStrategy(
+        min_size=1, max_size=max(1, count), initial_size=max(1, count), max_tasks_in_flight_per_actor=1
+    )
+    return dataset.map_batches(worker, batch_size=1, compute=compute, fn_constructor_kwargs=arguments, **options)
+
+
+def merged(directory: str, summaries: Iterable[dict[str, Any]], suffix: str) -> Iterable[pa.Table]:
+    """The parts of a stage, one after another, in the order of the queries."""
+    for summary in summaries:
+        name = Path(stages.unit_file(directory, summary["unit"], suffix)).name
+        yield pq.read_table(storage.local_copy(directory, [name], storage.digest(directory)) / name)
