@@ -57,6 +57,9 @@ _WORD_BREAK = (
     )
 )
 _GRAPHEME = regex.compile(r"\X")
+LONGEST_TOKEN_CHARACTERS = 64
+"""A longer token counts as several."""
+
 _IN_WORD = regex.compile(r"(?<=\w)(?=\w)")
 _NON_SPACE = re.compile(r"\S")  # of `re`, since its whitespace is that of str.strip: U+001C to U+001F are in
 _LAST_WORD = regex.compile(r"[\w.]+$")
@@ -65,10 +68,6 @@ _ABBREVIATION = regex.compile(
     r"|(?i:al|approx|apr|aug|ave|ca|capt|cf|ch|co|col|corp|dec|dept|dr|eds?|eq|est|etc|feb|figs?|ft|gen|gov|hon|inc|jan|jr"
     r"|jul|jun|lt|ltd|maj|mar|messrs|mrs?|ms|mt|nos?|nov|oct|op|pp?|pres|prof|ref|rep|rev|sec|sen|sept?|sgt|sr|st|viz|vol|vs)"
 )
-_WORD = regex.compile(r"(?<=\w)(?=\w)")
-_NON_SPACE = re.compile(r"\S")  # of `re`, since its whitespace is that of str.strip: U+001C to U+001F are in
-_LAST_WORD = regex.compile(r"[\w.]+$")
-_DOTTED = regex.compile(r"\p{Lu}|\p{L}(?:\.\p{L})+")  # "J", "U.S", "e.g", "a.m"
 _WORD = regex.compile(rf"[{UNSPACED}]\p{{M}}*|(?:(?![{UNSPACED}])\w)+|\S")
 
 
@@ -187,7 +186,16 @@ def _passage(document: Document, number: int, start: int, end: int) -> Passage:
 def _offsets(pairs: Sequence[tuple[int, int]]) -> Spans:
     flat = np.fromiter(itertools.chain.from_iterable(pairs), dtype=np.int32, count=2 * len(pairs))
     spans = flat.reshape(-1, 2)
-    return spans[spans[:, 1] > spans[:, 0]]
+    spans = spans[spans[:, 1] > spans[:, 0]]
+    widths = spans[:, 1] - spans[:, 0]
+    if not (widths > LONGEST_TOKEN_CHARACTERS).any():
+        return spans
+    # A tokenizer may call a megabyte without a space one unknown token; counted like that it would be one passage.
+    pieces = -(-widths // LONGEST_TOKEN_CHARACTERS)
+    places = np.arange(pieces.sum(), dtype=np.int32) - np.repeat(np.cumsum(pieces) - pieces, pieces).astype(np.int32)
+    starts = np.repeat(spans[:, 0], pieces) + places * LONGEST_TOKEN_CHARACTERS
+    ends = np.minimum(starts + LONGEST_TOKEN_CHARACTERS, np.repeat(spans[:, 1], pieces))
+    return np.stack([starts, ends], axis=1).astype(np.int32)
 
 
 def _tokenise(texts: Sequence[str], token_spans: TokenSpans) -> Iterator[Spans]:

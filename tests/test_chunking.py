@@ -251,3 +251,14 @@ def test_a_tokenizer_without_offsets_is_refused() -> None:
 def test_sizes_out_of_range_are_refused_with_their_values(size: int, overlap: int) -> None:
     with pytest.raises(ValueError, match=f"got {overlap} and {size}"):
         chunk(document("a"), word_spans, size, overlap)
+
+
+def test_a_run_without_a_space_is_no_single_passage_whatever_the_tokenizer_calls_it() -> None:
+    document = Document("d", "before " + "x" * 10_000 + " after", "", "{}", "")
+
+    def unknown(texts: list[str]) -> list[np.ndarray]:
+        return word_spans(texts)
+
+    passages = chunk(document, unknown, 20, 0)
+    assert max(len(passage.text) for passage in passages) <= 20 * 64
+    assert "".join(passage.text for passage in passages).replace(" ", "") == document.text.replace(" ", "")

@@ -45,9 +45,13 @@ def answer(settings: config.Config) -> Path | str:
         inputs.InputError: the queries cannot be read.
         stages.StageError: the stage failed.
     """
+    with questions.staged_queries(settings) as staged:
+        return _answer(settings, staged)
+
+
+def _answer(settings: config.Config, staged: questions.StagedQueries) -> Path | str:
     arm = settings.answer.arm
     version, opened = runs.index_version(settings) if arm == "rag" else ("", {})
-    staged = questions.stage_queries(settings)
     generator = generator_fingerprint(settings.generator)
     identity = {
         **runs.common(settings, staged, opened),
@@ -129,7 +133,7 @@ def _refuse_failures(
     for summary in summaries:
         reasons.update(summary["errors"])
         if summary["failed"]:
-            storage.remove(stages.unit_file(directory, summary["unit"], "json"))
+            stages.forget_unit(directory, summary["unit"])
     reason, count = reasons.most_common(1)[0]
     raise AnswerError(
         f"{failed} of {num_queries} rows failed, more than answer.max_failed_share ({settings.answer.max_failed_share}) "

@@ -4,7 +4,7 @@ In: a config that names a corpus and an encoder. Out: a new version of the works
 unit by unit, so that a killed worker or driver costs only what was under way:
 
     read     one unit per stretch of input: documents are read, cleaned and cut into passages
-    embed    one unit per thousand passages, in a pool of encoder actors
+    embed    one unit per `encoder.unit_passages`, in a pool of encoder actors
     segment  one unit per `index.segment_passages`: FAISS and BM25 are built, the segment is published
 
 Then the version manifest is published and CURRENT moves. Units depend on the input and the config alone, never on workers
@@ -127,9 +127,11 @@ def _build_id(settings: config.Config, plan: planning.Plan, encoder: models.Mode
 
 
 def _input_fingerprint(plan: planning.Plan) -> str:
+    """Of the files' contents and their paths below the corpus folder, since those are in the ids of documents."""
+    root = plan.units[0].root.rstrip("/") + "/" if plan.units else ""
     return storage.digest(
-        [[file.path.rsplit("/", 1)[-1], file.size_bytes, file.sha256] for file in plan.files]
-        + [[unit.format, [Path(path).name for path in unit.paths], unit.start, unit.stop] for unit in plan.units]
+        [[file.path.removeprefix(root), file.size_bytes, file.sha256] for file in plan.files]
+        + [[u.format, [path.removeprefix(root) for path in u.paths], u.start, u.stop] for u in plan.units]
     )
 
 

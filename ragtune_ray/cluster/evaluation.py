@@ -44,8 +44,8 @@ def evaluate(settings: config.Config) -> Path | str:
         answers.AnswerError: too many rows of an arm failed.
     """
     started = time.monotonic()
-    staged = questions.stage_queries(settings)
-    queries = questions.read_queries(staged.url, 0, staged.num_queries)
+    with questions.staged_queries(settings) as staged:
+        queries = questions.read_queries(staged.url, 0, staged.num_queries)
     judged = [query for query in queries if query.answers is not None]
     if not judged:
         raise EvaluationError(f"{settings.queries.path}: no query has `answers`, so no answer can be scored")

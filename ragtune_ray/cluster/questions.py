@@ -6,12 +6,14 @@ units that a stage divides it into. This module knows nothing of what is done wi
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import itertools
 import json
 import tempfile
-from collections.abc import Iterable
+import uuid
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ import pyarrow.parquet as pq
 
 from ragtune_ray import config, inputs, progress, queries, schema, storage
 
-__all__ = ["StagedQueries", "read_queries", "stage_queries", "units"]
+__all__ = ["StagedQueries", "read_queries", "staged_queries", "units"]
 
 ROWS_AT_ONCE = 8192
 
@@ -30,15 +32,16 @@ class StagedQueries:
     """The queries of a job on shared storage."""
 
     url: str
-    """A Parquet file of `Query` rows."""
+    """A Parquet file of `Query` rows; this job's own."""
     fingerprint: str
     """Of ids, texts, answers and qrels, in their order."""
     num_queries: int
     rejects: tuple[schema.Reject, ...]
 
 
-def stage_queries(settings: config.Config) -> StagedQueries:
-    """Read the queries that the config selects and write them where workers can read them.
+@contextlib.contextmanager
+def staged_queries(settings: config.Config) -> Iterator[StagedQueries]:
+    """The queries that the config selects, where workers can read them, for the duration of a job.
 
     Raises:
         inputs.InputError: they cannot be read, or none is left.
@@ -60,11 +63,14 @@ def stage_queries(settings: config.Config) -> StagedQueries:
             first = f"; the first reject: {rejects[0].place}: {rejects[0].reason}" if rejects else ""
             raise inputs.InputError(f"{settings.queries.path}: holds no usable query{first}")
         name = fingerprint.hexdigest()[:16]
-        url = storage.join(settings.workspace, "runs", ".work", f"queries-{name}.parquet")
+        url = storage.join(settings.workspace, "runs", ".work", f"queries-{name}-{uuid.uuid4().hex[:8]}.parquet")
         storage.commit_file(local, url)
     if rejects:
         progress.say(f"queries: {len(rejects):,} rejected; the first: {rejects[0].place}: {rejects[0].reason}")
-    return StagedQueries(url, name, num_queries, tuple(rejects))
+    try:
+        yield StagedQueries(url, name, num_queries, tuple(rejects))
+    finally:
+        storage.remove(url)
 
 
 def read_queries(url: str, start: int, stop: int) -> list[schema.Query]:

@@ -39,8 +39,12 @@ def retrieve(settings: config.Config) -> Path | str:
         inputs.InputError: the queries cannot be read.
         stages.StageError: the stage failed.
     """
+    with questions.staged_queries(settings) as staged:
+        return _retrieve(settings, staged)
+
+
+def _retrieve(settings: config.Config, staged: questions.StagedQueries) -> Path | str:
     version, opened = runs.index_version(settings)
-    staged = questions.stage_queries(settings)
     identity = {
         **runs.common(settings, staged, opened),
         "retrieval": settings.retrieval.model_dump(mode="json"),

@@ -21,7 +21,7 @@ from ragtune_ray import progress, storage
 if TYPE_CHECKING:
     import ray.data
 
-__all__ = ["StageError", "begin_attempt", "commit_unit", "finished_units", "run_stage", "unit_file"]
+__all__ = ["StageError", "begin_attempt", "commit_unit", "finished_units", "forget_unit", "run_stage", "unit_file"]
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +68,14 @@ def begin_attempt(directory: str, number: int) -> int:
         attempt += 1
     storage.replace_text(unit_file(directory, number, f"attempt-{attempt}.txt"), "")
     return attempt
+
+
+def forget_unit(directory: str, number: int) -> None:
+    """Remove everything a unit left, its attempts included: the next run does it as if for the first time."""
+    prefix = unit_file("", number, "").lstrip("/")
+    for name in storage.list_names(directory):
+        if name.startswith(prefix):
+            storage.remove(storage.join(directory, name))
 
 
 def finished_units(directory: str) -> dict[int, Summary]:
