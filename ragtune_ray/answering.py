@@ -152,8 +152,7 @@ def _answer(task: Task, prompt: prompts.Prompt, completion: Completion, model: s
         query_id=task.query.query_id,
         query=task.query.text,
         answer=text,
-        # Small models rarely write marks: an answer that stands in a passage word for word still rests on it.
-        citations=citations or prompts.supporting_citations(text, prompt.passages),
+        citations=citations or prompts.supporting_citations(text, prompt.passages, task.query.text),
         passage_ids=tuple(passage.passage_id for passage in prompt.passages),
         scores=task.scores[: len(prompt.passages)],
         abstained=is_abstention(text),

@@ -255,10 +255,6 @@ def test_sizes_out_of_range_are_refused_with_their_values(size: int, overlap: in
 
 def test_a_run_without_a_space_is_no_single_passage_whatever_the_tokenizer_calls_it() -> None:
     document = Document("d", "before " + "x" * 10_000 + " after", "", "{}", "")
-
-    def unknown(texts: list[str]) -> list[np.ndarray]:
-        return word_spans(texts)
-
-    passages = chunk(document, unknown, 20, 0)
+    passages = chunk(document, word_spans, 20, 0)
     assert max(len(passage.text) for passage in passages) <= 20 * 64
     assert "".join(passage.text for passage in passages).replace(" ", "") == document.text.replace(" ", "")

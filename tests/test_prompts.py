@@ -192,3 +192,34 @@ def test_support_in_chinese_goes_by_characters() -> None:
 @pytest.mark.parametrize("answer", ["I don't know.", "x", "", "Berlin", "Pari", "..."])
 def test_no_support_for_abstentions_short_answers_and_other_words(answer: str) -> None:
     assert supporting_citations(answer, [passage(1, "Paris x. I don't know. I don't know")]) == ()
+
+
+def test_an_answer_in_other_words_cites_the_sentence_that_holds_what_it_adds_to_the_question() -> None:
+    first = "Ariane 5 flew first in 1996. In all, Ariane 5 was launched 117 times. The last flight was in 2023."
+    second = "A ticket costs 117 francs."
+    shown = [passage(1, second), passage(2, first)]
+    (citation,) = supporting_citations("Ariane 5 was launched 117 times.", shown, "How many times did Ariane 5 fly?")
+    assert citation.passage_id == shown[1].passage_id
+    assert (
+        first[citation.start - shown[1].start : citation.end - shown[1].start]
+        == "In all, Ariane 5 was launched 117 times."
+    )
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pytest.param("Ariane 5 was launched 118 times.", id="another number"),
+        pytest.param("Ariane 5 did fly.", id="nothing beyond the question"),
+        pytest.param("I don't know how often Ariane 5 flew.", id="an abstention"),
+    ],
+)
+def test_an_answer_that_no_sentence_holds_cites_nothing(answer: str) -> None:
+    text = "Ariane 5 flew first in 1996. It was launched 117 times."
+    assert supporting_citations(answer, [passage(1, text)], "How many times did Ariane 5 fly?") == ()
+
+
+def test_each_sentence_of_an_answer_is_supported_by_itself() -> None:
+    shown = [passage(1, "Mars has two moons. Venus has none."), passage(2, "Saturn has rings of ice.")]
+    found = supporting_citations("Mars has two moons. Saturn has rings of ice.", shown, "Moons and rings?")
+    assert [citation.passage_id for citation in found] == [shown[0].passage_id, shown[1].passage_id]
