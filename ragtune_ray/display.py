@@ -49,8 +49,7 @@ def answer_lines(answer: schema.Answer, titles: Mapping[str, str]) -> list[str]:
     text = answer.answer if answer.status == "ok" else f"(failed: {answer.error})"
     lines = _wrapped("Q  ", answer.query) + _wrapped("A  ", text.strip() or "(empty)")
     for citation in answer.citations:
-        place = f"{citation.document_id}, characters {citation.start}-{citation.end}"
-        lines += _wrapped("   cites ", f"{titles.get(citation.document_id, citation.document_id)} ({place})")
+        lines += _wrapped("   cites ", _place(citation.document_id, citation.start, citation.end, titles))
     if not answer.citations and answer.passage_ids:
         lines += _wrapped("   cites nothing; was shown ", ", ".join(answer.passage_ids))
     return lines
@@ -67,8 +66,15 @@ def source_lines(passages: Sequence[schema.Passage], scores: Sequence[float]) ->
 
 def citation_lines(answer: schema.Answer) -> list[str]:
     """Which stretches of which documents the answer rests on."""
-    places = [f"{c.document_id}, characters {c.start}-{c.end}" for c in answer.citations]
+    places = [_place(each.document_id, each.start, each.end, {}) for each in answer.citations]
     return [line for place in places for line in _wrapped("cites ", place)]
+
+
+def _place(document_id: str, start: int, end: int, titles: Mapping[str, str]) -> str:
+    """A stretch of a document, by its title where that is known."""
+    if document_id in titles:
+        return f"{titles[document_id]} ({document_id}, characters {start}-{end})"
+    return f"{document_id}, characters {start}-{end}"
 
 
 def version_lines(manifests: Sequence[Mapping[str, Any]], current: str) -> list[str]:

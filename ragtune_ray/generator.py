@@ -22,6 +22,7 @@ from ragtune_ray.chat import ChatTokenizer
 from ragtune_ray.completion import Completion, Generator, GeneratorError, settled_text
 from ragtune_ray.decoding import DecodingBatch, check_architecture
 from ragtune_ray.hardware import Precision, choose_device, resolve_precision
+from ragtune_ray.models import quiet_transformers
 from ragtune_ray.openai_client import OpenAIGenerator
 from ragtune_ray.prompts import Prompt
 
@@ -91,15 +92,16 @@ class TransformersGenerator:
         self.device = choose_device(device)
         self._batch_tokens = batch_tokens
         try:
-            tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
-            model = AutoModelForCausalLM.from_pretrained(
-                directory,
-                dtype=resolve_precision(precision, self.device),
-                attn_implementation="sdpa",
-                use_safetensors=True,
-                trust_remote_code=False,
-                local_files_only=True,
-            )
+            with quiet_transformers():
+                tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
+                model = AutoModelForCausalLM.from_pretrained(
+                    directory,
+                    dtype=resolve_precision(precision, self.device),
+                    attn_implementation="sdpa",
+                    use_safetensors=True,
+                    trust_remote_code=False,
+                    local_files_only=True,
+                )
         except (OSError, ValueError) as error:
             raise GeneratorError(
                 f"generator.model: {directory} cannot be loaded ({error}); it needs config.json, a tokenizer and "

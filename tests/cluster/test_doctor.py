@@ -1,0 +1,37 @@
+from pathlib import Path
+
+import pytest
+
+from ragtune_ray import config, models
+from ragtune_ray.cluster import doctor
+
+
+@pytest.mark.cluster
+@pytest.mark.slow
+@pytest.mark.usefixtures("shared_ray")
+def test_a_sound_machine_passes_and_answers_the_probe(tmp_path: Path, generator_directory: Path) -> None:
+    settings = config.Config().using(
+        "encoder.model=hashing-384", f"generator.model={generator_directory}", f"workspace={tmp_path}"
+    )
+    findings = {finding.name: finding for finding in doctor.examine(settings)}
+    assert [finding.line() for finding in findings.values() if finding.failed] == []
+    assert findings["end to end"].level == "ok"
+    assert {"ray", "torch", "processor", "memory", "shared memory", "ray auth", "port 8265"} <= set(findings)
+
+
+def test_every_failing_line_names_its_fix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "FLOORS", {"ray": (999, 0)})
+    monkeypatch.setattr(doctor, "MIN_FREE_MEMORY_BYTES", 2**60)
+    monkeypatch.setattr(doctor, "MIN_FREE_DISK_BYTES", 2**60)
+    monkeypatch.setattr(doctor, "MIN_SHARED_MEMORY_BYTES", 2**60)
+
+    def missing(name: str) -> models.Model:
+        raise models.ModelError(f"model {name!r}: not at hand")
+
+    monkeypatch.setattr(models, "resolve", missing)
+    findings = list(doctor.examine(config.Config().using(f"workspace={tmp_path}")))
+    failed = [finding for finding in findings if finding.failed]
+    assert {finding.name for finding in failed} >= {"ray", "memory", "disk (workspace)", "shared memory", "model"}
+    assert all(finding.fix for finding in failed)
+    assert all("->" in finding.line() for finding in failed)
+    assert findings[-1].text == "not tried, since a model is missing"
