@@ -156,8 +156,8 @@ class Generator(Section):
     """0 is greedy."""
     stop: tuple[str, ...] = ()
     """Texts at which an answer ends (they are not part of it)."""
-    batch_tokens: int = Field(16384, gt=0)
-    """Prompt and answer tokens of one batch, padding included."""
+    batch_tokens: int = Field(32768, gt=0)
+    """Prompt and answer tokens of one batch, padding included; their keys and values are what memory must hold."""
     base_url: str = "http://127.0.0.1:8000/v1"
     """engine `openai`: where the server listens."""
     api_key_env: str = "OPENAI_API_KEY"

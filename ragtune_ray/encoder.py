@@ -22,6 +22,7 @@ import numpy as np
 from ragtune_ray import config, models, storage
 from ragtune_ray.chunking import TokenSpans, tokenizer_spans, word_spans
 from ragtune_ray.hardware import resolve_precision
+from ragtune_ray.packing import pack
 
 __all__ = [
     "Encoder",
@@ -124,6 +125,7 @@ class SentenceEncoder:
                 },
             )
         self._model.eval()
+        pack(next(iter(self._model)))
         # Pooling sums over hundreds of tokens: in bfloat16 that loses the third digit, in float32 it costs nothing.
         for module in list(self._model)[1:]:
             module.float()

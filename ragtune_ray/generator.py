@@ -24,6 +24,7 @@ from ragtune_ray.decoding import DecodingBatch, check_architecture
 from ragtune_ray.hardware import Precision, choose_device, resolve_precision
 from ragtune_ray.models import quiet_transformers
 from ragtune_ray.openai_client import OpenAIGenerator
+from ragtune_ray.packing import pack
 from ragtune_ray.prompts import Prompt
 
 __all__ = ["Completion", "Generator", "GeneratorError", "TransformersGenerator", "load_generator"]
@@ -109,6 +110,7 @@ class TransformersGenerator:
             ) from error
         check_architecture(model.config)
         self._model = model.to(self.device).eval()
+        pack(self._model)
         text_config = model.config.get_text_config(decoder=True)
         self.context_tokens: int = getattr(text_config, "max_position_embeddings", None) or 2**30
         self._ends = _end_tokens(self._model, tokenizer)
@@ -312,12 +314,21 @@ def _row_seed(seed: int, ids: list[int]) -> int:
 
 
 def _batches(rows: list[_Row], batch_tokens: int) -> Iterator[list[_Row]]:
-    """Rows by length, longest first (memory runs out early or never), in batches of at most `batch_tokens`."""
+    """Rows by length, longest first (memory runs out early or never), in batches of at most `batch_tokens`.
+
+    The batches hold about as many rows each: a last batch of a few rows would read all weights for little.
+    """
+    ordered = sorted(rows, key=lambda row: len(row.ids), reverse=True)
+    fewest = sum(1 for _ in _greedy_batches(ordered, batch_tokens, len(ordered)))
+    yield from _greedy_batches(ordered, batch_tokens, -(-len(ordered) // fewest) if fewest else 0)
+
+
+def _greedy_batches(rows: list[_Row], batch_tokens: int, most_rows: int) -> Iterator[list[_Row]]:
     batch: list[_Row] = []
     widest = 0
-    for row in sorted(rows, key=lambda row: len(row.ids), reverse=True):
+    for row in rows:
         wide = max(widest, len(row.ids) + row.room)
-        if batch and wide * (len(batch) + 1) > batch_tokens:
+        if batch and (wide * (len(batch) + 1) > batch_tokens or len(batch) == most_rows):
             yield batch
             batch, wide = [], len(row.ids) + row.room
         batch.append(row)

@@ -19,6 +19,7 @@ ORDER = [
     "models",
     "progress",
     "hardware",
+    "packing",
     "abstention",
     "parsers",
     "rows",

@@ -1,0 +1,86 @@
+"""Bulk answers per second of `ragtune answer` against a plain transformers loop on the same prompts.
+
+    python -m bench.answering --data SQUAD.json --queries 200
+
+The job retrieves five passages for each question and generates with one single-threaded actor per core; its rate runs from the
+first unit's start to the last one's end, so that Ray's start-up and loading the model stay out. The peer is the loop most
+people write: float32, `model.generate`, one prompt at a time, all threads, on the very prompts of the job. Nothing is asserted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from ragtune_ray import models, schema, storage
+from ragtune_ray.cluster.answers import answer
+from ragtune_ray.cluster.corpus import build_index
+from ragtune_ray.cluster.evaluation import read_answers
+from ragtune_ray.config import Config
+from ragtune_ray.generator import TransformersGenerator
+from ragtune_ray.prompts import build_prompts
+from ragtune_ray.segments import open_index
+
+
+def main() -> None:
+    """Run and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="../shared/data/squad/squad-v1.1-24articles.json")
+    parser.add_argument("--queries", type=int, default=200)
+    parser.add_argument("--unit-queries", type=int, default=20, help="small, so that workers end together")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="ragtune-bench-") as folder:
+        settings = Config().using(
+            f"corpus.path={options.data}",
+            f"queries.path={options.data}",
+            f"queries.limit={options.queries}",
+            f"workspace={folder}",
+            "generator.max_new_tokens=24",
+            f"answer.unit_queries={options.unit_queries}",
+        )
+        build_index(settings)
+        run = str(answer(settings))
+        rows = read_answers(run)
+        rate = storage.read_manifest(run)["queries_per_second"]
+        lengths = [row.prompt_tokens for row in rows]
+        print(
+            f"{len(rows)} prompts of {sum(lengths) / len(lengths):.0f} tokens, 24 new tokens, {torch.get_num_threads()} cores"
+        )
+        print(f"{'ragtune answer (Ray, one actor per core)':42} {rate:6.2f} answers/s", flush=True)
+        peer = _peer(settings, rows, folder)
+        print(f"{'plain transformers loop, float32, batch 1':42} {peer:6.2f} answers/s")
+        print(f"ratio: {rate / peer:.2f}")
+
+
+def _peer(settings: Config, rows: list[schema.Answer], workspace: str) -> float:
+    """Answers per second of the plain loop on the prompts of the job."""
+    directory = models.resolve(settings.generator.model).directory
+    assert directory is not None
+    ours = TransformersGenerator(directory, precision="float32", batch_tokens=1024)
+    index = open_index(workspace)
+    by_id = {passage.passage_id: passage for passage in schema.from_table(index.passages, schema.Passage)}
+    prompts = build_prompts(
+        [row.query for row in rows],
+        [[by_id[passage_id] for passage_id in row.passage_ids] for row in rows],
+        system=settings.prompt.system,
+        max_tokens=settings.prompt.max_tokens,
+        count_tokens=ours.count_tokens,
+        render=ours.render,
+    )
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    started = time.perf_counter()
+    for prompt in prompts:
+        batch = tokenizer(ours.render(prompt.messages), return_tensors="pt", add_special_tokens=False)
+        with torch.inference_mode():
+            ids = model.generate(**batch, max_new_tokens=24, do_sample=False)
+        tokenizer.decode(ids[0, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+    return len(prompts) / (time.perf_counter() - started)
+
+
+if __name__ == "__main__":
+    main()
