@@ -137,8 +137,8 @@ def fuse(lists: Sequence[np.ndarray], constant: float, top_k: int) -> tuple[np.n
     """Reciprocal-rank fusion of several ranked lists of the same queries.
 
     >>> scores, ordinals = fuse([np.array([[7, 3]]), np.array([[3, -1]])], 1.0, 3)
-    >>> ordinals.tolist(), scores.round(3).tolist()
-    ([[3, 7, -1]], [[0.833, 0.5, -inf]])
+    >>> ordinals.tolist(), [round(score, 3) for score in scores[0].tolist()]
+    ([[3, 7, -1]], [0.833, 0.5, -inf])
 
     Args:
         lists: ordinals (num_queries, depth) each, best first, -1 where there is none.

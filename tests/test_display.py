@@ -70,7 +70,7 @@ def test_an_answer_is_shown_with_the_places_it_cites() -> None:
         "A  Phobos and Deimos",
         "   cites Mars (mars, characters 25-62)",
     ]
-    assert display.answer_lines(answer_of(), {})[2] == "   cites mars (mars, characters 25-62)"
+    assert display.answer_lines(answer_of(), {})[2] == "   cites mars, characters 25-62"
 
 
 def test_an_answer_without_citations_says_what_it_was_shown() -> None:
