@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 def settings(tmp_path: Path, generator: Path) -> dict[str, object]:
     write_corpus(tmp_path / "corpus.jsonl", 60)
-    write_queries(tmp_path / "queries.jsonl", 240)
+    write_queries(tmp_path / "queries.jsonl", 120)
     return {
         "workspace": str(tmp_path / "workspace"),
         "corpus": {"path": str(tmp_path / "corpus.jsonl")},
@@ -47,7 +47,7 @@ def test_killed_workers_and_a_killed_driver_leave_every_answer_once(
     Path(undisturbed).rmdir()
 
     work = tmp_path / "workspace" / "runs" / ".work"
-    for wanted in (4, 14):
+    for wanted in (4, 12):
         command = run("answer", given)
         eventually(lambda wanted=wanted: len(list(work.glob("answer-*/answers/unit-*.json"))) >= wanted, command)
         (worker, *_) = command.workers("GenerateUnit")
@@ -58,7 +58,7 @@ def test_killed_workers_and_a_killed_driver_leave_every_answer_once(
     said = run("answer", given).wait()
     assert "were finished by an earlier run and are skipped" in said
     found = essence(said.splitlines()[-1])
-    assert sorted(row[0] for row in found) == sorted(f"q{number}" for number in range(240)), "as a multiset"
+    assert sorted(row[0] for row in found) == sorted(f"q{number}" for number in range(120)), "as a multiset"
     assert found == expected
 
 
