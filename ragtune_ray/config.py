@@ -106,7 +106,7 @@ class Index(Section):
 
     kind: IndexKind = "auto"
     """FAISS structure; `auto` is exact (flat) up to 100,000 vectors and inverted lists (ivf) beyond."""
-    segment_passages: int = Field(100_000, gt=0)
+    segment_passages: int = Field(50_000, gt=0)
     """Passages per segment: the parallel, immutable piece of an index."""
     language: Literal["en", "none"] = "en"
     """Stop words and stemming of the lexical index; `none` for neither. Unspaced scripts are always cut into bigrams."""
