@@ -39,6 +39,7 @@ test: check
 bench: install
 	$(BIN)/python -m bench.encoding
 	$(BIN)/python -m bench.retrieval
+	$(BIN)/python -m bench.answering
 	$(BIN)/python -m bench.generation
 	$(BIN)/python -m bench.memory
 

@@ -19,6 +19,7 @@ from typing import Literal, TypeVar
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from ragtune_ray import models
 from ragtune_ray.config import Config
 from ragtune_ray.generator import Completion, TransformersGenerator
 from ragtune_ray.prompts import Prompt, build_prompts
@@ -57,7 +58,8 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, required=True, help="directory of a causal language model")
+    default = models.resolve(Config().generator.model).directory
+    parser.add_argument("--model", type=Path, default=default, help="directory of a causal language model")
     parser.add_argument("--data", type=Path, default=Path("../shared/data/squad/squad-v1.1-24articles.json"))
     parser.add_argument("--prompts", type=int, default=200)
     parser.add_argument("--peer-prompts", type=int, default=0, help="prompts of the slow loops; 0: all")

@@ -277,6 +277,12 @@ def commit_file(local: Path, url: str) -> None:
         return
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
+    if local.stat().st_dev != target.parent.stat().st_dev:
+        # A rename works within one file system only, and temporary directories are often on another than the workspace.
+        near = target.with_name(f".{target.name}-{uuid.uuid4().hex[:12]}")
+        shutil.copyfile(local, near)
+        local.unlink()
+        local = near
     _sync(local)
     local.replace(target)
     _sync(target.parent)

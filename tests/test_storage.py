@@ -1,5 +1,6 @@
 import itertools
 import shutil
+import tempfile
 from pathlib import Path
 
 import fsspec
@@ -138,3 +139,16 @@ def test_staging_in_a_scratch_directory_is_removed_with_it(tmp_path: Path) -> No
     storage.remove(str(tmp_path / "scratch"))
     assert not staging.exists()
     assert list((tmp_path / "place").iterdir()) == []
+
+
+def test_a_file_is_committed_across_file_systems(tmp_path: Path) -> None:
+    shared = Path("/dev", "shm")
+    if not shared.is_dir() or shared.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("this machine has no second file system to write to")
+    with tempfile.TemporaryDirectory(dir=shared) as elsewhere:
+        local = Path(elsewhere) / "x.txt"
+        local.write_text("one")
+        storage.commit_file(local, str(tmp_path / "deep" / "x.txt"))
+        assert not local.exists()
+    assert (tmp_path / "deep" / "x.txt").read_text() == "one"
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["x.txt"]
