@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from fsspec.spec import AbstractBufferedFile
 
@@ -17,35 +15,10 @@ from ragtune_ray import inputs
 from ragtune_ray.inputs import InputError
 from ragtune_ray.planning import plan_units
 from ragtune_ray.queries import read_queries
-from ragtune_ray.readers import read_documents
 from ragtune_ray.schema import Document, Reject
+from tests.corpora import beir, doc, documents, read, squad, write, write_parquet
 
 LIMIT = 1_000_000
-
-
-def read(path: Any, unit_bytes: int = LIMIT, limit: int = LIMIT) -> list[Document | Reject]:
-    return [item for unit in plan_units(str(path), unit_bytes).units for item in read_documents(unit, limit)]
-
-
-def documents(path: Any, unit_bytes: int = LIMIT) -> list[Document]:
-    items = read(path, unit_bytes)
-    assert not [item for item in items if isinstance(item, Reject)]
-    return [item for item in items if isinstance(item, Document)]
-
-
-def write(path: Path, *lines: Any) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines), "utf-8")
-    return path
-
-
-def write_parquet(path: Path, columns: dict[str, Any], row_group_size: int = 1_000_000) -> Path:
-    pq.write_table(pa.table(columns), path, row_group_size=row_group_size)
-    return path
-
-
-def doc(identifier: Any, text: str = "Mars.") -> dict[str, Any]:
-    return {"_id": identifier, "text": text}
 
 
 def test_odd_local_names_are_read_as_they_are(tmp_path: Path) -> None:
@@ -83,26 +56,6 @@ def test_a_remote_file_whose_readline_takes_no_limit_is_read_like_a_local_one(
     monkeypatch.setattr(inputs, "open_file", lambda _: RemoteFile(None, "a", size=len(data), block_size=64))
     assert [read(path, size, limit=100) for size in (1, 200, 10**6)] == expected
     assert [type(item) for item in expected[0]] == [Document, Reject, Document, Reject, Document]
-
-
-def squad(*questions: dict[str, Any]) -> dict[str, Any]:
-    other = {"context": "Other.", "qas": [{"id": "z", "question": "Z?", "answers": []}]}
-    return {
-        "version": "v2.0",
-        "data": [
-            {"title": "The_Moon", "paragraphs": [{"context": "Moon.", "qas": questions}, other, {"context": "Moon."}]}
-        ],
-    }
-
-
-def beir(root: Path) -> Path:
-    write(root / "corpus.jsonl", {"_id": "d1", "title": "T", "text": "x", "metadata": {"u": 1}}, doc("d2"))
-    write(root / "queries.jsonl", *({"_id": f"q{number}", "text": f"Q{number}?"} for number in range(4)))
-    header = "query-id\tcorpus-id\tscore"
-    write(root / "qrels" / "train.tsv", header, "q0\td1\t1")
-    write(root / "qrels" / "dev.tsv", header, "q1\td1\t2", "q1\td2\t0", "q0\td2\t1", "q1\td1\t1")
-    write(root / "qrels" / "test.tsv", header, "q2\td2\t1", "broken", "q2\td1\tnan", "gone\td1\t1")
-    return root
 
 
 def test_a_remote_filesystem_reads_like_a_local_one(tmp_path: Path) -> None:

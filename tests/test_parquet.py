@@ -2,46 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from ragtune_ray.inputs import InputError
 from ragtune_ray.planning import plan_units
 from ragtune_ray.readers import read_documents
 from ragtune_ray.schema import Document, Reject
+from tests.corpora import documents, only_reject, read, write, write_parquet
 
 LIMIT = 1_000_000
-
-
-def read(path: Any, unit_bytes: int = LIMIT, limit: int = LIMIT) -> list[Document | Reject]:
-    return [item for unit in plan_units(str(path), unit_bytes).units for item in read_documents(unit, limit)]
-
-
-def documents(path: Any, unit_bytes: int = LIMIT) -> list[Document]:
-    items = read(path, unit_bytes)
-    assert not [item for item in items if isinstance(item, Reject)]
-    return [item for item in items if isinstance(item, Document)]
-
-
-def only_reject(items: Any) -> Reject:
-    (reject,) = [item for item in items if isinstance(item, Reject)]
-    return reject
-
-
-def write(path: Path, *lines: Any) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines), "utf-8")
-    return path
-
-
-def write_parquet(path: Path, columns: dict[str, Any], row_group_size: int = 1_000_000) -> Path:
-    pq.write_table(pa.table(columns), path, row_group_size=row_group_size)
-    return path
 
 
 def test_a_parquet_file_whose_column_name_is_not_utf8_is_rejected(tmp_path: Path) -> None:

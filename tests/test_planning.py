@@ -6,10 +6,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,34 +15,9 @@ from ragtune_ray import inputs
 from ragtune_ray.inputs import InputError
 from ragtune_ray.planning import plan_units
 from ragtune_ray.readers import read_documents
-from ragtune_ray.schema import Document, Reject
+from tests.corpora import doc, documents, read, write, write_parquet
 
 LIMIT = 1_000_000
-
-
-def read(path: Any, unit_bytes: int = LIMIT, limit: int = LIMIT) -> list[Document | Reject]:
-    return [item for unit in plan_units(str(path), unit_bytes).units for item in read_documents(unit, limit)]
-
-
-def documents(path: Any, unit_bytes: int = LIMIT) -> list[Document]:
-    items = read(path, unit_bytes)
-    assert not [item for item in items if isinstance(item, Reject)]
-    return [item for item in items if isinstance(item, Document)]
-
-
-def write(path: Path, *lines: Any) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines), "utf-8")
-    return path
-
-
-def write_parquet(path: Path, columns: dict[str, Any], row_group_size: int = 1_000_000) -> Path:
-    pq.write_table(pa.table(columns), path, row_group_size=row_group_size)
-    return path
-
-
-def doc(identifier: Any, text: str = "Mars.") -> dict[str, Any]:
-    return {"_id": identifier, "text": text}
 
 
 def test_files_are_grouped_into_units_of_about_unit_bytes_and_hashed(tmp_path: Path) -> None:

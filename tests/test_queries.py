@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,55 +12,15 @@ import pytest
 from ragtune_ray.inputs import InputError
 from ragtune_ray.planning import plan_units
 from ragtune_ray.queries import read_queries
-from ragtune_ray.readers import read_documents
-from ragtune_ray.schema import Document, Query, Reject
+from ragtune_ray.schema import Query, Reject
+from tests.corpora import beir, doc, documents, only_reject, squad, write, write_parquet
 
 SHARED = Path(__file__).parents[1] / ".." / "shared" / "data"
 LIMIT = 1_000_000
 
 
-def read(path: Any, unit_bytes: int = LIMIT, limit: int = LIMIT) -> list[Document | Reject]:
-    return [item for unit in plan_units(str(path), unit_bytes).units for item in read_documents(unit, limit)]
-
-
-def documents(path: Any, unit_bytes: int = LIMIT) -> list[Document]:
-    items = read(path, unit_bytes)
-    assert not [item for item in items if isinstance(item, Reject)]
-    return [item for item in items if isinstance(item, Document)]
-
-
-def only_reject(items: Any) -> Reject:
-    (reject,) = [item for item in items if isinstance(item, Reject)]
-    return reject
-
-
 def queries(path: Any, split: str = "all") -> list[Query]:
     return [item for item in read_queries(str(path), split) if isinstance(item, Query)]
-
-
-def write(path: Path, *lines: Any) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines), "utf-8")
-    return path
-
-
-def write_parquet(path: Path, columns: dict[str, Any], row_group_size: int = 1_000_000) -> Path:
-    pq.write_table(pa.table(columns), path, row_group_size=row_group_size)
-    return path
-
-
-def doc(identifier: Any, text: str = "Mars.") -> dict[str, Any]:
-    return {"_id": identifier, "text": text}
-
-
-def squad(*questions: dict[str, Any]) -> dict[str, Any]:
-    other = {"context": "Other.", "qas": [{"id": "z", "question": "Z?", "answers": []}]}
-    return {
-        "version": "v2.0",
-        "data": [
-            {"title": "The_Moon", "paragraphs": [{"context": "Moon.", "qas": questions}, other, {"context": "Moon."}]}
-        ],
-    }
 
 
 def test_squad_contexts_become_documents_and_their_questions_point_to_them(tmp_path: Path) -> None:
@@ -102,16 +61,6 @@ def test_real_squad_files_are_read_whole(
     assert len(texts) == num_documents
     assert sum(item.answers == () for item in asked) == num_unanswerable
     assert all(answer in texts[item.document_ids[0]] for item in asked for answer in item.answers or ())
-
-
-def beir(root: Path) -> Path:
-    write(root / "corpus.jsonl", {"_id": "d1", "title": "T", "text": "x", "metadata": {"u": 1}}, doc("d2"))
-    write(root / "queries.jsonl", *({"_id": f"q{number}", "text": f"Q{number}?"} for number in range(4)))
-    header = "query-id\tcorpus-id\tscore"
-    write(root / "qrels" / "train.tsv", header, "q0\td1\t1")
-    write(root / "qrels" / "dev.tsv", header, "q1\td1\t2", "q1\td2\t0", "q0\td2\t1", "q1\td1\t1")
-    write(root / "qrels" / "test.tsv", header, "q2\td2\t1", "broken", "q2\td1\tnan", "gone\td1\t1")
-    return root
 
 
 def test_beir_reads_the_corpus_alone_and_queries_by_their_qrels(tmp_path: Path) -> None:

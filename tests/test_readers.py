@@ -4,38 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from ragtune_ray.planning import plan_units
 from ragtune_ray.readers import read_documents
 from ragtune_ray.schema import Document, Reject
+from tests.corpora import doc, documents, only_reject, read, write
 
 LIMIT = 1_000_000
-
-
-def read(path: Any, unit_bytes: int = LIMIT, limit: int = LIMIT) -> list[Document | Reject]:
-    return [item for unit in plan_units(str(path), unit_bytes).units for item in read_documents(unit, limit)]
-
-
-def documents(path: Any, unit_bytes: int = LIMIT) -> list[Document]:
-    items = read(path, unit_bytes)
-    assert not [item for item in items if isinstance(item, Reject)]
-    return [item for item in items if isinstance(item, Document)]
-
-
-def only_reject(items: Any) -> Reject:
-    (reject,) = [item for item in items if isinstance(item, Reject)]
-    return reject
-
-
-def write(path: Path, *lines: Any) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines), "utf-8")
-    return path
-
-
-def doc(identifier: Any, text: str = "Mars.") -> dict[str, Any]:
-    return {"_id": identifier, "text": text}
 
 
 def test_a_folder_gives_one_document_per_file_named_by_its_relative_path(tmp_path: Path) -> None:
