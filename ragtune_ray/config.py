@@ -25,7 +25,7 @@ __all__ = [
 
 Arm = Literal["base", "rag"]
 RetrievalMode = Literal["dense", "lexical", "hybrid"]
-IndexKind = Literal["auto", "flat", "ivf", "hnsw"]
+IndexKind = Literal["auto", "flat", "ivf", "ivf_sq", "ivf_pq", "hnsw"]
 Precision = Literal["auto", "float32", "bfloat16"]
 SplitName = Literal["all", "train", "validation", "test"]
 
@@ -105,9 +105,20 @@ class Index(Section):
     """The searchable whole."""
 
     kind: IndexKind = "auto"
-    """FAISS structure; `auto` is exact (flat) up to 100,000 vectors and inverted lists (ivf) beyond."""
-    segment_passages: int = Field(50_000, gt=0)
+    """FAISS structure; `auto`: exact (flat) up to 100,000 vectors of 384 dimensions, beyond that inverted lists of 8-bit codes
+    (ivf_sq), or of product-quantised codes (ivf_pq) where the former exceed `memory_bytes`; both are re-scored exactly."""
+    memory_bytes: int = Field(8 * 2**30, gt=0)
+    """Memory that what is searched of the vectors may take, for `auto` to choose by."""
+    target_recall: float = Field(0.95, gt=0, le=1)
+    """Share of the true ten nearest vectors that an approximate index must find; how much it looks at is calibrated to it."""
+    segment_passages: int = Field(250_000, gt=0)
     """Passages per segment: the parallel, immutable piece of an index."""
+    compact_segments: int = Field(8, ge=2)
+    """More small segments than this, left by upserts, are merged at the end of the next upsert or index."""
+    compact_deleted_share: float = Field(0.2, gt=0, le=1)
+    """A segment of which more than this share is deleted is rewritten without it at the same occasion."""
+    tenant_field: str = ""
+    """Metadata field that says whose a document is; with it, every retrieval must name a `retrieval.tenant`."""
     language: Literal["en", "none"] = "en"
     """Stop words and stemming of the lexical index; `none` for neither. Unspaced scripts are always cut into bigrams."""
 
@@ -125,6 +136,10 @@ class Retrieval(Section):
     """The k of reciprocal-rank fusion, 1 / (k + rank)."""
     reranker: str = ""
     """A cross-encoder (directory or hub name) that re-scores the candidates; empty means none."""
+    filter: dict[str, Any] = {}
+    """Conditions on documents' metadata, all of which must hold: `{product: pump, year: {gte: 2020}, language: [de, en]}`."""
+    tenant: str = ""
+    """Find only documents of this tenant; wanted where `index.tenant_field` is set."""
 
 
 class Prompt(Section):
@@ -211,6 +226,21 @@ class Cluster(Section):
     """GPUs that each encoder or generator actor holds; 0 means CPU only."""
     memory_per_worker_bytes: int = Field(0, ge=0)
     """Memory that Ray reserves per actor; 0 means no reservation."""
+    shard_bytes: int = Field(8 * 2**30, gt=0)
+    """Most bytes of an index that one process of `retrieve` opens; a larger index is searched in shards, and merged."""
+
+
+class Prices(Section):
+    """What computing costs, for `plan`; 0 means not known, and costs are then given in hours alone."""
+
+    core_hour: float = Field(0.0, ge=0)
+    """One CPU core for an hour."""
+    gpu_hour: float = Field(0.0, ge=0)
+    """One GPU for an hour."""
+    gibibyte_month: float = Field(0.0, ge=0)
+    """One GiB stored for a month."""
+    currency: str = "USD"
+    """In which the prices are."""
 
 
 class Config(Section):
@@ -231,6 +261,7 @@ class Config(Section):
     answer: Answer = Answer()
     evaluate: Evaluate = Evaluate()
     cluster: Cluster = Cluster()
+    prices: Prices = Prices()
 
     def using(self, *overrides: str) -> Config:
         """A copy with `section.field=value` changed, checked again.

@@ -1,18 +1,27 @@
-"""FAISS: choose, train, add, search, save, load.
+"""FAISS: choose, train, build, save, load.
 
-In: unit vectors, float32, of shape (num_vectors, dimension). Out: a FAISS structure on disk, and for queries the scores
-and ordinals of their nearest vectors. The metric is the inner product, so scores are cosines in [-1, 1] and larger is
-better; FAISS distances never leave this module. It knows nothing of texts, models or Ray.
+In: unit vectors, float32, of shape (num_vectors, dimension). Out: FAISS structures in memory and on disk. The metric is the
+inner product, so scores are cosines in [-1, 1] and larger is better; FAISS distances never leave this module and
+`vectors`, which searches. It knows nothing of texts, models or Ray.
 
 The same vectors, kind and seed give the same bytes: each structure is trained and filled by one thread in one `add`, and
 parallelism comes from building several at once.
+
+| kind | what is searched | exact scores from |
+|---|---|---|
+| `flat` | every vector | the structure |
+| `ivf` | the inverted lists nearest to the query (Sivic and Zisserman 2003) | the structure |
+| `ivf_sq` | ... holding 8-bit codes per dimension | `vectors.npy` beside it |
+| `ivf_pq` | ... holding product-quantised codes of residuals (Jegou et al. 2011) | `vectors.npy` beside it |
+| `hnsw` | a navigable small-world graph (Malkov and Yashunin 2018) | the structure |
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,30 +29,100 @@ import numpy as np
 
 from ragtune_ray import config
 
-__all__ = ["ConcreteKind", "VectorIndex", "build", "choose_kind", "load", "save", "train", "training_sample_size"]
+__all__ = [
+    "EXACT_KINDS",
+    "ConcreteKind",
+    "Footprint",
+    "build",
+    "choose_kind",
+    "footprint",
+    "is_quantized",
+    "kind_of",
+    "load",
+    "num_lists",
+    "one_thread",
+    "save",
+    "stored_vectors",
+    "train",
+    "training_sample_size",
+]
 
-ConcreteKind = Literal["flat", "ivf", "hnsw"]
+ConcreteKind = Literal["flat", "ivf", "ivf_sq", "ivf_pq", "hnsw"]
 
-FLAT_MAX_VECTORS = 100_000
-"""Up to here exact search answers in milliseconds, and an approximation would only lose recall."""
+FLAT_MAX_NUMBERS = 100_000 * 384
+"""Vectors times dimension up to which exact search answers in milliseconds, and an approximation would only lose recall."""
+EXACT_KINDS: tuple[ConcreteKind, ...] = ("flat",)
 HNSW_NEIGHBORS = 32
 HNSW_CONSTRUCTION_EFFORT = 200
-HNSW_SEARCH_EFFORT = 128
-TRAINING_VECTORS_PER_LIST = 64
-PROBED_SHARE = 1 / 16
-TIED_VECTORS = 64
-"""Equal scores at the end of a result list that are still put in the order of their ordinals."""
+TRAINING_VECTORS_PER_LIST = 32
+TRAINING_ITERATIONS = 8
+PLAIN_KMEANS_LISTS = 256
+"""Up to so many centroids k-means is run plainly; beyond, in two levels, for a fraction of the time and the same recall."""
+TOP_LEVEL_SAMPLE = 256
+"""Training vectors per cluster of the upper level of k-means."""
+PQ_DIMENSIONS = 4
+"""Dimensions that one 8-bit code of a product quantiser stands for."""
 
 
-def choose_kind(kind: config.IndexKind, num_vectors: int) -> ConcreteKind:
-    """The structure to build: `auto` is exact up to 100,000 vectors and inverted lists beyond.
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """What one vector of a kind takes."""
 
-    >>> choose_kind("auto", 1_000), choose_kind("auto", 1_000_000), choose_kind("hnsw", 10)
-    ('flat', 'ivf', 'hnsw')
+    memory_bytes: float
+    """Read by a search, so wanted in memory."""
+    disk_bytes: float
+    """Stored, vectors for exact re-scoring included."""
+
+
+def choose_kind(kind: config.IndexKind, num_vectors: int, dimension: int, memory_bytes: int) -> ConcreteKind:
+    """The structure to build.
+
+    `auto` is exact search while that takes milliseconds; beyond, inverted lists of 8-bit codes, or of product-quantised
+    codes where the former would not fit into the memory budget. Both are re-scored exactly.
+
+    Args:
+        kind: from the config.
+        num_vectors: of the whole index.
+        dimension: of a vector.
+        memory_bytes: what the searched part of the index may take.
+
+    >>> [choose_kind("auto", n, 384, 2**30) for n in (1_000, 1_000_000, 10_000_000)]
+    ['flat', 'ivf_sq', 'ivf_pq']
     """
     if kind != "auto":
         return kind
-    return "flat" if num_vectors <= FLAT_MAX_VECTORS else "ivf"
+    if num_vectors * dimension <= FLAT_MAX_NUMBERS:
+        return "flat"
+    fits = num_vectors * footprint("ivf_sq", dimension).memory_bytes <= memory_bytes
+    return "ivf_sq" if fits else "ivf_pq"
+
+
+def footprint(kind: ConcreteKind, dimension: int) -> Footprint:
+    """Bytes per vector, centroids not counted.
+
+    >>> footprint("ivf_sq", 384)
+    Footprint(memory_bytes=392, disk_bytes=1928)
+    """
+    exact = 4 * dimension
+    match kind:
+        case "flat":
+            return Footprint(exact, exact)
+        case "ivf":
+            return Footprint(exact + 8, exact + 8)
+        case "ivf_sq":
+            return Footprint(dimension + 8, dimension + 8 + exact)
+        case "ivf_pq":
+            codes = _num_pq_codes(dimension) + 8
+            return Footprint(codes, codes + exact)
+        case "hnsw":
+            # Two neighbour lists' worth on the lowest level, a little on the others, and their offsets.
+            graph = 4 * HNSW_NEIGHBORS * 2 * (1 + 1 / HNSW_NEIGHBORS) + 16
+            return Footprint(exact + graph, exact + graph)
+
+
+def is_quantized(kind: ConcreteKind) -> bool:
+    """Whether a segment of this kind keeps its vectors beside the structure, for exact re-scoring."""
+    return kind in {"ivf_sq", "ivf_pq"}
 
 
 def num_lists(num_vectors: int) -> int:
@@ -57,11 +136,15 @@ def num_lists(num_vectors: int) -> int:
 
 def training_sample_size(kind: ConcreteKind, num_vectors: int) -> int:
     """How many vectors `train` wants to see; 0 when the structure needs no training."""
-    return min(num_vectors, TRAINING_VECTORS_PER_LIST * num_lists(num_vectors)) if kind == "ivf" else 0
+    if kind in {"flat", "hnsw"}:
+        return 0
+    # A product quantiser has 256 centroids of its own to learn for each code.
+    fewest = 256 * 39 if kind == "ivf_pq" else 0
+    return min(num_vectors, max(fewest, TRAINING_VECTORS_PER_LIST * num_lists(num_vectors)))
 
 
 def train(kind: ConcreteKind, dimension: int, num_vectors: int, sample: np.ndarray, seed: int) -> Any:
-    """An empty FAISS index, its centroids trained once on a sample, from which every segment is built.
+    """An empty FAISS index, its quantisers trained once on a sample, from which every segment is built.
 
     Args:
         kind: the structure.
@@ -77,16 +160,73 @@ def train(kind: ConcreteKind, dimension: int, num_vectors: int, sample: np.ndarr
     if kind == "hnsw":
         graph = faiss.IndexHNSWFlat(dimension, HNSW_NEIGHBORS, faiss.METRIC_INNER_PRODUCT)
         graph.hnsw.efConstruction = HNSW_CONSTRUCTION_EFFORT
-        graph.hnsw.efSearch = HNSW_SEARCH_EFFORT
         return graph
-    lists = num_lists(num_vectors)
-    inverted: Any = faiss.index_factory(dimension, f"IVF{lists},Flat", faiss.METRIC_INNER_PRODUCT)
-    inverted.nprobe = max(1, math.ceil(lists * PROBED_SHARE))
-    inverted.cp.seed = seed
-    inverted.cp.max_points_per_centroid = TRAINING_VECTORS_PER_LIST
-    with _one_thread():
-        inverted.train(_checked(sample, dimension))
+    sample = _checked(sample, dimension)
+    with one_thread():
+        quantizer = faiss.IndexFlatIP(dimension)
+        quantizer.add(_centroids(sample, min(num_lists(num_vectors), len(sample)), seed))
+        inverted = _inverted(kind, quantizer, dimension, len(sample))
+        inverted.train(sample)
     return inverted
+
+
+def _inverted(kind: ConcreteKind, quantizer: Any, dimension: int, num_samples: int) -> Any:
+    import faiss
+
+    metric, lists = faiss.METRIC_INNER_PRODUCT, quantizer.ntotal
+    match kind:
+        case "ivf_sq":
+            # Codes of whole vectors, not of residuals, and one range for all dimensions: they nominate as well, in two
+            # thirds of the time, since whole numbers are compared.
+            eight_bits = faiss.ScalarQuantizer.QT_8bit_uniform
+            index = faiss.IndexIVFScalarQuantizer(quantizer, dimension, lists, eight_bits, metric, False)
+        case "ivf_pq":
+            bits = min(8, max(1, int(math.log2(max(2, num_samples)))))
+            index = faiss.IndexIVFPQ(quantizer, dimension, lists, _num_pq_codes(dimension), bits, metric)
+        case _:
+            index = faiss.IndexIVFFlat(quantizer, dimension, lists, metric)
+    # The structure owns its centroids from now on, on the side of C++ as well.
+    quantizer.this.disown()
+    index.own_fields = True
+    return index
+
+
+def _num_pq_codes(dimension: int) -> int:
+    """The most codes that divide the dimension evenly and stand for `PQ_DIMENSIONS` or more dimensions each."""
+    return max(codes for codes in range(1, max(2, dimension // PQ_DIMENSIONS + 1)) if dimension % codes == 0)
+
+
+def _centroids(sample: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Centroids of spherical k-means, (count, dimension); many of them in two levels: clusters, and clusters in each."""
+    if count <= PLAIN_KMEANS_LISTS:
+        return _kmeans(sample, count, seed)
+    import faiss
+
+    num_clusters = math.isqrt(count)
+    step = max(1, len(sample) // (num_clusters * TOP_LEVEL_SAMPLE))
+    clusters = faiss.IndexFlatIP(sample.shape[1])
+    clusters.add(_kmeans(np.ascontiguousarray(sample[::step]), num_clusters, seed))
+    cluster = clusters.search(sample, 1)[1][:, 0]
+    # Each cluster gets centroids in proportion to its vectors; rounding the running total keeps the sum.
+    shares = np.diff(np.round(np.cumsum(np.bincount(cluster, minlength=num_clusters)) * count / len(sample)), prepend=0)
+    order = np.argsort(cluster, kind="stable")
+    members = np.split(order, np.searchsorted(cluster[order], np.arange(1, num_clusters)))
+    return np.concatenate(
+        [_kmeans(sample[rows], int(share), seed) for rows, share in zip(members, shares, strict=True) if share]
+    )
+
+
+def _kmeans(sample: np.ndarray, count: int, seed: int) -> np.ndarray:
+    import faiss
+
+    if len(sample) <= count:
+        return sample
+    clustering = faiss.Clustering(sample.shape[1], count)
+    clustering.niter, clustering.seed, clustering.spherical = TRAINING_ITERATIONS, seed, True
+    clustering.min_points_per_centroid, clustering.max_points_per_centroid = 1, len(sample)
+    clustering.train(np.ascontiguousarray(sample), faiss.IndexFlatIP(sample.shape[1]))
+    centroids: np.ndarray = faiss.vector_to_array(clustering.centroids).reshape(count, -1)
+    return centroids
 
 
 def build(trained: Any, vectors: np.ndarray) -> Any:
@@ -98,7 +238,7 @@ def build(trained: Any, vectors: np.ndarray) -> Any:
     import faiss
 
     structure = faiss.clone_index(trained)
-    with _one_thread():
+    with one_thread():
         structure.add(_checked(vectors, structure.d))
     return structure
 
@@ -110,8 +250,12 @@ def save(structure: Any, path: Path) -> None:
     faiss.write_index(structure, str(path))
 
 
-def load(path: Path) -> Any:
+def load(path: Path, *, mmap: bool = False) -> Any:
     """Read a FAISS structure whose file has been checked by `storage`.
+
+    Args:
+        path: a local file.
+        mmap: leave vectors, codes and graphs on disk until a search touches them.
 
     Raises:
         ValueError: it is no FAISS file, or its header claims more than the file holds.
@@ -123,52 +267,43 @@ def load(path: Path) -> Any:
     faiss.set_deserialization_vector_byte_limit(path.stat().st_size)
     faiss.set_deserialization_loop_limit(max(1, path.stat().st_size // 8))
     try:
-        return faiss.read_index(str(path))
+        return faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC if mmap else 0)
     except RuntimeError as error:
         raise ValueError(f"{path}: is not a readable FAISS index ({str(error).splitlines()[0]})") from error
 
 
-class VectorIndex:
-    """The vectors of all segments, searched as one; ordinals count through the segments in their order."""
+def kind_of(structure: Any) -> ConcreteKind:
+    """The kind of a FAISS structure.
 
-    def __init__(self, structures: Sequence[Any]) -> None:
-        # FAISS answers a search of nothing with a bare assertion, and an empty segment has nothing to find.
-        self._structures = [structure for structure in structures if structure.ntotal]
-        self._first = np.cumsum([0, *(structure.ntotal for structure in self._structures)])
+    Raises:
+        ValueError: it is none that this module builds.
+    """
+    import faiss
 
-    @property
-    def num_vectors(self) -> int:
-        """Vectors in all segments."""
-        return int(self._first[-1])
+    kinds: list[tuple[type, ConcreteKind]] = [
+        (faiss.IndexIVFScalarQuantizer, "ivf_sq"),
+        (faiss.IndexIVFPQ, "ivf_pq"),
+        (faiss.IndexIVFFlat, "ivf"),
+        (faiss.IndexHNSWFlat, "hnsw"),
+        (faiss.IndexFlat, "flat"),
+    ]
+    for kind, name in kinds:
+        if isinstance(structure, kind):
+            return name
+    raise ValueError(f"a FAISS structure of type {type(structure).__name__} is none of {[name for _, name in kinds]}")
 
-    def search(self, queries: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:
-        """The nearest vectors of each query, best first; equal scores in the order of the ordinals.
 
-        Args:
-            queries: (num_queries, dimension) unit vectors, float32.
-            top_k: how many; places that cannot be filled hold score -inf and ordinal -1.
+def stored_vectors(structure: Any, beside: np.ndarray | None) -> np.ndarray:
+    """The vectors of a segment bit for bit, (num_vectors, dimension) float32, in the order they were added.
 
-        Returns:
-            scores (num_queries, top_k) float32 and ordinals (num_queries, top_k) int64.
-        """
-        scores = np.full((len(queries), top_k), -np.inf, dtype=np.float32)
-        ordinals = np.full((len(queries), top_k), -1, dtype=np.int64)
-        if not len(queries) or not self.num_vectors:
-            return scores, ordinals
-        # FAISS keeps any of several vectors with the same score at the end of its list: look a little deeper, so that the
-        # cut among equals (copies of a text, say) is made by ordinal, and the same however the vectors are segmented.
-        depth = top_k + TIED_VECTORS
-        found = [structure.search(queries, min(depth, structure.ntotal)) for structure in self._structures]
-        all_scores = np.concatenate([part for part, _ in found], axis=1)
-        all_ordinals = np.concatenate(
-            [np.where(ids >= 0, ids + first, -1) for (_, ids), first in zip(found, self._first, strict=False)], axis=1
-        )
-        all_scores[all_ordinals < 0] = -np.inf
-        order = np.lexsort((all_ordinals, -all_scores), axis=1)[:, :top_k]
-        width = order.shape[1]
-        scores[:, :width] = np.take_along_axis(all_scores, order, axis=1)
-        ordinals[:, :width] = np.take_along_axis(all_ordinals, order, axis=1)
-        return scores, ordinals
+    Args:
+        structure: of the segment.
+        beside: its `vectors.npy`, which quantised kinds have.
+    """
+    if beside is not None:
+        return np.asarray(beside)
+    vectors: np.ndarray = structure.reconstruct_n(0, structure.ntotal)
+    return vectors
 
 
 def _checked(vectors: np.ndarray, dimension: int) -> np.ndarray:
@@ -183,7 +318,8 @@ def _checked(vectors: np.ndarray, dimension: int) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
+    """FAISS computes on one thread in this block: sums in one order, so that the bytes do not depend on the machine."""
     import faiss
 
     threads = faiss.omp_get_max_threads()

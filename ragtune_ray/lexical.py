@@ -4,23 +4,26 @@
     idf(t)      = ln(1 + (N - df(t) + 0.5) / (df(t) + 0.5))
 
 In: texts. Out: segments of token counts, and for a query the best passages. A segment holds counts only; N, df and the
-average length belong to the whole index, so scores do not depend on how passages fall into segments. Stop words are
-counted like any word and left out of queries, unless a query has nothing else. This module knows nothing of FAISS or Ray.
+average length belong to the live passages of the whole index, so scores depend neither on how passages fall into
+segments, processes or versions nor on deleted ones. They are computed for the tokens of a query, from memory-mapped
+counts, so that an index opens at once. Stop words are counted like any word and left out of queries, unless a query has
+nothing else. This module knows nothing of FAISS or Ray.
 """
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import math
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, NamedTuple, TypeAlias
 
-import bm25s
 import numpy as np
 import numpy.typing as npt
 import regex  # type: ignore[import-untyped]  # the library has no stubs
@@ -28,8 +31,11 @@ from bm25s.stopwords import STOPWORDS_EN_PLUS
 
 from ragtune_ray.chunking import UNSPACED
 
-__all__ = ["LexicalIndex", "Postings", "build_segment", "tokens"]
+__all__ = ["LexicalIndex", "Postings", "Statistics", "add_statistics", "build_segment", "tokens"]
 
+_Hits: TypeAlias = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]
+_Mask: TypeAlias = npt.NDArray[np.bool_]
+_BATCH_PASSAGES = 2000  # their words are Python strings, 70 bytes each, until they are counted
 _ARRAYS = {"indptr": np.int64, "passages": np.int32, "counts": np.int32, "lengths": np.int32}
 _VOCABULARY_FILE = "vocabulary.txt"
 _ASCII_WORD = re.compile(r"[a-z0-9]+")
@@ -71,11 +77,46 @@ class Postings:
             ValueError: the files do not belong together.
         """
         mode: Literal["r"] | None = "r" if mmap else None
-        arrays = {name: np.load(directory / f"{name}.npy", mmap_mode=mode, allow_pickle=False) for name in _ARRAYS}
+        arrays = {  # plain arrays over the mapped files: slicing a numpy.memmap costs ten times as much
+            name: np.asarray(np.load(directory / f"{name}.npy", mmap_mode=mode, allow_pickle=False)) for name in _ARRAYS
+        }
         text = (directory / _VOCABULARY_FILE).read_bytes().decode()
         postings = cls(vocabulary=tuple(text.split("\n")) if text else (), **arrays)
         _check(postings, directory)
         return postings
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """What scores rest on: of a whole index or a part of it, for some tokens."""
+
+    num_passages: int
+    """Live passages."""
+    num_tokens: int
+    """Tokens of all live passages, repeated ones included."""
+    frequencies: Mapping[str, int]
+    """Token -> how many live passages hold it."""
+
+
+def add_statistics(parts: Sequence[Statistics]) -> Statistics:
+    """The statistics of a whole index from those of its parts, each for the same tokens.
+
+    Raises:
+        ValueError: the parts know different tokens, so that a sum would be too small.
+
+    >>> add_statistics([Statistics(2, 9, {"moon": 1}), Statistics(1, 4, {"moon": 1})])
+    Statistics(num_passages=3, num_tokens=13, frequencies={'moon': 2})
+    """
+    frequencies: Counter[str] = Counter()
+    for part in parts:
+        if odd := sorted(part.frequencies.keys() ^ parts[0].frequencies.keys()):
+            raise ValueError(
+                f"some parts know the frequency of {odd[0]!r} and some do not; ask each for the same tokens"
+            )
+        frequencies.update(part.frequencies)
+    return Statistics(
+        sum(part.num_passages for part in parts), sum(part.num_tokens for part in parts), dict(frequencies)
+    )
 
 
 def tokens(texts: Sequence[str], language: str) -> list[list[str]]:
@@ -103,8 +144,8 @@ def tokens(texts: Sequence[str], language: str) -> list[list[str]]:
     return results
 
 
-def build_segment(texts: Sequence[str], language: str) -> Postings:
-    """Count the tokens of passages, stop words included.
+def build_segment(texts: Iterable[str], language: str) -> Postings:
+    """Count the tokens of passages, stop words included. The texts are read once, in batches, and not kept.
 
     Args:
         texts: the passages, in the order of their ordinals.
@@ -113,131 +154,306 @@ def build_segment(texts: Sequence[str], language: str) -> Postings:
     Raises:
         ValueError: the language is unknown.
     """
-    term = _terms(language)
-    words = [_words(text, language) for text in texts]
-    lengths = np.fromiter(map(len, words), dtype=np.int32, count=len(words))
-    distinct = list(dict.fromkeys(itertools.chain.from_iterable(words)))
-    terms = [term(word) for word in distinct]
-    vocabulary = sorted(set(terms))
-    number_of_term = {text: number for number, text in enumerate(vocabulary)}
-    number_of_word = {word: number_of_term[text] for word, text in zip(distinct, terms, strict=True)}
-    numbers = np.fromiter(
-        map(number_of_word.__getitem__, itertools.chain.from_iterable(words)), dtype=np.int64, count=int(lengths.sum())
-    )
-    passages = np.repeat(np.arange(len(words), dtype=np.int64), lengths)
-    keys, counts = np.unique(numbers * max(1, len(words)) + passages, return_counts=True)
-    token_of_posting, passage_of_posting = np.divmod(keys, max(1, len(words)))
-    return Postings(
-        vocabulary=tuple(vocabulary),
-        indptr=np.searchsorted(token_of_posting, np.arange(len(vocabulary) + 1)).astype(np.int64),
-        passages=passage_of_posting.astype(np.int32),
-        counts=counts.astype(np.int32),
-        lengths=lengths,
-    )
+    numbers = _TermNumbers(_terms(language))
+    remaining, batches = iter(texts), []
+    while batch := list(itertools.islice(remaining, _BATCH_PASSAGES)):
+        batches.append(_count([_words(text, language) for text in batch], numbers))
+    return _merge(batches, list(numbers.of_term))
 
 
 class LexicalIndex:
-    """All segments, ready to search: bm25s's eager scores per segment, from the statistics of the whole.
+    """All segments, ready to search. It reads no postings and no vocabulary until a search needs some of them.
 
     Args:
         segments: in the order of their passages' ordinals.
         language: the one the segments were built with.
         k1: how slowly repeated tokens saturate.
         b: how much long passages are discounted, 0 to 1.
+        alive: for each segment a mask (num_passages,), False for deleted passages, or None where all are alive. Deleted
+            passages keep their ordinals, are never hits and count in no statistics.
+        statistics: those of the whole index where the segments are a part of it; None takes the segments' own. The
+            frequencies are read at each search, so their mapping may grow between searches.
 
     Raises:
-        ValueError: the language is unknown.
+        ValueError: the language is unknown, or a mask does not fit its segment.
     """
 
-    def __init__(self, segments: Sequence[Postings], language: str, k1: float = 1.5, b: float = 0.75) -> None:
+    def __init__(
+        self,
+        segments: Sequence[Postings],
+        language: str,
+        k1: float = 1.5,
+        b: float = 0.75,
+        *,
+        alive: Sequence[npt.NDArray[np.bool_] | None] | None = None,
+        statistics: Statistics | None = None,
+    ) -> None:
         _terms(language)
-        self._language = language
-        self._num_passages = sum(len(segment.lengths) for segment in segments)
-        num_tokens = sum(int(segment.lengths.sum(dtype=np.int64)) for segment in segments)
-        average_length = num_tokens / max(1, self._num_passages)
-        frequencies = _document_frequencies(segments)
-        self._segments = [
-            _bm25(segment, frequencies, self._num_passages, average_length, k1, b) for segment in segments
-        ]
+        self._segments = tuple(segments)
+        self._language, self._k1, self._b = language, k1, b
+        self._alive = _masks("alive", alive, self._segments)
+        self._whole = statistics
+        self._frequencies: dict[str, int] = {}  # own ones, of tokens that were asked for
 
     @property
     def num_passages(self) -> int:
-        """Passages of all segments."""
-        return self._num_passages
+        """Live passages of all segments; deleted ones do not count."""
+        return self._totals[0]
 
-    def search(self, queries: Sequence[str], top_k: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+    def statistics(self, tokens: Collection[str]) -> Statistics:
+        """Those of these segments' live passages, whatever statistics the index was given to score with.
+
+        Args:
+            tokens: as the function `tokens` returns them; each becomes a key, with frequency 0 where nothing holds it.
+        """
+        return Statistics(*self._totals, {token: self._frequency(token) for token in tokens})
+
+    def search(
+        self, queries: Sequence[str], top_k: int, allowed: Sequence[npt.NDArray[np.bool_] | None] | None = None
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
         """The best passages of each query.
 
         Args:
             queries: texts.
             top_k: hits per query, at least 1.
+            allowed: for each segment a mask (num_passages,) of the passages that may be hits, or None for all of them.
+                It changes no score.
 
         Returns:
-            scores and ids, each (num_queries, top_k). An id is the passage's ordinal over all segments. Ordered by score,
-            best first, then by id. Only passages that share a token with the query are hits; places without a hit hold
-            score -inf and id -1.
+            scores and ids, each (num_queries, top_k). An id is the passage's ordinal over all segments, deleted passages
+            included. Ordered by score, best first, then by id. Only passages that share a token with the query are hits;
+            places without a hit hold score -inf and id -1.
 
         Raises:
-            ValueError: `top_k` is below 1.
+            ValueError: `top_k` is below 1, a mask does not fit its segment, or the statistics given to the index do not
+                know a token of a query.
         """
         if top_k < 1:
             raise ValueError(f"top_k must be at least 1, got {top_k}")
+        masks = [
+            mask if other is None else other if mask is None else mask & other
+            for mask, other in zip(self._alive, _masks("allowed", allowed, self._segments), strict=True)
+        ]
         scores = np.full((len(queries), top_k), -np.inf, dtype=np.float32)
         ids = np.full((len(queries), top_k), -1, dtype=np.int64)
         for row, query_tokens in enumerate(tokens(queries, self._language)):
-            all_scores = self._scores(query_tokens)
-            best = _best(all_scores, top_k)
-            scores[row, : len(best)] = all_scores[best]
-            ids[row, : len(best)] = best
+            best_scores, best_ids = self._best(self._weighted(query_tokens), masks, top_k)
+            scores[row, : len(best_ids)] = best_scores
+            ids[row, : len(best_ids)] = best_ids
         return scores, ids
 
-    def _scores(self, query_tokens: list[str]) -> npt.NDArray[np.float32]:
-        parts = []
-        for segment in self._segments:
-            token_ids = segment.get_tokens_ids(query_tokens)
-            if token_ids:
-                parts.append(segment.get_scores_from_ids(token_ids))
-            else:
-                parts.append(np.zeros(segment.scores["num_docs"], dtype=np.float32))
-        return np.concatenate(parts) if parts else np.zeros(0, dtype=np.float32)
+    def _best(self, query: list[_Weighted], masks: Sequence[_Mask | None], top_k: int) -> _Hits:
+        """Hits of all segments, best first; each segment has only to find those that beat the hits before it."""
+        scores, ids = np.zeros(0, dtype=np.float32), np.zeros(0, dtype=np.int64)
+        offset = 0
+        for segment, norms, mask in zip(self._segments, self._norms, masks, strict=True):
+            floor = float(scores[-1]) if len(scores) == top_k else 0.0
+            more_scores, passages = _segment_hits(segment, norms, query, mask, top_k, floor)
+            scores, ids = np.concatenate([scores, more_scores]), np.concatenate([ids, passages + offset])
+            order = np.argsort(-scores, kind="stable")[:top_k]  # stable: equal scores stay in the order of their ids
+            scores, ids = scores[order], ids[order]
+            offset += len(segment.lengths)
+        return scores, ids
+
+    def _weighted(self, query_tokens: list[str]) -> list[_Weighted]:
+        """A query's distinct tokens, heaviest first: the same order, thus the same rounding, in all parts of an index."""
+        num_passages = self._totals[0] if self._whole is None else self._whole.num_passages
+        pairs = []
+        for token, times in Counter(query_tokens).items():
+            frequency = self._frequency(token) if self._whole is None else _known_frequency(self._whole, token)
+            pairs.append((-times * math.log1p((num_passages - frequency + 0.5) / (frequency + 0.5)), token))
+        pairs.sort()
+        sums = list(itertools.accumulate(-weight for weight, _ in reversed(pairs)))[::-1]
+        return [_Weighted(token, -weight, to_come) for (weight, token), to_come in zip(pairs, sums, strict=True)]
+
+    def _frequency(self, token: str) -> int:
+        """How many live passages of these segments hold the token."""
+        frequency = self._frequencies.get(token, 0)
+        if not frequency:
+            for segment, mask in zip(self._segments, self._alive, strict=True):
+                holders = segment.passages[_span(segment, token)]
+                frequency += len(holders) if mask is None else int(np.count_nonzero(mask[holders]))
+            if frequency:  # unknown tokens are not kept: there is no end of them
+                self._frequencies[token] = frequency
+        return frequency
+
+    @cached_property
+    def _totals(self) -> tuple[int, int]:
+        """How many live passages these segments have, and tokens in them."""
+        lengths = [
+            segment.lengths if mask is None else segment.lengths[mask]
+            for segment, mask in zip(self._segments, self._alive, strict=True)
+        ]
+        return sum(map(len, lengths)), sum(int(part.sum(dtype=np.int64)) for part in lengths)
+
+    @cached_property
+    def _norms(self) -> list[npt.NDArray[np.float32]]:
+        """For each segment the term k1 * (1 - b + b * length / average length) of each passage."""
+        num_passages, num_tokens = self._totals
+        if self._whole is not None:
+            num_passages, num_tokens = self._whole.num_passages, self._whole.num_tokens
+        average_length = max(num_tokens / max(1, num_passages), 1e-9)
+        slope, least = np.float32(self._k1 * self._b / average_length), np.float32(self._k1 * (1 - self._b))
+        return [segment.lengths.astype(np.float32) * slope + least for segment in self._segments]
 
 
-def _best(scores: npt.NDArray[np.float32], top_k: int) -> npt.NDArray[np.int64]:
-    """Ids of the `top_k` highest scores above 0, equal scores by id; without sorting them all."""
-    threshold = np.float32(0)
-    if top_k < len(scores):
-        threshold = np.partition(scores, len(scores) - top_k)[len(scores) - top_k]
-    candidates = np.flatnonzero(scores >= threshold if threshold > 0 else scores > 0)
-    return candidates[np.argsort(-scores[candidates], kind="stable")[:top_k]]
+class _Weighted(NamedTuple):
+    """A token of a query; a passage's score is the sum of weight * tf / (tf + norm)."""
+
+    token: str
+    weight: float
+    """idf, times how often the token stands in the query."""
+    to_come: float
+    """The sum of this and all later weights."""
 
 
-def _document_frequencies(segments: Sequence[Postings]) -> dict[str, int]:
-    frequencies: dict[str, int] = {}
-    for segment in segments:
-        for token, frequency in zip(segment.vocabulary, np.diff(segment.indptr).tolist(), strict=True):
-            frequencies[token] = frequencies.get(token, 0) + frequency
-    return frequencies
+def _segment_hits(
+    segment: Postings,
+    norms: npt.NDArray[np.float32],
+    query: list[_Weighted],
+    mask: _Mask | None,
+    top_k: int,
+    floor: float,
+) -> _Hits:
+    """Scores and passages, by passage, among which are the segment's `top_k` best of those that reach `floor`.
+
+    A token adds less than its weight. So once the weights to come are below the floor, only passages that already have
+    the difference can reach it: the frequent tokens, which come last, are looked up in those few alone (as in MaxScore,
+    Turtle & Flood, 1995).
+    """
+    floor *= 1 - 1e-6 * len(query)  # more than float32 loses in as many additions, so no hit is lost to rounding
+    split = next((place for place, item in enumerate(query) if item.to_come < floor), len(query))
+    scores = np.zeros(len(segment.lengths), dtype=np.float32)
+    for token, weight, _ in query[:split]:
+        span = _span(segment, token)
+        holders = segment.passages[span].astype(np.intp)
+        np.add.at(scores, holders, _impacts(segment.counts[span], norms[holders], weight))
+    passages = np.flatnonzero(scores > max(0.0, floor - query[split].to_come if split < len(query) else floor))
+    if mask is not None:
+        passages = passages[mask[passages]]
+    scores = scores[passages]
+    for token, weight, _ in query[split:]:
+        span = _span(segment, token)
+        places = np.searchsorted(segment.passages[span], passages.astype(np.int32)) + span.start
+        found = np.flatnonzero(segment.passages.take(places, mode="clip") == passages)
+        found = found[places[found] < span.stop]
+        scores[found] += _impacts(segment.counts[places[found]], norms[passages[found]], weight)
+    if len(scores) > top_k:
+        kept = scores >= np.partition(scores, len(scores) - top_k)[len(scores) - top_k]
+        scores, passages = scores[kept], passages[kept]
+    return scores, passages
 
 
-def _bm25(
-    segment: Postings, frequencies: dict[str, int], num_passages: int, average_length: float, k1: float, b: float
-) -> Any:
-    """A `bm25s.BM25` whose eager scores come from the statistics of the whole index."""
-    idf = np.array(
-        [math.log1p((num_passages - frequencies[t] + 0.5) / (frequencies[t] + 0.5)) for t in segment.vocabulary]
+def _impacts(counts: npt.NDArray[np.int32], norms: npt.NDArray[np.float32], weight: float) -> npt.NDArray[np.float32]:
+    """What some postings add to scores, weight * tf / (tf + norm); overwrites `norms`."""
+    impacts = counts.astype(np.float32)
+    norms += impacts
+    impacts /= norms
+    impacts *= np.float32(weight)
+    return impacts
+
+
+def _span(segment: Postings, token: str) -> slice:
+    """Where the token's postings stand. The vocabulary is sorted, so it needs no table beside it."""
+    number = bisect.bisect_left(segment.vocabulary, token)
+    if number == len(segment.vocabulary) or segment.vocabulary[number] != token:
+        return slice(0, 0)
+    return slice(int(segment.indptr[number]), int(segment.indptr[number + 1]))
+
+
+def _known_frequency(statistics: Statistics, token: str) -> int:
+    frequency = statistics.frequencies.get(token)
+    if frequency is None:
+        raise ValueError(
+            f"the statistics given to this index have no frequency of {token!r}, a token of the query; "
+            "collect them from all parts of the index for the tokens of all queries"
+        )
+    if not 0 <= frequency <= statistics.num_passages:
+        raise ValueError(
+            f"the statistics given to this index count {frequency} of {statistics.num_passages} passages with {token!r}; "
+            "collect them from parts of one version"
+        )
+    return frequency
+
+
+def _masks(name: str, masks: Sequence[_Mask | None] | None, segments: Sequence[Postings]) -> Sequence[_Mask | None]:
+    """One mask or None for each segment."""
+    if masks is None:
+        return [None] * len(segments)
+    if len(masks) != len(segments):
+        raise ValueError(f"{name} has {len(masks)} masks for {len(segments)} segments; give one mask or None for each")
+    for number, (mask, segment) in enumerate(zip(masks, segments, strict=True)):
+        if mask is not None and (mask.dtype != np.bool_ or mask.shape != segment.lengths.shape):
+            raise ValueError(
+                f"{name}[{number}] is {mask.dtype} of shape {mask.shape}; it must be bool of shape "
+                f"{segment.lengths.shape}, one for each passage of its segment"
+            )
+    return masks
+
+
+class _TermNumbers(dict[str, int]):
+    """Word -> the number of its term, in the order in which terms are met; a new word is stemmed and numbered."""
+
+    def __init__(self, term: Callable[[str], str]) -> None:
+        super().__init__()
+        self._term = term
+        self.of_term: dict[str, int] = {}
+
+    def __missing__(self, word: str) -> int:
+        number = self[word] = self.of_term.setdefault(self._term(word), len(self.of_term))
+        return number
+
+
+class _Batch(NamedTuple):
+    """The postings of some consecutive passages, by term number, then passage."""
+
+    terms: npt.NDArray[np.int32]
+    """(num_distinct_terms,) numbers, ascending."""
+    frequencies: npt.NDArray[np.int32]
+    """(num_distinct_terms,) how many postings each has."""
+    passages: npt.NDArray[np.int32]
+    """(num_postings,) counted from the batch's first passage."""
+    counts: npt.NDArray[np.int32]
+    """(num_postings,)"""
+    lengths: npt.NDArray[np.int32]
+    """(num_passages,)"""
+
+
+def _count(words: list[list[str]], numbers: _TermNumbers) -> _Batch:
+    lengths = np.fromiter(map(len, words), dtype=np.int32, count=len(words))
+    terms = np.fromiter(
+        map(numbers.__getitem__, itertools.chain.from_iterable(words)), dtype=np.int64, count=int(lengths.sum())
     )
-    saturation = k1 * (1 - b + b * segment.lengths / max(average_length, 1e-9))  # per passage
-    data = np.repeat(idf, np.diff(segment.indptr)) * (segment.counts / (segment.counts + saturation[segment.passages]))
-    model = bm25s.BM25(k1=k1, b=b, method="lucene", backend="numpy")
-    model.nonoccurrence_array = None
-    model.vocab_dict = {token: number for number, token in enumerate(segment.vocabulary)}
-    model.scores = {
-        "data": data.astype(np.float32),
-        "indices": segment.passages,
-        "indptr": segment.indptr,
-        "num_docs": len(segment.lengths),
-    }
-    return model
+    keys = terms * len(words) + np.repeat(np.arange(len(words)), lengths)
+    keys, counts = np.unique(keys, return_counts=True)
+    terms, passages = np.divmod(keys, len(words))
+    terms, frequencies = np.unique(terms, return_counts=True)
+    return _Batch(*(array.astype(np.int32) for array in (terms, frequencies, passages, counts, lengths)))
+
+
+def _merge(batches: list[_Batch], terms: list[str]) -> Postings:
+    """One segment of consecutive batches, which are used up on the way, so that postings are never held twice."""
+    order = sorted(range(len(terms)), key=terms.__getitem__)
+    rank = np.empty(len(terms), dtype=np.int64)
+    rank[order] = np.arange(len(terms))
+    lengths = np.concatenate([np.zeros(0, dtype=np.int32), *(batch.lengths for batch in batches)])
+    indptr = np.zeros(len(terms) + 1, dtype=np.int64)
+    for batch in batches:
+        indptr[rank[batch.terms] + 1] += batch.frequencies
+    np.cumsum(indptr, out=indptr)
+    passages, counts = np.empty(indptr[-1], dtype=np.int32), np.empty(indptr[-1], dtype=np.int32)
+    free, offset = indptr[:-1].copy(), 0  # where each term's next posting goes
+    batches.reverse()
+    while batches:
+        batch = batches.pop()
+        tokens = rank[batch.terms]
+        starts = np.cumsum(batch.frequencies) - batch.frequencies
+        places = np.repeat(free[tokens] - starts, batch.frequencies) + np.arange(len(batch.passages))
+        passages[places] = batch.passages + offset
+        counts[places] = batch.counts
+        free[tokens] += batch.frequencies
+        offset += len(batch.lengths)
+    return Postings(tuple(terms[number] for number in order), indptr, passages, counts, lengths)
 
 
 def _words(text: str, language: str) -> list[str]:

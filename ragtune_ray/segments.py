@@ -1,19 +1,21 @@
-"""An index on disk: versions, each naming immutable segments of passages, vectors and postings.
+"""A segment: an immutable piece of an index, complete in itself.
 
-In: passages with their vectors, and a workspace. Out: segment directories, version manifests, and an open `Index` that finds
-passages. This module knows nothing of encoders, prompts or Ray.
+In: passages with their vectors. Out: a directory of files, and the same opened again. This module knows nothing of versions,
+encoders, prompts or Ray.
 
-    WORKSPACE/index/CURRENT                        "000002": the version that readers take
-    WORKSPACE/index/versions/000002/manifest.json  its segments, encoder, counts, the config that made it
-    WORKSPACE/index/segments/ID/passages.arrow     `Passage` rows, an Arrow IPC file, read by memory mapping
-    WORKSPACE/index/segments/ID/vectors.faiss      one vector per passage, in the same order
-    WORKSPACE/index/segments/ID/lexical/           BM25 postings, numpy arrays
+    WORKSPACE/index/segments/ID/passages.arrow    `Passage` rows, an Arrow IPC file, read by memory mapping
+    WORKSPACE/index/segments/ID/documents.arrow   which document owns which passages, by hash of its id, and its fingerprint
+    WORKSPACE/index/segments/ID/attributes.arrow  what documents can be filtered by, a row for each row of documents.arrow
+    WORKSPACE/index/segments/ID/vectors.faiss     one vector per passage, in the same order
+    WORKSPACE/index/segments/ID/vectors.npy       the vectors themselves, where vectors.faiss holds quantised codes
+    WORKSPACE/index/segments/ID/lexical/          BM25 postings, numpy arrays
 """
 
 from __future__ import annotations
 
-import logging
-import re
+import functools
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,45 +24,35 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ragtune_ray import index, lexical, schema, storage
+from ragtune_ray import failpoints, index, lexical, schema, selection, storage, vectors
 
 __all__ = [
-    "Index",
-    "current_version",
-    "index_problems",
-    "list_versions",
-    "open_index",
-    "publish_version",
+    "EXACT",
+    "FINGERPRINT_BYTES",
+    "STRUCTURE",
+    "DocumentRows",
+    "Segment",
+    "document_fingerprint",
+    "open_documents",
+    "open_segment",
+    "publish_segment",
     "segment_url",
-    "set_current",
-    "version_url",
     "write_segment",
 ]
 
-PASSAGES, VECTORS, LEXICAL = "passages.arrow", "vectors.faiss", "lexical"
+PASSAGES, DOCUMENTS, ATTRIBUTES = "passages.arrow", "documents.arrow", "attributes.arrow"
+STRUCTURE, EXACT, LEXICAL = "vectors.faiss", "vectors.npy", "lexical"
+FINGERPRINT_BYTES = 16
 
-logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Index:
-    """One version, open for searching; ordinals count its passages through the segments in their order."""
-
-    version: str
-    manifest: dict[str, Any]
-    vectors: index.VectorIndex
-    lexical: lexical.LexicalIndex
-    passages: pa.Table
-    """`Passage` rows; row number = ordinal. Memory-mapped: only what is touched is read."""
-
-    def take(self, ordinals: Sequence[int]) -> list[schema.Passage]:
-        """The passages at these ordinals, in this order."""
-        return list(schema.from_table(self.passages.take(pa.array(ordinals, pa.int64())), schema.Passage))
-
-
-def version_url(workspace: str, version: str) -> str:
-    """Directory of a version."""
-    return storage.join(workspace, "index", "versions", version)
+_DOCUMENTS_SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.uint64(), nullable=False),
+        pa.field("document_id", pa.string(), nullable=False),
+        pa.field("fingerprint", pa.binary(FINGERPRINT_BYTES), nullable=False),
+        pa.field("first", pa.int64(), nullable=False),
+        pa.field("count", pa.int64(), nullable=False),
+    ]
+)
 
 
 def segment_url(workspace: str, segment_id: str) -> str:
@@ -68,140 +60,238 @@ def segment_url(workspace: str, segment_id: str) -> str:
     return storage.join(workspace, "index", "segments", segment_id)
 
 
-def write_segment(directory: Path, passages: pa.Table, vectors: np.ndarray, trained: Any, language: str) -> None:
+def document_fingerprint(document: schema.Document) -> bytes:
+    """What a document's passages depend on: another fingerprint, and it is embedded again.
+
+    >>> len(document_fingerprint(schema.Document("d", "text", "", "{}", "a.md")))
+    16
+    """
+    content = [document.document_id, document.title, document.text, document.metadata]
+    return hashlib.blake2b(json.dumps(content).encode(), digest_size=FINGERPRINT_BYTES).digest()
+
+
+def write_segment(
+    directory: Path, passages: pa.Table, fingerprints: pa.Array, embedded: np.ndarray, trained: Any, language: str
+) -> None:
     """Write the files of a segment into a staging directory.
 
     Args:
         directory: from `storage.stage`.
-        passages: `Passage` rows.
-        vectors: (num_passages, dimension) unit vectors in the same order.
-        trained: the empty FAISS structure that all segments of the version share.
+        passages: `Passage` rows; those of a document stand together.
+        fingerprints: of each passage's document, binary of 16 bytes, (num_passages,).
+        embedded: (num_passages, dimension) unit vectors in the same order.
+        trained: the empty FAISS structure that segments of the version share.
         language: of the lexical index.
 
     Raises:
         ValueError: there are not as many vectors as passages, or a vector is not of length 1.
     """
-    if len(vectors) != passages.num_rows:
-        raise ValueError(f"segment {directory.name}: {len(vectors)} vectors for {passages.num_rows} passages")
+    if len(embedded) != passages.num_rows:
+        raise ValueError(f"segment {directory.name}: {len(embedded)} vectors for {passages.num_rows} passages")
     schema.check(passages.schema, schema.Passage)
-    with pa.OSFile(str(directory / PASSAGES), "wb") as sink, pa.ipc.new_file(sink, passages.schema) as writer:
-        writer.write_table(passages.combine_chunks())
-    index.save(index.build(trained, vectors), directory / VECTORS)
+    passages = passages.combine_chunks()
+    documents, metadata = _documents(passages, fingerprints)
+    _write_arrow(directory / PASSAGES, passages)
+    _write_arrow(directory / DOCUMENTS, documents)
+    _write_arrow(directory / ATTRIBUTES, selection.attributes(metadata))
+    structure = index.build(trained, embedded)
+    index.save(structure, directory / STRUCTURE)
+    if index.is_quantized(index.kind_of(structure)):
+        np.save(directory / EXACT, np.ascontiguousarray(embedded, dtype=np.float32), allow_pickle=False)
+    del structure
     (directory / LEXICAL).mkdir()
-    lexical.build_segment(passages["text"].to_pylist(), language).save(directory / LEXICAL)
+    texts = (text for batch in passages["text"].to_batches() or [] for text in batch)
+    lexical.build_segment((text.as_py() for text in texts), language).save(directory / LEXICAL)
 
 
-def list_versions(workspace: str) -> list[str]:
-    """The finished versions, oldest first."""
-    names = storage.list_names(storage.join(workspace, "index", "versions"))
-    return [name for name in names if storage.is_finished(version_url(workspace, name))]
-
-
-def current_version(workspace: str) -> str:
-    """The version that readers take.
-
-    Raises:
-        storage.ArtifactError: nothing is indexed there yet, or CURRENT is damaged.
-    """
-    url = storage.join(workspace, "index", "CURRENT")
-    try:
-        text = storage.read_text(url)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise storage.ArtifactError(f"{workspace}: holds no index; run: ragtune index CONFIG") from error
-    except UnicodeDecodeError as error:
-        raise storage.ArtifactError(f"{url}: is damaged; run: ragtune index CONFIG") from error
-    if not re.fullmatch(r"[0-9]{6}\n", text):
-        raise storage.ArtifactError(f"{url}: is damaged (holds {text[:20]!r}); run: ragtune index CONFIG")
-    return text.strip()
-
-
-def set_current(workspace: str, version: str) -> None:
-    """Make readers take this version, in one atomic step."""
-    storage.replace_text(storage.join(workspace, "index", "CURRENT"), f"{version}\n")
-
-
-def publish_version(workspace: str, segment_ids: Sequence[str], files: dict[str, str], **facts: Any) -> str:
-    """Write the next version and make it current.
+def publish_segment(staging: Path, url: str, num_passages: int, trained_id: str) -> None:
+    """Make a written segment appear, unless it already stands there.
 
     Args:
-        workspace: where.
-        segment_ids: finished segments, in the order that numbers the passages.
-        files: small text files to keep beside the manifest, name -> content.
-        **facts: JSON values for the manifest.
-
-    Returns:
-        The new version's name.
-
-    Raises:
-        storage.ArtifactError: a segment is missing, or another publisher took this number first.
+        staging: what `write_segment` filled.
+        url: from `segment_url`.
+        num_passages: in it.
+        trained_id: of the structure it was built from; "" where that holds nothing trained.
     """
-    segments = []
-    for segment_id in segment_ids:
-        manifest = storage.read_manifest(segment_url(workspace, segment_id))
-        segments.append(
-            {
-                "segment_id": segment_id,
-                "manifest_sha256": manifest["manifest_sha256"],
-                "num_passages": manifest["num_passages"],
-            }
+    failpoints.reach("segment.staged")
+    storage.publish(staging, url, "segment", num_passages=num_passages, trained_id=trained_id)
+    failpoints.reach("segment.published")
+
+
+def _documents(passages: pa.Table, fingerprints: pa.Array) -> tuple[pa.Table, list[str]]:
+    """A row for each run of passages of one document, sorted by the hash of its id; and the metadata of each."""
+    ids = passages["document_id"].to_numpy(zero_copy_only=False)
+    starts = np.flatnonzero(np.concatenate([[True], ids[1:] != ids[:-1]])) if len(ids) else np.empty(0, dtype=np.int64)
+    counts = np.diff(np.append(starts, len(ids)))
+    names = ids[starts]
+    keys = _keys(names)
+    order = np.lexsort((starts, keys))
+    rows = pa.array(starts[order], pa.int64())
+    table = pa.table(
+        [
+            pa.array(keys[order], pa.uint64()),
+            pa.array(names[order], pa.string()),
+            fingerprints.take(rows).cast(pa.binary(FINGERPRINT_BYTES)),
+            rows,
+            pa.array(counts[order], pa.int64()),
+        ],
+        schema=_DOCUMENTS_SCHEMA,
+    )
+    return table, passages["metadata"].take(rows).to_pylist()
+
+
+def _keys(document_ids: Sequence[str] | np.ndarray) -> np.ndarray:
+    """64 bits of a hash of each id: sorted, they are searched without reading the ids themselves."""
+    digests = b"".join(hashlib.blake2b(name.encode(), digest_size=8).digest() for name in document_ids)
+    return np.frombuffer(digests, dtype="<u8").astype(np.uint64)
+
+
+def _write_arrow(path: Path, table: pa.Table) -> None:
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+
+
+def _map_arrow(path: Path) -> pa.Table:
+    return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+
+
+@dataclass(frozen=True)
+class DocumentRows:
+    """Which document owns which passages of a segment; sorted by `keys`."""
+
+    keys: np.ndarray
+    """(num_rows,) uint64."""
+    table: pa.Table
+    """document_id, fingerprint, first, count."""
+
+    @functools.cached_property
+    def first(self) -> np.ndarray:
+        """(num_rows,) first passage of each row."""
+        return np.asarray(self.table["first"])
+
+    @functools.cached_property
+    def count(self) -> np.ndarray:
+        """(num_rows,) passages of each row."""
+        return np.asarray(self.table["count"])
+
+    def fingerprints(self) -> np.ndarray:
+        """(num_rows,) of dtype S16; memory-mapped where the file is one batch."""
+        column = self.table["fingerprint"].combine_chunks()
+        if isinstance(column, pa.ChunkedArray):  # an empty table has no chunk to combine
+            return np.empty(0, dtype=f"S{FINGERPRINT_BYTES}")
+        _, data = column.buffers()
+        found: np.ndarray = np.frombuffer(data, dtype=f"S{FINGERPRINT_BYTES}")
+        return found[column.offset : column.offset + len(column)]
+
+    def find(self, document_ids: Sequence[str]) -> np.ndarray:
+        """The rows of these documents, ascending; ids that are not here have none."""
+        wanted = _keys(document_ids)
+        low, high = (np.searchsorted(self.keys, wanted, side=side) for side in ("left", "right"))
+        near = np.unique(np.concatenate([np.arange(a, b) for a, b in zip(low, high, strict=True)] or [[]])).astype(int)
+        # Two ids may share a hash: the ids themselves decide.
+        names = set(document_ids)
+        return near[[name in names for name in self.table["document_id"].take(pa.array(near)).to_pylist()]]
+
+    def passages(self, rows: np.ndarray) -> np.ndarray:
+        """The ordinals of the passages of these rows, ascending."""
+        first, count = self.first[rows], self.count[rows]
+        offsets = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
+        return np.sort(np.repeat(first, count) + offsets)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A segment's files, checked and open."""
+
+    segment_id: str
+    manifest_sha256: str
+    passages: pa.Table
+    """`Passage` rows; memory-mapped: only what is touched is read."""
+    part: vectors.Part
+    postings: lexical.Postings
+    path: Path
+
+    @property
+    def num_passages(self) -> int:
+        """Passages, those that are deleted included."""
+        return int(self.passages.num_rows)
+
+    @functools.cached_property
+    def documents(self) -> DocumentRows:
+        """Which document owns which passages; read when first asked for."""
+        return _document_rows(self.path)
+
+    @functools.cached_property
+    def attributes(self) -> pa.Table:
+        """What documents can be filtered by, a row for each row of `documents`."""
+        return _map_arrow(self.path / ATTRIBUTES)
+
+    def fingerprints(self) -> pa.Array:
+        """The fingerprint of each passage's document, binary of 16 bytes, (num_passages,)."""
+        rows = self.documents
+        order = np.argsort(rows.first)
+        content = np.repeat(rows.fingerprints()[order], rows.count[order]).tobytes()
+        return pa.Array.from_buffers(pa.binary(FINGERPRINT_BYTES), self.num_passages, [None, pa.py_buffer(content)])
+
+    def matching(self, chosen: selection.Filter) -> np.ndarray:
+        """The passages whose documents a filter lets through, bool (num_passages,)."""
+        rows = self.documents
+        metadata = self.passages["metadata"]
+        mask = selection.matches(chosen, self.attributes, lambda: metadata.take(pa.array(rows.first)).to_pylist())
+        return selection.spread(mask, rows.first, rows.count, self.num_passages)
+
+
+def _document_rows(path: Path) -> DocumentRows:
+    if not (path / DOCUMENTS).is_file():
+        raise storage.ArtifactError(
+            f"{path}: was written by an earlier version of ragtune-ray, without {DOCUMENTS}: it can be searched, but not "
+            "filtered or changed; run: ragtune index CONFIG"
         )
-    names = storage.list_names(storage.join(workspace, "index", "versions"))
-    version = f"{max((int(name) for name in names if name.isdigit()), default=0) + 1:06d}"
-    url = version_url(workspace, version)
-    staging = storage.stage(url)
-    for name, content in files.items():
-        (staging / name).write_text(content, encoding="utf-8")
-    facts = {**facts, "version": version, "segments": segments, "deleted_document_ids": []}
-    if not storage.publish(staging, url, "index", **facts):
-        raise storage.ArtifactError(f"{url}: another publisher took this version first; run the command again")
-    set_current(workspace, version)
-    return version
+    table = _map_arrow(path / DOCUMENTS)
+    return DocumentRows(np.asarray(table["key"]), table)
 
 
-def open_index(workspace: str, version: str | None = None) -> Index:
-    """Open a version for searching, every file checked against its sha256.
+def open_segment(workspace: str, segment_id: str, manifest_sha256: str) -> Segment:
+    """Open a segment, its files checked and memory-mapped.
 
     Args:
         workspace: where the index lies, local or remote.
-        version: None takes the current one.
+        segment_id: which.
+        manifest_sha256: what the version expects of it.
 
     Raises:
-        storage.ArtifactError: it is missing or damaged.
+        storage.ArtifactError: it is missing, damaged, or another segment than the version names.
     """
-    version = version or current_version(workspace)
-    manifest = storage.open_artifact(version_url(workspace, version), "index").manifest
-    structures, postings, tables = [], [], []
-    for entry in manifest["segments"]:
-        url = segment_url(workspace, entry["segment_id"])
-        segment = storage.open_artifact(url, "segment")
-        if segment.manifest["manifest_sha256"] != entry["manifest_sha256"]:
-            raise storage.ArtifactError(f"{url}: is not the segment that version {version} names; build it again")
-        structures.append(index.load(segment.path / VECTORS))
-        postings.append(lexical.Postings.load(segment.path / LEXICAL, mmap=True))
-        tables.append(pa.ipc.open_file(pa.memory_map(str(segment.path / PASSAGES))).read_all())
-    passages = pa.concat_tables(tables) if tables else schema.arrow_schema(schema.Passage).empty_table()
-    return Index(
-        version,
-        manifest,
-        index.VectorIndex(structures),
-        lexical.LexicalIndex(postings, manifest["language"]),
-        passages,
+    artifact = _expected(workspace, segment_id, manifest_sha256, None)
+    exact = artifact.path / EXACT
+    return Segment(
+        segment_id,
+        manifest_sha256,
+        _map_arrow(artifact.path / PASSAGES),
+        vectors.Part(
+            index.load(artifact.path / STRUCTURE, mmap=True),
+            np.load(exact, mmap_mode="r", allow_pickle=False) if exact.is_file() else None,
+            artifact.manifest.get("trained_id", ""),
+        ),
+        lexical.Postings.load(artifact.path / LEXICAL, mmap=True),
+        artifact.path,
     )
 
 
-def index_problems(workspace: str, version: str | None = None) -> list[str]:
-    """Everything wrong with a version and its segments, one sentence each; empty when it is sound."""
-    try:
-        url = version_url(workspace, version or current_version(workspace))
-    except storage.ArtifactError as error:
-        return [str(error)]
-    found = storage.problems(url)
-    if found:
-        return found
-    for entry in storage.read_manifest(url)["segments"]:
-        segment = segment_url(workspace, entry["segment_id"])
-        damage = storage.problems(segment)
-        if not damage and storage.read_manifest(segment)["manifest_sha256"] != entry["manifest_sha256"]:
-            damage = [f"{segment}: is not the segment that {url} names"]
-        found += damage
-    return found
+def open_documents(workspace: str, segment_id: str, manifest_sha256: str) -> DocumentRows:
+    """The documents of a segment, without reading or checking its other files.
+
+    Raises:
+        storage.ArtifactError: as for `open_segment`, or the segment is too old to name its documents.
+    """
+    return _document_rows(_expected(workspace, segment_id, manifest_sha256, [DOCUMENTS]).path)
+
+
+def _expected(
+    workspace: str, segment_id: str, manifest_sha256: str, names: Sequence[str] | None
+) -> storage.Artifact:
+    url = segment_url(workspace, segment_id)
+    artifact = storage.open_artifact(url, "segment", names)
+    if artifact.manifest["manifest_sha256"] != manifest_sha256:
+        raise storage.ArtifactError(f"{url}: is not the segment that the version names; build it again")
+    return artifact

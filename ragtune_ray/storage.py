@@ -10,13 +10,16 @@ conditional put. Either way exactly one of two publishers wins, and a reader nev
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
 import shutil
 import tempfile
+import time
 import uuid
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,10 +33,14 @@ __all__ = [
     "MANIFEST",
     "Artifact",
     "ArtifactError",
+    "SpaceError",
+    "bytes_sha256",
     "cache_directory",
     "commit_file",
     "digest",
     "exists",
+    "free_bytes",
+    "is_local",
     "file_sha256",
     "is_finished",
     "join",
@@ -46,17 +53,25 @@ __all__ = [
     "read_text",
     "remove",
     "replace_text",
+    "require_space",
     "stage",
 ]
 
 MANIFEST = "manifest.json"
 MANIFEST_FORMAT = 1
+RECEIPT_MIN_BYTES = 2**20
+"""Smaller files are hashed each time they are opened: that is as quick as finding out that it is not needed."""
+RECEIPT_MIN_AGE_NS = 10**9
 
 logger = logging.getLogger(__name__)
 
 
 class ArtifactError(RuntimeError):
     """An artifact is missing, unfinished or damaged; the message names it and the next step."""
+
+
+class SpaceError(RuntimeError):
+    """The disk cannot hold what is about to be written; the message says how much is missing where."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +98,11 @@ def digest(value: Any) -> str:
     True
     """
     return hashlib.sha256(_canonical(value)).hexdigest()[:16]
+
+
+def bytes_sha256(content: bytes) -> str:
+    """The sha256 of bytes, as hexadecimal digits."""
+    return hashlib.sha256(content).hexdigest()
 
 
 def file_sha256(path: Path) -> str:
@@ -147,12 +167,16 @@ def publish(staging: Path, url: str, kind: str, **facts: Any) -> bool:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def open_artifact(url: str, kind: str | None = None) -> Artifact:
-    """Read an artifact after checking every file; a remote one is copied into the local cache first.
+def open_artifact(url: str, kind: str | None = None, names: Collection[str] | None = None) -> Artifact:
+    """Read an artifact after checking its files; a remote one is copied into the local cache first.
+
+    A file is hashed once per machine and state: a receipt in the cache says that a file of this size, inode and time of
+    change had the right sha256, and any write to it makes the receipt void. `problems` hashes every time.
 
     Args:
         url: the artifact's directory.
         kind: refuse an artifact of another kind; None takes any.
+        names: check (and copy) only these files; None: all of them.
 
     Raises:
         ArtifactError: it is missing, unfinished, of another kind or damaged.
@@ -160,8 +184,9 @@ def open_artifact(url: str, kind: str | None = None) -> Artifact:
     manifest = read_manifest(url)
     if kind is not None and manifest["kind"] != kind:
         raise ArtifactError(f"{url}: is a {manifest['kind']}, not a {kind}; name the directory of a {kind}")
-    path = local_copy(url, list(manifest["files"]), manifest["manifest_sha256"])
-    found = [problem for name, entry in manifest["files"].items() for problem in _check_file(path, name, entry)]
+    wanted = {name: entry for name, entry in manifest["files"].items() if names is None or name in names}
+    path = local_copy(url, list(wanted), manifest["manifest_sha256"])
+    found = [problem for name, entry in wanted.items() for problem in _check_once(path, name, entry)]
     if found:
         raise ArtifactError(f"{url}: damaged: {'; '.join(found)}; run the command that wrote it again")
     return Artifact(path, manifest)
@@ -223,6 +248,36 @@ def is_finished(url: str) -> bool:
     except ArtifactError:
         return False
     return True
+
+
+def is_local(url: str) -> bool:
+    """Whether a URL names a place in this machine's file system."""
+    return isinstance(_filesystem(url)[0], LocalFileSystem)
+
+
+def free_bytes(url: str) -> int | None:
+    """Bytes that can still be written at a local place; None where nobody can say, as in an object store."""
+    filesystem, path = _filesystem(url)
+    if not isinstance(filesystem, LocalFileSystem):
+        return None
+    place = Path(path)
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free
+
+
+def require_space(url: str, num_bytes: int, purpose: str) -> None:
+    """Refuse to begin what the disk cannot hold.
+
+    Raises:
+        SpaceError: with what is needed and what is there.
+    """
+    free = free_bytes(url)
+    if free is not None and free < num_bytes:
+        raise SpaceError(
+            f"{url}: no space for {purpose}: about {num_bytes / 2**20:,.1f} MiB are needed, {free / 2**20:,.1f} MiB are "
+            "free; free some and run the command again: finished work is kept"
+        )
 
 
 def exists(url: str) -> bool:
@@ -343,6 +398,27 @@ def _check_file(path: Path, name: str, entry: dict[str, Any]) -> list[str]:
     if file_sha256(file) != entry["sha256"]:
         return [f"{name} does not match its sha256"]
     return []
+
+
+def _check_once(path: Path, name: str, entry: dict[str, Any]) -> list[str]:
+    """`_check_file`, unless this very state of the file has passed it before on this machine."""
+    try:
+        status = (path / name).stat()
+    except OSError:
+        return _check_file(path, name, entry)
+    if status.st_size < RECEIPT_MIN_BYTES:
+        return _check_file(path, name, entry)
+    state = [str(path / name), status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+    receipt = cache_directory() / "checked" / digest([*state, entry["sha256"]])
+    if receipt.exists():
+        return []
+    found = _check_file(path, name, entry)
+    # A file that is still being written could change within the clock's resolution; one that rests cannot.
+    if not found and time.time_ns() - status.st_ctime_ns > RECEIPT_MIN_AGE_NS:
+        with contextlib.suppress(OSError):  # a cache that cannot be written costs time, nothing else
+            receipt.parent.mkdir(parents=True, exist_ok=True)
+            receipt.touch()
+    return found
 
 
 def _sync(path: Path) -> None:

@@ -21,11 +21,13 @@ from ragtune_ray.cluster import reading, session, stages
 if TYPE_CHECKING:
     import ray.data
 
-__all__ = ["EmbedUnit", "embed_stage", "read_block"]
+__all__ = ["EmbedUnit", "embed_stage", "read_block", "read_vectors"]
 
 
-def embed_stage(settings: config.Config, build: str, parts: reading.Parts) -> list[dict[str, Any]]:
-    """Embed every row group of every part; the summaries, in the order of the passages."""
+def embed_stage(
+    settings: config.Config, build: str, parts: reading.Parts, *, in_process: bool = False
+) -> list[dict[str, Any]]:
+    """Embed every row group of every part, on Ray or in this process; the summaries, in the order of the passages."""
     directory = storage.join(build, "embed")
     units: list[dict[str, Any]] = []
     for part in parts.summaries:
@@ -34,7 +36,11 @@ def embed_stage(settings: config.Config, build: str, parts: reading.Parts) -> li
             units.append(
                 {"unit": len(units), "part": part["unit"], "row_group": group, "rows": rows, "dropped": dropped}
             )
-    count = min(len(units), session.workers(settings.cluster.encoder_workers, settings.cluster.gpus_per_worker)) or 1
+    if in_process:
+        count = 1
+    else:
+        wanted = session.workers(settings.cluster.encoder_workers, settings.cluster.gpus_per_worker)
+        count = min(len(units), wanted) or 1
 
     def transform(dataset: ray.data.Dataset) -> ray.data.Dataset:
         import ray.data
@@ -50,7 +56,13 @@ def embed_stage(settings: config.Config, build: str, parts: reading.Parts) -> li
         )
 
     return stages.run_stage(
-        "embed", directory, units, transform, counted="passages", rows_of=lambda unit: int(unit["rows"])
+        "embed",
+        directory,
+        units,
+        transform,
+        counted="passages",
+        rows_of=lambda unit: int(unit["rows"]),
+        in_process=(lambda: EmbedUnit(settings.encoder, build)) if in_process else None,
     )
 
 
@@ -98,11 +110,20 @@ class EmbedUnit:
 
 
 def read_block(build: str, block: dict[str, Any]) -> tuple[pa.Table, np.ndarray]:
-    """The kept passages of an embedded unit, as `Passage` rows, and their vectors."""
+    """The kept passages of an embedded unit, `Passage` rows with the fingerprint of each one's document, and their vectors."""
+    rows, vectors = _read_npz(build, block)
+    passages = reading.read_row_group(build, block["part"], block["row_group"]).take(pa.array(rows))
+    return passages.select([*schema.arrow_schema(schema.Passage).names, "fingerprint"]), vectors
+
+
+def read_vectors(build: str, block: dict[str, Any]) -> np.ndarray:
+    """The vectors of an embedded unit alone, (num_rows, dimension)."""
+    return _read_npz(build, block)[1]
+
+
+def _read_npz(build: str, block: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     directory = storage.join(build, "embed")
     name = Path(stages.unit_file(directory, block["unit"], "npz")).name
     folder = storage.local_copy(directory, [name], storage.digest(directory))
     with np.load(folder / name, allow_pickle=False) as arrays:
-        rows, vectors = arrays["rows"], arrays["vectors"]
-    passages = reading.read_row_group(build, block["part"], block["row_group"]).take(pa.array(rows))
-    return passages.select(schema.arrow_schema(schema.Passage).names), vectors
+        return arrays["rows"], arrays["vectors"]

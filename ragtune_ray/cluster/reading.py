@@ -7,6 +7,7 @@ over all units, the documents that stand twice. This module knows nothing of vec
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import tempfile
@@ -20,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ragtune_ray import config, planning, readers, schema, storage
+from ragtune_ray import config, planning, readers, schema, segments, storage, versions
 from ragtune_ray.cluster import stages
 
 if TYPE_CHECKING:
@@ -33,10 +34,18 @@ __all__ = ["DuplicateError", "Parts", "read_row_group", "read_stage"]
 DOCUMENTS_AT_ONCE = 256
 BYTES_AT_ONCE = 4 * 2**20
 
-_PART_SCHEMA = schema.arrow_schema(schema.Passage).append(pa.field("document_number", pa.int64(), nullable=False))
+_FINGERPRINT = pa.field("fingerprint", pa.binary(segments.FINGERPRINT_BYTES), nullable=False)
+_PART_SCHEMA = (
+    schema.arrow_schema(schema.Passage)
+    .append(pa.field("document_number", pa.int64(), nullable=False))
+    .append(_FINGERPRINT)
+)
+_PASSAGE_NAMES = schema.arrow_schema(schema.Passage).names
 _DOCUMENTS_SCHEMA = pa.schema(
     [
         pa.field("document_id", pa.string(), nullable=False),
+        _FINGERPRINT,
+        pa.field("is_known", pa.bool_(), nullable=False),
         pa.field("text_sha256", pa.binary(32), nullable=False),
         pa.field("place", pa.string(), nullable=False),
         pa.field("document_number", pa.int64(), nullable=False),
@@ -57,12 +66,26 @@ class Parts:
     dropped: dict[int, list[int]]
     """Per unit, the numbers of documents that repeat an earlier one word for word."""
     rejects: list[schema.Reject]
-    num_documents: int
-    """Documents that are indexed."""
+    documents: pa.Table
+    """document_id, fingerprint, is_known; each document once."""
+
+    @property
+    def num_passages(self) -> int:
+        """Passages that were cut: those of documents that are not known, repeats included."""
+        return sum(sum(summary["row_groups"]) for summary in self.summaries)
 
 
-def read_stage(settings: config.Config, plan: planning.Plan, build: str) -> Parts:
-    """Read and chunk every unit of the plan; then find documents that stand twice.
+def read_stage(
+    settings: config.Config, plan: planning.Plan, build: str, base: str, *, in_process: bool = False
+) -> Parts:
+    """Read every unit of the plan and chunk what is not known; then find documents that stand twice.
+
+    Args:
+        settings: corpus, chunking and encoder are used.
+        plan: of the input.
+        build: directory of the build.
+        base: the index version whose documents are known and need no passages; "": there is none.
+        in_process: without Ray.
 
     Raises:
         DuplicateError: two documents of different text share an id.
@@ -72,6 +95,8 @@ def read_stage(settings: config.Config, plan: planning.Plan, build: str) -> Part
     units = [{"unit": unit.number, "input": dataclasses.asdict(unit)} for unit in plan.units]
     arguments = {
         "directory": directory,
+        "workspace": settings.workspace,
+        "base": base,
         "encoder": settings.encoder,
         "chunking": settings.chunking,
         "max_document_bytes": settings.corpus.max_document_bytes,
@@ -84,16 +109,25 @@ def read_stage(settings: config.Config, plan: planning.Plan, build: str) -> Part
             _read_units, batch_size=1, compute=ray.data.TaskPoolStrategy(), num_cpus=1, fn_kwargs=arguments
         )
 
-    summaries = stages.run_stage("read", directory, units, transform)
+    summaries = stages.run_stage(
+        "read",
+        directory,
+        units,
+        transform,
+        in_process=(lambda: functools.partial(_read_units, **arguments)) if in_process else None,
+    )
     documents = pa.concat_tables([_read_table(directory, summary, "documents.parquet") for summary in summaries])
     numbers = [np.full(summary["documents"], summary["unit"]) for summary in summaries]
-    dropped, repeats = _find_duplicates(documents, np.concatenate(numbers))
+    dropped, repeats, later = _find_duplicates(documents, np.concatenate(numbers))
     rejects = [
         *plan.rejects,
         *(reject for summary in summaries for reject in _read_rejects(directory, summary)),
         *repeats,
     ]
-    return Parts(summaries, dropped, rejects, documents.num_rows - len(repeats))
+    kept = np.ones(documents.num_rows, dtype=bool)
+    kept[later] = False
+    once = documents.select(["document_id", "fingerprint", "is_known"]).filter(pa.array(kept))
+    return Parts(summaries, dropped, rejects, once)
 
 
 def read_row_group(build: str, part: int, row_group: int) -> pa.Table:
@@ -108,6 +142,8 @@ def read_row_group(build: str, part: int, row_group: int) -> pa.Table:
 def _read_units(
     batch: dict[str, np.ndarray],
     directory: str,
+    workspace: str,
+    base: str,
     encoder: config.Encoder,
     chunking: config.Chunking,
     max_document_bytes: int,
@@ -115,18 +151,22 @@ def _read_units(
     from ragtune_ray.encoder import load_token_counter
 
     counter = load_token_counter(encoder)
+    known = versions.KnownDocuments(workspace, versions.read_version(workspace, base) if base else None)
     summaries = []
     for text in batch["unit"]:
         unit = json.loads(text)
         given = unit["input"]
         source = planning.Unit(**{**given, "paths": tuple(given["paths"])})
-        summaries.append(_read_unit(source, directory, counter, chunking, encoder.unit_passages, max_document_bytes))
+        summaries.append(
+            _read_unit(source, directory, known, counter, chunking, encoder.unit_passages, max_document_bytes)
+        )
     return {"summary": summaries}
 
 
 def _read_unit(
     unit: planning.Unit,
     directory: str,
+    known: versions.KnownDocuments,
     counter: TokenCounter,
     chunking: config.Chunking,
     unit_passages: int,
@@ -145,11 +185,12 @@ def _read_unit(
             for group in _groups(readers.read_documents(unit, max_document_bytes)):
                 rejects += [item for item in group if isinstance(item, schema.Reject)]
                 read = [item for item in group if isinstance(item, schema.Document)]
-                for document, passages in zip(
-                    read, chunk_all(read, counter.token_spans, size, chunking.overlap_tokens), strict=True
-                ):
-                    waiting += [_passage_row(passage, len(documents)) for passage in passages]
-                    documents.append(_document_row(document, len(documents)))
+                rows = _document_rows(read, len(documents), known)
+                documents += rows
+                new = [(document, row) for document, row in zip(read, rows, strict=True) if not row["is_known"]]
+                cut = chunk_all([each for each, _ in new], counter.token_spans, size, chunking.overlap_tokens)
+                for (_, row), passages in zip(new, cut, strict=True):
+                    waiting += [_passage_row(passage, row) for passage in passages]
                 whole = len(waiting) - len(waiting) % unit_passages
                 row_groups += _write(writer, waiting[:whole], unit_passages)
                 waiting = waiting[whole:]
@@ -175,17 +216,30 @@ def _groups(items: Iterator[schema.Document | schema.Reject]) -> Iterator[list[s
         yield group
 
 
-def _passage_row(passage: schema.Passage, document_number: int) -> dict[str, Any]:
-    return {**dataclasses.asdict(passage), "document_number": document_number}
-
-
-def _document_row(document: schema.Document, document_number: int) -> dict[str, Any]:
+def _passage_row(passage: schema.Passage, document: dict[str, Any]) -> dict[str, Any]:
     return {
-        "document_id": document.document_id,
-        "text_sha256": hashlib.sha256(document.text.encode()).digest(),
-        "place": document.place,
-        "document_number": document_number,
+        **{name: getattr(passage, name) for name in _PASSAGE_NAMES},
+        "document_number": document["document_number"],
+        "fingerprint": document["fingerprint"],
     }
+
+
+def _document_rows(
+    documents: list[schema.Document], first_number: int, known: versions.KnownDocuments
+) -> list[dict[str, Any]]:
+    fingerprints = [segments.document_fingerprint(document) for document in documents]
+    are_known = known.hold([document.document_id for document in documents], fingerprints)
+    return [
+        {
+            "document_id": document.document_id,
+            "fingerprint": fingerprint,
+            "is_known": is_known,
+            "text_sha256": hashlib.sha256(document.text.encode()).digest(),
+            "place": document.place,
+            "document_number": first_number + place,
+        }
+        for place, (document, fingerprint, is_known) in enumerate(zip(documents, fingerprints, are_known, strict=True))
+    ]
 
 
 def _write(writer: pq.ParquetWriter, rows: list[dict[str, Any]], unit_passages: int) -> list[int]:
@@ -206,8 +260,8 @@ def _read_rejects(directory: str, summary: dict[str, Any]) -> Iterator[schema.Re
         yield from (schema.Reject(**json.loads(line)) for line in text.splitlines())
 
 
-def _find_duplicates(documents: pa.Table, units: np.ndarray) -> tuple[dict[int, list[int]], list[schema.Reject]]:
-    """Documents that repeat an earlier one: their numbers per unit, and a reject for each.
+def _find_duplicates(documents: pa.Table, units: np.ndarray) -> tuple[dict[int, list[int]], list[schema.Reject], np.ndarray]:
+    """Documents that repeat an earlier one: their numbers per unit, a reject for each, and their rows.
 
     Args:
         documents: all documents, in the order of the input.
@@ -235,4 +289,4 @@ def _find_duplicates(documents: pa.Table, units: np.ndarray) -> tuple[dict[int, 
         dropped.setdefault(int(units[row]), []).append(document["document_number"])
         reason = f"the same document stands at {earlier['place']}; this copy is dropped"
         rejects.append(schema.Reject(document["place"], reason, "row"))
-    return dropped, rejects
+    return dropped, rejects, later

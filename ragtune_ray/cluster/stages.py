@@ -12,20 +12,24 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from ragtune_ray import progress, storage
 
 if TYPE_CHECKING:
     import ray.data
 
-__all__ = ["StageError", "begin_attempt", "commit_unit", "finished_units", "forget_unit", "run_stage", "unit_file"]
+__all__ = ["StageError", "Worker", "begin_attempt", "commit_unit", "finished_units", "forget_unit", "run_stage", "unit_file"]
 
 logger = logging.getLogger(__name__)
 
 Summary = dict[str, Any]
+Worker = Callable[[dict[str, np.ndarray]], dict[str, list[str]]]
+"""Takes units as JSON under "unit" and gives `commit_unit`'s results under "summary"."""
 
 
 class StageError(RuntimeError):
@@ -107,6 +111,7 @@ def run_stage(
     *,
     counted: str = "units",
     rows_of: Callable[[dict[str, Any]], int] | None = None,
+    in_process: Callable[[], Worker] | None = None,
 ) -> list[Summary]:
     """Do every unit that has no marker yet.
 
@@ -117,6 +122,7 @@ def run_stage(
         transform: from a dataset with one block per unit (JSON under "unit") to `commit_unit`'s results under "summary".
         counted: what progress counts, such as "passages".
         rows_of: how many of them a unit holds; None counts units.
+        in_process: makes the worker that does the units one by one in this process, without Ray; None: `transform` on Ray.
 
     Returns:
         The summaries of all units, in the order of `units`.
@@ -124,10 +130,6 @@ def run_stage(
     Raises:
         StageError: a unit failed for good, or was not committed.
     """
-    import ray
-    import ray.data
-    import ray.exceptions
-
     rows_of = rows_of or (lambda _: 1)
     finished = finished_units(directory)
     by_number = {unit["unit"]: unit for unit in units}
@@ -137,22 +139,36 @@ def run_stage(
     skipped = sum(rows_of(by_number[number]) for number in finished)
     with progress.stage(name, total, counted, skipped) as shown:
         if pending:
-            dataset = ray.data.from_items(
-                [{"unit": json.dumps(unit)} for unit in pending], override_num_blocks=len(pending)
-            )
-            try:
-                for row in transform(dataset).iter_rows():
-                    summary = json.loads(row["summary"])
-                    finished[summary["unit"]] = summary
-                    shown.advance(rows_of(by_number[summary["unit"]]))
-            except (ray.exceptions.RayError, ray.exceptions.UserCodeException) as error:
-                raise StageError(f"{name}: {_root_cause(error)}") from error
+            results = _one_by_one(in_process(), pending) if in_process else _on_ray(name, transform, pending)
+            for result in results:
+                summary = json.loads(result)
+                finished[summary["unit"]] = summary
+                shown.advance(rows_of(by_number[summary["unit"]]))
     missing = [number for number in by_number if number not in finished]
     if missing:
         raise StageError(
             f"{name}: {len(missing)} units were not committed (first: {missing[0]}); run the command again"
         )
     return [finished[number] for number in by_number]
+
+
+def _one_by_one(worker: Worker, pending: Sequence[dict[str, Any]]) -> Iterator[str]:
+    for unit in pending:
+        yield from worker({"unit": np.array([json.dumps(unit)])})["summary"]
+
+
+def _on_ray(
+    name: str, transform: Callable[[ray.data.Dataset], ray.data.Dataset], pending: Sequence[dict[str, Any]]
+) -> Iterator[str]:
+    import ray.data
+    import ray.exceptions
+
+    dataset = ray.data.from_items([{"unit": json.dumps(unit)} for unit in pending], override_num_blocks=len(pending))
+    try:
+        for row in transform(dataset).iter_rows():
+            yield row["summary"]
+    except (ray.exceptions.RayError, ray.exceptions.UserCodeException) as error:
+        raise StageError(f"{name}: {_root_cause(error)}") from error
 
 
 def _root_cause(error: BaseException) -> str:

@@ -1,0 +1,241 @@
+"""The vectors of all segments, searched as one; only what is allowed is ranked.
+
+In: the FAISS structures of the segments, queries, and which vectors may be found. Out: scores (cosines, larger is better) and
+ordinals, which count through the segments in their order. This module knows nothing of texts, files or Ray.
+
+What is deleted or filtered out is passed over before ranking, never after, so a result is full whenever enough is allowed.
+Codes of quantised segments only nominate candidates; their scores are computed from the stored vectors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ragtune_ray import index
+
+__all__ = ["Allowed", "Part", "SearchEffort", "VectorIndex", "top"]
+
+Allowed = Sequence[np.ndarray | None]
+"""Per segment the vectors that may be found, bool (num_vectors,); None: all of them."""
+
+TIED_VECTORS = 64
+"""Equal scores at the end of a result list that are still put in the order of their ordinals."""
+QUERIES_AT_ONCE = 64
+"""Queries re-scored together: their candidates' vectors are in memory at the same time."""
+GRAPH_SHARE = 0.2
+"""A graph is not walked where less than this share of it is allowed: it would be left before enough is found."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The vectors of one segment."""
+
+    structure: Any
+    """FAISS; `index` built it."""
+    exact: np.ndarray | None
+    """(num_vectors, dimension) float32, memory-mapped: what quantised codes are re-scored from."""
+    trained_id: str
+    """Parts of one id share centroids and codes, so that a query is compared with the centroids once. "": none."""
+
+
+@dataclass(frozen=True, slots=True)
+class SearchEffort:
+    """How much a search looks at; `calibration` finds it."""
+
+    lists: int = 1
+    """Inverted lists probed, FAISS's `nprobe`."""
+    graph: int = 128
+    """Candidates kept while a graph is walked, FAISS's `efSearch`."""
+    rescored: int = 4
+    """Candidates re-scored per hit that is asked for, where codes are quantised."""
+
+
+class VectorIndex:
+    """The vectors of all segments.
+
+    Args:
+        parts: in the order that numbers the passages.
+        effort: for the approximate ones among them.
+    """
+
+    def __init__(self, parts: Sequence[Part], effort: SearchEffort | None = None) -> None:
+        self.parts = tuple(parts)
+        self.effort = effort or SearchEffort()
+        self._first = np.cumsum([0, *(part.structure.ntotal for part in parts)])
+
+    @property
+    def num_vectors(self) -> int:
+        """Vectors in all segments, those that are deleted included."""
+        return int(self._first[-1])
+
+    def search(self, queries: np.ndarray, top_k: int, allowed: Allowed | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """The nearest allowed vectors of each query, best first; equal scores in the order of the ordinals.
+
+        Args:
+            queries: (num_queries, dimension) unit vectors, float32.
+            top_k: how many; places that cannot be filled hold score -inf and ordinal -1.
+            allowed: per segment which vectors may be found; None: all of them.
+
+        Returns:
+            scores (num_queries, top_k) float32 and ordinals (num_queries, top_k) int64.
+        """
+        if not len(queries) or not self.num_vectors:
+            return top([np.empty((len(queries), 0))], [np.empty((len(queries), 0))], top_k)
+        queries = np.ascontiguousarray(queries, dtype=np.float32)
+        masks = list(allowed) if allowed is not None else [None] * len(self.parts)
+        counts = [
+            part.structure.ntotal if mask is None else int(np.count_nonzero(mask))
+            for part, mask in zip(self.parts, masks, strict=True)
+        ]
+        scores, ordinals = self._search(queries, top_k, masks, counts, every_list=False)
+        short = np.flatnonzero((ordinals >= 0).sum(axis=1) < min(top_k, sum(counts)))
+        if len(short):
+            # The lists or the neighbourhood that were looked at hold too little of what is allowed: look at everything.
+            scores[short], ordinals[short] = self._search(queries[short], top_k, masks, counts, every_list=True)
+        return scores, ordinals
+
+    def _search(
+        self, queries: np.ndarray, top_k: int, masks: Sequence[np.ndarray | None], counts: list[int], *, every_list: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        # FAISS keeps any of several vectors with the same score at the end of its list: look a little deeper, so that the
+        # cut among equals (copies of a text, say) is made by ordinal, and the same however the vectors are segmented.
+        depth = top_k + TIED_VECTORS
+        searched = _Probes(queries, self.effort, sum(counts) / self.num_vectors, every_list=every_list)
+        exact: list[tuple[np.ndarray, np.ndarray]] = []
+        coded: list[tuple[np.ndarray, np.ndarray]] = []
+        for part, first, mask, count in zip(self.parts, self._first, masks, counts, strict=False):
+            if not count:
+                continue  # FAISS answers a search of nothing with a bare assertion
+            wanted = depth if part.exact is None else max(depth, self.effort.rescored * top_k)
+            scores, found = searched.search(part, min(wanted, part.structure.ntotal), mask)
+            places = np.where(found >= 0, found + first, -1)
+            (exact if part.exact is None else coded).append((scores, places))
+        if coded:
+            wanted = max(depth, self.effort.rescored * top_k)
+            nominated = top(*zip(*coded, strict=True), wanted)[1]
+            exact.append((self._exact_scores(queries, nominated), nominated))
+        if not exact:
+            return top([np.empty((len(queries), 0))], [np.empty((len(queries), 0))], top_k)
+        return top(*zip(*exact, strict=True), top_k)
+
+    def _exact_scores(self, queries: np.ndarray, ordinals: np.ndarray) -> np.ndarray:
+        """Inner products of queries with the stored vectors at (num_queries, depth) ordinals; -inf at -1."""
+        scores = np.full(ordinals.shape, -np.inf, dtype=np.float32)
+        for start in range(0, len(queries), QUERIES_AT_ONCE):
+            rows, columns = np.nonzero(ordinals[start : start + QUERIES_AT_ONCE] >= 0)
+            rows += start
+            wanted = ordinals[rows, columns]
+            stored = np.empty((len(wanted), queries.shape[1]), dtype=np.float32)
+            which = np.searchsorted(self._first, wanted, side="right") - 1
+            for number in np.unique(which):
+                chosen = which == number
+                stored[chosen] = self.parts[number].exact[wanted[chosen] - self._first[number]]  # type: ignore[index]  # coded parts have it
+            scores[rows, columns] = np.einsum("nd,nd->n", stored, queries[rows])
+        return scores
+
+
+class _Probes:
+    """One batch of queries on its way through the parts; what parts have in common is computed once."""
+
+    def __init__(self, queries: np.ndarray, effort: SearchEffort, share: float, *, every_list: bool) -> None:
+        self._queries, self._effort, self._share, self._every_list = queries, effort, share, every_list
+        self._nearest: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+
+    def search(self, part: Part, depth: int, mask: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        """Scores and places within the part, (num_queries, depth)."""
+        import faiss
+
+        selector, bits = _selector(mask)
+        if isinstance(part.structure, faiss.IndexIVF):
+            found = self._search_lists(part, depth, selector)
+        elif isinstance(part.structure, faiss.IndexHNSW):
+            found = self._search_graph(part, depth, selector, mask)
+        else:
+            found = part.structure.search(self._queries, depth, params=faiss.SearchParameters(sel=selector))
+        del bits  # the selector points into it: it had to live until here
+        scores, places = found
+        scores[places < 0] = -np.inf
+        return scores, places
+
+    def _search_lists(self, part: Part, depth: int, selector: Any) -> tuple[np.ndarray, np.ndarray]:
+        import faiss
+
+        lists = part.structure.nlist
+        # As many allowed vectors are looked at as without a filter.
+        probed = lists if self._every_list else min(lists, round(self._effort.lists / max(self._share, 1e-9)))
+        key = part.trained_id
+        if not key or key not in self._nearest:
+            self._nearest[key] = part.structure.quantizer.search(self._queries, probed)
+        nearness, nearest = self._nearest[key]
+        scores = np.empty((len(self._queries), depth), dtype=np.float32)
+        places = np.empty((len(self._queries), depth), dtype=np.int64)
+        # The wrapper of this method takes no selector for some kinds, so the call goes to the C++ method itself.
+        part.structure.search_preassigned_c(
+            len(self._queries),
+            faiss.swig_ptr(self._queries),
+            depth,
+            faiss.swig_ptr(nearest),
+            faiss.swig_ptr(nearness),
+            faiss.swig_ptr(scores),
+            faiss.swig_ptr(places),
+            False,
+            faiss.SearchParametersIVF(sel=selector, nprobe=probed),
+        )
+        return scores, places
+
+    def _search_graph(
+        self, part: Part, depth: int, selector: Any, mask: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        import faiss
+
+        if self._every_list or (mask is not None and np.count_nonzero(mask) < GRAPH_SHARE * len(mask)):
+            every_vector = faiss.downcast_index(part.structure.storage)
+            found: tuple[np.ndarray, np.ndarray] = every_vector.search(
+                self._queries, depth, params=faiss.SearchParameters(sel=selector)
+            )
+            return found
+        effort = max(self._effort.graph, depth)
+        parameters = faiss.SearchParametersHNSW(sel=selector, efSearch=effort)
+        scores, places = part.structure.search(self._queries, depth, params=parameters)
+        return scores, places
+
+
+def _selector(mask: np.ndarray | None) -> tuple[Any, np.ndarray | None]:
+    """FAISS's view of a mask, and the bits that it points into; (None, None): no restriction."""
+    if mask is None:
+        return None, None
+    import faiss
+
+    bits = np.packbits(mask, bitorder="little")
+    return faiss.IDSelectorBitmap(len(mask), faiss.swig_ptr(bits)), bits
+
+
+def top(scores: Sequence[np.ndarray], ordinals: Sequence[np.ndarray], top_k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The best of several lists of hits for the same queries, merged query by query.
+
+    >>> scores, ordinals = top([np.array([[0.5, 0.1]]), np.array([[0.4]])], [np.array([[3, 1]]), np.array([[7]])], 2)
+    >>> ordinals.tolist(), [round(float(score), 1) for score in scores[0]]
+    ([[3, 7]], [0.5, 0.4])
+
+    Args:
+        scores: (num_queries, any depth) each, larger is better.
+        ordinals: as many, of the same shapes; -1 where there is no hit.
+        top_k: how many to keep.
+
+    Returns:
+        scores (num_queries, top_k) float32 and ordinals int64, best first, equal scores in the order of the ordinals;
+        places that cannot be filled hold -inf and -1.
+    """
+    all_scores = np.concatenate(scores, axis=1).astype(np.float32, copy=False)
+    all_ordinals = np.concatenate(ordinals, axis=1).astype(np.int64, copy=False)
+    all_scores = np.where(all_ordinals < 0, np.float32(-np.inf), all_scores)
+    order = np.lexsort((all_ordinals, -all_scores), axis=1)[:, :top_k]
+    best_scores = np.full((len(all_scores), top_k), -np.inf, dtype=np.float32)
+    best = np.full((len(all_scores), top_k), -1, dtype=np.int64)
+    best_scores[:, : order.shape[1]] = np.take_along_axis(all_scores, order, axis=1)
+    best[:, : order.shape[1]] = np.take_along_axis(all_ordinals, order, axis=1)
+    return best_scores, best
