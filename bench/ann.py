@@ -47,7 +47,9 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="ragtune-bench-") as folder:
         theirs = None if options.without_autofaiss else options.autofaiss_python or _environment(Path(folder))
-        print(f"{'set':9} {'index':28} {'build s':>8} {'recall@10':>9} {'p50 ms':>7} {'p99 ms':>7}  {'GiB over its shard':>18}")
+        print(
+            f"{'set':9} {'index':28} {'build s':>8} {'recall@10':>9} {'p50 ms':>7} {'p99 ms':>7}  {'GiB over its shard':>18}"
+        )
         for name in options.sets.split(","):
             given = Path(folder) / f"{name}.npy"
             queries, truth = _make(name, options.vectors, given)
@@ -59,7 +61,9 @@ def main() -> None:
             if theirs:
                 for row in rows[:-1]:
                     ratios = {key: row[key] / rows[-1][key] for key in ("build_seconds", "p50_milliseconds")}
-                    print(f"{name:9} {row['index']} / {rows[-1]['index']}: build {ratios['build_seconds']:.3f}, p50 {ratios['p50_milliseconds']:.3f}")
+                    print(
+                        f"{name:9} {row['index']} / {rows[-1]['index']}: build {ratios['build_seconds']:.3f}, p50 {ratios['p50_milliseconds']:.3f}"
+                    )
             given.unlink()
 
 
@@ -119,7 +123,9 @@ def _ours(given: Path, kind: str, queries: np.ndarray, truth: np.ndarray, folder
     searched = vectors.VectorIndex(_open(shards), calibrated.effort)
     shard_bytes = (edges[1] - edges[0]) * DIMENSION * 4
     return {
-        "index": f"ours: {chosen}, {num_shards} shards, {calibrated.effort.lists} lists" if chosen.startswith("ivf") else f"ours: {chosen}",
+        "index": f"ours: {chosen}, {num_shards} shards, {calibrated.effort.lists} lists"
+        if chosen.startswith("ivf")
+        else f"ours: {chosen}",
         "build_seconds": seconds,
         **_asked(lambda query: searched.search(query, CUTOFF)[0][0], queries, truth),
         "gibibytes": (max(peaks.values()) - shard_bytes) / 2**30,
@@ -208,7 +214,9 @@ class _watched:  # noqa: N801  # used as a block
 def _environment(folder: Path) -> str:
     venv.create(folder / "autofaiss", with_pip=True)
     python = str(folder / "autofaiss" / "bin" / "python")
-    subprocess.run([python, "-m", "pip", "install", "--quiet", "autofaiss", "pyarrow<20"], check=True, stdout=sys.stderr)
+    subprocess.run(
+        [python, "-m", "pip", "install", "--quiet", "autofaiss", "pyarrow<20"], check=True, stdout=sys.stderr
+    )
     return python
 
 

@@ -23,7 +23,7 @@ from ragtune_ray.cluster.evaluation import read_answers
 from ragtune_ray.config import Config
 from ragtune_ray.generator import TransformersGenerator
 from ragtune_ray.prompts import build_prompts
-from ragtune_ray.segments import open_index
+from ragtune_ray.snapshot import open_index
 
 
 def main() -> None:

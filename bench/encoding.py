@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 
-from ragtune_ray import models, schema, segments, storage
+from ragtune_ray import models, schema, snapshot, storage
 from ragtune_ray.cluster.corpus import build_index
 from ragtune_ray.cluster.retrieval import retrieve
 from ragtune_ray.config import Config
@@ -45,7 +45,7 @@ def _run(options: argparse.Namespace, settings: Config, folder: Path) -> None:
         manifest = storage.read_manifest(str(url))
         encoding = manifest["encoding"]
         rates.append(manifest["num_passages"] / (encoding["busy_seconds"] / encoding["workers"]))
-    opened = segments.open_index(str(folder / "0"))
+    opened = snapshot.open_index(str(folder / "0"))
     passages = list(schema.from_table(opened.passages, schema.Passage))
     peer = SentenceTransformer(str(models.resolve(settings.encoder.model).directory), device="cpu")
     texts = [passage.text for passage in passages]

@@ -149,8 +149,9 @@ def _recalls(searched: vectors.VectorIndex, held_out: HeldOut, effort: vectors.S
     num_wanted = np.isfinite(wanted).sum(axis=1)
     least = np.where(np.isfinite(wanted), wanted, np.inf).min(axis=1)
     hits = (others >= least[:, None] - 1e-5) & np.isfinite(others)
-    recalls: np.ndarray = np.where(num_wanted > 0, hits.sum(axis=1) / np.maximum(1, num_wanted), 1.0)
-    return np.minimum(recalls, 1.0)
+    shares = np.where(num_wanted > 0, hits.sum(axis=1) / np.maximum(1, num_wanted), 1.0)
+    recalls: np.ndarray = np.minimum(shares, 1.0)
+    return recalls
 
 
 def _measured(

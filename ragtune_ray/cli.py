@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import typer.core
 
 from ragtune_ray import config
 
@@ -70,13 +71,65 @@ def _exit_code(arguments: list[str], debug: bool) -> int:
     return result if isinstance(result, int) else DONE
 
 
-@app.command()
+class _CorpusByDefault(typer.core.TyperGroup):
+    """`ragtune index CONFIG` is short for `ragtune index corpus CONFIG`."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        return super().resolve_command(ctx, args if args[0] in self.commands else ["corpus", *args])
+
+
+index_app = typer.Typer(cls=_CorpusByDefault, no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(
+    index_app, name="index", help="Index the corpus (ragtune index CONFIG), or change single documents of the index."
+)
+
+
+@index_app.command("corpus")
 def index(path: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Index the corpus: documents -> passages -> embeddings -> a new index version."""
+    """Make the index hold exactly the corpus: only what is new or changed is embedded. May be left out: `index CONFIG`."""
     settings = config.load(path, overrides or ())
     from ragtune_ray.cluster.corpus import build_index
 
     _finish(build_index(settings), as_json)
+
+
+@index_app.command()
+def upsert(
+    path: ConfigPath,
+    documents: Annotated[str, typer.Argument(help="A file or folder, as corpus.path may be.")],
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Add documents to the index, replacing those of the same ids."""
+    settings = config.load(path, overrides or ())
+    from ragtune_ray.cluster.updates import upsert_documents
+
+    _finish(upsert_documents(settings, documents), as_json)
+
+
+@index_app.command()
+def delete(
+    path: ConfigPath,
+    documents: Annotated[list[str], typer.Argument(help="Ids; files or folders of the corpus; .jsonl files of ids.")],
+    as_json: AsJson = False,
+) -> None:
+    """Take documents out of the index."""
+    settings = config.load(path, ())
+    from ragtune_ray.cluster.updates import delete_documents, document_ids
+
+    _finish(delete_documents(settings, document_ids(settings, documents)), as_json)
+
+
+@index_app.command("compact")
+def compact_segments(path: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Merge small and half-empty segments; nothing is embedded again."""
+    settings = config.load(path, overrides or ())
+    from ragtune_ray import versions as published
+    from ragtune_ray.cluster.compaction import compact
+
+    compact(settings, in_process=False)
+    current = published.current_version(settings.workspace)
+    _finish(published.version_url(settings.workspace, current), as_json)
 
 
 @app.command()
@@ -148,14 +201,74 @@ def verify(path: ConfigPath, overrides: Overrides = None, as_json: AsJson = Fals
 def versions(path: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """List the versions of the index; * marks the one that readers take."""
     settings = config.load(path, overrides or ())
-    from ragtune_ray import display, segments, storage
+    from ragtune_ray import display
+    from ragtune_ray import versions as published
 
-    current = segments.current_version(settings.workspace)
-    names = segments.list_versions(settings.workspace)
-    manifests = [storage.read_manifest(segments.version_url(settings.workspace, name)) for name in names]
+    current = published.current_version(settings.workspace)
+    names = published.list_versions(settings.workspace)
+    manifests = [published.read_version(settings.workspace, name).manifest for name in names]
     for line in display.version_lines(manifests, current):
         typer.echo(line, err=True)
-    _finish(segments.version_url(settings.workspace, current), as_json)
+    _finish(published.version_url(settings.workspace, current), as_json)
+
+
+@app.command()
+def rollback(
+    path: ConfigPath,
+    overrides: Overrides = None,
+    to: Annotated[str, typer.Option(help="A version's number; default: the one before the current.")] = "",
+    repair: Annotated[bool, typer.Option(help="Only write a damaged or missing CURRENT anew.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Publish the content of an earlier version again, as the newest version."""
+    settings = config.load(path, overrides or ())
+    from ragtune_ray import versions as published
+
+    if repair:
+        published.advance_current(settings.workspace)
+        name = published.current_version(settings.workspace)
+    else:
+        name = published.roll_back(settings.workspace, to.zfill(6) if to else None).name
+    _finish(published.version_url(settings.workspace, name), as_json)
+
+
+@app.command()
+def diff(path: ConfigPath, old: str, new: Annotated[str, typer.Argument()] = "", as_json: AsJson = False) -> None:
+    """List the documents that were added, removed and changed between two versions (default: up to the current one)."""
+    settings = config.load(path, ())
+    from ragtune_ray import display
+    from ragtune_ray import versions as published
+
+    names = [old.zfill(6), new.zfill(6) if new else published.current_version(settings.workspace)]
+    before, after = (published.read_version(settings.workspace, name) for name in names)
+    changes = published.difference(settings.workspace, before, after)
+    if as_json:
+        typer.echo(json.dumps({"old": names[0], "new": names[1], **changes}, ensure_ascii=False))
+        return
+    for line in display.difference_lines(changes):
+        typer.echo(line)
+
+
+@app.command()
+def gc(
+    path: ConfigPath,
+    overrides: Overrides = None,
+    keep: Annotated[int, typer.Option(help="So many of the newest versions stay.", min=1)] = 3,
+    min_age_hours: Annotated[float, typer.Option(help="Younger builds may still be at work and stay.", min=0)] = 24.0,
+    as_json: AsJson = False,
+) -> None:
+    """Remove old versions of the index, and all files that no version or build needs any more."""
+    settings = config.load(path, overrides or ())
+    from ragtune_ray import retention
+
+    removed = retention.collect(settings.workspace, keep, min_age_hours * 3600)
+    if as_json:
+        facts = {"versions": removed.versions, "segments": removed.num_segments, "other": removed.num_other}
+        typer.echo(json.dumps({"path": settings.workspace, **facts}))
+        return
+    gone = f"{len(removed.versions)} versions, {removed.num_segments} segments, {removed.num_other} other leftovers"
+    typer.echo(f"gc: {gone} removed", err=True)
+    typer.echo(settings.workspace)
 
 
 @app.command()

@@ -11,7 +11,7 @@ from typing import Any
 
 from ragtune_ray import schema
 
-__all__ = ["answer_lines", "citation_lines", "score_lines", "source_lines", "version_lines"]
+__all__ = ["answer_lines", "citation_lines", "difference_lines", "score_lines", "source_lines", "version_lines"]
 
 WIDTH = 80
 
@@ -79,13 +79,25 @@ def _place(document_id: str, start: int, end: int, titles: Mapping[str, str]) ->
 
 def version_lines(manifests: Sequence[Mapping[str, Any]], current: str) -> list[str]:
     """One line per index version, oldest first; `*` marks the current one."""
-    lines = [f"  {'version':<9}{'created':<22}{'documents':>10}{'passages':>10}  {'kind':<5} encoder"]
+    lines = [f"  {'version':<8}{'created':<21}{'documents':>9}{'passages':>10}  {'kind':<7}{'made by':<10}encoder"]
     for manifest in manifests:
         mark = "*" if manifest["version"] == current else " "
+        made_by = f"to {manifest['restores']}" if "restores" in manifest else manifest.get("operation", "index")
         lines.append(
-            f"{mark} {manifest['version']:<9}{manifest['created']:<22}{manifest['num_documents']:>10,}"
-            f"{manifest['num_passages']:>10,}  {manifest['index_kind']:<5} {manifest['encoder']['model']}"
+            f"{mark} {manifest['version']:<8}{manifest['created']:<21}{manifest['num_documents']:>9,}"
+            f"{manifest['num_passages']:>10,}  {manifest['index_kind']:<7}{made_by:<10}{manifest['encoder']['model']}"
         )
+    return lines
+
+
+def difference_lines(changes: Mapping[str, Sequence[str]], shown: int = 20) -> list[str]:
+    """How many documents were added, removed and changed, and the first of each."""
+    lines = []
+    for kind, ids in changes.items():
+        lines.append(f"{kind:<8} {len(ids):,}")
+        lines += [line for name in ids[:shown] for line in _wrapped("  ", name)]
+        if len(ids) > shown:
+            lines.append(f"  ... and {len(ids) - shown:,} more (--json lists all)")
     return lines
 
 

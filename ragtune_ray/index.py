@@ -179,7 +179,7 @@ def _inverted(kind: ConcreteKind, quantizer: Any, dimension: int, num_samples: i
             # Codes of whole vectors, not of residuals, and one range for all dimensions: they nominate as well, in two
             # thirds of the time, since whole numbers are compared.
             eight_bits = faiss.ScalarQuantizer.QT_8bit_uniform
-            index = faiss.IndexIVFScalarQuantizer(quantizer, dimension, lists, eight_bits, metric, False)
+            index: Any = faiss.IndexIVFScalarQuantizer(quantizer, dimension, lists, eight_bits, metric, False)
         case "ivf_pq":
             bits = min(8, max(1, int(math.log2(max(2, num_samples)))))
             index = faiss.IndexIVFPQ(quantizer, dimension, lists, _num_pq_codes(dimension), bits, metric)

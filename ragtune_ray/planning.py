@@ -71,7 +71,7 @@ class Plan:
     rejects: tuple[Reject, ...]
 
 
-def plan_units(path: str, unit_bytes: int) -> Plan:
+def plan_units(path: str, unit_bytes: int, root: str | None = None) -> Plan:
     """Cut an input into units of about `unit_bytes`, reading every file once, in blocks.
 
     Only SQuAD JSON is held in memory whole. A row group of Parquet larger than `unit_bytes` is cut into ranges of rows;
@@ -80,6 +80,7 @@ def plan_units(path: str, unit_bytes: int) -> Plan:
     Args:
         path: a folder or a file, local or any fsspec URL; a folder that holds corpus.jsonl is BEIR.
         unit_bytes: input bytes per unit, at least 1.
+        root: the folder to which the ids of document files are relative; None: the path, or the folder of a single file.
 
     Returns:
         Units, files and rejects, sorted by path.
@@ -87,12 +88,13 @@ def plan_units(path: str, unit_bytes: int) -> Plan:
     Raises:
         InputError: the path is missing, holds nothing readable, or needs an extra that is not installed.
     """
-    root, names, rejects = _list_input(path)
+    folder, names, rejects = _list_input(path)
+    root = root or folder
     units: list[Unit] = []
     files: list[InputFile] = []
     group: list[InputFile] = []
     for name in names:
-        place = inputs.join(root, name)
+        place = inputs.join(folder, name)
         try:
             form = inputs.format_of(name)
             file, ranges = _scan(place, form, unit_bytes)

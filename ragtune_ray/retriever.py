@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from ragtune_ray import config, schema, segments, storage
+from ragtune_ray import config, schema, selection, snapshot, storage
 from ragtune_ray.encoder import Encoder, Reranker, load_encoder
 
-__all__ = ["Retriever", "fuse", "open_retriever"]
+__all__ = ["Retriever", "fuse", "open_retriever", "visible"]
 
 
 def open_retriever(settings: config.Config, version: str | None = None, device: str = "auto") -> Retriever:
@@ -31,10 +31,28 @@ def open_retriever(settings: config.Config, version: str | None = None, device: 
     Raises:
         storage.ArtifactError: there is no sound index, or another encoder built it.
     """
-    opened = segments.open_index(settings.workspace, version)
+    opened = snapshot.open_index(settings.workspace, version)
     encoder = None if settings.retrieval.mode == "lexical" else load_encoder(settings.encoder, device)
     reranker = Reranker(settings.retrieval.reranker, device) if settings.retrieval.reranker else None
-    return Retriever(opened, encoder, settings.retrieval, reranker)
+    return Retriever(opened, encoder, settings.retrieval, reranker, visible(settings))
+
+
+def visible(settings: config.Config) -> selection.Filter:
+    """What a config's retrievals may see: its filter and, where documents have tenants, only the tenant's own.
+
+    Raises:
+        config.ConfigError: the filter is malformed, or a tenant is missing or given where documents have none.
+    """
+    field, tenant = settings.index.tenant_field, settings.retrieval.tenant
+    if bool(field) != bool(tenant):
+        raise config.ConfigError(
+            f"index.tenant_field is {field!r} and retrieval.tenant is {tenant!r}: set both, or neither"
+        )
+    try:
+        chosen = selection.parse_filter(settings.retrieval.filter)
+        return selection.combine(chosen, selection.tenant_filter(field, tenant)) if field else chosen
+    except ValueError as error:
+        raise config.ConfigError(f"retrieval.filter: {error}") from error
 
 
 class Retriever:
@@ -42,10 +60,11 @@ class Retriever:
 
     def __init__(
         self,
-        opened: segments.Index,
+        opened: snapshot.Index,
         encoder: Encoder | None,
         settings: config.Retrieval,
         reranker: Reranker | None = None,
+        chosen: selection.Filter | None = None,
     ) -> None:
         if encoder is None and settings.mode != "lexical":
             raise ValueError(f"retrieval.mode {settings.mode!r} needs an encoder; only lexical goes without")
@@ -56,6 +75,7 @@ class Retriever:
                 f"not by this one ({encoder.fingerprint}): their vectors do not compare; run: ragtune index CONFIG"
             )
         self.index = opened
+        self._allowed = opened.allowed(chosen) if chosen else opened.alive
         self._encoder = encoder
         self._settings = settings
         self._reranker = reranker
@@ -103,11 +123,11 @@ class Retriever:
         settings = self._settings
         depth = max(top_k, settings.candidates) if settings.mode == "hybrid" or self._reranker else top_k
         if settings.mode == "lexical":
-            scores, ordinals = self.index.lexical.search(texts, depth)
+            scores, ordinals = self.index.lexical.search(texts, depth, self._allowed)
         elif settings.mode == "dense":
             scores, ordinals = self._dense(texts, depth)
         else:
-            lists = [self._dense(texts, depth)[1], self.index.lexical.search(texts, depth)[1]]
+            lists = [self._dense(texts, depth)[1], self.index.lexical.search(texts, depth, self._allowed)[1]]
             scores, ordinals = fuse(lists, settings.fusion_constant, max(top_k, depth if self._reranker else 0))
         if self._reranker is not None:
             scores, ordinals = self._rerank(texts, ordinals)
@@ -119,7 +139,7 @@ class Retriever:
         wrong = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
         if len(wrong):
             raise ValueError(f"the encoder gave no finite vector for the query {texts[wrong[0]]!r}")
-        return self.index.vectors.search(vectors, depth)
+        return self.index.vectors.search(vectors, depth, self._allowed)
 
     def _rerank(self, texts: Sequence[str], ordinals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         assert self._reranker is not None

@@ -100,8 +100,7 @@ def write_segment(
         np.save(directory / EXACT, np.ascontiguousarray(embedded, dtype=np.float32), allow_pickle=False)
     del structure
     (directory / LEXICAL).mkdir()
-    texts = (text for batch in passages["text"].to_batches() or [] for text in batch)
-    lexical.build_segment((text.as_py() for text in texts), language).save(directory / LEXICAL)
+    lexical.build_segment((text.as_py() for text in passages["text"]), language).save(directory / LEXICAL)
 
 
 def publish_segment(staging: Path, url: str, num_passages: int, trained_id: str) -> None:
@@ -187,7 +186,8 @@ class DocumentRows:
         """The rows of these documents, ascending; ids that are not here have none."""
         wanted = _keys(document_ids)
         low, high = (np.searchsorted(self.keys, wanted, side=side) for side in ("left", "right"))
-        near = np.unique(np.concatenate([np.arange(a, b) for a, b in zip(low, high, strict=True)] or [[]])).astype(int)
+        ranges = [np.arange(first, last) for first, last in zip(low, high, strict=True)]
+        near = np.unique(np.concatenate([np.empty(0, dtype=np.int64), *ranges]))
         # Two ids may share a hash: the ids themselves decide.
         names = set(document_ids)
         return near[[name in names for name in self.table["document_id"].take(pa.array(near)).to_pylist()]]
@@ -287,9 +287,7 @@ def open_documents(workspace: str, segment_id: str, manifest_sha256: str) -> Doc
     return _document_rows(_expected(workspace, segment_id, manifest_sha256, [DOCUMENTS]).path)
 
 
-def _expected(
-    workspace: str, segment_id: str, manifest_sha256: str, names: Sequence[str] | None
-) -> storage.Artifact:
+def _expected(workspace: str, segment_id: str, manifest_sha256: str, names: Sequence[str] | None) -> storage.Artifact:
     url = segment_url(workspace, segment_id)
     artifact = storage.open_artifact(url, "segment", names)
     if artifact.manifest["manifest_sha256"] != manifest_sha256:

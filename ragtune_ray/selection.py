@@ -10,11 +10,12 @@ numbers that are neither an exact float64 nor an int64 (10**30 + 1), nor text wi
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import json
 import math
 import operator
 import re
+import sys
 from array import array
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +27,18 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-__all__ = ["MAX_FIELDS", "Condition", "Filter", "attributes", "combine", "matches", "parse_filter", "spread", "tenant_filter"]
+__all__ = [
+    "MAX_FIELDS",
+    "Condition",
+    "Filter",
+    "SelectionError",
+    "attributes",
+    "combine",
+    "matches",
+    "parse_filter",
+    "spread",
+    "tenant_filter",
+]
 
 Number = int | float
 BoolArray = npt.NDArray[np.bool_]
@@ -45,6 +57,10 @@ _COMPARE = {"gt": operator.gt, "gte": operator.ge, "lt": operator.lt, "lte": ope
 _COMPARE_COLUMNS = {"gt": pc.greater, "gte": pc.greater_equal, "lt": pc.less, "lte": pc.less_equal}
 _INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
 _SURROGATES = re.compile("[\ud800-\udfff]")
+
+
+class SelectionError(ValueError):
+    """A filter is wrong, or what it is applied to; the message names the field or row, the value and the rule."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,13 +127,15 @@ def parse_filter(conditions: Mapping[str, Any]) -> Filter:
             field that holds a list, one element must meet the condition. An empty mapping filters nothing.
 
     Raises:
-        ValueError: names the field, the value and the rule it breaks.
+        SelectionError: names the field, the value and the rule it breaks.
 
     >>> parse_filter({"language": ["en", "de"]}).conditions
     (Condition(field='language', numbers=(), texts=('de', 'en'), booleans=(), bounds=()),)
     """
     if not isinstance(conditions, Mapping):
-        raise ValueError(f"filter: {_shown(conditions)} must map fields to conditions, as in {{year: {{gte: 2020}}}}")
+        raise SelectionError(
+            f"filter: {_shown(conditions)} must map fields to conditions, as in {{year: {{gte: 2020}}}}"
+        )
     return Filter(tuple(_condition(field, value) for field, value in conditions.items()))
 
 
@@ -127,14 +145,16 @@ def tenant_filter(field: str, tenant: str) -> Filter:
     Documents without the field belong to nobody and are never seen.
 
     Raises:
-        ValueError: the field or the tenant is empty or not text.
+        SelectionError: the field or the tenant is empty or not text.
 
     >>> tenant_filter("tenant", "acme").facts()
     [{'tenant': 'acme'}]
     """
     for name, value in (("field", field), ("tenant", tenant)):
         if not isinstance(value, str) or not value.strip():
-            raise ValueError(f"tenant filter: {name} is {_shown(value)}; it must be text that is not empty: name one")
+            raise SelectionError(
+                f"tenant filter: {name} is {_shown(value)}; it must be text that is not empty: name one"
+            )
     return parse_filter({field: tenant})
 
 
@@ -160,7 +180,7 @@ def attributes(metadata: Sequence[str]) -> pa.Table:
         MAX_FIELDS columns, those of the fields that most documents have are kept, a field's always together.
 
     Raises:
-        ValueError: a text is not a JSON object; its number is named.
+        SelectionError: a text is not a JSON object; its number is named.
 
     >>> attributes(['{"year": 1877, "tags": ["a", "b"]}', "{}"]).column_names
     ['left_out', 'tags:texts', 'year:number']
@@ -201,14 +221,14 @@ def matches(wanted: Filter, attributes: pa.Table, metadata: Callable[[], Sequenc
         bool (num_documents,).
 
     Raises:
-        ValueError: the table is not one of attributes, or differs from the metadata in length.
+        SelectionError: the table is not one of attributes, or differs from the metadata in length.
 
     >>> table = attributes(['{"year": 1877}', '{"year": "1877"}', "{}"])
     >>> matches(parse_filter({"year": {"lt": 1900}}), table, list).tolist()
     [True, False, False]
     """
     if _LEFT_OUT not in attributes.column_names:
-        raise ValueError(f"attributes: no column {_LEFT_OUT!r} in {attributes.column_names}; build them again")
+        raise SelectionError(f"attributes: no column {_LEFT_OUT!r} in {attributes.column_names}; build them again")
     names = set(attributes.column_names)
     mask = np.ones(attributes.num_rows, dtype=bool)
     others = []
@@ -223,7 +243,7 @@ def matches(wanted: Filter, attributes: pa.Table, metadata: Callable[[], Sequenc
     if others and mask.any():
         texts = metadata()
         if len(texts) != len(mask):
-            raise ValueError(f"metadata: {len(texts)} texts for {len(mask)} rows of attributes; both must be of one segment")
+            raise SelectionError(f"metadata: {len(texts)} texts for {len(mask)} rows of attributes; give one segment's")
         for row in np.flatnonzero(mask).tolist():
             values = _read(texts[row], row)
             mask[row] = all(_met(condition, values.get(condition.field)) for condition in others)
@@ -240,32 +260,35 @@ def spread(mask: BoolArray, first: npt.NDArray[Any], count: npt.NDArray[Any], nu
         num_passages: of all documents; passages that no document owns are False.
 
     Raises:
-        ValueError: the arrays differ in length, or a document's passages are not among them (the first such is named).
+        SelectionError: the arrays differ in length, or a document's passages are not among them (the first such is named).
 
     >>> spread(np.array([False, True]), np.array([0, 2]), np.array([2, 1]), 4).tolist()
     [False, False, True, False]
     """
-    mask, first, count = np.asarray(mask, dtype=bool), np.asarray(first, dtype=np.int64), np.asarray(count, dtype=np.int64)
+    first, count = np.asarray(first, dtype=np.int64), np.asarray(count, dtype=np.int64)
     if not mask.shape == first.shape == count.shape or mask.ndim != 1:
-        raise ValueError(f"mask {mask.shape}, first {first.shape}, count {count.shape}: one entry per document in each")
+        raise SelectionError(
+            f"mask {mask.shape}, first {first.shape}, count {count.shape}: one entry per document in each"
+        )
     wrong = np.flatnonzero((first < 0) | (count < 0) | (first > num_passages - count))
     if wrong.size:
         start, length = first[wrong[0]], count[wrong[0]]
-        raise ValueError(f"document {wrong[0]}: {length} passages from {start} on do not lie in {num_passages} passages")
-    # Spans that have begun minus spans that have ended: above 0 inside any of them.
-    begun = np.bincount(first[mask], minlength=num_passages + 1)
-    ended = np.bincount(first[mask] + count[mask], minlength=num_passages + 1)
-    covered: BoolArray = np.cumsum(begun - ended)[:num_passages] > 0
-    return covered
+        raise SelectionError(f"document {wrong[0]}: {length} passages from {start} on are not all below {num_passages}")
+    first, count = first[mask], count[mask]
+    # Every passage's place within its document, counted over all documents at once.
+    places = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
+    seen = np.zeros(num_passages, dtype=bool)
+    seen[np.repeat(first, count) + places] = True
+    return seen
 
 
 def _condition(field: Any, value: Any) -> Condition:
     if not isinstance(field, str) or not _is_unicode(field):
-        raise ValueError(f"filter: field {_shown(field)} must be valid text; quote it")
+        raise SelectionError(f"filter: field {_shown(field)} must be valid text; quote it")
     if isinstance(value, Mapping):
         return Condition(field, bounds=_bounds(field, value))
     if isinstance(value, list | tuple) and not value:
-        raise ValueError(f"filter field {field!r}: {value!r} allows no value; name one, or leave the field out")
+        raise SelectionError(f"filter field {field!r}: {value!r} allows no value; name one, or leave the field out")
     values = [_checked(field, item) for item in (value if isinstance(value, list | tuple) else [value])]
     return Condition(
         field,
@@ -277,30 +300,29 @@ def _condition(field: Any, value: Any) -> Condition:
 
 def _bounds(field: str, value: Mapping[Any, Any]) -> tuple[tuple[str, Number | str], ...]:
     where = f"filter field {field!r}: {_shown(dict(value))}"
-    unknown = [name for name in value if name not in _COMPARE]
-    if unknown or not value:
-        raise ValueError(f"{where}: unknown {_shown(unknown)}; bounds are some of {', '.join(_COMPARE)}, and at least one")
+    if not value or not value.keys() <= _COMPARE.keys():
+        raise SelectionError(f"{where} must be one or two bounds, named {', '.join(_COMPARE)}; correct their names")
     if set(_LOWER) <= value.keys() or set(_UPPER) <= value.keys():
-        raise ValueError(f"{where} has two bounds on one side; keep one of {', '.join(sorted(value))}")
+        raise SelectionError(f"{where} has two bounds on one side; keep one of {', '.join(sorted(value))}")
     bounds: dict[str, Any] = {name: _checked(field, value[name]) for name in sorted(value)}
     if any(isinstance(bound, bool) for bound in bounds.values()):
-        raise ValueError(f"{where}: a boolean is no bound; write {field}: true or {field}: false")
+        raise SelectionError(f"{where}: a boolean is no bound; write {field}: true or {field}: false")
     if len({isinstance(bound, str) for bound in bounds.values()}) > 1:
-        raise ValueError(f"{where} mixes text and a number; both bounds must be of one type: quote both or neither")
+        raise SelectionError(f"{where} mixes text and a number; both bounds must be of one type: quote both or neither")
     if len(bounds) == 2:
         (lower, low), (upper, high) = sorted(bounds.items())
         if low > high or (low == high and (lower, upper) != ("gte", "lte")):
-            raise ValueError(f"{where}: no value lies between these bounds; exchange or widen them")
+            raise SelectionError(f"{where}: no value lies between these bounds; exchange or widen them")
     return tuple(bounds.items())
 
 
 def _checked(field: str, value: Any) -> Number | str | bool:
     """A value of a condition in the one form that equal values share."""
-    if isinstance(value, datetime.date) and not isinstance(value, datetime.datetime):
+    if isinstance(value, dt.date) and not isinstance(value, dt.datetime):
         return value.isoformat()
     kind, cell = _scalar(value)
     if not kind:
-        raise ValueError(
+        raise SelectionError(
             f"filter field {field!r}: {_shown(value)} is not a value to compare with; it must be text, a boolean or a finite "
             "number that is an exact float64 or an int64: correct it, or quote it if the metadata holds it as text"
         )
@@ -315,14 +337,15 @@ def _shown(value: Any) -> str:
 
 
 def _read(text: str, row: int) -> dict[str, Any]:
+    message = f"document {row}: metadata must be a JSON object, found"
     try:
         values = json.loads(text)
     except RecursionError:
         return {}
     except ValueError as error:
-        raise ValueError(f"document {row}: metadata {_shown(text)} must be a JSON object: {error}; correct it") from error
+        raise SelectionError(f"{message} {_shown(text)} ({error}); correct it") from error
     if not isinstance(values, dict):
-        raise ValueError(f"document {row}: metadata {_shown(text)} must be a JSON object; correct it")
+        raise SelectionError(f"{message} {_shown(text)}; correct it")
     return values
 
 
@@ -346,9 +369,10 @@ def _scalar(value: Any) -> tuple[str, Any]:
     if isinstance(value, bool):
         return "boolean", value
     if isinstance(value, float):
-        return ("number", value + 0.0) if math.isfinite(value) else ("", None)  # + 0.0: no -0.0, which Arrow tells apart
+        # Plus 0.0, since Arrow tells -0.0 from 0.0.
+        return ("number", value + 0.0) if math.isfinite(value) else ("", None)
     if isinstance(value, int):
-        rounded = float(value) if abs(value) < 2**1023 else math.inf
+        rounded = float(value) if abs(value) <= sys.float_info.max else math.inf
         if rounded == value:
             return "number", rounded
         return ("integer", value) if _INT64_MIN <= value <= _INT64_MAX else ("", None)
@@ -372,14 +396,15 @@ def _column_mask(condition: Condition, columns: Mapping[str, pa.ChunkedArray]) -
         parts: list[BoolArray] = [np.zeros(0, dtype=bool)]
         for chunk in column.chunks:
             if kind in _SCALAR_TYPES:
-                parts.append(_values_mask(condition, kind, chunk))
-                continue
-            part = np.zeros(len(chunk), dtype=bool)
-            met = _values_mask(condition, kind.removesuffix("s"), pc.list_flatten(chunk))
-            part[np.asarray(pc.list_parent_indices(chunk))[met]] = True
+                part = _values_mask(condition, kind, chunk)
+            else:
+                met = _values_mask(condition, kind.removesuffix("s"), pc.list_flatten(chunk))
+                part = np.zeros(len(chunk), dtype=bool)
+                part[np.asarray(pc.list_parent_indices(chunk))[met]] = True
             parts.append(part)
         masks.append(np.concatenate(parts))
-    return np.logical_or.reduce(masks)
+    mask: BoolArray = np.any(masks, axis=0)
+    return mask
 
 
 def _values_mask(condition: Condition, kind: str, values: pa.Array) -> BoolArray:
@@ -389,14 +414,13 @@ def _values_mask(condition: Condition, kind: str, values: pa.Array) -> BoolArray
     else:
         wanted = [cell for of_kind, cell in map(_scalar, _members(condition, kind)) if of_kind == kind]
         if len(wanted) == 1:
-            parts = [pc.equal(values, pa.scalar(wanted[0], values.type))]
+            parts = [pc.equal(values, pa.scalar(wanted[0], values.type))]  # three times faster than hashing
         else:
             parts = [pc.is_in(values, value_set=pa.array(wanted, values.type))] if wanted else []
     if not parts:
         return np.zeros(len(values), dtype=bool)
     both = pc.and_(*parts) if len(parts) == 2 else parts[0]
-    mask: BoolArray = pc.fill_null(both, False).to_numpy(zero_copy_only=False)
-    return mask
+    return np.asarray(pc.fill_null(both, False), dtype=bool)
 
 
 def _members(condition: Condition, kind: str) -> tuple[Number | str | bool, ...]:
@@ -410,14 +434,15 @@ def _comparable(bound: Number | str, kind: str) -> bool:
 
 
 def _fitted(name: str, bound: Any, kind: str) -> tuple[str, Any]:
-    """The bound among a column's values that lets the same ones pass, since Arrow would round to their type."""
+    """The bound in a column's own type, letting the same of its values pass: Arrow would round one side or the other."""
     is_lower = name in _LOWER
-    if kind == "number" and float(bound) != bound:
-        # No float64 lies between the bound and its neighbour.
-        is_within = (float(bound) > bound) == is_lower
-        return ("gt", "lt")[not is_lower] + "e" * is_within, float(bound)
-    if kind != "integer":
+    if kind == "text":
         return name, bound
+    if kind == "number":
+        rounded = float(bound)
+        # No float64 lies between an integer and its rounded self, which is inside the bound or just outside it.
+        is_inside = (rounded > bound) == is_lower
+        return name if rounded == bound else (_LOWER if is_lower else _UPPER)[is_inside], rounded
     if is_lower:
         least = math.ceil(bound) if name == "gte" else math.floor(bound) + 1
         return ("gte", max(least, _INT64_MIN)) if least <= _INT64_MAX else ("gt", _INT64_MAX)
@@ -426,13 +451,11 @@ def _fitted(name: str, bound: Any, kind: str) -> tuple[str, Any]:
 
 
 def _met(condition: Condition, value: Any) -> bool:
-    """The same as a column's answer, for one value of JSON."""
+    """What a column would answer, for one value of JSON."""
     for kind, cell in _cells(value):
-        for item in [cell] if kind in _SCALAR_TYPES else cell:
-            single = kind if kind in _SCALAR_TYPES else kind.removesuffix("s")
-            if condition.bounds:
-                if all(_comparable(bound, single) and _COMPARE[name](item, bound) for name, bound in condition.bounds):
-                    return True
-            elif item in _members(condition, single):
+        single = kind.removesuffix("s")
+        for item in cell if kind not in _SCALAR_TYPES else [cell]:
+            bounds = [_comparable(bound, single) and _COMPARE[name](item, bound) for name, bound in condition.bounds]
+            if all(bounds) if bounds else item in _members(condition, single):
                 return True
     return False

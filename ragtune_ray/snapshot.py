@@ -73,9 +73,7 @@ class Index:
         @functools.lru_cache(maxsize=KEPT_FILTERS)
         def filtered(chosen: selection.Filter) -> Selection:
             masks = [segment.matching(chosen) for segment in self.segments]
-            return [
-                mask if alive is None else mask & alive for mask, alive in zip(masks, self.alive, strict=True)
-            ]
+            return [mask if alive is None else mask & alive for mask, alive in zip(masks, self.alive, strict=True)]
 
         return filtered
 
@@ -106,8 +104,7 @@ def open_index(
     entries = opened.entries if shard is None else [opened.entries[place] for place in shard]
     at_hand = {segment.manifest_sha256: segment for segment in reuse.segments} if reuse else {}
     found = tuple(
-        at_hand.get(entry.manifest_sha256)
-        or segments.open_segment(workspace, entry.segment_id, entry.manifest_sha256)
+        at_hand.get(entry.manifest_sha256) or segments.open_segment(workspace, entry.segment_id, entry.manifest_sha256)
         for entry in entries
     )
     alive = [_alive(workspace, entry) for entry in entries]

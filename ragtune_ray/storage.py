@@ -39,11 +39,12 @@ __all__ = [
     "commit_file",
     "digest",
     "exists",
-    "free_bytes",
-    "is_local",
     "file_sha256",
+    "free_bytes",
     "is_finished",
+    "is_local",
     "join",
+    "last_change",
     "list_names",
     "local_copy",
     "open_artifact",
@@ -284,6 +285,22 @@ def exists(url: str) -> bool:
     """Whether a file or directory is there."""
     filesystem, path = _filesystem(url)
     return bool(filesystem.exists(path))
+
+
+def last_change(url: str) -> float | None:
+    """When a local file, or the newest in a local directory, was last changed, in seconds since 1970; None: unknown.
+
+    Object stores: the time of the newest object, where the store tells.
+    """
+    filesystem, path = _filesystem(url)
+    if isinstance(filesystem, LocalFileSystem):
+        times = []
+        for place in [Path(path), *Path(path).rglob("*")]:
+            with contextlib.suppress(FileNotFoundError):  # it may be on its way to its final name
+                times.append(place.stat().st_mtime)
+        return max(times, default=None)
+    found = [info.get("LastModified") for info in filesystem.find(path, detail=True).values()]
+    return max((time_.timestamp() for time_ in found if time_ is not None), default=None)
 
 
 def list_names(url: str) -> list[str]:

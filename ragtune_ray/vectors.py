@@ -15,8 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from ragtune_ray import index
-
 __all__ = ["Allowed", "Part", "SearchEffort", "VectorIndex", "top"]
 
 Allowed = Sequence[np.ndarray | None]
@@ -99,7 +97,13 @@ class VectorIndex:
         return scores, ordinals
 
     def _search(
-        self, queries: np.ndarray, top_k: int, masks: Sequence[np.ndarray | None], counts: list[int], *, every_list: bool
+        self,
+        queries: np.ndarray,
+        top_k: int,
+        masks: Sequence[np.ndarray | None],
+        counts: list[int],
+        *,
+        every_list: bool,
     ) -> tuple[np.ndarray, np.ndarray]:
         # FAISS keeps any of several vectors with the same score at the end of its list: look a little deeper, so that the
         # cut among equals (copies of a text, say) is made by ordinal, and the same however the vectors are segmented.
@@ -116,11 +120,11 @@ class VectorIndex:
             (exact if part.exact is None else coded).append((scores, places))
         if coded:
             wanted = max(depth, self.effort.rescored * top_k)
-            nominated = top(*zip(*coded, strict=True), wanted)[1]
+            nominated = _merged(coded, wanted)[1]
             exact.append((self._exact_scores(queries, nominated), nominated))
         if not exact:
             return top([np.empty((len(queries), 0))], [np.empty((len(queries), 0))], top_k)
-        return top(*zip(*exact, strict=True), top_k)
+        return _merged(exact, top_k)
 
     def _exact_scores(self, queries: np.ndarray, ordinals: np.ndarray) -> np.ndarray:
         """Inner products of queries with the stored vectors at (num_queries, depth) ordinals; -inf at -1."""
@@ -133,7 +137,7 @@ class VectorIndex:
             which = np.searchsorted(self._first, wanted, side="right") - 1
             for number in np.unique(which):
                 chosen = which == number
-                stored[chosen] = self.parts[number].exact[wanted[chosen] - self._first[number]]  # type: ignore[index]  # coded parts have it
+                stored[chosen] = self.parts[number].exact[wanted[chosen] - self._first[number]]
             scores[rows, columns] = np.einsum("nd,nd->n", stored, queries[rows])
         return scores
 
@@ -147,7 +151,7 @@ class _Probes:
 
     def search(self, part: Part, depth: int, mask: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         """Scores and places within the part, (num_queries, depth)."""
-        import faiss
+        faiss = _faiss()
 
         selector, bits = _selector(mask)
         if isinstance(part.structure, faiss.IndexIVF):
@@ -162,7 +166,7 @@ class _Probes:
         return scores, places
 
     def _search_lists(self, part: Part, depth: int, selector: Any) -> tuple[np.ndarray, np.ndarray]:
-        import faiss
+        faiss = _faiss()
 
         lists = part.structure.nlist
         # As many allowed vectors are looked at as without a filter.
@@ -190,7 +194,7 @@ class _Probes:
     def _search_graph(
         self, part: Part, depth: int, selector: Any, mask: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray]:
-        import faiss
+        faiss = _faiss()
 
         if self._every_list or (mask is not None and np.count_nonzero(mask) < GRAPH_SHARE * len(mask)):
             every_vector = faiss.downcast_index(part.structure.storage)
@@ -204,11 +208,22 @@ class _Probes:
         return scores, places
 
 
+def _merged(found: Sequence[tuple[np.ndarray, np.ndarray]], top_k: int) -> tuple[np.ndarray, np.ndarray]:
+    return top([scores for scores, _ in found], [ordinals for _, ordinals in found], top_k)
+
+
+def _faiss() -> Any:
+    """FAISS, imported where it is needed, without its stubs: they lack the arguments of search parameters."""
+    import faiss
+
+    return faiss
+
+
 def _selector(mask: np.ndarray | None) -> tuple[Any, np.ndarray | None]:
     """FAISS's view of a mask, and the bits that it points into; (None, None): no restriction."""
     if mask is None:
         return None, None
-    import faiss
+    faiss = _faiss()
 
     bits = np.packbits(mask, bitorder="little")
     return faiss.IDSelectorBitmap(len(mask), faiss.swig_ptr(bits)), bits

@@ -6,7 +6,7 @@ mean.
 
 from __future__ import annotations
 
-from ragtune_ray import segments, storage
+from ragtune_ray import segments, storage, versions
 
 __all__ = ["verify_artifact", "verify_workspace"]
 
@@ -24,15 +24,18 @@ def verify_workspace(workspace: str) -> tuple[list[str], int]:
     """
     found: list[str] = []
     checked = 0
-    versions = storage.list_names(storage.join(workspace, "index", "versions"))
-    if versions:
+    names = storage.list_names(storage.join(workspace, "index", "versions"))
+    if names:
         found += _current_problems(workspace)
-    for version in versions:
-        found += segments.index_problems(workspace, version)
+    for version in names:
+        found += versions.index_problems(workspace, version)
         checked += 1
     for name in storage.list_names(storage.join(workspace, "index", "segments")):
         checked += 1
         found += storage.problems(segments.segment_url(workspace, name))
+    for name in storage.list_names(storage.join(workspace, "index", "trained")):
+        checked += 1
+        found += storage.problems(storage.join(workspace, "index", "trained", name))
     for name in storage.list_names(storage.join(workspace, "runs")):
         checked += 1
         found += storage.problems(storage.join(workspace, "runs", name))
@@ -43,9 +46,9 @@ def verify_workspace(workspace: str) -> tuple[list[str], int]:
 
 def _current_problems(workspace: str) -> list[str]:
     try:
-        version = segments.current_version(workspace)
+        version = versions.current_version(workspace)
     except storage.ArtifactError as error:
         return [str(error)]
-    if storage.exists(segments.version_url(workspace, version)):
+    if storage.exists(versions.version_url(workspace, version)):
         return []
     return [f"{workspace}/index/CURRENT: names version {version}, which does not exist"]

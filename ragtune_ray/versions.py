@@ -421,8 +421,8 @@ def roll_back(workspace: str, target: str | None = None) -> Version:
         raise storage.ArtifactError(f"{workspace}: holds no index; run: ragtune index CONFIG")
     name = target if target is not None else _previous(workspace, base)
     wanted = read_version(workspace, name)
-    facts = {key: value for key, value in wanted.manifest.items() if key not in _OWN_FACTS}
-    kept = {key: wanted.manifest[key] for key in ("corpus_id", "build_id") if key in wanted.manifest}
+    facts: dict[str, Any] = {key: value for key, value in wanted.manifest.items() if key not in _OWN_FACTS}
+    kept: dict[str, Any] = {key: wanted.manifest[key] for key in ("corpus_id", "build_id") if key in wanted.manifest}
     draft = Draft(wanted.entries, {**facts, **kept, "operation": "rollback", "restores": name})
     return publish_version(workspace, base, draft)
 

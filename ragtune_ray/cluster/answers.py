@@ -70,7 +70,7 @@ def _answer(settings: config.Config, staged: questions.StagedQueries) -> Path | 
         return url
     started = time.monotonic()
     directory = storage.join(work, "answers")
-    with session.ray_session(settings.cluster):
+    with runs.holding(settings, version), session.ray_session(settings.cluster):
         units = questions.units(staged, settings.answer.unit_queries)
         summaries = stages.run_stage(
             f"answer ({arm})",

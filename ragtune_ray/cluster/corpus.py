@@ -1,51 +1,36 @@
-"""Ray Data: documents -> passages -> embeddings -> index version.
+"""Ray Data: a corpus -> an index version that holds exactly its documents.
 
-In: a config that names a corpus and an encoder. Out: a new version of the workspace's index. Three stages, each resumable
-unit by unit, so that a killed worker or driver costs only what was under way:
-
-    read     one unit per stretch of input: documents are read, cleaned and cut into passages
-    embed    one unit per `encoder.unit_passages`, in a pool of encoder actors
-    segment  one unit per `index.segment_passages`: FAISS and BM25 are built, the segment is published
-
-Then the version manifest is published and CURRENT moves. Units depend on the input and the config alone, never on workers
-or time, so an interrupted build ends with the same bytes as an undisturbed one.
+In: a config that names a corpus and an encoder. Out: a new version of the workspace's index, unless one holds this already. Only
+documents that the latest version does not hold are chunked and embedded; what is gone from the corpus, or changed, is deleted
+there. An interrupted build ends with the same segments as an undisturbed one: units depend on the input, the config and the
+version they build on, never on workers or time.
 """
 
 from __future__ import annotations
 
-import datetime as dt
-import json
-import logging
-import tempfile
 import time
-from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from ragtune_ray import config, index, models, planning, progress, schema, segments, storage
-from ragtune_ray.cluster import embedding, reading, session, stages
+from ragtune_ray import config, failpoints, models, planning, progress, schema, segments, storage, versions
+from ragtune_ray.cluster import building, compaction
+from ragtune_ray.cluster.building import Built, CorpusError
 
-if TYPE_CHECKING:
-    import ray.data
+__all__ = ["CorpusError", "build_index"]
 
-__all__ = ["build_index"]
-
-INDEX_FORMAT = 1
-"""Part of a build's identity: raise it when the same input would give other segment files."""
-
-logger = logging.getLogger(__name__)
+MAX_OVERTAKEN = 3
 
 
-class CorpusError(ValueError):
-    """The corpus cannot be indexed as it is; the message names the document or the reject and the next step."""
+class OvertakenError(RuntimeError):
+    """While the corpus was read, another publisher changed documents that this build took as they were."""
 
 
 def build_index(settings: config.Config) -> Path | str:
-    """Index the corpus: publish a new version, or return the one that already holds exactly this corpus and config.
+    """Make the index hold exactly the documents of the corpus: publish a new version, or return the one that does.
 
     Args:
         settings: workspace, corpus, chunking, encoder, index, cluster and seed are used.
@@ -55,75 +40,62 @@ def build_index(settings: config.Config) -> Path | str:
 
     Raises:
         inputs.InputError: the corpus cannot be read at all.
-        CorpusError: two documents share an id, or `corpus.strict` met a reject, or nothing was left to index.
+        CorpusError: `corpus.strict` met a reject, or nothing was left to index.
+        reading.DuplicateError: two documents share an id.
         models.ModelError: the encoder cannot be had.
         stages.StageError: a stage failed.
+        versions.ConflictError: other publishers were quicker every time.
     """
     if not settings.corpus.path:
         raise config.ConfigError("corpus.path is empty; name a folder or file of documents")
     started = time.monotonic()
     plan = planning.plan_units(settings.corpus.path, settings.corpus.unit_bytes)
     encoder = models.resolve(settings.encoder.model)
-    build_id = _build_id(settings, plan, encoder)
-    published = _published(settings.workspace, build_id)
+    for attempt in range(MAX_OVERTAKEN):
+        try:
+            return versions.version_url(settings.workspace, _build(settings, plan, encoder, started))
+        except OvertakenError as error:
+            if attempt == MAX_OVERTAKEN - 1:
+                raise
+            progress.say(f"index: {error}; the corpus is compared again")
+    raise AssertionError("unreachable")
+
+
+def _build(settings: config.Config, plan: planning.Plan, encoder: models.Model, started: float) -> str:
+    base = versions.head(settings.workspace)
+    wanted = building.recipe(settings, encoder)
+    corpus_id = _corpus_id(settings, plan, wanted)
+    published = _published(settings.workspace, base, corpus_id)
     if published is not None:
         progress.say(f"index: version {published} already holds this corpus; nothing to do")
-        return segments.version_url(settings.workspace, published)
-    build = storage.join(settings.workspace, "index", "building", build_id)
-    seconds: dict[str, float] = {}
-    with session.ray_session(settings.cluster):
-        count = session.workers(settings.cluster.encoder_workers, settings.cluster.gpus_per_worker)
-        parts = _timed(seconds, "read", lambda: reading.read_stage(settings, plan, build))
-        blocks = _timed(seconds, "embed", lambda: embedding.embed_stage(settings, build, parts))
-        num_vectors = sum(block["rows"] for block in blocks)
-        rejects = [*parts.rejects, *(schema.Reject(**reject) for block in blocks for reject in block["rejects"])]
-        _refuse(settings, rejects, num_vectors)
-        kind = index.choose_kind(settings.index.kind, num_vectors)
-        segment_ids = _timed(seconds, "segment", lambda: _segment_stage(settings, build, build_id, blocks, kind))
-    version = segments.publish_version(
-        settings.workspace,
-        segment_ids,
-        {"rejects.jsonl": schema.reject_lines(rejects)},
-        build_id=build_id,
-        created=dt.datetime.now(dt.UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
-        config=settings.model_dump(mode="json"),
-        encoder={
-            "model": settings.encoder.model,
-            "fingerprint": blocks[0]["encoder"],
-            "dimension": blocks[0]["dimension"],
-        },
-        index_kind=kind,
-        language=settings.index.language,
-        input={"num_files": len(plan.files), "fingerprint": _input_fingerprint(plan)},
-        num_documents=parts.num_documents,
-        num_passages=num_vectors,
-        num_rejects=dict(sorted(Counter(reject.kind for reject in rejects).items())),
-        encoding={
-            "workers": count,
-            "busy_seconds": round(sum(block["seconds"] for block in blocks), 3),
-        },
-        seconds={name: round(value, 3) for name, value in seconds.items()}
-        | {"total": round(time.monotonic() - started, 3)},
-    )
-    storage.remove(build)
-    _summarize(version, parts.num_documents, num_vectors, rejects)
-    return segments.version_url(settings.workspace, version)
+        return published
+    if base is not None and not _can_keep(settings, base, wanted):
+        progress.say("index: chunking, encoder, kind or format have changed: every document is indexed anew")
+        base = None
+    build_id = storage.digest([corpus_id, settings.index.model_dump(mode="json"), base.content_id if base else ""])
+    with building.session_for(settings, in_process=False):
+        built = building.build(settings, plan, encoder, base, build_id)
+        if not built.num_passages and not _holds_any(built):
+            first = f"; the first: {built.rejects[0].place}: {built.rejects[0].reason}" if built.rejects else ""
+            raise CorpusError(
+                f"{settings.corpus.path}: nothing was left to index, {len(built.rejects)} inputs were rejected{first}"
+            )
+        facts = _facts(settings, plan, built, corpus_id, build_id, started)
+        version, _ = versions.publish_rebasing(
+            settings.workspace,
+            lambda latest: _draft(settings, latest, base, built, facts),
+        )
+        assert version is not None
+        storage.remove(building.directory(settings.workspace, build_id))
+        failpoints.reach("build.cleaned")
+        _summarize(version, built)
+        compacted = compaction.compact_if_needed(settings, in_process=False)
+    return compacted.name if compacted else version.name
 
 
-def _build_id(settings: config.Config, plan: planning.Plan, encoder: models.Model) -> str:
-    """What the segments depend on; the place of the files, the cluster and the time do not belong to it."""
-    return storage.digest(
-        {
-            "format": INDEX_FORMAT,
-            "input": _input_fingerprint(plan),
-            "corpus": settings.corpus.model_dump(mode="json", exclude={"path", "strict"}),
-            "chunking": settings.chunking.model_dump(mode="json"),
-            "encoder": settings.encoder.model_dump(mode="json", exclude={"model"})
-            | {"fingerprint": encoder.fingerprint},
-            "index": settings.index.model_dump(mode="json"),
-            "seed": settings.seed,
-        }
-    )
+def _corpus_id(settings: config.Config, plan: planning.Plan, wanted: str) -> str:
+    """Equal for corpora that give the same documents, whatever the place of their files."""
+    return storage.digest({"recipe": wanted, "kind": settings.index.kind, "input": _input_fingerprint(plan)})
 
 
 def _input_fingerprint(plan: planning.Plan) -> str:
@@ -135,127 +107,92 @@ def _input_fingerprint(plan: planning.Plan) -> str:
     )
 
 
-def _published(workspace: str, build_id: str) -> str | None:
-    """The current version if this build made it, else any version it made (then made current again), else None."""
-    versions = segments.list_versions(workspace)
-    made = [v for v in versions if storage.read_manifest(segments.version_url(workspace, v))["build_id"] == build_id]
-    if not made:
+def _published(workspace: str, base: versions.Version | None, corpus_id: str) -> str | None:
+    """The latest version if it holds this corpus; else, if an earlier one does, its content published again; else None."""
+    if base is None:
         return None
-    try:
-        current: str | None = segments.current_version(workspace)
-    except storage.ArtifactError:
-        current = None
-    if current in made:
-        return current
-    segments.set_current(workspace, made[-1])
-    return made[-1]
+    if base.manifest.get("corpus_id") == corpus_id:
+        versions.advance_current(workspace)
+        return base.name
+    for name in reversed(versions.list_versions(workspace)):
+        if versions.read_version(workspace, name).manifest.get("corpus_id") == corpus_id:
+            return versions.roll_back(workspace, name).name
+    return None
 
 
-def _timed(seconds: dict[str, float], name: str, work: Any) -> Any:
-    started = time.monotonic()
-    result = work()
-    seconds[name] = time.monotonic() - started
-    return result
+def _can_keep(settings: config.Config, base: versions.Version, wanted: str) -> bool:
+    """Whether the documents of a version can be taken over as they are."""
+    same_kind = settings.index.kind in {"auto", base.manifest["index_kind"]}
+    return base.manifest.get("recipe") == wanted and same_kind
 
 
-def _refuse(settings: config.Config, rejects: list[schema.Reject], num_vectors: int) -> None:
-    first = f"the first: {rejects[0].place}: {rejects[0].reason}" if rejects else ""
-    if rejects and settings.corpus.strict:
-        raise CorpusError(f"corpus.strict: {len(rejects)} inputs were rejected; {first}")
-    if not num_vectors:
-        raise CorpusError(
-            f"{settings.corpus.path}: nothing was left to index, {len(rejects)} inputs were rejected; {first}"
-        )
+def _holds_any(built: Built) -> bool:
+    return any(built.parts.documents["is_known"].to_pylist())
 
 
-def _summarize(version: str, num_documents: int, num_passages: int, rejects: list[schema.Reject]) -> None:
-    rejected = f", {len(rejects):,} rejected (rejects.jsonl)" if rejects else ""
-    progress.say(f"index: version {version}: {num_documents:,} documents, {num_passages:,} passages{rejected}")
+def _facts(
+    settings: config.Config, plan: planning.Plan, built: Built, corpus_id: str, build_id: str, started: float
+) -> dict[str, Any]:
+    return {
+        **built.facts,
+        "operation": "index",
+        "corpus_id": corpus_id,
+        "build_id": build_id,
+        "config": settings.model_dump(mode="json"),
+        "input": {"num_files": len(plan.files), "fingerprint": _input_fingerprint(plan)},
+        "num_documents": built.parts.documents.num_rows,
+        "num_rejects": built.counted_rejects(),
+        "seconds": {**built.seconds, "total": round(time.monotonic() - started, 3)},
+    }
 
 
-def _segment_stage(
-    settings: config.Config, build: str, build_id: str, blocks: list[dict[str, Any]], kind: index.ConcreteKind
-) -> list[str]:
-    """Build and publish the segments in parallel from one trained structure; their ids, in the order of the passages."""
-    _train(settings, build, blocks, kind)
-    units = [
-        {"unit": number, "segment_id": storage.digest([build_id, number]), "blocks": group}
-        for number, group in enumerate(_grouped(blocks, settings.index.segment_passages))
-    ]
+def _draft(
+    settings: config.Config,
+    latest: versions.Version | None,
+    base: versions.Version | None,
+    built: Built,
+    facts: dict[str, Any],
+) -> versions.Draft:
+    """The latest version without what is not in the corpus, and the segments of what is new.
 
-    def transform(dataset: ray.data.Dataset) -> ray.data.Dataset:
-        import ray.data
+    Raises:
+        OvertakenError: documents that were taken as known are not there any more.
+    """
+    files = {"rejects.jsonl": schema.reject_lines(built.rejects)}
+    documents = built.parts.documents
+    new_ids = set(documents.filter(pc.invert(documents["is_known"]))["document_id"].to_pylist())
+    if base is None:
+        change = {"added": len(new_ids), "changed": 0, "removed": 0, "unchanged": 0}
+        return versions.Draft(built.entries, {**facts, "change": change}, files)
+    assert latest is not None
+    known = documents.filter(documents["is_known"])["fingerprint"].to_pylist()
+    wanted = np.sort(np.array(known, dtype=f"S{segments.FINGERPRINT_BYTES}"))
+    kept: list[versions.Entry] = []
+    seen: set[bytes] = set()
+    gone: set[str] = set()
+    for entry, rows, alive in versions.live_documents(settings.workspace, latest):
+        fingerprints = rows.fingerprints()[alive]
+        stays = np.isin(fingerprints, wanted)
+        seen.update(fingerprints[stays].tolist())
+        gone.update(rows.table["document_id"].take(pa.array(alive[~stays])).to_pylist())
+        kept.append(versions.delete_passages(settings.workspace, entry, rows.passages(alive[~stays])))
+    failpoints.reach("delete.tombstones")
+    if len(seen) < len(np.unique(wanted)) or latest.manifest.get("recipe") != facts["recipe"]:
+        raise OvertakenError(f"version {latest.name} changed documents while the corpus was read")
+    change = {
+        "added": len(new_ids - gone),
+        "changed": len(new_ids & gone),
+        "removed": len(gone - new_ids),
+        "unchanged": len(known),
+    }
+    return versions.Draft((*kept, *built.entries), {**facts, "change": change}, files)
 
-        return dataset.map_batches(
-            _build_segments,
-            batch_size=1,
-            compute=ray.data.TaskPoolStrategy(),
-            num_cpus=1,
-            fn_kwargs={"workspace": settings.workspace, "build": build, "language": settings.index.language},
-        )
 
-    stages.run_stage(
-        "segment",
-        storage.join(build, "segment"),
-        units,
-        transform,
-        counted="passages",
-        rows_of=lambda unit: sum(block["rows"] for block in unit["blocks"]),
+def _summarize(version: versions.Version, built: Built) -> None:
+    manifest = version.manifest
+    change = {name: count for name, count in manifest["change"].items() if count}
+    rejected = f", {len(built.rejects):,} rejected (rejects.jsonl)" if built.rejects else ""
+    progress.say(
+        f"index: version {version.name}: {manifest['num_documents']:,} documents, {manifest['num_passages']:,} passages"
+        f"{rejected}; documents " + ", ".join(f"{name} {count:,}" for name, count in change.items())
     )
-    return [str(unit["segment_id"]) for unit in units]
-
-
-def _grouped(blocks: list[dict[str, Any]], segment_passages: int) -> Iterator[list[dict[str, Any]]]:
-    """Consecutive blocks, about `segment_passages` rows to a group."""
-    group: list[dict[str, Any]] = []
-    for block in blocks:
-        if group and sum(each["rows"] for each in group) + block["rows"] > segment_passages:
-            yield group
-            group = []
-        group.append({name: block[name] for name in ("unit", "part", "row_group", "rows")})
-    if group:
-        yield group
-
-
-def _train(settings: config.Config, build: str, blocks: list[dict[str, Any]], kind: index.ConcreteKind) -> None:
-    """Train the structure once, on a sample of all blocks, as a task of its own: the driver never holds vectors."""
-    target = storage.join(build, "trained.faiss")
-    if storage.exists(target):
-        return
-    import ray
-
-    # Blocks of the corpus travel by name, not by value: the task reads what it samples.
-    ray.get(ray.remote(num_cpus=1)(_train_task).remote(build, blocks, kind, settings.seed))
-
-
-def _train_task(build: str, blocks: list[dict[str, Any]], kind: index.ConcreteKind, seed: int) -> None:
-    num_vectors = sum(block["rows"] for block in blocks)
-    wanted = index.training_sample_size(kind, num_vectors)
-    chosen = np.sort(np.random.default_rng(seed).choice(num_vectors, wanted, replace=False))
-    samples = [np.empty((0, blocks[0]["dimension"]), dtype=np.float32)]
-    first = 0
-    for block in blocks:
-        rows = chosen[(chosen >= first) & (chosen < first + block["rows"])] - first
-        first += block["rows"]
-        if len(rows):
-            samples.append(embedding.read_block(build, block)[1][rows])
-    trained = index.train(kind, blocks[0]["dimension"], num_vectors, np.concatenate(samples), seed)
-    with tempfile.TemporaryDirectory(prefix="ragtune-train-") as temporary:
-        index.save(trained, Path(temporary) / "trained.faiss")
-        storage.commit_file(Path(temporary) / "trained.faiss", storage.join(build, "trained.faiss"))
-
-
-def _build_segments(batch: dict[str, np.ndarray], workspace: str, build: str, language: str) -> dict[str, list[str]]:
-    return {"summary": [_build_segment(json.loads(unit), workspace, build, language) for unit in batch["unit"]]}
-
-
-def _build_segment(unit: dict[str, Any], workspace: str, build: str, language: str) -> str:
-    url = segments.segment_url(workspace, unit["segment_id"])
-    if not storage.is_finished(url):
-        tables, vectors = zip(*(embedding.read_block(build, block) for block in unit["blocks"]), strict=True)
-        passages = pa.concat_tables(tables)
-        trained = index.load(storage.local_copy(build, ["trained.faiss"], storage.digest(build)) / "trained.faiss")
-        staging = storage.stage(url, scratch=storage.join(build, "staging"))
-        segments.write_segment(staging, passages, np.concatenate(vectors), trained, language)
-        storage.publish(staging, url, "segment", num_passages=passages.num_rows)
-    return stages.commit_unit(storage.join(build, "segment"), unit["unit"], {}, segment_id=unit["segment_id"])

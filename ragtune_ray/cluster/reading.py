@@ -93,7 +93,7 @@ def read_stage(
     """
     directory = storage.join(build, "read")
     units = [{"unit": unit.number, "input": dataclasses.asdict(unit)} for unit in plan.units]
-    arguments = {
+    arguments: dict[str, Any] = {
         "directory": directory,
         "workspace": settings.workspace,
         "base": base,
@@ -260,7 +260,9 @@ def _read_rejects(directory: str, summary: dict[str, Any]) -> Iterator[schema.Re
         yield from (schema.Reject(**json.loads(line)) for line in text.splitlines())
 
 
-def _find_duplicates(documents: pa.Table, units: np.ndarray) -> tuple[dict[int, list[int]], list[schema.Reject], np.ndarray]:
+def _find_duplicates(
+    documents: pa.Table, units: np.ndarray
+) -> tuple[dict[int, list[int]], list[schema.Reject], np.ndarray]:
     """Documents that repeat an earlier one: their numbers per unit, a reject for each, and their rows.
 
     Args:

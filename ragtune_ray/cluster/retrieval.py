@@ -55,7 +55,7 @@ def _retrieve(settings: config.Config, staged: questions.StagedQueries) -> Path 
         return url
     started = time.monotonic()
     depth = max(settings.retrieval.top_k, settings.evaluate.depth)
-    with session.ray_session(settings.cluster):
+    with runs.holding(settings, version), session.ray_session(settings.cluster):
         directory = storage.join(work, "hits")
         units = questions.units(staged, RETRIEVE_UNIT_QUERIES)
         arguments = {

@@ -6,21 +6,22 @@ rows of a run are.
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ragtune_ray import config, progress, segments, storage
+from ragtune_ray import config, progress, retention, storage, versions
 from ragtune_ray.cluster import questions, stages
 
 if TYPE_CHECKING:
     import ray.data
 
-__all__ = ["already", "common", "facts", "index_version", "merged", "places", "pool", "rate"]
+__all__ = ["already", "common", "facts", "holding", "index_version", "merged", "places", "pool", "rate"]
 
 RUN_FORMAT = 1
 """Part of a run's identity: raise it when the same input would give other rows."""
@@ -28,8 +29,9 @@ RUN_FORMAT = 1
 
 def index_version(settings: config.Config) -> tuple[str, dict[str, Any]]:
     """The version that the whole job uses, and its manifest."""
-    version = segments.current_version(settings.workspace)
-    return version, storage.read_manifest(segments.version_url(settings.workspace, version))
+    version = versions.current_version(settings.workspace)
+    opened = versions.read_version(settings.workspace, version)
+    return version, {**opened.manifest, "content_id": opened.content_id}
 
 
 def common(settings: config.Config, staged: questions.StagedQueries, opened: dict[str, Any]) -> dict[str, Any]:
@@ -37,7 +39,8 @@ def common(settings: config.Config, staged: questions.StagedQueries, opened: dic
     return {
         "format": RUN_FORMAT,
         "queries": staged.fingerprint,
-        "index": opened.get("build_id"),
+        "index": opened.get("content_id"),
+        "tenant": [settings.index.tenant_field, settings.retrieval.tenant],
         "encoder": settings.encoder.model_dump(mode="json", exclude={"model"}) if opened else None,
     }
 
@@ -48,6 +51,13 @@ def places(settings: config.Config, name: str) -> tuple[str, str]:
         storage.join(settings.workspace, "runs", name),
         storage.join(settings.workspace, "runs", ".work", name),
     )
+
+
+@contextlib.contextmanager
+def holding(settings: config.Config, version: str) -> Iterator[None]:
+    """Keep `gc` from removing a version while a job reads it; "" holds nothing."""
+    with retention.held(settings.workspace, version) if version else contextlib.nullcontext():
+        yield
 
 
 def already(url: str, verb: str) -> bool:

@@ -23,7 +23,16 @@ from ragtune_ray import progress, storage
 if TYPE_CHECKING:
     import ray.data
 
-__all__ = ["StageError", "Worker", "begin_attempt", "commit_unit", "finished_units", "forget_unit", "run_stage", "unit_file"]
+__all__ = [
+    "StageError",
+    "Worker",
+    "begin_attempt",
+    "commit_unit",
+    "finished_units",
+    "forget_unit",
+    "run_stage",
+    "unit_file",
+]
 
 logger = logging.getLogger(__name__)
 

@@ -58,11 +58,6 @@ class Job:
     in_process: bool = False
     """Without Ray."""
 
-    @property
-    def is_whole(self) -> bool:
-        """Whether what is built is the whole index, so that it is trained and calibrated here."""
-        return not self.trained_id
-
 
 def blocks_as_sources(blocks: Sequence[dict[str, Any]]) -> list[Source]:
     """Embedded units with at least one passage."""
@@ -185,9 +180,7 @@ def _train_task(job: Job, sources: list[Source], trained_id: str) -> None:
     sampled = np.sort(drawn[held_out:]) if len(drawn) - held_out >= min(wanted, num_vectors // 2) else np.sort(drawn)
     with tempfile.TemporaryDirectory(prefix="ragtune-train-") as temporary:
         if trained_id:
-            trained = index.train(
-                job.kind, job.dimension, num_vectors, _vectors_at(job, sources, sampled), job.seed
-            )
+            trained = index.train(job.kind, job.dimension, num_vectors, _vectors_at(job, sources, sampled), job.seed)
             url = trained_url(job.workspace, trained_id)
             staging = storage.stage(url)
             index.save(trained, staging / TRAINED)

@@ -1,0 +1,225 @@
+"""Ray Data: documents added to, replaced in and taken out of an index that stands.
+
+In: files of documents, or ids. Out: the next version, which differs by them alone. A small upsert runs in this process, without
+Ray; the cost of either does not grow with the index. This module knows nothing of how passages are searched.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ragtune_ray import config, failpoints, inputs, models, planning, progress, rows, schema, storage, versions
+from ragtune_ray.cluster import building, compaction
+from ragtune_ray.cluster.building import Built
+
+__all__ = ["UpdateError", "delete_documents", "document_ids", "upsert_documents"]
+
+
+class UpdateError(ValueError):
+    """The index cannot be changed like this; the message says why and what to do."""
+
+
+def upsert_documents(settings: config.Config, path: str) -> Path | str:
+    """Add the documents of a file or folder to the index; a document whose id is there already is replaced.
+
+    Args:
+        settings: workspace, corpus, chunking, encoder, index, cluster and seed are used.
+        path: whatever `corpus.path` may be. Files below `corpus.path` keep the ids they have there.
+
+    Returns:
+        The version's directory.
+
+    Raises:
+        inputs.InputError: the path cannot be read at all.
+        UpdateError: the index was made with another encoder, chunking or language.
+        building.CorpusError: `corpus.strict` met a reject.
+    """
+    started = time.monotonic()
+    plan = planning.plan_units(path, settings.corpus.unit_bytes, root=_root(settings.corpus.path, path))
+    encoder = models.resolve(settings.encoder.model)
+    base = versions.head(settings.workspace)
+    _refuse_other_recipe(settings, encoder, base)
+    in_process = building.runs_in_process(settings, plan)
+    content = [[file.sha256, file.path] for file in plan.files]
+    build_id = storage.digest(["upsert", building.recipe(settings, encoder), content, base.content_id if base else ""])
+    with building.session_for(settings, in_process=in_process):
+        built = building.build(settings, plan, encoder, base, build_id, in_process=in_process)
+    version, is_new = versions.publish_rebasing(
+        settings.workspace, lambda latest: _upserted(settings, encoder, latest, built, started)
+    )
+    if version is None:
+        raise UpdateError(f"{path}: holds no document that could be indexed; see what was rejected: {_first(built)}")
+    storage.remove(building.directory(settings.workspace, build_id))
+    failpoints.reach("build.cleaned")
+    unchanged = sum(built.parts.documents["is_known"].to_pylist())
+    rejected = f", {len(built.rejects):,} rejected" if built.rejects else ""
+    if is_new:
+        change = version.manifest["change"]
+        progress.say(
+            f"upsert: version {version.name}: {change['added']:,} documents added, {change['changed']:,} replaced, "
+            f"{unchanged:,} unchanged{rejected}"
+        )
+    else:
+        progress.say(f"upsert: all {unchanged:,} documents are in version {version.name} already{rejected}")
+    compacted = compaction.compact_if_needed(settings, in_process=in_process)
+    return versions.version_url(settings.workspace, (compacted or version).name)
+
+
+def _root(corpus: str, path: str) -> str | None:
+    """The corpus folder if the path lies in it: ids are then relative to it, as when the corpus is indexed."""
+    if not corpus:
+        return None
+    folder = inputs.root_of(corpus).rstrip("/")
+    return folder if inputs.root_of(path).startswith(f"{folder}/") else None
+
+
+def _refuse_other_recipe(settings: config.Config, encoder: models.Model, base: versions.Version | None) -> None:
+    if base is not None and base.manifest.get("recipe") != building.recipe(settings, encoder):
+        raise UpdateError(
+            f"index version {base.name} was made with another encoder, chunking, language or format than this config "
+            "names, so that old and new passages would not compare; run: ragtune index CONFIG"
+        )
+
+
+def _first(built: Built) -> str:
+    return f"{built.rejects[0].place}: {built.rejects[0].reason}" if built.rejects else "nothing"
+
+
+def _upserted(
+    settings: config.Config, encoder: models.Model, latest: versions.Version | None, built: Built, started: float
+) -> versions.Draft | None:
+    _refuse_other_recipe(settings, encoder, latest)
+    documents = built.parts.documents.to_pylist()
+    new_ids = sorted({row["document_id"] for row in documents if not row["is_known"]})
+    if not new_ids:
+        return None
+    if latest is not None and {entry.segment_id for entry in built.entries} <= {e.segment_id for e in latest.entries}:
+        return None  # a run that was killed after it published, started again
+    entries, replaced = _without(settings.workspace, latest, new_ids)
+    before = latest.manifest["num_documents"] if latest else 0
+    facts = {
+        **built.facts,
+        "operation": "upsert",
+        "num_documents": before - len(replaced) + len(new_ids),
+        "num_rejects": built.counted_rejects(),
+        "change": {"added": len(new_ids) - len(replaced), "changed": len(replaced), "removed": 0},
+        "seconds": {**built.seconds, "total": round(time.monotonic() - started, 3)},
+    }
+    if latest is None:
+        facts["config"] = settings.model_dump(mode="json")
+    return versions.Draft((*entries, *built.entries), facts, {"rejects.jsonl": schema.reject_lines(built.rejects)})
+
+
+def _without(
+    workspace: str, latest: versions.Version | None, document_ids: Sequence[str]
+) -> tuple[tuple[versions.Entry, ...], list[str]]:
+    """The segments of a version with documents deleted, and which of these were there."""
+    if latest is None:
+        return (), []
+    found = versions.find_documents(workspace, latest, document_ids)
+    doomed: dict[str, list[np.ndarray]] = {}
+    for places in found.values():
+        for segment_id, ordinals in places.items():
+            doomed.setdefault(segment_id, []).append(ordinals)
+    entries = tuple(
+        versions.delete_passages(workspace, entry, np.concatenate(doomed[entry.segment_id]))
+        if entry.segment_id in doomed
+        else entry
+        for entry in latest.entries
+    )
+    failpoints.reach("delete.tombstones")
+    return entries, sorted(found)
+
+
+def delete_documents(settings: config.Config, ids: Sequence[str]) -> Path | str:
+    """Take documents out of the index.
+
+    Args:
+        settings: workspace and index are used.
+        ids: of the documents; those that are not in the index are counted and passed over.
+
+    Returns:
+        The version's directory.
+
+    Raises:
+        storage.ArtifactError: there is no index.
+        UpdateError: none of the ids is in the index.
+    """
+    versions.current_version(settings.workspace)
+    wanted = sorted(set(ids))
+    missing: list[str] = []
+
+    def prepare(latest: versions.Version | None) -> versions.Draft | None:
+        assert latest is not None
+        entries, found = _without(settings.workspace, latest, wanted)
+        missing[:] = sorted(set(wanted) - set(found))
+        if not found:
+            return None
+        return versions.Draft(entries, _deletion_facts(latest, found))
+
+    version, is_new = versions.publish_rebasing(settings.workspace, prepare)
+    assert version is not None
+    if not is_new:
+        raise UpdateError(
+            f"none of {len(wanted):,} ids is in index version {version.name} (the first: {missing[0]!r}); "
+            "ids are those of `document_id` in answers and hits"
+        )
+    absent = f"; {len(missing):,} are not in the index (the first: {missing[0]!r})" if missing else ""
+    progress.say(f"delete: version {version.name}: {len(wanted) - len(missing):,} documents deleted{absent}")
+    compacted = compaction.compact_if_needed(settings, in_process=True)
+    return versions.version_url(settings.workspace, (compacted or version).name)
+
+
+def _deletion_facts(latest: versions.Version, found: Sequence[str]) -> dict[str, Any]:
+    return {
+        "operation": "delete",
+        "num_documents": latest.manifest["num_documents"] - len(found),
+        "change": {"added": 0, "changed": 0, "removed": len(found)},
+    }
+
+
+def document_ids(settings: config.Config, names: Sequence[str]) -> list[str]:
+    """What a user calls documents -> their ids.
+
+    A name that ends in .jsonl and is a file stands for the ids in its lines (a string, or an object with an id as in a
+    corpus); a file or folder of the corpus stands for the documents in it; anything else is an id.
+
+    Raises:
+        UpdateError: a line of a .jsonl file names no document.
+    """
+    found: list[str] = []
+    for name in names:
+        root = _root(settings.corpus.path, name) if Path(name).exists() else None
+        if name.endswith(".jsonl") and Path(name).is_file():
+            found += _ids_of_lines(Path(name))
+        elif root is not None:
+            plan = planning.plan_units(name, settings.corpus.unit_bytes, root=root)
+            found += [file.path.removeprefix(f"{root}/") for file in plan.files]
+        else:
+            found.append(name)
+    return found
+
+
+def _ids_of_lines(path: Path) -> list[str]:
+    ids = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except ValueError as error:
+            raise UpdateError(
+                f"{path}:{number}: is not JSON; write one id, or one object with an id, per line"
+            ) from error
+        given = [value.get(key) for key in rows.DOCUMENT_IDS] if isinstance(value, dict) else [value]
+        named = [each for each in given if isinstance(each, str | int) and not isinstance(each, bool)]
+        if not named:
+            raise UpdateError(f"{path}:{number}: names no document; a line is an id or an object with `document_id`")
+        ids.append(str(named[0]))
+    return ids

@@ -1,0 +1,174 @@
+"""What an index still needs, and the rest removed.
+
+In: a workspace. Out: old versions, and segments, deletions, trained structures and leftovers that nothing names, are gone. Nothing
+is removed that a kept version, a job that reads, or a build that can be resumed needs. This module knows nothing of Ray.
+
+A job that reads a version holds it by a small file, `index/readers/`, which counts while its process lives or, on another machine,
+for a day.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import platform
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from ragtune_ray import failpoints, segments, storage, versions
+
+__all__ = ["Removed", "collect", "held"]
+
+HOLD_SECONDS = 24 * 3600
+"""How long a job of another machine is taken to go on, if it does not say that it has ended."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """How much is gone."""
+
+    versions: tuple[str, ...]
+    num_segments: int
+    num_other: int
+    """Deletions, trained structures, abandoned builds and staging directories."""
+
+
+@contextlib.contextmanager
+def held(workspace: str, version: str) -> Iterator[None]:
+    """Keep a version from being removed while the block runs."""
+    url = storage.join(workspace, "index", "readers", f"{version}-{uuid.uuid4().hex[:12]}.json")
+    reader = {"version": version, "host": platform.node(), "process": os.getpid(), "since": time.time()}
+    storage.replace_text(url, json.dumps(reader))
+    try:
+        yield
+    finally:
+        storage.remove(url)
+
+
+def collect(workspace: str, keep: int, min_age_seconds: float) -> Removed:
+    """Remove all but the newest versions, and whatever nothing needs any more.
+
+    Args:
+        workspace: where.
+        keep: how many of the newest versions stay, at least 1; the current one and those that are read stay too.
+        min_age_seconds: builds and staging directories that were touched since then may still be at work.
+
+    Raises:
+        ValueError: `keep` is below 1.
+        storage.ArtifactError: there is no index.
+    """
+    if keep < 1:
+        raise ValueError(f"keep is {keep}; at least one version must stay")
+    current = versions.current_version(workspace)
+    names = versions.list_versions(workspace)
+    kept = {*names[-keep:], current, *_read_versions(workspace)}
+    failpoints.reach("gc.planned")
+    doomed = tuple(name for name in names if name not in kept)
+    for name in doomed:
+        # The manifest goes first: without it the rest is no version.
+        storage.remove(storage.join(versions.version_url(workspace, name), storage.MANIFEST))
+        failpoints.reach("gc.version")
+        storage.remove(versions.version_url(workspace, name))
+    other = _remove_old_builds(workspace, min_age_seconds)
+    # Read again: what was published meanwhile is needed too.
+    opened = [versions.read_version(workspace, name) for name in versions.list_versions(workspace)]
+    building = _segments_of_builds(workspace)
+    needed = {entry.segment_id for version in opened for entry in version.entries} | building
+    num_segments = 0
+    for name in storage.list_names(storage.join(workspace, "index", "segments")):
+        url = segments.segment_url(workspace, name)
+        if name not in needed and _is_old(url, min_age_seconds):
+            storage.remove(storage.join(url, storage.MANIFEST))
+            failpoints.reach("gc.segment")
+            storage.remove(url)
+            num_segments += 1
+    other += _remove_unnamed(workspace, opened, min_age_seconds)
+    failpoints.reach("gc.rest")
+    return Removed(doomed, num_segments, other + _remove_staging(workspace, min_age_seconds))
+
+
+def _read_versions(workspace: str) -> set[str]:
+    """Versions that a living job holds; the files of dead ones are removed."""
+    found = set()
+    folder = storage.join(workspace, "index", "readers")
+    for name in storage.list_names(folder):
+        try:
+            reader = json.loads(storage.read_text(storage.join(folder, name)))
+            is_here = reader["host"] == platform.node()
+            alive = psutil.pid_exists(reader["process"]) if is_here else time.time() - reader["since"] < HOLD_SECONDS
+            version = str(reader["version"])
+        except FileNotFoundError:
+            continue  # it has ended just now
+        except (ValueError, KeyError, TypeError):
+            logger.warning("%s/%s is damaged and is removed", folder, name)
+            alive, version = False, ""
+        if alive:
+            found.add(version)
+        else:
+            storage.remove(storage.join(folder, name))
+    return found
+
+
+def _is_old(url: str, min_age_seconds: float) -> bool:
+    changed = storage.last_change(url)
+    return changed is None or time.time() - changed >= min_age_seconds
+
+
+def _remove_old_builds(workspace: str, min_age_seconds: float) -> int:
+    folder = storage.join(workspace, "index", "building")
+    old = [name for name in storage.list_names(folder) if _is_old(storage.join(folder, name), min_age_seconds)]
+    for name in old:
+        storage.remove(storage.join(folder, name))
+    return len(old)
+
+
+def _segments_of_builds(workspace: str) -> set[str]:
+    """Segments that builds which can be resumed have finished."""
+    folder = storage.join(workspace, "index", "building")
+    found = set()
+    for build in storage.list_names(folder):
+        stage = storage.join(folder, build, "segment")
+        for name in storage.list_names(stage):
+            if name.endswith(".json"):
+                with contextlib.suppress(ValueError, FileNotFoundError):
+                    found.add(str(json.loads(storage.read_text(storage.join(stage, name))).get("segment_id")))
+    return found
+
+
+def _remove_unnamed(workspace: str, opened: list[versions.Version], min_age_seconds: float) -> int:
+    """Deletions and trained structures that no version names."""
+    named = {
+        "deleted": {entry.deleted for version in opened for entry in version.entries},
+        "trained": {version.manifest.get("trained_id", "") for version in opened},
+    }
+    num_removed = 0
+    for kind, needed in named.items():
+        folder = storage.join(workspace, "index", kind)
+        for name in storage.list_names(folder):
+            url = storage.join(folder, name)
+            if name not in needed and _is_old(url, min_age_seconds):
+                storage.remove(url)
+                num_removed += 1
+    return num_removed
+
+
+def _remove_staging(workspace: str, min_age_seconds: float) -> int:
+    """Staging directories that killed processes left, here and in the temporary directory of this machine."""
+    if not storage.is_local(workspace):
+        return 0
+    left = [*Path(workspace).glob("index/*/.staging-*"), *Path(tempfile.gettempdir()).glob("ragtune-staging-*")]
+    old = [path for path in left if _is_old(str(path), min_age_seconds)]
+    for path in old:
+        shutil.rmtree(path, ignore_errors=True)
+    return len(old)
