@@ -7,9 +7,10 @@ from typing import Any
 
 import hypothesis
 import numpy as np
+import pyarrow as pa
 import pytest
 
-from ragtune_ray import index, schema, segments, storage
+from ragtune_ray import index, schema, segments, storage, versions
 
 # A busy machine is no failure, and a failure must come again.
 hypothesis.settings.register_profile("ragtune", deadline=None, derandomize=True)
@@ -104,28 +105,47 @@ def write_index() -> Callable[..., str]:
         num_segments: int = 2,
         kind: index.ConcreteKind = "flat",
     ) -> str:
+        workspace = str(workspace)
         vectors = encoder.encode_passages([passage.text for passage in passages])
         trained = index.train(kind, encoder.dimension, len(passages), vectors, seed=0)
-        names = []
+        fingerprints = _fingerprints(passages)
+        entries = []
         for rows in np.array_split(np.arange(len(passages)), num_segments):
-            name = storage.digest([passages[row].passage_id for row in rows] + [encoder.fingerprint])
-            url = segments.segment_url(str(workspace), name)
+            part = [passages[row] for row in rows]
+            marks = [fingerprints[passage.document_id] for passage in part]
+            identity = [[passage.passage_id, mark.hex()] for passage, mark in zip(part, marks, strict=True)]
+            name = storage.digest([identity, encoder.fingerprint, kind])
+            url = segments.segment_url(workspace, name)
             if not storage.is_finished(url):
                 staging = storage.stage(url)
-                table = schema.to_table([passages[row] for row in rows], schema.Passage)
-                segments.write_segment(staging, table, vectors[rows], trained, "en")
-                storage.publish(staging, url, "segment", num_passages=len(rows))
-            names.append(name)
-        return segments.publish_version(
-            str(workspace),
-            names,
-            {"rejects.jsonl": '{"place": "x", "reason": "y", "kind": "file"}\n'},
-            created="2025-01-01T00:00:00Z",
-            encoder={"model": model, "fingerprint": encoder.fingerprint, "dimension": encoder.dimension},
-            index_kind=kind,
-            language="en",
-            num_documents=len({passage.document_id for passage in passages}),
-            num_passages=len(passages),
-        )
+                table = schema.to_table(part, schema.Passage)
+                marked = pa.array(marks, pa.binary(segments.FINGERPRINT_BYTES))
+                segments.write_segment(staging, table, marked, vectors[rows], trained, "en")
+                segments.publish_segment(staging, url, len(rows), trained_id="")
+            entries.append(versions.entry_of(workspace, name))
+        facts = {
+            "encoder": {"model": model, "fingerprint": encoder.fingerprint, "dimension": encoder.dimension},
+            "index_kind": kind,
+            "language": "en",
+            "num_documents": len(fingerprints),
+            # So much that the approximate kinds find everything.
+            "search": {"lists": 1000, "graph": 1000, "rescored": 100},
+        }
+        files = {"rejects.jsonl": '{"place": "x", "reason": "y", "kind": "file"}\n'}
+        draft = versions.Draft(tuple(entries), facts, files)
+        return versions.publish_version(workspace, versions.head(workspace), draft).name
 
     return write
+
+
+def _fingerprints(passages: Sequence[schema.Passage]) -> dict[str, bytes]:
+    """Of each passage's document, as far as the passages tell of it."""
+    texts: dict[str, list[schema.Passage]] = {}
+    for passage in passages:
+        texts.setdefault(passage.document_id, []).append(passage)
+    return {
+        name: segments.document_fingerprint(
+            schema.Document(name, " ".join(row.text for row in rows), rows[0].title, rows[0].metadata, "")
+        )
+        for name, rows in texts.items()
+    }

@@ -1,10 +1,12 @@
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from ragtune_ray import index, schema, segments, storage
+from ragtune_ray import index, schema, snapshot, storage, versions
+from ragtune_ray.cluster.compaction import compact
 from ragtune_ray.cluster.corpus import CorpusError, build_index
 from ragtune_ray.cluster.reading import DuplicateError
 from ragtune_ray.retriever import open_retriever
@@ -13,14 +15,14 @@ pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("shared_ray")]
 
 
 def segment_manifests(workspace: Path) -> list[str]:
-    manifest = storage.read_manifest(segments.version_url(str(workspace), segments.current_version(str(workspace))))
+    manifest = storage.read_manifest(versions.version_url(str(workspace), versions.current_version(str(workspace))))
     return [entry["manifest_sha256"] for entry in manifest["segments"]]
 
 
 def test_every_passage_reconstructs_its_document(tmp_path: Path, settings_for, corpus: Path) -> None:
     build_index(settings_for(tmp_path))
     texts = {row["document_id"]: row["text"] for row in map(json.loads, corpus.read_text().splitlines())}
-    passages = list(schema.from_table(segments.open_index(str(tmp_path)).passages, schema.Passage))
+    passages = list(schema.from_table(snapshot.open_index(str(tmp_path)).passages, schema.Passage))
     assert {passage.document_id for passage in passages} == set(texts)
     for passage in passages:
         assert texts[passage.document_id][passage.start : passage.end] == passage.text
@@ -39,7 +41,7 @@ def test_search_over_many_segments_equals_search_over_one(tmp_path: Path, settin
     assert found[0] == found[1]
 
 
-@pytest.mark.parametrize("kind", ["flat", "ivf", "hnsw"])
+@pytest.mark.parametrize("kind", ["flat", "ivf", "ivf_sq", "ivf_pq", "hnsw"])
 def test_the_same_input_gives_the_same_bytes_whatever_the_workers(tmp_path: Path, settings_for, kind: str) -> None:
     for name, workers in (("a", 1), ("b", 3)):
         build_index(settings_for(tmp_path / name, f"cluster.encoder_workers={workers}", f"index.kind={kind}"))
@@ -52,7 +54,7 @@ def test_a_finished_build_is_not_done_again(
     first = build_index(settings_for(tmp_path))
     assert build_index(settings_for(tmp_path)) == first
     assert "nothing to do" in capsys.readouterr().err
-    assert segments.list_versions(str(tmp_path)) == ["000001"]
+    assert versions.list_versions(str(tmp_path)) == ["000001"]
 
 
 def test_a_changed_corpus_or_setting_gives_a_new_version_and_leaves_the_old_one(
@@ -63,18 +65,18 @@ def test_a_changed_corpus_or_setting_gives_a_new_version_and_leaves_the_old_one(
     workspace = tmp_path / "workspace"
     build_index(settings_for(workspace))
     build_index(settings_for(workspace, f"corpus.path={changed}"))
-    assert segments.current_version(str(workspace)) == "000002"
+    assert versions.current_version(str(workspace)) == "000002"
     counts = [
-        segments.open_index(str(workspace), version).manifest["num_documents"] for version in ("000001", "000002")
+        snapshot.open_index(str(workspace), version).manifest["num_documents"] for version in ("000001", "000002")
     ]
     assert counts == [60, 61]
-    assert segments.index_problems(str(workspace), "000001") == []
+    assert versions.index_problems(str(workspace), "000001") == []
 
 
 def test_the_manifest_holds_the_facts(tmp_path: Path, settings_for) -> None:
     settings = settings_for(tmp_path)
     manifest = storage.read_manifest(str(build_index(settings)))
-    opened = segments.open_index(str(tmp_path))
+    opened = snapshot.open_index(str(tmp_path))
     assert manifest["num_documents"] == 60
     assert manifest["num_passages"] == opened.passages.num_rows == opened.vectors.num_vectors
     assert manifest["num_passages"] == opened.lexical.num_passages
@@ -90,7 +92,7 @@ def test_the_same_document_twice_is_dropped_and_counted(tmp_path: Path, settings
     doubled.write_text(corpus.read_text() + first + "\n" + first + "\n")
     workspace = tmp_path / "workspace"
     url = build_index(settings_for(workspace, f"corpus.path={doubled}"))
-    opened = segments.open_index(str(workspace))
+    opened = snapshot.open_index(str(workspace))
     assert opened.manifest["num_documents"] == 60
     assert opened.manifest["num_rejects"] == {"row": 2}
     rejects = [json.loads(line) for line in (Path(url) / "rejects.jsonl").read_text().splitlines()]
@@ -108,7 +110,7 @@ def test_one_id_for_two_texts_is_an_error_that_names_both_places(tmp_path: Path,
     assert "'d3'" in str(error.value)
     assert "clash.jsonl:4 " in str(error.value)
     assert "clash.jsonl:61" in str(error.value)
-    assert segments.list_versions(str(tmp_path / "workspace")) == []
+    assert versions.list_versions(str(tmp_path / "workspace")) == []
 
 
 def bad_folder(path: Path) -> None:
@@ -132,7 +134,7 @@ def test_bad_files_and_rows_are_counted_and_the_rest_is_indexed(tmp_path: Path, 
     workspace = tmp_path / "workspace"
     settings = settings_for(workspace, f"corpus.path={tmp_path / 'folder'}", "corpus.max_document_bytes=100000")
     url = build_index(settings)
-    opened = segments.open_index(str(workspace))
+    opened = snapshot.open_index(str(workspace))
     assert set(opened.passages["document_id"].to_pylist()) == {"good.md", "ok", "lone"}
     rejects = [json.loads(line) for line in (Path(url) / "rejects.jsonl").read_text().splitlines()]
     places = sorted(Path(reject["place"]).name for reject in rejects)
@@ -151,14 +153,14 @@ def test_bad_files_and_rows_are_counted_and_the_rest_is_indexed(tmp_path: Path, 
     assert sum(opened.manifest["num_rejects"].values()) == len(rejects)
     with pytest.raises(CorpusError, match=r"corpus\.strict: 10 inputs were rejected; the first: "):
         build_index(settings.using("corpus.strict=true", f"workspace={tmp_path / 'strict'}"))
-    assert segments.list_versions(str(tmp_path / "strict")) == []
+    assert versions.list_versions(str(tmp_path / "strict")) == []
 
 
 def test_a_corpus_of_nothing_but_rejects_is_an_error(tmp_path: Path, settings_for) -> None:
     (tmp_path / "rows.jsonl").write_text('{"document_id": "a", "text": " "}\n')
     with pytest.raises(CorpusError, match=r"nothing was left to index.*rows\.jsonl:1: "):
         build_index(settings_for(tmp_path / "workspace", f"corpus.path={tmp_path / 'rows.jsonl'}"))
-    assert segments.list_versions(str(tmp_path / "workspace")) == []
+    assert versions.list_versions(str(tmp_path / "workspace")) == []
 
 
 def test_a_passage_without_a_finite_vector_is_counted_and_never_indexed(
@@ -169,7 +171,7 @@ def test_a_passage_without_a_finite_vector_is_counted_and_never_indexed(
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     workspace = tmp_path / "workspace"
     url = build_index(settings_for(workspace, f"corpus.path={path}", f"encoder.model={nan_encoder}"))
-    opened = segments.open_index(str(workspace))
+    opened = snapshot.open_index(str(workspace))
     rejects = [json.loads(line) for line in (Path(url) / "rejects.jsonl").read_text().splitlines()]
     assert [reject["place"] for reject in rejects] == ["d2#0", "d7#0", "d12#0", "d17#0"]
     assert opened.manifest["num_rejects"] == {"passage": 4}
@@ -190,7 +192,7 @@ def test_a_build_goes_on_where_files_of_units_have_vanished(
         raise RuntimeError("stopped before publishing")
 
     with monkeypatch.context() as patched:
-        patched.setattr(segments, "publish_version", fail)
+        patched.setattr(versions, "publish_version", fail)
         with pytest.raises(RuntimeError, match="stopped before"):
             build_index(settings_for(workspace))
     (build,) = (workspace / "index" / "building").iterdir()
@@ -206,6 +208,94 @@ def test_a_build_goes_on_where_files_of_units_have_vanished(
 
 
 def test_an_approximate_index_is_chosen_by_size(tmp_path: Path, settings_for, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(index, "FLAT_MAX_VECTORS", 50)
+    monkeypatch.setattr(index, "FLAT_MAX_NUMBERS", 50 * 64)
     manifest = storage.read_manifest(str(build_index(settings_for(tmp_path))))
-    assert manifest["index_kind"] == "ivf"
+    assert manifest["index_kind"] == "ivf_sq"
+    assert manifest["calibration"]["recall@10"] >= 0.95
+    assert manifest["bytes_per_vector"]["searched"] < manifest["bytes_per_vector"]["stored"]
+
+
+def embedded(text: str) -> int:
+    """Passages that the run whose progress is given has embedded."""
+    lines = [line for line in text.splitlines() if line.startswith("embed ")]
+    return int(lines[-1].split("/")[1].split(" ")[0].replace(",", "")) if lines else 0
+
+
+def test_only_what_changed_is_embedded_and_the_index_equals_one_built_anew(
+    tmp_path: Path, settings_for, corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [json.loads(line) for line in corpus.read_text().splitlines()]
+    workspace = tmp_path / "workspace"
+    build_index(settings_for(workspace))
+    rows[3]["text"] = "Vessel three was painted over. The code of vessel3 is hidden3."
+    rows[7]["title"] = "Another title"
+    changed = tmp_path / "changed.jsonl"
+    kept = [*rows[:10], *rows[12:], {"document_id": "new", "text": "Something new about vessel99."}]
+    changed.write_text("".join(json.dumps(row) + "\n" for row in kept))
+    capsys.readouterr()
+    settings = settings_for(workspace, f"corpus.path={changed}")
+    manifest = storage.read_manifest(str(build_index(settings)))
+    assert manifest["change"] == {"added": 1, "changed": 2, "removed": 2, "unchanged": 56}
+    opened = snapshot.open_index(str(workspace))
+    found = {passage.passage_id: passage for passage in schema.from_table(opened.live_passages(), schema.Passage)}
+    three = [passage for passage in found.values() if passage.document_id in {"d3", "d7", "new"}]
+    assert embedded(capsys.readouterr().err) == len(three), "nothing else was embedded"
+    anew = settings_for(tmp_path / "anew", f"corpus.path={changed}")
+    build_index(anew)
+    expected = snapshot.open_index(str(tmp_path / "anew")).live_passages()
+    assert found == {passage.passage_id: passage for passage in schema.from_table(expected, schema.Passage)}
+    queries = [f"What is the code of vessel{number}?" for number in (3, 7, 10, 20, 99)]
+    for mode in ("dense", "lexical", "hybrid"):
+        one, other = (
+            open_retriever(each.using(f"retrieval.mode={mode}")).retrieve(queries, queries, 1)
+            for each in (settings, anew)
+        )
+        assert [hits[0].passage_id for hits in one] == [hits[0].passage_id for hits in other]
+
+
+def test_going_back_to_an_earlier_corpus_publishes_its_content_again(
+    tmp_path: Path, settings_for, corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shorter = tmp_path / "shorter.jsonl"
+    shorter.write_text("".join(line + "\n" for line in corpus.read_text().splitlines()[:50]))
+    workspace = tmp_path / "workspace"
+    build_index(settings_for(workspace))
+    build_index(settings_for(workspace, f"corpus.path={shorter}"))
+    capsys.readouterr()
+    url = build_index(settings_for(workspace))
+    assert storage.read_manifest(str(url))["restores"] == "000001"
+    assert not embedded(capsys.readouterr().err)
+    first, third = (versions.read_version(str(workspace), name) for name in ("000001", "000003"))
+    assert first.entries == third.entries
+
+
+def test_a_resume_whose_segment_files_have_vanished_builds_them_again(
+    tmp_path: Path, settings_for, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build_index(settings_for(tmp_path / "undisturbed", "index.segment_passages=100"))
+    workspace = tmp_path / "workspace"
+    settings = settings_for(workspace, "index.segment_passages=100")
+
+    def fail(*_: object, **__: object) -> str:
+        raise RuntimeError("stopped before publishing")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(versions, "publish_version", fail)
+        with pytest.raises(RuntimeError, match="stopped before"):
+            build_index(settings)
+    (lost, *_) = sorted((workspace / "index" / "segments").iterdir())
+    shutil.rmtree(lost)
+    build_index(settings)
+    assert segment_manifests(workspace) == segment_manifests(tmp_path / "undisturbed")
+    assert versions.index_problems(str(workspace)) == []
+
+
+def test_compaction_on_ray_merges_segments_and_finds_the_same(tmp_path: Path, settings_for) -> None:
+    settings = settings_for(tmp_path, "index.segment_passages=40")
+    build_index(settings)
+    texts = [f"What is the code of vessel{number}?" for number in range(40)]
+    before = open_retriever(settings).retrieve(texts, texts, 7)
+    merged = compact(settings.using("index.segment_passages=1000"), in_process=False)
+    assert merged is not None
+    assert len(merged.entries) == 1
+    assert open_retriever(settings).retrieve(texts, texts, 7) == before

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ragtune_ray import segments, storage
+from ragtune_ray import storage, versions
 from tests.cluster.conftest import write_corpus
 from tests.faults.conftest import eventually
 
@@ -27,9 +27,9 @@ def settings(tmp_path: Path, workspace: str) -> dict[str, object]:
 
 
 def segment_manifests(workspace: Path) -> list[str]:
-    version = segments.current_version(str(workspace))
-    manifest = storage.read_manifest(segments.version_url(str(workspace), version))
-    assert segments.index_problems(str(workspace)) == []
+    version = versions.current_version(str(workspace))
+    manifest = storage.read_manifest(versions.version_url(str(workspace), version))
+    assert versions.index_problems(str(workspace)) == []
     return [entry["manifest_sha256"] for entry in manifest["segments"]]
 
 
@@ -44,7 +44,7 @@ def test_killed_driver_and_killed_workers_cost_only_what_was_under_way(tmp_path:
     command = run("index", settings(tmp_path, "killed"))
     eventually(lambda: len(finished_units(workspace, "embed")) >= 10, command)
     command.kill()
-    assert segments.list_versions(str(workspace)) == [], "nothing is published by a build that was killed"
+    assert versions.list_versions(str(workspace)) == [], "nothing is published by a build that was killed"
     kept = {path.name: path.stat().st_mtime_ns for path in finished_units(workspace, "embed")}
 
     command = run("index", settings(tmp_path, "killed"))
@@ -71,7 +71,7 @@ def test_a_version_stays_current_while_a_later_build_is_killed(tmp_path: Path, r
     command = run("index", first)
     eventually(lambda: finished_units(workspace, "embed"), command)
     command.kill()
-    assert segments.current_version(str(workspace)) == "000001"
+    assert versions.current_version(str(workspace)) == "000001"
     assert segment_manifests(workspace) == before
     run("index", first).wait()
-    assert segments.current_version(str(workspace)) == "000002"
+    assert versions.current_version(str(workspace)) == "000002"
