@@ -12,7 +12,7 @@ parallelism comes from building several at once.
 | `flat` | every vector | the structure |
 | `ivf` | the inverted lists nearest to the query (Sivic and Zisserman 2003) | the structure |
 | `ivf_sq` | ... holding 8-bit codes per dimension | `vectors.npy` beside it |
-| `ivf_pq` | ... holding product-quantised codes of residuals (Jegou et al. 2011) | `vectors.npy` beside it |
+| `ivf_pq` | ... holding product-quantised codes (Jegou et al. 2011) | `vectors.npy` beside it |
 | `hnsw` | a navigable small-world graph (Malkov and Yashunin 2018) | the structure |
 """
 
@@ -165,8 +165,9 @@ def train(kind: ConcreteKind, dimension: int, num_vectors: int, sample: np.ndarr
     with one_thread():
         quantizer = faiss.IndexFlatIP(dimension)
         quantizer.add(_centroids(sample, min(num_lists(num_vectors), len(sample)), seed))
-        inverted = _inverted(kind, quantizer, dimension, len(sample))
-        inverted.train(sample)
+        inverted = _inverted(kind, quantizer, dimension, max(2, len(sample)))
+        # A product quantiser cannot be trained on one vector, but on the same vector twice.
+        inverted.train(np.repeat(sample, 2, axis=0) if len(sample) == 1 else sample)
     return inverted
 
 
@@ -174,15 +175,19 @@ def _inverted(kind: ConcreteKind, quantizer: Any, dimension: int, num_samples: i
     import faiss
 
     metric, lists = faiss.METRIC_INNER_PRODUCT, quantizer.ntotal
+    index: Any
     match kind:
         case "ivf_sq":
             # Codes of whole vectors, not of residuals, and one range for all dimensions: they nominate as well, in two
             # thirds of the time, since whole numbers are compared.
             eight_bits = faiss.ScalarQuantizer.QT_8bit_uniform
-            index: Any = faiss.IndexIVFScalarQuantizer(quantizer, dimension, lists, eight_bits, metric, False)
+            index = faiss.IndexIVFScalarQuantizer(quantizer, dimension, lists, eight_bits, metric, False)
         case "ivf_pq":
-            bits = min(8, max(1, int(math.log2(max(2, num_samples)))))
+            bits = min(8, max(1, int(math.log2(num_samples))))
             index = faiss.IndexIVFPQ(quantizer, dimension, lists, _num_pq_codes(dimension), bits, metric)
+            # Whole vectors here too: FAISS would size a table for residuals that inner products do not use, and the limits
+            # under which files are read would have to allow for it.
+            index.by_residual = False
         case _:
             index = faiss.IndexIVFFlat(quantizer, dimension, lists, metric)
     # The structure owns its centroids from now on, on the side of C++ as well.
@@ -267,9 +272,18 @@ def load(path: Path, *, mmap: bool = False) -> Any:
     faiss.set_deserialization_vector_byte_limit(path.stat().st_size)
     faiss.set_deserialization_loop_limit(max(1, path.stat().st_size // 8))
     try:
-        return faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC if mmap else 0)
+        structure = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC if mmap else 0)
     except RuntimeError as error:
         raise ValueError(f"{path}: is not a readable FAISS index ({str(error).splitlines()[0]})") from error
+    if isinstance(structure, faiss.IndexIVF):
+        # Mapped lists are not read here, so FAISS does not notice when the file ends before they do.
+        claimed = structure.ntotal * (structure.code_size + 8) + 4 * structure.nlist * structure.d
+        if claimed > path.stat().st_size:
+            raise ValueError(
+                f"{path}: is not a readable FAISS index (its lists hold {claimed:,} bytes, the file "
+                f"{path.stat().st_size:,})"
+            )
+    return structure
 
 
 def kind_of(structure: Any) -> ConcreteKind:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ragtune_ray import config, schema, segments, storage
+from ragtune_ray import config, schema, snapshot, storage
 from ragtune_ray.encoder import HashingEncoder, load_encoder
 from ragtune_ray.retriever import Retriever, fuse, open_retriever
 
@@ -37,8 +37,8 @@ def workspace(
 
 
 @pytest.fixture(scope="module")
-def opened(workspace: str) -> segments.Index:
-    return segments.open_index(workspace)
+def opened(workspace: str) -> snapshot.Index:
+    return snapshot.open_index(workspace)
 
 
 def ids(hits: Sequence[schema.Hit]) -> list[str]:
@@ -93,7 +93,7 @@ def test_fusion_equals_a_plain_loop(
 
 
 def test_dense_hits_are_the_nearest_vectors(
-    opened: segments.Index, encoder: HashingEncoder, passages: list[schema.Passage]
+    opened: snapshot.Index, encoder: HashingEncoder, passages: list[schema.Passage]
 ) -> None:
     retriever = Retriever(opened, encoder, config.Retrieval(mode="dense"))
     queries = [passage.text.lower() + " moon" for passage in passages]
@@ -116,7 +116,7 @@ def test_every_mode_finds_the_passage_that_says_it(
     assert [ids(hits)[0] for hits in found] == ["mars#1", "moon#1", "sun#1"]
 
 
-def test_the_lexical_mode_finds_only_passages_that_share_a_word_and_needs_no_encoder(opened: segments.Index) -> None:
+def test_the_lexical_mode_finds_only_passages_that_share_a_word_and_needs_no_encoder(opened: snapshot.Index) -> None:
     retriever = Retriever(opened, None, config.Retrieval(mode="lexical"))
     found = retriever.retrieve(["m", "x", "t"], ["月球", "xylophone", "moon"], 10)
     assert [ids(hits) for hits in found][:2] == [["china#0"], []]
@@ -125,7 +125,7 @@ def test_the_lexical_mode_finds_only_passages_that_share_a_word_and_needs_no_enc
         Retriever(opened, None, config.Retrieval(mode="hybrid"))
 
 
-def test_hybrid_is_the_fusion_of_dense_and_lexical(opened: segments.Index, encoder: HashingEncoder) -> None:
+def test_hybrid_is_the_fusion_of_dense_and_lexical(opened: snapshot.Index, encoder: HashingEncoder) -> None:
     settings = config.Retrieval(mode="hybrid", candidates=4, fusion_constant=2.0)
     scores, ordinals = Retriever(opened, encoder, settings).search(QUERIES, 3)
     dense = opened.vectors.search(encoder.encode_queries(QUERIES), 4)[1]
@@ -140,7 +140,7 @@ def test_hybrid_is_the_fusion_of_dense_and_lexical(opened: segments.Index, encod
 @pytest.mark.parametrize("top_k", [1, 5, 8, 20])
 @pytest.mark.parametrize("candidates", [1, 50])
 def test_top_k_is_filled_while_the_index_holds_passages(
-    opened: segments.Index, encoder: HashingEncoder, passages: list[schema.Passage], top_k: int, candidates: int
+    opened: snapshot.Index, encoder: HashingEncoder, passages: list[schema.Passage], top_k: int, candidates: int
 ) -> None:
     for mode in ("dense", "hybrid"):
         retriever = Retriever(opened, encoder, config.Retrieval(mode=mode, candidates=candidates))
@@ -150,12 +150,12 @@ def test_top_k_is_filled_while_the_index_holds_passages(
             assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
 
 
-def test_no_queries_give_no_hits(opened: segments.Index, encoder: HashingEncoder) -> None:
+def test_no_queries_give_no_hits(opened: snapshot.Index, encoder: HashingEncoder) -> None:
     for mode in ("dense", "lexical", "hybrid"):
         assert Retriever(opened, encoder, config.Retrieval(mode=mode)).retrieve([], [], 3) == []
 
 
-def test_another_encoder_is_refused_with_both_named(workspace: str, opened: segments.Index) -> None:
+def test_another_encoder_is_refused_with_both_named(workspace: str, opened: snapshot.Index) -> None:
     with pytest.raises(
         storage.ArtifactError, match=r"built by encoder 'hashing-64' \(hashing-64\), not by this one \(hashing-32\)"
     ):
@@ -175,7 +175,7 @@ class BrokenEncoder(HashingEncoder):
 
 
 @pytest.mark.parametrize("mode", ["dense", "hybrid"])
-def test_a_query_without_a_finite_vector_is_named(opened: segments.Index, mode: config.RetrievalMode) -> None:
+def test_a_query_without_a_finite_vector_is_named(opened: snapshot.Index, mode: config.RetrievalMode) -> None:
     retriever = Retriever(opened, BrokenEncoder("hashing-64"), config.Retrieval(mode=mode))
     with pytest.raises(ValueError, match=r"no finite vector for the query 'second'"):
         retriever.retrieve(["a", "b", "c"], ["first", "second", "third"], 2)
@@ -194,7 +194,7 @@ class LengthReranker:
 
 @pytest.mark.parametrize("mode", ["dense", "lexical", "hybrid"])
 def test_a_reranker_orders_the_candidates(
-    opened: segments.Index, encoder: HashingEncoder, passages: list[schema.Passage], mode: config.RetrievalMode
+    opened: snapshot.Index, encoder: HashingEncoder, passages: list[schema.Passage], mode: config.RetrievalMode
 ) -> None:
     plain = Retriever(opened, encoder, config.Retrieval(mode=mode, candidates=5))
     reranker = LengthReranker()
@@ -215,7 +215,7 @@ def test_a_reranker_orders_the_candidates(
 
 @pytest.mark.parametrize("mode", ["dense", "lexical", "hybrid"])
 def test_passages_come_as_the_hits_do(
-    opened: segments.Index, encoder: HashingEncoder, mode: config.RetrievalMode
+    opened: snapshot.Index, encoder: HashingEncoder, mode: config.RetrievalMode
 ) -> None:
     retriever = Retriever(opened, encoder, config.Retrieval(mode=mode))
     hits = retriever.retrieve(["q"] * len(QUERIES), QUERIES, 4)

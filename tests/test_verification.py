@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from ragtune_ray import schema, segments, storage
+from ragtune_ray import schema, segments, storage, versions
 from ragtune_ray.encoder import HashingEncoder
 from ragtune_ray.verification import verify_artifact, verify_workspace
 
@@ -28,7 +28,7 @@ def test_a_sound_workspace_has_no_problems(workspace: Path) -> None:
 
 def test_a_flipped_byte_in_any_file_of_any_artifact_is_found_and_named(workspace: Path) -> None:
     files = sorted(path for path in workspace.rglob("*") if path.is_file() and path.name != "CURRENT")
-    assert len(files) == 2 * 2 + 3 * 8 + 2
+    assert len(files) == 2 * 2 + 3 * 10 + 2
     for file in files:
         sound = file.read_bytes()
         middle = len(sound) // 2
@@ -62,7 +62,7 @@ def test_a_run_without_a_manifest_is_unfinished(workspace: Path) -> None:
 def test_a_segment_that_a_version_misses_is_named_once(workspace: Path) -> None:
     import shutil
 
-    named = segments.open_index(str(workspace), "000001").manifest["segments"][1]["segment_id"]
+    named = versions.read_version(str(workspace), "000001").manifest["segments"][1]["segment_id"]
     shutil.rmtree(segments.segment_url(str(workspace), named))
     (problem,) = verify_workspace(str(workspace))[0]
     assert f"segments/{named}: no manifest.json" in problem
