@@ -237,34 +237,32 @@ class LexicalIndex:
         scores = np.full((len(queries), top_k), -np.inf, dtype=np.float32)
         ids = np.full((len(queries), top_k), -1, dtype=np.int64)
         for row, query_tokens in enumerate(tokens(queries, self._language)):
-            best_scores, best_ids = self._best(self._weighted(query_tokens), masks, top_k)
+            best_scores, best_ids = self._best(self._weights(query_tokens), masks, top_k)
             scores[row, : len(best_ids)] = best_scores
             ids[row, : len(best_ids)] = best_ids
         return scores, ids
 
-    def _best(self, query: list[_Weighted], masks: Sequence[_Mask | None], top_k: int) -> _Hits:
+    def _best(self, weights: Mapping[str, np.float32], masks: Sequence[_Mask | None], top_k: int) -> _Hits:
         """Hits of all segments, best first; each segment has only to find those that beat the hits before it."""
         scores, ids = np.zeros(0, dtype=np.float32), np.zeros(0, dtype=np.int64)
         offset = 0
         for segment, norms, mask in zip(self._segments, self._norms, masks, strict=True):
             floor = float(scores[-1]) if len(scores) == top_k else 0.0
-            more_scores, passages = _segment_hits(segment, norms, query, mask, top_k, floor)
+            more_scores, passages = _segment_hits(segment, norms, weights, mask, top_k, floor)
             scores, ids = np.concatenate([scores, more_scores]), np.concatenate([ids, passages + offset])
             order = np.argsort(-scores, kind="stable")[:top_k]  # stable: equal scores stay in the order of their ids
             scores, ids = scores[order], ids[order]
             offset += len(segment.lengths)
         return scores, ids
 
-    def _weighted(self, query_tokens: list[str]) -> list[_Weighted]:
-        """A query's distinct tokens, heaviest first: the same order, thus the same rounding, in all parts of an index."""
+    def _weights(self, query_tokens: list[str]) -> dict[str, np.float32]:
+        """Token -> idf times its count in the query, in the query's order, so that all parts of an index round alike."""
         num_passages = self._totals[0] if self._whole is None else self._whole.num_passages
-        pairs = []
-        for token, times in Counter(query_tokens).items():
+        weights = {}
+        for token, count in Counter(query_tokens).items():
             frequency = self._frequency(token) if self._whole is None else _known_frequency(self._whole, token)
-            pairs.append((-times * math.log1p((num_passages - frequency + 0.5) / (frequency + 0.5)), token))
-        pairs.sort()
-        sums = list(itertools.accumulate(-weight for weight, _ in reversed(pairs)))[::-1]
-        return [_Weighted(token, -weight, to_come) for (weight, token), to_come in zip(pairs, sums, strict=True)]
+            weights[token] = np.float32(count * math.log1p((num_passages - frequency + 0.5) / (frequency + 0.5)))
+        return weights
 
     def _frequency(self, token: str) -> int:
         """How many live passages of these segments hold the token."""
@@ -297,60 +295,31 @@ class LexicalIndex:
         return [segment.lengths.astype(np.float32) * slope + least for segment in self._segments]
 
 
-class _Weighted(NamedTuple):
-    """A token of a query; a passage's score is the sum of weight * tf / (tf + norm)."""
-
-    token: str
-    weight: float
-    """idf, times how often the token stands in the query."""
-    to_come: float
-    """The sum of this and all later weights."""
-
-
 def _segment_hits(
     segment: Postings,
     norms: npt.NDArray[np.float32],
-    query: list[_Weighted],
+    weights: Mapping[str, np.float32],
     mask: _Mask | None,
     top_k: int,
     floor: float,
 ) -> _Hits:
-    """Scores and passages, by passage, among which are the segment's `top_k` best of those that reach `floor`.
-
-    A token adds less than its weight. So once the weights to come are below the floor, only passages that already have
-    the difference can reach it: the frequent tokens, which come last, are looked up in those few alone (as in MaxScore,
-    Turtle & Flood, 1995).
-    """
-    floor *= 1 - 1e-6 * len(query)  # more than float32 loses in as many additions, so no hit is lost to rounding
-    split = next((place for place, item in enumerate(query) if item.to_come < floor), len(query))
+    """Scores and passages, in the order of passages, among which are the segment's `top_k` best of those above `floor`."""
     scores = np.zeros(len(segment.lengths), dtype=np.float32)
-    for token, weight, _ in query[:split]:
+    for token, weight in weights.items():
         span = _span(segment, token)
-        holders = segment.passages[span].astype(np.intp)
-        np.add.at(scores, holders, _impacts(segment.counts[span], norms[holders], weight))
-    passages = np.flatnonzero(scores > max(0.0, floor - query[split].to_come if split < len(query) else floor))
+        holders = segment.passages[span].astype(np.intp)  # what numpy indexes with; it would convert them twice
+        impacts = segment.counts[span].astype(np.float32)
+        impacts /= impacts + norms[holders]
+        impacts *= weight
+        np.add.at(scores, holders, impacts)
+    passages = np.flatnonzero(scores > floor)
     if mask is not None:
         passages = passages[mask[passages]]
     scores = scores[passages]
-    for token, weight, _ in query[split:]:
-        span = _span(segment, token)
-        places = np.searchsorted(segment.passages[span], passages.astype(np.int32)) + span.start
-        found = np.flatnonzero(segment.passages.take(places, mode="clip") == passages)
-        found = found[places[found] < span.stop]
-        scores[found] += _impacts(segment.counts[places[found]], norms[passages[found]], weight)
     if len(scores) > top_k:
         kept = scores >= np.partition(scores, len(scores) - top_k)[len(scores) - top_k]
         scores, passages = scores[kept], passages[kept]
     return scores, passages
-
-
-def _impacts(counts: npt.NDArray[np.int32], norms: npt.NDArray[np.float32], weight: float) -> npt.NDArray[np.float32]:
-    """What some postings add to scores, weight * tf / (tf + norm); overwrites `norms`."""
-    impacts = counts.astype(np.float32)
-    norms += impacts
-    impacts /= norms
-    impacts *= np.float32(weight)
-    return impacts
 
 
 def _span(segment: Postings, token: str) -> slice:

@@ -291,7 +291,7 @@ def test_shards_with_added_statistics_give_the_bits_of_the_whole(
 
 
 @pytest.mark.parametrize("num_segments", [1, 3, 20])
-def test_skipping_hopeless_passages_loses_no_hit(num_segments: int) -> None:
+def test_any_top_k_of_many_passages_is_the_head_of_their_whole_ranking(num_segments: int) -> None:
     chance = random.Random(num_segments)
     words = [f"w{number}" for number in range(300)]
     weights = [1 / (1 + number) for number in range(300)]
