@@ -61,9 +61,8 @@ def main() -> None:
             if theirs:
                 for row in rows[:-1]:
                     ratios = {key: row[key] / rows[-1][key] for key in ("build_seconds", "p50_milliseconds")}
-                    print(
-                        f"{name:9} {row['index']} / {rows[-1]['index']}: build {ratios['build_seconds']:.3f}, p50 {ratios['p50_milliseconds']:.3f}"
-                    )
+                    shown = f"build {ratios['build_seconds']:.3f}, p50 {ratios['p50_milliseconds']:.3f}"
+                    print(f"{name:9} {row['index']} / {rows[-1]['index']}: {shown}", flush=True)
             given.unlink()
 
 

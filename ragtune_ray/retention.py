@@ -1,10 +1,11 @@
 """What an index still needs, and the rest removed.
 
-In: a workspace. Out: old versions, and segments, deletions, trained structures and leftovers that nothing names, are gone. Nothing
-is removed that a kept version, a job that reads, or a build that can be resumed needs. This module knows nothing of Ray.
+In: a workspace. Out: old versions, and segments, deletions, trained structures and leftovers that nothing names, are gone.
+Nothing is removed that a kept version, a job that reads, or a build that can be resumed needs. This module knows nothing of
+Ray.
 
-A job that reads a version holds it by a small file, `index/readers/`, which counts while its process lives or, on another machine,
-for a day.
+A job that reads a version holds it by a small file in `index/readers/`, which counts while its process lives or, on another
+machine, for a day.
 """
 
 from __future__ import annotations

@@ -277,7 +277,7 @@ def test_a_version_of_a_later_format_is_refused_with_the_next_step(workspace: st
     staging = storage.stage(versions.version_url(workspace, "000002"))
     facts = {name: value for name, value in base.manifest.items() if name in {"segments", "language", "encoder"}}
     storage.publish(staging, versions.version_url(workspace, "000002"), "index", **facts, index_format=99)
-    with pytest.raises(storage.ArtifactError, match="index format 99.*upgrade ragtune-ray"):
+    with pytest.raises(storage.ArtifactError, match=r"index format 99.*upgrade ragtune-ray"):
         versions.read_version(workspace, "000002")
 
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from ragtune_ray import config, failpoints, index, models, planning, schema, storage, versions
-from ragtune_ray.cluster import embedding, reading, session, stages, structures
+from ragtune_ray.cluster import embedding, reading, session, structures
 
 __all__ = ["Built", "CorpusError", "build", "recipe", "runs_in_process", "session_for"]
 

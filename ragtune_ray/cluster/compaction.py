@@ -1,8 +1,8 @@
 """Ray Data: many small or half-empty segments -> few full ones; nothing is embedded again.
 
-In: the latest version of an index. Out: the next one, with the same documents, passages and vectors in fewer segments. What others
-publish meanwhile is kept: passages that were deleted in the old segments are deleted in the new ones too. This module knows
-nothing of documents' sources or encoders.
+In: the latest version of an index. Out: the next one, with the same documents, passages and vectors in fewer segments. What
+others publish meanwhile is kept: passages that were deleted in the old segments are deleted in the new ones too. This module
+knows nothing of documents' sources or encoders.
 """
 
 from __future__ import annotations
