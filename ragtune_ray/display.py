@@ -79,14 +79,17 @@ def _place(document_id: str, start: int, end: int, titles: Mapping[str, str]) ->
 
 def version_lines(manifests: Sequence[Mapping[str, Any]], current: str) -> list[str]:
     """One line per index version, oldest first; `*` marks the current one."""
-    lines = [f"  {'version':<8}{'created':<21}{'documents':>9}{'passages':>10}  {'kind':<7}{'made by':<10}encoder"]
+    lines = [f"  {'number':<7}{'created':<17}{'documents':>9}{'passages':>10}  {'kind':<7}{'made by':<10}encoder"]
     for manifest in manifests:
         mark = "*" if manifest["version"] == current else " "
         made_by = f"to {manifest['restores']}" if "restores" in manifest else manifest.get("operation", "index")
-        lines.append(
-            f"{mark} {manifest['version']:<8}{manifest['created']:<21}{manifest['num_documents']:>9,}"
-            f"{manifest['num_passages']:>10,}  {manifest['index_kind']:<7}{made_by:<10}{manifest['encoder']['model']}"
+        line = (
+            f"{mark} {manifest['version']:<7}{manifest['created'][:16].replace('T', ' '):<17}"
+            f"{manifest['num_documents']:>9,}{manifest['num_passages']:>10,}  {manifest['index_kind']:<7}{made_by:<10}"
         )
+        name = str(manifest["encoder"]["model"])
+        width = WIDTH - len(line)
+        lines.append(line + (name if len(name) <= width else f"…{name[1 - width :]}"))
     return lines
 
 

@@ -128,7 +128,7 @@ def test_versions_are_listed_with_the_current_one_marked() -> None:
     ]
     lines = display.version_lines(manifests, "000002")
     assert [line.split() for line in lines[1:]] == [
-        ["000001", "2025-01-01T00:00:00Z", "1,000", "10,000", "flat", "index", "all-MiniLM-L6-v2"],
-        ["*", "000002", "2025-01-01T00:00:00Z", "2,000", "20,000", "flat", "to", "000001", "all-MiniLM-L6-v2"],
+        ["000001", "2025-01-01", "00:00", "1,000", "10,000", "flat", "index", "all-MiniLM-L6-v2"],
+        ["*", "000002", "2025-01-01", "00:00", "2,000", "20,000", "flat", "to", "000001", "all-MiniLM-L6-v2"],
     ]
     assert max(map(columns, lines)) <= 80
