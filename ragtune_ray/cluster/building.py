@@ -124,7 +124,10 @@ def build(
     if blocks:
         described = {"model": settings.encoder.model, "fingerprint": blocks[0]["encoder"]}
         facts["encoder"] = {**described, "dimension": blocks[0]["dimension"]}
-        facts["encoding"] = {"busy_seconds": round(sum(block["seconds"] for block in blocks), 3)}
+        facts["encoding"] = {
+            "workers": 1 if in_process else embedding.num_workers(settings, len(blocks)),
+            "busy_seconds": round(sum(block["seconds"] for block in blocks), 3),
+        }
     if not sources:
         return Built((), parts, rejects, 0, facts, seconds)
     job = _job(settings, place, build_id, base, blocks[0]["dimension"], num_passages, in_process=in_process)

@@ -21,7 +21,7 @@ from ragtune_ray.cluster import reading, session, stages
 if TYPE_CHECKING:
     import ray.data
 
-__all__ = ["EmbedUnit", "embed_stage", "read_block", "read_vectors"]
+__all__ = ["EmbedUnit", "embed_stage", "num_workers", "read_block", "read_vectors"]
 
 
 def embed_stage(
@@ -36,11 +36,7 @@ def embed_stage(
             units.append(
                 {"unit": len(units), "part": part["unit"], "row_group": group, "rows": rows, "dropped": dropped}
             )
-    if in_process:
-        count = 1
-    else:
-        wanted = session.workers(settings.cluster.encoder_workers, settings.cluster.gpus_per_worker)
-        count = min(len(units), wanted) or 1
+    count = 1 if in_process else num_workers(settings, len(units))
 
     def transform(dataset: ray.data.Dataset) -> ray.data.Dataset:
         import ray.data
@@ -64,6 +60,12 @@ def embed_stage(
         rows_of=lambda unit: int(unit["rows"]),
         in_process=(lambda: EmbedUnit(settings.encoder, build)) if in_process else None,
     )
+
+
+def num_workers(settings: config.Config, num_units: int) -> int:
+    """How many encoder actors work on so many units."""
+    wanted = session.workers(settings.cluster.encoder_workers, settings.cluster.gpus_per_worker)
+    return max(1, min(num_units, wanted))
 
 
 class EmbedUnit:
