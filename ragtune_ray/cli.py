@@ -84,6 +84,19 @@ app.add_typer(
 )
 
 
+@app.command()
+def plan(path: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Say what `index` would take, from a probe of the corpus: passages, bytes, time, money. Builds nothing."""
+    settings = config.load(path, overrides or ())
+    from ragtune_ray import display, forecast
+
+    url = forecast.plan_index(settings)
+    found = forecast.read_plan(url)
+    for line in display.forecast_lines(found):
+        typer.echo(line, err=True)
+    typer.echo(json.dumps({"path": url, **found}, ensure_ascii=False) if as_json else url)
+
+
 @index_app.command("corpus")
 def index(path: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Make the index hold exactly the corpus: only what is new or changed is embedded. May be left out: `index CONFIG`."""

@@ -9,9 +9,17 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ragtune_ray import schema
+from ragtune_ray import progress, schema
 
-__all__ = ["answer_lines", "citation_lines", "difference_lines", "score_lines", "source_lines", "version_lines"]
+__all__ = [
+    "answer_lines",
+    "citation_lines",
+    "difference_lines",
+    "forecast_lines",
+    "score_lines",
+    "source_lines",
+    "version_lines",
+]
 
 WIDTH = 80
 
@@ -102,6 +110,89 @@ def difference_lines(changes: Mapping[str, Sequence[str]], shown: int = 20) -> l
         if len(ids) > shown:
             lines.append(f"  ... and {len(ids) - shown:,} more (--json lists all)")
     return lines
+
+
+def forecast_lines(plan: Mapping[str, Any]) -> list[str]:
+    """What indexing a corpus would take: counts, bytes of each kind of index, seconds, disk, cost, warnings.
+
+    Args:
+        plan: from `forecast.read_plan`.
+    """
+    corpus, probe, sizes, disk = plan["corpus"], plan["probe"], plan["bytes"], plan["disk"]
+    files = f"{_many(corpus['num_files'], 'file')}, {_size(corpus['bytes'])}, {_many(corpus['num_units'], 'unit')}"
+    part = "all" if probe["is_whole"] else "a part"
+    shards = f"{_many(plan['num_segments'], 'segment')}; retrieved from in {_many(plan['num_shards'], 'shard')}"
+    free = "" if disk["free"] is None else f", free: {_size(disk['free'])}"
+    rows = [
+        ("corpus", f"{corpus['path']}: {files}"),
+        ("probe", f"{_many(probe['documents'], 'document')} ({part} of it), one thread, device {probe['device']}"),
+        ("documents", _estimate(plan["documents"])),
+        ("passages", f"{_estimate(plan['passages'])}, {plan['characters_per_passage']:,.0f} characters each"),
+        ("bytes", ", ".join(f"{name} {_size(sizes[name])}" for name in ("text", "postings", "vectors"))),
+        ("segments", shards),
+    ]
+    lines = [line for name, text in rows for line in _wrapped(f"{name:<11}", text)]
+    lines += ["", f"{'kind':<11}{'memory':>12}{'disk':>12}"]
+    for kind, each in plan["kinds"].items():
+        marks = [" auto"] * (kind == plan["auto_kind"]) + [" chosen"] * (kind == plan["kind"])
+        lines.append(
+            f"{kind:<11}{_size(each['memory_bytes']):>12}{_size(each['disk_bytes']):>12} {','.join(marks)}".rstrip()
+        )
+    lines += ["", f"{'stage':<11}{'time':>12}"]
+    lines += [f"{stage:<11}{_duration(seconds):>12}" for stage, seconds in plan["seconds"].items()]
+    workers = plan["workers"]
+    lines += _wrapped(f"{'workers':<11}", f"{_count(workers['count'])}, from {workers['from']}")
+    lines += _wrapped(
+        f"{'disk':<11}", f"{_size(disk['needed'])} while it is built, {_size(disk['index'])} afterwards{free}"
+    )
+    lines += _wrapped(f"{'cost':<11}", _cost(plan["cost"]))
+    return lines + [line for text in plan["warnings"] for line in _wrapped(f"{'warning':<11}", text)]
+
+
+def _estimate(each: Mapping[str, Any]) -> str:
+    if each["low"] is None:
+        return f"{_count(each['value'])} (too little was probed for an interval)"
+    interval = "" if each["low"] == each["high"] else f" ({_count(each['low'])} to {_count(each['high'])})"
+    return f"{_count(each['value'])}{interval}"
+
+
+def _count(number: int) -> str:
+    return f"{number:,}" if number < 10**12 else f"{number:.3g}"
+
+
+def _many(number: int, noun: str) -> str:
+    return f"{_count(number)} {noun}{'' if number == 1 else 's'}"
+
+
+def _size(num_bytes: float) -> str:
+    """Bytes as a person reads them, at most 10 characters."""
+    units = ["bytes", "KiB", "MiB", "GiB", "TiB", "PiB"]
+    power = 0
+    while num_bytes >= 1024 and power < len(units) - 1:
+        num_bytes, power = num_bytes / 1024, power + 1
+    if power == 0:
+        return f"{num_bytes:.0f} bytes"
+    return f"{num_bytes:.1f} {units[power]}" if num_bytes < 10**4 else f"{num_bytes:.2g} {units[power]}"
+
+
+def _duration(seconds: float) -> str:
+    days = seconds / 86_400
+    return progress.duration(seconds) if days < 5 else f"{days:,.0f} days" if days < 10**5 else f"{days:.2g} days"
+
+
+def _cost(cost: Mapping[str, Any]) -> str:
+    """Hours, and money where prices are known."""
+    hours = [f"{cost['core_hours']:,.4g} core-hours"] + [f"{cost['gpu_hours']:,.4g} GPU-hours"] * (
+        cost["gpu_hours"] > 0
+    )
+    parts = [" and ".join(hours)]
+    if cost["compute"] is None:
+        parts.append("their price is not known (prices.core_hour, prices.gpu_hour)")
+    else:
+        parts.append(f"{cost['compute']:,.4g} {cost['currency']}")
+    if cost["storage_month"] is not None:
+        parts.append(f"storing the index {cost['storage_month']:,.4g} {cost['currency']} a month")
+    return "; ".join(parts)
 
 
 def _cell(interval: Mapping[str, float] | None, *, signed: bool) -> str:

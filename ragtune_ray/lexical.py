@@ -29,6 +29,7 @@ import numpy.typing as npt
 import regex  # type: ignore[import-untyped]  # the library has no stubs
 from bm25s.stopwords import STOPWORDS_EN_PLUS
 
+from ragtune_ray import storage
 from ragtune_ray.chunking import UNSPACED
 
 __all__ = ["LexicalIndex", "Postings", "Statistics", "add_statistics", "build_segment", "tokens"]
@@ -65,7 +66,7 @@ class Postings:
         """Write four .npy files and `vocabulary.txt` (one token a line); the same postings give the same bytes."""
         directory.mkdir(parents=True, exist_ok=True)
         for name in _ARRAYS:
-            np.save(directory / f"{name}.npy", getattr(self, name), allow_pickle=False)
+            storage.save_array(directory / f"{name}.npy", getattr(self, name))
         (directory / _VOCABULARY_FILE).write_bytes("\n".join(self.vocabulary).encode())
 
     @classmethod

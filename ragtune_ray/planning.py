@@ -21,14 +21,14 @@ from typing import Any
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
-from ragtune_ray import inputs
+from ragtune_ray import inputs, storage
 from ragtune_ray.inputs import Format
 from ragtune_ray.parquet import check_columns, parquet_errors
 from ragtune_ray.parsers import ParseError
 from ragtune_ray.rows import DOCUMENT_IDS, parse_json, reject, squad_contexts
 from ragtune_ray.schema import Reject
 
-__all__ = ["InputFile", "Plan", "Unit", "plan_units"]
+__all__ = ["InputFile", "Plan", "Unit", "input_fingerprint", "plan_units"]
 
 Range = tuple[int, int, int]
 """Start, stop and first_line of a unit."""
@@ -117,6 +117,15 @@ def plan_units(path: str, unit_bytes: int, root: str | None = None) -> Plan:
         reasons = "; ".join(f"{item.place}: {item.reason}" for item in rejects[:3]) or "it is empty"
         raise inputs.InputError(f"{path}: nothing readable ({reasons}); accepted: {inputs.ACCEPTED}")
     return Plan(tuple(units), tuple(files), tuple(sorted(rejects, key=lambda item: item.place)))
+
+
+def input_fingerprint(plan: Plan) -> str:
+    """Of the files' contents and their paths below the corpus folder, since those are in the ids of documents."""
+    root = plan.units[0].root.rstrip("/") + "/" if plan.units else ""
+    return storage.digest(
+        [[file.path.removeprefix(root), file.size_bytes, file.sha256] for file in plan.files]
+        + [[u.format, [path.removeprefix(root) for path in u.paths], u.start, u.stop] for u in plan.units]
+    )
 
 
 def _list_input(path: str) -> tuple[str, list[str], list[Reject]]:

@@ -81,7 +81,7 @@ def collect(workspace: str, keep: int, min_age_seconds: float) -> Removed:
         storage.remove(storage.join(versions.version_url(workspace, name), storage.MANIFEST))
         failpoints.reach("gc.version")
         storage.remove(versions.version_url(workspace, name))
-    other = _remove_old_builds(workspace, min_age_seconds)
+    other = _remove_old_builds(workspace, min_age_seconds) + _remove_remains(workspace, names[-1], min_age_seconds)
     # Read again: what was published meanwhile is needed too.
     opened = [versions.read_version(workspace, name) for name in versions.list_versions(workspace)]
     building = _segments_of_builds(workspace)
@@ -124,6 +124,17 @@ def _read_versions(workspace: str) -> set[str]:
 def _is_old(url: str, min_age_seconds: float) -> bool:
     changed = storage.last_change(url)
     return changed is None or time.time() - changed >= min_age_seconds
+
+
+def _remove_remains(workspace: str, newest: str, min_age_seconds: float) -> int:
+    """Versions of which a run that was killed removed no more than the manifest."""
+    folder = storage.join(workspace, "index", "versions")
+    urls = [versions.version_url(workspace, name) for name in storage.list_names(folder) if name < newest]
+    remains = [url for url in urls if not storage.exists(storage.join(url, storage.MANIFEST))]
+    old = [url for url in remains if _is_old(url, min_age_seconds)]
+    for url in old:
+        storage.remove(url)
+    return len(old)
 
 
 def _remove_old_builds(workspace: str, min_age_seconds: float) -> int:

@@ -9,15 +9,32 @@ lists that hold it, so cosines and BM25 scores need no common scale.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from ragtune_ray import config, schema, selection, snapshot, storage
 from ragtune_ray.encoder import Encoder, Reranker, load_encoder
 
-__all__ = ["Retriever", "fuse", "open_retriever", "visible"]
+__all__ = [
+    "Ranking",
+    "Retriever",
+    "check_encoder",
+    "encode_queries",
+    "fuse",
+    "list_depth",
+    "load_ranking",
+    "open_retriever",
+    "search_lists",
+    "to_hits",
+    "visible",
+]
+
+Ranked: TypeAlias = tuple[np.ndarray, np.ndarray]
+"""Scores (num_queries, depth) float32 and passage ordinals, best first; -inf and -1 where there is no hit."""
+Column: TypeAlias = Callable[[str, np.ndarray], list[str]]
+"""From a column of `Passage` and ordinals to its values there."""
 
 
 def open_retriever(settings: config.Config, version: str | None = None, device: str = "auto") -> Retriever:
@@ -33,8 +50,16 @@ def open_retriever(settings: config.Config, version: str | None = None, device: 
     """
     opened = snapshot.open_index(settings.workspace, version)
     encoder = None if settings.retrieval.mode == "lexical" else load_encoder(settings.encoder, device)
-    reranker = Reranker(settings.retrieval.reranker, device) if settings.retrieval.reranker else None
-    return Retriever(opened, encoder, settings.retrieval, reranker, visible(settings))
+    return Retriever(opened, encoder, settings.retrieval, _reranker(settings.retrieval, device), visible(settings))
+
+
+def load_ranking(settings: config.Retrieval, device: str = "auto") -> Ranking:
+    """How a config makes hits of the lists that were found, its reranker loaded if it names one."""
+    return Ranking(settings, _reranker(settings, device))
+
+
+def _reranker(settings: config.Retrieval, device: str) -> Reranker | None:
+    return Reranker(settings.reranker, device) if settings.reranker else None
 
 
 def visible(settings: config.Config) -> selection.Filter:
@@ -68,17 +93,13 @@ class Retriever:
     ) -> None:
         if encoder is None and settings.mode != "lexical":
             raise ValueError(f"retrieval.mode {settings.mode!r} needs an encoder; only lexical goes without")
-        built_by = opened.manifest["encoder"]
-        if encoder is not None and encoder.fingerprint != built_by["fingerprint"]:
-            raise storage.ArtifactError(
-                f"index version {opened.version} was built by encoder {built_by['model']!r} ({built_by['fingerprint']}), "
-                f"not by this one ({encoder.fingerprint}): their vectors do not compare; run: ragtune index CONFIG"
-            )
+        if encoder is not None:
+            check_encoder(encoder, opened.version, opened.manifest)
         self.index = opened
         self._allowed = opened.allowed(chosen) if chosen else opened.alive
         self._encoder = encoder
         self._settings = settings
-        self._reranker = reranker
+        self._ranking = Ranking(settings, reranker)
 
     def retrieve(self, query_ids: Sequence[str], texts: Sequence[str], top_k: int) -> list[list[schema.Hit]]:
         """Ranked hits for each query, best first; fewer than `top_k` only when the index holds fewer that match.
@@ -92,19 +113,7 @@ class Retriever:
             ValueError: the encoder gave a query no finite vector.
         """
         scores, ordinals = self.search(texts, top_k)
-        found = np.unique(ordinals[ordinals >= 0])
-        rows = self.index.passages.select(["passage_id", "document_id"]).take(found)
-        passage_ids = np.array(rows["passage_id"].to_pylist(), dtype=object)
-        document_ids = np.array(rows["document_id"].to_pylist(), dtype=object)
-        places = np.searchsorted(found, ordinals)
-        return [
-            [
-                schema.Hit(query_id, passage_ids[place], document_ids[place], rank + 1, float(score))
-                for rank, (place, score, ordinal) in enumerate(zip(*row, strict=True))
-                if ordinal >= 0
-            ]
-            for query_id, *row in zip(query_ids, places, scores, ordinals, strict=True)
-        ]
+        return to_hits(query_ids, scores, ordinals, self._column)
 
     def retrieve_passages(self, texts: Sequence[str], top_k: int) -> list[tuple[list[schema.Passage], list[float]]]:
         """The passages of each query's hits, best first, with their scores: what a prompt is built from.
@@ -120,37 +129,131 @@ class Retriever:
 
     def search(self, texts: Sequence[str], top_k: int) -> tuple[np.ndarray, np.ndarray]:
         """Scores and passage ordinals (num_queries, top_k), best first; missing places hold -inf and -1."""
-        settings = self._settings
-        depth = max(top_k, settings.candidates) if settings.mode == "hybrid" or self._reranker else top_k
-        if settings.mode == "lexical":
-            scores, ordinals = self.index.lexical.search(texts, depth, self._allowed)
-        elif settings.mode == "dense":
-            scores, ordinals = self._dense(texts, depth)
+        depth = self._ranking.depth(top_k)
+        embedded = None if self._settings.mode == "lexical" else encode_queries(self._encoder, texts)
+        lists = search_lists(self.index, self._settings.mode, texts, embedded, depth, self._allowed)
+        return self._ranking.rank(texts, lists, top_k, self._column)
+
+    def _column(self, name: str, ordinals: np.ndarray) -> list[str]:
+        values: list[str] = self.index.passages[name].take(ordinals).to_pylist()
+        return values
+
+
+class Ranking:
+    """How the lists that were found for queries become one: fused if there are two, reranked, cut."""
+
+    def __init__(self, settings: config.Retrieval, reranker: Reranker | None) -> None:
+        self._settings = settings
+        self._reranker = reranker
+
+    def depth(self, top_k: int) -> int:
+        """How long a list must be to make `top_k` hits of."""
+        return list_depth(self._settings, top_k, reranks=self._reranker is not None)
+
+    def rank(self, texts: Sequence[str], lists: Sequence[Ranked], top_k: int, column: Column) -> Ranked:
+        """Scores and ordinals (num_queries, top_k), from the lists of `search_lists`.
+
+        Args:
+            texts: the queries.
+            lists: one, or two to be fused, of at least `depth(top_k)`.
+            top_k: how many to keep.
+            column: gives the texts of passages, for the reranker.
+        """
+        if len(lists) == 1:
+            scores, ordinals = lists[0]
         else:
-            lists = [self._dense(texts, depth)[1], self.index.lexical.search(texts, depth, self._allowed)[1]]
-            scores, ordinals = fuse(lists, settings.fusion_constant, max(top_k, depth if self._reranker else 0))
+            kept = self.depth(top_k) if self._reranker else top_k
+            scores, ordinals = fuse([ordinals for _, ordinals in lists], self._settings.fusion_constant, kept)
         if self._reranker is not None:
-            scores, ordinals = self._rerank(texts, ordinals)
+            scores, ordinals = _rerank(self._reranker, texts, ordinals, column)
         return scores[:, :top_k], ordinals[:, :top_k]
 
-    def _dense(self, texts: Sequence[str], depth: int) -> tuple[np.ndarray, np.ndarray]:
-        assert self._encoder is not None
-        vectors = self._encoder.encode_queries(texts)
-        wrong = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
-        if len(wrong):
-            raise ValueError(f"the encoder gave no finite vector for the query {texts[wrong[0]]!r}")
-        return self.index.vectors.search(vectors, depth, self._allowed)
 
-    def _rerank(self, texts: Sequence[str], ordinals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        assert self._reranker is not None
-        rows, columns = np.nonzero(ordinals >= 0)
-        passages = self.index.passages["text"].take(ordinals[rows, columns]).to_pylist()
-        scores = np.full(ordinals.shape, -np.inf, dtype=np.float32)
-        scores[rows, columns] = self._reranker.score(
-            [(texts[int(row)], text) for row, text in zip(rows, passages, strict=True)]
+def list_depth(settings: config.Retrieval, top_k: int, *, reranks: bool) -> int:
+    """How long the lists must be of which `top_k` hits are made."""
+    return max(top_k, settings.candidates) if settings.mode == "hybrid" or reranks else top_k
+
+
+def search_lists(
+    opened: snapshot.Index,
+    mode: config.RetrievalMode,
+    texts: Sequence[str],
+    embedded: np.ndarray | None,
+    depth: int,
+    allowed: snapshot.Selection,
+) -> list[Ranked]:
+    """What an index, or a shard of one, finds for each query: a dense list, a lexical one, or both in this order.
+
+    Args:
+        opened: searched; ordinals count its passages.
+        mode: which lists.
+        texts: the queries.
+        embedded: their vectors; may be None for lexical.
+        depth: of each list.
+        allowed: per segment what may be found.
+    """
+    lists = []
+    if mode != "lexical":
+        assert embedded is not None
+        lists.append(opened.vectors.search(embedded, depth, allowed))
+    if mode != "dense":
+        lists.append(opened.lexical.search(texts, depth, allowed))
+    return lists
+
+
+def check_encoder(encoder: Encoder, version: str, manifest: dict[str, Any]) -> None:
+    """Refuse an encoder other than the one that built an index version.
+
+    Raises:
+        storage.ArtifactError: it is another.
+    """
+    built_by = manifest["encoder"]
+    if encoder.fingerprint != built_by["fingerprint"]:
+        raise storage.ArtifactError(
+            f"index version {version} was built by encoder {built_by['model']!r} ({built_by['fingerprint']}), "
+            f"not by this one ({encoder.fingerprint}): their vectors do not compare; run: ragtune index CONFIG"
         )
-        order = np.argsort(-scores, axis=1, kind="stable")
-        return np.take_along_axis(scores, order, axis=1), np.take_along_axis(ordinals, order, axis=1)
+
+
+def encode_queries(encoder: Encoder | None, texts: Sequence[str]) -> np.ndarray:
+    """The vectors of queries, (num_texts, dimension), all of them finite.
+
+    Raises:
+        ValueError: the encoder gave a query no finite vector; the message names the first.
+    """
+    assert encoder is not None
+    vectors = encoder.encode_queries(texts)
+    wrong = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+    if len(wrong):
+        raise ValueError(f"the encoder gave no finite vector for the query {texts[wrong[0]]!r}")
+    return vectors
+
+
+def to_hits(
+    query_ids: Sequence[str], scores: np.ndarray, ordinals: np.ndarray, column: Column
+) -> list[list[schema.Hit]]:
+    """Scores and ordinals (num_queries, top_k) as the hits of each query."""
+    found = np.unique(ordinals[ordinals >= 0])
+    passage_ids = np.array(column("passage_id", found), dtype=object)
+    document_ids = np.array(column("document_id", found), dtype=object)
+    places = np.searchsorted(found, ordinals)
+    return [
+        [
+            schema.Hit(query_id, passage_ids[place], document_ids[place], rank + 1, float(score))
+            for rank, (place, score, ordinal) in enumerate(zip(*row, strict=True))
+            if ordinal >= 0
+        ]
+        for query_id, *row in zip(query_ids, places, scores, ordinals, strict=True)
+    ]
+
+
+def _rerank(reranker: Reranker, texts: Sequence[str], ordinals: np.ndarray, column: Column) -> Ranked:
+    rows, columns = np.nonzero(ordinals >= 0)
+    passages = column("text", ordinals[rows, columns])
+    scores = np.full(ordinals.shape, -np.inf, dtype=np.float32)
+    scores[rows, columns] = reranker.score([(texts[int(row)], text) for row, text in zip(rows, passages, strict=True)])
+    order = np.argsort(-scores, axis=1, kind="stable")
+    return np.take_along_axis(scores, order, axis=1), np.take_along_axis(ordinals, order, axis=1)
 
 
 def fuse(lists: Sequence[np.ndarray], constant: float, top_k: int) -> tuple[np.ndarray, np.ndarray]:

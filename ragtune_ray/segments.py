@@ -97,7 +97,7 @@ def write_segment(
     structure = index.build(trained, embedded)
     index.save(structure, directory / STRUCTURE)
     if index.is_quantized(index.kind_of(structure)):
-        np.save(directory / EXACT, np.ascontiguousarray(embedded, dtype=np.float32), allow_pickle=False)
+        storage.save_array(directory / EXACT, np.ascontiguousarray(embedded, dtype=np.float32))
     del structure
     (directory / LEXICAL).mkdir()
     lexical.build_segment((text.as_py() for text in passages["text"]), language).save(directory / LEXICAL)

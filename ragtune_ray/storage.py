@@ -18,13 +18,15 @@ import os
 import shutil
 import tempfile
 import time
+import types
 import uuid
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import fsspec
+import numpy as np
 from fsspec.implementations.local import LocalFileSystem
 
 import ragtune_ray
@@ -38,6 +40,7 @@ __all__ = [
     "cache_directory",
     "commit_file",
     "digest",
+    "discarding",
     "exists",
     "file_sha256",
     "free_bytes",
@@ -55,6 +58,7 @@ __all__ = [
     "remove",
     "replace_text",
     "require_space",
+    "save_array",
     "stage",
 ]
 
@@ -131,6 +135,19 @@ def stage(url: str, scratch: str | None = None) -> Path:
         staging.mkdir(parents=True)
         return staging
     return Path(tempfile.mkdtemp(prefix="ragtune-staging-"))
+
+
+@contextlib.contextmanager
+def discarding(path: Path) -> Iterator[None]:
+    """Remove what is being written at a local path if the block fails: a full disk must not get fuller with every try."""
+    try:
+        yield
+    except BaseException:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+        raise
 
 
 def publish(staging: Path, url: str, kind: str, **facts: Any) -> bool:
@@ -334,10 +351,22 @@ def replace_text(url: str, text: str) -> None:
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}-{uuid.uuid4().hex[:12]}")
-    temporary.write_text(text, encoding="utf-8")
-    _sync(temporary)
-    temporary.replace(target)
+    with discarding(temporary):
+        temporary.write_text(text, encoding="utf-8")
+        _sync(temporary)
+        temporary.replace(target)
     _sync(target.parent)
+
+
+def save_array(path: Path, array: np.ndarray) -> None:
+    """Write a .npy file as `numpy.save` does, which on a full disk would not say that the disk is full.
+
+    Raises:
+        OSError: the disk is full or fails; the operating system's own words.
+    """
+    with path.open("wb") as file:
+        # What is no file of its own numpy writes piece by piece, and leaves the errors alone.
+        np.save(types.SimpleNamespace(write=file.write), array, allow_pickle=False)
 
 
 def commit_file(local: Path, url: str) -> None:
@@ -352,11 +381,13 @@ def commit_file(local: Path, url: str) -> None:
     if local.stat().st_dev != target.parent.stat().st_dev:
         # A rename works within one file system only, and temporary directories are often on another than the workspace.
         near = target.with_name(f".{target.name}-{uuid.uuid4().hex[:12]}")
-        shutil.copyfile(local, near)
-        local.unlink()
+        with discarding(near):
+            shutil.copyfile(local, near)
+            local.unlink()
         local = near
-    _sync(local)
-    local.replace(target)
+    with discarding(local):
+        _sync(local)
+        local.replace(target)
     _sync(target.parent)
 
 

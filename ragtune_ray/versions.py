@@ -220,10 +220,11 @@ def publish_version(workspace: str, base: Version | None, draft: Draft) -> Versi
     name = _next_name(workspace, base)
     url = version_url(workspace, name)
     staging = storage.stage(url)
-    for file_name, content in draft.files.items():
-        # In an object store two publishers write into one directory until one of them wins: never the same file.
-        unique = file_name if storage.is_local(url) else f"{storage.digest(content)}-{file_name}"
-        (staging / unique).write_text(content, encoding="utf-8")
+    with storage.discarding(staging):
+        for file_name, content in draft.files.items():
+            # In an object store two publishers write into one directory until one of them wins: never the same file.
+            unique = file_name if storage.is_local(url) else f"{storage.digest(content)}-{file_name}"
+            (staging / unique).write_text(content, encoding="utf-8")
     kept = tuple(entry for entry in draft.entries if entry.num_live)
     inherited = {key: value for key, value in (base.manifest if base else {}).items() if key not in _OWN_FACTS}
     facts = {
@@ -429,9 +430,11 @@ def roll_back(workspace: str, target: str | None = None) -> Version:
 
 def _previous(workspace: str, base: Version) -> str:
     current = current_version(workspace)
-    if int(current) > int(base.name):
+    if int(current) > int(base.name) or not storage.is_finished(version_url(workspace, current)):
         return base.name  # what CURRENT names is damaged: the latest sound one is what comes before it
-    content = read_version(workspace, base.manifest["restores"]) if base.manifest.get("restores") else base
+    # Readers may see less than the latest version, if its publisher was killed: what they see is what is left behind.
+    seen = read_version(workspace, current)
+    content = read_version(workspace, seen.manifest["restores"]) if seen.manifest.get("restores") else seen
     if not content.manifest.get("parent"):
         raise storage.ArtifactError(f"{workspace}: version {content.name} has no version before it to return to")
     return str(content.manifest["parent"])

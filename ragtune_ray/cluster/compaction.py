@@ -57,6 +57,7 @@ def compact(settings: config.Config, *, in_process: bool) -> versions.Version | 
         if _is_small(settings, entry) or _is_hollow(settings, entry)
     ]
     if latest is None or not chosen or (len(chosen) == 1 and not chosen[0].num_deleted):
+        versions.advance_current(settings.workspace)  # as one that was killed after it published may not have done
         progress.say("compact: nothing to merge")
         return None
     failpoints.reach("compact.planned")

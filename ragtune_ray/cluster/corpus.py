@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ragtune_ray import config, failpoints, models, planning, progress, schema, segments, storage, versions
+from ragtune_ray import config, failpoints, forecast, models, planning, progress, schema, segments, storage, versions
 from ragtune_ray.cluster import building, compaction
 from ragtune_ray.cluster.building import Built, CorpusError
 
@@ -80,7 +80,9 @@ def _build(settings: config.Config, plan: planning.Plan, encoder: models.Model, 
             raise CorpusError(
                 f"{settings.corpus.path}: nothing was left to index, {len(built.rejects)} inputs were rejected{first}"
             )
-        facts = _facts(settings, plan, built, corpus_id, build_id, started)
+        planned = forecast.planned_for(settings.workspace, forecast.corpus_id(settings, plan, encoder))
+        # None too is written: else the plan of an earlier corpus would be inherited.
+        facts = {**_facts(settings, plan, built, corpus_id, build_id, started), "planned": planned}
         version, _ = versions.publish_rebasing(
             settings.workspace,
             lambda latest: _draft(settings, latest, base, built, facts),
@@ -89,22 +91,15 @@ def _build(settings: config.Config, plan: planning.Plan, encoder: models.Model, 
         storage.remove(building.directory(settings.workspace, build_id))
         failpoints.reach("build.cleaned")
         _summarize(version, built)
+        if planned:
+            progress.say(forecast.comparison(planned, version.manifest, built.num_passages))
         compacted = compaction.compact_if_needed(settings, in_process=False)
     return compacted.name if compacted else version.name
 
 
 def _corpus_id(settings: config.Config, plan: planning.Plan, wanted: str) -> str:
     """Equal for corpora that give the same documents, whatever the place of their files."""
-    return storage.digest({"recipe": wanted, "kind": settings.index.kind, "input": _input_fingerprint(plan)})
-
-
-def _input_fingerprint(plan: planning.Plan) -> str:
-    """Of the files' contents and their paths below the corpus folder, since those are in the ids of documents."""
-    root = plan.units[0].root.rstrip("/") + "/" if plan.units else ""
-    return storage.digest(
-        [[file.path.removeprefix(root), file.size_bytes, file.sha256] for file in plan.files]
-        + [[u.format, [path.removeprefix(root) for path in u.paths], u.start, u.stop] for u in plan.units]
-    )
+    return storage.digest({"recipe": wanted, "kind": settings.index.kind, "input": planning.input_fingerprint(plan)})
 
 
 def _published(workspace: str, base: versions.Version | None, corpus_id: str) -> str | None:
@@ -139,7 +134,7 @@ def _facts(
         "corpus_id": corpus_id,
         "build_id": build_id,
         "config": settings.model_dump(mode="json"),
-        "input": {"num_files": len(plan.files), "fingerprint": _input_fingerprint(plan)},
+        "input": {"num_files": len(plan.files), "fingerprint": planning.input_fingerprint(plan)},
         "num_documents": built.parts.documents.num_rows,
         "num_rejects": built.counted_rejects(),
         "seconds": {**built.seconds, "total": round(time.monotonic() - started, 3)},

@@ -23,7 +23,7 @@ from ragtune_ray import config, metrics, models, schema, storage
 from ragtune_ray.answering import Task, answer_tasks, failed_answer
 from ragtune_ray.cluster import questions, session, stages
 
-__all__ = ["GenerateUnit", "RetrieveUnit"]
+__all__ = ["GenerateUnit", "RetrieveUnit", "commit_hits", "row_by_row_if_needed"]
 
 ATTEMPTS_TOGETHER = 2
 """So often a unit is tried whole; if its worker died each time, its rows are taken one by one."""
@@ -55,28 +55,8 @@ class RetrieveUnit:
     def _commit(self, unit: dict[str, Any], directory: str) -> str:
         started = time.time()
         rows = questions.read_queries(self._queries, unit["start"], unit["stop"])
-        found = _row_by_row_if_needed(rows, self._hits)
-        hits = [hit for row in found if not isinstance(row, str) for hit in row]
-        rejects = [
-            schema.Reject(row.query_id, result, "row")
-            for row, result in zip(rows, found, strict=True)
-            if isinstance(result, str)
-        ]
-        judged = [row for row in rows if any(relevance > 0 for relevance in row.relevances)]
-        scores = metrics.score_retrieval(judged, hits, self._cutoffs) if judged else {}
-        table = pa.Table.from_pylist([{"query_id": query_id, **values} for query_id, values in scores.items()])
-        with tempfile.TemporaryDirectory(prefix="ragtune-retrieve-") as temporary:
-            paths = {name: Path(temporary) / name for name in ("hits.parquet", "scores.parquet")}
-            pq.write_table(schema.to_table(hits, schema.Hit), paths["hits.parquet"], write_page_checksum=True)
-            pq.write_table(table, paths["scores.parquet"], write_page_checksum=True)
-            return stages.commit_unit(
-                directory,
-                unit["unit"],
-                paths,
-                rejects=[dataclasses.asdict(reject) for reject in rejects],
-                started=started,
-                ended=time.time(),
-            )
+        found = row_by_row_if_needed(rows, self._hits)
+        return commit_hits(directory, unit["unit"], rows, found, self._cutoffs, started)
 
     def _hits(self, rows: Sequence[schema.Query]) -> list[list[schema.Hit]]:
         return self._retriever.retrieve([row.query_id for row in rows], [row.text for row in rows], self._depth)
@@ -84,7 +64,7 @@ class RetrieveUnit:
     def _passages(self, unit: dict[str, Any]) -> list[dict[str, Any]]:
         """Per query of the unit: its passages, their scores, and an error where retrieval failed."""
         rows = questions.read_queries(self._queries, unit["start"], unit["stop"])
-        found = _row_by_row_if_needed(
+        found = row_by_row_if_needed(
             rows, lambda some: self._retriever.retrieve_passages([row.text for row in some], self._depth)
         )
         return [
@@ -99,7 +79,51 @@ class RetrieveUnit:
         ]
 
 
-def _row_by_row_if_needed(rows: Sequence[Row], work: Callable[[Sequence[Row]], list[Found]]) -> list[Found | str]:
+def commit_hits(
+    directory: str,
+    number: int,
+    rows: Sequence[schema.Query],
+    found: Sequence[list[schema.Hit] | str],
+    cutoffs: Sequence[int],
+    started: float,
+) -> str:
+    """Commit a unit of retrieval: `hits.parquet`, `scores.parquet` of the judged queries, rejects in the summary.
+
+    Args:
+        directory: of the stage.
+        number: of the unit.
+        rows: its queries.
+        found: the hits of each, or the reason why there are none.
+        cutoffs: of the metrics.
+        started: when the unit was begun.
+
+    Returns:
+        What `stages.commit_unit` returns.
+    """
+    hits = [hit for row in found if not isinstance(row, str) for hit in row]
+    rejects = [
+        schema.Reject(row.query_id, result, "row")
+        for row, result in zip(rows, found, strict=True)
+        if isinstance(result, str)
+    ]
+    judged = [row for row in rows if any(relevance > 0 for relevance in row.relevances)]
+    scores = metrics.score_retrieval(judged, hits, cutoffs) if judged else {}
+    table = pa.Table.from_pylist([{"query_id": query_id, **values} for query_id, values in scores.items()])
+    with tempfile.TemporaryDirectory(prefix="ragtune-retrieve-") as temporary:
+        paths = {name: Path(temporary) / name for name in ("hits.parquet", "scores.parquet")}
+        pq.write_table(schema.to_table(hits, schema.Hit), paths["hits.parquet"], write_page_checksum=True)
+        pq.write_table(table, paths["scores.parquet"], write_page_checksum=True)
+        return stages.commit_unit(
+            directory,
+            number,
+            paths,
+            rejects=[dataclasses.asdict(reject) for reject in rejects],
+            started=started,
+            ended=time.time(),
+        )
+
+
+def row_by_row_if_needed(rows: Sequence[Row], work: Callable[[Sequence[Row]], list[Found]]) -> list[Found | str]:
     """The work's result per row, or the reason why that row failed: one bad row must not spoil the others."""
     try:
         return [*work(rows)]
@@ -107,7 +131,7 @@ def _row_by_row_if_needed(rows: Sequence[Row], work: Callable[[Sequence[Row]], l
         if len(rows) == 1:
             return [str(error)]
     middle = len(rows) // 2
-    return _row_by_row_if_needed(rows[:middle], work) + _row_by_row_if_needed(rows[middle:], work)
+    return row_by_row_if_needed(rows[:middle], work) + row_by_row_if_needed(rows[middle:], work)
 
 
 class GenerateUnit:

@@ -2,6 +2,7 @@
 
 In: a config that names queries and an index. Out: a run directory: `hits.parquet`, `run.trec`, `rejects.jsonl` and, when the
 queries have qrels, `scores.parquet` (one row per query) and `metrics.json`. A query that cannot be retrieved becomes a reject.
+An index of more than `cluster.shard_bytes` is searched in shards, with the same hits.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ragtune_ray import config, intervals, progress, schema, storage
-from ragtune_ray.cluster import questions, runs, session, stages
+from ragtune_ray import config, intervals, progress, schema, snapshot, storage, versions
+from ragtune_ray.cluster import questions, runs, scatter, session, stages
 from ragtune_ray.cluster.generating import RetrieveUnit
 
 __all__ = ["metrics_json", "retrieve", "summarize", "trec_lines"]
@@ -55,31 +56,53 @@ def _retrieve(settings: config.Config, staged: questions.StagedQueries) -> Path 
         return url
     started = time.monotonic()
     depth = max(settings.retrieval.top_k, settings.evaluate.depth)
+    directory = storage.join(work, "hits")
+    units = questions.units(staged, RETRIEVE_UNIT_QUERIES)
     with runs.holding(settings, version), session.ray_session(settings.cluster):
-        directory = storage.join(work, "hits")
-        units = questions.units(staged, RETRIEVE_UNIT_QUERIES)
-        arguments = {
-            "settings": settings,
-            "version": version,
-            "queries": staged.url,
-            "depth": depth,
-            "directory": directory,
-        }
-        count = min(len(units), session.workers(settings.cluster.encoder_workers, settings.cluster.gpus_per_worker))
-        summaries = stages.run_stage(
-            "retrieve",
-            directory,
-            units,
-            lambda dataset: runs.pool(
-                dataset, RetrieveUnit, count, arguments, session.worker_options(settings.cluster)
-            ),
-            counted="queries",
-            rows_of=lambda unit: int(unit["stop"] - unit["start"]),
+        shards = snapshot.shards(
+            settings.workspace, versions.read_version(settings.workspace, version), settings.cluster.shard_bytes
         )
-    facts = {**runs.facts(settings, version, staged, started), "queries_per_second": runs.rate(staged, summaries)}
+        if len(shards) > 1:
+            places = tuple(map(tuple, shards))
+            job = scatter.Job(settings, version, staged.url, len(units), depth, places, work, directory)
+            summaries, timed = scatter.scatter_gather(job, units)
+        else:
+            summaries = timed = _from_the_whole(settings, version, staged, depth, directory, units)
+    facts = {
+        **runs.facts(settings, version, staged, started),
+        "queries_per_second": runs.rate(staged, timed),
+        "num_shards": max(1, len(shards)),
+    }
     _publish_hits(settings, url, directory, summaries, staged, facts)
     storage.remove(work)
     return url
+
+
+def _from_the_whole(
+    settings: config.Config,
+    version: str,
+    staged: questions.StagedQueries,
+    depth: int,
+    directory: str,
+    units: list[dict[str, Any]],
+) -> list[dict[str, Any]]:
+    """Retrieval by workers that have the whole index open."""
+    arguments = {
+        "settings": settings,
+        "version": version,
+        "queries": staged.url,
+        "depth": depth,
+        "directory": directory,
+    }
+    count = min(len(units), session.workers(settings.cluster.encoder_workers, settings.cluster.gpus_per_worker))
+    return stages.run_stage(
+        "retrieve",
+        directory,
+        units,
+        lambda dataset: runs.pool(dataset, RetrieveUnit, count, arguments, session.worker_options(settings.cluster)),
+        counted="queries",
+        rows_of=lambda unit: int(unit["stop"] - unit["start"]),
+    )
 
 
 def _publish_hits(

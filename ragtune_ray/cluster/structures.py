@@ -183,7 +183,8 @@ def _train_task(job: Job, sources: list[Source], trained_id: str) -> None:
             trained = index.train(job.kind, job.dimension, num_vectors, _vectors_at(job, sources, sampled), job.seed)
             url = trained_url(job.workspace, trained_id)
             staging = storage.stage(url)
-            index.save(trained, staging / TRAINED)
+            with storage.discarding(staging):
+                index.save(trained, staging / TRAINED)
             storage.publish(staging, url, "trained", structure=job.kind, num_vectors=num_vectors)
         saved = Path(temporary) / HELD_OUT
         np.savez(saved, ordinals=asked, queries=_vectors_at(job, sources, asked))
@@ -245,14 +246,15 @@ def _build_unit(unit: dict[str, Any], job: Job) -> str:
         staging = storage.stage(url, scratch=storage.join(job.build, "staging"))
         columns = passages.select(schema.arrow_schema(schema.Passage).names)
         fingerprints = passages["fingerprint"].combine_chunks()
-        segments.write_segment(staging, columns, fingerprints, embedded, trained, job.language)
+        with storage.discarding(staging):
+            segments.write_segment(staging, columns, fingerprints, embedded, trained, job.language)
         trained_id = job.trained_id if index.kind_of(trained) == job.kind else ""
         segments.publish_segment(staging, url, passages.num_rows, trained_id)
     files: dict[str, Path] = {}
     with tempfile.TemporaryDirectory(prefix="ragtune-segment-") as temporary:
         if storage.exists(storage.join(job.build, HELD_OUT)) and job.kind not in index.EXACT_KINDS:
             files["exact.npy"] = Path(temporary) / "exact.npy"
-            np.save(files["exact.npy"], calibration.exact_neighbors(_held_out(job)[0], embedded), allow_pickle=False)
+            storage.save_array(files["exact.npy"], calibration.exact_neighbors(_held_out(job)[0], embedded))
         return stages.commit_unit(
             storage.join(job.build, "segment"), unit["unit"], files, segment_id=unit["segment_id"]
         )

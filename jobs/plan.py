@@ -1,0 +1,14 @@
+"""Say what indexing the corpus would take, from a probe of it: documents, passages, bytes, time, money.
+
+    python -m jobs.plan configs/space.yaml [section.field=value ...]
+    ray job submit --working-dir . -- python jobs/plan.py configs/space.yaml workspace=/shared/workspace
+
+The arguments and the last line of the output are those of `ragtune plan`.
+"""
+
+import sys
+
+from ragtune_ray.cli import main
+
+if __name__ == "__main__":
+    main(["plan", *sys.argv[1:]])
