@@ -248,7 +248,7 @@ def publish_version(workspace: str, base: Version | None, draft: Draft) -> Versi
 
 _OWN_FACTS = {
     "format", "kind", "package_version", "files", "manifest_sha256", "version", "parent", "created", "segments",
-    "restores", "operation", "change", "seconds", "rejects", "num_rejects", "build_id", "corpus_id",
+    "restores", "operation", "change", "seconds", "rejects", "num_rejects", "build_id", "corpus_id", "planned",
 }  # fmt: skip
 """Facts that belong to one version alone; all others are inherited by the next."""
 

@@ -52,6 +52,7 @@ ORDER = [
     "asking",
     "metrics",
     "intervals",
+    "probing",
     "forecast",
     "display",
     "verification",

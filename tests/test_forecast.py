@@ -10,7 +10,20 @@ from typing import Any
 
 import pytest
 
-from ragtune_ray import cli, config, display, forecast, index, inputs, models, planning, schema, storage, versions
+from ragtune_ray import (
+    cli,
+    config,
+    display,
+    forecast,
+    index,
+    inputs,
+    models,
+    planning,
+    probing,
+    schema,
+    storage,
+    versions,
+)
 from ragtune_ray.chunking import chunk_all, word_spans
 from ragtune_ray.cluster import building, corpus
 from ragtune_ray.planning import plan_units
@@ -59,10 +72,10 @@ def jsonl(path: Path, lengths: list[int]) -> Path:
     return write(path, *({"_id": f"{n:06}", "text": text_of(length)} for n, length in enumerate(lengths)))
 
 
-def probe_of(**changes: Any) -> forecast.Probe:
+def probe_of(**changes: Any) -> probing.Probe:
     """1,000 of 10,000 files, each a document of two passages of 500 characters."""
     values: dict[str, Any] = {
-        "pieces": tuple(forecast.Piece("files", 1.0, 1, 2.0, 1000) for _ in range(1000)),
+        "pieces": tuple(probing.Piece("files", 1.0, 1, 2.0, 1000) for _ in range(1000)),
         "sizes": {"files": 10_000.0},
         "num_passages": 500,
         "rejects": (),
@@ -80,7 +93,7 @@ def probe_of(**changes: Any) -> forecast.Probe:
         "add_seconds": 1e-5,
         "product_seconds": 1e-8,
     }
-    return forecast.Probe(**(values | changes))
+    return probing.Probe(**(values | changes))
 
 
 def plan_of(num_units: int = 100) -> planning.Plan:
@@ -161,7 +174,7 @@ def test_a_folder_of_several_formats_adds_them_up(tmp_path: Path) -> None:
 def test_no_part_of_a_file_is_probed_twice(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "c.jsonl", [3, 500, 1, 40] * 100)
     units = plan_units(str(path), 2**13).units
-    parts = list(forecast._parts(units, 0, 200))
+    parts = list(probing._parts(units, 0, 200))
     ranges = sorted((part.start, part.stop) for part in parts)
     assert all(first[1] <= second[0] for first, second in itertools.pairwise(ranges))
     content = path.read_bytes()
@@ -199,7 +212,7 @@ def test_auto_is_what_index_would_choose(tmp_path: Path) -> None:
 
 
 def test_an_interval_covers_unequal_documents_and_is_missing_where_one_piece_was_read(tmp_path: Path) -> None:
-    uneven = tuple(forecast.Piece("files", 1.0, 1, float(n % 5), 1000) for n in range(100))
+    uneven = tuple(probing.Piece("files", 1.0, 1, float(n % 5), 1000) for n in range(100))
     found = estimated(tmp_path, pieces=uneven)
     # The standard error of the mean of 0, 1, 2, 3, 4 over 100 files, with 99 % of the files unseen.
     error = 10_000 * (2 / 100) ** 0.5 * 0.99**0.5
@@ -366,7 +379,7 @@ def test_bad_inputs_name_the_rule_and_the_next_step(tmp_path: Path) -> None:
         (tmp_path / "empty", inputs.InputError, "nothing readable"),
         (tmp_path / "nowhere", inputs.InputError, "no such file or folder"),
         ("", config.ConfigError, "corpus.path is empty"),
-        (rejects, forecast.ForecastError, r"none of \d+ inputs .* is a document \(the first: .*bad.jsonl.*repair"),
+        (rejects, probing.ForecastError, r"none of \d+ inputs .* is a document \(the first: .*bad.jsonl.*repair"),
     ):
         with pytest.raises(error, match=message):
             forecast.plan_index(settings_of(tmp_path, path))
@@ -395,7 +408,7 @@ def test_files_that_are_refused_are_counted(tmp_path: Path) -> None:
 def test_of_a_huge_document_only_the_head_is_chunked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = settings_of(tmp_path, write(tmp_path / "huge.txt", text_of(30_000)))
     documents, passages = everything(settings)
-    monkeypatch.setattr(forecast, "HEAD_CHARACTERS", 10_000)
+    monkeypatch.setattr(probing, "HEAD_CHARACTERS", 10_000)
     found = planned(settings)
     assert (documents, found["documents"]["value"]) == (1, 1)
     assert found["passages"]["value"] == pytest.approx(passages, rel=0.02)
@@ -405,7 +418,7 @@ def test_of_a_huge_document_only_the_head_is_chunked(tmp_path: Path, monkeypatch
 def test_a_huge_document_in_one_line_is_found_wherever_the_probe_looks(tmp_path: Path) -> None:
     settings = settings_of(tmp_path, jsonl(tmp_path / "c.jsonl", [60_000, 10, 60_000]), "seed=3")
     assert planned(settings)["documents"]["value"] == 3
-    with pytest.raises(forecast.ForecastError, match="longer than max_document_bytes"):
+    with pytest.raises(probing.ForecastError, match="longer than max_document_bytes"):
         planned(settings.using("corpus.max_document_bytes=20"))
 
 
