@@ -154,6 +154,12 @@ def _map_arrow(path: Path) -> pa.Table:
     return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
 
 
+def _numbers(column: pa.ChunkedArray) -> np.ndarray:
+    """A column as an array, memory-mapped where the file is one batch (`np.asarray` would import pandas first)."""
+    found: np.ndarray = column.combine_chunks().to_numpy(zero_copy_only=False)
+    return found
+
+
 @dataclass(frozen=True)
 class DocumentRows:
     """Which document owns which passages of a segment; sorted by `keys`."""
@@ -166,12 +172,12 @@ class DocumentRows:
     @functools.cached_property
     def first(self) -> np.ndarray:
         """(num_rows,) first passage of each row."""
-        return np.asarray(self.table["first"])
+        return _numbers(self.table["first"])
 
     @functools.cached_property
     def count(self) -> np.ndarray:
         """(num_rows,) passages of each row."""
-        return np.asarray(self.table["count"])
+        return _numbers(self.table["count"])
 
     def fingerprints(self) -> np.ndarray:
         """(num_rows,) of dtype S16; memory-mapped where the file is one batch."""
@@ -248,7 +254,7 @@ def _document_rows(path: Path) -> DocumentRows:
             "filtered or changed; run: ragtune index CONFIG"
         )
     table = _map_arrow(path / DOCUMENTS)
-    return DocumentRows(np.asarray(table["key"]), table)
+    return DocumentRows(_numbers(table["key"]), table)
 
 
 def open_segment(workspace: str, segment_id: str, manifest_sha256: str) -> Segment:

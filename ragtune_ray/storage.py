@@ -486,6 +486,8 @@ def _publish_locally(staging: Path, target: Path, content: bytes) -> bool:
         # rename(2) replaces an empty directory but never one that holds files, so the first publisher wins.
         staging.rename(target)
     except OSError as error:
+        if not target.exists():
+            raise  # not that something stands there, but that the disk failed
         if not is_finished(str(target)):
             raise ArtifactError(f"{target}: cannot be published over: {error.strerror}; move it away") from error
         return False

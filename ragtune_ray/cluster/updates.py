@@ -149,7 +149,6 @@ def delete_documents(settings: config.Config, ids: Sequence[str]) -> Path | str:
 
     Raises:
         storage.ArtifactError: there is no index.
-        UpdateError: none of the ids is in the index.
     """
     versions.current_version(settings.workspace)
     wanted = sorted(set(ids))
@@ -166,10 +165,11 @@ def delete_documents(settings: config.Config, ids: Sequence[str]) -> Path | str:
     version, is_new = versions.publish_rebasing(settings.workspace, prepare)
     assert version is not None
     if not is_new:
-        raise UpdateError(
-            f"none of {len(wanted):,} ids is in index version {version.name} (the first: {missing[0]!r}); "
-            "ids are those of `document_id` in answers and hits"
+        progress.say(
+            f"delete: none of {len(wanted):,} ids is in index version {version.name} (the first: {missing[0]!r}); nothing to "
+            "do. Ids are those of `document_id` in hits and citations"
         )
+        return versions.version_url(settings.workspace, version.name)
     absent = f"; {len(missing):,} are not in the index (the first: {missing[0]!r})" if missing else ""
     progress.say(f"delete: version {version.name}: {len(wanted) - len(missing):,} documents deleted{absent}")
     compacted = compaction.compact_if_needed(settings, in_process=True)
