@@ -9,7 +9,11 @@ Codes of quantised segments only nominate candidates; their scores are computed 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import os
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,17 +113,20 @@ class VectorIndex:
         # cut among equals (copies of a text, say) is made by ordinal, and the same however the vectors are segmented.
         depth = top_k + TIED_VECTORS
         searched = _Probes(queries, self.effort, sum(counts) / self.num_vectors, every_list=every_list)
-        exact: list[tuple[np.ndarray, np.ndarray]] = []
-        coded: list[tuple[np.ndarray, np.ndarray]] = []
-        for part, first, mask, count in zip(self.parts, self._first, masks, counts, strict=False):
-            if not count:
-                continue  # FAISS answers a search of nothing with a bare assertion
-            wanted = depth if part.exact is None else max(depth, self.effort.rescored * top_k)
-            scores, found = searched.search(part, min(wanted, part.structure.ntotal), mask)
-            places = np.where(found >= 0, found + first, -1)
-            (exact if part.exact is None else coded).append((scores, places))
+        wanted = max(depth, self.effort.rescored * top_k)
+
+        def search_part(number: int) -> tuple[np.ndarray, np.ndarray]:
+            part = self.parts[number]
+            most = min(depth if part.exact is None else wanted, part.structure.ntotal)
+            scores, found = searched.search(part, most, masks[number])
+            return scores, np.where(found >= 0, found + self._first[number], -1)
+
+        # FAISS answers a search of nothing with a bare assertion, so parts without anything allowed are left out.
+        numbers = [number for number, count in enumerate(counts) if count]
+        found = list(_side_by_side(search_part, numbers, len(queries)))
+        exact = [hits for number, hits in zip(numbers, found, strict=True) if self.parts[number].exact is None]
+        coded = [hits for number, hits in zip(numbers, found, strict=True) if self.parts[number].exact is not None]
         if coded:
-            wanted = max(depth, self.effort.rescored * top_k)
             nominated = _merged(coded, wanted)[1]
             exact.append((self._exact_scores(queries, nominated), nominated))
         if not exact:
@@ -148,6 +155,7 @@ class _Probes:
     def __init__(self, queries: np.ndarray, effort: SearchEffort, share: float, *, every_list: bool) -> None:
         self._queries, self._effort, self._share, self._every_list = queries, effort, share, every_list
         self._nearest: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        self._comparing = threading.Lock()
 
     def search(self, part: Part, depth: int, mask: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         """Scores and places within the part, (num_queries, depth)."""
@@ -171,9 +179,10 @@ class _Probes:
         lists = part.structure.nlist
         # As many allowed vectors are looked at as without a filter.
         probed = lists if self._every_list else min(lists, round(self._effort.lists / max(self._share, 1e-9)))
-        key = part.trained_id
-        if not key or key not in self._nearest:
-            self._nearest[key] = part.structure.quantizer.search(self._queries, probed)
+        key = part.trained_id or str(id(part))
+        with self._comparing:
+            if key not in self._nearest:
+                self._nearest[key] = part.structure.quantizer.search(self._queries, probed)
         nearness, nearest = self._nearest[key]
         scores = np.empty((len(self._queries), depth), dtype=np.float32)
         places = np.empty((len(self._queries), depth), dtype=np.int64)
@@ -206,6 +215,25 @@ class _Probes:
         parameters = faiss.SearchParametersHNSW(sel=selector, efSearch=effort)
         scores, places = part.structure.search(self._queries, depth, params=parameters)
         return scores, places
+
+
+def _side_by_side(
+    search_part: Callable[[int], tuple[np.ndarray, np.ndarray]], numbers: Sequence[int], num_queries: int
+) -> Iterable[tuple[np.ndarray, np.ndarray]]:
+    """The parts' results, in order: FAISS spreads queries over its threads, so a single one has its parts spread instead."""
+    threads = _faiss().omp_get_max_threads()
+    if num_queries > 1 or threads == 1 or len(numbers) < 2:
+        return map(search_part, numbers)
+    return _pool(threads).map(search_part, numbers)
+
+
+@functools.cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="ragtune-search")
+
+
+# A child process has none of its parent's threads, and must not wait for them.
+os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
 def _merged(found: Sequence[tuple[np.ndarray, np.ndarray]], top_k: int) -> tuple[np.ndarray, np.ndarray]:
