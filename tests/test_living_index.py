@@ -11,6 +11,7 @@ from pathlib import Path
 import hypothesis
 import hypothesis.strategies as st
 import numpy as np
+import pytest
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from ragtune_ray import config, lexical, schema, snapshot, versions
@@ -126,4 +127,4 @@ class LivingIndex(RuleBasedStateMachine):
 
 
 LivingIndex.TestCase.settings = hypothesis.settings(max_examples=50, stateful_step_count=8, deadline=None)
-TestLivingIndex = LivingIndex.TestCase
+TestLivingIndex = pytest.mark.slow(LivingIndex.TestCase)

@@ -116,9 +116,9 @@ def test_a_job_submitted_to_a_cluster_leaves_a_sound_artifact(
         [*submit, *job], env=environment, capture_output=True, text=True, cwd=ROOT, timeout=240, check=False
     )
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
-    from ragtune_ray import segments
+    from ragtune_ray import snapshot
 
-    version = segments.open_index(str(tmp_path / "workspace"))
+    version = snapshot.open_index(str(tmp_path / "workspace"))
     assert version.manifest["num_documents"] == 30
     printed = next(line for line in result.stdout.splitlines() if line.startswith("{"))
     assert json.loads(printed)["num_documents"] == 30

@@ -1,11 +1,12 @@
 """What the fault tests share: the command in a process of its own, which can be killed, and how to find its workers."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import psutil
@@ -13,6 +14,7 @@ import pytest
 import yaml
 
 DEADLINE_SECONDS = 120
+GRACE_SECONDS = 5
 
 
 class Command:
@@ -37,8 +39,7 @@ class Command:
         children = psutil.Process(self.process.pid).children(recursive=True)
         self.process.send_signal(signal.SIGKILL)
         self.process.wait(DEADLINE_SECONDS)
-        _, alive = psutil.wait_procs(children, timeout=DEADLINE_SECONDS)
-        assert not alive
+        end_remains(children)
 
     def workers(self, name: str) -> list[psutil.Process]:
         """Its worker processes that run a Ray actor or task of this name."""
@@ -50,6 +51,16 @@ class Command:
             except psutil.NoSuchProcess:
                 continue
         return found
+
+
+def end_remains(family: Sequence[psutil.Process]) -> None:
+    """Wait until the Ray of a command that is gone has ended: its workers do at once, its agents would linger for a minute."""
+    _, lingering = psutil.wait_procs(family, timeout=GRACE_SECONDS)
+    for each in lingering:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            each.kill()
+    _, alive = psutil.wait_procs(lingering, timeout=DEADLINE_SECONDS)
+    assert not alive
 
 
 def eventually(condition: Callable[[], object], command: Command) -> None:
