@@ -22,7 +22,6 @@ import numpy as np
 from ragtune_ray import config, models, storage
 from ragtune_ray.chunking import TokenSpans, tokenizer_spans, word_spans
 from ragtune_ray.hardware import resolve_precision
-from ragtune_ray.packing import pack
 
 __all__ = [
     "Encoder",
@@ -109,6 +108,9 @@ class SentenceEncoder:
     def __init__(self, model: models.Model, settings: config.Encoder, device: str = "auto") -> None:
         import torch
         from sentence_transformers import SentenceTransformer
+
+        # It loads torch, which tasks that only count tokens, or hash, need not wait for.
+        from ragtune_ray.packing import pack
 
         self.device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         self.fingerprint = storage.digest([model.fingerprint, settings.query_prefix, settings.passage_prefix])

@@ -41,7 +41,7 @@ def test_search_over_many_segments_equals_search_over_one(tmp_path: Path, settin
     assert found[0] == found[1]
 
 
-@pytest.mark.parametrize("kind", ["flat", "ivf", "ivf_sq", "ivf_pq", "hnsw"])
+@pytest.mark.parametrize("kind", ["flat", "ivf_sq", "ivf_pq", "hnsw"])
 def test_the_same_input_gives_the_same_bytes_whatever_the_workers(tmp_path: Path, settings_for, kind: str) -> None:
     for name, workers in (("a", 1), ("b", 3)):
         build_index(settings_for(tmp_path / name, f"cluster.encoder_workers={workers}", f"index.kind={kind}"))
