@@ -42,6 +42,8 @@ bench: install
 	$(BIN)/python -m bench.answering
 	$(BIN)/python -m bench.generation
 	$(BIN)/python -m bench.memory
+	$(BIN)/python -m bench.ann
+	$(BIN)/python -m bench.living
 
 clean:
 	rm -rf $(VENV) workspace .mypy_cache .ruff_cache .pytest_cache
