@@ -141,7 +141,8 @@ def _prompt_or_reason(task: Task, generator: Generator, settings: config.Config)
 
 
 def _system(settings: config.Config) -> str:
-    return settings.prompt.system if settings.answer.arm == "rag" else settings.prompt.system_without_passages
+    shown = config.retrieves(settings.answer.arm)
+    return settings.prompt.system if shown else settings.prompt.system_without_passages
 
 
 def _answer(task: Task, prompt: prompts.Prompt, completion: Completion, model: str) -> schema.Answer:

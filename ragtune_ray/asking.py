@@ -36,7 +36,7 @@ def ask(settings: config.Config, question: str) -> Iterator[str | Asked]:
 
     Raises:
         ValueError: the question is empty or too long for the prompt's budget.
-        storage.ArtifactError: arm rag, and there is no sound index.
+        storage.ArtifactError: an arm that retrieves, and there is no sound index.
         models.ModelError: a model cannot be had.
     """
     from ragtune_ray.generator import load_generator
@@ -46,7 +46,8 @@ def ask(settings: config.Config, question: str) -> Iterator[str | Asked]:
         raise ValueError("the question is empty; ask something")
     query = schema.Query("ask", question, None, (), (), "all")
     task = Task(query, (), (), "", "")
-    if settings.answer.arm == "rag":
+    settings = models.with_tuned_generator(settings)
+    if config.retrieves(settings.answer.arm):
         retriever = open_retriever(settings)
         ((passages, scores),) = retriever.retrieve_passages([question], settings.retrieval.top_k)
         task = Task(query, tuple(passages), tuple(scores), retriever.index.version, "")

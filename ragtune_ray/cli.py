@@ -182,6 +182,15 @@ def evaluate(
 
 
 @app.command()
+def train(path: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Fine-tune the generator or the retriever on the queries' training split; see `ragtune settings`, training."""
+    settings = config.load(path, overrides or ())
+    from ragtune_ray.cluster.training import train as train_model
+
+    _finish(train_model(settings), as_json)
+
+
+@app.command()
 def ask(path: ConfigPath, question: str, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Answer one question in this process, streaming, and show its sources."""
     settings = config.load(path, overrides or ())

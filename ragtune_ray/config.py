@@ -20,14 +20,31 @@ __all__ = [
     "Config",
     "ConfigError",
     "describe",
+    "is_tuned",
     "load",
+    "retrieves",
 ]
 
-Arm = Literal["base", "rag"]
+Arm = Literal["base", "rag", "ft", "rag+ft"]
+Objective = Literal["sft", "contrastive", "distillation", "query_side"]
 RetrievalMode = Literal["dense", "lexical", "hybrid"]
 IndexKind = Literal["auto", "flat", "ivf", "ivf_sq", "ivf_pq", "hnsw"]
 Precision = Literal["auto", "float32", "bfloat16"]
 SplitName = Literal["all", "train", "validation", "test"]
+
+
+def retrieves(arm: Arm) -> bool:
+    """Whether the generator is shown passages in an arm.
+
+    >>> retrieves("ft")
+    False
+    """
+    return arm in ("rag", "rag+ft")
+
+
+def is_tuned(arm: Arm) -> bool:
+    """Whether an arm answers with a fine-tuned generator."""
+    return arm in ("ft", "rag+ft")
 
 
 class ConfigError(ValueError):
@@ -62,8 +79,22 @@ class Queries(Section):
     """A .jsonl or .parquet file, a BEIR folder, or SQuAD JSON; local or s3://."""
     split: SplitName = "all"
     """Which queries to use, by their `split` column (BEIR: the qrels file of that name)."""
+    split_by: Literal["given", "document", "folder"] = "given"
+    """`given`: queries say their split. `document`: drawn so that no document serves two splits. `folder`: nor does a folder of
+    documents (what stands before the last / of their ids; in SQuAD, an article)."""
+    split_shares: tuple[float, float, float] = (4, 1, 1)
+    """Relative sizes of train, validation and test where they are drawn: the chance of a document (or folder) to fall there."""
+    split_seed: int = 0
+    """Which splits are drawn; apart from `seed`, so that runs with several seeds are examined on the same queries. A small corpus
+    may fall unevenly: then take another."""
     limit: int = Field(0, ge=0)
     """Use only the first so many queries; 0 means all of them."""
+
+    @model_validator(mode="after")
+    def _shares_are_shares(self) -> Self:
+        if min(self.split_shares) < 0 or not sum(self.split_shares):
+            raise ValueError(f"queries.split_shares {self.split_shares}: none may be negative and one must be positive")
+        return self
 
 
 class Chunking(Section):
@@ -89,6 +120,8 @@ class Encoder(Section):
 
     model: str = "all-MiniLM-L6-v2"
     """An embedded model's name, a directory, a hub name (NAME@REVISION pins it), or `hashing-384`: none, for dry runs."""
+    query_model: str = ""
+    """Encodes queries in place of `model`, into the same space: what `training.objective=query_side` makes. Empty: `model`."""
     query_prefix: str = ""
     """Put before every query (E5 wants "query: ")."""
     passage_prefix: str = ""
@@ -189,11 +222,102 @@ class Answer(Section):
     """Bulk answering."""
 
     arm: Arm = "rag"
-    """`rag` shows the generator the retrieved passages, `base` does not."""
+    """`rag` shows the generator the retrieved passages, `base` does not; `ft` and `rag+ft`: the same with the generator that
+    `ragtune train` last made for them."""
     unit_queries: int = Field(32, gt=0)
     """Queries per unit of work: what a killed worker costs at most."""
     max_failed_share: float = Field(0.5, ge=0, le=1)
     """The job ends as failed when more than this share of its rows has status `failed`."""
+
+
+class Training(Section):
+    """Fine-tuning of the generator or of the retriever."""
+
+    objective: Objective = "sft"
+    """`sft`: the generator learns answers. The retriever: `contrastive` (positives against negatives), `distillation` (a
+    teacher's ranking), `query_side` (contrastive, but only queries are encoded anew: the index stays as it is)."""
+    arm: Literal["ft", "rag+ft"] = "rag+ft"
+    """`sft`: whether the examples show the question alone (ft) or with passages (rag+ft)."""
+    name: str = ""
+    """Names the result in `models/`; empty: the arm, or `retriever`."""
+    epochs: int = Field(1, gt=0)
+    """Passes over the examples."""
+    max_steps: int = Field(0, ge=0)
+    """Stop after so many optimiser steps; 0: all epochs. Warm-up and decay fit the steps that are made."""
+    batch_examples: int = Field(16, gt=0)
+    """Examples per optimiser step, over all workers."""
+    micro_batch_tokens: int = Field(2048, gt=0)
+    """Padded tokens that a worker takes through the model at once; a step's gradient is accumulated over them."""
+    max_tokens: int = Field(1024, ge=32)
+    """`sft`: longest example, prompt and answer together; passages are shortened or dropped to fit, the answer never is."""
+    learning_rate: float = Field(0.0, ge=0)
+    """0: 5e-5 for the generator (2e-4 with LoRA), 3e-5 for the retriever."""
+    warmup_share: float = Field(0.05, ge=0, lt=1)
+    """Share of the steps in which the learning rate rises; then it falls as a cosine."""
+    weight_decay: float = Field(0.01, ge=0)
+    """Of matrices; biases and norms have none (AdamW)."""
+    clip_norm: float = Field(1.0, gt=0)
+    """Longest gradient."""
+    precision: Precision = "auto"
+    """What matrices are multiplied in; learnt weights stay in float32. `auto`: bfloat16 where the hardware has it."""
+    gradient_checkpointing: bool = False
+    """Compute activations twice instead of keeping them: less memory, a third more time."""
+    lora_rank: int = Field(0, ge=0)
+    """`sft`: learn adapters of this rank on all linear layers instead of all weights; 0: all weights."""
+    lora_alpha: float = Field(32.0, gt=0)
+    """Scale of the adapters, divided by their rank."""
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """`fsdp`: weights and optimiser state are spread over the workers, for models that do not fit one GPU."""
+    workers: int = Field(1, gt=0)
+    """Fewest training workers."""
+    max_workers: int = Field(0, ge=0)
+    """Most of them, where the cluster has room; 0: exactly `workers`."""
+    max_failures: int = Field(3, ge=0)
+    """So often a lost worker is replaced and the run goes on from its last checkpoint."""
+    checkpoint_steps: int = Field(100, gt=0)
+    """Steps between checkpoints: what a killed run costs at most."""
+    evaluate_steps: int = Field(100, gt=0)
+    """Steps between evaluations on validation examples; the best weights are kept."""
+    validation_examples: int = Field(256, gt=0)
+    """Most validation examples, drawn by the seed."""
+    passages: int = Field(0, ge=0)
+    """`sft`, rag+ft: passages per example; 0: retrieval.top_k."""
+    gold_left_out_share: float = Field(0.1, ge=0, le=1)
+    """`sft`, rag+ft: share of examples without the passage that holds the answer (RAFT, Zhang et al. 2024)."""
+    abstain_share: float = Field(0.5, ge=0, le=1)
+    """... of which so many are to be answered with `abstention`."""
+    abstention: str = Field("I don't know.", min_length=1)
+    """What to say when the passages do not hold the answer."""
+    cite: bool = True
+    """`sft`, rag+ft: answers end with the number of the passage they rest on, such as [2]."""
+    replay_path: str = ""
+    """`sft`: other questions with answers (as queries.path), mixed in without passages against forgetting."""
+    replay_share: float = Field(0.1, ge=0, lt=1)
+    """Share of the examples that are replay, where there is a `replay_path`."""
+    hard_negatives: int = Field(4, ge=0)
+    """Retriever: passages per example that were found but do not answer."""
+    negative_depth: int = Field(50, gt=0)
+    """Retriever: hits that hard negatives are taken from."""
+    negative_margin: float = Field(0.05, ge=0, lt=1)
+    """Retriever: a hit scoring above (1 - margin) of the positive may be a false negative and is left out (Moreira 2024)."""
+    temperature: float = Field(0.05, gt=0)
+    """Retriever: divides the cosines of the model that learns."""
+    teacher_temperature: float = Field(0.3, gt=0)
+    """`distillation`: divides the teacher's scores, which are scaled to 0..1 per query."""
+    contrastive_weight: float = Field(0.1, ge=0)
+    """`distillation`: of the contrastive term beside the teacher's."""
+
+    @model_validator(mode="after")
+    def _workers_are_ordered(self) -> Self:
+        if self.max_workers and self.max_workers < self.workers:
+            raise ValueError(
+                f"training.max_workers ({self.max_workers}) is less than training.workers ({self.workers})"
+            )
+        if self.objective == "sft":
+            return self
+        if self.lora_rank:
+            raise ValueError("training.lora_rank: adapters are for objective sft; the retriever is trained whole")
+        return self
 
 
 class Evaluate(Section):
@@ -259,6 +383,7 @@ class Config(Section):
     prompt: Prompt = Prompt()
     generator: Generator = Generator()
     answer: Answer = Answer()
+    training: Training = Training()
     evaluate: Evaluate = Evaluate()
     cluster: Cluster = Cluster()
     prices: Prices = Prices()

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ragtune_ray import config, models, storage
+from ragtune_ray import config, models
 from ragtune_ray.chunking import TokenSpans, tokenizer_spans, word_spans
 from ragtune_ray.hardware import resolve_precision
 
@@ -45,9 +45,11 @@ class Encoder(Protocol):
     """What an index needs of an encoder."""
 
     fingerprint: str
-    """Identifies everything that changes the vectors: weights and prefixes, not the precision."""
-    dimension: int
-    """Length of a vector."""
+    """Identifies everything that changes the passages' vectors: weights and prefixes, not the precision."""
+
+    @property
+    def dimension(self) -> int:
+        """Length of a vector."""
 
     def encode_passages(self, texts: Sequence[str]) -> np.ndarray:
         """Passages to unit vectors (num_texts, dimension), float32."""
@@ -67,6 +69,8 @@ def load_encoder(settings: config.Encoder, device: str = "auto") -> Encoder:
         models.ModelError: the model cannot be had.
     """
     model = models.resolve(settings.model)
+    if settings.query_model:
+        return QuerySideEncoder(model, models.resolve(settings.query_model), settings, device)
     if model.directory is None:
         return HashingEncoder(model.name)
     return SentenceEncoder(model, settings, device)
@@ -113,7 +117,7 @@ class SentenceEncoder:
         from ragtune_ray.packing import pack
 
         self.device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-        self.fingerprint = storage.digest([model.fingerprint, settings.query_prefix, settings.passage_prefix])
+        self.fingerprint = models.encoder_fingerprint(model.fingerprint, settings)
         self._settings = settings
         with models.quiet_transformers():
             self._model = SentenceTransformer(
@@ -174,6 +178,46 @@ class SentenceEncoder:
         for module in rest:
             features = module(features)
         return normalize(features["sentence_embedding"].float(), dim=1)
+
+
+class QuerySideEncoder:
+    """Passages by one model, queries by another that was trained towards its vectors; each is loaded when it is first used.
+
+    Raises:
+        models.ModelError: the queries' model says that it was trained for another encoder of passages.
+    """
+
+    def __init__(self, passages: models.Model, queries: models.Model, settings: config.Encoder, device: str) -> None:
+        self.fingerprint = models.encoder_fingerprint(passages.fingerprint, settings)
+        trained_for = models.passage_encoder(queries)
+        if trained_for not in ("", self.fingerprint):
+            raise models.ModelError(
+                f"encoder.query_model {queries.name!r} was trained for the passages of another encoder ({trained_for}) than "
+                f"encoder.model {passages.name!r} ({self.fingerprint}): their vectors do not compare; name the one it was "
+                "trained for, or train it for this one"
+            )
+        self._models, self._settings, self._device = (passages, queries), settings, device
+
+    @functools.cached_property
+    def _passages(self) -> SentenceEncoder:
+        return SentenceEncoder(self._models[0], self._settings, self._device)
+
+    @functools.cached_property
+    def _queries(self) -> SentenceEncoder:
+        return SentenceEncoder(self._models[1], self._settings, self._device)
+
+    @property
+    def dimension(self) -> int:
+        """Length of a vector."""
+        return self._queries.dimension
+
+    def encode_passages(self, texts: Sequence[str]) -> np.ndarray:
+        """Passages to unit vectors (num_texts, dimension), float32."""
+        return self._passages.encode_passages(texts)
+
+    def encode_queries(self, texts: Sequence[str]) -> np.ndarray:
+        """Queries to unit vectors (num_texts, dimension), float32."""
+        return self._queries.encode_queries(texts)
 
 
 class HashingEncoder:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import logging
 import subprocess
 import sys
@@ -20,9 +21,27 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ragtune_ray import storage
+from ragtune_ray import config, storage
 
-__all__ = ["EMBEDDED", "HASHING_PREFIX", "Model", "ModelError", "fetch", "fingerprint", "quiet_transformers", "resolve"]
+__all__ = [
+    "CURRENT",
+    "EMBEDDED",
+    "HASHING_PREFIX",
+    "Model",
+    "ModelError",
+    "encoder_fingerprint",
+    "fetch",
+    "fingerprint",
+    "passage_encoder",
+    "quiet_transformers",
+    "resolve",
+    "tuned_model",
+    "tuned_name",
+    "with_tuned_generator",
+]
+
+CURRENT = "CURRENT"
+"""In a folder of tuned models: names the one that was made last."""
 
 HASHING_PREFIX = "hashing-"
 """`hashing-DIMENSION` names the encoder that needs no weights."""
@@ -83,13 +102,19 @@ def resolve(name: str) -> Model:
     'hashing-384'
 
     Args:
-        name: `hashing-DIMENSION`, an embedded model's name, an existing directory, or a hub name (NAME@REVISION pins it).
+        name: `hashing-DIMENSION`, an embedded model's name, an existing directory or URL (of a folder of tuned models the
+            last is meant), or a hub name (NAME@REVISION pins it).
 
     Raises:
         ModelError: it cannot be found or fetched, or holds no safetensors weights.
     """
     if name.startswith(HASHING_PREFIX):
         return Model(name, None, name)
+    if "://" in name or storage.exists(storage.join(name, CURRENT)):
+        name = _current(name)
+    if "://" in name:
+        directory = storage.open_artifact(name, "model").path
+        return Model(name, directory, fingerprint(directory))
     directory = Path(name)
     if name and directory.is_dir():  # Path("") is the working directory
         _check_weights(directory)
@@ -105,6 +130,59 @@ def resolve(name: str) -> Model:
         directory = _from_hub(name)
         _check_weights(directory)
     return Model(name, directory, fingerprint(directory))
+
+
+def tuned_name(settings: config.Training) -> str:
+    """The name of what a training run makes: the config's, or its arm, or `retriever`.
+
+    >>> tuned_name(config.Training(arm="ft"))
+    'ft'
+    """
+    return settings.name or (settings.arm if settings.objective == "sft" else "retriever")
+
+
+def tuned_model(workspace: str, name: str) -> str:
+    """The directory of the model that training last made under a name.
+
+    Raises:
+        ModelError: there is none.
+    """
+    folder = storage.join(workspace, "models", name)
+    if not storage.exists(storage.join(folder, CURRENT)):
+        arm = f" training.arm={name}" if name in ("ft", "rag+ft") else f" training.name={name}"
+        raise ModelError(f"{folder}: no tuned model stands there; run: ragtune train CONFIG{arm}")
+    return _current(folder)
+
+
+def with_tuned_generator(settings: config.Config) -> config.Config:
+    """The config of an arm: in `ft` and `rag+ft` the generator is the one that training last made for it.
+
+    Raises:
+        ModelError: nothing was trained for it yet.
+    """
+    arm = settings.answer.arm
+    if not config.is_tuned(arm):
+        return settings
+    tuned = tuned_model(settings.workspace, settings.training.name or arm)
+    return settings.using(f"generator.model={json.dumps(tuned)}", "generator.engine=transformers")
+
+
+def _current(folder: str) -> str:
+    """A folder of tuned models -> its last one; any other name as it is."""
+    pointer = storage.join(folder, CURRENT)
+    return storage.join(folder, storage.read_text(pointer).strip()) if storage.exists(pointer) else folder
+
+
+def encoder_fingerprint(model: str, settings: config.Encoder) -> str:
+    """What identifies the vectors of a sentence-transformers model: its files' fingerprint and the prefixes."""
+    return storage.digest([model, settings.query_prefix, settings.passage_prefix])
+
+
+def passage_encoder(model: Model) -> str:
+    """The fingerprint of the passages' encoder that a model of queries was trained for; "" where nothing says so."""
+    if model.directory is None or not storage.is_finished(str(model.directory)):
+        return ""
+    return str(storage.read_manifest(str(model.directory)).get("passage_encoder", ""))
 
 
 def fetch(name: str) -> Path:

@@ -97,7 +97,7 @@ class Retriever:
             check_encoder(encoder, opened.version, opened.manifest)
         self.index = opened
         self._allowed = opened.allowed(chosen) if chosen else opened.alive
-        self._encoder = encoder
+        self.encoder = encoder
         self._settings = settings
         self._ranking = Ranking(settings, reranker)
 
@@ -130,7 +130,7 @@ class Retriever:
     def search(self, texts: Sequence[str], top_k: int) -> tuple[np.ndarray, np.ndarray]:
         """Scores and passage ordinals (num_queries, top_k), best first; missing places hold -inf and -1."""
         depth = self._ranking.depth(top_k)
-        embedded = None if self._settings.mode == "lexical" else encode_queries(self._encoder, texts)
+        embedded = None if self._settings.mode == "lexical" else encode_queries(self.encoder, texts)
         lists = search_lists(self.index, self._settings.mode, texts, embedded, depth, self._allowed)
         return self._ranking.rank(texts, lists, top_k, self._column)
 

@@ -10,6 +10,7 @@ torch or FAISS.
 | `Query` | query_id | readers -> retriever, generator, metrics |
 | `Hit` | query_id, rank | retriever -> prompts, metrics |
 | `Answer` | query_id | generator -> metrics, `answers.parquet` |
+| `GeneratorExample`, `RetrieverExample` | query_id | examples -> objectives |
 | `Reject` | place | readers, encoder -> `rejects.jsonl` |
 """
 
@@ -29,10 +30,12 @@ __all__ = [
     "Answer",
     "Citation",
     "Document",
+    "GeneratorExample",
     "Hit",
     "Passage",
     "Query",
     "Reject",
+    "RetrieverExample",
     "SchemaError",
     "arrow_schema",
     "check",
@@ -148,6 +151,45 @@ class Answer:
     """The index version used; empty in arms without retrieval."""
     model: str
     """Fingerprint of the generator."""
+
+
+ExampleKind = Literal["question_only", "with_gold", "without_gold", "abstention", "replay"]
+
+
+@dataclass(frozen=True, slots=True)
+class GeneratorExample:
+    """A training row of the generator: a prompt as it will be asked, and the answer it should give."""
+
+    query_id: str
+    kind: ExampleKind
+    """`with_gold`: the passage that holds the answer stands in the prompt; `without_gold`: it was left out; `abstention`: nothing
+    in the prompt answers it, and the answer says so; `question_only`: the arm ft; `replay`: other data, against forgetting."""
+    prompt: str
+    """Rendered in the model's chat template, up to where the answer begins."""
+    answer: str
+    passage_ids: tuple[str, ...]
+    """Those in the prompt, in order."""
+    gold_place: int
+    """Which of them is the gold passage, from 1; 0: none."""
+    num_prompt_tokens: int
+    num_answer_tokens: int
+    """The token that ends the answer included; what the loss is a mean over."""
+
+
+@dataclass(frozen=True, slots=True)
+class RetrieverExample:
+    """A training row of the retriever: a query, a passage that answers it, and as many that do not as every row has."""
+
+    query_id: str
+    query: str
+    passage_ids: tuple[str, ...]
+    """The positive, then the hard negatives, hardest first."""
+    passages: tuple[str, ...]
+    """Their texts."""
+    teacher_scores: tuple[float, ...]
+    """Of each passage, what distillation teaches; empty when nothing was asked to score them."""
+    num_tokens: int
+    """Of the query and the passages together, as far as the encoder reads them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,6 +52,28 @@ class Index:
         """The passages at these ordinals, in this order."""
         return list(schema.from_table(self.passages.take(pa.array(ordinals, pa.int64())), schema.Passage))
 
+    def of_documents(self, document_ids: Sequence[Sequence[str]]) -> list[np.ndarray]:
+        """The ordinals of the passages of each group of documents, ascending; those that are deleted or unknown have none.
+
+        Raises:
+            storage.ArtifactError: a segment is too old to name its documents.
+        """
+        wanted = list(dict.fromkeys(name for group in document_ids for name in group))
+        owned: dict[str, list[np.ndarray]] = {}
+        first = 0
+        for segment, mask in zip(self.segments, self.alive, strict=True):
+            rows = segment.documents
+            for row in rows.find(wanted):
+                ordinals = rows.passages(np.array([row]))
+                name = rows.table["document_id"][int(row)].as_py()
+                owned.setdefault(name, []).append(first + (ordinals if mask is None else ordinals[mask[ordinals]]))
+            first += segment.num_passages
+        nothing = np.empty(0, dtype=np.int64)
+        return [
+            np.concatenate([nothing, *(part for name in group for part in owned.get(name, []))])
+            for group in document_ids
+        ]
+
     def live_passages(self) -> pa.Table:
         """`Passage` rows of what is not deleted, in the order of the ordinals."""
         tables = [

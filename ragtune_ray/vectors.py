@@ -100,6 +100,16 @@ class VectorIndex:
             scores[short], ordinals[short] = self._search(queries[short], top_k, masks, counts, every_list=True)
         return scores, ordinals
 
+    def take(self, ordinals: np.ndarray) -> np.ndarray:
+        """The vectors at these ordinals, (num_ordinals, dimension) float32, exact for every kind of index."""
+        dimension = self.parts[0].structure.d if self.parts else 0
+        found = np.empty((len(ordinals), dimension), dtype=np.float32)
+        which = np.searchsorted(self._first, ordinals, side="right") - 1
+        for number in np.unique(which):
+            chosen = which == number
+            found[chosen] = _stored(self.parts[number], ordinals[chosen] - self._first[number])
+        return found
+
     def _search(
         self,
         queries: np.ndarray,
@@ -139,14 +149,18 @@ class VectorIndex:
         for start in range(0, len(queries), QUERIES_AT_ONCE):
             rows, columns = np.nonzero(ordinals[start : start + QUERIES_AT_ONCE] >= 0)
             rows += start
-            wanted = ordinals[rows, columns]
-            stored = np.empty((len(wanted), queries.shape[1]), dtype=np.float32)
-            which = np.searchsorted(self._first, wanted, side="right") - 1
-            for number in np.unique(which):
-                chosen = which == number
-                stored[chosen] = self.parts[number].exact[wanted[chosen] - self._first[number]]
+            stored = self.take(ordinals[rows, columns])
             scores[rows, columns] = np.einsum("nd,nd->n", stored, queries[rows])
         return scores
+
+
+def _stored(part: Part, places: np.ndarray) -> np.ndarray:
+    """The vectors at these places of a part, float32."""
+    if part.exact is not None:
+        return np.asarray(part.exact[places])
+    if isinstance(part.structure, _faiss().IndexIVF):
+        part.structure.make_direct_map()  # says where in which list a vector stands; made once
+    return np.asarray(part.structure.reconstruct_batch(places))
 
 
 class _Probes:

@@ -41,22 +41,25 @@ def answer(settings: config.Config) -> Path | str:
 
     Raises:
         AnswerError: more than `answer.max_failed_share` of the rows failed.
-        storage.ArtifactError: arm rag, and there is no sound index.
+        storage.ArtifactError: an arm that retrieves, and there is no sound index.
+        models.ModelError: a tuned arm, and nothing was trained for it.
         inputs.InputError: the queries cannot be read.
         stages.StageError: the stage failed.
     """
+    settings = models.with_tuned_generator(settings)
     with questions.staged_queries(settings) as staged:
         return _answer(settings, staged)
 
 
 def _answer(settings: config.Config, staged: questions.StagedQueries) -> Path | str:
     arm = settings.answer.arm
-    version, opened = runs.index_version(settings) if arm == "rag" else ("", {})
+    retrieves = config.retrieves(arm)
+    version, opened = runs.index_version(settings) if retrieves else ("", {})
     generator = generator_fingerprint(settings.generator)
     identity = {
         **runs.common(settings, staged, opened),
         "arm": arm,
-        "retrieval": settings.retrieval.model_dump(mode="json") if arm == "rag" else None,
+        "retrieval": settings.retrieval.model_dump(mode="json") if retrieves else None,
         "prompt": settings.prompt.model_dump(mode="json"),
         "generator": settings.generator.model_dump(
             mode="json", include={"engine", "precision", "max_new_tokens", "temperature", "stop", "batch_tokens"}
@@ -106,7 +109,7 @@ def _answering(
     num_units: int,
 ) -> ray.data.Dataset:
     """Queries -> (hits with their passages) -> answers, streaming: the generators never wait for all of retrieval."""
-    if settings.answer.arm == "rag":
+    if config.retrieves(settings.answer.arm):
         arguments = {"settings": settings, "version": version, "queries": queries, "depth": settings.retrieval.top_k}
         # Generating takes a hundred times as long as retrieving: the one retriever must not cost a generator its core.
         dataset = runs.pool(dataset, RetrieveUnit, 1, arguments, {"num_cpus": 0})

@@ -20,7 +20,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from ragtune_ray import config, inputs, progress, queries, schema, storage
+from ragtune_ray import config, inputs, progress, schema, splitting, storage
 
 __all__ = ["StagedQueries", "read_queries", "staged_queries", "units"]
 
@@ -100,7 +100,7 @@ def units(staged: StagedQueries, unit_queries: int) -> list[dict[str, Any]]:
 
 def _selected(settings: config.Queries, rejects: list[schema.Reject]) -> Iterable[schema.Query]:
     def selected() -> Iterable[schema.Query]:
-        for item in queries.read_queries(settings.path, settings.split):
+        for item in splitting.selected_queries(settings):
             if isinstance(item, schema.Reject):
                 rejects.append(item)
             else:

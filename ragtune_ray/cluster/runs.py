@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ragtune_ray import config, progress, retention, storage, versions
+from ragtune_ray import config, models, progress, retention, storage, versions
 from ragtune_ray.cluster import questions, stages
 
 if TYPE_CHECKING:
@@ -41,7 +41,8 @@ def common(settings: config.Config, staged: questions.StagedQueries, opened: dic
         "queries": staged.fingerprint,
         "index": opened.get("content_id"),
         "tenant": [settings.index.tenant_field, settings.retrieval.tenant],
-        "encoder": settings.encoder.model_dump(mode="json", exclude={"model"}) if opened else None,
+        "encoder": settings.encoder.model_dump(mode="json", exclude={"model", "query_model"}) if opened else None,
+        "query_model": models.resolve(settings.encoder.query_model).fingerprint if settings.encoder.query_model else "",
     }
 
 

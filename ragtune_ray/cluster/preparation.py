@@ -1,0 +1,353 @@
+"""Ray Data: queries (and an index) -> training examples, in bulk.
+
+In: a config with queries that have splits. Out: a run directory with `train.parquet` and `validation.parquet`, rows of
+`GeneratorExample` or `RetrieverExample`; for `query_side` also `pool.parquet`, the stored vectors of all their passages; and
+`rejects.jsonl`. A document that is relevant to queries of two splits is an error before anything is retrieved.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tempfile
+import time
+import zlib
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ragtune_ray import config, examples, inputs, models, progress, schema, splitting, storage
+from ragtune_ray.cluster import questions, runs, session, stages
+
+__all__ = ["POOL", "TRAIN", "VALIDATION", "example_type", "needs_index", "prepare"]
+
+TRAIN, VALIDATION, POOL = "train.parquet", "validation.parquet", "pool.parquet"
+UNIT_QUERIES = 128
+FORMAT = 1
+"""Part of the examples' identity: raise it when the same input would give other examples."""
+EXAMPLE_SETTINGS = {
+    "objective",
+    "arm",
+    "max_tokens",
+    "validation_examples",
+    "passages",
+    "gold_left_out_share",
+    "abstain_share",
+    "abstention",
+    "cite",
+    "replay_share",
+    "hard_negatives",
+    "negative_depth",
+    "negative_margin",
+}
+"""Fields of `training` that examples depend on."""
+
+
+def needs_index(settings: config.Training) -> bool:
+    """Whether examples show or contrast passages."""
+    return settings.objective != "sft" or settings.arm == "rag+ft"
+
+
+def example_type(settings: config.Training) -> type:
+    """The record that the objective learns from."""
+    return schema.GeneratorExample if settings.objective == "sft" else schema.RetrieverExample
+
+
+def prepare(settings: config.Config) -> str:
+    """Make the training and validation examples that `training` describes.
+
+    Args:
+        settings: workspace, seed, queries, index, encoder, retrieval, prompt, generator, training and cluster are used.
+
+    Returns:
+        The run's directory.
+
+    Raises:
+        splitting.LeakError: splits share a relevant document.
+        inputs.InputError: there are no training or no validation queries, or none gives an example.
+        stages.StageError: the stage failed.
+    """
+    with ExitStack() as stack:
+        staged = {}
+        for split in ("train", "validation"):
+            staged[split] = stack.enter_context(_staged(settings, split))
+        if settings.training.objective == "sft" and settings.training.replay_path:
+            replay = settings.using(
+                f"queries.path={json.dumps(settings.training.replay_path)}", "queries.split_by=given"
+            )
+            staged["replay"] = stack.enter_context(_staged(replay, "all"))
+        _refuse_leaks(settings, staged)
+        return _prepare(settings, staged)
+
+
+def _staged(settings: config.Config, split: str) -> Any:
+    try:
+        return questions.staged_queries(settings.using(f"queries.split={split}"))
+    except inputs.InputError as error:
+        raise inputs.InputError(f"{error}; training needs queries of split {split}: set queries.split_by") from error
+
+
+def _refuse_leaks(settings: config.Config, staged: dict[str, questions.StagedQueries]) -> None:
+    rows = {split: questions.read_queries(part.url, 0, part.num_queries) for split, part in staged.items()}
+    learnt = {"train": [*rows["train"], *rows.get("replay", [])], "validation": rows["validation"]}
+    try:
+        held_out = settings.queries.model_copy(update={"split": "test"})
+        test = [row for row in splitting.selected_queries(held_out) if isinstance(row, schema.Query)]
+    except inputs.InputError:
+        test = []  # a file without test queries has none that could leak
+    splitting.check_leaks({**learnt, "test": test})
+
+
+def _prepare(settings: config.Config, staged: dict[str, questions.StagedQueries]) -> str:
+    version, opened = runs.index_version(settings) if needs_index(settings.training) else ("", {})
+    training = settings.training
+    generator = models.resolve(settings.generator.model).fingerprint if training.objective == "sft" else ""
+    identity = {
+        "format": FORMAT,
+        "queries": {split: part.fingerprint for split, part in staged.items()},
+        "index": opened.get("content_id"),
+        "retrieval": settings.retrieval.model_dump(mode="json") if opened else None,
+        "encoder": settings.encoder.model_dump(mode="json") if opened else None,
+        "prompt": settings.prompt.model_dump(mode="json") if generator else None,
+        "tokenizer": generator,
+        "training": training.model_dump(mode="json", include=EXAMPLE_SETTINGS),
+        "seed": settings.seed,
+    }
+    url, work = runs.places(settings, f"examples-{storage.digest(identity)}")
+    if runs.already(url, "examples"):
+        return url
+    started = time.monotonic()
+    summaries = {}
+    with runs.holding(settings, version), session.ray_session(settings.cluster):
+        for split, part in staged.items():
+            directory = storage.join(work, split)
+            arguments = {
+                "settings": settings,
+                "version": version,
+                "staged": part.url,
+                "split": split,
+                "directory": directory,
+            }
+            units = questions.units(part, UNIT_QUERIES)
+            count = min(len(units), session.workers(settings.cluster.encoder_workers, settings.cluster.gpus_per_worker))
+            summaries[split] = stages.run_stage(
+                f"examples ({split})",
+                directory,
+                units,
+                lambda dataset, arguments=arguments, count=count: runs.pool(  # type: ignore[misc]  # bound at once, on purpose
+                    dataset, PrepareUnit, count, arguments, session.worker_options(settings.cluster)
+                ),
+                counted="queries",
+                rows_of=lambda unit: int(unit["stop"] - unit["start"]),
+            )
+    facts = {
+        "config": settings.model_dump(mode="json"),
+        "index_version": version,
+        "input": {split: {"fingerprint": p.fingerprint, "num_queries": p.num_queries} for split, p in staged.items()},
+        "seconds": {"total": round(time.monotonic() - started, 3)},
+    }
+    _publish(settings, url, work, staged, summaries, facts)
+    storage.remove(work)
+    return url
+
+
+class PrepareUnit:
+    """An actor that makes the examples of a unit of queries; it holds a retriever where examples need passages."""
+
+    def __init__(self, settings: config.Config, version: str, staged: str, split: str, directory: str) -> None:
+        from ragtune_ray.retriever import open_retriever
+
+        session.use_one_thread()
+        self._settings, self._staged, self._split, self._directory = settings, staged, split, directory
+        self._sft = settings.training.objective == "sft"
+        self._retriever = open_retriever(settings, version) if version and split != "replay" else None
+        self._count = _token_counter(settings)
+        self._chat = _chat(settings) if self._sft else None
+        self._teacher = _teacher(settings)
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[str]]:
+        """Make and commit the examples of the units of the batch."""
+        return {"summary": [self._commit(json.loads(unit)) for unit in batch["unit"]]}
+
+    def _commit(self, unit: dict[str, Any]) -> str:
+        rows = questions.read_queries(self._staged, unit["start"], unit["stop"])
+        made = self._examples(rows)
+        kept = [item for item in made if not isinstance(item, schema.Reject)]
+        rejects = [dataclasses.asdict(item) for item in made if isinstance(item, schema.Reject)]
+        with tempfile.TemporaryDirectory(prefix="ragtune-examples-") as temporary:
+            files = {"examples.parquet": Path(temporary) / "examples.parquet"}
+            table = schema.to_table(kept, example_type(self._settings.training))
+            pq.write_table(table, files["examples.parquet"], write_page_checksum=True)
+            if self._settings.training.objective == "query_side":
+                files["pool.parquet"] = Path(temporary) / "pool.parquet"
+                pq.write_table(self._pool(kept), files["pool.parquet"], write_page_checksum=True)
+            return stages.commit_unit(self._directory, unit["unit"], files, num_examples=len(kept), rejects=rejects)
+
+    def _examples(self, rows: Sequence[schema.Query]) -> list[Any]:
+        if self._retriever is None:
+            assert self._chat is not None
+            kind: schema.ExampleKind = "replay" if self._split == "replay" else "question_only"
+            return [examples.generator_example(row, None, self._chat, self._settings, kind) for row in rows]
+        found = self._candidates(rows)
+        if self._chat is not None:
+            return [
+                examples.generator_example(row, candidates, self._chat, self._settings)
+                for row, candidates in zip(rows, found, strict=True)
+            ]
+        return [
+            examples.retriever_example(row, candidates, self._settings, self._count, self._teacher)
+            for row, candidates in zip(rows, found, strict=True)
+        ]
+
+    def _candidates(self, rows: Sequence[schema.Query]) -> list[examples.Candidates]:
+        from ragtune_ray.retriever import encode_queries
+
+        assert self._retriever is not None
+        training = self._settings.training
+        # Of the best hits some are gold or hold the answer, and are no distractors.
+        shown = 4 * (training.passages or self._settings.retrieval.top_k)
+        depth = shown if self._sft else training.negative_depth
+        texts = [row.text for row in rows]
+        scores, ordinals = self._retriever.search(texts, depth)
+        gold = self._retriever.index.of_documents([splitting.positives(row) for row in rows])
+        embedded = None if self._sft else encode_queries(self._retriever.encoder, texts)
+        candidates = []
+        for number in range(len(rows)):
+            hits = ordinals[number][ordinals[number] >= 0]
+            cosines = [np.empty(0), np.empty(0)]
+            if embedded is not None:
+                cosines = [self._retriever.index.vectors.take(part) @ embedded[number] for part in (gold[number], hits)]
+            candidates.append(
+                examples.Candidates(
+                    tuple(self._retriever.index.take(gold[number].tolist())),
+                    tuple(self._retriever.index.take(hits.tolist())),
+                    tuple(scores[number][: len(hits)].tolist()),
+                    *(tuple(part.tolist()) for part in cosines),
+                )
+            )
+        return candidates
+
+    def _pool(self, made: Sequence[schema.RetrieverExample]) -> pa.Table:
+        """passage_id and stored vector of every passage of the examples, once each."""
+        assert self._retriever is not None
+        names = list(dict.fromkeys(name for example in made for name in example.passage_ids))
+        documents = [[name.rpartition("#")[0]] for name in names]
+        index = self._retriever.index
+        ordinals = np.unique(np.concatenate([np.empty(0, np.int64), *index.of_documents(documents)]))
+        found = index.passages["passage_id"].take(pa.array(ordinals)).to_pylist()
+        wanted = set(names)
+        kept = np.array([name in wanted for name in found], dtype=bool)
+        return pool_table([name for name in found if name in wanted], index.vectors.take(ordinals[kept]))
+
+
+def pool_table(names: Sequence[str], vectors: np.ndarray) -> pa.Table:
+    """Passage ids and their vectors (num_passages, dimension) as a table."""
+    flat = pa.array(vectors.astype(np.float32).ravel())
+    return pa.table(
+        {
+            "passage_id": pa.array(names, pa.string()),
+            "vector": pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1]),
+        }
+    )
+
+
+def _chat(settings: config.Config) -> examples.ChatText:
+    from transformers import AutoTokenizer
+
+    from ragtune_ray.chat import ChatTokenizer
+
+    directory = models.resolve(settings.generator.model).directory
+    chat = ChatTokenizer(AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True))
+    return examples.ChatText(lambda texts: [len(ids) for ids in chat.encode(texts)], chat.render)
+
+
+def _token_counter(settings: config.Config) -> Any:
+    from ragtune_ray.encoder import load_token_counter
+
+    counter = load_token_counter(settings.encoder)
+
+    def count(texts: Sequence[str]) -> list[int]:
+        return [min(len(spans), counter.max_tokens) for spans in counter.token_spans(list(texts))]
+
+    return count
+
+
+def _teacher(settings: config.Config) -> Any:
+    """The reranker of the config, as a teacher; None where there is none."""
+    if settings.training.objective != "distillation" or not settings.retrieval.reranker:
+        return None
+    from ragtune_ray.encoder import Reranker
+
+    reranker = Reranker(settings.retrieval.reranker)
+    return lambda query, texts: reranker.score([(query, text) for text in texts]).tolist()
+
+
+def _publish(
+    settings: config.Config,
+    url: str,
+    work: str,
+    staged: dict[str, questions.StagedQueries],
+    summaries: dict[str, list[dict[str, Any]]],
+    facts: dict[str, Any],
+) -> None:
+    tables = {split: _together(storage.join(work, split), summaries[split], "examples.parquet") for split in staged}
+    rejects = [reject for part in staged.values() for reject in part.rejects]
+    rejects += [schema.Reject(**row) for parts in summaries.values() for part in parts for row in part["rejects"]]
+    for split in ("train", "validation"):
+        if not tables[split].num_rows:
+            first = f"; the first: {rejects[0].place}: {rejects[0].reason}" if rejects else ""
+            raise inputs.InputError(
+                f"{settings.queries.path}: no {split} query of {staged[split].num_queries} gives an example{first}"
+            )
+    train, validation = (
+        tables["train"],
+        _drawn(tables["validation"], settings.training.validation_examples, settings.seed),
+    )
+    if "replay" in tables:
+        count = examples.replay_count(train.num_rows, settings.training.replay_share)
+        train = pa.concat_tables([train, _drawn(tables["replay"], count, settings.seed)])
+    staging = storage.stage(url)
+    pq.write_table(train, staging / TRAIN, write_page_checksum=True)
+    pq.write_table(validation, staging / VALIDATION, write_page_checksum=True)
+    if settings.training.objective == "query_side":
+        pools = [
+            _together(storage.join(work, split), summaries[split], "pool.parquet") for split in ("train", "validation")
+        ]
+        pq.write_table(_distinct(pa.concat_tables(pools)), staging / POOL, write_page_checksum=True)
+    (staging / "rejects.jsonl").write_text(schema.reject_lines(rejects), encoding="utf-8")
+    kinds = train["kind"].value_counts().to_pylist() if "kind" in train.column_names else []
+    storage.publish(
+        staging,
+        url,
+        "examples",
+        num_train=train.num_rows,
+        num_validation=validation.num_rows,
+        kinds={row["values"]: row["counts"] for row in kinds},
+        num_rejects=len(rejects),
+        **facts,
+    )
+    progress.say(
+        f"examples: {train.num_rows:,} to learn, {validation.num_rows:,} to validate"
+        + (f", {len(rejects):,} queries gave none; the first: {rejects[0].reason}" if rejects else "")
+    )
+
+
+def _together(directory: str, summaries: Sequence[dict[str, Any]], suffix: str) -> pa.Table:
+    return pa.concat_tables(list(runs.merged(directory, summaries, suffix)))
+
+
+def _drawn(table: pa.Table, count: int, seed: int) -> pa.Table:
+    """At most so many rows, drawn by the seed and the query's id; in the order they had."""
+    marks = [zlib.crc32(f"{seed}\0{name}".encode()) for name in table["query_id"].to_pylist()]
+    return table.take(pa.array(np.sort(np.argsort(marks, kind="stable")[:count])))
+
+
+def _distinct(pool: pa.Table) -> pa.Table:
+    """The first row of each passage."""
+    _, first = np.unique(pool["passage_id"].to_numpy(), return_index=True)
+    return pool.take(pa.array(np.sort(first)))
