@@ -259,7 +259,7 @@ def retriever_example(
         passage_ids=tuple(passage.passage_id for passage in passages),
         passages=tuple(texts),
         teacher_scores=tuple(taught),
-        num_tokens=sum(count_tokens([query.text, *texts])),
+        num_tokens=sum(count_tokens([query.text, *([] if settings.training.objective == "query_side" else texts)])),
     )
 
 

@@ -5,18 +5,28 @@ In: a precision from the config and a torch device. Out: a torch dtype. This mod
 
 from __future__ import annotations
 
+import ctypes
 import logging
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["choose_device", "resolve_precision", "supports_bfloat16"]
+__all__ = [
+    "attention_for_training",
+    "choose_device",
+    "keep_freed_memory",
+    "resolve_precision",
+    "supports_bfloat16",
+]
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
 _logger = logging.getLogger(__name__)
+_MMAP_MAX, _TRIM_THRESHOLD, _TOP_PAD = -4, -1, -2  # as malloc.h of glibc numbers them
+_PLAIN_ATTENTION_TOKENS = 1024  # the products are written out: their memory grows with the square
 _CPU_INFO = Path("/proc/cpuinfo")
 _BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})  # x86 twice; Arm calls its extension bf16
 
@@ -32,6 +42,27 @@ def choose_device(device: str = "auto") -> str:
     if device != "auto":
         return device
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep the memory of freed tensors for the next ones, in this process, for as long as it lives.
+
+    glibc gives large blocks back to the system at once, and the system hands them out again zeroed, page by page: a fifth of a
+    training step on a CPU. Where the C library is another one nothing happens.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        for parameter, value in ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, 2**31 - 1), (_TOP_PAD, 2**28)):
+            mallopt(parameter, value)
+
+
+def attention_for_training(device: str, longest: int) -> str:
+    """The attention that trains fastest: on a CPU plain products up to about a thousand tokens, else torch's fused kernels.
+
+    >>> attention_for_training("cuda", 512), attention_for_training("cpu", 512), attention_for_training("cpu", 4096)
+    ('sdpa', 'eager', 'sdpa')
+    """
+    return "eager" if device == "cpu" and longest <= _PLAIN_ATTENTION_TOKENS else "sdpa"
 
 
 def supports_bfloat16(device: str = "cpu") -> bool:

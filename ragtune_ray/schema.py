@@ -189,7 +189,7 @@ class RetrieverExample:
     teacher_scores: tuple[float, ...]
     """Of each passage, what distillation teaches; empty when nothing was asked to score them."""
     num_tokens: int
-    """Of the query and the passages together, as far as the encoder reads them."""
+    """Of all texts that are encoded when it is learnt from."""
 
 
 @dataclass(frozen=True, slots=True)

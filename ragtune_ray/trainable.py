@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ragtune_ray import config, fitting, models
+from ragtune_ray import config, fitting, hardware, models
 from ragtune_ray.objectives import Contrastive, Distillation, QuerySide, Sft
 
 __all__ = ["ADAPTER", "load_objective", "save_model"]
@@ -69,7 +69,7 @@ def _sft(settings: config.Training, directory: Path) -> Sft:
                 directory,
                 # Small steps are lost in bfloat16 weights. Below adapters nothing moves, so there they stay as they are.
                 dtype="auto" if settings.lora_rank else torch.float32,
-                attn_implementation="sdpa",
+                attn_implementation=hardware.attention_for_training(hardware.choose_device(), settings.max_tokens),
                 use_safetensors=True,
                 trust_remote_code=False,
                 local_files_only=True,

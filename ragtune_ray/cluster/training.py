@@ -266,7 +266,11 @@ def _steps_dataset(settings: config.Config, examples: str, num_examples: int) ->
     dataset = ray.data.from_items(plan, override_num_blocks=-(-len(plan) // STEPS_PER_BLOCK))
     # No CPU of its own: training workers may hold all of them, and reading is a thousandth of the work.
     return dataset.map_batches(
-        functools.partial(_load_step, examples), batch_size=1, batch_format="pyarrow", num_cpus=0
+        functools.partial(_load_step, examples),
+        batch_size=1,
+        batch_format="pyarrow",
+        num_cpus=0,
+        compute=ray.data.TaskPoolStrategy(size=1),
     )
 
 
@@ -354,12 +358,13 @@ def _begin(arguments: dict[str, Any]) -> _Run:
     import torch
 
     from ragtune_ray import fitting, trainable
-    from ragtune_ray.hardware import resolve_precision
+    from ragtune_ray.hardware import keep_freed_memory, resolve_precision
 
     context = ray.train.get_context()
     settings = config.Config.model_validate(arguments["settings"])
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // context.get_local_world_size()))
     torch.manual_seed(settings.seed)
+    keep_freed_memory()
     record = preparation.example_type(settings.training)
     validation: list[Any] = list(schema.from_table(_table(arguments["examples"], preparation.VALIDATION), record))
     objective = trainable.load_objective(settings, _source(settings), _pool(settings, arguments["examples"]))
