@@ -1,0 +1,131 @@
+"""Steps against torch's own tools, and a state that goes on as if nothing had happened."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ragtune_ray import config, fitting, trainable
+from ragtune_ray.schema import GeneratorExample
+
+TRAINING = config.Training(learning_rate=1e-3, weight_decay=0.1)
+
+
+def examples(count: int, answer: str = "yes") -> list[GeneratorExample]:
+    return [
+        GeneratorExample(f"q{n}", "with_gold", f"question {n}", answer + "!" * n, (), 0, 10, len(answer) + n + 1)
+        for n in range(count)
+    ]
+
+
+def step(
+    objective: Any, rows: list[GeneratorExample], optimizer: torch.optim.Optimizer, clip: float = 1.0
+) -> fitting.StepResult:
+    return fitting.take_step(
+        objective,
+        objective,
+        rows,
+        objective.weight(rows),
+        optimizer,
+        clip,
+        lambda: fitting.autocast("cpu", torch.float32),
+    )
+
+
+@pytest.fixture
+def load(generator_directory: Path):
+    def build(*overrides: str) -> Any:
+        settings = config.Config().using(*(f"training.{override}" for override in overrides))
+        return trainable.load_objective(settings, generator_directory, {})
+
+    return build
+
+
+def test_a_step_is_that_of_a_plain_loop_over_the_mean_loss_per_token(load) -> None:
+    rows = examples(5)
+    ours, plain = load("micro_batch_tokens=16"), load()
+    optimizer = fitting.make_optimizer(ours, TRAINING)
+    result = step(ours, rows, optimizer, clip=0.5)
+
+    whole = plain(plain.collate(rows)) / sum(row.num_answer_tokens for row in rows)
+    whole.backward()
+    weights = [weight for weight in plain.parameters() if weight.requires_grad]
+    norm = torch.nn.utils.clip_grad_norm_(weights, 0.5)
+    decayed = [weight for weight in weights if weight.ndim > 1]
+    torch.optim.AdamW(
+        [{"params": decayed}, {"params": [w for w in weights if w.ndim == 1], "weight_decay": 0.0}],
+        lr=1e-3,
+        weight_decay=0.1,
+    ).step()
+    assert result.loss == pytest.approx(float(whole.detach()), rel=1e-5)
+    assert result.gradient_norm == pytest.approx(float(norm), rel=1e-4)
+    for name, weight in fitting.trainable_weights(plain).items():
+        torch.testing.assert_close(fitting.trainable_weights(ours)[name], weight, rtol=1e-4, atol=2e-5)
+
+
+def test_a_saved_and_loaded_state_goes_on_with_the_same_weights(load, tmp_path: Path) -> None:
+    straight, stopped, resumed = load(), load(), load()
+    optimizer = fitting.make_optimizer(straight, TRAINING)
+    for number in range(6):
+        step(straight, examples(3 + number), optimizer)
+    before = fitting.make_optimizer(stopped, TRAINING)
+    for number in range(3):
+        step(stopped, examples(3 + number), before)
+    best = {name: weight + 1 for name, weight in fitting.trainable_weights(stopped).items()}
+    fitting.save_state(tmp_path, stopped, before, best, {"step": 3})
+    after = fitting.make_optimizer(resumed, TRAINING)
+    facts, kept = fitting.load_state(tmp_path, resumed, after)
+    assert facts == {"step": 3}
+    assert all(torch.equal(kept[name], best[name]) for name in best)
+    for number in range(3, 6):
+        step(resumed, examples(3 + number), after)
+    for name, weight in fitting.trainable_weights(straight).items():
+        torch.testing.assert_close(fitting.trainable_weights(resumed)[name], weight, rtol=0, atol=1e-6)
+
+
+def test_a_state_of_another_model_is_refused(load, tmp_path: Path) -> None:
+    objective = load()
+    with pytest.raises(fitting.TrainingError, match="another model"):
+        fitting.restore_weights(objective, {"model.nothing": torch.zeros(3)})
+
+
+def test_a_loss_that_is_not_finite_moves_nothing(load) -> None:
+    objective = load()
+    optimizer = fitting.make_optimizer(objective, TRAINING)
+    with torch.no_grad():
+        next(objective.parameters())[:] = float("nan")
+    before = fitting.trainable_weights(objective)
+    result = step(objective, examples(2), optimizer)
+    assert result.loss != result.loss
+    after = fitting.trainable_weights(objective)
+    assert all(torch.equal(before[name].nan_to_num(7), after[name].nan_to_num(7)) for name in before)
+
+
+def test_what_the_loss_does_not_reach_is_frozen(encoder_directory: Path) -> None:
+    from ragtune_ray.schema import RetrieverExample
+
+    settings = config.Config().using("training.objective=contrastive")
+    objective = trainable.load_objective(settings, encoder_directory, {})
+    rows = [RetrieverExample("q", "moon", ("a#0", "b#0"), ("the moon", "the sun"), (), 4)]
+    frozen = fitting.freeze_unreached(objective, objective, rows)
+    assert frozen
+    assert all("pooler" in name for name in frozen)
+    assert not set(frozen) & set(fitting.trainable_weights(objective))
+
+
+def test_the_learning_rate_rises_then_falls_to_a_tenth() -> None:
+    factors = [fitting.learning_rate_factor(number, 100, 0.1) for number in range(100)]
+    assert factors[:10] == pytest.approx([0.1 * (number + 1) for number in range(10)])
+    assert all(left >= right for left, right in zip(factors[9:], factors[10:], strict=False))
+    assert factors[55] == pytest.approx(0.55)
+    assert fitting.learning_rate_factor(100, 100, 0.1) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [((), 5e-5), (("lora_rank=8",), 2e-4), (("objective=contrastive",), 3e-5), (("learning_rate=0.5",), 0.5)],
+)
+def test_the_peak_learning_rate_is_the_objectives_own_unless_given(overrides: tuple[str, ...], expected: float) -> None:
+    settings = config.Config().using(*(f"training.{override}" for override in overrides))
+    assert fitting.peak_learning_rate(settings.training) == expected

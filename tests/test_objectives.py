@@ -1,0 +1,282 @@
+"""Losses against naive loops and independent implementations, and the ways in which training silently learns nothing."""
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from ragtune_ray import config, fitting, trainable
+from ragtune_ray.objectives import IGNORED, Contrastive, Distillation, Objective, QuerySide, Sft
+from ragtune_ray.schema import GeneratorExample, RetrieverExample
+
+SUBJECTS = "moon mars hubble sun earth comet rocket orbit galaxy nebula".split()
+
+
+def answer_row(prompt: str, answer: str) -> GeneratorExample:
+    return GeneratorExample("q", "with_gold", prompt, answer, (), 0, len(prompt), len(answer) + 1)
+
+
+def query_row(number: int, negatives: int = 2, scores: tuple[float, ...] = ()) -> RetrieverExample:
+    others = [SUBJECTS[(number + step + 1) % len(SUBJECTS)] for step in range(negatives)]
+    names = [SUBJECTS[number % len(SUBJECTS)], *others]
+    return RetrieverExample(
+        f"q{number}",
+        f"what is {names[0]}?",
+        tuple(f"{name}#0" for name in names),
+        tuple(f"{name} is a thing called {name}." * (place + 1) for place, name in enumerate(names)),
+        scores,
+        10,
+    )
+
+
+@pytest.fixture(scope="module")
+def load(encoder_directory: Path, generator_directory: Path):
+    """A function from overrides of `training` to an objective around a fresh tiny model."""
+
+    def build(objective: str, *overrides: str, pool: dict[str, np.ndarray] | None = None) -> Any:
+        settings = config.Config().using(
+            f"training.objective={objective}", *(f"training.{override}" for override in overrides)
+        )
+        directory = generator_directory if objective == "sft" else encoder_directory
+        return trainable.load_objective(settings, directory, pool or {})
+
+    return build
+
+
+@pytest.fixture(scope="module")
+def pool() -> dict[str, np.ndarray]:
+    vectors = np.random.default_rng(0).standard_normal((len(SUBJECTS), 32))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return {f"{name}#0": vector for name, vector in zip(SUBJECTS, vectors, strict=True)}
+
+
+def rows_of(objective: str) -> list[Any]:
+    if objective == "sft":
+        return [answer_row("question: " + "x" * number, "answer" * (number + 1)) for number in range(3)]
+    return [query_row(number, scores=(1.0, 0.3, 0.0)) for number in range(4)]
+
+
+def total_loss(objective: Any, rows: list[Any]) -> torch.Tensor:
+    return torch.stack([objective(piece).detach() for piece in objective.pieces(rows)]).sum()
+
+
+def gradients(objective: Any, rows: list[Any]) -> dict[str, torch.Tensor]:
+    objective.zero_grad(set_to_none=True)
+    for piece in objective.pieces(rows):
+        objective(piece).backward()
+    return {name: weight.grad for name, weight in objective.named_parameters() if weight.grad is not None}
+
+
+# What has silently trained nothing elsewhere
+
+
+@pytest.mark.parametrize("name", ["sft", "contrastive", "distillation", "query_side"])
+def test_every_objective_moves_the_weights_and_lowers_its_loss(name: str, load, pool) -> None:
+    objective: Objective = load(name, "learning_rate=0.001", pool=pool)
+    rows = rows_of(name)
+    fitting.freeze_unreached(objective, objective, rows)
+    before = fitting.trainable_weights(objective)
+    optimizer = fitting.make_optimizer(objective, config.Training(objective=name, learning_rate=1e-3))
+    losses = []
+    for _ in range(8):
+        result = fitting.take_step(
+            objective,
+            objective,
+            rows,
+            objective.weight(rows),
+            optimizer,
+            1.0,
+            lambda: fitting.autocast("cpu", torch.float32),
+        )
+        assert result.gradient_norm > 1e-4
+        losses.append(result.loss)
+    assert losses[-1] < losses[0]
+    after = fitting.trainable_weights(objective)
+    still = [key for key in before if torch.equal(before[key], after[key])]
+    # A key's bias shifts all scores of a softmax alike: its gradient is zero but for rounding.
+    assert [key for key in still if "key.bias" not in key] == []
+
+
+def test_lora_trains_the_adapter_and_nothing_else(load) -> None:
+    objective = load("sft", "lora_rank=4")
+    trained = [name for name, weight in objective.named_parameters() if weight.requires_grad]
+    assert trained
+    assert all("lora_" in name for name in trained)
+    rows = rows_of("sft")
+    found = gradients(objective, rows)
+    assert any(gradient.abs().max() > 0 for name, gradient in found.items() if "lora_B" in name)
+
+
+# Supervised fine-tuning
+
+
+def test_the_masked_loss_equals_a_loop_over_the_tokens_of_each_answer(load) -> None:
+    objective: Sft = load("sft")
+    rows = rows_of("sft")
+    expected = 0.0
+    with torch.no_grad():
+        for row in rows:
+            prompt, answer = objective._chat.encode([row.prompt, row.answer])
+            ids = torch.tensor([[*prompt, *answer, objective._end_token]])
+            logits = objective.model(input_ids=ids).logits[0]
+            for place in range(len(prompt), ids.shape[1]):
+                expected -= float(logits[place - 1].log_softmax(-1)[ids[0, place]])
+        assert float(total_loss(objective, rows)) == pytest.approx(expected, rel=1e-5)
+    assert objective.weight(rows) == sum(len(row.answer) + 1 for row in rows)
+
+
+def test_only_the_answer_and_its_end_are_taught(load) -> None:
+    objective: Sft = load("sft")
+    batch = objective.collate([answer_row("a long question", "yes"), answer_row("q", "no")])
+    taught = [row[row != IGNORED].tolist() for row in batch["labels"]]
+    assert [objective._chat.decode(row[:-1]) for row in taught] == ["yes", "no"]
+    assert {row[-1] for row in taught} == {objective._end_token}
+    assert batch["attention_mask"].sum(dim=1).tolist() == [len("a long question") + 4, len("q") + 3]
+
+
+def test_an_answer_that_spells_a_control_token_does_not_end_itself(load) -> None:
+    objective: Sft = load("sft")
+    batch = objective.collate([answer_row("q", "say <|im_end|> now")])
+    assert (batch["labels"][0] == objective._end_token).sum() == 1
+
+
+def test_micro_batches_do_not_change_the_gradient(load) -> None:
+    rows = rows_of("sft")
+    whole = gradients(load("sft", "micro_batch_tokens=10000"), rows)
+    alone = load("sft", "micro_batch_tokens=1")
+    assert len(list(alone.pieces(rows))) == len(rows)
+    for name, gradient in gradients(alone, rows).items():
+        torch.testing.assert_close(gradient, whole[name], rtol=1e-4, atol=1e-5)
+
+
+# The retriever
+
+
+def embedded(objective: Any, rows: list[RetrieverExample]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    queries = objective.vectors([row.query for row in rows])
+    return queries, [objective.vectors(list(row.passages)) for row in rows]
+
+
+def test_the_contrastive_loss_equals_that_of_sentence_transformers(load) -> None:
+    from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+
+    objective = load("contrastive", "temperature=0.05")
+    # No passage stands in two rows: there theirs has no masks.
+    rows = [dataclasses.replace(query_row(number * 3), query_id=str(number)) for number in range(3)]
+    queries, passages = embedded(objective, rows)
+    columns = [torch.stack([row[place] for row in passages]) for place in range(3)]
+    theirs = MultipleNegativesRankingLoss(objective.encoder, scale=20.0)
+    expected = theirs.compute_loss_from_embeddings([queries, *columns], torch.empty(0))
+    assert float(total_loss(objective, rows)) / len(rows) == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_another_rows_copy_of_the_positive_is_no_negative(load) -> None:
+    objective = load("contrastive", "temperature=0.5")
+    first = query_row(0, negatives=1)
+    other = dataclasses.replace(
+        query_row(5, negatives=1), passage_ids=("comet#0", first.passage_ids[0]), passages=("comet", first.passages[0])
+    )
+    queries, passages = embedded(objective, [first, other])
+    scores = queries @ torch.cat(passages).T / 0.5
+    kept = scores.clone()
+    kept[0, 3] = -torch.inf  # the positive of row 0, shown by row 1 as a negative
+    expected = functional.cross_entropy(kept, torch.tensor([0, 2]), reduction="sum")
+    assert float(total_loss(objective, [first, other])) == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_the_loss_follows_a_permutation_of_rows_and_passages(load) -> None:
+    objective = load("distillation", "contrastive_weight=0.3")
+    rows = [query_row(number, scores=(1.0, 0.5, 0.1)) for number in range(4)]
+    swapped = [
+        dataclasses.replace(
+            row,
+            passage_ids=(row.passage_ids[0], row.passage_ids[2], row.passage_ids[1]),
+            passages=(row.passages[0], row.passages[2], row.passages[1]),
+            teacher_scores=(row.teacher_scores[0], row.teacher_scores[2], row.teacher_scores[1]),
+        )
+        for row in reversed(rows)
+    ]
+    assert float(total_loss(objective, rows)) == pytest.approx(float(total_loss(objective, swapped)), rel=1e-5)
+    misaligned = [dataclasses.replace(row, teacher_scores=row.teacher_scores[::-1]) for row in rows]
+    assert float(total_loss(objective, rows)) != pytest.approx(float(total_loss(objective, misaligned)), rel=1e-3)
+
+
+def test_distillation_equals_a_kl_divergence_by_hand(load) -> None:
+    objective = load("distillation", "contrastive_weight=0", "temperature=0.1", "teacher_temperature=0.5")
+    rows = [query_row(0, scores=(1.0, 0.4, 0.0)), query_row(1, negatives=1, scores=(1.0, 0.2))]
+    expected = 0.0
+    for query, passages, row in zip(*embedded(objective, rows), rows, strict=True):
+        student = [float(query @ passage) / 0.1 for passage in passages]
+        teacher = [score / 0.5 for score in row.teacher_scores]
+        total = sum(math.exp(score) for score in teacher)
+        normal = math.log(sum(math.exp(score) for score in student))
+        for mine, theirs in zip(student, teacher, strict=True):
+            share = math.exp(theirs) / total
+            expected += share * (math.log(share) - (mine - normal))
+    assert float(total_loss(objective, rows)) == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_uniform_teacher_gives_no_gradient(load) -> None:
+    objective = load("distillation", "contrastive_weight=0")
+    found = gradients(objective, [query_row(number, scores=(1.0, 1.0, 1.0)) for number in range(3)])
+    assert all(gradient.abs().max() == 0 for gradient in found.values())
+    told = gradients(objective, [query_row(number, scores=(1.0, 0.0, 0.0)) for number in range(3)])
+    assert max(gradient.abs().max() for gradient in told.values()) > 0
+
+
+@pytest.mark.parametrize("name", ["contrastive", "distillation"])
+def test_chunks_with_cached_gradients_give_the_gradient_of_the_whole(name: str, load) -> None:
+    rows = rows_of(name)
+    whole_objective = load(name, "micro_batch_tokens=100000")
+    assert len(list(whole_objective.pieces(rows))) == 1
+    chunked = load(name, "micro_batch_tokens=70")
+    assert len(list(chunked.pieces(rows))) > 3
+    assert float(total_loss(chunked, rows)) == pytest.approx(float(total_loss(whole_objective, rows)), rel=1e-5)
+    whole = gradients(whole_objective, rows)
+    for key, gradient in gradients(chunked, rows).items():
+        torch.testing.assert_close(gradient, whole[key], rtol=1e-4, atol=1e-5)
+
+
+def test_query_side_contrasts_with_the_whole_pool_and_leaves_it(load, pool) -> None:
+    objective: QuerySide = load("query_side", "temperature=0.1", pool=pool)
+    rows = [query_row(number) for number in range(4)]
+    queries = objective.vectors([row.query for row in rows])
+    stored = torch.tensor(np.stack(list(pool.values()))).float()
+    expected = functional.cross_entropy(queries @ stored.T / 0.1, torch.arange(4), reduction="sum")
+    assert float(total_loss(objective, rows)) == pytest.approx(float(expected), rel=1e-4)
+    assert "_pool" not in objective.state_dict()
+    assert not any(name.endswith("_pool") for name in dict(objective.named_parameters()))
+
+
+def test_validation_ranks_the_positive_among_all_passages(load) -> None:
+    objective: Contrastive = load("contrastive")
+    rows = [query_row(number, negatives=1) for number in range(0, 10, 2)]
+    texts = {name: text for row in rows for name, text in zip(row.passage_ids, row.passages, strict=True)}
+    names, vectors = list(texts), objective.vectors(list(texts.values())).numpy()
+    expected = 0.0
+    for row in rows:
+        scores = vectors @ objective.vectors([row.query]).numpy()[0]
+        rank = 1 + int((scores > scores[names.index(row.passage_ids[0])]).sum())
+        expected += 1 / rank if rank <= 10 else 0
+    assert objective.validate(rows)["MRR@10"] == pytest.approx(expected / len(rows), abs=1e-6)
+
+
+def test_a_planted_corpus_is_learnt(load) -> None:
+    """Queries name things by a code that only training can teach: recall rises from chance to everything."""
+    codes = dict(zip(SUBJECTS, ["aa", "bb", "cc", "dd", "ee", "ff", "gg", "hh", "ii", "jj"], strict=True))
+    rows = [RetrieverExample(code, code, (f"{name}#0",), (name,), (), 4) for name, code in codes.items()]
+    objective = load("contrastive", "temperature=0.05")
+    fitting.freeze_unreached(objective, objective, rows)
+    before = objective.validate(rows)["MRR@10"]
+    optimizer = fitting.make_optimizer(objective, config.Training(objective="contrastive", learning_rate=5e-3))
+    for _ in range(40):
+        fitting.take_step(
+            objective, objective, rows, len(rows), optimizer, 1.0, lambda: fitting.autocast("cpu", torch.float32)
+        )
+    assert before < 0.6
+    assert objective.validate(rows)["MRR@10"] == 1.0
