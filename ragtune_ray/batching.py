@@ -44,7 +44,7 @@ def steps(num_examples: int, settings: config.Training, seed: int, first: int = 
     """
     each = steps_per_epoch(num_examples, settings.batch_examples)
     total = num_steps(num_examples, settings)
-    for epoch in range(first // max(each, 1), settings.epochs):
+    for epoch in range(first // max(each, 1), -(-total // max(each, 1))):
         order = np.random.default_rng([seed, epoch]).permutation(num_examples)
         for number, rows in enumerate(np.array_split(order, each), start=epoch * each):
             if first <= number < total:

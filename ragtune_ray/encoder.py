@@ -184,10 +184,16 @@ class QuerySideEncoder:
     """Passages by one model, queries by another that was trained towards its vectors; each is loaded when it is first used.
 
     Raises:
-        models.ModelError: the queries' model says that it was trained for another encoder of passages.
+        models.ModelError: one of them has no weights, or the queries' model says that it was trained for another encoder of
+            passages.
     """
 
     def __init__(self, passages: models.Model, queries: models.Model, settings: config.Encoder, device: str) -> None:
+        if passages.directory is None or queries.directory is None:
+            raise models.ModelError(
+                f"encoder.query_model {queries.name!r} with encoder.model {passages.name!r}: a hashing encoder has no weights "
+                "that another could be trained towards; name two models, or leave encoder.query_model empty"
+            )
         self.fingerprint = models.encoder_fingerprint(passages.fingerprint, settings)
         trained_for = models.passage_encoder(queries)
         if trained_for not in ("", self.fingerprint):

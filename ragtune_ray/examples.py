@@ -105,31 +105,38 @@ def generator_example(
     others = [passage for passage in candidates.retrieved if _is_distractor(passage, query)]
     if gold is None or source.random() < settings.training.gold_left_out_share:
         return _without_gold(query, others[:count], source, chat, settings)
-    shown = [gold, *others[: count - 1]]
-    source.shuffle(shown)
-    return _with_gold(query, shown, gold, chat, settings)
+    return _with_gold(query, gold, others[: count - 1], source, chat, settings)
 
 
 def _with_gold(
-    query: Query, shown: list[Passage], gold: Passage, chat: ChatText, settings: config.Config
+    query: Query,
+    gold: Passage,
+    others: list[Passage],
+    source: np.random.Generator,
+    chat: ChatText,
+    settings: config.Config,
 ) -> GeneratorExample | Reject:
-    """Fewer others are shown until the gold passage stands whole enough in the prompt to hold the answer."""
+    """Fewer others are shown until the gold passage stands whole enough in the prompt to hold the answer.
+
+    Its place is drawn anew each time: were only what stands behind it dropped, the last place that fits would be the likeliest.
+    """
     assert query.answers
-    others = [passage for passage in shown if passage is not gold]
     while True:
+        shown = [gold, *others]
+        source.shuffle(shown)
         example = _rendered(query, shown, gold, query.answers[0], "with_gold", chat, settings)
         if isinstance(example, Reject):
             return example
         if example.gold_place or not others:
             break
-        others.pop()
-        shown = [passage for passage in shown if passage is gold or passage in others]
+        others = others[:-1]
     if example.gold_place:
         return example
     return Reject(
         query.query_id,
-        f"the part of passage {gold.passage_id} that holds the answer does not fit training.max_tokens "
-        f"({settings.training.max_tokens}); raise it or lower chunking.size_tokens",
+        f"the part of passage {gold.passage_id} that holds the answer does not fit the smaller of training.max_tokens "
+        f"({settings.training.max_tokens}) and prompt.max_tokens ({settings.prompt.max_tokens}); raise it or lower "
+        "chunking.size_tokens",
         "row",
     )
 
@@ -158,9 +165,12 @@ def _rendered(
     training, prompt_settings = settings.training, settings.prompt
     cites = bool(training.cite and gold is not None)
     longest = f" [{len(shown)}]" if cites else ""
-    (num_answer_tokens,) = chat.count_tokens([answer + longest])
-    num_answer_tokens += 1  # the end token
-    system = prompt_settings.system if shown else prompt_settings.system_without_passages
+    num_answer_tokens = _with_end(answer + longest, chat)
+    asked_alone = kind in (
+        "question_only",
+        "replay",
+    )  # an arm that retrieves has its own instruction, even if nothing is found
+    system = prompt_settings.system_without_passages if asked_alone else prompt_settings.system
     try:
         prompt = prompts.build_prompt(
             query.text,
@@ -174,16 +184,23 @@ def _rendered(
         reason = f"its answer takes {num_answer_tokens} of training.max_tokens ({training.max_tokens}): {error}"
         return Reject(query.query_id, reason, "row")
     place = _place(prompt.passages, gold, query)
+    taught = f"{answer} [{place}]" if cites and place else answer
     return GeneratorExample(
         query_id=query.query_id,
         kind=kind,
         prompt=chat.render(prompt.messages),
-        answer=f"{answer} [{place}]" if cites and place else answer,
+        answer=taught,
         passage_ids=tuple(passage.passage_id for passage in prompt.passages),
         gold_place=place,
         num_prompt_tokens=prompt.num_tokens,
-        num_answer_tokens=num_answer_tokens,
+        num_answer_tokens=_with_end(taught, chat),
     )
+
+
+def _with_end(answer: str, chat: ChatText) -> int:
+    """Tokens of an answer and of its end."""
+    (count,) = chat.count_tokens([answer])
+    return count + 1
 
 
 def _place(shown: Sequence[Passage], gold: Passage | None, query: Query) -> int:

@@ -163,8 +163,10 @@ def with_tuned_generator(settings: config.Config) -> config.Config:
     arm = settings.answer.arm
     if not config.is_tuned(arm):
         return settings
-    tuned = tuned_model(settings.workspace, settings.training.name or arm)
-    return settings.using(f"generator.model={json.dumps(tuned)}", "generator.engine=transformers")
+    named = settings.training.name if settings.training.objective == "sft" else ""  # else it names a retriever
+    tuned = tuned_model(settings.workspace, named or arm)
+    # YAML does not join the two escapes that JSON writes for a character such as an emoji.
+    return settings.using(f"generator.model={json.dumps(tuned, ensure_ascii=False)}", "generator.engine=transformers")
 
 
 def _current(folder: str) -> str:

@@ -53,7 +53,9 @@ class Index:
         return list(schema.from_table(self.passages.take(pa.array(ordinals, pa.int64())), schema.Passage))
 
     def of_documents(self, document_ids: Sequence[Sequence[str]]) -> list[np.ndarray]:
-        """The ordinals of the passages of each group of documents, ascending; those that are deleted or unknown have none.
+        """The ordinals of the passages of each group of documents; those that are deleted or unknown have none.
+
+        They stand in the order of the group's documents, and ascend within each.
 
         Raises:
             storage.ArtifactError: a segment is too old to name its documents.

@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional
 
 from ragtune_ray import config, fitting, trainable
-from ragtune_ray.objectives import IGNORED, Contrastive, Distillation, Objective, QuerySide, Sft
+from ragtune_ray.objectives import IGNORED, Contrastive, Objective, QuerySide, Sft
 from ragtune_ray.schema import GeneratorExample, RetrieverExample
 
 SUBJECTS = "moon mars hubble sun earth comet rocket orbit galaxy nebula".split()

@@ -323,7 +323,10 @@ class _Run:
     best_weights: dict[str, Tensor] = field(default_factory=dict)
     metrics: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
+    """Of all steps, waiting for their examples included; evaluations and checkpoints not."""
     num_tokens: int = 0
+    clock: float = 0.0
+    """When the present step began to wait for its examples."""
 
     def facts(self) -> dict[str, Any]:
         """What of this a checkpoint holds beside the tensors."""
@@ -343,9 +346,11 @@ def _work(arguments: dict[str, Any]) -> dict[str, Any]:
         run.best = {"step": 0, **run.start}
         _note(run, {"step": 0, **run.start})
     try:
+        run.clock = time.perf_counter()
         for step, rows in _steps_from(run.step, preparation.example_type(run.settings.training)):
             _take(run, step, rows)
             _after_step(run)
+            run.clock = time.perf_counter()
     except TrainingError as error:
         return {"error": str(error)}
     _finish(run, arguments)
@@ -464,7 +469,6 @@ def _take(run: _Run, step: int, rows: list[Any]) -> None:
     from ragtune_ray import fitting
 
     training = run.settings.training
-    began = time.perf_counter()
     lengths = np.array([_num_tokens(row) for row in rows])
     own = [rows[place] for place in batching.own_rows(lengths, run.worker, run.workers)]
     factor = fitting.learning_rate_factor(step, run.num_steps, training.warmup_share)
@@ -481,7 +485,8 @@ def _take(run: _Run, step: int, rows: list[Any]) -> None:
             f"not moved. Lower training.learning_rate, set training.precision=float32, or look at its examples ({shown}, ...)"
         )
     run.step = step + 1
-    run.seconds += time.perf_counter() - began
+    seconds = time.perf_counter() - run.clock
+    run.seconds += seconds
     run.num_tokens += int(lengths.sum())
     _note(
         run,
@@ -490,7 +495,8 @@ def _take(run: _Run, step: int, rows: list[Any]) -> None:
             "loss": result.loss,
             "gradient_norm": result.gradient_norm,
             "learning_rate": fitting.peak_learning_rate(training) * factor,
-            "tokens_per_second": round(float(lengths.sum()) / (time.perf_counter() - began), 1),
+            "seconds": round(seconds, 4),
+            "tokens_per_second": round(float(lengths.sum()) / seconds, 1),
         },
     )
 

@@ -1,0 +1,132 @@
+"""Training rate of the generator: the bare loop, the same under Ray Train, and TRL's SFTTrainer, in one run.
+
+    python -m bench.training --data SQUAD.json --trl-python PYTHON
+
+The same model, examples, batches of the same size and number format (float32 weights, bfloat16 products where the hardware has
+them) on all cores. TRL wants an environment of its own: python -m venv X; X/bin/pip install trl, with the torch and transformers
+of constraints.txt. Rates are tokens of the examples, padding not counted, per second, over all steps but the first two, in
+which memory is still being taken. Nothing is asserted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+
+from ragtune_ray import batching, config, fitting, hardware, models, schema, storage, trainable
+from ragtune_ray.cluster.corpus import build_index
+from ragtune_ray.cluster.preparation import prepare
+from ragtune_ray.cluster.training import train
+
+WARM_UP_STEPS = 2
+
+
+def main() -> None:
+    """Run and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="../shared/data/squad/squad-v1.1-24articles.json")
+    parser.add_argument("--trl-python", default="")
+    parser.add_argument("--steps", type=int, default=12)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="ragtune-bench-") as folder:
+        settings = config.Config().using(
+            f"workspace={folder}",
+            f"corpus.path={options.data}",
+            f"queries.path={options.data}",
+            "queries.split_by=folder",
+            "encoder.model=hashing-384",
+            "retrieval.mode=lexical",
+            "retrieval.top_k=2",
+            f"training.max_steps={options.steps}",
+            "training.batch_examples=8",
+            "training.validation_examples=1",
+            f"training.evaluate_steps={options.steps}",
+            f"training.checkpoint_steps={options.steps}",
+        )
+        build_index(settings)
+        examples = Path(prepare(settings)) / "train.parquet"
+        rows = list(schema.from_table(pq.read_table(examples), schema.GeneratorExample))
+        plan = list(batching.steps(len(rows), settings.training, settings.seed))
+        bare = _bare(settings, rows, plan)
+        under_ray = _under_ray(settings)
+        print(f"{'loop':24} {'tokens/s':>9}  {'step, s':>8}")
+        for name, (rate, seconds) in {"bare": bare, "Ray Train, one worker": under_ray}.items():
+            print(f"{name:24} {rate:9.1f}  {seconds:8.2f}")
+        print(f"Ray Train / bare: time per step {under_ray[1] / bare[1]:.3f}")
+        if options.trl_python:
+            theirs = _trl(options.trl_python, settings, rows, plan, folder)
+            print(f"{'TRL SFTTrainer':24} {theirs:9.1f}")
+            print(f"Ray Train / TRL SFTTrainer: tokens/s {under_ray[0] / theirs:.3f}")
+
+
+def _num_tokens(rows: list[schema.GeneratorExample]) -> int:
+    return sum(row.num_prompt_tokens + row.num_answer_tokens for row in rows)
+
+
+def _bare(settings: config.Config, rows: list[schema.GeneratorExample], plan: list[np.ndarray]) -> tuple[float, float]:
+    """Tokens per second and mean seconds per step of `take_step` in this process."""
+    hardware.keep_freed_memory()
+    directory = models.resolve(settings.generator.model).directory
+    assert directory is not None
+    objective = trainable.load_objective(settings, directory, {})
+    optimizer = fitting.make_optimizer(objective, settings.training)
+    dtype = hardware.resolve_precision("auto", "cpu")
+    spent, tokens = [], []
+    for chosen in plan:
+        step = [rows[place] for place in chosen]
+        began = time.perf_counter()
+        fitting.take_step(
+            objective, objective, step, objective.weight(step), optimizer, 1.0, lambda: fitting.autocast("cpu", dtype)
+        )
+        spent.append(time.perf_counter() - began)
+        tokens.append(_num_tokens(step))
+    return sum(tokens[WARM_UP_STEPS:]) / sum(spent[WARM_UP_STEPS:]), statistics.mean(spent[WARM_UP_STEPS:])
+
+
+def _under_ray(settings: config.Config) -> tuple[float, float]:
+    """The same of `ragtune train`, waiting for examples included."""
+    url = train(settings)
+    lines = (Path(storage.open_artifact(url).path) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    steps = [row for row in map(json.loads, lines) if "seconds" in row][WARM_UP_STEPS:]
+    seconds = [row["seconds"] for row in steps]
+    return sum(row["tokens_per_second"] * row["seconds"] for row in steps) / sum(seconds), statistics.mean(seconds)
+
+
+def _trl(
+    python: str, settings: config.Config, rows: list[schema.GeneratorExample], plan: list[np.ndarray], folder: str
+) -> float:
+    """Tokens per second of TRL on the same batches."""
+    ordered = [rows[place] for chosen in plan for place in chosen]
+    given = Path(folder) / "trl.json"
+    given.write_text(
+        json.dumps(
+            {
+                "model": str(models.resolve(settings.generator.model).directory),
+                "rows": [{"prompt": row.prompt, "completion": row.answer} for row in ordered],
+                "tokens": [_num_tokens([rows[place] for place in chosen]) for chosen in plan],
+                "batch": settings.training.batch_examples,
+                "learning_rate": fitting.peak_learning_rate(settings.training),
+                "max_length": settings.training.max_tokens,
+                "bfloat16": hardware.resolve_precision("auto", "cpu") == torch.bfloat16,
+                "output": folder,
+                "warm_up_steps": WARM_UP_STEPS,
+            }
+        ),
+        encoding="utf-8",
+    )
+    script = Path(__file__).with_name("training_trl.py")
+    result = subprocess.run([python, str(script), str(given)], capture_output=True, text=True, check=True)
+    return float(json.loads(result.stdout.splitlines()[-1])["tokens_per_second"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,202 @@
+"""`ragtune train` from queries to a model directory, on tiny models; what depends on several workers, and what stops it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from ragtune_ray import config, inputs, models, splitting, storage
+from ragtune_ray.cluster import evaluation, training
+from ragtune_ray.cluster.corpus import build_index
+from ragtune_ray.cluster.training import train
+from ragtune_ray.fitting import TrainingError
+from tests.cluster.conftest import write_queries
+
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("shared_ray")]
+
+
+@pytest.fixture(scope="module")
+def given(settings_for, tmp_path_factory: pytest.TempPathFactory) -> config.Config:
+    """An indexed corpus with 40 queries, split by document, and a training that takes seconds."""
+    settings: config.Config = settings_for(
+        tmp_path_factory.mktemp("training") / "workspace",
+        "queries.split_by=document",
+        "retrieval.top_k=2",
+        "training.batch_examples=8",
+        "training.max_tokens=900",
+        "training.micro_batch_tokens=4000",
+        "training.learning_rate=0.001",
+        "training.precision=float32",
+        "training.evaluate_steps=2",
+        "training.hard_negatives=2",
+        "training.negative_margin=0",
+    )
+    build_index(settings)
+    return settings
+
+
+def metrics(url: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (Path(url) / "metrics.jsonl").read_text().splitlines()]
+
+
+def steps(url: str) -> list[dict[str, Any]]:
+    return [row for row in metrics(url) if "learning_rate" in row]
+
+
+def with_encoder(settings: config.Config, encoder_directory: Path, workspace: Path) -> config.Config:
+    changed = settings.using(
+        f"workspace={workspace}", f"encoder.model={encoder_directory}", "encoder.precision=float32"
+    )
+    build_index(changed)
+    return changed
+
+
+def test_the_four_arms_are_trained_answered_and_compared(
+    given: config.Config, capfd: pytest.CaptureFixture[str]
+) -> None:
+    arms = given.using("evaluate.arms=[base, rag, ft, rag+ft]", "queries.split=test", "training.epochs=2")
+    with pytest.raises(models.ModelError, match=r"ragtune train CONFIG training.arm=ft"):
+        evaluation.evaluate(arms)
+    urls = {arm: train(given.using(f"training.arm={arm}", "training.epochs=2")) for arm in ("ft", "rag+ft")}
+    for arm, url in urls.items():
+        manifest = storage.read_manifest(url)
+        assert Path(url).parent == Path(given.workspace) / "models" / arm
+        assert manifest["best"]["score"] >= manifest["start"]["score"]
+        assert len(steps(url)) == manifest["num_steps"]
+        assert models.tuned_model(given.workspace, arm) == url
+        assert (Path(url) / "README.md").read_text().startswith("---\nbase_model:")
+        assert list((Path(url) / "tensorboard").glob("events.*"))
+    shown = pq.read_table(Path(storage.read_manifest(urls["rag+ft"])["examples"]) / "train.parquet").to_pylist()
+    assert all(row["passage_ids"] for row in shown)
+    run = str(evaluation.evaluate(arms))
+    fingerprints = {arm: evaluation.read_answers(storage.read_manifest(run)["runs"][arm])[0].model for arm in urls}
+    assert fingerprints == {arm: models.resolve(url).fingerprint for arm, url in urls.items()}
+    capfd.readouterr()
+    assert train(given.using("training.arm=ft", "training.epochs=2")) == urls["ft"]
+    assert "already trained; nothing to do" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("objective", ["sft", "contrastive"])
+def test_two_workers_learn_what_one_learns(
+    objective: str, given: config.Config, encoder_directory: Path, tmp_path: Path
+) -> None:
+    settings = with_encoder(given, encoder_directory, tmp_path / "workspace").using(
+        f"training.objective={objective}", "training.epochs=10", "training.max_steps=20", "training.evaluate_steps=20"
+    )
+    runs = {}
+    for workers in (1, 2):
+        apart = settings.using(f"training.workers={workers}", f"training.name=with{workers}")
+        runs[workers] = steps(train(apart))
+        assert storage.read_manifest(models.tuned_model(settings.workspace, f"with{workers}"))["num_workers"] == workers
+    one, two = runs[1], runs[2]
+    assert len(one) == len(two) == 20
+    assert two[0]["gradient_norm"] == pytest.approx(one[0]["gradient_norm"], rel=1e-5)
+    assert [row["loss"] for row in two] == pytest.approx([row["loss"] for row in one], rel=1e-5, abs=1e-5)
+    assert one[-1]["loss"] < one[0]["loss"]
+
+
+def test_a_query_side_encoder_needs_no_new_index_and_another_index_refuses_it(
+    given: config.Config, encoder_directory: Path, tmp_path: Path
+) -> None:
+    from ragtune_ray.retriever import open_retriever
+
+    settings = with_encoder(given, encoder_directory, tmp_path / "workspace").using(
+        "training.objective=query_side", "training.learning_rate=0.01", "training.epochs=4"
+    )
+    url = train(settings)
+    assert storage.read_manifest(url)["best"]["step"] > 0
+    tuned = settings.using(f"encoder.query_model={url}")
+    assert open_retriever(tuned).search(["What is the code of vessel1?"], 3)[1].shape == (1, 3)
+    with pytest.raises(models.ModelError, match="trained for the passages of another encoder"):
+        open_retriever(tuned.using("encoder.passage_prefix=x"))
+
+
+def test_tuned_weights_are_refused_by_an_index_of_others(
+    given: config.Config, encoder_directory: Path, tmp_path: Path
+) -> None:
+    from ragtune_ray.retriever import open_retriever
+
+    settings = with_encoder(given, encoder_directory, tmp_path / "workspace").using(
+        "training.objective=distillation", "training.evaluate_steps=1", "training.max_steps=3"
+    )
+    tuned = settings.using(f"encoder.model={Path(train(settings)).parent}")
+    if storage.read_manifest(models.tuned_model(settings.workspace, "retriever"))["best"]["step"]:
+        with pytest.raises(storage.ArtifactError, match="was built by encoder"):
+            open_retriever(tuned)
+
+
+def test_a_run_that_learns_nothing_gives_the_start_and_says_so(
+    given: config.Config, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from safetensors.torch import load_file
+
+    url = train(
+        given.using(
+            "training.arm=ft", "training.name=hopeless", "training.learning_rate=1000", "training.clip_norm=100"
+        )
+    )
+    assert "no step was better than the start" in capfd.readouterr().err
+    start, end = (load_file(Path(path) / "model.safetensors") for path in (given.generator.model, url))
+    assert all((start[name] == end[name]).all() for name in start)
+
+
+def test_a_loss_that_is_not_finite_is_an_error_that_names_the_step(
+    given: config.Config, tmp_path: Path, generator_directory: Path
+) -> None:
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    broken = tmp_path / "broken"
+    shutil.copytree(generator_directory, broken)
+    weights = load_file(broken / "model.safetensors")
+    weights["model.norm.weight"][0] = float("nan")
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(TrainingError, match=r"step 1: the loss is nan .* Lower training.learning_rate"):
+        train(given.using(f"generator.model={broken}", "training.arm=ft", "training.name=broken"))
+
+
+def test_too_many_workers_are_refused_before_anything_waits(given: config.Config) -> None:
+    with pytest.raises(config.ConfigError, match=r"training\.workers=64"):
+        train(
+            given.using("training.arm=ft", "training.workers=64", "training.batch_examples=64", "training.name=crowd")
+        )
+
+
+def test_without_training_queries_the_error_says_how_to_split(given: config.Config) -> None:
+    with pytest.raises(inputs.InputError, match=r"training needs queries of split train: set queries.split_by"):
+        train(given.using("queries.split_by=given"))
+
+
+def test_a_document_of_two_splits_is_an_error(given: config.Config, tmp_path: Path) -> None:
+    path = tmp_path / "leaky.jsonl"
+    write_queries(path, 4)
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for row, split in zip(rows, ("train", "train", "validation", "test"), strict=True):
+        row["split"] = split
+    rows[3]["document_ids"] = ["d0"]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(splitting.LeakError, match="'d0'"):
+        train(given.using(f"queries.path={path}", "queries.split_by=given"))
+
+
+def test_answers_longer_than_the_window_are_rejected_and_counted(given: config.Config, tmp_path: Path) -> None:
+    path = tmp_path / "long.jsonl"
+    write_queries(path, 40)
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for row in rows:
+        row["answers"] = ["secret " * 200]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(
+        inputs.InputError, match=r"no train query of \d+ gives an example; the first: .*training.max_tokens"
+    ):
+        train(given.using(f"queries.path={path}", "training.arm=ft"))
+
+
+def test_a_torn_list_of_checkpoints_is_removed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / training.SNAPSHOT).write_text('{"torn": ')
+    training._mend_snapshot(str(tmp_path))
+    assert not (tmp_path / training.SNAPSHOT).exists()
+    assert "is damaged" in caplog.text
