@@ -116,15 +116,16 @@ def _with_gold(
     chat: ChatText,
     settings: config.Config,
 ) -> GeneratorExample | Reject:
-    """Fewer others are shown until the gold passage stands whole enough in the prompt to hold the answer.
+    """Fewer others are shown until the gold passage stands whole enough in the prompt to hold the answer, as it words it.
 
     Its place is drawn anew each time: were only what stands behind it dropped, the last place that fits would be the likeliest.
     """
     assert query.answers
+    answer = next((answer for answer in query.answers if holds_answer(gold.text, [answer])), query.answers[0])
     while True:
         shown = [gold, *others]
         source.shuffle(shown)
-        example = _rendered(query, shown, gold, query.answers[0], "with_gold", chat, settings)
+        example = _rendered(query, shown, gold, answer, "with_gold", chat, settings)
         if isinstance(example, Reject):
             return example
         if example.gold_place or not others:
@@ -166,10 +167,8 @@ def _rendered(
     cites = bool(training.cite and gold is not None)
     longest = f" [{len(shown)}]" if cites else ""
     num_answer_tokens = _with_end(answer + longest, chat)
-    asked_alone = kind in (
-        "question_only",
-        "replay",
-    )  # an arm that retrieves has its own instruction, even if nothing is found
+    # As in answering, it is the arm that decides: one that retrieves keeps its instruction where nothing is found.
+    asked_alone = kind in ("question_only", "replay")
     system = prompt_settings.system_without_passages if asked_alone else prompt_settings.system
     try:
         prompt = prompts.build_prompt(
@@ -183,7 +182,7 @@ def _rendered(
     except prompts.PromptError as error:
         reason = f"its answer takes {num_answer_tokens} of training.max_tokens ({training.max_tokens}): {error}"
         return Reject(query.query_id, reason, "row")
-    place = _place(prompt.passages, gold, query)
+    place = _place(prompt.passages, gold, answer)
     taught = f"{answer} [{place}]" if cites and place else answer
     return GeneratorExample(
         query_id=query.query_id,
@@ -203,11 +202,11 @@ def _with_end(answer: str, chat: ChatText) -> int:
     return count + 1
 
 
-def _place(shown: Sequence[Passage], gold: Passage | None, query: Query) -> int:
+def _place(shown: Sequence[Passage], gold: Passage | None, answer: str) -> int:
     """Where the gold passage stands, from 1; 0 if it was dropped, or shortened before the answer that it held."""
     for number, passage in enumerate(shown, start=1):
         if gold is not None and passage.passage_id == gold.passage_id:
-            lost = holds_answer(gold.text, query.answers or ()) and not holds_answer(passage.text, query.answers or ())
+            lost = holds_answer(gold.text, [answer]) and not holds_answer(passage.text, [answer])
             return 0 if lost else number
     return 0
 

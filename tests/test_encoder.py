@@ -1,11 +1,13 @@
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ragtune_ray import config, hardware, models
+from ragtune_ray import config, encoder, hardware, models, storage
 from ragtune_ray.chunking import word_spans
 from ragtune_ray.encoder import (
     Encoder,
@@ -186,3 +188,80 @@ def test_the_reranker_scores_like_the_model_itself(encoder_directory: Path, tmp_
     np.testing.assert_allclose(scores, expected, atol=0.02)  # bfloat16 where the CPU has it
     assert scores.argsort().tolist() == expected.argsort().tolist()
     assert Reranker(str(tmp_path), "cpu").score([]).shape == (0,)
+
+
+# --- Queries by another model than passages
+
+
+def query_model(encoder_directory: Path, url: Path, **facts: Any) -> str:
+    """Other weights than the encoder's, published as training does."""
+    from safetensors.torch import load_file, save_file
+
+    staging = storage.stage(str(url))
+    shutil.copytree(encoder_directory, staging, dirs_exist_ok=True)
+    weights = load_file(staging / "model.safetensors")
+    save_file({name: tensor.flip(0).contiguous() for name, tensor in weights.items()}, staging / "model.safetensors")
+    storage.publish(staging, str(url), "model", **facts)
+    return str(url)
+
+
+def test_passages_are_encoded_by_one_model_and_queries_by_the_other(
+    tiny: Encoder, encoder_directory: Path, tmp_path: Path
+) -> None:
+    prefixes = {"query_prefix": "query: ", "passage_prefix": "passage: "}
+    plain = load_encoder(settings_of(encoder_directory, **prefixes), "cpu")
+    tuned = query_model(encoder_directory, tmp_path / "tuned", passage_encoder=plain.fingerprint)
+    other = load_encoder(settings_of(Path(tuned), **prefixes), "cpu")
+    both = load_encoder(settings_of(encoder_directory, query_model=tuned, **prefixes), "cpu")
+    np.testing.assert_array_equal(both.encode_passages(TEXTS), plain.encode_passages(TEXTS))
+    np.testing.assert_array_equal(both.encode_queries(TEXTS), other.encode_queries(TEXTS))
+    assert np.abs(both.encode_queries(TEXTS) - plain.encode_queries(TEXTS)).max() > 0.05
+    assert both.dimension == 32
+    assert both.fingerprint == plain.fingerprint, "it searches the index that the passages' model built"
+    assert other.fingerprint != plain.fingerprint != tiny.fingerprint
+
+
+def test_only_the_model_that_is_used_is_loaded(
+    encoder_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tuned = query_model(encoder_directory, tmp_path / "tuned")
+    loaded: list[str] = []
+
+    class Recorded(encoder.SentenceEncoder):
+        def __init__(self, model: models.Model, *rest: Any) -> None:
+            loaded.append(model.name)
+            super().__init__(model, *rest)
+
+    monkeypatch.setattr(encoder, "SentenceEncoder", Recorded)
+    both = load_encoder(settings_of(encoder_directory, query_model=tuned), "cpu")
+    assert both.fingerprint
+    assert loaded == []
+    both.encode_queries(["a"])
+    both.encode_queries(["b"])
+    assert both.dimension == 32
+    assert loaded == [tuned]
+    both.encode_passages(["a"])
+    both.encode_passages(["b"])
+    assert loaded == [tuned, str(encoder_directory)]
+
+
+def test_a_query_model_that_was_trained_for_other_passages_is_refused(
+    tiny: Encoder, encoder_directory: Path, tmp_path: Path
+) -> None:
+    tuned = query_model(encoder_directory, tmp_path / "tuned", passage_encoder=tiny.fingerprint)
+    assert load_encoder(settings_of(encoder_directory, query_model=tuned), "cpu").fingerprint == tiny.fingerprint
+    for settings in (
+        settings_of(Path(tuned), query_model=tuned),
+        settings_of(encoder_directory, query_model=tuned, passage_prefix="passage: "),
+        settings_of(encoder_directory, query_model=tuned, query_prefix="query: "),
+    ):
+        with pytest.raises(models.ModelError) as error:
+            load_encoder(settings, "cpu")
+        for part in (f"encoder.query_model {tuned!r}", f"encoder.model {settings.model!r}", f"({tiny.fingerprint})"):
+            assert part in str(error.value)
+
+
+def test_a_hashing_encoder_has_no_query_model(encoder_directory: Path) -> None:
+    for model, query in (("hashing-32", str(encoder_directory)), (str(encoder_directory), "hashing-32")):
+        with pytest.raises(models.ModelError, match=r"encoder\.query_model .*hashing encoder has no weights"):
+            load_encoder(config.Encoder(model=model, query_model=query), "cpu")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ragtune_ray import models, storage
+from ragtune_ray import config, models, storage
 
 
 @pytest.fixture(autouse=True)
@@ -72,6 +72,133 @@ def test_neither_the_place_nor_papers_beside_the_model_change_the_fingerprint(di
     assert models.fingerprint(directory) == before
     shutil.copytree(directory, tmp_path / "elsewhere")
     assert models.resolve(str(tmp_path / "elsewhere")).fingerprint == before
+
+
+def tuned(folder: Path | str, directory: Path, weights: bytes = b"weights", **facts: Any) -> str:
+    """Publish a copy of a model directory in a folder of tuned models, as training does; its URL."""
+    url = storage.join(str(folder), hashlib.sha256(weights).hexdigest()[:12])
+    staging = storage.stage(url)
+    shutil.copytree(directory, staging, dirs_exist_ok=True)
+    (staging / "model.safetensors").write_bytes(weights)
+    storage.publish(staging, url, "model", **facts)
+    storage.replace_text(storage.join(str(folder), models.CURRENT), url.rpartition("/")[2] + "\n")
+    return url
+
+
+def test_of_a_folder_of_tuned_models_the_current_one_is_meant(directory: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "models" / "ft"
+    first = tuned(folder, directory, b"first")
+    found = models.resolve(str(folder))
+    assert (found, found.directory) == (models.resolve(first), Path(first))
+    second = tuned(folder, directory, b"second")
+    assert models.resolve(str(folder)).directory == Path(second)
+    assert models.resolve(str(folder)).fingerprint != found.fingerprint
+    assert models.resolve(first) == found, "an older one can still be named"
+    storage.replace_text(str(folder / models.CURRENT), "gone\n")
+    with pytest.raises(models.ModelError, match="ft/gone': no such directory"):
+        models.resolve(str(folder))
+
+
+def test_a_tuned_model_in_a_store_is_copied_checked_and_resolved(
+    directory: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import fsspec
+
+    folder = f"memory://{tmp_path.name}/models/ft"
+    url = tuned(folder, directory, b"weights")
+    found = models.resolve(folder)
+    assert found.fingerprint == models.fingerprint(directory)
+    assert found == models.resolve(url)
+    assert found.directory is not None
+    assert found.directory.is_relative_to(cache)
+    fsspec.filesystem("memory").pipe_file(f"{url}/model.safetensors", b"Weights")
+    monkeypatch.setenv("RAGTUNE_CACHE", str(tmp_path / "another"))
+    with pytest.raises(storage.ArtifactError, match="does not match its sha256"):
+        models.resolve(folder)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        (["training.arm=ft"], "ft"),
+        (["training.arm=rag+ft"], "rag+ft"),
+        (["training.arm=ft", "training.name=mine"], "mine"),
+        (["training.objective=contrastive"], "retriever"),
+        (["training.objective=query_side", "training.arm=ft"], "retriever"),
+        (["training.objective=distillation", "training.name=mine"], "mine"),
+    ],
+)
+def test_a_tuned_model_is_named_by_the_config_its_arm_or_what_it_is(overrides: list[str], name: str) -> None:
+    assert models.tuned_name(config.Config().using(*overrides).training) == name
+
+
+def test_the_tuned_model_of_a_name_is_its_last(directory: Path, tmp_path: Path) -> None:
+    workspace = str(tmp_path / "workspace")
+    for weights in (b"first", b"second"):
+        url = tuned(f"{workspace}/models/mine", directory, weights)
+        assert models.tuned_model(workspace, "mine") == url
+
+
+@pytest.mark.parametrize(
+    ("name", "argument"), [("ft", "arm=ft"), ("rag+ft", "arm=rag+ft"), ("mine", "name=mine"), ("retriever", "")]
+)
+def test_where_nothing_is_tuned_yet_the_command_is_named(tmp_path: Path, name: str, argument: str) -> None:
+    with pytest.raises(models.ModelError) as error:
+        models.tuned_model(str(tmp_path), name)
+    assert str(error.value).startswith(f"{tmp_path}/models/{name}: ")
+    assert f"run: ragtune train CONFIG training.{argument}" in str(error.value)
+    (tmp_path / "models" / name / "half-written").mkdir(parents=True)
+    with pytest.raises(models.ModelError, match="no tuned model"):
+        models.tuned_model(str(tmp_path), name)
+
+
+@pytest.mark.parametrize("workspace", ["workspace", "a b: {c} #1 'd' \"e\"", "工作 🚀 𠮷", "{x}"])
+def test_tuned_arms_answer_with_the_model_that_was_trained_for_them(
+    directory: Path, tmp_path: Path, workspace: str
+) -> None:
+    place = str(tmp_path / workspace)
+    settings = config.Config(workspace=place, generator=config.Generator(engine="openai", max_new_tokens=7))
+    urls = {arm: tuned(f"{place}/models/{arm}", directory, arm.encode()) for arm in ("ft", "rag+ft")}
+    for arm, url in urls.items():
+        found = models.with_tuned_generator(settings.using(f"answer.arm={arm}"))
+        assert found.generator.model == url
+        assert models.resolve(found.generator.model).directory == Path(url)
+        assert found.generator.engine == "transformers"
+        unchanged = {"model": settings.generator.model, "engine": "openai"}
+        assert found.generator.model_copy(update=unchanged) == settings.generator
+        assert found.using("answer.arm=rag").model_copy(update={"generator": settings.generator}) == settings
+    for arm in ("base", "rag"):
+        untuned = settings.using(f"answer.arm={arm}")
+        assert models.with_tuned_generator(untuned) is untuned
+
+
+def test_a_name_that_training_gave_a_generator_is_used_and_a_retrievers_is_not(directory: Path, tmp_path: Path) -> None:
+    settings = config.Config(workspace=str(tmp_path)).using("answer.arm=rag+ft", "training.name=mine")
+    url = tuned(tmp_path / "models" / "mine", directory, b"mine")
+    assert models.with_tuned_generator(settings).generator.model == url
+    retriever = settings.using("training.objective=query_side")
+    with pytest.raises(models.ModelError, match=r"rag\+ft: no tuned model"):
+        models.with_tuned_generator(retriever)
+    url = tuned(tmp_path / "models" / "rag+ft", directory, b"other")
+    assert models.with_tuned_generator(retriever).generator.model == url
+
+
+def test_a_model_of_queries_says_which_passages_it_was_trained_for(directory: Path, tmp_path: Path) -> None:
+    says = tuned(tmp_path / "q", directory, b"1", passage_encoder="abc")
+    silent = tuned(tmp_path / "g", directory, b"2")
+    names = [says, str(tmp_path / "q"), silent, str(directory), "hashing-8"]
+    assert [models.passage_encoder(models.resolve(name)) for name in names] == ["abc", "abc", "", "", ""]
+
+
+def test_what_identifies_vectors_is_the_model_and_both_prefixes() -> None:
+    prefixes = [("", ""), ("q", ""), ("", "q"), ("q", "q"), ("p", "q")]
+    made = {
+        models.encoder_fingerprint(model, config.Encoder(model=name, query_prefix=query, passage_prefix=passage))
+        for model in ("one", "two")
+        for query, passage in prefixes
+        for name in ("here", "there")  # where the model lies does not count
+    }
+    assert len(made) == 10
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "model.ckpt"])

@@ -80,6 +80,67 @@ def test_filters_and_deletions_hold_together(
     assert opened.allowed(selection.Filter()) is opened.alive
 
 
+@pytest.mark.parametrize("num_segments", [1, 2, 4])
+def test_the_passages_of_documents_are_found_group_by_group(
+    tmp_path: Path, passages: list[schema.Passage], write_index: Write, num_segments: int
+) -> None:
+    write_index(tmp_path, passages, ENCODER, num_segments=num_segments)
+    opened = snapshot.open_index(str(tmp_path))
+    names = [passage.document_id for passage in passages]
+    assert names == ["moon", "moon", "mars", "mars", "hubble", "sun", "sun", "china"]
+    groups = [["sun", "moon"], [], ["unknown"], ["moon", "unknown", "china"], ["mars"], ["moon", "sun"]]
+    found = opened.of_documents(groups)
+    assert [part.tolist() for part in found] == [[5, 6, 0, 1], [], [], [0, 1, 7], [2, 3], [0, 1, 5, 6]]
+    assert all(part.dtype == np.int64 for part in found)
+    assert opened.of_documents([]) == []
+    assert [passage.passage_id for passage in opened.take(found[0].tolist())] == ["sun#0", "sun#1", "moon#0", "moon#1"]
+
+
+def test_passages_of_deleted_documents_are_not_found_and_new_ones_are(
+    tmp_path: Path, passages: list[schema.Passage], write_index: Write
+) -> None:
+    import dataclasses
+
+    # A document that was changed: its old passages are deleted in the first segment, its new ones stand in another.
+    again = [
+        dataclasses.replace(row, passage_id=f"{row.passage_id[:-1]}{number + 7}", text=f"Once more: {row.text}")
+        for number, row in enumerate(passages)
+        if row.document_id in {"mars", "china"}
+    ]
+    write_index(tmp_path, again, ENCODER, num_segments=1)
+    second = versions.head(str(tmp_path))
+    write_index(tmp_path, passages, ENCODER, num_segments=2)
+    first = delete(str(tmp_path), "mars", "hubble")
+    merged = versions.Draft((*first.entries, *second.entries), {})
+    versions.publish_version(str(tmp_path), versions.head(str(tmp_path)), merged)
+    opened = snapshot.open_index(str(tmp_path))
+    found = opened.of_documents([["mars"], ["hubble"], ["china"], ["moon", "hubble", "mars"]])
+    assert [part.tolist() for part in found] == [[8, 9], [], [7, 10], [0, 1, 8, 9]]
+    everything = opened.of_documents([[name] for name in ("moon", "mars", "hubble", "sun", "china")])
+    assert sorted(ordinal for part in everything for ordinal in part) == np.flatnonzero(_living(opened)).tolist()
+    assert len(np.concatenate(everything)) == opened.num_passages == 8
+
+
+def _living(opened: snapshot.Index) -> np.ndarray:
+    return np.concatenate(
+        [
+            np.ones(segment.num_passages, dtype=bool) if mask is None else mask
+            for segment, mask in zip(opened.segments, opened.alive, strict=True)
+        ]
+    )
+
+
+@pytest.mark.parametrize("kind", ["flat", "ivf", "ivf_sq", "ivf_pq", "hnsw"])
+def test_the_vectors_of_documents_are_those_that_were_written(
+    tmp_path: Path, passages: list[schema.Passage], write_index: Write, kind: index.ConcreteKind
+) -> None:
+    write_index(tmp_path, passages, ENCODER, num_segments=3, kind=kind)
+    opened = snapshot.open_index(str(tmp_path))  # memory-mapped, which some kinds read otherwise
+    (ordinals,) = opened.of_documents([["sun", "china", "mars"]])
+    expected = ENCODER.encode_passages([passages[ordinal].text for ordinal in ordinals])
+    np.testing.assert_allclose(opened.vectors.take(ordinals), expected, rtol=0, atol=1e-6)
+
+
 def test_shards_searched_apart_and_merged_equal_the_whole(
     tmp_path: Path, passages: list[schema.Passage], write_index: Write
 ) -> None:
@@ -133,6 +194,7 @@ def test_an_index_of_the_first_format_is_searched_and_says_how_to_go_on(tmp_path
     for needs_documents in (
         lambda: versions.find_documents(workspace, version, ["d7"]),
         lambda: opened.allowed(selection.parse_filter({"number": 7})),
+        lambda: opened.of_documents([["d7"]]),
     ):
         with pytest.raises(storage.ArtifactError, match=r"earlier version.*run: ragtune index CONFIG"):
             needs_documents()

@@ -235,3 +235,34 @@ def test_a_saved_index_answers_as_before_in_memory_and_mapped(
         after = vectors.VectorIndex([loaded], effort).search(stored[:5], 10, allowed)
         np.testing.assert_array_equal(before[1], after[1])
         np.testing.assert_array_equal(before[0], after[0])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("num_segments", [1, 3])
+def test_what_is_taken_is_what_was_added(kind: index.ConcreteKind, num_segments: int) -> None:
+    stored = clustered_vectors(500)
+    searched = vectors.VectorIndex(built(kind, stored, num_segments))
+    before = searched.search(stored[:30], 5)
+    wanted = np.random.default_rng(4).integers(0, 500, 200)  # in no order, some of them twice
+    wanted[:4] = [0, 166, 167, 499]  # where segments begin and end
+    found = searched.take(wanted)
+    assert (found.dtype, found.shape) == (np.float32, (200, 32))
+    np.testing.assert_allclose(found, stored[wanted], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(searched.take(np.arange(500)), stored, rtol=0, atol=1e-6)
+    assert searched.take(np.empty(0, dtype=np.int64)).shape == (0, 32)
+    for one, other in zip(searched.search(stored[:30], 5), before, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_vectors_are_taken_across_kinds_and_empty_segments() -> None:
+    stored = clustered_vectors(500)
+    pieces = np.split(stored, [0, 90, 90, 90, 260, 400])
+    kinds: list[index.ConcreteKind] = ["flat", "ivf", "flat", "ivf_pq", "hnsw", "ivf_sq", "flat"]
+    parts = []
+    for kind, piece in zip(kinds, pieces, strict=True):
+        trained = index.train(kind, 32, 500, stored, 0)
+        parts.append(vectors.Part(index.build(trained, piece), piece if index.is_quantized(kind) else None, ""))
+    assert [part.structure.ntotal for part in parts] == [0, 90, 0, 0, 170, 140, 100]
+    wanted = np.random.default_rng(5).permutation(500)
+    np.testing.assert_allclose(vectors.VectorIndex(parts).take(wanted), stored[wanted], rtol=0, atol=1e-6)
+    assert vectors.VectorIndex([]).take(np.empty(0, dtype=np.int64)).shape == (0, 0)
