@@ -239,7 +239,8 @@ class Training(Section):
     arm: Literal["ft", "rag+ft"] = "rag+ft"
     """`sft`: whether the examples show the question alone (ft) or with passages (rag+ft)."""
     name: str = ""
-    """Names the result in `models/`; empty: the arm, or `retriever`."""
+    """Names the result in `models/`; empty: the arm, or `retriever`. The arms ft and rag+ft answer with the models of their own
+    names; one of another name is used by naming its directory in generator.model or encoder.model."""
     epochs: int = Field(1, gt=0)
     """Passes over the examples."""
     max_steps: int = Field(0, ge=0)
@@ -372,7 +373,7 @@ class Config(Section):
 
     workspace: str = "workspace"
     """Where runs write: index/, models/ and runs/ below it; local or s3://."""
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     """Behind everything random."""
     corpus: Corpus = Corpus()
     queries: Queries = Queries()

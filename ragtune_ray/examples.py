@@ -11,6 +11,7 @@ negatives are those of NV-Retriever (Moreira et al. 2024): hits that do not scor
 
 from __future__ import annotations
 
+import re
 import unicodedata
 import zlib
 from collections.abc import Callable, Iterable, Sequence
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ragtune_ray import config, prompts
+from ragtune_ray.citations import UNSPACED
 from ragtune_ray.schema import ExampleKind, GeneratorExample, Passage, Query, Reject, RetrieverExample
 from ragtune_ray.splitting import positives
 
@@ -31,6 +33,10 @@ __all__ = [
     "replay_count",
     "retriever_example",
 ]
+
+
+SHORT_ANSWER = 3
+"""Characters up to which an answer must be a word of its own to stand in a text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +66,26 @@ class Candidates:
 def holds_answer(text: str, answers: Sequence[str]) -> bool:
     """Whether any of the answers stands in the text, whatever its case and width of letters.
 
-    >>> holds_answer("It was built in 1889.", ["1889"])
-    True
+    A word must begin where the answer does; it may go on ("Norman" stands in "Normans"), but for answers of up to three letters.
+
+    >>> holds_answer("It was built in 1889.", ["1889"]), holds_answer("It was not.", ["no"])
+    (True, False)
     """
     folded = _folded(text)
-    return any(_folded(answer) in folded for answer in answers)
+    return any(_stands_in(_folded(answer), folded) for answer in answers)
+
+
+def _stands_in(answer: str, text: str) -> bool:
+    if not answer or answer not in text:  # quick, and all there is to it for most pairs
+        return False
+    begins = r"(?<!\w)" if _is_spaced(answer[0]) else ""
+    ends = r"(?!\w)" if len(answer) <= SHORT_ANSWER and _is_spaced(answer[-1]) else ""
+    return re.search(begins + re.escape(answer) + ends, text) is not None
+
+
+def _is_spaced(character: str) -> bool:
+    """A letter or digit of a script that puts spaces between words."""
+    return character.isalnum() and not UNSPACED.match(character)
 
 
 def _folded(text: str) -> str:
@@ -102,7 +123,11 @@ def generator_example(
         source.shuffle(shown)
         return _rendered(query, shown, None, settings.training.abstention, "abstention", chat, settings)
     gold = positive_passage(query, candidates)
-    others = [passage for passage in candidates.retrieved if _is_distractor(passage, query)]
+    others = [
+        passage
+        for passage in candidates.retrieved
+        if _is_distractor(passage, query) and not holds_answer(passage.title, query.answers)
+    ]
     if gold is None or source.random() < settings.training.gold_left_out_share:
         return _without_gold(query, others[:count], source, chat, settings)
     return _with_gold(query, gold, others[: count - 1], source, chat, settings)

@@ -149,7 +149,7 @@ def tuned_model(workspace: str, name: str) -> str:
     """
     folder = storage.join(workspace, "models", name)
     if not storage.exists(storage.join(folder, CURRENT)):
-        arm = f" training.arm={name}" if name in ("ft", "rag+ft") else f" training.name={name}"
+        arm = f" training.arm={name}" if name in ("ft", "rag+ft") else ""
         raise ModelError(f"{folder}: no tuned model stands there; run: ragtune train CONFIG{arm}")
     return _current(folder)
 
@@ -163,8 +163,7 @@ def with_tuned_generator(settings: config.Config) -> config.Config:
     arm = settings.answer.arm
     if not config.is_tuned(arm):
         return settings
-    named = settings.training.name if settings.training.objective == "sft" else ""  # else it names a retriever
-    tuned = tuned_model(settings.workspace, named or arm)
+    tuned = tuned_model(settings.workspace, arm)
     # YAML does not join the two escapes that JSON writes for a character such as an emoji.
     return settings.using(f"generator.model={json.dumps(tuned, ensure_ascii=False)}", "generator.engine=transformers")
 

@@ -172,15 +172,13 @@ def test_tuned_arms_answer_with_the_model_that_was_trained_for_them(
         assert models.with_tuned_generator(untuned) is untuned
 
 
-def test_a_name_that_training_gave_a_generator_is_used_and_a_retrievers_is_not(directory: Path, tmp_path: Path) -> None:
+def test_an_arm_answers_with_the_model_of_its_own_name(directory: Path, tmp_path: Path) -> None:
     settings = config.Config(workspace=str(tmp_path)).using("answer.arm=rag+ft", "training.name=mine")
-    url = tuned(tmp_path / "models" / "mine", directory, b"mine")
-    assert models.with_tuned_generator(settings).generator.model == url
-    retriever = settings.using("training.objective=query_side")
-    with pytest.raises(models.ModelError, match=r"rag\+ft: no tuned model"):
-        models.with_tuned_generator(retriever)
+    tuned(tmp_path / "models" / "mine", directory, b"mine")
+    with pytest.raises(models.ModelError, match=r"rag\+ft: no tuned model .* training.arm=rag\+ft"):
+        models.with_tuned_generator(settings)
     url = tuned(tmp_path / "models" / "rag+ft", directory, b"other")
-    assert models.with_tuned_generator(retriever).generator.model == url
+    assert models.with_tuned_generator(settings).generator.model == url
 
 
 def test_a_model_of_queries_says_which_passages_it_was_trained_for(directory: Path, tmp_path: Path) -> None:

@@ -78,7 +78,8 @@ def prepare(settings: config.Config) -> str:
             staged[split] = stack.enter_context(_staged(settings, split))
         if settings.training.objective == "sft" and settings.training.replay_path:
             replay = settings.using(
-                f"queries.path={json.dumps(settings.training.replay_path)}", "queries.split_by=given"
+                f"queries.path={json.dumps(settings.training.replay_path, ensure_ascii=False)}",
+                "queries.split_by=given",
             )
             staged["replay"] = stack.enter_context(_staged(replay, "all"))
         _refuse_leaks(settings, staged)
@@ -112,7 +113,8 @@ def _prepare(settings: config.Config, staged: dict[str, questions.StagedQueries]
         "queries": {split: part.fingerprint for split, part in staged.items()},
         "index": opened.get("content_id"),
         "retrieval": settings.retrieval.model_dump(mode="json") if opened else None,
-        "encoder": settings.encoder.model_dump(mode="json") if opened else None,
+        "encoder": settings.encoder.model_dump(mode="json", exclude={"model", "query_model"}) if opened else None,
+        "query_model": runs.query_model_fingerprint(settings) if opened else "",
         "prompt": settings.prompt.model_dump(mode="json") if generator else None,
         "tokenizer": generator,
         "training": training.model_dump(mode="json", include=EXAMPLE_SETTINGS),

@@ -21,7 +21,18 @@ from ragtune_ray.cluster import questions, stages
 if TYPE_CHECKING:
     import ray.data
 
-__all__ = ["already", "common", "facts", "holding", "index_version", "merged", "places", "pool", "rate"]
+__all__ = [
+    "already",
+    "common",
+    "facts",
+    "holding",
+    "index_version",
+    "merged",
+    "places",
+    "pool",
+    "query_model_fingerprint",
+    "rate",
+]
 
 RUN_FORMAT = 1
 """Part of a run's identity: raise it when the same input would give other rows."""
@@ -42,8 +53,13 @@ def common(settings: config.Config, staged: questions.StagedQueries, opened: dic
         "index": opened.get("content_id"),
         "tenant": [settings.index.tenant_field, settings.retrieval.tenant],
         "encoder": settings.encoder.model_dump(mode="json", exclude={"model", "query_model"}) if opened else None,
-        "query_model": models.resolve(settings.encoder.query_model).fingerprint if settings.encoder.query_model else "",
+        "query_model": query_model_fingerprint(settings),
     }
+
+
+def query_model_fingerprint(settings: config.Config) -> str:
+    """What identifies the encoder of queries where it is another than that of passages; else ""."""
+    return models.resolve(settings.encoder.query_model).fingerprint if settings.encoder.query_model else ""
 
 
 def places(settings: config.Config, name: str) -> tuple[str, str]:

@@ -89,7 +89,9 @@ def train(settings: config.Config) -> str:
         "examples": storage.read_manifest(examples)["manifest_sha256"],
         "base": base.fingerprint,
         "training": training.model_dump(mode="json", exclude=UNRELATED),
-        "encoder": settings.encoder.model_dump(mode="json") if training.objective != "sft" else None,
+        "prefixes": [settings.encoder.query_prefix, settings.encoder.passage_prefix]
+        if training.objective != "sft"
+        else None,
         "seed": settings.seed,
     }
     name = models.tuned_name(training)
