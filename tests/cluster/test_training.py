@@ -7,8 +7,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from ragtune_ray import config, inputs, models, splitting, storage
-from ragtune_ray.cluster import evaluation, training
+from ragtune_ray import config, inputs, models, schema, splitting, storage
+from ragtune_ray.cluster import evaluation, preparation, training
 from ragtune_ray.cluster.corpus import build_index
 from ragtune_ray.cluster.training import train
 from ragtune_ray.fitting import TrainingError
@@ -200,3 +200,45 @@ def test_a_torn_list_of_checkpoints_is_removed(tmp_path: Path, caplog: pytest.Lo
     training._mend_snapshot(str(tmp_path))
     assert not (tmp_path / training.SNAPSHOT).exists()
     assert "is damaged" in caplog.text
+
+
+def test_replay_is_mixed_in_without_passages_and_its_documents_count_for_leaks(
+    given: config.Config, tmp_path: Path
+) -> None:
+    path = tmp_path / "replay.jsonl"
+    rows = [{"query_id": f"r{number}", "text": f"Say {number}?", "answers": [f"{number}"]} for number in range(40)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    replayed = given.using(f"training.replay_path={path}", "training.replay_share=0.25")
+    url = preparation.prepare(replayed)
+    kinds = storage.read_manifest(url)["kinds"]
+    others = sum(count for kind, count in kinds.items() if kind != "replay")
+    assert kinds["replay"] == round(others / 3)
+    shown = [row for row in pq.read_table(Path(url) / "train.parquet").to_pylist() if row["kind"] == "replay"]
+    assert all(not row["passage_ids"] and row["query_id"].startswith("r") for row in shown)
+
+    (test_query, *_) = [
+        row
+        for row in splitting.selected_queries(given.queries.model_copy(update={"split": "test"}))
+        if isinstance(row, schema.Query)
+    ]
+    path.write_text(json.dumps({**rows[0], "document_ids": test_query.document_ids}) + "\n")
+    with pytest.raises(splitting.LeakError):
+        preparation.prepare(replayed)
+
+
+def test_weights_spread_over_workers_learn_what_whole_ones_learn(given: config.Config) -> None:
+    settings = given.using("training.arm=ft", "training.max_steps=4", "training.evaluate_steps=4", "training.workers=2")
+    runs = {
+        strategy: steps(train(settings.using(f"training.strategy={strategy}", f"training.name={strategy}")))
+        for strategy in ("ddp", "fsdp")
+    }
+    losses = {strategy: [row["loss"] for row in rows] for strategy, rows in runs.items()}
+    assert losses["fsdp"] == pytest.approx(losses["ddp"], rel=1e-4)
+
+
+def test_a_disk_without_room_for_checkpoints_is_refused_before_training(
+    given: config.Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "free_bytes", lambda _: 1000)
+    with pytest.raises(storage.SpaceError, match="checkpoints of training"):
+        train(given.using("training.arm=ft", "training.name=full"))
