@@ -29,6 +29,8 @@ __all__ = [
     "HASHING_PREFIX",
     "Model",
     "ModelError",
+    "base_directory",
+    "base_model",
     "encoder_fingerprint",
     "fetch",
     "fingerprint",
@@ -130,6 +132,28 @@ def resolve(name: str) -> Model:
         directory = _from_hub(name)
         _check_weights(directory)
     return Model(name, directory, fingerprint(directory))
+
+
+def base_model(settings: config.Config) -> Model:
+    """The model that `training.objective` is about: what its training starts from.
+
+    Raises:
+        ModelError: it cannot be had.
+    """
+    sft = settings.training.objective == "sft"
+    return resolve(settings.generator.model if sft else settings.encoder.model)
+
+
+def base_directory(settings: config.Config) -> Path:
+    """Its files, on this machine.
+
+    Raises:
+        ModelError: it cannot be had, or has none.
+    """
+    model = base_model(settings)
+    if model.directory is None:
+        raise ModelError(f"encoder.model {model.name!r} has no weights to train; name a model")
+    return model.directory
 
 
 def tuned_name(settings: config.Training) -> str:

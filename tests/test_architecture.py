@@ -79,6 +79,8 @@ ORDER = [
     "cluster.retrieval",
     "cluster.answers",
     "cluster.preparation",
+    "cluster.feeding",
+    "cluster.training_worker",
     "cluster.training",
     "cluster.evaluation",
     "cluster.doctor",

@@ -1,0 +1,337 @@
+"""What a Ray Train worker does: load, resume, step, validate, save, and at the end publish the model.
+
+In: the arguments that `training` gives every worker. Out: checkpoints in the run's directory and, from the first worker, the
+finished model. The loop knows nothing of losses: `objectives` has them. It goes on from the newest checkpoint that is sound.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import math
+import os
+import shutil
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ragtune_ray import batching, config, model_card, models, schema, storage
+from ragtune_ray.cluster import feeding, preparation
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+__all__ = ["EVENTS", "METRICS", "RUN_NAME", "work"]
+
+RUN_NAME = "train"
+"""Ray Train's directory within the working directory of a training."""
+METRICS, EVENTS = "metrics.jsonl", "tensorboard"
+
+
+@dataclass
+class _Run:
+    """What a worker holds while it trains."""
+
+    settings: config.Config
+    worker: int
+    workers: int
+    objective: Any
+    module: nn.Module
+    optimizer: Any
+    num_steps: int
+    validation: list[Any]
+    board: Any
+    dtype: Any
+    step: int = 0
+    start: dict[str, float] = field(default_factory=dict)
+    best: dict[str, Any] = field(default_factory=dict)
+    best_weights: dict[str, Tensor] = field(default_factory=dict)
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+    seconds: float = 0.0
+    """Of all steps, waiting for their examples included; evaluations and checkpoints not."""
+    num_tokens: int = 0
+    clock: float = 0.0
+    """When the present step began to wait for its examples."""
+
+    def facts(self) -> dict[str, Any]:
+        """What of this a checkpoint holds beside the tensors."""
+        names = ("step", "start", "best", "metrics", "seconds", "num_tokens")
+        return {name: getattr(self, name) for name in names}
+
+
+def work(arguments: dict[str, Any]) -> dict[str, Any]:
+    """What every training worker does; the first one writes."""
+    from ragtune_ray.fitting import TrainingError
+
+    run = _begin(arguments)
+    checkpoints = storage.join(arguments["work"], RUN_NAME)
+    _resume(run, checkpoints)
+    if not run.start:
+        run.start = _validate(run)
+        run.best = {"step": 0, **run.start}
+        _note(run, {"step": 0, **run.start})
+    try:
+        run.clock = time.perf_counter()
+        for step, rows in feeding.steps_from(run.step, preparation.example_type(run.settings.training)):
+            _take(run, step, rows)
+            _after_step(run)
+            run.clock = time.perf_counter()
+    except TrainingError as error:
+        return {"error": str(error)}
+    _finish(run, arguments)
+    return {"error": ""}
+
+
+def _begin(arguments: dict[str, Any]) -> _Run:
+    """Load the model and the examples, and join the other workers."""
+    import ray.train
+    import torch
+
+    from ragtune_ray import fitting, trainable
+    from ragtune_ray.hardware import keep_freed_memory, resolve_precision
+
+    context = ray.train.get_context()
+    settings = config.Config.model_validate(arguments["settings"])
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // context.get_local_world_size()))
+    torch.manual_seed(settings.seed)
+    keep_freed_memory()
+    validation = feeding.read_validation(settings, arguments["examples"])
+    objective = trainable.load_objective(
+        settings, models.base_directory(settings), feeding.read_pool(settings, arguments["examples"])
+    )
+    fitting.freeze_unreached(objective, objective, validation[:1])
+    module = _spread(objective, settings.training)
+    device = next(module.parameters()).device
+    return _Run(
+        settings=settings,
+        worker=context.get_world_rank(),
+        workers=context.get_world_size(),
+        objective=objective,
+        module=module,
+        optimizer=fitting.make_optimizer(module, settings.training),
+        num_steps=arguments["num_steps"],
+        validation=validation,
+        board=arguments["board"],
+        dtype=resolve_precision(settings.training.precision, str(device)),
+    )
+
+
+def _spread(objective: nn.Module, training: config.Training) -> nn.Module:
+    """The objective as all workers train it together."""
+    import ray.train.torch
+
+    if training.strategy == "ddp":
+        # Buffers are constants here, and sending them would come between the exchanges of the objectives themselves.
+        options = {"broadcast_buffers": False, "gradient_as_bucket_view": True}
+        module: nn.Module = ray.train.torch.prepare_model(objective, parallel_strategy_kwargs=options)
+        return module
+    from torch.distributed.fsdp import fully_shard
+
+    objective.to(ray.train.torch.get_device())
+    layers = {name for part in objective.modules() for name in getattr(part, "_no_split_modules", None) or ()}
+    for part in list(objective.modules()):
+        if type(part).__name__ in layers:
+            fully_shard(part)
+    fully_shard(objective)  # in place
+    return objective
+
+
+def _resume(run: _Run, checkpoints: str) -> None:
+    """Go back to the newest sound checkpoint, if there is one; the first worker chooses for all."""
+    from ray.train.collective import broadcast_from_rank_zero
+
+    from ragtune_ray import fitting
+
+    chosen = broadcast_from_rank_zero(_newest_sound(run, checkpoints) if run.worker == 0 else "")
+    if not chosen:
+        return
+    path = storage.open_artifact(chosen, "checkpoint").path
+    facts, run.best_weights = fitting.load_state(path, run.module, run.optimizer)
+    for name, value in facts.items():
+        setattr(run, name, value)
+    if not run.best_weights and run.best["step"] == run.step:
+        run.best_weights = fitting.trainable_weights(run.module)
+    _tell(run, f"train: going on from the checkpoint of step {run.step:,}")
+
+
+def _newest_sound(run: _Run, checkpoints: str) -> str:
+    """The directory of the newest checkpoint that is whole; "" where there is none."""
+    for name in sorted(storage.list_names(checkpoints), reverse=True):
+        if not name.startswith("step-"):
+            continue
+        url = storage.join(checkpoints, name)
+        try:
+            storage.open_artifact(url, "checkpoint")
+        except storage.ArtifactError as error:
+            _tell(run, f"train: warning: {error}; the checkpoint before it is used")
+            continue
+        return url
+    return ""
+
+
+def _take(run: _Run, step: int, rows: list[Any]) -> None:
+    """One optimiser step of all workers."""
+    import numpy as np
+
+    from ragtune_ray import fitting
+
+    training = run.settings.training
+    lengths = np.array([_num_tokens(row) for row in rows])
+    own = [rows[place] for place in batching.own_rows(lengths, run.worker, run.workers)]
+    factor = fitting.learning_rate_factor(step, run.num_steps, training.warmup_share)
+    for group in run.optimizer.param_groups:
+        group["lr"] = fitting.peak_learning_rate(training) * factor
+    weight = run.objective.weight(rows)
+    result = fitting.take_step(
+        run.module, run.objective, own, weight, run.optimizer, training.clip_norm, functools.partial(_computing, run)
+    )
+    if not (math.isfinite(result.loss) and math.isfinite(result.gradient_norm)):
+        shown = ", ".join(row.query_id for row in rows[:3])
+        raise fitting.TrainingError(
+            f"step {step + 1}: the loss is {result.loss} and the length of its gradient {result.gradient_norm}; the weights were "
+            f"not moved. Lower training.learning_rate, set training.precision=float32, or look at its examples ({shown}, ...)"
+        )
+    run.step = step + 1
+    seconds = time.perf_counter() - run.clock
+    run.seconds += seconds
+    run.num_tokens += int(lengths.sum())
+    _note(
+        run,
+        {
+            "step": run.step,
+            "loss": result.loss,
+            "gradient_norm": result.gradient_norm,
+            "learning_rate": fitting.peak_learning_rate(training) * factor,
+            "seconds": round(seconds, 4),
+            "tokens_per_second": round(float(lengths.sum()) / seconds, 1),
+        },
+    )
+
+
+def _num_tokens(row: Any) -> int:
+    if isinstance(row, schema.GeneratorExample):
+        return row.num_prompt_tokens + row.num_answer_tokens
+    return int(row.num_tokens)
+
+
+def _computing(run: _Run) -> contextlib.AbstractContextManager[Any]:
+    from ragtune_ray import fitting
+
+    return fitting.autocast(str(next(run.module.parameters()).device), run.dtype)
+
+
+def _after_step(run: _Run) -> None:
+    """Evaluate and save where it is due."""
+    from ragtune_ray import fitting
+
+    training = run.settings.training
+    last = run.step == run.num_steps
+    if run.step % training.evaluate_steps == 0 or last:
+        scores = _validate(run)
+        _note(run, {"step": run.step, **scores})
+        if scores["score"] > run.best["score"]:
+            run.best = {"step": run.step, **scores}
+            run.best_weights = fitting.trainable_weights(run.module)
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in scores.items() if name != "score")
+        _tell(run, f"train: step {run.step:,}: validation {shown} (at the start {abs(run.start['score']):.4f})")
+    elif run.worker == 0:
+        run.board.write.remote(run.step)
+    if run.step % training.checkpoint_steps == 0 and not last:
+        _save(run)
+
+
+def _validate(run: _Run) -> dict[str, float]:
+    run.module.eval()
+    with _computing(run):
+        scores: dict[str, float] = run.objective.validate(run.validation)
+    run.module.train()
+    return scores
+
+
+def _save(run: _Run) -> None:
+    """Hand a checkpoint to Ray Train, which uploads it while the next steps are taken."""
+    import ray.train
+    from ray.train import CheckpointUploadMode
+
+    from ragtune_ray import fitting
+
+    folder = Path(tempfile.mkdtemp(prefix="ragtune-checkpoint-"))
+    staging, finished = folder / "staging", folder / "checkpoint"
+    staging.mkdir()
+    best = run.best_weights if run.best["step"] not in (0, run.step) else {}
+    fitting.save_state(staging, run.module, run.optimizer, best, run.facts())
+    checkpoint = None
+    if run.worker == 0:
+        storage.publish(staging, str(finished), "checkpoint", step=run.step)
+        checkpoint = ray.train.Checkpoint.from_directory(str(finished))
+    else:
+        shutil.rmtree(folder)
+    ray.train.report(
+        {"step": run.step},
+        checkpoint=checkpoint,
+        checkpoint_dir_name=f"step-{run.step:08d}",
+        checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+        delete_local_checkpoint_after_upload=True,
+    )
+
+
+def _note(run: _Run, row: dict[str, Any]) -> None:
+    run.metrics.append(row)
+
+
+def _tell(run: _Run, line: str) -> None:
+    if run.worker == 0:
+        run.board.write.remote(run.step, line)
+
+
+def _finish(run: _Run, arguments: dict[str, Any]) -> None:
+    """Write the best weights as a plain model directory and publish it."""
+    from ragtune_ray import trainable
+
+    if run.worker != 0:
+        return
+    settings, source = run.settings, models.base_directory(run.settings)
+    staging = storage.stage(arguments["url"])
+    trainable.save_model(settings, source, run.best_weights, staging)
+    (staging / METRICS).write_text("".join(json.dumps(row) + "\n" for row in run.metrics), encoding="utf-8")
+    _write_events(staging / EVENTS, run.metrics)
+    facts = {
+        "objective": settings.training.objective,
+        "arm": settings.training.arm if settings.training.objective == "sft" else None,
+        "base": models.resolve(
+            settings.generator.model if settings.training.objective == "sft" else settings.encoder.model
+        ).name,
+        "base_fingerprint": models.fingerprint(source),
+        "examples": arguments["examples"],
+        "input": {
+            name: value
+            for name, value in storage.read_manifest(arguments["examples"]).items()
+            if name in ("num_train", "num_validation", "kinds", "num_rejects", "input", "index_version")
+        },
+        "num_steps": run.num_steps,
+        "num_workers": run.workers,
+        "start": run.start,
+        "best": run.best,
+        "seconds": {"steps": round(run.seconds, 3)},
+        "tokens_per_second": round(run.num_tokens / max(run.seconds, 1e-9), 1),
+    }
+    if settings.training.objective == "query_side":
+        facts["passage_encoder"] = models.encoder_fingerprint(models.fingerprint(source), settings.encoder)
+    (staging / "README.md").write_text(model_card.model_card(facts, settings), encoding="utf-8")
+    storage.publish(staging, arguments["url"], "model", config=settings.model_dump(mode="json"), **facts)
+    run.board.write.remote(run.num_steps)
+
+
+def _write_events(directory: Path, metrics: list[dict[str, Any]]) -> None:
+    """The metrics as TensorBoard events."""
+    from tensorboardX import SummaryWriter
+
+    with SummaryWriter(logdir=str(directory)) as writer:
+        for row in metrics:
+            kind = "train" if "learning_rate" in row else "validation"
+            for name, value in row.items():
+                if name != "step":
+                    writer.add_scalar(f"{kind}/{name}", value, row["step"])
