@@ -29,12 +29,12 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest -m "not cluster and not slow"
+	$(BIN)/pytest --numprocesses 2 --dist loadfile -m "not cluster and not slow"
 
 # Everything: what CI runs.
 test: check
 	$(BIN)/ragtune models
-	$(BIN)/pytest -m "cluster or slow"
+	$(BIN)/pytest --numprocesses 2 --dist loadfile -m "cluster or slow"
 
 bench: install
 	$(BIN)/python -m bench.encoding
