@@ -140,13 +140,13 @@ def test_the_tuned_model_of_a_name_is_its_last(directory: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("name", "argument"), [("ft", "arm=ft"), ("rag+ft", "arm=rag+ft"), ("mine", "name=mine"), ("retriever", "")]
+    ("name", "argument"), [("ft", " training.arm=ft"), ("rag+ft", " training.arm=rag+ft"), ("retriever", "")]
 )
 def test_where_nothing_is_tuned_yet_the_command_is_named(tmp_path: Path, name: str, argument: str) -> None:
     with pytest.raises(models.ModelError) as error:
         models.tuned_model(str(tmp_path), name)
     assert str(error.value).startswith(f"{tmp_path}/models/{name}: ")
-    assert f"run: ragtune train CONFIG training.{argument}" in str(error.value)
+    assert str(error.value).endswith(f"run: ragtune train CONFIG{argument}")
     (tmp_path / "models" / name / "half-written").mkdir(parents=True)
     with pytest.raises(models.ModelError, match="no tuned model"):
         models.tuned_model(str(tmp_path), name)
