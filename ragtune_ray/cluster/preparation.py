@@ -12,8 +12,8 @@ import json
 import tempfile
 import time
 import zlib
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -86,11 +86,16 @@ def prepare(settings: config.Config) -> str:
         return _prepare(settings, staged)
 
 
-def _staged(settings: config.Config, split: str) -> Any:
-    try:
-        return questions.staged_queries(settings.using(f"queries.split={split}"))
-    except inputs.InputError as error:
-        raise inputs.InputError(f"{error}; training needs queries of split {split}: set queries.split_by") from error
+@contextmanager
+def _staged(settings: config.Config, split: str) -> Iterator[questions.StagedQueries]:
+    with ExitStack() as stack:
+        try:
+            staged = stack.enter_context(questions.staged_queries(settings.using(f"queries.split={split}")))
+        except inputs.InputError as error:
+            raise inputs.InputError(
+                f"{error}; training needs queries of split {split}: set queries.split_by"
+            ) from error
+        yield staged
 
 
 def _refuse_leaks(settings: config.Config, staged: dict[str, questions.StagedQueries]) -> None:
