@@ -44,6 +44,7 @@ bench: install
 	$(BIN)/python -m bench.memory
 	$(BIN)/python -m bench.ann
 	$(BIN)/python -m bench.living
+	$(BIN)/python -m bench.training
 
 clean:
 	rm -rf $(VENV) workspace .mypy_cache .ruff_cache .pytest_cache
