@@ -20,18 +20,20 @@ __all__ = ["ray_session", "use_one_thread", "worker_options", "workers"]
 
 
 @contextlib.contextmanager
-def ray_session(settings: config.Cluster, *, equal_niceness: bool = False) -> Iterator[None]:
+def ray_session(settings: config.Cluster, *, for_training: bool = False) -> Iterator[None]:
     """Use the Ray that is already connected, else the cluster of the config or RAY_ADDRESS, else one on this machine.
 
     A session opened here is closed at the end; one that the caller opened is left alone.
 
     Args:
         settings: the section `cluster`.
-        equal_niceness: workers of a Ray that is started here are not put behind Ray's own processes, as Ray does by default: for
-            training, whose threads wait for each other, so that one that is interrupted stops all.
+        for_training: workers of a Ray that is started here are not put behind Ray's own processes, as Ray does by default, since
+            threads that wait for each other all stop where one is interrupted; and all their threads share one heap, so that
+            what one frees another finds (`hardware.keep_freed_memory`).
     """
-    if equal_niceness:
+    if for_training:
         os.environ.setdefault("RAY_worker_niceness", "0")
+        os.environ.setdefault("MALLOC_ARENA_MAX", "1")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Warnings of the C++ core about its own internals would break into the progress lines.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")

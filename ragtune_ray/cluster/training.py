@@ -80,7 +80,7 @@ def train(settings: config.Config) -> str:
     else:
         work = storage.join(settings.workspace, "models", ".work", f"{name}-{storage.digest(identity)}")
         storage.require_space(work, BYTES_PER_WEIGHT * _num_weights(directory, training), "checkpoints of training")
-        with session.ray_session(settings.cluster, equal_niceness=True):
+        with session.ray_session(settings.cluster, for_training=True):
             _fit(settings, examples, url, work)
         storage.remove(work)
     storage.replace_text(storage.join(folder, models.CURRENT), url.rpartition("/")[2] + "\n")
