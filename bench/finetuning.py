@@ -11,8 +11,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-import numpy as np
-
 from ragtune_ray import (
     answering,
     config,
@@ -56,7 +54,7 @@ def _with_gold(settings: config.Config, rows: Sequence[schema.Query]) -> list[sc
     gold = opened.of_documents([splitting.positives(row) for row in rows])
     tasks = []
     for row, ordinals in zip(rows, gold, strict=True):
-        passages = tuple(opened.take(np.asarray(ordinals).tolist()))
+        passages = tuple(opened.take(ordinals.tolist()))
         passage = examples.positive_passage(row, examples.Candidates(passages, (), ()))
         assert passage is not None
         tasks.append(answering.Task(row, (passage,), (1.0,), opened.version, ""))

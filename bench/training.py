@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def _num_tokens(rows: list[schema.GeneratorExample]) -> int:
-    return sum(row.num_prompt_tokens + row.num_answer_tokens for row in rows)
+    return sum(row.num_tokens for row in rows)
 
 
 def _bare(settings: config.Config, rows: list[schema.GeneratorExample], plan: list[np.ndarray]) -> tuple[float, float]:

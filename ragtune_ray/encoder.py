@@ -21,7 +21,7 @@ import numpy as np
 
 from ragtune_ray import config, models
 from ragtune_ray.chunking import TokenSpans, tokenizer_spans, word_spans
-from ragtune_ray.hardware import resolve_precision
+from ragtune_ray.hardware import choose_device, resolve_precision
 
 __all__ = [
     "Encoder",
@@ -110,13 +110,12 @@ class SentenceEncoder:
     """A sentence-transformers bi-encoder (Reimers and Gurevych 2019), in bfloat16 where the hardware computes in it."""
 
     def __init__(self, model: models.Model, settings: config.Encoder, device: str = "auto") -> None:
-        import torch
         from sentence_transformers import SentenceTransformer
 
         # It loads torch, which tasks that only count tokens, or hash, need not wait for.
         from ragtune_ray.packing import pack
 
-        self.device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        self.device = choose_device(device)
         self.fingerprint = models.encoder_fingerprint(model.fingerprint, settings)
         self._settings = settings
         with models.quiet_transformers():
@@ -261,11 +260,10 @@ class Reranker:
     """A cross-encoder: reads query and passage together and scores the pair; slow, so only for candidates."""
 
     def __init__(self, name: str, device: str = "auto") -> None:
-        import torch
         from sentence_transformers import CrossEncoder
 
         model = models.resolve(name)
-        target = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        target = choose_device(device)
         self.fingerprint = model.fingerprint
         with models.quiet_transformers():
             self._model = CrossEncoder(

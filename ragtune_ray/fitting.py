@@ -177,10 +177,11 @@ def freeze_unreached(module: nn.Module, objective: Objective, rows: Sequence[Any
     module.zero_grad(set_to_none=True)
     for piece in objective.pieces(rows):
         module(on_device(module, piece)).backward()
-    unreached = [name for name, weight in module.named_parameters() if weight.requires_grad and weight.grad is None]
+    unreached = []
     for name, weight in module.named_parameters():
-        if name in unreached:
+        if weight.requires_grad and weight.grad is None:
             weight.requires_grad_(False)
+            unreached.append(name)
     module.zero_grad(set_to_none=True)
     return unreached
 
@@ -246,14 +247,10 @@ def load_state(
         TrainingError: it is of another model.
     """
     restore_weights(module, load_file(directory / WEIGHTS))
-    moments = load_file(directory / OPTIMIZER)
-    for name, weight in module.named_parameters():
-        prefix = f"{_plain_name(name)}:"
-        found = {key.removeprefix(prefix): value for key, value in moments.items() if key.startswith(prefix)}
-        if found:
-            optimizer.state[weight] = {
-                key: value if value.ndim == 0 else _like(value, weight) for key, value in found.items()
-            }
+    weights = {_plain_name(name): weight for name, weight in module.named_parameters()}
+    for name, value in load_file(directory / OPTIMIZER).items():
+        of, _, key = name.rpartition(":")
+        optimizer.state[weights[of]][key] = value if value.ndim == 0 else _like(value, weights[of])
     best = load_file(directory / BEST) if (directory / BEST).is_file() else {}
     facts: dict[str, Any] = json.loads((directory / FACTS).read_text(encoding="utf-8"))
     return facts, best

@@ -1,6 +1,7 @@
-"""Which number format this machine computes in.
+"""How this machine computes best: device, number format, attention, memory.
 
-In: a precision from the config and a torch device. Out: a torch dtype. This module knows nothing of models.
+In: a precision from the config, a torch device. Out: a dtype, a device, the attention and the memory that suit it. This module
+knows nothing of models.
 """
 
 from __future__ import annotations
@@ -47,8 +48,8 @@ def choose_device(device: str = "auto") -> str:
 def keep_freed_memory() -> None:
     """Let the C library keep the memory of freed tensors for the next ones, in this process, for as long as it lives.
 
-    glibc gives large blocks back to the system at once, and the system hands them out again zeroed, page by page: a fifth of a
-    training step on a CPU. Where the C library is another one nothing happens.
+    glibc gives large blocks back to the system at once, and the system hands them out again zeroed, page by page, in
+    every training step on a CPU. Where the C library is another one nothing happens.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:

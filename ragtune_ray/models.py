@@ -29,7 +29,6 @@ __all__ = [
     "HASHING_PREFIX",
     "Model",
     "ModelError",
-    "base_directory",
     "base_model",
     "encoder_fingerprint",
     "fetch",
@@ -39,6 +38,7 @@ __all__ = [
     "resolve",
     "tuned_model",
     "tuned_name",
+    "weights_of",
     "with_tuned_generator",
 ]
 
@@ -138,19 +138,20 @@ def base_model(settings: config.Config) -> Model:
     """The model that `training.objective` is about: what its training starts from.
 
     Raises:
-        ModelError: it cannot be had.
+        ModelError: it cannot be had, or has no weights.
     """
     sft = settings.training.objective == "sft"
-    return resolve(settings.generator.model if sft else settings.encoder.model)
+    model = resolve(settings.generator.model if sft else settings.encoder.model)
+    weights_of(model)
+    return model
 
 
-def base_directory(settings: config.Config) -> Path:
-    """Its files, on this machine.
+def weights_of(model: Model) -> Path:
+    """The directory of a model that has weights.
 
     Raises:
-        ModelError: it cannot be had, or has none.
+        ModelError: it has none.
     """
-    model = base_model(settings)
     if model.directory is None:
         raise ModelError(f"encoder.model {model.name!r} has no weights to train; name a model")
     return model.directory

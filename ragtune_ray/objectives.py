@@ -133,7 +133,7 @@ class Sft(nn.Module):
 
     @staticmethod
     def _by_length(rows: Sequence[GeneratorExample], batch_tokens: int) -> Iterator[list[GeneratorExample]]:
-        lengths = np.array([row.num_prompt_tokens + row.num_answer_tokens for row in rows])
+        lengths = np.array([row.num_tokens for row in rows])
         for batch in batches_by_length(lengths, batch_tokens):
             yield [rows[number] for number in batch]
 
@@ -177,13 +177,14 @@ class _EncoderObjective(nn.Module):
 
     def pieces(self, rows: Sequence[RetrieverExample]) -> Iterator[Piece]:
         """The rows as one piece or, where they are larger than `chunk_tokens`, a piece per chunk of texts with its gradient."""
-        columns, chunks = self.columns(rows), self._chunks(rows)
+        queries, passages = self.texts(rows)
+        columns, chunks = self.columns(rows), self._chunks([*queries, *passages], self._chunk_tokens)
         if len(chunks) == 1:
             yield columns | chunks[0]
             return
         columns = on_device(self, columns)
         with torch.no_grad():
-            embedded = self._assembled(chunks, [self._embed(on_device(self, chunk)) for chunk in chunks])
+            embedded = self._embedded(chunks)
         embedded.requires_grad_()
         loss = self._loss_of_texts(embedded, columns)
         (gradient,) = torch.autograd.grad(loss, embedded)
@@ -225,13 +226,11 @@ class _EncoderObjective(nn.Module):
     def _loss_of_texts(self, embedded: Tensor, columns: Piece) -> Tensor:
         return self.loss(embedded[columns["queries"]], embedded[columns["passages"]], columns)
 
-    def _chunks(self, rows: Sequence[RetrieverExample]) -> list[Piece]:
-        """The distinct texts as token tensors of similar length; `rows` says which texts they are."""
-        queries, passages = self.texts(rows)
-        unique = list(dict.fromkeys([*queries, *passages]))
-        ids = self._token_ids(unique)
+    def _chunks(self, texts: Sequence[str], chunk_tokens: int) -> list[Piece]:
+        """The distinct texts as token tensors of similar length; `rows` says which of them they are."""
+        ids = self._token_ids(list(dict.fromkeys(texts)))
         lengths = np.array([len(row) for row in ids])
-        return [self._padded(ids, batch) for batch in batches_by_length(lengths, self._chunk_tokens)]
+        return [self._padded(ids, batch) for batch in batches_by_length(lengths, chunk_tokens)]
 
     def _token_ids(self, texts: Sequence[str]) -> list[list[int]]:
         encoder = cast(Any, self.encoder)
@@ -256,6 +255,10 @@ class _EncoderObjective(nn.Module):
         features = {name: piece[name] for name in ("input_ids", "attention_mask")}
         return functional.normalize(cast(Any, self.encoder)(features)["sentence_embedding"].float(), dim=1)
 
+    def _embedded(self, chunks: Sequence[Piece]) -> Tensor:
+        """The vectors of all chunks' texts, in their order."""
+        return self._assembled(chunks, [self._embed(on_device(self, chunk)) for chunk in chunks])
+
     def _assembled(self, chunks: Sequence[Piece], embedded: Sequence[Tensor]) -> Tensor:
         """The vectors of all chunks in the order of the distinct texts."""
         order = torch.cat([chunk["rows"] for chunk in chunks]).to(embedded[0].device)
@@ -264,10 +267,8 @@ class _EncoderObjective(nn.Module):
     @torch.no_grad()
     def vectors(self, texts: Sequence[str]) -> Tensor:
         """Unit vectors (num_texts, dimension) of texts that carry their prefix already."""
-        ids = self._token_ids(texts)
-        lengths = np.array([len(row) for row in ids])
-        chunks = [self._padded(ids, batch) for batch in batches_by_length(lengths, VALIDATION_TOKENS)]
-        return self._assembled(chunks, [self._embed(on_device(self, chunk)) for chunk in chunks])
+        places = {text: number for number, text in enumerate(dict.fromkeys(texts))}
+        return self._embedded(self._chunks(texts, VALIDATION_TOKENS))[[places[text] for text in texts]]
 
     def passage_pool(self, rows: Sequence[RetrieverExample]) -> tuple[list[str], Tensor]:
         """The passages that validation ranks, by id, and their vectors."""

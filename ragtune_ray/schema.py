@@ -175,6 +175,11 @@ class GeneratorExample:
     num_answer_tokens: int
     """The token that ends the answer included; what the loss is a mean over."""
 
+    @property
+    def num_tokens(self) -> int:
+        """Of prompt and answer together."""
+        return self.num_prompt_tokens + self.num_answer_tokens
+
 
 @dataclass(frozen=True, slots=True)
 class RetrieverExample:

@@ -43,7 +43,7 @@ def steps_dataset(settings: config.Config, examples: str, num_examples: int) -> 
         for step, rows in enumerate(batching.steps(num_examples, settings.training, settings.seed))
     ]
     dataset = ray.data.from_items(plan, override_num_blocks=-(-len(plan) // STEPS_PER_BLOCK))
-    # No CPU of its own: training workers may hold all of them, and reading is a thousandth of the work.
+    # No CPU of its own: training workers may hold all of them, and reading is little beside it.
     return dataset.map_batches(
         functools.partial(_load_step, examples),
         batch_size=1,

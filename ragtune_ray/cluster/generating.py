@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from ragtune_ray import config, metrics, models, schema, storage
 from ragtune_ray.answering import Task, answer_tasks, failed_answer
 from ragtune_ray.cluster import questions, session, stages
+from ragtune_ray.splitting import positives
 
 __all__ = ["GenerateUnit", "RetrieveUnit", "commit_hits", "row_by_row_if_needed"]
 
@@ -106,7 +107,7 @@ def commit_hits(
         for row, result in zip(rows, found, strict=True)
         if isinstance(result, str)
     ]
-    judged = [row for row in rows if any(relevance > 0 for relevance in row.relevances)]
+    judged = [row for row in rows if positives(row)]
     scores = metrics.score_retrieval(judged, hits, cutoffs) if judged else {}
     table = pa.Table.from_pylist([{"query_id": query_id, **values} for query_id, values in scores.items()])
     with tempfile.TemporaryDirectory(prefix="ragtune-retrieve-") as temporary:

@@ -10,14 +10,20 @@ from the newest one that is sound, so a run that was killed anywhere ends with t
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import threading
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ragtune_ray import batching, config, models, progress, storage
 from ragtune_ray.cluster import feeding, preparation, session, training_worker
+
+if TYPE_CHECKING:
+    import ray.data
+    from ray.train.torch import TorchTrainer
 
 __all__ = ["train"]
 
@@ -60,12 +66,12 @@ def train(settings: config.Config) -> str:
         models.ModelError: the model cannot be had, or has no weights.
     """
     training = settings.training
-    directory, base = models.base_directory(settings), models.base_model(settings).fingerprint
+    base = models.base_model(settings)
     examples = preparation.prepare(settings)
     identity = {
         "format": FORMAT,
         "examples": storage.read_manifest(examples)["manifest_sha256"],
-        "base": base,
+        "base": base.fingerprint,
         "training": training.model_dump(mode="json", exclude=UNRELATED),
         "prefixes": [settings.encoder.query_prefix, settings.encoder.passage_prefix]
         if training.objective != "sft"
@@ -79,7 +85,9 @@ def train(settings: config.Config) -> str:
         progress.say("train: this model is already trained; nothing to do")
     else:
         work = storage.join(settings.workspace, "models", ".work", f"{name}-{storage.digest(identity)}")
-        storage.require_space(work, BYTES_PER_WEIGHT * _num_weights(directory, training), "checkpoints of training")
+        storage.require_space(
+            work, BYTES_PER_WEIGHT * _num_weights(models.weights_of(base), training), "checkpoints of training"
+        )
         with session.ray_session(settings.cluster, for_training=True):
             _fit(settings, examples, url, work)
         storage.remove(work)
@@ -110,15 +118,13 @@ def _fit(settings: config.Config, examples: str, url: str, work: str) -> None:
     import ray
     import ray.exceptions
     import ray.train
-    from ray.train.torch import TorchTrainer
 
     from ragtune_ray.fitting import TrainingError
 
-    training = settings.training
     _require_room(settings)
     _mend_snapshot(storage.join(work, training_worker.RUN_NAME))
     num_examples = storage.read_manifest(examples)["num_train"]
-    num_steps = batching.num_steps(num_examples, training)
+    num_steps = batching.num_steps(num_examples, settings.training)
     board = ray.remote(num_cpus=0)(_Board).remote()
     arguments = {
         "settings": settings.model_dump(mode="json"),
@@ -128,8 +134,24 @@ def _fit(settings: config.Config, examples: str, url: str, work: str) -> None:
         "num_steps": num_steps,
         "board": board,
     }
-    gpus = settings.cluster.gpus_per_worker
-    trainer = TorchTrainer(
+    trainer = _trainer(settings, arguments, feeding.steps_dataset(settings, examples, num_examples))
+    try:
+        with _shown(board, num_steps):
+            result = trainer.fit().return_value
+    except (ray.exceptions.RayError, ray.train.TrainingFailedError) as error:
+        raise TrainingError(
+            f"training stopped: {_cause(error)}; run the command again: it goes on from the last checkpoint"
+        ) from error
+    if result["error"]:
+        raise TrainingError(result["error"])
+
+
+def _trainer(settings: config.Config, arguments: dict[str, Any], steps: ray.data.Dataset) -> TorchTrainer:
+    import ray.train
+    from ray.train.torch import TorchTrainer
+
+    training, gpus, work = settings.training, settings.cluster.gpus_per_worker, arguments["work"]
+    return TorchTrainer(
         training_worker.work,
         train_loop_config=arguments,
         scaling_config=ray.train.ScalingConfig(
@@ -143,35 +165,36 @@ def _fit(settings: config.Config, examples: str, url: str, work: str) -> None:
             failure_config=ray.train.FailureConfig(max_failures=training.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=KEPT_CHECKPOINTS),
         ),
-        datasets={"train": feeding.steps_dataset(settings, examples, num_examples)},
+        datasets={"train": steps},
         # Every worker sees every step and takes its rows of it: so the steps do not depend on how many workers there are.
         dataset_config=ray.train.DataConfig(datasets_to_split=[], execution_options=feeding.in_order()),
     )
-    outcome: dict[str, Any] = {}
 
-    def run() -> None:
-        try:
-            outcome["result"] = trainer.fit().return_value
-        except (ray.exceptions.RayError, ray.train.TrainingFailedError) as error:
-            outcome["error"] = error
 
-    fitting_thread = threading.Thread(target=run, name="ragtune-train", daemon=True)
-    fitting_thread.start()
-    with progress.stage("train", num_steps, "steps") as shown:
-        while True:
-            fitting_thread.join(POLL_SECONDS)
+@contextlib.contextmanager
+def _shown(board: Any, num_steps: int) -> Iterator[None]:
+    """Show what workers write on the board for as long as the block runs."""
+    import ray
+
+    ended = threading.Event()
+
+    def watch(shown: progress.Stage) -> None:
+        is_last = False
+        while not is_last:
+            is_last = ended.wait(POLL_SECONDS)
             seen = ray.get(board.read.remote())
             shown.advance(max(0, seen["step"] - shown.done))
             for line in seen["lines"]:
                 progress.say(line)
-            if not fitting_thread.is_alive():
-                break
-    if "error" in outcome:
-        raise TrainingError(
-            f"training stopped: {_cause(outcome['error'])}; run the command again: it goes on from the last checkpoint"
-        ) from outcome["error"]
-    if outcome["result"].get("error"):
-        raise TrainingError(outcome["result"]["error"])
+
+    with progress.stage("train", num_steps, "steps") as shown:
+        watching = threading.Thread(target=watch, args=(shown,), name="ragtune-train-progress", daemon=True)
+        watching.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            watching.join()
 
 
 def _cause(error: BaseException) -> str:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ragtune_ray import batching, config, model_card, models, schema, storage
+from ragtune_ray import batching, config, model_card, models, storage
 from ragtune_ray.cluster import feeding, preparation
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def work(arguments: dict[str, Any]) -> dict[str, Any]:
     if not run.start:
         run.start = _validate(run)
         run.best = {"step": 0, **run.start}
-        _note(run, {"step": 0, **run.start})
+        run.metrics.append({"step": 0, **run.start})
     try:
         run.clock = time.perf_counter()
         for step, rows in feeding.steps_from(run.step, preparation.example_type(run.settings.training)):
@@ -100,7 +100,7 @@ def _begin(arguments: dict[str, Any]) -> _Run:
     keep_freed_memory()
     validation = feeding.read_validation(settings, arguments["examples"])
     objective = trainable.load_objective(
-        settings, models.base_directory(settings), feeding.read_pool(settings, arguments["examples"])
+        settings, models.weights_of(models.base_model(settings)), feeding.read_pool(settings, arguments["examples"])
     )
     fitting.freeze_unreached(objective, objective, validation[:1])
     module = _spread(objective, settings.training)
@@ -179,7 +179,7 @@ def _take(run: _Run, step: int, rows: list[Any]) -> None:
     from ragtune_ray import fitting
 
     training = run.settings.training
-    lengths = np.array([_num_tokens(row) for row in rows])
+    lengths = np.array([row.num_tokens for row in rows])
     own = [rows[place] for place in batching.own_rows(lengths, run.worker, run.workers)]
     factor = fitting.learning_rate_factor(step, run.num_steps, training.warmup_share)
     for group in run.optimizer.param_groups:
@@ -198,8 +198,7 @@ def _take(run: _Run, step: int, rows: list[Any]) -> None:
     seconds = time.perf_counter() - run.clock
     run.seconds += seconds
     run.num_tokens += int(lengths.sum())
-    _note(
-        run,
+    run.metrics.append(
         {
             "step": run.step,
             "loss": result.loss,
@@ -209,12 +208,6 @@ def _take(run: _Run, step: int, rows: list[Any]) -> None:
             "tokens_per_second": round(float(lengths.sum()) / seconds, 1),
         },
     )
-
-
-def _num_tokens(row: Any) -> int:
-    if isinstance(row, schema.GeneratorExample):
-        return row.num_prompt_tokens + row.num_answer_tokens
-    return int(row.num_tokens)
 
 
 def _computing(run: _Run) -> contextlib.AbstractContextManager[Any]:
@@ -231,7 +224,7 @@ def _after_step(run: _Run) -> None:
     last = run.step == run.num_steps
     if run.step % training.evaluate_steps == 0 or last:
         scores = _validate(run)
-        _note(run, {"step": run.step, **scores})
+        run.metrics.append({"step": run.step, **scores})
         if scores["score"] > run.best["score"]:
             run.best = {"step": run.step, **scores}
             run.best_weights = fitting.trainable_weights(run.module)
@@ -258,9 +251,8 @@ def _save(run: _Run) -> None:
 
     from ragtune_ray import fitting
 
-    folder = Path(tempfile.mkdtemp(prefix="ragtune-checkpoint-"))
-    staging, finished = folder / "staging", folder / "checkpoint"
-    staging.mkdir()
+    staging = Path(tempfile.mkdtemp(prefix="ragtune-checkpoint-"))
+    finished = staging.with_name(f"{staging.name}-finished")
     best = run.best_weights if run.best["step"] not in (0, run.step) else {}
     fitting.save_state(staging, run.module, run.optimizer, best, run.facts())
     checkpoint = None
@@ -268,7 +260,7 @@ def _save(run: _Run) -> None:
         storage.publish(staging, str(finished), "checkpoint", step=run.step)
         checkpoint = ray.train.Checkpoint.from_directory(str(finished))
     else:
-        shutil.rmtree(folder)
+        shutil.rmtree(staging)
     ray.train.report(
         {"step": run.step},
         checkpoint=checkpoint,
@@ -276,10 +268,6 @@ def _save(run: _Run) -> None:
         checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
         delete_local_checkpoint_after_upload=True,
     )
-
-
-def _note(run: _Run, row: dict[str, Any]) -> None:
-    run.metrics.append(row)
 
 
 def _tell(run: _Run, line: str) -> None:
@@ -293,18 +281,16 @@ def _finish(run: _Run, arguments: dict[str, Any]) -> None:
 
     if run.worker != 0:
         return
-    settings, source = run.settings, models.base_directory(run.settings)
+    settings, base = run.settings, models.base_model(run.settings)
     staging = storage.stage(arguments["url"])
-    trainable.save_model(settings, source, run.best_weights, staging)
+    trainable.save_model(settings, models.weights_of(base), run.best_weights, staging)
     (staging / METRICS).write_text("".join(json.dumps(row) + "\n" for row in run.metrics), encoding="utf-8")
     _write_events(staging / EVENTS, run.metrics)
     facts = {
         "objective": settings.training.objective,
         "arm": settings.training.arm if settings.training.objective == "sft" else None,
-        "base": models.resolve(
-            settings.generator.model if settings.training.objective == "sft" else settings.encoder.model
-        ).name,
-        "base_fingerprint": models.fingerprint(source),
+        "base": base.name,
+        "base_fingerprint": base.fingerprint,
         "examples": arguments["examples"],
         "input": {
             name: value
@@ -319,7 +305,7 @@ def _finish(run: _Run, arguments: dict[str, Any]) -> None:
         "tokens_per_second": round(run.num_tokens / max(run.seconds, 1e-9), 1),
     }
     if settings.training.objective == "query_side":
-        facts["passage_encoder"] = models.encoder_fingerprint(models.fingerprint(source), settings.encoder)
+        facts["passage_encoder"] = models.encoder_fingerprint(base.fingerprint, settings.encoder)
     (staging / "README.md").write_text(model_card.model_card(facts, settings), encoding="utf-8")
     storage.publish(staging, arguments["url"], "model", config=settings.model_dump(mode="json"), **facts)
     run.board.write.remote(run.num_steps)
