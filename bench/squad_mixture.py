@@ -2,8 +2,8 @@
 
     python -m bench.squad_mixture V1.json V2.json OUT.jsonl --percent 10
 
-A generator that has never seen a question without an answer does not abstain. Of the unanswerable questions `percent` in a hundred
-are taken, chosen by a hash of their id; they carry the id of v1.1's document, so that both files split alike.
+A generator that has never seen a question without an answer does not abstain. Of the unanswerable questions `percent` in a
+hundred are taken, chosen by a hash of their id; they carry the id of v1.1's document, so that both files split alike.
 """
 
 from __future__ import annotations

@@ -358,7 +358,7 @@ class Compare(Section):
     """What quality means here."""
     margin: float = Field(0.02, ge=0, lt=1)
     """An arm that is worse than the best by no more than this is as good: then the cheapest is taken."""
-    answers: int = Field(100_000, gt=0)
+    answers: int = Field(10_000, gt=0)
     """How many answers indexing and training are spread over when costs are compared."""
     latency_queries: int = Field(20, gt=0)
     """Queries that each arm answers one at a time, to measure how long an answer takes."""

@@ -7,9 +7,7 @@ from ragtune_ray.costs import Compute, break_even, cost_of, unit_of
 def test_money_by_hand() -> None:
     prices = config.Prices(core_hour=0.04, gpu_hour=2.0, currency="EUR")
     unit = unit_of(prices, with_gpus=True)
-    cost = cost_of(
-        Compute(3600, 0), Compute(0, 1800), Compute(0.36, 0.72), answers=1000, prices=prices, unit=unit
-    )
+    cost = cost_of(Compute(3600, 0), Compute(0, 1800), Compute(0.36, 0.72), answers=1000, prices=prices, unit=unit)
     assert (cost.index, cost.training, cost.one_off) == pytest.approx((0.04, 1.0, 1.04))
     assert cost.per_1000 == pytest.approx(360 / 3600 * 0.04 + 720 / 3600 * 2.0)
     assert cost.total == pytest.approx(1.04 + 0.004 + 0.4)
@@ -27,8 +25,12 @@ def test_without_prices_costs_are_the_time_that_hardware_is_held() -> None:
 def test_at_the_break_even_both_cost_the_same_and_one_answer_less_the_other_is_cheaper() -> None:
     prices = config.Prices()
     costs = [
-        lambda answers: cost_of(Compute(), Compute(700), Compute(0.3), answers=answers, prices=prices, unit="core-seconds"),
-        lambda answers: cost_of(Compute(100), Compute(), Compute(1.1), answers=answers, prices=prices, unit="core-seconds"),
+        lambda answers: cost_of(
+            Compute(), Compute(700), Compute(0.3), answers=answers, prices=prices, unit="core-seconds"
+        ),
+        lambda answers: cost_of(
+            Compute(100), Compute(), Compute(1.1), answers=answers, prices=prices, unit="core-seconds"
+        ),
     ]
     number = break_even(costs[0](1), costs[1](1))
     assert number == 750

@@ -39,14 +39,21 @@ def rights(share: float, n: int, seed: int) -> np.ndarray:
 
 
 def test_an_arm_that_is_clearly_better_is_recommended_though_it_costs_most() -> None:
-    found = verdict({"base": rights(0.1, 200, 1), "rag": rights(0.4, 200, 2), "ft": rights(0.1, 200, 3), "rag+ft": rights(0.9, 200, 4)})
+    found = verdict(
+        {
+            "base": rights(0.1, 200, 1),
+            "rag": rights(0.4, 200, 2),
+            "ft": rights(0.1, 200, 3),
+            "rag+ft": rights(0.9, 200, 4),
+        }
+    )
     assert (found.outcome, found.arm) == ("recommended", "rag+ft")
     assert found.headline == "Use rag+ft: retrieve, with the tuned generator."
 
 
 def test_arms_that_answer_alike_leave_the_choice_to_the_cost() -> None:
     same = rights(0.7, 150, 5)
-    found = verdict({arm: same for arm in ("rag+ft", "rag", "ft", "base")})
+    found = verdict(dict.fromkeys(("rag+ft", "rag", "ft", "base"), same))
     assert (found.outcome, found.arm) == ("no_difference", "base")
 
 
@@ -102,7 +109,12 @@ def test_no_arm_may_qualify() -> None:
 
 
 def test_the_order_of_the_arms_does_not_matter() -> None:
-    values = {"base": rights(0.3, 120, 1), "rag": rights(0.5, 120, 2), "ft": rights(0.45, 120, 3), "rag+ft": rights(0.5, 120, 4)}
+    values = {
+        "base": rights(0.3, 120, 1),
+        "rag": rights(0.5, 120, 2),
+        "ft": rights(0.45, 120, 3),
+        "rag+ft": rights(0.5, 120, 4),
+    }
     found = {verdict({arm: values[arm] for arm in order}).arm for order in (list(values), list(values)[::-1])}
     assert len(found) == 1
 
@@ -110,12 +122,16 @@ def test_the_order_of_the_arms_does_not_matter() -> None:
 @given(st.integers(0, 10_000), st.integers(20, 60), st.floats(0, 1), st.floats(0, 1))
 def test_the_choice_is_never_dearer_than_an_arm_that_is_as_good(seed: int, n: int, first: float, second: float) -> None:
     settings = config.Config().using("evaluate.resamples=100")
-    found = evidence({"base": rights(first, n, seed), "ft": rights(second, n, seed + 1), "rag": rights(0.5, n, seed + 2)})
+    found = evidence(
+        {"base": rights(first, n, seed), "ft": rights(second, n, seed + 1), "rag": rights(0.5, n, seed + 2)}
+    )
     compared = decision.differences({a: e.scores for a, e in found.items()}, settings)
     chosen = decision.decide(found, compared, settings).arm
     best = max(found, key=lambda arm: np.mean([row["token_F1"] for row in found[arm].scores.values()]))
     for arm in found:
-        lows = [d.low for d in compared if (d.arm, d.against) == (arm, best)] + [-d.high for d in compared if (d.arm, d.against) == (best, arm)]
+        lows = [d.low for d in compared if (d.arm, d.against) == (arm, best)] + [
+            -d.high for d in compared if (d.arm, d.against) == (best, arm)
+        ]
         if lows and lows[0] >= -settings.compare.margin:
             assert found[chosen].cost.total <= found[arm].cost.total
 
@@ -126,7 +142,9 @@ def test_an_arm_that_is_worse_by_more_than_the_margin_is_seldom_taken() -> None:
     wrong = 0
     for trial in range(100):
         best = rights(0.6, 150, 2 * trial)
-        worse = np.where(rights(0.9, 150, 2 * trial + 1) == 1, best, 0) * 1.0  # loses a tenth of what is right, about .06
+        worse = (
+            np.where(rights(0.9, 150, 2 * trial + 1) == 1, best, 0) * 1.0
+        )  # loses a tenth of what is right, about .06
         found = evidence({"base": worse, "rag+ft": best})
         compared = decision.differences({a: e.scores for a, e in found.items()}, settings)
         wrong += decision.decide(found, compared, settings).arm == "base"
@@ -164,5 +182,12 @@ def test_arms_that_answer_nothing_are_not_called_good() -> None:
 
 def test_every_dimension_says_what_it_weighed() -> None:
     found = verdict({"base": np.zeros(40), "rag": np.ones(40)}, visible_seconds={"base": math.inf})
-    assert [each.dimension for each in found.weighed] == ["quality", "latency", "cost", "freshness", "explainability", "forgetting"]
+    assert [each.dimension for each in found.weighed] == [
+        "quality",
+        "latency",
+        "cost",
+        "freshness",
+        "explainability",
+        "forgetting",
+    ]
     assert "base never" in found.weighed[3].result

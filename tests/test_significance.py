@@ -11,7 +11,10 @@ from ragtune_ray.significance import holm, questions_needed, sign_flip_test
 def exact(differences: np.ndarray) -> float:
     """The p-value over all sign flips, one by one."""
     observed = abs(differences.sum())
-    sums = [abs(sum(s * d for s, d in zip(signs, differences, strict=True))) for signs in itertools.product((1, -1), repeat=len(differences))]
+    sums = [
+        abs(sum(s * d for s, d in zip(signs, differences, strict=True)))
+        for signs in itertools.product((1, -1), repeat=len(differences))
+    ]
     return sum(value >= observed - 1e-12 for value in sums) / len(sums)
 
 
@@ -48,7 +51,9 @@ def test_holm_equals_the_definition() -> None:
 
 
 @pytest.mark.parametrize(("deviation", "difference"), [(0.5, 0.1), (0.3, 0.05)])
-def test_with_as_many_questions_as_needed_four_of_five_trials_see_the_difference(deviation: float, difference: float) -> None:
+def test_with_as_many_questions_as_needed_four_of_five_trials_see_the_difference(
+    deviation: float, difference: float
+) -> None:
     n = questions_needed(deviation, difference, 0.95)
     assert n is not None
     trials = np.random.default_rng(3).normal(difference, deviation, size=(2000, n))

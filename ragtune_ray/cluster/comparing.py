@@ -23,6 +23,7 @@ from ragtune_ray import (
     decision,
     intervals,
     models,
+    planning,
     progress,
     report,
     schema,
@@ -31,7 +32,7 @@ from ragtune_ray import (
     splitting,
     storage,
 )
-from ragtune_ray.cluster import answers, evaluation, freshness, measuring, retrieval, runs, session, training
+from ragtune_ray.cluster import answers, evaluation, freshness, measuring, questions, retrieval, runs, session, training
 
 __all__ = ["CompareError", "compare", "read_comparison"]
 
@@ -72,19 +73,19 @@ def compare(settings: config.Config, command: str = "") -> str:
         queries = measuring.judged_queries(settings)
         golden = _gold_runs(settings, queries)
         found = _retrieval(settings, queries)
-        changed = freshness.follow_changes(settings) if settings.compare.changed_queries_path else None
         identity = {
             "format": FORMAT,
             "evaluated": storage.read_manifest(evaluated)["manifest_sha256"],
             "golden": {name: storage.read_manifest(run)["manifest_sha256"] for name, run in golden.items()},
             "compare": settings.compare.model_dump(mode="json"),
-            "changes": changed[0].workspace if changed else "",
+            "files": _fingerprints(settings),
             "prices": settings.prices.model_dump(mode="json"),
             "evaluate": settings.evaluate.model_dump(mode="json", exclude={"arms"}),
         }
         url = storage.join(settings.workspace, "runs", f"compare-{storage.digest(identity)}")
         if runs.already(url, "compare"):
             return url
+        changed = freshness.follow_changes(settings) if settings.compare.changed_queries_path else None
         measured = {arm: measuring.measure(settings, arm, evaluated, queries, changed) for arm in arms}
         ceilings = _ceilings(settings, measured, golden, queries)
         result = _comparison(settings, measured, queries, found, ceilings)
@@ -93,6 +94,17 @@ def compare(settings: config.Config, command: str = "") -> str:
     _publish(url, result, settings, evaluated, golden)
     freshness.remove_copy(settings)
     return url
+
+
+def _fingerprints(settings: config.Config) -> list[Any]:
+    """Of the files that `compare` names: a comparison is done again when one of them was changed."""
+    rule = settings.compare
+    asked = [path for path in (rule.changed_queries_path, rule.probe_path) if path]
+    found: list[Any] = [questions.fingerprint(questions.asking(settings, path)) for path in asked]
+    if rule.changes_path:
+        files = planning.plan_units(rule.changes_path, settings.corpus.unit_bytes).files
+        found += [[file.path, file.sha256] for file in files]
+    return found
 
 
 def read_comparison(url: str) -> dict[str, Any]:

@@ -6,12 +6,13 @@ of the index; the index itself stays as it is.
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from typing import Any
 
 from ragtune_ray import config, intervals, metrics, models, queries, schema, side_by_side, storage
-from ragtune_ray.cluster import answers, evaluation, updates
+from ragtune_ray.cluster import answers, evaluation, questions, updates
 
 __all__ = ["changed_scores", "follow_changes", "remove_copy", "visible_seconds"]
 
@@ -29,7 +30,7 @@ def follow_changes(settings: config.Config) -> tuple[config.Config, float]:
 
     scratch = _scratch(settings)
     storage.copy_tree(storage.join(settings.workspace, "index"), storage.join(scratch, "index"))
-    changed = settings.using(f"workspace={scratch}")
+    changed = settings.using(f"workspace={json.dumps(scratch, ensure_ascii=False)}")
     started = time.monotonic()
     if settings.compare.changes_path:
         updates.upsert_documents(changed, settings.compare.changes_path)
@@ -50,13 +51,8 @@ def changed_scores(settings: config.Config, changed: config.Config, arm: config.
     """
     tuned = models.with_tuned_generator(settings.using(f"answer.arm={arm}"))
     plain: config.Arm = "rag" if config.retrieves(arm) else "base"
-    asked = tuned.using(
-        f"workspace={changed.workspace}",
-        f"answer.arm={plain}",
-        f"queries.path={settings.compare.changed_queries_path}",
-        "queries.split=all",
-        "queries.split_by=given",
-        "queries.limit=0",
+    asked = questions.asking(tuned, settings.compare.changed_queries_path).using(
+        f"workspace={json.dumps(changed.workspace, ensure_ascii=False)}", f"answer.arm={plain}"
     )
     rows = evaluation.read_answers(str(answers.answer(asked)))
     scores = metrics.score_answers(_questions(settings), rows, settings.evaluate.language)

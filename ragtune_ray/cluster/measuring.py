@@ -160,8 +160,7 @@ def _cost(
 
 def _forgetting(settings: config.Config, tuned: config.Config) -> Forgetting:
     """How the tuned generator and the base model answer the probe questions, without passages."""
-    probe = [f"queries.path={settings.compare.probe_path}", "queries.split=all", "queries.split_by=given"]
-    asked = settings.using(*probe, "queries.limit=0")
+    asked = questions.asking(settings, settings.compare.probe_path)
     queries = judged_queries(asked)
     if not queries:
         raise MeasureError(f"compare.probe_path={settings.compare.probe_path}: no question has `answers`")
