@@ -272,8 +272,9 @@ class Comparison(_Part):
 
 
 def read(comparison: Mapping[str, Any]) -> Comparison:
-    """A comparison from its JSON; control characters in its texts are replaced by U+FFFD, and mappings are sorted by key, so
-    that equal files are shown alike.
+    """A comparison from its JSON.
+
+    Control characters in its texts are replaced by U+FFFD, and mappings are sorted by key, so that equal files look alike.
 
     Raises:
         ComparisonError: a field is missing, of the wrong type, or a number is not finite.

@@ -1,8 +1,8 @@
 """A comparison as one HTML file that needs nothing else: no network, no script, no font, no image.
 
-In: the JSON of `comparison.json`. Out: the page as text; equal input gives an equal page. What comes from documents, questions and
-models is shown as text, never as markup, and a content security policy forbids everything but the page's own style. This module
-knows nothing of how anything was measured.
+In: the JSON of `comparison.json`. Out: the page as text; equal input gives an equal page. What comes from documents, questions
+and models is shown as text, never as markup, and a content security policy forbids everything but the page's own style. This
+module knows nothing of how anything was measured.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ def test_what_is_written_is_read_back(make: Any) -> None:
 
 def test_arms_stand_in_their_order_and_not_in_that_of_the_file() -> None:
     given = comparison()
-    arms = list(given["arms"].items()) + [("another", given["arms"]["base"])]
+    arms = [*given["arms"].items(), ("another", given["arms"]["base"])]
     random.Random(0).shuffle(arms)
     assert comparisons.read(given | {"arms": dict(arms)}).names() == ["base", "rag", "ft", "rag+ft", "another"]
 
