@@ -187,12 +187,12 @@ def compare(path: ConfigPath, overrides: Overrides = None, as_json: AsJson = Fal
     settings = config.load(path, overrides or ())
     import shlex
 
-    from ragtune_ray import display
+    from ragtune_ray import comparison_display
     from ragtune_ray.cluster.comparing import compare as compare_arms
     from ragtune_ray.cluster.comparing import read_comparison
 
     run = compare_arms(settings, shlex.join(["ragtune", "compare", path, *(overrides or ())]))
-    for line in display.comparison_lines(read_comparison(run)):
+    for line in comparison_display.comparison_lines(read_comparison(run)):
         typer.echo(line, err=True)
     typer.echo(f"report: {run}/report.html", err=True)
     _finish(run, as_json)

@@ -265,17 +265,21 @@ def _arm(
     summary = intervals.summarize(measured.scores, evaluate.resamples, evaluate.confidence, settings.seed)
     cited = side_by_side.cited_share(rows, evaluate, settings.seed)
     explained = {"citation_precision", "citation_recall"}
+    elsewhere = explained | {
+        "abstained",
+        "failed",
+    }  # a share of all rows says less than abstention quality and the statuses
     return {
-        "model": measured.settings.generator.model,
+        "model": measured.settings.generator.model.removeprefix(storage.join(settings.workspace, "")),
         "model_fingerprint": measured.manifest["model"],
         "index_version": measured.manifest["index_version"],
         "statuses": {"ok": 0, "failed": 0, **measured.manifest["statuses"]},
-        "quality": {name: each for name, each in summary.items() if name not in explained},
+        "quality": {name: each for name, each in summary.items() if name not in elsewhere},
         "explainability": {
             "cited_share": cited,
             **{name: summary[name] for name in sorted(explained & summary.keys())},
         },
-        "latency": measured.latency,
+        "latency": measured.latency if config.retrieves(arm) else {**measured.latency, "retrieval": None},
         "throughput": {"answers_per_second": measured.manifest["queries_per_second"]},
         "cost": measured.cost,
         "freshness": {
