@@ -149,14 +149,14 @@ def duration(seconds: float) -> str:
 
 
 def amount(number: float) -> str:
-    """A number to three digits, without an exponent where it is not tiny.
+    """A number to three digits, or to the whole, with an exponent only where it is tiny or huge.
 
     >>> amount(0.1), amount(12), amount(123456.7), amount(0)
     ('0.100', '12.0', '123,457', '0')
     """
-    if abs(number) >= 99.95:
+    if 99.95 <= abs(number) < 1e9:
         return f"{number:,.0f}"
-    return f"{number:#.3g}" if abs(number) >= 0.1 else f"{number:.3g}"
+    return f"{number:#.3g}" if 0.1 <= abs(number) < 1e9 else f"{number:.3g}"
 
 
 def probability(p: float | None) -> str:

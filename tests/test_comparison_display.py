@@ -75,3 +75,14 @@ def test_long_names_of_arms_do_not_break_the_table() -> None:
     lines = comparison_lines(given)
     assert max(map(columns, lines)) <= 80
     assert "base  an-arm-of-a-…" in next(line for line in lines if "base  an" in line)
+
+
+def test_no_number_breaks_the_table() -> None:
+    given = comparison()
+    for arm in given["arms"].values():
+        arm["cost"] |= {"total": 1.2e15, "index": 123456789.0}
+        arm["latency"]["total"] = {"p50_seconds": 1e8, "p95_seconds": 123456789.0}
+        arm["quality"]["EM"] = {"value": -1.0, "low": -1.0, "high": -0.123, "n": 10**6}
+    lines = comparison_lines(given)
+    assert max(map(columns, lines)) <= 80
+    assert [line.split()[3:] for line in lines if line.startswith(" all in all")] == [["1.2e+15"] * 4]

@@ -154,6 +154,7 @@ def test_pieces_are_as_long_as_their_counts() -> None:
     svg = svg_of(plots.stacked_plot(stacks, {"correct": 0, "misread": 2, "failed": 5}, "title"))
     found = [(each.get("class"), float(each.get("width")) + 1) for each in svg.iter("rect")]
     assert [name for name, _ in found] == ["piece-0", "piece-5", "piece-0", "piece-2"], "0 is not drawn"
+    assert max(float(each.get("x")) + float(each.get("width")) for each in svg.iter("rect")) == plots.WIDTH - 3
     unit = found[0][1] / 60
     assert [width for _, width in found] == pytest.approx([60 * unit, 40 * unit, max(unit, 1.5), 49 * unit], abs=0.1)
     assert [each.text for each in texts(svg, "count")] == ["60", "40", "49"], "1 is too narrow for its number"
