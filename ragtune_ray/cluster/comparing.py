@@ -229,7 +229,7 @@ def _comparison(
         "verdict": {
             **{name: getattr(verdict, name) for name in ("outcome", "arm", "headline")},
             "reason": verdict.reason,
-            "warnings": verdict.warnings,
+            "warnings": [*verdict.warnings, *_unpriced(settings)],
             "weighed": verdict.weighed,
         },
         "metric": settings.compare.metric,
@@ -252,6 +252,14 @@ def _comparison(
         "hardware": _hardware(),
         "created": dt.datetime.now(dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
     }
+
+
+def _unpriced(settings: config.Config) -> list[str]:
+    if settings.generator.engine == "transformers":
+        return []
+    return [
+        "base and rag are answered by a server: their cost is that of asking it; what it takes for generating is not in it."
+    ]
 
 
 def _arm(

@@ -50,6 +50,8 @@ def options(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         "training.max_steps=2",
         "training.gold_left_out_share=0",
         "compare.latency_queries=2",
+        "cluster.encoder_workers=1",
+        "cluster.generator_workers=1",
         f"compare.changes_path={folder / 'changes.jsonl'}",
         f"compare.changed_queries_path={folder / 'changed.jsonl'}",
         f"compare.probe_path={folder / 'probe.jsonl'}",
@@ -123,7 +125,7 @@ def test_one_seed_gives_one_comparison(settings_for, options: list[str], tmp_pat
     found = []
     for name in ("first", "second"):
         plain = [option for option in options if "_path" not in option]
-        settings = settings_for(tmp_path / name, *plain, "compare.arms=[base, rag]")
+        settings = settings_for(tmp_path / name, *plain, "compare.arms=[base, rag]", "compare.gold_passages=false")
         build_index(settings)
         found.append(without_timings(read_comparison(compare(settings))))
     assert found[0] == found[1]
@@ -164,60 +166,61 @@ def test_changes_show_in_arms_that_retrieve_and_leave_the_index_as_it_was(compar
 
 def test_a_model_that_was_trained_on_other_splits_is_refused(settings_for, options: list[str], tmp_path: Path) -> None:
     settings = settings_for(tmp_path / "workspace", *options, "compare.arms=[ft]")
-    build_index(settings)
     train(settings.using("queries.split_seed=5", "training.arm=ft"))
     with pytest.raises(CompareError, match=r"queries.split_seed=5, and this config has 0"):
         compare(settings)
 
 
-def test_an_arm_that_failed_half_its_rows_stands_in_the_table_with_them(
-    settings_for, queries: Path, tmp_path: Path
-) -> None:
-    rows = [json.loads(line) for line in queries.read_text().splitlines()][:30]
-    for row in rows[::2]:
-        row["text"] += " please" * 400
-    path = tmp_path / "queries.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    settings = settings_for(
-        tmp_path / "workspace",
+def other_questions(settings: config.Config, path: Path, rows: list[dict[str, Any]], *overrides: str) -> config.Config:
+    """The compared workspace, asked other questions."""
+    path.write_text("".join(json.dumps({**row, "split": "test"}) + "\n" for row in rows))
+    return settings.using(
         f"queries.path={path}",
-        "queries.split=all",
-        "prompt.max_tokens=400",
-        "compare.arms=[base]",
+        "queries.split_by=given",
         "compare.latency_queries=1",
-        "answer.max_failed_share=0.6",
+        "compare.changes_path=",
+        "compare.changed_queries_path=",
+        *overrides,
     )
-    for row in rows:
-        row["split"] = "test"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = read_comparison(compare(settings))
+
+
+@pytest.fixture
+def rows(queries: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in queries.read_text().splitlines()]
+
+
+def test_an_arm_that_failed_half_its_rows_stands_in_the_table_with_them(
+    compared: tuple[config.Config, str], rows: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    for row in rows[:30:2]:
+        row["text"] += " please" * 400
+    overrides = ("prompt.max_tokens=400", "compare.arms=[base]", "answer.max_failed_share=0.6")
+    found = read_comparison(compare(other_questions(compared[0], tmp_path / "queries.jsonl", rows[:30], *overrides)))
     assert found["arms"]["base"]["statuses"] == {"ok": 15, "failed": 15}
     assert found["arms"]["base"]["losses"]["failed"] == 15
     assert any("50.0% of the rows of base failed" in line for line in found["verdict"]["warnings"])
 
 
-@pytest.mark.parametrize(("number", "gold"), [(1, ["secret0"]), (25, [])])
+@pytest.mark.parametrize(("number", "gold", "arms"), [(1, ["secret0"], "[base]"), (25, [], "[base, rag]")])
 def test_one_question_and_nothing_but_unanswerable_ones_give_a_verdict(
-    settings_for, queries: Path, tmp_path: Path, number: int, gold: list[str]
+    compared: tuple[config.Config, str],
+    rows: list[dict[str, Any]],
+    tmp_path: Path,
+    number: int,
+    gold: list[str],
+    arms: str,
 ) -> None:
-    rows = [json.loads(line) for line in queries.read_text().splitlines()][:number]
-    path = tmp_path / "queries.jsonl"
-    path.write_text("".join(json.dumps({**row, "answers": gold, "split": "test"}) + "\n" for row in rows))
-    settings = settings_for(
-        tmp_path / "workspace", f"queries.path={path}", "compare.arms=[base, rag]", "compare.latency_queries=1"
+    asked = [{**row, "answers": gold} for row in rows[:number]]
+    found = read_comparison(
+        compare(other_questions(compared[0], tmp_path / "queries.jsonl", asked, f"compare.arms={arms}"))
     )
-    build_index(settings)
-    found = read_comparison(compare(settings))
     assert found["verdict"]["outcome"] == ("too_few_questions" if number == 1 else "no_difference")
     assert found["verdict"]["arm"] == "base"
 
 
-def test_questions_without_answers_are_refused_by_name(settings_for, queries: Path, tmp_path: Path) -> None:
-    rows = [json.loads(line) for line in queries.read_text().splitlines()][:3]
-    path = tmp_path / "queries.jsonl"
-    path.write_text(
-        "".join(json.dumps({"query_id": row["query_id"], "text": row["text"], "split": "test"}) + "\n" for row in rows)
-    )
-    settings = settings_for(tmp_path / "workspace", f"queries.path={path}", "compare.arms=[base]")
+def test_questions_without_answers_are_refused_by_name(
+    compared: tuple[config.Config, str], rows: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    asked = [{"query_id": row["query_id"], "text": row["text"]} for row in rows[:3]]
     with pytest.raises(evaluation.EvaluationError, match="no query has `answers`"):
-        compare(settings)
+        compare(other_questions(compared[0], tmp_path / "queries.jsonl", asked, "compare.arms=[base]"))
