@@ -350,7 +350,7 @@ class Evaluate(Section):
 
 
 class Compare(Section):
-    """Choosing an arm by measurement; which questions: `queries`, of which the test split is taken where no other is named."""
+    """Choosing an arm by measurement, on `queries`; where an arm is tuned, on their test split if no other is named."""
 
     arms: tuple[Arm, ...] = Field(("base", "rag", "ft", "rag+ft"), min_length=1)
     """Which arms stand for choice; ft and rag+ft are trained first where no tuned model stands in models/."""

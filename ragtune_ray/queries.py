@@ -95,7 +95,8 @@ def _with_split(queries: Iterable[Placed], split: str, path: str) -> Iterator[Pl
             yield query
     if split != "all" and split not in found:
         raise inputs.InputError(
-            f"{path}: no query has split {split!r}; found: {', '.join(sorted(found)) or 'no queries'}"
+            f"{path}: no query has split {split!r}; found: {', '.join(sorted(found)) or 'no queries'}. Give the queries a "
+            "`split`, or let queries.split_by=document draw them"
         )
 
 

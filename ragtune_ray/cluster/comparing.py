@@ -49,8 +49,8 @@ def compare(settings: config.Config, command: str = "") -> str:
     """Compare the arms of `compare.arms` and recommend one.
 
     Args:
-        settings: everything but `answer.arm`, `evaluate.arms` and `training.name` is used. Of the queries the test split is taken
-            where `queries.split` is `all`.
+        settings: everything but `answer.arm`, `evaluate.arms` and `training.name` is used. Where an arm is tuned, the queries of
+            the test split are taken if `queries.split` is `all`.
         command: how this was called, for the report.
 
     Returns:
@@ -63,7 +63,7 @@ def compare(settings: config.Config, command: str = "") -> str:
         storage.ArtifactError: an arm retrieves, and there is no sound index.
     """
     started = time.monotonic()
-    if settings.queries.split == "all":
+    if settings.queries.split == "all" and any(map(config.is_tuned, settings.compare.arms)):
         settings = settings.using("queries.split=test")
     arms = settings.compare.arms
     with session.ray_session(settings.cluster, for_training=any(map(config.is_tuned, arms))):
