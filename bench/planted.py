@@ -7,7 +7,7 @@
 | changing_facts | invented facts that stand in documents alone; they change after training | rag or rag+ft |
 | house_form | answers follow from the question in a form that no document states | ft |
 | facts_in_house_form | answers are facts of documents, in a form that no document states | rag+ft |
-| known_already | the base model answers, and so do all others | base |
+| known_already | the base model names the capitals, and so do all others | base |
 
 Every corpus, question and answer comes from a seed. Documents of training and test questions are distinct. Nothing is asserted.
 """
@@ -15,6 +15,7 @@ Every corpus, question and answer comes from a seed. Documents of training and t
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import random
 import time
@@ -23,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ragtune_ray import config
+from ragtune_ray import answering, config, generator, models, schema
 from ragtune_ray.cluster.comparing import compare, read_comparison
 from ragtune_ray.cluster.corpus import build_index
 
@@ -58,90 +59,34 @@ SYLLABLES = [
 SITES = ["depot", "harbour", "station", "quarry", "mill", "archive", "clinic", "airfield", "orchard", "foundry"]
 DEVICES = ["printer", "scanner", "router", "laptop", "phone", "monitor", "projector", "keyboard", "camera", "server"]
 URGENCIES = {"today": "A", "this week": "B", "this month": "C"}
-ANIMALS = [
-    "dog",
-    "cat",
-    "horse",
-    "cow",
-    "pig",
-    "sheep",
-    "goat",
-    "lion",
-    "tiger",
-    "bear",
-    "wolf",
-    "fox",
-    "rabbit",
-    "deer",
-    "elephant",
-    "monkey",
-    "mouse",
-    "rat",
-    "snake",
-    "frog",
-    "duck",
-    "chicken",
-    "goose",
-    "eagle",
-    "owl",
-    "parrot",
-    "penguin",
-    "whale",
-    "dolphin",
-    "shark",
-    "salmon",
-    "turtle",
-    "lizard",
-    "crocodile",
-    "giraffe",
-    "zebra",
-    "camel",
-    "kangaroo",
-    "koala",
-    "panda",
-]
-COUNTRIES = [
-    "France",
-    "Germany",
-    "Spain",
-    "Italy",
-    "Portugal",
-    "Norway",
-    "Sweden",
-    "Finland",
-    "Denmark",
-    "Poland",
-    "Austria",
-    "Hungary",
-    "Greece",
-    "Turkey",
-    "Egypt",
-    "Morocco",
-    "Kenya",
-    "Nigeria",
-    "Ghana",
-    "Ethiopia",
-    "India",
-    "China",
-    "Japan",
-    "Thailand",
-    "Vietnam",
-    "Indonesia",
-    "Australia",
-    "Canada",
-    "Mexico",
-    "Brazil",
-    "Argentina",
-    "Chile",
-    "Peru",
-    "Colombia",
-    "Cuba",
-    "Iran",
-    "Iraq",
-    "Israel",
-    "Ireland",
-    "Iceland",
-]
+CAPITALS = {
+    "France": "Paris", "Germany": "Berlin", "Spain": "Madrid", "Italy": "Rome", "Portugal": "Lisbon",
+    "Norway": "Oslo", "Sweden": "Stockholm", "Finland": "Helsinki", "Denmark": "Copenhagen", "Poland": "Warsaw",
+    "Austria": "Vienna", "Hungary": "Budapest", "Greece": "Athens", "Turkey": "Ankara", "Egypt": "Cairo",
+    "Morocco": "Rabat", "Kenya": "Nairobi", "Nigeria": "Abuja", "Ghana": "Accra", "Ethiopia": "Addis Ababa",
+    "India": "New Delhi", "China": "Beijing", "Japan": "Tokyo", "Thailand": "Bangkok", "Vietnam": "Hanoi",
+    "Indonesia": "Jakarta", "Australia": "Canberra", "Canada": "Ottawa", "Mexico": "Mexico City",
+    "Brazil": "Brasilia", "Argentina": "Buenos Aires", "Chile": "Santiago", "Peru": "Lima", "Colombia": "Bogota",
+    "Cuba": "Havana", "Iran": "Tehran", "Iraq": "Baghdad", "Ireland": "Dublin", "Iceland": "Reykjavik",
+    "Russia": "Moscow", "Ukraine": "Kyiv", "Romania": "Bucharest", "Bulgaria": "Sofia", "Serbia": "Belgrade",
+    "Croatia": "Zagreb", "Slovenia": "Ljubljana", "Slovakia": "Bratislava", "Czechia": "Prague",
+    "Belgium": "Brussels", "the Netherlands": "Amsterdam", "Switzerland": "Bern", "Luxembourg": "Luxembourg",
+    "Estonia": "Tallinn", "Latvia": "Riga", "Lithuania": "Vilnius", "Belarus": "Minsk", "Albania": "Tirana",
+    "Malta": "Valletta", "Cyprus": "Nicosia", "Lebanon": "Beirut", "Syria": "Damascus", "Jordan": "Amman",
+    "Saudi Arabia": "Riyadh", "Qatar": "Doha", "Kuwait": "Kuwait City", "Oman": "Muscat", "Yemen": "Sanaa",
+    "Pakistan": "Islamabad", "Afghanistan": "Kabul", "Bangladesh": "Dhaka", "Nepal": "Kathmandu", "Bhutan": "Thimphu",
+    "Sri Lanka": "Colombo", "Myanmar": "Naypyidaw", "Cambodia": "Phnom Penh", "Laos": "Vientiane",
+    "Malaysia": "Kuala Lumpur", "Singapore": "Singapore", "the Philippines": "Manila", "South Korea": "Seoul",
+    "North Korea": "Pyongyang", "Mongolia": "Ulaanbaatar", "New Zealand": "Wellington", "Fiji": "Suva",
+    "Tunisia": "Tunis", "Algeria": "Algiers", "Libya": "Tripoli", "Sudan": "Khartoum", "Somalia": "Mogadishu",
+    "Uganda": "Kampala", "Rwanda": "Kigali", "Zambia": "Lusaka", "Zimbabwe": "Harare", "Angola": "Luanda",
+    "Senegal": "Dakar", "Mali": "Bamako", "Cameroon": "Yaounde", "Namibia": "Windhoek", "Botswana": "Gaborone",
+    "Venezuela": "Caracas", "Ecuador": "Quito", "Paraguay": "Asuncion", "Uruguay": "Montevideo",
+    "Panama": "Panama City", "Costa Rica": "San Jose", "Nicaragua": "Managua", "Honduras": "Tegucigalpa",
+    "Guatemala": "Guatemala City", "Jamaica": "Kingston", "Haiti": "Port-au-Prince",
+    "the Dominican Republic": "Santo Domingo", "Armenia": "Yerevan", "Georgia": "Tbilisi", "Azerbaijan": "Baku",
+    "Kazakhstan": "Astana", "Uzbekistan": "Tashkent",
+}  # fmt: skip
 
 Row = dict[str, Any]
 
@@ -201,18 +146,46 @@ def facts_in_house_form(seed: int) -> Task:
 
 
 def known_already(seed: int) -> Task:
-    """Questions that name the possible answers, of things that the smallest model knows."""
+    """Capitals that the base model names, with passages and without: planted by asking it."""
     source = random.Random(f"known {seed}")
-    things = [(name, "animal") for name in ANIMALS] + [(name, "country") for name in COUNTRIES]
-    documents = [_document(name, f"{name.capitalize()} is a well-known {kind}.") for name, kind in things]
-    source.shuffle(things)
-    questions = []
-    shares = {"train": things[:30], "validation": things[30:36], "test": things[36:]}
-    for split, part in shares.items():
-        for number, (name, kind) in enumerate(part):
-            document = next(row for row in documents if row["title"] == name)
-            questions.append(_asked(split, number, f"Is {name} an animal or a country?", kind, document))
-    return Task(documents, questions, ("base",), ("compare.metric=contains_answer", "compare.answers=1000"))
+    documents = {country: _capital(country) for country in CAPITALS}
+    known = list(_known_capitals())
+    source.shuffle(known)
+    shares = {"train": known[: len(known) // 3], "validation": known[len(known) // 3 :][:6]}
+    shares["test"] = known[len(known) // 3 + 6 :]
+    questions = [
+        _asked(split, number, f"What is the capital of {country}?", CAPITALS[country], documents[country])
+        for split, part in shares.items()
+        for number, country in enumerate(part)
+    ]
+    overrides = ("compare.metric=contains_answer", "compare.answers=1000")
+    return Task(list(documents.values()), questions, ("base",), overrides)
+
+
+def _capital(country: str) -> Row:
+    return _document(country, f"{CAPITALS[country]} is the capital of {country}.")
+
+
+@functools.cache
+def _known_capitals() -> tuple[str, ...]:
+    """Countries whose capital the base model names from memory, and from the document that states it."""
+    settings = _settings()
+    loaded = generator.load_generator(settings.generator, models.resolve(settings.generator.model).directory)
+    known = set(CAPITALS)
+    for arm in ("base", "rag"):
+        of_arm = settings.using(f"answer.arm={arm}")
+        tasks = []
+        for country in CAPITALS:
+            row = _capital(country)
+            passage = schema.Passage(
+                f"{row['document_id']}#0", row["document_id"], row["text"], country, "", 0, len(row["text"])
+            )
+            shown = (passage,) if arm == "rag" else ()
+            query = schema.Query(country, f"What is the capital of {country}?", None, (), (), "all")
+            tasks.append(answering.Task(query, shown, (1.0,) * len(shown), "", ""))
+        rows = answering.answer_tasks(tasks, loaded, of_arm, "")
+        known &= {row.query_id for row in rows if CAPITALS[row.query_id].lower() in row.answer.lower()}
+    return tuple(country for country in CAPITALS if country in known)
 
 
 TASKS: dict[str, Callable[[int], Task]] = {
@@ -274,11 +247,22 @@ def run(name: str, seed: int, workspace: Path) -> dict[str, Any]:
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (folder / f"{kind}.jsonl").write_text(text, encoding="utf-8")
     changes = ("compare.changes_path={0}/changes.jsonl", "compare.changed_queries_path={0}/changed.jsonl")
-    settings = config.Config().using(
+    settings = _settings().using(
         f"workspace={folder}",
         f"corpus.path={folder}/corpus.jsonl",
         f"queries.path={folder}/queries.jsonl",
         f"seed={seed}",
+        *(change.format(folder) for change in changes if task.changed_documents),
+        *task.overrides,
+    )
+    started = time.monotonic()
+    build_index(settings)
+    found = read_comparison(compare(settings))
+    return {**found, "right": task.right, "bench_seconds": time.monotonic() - started}
+
+
+def _settings() -> config.Config:
+    return config.Config().using(
         "retrieval.top_k=1",
         "generator.max_new_tokens=16",
         "generator.stop=['\\n']",
@@ -289,13 +273,7 @@ def run(name: str, seed: int, workspace: Path) -> dict[str, Any]:
         "training.evaluate_steps=1000",
         "training.checkpoint_steps=1000",
         "compare.latency_queries=5",
-        *(change.format(folder) for change in changes if task.changed_documents),
-        *task.overrides,
     )
-    started = time.monotonic()
-    build_index(settings)
-    found = read_comparison(compare(settings))
-    return {**found, "right": task.right, "bench_seconds": time.monotonic() - started}
 
 
 def main() -> None:
