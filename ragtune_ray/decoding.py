@@ -12,7 +12,7 @@ differently, and near-ties between tokens flip. That is why prompts are not grou
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -78,6 +78,20 @@ class _RowLayer(DynamicLayer):  # type: ignore[misc]  # transformers is untyped 
         return self.keys[:num_rows, :, : self.view], self.values[:num_rows, :, : self.view]
 
 
+class _WatchedCache(DynamicCache):  # type: ignore[misc]  # transformers is untyped here
+    """A cache that calls back whenever a layer writes to it."""
+
+    def __init__(self, callback: Callable[[], None]) -> None:
+        super().__init__()
+        self._callback = callback
+
+    def update(self, *states: Any, **rest: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the base class does, after the call."""
+        self._callback()
+        updated: tuple[torch.Tensor, torch.Tensor] = super().update(*states, **rest)
+        return updated
+
+
 class DecodingBatch:
     """Rows that decode together, each with its keys and values; they join and leave between steps.
 
@@ -128,24 +142,29 @@ class DecodingBatch:
         )
 
     @torch.inference_mode()
-    def join(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
-        """Prefill prompts and append them as rows; where this raises, the other rows are as they were.
+    def join(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, between_layers: Callable[[], None] | None = None
+    ) -> None:
+        """Prefill prompts and append them as rows, group by group.
 
         Args:
             prompts: token ids, none empty.
             max_new_tokens: room for the answer of each.
+            between_layers: called once per layer of a prefill. It may step or drop the rows that are here already, so that they
+                need not wait for a long prompt, and may raise to give the group up.
         """
-        first, limits = len(self), [len(prompt) + max_new_tokens for prompt in prompts]
-        pieces = [self.logits] if first else []
+        limits = [len(prompt) + max_new_tokens for prompt in prompts]
         for group in _groups(prompts, self._prefill_tokens):
-            cache, logits = self._prefill([prompts[row] for row in group])
-            self._reserve(cache, first + len(prompts), self._capacity(limits))
+            some = [prompts[row] for row in group]
+            cache, logits = self._prefill(some, between_layers)
+            first = len(self)
+            self._reserve(cache, first + len(group), self._capacity(limits))
             for layer, filled in zip(self._layers, cache.layers, strict=True):
-                layer.fill(first + group.start, filled.keys, filled.values)
-            pieces.append(logits)
-        lengths = torch.tensor([len(prompt) for prompt in prompts], device=self._device)
-        self.logits, self._lengths = torch.cat(pieces), torch.cat([self._lengths, lengths])
-        self._limits += limits
+                layer.fill(first, filled.keys, filled.values)
+            lengths = torch.tensor([len(prompt) for prompt in some], device=self._device)
+            self._lengths = torch.cat([self._lengths, lengths])
+            self.logits = torch.cat([self.logits, logits]) if first else logits
+            self._limits += limits[group.start : group.stop]
 
     @torch.inference_mode()
     def drop(self, row: int) -> None:
@@ -162,14 +181,16 @@ class DecodingBatch:
         if not self._limits:
             self._layers = []  # memory is held while there is work
 
-    def _prefill(self, prompts: Sequence[Sequence[int]]) -> tuple[DynamicCache, torch.Tensor]:
+    def _prefill(
+        self, prompts: Sequence[Sequence[int]], between_layers: Callable[[], None] | None
+    ) -> tuple[DynamicCache, torch.Tensor]:
         """One forward over prompts padded on the right: keys and values, and the logits after each prompt."""
         ids = torch.zeros(len(prompts), max(len(prompt) for prompt in prompts), dtype=torch.long)
         for place, prompt in enumerate(prompts):
             ids[place, : len(prompt)] = torch.tensor(prompt)
         last = torch.tensor([len(prompt) - 1 for prompt in prompts], device=self._device)
         ends, place_of_end = torch.unique(last, return_inverse=True)
-        cache = DynamicCache()
+        cache = _WatchedCache(between_layers) if between_layers else DynamicCache()
         output = self._model(input_ids=ids.to(self._device), past_key_values=cache, use_cache=True, logits_to_keep=ends)
         return cache, output.logits[torch.arange(len(prompts), device=self._device), place_of_end]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ragtune_ray import config
+from ragtune_ray.adapters import Adapters
 from ragtune_ray.chat import ChatTokenizer
 from ragtune_ray.completion import Completion, Generator, GeneratorError, settled_text
 from ragtune_ray.decoding import DecodingBatch, check_architecture
@@ -173,6 +174,14 @@ class TransformersGenerator:
     def open_batch(self, max_rows: int) -> DecodingBatch:
         """A batch without rows yet, which up to `max_rows` may join, within `batch_tokens`."""
         return DecodingBatch(self._model, [], 0, self.prefill_tokens, max_rows, self._batch_tokens)
+
+    def load_adapters(self, directories: Mapping[str, Path]) -> Adapters:
+        """LoRA adapters for the batches of this model; without one applied, everything stays as it was.
+
+        Raises:
+            GeneratorError: one cannot be used with this model.
+        """
+        return Adapters(self._model, directories)
 
     def append(self, row: Row, token: int, *, watch: bool) -> None:
         """Give a row its next token, and find out whether it ends there.

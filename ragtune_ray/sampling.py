@@ -55,12 +55,10 @@ def choose_tokens(logits: torch.Tensor, rows: Sequence[Row]) -> list[int | None]
     """
     best = logits.argmax(-1)
     usable: list[bool] = logits.gather(-1, best[:, None])[:, 0].isfinite().tolist()  # argmax takes NaN for the largest
-    tokens: list[int | None] = [
-        token if good else None for token, good in zip(best.tolist(), usable, strict=True)
-    ]
+    tokens: list[int | None] = [token if good else None for token, good in zip(best.tolist(), usable, strict=True)]
     for place, row in enumerate(rows):
         if row.temperature > 0 and usable[place]:
-            tokens[place] = _draw(logits[place], row)
+            tokens[place] = _draw(logits[place], row, int(best[place]))
     return tokens
 
 
@@ -69,8 +67,10 @@ def row_seed(seed: int, ids: Sequence[int]) -> int:
     return zlib.crc32(repr((seed, list(ids))).encode())  # 32 bits: torch ignores the others on CPUs
 
 
-def _draw(logits: torch.Tensor, row: Row) -> int:
+def _draw(logits: torch.Tensor, row: Row, best: int) -> int:
     if row.source is None:
         row.source = torch.Generator().manual_seed(row.seed)
     chances = torch.softmax(logits.float() / row.temperature, -1).cpu()
+    if not chances.isfinite().all():  # divided by next to nothing: all chance is with the likeliest
+        return best
     return int(torch.multinomial(chances, 1, generator=row.source))
