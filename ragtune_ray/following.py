@@ -123,6 +123,15 @@ class Follower(Generic[Held]):
         self._thread = threading.Thread(target=run, name=f"follow-{self._kind}", daemon=True)
         self._thread.start()
 
+    def check(self) -> None:
+        """Whether it still looks.
+
+        Raises:
+            RuntimeError: its thread has died.
+        """
+        if self._thread is not None and not self._thread.is_alive() and not self._stopped.is_set():
+            raise RuntimeError(f"what follows the {self._kind} has died")
+
     def stop(self) -> None:
         """Look no more, and release what is held once its last lease ends."""
         self._stopped.set()

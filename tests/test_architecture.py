@@ -55,6 +55,7 @@ ORDER = [
     "request",
     "running",
     "continuous",
+    "passthrough",
     "answering",
     "asking",
     "examples",
@@ -73,7 +74,6 @@ ORDER = [
     "sanitizing",
     "following",
     "backend",
-    "passthrough",
     "telemetry",
     "gatekeeping",
     "gateway",
@@ -98,6 +98,9 @@ ORDER = [
     "cluster.training",
     "cluster.evaluation",
     "cluster.doctor",
+    "cluster.replicas",
+    "cluster.ingress",
+    "cluster.service",
     "cli",
 ]
 
