@@ -13,6 +13,7 @@ import signal
 import socket
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -94,14 +95,7 @@ def _options(name: str, replicas: config.Replicas, limits: config.Serve) -> dict
         "max_ongoing_requests": replicas.max_ongoing_requests,
         "max_queued_requests": replicas.max_queued_requests,
         "backpressure_config": {"status_code": 429, "retry_after_s": 2},
-        "autoscaling_config": {
-            "min_replicas": replicas.min_replicas,
-            "max_replicas": replicas.max_replicas,
-            "target_ongoing_requests": replicas.target_ongoing_requests,
-            "upscale_delay_s": replicas.upscale_delay_seconds,
-            "downscale_delay_s": replicas.downscale_delay_seconds,
-            "look_back_period_s": min(30.0, max(2.0, replicas.upscale_delay_seconds)),
-        },
+        "autoscaling_config": _autoscaling(replicas),
         "ray_actor_options": actor,
         "health_check_period_s": 5,
         "health_check_timeout_s": 30,
@@ -110,6 +104,24 @@ def _options(name: str, replicas: config.Replicas, limits: config.Serve) -> dict
         "max_constructor_retry_count": 2,
         "max_surge_percent": 100,
     }
+
+
+def _autoscaling(replicas: config.Replicas) -> Any:
+    from ray.serve.config import AutoscalingConfig
+
+    look_back = min(30.0, max(2.0, replicas.upscale_delay_seconds, replicas.downscale_delay_seconds / 4))
+    with warnings.catch_warnings():
+        # The interval is to become an environment variable of each process; until then it belongs here.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return AutoscalingConfig(
+            min_replicas=replicas.min_replicas,
+            max_replicas=replicas.max_replicas,
+            target_ongoing_requests=replicas.target_ongoing_requests,
+            upscale_delay_s=replicas.upscale_delay_seconds,
+            downscale_delay_s=replicas.downscale_delay_seconds,
+            metrics_interval_s=min(10.0, look_back / 4),
+            look_back_period_s=look_back,
+        )
 
 
 @contextlib.contextmanager

@@ -1,46 +1,347 @@
-"""The endpoint on a local Ray, asked over HTTP."""
+"""The endpoint on a local Ray, asked over HTTP with the real OpenAI client."""
 
+import concurrent.futures
+import json
 import os
+import random
+import shutil
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx2 as httpx
+import openai
 import pytest
 
+from ragtune_ray import config, models, schema, storage, versions
+from ragtune_ray.cluster.answers import answer
 from ragtune_ray.cluster.corpus import build_index
+from ragtune_ray.cluster.evaluation import read_answers
 from ragtune_ray.cluster.service import running
+from ragtune_ray.cluster.updates import upsert_documents
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("shared_ray")]
 
-QUESTION = "What is the code of vessel7?"
+CHAT = "/v1/chat/completions"
+WAIT_SECONDS = 60
+QUICK = (
+    "serve.port=0",
+    "serve.poll_seconds=0.1",
+    "serve.grace_seconds=5",
+    "serve.retriever.num_cpus=0.1",
+    "serve.generator.num_cpus=0.1",
+)
+
+
+def eventually(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.05)
+
+
+def question(number: int = 7, **fields: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": f"What is the code of vessel{number}?"}], **fields}
+
+
+def replica_processes(deployment: str) -> list[int]:
+    """Process ids of the running copies of a deployment."""
+    import ray
+    from ray.serve.context import _get_global_client
+
+    details = ray.get(_get_global_client()._controller.get_serve_instance_details.remote())
+    replicas = details["applications"]["ragtune"]["deployments"][deployment]["replicas"]
+    return [replica["pid"] for replica in replicas if replica["state"] == "RUNNING"]
 
 
 @pytest.fixture(scope="module")
-def endpoint(tmp_path_factory: pytest.TempPathFactory, settings_for, shared_ray: None) -> Iterator[Any]:
-    workspace = tmp_path_factory.mktemp("workspace")
-    settings = settings_for(workspace, "serve.port=0", "serve.poll_seconds=0.1", "serve.generator.num_cpus=0.5")
-    build_index(settings)
+def settings(tmp_path_factory: pytest.TempPathFactory, settings_for, shared_ray: None) -> config.Config:
+    made = settings_for(tmp_path_factory.mktemp("workspace"), *QUICK)
+    build_index(made)
+    return made
+
+
+@pytest.fixture(scope="module")
+def address(settings: config.Config) -> Iterator[str]:
+    with running(settings) as found:
+        yield found
+
+
+@pytest.fixture
+def http(address: str) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=address, timeout=60) as client:
+        yield client
+
+
+@pytest.fixture
+def sdk(address: str) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+def test_the_openai_client_gets_plain_and_streamed_answers_that_are_the_same(sdk: openai.OpenAI) -> None:
+    plain = sdk.chat.completions.create(model="rag", **question())
+    assert plain.choices[0].message.content is not None
+    assert plain.usage is not None
+    sources = plain.model_extra["sources"]
+    assert len(sources) == 5
+    chunks = list(
+        sdk.chat.completions.create(model="rag", stream=True, stream_options={"include_usage": True}, **question())
+    )
+    assert chunks[0].model_extra["sources"] == sources
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert text == plain.choices[0].message.content
+    assert chunks[-1].usage == plain.usage
+    assert [model.id for model in sdk.models.list()] == ["rag", "base"]
+    assert sdk.chat.completions.create(model="base", **question()).model_extra["sources"] == []
+    vectors = sdk.embeddings.create(model="", input=["a", "b"]).data
+    assert [len(vector.embedding) for vector in vectors] == [64, 64]
+    with pytest.raises(openai.NotFoundError):
+        sdk.chat.completions.create(model="gpt-4", **question())
+    with pytest.raises(openai.BadRequestError):
+        sdk.chat.completions.create(model="rag", n=2, **question())
+
+
+def test_an_answer_served_equals_the_answer_of_the_bulk_job(http: httpx.Client, settings: config.Config) -> None:
+    rows = {row.query: row for row in read_answers(str(answer(settings)))}
+    for number in range(0, 40, 4):
+        served = http.post(CHAT, json=question(number)).json()
+        row = rows[f"What is the code of vessel{number}?"]
+        assert served["choices"][0]["message"]["content"] == row.answer
+        assert tuple(source["id"] for source in served["sources"]) == row.passage_ids
+        assert [source["score"] for source in served["sources"]] == pytest.approx(list(row.scores))
+        assert [(c["id"], c["start"], c["end"]) for c in served["citations"]] == [
+            (c.passage_id, c.start, c.end) for c in row.citations
+        ]
+        assert served["index_version"] == row.index_version
+        assert served["generator"] == row.model
+        assert served["usage"]["prompt_tokens"] == row.prompt_tokens
+
+
+def test_a_client_that_leaves_in_mid_stream_frees_its_place(http: httpx.Client) -> None:
+    def running_now() -> int:
+        return sum(copy["running"] + copy["waiting"] for copy in http.get("/readyz").json()["generators"])
+
+    long = question(stream=True, max_tokens=512, temperature=1.0, top_k=1)
+    with http.stream("POST", CHAT, json=long) as reply:
+        lines = reply.iter_lines()
+        for line in lines:
+            if '"content":"' in line and '"content":""' not in line:
+                break
+    left = time.monotonic()
+    eventually(lambda: running_now() == 0, "the generation goes on for nobody")
+    assert time.monotonic() - left < 20
+    text = http.get("/metrics").text
+    assert "ragtune_cancelled_total" in text
+
+
+def test_a_copy_that_is_killed_fails_no_plain_request(http: httpx.Client, address: str) -> None:
+    def ask(number: int) -> int:
+        with httpx.Client(base_url=address, timeout=60) as own:
+            return own.post(CHAT, json=question(number % 40)).status_code
+
+    for deployment in ("Retriever", "Generator"):
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            replies = [pool.submit(ask, number) for number in range(12)]
+            (process,) = replica_processes(deployment)
+            os.kill(process, signal.SIGKILL)
+            replies += [pool.submit(ask, number) for number in range(12)]
+            assert [reply.result() for reply in replies] == [200] * 24, deployment
+        eventually(lambda: http.get("/readyz").status_code == 200, "the copy comes back")
+
+
+def test_a_published_version_is_followed_and_no_answer_mixes_two(
+    http: httpx.Client, address: str, settings: config.Config, tmp_path: Path
+) -> None:
+    before = versions.current_version(settings.workspace)
+    seen: list[tuple[int, str, str]] = []
+
+    def ask(_: int) -> None:
+        with httpx.Client(base_url=address, timeout=60) as own:
+            reply = own.post("/v1/retrieve", json={"query": "What is the code of vessel3?", "top_k": 1})
+            body = reply.json()
+            seen.append((reply.status_code, body["index_version"], body["data"][0]["text"]))
+
+    path = tmp_path / "new.jsonl"
+    path.write_text(json.dumps({"document_id": "d3", "text": "The code of vessel3 is secret3 renewed."}) + "\n")
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        asked = [pool.submit(ask, number) for number in range(40)]
+        upsert_documents(settings, str(path))
+        after = versions.current_version(settings.workspace)
+        eventually(lambda: http.get("/readyz").json()["retrievers"][0]["index_version"] == after, "it follows")
+        asked += [pool.submit(ask, number) for number in range(10)]
+        concurrent.futures.wait(asked)
+    assert {status for status, _, _ in seen} == {200}
+    assert {version for _, version, _ in seen} == {before, after}
+    assert all(("renewed" in text) == (version == after) for _, version, text in seen if "vessel3 " in text)
+    assert any("renewed" in text for _, version, text in seen if version == after)
+    left = [name for name in storage.list_names(storage.join(settings.workspace, "index", "readers")) if before in name]
+    assert not left, "the old version is held no more"
+
+
+def test_documents_are_added_and_taken_out_and_found_at_once(http: httpx.Client) -> None:
+    def first() -> str:
+        found = http.post("/v1/retrieve", json={"query": "What is the code of kraken?", "top_k": 1}).json()["data"]
+        return found[0]["text"]
+
+    row = {"document_id": "kraken", "text": "The code of kraken is tentacle.", "metadata": {"kind": "beast"}}
+    reply = http.post("/v1/documents", json={"documents": [row]})
+    assert reply.status_code == 200, reply.text
+    assert reply.json()["copies_that_serve_it"] == 1
+    assert first() == "The code of kraken is tentacle."
+    narrowed = http.post("/v1/retrieve", json={"query": "code", "filter": {"kind": "beast"}, "top_k": 9}).json()["data"]
+    assert [source["document_id"] for source in narrowed] == ["kraken"]
+    assert http.request("DELETE", "/v1/documents", json={"document_ids": ["kraken"]}).status_code == 200
+    assert "tentacle" not in first()
+
+
+def test_a_broken_version_is_refused_and_reported_and_the_old_one_serves(
+    http: httpx.Client, settings: config.Config, tmp_path: Path
+) -> None:
+    serving = versions.current_version(settings.workspace)
+    broken = f"{int(serving) + 1:06d}"
+    url = Path(versions.version_url(settings.workspace, broken))
+    shutil.copytree(versions.version_url(settings.workspace, serving), url)
+    manifest = url / "manifest.json"
+    manifest.write_text(manifest.read_text()[:-40])
+    current = Path(settings.workspace) / "index" / "CURRENT"
+    current.write_text(f"{broken}\n")
+    try:
+        eventually(lambda: http.get("/readyz").json()["retrievers"][0]["refused"] is not None, "it is reported")
+        state = http.get("/readyz")
+        assert state.status_code == 200, "the old version serves"
+        assert state.json()["retrievers"] == [{"index_version": serving, "refused": {"version": broken}}]
+        assert http.post("/v1/retrieve", json={"query": "x"}).json()["index_version"] == serving
+        assert 'ragtune_refused_versions{kind="retriever"} 1.0' in http.get("/metrics").text
+    finally:
+        current.write_text(f"{serving}\n")
+        shutil.rmtree(url)
+    eventually(lambda: http.get("/readyz").json()["retrievers"][0]["refused"] is None, "it recovers")
+
+
+@pytest.fixture(scope="module")
+def shared_documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two tenants with the same texts, so that only isolation tells them apart."""
+    path = tmp_path_factory.mktemp("tenants") / "corpus.jsonl"
+    with path.open("w") as file:
+        for number in range(40):
+            for tenant in ("acme", "umbra"):
+                row = {
+                    "document_id": f"{tenant}-{number}",
+                    "text": f"The code of vessel{number} is secret{number}.",
+                    "metadata": {"owner": tenant},
+                }
+                file.write(json.dumps(row) + "\n")
+    return path
+
+
+def test_two_tenants_never_see_each_other_and_each_limit_is_kept(
+    tmp_path: Path, shared_documents: Path, settings_for, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secrets = {name: f"{name}-secret-0123456789" for name in ("acme", "umbra")}
+    rows = [{"name": name, "key": key, "tenant": name} for name, key in secrets.items()]
+    (tmp_path / "keys.yaml").write_text(json.dumps({"keys": rows}))
+    settings = settings_for(
+        tmp_path / "workspace",
+        *QUICK,
+        f"corpus.path={shared_documents}",
+        "index.tenant_field=owner",
+        f"serve.keys_path={tmp_path / 'keys.yaml'}",
+        "serve.generator.max_ongoing_requests=1",
+        "serve.generator.max_queued_requests=1",
+        "serve.generator.min_replicas=1",
+    )
+    build_index(settings.using("retrieval.tenant=acme"))
+    source = random.Random(0)
+    filters: list[Any] = [
+        None,
+        {"owner": "umbra"},
+        {"owner": ["acme", "umbra"]},
+        {"owner": {"gte": ""}},
+        {"document_id": "umbra-1"},
+        {"owner": True},
+        {"owner.x": 1},
+    ]
     with running(settings) as address, httpx.Client(base_url=address, timeout=60) as http:
-        yield http, settings
+        assert http.post("/v1/retrieve", json={"query": "x"}).status_code == 401
+        for _ in range(120):
+            tenant = source.choice(sorted(secrets))
+            body = {
+                "query": f"vessel{source.randrange(40)} {source.choice(['acme', 'umbra', 'owner'])}",
+                "top_k": source.choice([1, 5, 50]),
+                "filter": source.choice(filters),
+            }
+            reply = http.post("/v1/retrieve", json=body, headers={"Authorization": f"Bearer {secrets[tenant]}"})
+            assert reply.status_code == 200, reply.text
+            assert all(found["document_id"].startswith(tenant) for found in reply.json()["data"])
+        mine = {"Authorization": f"Bearer {secrets['acme']}"}
+        found = http.post("/v1/retrieve", json={"query": "vessel3", "top_k": 50}, headers=mine).json()["data"]
+        assert len(found) == 40
+        _overload(address, mine)
 
 
-def test_x(endpoint) -> None:
-    http, settings = endpoint
-    print(http.get("/readyz").json())
-    t = time.time()
-    r = http.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": QUESTION}]})
-    print(r.status_code, r.text[:1500], time.time() - t)
-    r = http.post("/v1/retrieve", json={"query": QUESTION, "top_k": 1})
-    print(r.text)
-    r = http.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": QUESTION}], "stream": True})
-    print(r.text[-1500:])
-    r = http.post("/v1/documents", json={"documents": [{"document_id": "new", "text": "The code of vessel99 is secret99."}]})
-    print(r.text)
-    r = http.post("/v1/retrieve", json={"query": "What is the code of vessel99?", "top_k": 1})
-    print(r.text)
-    print(http.get("/metrics").text[:300])
-    for i in range(30):
-        t = time.perf_counter(); http.post("/v1/retrieve", json={"query": QUESTION, "top_k": 1}); print(round((time.perf_counter()-t)*1000,1), end=" ")
-    assert 0
+def _overload(address: str, headers: dict[str, str]) -> None:
+    """Of ten at once two have room; the others are told at once when to come back."""
+
+    def ask(number: int) -> tuple[int, float, str | None]:
+        with httpx.Client(base_url=address, timeout=60, headers=headers) as own:
+            started = time.monotonic()
+            reply = own.post(CHAT, json=question(number, max_tokens=128, temperature=1.0))
+            return reply.status_code, time.monotonic() - started, reply.headers.get("retry-after")
+
+    with concurrent.futures.ThreadPoolExecutor(10) as pool:
+        replies = list(pool.map(ask, range(10)))
+    refused = [reply for reply in replies if reply[0] == 429]
+    assert {status for status, _, _ in replies} == {200, 429}
+    assert len(refused) >= 5
+    assert all(int(retry_after or 0) >= 1 for _, _, retry_after in refused)
+
+
+def test_copies_come_with_the_load_and_go_with_it_and_a_tuned_model_is_followed(
+    tmp_path: Path, settings_for, generator_directory: Path
+) -> None:
+    folder = tmp_path / "workspace" / "models" / "rag+ft"
+
+    def publish(name: str) -> None:
+        staging = storage.stage(str(folder / name))
+        shutil.copytree(generator_directory, staging, dirs_exist_ok=True)
+        (staging / "note.json").write_text(json.dumps(name))  # another fingerprint
+        storage.publish(staging, str(folder / name), "model")
+        storage.replace_text(str(folder / models.CURRENT), f"{name}\n")
+
+    publish("first")
+    settings = settings_for(
+        tmp_path / "workspace",
+        *QUICK,
+        "answer.arm=rag+ft",
+        "serve.generator.max_replicas=2",
+        "serve.generator.target_ongoing_requests=1",
+        "serve.generator.upscale_delay_seconds=0",
+        "serve.generator.downscale_delay_seconds=1",
+    )
+    build_index(settings)
+
+    def ask(number: int) -> str:
+        with httpx.Client(base_url=address, timeout=60) as own:
+            reply = own.post(CHAT, json=question(number % 40, max_tokens=200, temperature=1.0))
+            assert reply.status_code == 200, reply.text
+            return reply.json()["generator"]
+
+    with running(settings) as address, httpx.Client(base_url=address, timeout=60) as http:
+        assert [model["id"] for model in http.get("/v1/models").json()["data"]] == ["rag+ft"]
+        with concurrent.futures.ThreadPoolExecutor(6) as pool:
+            answers = []
+
+            def loaded() -> bool:
+                answers.extend(pool.submit(ask, number) for number in range(6 - sum(not a.done() for a in answers)))
+                return len(replica_processes("Generator")) == 2
+
+            eventually(loaded, "a second generator comes")
+            assert len(replica_processes("Retriever")) == 1, "each scales on its own"
+            (before,) = {future.result() for future in answers}
+            publish("second")
+            eventually(lambda: ask(0) != before, "the new model is followed")
+        eventually(lambda: len(replica_processes("Generator")) == 1, "the second generator goes")
+        assert http.post(CHAT, json=question()).status_code == 200
