@@ -1,8 +1,8 @@
 """Something loaded under a name that changes, followed while it is used: an index version, a tuned model.
 
-In: functions that say which name is meant now, load it beside what is held, and try it. Out: what to use, leased for the length of
-one piece of work. A name that cannot be loaded or fails its trial is refused and reported, and the old one stays. The old one is
-released when its last lease ends. This module knows nothing of indexes, models or Ray.
+In: functions that say which name is meant now, load it beside what is held, and try it. Out: what to use, leased for the length
+of one piece of work. A name that cannot be loaded or fails its trial is refused and reported, and the old one stays. The old
+one is released when its last lease ends. This module knows nothing of indexes, models or Ray.
 """
 
 from __future__ import annotations

@@ -81,13 +81,16 @@ class Gatekeeper:
             self.telemetry.refused.labels(error.code).inc()
             await reply.error(error)
         except asyncio.CancelledError:
-            self.telemetry.cancelled.inc()
-            reply.status = 499
+            reply.status = reply.status or 499
             raise
         except Exception as error:  # noqa: BLE001  # the border: whatever it is, the client gets an error object, the log a type
-            logger.error("%s %s failed: %s", scope["method"], path, where(error))
+            logger.error(  # noqa: TRY400  # the trace's message may hold content
+                "%s %s failed: %s", scope["method"], path, where(error)
+            )
             await reply.error(INTERNAL_ERROR)
         finally:
+            if not reply.is_complete:
+                self.telemetry.cancelled.inc()
             self.telemetry.requests.labels(path, str(reply.status)).inc()
             self.telemetry.seconds.labels(path).observe(time.monotonic() - started)
 
@@ -186,8 +189,11 @@ class _Reply:
 
     send: Send
     status: int = 0
+    is_complete: bool = False
 
     async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.body":
+            self.is_complete = not message.get("more_body")
         if message["type"] == "http.response.start":
             self.status = message["status"]
             headers = MutableHeaders(scope=message)

@@ -1,7 +1,7 @@
 """The routes of the endpoint, as a FastAPI application over a backend.
 
-In: checked requests. Out: OpenAI's answers, plain or streamed, with the passages they rest on. This module knows nothing of models
-or Ray; its backend may be a test's.
+In: checked requests. Out: OpenAI's answers, plain or streamed, with the passages they rest on. This module knows nothing of
+models or Ray; its backend may be a test's.
 """
 
 from __future__ import annotations
@@ -331,7 +331,7 @@ class Gateway:
                         has_begun = True
                         yield api.event(event)
                 yield api.DONE
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001  # the border: whatever it is, a stream never ends in silence
                 if not has_begun:
                     raise _too_late() if isinstance(error, TimeoutError) else error from None
                 failure = _failure_of(error)

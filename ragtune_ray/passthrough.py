@@ -1,8 +1,8 @@
 """Any generator asked by many at once, each request in a thread of its own: for engines that batch elsewhere (engine `openai`).
 
-In: prompts from any thread. Out: requests, to be read as text comes. It has the face of `continuous.ContinuousGenerator`. A request
-that is cancelled lets go of its caller at once; its thread ends when the next piece comes. This module knows nothing of HTTP or
-Ray.
+In: prompts from any thread. Out: requests, to be read as text comes. It has the face of `continuous.ContinuousGenerator`. A
+request that is cancelled lets go of its caller at once; its thread ends when the next piece comes. This module knows nothing of
+HTTP or Ray.
 """
 
 from __future__ import annotations

@@ -64,10 +64,8 @@ def build_prompt(
 ) -> Prompt:
     """`build_prompts` for one query, which may have a conversation before it.
 
-    Args:
-        query, passages, system, max_tokens, count_tokens, render: as there.
-        history: (role, content) of what was said before, oldest first. Its latest turns are kept, as many as leave half of
-            the budget to the rest, beginning with one of the user's.
+    Of its history, (role, content) of what was said before, oldest first, the latest turns are kept, as many as leave half of
+    the budget to the rest, beginning with one of the user's.
     """
     kept = list(history)
     while kept and (kept[0][0] != "user" or count_tokens([render(kept)])[0] > max_tokens // 2):

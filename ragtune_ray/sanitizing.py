@@ -94,7 +94,7 @@ class AnswerText:
         settled = self._raw[: _settled(self._raw)]
         # The first citation mark makes parse_citations tidy the blanks of the whole answer, those before it too.
         with_mark = self._clean(f"{settled} [1]")
-        return self._next(os.path.commonprefix([self._clean(settled), with_mark]))
+        return self._next(os.path.commonprefix([self._clean(settled), with_mark]))  # noqa: RUF071  # of characters, as meant
 
     def end(self) -> str:
         """The rest."""

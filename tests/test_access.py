@@ -122,7 +122,7 @@ def test_concurrency_is_counted_per_key() -> None:
         ("[::1]:8000", True),
         ("::1", True),
         ("", False),
-        ("0.0.0.0", False),
+        ("0.0.0.0", False),  # noqa: S104
         ("localhost.evil.example", False),
         ("127.0.0.1.nip.io", False),
         ("2130706433", False),

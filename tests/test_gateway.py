@@ -110,7 +110,7 @@ async def test_too_much_at_once_is_refused_with_429_before_anything_is_retrieved
     limits = ["serve.generator.max_ongoing_requests=2", "serve.generator.max_queued_requests=1"]
     async with client(*limits, backend=backend) as http:
         running = [asyncio.ensure_future(http.post(CHAT, json=question(stream=n == 0))) for n in range(3)]
-        while len(backend.asked) < 6:
+        while len(backend.asked) < 6:  # noqa: ASYNC110
             await asyncio.sleep(0)
         reply = await http.post(CHAT, json=question())
         assert (reply.status_code, reply.json()["error"]["code"]) == (429, "overloaded")

@@ -1,12 +1,13 @@
 """Ray Serve: the copy that takes HTTP requests, and its way to the copies that retrieve and generate.
 
-In: requests from Serve's proxy. Out: the gateway's answers. Calls to a copy that died are made again as long as the client has seen
-no text of theirs; what is over a deployment's limits becomes 429. This module knows nothing of prompts or indexes.
+In: requests from Serve's proxy. Out: the gateway's answers. Calls to a copy that died are made again as long as the client has
+seen no text of theirs; what is over a deployment's limits becomes 429. This module knows nothing of prompts or indexes.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -26,6 +27,7 @@ from ray.serve.exceptions import (
     ReplicaUnavailableError,
     RequestCancelledError,
 )
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ragtune_ray import access, config, selection
 from ragtune_ray.api import ApiError
@@ -68,17 +70,17 @@ class ServeBackend:
         """The hits of one query."""
         deadline = time.monotonic() + seconds
         retriever = self._needed_retriever()
-        return _sound(
-            await self._again_if_died(
-                "retriever", lambda: retriever.retrieve.remote(text, top_k, chosen, deadline - time.monotonic())
-            )
+        result: Found | Failed = await self._again_if_died(
+            "retriever", lambda: retriever.retrieve.remote(text, top_k, chosen, deadline - time.monotonic())
         )
+        return _sound(result)
 
     async def embed(self, texts: Sequence[str], input_type: str, seconds: float) -> Embedded:
         """Vectors of texts."""
         retriever = self._needed_retriever()
         call = self._again_if_died("retriever", lambda: retriever.embed.remote(list(texts), input_type))
-        return _sound(await asyncio.wait_for(call, seconds))
+        result: Embedded | Failed = await asyncio.wait_for(call, seconds)
+        return _sound(result)
 
     async def complete(self, job: Job, seconds: float) -> tuple[Shown, Finished] | Failed:
         """An answer at once."""
@@ -94,30 +96,37 @@ class ServeBackend:
         shown: Shown | None = None
         for attempt in range(ATTEMPTS):
             has_text = False
-            response = self._streaming.stream.remote(job, deadline - time.monotonic())
             try:
-                async for event in response:
-                    if isinstance(event, Shown) and shown is not None:
-                        if event == shown:
+                async with contextlib.aclosing(self._events(job, deadline - time.monotonic())) as events:
+                    async for event in events:
+                        if isinstance(event, Shown) and shown is not None:
+                            if event != shown:
+                                break  # another model, which sees other passages than the client was told
                             continue
-                        break  # another model, which sees other passages than the client was told
-                    if isinstance(event, Shown):
-                        shown = event
-                    has_text = has_text or isinstance(event, str)
-                    yield event
-                    if isinstance(event, Finished | Failed):
+                        shown = event if isinstance(event, Shown) else shown
+                        has_text = has_text or isinstance(event, str)
+                        yield event
+                    else:
                         return
             except _DIED:
-                if has_text or attempt == ATTEMPTS - 1:
-                    break
-                await self._before_again("generator", attempt)
-            except RayError as error:
-                raise _refusal_of(error) from None
-            except BackPressureError as error:
-                raise _refusal_of(error) from None
-            finally:
-                response.cancel()
+                pass
+            if has_text:
+                break
+            await self._before_again("generator", attempt)
         yield Failed(502, "the copy that was answering died; ask again", "replica_died")
+
+    async def _events(self, job: Job, seconds: float) -> AsyncGenerator[Shown | str | Finished | Failed, None]:
+        """What one copy sends. Left early, the copy stops."""
+        response = self._streaming.stream.remote(job, seconds)
+        try:
+            async for event in response:
+                yield event
+        except _DIED:
+            raise
+        except (RayError, RayServeException) as error:
+            raise _refusal_of(error) from None
+        finally:
+            response.cancel()
 
     async def change_documents(self, change: Change, seconds: float) -> Mapping[str, Any]:
         """Publish a version in a task of its own, then tell the retrievers of it."""
@@ -175,7 +184,7 @@ class ServeBackend:
                         503, f"no {deployment} can be reached", code="unavailable", retry_after_seconds=2
                     ) from None
                 await self._before_again(deployment, attempt)
-            except (RayError, BackPressureError, DeploymentUnavailableError) as error:
+            except (RayError, RayServeException) as error:
                 raise _refusal_of(error) from None
             except BaseException:
                 response.cancel()
@@ -196,9 +205,7 @@ class ServeBackend:
 
 def _sound(result: Result | Failed) -> Result:
     if isinstance(result, Failed):
-        raise ApiError(
-            result.status, result.message, code=result.code, retry_after_seconds=result.retry_after_seconds
-        )
+        raise ApiError(result.status, result.message, code=result.code, retry_after_seconds=result.retry_after_seconds)
     return result
 
 
@@ -217,7 +224,7 @@ async def _nothing() -> list[Any]:
     return []
 
 
-@ray.remote
+@ray.remote  # type: ignore[untyped-decorator]
 def _publish(settings: config.Config, change: Change) -> tuple[str, dict[str, Any]]:
     """Upsert or delete, in a process that ends; a version's name and what changed."""
     from ragtune_ray import versions
@@ -235,7 +242,23 @@ def _publish(settings: config.Config, change: Change) -> tuple[str, dict[str, An
     return name, {"change": manifest.get("change", {}), "num_rejects": manifest.get("num_rejects", 0)}
 
 
-@serve.ingress()  # type: ignore[untyped-decorator]
+class _LeavingClients:
+    """ASGI middleware: what Serve raises where a client has left becomes the message that ASGI has for it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def received() -> Message:
+            try:
+                return await receive()
+            except (TaskCancelledError, RequestCancelledError):
+                return {"type": "http.disconnect"}
+
+        await self._app(scope, received, send)
+
+
+@serve.ingress()
 class Ingress:
     """One copy of the ingress: keys, limits and streams."""
 
@@ -245,9 +268,9 @@ class Ingress:
         self._keeper, gateway = build_app(settings, self._backend, access.load_keys(settings))
         self._backend.telemetry = gateway.telemetry
 
-    def __serve_build_asgi_app__(self) -> Any:  # noqa: PLW3201  # Serve's name
+    def __serve_build_asgi_app__(self) -> Any:
         """The application that Serve puts behind its proxy."""
-        return self._keeper
+        return _LeavingClients(self._keeper)
 
     async def drain(self) -> int:
         """Refuse what is new from now on; how many requests are still under way."""
@@ -257,5 +280,3 @@ class Ingress:
     async def process_id(self) -> int:
         """Of this copy."""
         return os.getpid()
-
-

@@ -133,13 +133,16 @@ class RetrieverReplica:
         try:
             hold.enter_context(retention.held(self._settings.workspace, name))
             opened = snapshot.open_index(self._settings.workspace, name, reuse=before.index if before else None)
-            (found,) = self._search(opened, [TRIAL_QUESTION], 1, selection.Filter())
-            if isinstance(found, str) or (opened.num_passages and self._encoder is not None and not found[0]):
-                raise storage.ArtifactError(f"index version {name}: a trial query finds nothing in it")
+            self._try(opened)
         except BaseException:
             hold.close()
             raise
         return _OpenVersion(opened, hold)
+
+    def _try(self, opened: snapshot.Index) -> None:
+        (found,) = self._search(opened, [TRIAL_QUESTION], 1, selection.Filter())
+        if isinstance(found, str) or (opened.num_passages and self._encoder is not None and not found[0]):
+            raise storage.ArtifactError(f"index version {opened.version}: a trial query finds nothing in it")
 
     def check_health(self) -> None:
         """Whether the copy can go on; Serve replaces it where this raises."""
@@ -278,7 +281,9 @@ class GeneratorReplica:
         assert isinstance(tokenizer, TransformersGenerator)
         loaded = _Loaded(
             tokenizer,
-            ContinuousGenerator(tokenizer, max_running=limits.max_ongoing_requests, max_waiting=limits.max_ongoing_requests),
+            ContinuousGenerator(
+                tokenizer, max_running=limits.max_ongoing_requests, max_waiting=limits.max_ongoing_requests
+            ),
             model.fingerprint,
         )
         try:

@@ -1,7 +1,7 @@
 """Ray Serve: the endpoint as an application of three deployments, each scaling on its own: ingress -> retriever, generator.
 
-In: a config. Out: a running endpoint, from `ragtune serve`, `serve deploy deploy/serve.yaml` or a KubeRay RayService, all of the same
-application. Serve's defaults are not safe here (an unbounded queue, a rolling update that stops the old copy first, twenty
+In: a config. Out: a running endpoint, from `ragtune serve`, `serve deploy deploy/serve.yaml` or a KubeRay RayService, all of the
+same application. Serve's defaults are not safe here (an unbounded queue, a rolling update that stops the old copy first, twenty
 tries of a constructor that cannot succeed), so each is set. This module knows nothing of HTTP or models.
 """
 
@@ -53,8 +53,13 @@ def application(arguments: Arguments) -> Any:
     return bound(config.load(arguments.config, arguments.overrides))
 
 
-def bound(settings: config.Config) -> Any:
-    """The application of a config, everything that can be known of its failing checked."""
+def bound(settings: config.Config, generator_kind: type | None = None) -> Any:
+    """The application of a config, everything that can be known of its failing checked.
+
+    Args:
+        settings: the whole tree.
+        generator_kind: a class with the face of `GeneratorReplica`, in its place: for benchmarks.
+    """
     from ray import serve
 
     from ragtune_ray.cluster.ingress import Ingress
@@ -67,7 +72,7 @@ def bound(settings: config.Config) -> Any:
         return serve.deployment(kind, **_options(name, replicas, limits))
 
     retriever = deployment(RetrieverReplica, "Retriever", limits.retriever).bind(settings) if has_index else None
-    generator = deployment(GeneratorReplica, "Generator", limits.generator).bind(settings)
+    generator = deployment(generator_kind or GeneratorReplica, "Generator", limits.generator).bind(settings)
     return deployment(Ingress, "Ingress", limits.ingress).bind(settings, retriever, generator)
 
 
@@ -125,7 +130,7 @@ def _autoscaling(replicas: config.Replicas) -> Any:
 
 
 @contextlib.contextmanager
-def running(settings: config.Config) -> Iterator[str]:
+def running(settings: config.Config, generator_kind: type | None = None) -> Iterator[str]:
     """The endpoint, for the length of the block; gives its address. At the end what is under way may finish.
 
     Raises:
@@ -134,7 +139,7 @@ def running(settings: config.Config) -> Iterator[str]:
     """
     keys = access.load_keys(settings)
     gatekeeping.check_exposure(settings, keys)
-    app = bound(settings)
+    app = bound(settings, generator_kind)
     host = settings.serve.host
     port = settings.serve.port or _free_port(host)
     _check_port(host, port)
@@ -213,5 +218,3 @@ def _listening(host: str, port: int) -> socket.socket:
         probe.close()
         raise
     return probe
-
-

@@ -89,6 +89,12 @@ function showSources(sources, citations) {
   byId("no-sources").hidden = sources.length > 0;
 }
 
+function pair(name, value) {
+  const made = element("div");
+  made.append(element("dt", name), element("dd", value));
+  return made;
+}
+
 function showFacts(chunk) {
   const seconds = (value) => `${value.toFixed(2)} s`;
   const facts = [
@@ -99,7 +105,7 @@ function showFacts(chunk) {
     ["Generation", seconds(chunk.timings.generation_seconds)],
     ["Model", chunk.generator],
   ];
-  byId("facts").replaceChildren(...facts.flatMap(([name, value]) => [element("dt", name), element("dd", value)]));
+  byId("facts").replaceChildren(...facts.map(([name, value]) => pair(name, value)));
 }
 
 async function* events(body) {

@@ -13,9 +13,10 @@ from typing import Any
 
 import httpx2 as httpx
 import openai
+import psutil
 import pytest
 
-from ragtune_ray import config, models, schema, storage, versions
+from ragtune_ray import config, models, storage, versions
 from ragtune_ray.cluster.answers import answer
 from ragtune_ray.cluster.corpus import build_index
 from ragtune_ray.cluster.evaluation import read_answers
@@ -177,8 +178,10 @@ def test_a_published_version_is_followed_and_no_answer_mixes_two(
     assert {version for _, version, _ in seen} == {before, after}
     assert all(("renewed" in text) == (version == after) for _, version, text in seen if "vessel3 " in text)
     assert any("renewed" in text for _, version, text in seen if version == after)
-    left = [name for name in storage.list_names(storage.join(settings.workspace, "index", "readers")) if before in name]
-    assert not left, "the old version is held no more"
+    folder = Path(settings.workspace) / "index" / "readers"
+    holders = [json.loads(path.read_text()) for path in folder.glob("*.json")]
+    alive = {holder["version"] for holder in holders if psutil.pid_exists(holder["process"])}
+    assert alive == {after}, "the old version is held no more"
 
 
 def test_documents_are_added_and_taken_out_and_found_at_once(http: httpx.Client) -> None:
