@@ -6,7 +6,7 @@ In and out: plain values, which travel between processes. This module knows noth
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -103,7 +103,7 @@ class Status:
     """Per copy: `index_version`, and `refused`: the version that it would not take, or None."""
     generators: Sequence[Mapping[str, Any]] = ()
     """Per copy: `model`, `refused`, `running`, `waiting`."""
-    problems: Sequence[str] = field(default_factory=tuple)
+    problems: Sequence[str] = ()
     """Why requests cannot be served now; empty when they can."""
 
 
@@ -127,3 +127,6 @@ class Backend(Protocol):
 
     async def status(self) -> Status:
         """How things stand."""
+
+    async def counted_elsewhere(self) -> Sequence[bytes]:
+        """What the other processes that take requests have counted."""

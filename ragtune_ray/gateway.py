@@ -218,7 +218,8 @@ class Gateway:
         try:
             async with asyncio.timeout(READY_SECONDS):
                 status = await self.backend.status()
-            text = self.telemetry.text(status.retrievers, status.generators)
+                others = await self.backend.counted_elsewhere()
+            text = self.telemetry.text(status.retrievers, status.generators, others)
         except TimeoutError:
             text = self.telemetry.text((), ())
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")

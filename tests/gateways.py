@@ -100,6 +100,9 @@ class FakeBackend:
             ({"model": "m", "refused": None, "running": 0, "waiting": 0},),
         )
 
+    async def counted_elsewhere(self) -> list[bytes]:
+        return []
+
 
 def keys(**tenants: str) -> Keys:
     rows = [{"name": name, "key": secret, "admin": name == "admin"} for name, secret in SECRETS.items()]

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import json
 import logging
-import os
 import tempfile
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
@@ -151,6 +150,15 @@ class ServeBackend:
                 self._status = (time.monotonic(), status)
             return status
 
+    async def counted_elsewhere(self) -> list[bytes]:
+        """What the other copies of the ingress have counted."""
+        if self._settings.serve.ingress.max_replicas == 1:
+            return []
+        context = serve.get_replica_context()
+        handle = serve.get_deployment_handle(context.deployment, context.app_name)
+        counted = await self._broadcast(handle, "counted", BROADCAST_SECONDS)
+        return [text for name, text in counted if name != context.replica_tag]
+
     async def _asked_status(self) -> Status:
         retrievers, generators = await asyncio.gather(
             self._broadcast(self._retriever, "status", BROADCAST_SECONDS) if self._retriever else _nothing(),
@@ -266,7 +274,7 @@ class Ingress:
         session.log_with_serve()
         self._backend = ServeBackend(settings, retriever, generator)
         self._keeper, gateway = build_app(settings, self._backend, access.load_keys(settings))
-        self._backend.telemetry = gateway.telemetry
+        self._telemetry = self._backend.telemetry = gateway.telemetry
 
     def __serve_build_asgi_app__(self) -> Any:
         """The application that Serve puts behind its proxy."""
@@ -277,6 +285,6 @@ class Ingress:
         self._keeper.draining = True
         return self._keeper.in_flight
 
-    async def process_id(self) -> int:
-        """Of this copy."""
-        return os.getpid()
+    async def counted(self) -> tuple[str, bytes]:
+        """This copy's name, and what it has counted."""
+        return serve.get_replica_context().replica_tag, self._telemetry.counted()

@@ -146,6 +146,7 @@ def running(settings: config.Config, generator_kind: type | None = None) -> Iter
     with session.ray_session(settings.cluster):
         from ray import serve
 
+        _refuse_other_serve()
         serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port})
         try:
             serve.run(app, name=APPLICATION, route_prefix="/", logging_config={"enable_access_log": False})
@@ -178,6 +179,19 @@ def serve(settings: config.Config, stopped: threading.Event | None = None) -> No
 def _wait(stop: threading.Event) -> None:
     while not stop.wait(1.0):  # not for ever at once: a signal is seen between two waits
         pass
+
+
+def _refuse_other_serve() -> None:
+    import ray
+
+    try:
+        ray.get_actor("SERVE_CONTROLLER_ACTOR", namespace="serve")
+    except ValueError:
+        return
+    raise RuntimeError(
+        "Serve runs on this cluster already, with a host and port of its own; add this endpoint to it with: serve deploy "
+        "deploy/serve.yaml"
+    )
 
 
 def _drain(grace_seconds: float) -> None:
