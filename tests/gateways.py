@@ -1,11 +1,14 @@
 """A backend without models, and the gateway over it, in this process."""
 
 import asyncio
+import socket
+import threading
 from collections.abc import Mapping
 from typing import Any
 
 import httpx2 as httpx
 import numpy as np
+import uvicorn
 
 from ragtune_ray import config, schema
 from ragtune_ray.access import Key, Keys
@@ -132,3 +135,19 @@ def bearer(name: str) -> dict[str, str]:
 
 def question(text: str = "What is the code of vessel0?", **fields: Any) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": text}], **fields}
+
+
+class Served:
+    """The page at an address, in a thread of its own."""
+
+    def __init__(self, backend: FakeBackend, allowed: Keys) -> None:
+        keeper, _ = build_app(config.Config(), backend, allowed)
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.address = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
+        self._server = uvicorn.Server(uvicorn.Config(keeper, log_level="error", lifespan="off"))
+        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]}, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._server.should_exit = True
+        self._thread.join(10)

@@ -4,20 +4,16 @@ import asyncio
 import dataclasses
 import json
 import shutil
-import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-import uvicorn
 
-from ragtune_ray import config, schema
+from ragtune_ray import schema
 from ragtune_ray.access import Keys
 from ragtune_ray.backend import Failed
-from ragtune_ray.gateway import build_app
-from tests.gateways import SECRETS, FakeBackend, keys
+from tests.gateways import SECRETS, FakeBackend, Served, keys
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 
@@ -49,22 +45,6 @@ for (const node of document.body.querySelectorAll('*')) {
 }
 return found;
 """
-
-
-class Served:
-    """The page at an address, in a thread of its own."""
-
-    def __init__(self, backend: FakeBackend, allowed: Keys) -> None:
-        keeper, _ = build_app(config.Config(), backend, allowed)
-        self._socket = socket.create_server(("127.0.0.1", 0))
-        self.address = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
-        self._server = uvicorn.Server(uvicorn.Config(keeper, log_level="error", lifespan="off"))
-        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]}, daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._server.should_exit = True
-        self._thread.join(10)
 
 
 @pytest.fixture

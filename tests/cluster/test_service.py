@@ -3,20 +3,18 @@
 import concurrent.futures
 import json
 import os
-import random
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx2 as httpx
 import openai
 import psutil
 import pytest
 
-from ragtune_ray import config, models, storage, versions
+from ragtune_ray import config, versions
 from ragtune_ray.cluster.answers import answer
 from ragtune_ray.cluster.corpus import build_index
 from ragtune_ray.cluster.evaluation import read_answers
