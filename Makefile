@@ -21,8 +21,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: install
 	$(BIN)/ragtune models
 	$(BIN)/ragtune index configs/space.yaml
-	$(BIN)/ragtune evaluate configs/space.yaml --show 3
 	$(BIN)/ragtune ask configs/space.yaml "What is the Hubble Space Telescope?"
+	$(BIN)/ragtune compare configs/space.yaml
 
 # Style, types, then the tests that need no Ray.
 check: install

@@ -78,7 +78,7 @@ def _prompts(generator: TransformersGenerator, path: Path, num_prompts: int) -> 
     ]
     items = [item for article in articles for item in article["paragraphs"]]
     pairs = [(q["question"], passage) for item, passage in zip(items, passages, strict=True) for q in item["qas"]]
-    source = random.Random(0)  # noqa: S311 - a fixed sample, no secret
+    source = random.Random(0)
     chosen = source.sample(pairs, num_prompts)
     shown = [source.sample([gold, *source.sample(passages, 4)], 5) for _, gold in chosen]
     return build_prompts(

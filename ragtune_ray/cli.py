@@ -182,6 +182,23 @@ def evaluate(
 
 
 @app.command()
+def compare(path: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Compare base, rag, ft and rag+ft on held-out queries (training what is missing) and recommend one; writes a report."""
+    settings = config.load(path, overrides or ())
+    import shlex
+
+    from ragtune_ray import comparison_display
+    from ragtune_ray.cluster.comparing import compare as compare_arms
+    from ragtune_ray.cluster.comparing import read_comparison
+
+    run = compare_arms(settings, shlex.join(["ragtune", "compare", path, *(overrides or ())]))
+    for line in comparison_display.comparison_lines(read_comparison(run)):
+        typer.echo(line, err=True)
+    typer.echo(f"report: {run}/report.html", err=True)
+    _finish(run, as_json)
+
+
+@app.command()
 def train(path: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Fine-tune the generator or the retriever on the queries' training split; see `ragtune settings`, training."""
     settings = config.load(path, overrides or ())

@@ -224,10 +224,21 @@ class Answer(Section):
     arm: Arm = "rag"
     """`rag` shows the generator the retrieved passages, `base` does not; `ft` and `rag+ft`: the same with the generator that
     `ragtune train` last made for them."""
+    gold_passage: bool = False
+    """Show the passage that holds the answer in place of what is retrieved: how far the generator alone comes. Queries without
+    such a passage fail."""
     unit_queries: int = Field(32, gt=0)
     """Queries per unit of work: what a killed worker costs at most."""
     max_failed_share: float = Field(0.5, ge=0, le=1)
     """The job ends as failed when more than this share of its rows has status `failed`."""
+
+    @model_validator(mode="after")
+    def _arm_shows_passages(self) -> Self:
+        if self.gold_passage and not retrieves(self.arm):
+            raise ValueError(
+                f"answer.gold_passage shows a passage, and answer.arm={self.arm} shows none; use rag or rag+ft"
+            )
+        return self
 
 
 class Training(Section):
@@ -338,6 +349,53 @@ class Evaluate(Section):
     """How EM and token F1 cut an answer: SQuAD words, or characters for Chinese."""
 
 
+class Compare(Section):
+    """Choosing an arm by measurement; which questions: `queries`, of which the test split is taken where no other is named."""
+
+    arms: tuple[Arm, ...] = Field(("base", "rag", "ft", "rag+ft"), min_length=1)
+    """Which arms stand for choice; ft and rag+ft are trained first where no tuned model stands in models/."""
+    metric: Literal["EM", "token_F1", "contains_answer"] = "token_F1"
+    """What quality means here."""
+    margin: float = Field(0.02, ge=0, lt=1)
+    """An arm that is worse than the best by no more than this is as good: then the cheapest is taken."""
+    answers: int = Field(10_000, gt=0)
+    """How many answers indexing and training are spread over when costs are compared."""
+    latency_queries: int = Field(20, gt=0)
+    """Queries that each arm answers one at a time, to measure how long an answer takes."""
+    gold_passages: bool = True
+    """Also let the generators answer from the passage that holds the answer: how far reading alone would come."""
+    max_p95_seconds: float = Field(0.0, ge=0)
+    """Constraint: 95 of 100 answers take no longer; 0: none."""
+    max_cost_per_1000: float = Field(0.0, ge=0)
+    """Constraint: of a thousand answers, indexing and training spread over `answers`; in prices.currency, or in seconds where
+    prices are not known. 0: none."""
+    max_visible_seconds: float = Field(0.0, ge=0)
+    """Constraint: a changed document shows in answers after so long, with all training that this takes; 0: none."""
+    min_cited_share: float = Field(0.0, ge=0, le=1)
+    """Constraint: so many of the answers name a passage; 0: none."""
+    changes_path: str = ""
+    """Documents that changed (as corpus.path may be): upserted in a copy of the index, to see what each arm makes of them."""
+    deleted: tuple[str, ...] = ()
+    """Ids of documents that went."""
+    changed_queries_path: str = ""
+    """Questions about what changed, with the new answers."""
+    probe_path: str = ""
+    """Questions with answers that training never saw, on other things than the corpus: what tuned generators forget."""
+    num_examples: int = Field(8, ge=0)
+    """Questions whose answers stand side by side in the report."""
+
+    @model_validator(mode="after")
+    def _changes_are_whole(self) -> Self:
+        if bool(self.changes_path or self.deleted) != bool(self.changed_queries_path):
+            raise ValueError(
+                "compare.changed_queries_path and what changed (compare.changes_path or compare.deleted) go together: "
+                "give both or neither"
+            )
+        if len(set(self.arms)) < len(self.arms):
+            raise ValueError(f"compare.arms names an arm twice: {', '.join(self.arms)}")
+        return self
+
+
 class Cluster(Section):
     """How much of a Ray cluster is used."""
 
@@ -417,6 +475,9 @@ class Serve(Section):
     """Most hits that a request may ask for."""
     max_new_tokens: int = Field(512, gt=0)
     """Longest answer that a request may ask for; without asking it is generator.max_new_tokens."""
+    adapter_arms: tuple[Literal["ft", "rag+ft"], ...] = ()
+    """With answer.arm base or rag: tuned arms to be served beside it by the same copies, where they were trained with
+    training.lora_rank; a request names one as its model."""
     link_hosts: tuple[str, ...] = ()
     """Hosts to which links in answers may stay; all others are taken out, images always."""
     ingress: Replicas = Replicas(
@@ -440,6 +501,8 @@ class Serve(Section):
 
     @model_validator(mode="after")
     def _only_the_generator_sleeps(self) -> Self:
+        if len(set(self.adapter_arms)) < len(self.adapter_arms):
+            raise ValueError(f"serve.adapter_arms {self.adapter_arms}: names an arm twice")
         for name in ("ingress", "retriever"):
             if getattr(self, name).min_replicas < 1:
                 raise ValueError(f"serve.{name}.min_replicas must be at least 1; only the generator may go down to 0")
@@ -447,7 +510,7 @@ class Serve(Section):
 
 
 class Prices(Section):
-    """What computing costs, for `plan`; 0 means not known, and costs are then given in hours alone."""
+    """What computing costs, for `plan` and `compare`; 0 means not known, and costs are then given in hours alone."""
 
     core_hour: float = Field(0.0, ge=0)
     """One CPU core for an hour."""
@@ -477,6 +540,7 @@ class Config(Section):
     answer: Answer = Answer()
     training: Training = Training()
     evaluate: Evaluate = Evaluate()
+    compare: Compare = Compare()
     cluster: Cluster = Cluster()
     serve: Serve = Serve()
     prices: Prices = Prices()

@@ -19,6 +19,7 @@ __all__ = [
     "score_lines",
     "source_lines",
     "version_lines",
+    "wrapped",
 ]
 
 WIDTH = 80
@@ -55,11 +56,11 @@ def answer_lines(answer: schema.Answer, titles: Mapping[str, str]) -> list[str]:
         titles: document_id -> title.
     """
     text = answer.answer if answer.status == "ok" else f"(failed: {answer.error})"
-    lines = _wrapped("Q  ", answer.query) + _wrapped("A  ", text.strip() or "(empty)")
+    lines = wrapped("Q  ", answer.query) + wrapped("A  ", text.strip() or "(empty)")
     for citation in answer.citations:
-        lines += _wrapped("   cites ", _place(citation.document_id, citation.start, citation.end, titles))
+        lines += wrapped("   cites ", _place(citation.document_id, citation.start, citation.end, titles))
     if not answer.citations and answer.passage_ids:
-        lines += _wrapped("   cites nothing; was shown ", ", ".join(answer.passage_ids))
+        lines += wrapped("   cites nothing; was shown ", ", ".join(answer.passage_ids))
     return lines
 
 
@@ -68,14 +69,14 @@ def source_lines(passages: Sequence[schema.Passage], scores: Sequence[float]) ->
     lines = []
     for number, (passage, score) in enumerate(zip(passages, scores, strict=False), start=1):
         place = f"{passage.document_id}, characters {passage.start}-{passage.end}, score {score:.3f}"
-        lines += _wrapped(f"[{number}] ", f"{passage.title or passage.document_id} ({place})")
+        lines += wrapped(f"[{number}] ", f"{passage.title or passage.document_id} ({place})")
     return lines
 
 
 def citation_lines(answer: schema.Answer) -> list[str]:
     """Which stretches of which documents the answer rests on."""
     places = [_place(each.document_id, each.start, each.end, {}) for each in answer.citations]
-    return [line for place in places for line in _wrapped("cites ", place)]
+    return [line for place in places for line in wrapped("cites ", place)]
 
 
 def _place(document_id: str, start: int, end: int, titles: Mapping[str, str]) -> str:
@@ -106,7 +107,7 @@ def difference_lines(changes: Mapping[str, Sequence[str]], shown: int = 20) -> l
     lines = []
     for kind, ids in changes.items():
         lines.append(f"{kind:<8} {len(ids):,}")
-        lines += [line for name in ids[:shown] for line in _wrapped("  ", name)]
+        lines += [line for name in ids[:shown] for line in wrapped("  ", name)]
         if len(ids) > shown:
             lines.append(f"  ... and {len(ids) - shown:,} more (--json lists all)")
     return lines
@@ -131,7 +132,7 @@ def forecast_lines(plan: Mapping[str, Any]) -> list[str]:
         ("bytes", ", ".join(f"{name} {_size(sizes[name])}" for name in ("text", "postings", "vectors"))),
         ("segments", shards),
     ]
-    lines = [line for name, text in rows for line in _wrapped(f"{name:<11}", text)]
+    lines = [line for name, text in rows for line in wrapped(f"{name:<11}", text)]
     lines += ["", f"{'kind':<11}{'memory':>12}{'disk':>12}"]
     for kind, each in plan["kinds"].items():
         marks = [" auto"] * (kind == plan["auto_kind"]) + [" chosen"] * (kind == plan["kind"])
@@ -141,12 +142,12 @@ def forecast_lines(plan: Mapping[str, Any]) -> list[str]:
     lines += ["", f"{'stage':<11}{'time':>12}"]
     lines += [f"{stage:<11}{_duration(seconds):>12}" for stage, seconds in plan["seconds"].items()]
     workers = plan["workers"]
-    lines += _wrapped(f"{'workers':<11}", f"{_count(workers['count'])}, from {workers['from']}")
-    lines += _wrapped(
+    lines += wrapped(f"{'workers':<11}", f"{_count(workers['count'])}, from {workers['from']}")
+    lines += wrapped(
         f"{'disk':<11}", f"{_size(disk['needed'])} while it is built, {_size(disk['index'])} afterwards{free}"
     )
-    lines += _wrapped(f"{'cost':<11}", _cost(plan["cost"]))
-    return lines + [line for text in plan["warnings"] for line in _wrapped(f"{'warning':<11}", text)]
+    lines += wrapped(f"{'cost':<11}", _cost(plan["cost"]))
+    return lines + [line for text in plan["warnings"] for line in wrapped(f"{'warning':<11}", text)]
 
 
 def _estimate(each: Mapping[str, Any]) -> str:
@@ -206,8 +207,12 @@ def _cell(interval: Mapping[str, float] | None, *, signed: bool) -> str:
     return f"{interval['value']:{sign}.3f} [{low},{high}]"
 
 
-def _wrapped(start: str, text: str) -> list[str]:
-    """Lines that fill a terminal, in which a Chinese character is two columns wide."""
+def wrapped(start: str, text: str) -> list[str]:
+    """`text` after `start`, in lines that fill a terminal, in which a Chinese character is two columns wide.
+
+    >>> wrapped("A  ", "word " * 20)[1]
+    '   word word word word word'
+    """
     from rich.console import Console
     from rich.text import Text
 

@@ -50,7 +50,8 @@ def served_arms(settings: config.Config) -> tuple[config.Arm, ...]:
     arm = settings.answer.arm
     if config.is_tuned(arm):
         return (arm,)
-    return ("rag", "base") if arm == "rag" else ("base", "rag")
+    plain: tuple[config.Arm, ...] = ("rag", "base") if arm == "rag" else ("base", "rag")
+    return (*plain, *settings.serve.adapter_arms)
 
 
 Act = Callable[[bytes, Key], Awaitable[Response]]

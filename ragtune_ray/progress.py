@@ -50,6 +50,10 @@ class Stage:
         self._stream = stream
         self._started = self._last_line = time.monotonic()
 
+    def begin(self, now: float | None = None) -> None:
+        """Start the clock anew: what went before, such as loading a model, says nothing of the rate."""
+        self._started = time.monotonic() if now is None else now
+
     def advance(self, rows: int, now: float | None = None) -> None:
         """Count `rows` more as finished; `now` in monotonic seconds, None reads the clock."""
         self.done += rows
@@ -62,7 +66,7 @@ class Stage:
         """The state in one line, such as `embed 12,000/50,000 passages · 410/s · 1m33s left`."""
         rate = (self.done - self._skipped) / max(now - self._started, 1e-9)
         left = f" · {duration((self.total - self.done) / rate)} left" if rate > 0 and self.done < self.total else ""
-        return f"{self.name} {self.done:,}/{self.total:,} {self.unit} · {rate:,.1f}/s{left}"
+        return f"{self.name} {self.done:,}/{self.total:,} {self.unit} · {_pace(rate)}{left}"
 
     def __enter__(self) -> Self:
         return self
@@ -92,17 +96,17 @@ class _Live(Stage):
         self._bar = Progress(
             TextColumn("{task.description:<9}"),
             BarColumn(bar_width=24),
-            TextColumn("{task.completed:,.0f}/{task.total:,.0f} {task.fields[unit]} · {task.fields[rate]:,.1f}/s"),
+            TextColumn("{task.completed:,.0f}/{task.total:,.0f} {task.fields[unit]} · {task.fields[pace]}"),
             TimeRemainingColumn(compact=True),
             console=Console(stderr=True),
         )
-        self._task = self._bar.add_task(name, total=total, completed=skipped, unit=unit, rate=0.0)
+        self._task = self._bar.add_task(name, total=total, completed=skipped, unit=unit, pace=_pace(0.0))
 
     def advance(self, rows: int, now: float | None = None) -> None:
         self.done += rows
         now = time.monotonic() if now is None else now
         rate = (self.done - self._skipped) / max(now - self._started, 1e-9)
-        self._bar.update(self._task, completed=self.done, rate=rate)
+        self._bar.update(self._task, completed=self.done, pace=_pace(rate))
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -112,6 +116,15 @@ class _Live(Stage):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.stop()
+
+
+def _pace(rate: float) -> str:
+    """How fast it goes: so many a second, or seconds for each.
+
+    >>> _pace(410.26), _pace(0.04), _pace(0.0)
+    ('410.3/s', '25.0s each', '0.0/s')
+    """
+    return f"{1 / rate:,.1f}s each" if 0 < rate < 0.1 else f"{rate:,.1f}/s"
 
 
 def duration(seconds: float) -> str:

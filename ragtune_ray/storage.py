@@ -39,6 +39,7 @@ __all__ = [
     "bytes_sha256",
     "cache_directory",
     "commit_file",
+    "copy_tree",
     "digest",
     "discarding",
     "exists",
@@ -425,6 +426,30 @@ def remove(url: str) -> None:
     filesystem, path = _filesystem(url)
     if filesystem.exists(path):
         filesystem.rm(path, recursive=True)
+
+
+def copy_tree(source: str, target: str) -> None:
+    """A copy of a directory whose files are never changed in place; what stood at the target is gone.
+
+    On a local disk the copy is of links and takes no room.
+    """
+    remove(target)
+    filesystem, path = _filesystem(source)
+    other, copied = _filesystem(target)
+    if isinstance(filesystem, LocalFileSystem) and isinstance(other, LocalFileSystem):
+        Path(copied).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(path, copied, copy_function=_link_or_copy)
+        return
+    for found in filesystem.find(path):
+        with filesystem.open(found, "rb") as old, other.open(join(copied, found.removeprefix(f"{path}/")), "wb") as new:
+            shutil.copyfileobj(old, new, 2**22)
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without links
+        shutil.copy2(source, target)
 
 
 def _filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:

@@ -111,3 +111,10 @@ def test_a_terminal_gets_a_live_line_that_stays_with_its_totals(monkeypatch: pyt
 )
 def test_a_duration_reads_as_a_person_says_it(seconds: float, text: str) -> None:
     assert progress.duration(seconds) == text
+
+
+def test_what_went_before_the_first_row_does_not_count_where_the_stage_says_so() -> None:
+    stage = started_at(0.0, "train", 50, "steps")
+    stage.begin(now=80.0)
+    stage.advance(2, now=120.0)
+    assert stage.line(120.0) == "train 2/50 steps · 20.0s each · 16m00s left"

@@ -60,6 +60,7 @@ def _answer(settings: config.Config, staged: questions.StagedQueries) -> Path | 
         **runs.common(settings, staged, opened),
         "arm": arm,
         "retrieval": settings.retrieval.model_dump(mode="json") if retrieves else None,
+        "gold_passage": settings.answer.gold_passage,
         "prompt": settings.prompt.model_dump(mode="json"),
         "generator": settings.generator.model_dump(
             mode="json", include={"engine", "precision", "max_new_tokens", "temperature", "stop", "batch_tokens"}
@@ -84,8 +85,17 @@ def _answer(settings: config.Config, staged: questions.StagedQueries) -> Path | 
             rows_of=lambda unit: int(unit["stop"] - unit["start"]),
         )
     _refuse_failures(settings, directory, summaries, staged.num_queries)
-    facts = {**runs.facts(settings, version, staged, started), "queries_per_second": runs.rate(staged, summaries)}
-    _publish_answers(url, directory, summaries, staged, {**facts, "arm": arm, "model": generator})
+    facts = {
+        **runs.facts(settings, version, staged, started),
+        "queries_per_second": runs.rate(staged, summaries),
+        "busy_seconds": {
+            "retrieval": round(sum(summary["retrieval_seconds"] for summary in summaries), 3),
+            "generation": round(sum(summary["ended"] - summary["started"] for summary in summaries), 3),
+        },
+        "arm": arm,
+        "model": generator,
+    }
+    _publish_answers(url, directory, summaries, staged, facts)
     storage.remove(work)
     return url
 

@@ -11,7 +11,7 @@ import dataclasses
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from ragtune_ray import config, display, intervals, metrics, progress, schema, storage
 from ragtune_ray.cluster import answers, questions, retrieval, session
 
-__all__ = ["EvaluationError", "evaluate", "read_answers", "report_lines"]
+__all__ = ["EvaluationError", "evaluate", "read_answers", "report_lines", "scores_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ def evaluate(settings: config.Config) -> Path | str:
     if storage.is_finished(url):
         progress.say("evaluate: this run is already finished; nothing to do")
         return url
-    scores = {arm: _scores(judged, run, settings) for arm, run in runs.items()}
+    scores = {arm: scores_of(judged, read_answers(run), settings) for arm, run in runs.items()}
     staging = storage.stage(url)
     for arm, per_query in scores.items():
         (staging / arm).mkdir()
@@ -84,13 +84,10 @@ def evaluate(settings: config.Config) -> Path | str:
     return url
 
 
-def _scores(queries: list[schema.Query], run: str, settings: config.Config) -> Scores:
-    """Per query, every metric of one arm's answers."""
-    rows = read_answers(run)
-    wanted = {query.query_id for query in queries}
-    kept = [row for row in rows if row.query_id in wanted]
-    per_query = metrics.score_answers(queries, kept, settings.evaluate.language)
-    for query_id, values in metrics.score_abstention(queries, kept).items():
+def scores_of(queries: Sequence[schema.Query], rows: Sequence[schema.Answer], settings: config.Config) -> Scores:
+    """Per query, every metric of one arm's answers; answers to other queries are ignored."""
+    per_query = metrics.score_answers(queries, rows, settings.evaluate.language)
+    for query_id, values in metrics.score_abstention(queries, rows).items():
         per_query[query_id].update(values)
     return per_query
 

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from ragtune_ray import config, metrics, models, schema, storage
 from ragtune_ray.answering import Task, answer_tasks, failed_answer
 from ragtune_ray.cluster import questions, session, stages
+from ragtune_ray.examples import Candidates, positive_passage
 from ragtune_ray.splitting import positives
 
 __all__ = ["GenerateUnit", "RetrieveUnit", "commit_hits", "row_by_row_if_needed"]
@@ -29,12 +30,17 @@ __all__ = ["GenerateUnit", "RetrieveUnit", "commit_hits", "row_by_row_if_needed"
 ATTEMPTS_TOGETHER = 2
 """So often a unit is tried whole; if its worker died each time, its rows are taken one by one."""
 
+Shown = tuple[list[schema.Passage], list[float]]
+"""What a query's prompt will show, best first, and the scores of it."""
 Row = TypeVar("Row")
 Found = TypeVar("Found")
 
 
 class RetrieveUnit:
-    """An actor that holds a retriever. With a `directory` it commits hits there, else it hands passages on."""
+    """An actor that holds a retriever. With a `directory` it commits hits there, else it hands passages on.
+
+    With `answer.gold_passage` it hands on the passage that holds the answer, whatever retrieval would find.
+    """
 
     def __init__(
         self, settings: config.Config, version: str, queries: str, depth: int, directory: str | None = None
@@ -45,13 +51,19 @@ class RetrieveUnit:
         self._retriever = open_retriever(settings, version)
         self._cutoffs = settings.evaluate.cutoffs
         self._queries, self._depth, self._directory = queries, depth, directory
+        self._gold_passage = settings.answer.gold_passage
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[str]]:
         """Retrieve for the units of the batch."""
         units = [json.loads(unit) for unit in batch["unit"]]
         if self._directory is not None:
             return {"summary": [self._commit(unit, self._directory) for unit in units]}
-        return {"unit": [json.dumps({**unit, "retrieved": self._passages(unit)}) for unit in units]}
+        return {"unit": [json.dumps(self._with_passages(unit)) for unit in units]}
+
+    def _with_passages(self, unit: dict[str, Any]) -> dict[str, Any]:
+        started = time.monotonic()
+        retrieved = self._passages(unit)
+        return {**unit, "retrieved": retrieved, "retrieval_seconds": round(time.monotonic() - started, 4)}
 
     def _commit(self, unit: dict[str, Any], directory: str) -> str:
         started = time.time()
@@ -62,12 +74,23 @@ class RetrieveUnit:
     def _hits(self, rows: Sequence[schema.Query]) -> list[list[schema.Hit]]:
         return self._retriever.retrieve([row.query_id for row in rows], [row.text for row in rows], self._depth)
 
+    def _found(self, rows: Sequence[schema.Query]) -> list[Shown]:
+        return self._retriever.retrieve_passages([row.text for row in rows], self._depth)
+
+    def _gold(self, rows: Sequence[schema.Query]) -> list[Shown]:
+        owned = self._retriever.index.of_documents([positives(row) for row in rows])
+        return [self._gold_of(row, ordinals) for row, ordinals in zip(rows, owned, strict=True)]
+
+    def _gold_of(self, row: schema.Query, ordinals: np.ndarray) -> Shown:
+        passage = positive_passage(row, Candidates(tuple(self._retriever.index.take(ordinals.tolist())), (), ()))
+        if passage is None or not row.answers:
+            raise ValueError(f"query {row.query_id!r} has no answer that a passage of a relevant document could hold")
+        return [passage], [1.0]
+
     def _passages(self, unit: dict[str, Any]) -> list[dict[str, Any]]:
         """Per query of the unit: its passages, their scores, and an error where retrieval failed."""
         rows = questions.read_queries(self._queries, unit["start"], unit["stop"])
-        found = row_by_row_if_needed(
-            rows, lambda some: self._retriever.retrieve_passages([row.text for row in some], self._depth)
-        )
+        found = row_by_row_if_needed(rows, self._gold if self._gold_passage else self._found)
         return [
             {"passages": [], "scores": [], "error": result}
             if isinstance(result, str)
@@ -169,6 +192,7 @@ class GenerateUnit:
                 {"parquet": path},
                 failed=len(errors),
                 errors=errors[:3],
+                retrieval_seconds=unit.get("retrieval_seconds", 0.0),
                 started=started,
                 ended=time.time(),
             )

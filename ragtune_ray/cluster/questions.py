@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from ragtune_ray import config, inputs, progress, schema, splitting, storage
 
-__all__ = ["StagedQueries", "read_queries", "staged_queries", "units"]
+__all__ = ["StagedQueries", "asking", "fingerprint", "read_queries", "staged_queries", "units"]
 
 ROWS_AT_ONCE = 8192
 
@@ -71,6 +71,18 @@ def staged_queries(settings: config.Config) -> Iterator[StagedQueries]:
         yield StagedQueries(url, name, num_queries, tuple(rejects))
     finally:
         storage.remove(url)
+
+
+def fingerprint(settings: config.Config) -> str:
+    """Of the queries that the config selects."""
+    with staged_queries(settings) as staged:
+        return staged.fingerprint
+
+
+def asking(settings: config.Config, path: str) -> config.Config:
+    """The config that asks all queries of another file."""
+    path = json.dumps(path, ensure_ascii=False)
+    return settings.using(f"queries.path={path}", "queries.split=all", "queries.split_by=given", "queries.limit=0")
 
 
 def read_queries(url: str, start: int, stop: int) -> list[schema.Query]:

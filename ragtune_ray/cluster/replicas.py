@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import json
 import logging
 import threading
 import time
@@ -160,6 +161,8 @@ class _Loaded:
     tokenizer: Any
     engine: Any
     fingerprint: str
+    adapters: dict[str, str]
+    """By arm, the fingerprint of model and adapter together."""
 
 
 class GeneratorReplica:
@@ -172,7 +175,7 @@ class GeneratorReplica:
         # A tokenizer must not be used by two threads at once, and a long prompt must not hold up the others' pieces.
         self._work = ThreadPoolExecutor(1, thread_name_prefix="tokenize")
         self._follower = Follower(
-            "model", latest=lambda: models.generator_meant(settings), load=self._load, release=self._release
+            "model", latest=lambda: json.dumps(self._meant()), load=self._load, release=self._release
         )
         self._follower.follow(settings.serve.poll_seconds)
 
@@ -194,7 +197,8 @@ class GeneratorReplica:
                         first_token_seconds = first_token_seconds or time.monotonic() - started
                         yield piece
                 completion = request.completion()
-                answer = finished_answer(task, prompt, completion, loaded.fingerprint)
+                fingerprint = loaded.adapters.get(job.arm, loaded.fingerprint)
+                answer = finished_answer(task, prompt, completion, fingerprint)
                 seconds = time.monotonic() - started
                 yield Finished(answer, completion.text, completion.finish, first_token_seconds or seconds, seconds)
             except RequestFailed as error:
@@ -228,6 +232,7 @@ class GeneratorReplica:
             stats = lease.held.engine.stats()
             return {
                 "model": lease.held.fingerprint,
+                "adapters": dict(lease.held.adapters),
                 "refused": _refusal(self._follower),
                 "running": stats.running,
                 "waiting": stats.waiting,
@@ -256,6 +261,7 @@ class GeneratorReplica:
             stop=job.stop,
             seed=job.seed,
             deadline_seconds=seconds,
+            adapter=job.arm if job.arm in loaded.adapters else "",
         )
         return task, prompt, request
 
@@ -264,28 +270,26 @@ class GeneratorReplica:
             self._of_arm[arm] = self._settings.using(f"answer.arm={arm}")
         return self._of_arm[arm]
 
+    def _meant(self) -> list[str]:
+        """The model, then the tuned model of each arm whose adapter is served beside it, as they are at this moment."""
+        settings = self._settings
+        arms = () if config.is_tuned(settings.answer.arm) else settings.serve.adapter_arms
+        return [models.generator_meant(settings), *(models.tuned_model(settings.workspace, arm) for arm in arms)]
+
     def _load(self, name: str, _: _Loaded | None) -> _Loaded:
-        """Load a model beside the one that serves, and try it."""
-        from ragtune_ray.continuous import ContinuousGenerator
-        from ragtune_ray.generator import TransformersGenerator, load_generator
+        """Load a model and its adapters beside those that serve, and try it."""
+        from ragtune_ray.generator import load_generator
         from ragtune_ray.passthrough import PassThroughGenerator
 
         settings = models.with_tuned_generator(self._settings)
-        limits = self._settings.serve.generator
         if settings.generator.engine == "openai":
             generator = load_generator(settings.generator, None)
-            engine = PassThroughGenerator(generator, max_running=limits.max_ongoing_requests)
-            return _Loaded(generator, engine, settings.generator.model)
-        model = models.resolve(name)
-        tokenizer = load_generator(settings.generator, model.directory)
-        assert isinstance(tokenizer, TransformersGenerator)
-        loaded = _Loaded(
-            tokenizer,
-            ContinuousGenerator(
-                tokenizer, max_running=limits.max_ongoing_requests, max_waiting=limits.max_ongoing_requests
-            ),
-            model.fingerprint,
-        )
+            num_threads = settings.serve.generator.max_ongoing_requests
+            return _Loaded(
+                generator, PassThroughGenerator(generator, max_running=num_threads), settings.generator.model, {}
+            )
+        model, *tuned = json.loads(name)
+        loaded = _loaded(settings, model, dict(zip(settings.serve.adapter_arms, tuned, strict=False)))
         try:
             self._try(loaded)
         except BaseException:
@@ -322,6 +326,29 @@ class GeneratorReplica:
             self._follower.stop()
 
 
+def _loaded(settings: config.Config, name: str, tuned: dict[str, str]) -> _Loaded:
+    from ragtune_ray.continuous import ContinuousGenerator
+    from ragtune_ray.generator import TransformersGenerator, load_generator
+    from ragtune_ray.trainable import ADAPTER
+
+    model = models.resolve(name)
+    adapters = {arm: models.weights_of(models.resolve(directory)) / ADAPTER for arm, directory in tuned.items()}
+    for arm, directory in adapters.items():
+        if not directory.is_dir():
+            raise models.ModelError(
+                f"serve.adapter_arms: the model of the arm {arm} was tuned whole, so it is no adapter; serve it with "
+                f"answer.arm={arm}, or train it with training.lora_rank=16"
+            )
+    generator = load_generator(settings.generator, model.directory)
+    assert isinstance(generator, TransformersGenerator)
+    most = settings.serve.generator.max_ongoing_requests
+    engine = ContinuousGenerator(generator, max_running=most, max_waiting=most, adapters=adapters)
+    marks = {
+        arm: storage.digest([model.fingerprint, models.fingerprint(directory)]) for arm, directory in adapters.items()
+    }
+    return _Loaded(generator, engine, model.fingerprint, marks)
+
+
 _TOO_LATE = Failed(504, "the answer was not ready in time", "deadline_exceeded")
 
 
@@ -350,7 +377,7 @@ def _cancel(future: Future[tuple[Task, prompts.Prompt, Request]]) -> None:
 
 def _refusal(follower: Follower[Any]) -> dict[str, str] | None:
     refused = follower.refused
-    return {"version": refused.name.rstrip("/").rsplit("/", 1)[-1]} if refused else None
+    return {"version": refused.name.strip('"[]').rstrip("/").rsplit("/", 1)[-1]} if refused else None
 
 
 def _prepare(replicas: config.Replicas) -> None:

@@ -80,6 +80,8 @@ def _check(settings: config.Config) -> bool:
     """Whether there is an index; what would fail in every copy fails here instead."""
     access.load_keys(settings)
     models.generator_meant(settings)
+    for arm in settings.serve.adapter_arms:
+        models.tuned_model(settings.workspace, arm)
     try:
         versions.current_version(settings.workspace)
     except storage.ArtifactError:
@@ -134,7 +136,7 @@ def running(settings: config.Config, generator_kind: type | None = None) -> Iter
     """The endpoint, for the length of the block; gives its address. At the end what is under way may finish.
 
     Raises:
-        config.ConfigError: the host needs keys, or the port is taken.
+        config.ConfigError: the host needs keys, the port is taken, or there are too few cores.
         RuntimeError: a deployment does not start; the message says which and why.
     """
     keys = access.load_keys(settings)
@@ -147,6 +149,7 @@ def running(settings: config.Config, generator_kind: type | None = None) -> Iter
         from ray import serve
 
         _refuse_other_serve()
+        _check_room(settings)
         serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port})
         try:
             serve.run(app, name=APPLICATION, route_prefix="/", logging_config={"enable_access_log": False})
@@ -179,6 +182,22 @@ def serve(settings: config.Config, stopped: threading.Event | None = None) -> No
 def _wait(stop: threading.Event) -> None:
     while not stop.wait(1.0):  # not for ever at once: a signal is seen between two waits
         pass
+
+
+def _check_room(settings: config.Config) -> None:
+    """What would otherwise wait for ever for cores that a single machine does not have."""
+    import ray
+
+    limits = settings.serve
+    wanted = sum(
+        copies.min_replicas * copies.num_cpus for copies in (limits.ingress, limits.retriever, limits.generator)
+    )
+    there = ray.cluster_resources().get("CPU", 0.0)
+    if wanted > there and len(ray.nodes()) == 1:
+        raise config.ConfigError(
+            f"serve: the fewest copies reserve {wanted:g} cores and Ray has {there:g}; lower serve.generator.num_cpus or "
+            "serve.retriever.num_cpus"
+        )
 
 
 def _refuse_other_serve() -> None:

@@ -183,6 +183,8 @@ def _shown(board: Any, num_steps: int) -> Iterator[None]:
         while not is_last:
             is_last = ended.wait(POLL_SECONDS)
             seen = ray.get(board.read.remote())
+            if seen["step"] == 0:
+                shown.begin()  # the model is loaded and validated
             shown.advance(max(0, seen["step"] - shown.done))
             for line in seen["lines"]:
                 progress.say(line)

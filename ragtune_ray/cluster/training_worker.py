@@ -277,6 +277,8 @@ def _tell(run: _Run, line: str) -> None:
 
 def _finish(run: _Run, arguments: dict[str, Any]) -> None:
     """Write the best weights as a plain model directory and publish it."""
+    import torch
+
     from ragtune_ray import trainable
 
     if run.worker != 0:
@@ -302,6 +304,7 @@ def _finish(run: _Run, arguments: dict[str, Any]) -> None:
         "start": run.start,
         "best": run.best,
         "seconds": {"steps": round(run.seconds, 3)},
+        "cores_per_worker": torch.get_num_threads(),
         "tokens_per_second": round(run.num_tokens / max(run.seconds, 1e-9), 1),
     }
     if settings.training.objective == "query_side":

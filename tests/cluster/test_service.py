@@ -14,21 +14,36 @@ import openai
 import psutil
 import pytest
 
-from ragtune_ray import config, versions
+from ragtune_ray import config, models, schema, storage, trainable, versions
+from ragtune_ray.answering import Task, task_prompt
 from ragtune_ray.cluster.answers import answer
 from ragtune_ray.cluster.corpus import build_index
 from ragtune_ray.cluster.evaluation import read_answers
 from ragtune_ray.cluster.service import running
 from ragtune_ray.cluster.updates import upsert_documents
+from ragtune_ray.continuous import ContinuousGenerator
+from ragtune_ray.generator import TransformersGenerator
+from ragtune_ray.sanitizing import AnswerText
 from tests.cluster.endpoints import CHAT, QUICK, eventually, question, replica_processes
+from tests.test_continuous import save_adapter
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("shared_ray")]
 
 
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory: pytest.TempPathFactory, settings_for, shared_ray: None) -> config.Config:
-    made = settings_for(tmp_path_factory.mktemp("workspace"), *QUICK)
+def settings(
+    tmp_path_factory: pytest.TempPathFactory, settings_for, generator_directory: Path, shared_ray: None
+) -> config.Config:
+    """An index, and a generator that was tuned for the arm ft with LoRA."""
+    workspace = tmp_path_factory.mktemp("workspace")
+    made = settings_for(workspace, *QUICK, "serve.adapter_arms=[ft]")
     build_index(made)
+    folder = workspace / "models" / "ft"
+    staging = storage.stage(str(folder / "tuned"))
+    shutil.copytree(generator_directory, staging, dirs_exist_ok=True)  # the merged model, which is not used here
+    save_adapter(generator_directory, staging / trainable.ADAPTER, 1)
+    storage.publish(staging, str(folder / "tuned"), "model")
+    storage.replace_text(str(folder / models.CURRENT), "tuned\n")
     return made
 
 
@@ -63,7 +78,7 @@ def test_the_openai_client_gets_plain_and_streamed_answers_that_are_the_same(sdk
     text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
     assert text == plain.choices[0].message.content
     assert chunks[-1].usage == plain.usage
-    assert [model.id for model in sdk.models.list()] == ["rag", "base"]
+    assert [model.id for model in sdk.models.list()] == ["rag", "base", "ft"]
     assert sdk.chat.completions.create(model="base", **question()).model_extra["sources"] == []
     vectors = sdk.embeddings.create(model="", input=["a", "b"]).data
     assert [len(vector.embedding) for vector in vectors] == [64, 64]
@@ -87,6 +102,31 @@ def test_an_answer_served_equals_the_answer_of_the_bulk_job(http: httpx.Client, 
         assert served["index_version"] == row.index_version
         assert served["generator"] == row.model
         assert served["usage"]["prompt_tokens"] == row.prompt_tokens
+
+
+def test_a_tuned_arm_is_served_beside_the_base_model_by_the_same_copy(
+    http: httpx.Client, settings: config.Config, generator_directory: Path
+) -> None:
+    (adapter,) = (Path(settings.workspace) / "models" / "ft" / "tuned").glob(trainable.ADAPTER)
+    generator = TransformersGenerator(generator_directory, precision="float32", batch_tokens=4096)
+    engine = ContinuousGenerator(generator, adapters={"ft": adapter})
+    with concurrent.futures.ThreadPoolExecutor(6) as pool:
+        bodies = [question(number, model=arm, max_tokens=8) for number in range(3) for arm in ("base", "ft")]
+        served = list(pool.map(lambda body: http.post(CHAT, json=body).json(), bodies))
+    for body, reply in zip(bodies, served, strict=True):
+        text = body["messages"][0]["content"]
+        arm = body["model"]
+        task = Task(schema.Query("ask", text, None, (), (), "all"), (), (), "", "")
+        prompt = task_prompt(task, generator, settings.using("answer.arm=base"))
+        request = engine.submit(prompt, max_new_tokens=8, adapter="ft" if arm == "ft" else "")
+        expected = AnswerText(())
+        expected.add(request.completion().text)
+        assert reply["choices"][0]["message"]["content"] == expected.whole()
+        assert reply["arm"] == arm
+    engine.close(0)
+    assert len({reply["generator"] for reply in served}) == 2
+    texts = [reply["choices"][0]["message"]["content"] for reply in served]
+    assert texts[::2] != texts[1::2], "the adapter says something else"
 
 
 def test_a_client_that_leaves_in_mid_stream_frees_its_place(http: httpx.Client) -> None:

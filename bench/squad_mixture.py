@@ -1,0 +1,60 @@
+"""SQuAD v1.1 questions with a share of v2.0's unanswerable ones on the same contexts, as one file of queries.
+
+    python -m bench.squad_mixture V1.json V2.json OUT.jsonl --percent 10
+
+A generator that has never seen a question without an answer does not abstain. Of the unanswerable questions `percent` in a
+hundred are taken, chosen by a hash of their id; they carry the id of v1.1's document, so that both files split alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ragtune_ray import inputs, queries, schema
+
+
+def main() -> None:
+    """Write the file; print how many of each."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("answerable")
+    parser.add_argument("unanswerable")
+    parser.add_argument("output")
+    parser.add_argument("--percent", type=int, default=10)
+    options = parser.parse_args()
+    rows = [_row(query) for query in _read(options.answerable)]
+    num_answerable = len(rows)
+    rows += unanswerable(options.answerable, options.unanswerable, options.percent)
+    Path(options.output).write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
+    print(f"{num_answerable:,} answerable and {len(rows) - num_answerable:,} unanswerable questions: {options.output}")
+
+
+def unanswerable(first: str, second: str, percent: int) -> Iterator[dict[str, Any]]:
+    """The questions of `second` without an answer, on contexts that `first` has too."""
+    ids = {context.text: context.document_id for context in inputs.read_squad(first)}
+    renamed = {context.document_id: ids.get(context.text) for context in inputs.read_squad(second)}
+    for query in _read(second):
+        document_id = renamed[query.document_ids[0]]
+        if query.answers == () and document_id and zlib.crc32(query.query_id.encode()) % 100 < percent:
+            yield {**_row(query), "query_id": f"u{query.query_id}", "document_ids": [document_id]}
+
+
+def _read(path: str) -> list[schema.Query]:
+    return [row for row in queries.read_queries(path) if isinstance(row, schema.Query)]
+
+
+def _row(query: schema.Query) -> dict[str, Any]:
+    return {
+        "query_id": query.query_id,
+        "text": query.text,
+        "answers": list(query.answers or ()),
+        "document_ids": list(query.document_ids),
+    }
+
+
+if __name__ == "__main__":
+    main()

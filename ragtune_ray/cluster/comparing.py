@@ -1,0 +1,371 @@
+"""The arms on the same held-out questions, and one of them recommended.
+
+In: a config with an index and queries that have gold answers. Out: `runs/compare-ID/` with `comparison.json` and `report.html`.
+Tuned models that are missing are trained first. Every arm answers once, in bulk; a comparison that was killed goes on where it
+stopped.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import importlib.metadata
+import json
+import os
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ragtune_ray import (
+    config,
+    costs,
+    decision,
+    intervals,
+    models,
+    planning,
+    progress,
+    report,
+    schema,
+    side_by_side,
+    snapshot,
+    splitting,
+    storage,
+)
+from ragtune_ray.cluster import answers, evaluation, freshness, measuring, questions, retrieval, runs, session, training
+
+__all__ = ["CompareError", "compare", "read_comparison"]
+
+FORMAT = 1
+"""Of `comparison.json`."""
+LIBRARIES = ("ragtune-ray", "ray", "torch", "transformers", "sentence-transformers", "faiss-cpu", "pyarrow")
+
+
+class CompareError(ValueError):
+    """The arms cannot be compared; the message says what to change."""
+
+
+def compare(settings: config.Config, command: str = "") -> str:
+    """Compare the arms of `compare.arms` and recommend one.
+
+    Args:
+        settings: everything but `answer.arm`, `evaluate.arms` and `training.name` is used. Of the queries the test split is taken
+            where `queries.split` is `all`.
+        command: how this was called, for the report.
+
+    Returns:
+        The directory with `comparison.json` and `report.html`.
+
+    Raises:
+        CompareError: a tuned model was trained on other splits than are compared on.
+        evaluation.EvaluationError: no query has gold answers.
+        answers.AnswerError: too many rows of an arm failed.
+        storage.ArtifactError: an arm retrieves, and there is no sound index.
+    """
+    started = time.monotonic()
+    if settings.queries.split == "all":
+        settings = settings.using("queries.split=test")
+    arms = settings.compare.arms
+    with session.ray_session(settings.cluster, for_training=any(map(config.is_tuned, arms))):
+        for arm in arms:
+            _train_if_missing(settings, arm)
+        evaluated = str(evaluation.evaluate(settings.using(f"evaluate.arms={json.dumps(arms)}")))
+        queries = measuring.judged_queries(settings)
+        golden = _gold_runs(settings, queries)
+        found = _retrieval(settings, queries)
+        identity = {
+            "format": FORMAT,
+            "evaluated": storage.read_manifest(evaluated)["manifest_sha256"],
+            "golden": {name: storage.read_manifest(run)["manifest_sha256"] for name, run in golden.items()},
+            "compare": settings.compare.model_dump(mode="json"),
+            "files": _fingerprints(settings),
+            "prices": settings.prices.model_dump(mode="json"),
+            "evaluate": settings.evaluate.model_dump(mode="json", exclude={"arms"}),
+        }
+        url = storage.join(settings.workspace, "runs", f"compare-{storage.digest(identity)}")
+        if runs.already(url, "compare"):
+            return url
+        changed = freshness.follow_changes(settings) if settings.compare.changed_queries_path else None
+        measured = {arm: measuring.measure(settings, arm, evaluated, queries, changed) for arm in arms}
+        ceilings = _ceilings(settings, measured, golden, queries)
+        result = _comparison(settings, measured, queries, found, ceilings)
+    result["command"] = command
+    result["seconds"] = {"total": round(time.monotonic() - started, 3)}
+    _publish(url, result, settings, evaluated, golden)
+    freshness.remove_copy(settings)
+    return url
+
+
+def _fingerprints(settings: config.Config) -> list[Any]:
+    """Of the files that `compare` names: a comparison is done again when one of them was changed."""
+    rule = settings.compare
+    asked = [path for path in (rule.changed_queries_path, rule.probe_path) if path]
+    found: list[Any] = [questions.fingerprint(questions.asking(settings, path)) for path in asked]
+    if rule.changes_path:
+        files = planning.plan_units(rule.changes_path, settings.corpus.unit_bytes).files
+        found += [[file.path, file.sha256] for file in files]
+    return found
+
+
+def read_comparison(url: str) -> dict[str, Any]:
+    """The content of a finished comparison's `comparison.json`."""
+    path = storage.open_artifact(url, "compare").path
+    found: dict[str, Any] = json.loads((path / "comparison.json").read_text(encoding="utf-8"))
+    return found
+
+
+def _publish(
+    url: str, result: dict[str, Any], settings: config.Config, evaluated: str, golden: Mapping[str, str]
+) -> None:
+    staging = storage.stage(url)
+    result = side_by_side.as_json(result)
+    text = json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    (staging / "comparison.json").write_text(text, encoding="utf-8")
+    (staging / "report.html").write_text(report.render(result), encoding="utf-8")
+    storage.publish(
+        staging,
+        url,
+        "compare",
+        config=settings.model_dump(mode="json"),
+        evaluated=evaluated,
+        golden=dict(golden),
+        verdict={name: result["verdict"][name] for name in ("outcome", "arm", "headline")},
+        seconds=result["seconds"],
+    )
+
+
+def _train_if_missing(settings: config.Config, arm: config.Arm) -> None:
+    """A tuned arm needs its model, trained on the same splits as are compared on."""
+    if not config.is_tuned(arm):
+        return
+    try:
+        model = models.tuned_model(settings.workspace, arm)
+    except models.ModelError:
+        progress.say(f"compare: arm {arm} has no tuned model yet; training it")
+        training.train(settings.using("training.objective=sft", f"training.arm={arm}", "training.name="))
+        return
+    learnt = storage.read_manifest(model)["config"]["queries"]
+    for field in ("split_by", "split_shares", "split_seed"):
+        now = settings.queries.model_dump(mode="json")[field]
+        if learnt[field] != now:
+            raise CompareError(
+                f"{model}: was trained with queries.{field}={learnt[field]}, and this config has {now}: what it learnt may be "
+                f"among the questions it would be examined on; train it again (ragtune train CONFIG training.arm={arm}), "
+                "or compare with the same splits"
+            )
+
+
+def _can_be_read(query: schema.Query) -> bool:
+    return bool(query.answers and splitting.positives(query))
+
+
+def _gold_runs(settings: config.Config, queries: Sequence[schema.Query]) -> dict[str, str]:
+    """The runs in which the generators of the arms that retrieve answer from the gold passage."""
+    arms = [arm for arm in settings.compare.arms if config.retrieves(arm)]
+    # Queries without one fail, and are left out of what is compared; where they are most, nothing is learnt.
+    if not settings.compare.gold_passages or sum(map(_can_be_read, queries)) < len(queries) / 2:
+        return {}
+    return {
+        arm: str(
+            answers.answer(settings.using(f"answer.arm={arm}", "answer.gold_passage=true", "answer.max_failed_share=1"))
+        )
+        for arm in arms
+    }
+
+
+def _retrieval(settings: config.Config, queries: Sequence[schema.Query]) -> dict[str, Any] | None:
+    """recall@k and the like of the index; None where no arm retrieves or no document is judged."""
+    if not any(map(config.retrieves, settings.compare.arms)) or not any(map(splitting.positives, queries)):
+        return None
+    run = storage.open_artifact(str(retrieval.retrieve(settings)), "retrieve").path
+    found: dict[str, Any] = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+    return found
+
+
+def _ceilings(
+    settings: config.Config,
+    measured: Mapping[config.Arm, measuring.Measured],
+    golden: Mapping[str, str],
+    queries: Sequence[schema.Query],
+) -> dict[str, dict[str, intervals.Interval]]:
+    """Closed book, retrieved and gold passage for one generator, over the queries that have a gold passage."""
+    metric = settings.compare.metric
+    readable = {query.query_id for query in queries if _can_be_read(query)}
+    given = {name: evaluation.read_answers(run) for name, run in golden.items()}
+    readable -= {row.query_id for rows in given.values() for row in rows if row.status == "failed"}
+    found: dict[str, dict[str, intervals.Interval]] = {}
+    kinds: tuple[tuple[str, config.Arm, config.Arm], ...] = (
+        ("base model", "base", "rag"),
+        ("tuned model", "ft", "rag+ft"),
+    )
+    for name, closed, opened in kinds:
+        rows = {
+            "closed_book": measured[closed].scores if closed in measured else None,
+            "retrieved": measured[opened].scores if opened in measured else None,
+            "gold_passage": evaluation.scores_of(queries, given[opened], settings) if opened in given else None,
+        }
+        shown = {
+            kind: side_by_side.interval_of(side_by_side.subset(scores, readable), metric, settings)
+            for kind, scores in rows.items()
+            if scores
+        }
+        found[name] = {kind: interval for kind, interval in shown.items() if interval is not None}
+    return {name: shown for name, shown in found.items() if shown}
+
+
+def _comparison(
+    settings: config.Config,
+    measured: Mapping[config.Arm, measuring.Measured],
+    queries: Sequence[schema.Query],
+    found: dict[str, Any] | None,
+    ceilings: dict[str, Any],
+) -> dict[str, Any]:
+    """Everything that `comparison.json` holds."""
+    compared = decision.differences({arm: each.scores for arm, each in measured.items()}, settings)
+    verdict = decision.decide({arm: each.evidence(settings) for arm, each in measured.items()}, compared, settings)
+    return {
+        "format": FORMAT,
+        "title": settings.queries.path,
+        "verdict": {
+            **{name: getattr(verdict, name) for name in ("outcome", "arm", "headline")},
+            "reason": verdict.reason,
+            "warnings": [*verdict.warnings, *_unpriced(settings)],
+            "weighed": verdict.weighed,
+        },
+        "metric": settings.compare.metric,
+        "margin": settings.compare.margin,
+        "confidence": settings.evaluate.confidence,
+        "questions": {
+            "total": len(queries),
+            "answerable": sum(bool(query.answers) for query in queries),
+            "unanswerable": sum(query.answers == () for query in queries),
+            "needed": max((each.needed_for_margin or 0 for each in compared), default=0) or None,
+        },
+        "arms": {arm: _arm(arm, each, settings, queries, verdict.violations[arm]) for arm, each in measured.items()},
+        "ceilings": ceilings,
+        "differences": compared,
+        "retrieval": found,
+        "break_even": _break_even({arm: each.cost for arm, each in measured.items()}),
+        "examples": _examples(settings, measured, queries),
+        "config": settings.model_dump(mode="json"),
+        "versions": _versions(),
+        "hardware": _hardware(),
+        "created": dt.datetime.now(dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+    }
+
+
+def _unpriced(settings: config.Config) -> list[str]:
+    if settings.generator.engine == "transformers":
+        return []
+    return [
+        "base and rag are answered by a server: their cost is that of asking it; what it takes for generating is not in it."
+    ]
+
+
+def _arm(
+    arm: config.Arm,
+    measured: measuring.Measured,
+    settings: config.Config,
+    queries: Sequence[schema.Query],
+    violations: Sequence[str],
+) -> dict[str, Any]:
+    evaluate, rows = settings.evaluate, list(measured.rows.values())
+    summary = intervals.summarize(measured.scores, evaluate.resamples, evaluate.confidence, settings.seed)
+    cited = side_by_side.cited_share(rows, evaluate, settings.seed)
+    explained = {"citation_precision", "citation_recall"}
+    elsewhere = explained | {
+        "abstained",
+        "failed",
+    }  # a share of all rows says less than abstention quality and the statuses
+    return {
+        "model": measured.settings.generator.model.removeprefix(storage.join(settings.workspace, "")),
+        "model_fingerprint": measured.manifest["model"],
+        "index_version": measured.manifest["index_version"],
+        "statuses": {"ok": 0, "failed": 0, **measured.manifest["statuses"]},
+        "quality": {name: each for name, each in summary.items() if name not in elsewhere},
+        "explainability": {
+            "cited_share": cited,
+            **{name: summary[name] for name in sorted(explained & summary.keys())},
+        },
+        "latency": measured.latency if config.retrieves(arm) else {**measured.latency, "retrieval": None},
+        "throughput": {"answers_per_second": measured.manifest["queries_per_second"]},
+        "cost": measured.cost,
+        "freshness": {
+            "visible_seconds": measured.visible_seconds,
+            "changed": measured.changed,
+        },
+        "forgetting": measured.forgetting,
+        "losses": side_by_side.losses(queries, measured.rows, measured.scores, settings.compare.metric, arm),
+        "violations": violations,
+    }
+
+
+def _break_even(found: Mapping[str, costs.Cost]) -> list[dict[str, Any]]:
+    """Pairs of which one costs more at first and less for each answer: from how many answers on it is the cheaper."""
+    return [
+        {"arm": arm, "against": other, "answers": number}
+        for arm, cost in found.items()
+        for other, against in found.items()
+        if (number := costs.break_even(cost, against)) is not None
+    ]
+
+
+def _examples(
+    settings: config.Config, measured: Mapping[config.Arm, measuring.Measured], queries: Sequence[schema.Query]
+) -> list[dict[str, Any]]:
+    """Some questions with the answers of every arm and their sources."""
+    metric, by_id = settings.compare.metric, {query.query_id: query for query in queries}
+    scores = {arm: each.scores for arm, each in measured.items()}
+    opened: dict[str, snapshot.Index] = {}
+
+    def passages(version: str, names: Sequence[str]) -> dict[str, schema.Passage]:
+        if not names:
+            return {}
+        if version not in opened:
+            opened[version] = snapshot.open_index(settings.workspace, version)
+        index = opened[version]
+        (ordinals,) = index.of_documents([list(dict.fromkeys(map(side_by_side.document_of, names)))])
+        return {each.passage_id: each for each in index.take(ordinals.tolist()) if each.passage_id in names}
+
+    found = []
+    for query_id in side_by_side.most_telling(scores, metric, settings.compare.num_examples):
+        query = by_id[query_id]
+        rows = {arm: each.rows[query_id] for arm, each in measured.items()}
+        found.append(
+            {
+                "query_id": query_id,
+                "query": query.text,
+                "gold": list(query.answers or ()),
+                "answers": {
+                    arm: side_by_side.shown_answer(
+                        row, scores[arm][query_id][metric], passages(row.index_version, row.passage_ids)
+                    )
+                    for arm, row in rows.items()
+                },
+            }
+        )
+    return found
+
+
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in LIBRARIES}}
+
+
+def _hardware() -> dict[str, Any]:
+    """Of the machine that drove the comparison."""
+    import psutil
+    import ray
+
+    resources = ray.cluster_resources() if ray.is_initialized() else {}
+    return {
+        "cpu": _processor_name(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_bytes": psutil.virtual_memory().total,
+        "gpus": sorted(name.partition(":")[2] for name in resources if name.startswith("accelerator_type:")),
+    }
+
+
+def _processor_name() -> str:
+    listed = Path("/proc/cpuinfo")
+    names = listed.read_text(encoding="utf-8", errors="replace").splitlines() if listed.exists() else []
+    return next((line.partition(":")[2].strip() for line in names if line.startswith("model name")), platform.machine())

@@ -1,0 +1,191 @@
+"""What is measured of one arm: its answers, how long one takes, what it costs, what it makes of changes, what it forgot.
+
+In: an arm whose answers are there. Out: `Measured`. This module compares nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ragtune_ray import (
+    config,
+    costs,
+    decision,
+    intervals,
+    metrics,
+    models,
+    progress,
+    schema,
+    side_by_side,
+    storage,
+    versions,
+)
+from ragtune_ray.cluster import answers, evaluation, freshness, latency, questions
+
+__all__ = ["Forgetting", "MeasureError", "Measured", "judged_queries", "measure"]
+
+
+class MeasureError(ValueError):
+    """Something asked for cannot be measured; the message names the setting."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Forgetting:
+    """What a tuned generator scores on the probe questions, and the base model before it."""
+
+    before: intervals.Interval
+    after: intervals.Interval
+    difference: intervals.Interval
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Measured:
+    """What was found out about one arm."""
+
+    settings: config.Config
+    """With the arm's own generator."""
+    rows: dict[str, schema.Answer]
+    scores: metrics.PerQuery
+    manifest: dict[str, Any]
+    """Of its run of `answer`."""
+    training: dict[str, Any] | None
+    """The manifest of its tuned model."""
+    latency: dict[str, Any]
+    cost: costs.Cost
+    visible_seconds: float
+    changed: intervals.Interval | None
+    """What it scores on the questions about what changed."""
+    forgetting: Forgetting | None
+
+    def evidence(self, settings: config.Config) -> decision.Evidence:
+        """What the decision looks at."""
+        return decision.Evidence(
+            scores=self.scores,
+            cost=self.cost,
+            p95_seconds=self.latency["total"]["p95_seconds"],
+            visible_seconds=self.visible_seconds,
+            cited_share=side_by_side.cited_share(list(self.rows.values()), settings.evaluate, settings.seed).value,
+            forgotten=self.forgetting.difference if self.forgetting else None,
+        )
+
+
+def measure(
+    settings: config.Config,
+    arm: config.Arm,
+    evaluated: str,
+    queries: Sequence[schema.Query],
+    changed: tuple[config.Config, float] | None,
+) -> Measured:
+    """Measure one arm.
+
+    Args:
+        settings: of the comparison.
+        arm: which.
+        evaluated: the finished run of `evaluate` with its answers.
+        queries: judged ones.
+        changed: what `freshness.follow_changes` gave; None where nothing changed.
+
+    Raises:
+        MeasureError: the probe holds no judged question.
+    """
+    run = storage.read_manifest(evaluated)["runs"][arm]
+    manifest = storage.read_manifest(run)
+    rows = {row.query_id: row for row in evaluation.read_answers(run)}
+    of_arm = models.with_tuned_generator(settings.using(f"answer.arm={arm}"))
+    tuned = storage.read_manifest(models.tuned_model(settings.workspace, arm)) if config.is_tuned(arm) else None
+    asked = _spread(queries, settings.compare.latency_queries)
+    progress.say(f"compare: arm {arm} answers {len(asked)} questions one at a time")
+    to_index = changed[1] if changed else sum(each["total"] for each in _index_seconds(settings, manifest)[-1:])
+    return Measured(
+        settings=of_arm,
+        rows=rows,
+        scores=evaluation.scores_of(queries, list(rows.values()), settings),
+        manifest=manifest,
+        training=tuned,
+        latency=latency.measure(of_arm, asked, manifest["index_version"]),
+        cost=_cost(settings, manifest, tuned, len(rows)),
+        visible_seconds=freshness.visible_seconds(arm, to_index, tuned),
+        changed=freshness.changed_scores(settings, changed[0], arm) if changed else None,
+        forgetting=_forgetting(settings, of_arm) if tuned and settings.compare.probe_path else None,
+    )
+
+
+def _spread(queries: Sequence[schema.Query], count: int) -> list[schema.Query]:
+    """So many queries, evenly from the first to the last."""
+    places = np.linspace(0, len(queries) - 1, min(count, len(queries))).round().astype(int)
+    return [queries[place] for place in places]
+
+
+def _index_seconds(settings: config.Config, manifest: dict[str, Any]) -> list[dict[str, float]]:
+    """Seconds and workers of each version that led to the one answered from, oldest first, as far as they are kept."""
+    name, found = manifest["index_version"], list[dict[str, float]]()
+    while name and storage.exists(versions.version_url(settings.workspace, name)):
+        facts = versions.read_version(settings.workspace, name).manifest
+        workers = facts.get("encoding", {}).get("workers", 1)
+        found.append({"total": facts.get("seconds", {}).get("total", 0.0), "workers": float(workers)})
+        name = facts.get("parent", "")
+    return found[::-1]
+
+
+def _cost(
+    settings: config.Config, manifest: dict[str, Any], tuned: dict[str, Any] | None, num_answers: int
+) -> costs.Cost:
+    gpus = settings.cluster.gpus_per_worker
+    built = costs.Compute()
+    for each in _index_seconds(settings, manifest):
+        held = each["total"] * each["workers"]
+        built += costs.Compute(held, held * gpus)
+    trained = costs.Compute()
+    if tuned:
+        seconds = tuned["seconds"]["steps"] * tuned["num_workers"]
+        trained = costs.Compute(seconds * tuned.get("cores_per_worker", 1), seconds * gpus)
+    busy = manifest["busy_seconds"]
+    each_answer = costs.Compute(busy["retrieval"] + busy["generation"], busy["generation"] * gpus).times(
+        1 / num_answers
+    )
+    return costs.cost_of(
+        built,
+        trained,
+        each_answer,
+        answers=settings.compare.answers,
+        prices=settings.prices,
+        unit=costs.unit_of(settings.prices, with_gpus=gpus > 0),
+    )
+
+
+def _forgetting(settings: config.Config, tuned: config.Config) -> Forgetting:
+    """How the tuned generator and the base model answer the probe questions, without passages."""
+    asked = questions.asking(settings, settings.compare.probe_path)
+    queries = judged_queries(asked)
+    if not queries:
+        raise MeasureError(f"compare.probe_path={settings.compare.probe_path}: no question has `answers`")
+    model = json.dumps(tuned.generator.model, ensure_ascii=False)
+    before, after = (
+        evaluation.scores_of(queries, evaluation.read_answers(str(answers.answer(each))), settings)
+        for each in (
+            asked.using("answer.arm=base"),
+            asked.using("answer.arm=base", f"generator.model={model}", "generator.engine=transformers"),
+        )
+    )
+    metric, evaluate = settings.compare.metric, settings.evaluate
+    a, b = (np.array([row[metric] for row in scores.values() if metric in row]) for scores in (before, after))
+    if not len(a):
+        raise MeasureError(f"compare.probe_path={settings.compare.probe_path}: no question has {metric}")
+    resamples, confidence, seed = evaluate.resamples, evaluate.confidence, settings.seed
+    return Forgetting(
+        intervals.bootstrap(a, resamples, confidence, seed),
+        intervals.bootstrap(b, resamples, confidence, seed),
+        intervals.paired_bootstrap(a, b, resamples, confidence, seed),
+    )
+
+
+def judged_queries(settings: config.Config) -> list[schema.Query]:
+    """The queries of the config whose gold answers are known."""
+    with questions.staged_queries(settings) as staged:
+        rows = questions.read_queries(staged.url, 0, staged.num_queries)
+    return [row for row in rows if row.answers is not None]

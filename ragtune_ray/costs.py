@@ -1,0 +1,106 @@
+"""What an arm costs: once, for each thousand answers, and in all.
+
+In: seconds that cores and GPUs were held, and prices. Out: amounts, in money where prices are known, else in seconds. This module
+knows nothing of how the seconds were measured.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from ragtune_ray import config
+
+__all__ = ["Compute", "Cost", "amount", "break_even", "cost_of", "unit_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class Compute:
+    """How long hardware was held."""
+
+    core_seconds: float = 0.0
+    gpu_seconds: float = 0.0
+
+    def __add__(self, other: Compute) -> Compute:
+        return Compute(self.core_seconds + other.core_seconds, self.gpu_seconds + other.gpu_seconds)
+
+    def times(self, factor: float) -> Compute:
+        """So many times as long.
+
+        >>> Compute(2.0, 1.0).times(3)
+        Compute(core_seconds=6.0, gpu_seconds=3.0)
+        """
+        return Compute(self.core_seconds * factor, self.gpu_seconds * factor)
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What an arm costs, in `unit`."""
+
+    index: float
+    training: float
+    one_off: float
+    """Index and training together."""
+    per_1000: float
+    """For each thousand answers."""
+    answers: int
+    """How many answers `total` is for."""
+    total: float
+    unit: str
+    """A currency, `core-seconds` or `GPU-seconds`."""
+
+
+def unit_of(prices: config.Prices, *, with_gpus: bool) -> str:
+    """In what costs are given: money where the hardware's price is known, else the time that it is held.
+
+    >>> unit_of(config.Prices(), with_gpus=False), unit_of(config.Prices(core_hour=0.05), with_gpus=False)
+    ('core-seconds', 'USD')
+    """
+    if with_gpus:
+        return prices.currency if prices.gpu_hour else "GPU-seconds"
+    return prices.currency if prices.core_hour else "core-seconds"
+
+
+def amount(compute: Compute, prices: config.Prices, unit: str) -> float:
+    """What holding the hardware so long costs, in the unit."""
+    match unit:
+        case "core-seconds":
+            return compute.core_seconds
+        case "GPU-seconds":
+            return compute.gpu_seconds
+        case _:
+            return (compute.core_seconds * prices.core_hour + compute.gpu_seconds * prices.gpu_hour) / 3600
+
+
+def cost_of(
+    index: Compute, training: Compute, per_answer: Compute, *, answers: int, prices: config.Prices, unit: str
+) -> Cost:
+    """The cost of an arm over a number of answers.
+
+    >>> cost_of(Compute(60), Compute(), Compute(2.0), answers=10, prices=config.Prices(), unit="core-seconds").total
+    80.0
+    """
+    once = [amount(part, prices, unit) for part in (index, training)]
+    each = amount(per_answer, prices, unit)
+    return Cost(
+        index=once[0],
+        training=once[1],
+        one_off=sum(once),
+        per_1000=each * 1000,
+        answers=answers,
+        total=sum(once) + each * answers,
+        unit=unit,
+    )
+
+
+def break_even(arm: Cost, against: Cost) -> int | None:
+    """From how many answers on an arm that is dearer to set up is cheaper in all; None where it never is, or always.
+
+    >>> dear = Cost(0, 90, 90, 10, 1000, 100, "USD")
+    >>> cheap = Cost(0, 0, 0, 100, 1000, 100, "USD")
+    >>> break_even(dear, cheap), break_even(cheap, dear)
+    (1000, None)
+    """
+    saved = (against.per_1000 - arm.per_1000) / 1000
+    more = arm.one_off - against.one_off
+    return math.ceil(more / saved) if saved > 0 and more > 0 else None
