@@ -25,6 +25,7 @@ from ragtune_ray.cluster import session
 __all__ = ["APPLICATION", "Arguments", "application", "bound", "running", "serve"]
 
 APPLICATION = "ragtune"
+PROXY_SECONDS = 120.0
 logger = logging.getLogger(__name__)
 
 
@@ -153,6 +154,7 @@ def running(settings: config.Config, generator_kind: type | None = None) -> Iter
         serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port})
         try:
             serve.run(app, name=APPLICATION, route_prefix="/", logging_config={"enable_access_log": False})
+            _wait_for_proxy(host, port)
             yield f"http://{f'[{host}]' if ':' in host else host}:{port}"
         finally:
             _drain(settings.serve.grace_seconds)
@@ -225,6 +227,22 @@ def _drain(grace_seconds: float) -> None:
             time.sleep(0.2)
     except (RayError, RayServeException, TimeoutError, RuntimeError) as error:
         logger.warning("what was under way could not be waited for: %s", error)
+
+
+def _wait_for_proxy(host: str, port: int) -> None:
+    """Serve calls an application ready before its proxy listens, which takes long on a busy machine."""
+    deadline = time.monotonic() + PROXY_SECONDS
+    while True:
+        try:
+            socket.create_connection((host, port), timeout=1).close()
+            return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise RuntimeError(
+                    f"nothing listens at {host} port {port} {PROXY_SECONDS:.0f} seconds after Serve called the endpoint ready; "
+                    "see the logs of Ray Serve's proxy"
+                ) from error
+            time.sleep(0.1)
 
 
 def _free_port(host: str) -> int:

@@ -10,6 +10,7 @@ QUICK = (
     "serve.port=0",
     "serve.poll_seconds=0.1",
     "serve.grace_seconds=5",
+    "serve.timeout_seconds=300",
     "serve.retriever.num_cpus=0.1",
     "serve.generator.num_cpus=0.1",
 )

@@ -55,7 +55,7 @@ def address(settings: config.Config) -> Iterator[str]:
 
 @pytest.fixture
 def http(address: str) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=address, timeout=60) as client:
+    with httpx.Client(base_url=address, timeout=300) as client:
         yield client
 
 
@@ -148,7 +148,7 @@ def test_a_client_that_leaves_in_mid_stream_frees_its_place(http: httpx.Client) 
 
 def test_a_copy_that_is_killed_fails_no_plain_request(http: httpx.Client, address: str) -> None:
     def ask(number: int) -> int:
-        with httpx.Client(base_url=address, timeout=60) as own:
+        with httpx.Client(base_url=address, timeout=300) as own:
             return own.post(CHAT, json=question(number % 40)).status_code
 
     for deployment in ("Retriever", "Generator"):
@@ -168,7 +168,7 @@ def test_a_published_version_is_followed_and_no_answer_mixes_two(
     seen: list[tuple[int, str, str]] = []
 
     def ask(_: int) -> None:
-        with httpx.Client(base_url=address, timeout=60) as own:
+        with httpx.Client(base_url=address, timeout=300) as own:
             reply = own.post("/v1/retrieve", json={"query": "What is the code of vessel3?", "top_k": 1})
             body = reply.json()
             seen.append((reply.status_code, body["index_version"], body["data"][0]["text"]))
