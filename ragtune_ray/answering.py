@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 from ragtune_ray import config, prompts, schema
 from ragtune_ray.abstention import is_abstention
-from ragtune_ray.completion import Completion, Generator
+from ragtune_ray.completion import Completion, Generator, Tokenizer
 
-__all__ = ["Task", "answer_tasks", "failed_answer", "stream_answer"]
+__all__ = ["Task", "answer_tasks", "failed_answer", "finished_answer", "stream_answer", "task_prompt"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +29,10 @@ class Task:
     """Empty in the base arm."""
     error: str
     """Why retrieval failed; empty when it did not."""
+    history: tuple[tuple[str, str], ...] = ()
+    """(role, content) of what was said before the query, oldest first."""
+    instruction: str = ""
+    """Put after the system prompt: what the client of the endpoint adds to it."""
 
 
 def answer_tasks(
@@ -57,7 +61,7 @@ def answer_tasks(
     return [
         failed_answer(task, prompt, model)
         if isinstance(prompt, str)
-        else _answer(task, prompt, next(completions), model)
+        else finished_answer(task, prompt, next(completions), model)
         for task, prompt in zip(tasks, built, strict=True)
     ]
 
@@ -70,7 +74,7 @@ def stream_answer(
     Raises:
         prompts.PromptError: the question does not fit `prompt.max_tokens`.
     """
-    prompt = _prompt(task, generator, settings)
+    prompt = task_prompt(task, generator, settings)
     given = settings.generator
     text = ""
     for piece in generator.stream(
@@ -79,7 +83,7 @@ def stream_answer(
         text += piece
         yield piece
     completion = Completion(text, prompt.num_tokens, generator.count_tokens([text])[0], 0.0, "stop", "")
-    yield _answer(task, prompt, completion, model)
+    yield finished_answer(task, prompt, completion, model)
 
 
 def failed_answer(task: Task, reason: str, model: str) -> schema.Answer:
@@ -122,20 +126,32 @@ def _prompts(tasks: Sequence[Task], generator: Generator, settings: config.Confi
     return [task.error or next(together) for task in tasks]
 
 
-def _prompt(task: Task, generator: Generator, settings: config.Config) -> prompts.Prompt:
+def task_prompt(task: Task, generator: Tokenizer, settings: config.Config) -> prompts.Prompt:
+    """What the generator is shown for a task.
+
+    Args:
+        task: may have a history and an instruction of its own.
+        generator: counts and renders.
+        settings: prompt and answer.arm are used.
+
+    Raises:
+        prompts.PromptError: the question does not fit `prompt.max_tokens`.
+    """
+    system = "\n".join(filter(None, [_system(settings), task.instruction]))
     return prompts.build_prompt(
         task.query.text,
         task.passages,
-        system=_system(settings),
+        system=system,
         max_tokens=settings.prompt.max_tokens,
         count_tokens=generator.count_tokens,
         render=generator.render,
+        history=task.history,
     )
 
 
 def _prompt_or_reason(task: Task, generator: Generator, settings: config.Config) -> prompts.Prompt | str:
     try:
-        return _prompt(task, generator, settings)
+        return task_prompt(task, generator, settings)
     except prompts.PromptError as error:
         return str(error)
 
@@ -145,7 +161,8 @@ def _system(settings: config.Config) -> str:
     return settings.prompt.system if shown else settings.prompt.system_without_passages
 
 
-def _answer(task: Task, prompt: prompts.Prompt, completion: Completion, model: str) -> schema.Answer:
+def finished_answer(task: Task, prompt: prompts.Prompt, completion: Completion, model: str) -> schema.Answer:
+    """The row of a task whose prompt was completed: marks taken out, citations found."""
     if completion.error:
         return failed_answer(task, completion.error, model)
     text, citations = prompts.parse_citations(completion.text.strip(), prompt.passages)

@@ -216,6 +216,15 @@ def ask(path: ConfigPath, question: str, overrides: Overrides = None, as_json: A
     _write_answer(ask_question(settings, question), as_json)
 
 
+@app.command("serve")
+def serve_endpoint(path: ConfigPath, overrides: Overrides = None) -> None:
+    """Serve retrieval and answers over HTTP (OpenAI's format), with a page to ask on, until Ctrl-C or SIGTERM."""
+    settings = config.load(path, overrides or ())
+    from ragtune_ray.cluster.service import serve
+
+    serve(settings)
+
+
 @app.command()
 def verify(path: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> int:
     """Check every file of the workspace's index and runs (or of one artifact directory) against its sha256."""

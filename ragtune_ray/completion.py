@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 
 from ragtune_ray.prompts import Prompt
 
-__all__ = ["Completion", "Generator", "GeneratorError", "settled_text"]
+__all__ = ["Completion", "Generator", "GeneratorError", "Tokenizer", "settled_text"]
 
 _INCOMPLETE = "\ufffd"  # what a tokenizer shows for the first bytes of an unfinished character
 
@@ -37,14 +37,18 @@ class Completion:
     """Why the row failed; empty when ok."""
 
 
-class Generator(Protocol):
-    """What bulk answering and serving need of an engine."""
+class Tokenizer(Protocol):
+    """What prompts are measured with."""
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text."""
 
     def render(self, messages: Sequence[tuple[str, str]]) -> str:
         """Messages (role, content) as the text the model reads."""
+
+
+class Generator(Tokenizer, Protocol):
+    """What bulk answering and serving need of an engine."""
 
     def generate(
         self,

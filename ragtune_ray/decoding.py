@@ -12,7 +12,7 @@ differently, and near-ties between tokens flip. That is why prompts are not grou
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -43,14 +43,30 @@ def check_architecture(config: Any) -> None:
 
 
 class _RowLayer(DynamicLayer):  # type: ignore[misc]  # transformers is untyped here
-    """One layer's keys and values in a buffer of shape (rows, heads, capacity, size of a head)."""
+    """One layer's keys and values in buffers of shape (rows, heads, capacity, size of a head)."""
 
-    def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+    def __init__(self, like: torch.Tensor, num_rows: int, capacity: int) -> None:
         super().__init__()
-        self.lazy_initialization(keys, values)
-        self.keys, self.values = keys, values
+        self.lazy_initialization(like, like)
+        shape = (num_rows, like.shape[1], capacity, like.shape[3])
+        # Reserved, not touched: `fill` writes the whole place of a row, so memory is taken as rows come.
+        self.keys, self.values = like.new_empty(shape), like.new_empty(shape)
         self.rows = self.positions = torch.empty(0, dtype=torch.long)
         self.view = 0
+
+    def fits(self, num_rows: int, capacity: int) -> bool:
+        return self.keys.shape[0] >= num_rows and self.keys.shape[2] >= capacity
+
+    def fill(self, first: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Rows from `first` on begin with these states (rows, heads, tokens, size)."""
+        rows, tokens = slice(first, first + len(keys)), keys.shape[2]
+        self.keys[rows, :, :tokens], self.values[rows, :, :tokens] = keys, values
+        self.keys[rows, :, tokens:] = self.values[rows, :, tokens:] = 0  # masked positions must not hold NaN
+
+    def move(self, source: int, target: int, tokens: int) -> None:
+        """The first `tokens` positions of one row take the place of another's."""
+        self.keys[target, :, :tokens] = self.keys[source, :, :tokens]
+        self.values[target, :, :tokens] = self.values[source, :, :tokens]
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
@@ -58,46 +74,140 @@ class _RowLayer(DynamicLayer):  # type: ignore[misc]  # transformers is untyped 
         """Write the new states (rows, heads, tokens, size) at each row's own positions; give the part in use."""
         self.keys[self.rows, :, self.positions] = key_states.transpose(1, 2)
         self.values[self.rows, :, self.positions] = value_states.transpose(1, 2)
-        return self.keys[:, :, : self.view], self.values[:, :, : self.view]
+        num_rows = len(key_states)
+        return self.keys[:num_rows, :, : self.view], self.values[:num_rows, :, : self.view]
+
+
+class _WatchedCache(DynamicCache):  # type: ignore[misc]  # transformers is untyped here
+    """A cache that calls back whenever a layer writes to it."""
+
+    def __init__(self, callback: Callable[[], None]) -> None:
+        super().__init__()
+        self._callback = callback
+
+    def update(self, *states: Any, **rest: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the base class does, after the call."""
+        self._callback()
+        updated: tuple[torch.Tensor, torch.Tensor] = super().update(*states, **rest)
+        return updated
 
 
 class DecodingBatch:
-    """Rows of one batch, each with its keys and values; `logits` are those after each row's last token.
+    """Rows that decode together, each with its keys and values; they join and leave between steps.
+
+    Rows stand in the order in which they joined, except that the last takes the place of one that leaves (`drop`).
 
     Args:
         model: a transformers causal language model, in eval mode.
-        prompts: token ids, none empty.
-        max_new_tokens: room for the answer of each row.
+        prompts: token ids of the first rows, none empty; there may be no first rows.
+        max_new_tokens: room for the answer of each of them.
         prefill_tokens: padded tokens per prefill forward (a longer prompt goes alone).
+        max_rows: most rows at once, for which memory is reserved; 0: as many as first prompts.
+        max_tokens: most positions to reserve, rows times the longest; 0: no limit. A first row always has room.
+
+    Attributes:
+        logits: those after each row's last token, shape (rows, vocabulary).
     """
 
-    def __init__(self, model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int, prefill_tokens: int) -> None:
+    def __init__(
+        self,
+        model: Any,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        prefill_tokens: int,
+        max_rows: int = 0,
+        max_tokens: int = 0,
+    ) -> None:
         self._model = model
         self._device = model.device
         self._text_config = model.config.get_text_config(decoder=True)
-        self._lengths = torch.tensor([len(prompt) for prompt in prompts], device=self._device)
-        capacity = _round_up(max(len(prompt) for prompt in prompts) + max_new_tokens, _BLOCK_POSITIONS)
+        self._prefill_tokens = prefill_tokens
+        self._max_rows, self._max_tokens = max_rows or len(prompts), max_tokens
         self._layers: list[_RowLayer] = []
-        pieces = [self._prefill(prompts, group, capacity) for group in _groups(prompts, prefill_tokens)]
-        self.logits = torch.cat(pieces)
+        self._limits: list[int] = []  # of each row, prompt and answer at their longest
+        self._lengths = torch.zeros(0, dtype=torch.long, device=self._device)
+        self.logits = torch.zeros(0, 0, device=self._device)
+        if prompts:
+            self.join(prompts, max_new_tokens)
+
+    def __len__(self) -> int:
+        return len(self._limits)
+
+    def has_room(self, num_tokens: int) -> bool:
+        """Whether a row of so many tokens, prompt and answer, may join now."""
+        num_rows = len(self) + 1
+        num_positions = num_rows * self._capacity([num_tokens])
+        return num_rows == 1 or (
+            num_rows <= self._max_rows and (not self._max_tokens or num_positions <= self._max_tokens)
+        )
 
     @torch.inference_mode()
-    def _prefill(self, prompts: Sequence[Sequence[int]], group: range, capacity: int) -> torch.Tensor:
-        longest = max(len(prompts[row]) for row in group)
-        ids = torch.zeros(len(group), longest, dtype=torch.long)
-        for place, row in enumerate(group):
-            ids[place, : len(prompts[row])] = torch.tensor(prompts[row])
-        last = torch.tensor([len(prompts[row]) - 1 for row in group], device=self._device)
+    def join(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, between_layers: Callable[[], None] | None = None
+    ) -> None:
+        """Prefill prompts and append them as rows, group by group.
+
+        Args:
+            prompts: token ids, none empty.
+            max_new_tokens: room for the answer of each.
+            between_layers: called once per layer of a prefill. It may step or drop the rows that are here already, so that they
+                need not wait for a long prompt, and may raise to give the group up.
+        """
+        limits = [len(prompt) + max_new_tokens for prompt in prompts]
+        for group in _groups(prompts, self._prefill_tokens):
+            some = [prompts[row] for row in group]
+            cache, logits = self._prefill(some, between_layers)
+            first = len(self)
+            self._reserve(cache, first + len(group), self._capacity(limits))
+            for layer, filled in zip(self._layers, cache.layers, strict=True):
+                layer.fill(first, filled.keys, filled.values)
+            lengths = torch.tensor([len(prompt) for prompt in some], device=self._device)
+            self._lengths = torch.cat([self._lengths, lengths])
+            self.logits = torch.cat([self.logits, logits]) if first else logits
+            self._limits += limits[group.start : group.stop]
+
+    @torch.inference_mode()
+    def drop(self, row: int) -> None:
+        """A row leaves; the last row takes its place."""
+        last = len(self) - 1
+        if row != last:
+            tokens = int(self._lengths[[row, last]].max())  # behind them all is zero
+            for layer in self._layers:
+                layer.move(last, row, tokens)
+            self._lengths[row], self.logits[row] = self._lengths[last], self.logits[last]
+            self._limits[row] = self._limits[last]
+        self._lengths, self.logits = self._lengths[:last], self.logits[:last]
+        self._limits.pop()
+        if not self._limits:
+            self._layers = []  # memory is held while there is work
+
+    def _prefill(
+        self, prompts: Sequence[Sequence[int]], between_layers: Callable[[], None] | None
+    ) -> tuple[DynamicCache, torch.Tensor]:
+        """One forward over prompts padded on the right: keys and values, and the logits after each prompt."""
+        ids = torch.zeros(len(prompts), max(len(prompt) for prompt in prompts), dtype=torch.long)
+        for place, prompt in enumerate(prompts):
+            ids[place, : len(prompt)] = torch.tensor(prompt)
+        last = torch.tensor([len(prompt) - 1 for prompt in prompts], device=self._device)
         ends, place_of_end = torch.unique(last, return_inverse=True)
-        cache = DynamicCache()
+        cache = _WatchedCache(between_layers) if between_layers else DynamicCache()
         output = self._model(input_ids=ids.to(self._device), past_key_values=cache, use_cache=True, logits_to_keep=ends)
+        return cache, output.logits[torch.arange(len(prompts), device=self._device), place_of_end]
+
+    def _capacity(self, more: Sequence[int]) -> int:
+        return _round_up(max([*self._limits, *more]), _BLOCK_POSITIONS)
+
+    def _reserve(self, like: DynamicCache, num_rows: int, capacity: int) -> None:
+        """Make the buffers hold so many rows and positions, keeping what the present rows have in theirs."""
+        affordable = min(self._max_rows, self._max_tokens // capacity) if self._max_tokens else self._max_rows
+        reserved = max(num_rows, affordable)
         if not self._layers:
-            self._layers = [_empty_layer(layer.keys, len(prompts), capacity) for layer in cache.layers]
-        for layer, filled in zip(self._layers, cache.layers, strict=True):
-            layer.keys[group.start : group.stop, :, :longest] = filled.keys
-            layer.values[group.start : group.stop, :, :longest] = filled.values
-        logits: torch.Tensor = output.logits[torch.arange(len(group), device=self._device), place_of_end]
-        return logits
+            self._layers = [_RowLayer(layer.keys, reserved, capacity) for layer in like.layers]
+        for place, layer in enumerate(self._layers):
+            if not layer.fits(num_rows, capacity):
+                self._layers[place] = _RowLayer(layer.keys, reserved, capacity)
+                tokens = min(capacity, layer.keys.shape[2])
+                self._layers[place].fill(0, layer.keys[: len(self), :, :tokens], layer.values[: len(self), :, :tokens])
 
     @torch.inference_mode()
     def extend(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -111,7 +221,7 @@ class DecodingBatch:
         """
         tokens = tokens.to(self._device)
         positions = self._lengths[:, None] + torch.arange(tokens.shape[1], device=self._device)
-        view = min(_round_up(int(positions.max()) + 1, _BLOCK_POSITIONS), self._layers[0].keys.shape[2])
+        view = _round_up(int(positions.max()) + 1, _BLOCK_POSITIONS)
         rows = torch.arange(len(tokens), device=self._device)[:, None].expand_as(positions)
         for layer in self._layers:
             layer.rows, layer.positions, layer.view = rows, positions, view
@@ -130,14 +240,6 @@ class DecodingBatch:
         """Append one token per row (shape (rows,)); `logits` become those after it."""
         self.logits = self.extend(tokens[:, None])[:, -1]
 
-    @torch.inference_mode()
-    def keep(self, rows: torch.Tensor) -> None:
-        """Go on with these rows (indices, in the order given) only."""
-        rows = rows.to(self._device)
-        self._lengths, self.logits = self._lengths[rows], self.logits[rows]
-        for layer in self._layers:
-            layer.keys, layer.values = layer.keys[rows], layer.values[rows]
-
     def _masks(self, positions: torch.Tensor, view: int) -> torch.Tensor | dict[str, torch.Tensor]:
         distance = positions[:, None, :, None] - torch.arange(view, device=self._device)
         full = self._additive(distance >= 0)
@@ -153,11 +255,6 @@ class DecodingBatch:
     def _additive(self, allowed: torch.Tensor) -> torch.Tensor:
         mask = torch.zeros(allowed.shape, dtype=self._model.dtype, device=self._device)
         return mask.masked_fill_(~allowed, float("-inf"))
-
-
-def _empty_layer(like: torch.Tensor, num_rows: int, capacity: int) -> _RowLayer:
-    shape = (num_rows, like.shape[1], capacity, like.shape[3])
-    return _RowLayer(like.new_zeros(shape), like.new_zeros(shape))  # zeros: masked positions must not hold NaN
 
 
 def _groups(prompts: Sequence[Sequence[int]], prefill_tokens: int) -> list[range]:

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import logging
 import time
-import zlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ragtune_ray import config
+from ragtune_ray.adapters import Adapters
 from ragtune_ray.chat import ChatTokenizer
 from ragtune_ray.completion import Completion, Generator, GeneratorError, settled_text
 from ragtune_ray.decoding import DecodingBatch, check_architecture
@@ -26,6 +25,7 @@ from ragtune_ray.models import quiet_transformers
 from ragtune_ray.openai_client import OpenAIGenerator
 from ragtune_ray.packing import pack
 from ragtune_ray.prompts import Prompt
+from ragtune_ray.sampling import Row, choose_tokens, row_seed
 
 __all__ = ["Completion", "Generator", "GeneratorError", "TransformersGenerator", "load_generator"]
 
@@ -60,22 +60,6 @@ def load_generator(settings: config.Generator, directory: Path | None) -> Transf
             )
 
 
-@dataclass(slots=True)
-class _Row:
-    """One prompt on its way through a batch."""
-
-    index: int
-    ids: list[int]
-    room: int
-    """Most tokens it may still generate: `max_new_tokens`, or what the model's context leaves."""
-    seed: int = 0
-    """Its own, so that a sampled answer does not depend on the neighbours."""
-    generated: list[int] = field(default_factory=list)
-    finish: Literal["stop", "length"] | None = None
-    text: str = ""
-    """Settled so far."""
-
-
 class TransformersGenerator:
     """A causal language model in this process, from a directory in transformers' format with safetensors weights.
 
@@ -92,6 +76,7 @@ class TransformersGenerator:
     def __init__(self, directory: Path, *, precision: Precision, batch_tokens: int, device: str = "auto") -> None:
         self.device = choose_device(device)
         self._batch_tokens = batch_tokens
+        self.prefill_tokens = min(_PREFILL_TOKENS["cuda" if self.device.startswith("cuda") else "cpu"], batch_tokens)
         try:
             with quiet_transformers():
                 tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
@@ -141,9 +126,9 @@ class TransformersGenerator:
         Returns:
             One completion per prompt, in their order.
         """
-        rows, completions = self._rows(prompts, max_new_tokens, seed)
+        rows, completions = self._rows(prompts, max_new_tokens, temperature, stop, seed)
         for batch in _batches(rows, self._batch_tokens):
-            completions.update(self._complete(batch, temperature, stop))
+            completions.update(self._complete(batch))
         return [completions[index] for index in range(len(prompts))]
 
     def stream(
@@ -160,15 +145,61 @@ class TransformersGenerator:
         Raises:
             GeneratorError: the prompt is empty or too long.
         """
-        rows, failed = self._rows([prompt], max_new_tokens, seed)
-        if failed:
-            raise GeneratorError(failed[0].error)
-        (row,) = rows
+        row = self.row(prompt, max_new_tokens=max_new_tokens, temperature=temperature, stop=stop, seed=seed)
         shown = 0
-        for _ in self._decode(rows, temperature, stop, watch=True):
+        for _ in self._decode([row], watch=True):
             if len(row.text) > shown:
                 yield row.text[shown:]
                 shown = len(row.text)
+
+    def row(
+        self,
+        prompt: Prompt,
+        *,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        stop: Sequence[str] = (),
+        seed: int = 0,
+    ) -> Row:
+        """A prompt ready to be decoded: what `generate` makes of it first.
+
+        Raises:
+            GeneratorError: the prompt is empty or too long.
+        """
+        rows, failed = self._rows([prompt], max_new_tokens, temperature, stop, seed)
+        if failed:
+            raise GeneratorError(failed[0].error)
+        return rows[0]
+
+    def open_batch(self, max_rows: int) -> DecodingBatch:
+        """A batch without rows yet, which up to `max_rows` may join, within `batch_tokens`."""
+        return DecodingBatch(self._model, [], 0, self.prefill_tokens, max_rows, self._batch_tokens)
+
+    def load_adapters(self, directories: Mapping[str, Path]) -> Adapters:
+        """LoRA adapters for the batches of this model; without one applied, everything stays as it was.
+
+        Raises:
+            GeneratorError: one cannot be used with this model.
+        """
+        return Adapters(self._model, directories)
+
+    def append(self, row: Row, token: int, *, watch: bool) -> None:
+        """Give a row its next token, and find out whether it ends there.
+
+        With `watch` its text is settled at once (stop strings and streams need that), not only when the row ends.
+        """
+        if token in self._ends:
+            row.finish = "stop"
+        else:
+            row.generated.append(token)
+            if len(row.generated) >= row.room:
+                row.finish = "length"
+        ended = row.finish is not None
+        if not (watch or ended):
+            return
+        row.text, stopped = settled_text(self._chat.decode(row.generated), row.stop, ended=ended)
+        if stopped:
+            row.finish = "stop"
 
     @torch.inference_mode()
     def log_likelihood(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[tuple[float, int]]:
@@ -189,15 +220,15 @@ class TransformersGenerator:
                     f"prompt {index}: {len(before)} tokens and {len(after)} of the answer do not fit 1 to "
                     f"{self.context_tokens}; lower prompt.max_tokens"
                 )
-            rows.append(_Row(index, before, len(after), generated=after))
+            rows.append(Row(index, before, len(after), generated=after))
         result: dict[int, tuple[float, int]] = {}
         for batch in _batches(rows, self._batch_tokens):
             result.update(self._log_likelihood(batch))
         return [result[index] for index in range(len(prompts))]
 
-    def _log_likelihood(self, batch: Sequence[_Row]) -> dict[int, tuple[float, int]]:
+    def _log_likelihood(self, batch: Sequence[Row]) -> dict[int, tuple[float, int]]:
         longest = max(row.room for row in batch)
-        decoding = self._start(batch, longest)
+        decoding = self._start(batch)
         answers = torch.zeros(len(batch), longest, dtype=torch.long)
         for place, row in enumerate(batch):
             answers[place, : row.room] = torch.tensor(row.generated)
@@ -213,10 +244,10 @@ class TransformersGenerator:
         return {row.index: (float(total), row.room) for row, total in zip(batch, sums.tolist(), strict=True)}
 
     def _rows(
-        self, prompts: Sequence[Prompt], max_new_tokens: int, seed: int
-    ) -> tuple[list[_Row], dict[int, Completion]]:
+        self, prompts: Sequence[Prompt], max_new_tokens: int, temperature: float, stop: Sequence[str], seed: int
+    ) -> tuple[list[Row], dict[int, Completion]]:
         """Prompts that can be answered, and the completions of those that cannot."""
-        rows: list[_Row] = []
+        rows: list[Row] = []
         failed: dict[int, Completion] = {}
         for index, ids in enumerate(self._chat.encode([self.render(prompt.messages) for prompt in prompts])):
             if not ids:
@@ -229,13 +260,13 @@ class TransformersGenerator:
                 )
             else:
                 room = min(max_new_tokens, self.context_tokens - len(ids))
-                rows.append(_Row(index, ids, room, _row_seed(seed, ids)))
+                rows.append(Row(index, ids, room, row_seed(seed, ids), temperature, stop))
         return rows, failed
 
-    def _complete(self, batch: Sequence[_Row], temperature: float, stop: Sequence[str]) -> dict[int, Completion]:
+    def _complete(self, batch: Sequence[Row]) -> dict[int, Completion]:
         started = time.perf_counter()
         try:
-            for _ in self._decode(batch, temperature, stop, watch=bool(stop)):
+            for _ in self._decode(batch, watch=any(row.stop for row in batch)):
                 pass
         except (RuntimeError, ValueError) as error:  # torch.OutOfMemoryError is a RuntimeError
             if self.device.startswith("cuda"):
@@ -243,77 +274,44 @@ class TransformersGenerator:
             if len(batch) == 1:
                 return {batch[0].index: _failure(len(batch[0].ids), f"{type(error).__name__}: {error}")}
             _logger.warning("a batch of %d prompts failed (%s); halving it", len(batch), error)
-            fresh = [_Row(row.index, row.ids, row.room, row.seed) for row in batch]
+            fresh = [Row(row.index, row.ids, row.room, row.seed, row.temperature, row.stop) for row in batch]
             half = len(fresh) // 2
-            return self._complete(fresh[:half], temperature, stop) | self._complete(fresh[half:], temperature, stop)
+            return self._complete(fresh[:half]) | self._complete(fresh[half:])
         seconds = (time.perf_counter() - started) / len(batch)
         return {
             row.index: Completion(row.text, len(row.ids), len(row.generated), seconds, row.finish or "length", "")
             for row in batch
         }
 
-    def _decode(self, batch: Sequence[_Row], temperature: float, stop: Sequence[str], *, watch: bool) -> Iterator[None]:
-        """Generate for a batch, filling its rows; pauses after each token.
+    def _start(self, batch: Sequence[Row]) -> DecodingBatch:
+        room = max(row.room for row in batch)
+        return DecodingBatch(self._model, [row.ids for row in batch], room, self.prefill_tokens)
 
-        With `watch` the text is settled after every token (stop strings and streams need that), not only at the end.
-        """
+    def _decode(self, batch: Sequence[Row], *, watch: bool) -> Iterator[None]:
+        """Generate for a batch, filling its rows; pauses after each token. `watch` is that of `append`."""
         alive = list(batch)
-        sources = {row.index: torch.Generator().manual_seed(row.seed) for row in batch}
-        decoding = self._start(batch, max(row.room for row in batch))
-        places = list(range(len(batch)))  # of the alive rows, in `decoding`
+        decoding = self._start(alive)
         while True:
-            tokens: list[int] = decoding.logits.argmax(-1).tolist()
-            if temperature > 0:
-                for row, place in zip(alive, places, strict=True):
-                    tokens[place] = _sample(decoding.logits[place], temperature, sources[row.index])
-            for row, place in zip(alive, places, strict=True):
-                self._append(row, tokens[place], stop, watch=watch)
+            for row, token in zip(alive, choose_tokens(decoding.logits, alive), strict=True):
+                if token is None:
+                    raise GeneratorError("the model gave logits that are not numbers")
+                self.append(row, token, watch=watch)
             yield
-            still = [(row, place) for row, place in zip(alive, places, strict=True) if row.finish is None]
-            if not still:
+            for place in reversed(range(len(alive))):
+                if alive[place].finish is not None:
+                    decoding.drop(place)
+                    alive[place] = alive[-1]
+                    alive.pop()
+            if not alive:
                 return
-            alive, places = [row for row, _ in still], [place for _, place in still]
-            if len(alive) * 2 <= len(tokens):  # copying half the keys and values pays off within a step or two
-                decoding.keep(torch.tensor(places))
-                tokens, places = [tokens[place] for place in places], list(range(len(alive)))
-            decoding.step(torch.tensor(tokens))
-
-    def _start(self, batch: Sequence[_Row], room: int) -> DecodingBatch:
-        prefill_tokens = _PREFILL_TOKENS["cuda" if self.device.startswith("cuda") else "cpu"]
-        return DecodingBatch(self._model, [row.ids for row in batch], room, min(prefill_tokens, self._batch_tokens))
-
-    def _append(self, row: _Row, token: int, stop: Sequence[str], *, watch: bool) -> None:
-        if token in self._ends:
-            row.finish = "stop"
-        else:
-            row.generated.append(token)
-            if len(row.generated) >= row.room:
-                row.finish = "length"
-        ended = row.finish is not None
-        if not (watch or ended):
-            return
-        text = self._chat.decode(row.generated)
-        settled, stopped = settled_text(text, stop, ended=ended)
-        if stopped:
-            row.finish = "stop"
-        row.text = settled
-
-
-def _sample(logits: torch.Tensor, temperature: float, source: torch.Generator) -> int:
-    chances = torch.softmax(logits.float() / temperature, -1).cpu()
-    return int(torch.multinomial(chances, 1, generator=source))
+            decoding.step(torch.tensor([row.generated[-1] for row in alive]))
 
 
 def _failure(prompt_tokens: int, error: str) -> Completion:
     return Completion("", prompt_tokens, 0, 0.0, "stop", error)
 
 
-def _row_seed(seed: int, ids: list[int]) -> int:
-    """The same prompt samples the same answer under the same seed, alone or in a batch."""
-    return zlib.crc32(repr((seed, ids)).encode())  # 32 bits: torch ignores the others on CPUs
-
-
-def _batches(rows: list[_Row], batch_tokens: int) -> Iterator[list[_Row]]:
+def _batches(rows: list[Row], batch_tokens: int) -> Iterator[list[Row]]:
     """Rows by length, longest first (memory runs out early or never), in batches of at most `batch_tokens`.
 
     The batches hold about as many rows each: a last batch of a few rows would read all weights for little.
@@ -323,8 +321,8 @@ def _batches(rows: list[_Row], batch_tokens: int) -> Iterator[list[_Row]]:
     yield from _greedy_batches(ordered, batch_tokens, -(-len(ordered) // fewest) if fewest else 0)
 
 
-def _greedy_batches(rows: list[_Row], batch_tokens: int, most_rows: int) -> Iterator[list[_Row]]:
-    batch: list[_Row] = []
+def _greedy_batches(rows: list[Row], batch_tokens: int, most_rows: int) -> Iterator[list[Row]]:
+    batch: list[Row] = []
     widest = 0
     for row in rows:
         wide = max(widest, len(row.ids) + row.room)

@@ -33,6 +33,7 @@ __all__ = [
     "encoder_fingerprint",
     "fetch",
     "fingerprint",
+    "generator_meant",
     "passage_encoder",
     "quiet_transformers",
     "resolve",
@@ -177,6 +178,17 @@ def tuned_model(workspace: str, name: str) -> str:
         arm = f" training.arm={name}" if name in ("ft", "rag+ft") else ""
         raise ModelError(f"{folder}: no tuned model stands there; run: ragtune train CONFIG{arm}")
     return _current(folder)
+
+
+def generator_meant(settings: config.Config) -> str:
+    """What the generator of a config is at this moment: a name, or the directory that a CURRENT points to. Cheap.
+
+    Raises:
+        ModelError: the arm wants a tuned model and nothing was trained for it yet.
+    """
+    if config.is_tuned(settings.answer.arm):
+        return tuned_model(settings.workspace, settings.answer.arm)
+    return settings.generator.model if settings.generator.engine == "openai" else _current(settings.generator.model)
 
 
 def with_tuned_generator(settings: config.Config) -> config.Config:

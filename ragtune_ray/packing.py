@@ -60,9 +60,16 @@ class PackedLinear(nn.Module):
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """(..., in features) to (..., out features)."""
-        algorithm = "none" if self.activation == "gelu" else ""
+        return self._run(inputs, self.activation)
+
+    def linear(self, inputs: torch.Tensor) -> torch.Tensor:
+        """The same without the activation."""
+        return self._run(inputs, "none")
+
+    def _run(self, inputs: torch.Tensor, activation: str) -> torch.Tensor:
+        algorithm = "none" if activation == "gelu" else ""
         made: torch.Tensor = torch.ops.mkldnn._linear_pointwise(  # noqa: SLF001 - see the module's docstring
-            inputs, self.packed, self.bias, self.activation, [], algorithm
+            inputs, self.packed, self.bias, activation, [], algorithm
         )
         return made
 

@@ -60,11 +60,17 @@ def build_prompt(
     max_tokens: int,
     count_tokens: CountTokens,
     render: Render,
+    history: Sequence[tuple[str, str]] = (),
 ) -> Prompt:
-    """`build_prompts` for one query."""
-    (prompt,) = build_prompts(
-        [query], [passages], system=system, max_tokens=max_tokens, count_tokens=count_tokens, render=render
-    )
+    """`build_prompts` for one query, which may have a conversation before it.
+
+    Of its history, (role, content) of what was said before, oldest first, the latest turns are kept, as many as leave half of
+    the budget to the rest, beginning with one of the user's.
+    """
+    kept = list(history)
+    while kept and (kept[0][0] != "user" or count_tokens([render(kept)])[0] > max_tokens // 2):
+        del kept[0]
+    (prompt,) = _build([_Draft(query, tuple(passages), system, tuple(kept))], max_tokens, count_tokens, render)
     return prompt
 
 
@@ -94,10 +100,11 @@ def build_prompts(
     Raises:
         PromptError: system and question, or they and the shortest piece of a passage, exceed `max_tokens`.
     """
-    drafts = [
-        _Draft(query, tuple(shown), _messages(system, query, ()))
-        for query, shown in zip(queries, passages, strict=True)
-    ]
+    drafts = [_Draft(query, tuple(shown), system) for query, shown in zip(queries, passages, strict=True)]
+    return _build(drafts, max_tokens, count_tokens, render)
+
+
+def _build(drafts: list[_Draft], max_tokens: int, count_tokens: CountTokens, render: Render) -> list[Prompt]:
     sizes = _counts(
         [render(draft.messages) for draft in drafts] + [_body(p) for draft in drafts for p in draft.offered],
         count_tokens,
@@ -113,7 +120,7 @@ def build_prompts(
     pending = drafts
     while pending:
         for draft in pending:
-            draft.messages = _messages(system, draft.query, draft.kept)
+            draft.write()
         rendered = [render(draft.messages) for draft in pending]
         for draft, num_tokens in zip(pending, count_tokens(rendered), strict=True):
             draft.num_tokens = num_tokens
@@ -129,9 +136,19 @@ class _Draft:
 
     query: str
     offered: tuple[Passage, ...]
-    messages: tuple[tuple[str, str], ...]
+    system: str
+    history: tuple[tuple[str, str], ...] = ()
+    messages: tuple[tuple[str, str], ...] = ()
     kept: tuple[Passage, ...] = ()
     num_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        self.write()
+
+    def write(self) -> None:
+        """The messages with the passages that are kept so far."""
+        before = (("system", self.system), *self.history) if self.system else self.history
+        self.messages = (*before, ("user", _user_message(self.query, self.kept)))
 
     def plan(self, sizes: dict[str, int], room: int) -> None:
         """Keep the passages that fit by the estimate, a sum of `sizes` of the bodies."""
@@ -169,10 +186,9 @@ def _counts(texts: Sequence[str], count_tokens: CountTokens) -> dict[str, int]:
     return dict(zip(unique, count_tokens(unique), strict=True))
 
 
-def _messages(system: str, query: str, passages: Sequence[Passage]) -> tuple[tuple[str, str], ...]:
+def _user_message(query: str, passages: Sequence[Passage]) -> str:
     blocks = [f"[{number}] {_shown(_body(passage), len(passages))}" for number, passage in enumerate(passages, start=1)]
-    user = "\n\n".join([*blocks, f"Question: {query.strip()}"])
-    return (("system", system), ("user", user)) if system else (("user", user),)
+    return "\n\n".join([*blocks, f"Question: {query.strip()}"])
 
 
 def _body(passage: Passage) -> str:

@@ -25,6 +25,7 @@ __all__ = [
     "fuse",
     "list_depth",
     "load_ranking",
+    "load_reranker",
     "open_retriever",
     "search_lists",
     "to_hits",
@@ -50,15 +51,16 @@ def open_retriever(settings: config.Config, version: str | None = None, device: 
     """
     opened = snapshot.open_index(settings.workspace, version)
     encoder = None if settings.retrieval.mode == "lexical" else load_encoder(settings.encoder, device)
-    return Retriever(opened, encoder, settings.retrieval, _reranker(settings.retrieval, device), visible(settings))
+    return Retriever(opened, encoder, settings.retrieval, load_reranker(settings.retrieval, device), visible(settings))
 
 
 def load_ranking(settings: config.Retrieval, device: str = "auto") -> Ranking:
     """How a config makes hits of the lists that were found, its reranker loaded if it names one."""
-    return Ranking(settings, _reranker(settings, device))
+    return Ranking(settings, load_reranker(settings, device))
 
 
-def _reranker(settings: config.Retrieval, device: str) -> Reranker | None:
+def load_reranker(settings: config.Retrieval, device: str = "auto") -> Reranker | None:
+    """The cross-encoder that a config names; None where it names none."""
     return Reranker(settings.reranker, device) if settings.reranker else None
 
 

@@ -84,3 +84,26 @@ def test_the_names_that_other_peoples_scripts_rest_on_exist() -> None:
         "retrieval.top_k",
         "evaluate.arms",
     }
+
+
+def test_a_change_to_one_deployment_keeps_the_rest_of_its_own_defaults(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("serve: {retriever: {max_replicas: 3}}\n")
+    settings = config.load(path)
+    default = config.Config().serve.retriever
+    assert settings.serve.retriever == default.model_copy(update={"max_replicas": 3})
+    assert settings.serve.retriever.num_cpus != config.Replicas().num_cpus
+    assert config.Config().using("serve.generator.min_replicas=0").serve.generator.min_replicas == 0
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("serve.retriever.min_replicas=0", "only the generator"),
+        ("serve.generator.min_replicas=3", "is more than max_replicas"),
+        ("serve.generator.replicas=3", "max_replicas"),
+    ],
+)
+def test_replicas_that_cannot_be_are_refused(override: str, named: str) -> None:
+    with pytest.raises(config.ConfigError, match=named):
+        config.Config().using(override)

@@ -223,3 +223,31 @@ def test_each_sentence_of_an_answer_is_supported_by_itself() -> None:
     shown = [passage(1, "Mars has two moons. Venus has none."), passage(2, "Saturn has rings of ice.")]
     found = supporting_citations("Mars has two moons. Saturn has rings of ice.", shown, "Moons and rings?")
     assert [citation.passage_id for citation in found] == [shown[0].passage_id, shown[1].passage_id]
+
+
+def test_what_was_said_before_stands_between_system_and_question_and_its_oldest_turns_go_first() -> None:
+    def spoken(messages: Any) -> str:
+        return " ".join(f"{role} {content}" for role, content in messages)
+
+    def messages(max_tokens: int) -> tuple[tuple[str, str], ...]:
+        history = [
+            ("user", "one " * 10),
+            ("assistant", "two " * 10),
+            ("user", "three " * 10),
+            ("assistant", "four " * 10),
+        ]
+        return build_prompt(
+            "And now?",
+            (),
+            system="Be brief.",
+            max_tokens=max_tokens,
+            count_tokens=count_spaced,
+            render=spoken,
+            history=history,
+        ).messages
+
+    roles = [role for role, _ in messages(200)]
+    assert roles == ["system", "user", "assistant", "user", "assistant", "user"]
+    kept = messages(50)
+    assert [content.split()[0] for _, content in kept] == ["Be", "three", "four", "Question:"]
+    assert [role for role, _ in messages(40)] == ["system", "user"], "a conversation never begins with an answer"

@@ -16,7 +16,7 @@ from typing import Any
 
 from ragtune_ray import config
 
-__all__ = ["ray_session", "use_one_thread", "worker_options", "workers"]
+__all__ = ["log_with_serve", "ray_session", "use_one_thread", "worker_options", "workers"]
 
 
 @contextlib.contextmanager
@@ -86,13 +86,26 @@ def worker_options(settings: config.Cluster) -> dict[str, Any]:
 
 def use_one_thread() -> None:
     """Let this worker process compute on one core: one such worker per core beats one worker on all of them."""
+    use_threads(1)
+
+
+def use_threads(num_threads: int) -> None:
+    """Let this worker process compute on so many cores."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     # What is not imported yet reads this when it is; importing it here would cost seconds where it is not needed.
-    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ["OMP_NUM_THREADS"] = str(num_threads)
     if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(1)
+        sys.modules["torch"].set_num_threads(num_threads)
     if "faiss" in sys.modules:
-        sys.modules["faiss"].omp_set_num_threads(1)
+        sys.modules["faiss"].omp_set_num_threads(num_threads)
+
+
+def log_with_serve() -> None:
+    """Let this replica's own log lines stand in Serve's log of it; they would be seen nowhere."""
+    own = logging.getLogger("ragtune_ray")
+    own.setLevel(logging.INFO)
+    own.handlers = list(logging.getLogger("ray.serve").handlers)
+    own.propagate = False
 
 
 @contextlib.contextmanager

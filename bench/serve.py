@@ -1,0 +1,411 @@
+"""The endpoint under load: what continuous batching gains, what serving costs, and what faults do to answers.
+
+    python -m bench.serve --data SQUAD.json [--model DIRECTORY] [--seconds 30] [--only overload,kill]
+
+Each part starts the endpoint on a Ray of this machine and loads it from a second process on loopback: closed-loop where a
+number of clients is said, else open-loop (requests leave by the clock, whatever comes back). All rows come from one run on one
+machine; nothing is asserted. Beside each figure stands the bar it is to reach.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import random
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import psutil
+
+from ragtune_ray import config, versions
+from ragtune_ray.backend import Failed, Finished, Job, Shown
+from ragtune_ray.cluster.corpus import build_index
+from ragtune_ray.cluster.service import running
+from ragtune_ray.cluster.updates import upsert_documents
+
+CHAT = "/v1/chat/completions"
+
+
+class StubGenerator:
+    """In place of the generator: the passages come back at once."""
+
+    def __init__(self, settings: config.Config) -> None:
+        del settings
+
+    async def complete(self, job: Job, _: float) -> tuple[Shown, Finished] | Failed:
+        """The first words of the first passage."""
+        from ragtune_ray import schema
+
+        text = job.passages[0].text[:20] if job.passages else ""
+        ids = tuple(passage.passage_id for passage in job.passages)
+        row: Any = (
+            "ask",
+            job.question,
+            text,
+            (),
+            ids,
+            job.scores,
+            False,
+            0.0,
+            1,
+            1,
+            "ok",
+            "",
+            job.index_version,
+            "stub",
+        )
+        return Shown(job.passages, job.scores, 1), Finished(schema.Answer(*row), text, "stop", 0.0, 0.0)
+
+    async def status(self) -> dict[str, Any]:
+        """Always idle."""
+        return {"model": "stub", "refused": None, "running": 0, "waiting": 0}
+
+
+def main() -> None:
+    """Run the parts that were asked for and print the table."""
+    options = _options()
+    if options.load:
+        print(json.dumps(asyncio.run(_load(json.loads(options.load)))))
+        return
+    parts: dict[str, Callable[[argparse.Namespace, config.Config, list[str]], None]] = {
+        "batching": _batching,
+        "stub": _stub,
+        "overload": _overload,
+        "kill": _kill,
+        "swap": _swap,
+        "leave": _leave,
+    }
+    with tempfile.TemporaryDirectory(prefix="ragtune-bench-") as folder:
+        settings = _settings(options, folder)
+        build_index(settings)
+        questions = _questions(options.data)
+        for name in options.only or parts:
+            parts[name](options, settings, questions)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="SQuAD JSON")
+    parser.add_argument("--model", default="SmolLM2-135M-Instruct")
+    parser.add_argument("--encoder", default="all-MiniLM-L6-v2")
+    parser.add_argument("--new-tokens", type=int, default=24)
+    parser.add_argument("--seconds", type=float, default=30.0, help="of each measurement")
+    parser.add_argument("--only", type=lambda text: text.split(","), default=[], help="parts, separated by commas")
+    parser.add_argument("--set", action="append", default=[], help="section.field=value")
+    parser.add_argument("--load", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def _settings(options: argparse.Namespace, folder: str) -> config.Config:
+    return config.Config().using(
+        f"workspace={folder}/workspace",
+        f"corpus.path={options.data}",
+        f"encoder.model={options.encoder}",
+        f"generator.model={options.model}",
+        f"generator.max_new_tokens={options.new_tokens}",
+        "retrieval.top_k=2",
+        "serve.port=0",
+        *options.set,
+    )
+
+
+def _questions(path: Path) -> list[str]:
+    data = json.loads(path.read_text(encoding="utf-8"))["data"]
+    found = [qa["question"] for article in data for paragraph in article["paragraphs"] for qa in paragraph["qas"]]
+    random.Random(0).shuffle(found)
+    return found[:1000]
+
+
+def _row(what: str, value: str, bar: str = "") -> None:
+    print(f"{what:<74} {value:>26}   {bar}", flush=True)
+
+
+# The load, in a process of its own.
+
+
+async def _load(plan: dict[str, Any]) -> dict[str, Any]:
+    """Ask as the plan says; per request when it left (from the start), how long it took, its status and facts."""
+    connector = aiohttp.TCPConnector(limit=0)
+    timeout = aiohttp.ClientTimeout(total=120)
+    results: list[dict[str, Any]] = []
+    async with aiohttp.ClientSession(plan["address"], connector=connector, timeout=timeout) as session:
+        started = time.perf_counter()
+
+        async def one(number: int) -> None:
+            left = time.perf_counter()
+            body = _body(plan, number)
+            fact: dict[str, Any] = {"left": left - started}
+            for attempt in range(1 + int(plan.get("retries", 0))):
+                try:
+                    async with session.post(plan["path"], json=body) as reply:
+                        text = await reply.read()
+                        fact |= {"status": reply.status, "retry_after": reply.headers.get("Retry-After")}
+                        if reply.status == 200:
+                            fact |= _facts(plan, text)
+                            break
+                except (aiohttp.ClientError, TimeoutError) as error:
+                    fact |= {"status": 0, "error": type(error).__name__}
+                await asyncio.sleep(0.5 * 2**attempt if plan.get("retries") else 0)
+            results.append(fact | {"seconds": time.perf_counter() - left})
+
+        if "rate" in plan:
+            await _open_loop(plan, one, started)
+        else:
+            await _closed_loop(plan, one, started)
+    return {"wall": time.perf_counter() - started, "results": results}
+
+
+async def _open_loop(plan: dict[str, Any], one: Callable[[int], Any], started: float) -> None:
+    tasks = []
+    for number in range(int(plan["rate"] * plan["seconds"])):
+        await asyncio.sleep(max(0.0, started + number / plan["rate"] - time.perf_counter()))
+        tasks.append(asyncio.create_task(one(number)))
+    await asyncio.gather(*tasks)
+
+
+async def _closed_loop(plan: dict[str, Any], one: Callable[[int], Any], started: float) -> None:
+    numbers = iter(range(10**9))
+
+    async def client() -> None:
+        while time.perf_counter() - started < plan["seconds"]:
+            await one(next(numbers))
+
+    await asyncio.gather(*(client() for _ in range(plan["clients"])))
+
+
+def _body(plan: dict[str, Any], number: int) -> dict[str, Any]:
+    question = plan["questions"][number % len(plan["questions"])]
+    if plan["path"] == CHAT:
+        return {"messages": [{"role": "user", "content": question}], "stream": bool(plan.get("stream"))}
+    return {"query": question} if plan["path"] == "/v1/retrieve" else {"question": question}
+
+
+def _facts(plan: dict[str, Any], text: bytes) -> dict[str, Any]:
+    if plan.get("stream"):
+        return {"whole": text.rstrip().endswith(b"[DONE]"), "told": b'"error"' in text}
+    value = json.loads(text)
+    return {
+        "version": value.get("index_version"),
+        "model": value.get("generator"),
+        "generation": value.get("timings", {}).get("generation_seconds"),
+        "tokens": value.get("usage", {}).get("completion_tokens"),
+    }
+
+
+@contextlib.contextmanager
+def _loading(**plan: Any) -> Iterator[Callable[[], dict[str, Any]]]:
+    """A load that runs while the block does; the function waits for its results."""
+    command = [sys.executable, "-m", "bench.serve", "--load", json.dumps(plan)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+
+        def result() -> dict[str, Any]:
+            output, _ = process.communicate()
+            return dict(json.loads(output))
+
+        yield result
+
+
+def _loaded(**plan: Any) -> dict[str, Any]:
+    with _loading(**plan) as result:
+        return result()
+
+
+def _percentile(values: Sequence[float], share: float) -> float:
+    ordered: list[float] = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else float("nan")
+
+
+def _good(load: dict[str, Any]) -> list[dict[str, Any]]:
+    return [each for each in load["results"] if each["status"] == 200]
+
+
+def _rate(load: dict[str, Any]) -> float:
+    return len(_good(load)) / float(load["wall"])
+
+
+# The parts.
+
+
+def _batching(options: argparse.Namespace, settings: config.Config, questions: list[str]) -> None:
+    with running(settings) as address:
+        plan = {"address": address, "path": CHAT, "questions": questions, "seconds": options.seconds}
+        _loaded(**plan | {"clients": 2, "seconds": 3})
+        one, many = _loaded(**plan, clients=1), _loaded(**plan, clients=16)
+        overhead = [(each["seconds"] - each["generation"]) * 1000 for each in _good(one)]
+    _row("answers/s at concurrency 1", f"{_rate(one):.2f}")
+    _row("answers/s at concurrency 16", f"{_rate(many):.2f}")
+    _row("concurrency 16 / concurrency 1", f"{_rate(many) / _rate(one):.2f}", ">= 3")
+    _row(
+        "HTTP + Serve + retrieval over generation, p50 at concurrency 1",
+        f"{statistics.median(overhead):.1f} ms",
+        "< 40 ms",
+    )
+    with _peer(settings) as address:
+        peer = _loaded(**plan | {"address": address, "path": "/ask", "clients": 16})
+    _row("answers/s of FastAPI + model.generate behind one lock, concurrency 16", f"{_rate(peer):.2f}")
+    _row("ours / theirs", f"{_rate(many) / _rate(peer):.2f}", ">= 3")
+
+
+def _stub(options: argparse.Namespace, settings: config.Config, questions: list[str]) -> None:
+    with running(settings.using("serve.generator.num_cpus=0"), StubGenerator) as address:
+        plan = {"address": address, "path": CHAT, "questions": questions, "seconds": options.seconds}
+        _loaded(**plan | {"clients": 4, "seconds": 3})
+        best = 0
+        for rate in (50, 100, 150, 200, 250, 300, 400):
+            load = _loaded(**plan | {"rate": rate, "seconds": min(10.0, options.seconds)})
+            late = _percentile([each["seconds"] for each in load["results"]], 0.99) * 1000
+            _row(
+                f"stub generator at {rate} requests/s: p99",
+                f"{late:.0f} ms, {len(_good(load))} of {len(load['results'])}",
+            )
+            if late > 100 or len(_good(load)) < len(load["results"]):
+                break
+            best = rate
+    _row("stub generator: requests/s at p99 < 100 ms", str(best), ">= 150")
+
+
+def _overload(options: argparse.Namespace, settings: config.Config, questions: list[str]) -> None:
+    with running(settings) as address:
+        plan = {"address": address, "path": CHAT, "questions": questions, "seconds": options.seconds}
+        _loaded(**plan | {"clients": 2, "seconds": 3})
+        peak = _rate(_loaded(**plan, clients=16))
+        before = _memory()
+        load = _loaded(**plan, rate=10 * peak)
+        after = _memory()
+        started = time.perf_counter()
+        _loaded(**plan | {"clients": 1, "seconds": 0.1})
+        normal = time.perf_counter() - started
+    within = [each for each in _good(load) if each["left"] + each["seconds"] <= options.seconds]
+    refused = [each for each in load["results"] if each["status"] in (429, 503)]
+    others = len(load["results"]) - len(_good(load)) - len(refused)
+    _row("overload: requests that neither were answered nor refused", str(others), "0")
+    _row("overload at 10x: goodput / peak", f"{len(within) / options.seconds / peak:.2f}", ">= 0.90")
+    late = _percentile([each["seconds"] * 1000 for each in refused], 0.99)
+    middle = _percentile([each["seconds"] * 1000 for each in refused], 0.5)
+    _row("overload: refusals, p50 and p99", f"{middle:.0f} ms, {late:.0f} ms", "< 50 ms")
+    told = sum(each["retry_after"] is not None for each in refused)
+    _row("overload: refusals with Retry-After", f"{told} of {len(refused)}", "all")
+    _row("overload: memory of all copies, before and after", f"{before >> 20} MiB, {after >> 20} MiB", "flat")
+    _row("overload: the next answer after it", f"{normal:.1f} s", "< 5 s")
+
+
+def _kill(options: argparse.Namespace, settings: config.Config, questions: list[str]) -> None:
+    quick = settings.using("generator.max_new_tokens=1", "serve.generator.num_cpus=0.5")
+    with running(quick) as address:
+        plan = {"address": address, "path": CHAT, "questions": questions, "seconds": options.seconds, "rate": 20}
+        _loaded(**plan | {"rate": 2, "seconds": 3})
+        for deployment, retries in (("Retriever", 0), ("Generator", 0), ("Ingress", 2)):
+            for stream in (False, True):
+                with _loading(**plan, stream=stream, retries=retries) as result:
+                    time.sleep(options.seconds / 3)
+                    for process in _copies(deployment):
+                        os.kill(process, signal.SIGKILL)
+                    load = result()
+                good = _good(load)
+                name = f"SIGKILL of the {deployment.lower()} at 20 rps, {'streams' if stream else 'plain'}"
+                if stream:
+                    silent = sum(not each["whole"] and not each["told"] for each in good)
+                    _row(f"{name}: silent ends", f"{silent} of {len(load['results'])}", "0")
+                else:
+                    client = ", a client that retries" if retries else ""
+                    failed = len(load["results"]) - len(good)
+                    statuses = sorted({each["status"] for each in load["results"]} - {200})
+                    _row(f"{name}{client}: failed", f"{failed} of {len(load['results'])} {statuses or ''}", "0")
+                _wait_ready(address)
+
+
+def _swap(options: argparse.Namespace, settings: config.Config, questions: list[str]) -> None:
+    with running(settings.using("serve.poll_seconds=0.2")) as address:
+        plan = {"address": address, "path": "/v1/retrieve", "questions": questions, "seconds": options.seconds}
+        _loaded(**plan | {"clients": 2, "seconds": 3})
+        before = _memory("Retriever")
+        with _loading(**plan, rate=20) as result, tempfile.TemporaryDirectory() as folder:
+            for number in range(3):
+                path = Path(folder) / "new.jsonl"
+                path.write_text(json.dumps({"document_id": f"new{number}", "text": f"Fresh news {number}."}) + "\n")
+                upsert_documents(settings, str(path))
+            load = result()
+        after = _memory("Retriever")
+    seen = sorted({each["version"] for each in _good(load)})
+    _row("index swap at 20 rps: failed", f"{len(load['results']) - len(_good(load))} of {len(load['results'])}", "0")
+    _row(
+        "index swap: versions seen, the last", f"{len(seen)}, {seen[-1]}", versions.current_version(settings.workspace)
+    )
+    _row("index swap: memory of the retriever, before and after", f"{before >> 20} MiB, {after >> 20} MiB", "flat")
+
+
+def _leave(options: argparse.Namespace, settings: config.Config, questions: list[str]) -> None:
+    del options
+    with running(settings) as address:
+        seconds = [asyncio.run(_left(address, question)) for question in questions[:5]]
+    _row("client gone in mid-stream: generation stopped after, longest of 5", f"{max(seconds):.2f} s", "< 1 s")
+
+
+async def _left(address: str, question: str) -> float:
+    body = {"messages": [{"role": "user", "content": question}], "stream": True, "max_tokens": 512, "temperature": 1.0}
+    async with aiohttp.ClientSession(address) as session:
+        async with session.post(CHAT, json=body) as reply:
+            async for line in reply.content:
+                if b'"content":' in line and b'"content":""' not in line:
+                    break
+            reply.close()
+        started = time.perf_counter()
+        while time.perf_counter() - started < 30:
+            async with session.get("/metrics") as metrics:
+                text = await metrics.text()
+            if 'ragtune_generator_requests{state="running"} 0.0' in text:
+                break
+    return time.perf_counter() - started
+
+
+# The processes behind the endpoint, and the peer.
+
+
+def _copies(deployment: str = "") -> list[int]:
+    return [
+        process.pid
+        for process in psutil.process_iter(["cmdline"])
+        if f"ServeReplica:ragtune:{deployment}" in " ".join(process.info["cmdline"] or [])
+    ]
+
+
+def _memory(deployment: str = "") -> int:
+    return sum(psutil.Process(process).memory_info().rss for process in _copies(deployment))
+
+
+def _wait_ready(address: str) -> None:
+    async def ready() -> bool:
+        async with aiohttp.ClientSession(address) as session, session.get("/readyz") as reply:
+            return reply.status == 200
+
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        with contextlib.suppress(aiohttp.ClientError, TimeoutError):
+            if asyncio.run(ready()):
+                return
+        time.sleep(0.2)
+
+
+@contextlib.contextmanager
+def _peer(settings: config.Config) -> Iterator[str]:
+    """The service that most people write first, with the same model, precision, retriever and prompts."""
+    command = [sys.executable, "-m", "bench.serve_peer", settings.model_dump_json()]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        yield process.stdout.readline().strip()
+        process.terminate()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,271 @@
+"""Ray Serve: the endpoint as an application of three deployments, each scaling on its own: ingress -> retriever, generator.
+
+In: a config. Out: a running endpoint, from `ragtune serve`, `serve deploy deploy/serve.yaml` or a KubeRay RayService, all of the
+same application. Serve's defaults are not safe here (an unbounded queue, a rolling update that stops the old copy first, twenty
+tries of a constructor that cannot succeed), so each is set. This module knows nothing of HTTP or models.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import socket
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from ragtune_ray import access, config, gatekeeping, models, progress, storage, versions
+from ragtune_ray.cluster import session
+
+__all__ = ["APPLICATION", "Arguments", "application", "bound", "running", "serve"]
+
+APPLICATION = "ragtune"
+PROXY_SECONDS = 120.0
+logger = logging.getLogger(__name__)
+
+
+class Arguments(BaseModel):
+    """What `args` of a Serve config file may hold."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    config: str
+    """Path of the YAML file, on every node."""
+    overrides: list[str] = []
+    """`section.field=value`."""
+
+
+def application(arguments: Arguments) -> Any:
+    """The application of a config file; what `import_path` of a Serve config names.
+
+    The host and port of the config do not count there: Serve's own `http_options` do. Without API keys the endpoint answers the
+    machine of its proxy alone, whatever those say.
+
+    Raises:
+        config.ConfigError: the config or a file of keys is wrong.
+        storage.ArtifactError: the arm retrieves, and there is no index.
+        models.ModelError: a model cannot be had.
+    """
+    return bound(config.load(arguments.config, arguments.overrides))
+
+
+def bound(settings: config.Config, generator_kind: type | None = None) -> Any:
+    """The application of a config, everything that can be known of its failing checked.
+
+    Args:
+        settings: the whole tree.
+        generator_kind: a class with the face of `GeneratorReplica`, in its place: for benchmarks.
+    """
+    from ray import serve
+
+    from ragtune_ray.cluster.ingress import Ingress
+    from ragtune_ray.cluster.replicas import GeneratorReplica, RetrieverReplica
+
+    has_index = _check(settings)
+    limits = settings.serve
+
+    def deployment(kind: type, name: str, replicas: config.Replicas) -> Any:
+        return serve.deployment(kind, **_options(name, replicas, limits))
+
+    retriever = deployment(RetrieverReplica, "Retriever", limits.retriever).bind(settings) if has_index else None
+    generator = deployment(generator_kind or GeneratorReplica, "Generator", limits.generator).bind(settings)
+    return deployment(Ingress, "Ingress", limits.ingress).bind(settings, retriever, generator)
+
+
+def _check(settings: config.Config) -> bool:
+    """Whether there is an index; what would fail in every copy fails here instead."""
+    access.load_keys(settings)
+    models.generator_meant(settings)
+    for arm in settings.serve.adapter_arms:
+        models.tuned_model(settings.workspace, arm)
+    try:
+        versions.current_version(settings.workspace)
+    except storage.ArtifactError:
+        if config.retrieves(settings.answer.arm):
+            raise
+        return False
+    return True
+
+
+def _options(name: str, replicas: config.Replicas, limits: config.Serve) -> dict[str, Any]:
+    actor: dict[str, Any] = {"num_cpus": replicas.num_cpus}
+    if replicas.num_gpus:
+        actor["num_gpus"] = replicas.num_gpus
+    if replicas.memory_bytes:
+        actor["memory"] = replicas.memory_bytes
+    return {
+        "name": name,
+        "max_ongoing_requests": replicas.max_ongoing_requests,
+        "max_queued_requests": replicas.max_queued_requests,
+        "backpressure_config": {"status_code": 429, "retry_after_s": 2},
+        "autoscaling_config": _autoscaling(replicas),
+        "ray_actor_options": actor,
+        "health_check_period_s": 5,
+        "health_check_timeout_s": 30,
+        "graceful_shutdown_timeout_s": limits.grace_seconds,
+        "graceful_shutdown_wait_loop_s": 0.5,
+        "max_constructor_retry_count": 2,
+        "max_surge_percent": 100,
+    }
+
+
+def _autoscaling(replicas: config.Replicas) -> Any:
+    from ray.serve.config import AutoscalingConfig
+
+    look_back = min(30.0, max(2.0, replicas.upscale_delay_seconds, replicas.downscale_delay_seconds / 4))
+    with warnings.catch_warnings():
+        # The interval is to become an environment variable of each process; until then it belongs here.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return AutoscalingConfig(
+            min_replicas=replicas.min_replicas,
+            max_replicas=replicas.max_replicas,
+            target_ongoing_requests=replicas.target_ongoing_requests,
+            upscale_delay_s=replicas.upscale_delay_seconds,
+            downscale_delay_s=replicas.downscale_delay_seconds,
+            metrics_interval_s=min(10.0, look_back / 4),
+            look_back_period_s=look_back,
+        )
+
+
+@contextlib.contextmanager
+def running(settings: config.Config, generator_kind: type | None = None) -> Iterator[str]:
+    """The endpoint, for the length of the block; gives its address. At the end what is under way may finish.
+
+    Raises:
+        config.ConfigError: the host needs keys, the port is taken, or there are too few cores.
+        RuntimeError: a deployment does not start; the message says which and why.
+    """
+    keys = access.load_keys(settings)
+    gatekeeping.check_exposure(settings, keys)
+    app = bound(settings, generator_kind)
+    host = settings.serve.host
+    port = settings.serve.port or _free_port(host)
+    _check_port(host, port)
+    with session.ray_session(settings.cluster):
+        from ray import serve
+
+        _refuse_other_serve()
+        _check_room(settings)
+        serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port})
+        try:
+            serve.run(app, name=APPLICATION, route_prefix="/", logging_config={"enable_access_log": False})
+            _wait_for_proxy(host, port)
+            yield f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        finally:
+            _drain(settings.serve.grace_seconds)
+            serve.shutdown()
+
+
+def serve(settings: config.Config, stopped: threading.Event | None = None) -> None:
+    """Serve until SIGTERM or Ctrl-C, then let what is under way finish.
+
+    Raises:
+        config.ConfigError: the host needs keys, or the port is taken.
+        RuntimeError: a deployment does not start.
+    """
+    stop = stopped or threading.Event()
+    before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        progress.say("serve: loading")
+        with running(settings) as address:
+            progress.say(f"serve: {address}/ is the page, {address}/v1 the API; Ctrl-C stops it")
+            _wait(stop)
+            progress.say("serve: stopping; what is under way may finish")
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _wait(stop: threading.Event) -> None:
+    while not stop.wait(1.0):  # not for ever at once: a signal is seen between two waits
+        pass
+
+
+def _check_room(settings: config.Config) -> None:
+    """What would otherwise wait for ever for cores that a single machine does not have."""
+    import ray
+
+    limits = settings.serve
+    wanted = sum(
+        copies.min_replicas * copies.num_cpus for copies in (limits.ingress, limits.retriever, limits.generator)
+    )
+    there = ray.cluster_resources().get("CPU", 0.0)
+    if wanted > there and len(ray.nodes()) == 1:
+        raise config.ConfigError(
+            f"serve: the fewest copies reserve {wanted:g} cores and Ray has {there:g}; lower serve.generator.num_cpus or "
+            "serve.retriever.num_cpus"
+        )
+
+
+def _refuse_other_serve() -> None:
+    import ray
+
+    try:
+        ray.get_actor("SERVE_CONTROLLER_ACTOR", namespace="serve")
+    except ValueError:
+        return
+    raise RuntimeError(
+        "Serve runs on this cluster already, with a host and port of its own; add this endpoint to it with: serve deploy "
+        "deploy/serve.yaml"
+    )
+
+
+def _drain(grace_seconds: float) -> None:
+    from ray import serve
+    from ray.exceptions import RayError
+    from ray.serve.exceptions import RayServeException
+
+    deadline = time.monotonic() + grace_seconds
+    try:
+        handle = serve.get_app_handle(APPLICATION)
+        while sum(handle.broadcast("drain").results(timeout_s=5)) and time.monotonic() < deadline:
+            time.sleep(0.2)
+    except (RayError, RayServeException, TimeoutError, RuntimeError) as error:
+        logger.warning("what was under way could not be waited for: %s", error)
+
+
+def _wait_for_proxy(host: str, port: int) -> None:
+    """Serve calls an application ready before its proxy listens, which takes long on a busy machine."""
+    deadline = time.monotonic() + PROXY_SECONDS
+    while True:
+        try:
+            socket.create_connection((host, port), timeout=1).close()
+            return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise RuntimeError(
+                    f"nothing listens at {host} port {port} {PROXY_SECONDS:.0f} seconds after Serve called the endpoint ready; "
+                    "see the logs of Ray Serve's proxy"
+                ) from error
+            time.sleep(0.1)
+
+
+def _free_port(host: str) -> int:
+    with _listening(host, 0) as probe:
+        return int(probe.getsockname()[1])
+
+
+def _check_port(host: str, port: int) -> None:
+    try:
+        _listening(host, port).close()
+    except OSError as error:
+        raise config.ConfigError(
+            f"serve.port {port}: {host} cannot be listened to there ({error.strerror}); stop what does, or name another port"
+        ) from error
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    probe = socket.socket(family, socket.SOCK_STREAM)
+    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        probe.bind((host, port))
+    except OSError:
+        probe.close()
+        raise
+    return probe

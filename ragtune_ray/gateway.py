@@ -1,0 +1,569 @@
+"""The routes of the endpoint, as a FastAPI application over a backend.
+
+In: checked requests. Out: OpenAI's answers, plain or streamed, with the passages they rest on. This module knows nothing of
+models or Ray; its backend may be a test's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from typing import Any, TypeVar
+
+from fastapi import FastAPI, Request
+from pydantic import BaseModel
+from starlette.responses import JSONResponse, Response, StreamingResponse
+
+import ragtune_ray
+from ragtune_ray import api, config, schema, selection
+from ragtune_ray.access import ANYONE, Key, Keys, Right
+from ragtune_ray.api import ApiError
+from ragtune_ray.backend import Backend, Change, Failed, Finished, Found, Job, Shown
+from ragtune_ray.gatekeeping import INTERNAL_ERROR, Gatekeeper, Route, where
+from ragtune_ray.sanitizing import AnswerText
+from ragtune_ray.telemetry import Telemetry
+
+__all__ = ["PAGE_FILES", "Gateway", "build_app", "served_arms"]
+
+PAGE_FILES = {
+    "/": ("index.html", "text/html; charset=utf-8"),
+    "/page/style.css": ("style.css", "text/css; charset=utf-8"),
+    "/page/script.js": ("script.js", "text/javascript; charset=utf-8"),
+}
+READY_SECONDS = 5.0
+DOCUMENTS_SECONDS = 600.0
+
+logger = logging.getLogger(__name__)
+
+
+def served_arms(settings: config.Config) -> tuple[config.Arm, ...]:
+    """The arms a request may choose as its model, the default first: those that the generator at hand is meant for.
+
+    >>> served_arms(config.Config())
+    ('rag', 'base')
+    """
+    arm = settings.answer.arm
+    if config.is_tuned(arm):
+        return (arm,)
+    plain: tuple[config.Arm, ...] = ("rag", "base") if arm == "rag" else ("base", "rag")
+    return (*plain, *settings.serve.adapter_arms)
+
+
+Act = Callable[[bytes, Key], Awaitable[Response]]
+Event = TypeVar("Event")
+
+
+@dataclass(slots=True)
+class _Load:
+    """How many requests wait for or use something, and how fast they pass."""
+
+    capacity: int
+    current: int = 0
+    seconds_each: float = 1.0
+    """Between the ends of requests while there are some, smoothed."""
+    last_end: float = 0.0
+
+    @contextlib.contextmanager
+    def entered(self) -> Iterator[None]:
+        """Count a request in for the length of the block.
+
+        Raises:
+            ApiError: 429: there are too many.
+        """
+        if self.current >= self.capacity:
+            raise ApiError(
+                429,
+                "more requests are under way than can be served; try again later",
+                code="overloaded",
+                retry_after_seconds=min(60.0, max(1.0, self.current * self.seconds_each)),
+            )
+        self.current += 1
+        try:
+            yield
+        finally:
+            self._leave()
+
+    def _leave(self) -> None:
+        now = time.monotonic()
+        if self.last_end and self.current > 1:
+            self.seconds_each += 0.1 * (min(now - self.last_end, 10.0) - self.seconds_each)
+        self.last_end = now
+        self.current -= 1
+
+
+def _capacity(replicas: config.Replicas) -> int:
+    return replicas.max_replicas * replicas.max_ongoing_requests + replicas.max_queued_requests
+
+
+@dataclass(slots=True)
+class Gateway:
+    """What the routes do."""
+
+    settings: config.Config
+    backend: Backend
+    telemetry: Telemetry
+    _generating: _Load = field(init=False)
+    _retrieving: _Load = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._generating = _Load(_capacity(self.settings.serve.generator))
+        self._retrieving = _Load(_capacity(self.settings.serve.retriever))
+
+    async def chat(self, body: bytes, key: Key) -> Response:
+        """POST /v1/chat/completions."""
+        asked = self._asked(api.parse(api.ChatRequest, body), key)
+        if not asked.request.stream:
+            with self._generating.entered():
+                return await self._whole(asked)
+        events = self._events(asked)
+        first = await anext(events)  # what fails before anything was sent still gets its status
+        return StreamingResponse(
+            _resumed(first, events), media_type="text/event-stream", headers={"x-accel-buffering": "no"}
+        )
+
+    async def retrieve(self, body: bytes, key: Key) -> Response:
+        """POST /v1/retrieve."""
+        started = time.monotonic()
+        request = api.parse(api.RetrieveRequest, body)
+        query = api.checked_text(request.query, "query", self.settings.serve.max_question_characters)
+        chosen = self.visible(key, request.filter)
+        with self._retrieving.entered():
+            found = await self._retrieved(
+                query, self._top_k(request.top_k), chosen, started + self._seconds(request.timeout_seconds)
+            )
+        return JSONResponse(
+            {
+                "object": "list",
+                "data": _sources(found.passages, found.scores),
+                "index_version": found.index_version,
+                "timings": {"retrieval_seconds": round(time.monotonic() - started, 4)},
+            }
+        )
+
+    async def embed(self, body: bytes, _: Key) -> Response:
+        """POST /v1/embeddings."""
+        request = api.parse(api.EmbeddingsRequest, body)
+        limits = self.settings.serve
+        texts = [api.checked_text(text, "input", limits.max_question_characters) for text in request.texts()]
+        api.limited(len(texts), limits.max_texts, "input")
+        if not all(text.strip() for text in texts):
+            raise ApiError(400, "input: a text is empty", code="invalid_value", param="input")
+        with self._retrieving.entered():
+            found = await self.backend.embed(texts, request.input_type, limits.timeout_seconds)
+        if request.model and request.model != found.model:
+            raise ApiError(404, "the model is not served; see /v1/models", code="model_not_found", param="model")
+        if request.dimensions not in (None, found.vectors.shape[1]):
+            raise ApiError(
+                400,
+                f"dimensions: this encoder makes {found.vectors.shape[1]}",
+                code="invalid_value",
+                param="dimensions",
+            )
+        return JSONResponse(api.embeddings_body(found.vectors, found.model, request.encoding_format, found.num_tokens))
+
+    async def upsert(self, body: bytes, _: Key) -> Response:
+        """POST /v1/documents."""
+        request = api.parse(api.DocumentsRequest, body)
+        field_name = self.settings.index.tenant_field
+        rows = []
+        for document in request.documents:
+            api.checked_text(document.document_id, "documents.document_id", 512)
+            owner = document.metadata.get(field_name) if field_name else "-"
+            if not isinstance(owner, str) or not owner:
+                raise ApiError(
+                    400,
+                    f"documents.metadata.{field_name}: must say whose the document is",
+                    code="tenant_missing",
+                    param="documents",
+                )
+            rows.append(document.model_dump())
+        return JSONResponse(dict(await self.backend.change_documents(Change(upserted=tuple(rows)), DOCUMENTS_SECONDS)))
+
+    async def delete(self, body: bytes, _: Key) -> Response:
+        """DELETE /v1/documents."""
+        request = api.parse(api.DeletedDocuments, body)
+        ids = tuple(api.checked_text(name, "document_ids", 512) for name in request.document_ids)
+        return JSONResponse(dict(await self.backend.change_documents(Change(deleted=ids), DOCUMENTS_SECONDS)))
+
+    async def models(self) -> Response:
+        """GET /v1/models: the arms."""
+        data = [
+            {"id": arm, "object": "model", "created": 0, "owned_by": "ragtune-ray"}
+            for arm in served_arms(self.settings)
+        ]
+        return JSONResponse({"object": "list", "data": data})
+
+    async def ready(self, *, draining: bool) -> Response:
+        """GET /readyz: 200 where a question would be answered."""
+        try:
+            async with asyncio.timeout(READY_SECONDS):
+                status = await self.backend.status()
+        except TimeoutError:
+            return JSONResponse({"ready": False, "problems": ["the copies do not answer"]}, 503)
+        problems = [*status.problems, *(["this endpoint is being stopped"] if draining else [])]
+        facts = {
+            "ready": not problems,
+            "problems": problems,
+            "retrievers": [dict(copy) for copy in status.retrievers],
+            "generators": [dict(copy) for copy in status.generators],
+        }
+        return JSONResponse(facts, 503 if problems else 200)
+
+    async def metrics(self) -> Response:
+        """GET /metrics."""
+        try:
+            async with asyncio.timeout(READY_SECONDS):
+                status = await self.backend.status()
+                others = await self.backend.counted_elsewhere()
+            text = self.telemetry.text(status.retrievers, status.generators, others)
+        except TimeoutError:
+            text = self.telemetry.text((), ())
+        return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    def visible(self, key: Key, wanted: dict[str, Any] | None) -> selection.Filter:
+        """What a request may see: the config's filter, the key's tenant and the request's own filter all narrow it.
+
+        Raises:
+            ApiError: 400, the request's filter is malformed; 403, documents have tenants and the key has none.
+        """
+        parts = [selection.parse_filter(self.settings.retrieval.filter)]
+        field_name = self.settings.index.tenant_field
+        if field_name:
+            tenant = self.settings.retrieval.tenant if key is ANYONE else key.tenant
+            if not tenant:
+                raise ApiError(403, "documents here belong to tenants, and this key has none", code="no_tenant")
+            parts.append(selection.tenant_filter(field_name, tenant))
+        try:
+            parts.append(selection.parse_filter(wanted or {}))
+        except (ValueError, RecursionError, TypeError) as error:
+            raise ApiError(400, str(error)[:300], code="invalid_filter", param="filter") from None
+        return selection.combine(*parts)
+
+    def _asked(self, request: api.ChatRequest, key: Key) -> _Asked:
+        started = time.monotonic()
+        arms = served_arms(self.settings)
+        if request.model and request.model not in arms:
+            raise ApiError(
+                404, f"the model is not served; there are: {', '.join(arms)}", code="model_not_found", param="model"
+            )
+        return _Asked(
+            request=request,
+            request_id=api.new_id(),
+            arm=next(arm for arm in arms if request.model in ("", arm)),
+            said=api.conversation(request, self.settings.serve),
+            chosen=self.visible(key, request.filter),
+            top_k=self._top_k(request.top_k),
+            max_new_tokens=api.max_new_tokens_of(request, self.settings),
+            stop=api.stops_of(request),
+            started=started,
+            deadline=started + self._seconds(request.timeout_seconds),
+        )
+
+    def _top_k(self, wanted: int | None) -> int:
+        default = min(self.settings.retrieval.top_k, self.settings.serve.max_top_k)
+        return default if wanted is None else api.limited(wanted, self.settings.serve.max_top_k, "top_k")
+
+    def _seconds(self, wanted: float | None) -> float:
+        longest = self.settings.serve.timeout_seconds
+        return longest if wanted is None else min(wanted, longest)
+
+    async def _retrieved(self, text: str, top_k: int, chosen: selection.Filter, deadline: float) -> Found:
+        started = time.monotonic()
+        seconds = deadline - started
+        if not text.strip():
+            raise ApiError(400, "query: is empty", code="invalid_value", param="query")
+        try:
+            async with asyncio.timeout(seconds):
+                found = await self.backend.retrieve(text, top_k, chosen, seconds)
+        except TimeoutError:
+            raise _too_late() from None
+        self.telemetry.retrieval_seconds.observe(time.monotonic() - started)
+        return found
+
+    async def _job(self, asked: _Asked) -> Job:
+        found = Found("", (), (), 0.0)
+        if config.retrieves(asked.arm):
+            found = await self._retrieved(asked.said.search, asked.top_k, asked.chosen, asked.deadline)
+            asked.retrieval_seconds = time.monotonic() - asked.started
+        given, request = self.settings.generator, asked.request
+        return Job(
+            question=asked.said.question,
+            arm=asked.arm,
+            passages=found.passages,
+            scores=found.scores,
+            index_version=found.index_version,
+            history=asked.said.history,
+            instruction=asked.said.instruction,
+            max_new_tokens=asked.max_new_tokens,
+            temperature=given.temperature if request.temperature is None else request.temperature,
+            stop=(*given.stop, *asked.stop),
+            seed=self.settings.seed if request.seed is None else request.seed,
+        )
+
+    async def _whole(self, asked: _Asked) -> Response:
+        try:
+            async with asyncio.timeout_at(_loop_time(asked.deadline)):
+                job = await self._job(asked)
+                result = await self.backend.complete(job, asked.deadline - time.monotonic())
+        except TimeoutError:
+            raise _too_late() from None
+        if isinstance(result, Failed):
+            raise _error_of(result)
+        shown, finished = result
+        text = AnswerText(shown.passages, self.settings.serve.link_hosts)
+        text.add(finished.raw)
+        facts = self._facts(asked, job, shown, finished)
+        return JSONResponse(
+            api.completion_body(asked.request_id, asked.arm, finished.answer, text.whole(), facts, finished.finish)
+        )
+
+    async def _events(self, asked: _Asked) -> AsyncGenerator[bytes, None]:
+        """The events of a stream; errors before the first are raised, later ones are events."""
+        has_begun = False
+        with self._generating.entered():
+            try:
+                job = await self._job(asked)
+                async with contextlib.aclosing(self._stream(asked, job)) as stream:
+                    async for event in _timed(stream, asked.deadline):
+                        has_begun = True
+                        yield api.event(event)
+                yield api.DONE
+            except Exception as error:  # noqa: BLE001  # the border: whatever it is, a stream never ends in silence
+                if not has_begun:
+                    raise _too_late() if isinstance(error, TimeoutError) else error from None
+                failure = _failure_of(error)
+                self.telemetry.refused.labels(failure.code).inc()
+                yield api.event(failure.body())  # never a silent end
+
+    async def _stream(self, asked: _Asked, job: Job) -> AsyncGenerator[dict[str, Any], None]:
+        text = AnswerText((), ())
+        shown: Shown | None = None
+        events = self.backend.stream(job, asked.deadline - time.monotonic())
+        async with contextlib.aclosing(events):
+            async for event in events:
+                match event:
+                    case Failed():
+                        raise _error_of(event)
+                    case Shown():
+                        shown = event
+                        text = AnswerText(shown.passages, self.settings.serve.link_hosts)
+                        facts = {"sources": _sources(shown.passages, shown.scores), "index_version": job.index_version}
+                        delta = {"role": "assistant", "content": ""}
+                        yield api.chunk(asked.request_id, asked.arm, delta, facts)
+                    case str():
+                        piece = text.add(event)
+                        if piece:
+                            yield api.chunk(asked.request_id, asked.arm, {"content": piece})
+                    case Finished():
+                        assert shown is not None
+                        for last in self._last_chunks(asked, job, shown, event, text):
+                            yield last
+                        return
+        raise ApiError(502, "the answer broke off", code="incomplete_answer")
+
+    def _last_chunks(
+        self, asked: _Asked, job: Job, shown: Shown, finished: Finished, text: AnswerText
+    ) -> Iterator[dict[str, Any]]:
+        rest = text.end()
+        if rest:
+            yield api.chunk(asked.request_id, asked.arm, {"content": rest})
+        facts = self._facts(asked, job, shown, finished)
+        sources = facts.pop("sources")
+        marks = api.url_citations(text.shown, finished.answer.citations, sources)
+        facts["citations"] = api.citations_body(finished.answer)
+        yield api.chunk(asked.request_id, asked.arm, {"annotations": marks}, facts, finished.finish)
+        options = asked.request.stream_options
+        if options is not None and options.include_usage:
+            usage = api.usage_body(finished.answer)
+            yield api.chunk(asked.request_id, asked.arm, {}, {"choices": [], "usage": usage})
+
+    def _facts(self, asked: _Asked, job: Job, shown: Shown, finished: Finished) -> dict[str, Any]:
+        meters, answer = self.telemetry, finished.answer
+        meters.generation_seconds.observe(finished.seconds)
+        total = time.monotonic() - asked.started
+        meters.first_token_seconds.observe(max(0.0, total - finished.seconds + finished.first_token_seconds))
+        meters.prompt_tokens.inc(answer.prompt_tokens)
+        meters.completion_tokens.inc(answer.completion_tokens)
+        timings = {
+            "retrieval_seconds": asked.retrieval_seconds,
+            "first_token_seconds": finished.first_token_seconds,
+            "generation_seconds": finished.seconds,
+            "total_seconds": total,
+        }
+        return {
+            "sources": _sources(shown.passages, shown.scores),
+            "index_version": job.index_version,
+            "arm": asked.arm,
+            "abstained": answer.abstained,
+            "generator": answer.model,
+            "timings": {name: round(seconds, 4) for name, seconds in timings.items()},
+        }
+
+
+@dataclass(slots=True)
+class _Asked:
+    """A chat request whose every part was found acceptable."""
+
+    request: api.ChatRequest
+    request_id: str
+    arm: config.Arm
+    said: api.Conversation
+    chosen: selection.Filter
+    top_k: int
+    max_new_tokens: int
+    stop: tuple[str, ...]
+    started: float
+    deadline: float
+    retrieval_seconds: float = 0.0
+
+
+def _sources(passages: Sequence[schema.Passage], scores: Sequence[float]) -> list[dict[str, Any]]:
+    return [
+        api.source(number, passage, score)
+        for number, (passage, score) in enumerate(zip(passages, scores, strict=True), start=1)
+    ]
+
+
+async def _timed(events: AsyncGenerator[Event, None], deadline: float) -> AsyncIterator[Event]:
+    # Not one `asyncio.timeout` around the loop: what consumes a stream may do so from more than one task.
+    while True:
+        try:
+            yield await asyncio.wait_for(anext(events), max(0.0, deadline - time.monotonic()))
+        except StopAsyncIteration:
+            return
+
+
+async def _resumed(first: bytes, events: AsyncGenerator[bytes, None]) -> AsyncIterator[bytes]:
+    async with contextlib.aclosing(events):
+        yield first
+        async for event in events:
+            yield event
+
+
+def _loop_time(monotonic: float) -> float:
+    return asyncio.get_running_loop().time() + monotonic - time.monotonic()
+
+
+def _too_late() -> ApiError:
+    return ApiError(504, "the answer was not ready in time", code="deadline_exceeded")
+
+
+def _failure_of(error: Exception) -> ApiError:
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, TimeoutError):
+        return _too_late()
+    logger.error("a stream failed: %s", where(error))
+    return INTERNAL_ERROR
+
+
+def _error_of(failed: Failed) -> ApiError:
+    return ApiError(failed.status, failed.message, code=failed.code, retry_after_seconds=failed.retry_after_seconds)
+
+
+def build_app(settings: config.Config, backend: Backend, keys: Keys) -> tuple[Gatekeeper, Gateway]:
+    """The ASGI application of the endpoint.
+
+    Args:
+        settings: the whole tree.
+        backend: retrieves and generates.
+        keys: who may ask.
+
+    Returns:
+        The application, whose attribute `draining` may be set; and what its routes do.
+    """
+    telemetry = Telemetry()
+    gateway = Gateway(settings, backend, telemetry)
+    limits = settings.serve
+    app = FastAPI(title="ragtune-ray", version=ragtune_ray.__version__, docs_url=None, redoc_url=None)
+    keeper = Gatekeeper(app, {}, keys, telemetry)
+
+    async def refuse(_: Request, error: Exception) -> Response:
+        assert isinstance(error, ApiError)
+        telemetry.refused.labels(error.code).inc()
+        return JSONResponse(error.body(), error.status, error.headers())
+
+    async def fail(_: Request, __: Exception) -> Response:  # the exception goes on to the gatekeeper, which logs it
+        return JSONResponse(INTERNAL_ERROR.body(), INTERNAL_ERROR.status)
+
+    app.add_exception_handler(ApiError, refuse)
+    app.add_exception_handler(Exception, fail)
+    routes: dict[tuple[str, str], Route] = {("GET", "/openapi.json"): Route("public")}
+
+    def post(path: str, kind: type[BaseModel], act: Act, *, method: str = "POST", admin: bool = False) -> None:
+        size = limits.max_document_bytes if admin else limits.max_body_bytes
+        routes[method, path] = Route("admin" if admin else "key", size)
+
+        async def handle(request: Request) -> Response:
+            return await act(request.state.body, request.state.key)
+
+        app.add_api_route(
+            path, handle, methods=[method], summary=act.__doc__, name=kind.__name__, openapi_extra=_taking(kind)
+        )
+
+    def get(path: str, right: Right, act: Callable[[], Awaitable[Response]]) -> None:
+        routes["GET", path] = Route(right)
+
+        async def handle() -> Response:
+            return await act()
+
+        app.add_api_route(path, handle, methods=["GET"], name=path)
+
+    post("/v1/chat/completions", api.ChatRequest, gateway.chat)
+    post("/v1/retrieve", api.RetrieveRequest, gateway.retrieve)
+    post("/v1/embeddings", api.EmbeddingsRequest, gateway.embed)
+    post("/v1/documents", api.DocumentsRequest, gateway.upsert, admin=True)
+    post("/v1/documents", api.DeletedDocuments, gateway.delete, method="DELETE", admin=True)
+    get("/v1/models", "key", gateway.models)
+    get("/healthz", "public", _alive)
+    get("/readyz", "public", lambda: gateway.ready(draining=keeper.draining))
+    get("/version", "public", _version)
+    get("/metrics", "admin", gateway.metrics)
+    for path, (name, media_type) in PAGE_FILES.items():
+        get(path, "public", _file(name, media_type))
+    keeper.routes = routes
+    _describe_bodies(app)
+    return keeper, gateway
+
+
+def _taking(kind: type[BaseModel]) -> dict[str, Any]:
+    reference = {"$ref": f"#/components/schemas/{kind.__name__}"}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": reference}}}}
+
+
+def _describe_bodies(app: FastAPI) -> None:
+    """Bodies are parsed by hand, after the key was checked; the schema must still say what they are."""
+    made = app.openapi()
+    parts = made.setdefault("components", {}).setdefault("schemas", {})
+    for kind in (
+        api.ChatRequest,
+        api.RetrieveRequest,
+        api.EmbeddingsRequest,
+        api.DocumentsRequest,
+        api.DeletedDocuments,
+    ):
+        described = kind.model_json_schema(ref_template="#/components/schemas/{model}")
+        parts.update(described.pop("$defs", {}))
+        parts[kind.__name__] = described
+
+
+def _file(name: str, media_type: str) -> Callable[[], Awaitable[Response]]:
+    content = resources.files("ragtune_ray").joinpath("page", name).read_bytes()
+
+    async def give() -> Response:
+        return Response(content, media_type=media_type, headers={"cache-control": "no-cache"})
+
+    return give
+
+
+async def _alive() -> Response:
+    return JSONResponse({"alive": True})
+
+
+async def _version() -> Response:
+    return JSONResponse({"version": ragtune_ray.__version__})

@@ -1,0 +1,189 @@
+"use strict";
+
+// Answers and sources reach the page only as text (textContent, Text nodes): whatever a document holds, it is never markup.
+
+const byId = (id) => document.getElementById(id);
+let asking = null; // the AbortController of the question under way
+
+function element(name, text, className) {
+  const made = document.createElement(name);
+  if (text !== undefined) made.textContent = text;
+  if (className) made.className = className;
+  return made;
+}
+
+function headers() {
+  const key = byId("key").value.trim();
+  return { "Content-Type": "application/json", ...(key ? { Authorization: `Bearer ${key}` } : {}) };
+}
+
+function showError(message) {
+  byId("error").textContent = message;
+  byId("error").hidden = !message;
+}
+
+async function errorOf(reply) {
+  let message = `The endpoint answered ${reply.status}.`;
+  try {
+    message = (await reply.json()).error.message;
+  } catch { /* not an error object: the status must do */ }
+  const wait = reply.headers.get("Retry-After");
+  return new Error(wait ? `${message} (try again in ${wait} s)` : message);
+}
+
+async function loadModels() {
+  const reply = await fetch("/v1/models", { headers: headers() });
+  if (reply.status === 401) {
+    byId("state").textContent = "Give an API key to begin";
+    return;
+  }
+  if (!reply.ok) throw await errorOf(reply);
+  const models = (await reply.json()).data.map((model) => model.id);
+  const chosen = byId("model").value;
+  byId("model").replaceChildren(...models.map((id) => {
+    const option = element("option", id);
+    option.value = id;
+    option.selected = id === chosen;
+    return option;
+  }));
+  byId("state").textContent = "Ready";
+}
+
+// Offsets of the API count Unicode characters; a JavaScript string counts UTF-16 units.
+function pieces(source, citations) {
+  const characters = Array.from(source.text);
+  const spans = citations
+    .filter((cited) => cited.id === source.id)
+    .map((cited) => [Math.max(0, cited.start - source.start), Math.min(characters.length, cited.end - source.start)])
+    .filter(([start, end]) => start < end)
+    .sort((a, b) => a[0] - b[0]);
+  const found = [];
+  let at = 0;
+  for (const [start, end] of spans) {
+    if (end <= at) continue;
+    const from = Math.max(start, at);
+    found.push([characters.slice(at, from).join(""), false], [characters.slice(from, end).join(""), true]);
+    at = end;
+  }
+  found.push([characters.slice(at).join(""), false]);
+  return found.filter(([text]) => text);
+}
+
+function sourceItem(source, citations) {
+  const cited = citations.some((each) => each.id === source.id);
+  const item = element("li");
+  const details = element("details");
+  details.open = cited;
+  const summary = element("summary", source.title || source.document_id);
+  if (cited) summary.append(element("span", "cited", "badge"));
+  const text = element("p");
+  for (const [piece, isCited] of pieces(source, citations)) text.append(isCited ? element("mark", piece) : piece);
+  const place = `${source.document_id}, characters ${source.start} to ${source.end}, score ${source.score.toFixed(3)}`;
+  details.append(summary, text, element("p", place, "quiet"));
+  item.append(details);
+  return item;
+}
+
+function showSources(sources, citations) {
+  byId("sources").replaceChildren(...sources.map((source) => sourceItem(source, citations)));
+  byId("no-sources").hidden = sources.length > 0;
+}
+
+function pair(name, value) {
+  const made = element("div");
+  made.append(element("dt", name), element("dd", value));
+  return made;
+}
+
+function showFacts(chunk) {
+  const seconds = (value) => `${value.toFixed(2)} s`;
+  const facts = [
+    ["Arm", chunk.arm],
+    ["Index version", chunk.index_version || "none"],
+    ["Retrieval", seconds(chunk.timings.retrieval_seconds)],
+    ["First token", seconds(chunk.timings.first_token_seconds)],
+    ["Generation", seconds(chunk.timings.generation_seconds)],
+    ["Model", chunk.generator],
+  ];
+  byId("facts").replaceChildren(...facts.map(([name, value]) => pair(name, value)));
+}
+
+async function* events(body) {
+  const reader = body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  for (;;) {
+    const { done, value } = await reader.read();
+    if (done) return;
+    const parts = (rest + value).split("\n\n");
+    rest = parts.pop();
+    for (const part of parts) if (part.startsWith("data: ")) yield part.slice(6);
+  }
+}
+
+async function ask(question, signal) {
+  const body = { messages: [{ role: "user", content: question }], model: byId("model").value, stream: true };
+  const reply = await fetch("/v1/chat/completions", {
+    method: "POST", headers: headers(), body: JSON.stringify(body), signal,
+  });
+  if (!reply.ok) throw await errorOf(reply);
+  let sources = [];
+  let ended = false;
+  for await (const data of events(reply.body)) {
+    if (data === "[DONE]") { ended = true; break; }
+    const chunk = JSON.parse(data);
+    if (chunk.error) throw new Error(chunk.error.message);
+    if (chunk.sources) {
+      sources = chunk.sources;
+      showSources(sources, []);
+      byId("result").hidden = false;
+    }
+    const content = chunk.choices[0]?.delta.content;
+    if (content) byId("answer").append(content);
+    if (chunk.timings) {
+      showFacts(chunk);
+      showSources(sources, chunk.citations);
+    }
+  }
+  if (!ended) throw new Error("The answer broke off.");
+}
+
+async function submit(event) {
+  event.preventDefault();
+  const question = byId("question").value.trim();
+  if (!question || asking) return;
+  asking = new AbortController();
+  showError("");
+  byId("answer").replaceChildren();
+  byId("facts").replaceChildren();
+  byId("sources").replaceChildren();
+  byId("send").disabled = true;
+  byId("stop").hidden = false;
+  byId("answer").setAttribute("aria-busy", "true");
+  byId("state").textContent = "Answering";
+  try {
+    await ask(question, asking.signal);
+    byId("state").textContent = "Done";
+  } catch (error) {
+    byId("state").textContent = error.name === "AbortError" ? "Stopped" : "Failed";
+    if (error.name !== "AbortError") showError(error.message);
+  } finally {
+    asking = null;
+    byId("send").disabled = false;
+    byId("stop").hidden = true;
+    byId("answer").setAttribute("aria-busy", "false");
+  }
+}
+
+byId("ask").addEventListener("submit", submit);
+byId("stop").addEventListener("click", () => asking?.abort());
+byId("question").addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+    event.preventDefault();
+    byId("ask").requestSubmit();
+  }
+});
+byId("key").addEventListener("change", () => loadModels().catch((error) => showError(error.message)));
+loadModels().catch((error) => {
+  byId("state").textContent = "Not connected";
+  showError(error.message);
+});

@@ -1,0 +1,205 @@
+"""The endpoint's page in a real browser, over a gateway without models: what a person sees, hears and can do."""
+
+import asyncio
+import dataclasses
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from ragtune_ray import schema
+from ragtune_ray.access import Keys
+from ragtune_ray.backend import Failed
+from tests.gateways import SECRETS, FakeBackend, Served, keys
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs Debian's packages chromium and chromium-driver"),
+]
+
+HOSTILE = "<img src=x onerror=\"document.title='taken'\"><script>document.title='taken'</script>"
+
+# Text whose contrast with what lies behind it is too low (WCAG 2.2, 1.4.3).
+TOO_FAINT = """
+const channel = c => { c /= 255; return c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4; };
+const luminance = c => 0.2126 * channel(c[0]) + 0.7152 * channel(c[1]) + 0.0722 * channel(c[2]);
+const parse = text => text.match(/[\\d.]+/g).map(Number);
+const behind = node => {
+  for (; node; node = node.parentElement) {
+    const color = parse(getComputedStyle(node).backgroundColor);
+    if (color.length < 4 || color[3] > 0) return color;
+  }
+};
+const found = [];
+for (const node of document.body.querySelectorAll('*')) {
+  const own = [...node.childNodes].some(each => each.nodeType === 3 && each.data.trim());
+  if (!own || !node.checkVisibility()) continue;
+  const [a, b] = [parse(getComputedStyle(node).color), behind(node)].map(luminance);
+  const contrast = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+  if (contrast < 4.5) found.push([contrast, node.outerHTML.slice(0, 120)]);
+}
+return found;
+"""
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., str]]:
+    started: list[Served] = []
+
+    def start(backend: FakeBackend, allowed: Keys | None = None) -> str:
+        started.append(Served(backend, allowed or Keys([])))
+        return started[-1].address
+
+    yield start
+    for served in started:
+        served.stop()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = str(CHROMIUM)
+    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=DRIVER))
+    yield driver
+    driver.quit()
+
+
+def text_of(browser: Any, name: str) -> str:
+    return str(browser.find_element("id", name).text)
+
+
+def wait(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.02)
+
+
+def ask(browser: Any, address: str, text: str = "What is the code of vessel0?") -> None:
+    """By keyboard alone."""
+    from selenium.webdriver.common.keys import Keys as Typed
+
+    browser.get(address)
+    wait(lambda: text_of(browser, "state") != "Connecting", "the page connects")
+    browser.find_element("id", "question").send_keys(text, Typed.ENTER)
+
+
+def test_an_answer_streams_and_its_sources_show_the_cited_span(browser: Any, serve: Callable[..., str]) -> None:
+    passage = schema.Passage("d0#0", "d0", "😀 Before. The code is secret0. After.", "Vessel 0", "{}", 100, 137)
+    cited = schema.Citation("d0#0", "d0", 110, 130)
+
+    class Citing(FakeBackend):
+        async def retrieve(self, text, top_k, chosen, seconds):
+            found = await super().retrieve(text, top_k, chosen, seconds)
+            return type(found)(found.index_version, (passage,), (0.5,), 0.0)
+
+        def _finished(self, job):
+            finished = super()._finished(job)
+            return dataclasses.replace(finished, answer=dataclasses.replace(finished.answer, citations=(cited,)))
+
+    citing = Citing()
+    citing.raw = "嫦娥 It is secret0 [1]."
+    ask(browser, serve(citing))
+    wait(lambda: text_of(browser, "state") == "Done", "the answer ends")
+    assert text_of(browser, "answer") == "嫦娥 It is secret0."
+    (mark,) = browser.find_elements("css selector", "#sources mark")
+    assert mark.text == "The code is secret0."
+    assert mark.is_displayed(), "a cited source is open"
+    facts = text_of(browser, "facts")
+    for part in ("rag", "000007", "Retrieval", "First token", "Generation"):
+        assert part in facts
+    assert browser.find_element("id", "answer").get_attribute("aria-busy") == "false"
+    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    asked = [each["params"]["request"]["url"] for each in messages if each["method"] == "Network.requestWillBeSent"]
+    assert asked
+    assert all(url.startswith(browser.current_url) for url in asked), "nothing is asked of another origin"
+
+
+def test_what_documents_hold_is_text_and_never_markup(browser: Any, serve: Callable[..., str]) -> None:
+    class Hostile(FakeBackend):
+        async def retrieve(self, text, top_k, chosen, seconds):
+            found = await super().retrieve(text, top_k, chosen, seconds)
+            passage = schema.Passage("d0#0", HOSTILE, HOSTILE, HOSTILE, "{}", 0, len(HOSTILE))
+            return type(found)(found.index_version, (passage,), (0.5,), 0.0)
+
+    backend = Hostile()
+    backend.raw = f"{HOSTILE} 1 < 2 [1]"
+    ask(browser, serve(backend))
+    wait(lambda: text_of(browser, "state") == "Done", "the answer ends")
+    assert browser.title == "ragtune: ask your documents"
+    assert not browser.find_elements("css selector", "#result img, #result script")
+    assert HOSTILE in str(browser.find_element("css selector", "#sources details p").get_property("textContent"))
+    assert "1 < 2" in text_of(browser, "answer")
+
+
+def test_errors_are_told_and_the_next_question_can_be_asked(browser: Any, serve: Callable[..., str]) -> None:
+    backend = FakeBackend()
+    backend.failure = Failed(429, "too much at once", "overloaded", 3.0)
+    ask(browser, serve(backend))
+    wait(lambda: "too much at once" in text_of(browser, "error"), "the error is told")
+    assert "3 s" in text_of(browser, "error")
+    assert browser.find_element("id", "error").get_attribute("role") == "alert"
+    backend.fail_after = 2
+    backend.failure = Failed(502, "it died", "replica_died")
+    browser.find_element("id", "send").click()
+    wait(lambda: "it died" in text_of(browser, "error"), "an error in mid-stream is told")
+    backend.failure = None
+    browser.find_element("id", "send").click()
+    wait(lambda: text_of(browser, "state") == "Done", "the next one is answered")
+    assert text_of(browser, "error") == ""
+
+
+def test_stop_ends_the_stream_here_and_behind_the_gateway(browser: Any, serve: Callable[..., str]) -> None:
+    backend = FakeBackend()
+    backend.gate = asyncio.Event()  # never set: the answer does not come
+    ask(browser, serve(backend))
+    wait(lambda: browser.find_element("id", "result").is_displayed(), "the sources come first")
+    browser.find_element("id", "stop").click()
+    wait(lambda: text_of(browser, "state") == "Stopped", "it stops")
+    wait(lambda: backend.closed == 1, "the work stops too")
+
+
+def test_a_key_is_asked_for_and_used(browser: Any, serve: Callable[..., str]) -> None:
+    from selenium.webdriver.common.keys import Keys as Typed
+
+    address = serve(FakeBackend(), keys())
+    browser.get(address)
+    wait(lambda: text_of(browser, "state") == "Give an API key to begin", "it asks")
+    browser.find_element("id", "key").send_keys(SECRETS["user"], Typed.TAB)
+    wait(lambda: text_of(browser, "state") == "Ready", "the key is right")
+    browser.find_element("id", "question").send_keys("Who?", Typed.ENTER)
+    wait(lambda: text_of(browser, "state") == "Done", "it answers")
+    stored = browser.execute_script("return JSON.stringify([localStorage, sessionStorage, document.cookie])")
+    assert SECRETS["user"] not in stored
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1400])
+def test_it_can_be_read_in_light_and_dark_narrow_and_wide(
+    browser: Any, serve: Callable[..., str], theme: str, width: int
+) -> None:
+    size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    feature = {"name": "prefers-color-scheme", "value": theme}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+    browser.get_log("browser")  # what was said before is not of this page
+    ask(browser, serve(FakeBackend()))
+    wait(lambda: text_of(browser, "state") == "Done", "it answers")
+    assert browser.execute_script(TOO_FAINT) == []
+    assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+    unnamed = browser.execute_script(
+        "return [...document.querySelectorAll('input, textarea, select')].filter(node => !node.labels.length).length"
+    )
+    assert unnamed == 0
+    errors = [entry for entry in browser.get_log("browser") if "favicon" not in entry["message"]]
+    assert errors == []

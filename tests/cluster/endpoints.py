@@ -1,0 +1,37 @@
+"""What the tests of the endpoint share: quick settings, questions, and a look at the copies."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+CHAT = "/v1/chat/completions"
+WAIT_SECONDS = 120  # a busy machine takes most of a minute to start a copy
+QUICK = (
+    "serve.port=0",
+    "serve.poll_seconds=0.1",
+    "serve.grace_seconds=5",
+    "serve.timeout_seconds=300",
+    "serve.retriever.num_cpus=0.1",
+    "serve.generator.num_cpus=0.1",
+)
+
+
+def eventually(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.05)
+
+
+def question(number: int = 7, **fields: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": f"What is the code of vessel{number}?"}], **fields}
+
+
+def replica_processes(deployment: str) -> list[int]:
+    """Process ids of the running copies of a deployment."""
+    import ray
+    from ray.serve.context import _get_global_client
+
+    details = ray.get(_get_global_client()._controller.get_serve_instance_details.remote())
+    replicas = details["applications"]["ragtune"]["deployments"][deployment]["replicas"]
+    return [replica["pid"] for replica in replicas if replica["state"] == "RUNNING"]

@@ -1,0 +1,61 @@
+"""The Serve config files are what Serve and the builder take; nothing is started."""
+
+import importlib
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ragtune_ray import config
+from ragtune_ray.cluster.service import Arguments, bound
+
+ROOT = Path(__file__).parent.parent.parent
+
+pytestmark = pytest.mark.cluster
+
+
+def serve_configs() -> list[dict]:
+    service = yaml.safe_load((ROOT / "deploy" / "rayservice.yaml").read_text())
+    return [
+        yaml.safe_load((ROOT / "deploy" / "serve.yaml").read_text()),
+        yaml.safe_load(service["spec"]["serveConfigV2"]),
+    ]
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_the_files_are_what_serve_takes_and_name_a_builder_and_a_config_that_are_there(number: int) -> None:
+    from ray.serve.schema import ServeDeploySchema
+
+    values = serve_configs()[number]
+    (application,) = ServeDeploySchema.model_validate(values).applications
+    module, _, name = application.import_path.partition(":")
+    assert callable(getattr(importlib.import_module(module), name))
+    arguments = Arguments.model_validate(application.args)
+    settings = config.load(ROOT / arguments.config.removeprefix("/opt/ragtune-ray/"), arguments.overrides)
+    exposed = values["http_options"]["host"] != "127.0.0.1"
+    assert bool(settings.serve.keys_path) is exposed, "whoever is let in needs a key"
+
+
+def test_an_application_that_cannot_serve_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    with pytest.raises(Exception, match="ragtune index"):
+        bound(config.Config().using(f"workspace={tmp_path}"))
+    with pytest.raises(Exception, match="ragtune train"):
+        bound(config.Config().using(f"workspace={tmp_path}", "answer.arm=ft"))
+
+
+def test_every_deployment_has_its_limits_and_none_of_serves_unsafe_defaults(tmp_path: Path) -> None:
+    application = bound(
+        config.Config().using(f"workspace={tmp_path}", "answer.arm=base", "serve.generator.min_replicas=0")
+    )
+    found = {application._bound_deployment.name: application._bound_deployment}
+    for node in application._bound_deployment.init_args:
+        if hasattr(node, "_bound_deployment"):
+            found[node._bound_deployment.name] = node._bound_deployment
+    assert set(found) == {"Ingress", "Generator"}, "without an index there is no retriever"
+    for deployment in found.values():
+        settings = deployment._deployment_config
+        assert settings.max_queued_requests >= 0
+        assert settings.max_constructor_retry_count == 2
+        assert settings.max_surge_percent == 100
+        assert settings.backpressure_config.status_code == 429
+    assert found["Generator"]._deployment_config.autoscaling_config.min_replicas == 0
