@@ -217,17 +217,20 @@ def test_a_full_queue_refuses_and_whoever_left_makes_room(
 def test_room_is_what_the_longest_of_those_left_leaves(tiny: TransformersGenerator) -> None:
     batch = DecodingBatch(tiny._model, [], 0, 512, max_rows=3, max_tokens=300)
     assert batch.has_room(1000), "a first row always has"
-    for length in (5, 20, 90):
+    for length in (5, 20, 30):
         batch.join([[1] * length], 6)
     assert not batch.has_room(5), "three rows are the most"
-    batch.drop(0)  # that of 90 takes its place
+    batch.drop(2)
+    assert batch.has_room(100 - 36)
+    assert not batch.has_room(129), "three times 192 positions"
+    batch.join([[1] * 150], 6)
+    batch.drop(0)  # that of 150 takes its place
     batch.drop(1)
     assert len(batch) == 1
-    assert batch.has_room(128)
-    assert not batch.has_room(193), "twice 256 positions"
-    batch.drop(0)
-    batch.join([[1] * 150], 6)
     assert not batch.has_room(5), "twice 192 positions"
+    batch.drop(0)
+    batch.join([[1] * 20], 6)
+    assert batch.has_room(128)
 
 
 def test_requests_come_in_first_in_first_out_even_a_large_one(
@@ -311,6 +314,33 @@ def test_a_client_that_leaves_frees_its_place(
     assert engine.stats().running == 0
     assert engine.submit(PROMPTS[0], max_new_tokens=2).completion().completion_tokens == 2
     assert engine.stats().generated_tokens < LONG
+
+
+def test_one_cancelled_during_anothers_prefill_is_not_in_the_next_step(
+    endless: TransformersGenerator, start: Callable[..., ContinuousGenerator], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prefill, step = DecodingBatch._prefill, DecodingBatch.step
+    sizes: list[int] = []
+
+    def leaving(batch: DecodingBatch, *arguments: Any) -> Any:
+        if len(batch):
+            sizes.clear()
+            first.cancel()
+        return prefill(batch, *arguments)
+
+    def watched(batch: DecodingBatch, tokens: torch.Tensor) -> None:
+        sizes.append(len(tokens))
+        step(batch, tokens)
+
+    monkeypatch.setattr(continuous, "_PREFILL_SECONDS", 1e9)
+    monkeypatch.setattr(DecodingBatch, "_prefill", leaving)
+    monkeypatch.setattr(DecodingBatch, "step", watched)
+    engine = start(endless)
+    first = engine.submit(PROMPTS[2], max_new_tokens=LONG)
+    pieces = first.pieces()
+    next(pieces)
+    engine.submit(PROMPTS[1], max_new_tokens=4).completion()
+    assert sizes == [1, 1, 1]
 
 
 def test_a_prefill_is_given_up_when_nobody_waits_for_it(tiny: TransformersGenerator) -> None:
