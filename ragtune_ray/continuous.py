@@ -5,8 +5,8 @@ In: prompts from any thread. Out: requests, to be read as text comes. It knows n
 Requests come in first in, first out, so none is overtaken for ever; one too large for what is left of `batch_tokens` waits at
 the head until enough have left. Between two steps prompts are prefilled for at most half a second: a prefill that takes longer is
 interrupted between two layers for a step of those that run. So the longest prompt delays a token, a cancellation or a deadline by
-no more than that, and is still one pass. Every prompt is prefilled alone and a step gives each row the numbers that it
-would have alone (see `decoding`), so an answer does not depend on what else runs.
+no more than that, and is still one pass. Every prompt is prefilled alone, and in a step no row sees another, so an answer
+does not depend on what else runs, but for the last bits of a kernel's sums (see `decoding`).
 """
 
 from __future__ import annotations

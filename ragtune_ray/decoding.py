@@ -17,9 +17,10 @@ from typing import Any
 
 import torch
 from transformers import DynamicCache
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache
 
 from ragtune_ray.completion import GeneratorError
+from ragtune_ray.key_values import RowLayer, WatchedCache
 
 __all__ = ["DecodingBatch", "check_architecture"]
 
@@ -40,56 +41,6 @@ def check_architecture(config: Any) -> None:
             f"generator.model: {text.model_type} has layers of kind {sorted(others) or 'encoder-decoder'}; this engine "
             "runs decoders with full or sliding attention. Serve the model and set generator.engine=openai"
         )
-
-
-class _RowLayer(DynamicLayer):  # type: ignore[misc]  # transformers is untyped here
-    """One layer's keys and values in buffers of shape (rows, heads, capacity, size of a head)."""
-
-    def __init__(self, like: torch.Tensor, num_rows: int, capacity: int) -> None:
-        super().__init__()
-        self.lazy_initialization(like, like)
-        shape = (num_rows, like.shape[1], capacity, like.shape[3])
-        # Reserved, not touched: `fill` writes the whole place of a row, so memory is taken as rows come.
-        self.keys, self.values = like.new_empty(shape), like.new_empty(shape)
-        self.rows = self.positions = torch.empty(0, dtype=torch.long)
-        self.view = 0
-
-    def fits(self, num_rows: int, capacity: int) -> bool:
-        return self.keys.shape[0] >= num_rows and self.keys.shape[2] >= capacity
-
-    def fill(self, first: int, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Rows from `first` on begin with these states (rows, heads, tokens, size)."""
-        rows, tokens = slice(first, first + len(keys)), keys.shape[2]
-        self.keys[rows, :, :tokens], self.values[rows, :, :tokens] = keys, values
-        self.keys[rows, :, tokens:] = self.values[rows, :, tokens:] = 0  # masked positions must not hold NaN
-
-    def move(self, source: int, target: int, tokens: int) -> None:
-        """The first `tokens` positions of one row take the place of another's."""
-        self.keys[target, :, :tokens] = self.keys[source, :, :tokens]
-        self.values[target, :, :tokens] = self.values[source, :, :tokens]
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write the new states (rows, heads, tokens, size) at each row's own positions; give the part in use."""
-        self.keys[self.rows, :, self.positions] = key_states.transpose(1, 2)
-        self.values[self.rows, :, self.positions] = value_states.transpose(1, 2)
-        num_rows = len(key_states)
-        return self.keys[:num_rows, :, : self.view], self.values[:num_rows, :, : self.view]
-
-
-class _WatchedCache(DynamicCache):  # type: ignore[misc]  # transformers is untyped here
-    """A cache that calls back whenever a layer writes to it."""
-
-    def __init__(self, callback: Callable[[], None]) -> None:
-        super().__init__()
-        self._callback = callback
-
-    def update(self, *states: Any, **rest: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the base class does, after the call."""
-        self._callback()
-        updated: tuple[torch.Tensor, torch.Tensor] = super().update(*states, **rest)
-        return updated
 
 
 class DecodingBatch:
@@ -123,7 +74,7 @@ class DecodingBatch:
         self._text_config = model.config.get_text_config(decoder=True)
         self._prefill_tokens = prefill_tokens
         self._max_rows, self._max_tokens = max_rows or len(prompts), max_tokens
-        self._layers: list[_RowLayer] = []
+        self._layers: list[RowLayer] = []
         self._limits: list[int] = []  # of each row, prompt and answer at their longest
         self._lengths = torch.zeros(0, dtype=torch.long, device=self._device)
         self.logits = torch.zeros(0, 0, device=self._device)
@@ -190,7 +141,7 @@ class DecodingBatch:
             ids[place, : len(prompt)] = torch.tensor(prompt)
         last = torch.tensor([len(prompt) - 1 for prompt in prompts], device=self._device)
         ends, place_of_end = torch.unique(last, return_inverse=True)
-        cache = _WatchedCache(between_layers) if between_layers else DynamicCache()
+        cache = WatchedCache(between_layers) if between_layers else DynamicCache()
         output = self._model(input_ids=ids.to(self._device), past_key_values=cache, use_cache=True, logits_to_keep=ends)
         return cache, output.logits[torch.arange(len(prompts), device=self._device), place_of_end]
 
@@ -202,10 +153,10 @@ class DecodingBatch:
         affordable = min(self._max_rows, self._max_tokens // capacity) if self._max_tokens else self._max_rows
         reserved = max(num_rows, affordable)
         if not self._layers:
-            self._layers = [_RowLayer(layer.keys, reserved, capacity) for layer in like.layers]
+            self._layers = [RowLayer(layer.keys, reserved, capacity) for layer in like.layers]
         for place, layer in enumerate(self._layers):
             if not layer.fits(num_rows, capacity):
-                self._layers[place] = _RowLayer(layer.keys, reserved, capacity)
+                self._layers[place] = RowLayer(layer.keys, reserved, capacity)
                 tokens = min(capacity, layer.keys.shape[2])
                 self._layers[place].fill(0, layer.keys[: len(self), :, :tokens], layer.values[: len(self), :, :tokens])
 

@@ -48,6 +48,7 @@ ORDER = [
     "completion",
     "chat",
     "sampling",
+    "key_values",
     "decoding",
     "adapters",
     "openai_client",

@@ -1,7 +1,7 @@
 import asyncio
+import copy
 import functools
 import json
-import pickle
 import random
 import threading
 import time
@@ -214,6 +214,25 @@ def test_a_full_queue_refuses_and_whoever_left_makes_room(
         waiting[0].completion()
 
 
+def test_room_is_what_the_longest_of_those_left_leaves(tiny: TransformersGenerator) -> None:
+    batch = DecodingBatch(tiny._model, [], 0, 512, max_rows=3, max_tokens=300)
+    assert batch.has_room(1000), "a first row always has"
+    for length in (5, 20, 30):
+        batch.join([[1] * length], 6)
+    assert not batch.has_room(5), "three rows are the most"
+    batch.drop(2)
+    assert batch.has_room(100 - 36)
+    assert not batch.has_room(129), "three times 192 positions"
+    batch.join([[1] * 150], 6)
+    batch.drop(0)  # that of 150 takes its place
+    batch.drop(1)
+    assert len(batch) == 1
+    assert not batch.has_room(5), "twice 192 positions"
+    batch.drop(0)
+    batch.join([[1] * 20], 6)
+    assert batch.has_room(128)
+
+
 def test_requests_come_in_first_in_first_out_even_a_large_one(
     generator_directory: Path, start: Callable[..., ContinuousGenerator], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -297,6 +316,33 @@ def test_a_client_that_leaves_frees_its_place(
     assert engine.stats().generated_tokens < LONG
 
 
+def test_one_cancelled_during_anothers_prefill_is_not_in_the_next_step(
+    endless: TransformersGenerator, start: Callable[..., ContinuousGenerator], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prefill, step = DecodingBatch._prefill, DecodingBatch.step
+    sizes: list[int] = []
+
+    def leaving(batch: DecodingBatch, *arguments: Any) -> Any:
+        if len(batch):
+            sizes.clear()
+            first.cancel()
+        return prefill(batch, *arguments)
+
+    def watched(batch: DecodingBatch, tokens: torch.Tensor) -> None:
+        sizes.append(len(tokens))
+        step(batch, tokens)
+
+    monkeypatch.setattr(continuous, "_PREFILL_SECONDS", 1e9)
+    monkeypatch.setattr(DecodingBatch, "_prefill", leaving)
+    monkeypatch.setattr(DecodingBatch, "step", watched)
+    engine = start(endless)
+    first = engine.submit(PROMPTS[2], max_new_tokens=LONG)
+    pieces = first.pieces()
+    next(pieces)
+    engine.submit(PROMPTS[1], max_new_tokens=4).completion()
+    assert sizes == [1, 1, 1]
+
+
 def test_a_prefill_is_given_up_when_nobody_waits_for_it(tiny: TransformersGenerator) -> None:
     batch = RunningBatch(tiny, 2)
     one = row_request(tiny, (0, 5, 0.0, 0))
@@ -353,7 +399,7 @@ def test_one_that_fails_in_its_prefill_fails_alone(
     engine = start()
     good = [engine.submit(prompt, max_new_tokens=9) for prompt in PROMPTS]
     bad = engine.submit(prompt_of("b" * 300), max_new_tokens=9)
-    with pytest.raises(RequestFailed, match="KeyError.*no such thing") as failed:
+    with pytest.raises(RequestFailed, match=r"KeyError.*no such thing") as failed:
         bad.completion()
     assert failed.value.reason == "failed"
     assert [one.completion().text for one in good] == expected
@@ -368,9 +414,10 @@ def test_numbers_that_are_none_stay_with_their_row(generator_directory: Path) ->
     with torch.no_grad():
         poisoned._model.get_input_embeddings().weight[z] = float("nan")
     engine = ContinuousGenerator(poisoned, max_running=2)
-    asked = []
-    for prompt in PROMPTS:
-        asked.append((engine.submit(prompt_of("z" * 150), max_new_tokens=9), engine.submit(prompt, max_new_tokens=9)))
+    asked = [
+        (engine.submit(prompt_of("z" * 150), max_new_tokens=9), engine.submit(prompt, max_new_tokens=9))
+        for prompt in PROMPTS
+    ]
     for (bad, good), text in zip(asked, expected, strict=True):
         with pytest.raises(RequestFailed, match="not numbers"):
             bad.completion()
@@ -465,15 +512,19 @@ def test_asyncio_reads_the_same_and_its_cancellation_cancels(
         return list(texts)
 
     assert asyncio.run(talk()) == [one.text for one in endless.generate(PROMPTS, max_new_tokens=12)]
-    abandoned = asyncio.run(first_piece(engine))
-    wait_until(lambda: abandoned.is_over)
 
 
-async def first_piece(engine: ContinuousGenerator) -> Request:
-    """One whose reader ends with its event loop, unfinished."""
+def test_a_reader_whose_event_loop_is_closed_is_gone(
+    endless: TransformersGenerator, start: Callable[..., ContinuousGenerator]
+) -> None:
+    engine = start(endless)
     one = engine.submit(PROMPTS[2], max_new_tokens=LONG)
-    await anext(one.apieces())
-    return one
+    pieces = one.apieces()
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(anext(pieces))
+    loop.close()
+    wait_until(lambda: one.failure == "cancelled")
+    assert engine.submit(PROMPTS[0], max_new_tokens=2).completion().completion_tokens == 2
 
 
 def test_what_cannot_be_asked_is_refused_by_name(start: Callable[..., ContinuousGenerator]) -> None:
@@ -489,7 +540,7 @@ def test_what_cannot_be_asked_is_refused_by_name(start: Callable[..., Continuous
 
 
 def test_a_failure_survives_the_way_between_processes() -> None:
-    failure = pickle.loads(pickle.dumps(RequestFailed("deadline", "too late")))
+    failure = copy.copy(RequestFailed("deadline", "too late"))  # taken apart and put together as pickle does
     assert (failure.reason, str(failure)) == ("deadline", "too late")
 
 
@@ -542,8 +593,13 @@ def peft_texts(generator: TransformersGenerator, model_directory: Path, adapter:
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_base_and_adapters_together_answer_as_each_alone(
-    generator_directory: Path, adapters: dict[str, Path], start: Callable[..., ContinuousGenerator], packed: bool
+    generator_directory: Path,
+    adapters: dict[str, Path],
+    start: Callable[..., ContinuousGenerator],
+    monkeypatch: pytest.MonkeyPatch,
+    packed: bool,
 ) -> None:
+    monkeypatch.setattr(continuous, "_PREFILL_SECONDS", 0.0)  # steps in the middle of prefills, with other adapters
     adapted = load(generator_directory)
     if packed:  # in float32, which every processor has the operators for
         packing._pack_children(adapted._model)
