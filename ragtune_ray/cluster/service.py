@@ -142,7 +142,7 @@ def running(settings: config.Config, generator_kind: type | None = None) -> Iter
     """
     keys = access.load_keys(settings)
     gatekeeping.check_exposure(settings, keys)
-    app = bound(settings, generator_kind)
+    _check(settings)
     host = settings.serve.host
     port = settings.serve.port or _free_port(host)
     _check_port(host, port)
@@ -151,6 +151,7 @@ def running(settings: config.Config, generator_kind: type | None = None) -> Iter
 
         _refuse_other_serve()
         _check_room(settings)
+        app = bound(settings, generator_kind)  # not before: it imports Ray, which reads its environment then
         serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port})
         try:
             serve.run(app, name=APPLICATION, route_prefix="/", logging_config={"enable_access_log": False})
@@ -169,13 +170,19 @@ def serve(settings: config.Config, stopped: threading.Event | None = None) -> No
         RuntimeError: a deployment does not start.
     """
     stop = stopped or threading.Event()
+    progress.say("serve: loading")
+    with running(settings) as address, _stopping(stop):
+        progress.say(f"serve: {address}/ is the page, {address}/v1 the API; Ctrl-C stops it")
+        _wait(stop)
+        progress.say("serve: stopping; what is under way may finish")
+
+
+@contextlib.contextmanager
+def _stopping(stop: threading.Event) -> Iterator[None]:
+    """Within the block SIGTERM and Ctrl-C set the event. Not to be entered before Ray runs: it takes SIGTERM for itself."""
     before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        progress.say("serve: loading")
-        with running(settings) as address:
-            progress.say(f"serve: {address}/ is the page, {address}/v1 the API; Ctrl-C stops it")
-            _wait(stop)
-            progress.say("serve: stopping; what is under way may finish")
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
