@@ -87,7 +87,7 @@ def _prompts(generator: TransformersGenerator, options: argparse.Namespace) -> l
         )
     ]
     lines = (options.data / "questions.jsonl").read_text(encoding="utf-8").splitlines()
-    source = random.Random(0)  # noqa: S311 - a fixed sample, no secret
+    source = random.Random(0)
     questions = source.sample([json.loads(line) for line in lines], options.requests)
     shown = []
     for question in questions:
