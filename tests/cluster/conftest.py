@@ -11,6 +11,10 @@ from pathlib import Path
 
 import pytest
 
+# Before any test module imports Ray, which reads these once.
+os.environ.update({"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token", "RAY_BACKEND_LOG_LEVEL": "fatal"})
+os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"  # else each training ends two seconds late
+
 WORDS = (
     "amber basalt cedar delta ember fjord garnet harbor island jasper kelp lagoon meadow nectar orchid pebble quartz river "
     "sable tundra umber valley willow zephyr copper marble silver velvet walnut cobalt"
@@ -87,8 +91,6 @@ def settings_for(corpus: Path, queries: Path, generator_directory: Path):
 @pytest.fixture(scope="session")
 def shared_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Ray on this machine, started once, in a temporary directory of its own, and stopped by its own handle."""
-    os.environ.update({"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token", "RAY_BACKEND_LOG_LEVEL": "fatal"})
-    os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"  # else each training ends two seconds late
     import ray
     import ray.data
 
