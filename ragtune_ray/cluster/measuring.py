@@ -19,6 +19,7 @@ from ragtune_ray import (
     intervals,
     metrics,
     models,
+    pairs,
     progress,
     schema,
     side_by_side,
@@ -96,7 +97,7 @@ def measure(
     run = storage.read_manifest(evaluated)["runs"][arm]
     manifest = storage.read_manifest(run)
     rows = {row.query_id: row for row in evaluation.read_answers(run)}
-    of_arm = models.with_tuned_generator(settings.using(f"answer.arm={arm}"))
+    of_arm = pairs.with_tuned_models(settings.using(f"answer.arm={arm}"))
     tuned = storage.read_manifest(models.tuned_model(settings.workspace, arm)) if config.is_tuned(arm) else None
     asked = _spread(queries, settings.compare.latency_queries)
     progress.say(f"compare: arm {arm} answers {len(asked)} questions one at a time")
