@@ -16,13 +16,13 @@ Whether its passage makes it likelier is asked where the retriever's teacher is 
 from __future__ import annotations
 
 import dataclasses
-import zlib
 from collections.abc import Mapping, Sequence
 
 from ragtune_ray.abstention import is_abstention
 from ragtune_ray.examples import holds_answer
 from ragtune_ray.metrics import Language, token_f1
 from ragtune_ray.schema import Answer, Passage, Query
+from ragtune_ray.splitting import draw
 
 __all__ = [
     "agreement_problem",
@@ -143,5 +143,5 @@ def capped(pseudo: Sequence[Query], num_gold: int, share: float, seed: int) -> l
     3
     """
     most = round(num_gold * share / (1 - share)) if num_gold else len(pseudo)
-    drawn = sorted(pseudo, key=lambda query: zlib.crc32(f"{seed}\0{query.query_id}".encode()))[:most]
+    drawn = sorted(pseudo, key=lambda query: draw(query.query_id, seed))[:most]
     return sorted(drawn, key=lambda query: query.query_id)

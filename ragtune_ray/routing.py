@@ -15,7 +15,6 @@ questions that each component learns from, successes mixed in. This module knows
 from __future__ import annotations
 
 import dataclasses
-import zlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from typing import Any, Literal, get_args
 from ragtune_ray.citations import supporting_citations
 from ragtune_ray.examples import holds_answer
 from ragtune_ray.schema import Answer, Passage, Query
+from ragtune_ray.splitting import draw, positives
 
 __all__ = ["Route", "Routed", "generator_queries", "retriever_queries", "route", "route_lines", "routing_table"]
 
@@ -76,7 +76,7 @@ def _positive(query: Query, found: Sequence[Passage], forbidden: Collection[str]
 
     A date or a name stands in many passages by chance; a sentence that holds it and half of the question's words seldom does.
     """
-    relevant = {name for name, value in zip(query.document_ids, query.relevances, strict=True) if value > 0}
+    relevant = set(positives(query))
     answers = query.answers or ()
     for passage in found:
         if passage.document_id in forbidden or not holds_answer(passage.text, answers):
@@ -117,7 +117,7 @@ def _mixed(failures: list[Query], routed: Iterable[Routed], share: float, seed: 
     if not failures:
         return []
     successes = [each.query for each in routed if each.route == "success"]
-    successes.sort(key=lambda query: zlib.crc32(f"{seed}\0{query.query_id}".encode()))
+    successes.sort(key=lambda query: draw(query.query_id, seed))
     count = round(len(failures) * share / (1 - share))
     return sorted([*failures, *successes[:count]], key=lambda query: query.query_id)
 

@@ -11,7 +11,6 @@ import dataclasses
 import json
 import tempfile
 import time
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -30,7 +29,7 @@ TRAIN, VALIDATION, POOL = "train.parquet", "validation.parquet", "pool.parquet"
 UNIT_QUERIES = 128
 TAUGHT_UNIT_QUERIES = 16
 """The same where the generator reads every candidate: a hundred times the work."""
-FORMAT = 1
+FORMAT = 2
 """Part of the examples' identity: raise it when the same input would give other examples."""
 EXAMPLE_SETTINGS = {
     "objective",
@@ -420,7 +419,7 @@ def _together(directory: str, summaries: Sequence[dict[str, Any]], suffix: str) 
 
 def _drawn(table: pa.Table, count: int, seed: int) -> pa.Table:
     """At most so many rows, drawn by the seed and the query's id; in the order they had."""
-    marks = [zlib.crc32(f"{seed}\0{name}".encode()) for name in table["query_id"].to_pylist()]
+    marks = [splitting.draw(name, seed) for name in table["query_id"].to_pylist()]
     return table.take(pa.array(np.sort(np.argsort(marks, kind="stable")[:count])))
 
 
