@@ -250,7 +250,8 @@ def _prepared(settings: config.Config) -> dict[str, Any]:
     try:
         url = preparation.prepare(settings)
     except inputs.InputError as error:  # no question gives an example: a verdict, and no end of the tune
-        return {"problem": str(error), "num_examples": 0, "teacher": None}
+        problem = str(error).removeprefix(f"{settings.queries.path}: ")
+        return {"problem": problem, "num_examples": 0, "teacher": None}
     manifest = storage.read_manifest(url)
     names = ("num_rejects", "kinds")
     return {
