@@ -17,7 +17,7 @@ import numpy as np
 from ragtune_ray import pseudo_labels as checks
 from ragtune_ray import queries, schema, snapshot
 from ragtune_ray.cluster import answers, evaluation
-from ragtune_ray.cluster.rounds import Rounds, hits_of, queries_of
+from ragtune_ray.cluster.rounds import Rounds, TuneError, hits_of, queries_of
 from ragtune_ray.splitting import positives
 
 __all__ = ["made_questions", "pseudo_labels", "unlabelled", "write_mixed"]
@@ -54,6 +54,8 @@ def unlabelled(rounds: Rounds) -> list[schema.Query]:
 def pseudo_labels(rounds: Rounds, asked: Sequence[schema.Query]) -> list[schema.Query]:
     """The questions whose answers, given by the present pair, pass every filter; the answers are their labels."""
     rule, seed = rounds.settings.tune, rounds.settings.seed
+    if not asked:
+        return []
     path = rounds.step("asked", lambda: {"path": rounds.write("asked", asked)})["path"]
     answered = rounds.step("labelled", lambda: {"path": str(answers.answer(rounds.asking(path)))})["path"]
     samples = [
@@ -156,6 +158,11 @@ def _chosen(rounds: Rounds) -> list[schema.Query]:
         for each in schema.from_table(index.live_passages(), schema.Passage)
         if each.document_id not in rounds.forbidden and len(each.text.strip()) >= MIN_PASSAGE_CHARACTERS
     ]
+    if not usable:
+        raise TuneError(
+            f"no passage of {MIN_PASSAGE_CHARACTERS} characters or more belongs to a document that no validation or test "
+            "question is about; name questions of your own in tune.questions_path"
+        )
     order = np.random.default_rng(rounds.settings.seed).permutation(len(usable))
     seen: Counter[str] = Counter()
     ranked = list[tuple[int, int, schema.Passage]]()
