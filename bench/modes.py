@@ -31,7 +31,7 @@ import pyarrow.parquet as pq
 
 from ragtune_ray import config, intervals, metrics, schema, splitting, storage
 from ragtune_ray.cluster import answers, corpus, evaluation, retrieval, session, training, tuning
-from ragtune_ray.cluster.rounds import queries_of
+from ragtune_ray.cluster.judging import queries_of
 from ragtune_ray.ledger import Ledger, Row
 from ragtune_ray.pairs import Pair
 

@@ -331,15 +331,20 @@ class Training(Section):
     contrastive_weight: float = Field(0.1, ge=0)
     """Of the contrastive term beside the teacher's."""
 
+    @property
+    def learns_from_generator(self) -> bool:
+        """Whether the generator scores the passages that the retriever learns from."""
+        return self.teacher == "generator" and self.objective != "sft"
+
     @model_validator(mode="after")
     def _workers_are_ordered(self) -> Self:
         if self.max_workers and self.max_workers < self.workers:
             raise ValueError(
                 f"training.max_workers ({self.max_workers}) is less than training.workers ({self.workers})"
             )
-        if self.teacher == "generator" and self.objective not in ("distillation", "query_side"):
+        if self.teacher == "generator" and self.objective == "contrastive":
             raise ValueError(
-                f"training.teacher=generator teaches training.objective distillation or query_side, not {self.objective}"
+                "training.teacher=generator teaches training.objective distillation or query_side, not contrastive"
             )
         if self.objective == "sft":
             return self
@@ -364,6 +369,8 @@ class Tune(Section):
     reindex: bool = False
     """Train the encoder of passages too, and index the corpus anew for it; else only queries are encoded anew, and the index
     stays."""
+    retriever_learning_rate: float = Field(0.0, ge=0)
+    """As training.learning_rate, for the retriever; 0: its objective's own."""
     confidence: float = Field(0.9, gt=0, lt=1)
     """Of the interval around a round's gain."""
     margin: float = Field(0.02, ge=0, lt=1)

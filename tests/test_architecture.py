@@ -101,6 +101,7 @@ ORDER = [
     "cluster.latency",
     "cluster.freshness",
     "cluster.measuring",
+    "cluster.judging",
     "cluster.rounds",
     "cluster.labelling",
     "cluster.tuning",

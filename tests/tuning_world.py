@@ -164,7 +164,7 @@ class World:
         if not storage.is_finished(url):
             self.note("prepare", url)
             facts: dict[str, Any] = {"num_train": len(learnt), "num_rejects": 0, "kinds": {}}
-            if settings.training.teacher == "generator":
+            if settings.training.learns_from_generator:
                 facts["teacher"] = {"MRR": 0.9, "retriever_MRR": 0.5, "entropy": 0.4, "n": len(learnt)}
             storage.publish(storage.stage(url), url, "examples", **facts)
         return url

@@ -17,7 +17,8 @@ import numpy as np
 from ragtune_ray import pseudo_labels as checks
 from ragtune_ray import queries, schema, snapshot
 from ragtune_ray.cluster import answers, evaluation
-from ragtune_ray.cluster.rounds import Rounds, TuneError, hits_of, queries_of
+from ragtune_ray.cluster.judging import hits_of, queries_of
+from ragtune_ray.cluster.rounds import Rounds, TuneError
 from ragtune_ray.splitting import positives
 
 __all__ = ["made_questions", "pseudo_labels", "unlabelled", "write_mixed"]

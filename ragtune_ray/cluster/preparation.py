@@ -114,7 +114,7 @@ def _refuse_leaks(settings: config.Config, staged: dict[str, questions.StagedQue
 def _prepare(settings: config.Config, staged: dict[str, questions.StagedQueries]) -> str:
     version, opened = runs.index_version(settings) if needs_index(settings.training) else ("", {})
     training = settings.training
-    reads = training.objective == "sft" or training.teacher == "generator"
+    reads = training.objective == "sft" or training.learns_from_generator
     generator = models.resolve(settings.generator.model).fingerprint if reads else ""
     identity = {
         "format": FORMAT,
@@ -126,7 +126,7 @@ def _prepare(settings: config.Config, staged: dict[str, questions.StagedQueries]
         "prompt": settings.prompt.model_dump(mode="json") if generator else None,
         "tokenizer": generator,
         "training": training.model_dump(mode="json", include=EXAMPLE_SETTINGS),
-        "teaching": training.teacher_temperature if training.teacher == "generator" else None,
+        "teaching": training.teacher_temperature if training.learns_from_generator else None,
         "seed": settings.seed,
     }
     url, work = runs.places(settings, f"examples-{storage.digest(identity)}")
@@ -144,7 +144,7 @@ def _prepare(settings: config.Config, staged: dict[str, questions.StagedQueries]
                 "split": split,
                 "directory": directory,
             }
-            units = questions.units(part, TAUGHT_UNIT_QUERIES if training.teacher == "generator" else UNIT_QUERIES)
+            units = questions.units(part, TAUGHT_UNIT_QUERIES if training.learns_from_generator else UNIT_QUERIES)
             count = min(len(units), session.workers(settings.cluster.encoder_workers, settings.cluster.gpus_per_worker))
             summaries[split] = stages.run_stage(
                 f"examples ({split})",
@@ -340,7 +340,7 @@ def _token_counter(settings: config.Config) -> Any:
 def _teacher(settings: config.Config) -> Any:
     """The reranker of the config, as a teacher; None where there is none."""
     training = settings.training
-    learns = training.objective == "distillation" or training.teacher == "generator"
+    learns = training.objective == "distillation" or training.learns_from_generator
     if not learns or not settings.retrieval.reranker:
         return None
     from ragtune_ray.encoder import Reranker
@@ -351,7 +351,7 @@ def _teacher(settings: config.Config) -> Any:
 
 def _judge(settings: config.Config) -> Any:
     """The generator of the config, where it is the teacher; else None."""
-    if settings.training.teacher != "generator":
+    if not settings.training.learns_from_generator:
         return None
     from ragtune_ray.generator import load_generator
 
@@ -393,7 +393,7 @@ def _publish(
         ]
         pq.write_table(_distinct(pa.concat_tables(pools)), staging / POOL, write_page_checksum=True)
     (staging / "rejects.jsonl").write_text(schema.reject_lines(rejects), encoding="utf-8")
-    if settings.training.teacher == "generator":
+    if settings.training.learns_from_generator:
         judged = [teaching.Judgement(**each) for part in summaries["train"] for each in part["judgements"]]
         facts["teacher"] = teaching.teacher_facts(judged)
     kinds = train["kind"].value_counts().to_pylist() if "kind" in train.column_names else []

@@ -10,34 +10,24 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
-
-import numpy as np
-import pyarrow.parquet as pq
 
 from ragtune_ray import (
     config,
-    examples,
     gates,
     inputs,
-    metrics,
     progress,
     schema,
-    snapshot,
     splitting,
     storage,
     versions,
 )
-from ragtune_ray.cluster import answers, corpus, evaluation, preparation, questions, retrieval, training
+from ragtune_ray.cluster import corpus, judging, preparation, training
 from ragtune_ray.ledger import Ledger, Row
 from ragtune_ray.pairs import Pair
 
-__all__ = ["RANKED", "Rounds", "TuneError", "hits_of", "queries_of", "reciprocal_ranks"]
-
-RANKED = 10
-"""Hits that the retriever is judged by."""
-RETRIEVER_METRIC = f"MRR@{RANKED}"
+__all__ = ["Rounds", "TuneError"]
 
 
 class TuneError(ValueError):
@@ -63,7 +53,7 @@ class Rounds:
         self.forbidden = {
             name
             for split in ("validation", "test")
-            for query in queries_of(settings, split)
+            for query in judging.queries_of(settings, split)
             for name in splitting.positives(query)
         }
         """Documents that nothing may be learnt from: those of validation and test questions."""
@@ -93,7 +83,7 @@ class Rounds:
     def write(self, name: str, learnt: Sequence[schema.Query]) -> str:
         """A file of questions to learn from, and of the validation questions beside them."""
         rows = [dataclasses.replace(query, split="train") for query in learnt]
-        rows += queries_of(self.settings, "validation")
+        rows += judging.queries_of(self.settings, "validation")
         lines = (json.dumps(dataclasses.asdict(row), ensure_ascii=False) + "\n" for row in rows)
         url = storage.join(self.root, f"{self.number:02d}-{name}.jsonl")
         storage.replace_text(url, "".join(lines))
@@ -122,7 +112,11 @@ class Rounds:
         if trained is None:
             return False
         changed = dataclasses.replace(self.pair, generator_model=trained["model"])
-        return self._judged("generator", changed, lambda: self._judge_generator(changed, trained["num_examples"]))
+        return self._judged(
+            "generator",
+            changed,
+            lambda: judging.judge_generator(self.settings, self.pair, changed, trained["num_examples"]),
+        )
 
     def tune_retriever(self, path: str, num_questions: int, *, taught: bool) -> bool:
         """Train the retriever on the questions of a file, index the corpus for it where that is asked for, and judge it.
@@ -143,7 +137,8 @@ class Rounds:
             objective = "distillation" if taught or self.settings.retrieval.reranker else "contrastive"
         wanted = self.asking(
             path, f"training.objective={objective}", f"training.name={rule.mode}-retriever",
-            f"training.teacher={'generator' if taught else 'retrieval'}",
+            f"training.teacher={'generator' if taught else 'retrieval'}", "training.lora_rank=0",
+            f"training.learning_rate={rule.retriever_learning_rate}",
             *([f"training.hard_negatives={rule.candidates - 1}"] if taught else []),
         )  # fmt: skip
         trained = self._trained("retriever", wanted)
@@ -154,7 +149,11 @@ class Rounds:
             workspace = storage.join(self.root, f"{self.number:02d}")
             changed = Pair(workspace, trained["model"], "", self.pair.generator_model)
             self.step("corpus indexed", lambda: self._indexed(changed), "retriever")
-        return self._judged("retriever", changed, lambda: self._judge_retriever(changed, trained["num_examples"]))
+        return self._judged(
+            "retriever",
+            changed,
+            lambda: judging.judge_retriever(self.settings, self.pair, changed, trained["num_examples"]),
+        )
 
     def _is_due(self, component: config.Component, num_questions: int) -> bool:
         rule = self.settings.tune
@@ -203,35 +202,6 @@ class Rounds:
         scored = f": {row['metric']} {row['before']:.3f} -> {row['after']:.3f}" if row["after"] is not None else ""
         progress.say(f"tune: round {row['round']}, {row['component']} {verdict}{scored} ({row['reason']})")
 
-    def _judge_generator(self, changed: Pair, num_examples: int) -> gates.Verdict:
-        metric = self.settings.compare.metric
-        before, after = (self._answer_scores(pair, metric) for pair in (self.pair, changed))
-        problems = []
-        if self.settings.tune.probe_path:
-            known, kept = (self._probe_scores(pair, metric) for pair in (self.pair, changed))
-            problems = [problem for problem in [gates.probe_problem(known, kept, self.settings)] if problem]
-        return gates.judge("generator", metric, before, after, problems, num_examples, self.settings)
-
-    def _judge_retriever(self, changed: Pair, num_examples: int) -> gates.Verdict:
-        before, after = (
-            reciprocal_ranks(self.using(pair, "queries.split=validation")) for pair in (self.pair, changed)
-        )
-        problems = []
-        if changed.workspace != self.pair.workspace:
-            wide, narrow = (
-                gates.mean_cosine(_random_vectors(pair, self.settings.seed)) for pair in (self.pair, changed)
-            )
-            problem = gates.spread_problem(wide, narrow, self.settings.tune.max_cosine_rise)
-            problems = [problem] if problem else []
-        return gates.judge("retriever", RETRIEVER_METRIC, before, after, problems, num_examples, self.settings)
-
-    def _answer_scores(self, pair: Pair, metric: str) -> dict[str, float]:
-        return _scores(self.using(pair, "queries.split=validation", "answer.arm=rag"), metric)
-
-    def _probe_scores(self, pair: Pair, metric: str) -> dict[str, float]:
-        asked = questions.asking(self.using(pair, "answer.arm=base"), self.settings.tune.probe_path)
-        return _scores(asked, metric)
-
     def _indexed(self, changed: Pair) -> dict[str, Any]:
         """The corpus, indexed with a tuned encoder in a workspace of its own, beside the one that is in use."""
         version = versions.read_version(self.pair.workspace, versions.current_version(self.pair.workspace))
@@ -267,79 +237,3 @@ def _model(settings: config.Config) -> dict[str, Any]:
     url = training.train(settings)
     manifest = storage.read_manifest(url)
     return {"model": url, "num_examples": manifest["input"]["num_train"], "best_step": manifest["best"]["step"]}
-
-
-def queries_of(settings: config.Config, split: str) -> list[schema.Query]:
-    """The queries of a split, those without gold answers too; there need be no test split.
-
-    Raises:
-        inputs.InputError: they cannot be read, or none has this split.
-    """
-    wanted = settings.queries.model_copy(update={"split": split})
-    try:
-        found = [row for row in splitting.selected_queries(wanted) if isinstance(row, schema.Query)]
-    except inputs.InputError:
-        if split != "test":
-            raise
-        return []
-    return found[: settings.queries.limit or None]
-
-
-def _scores(settings: config.Config, metric: str) -> dict[str, float]:
-    """query_id -> what the answers of a config score."""
-    with questions.staged_queries(settings) as staged:
-        rows = questions.read_queries(staged.url, 0, staged.num_queries)
-    judged = [row for row in rows if row.answers is not None]
-    scores = evaluation.scores_of(judged, evaluation.read_answers(str(answers.answer(settings))), settings)
-    return {query_id: values[metric] for query_id, values in scores.items() if metric in values}
-
-
-def reciprocal_ranks(settings: config.Config) -> dict[str, float]:
-    """query_id -> reciprocal rank of the first of ten hits that answers; queries that nobody can judge are left out.
-
-    A hit answers that is of a relevant document; where no document is judged, one that holds a gold answer.
-    """
-    with questions.staged_queries(settings) as staged:
-        rows = [row for row in questions.read_queries(staged.url, 0, staged.num_queries) if row.answers != ()]
-    hits = hits_of(settings, RANKED)
-    unjudged = [row.query_id for row in rows if not splitting.positives(row) and row.answers]
-    index = snapshot.open_index(settings.workspace)
-    texts = index.by_id(hit.passage_id for name in unjudged for hit in hits.get(name, []))
-    found = {}
-    for row in rows:
-        relevant, ranking = set(splitting.positives(row)), hits.get(row.query_id, [])
-        if not relevant and not row.answers:
-            continue
-        answering = {
-            hit.passage_id: 1.0
-            for hit in ranking
-            if (
-                hit.document_id in relevant
-                if relevant
-                else examples.holds_answer(texts[hit.passage_id].text, row.answers or ())
-            )
-        }
-        found[row.query_id] = (
-            metrics.mrr_at_k(answering, [hit.passage_id for hit in ranking], RANKED) if answering else 0.0
-        )
-    return found
-
-
-def hits_of(settings: config.Config, depth: int) -> dict[str, list[schema.Hit]]:
-    """query_id -> its hits, best first."""
-    run = str(retrieval.retrieve(settings.using(f"evaluate.depth={depth}")))
-    path = storage.open_artifact(run, "retrieve").path / "hits.parquet"
-    found: dict[str, list[schema.Hit]] = {}
-    rows: Iterable[schema.Hit] = schema.from_table(pq.read_table(path), schema.Hit)
-    for hit in rows:
-        found.setdefault(hit.query_id, []).append(hit)
-    return found
-
-
-def _random_vectors(pair: Pair, seed: int) -> np.ndarray:
-    """Vectors of a few hundred random passages of a pair's index."""
-    index = snapshot.open_index(pair.workspace)
-    count = min(gates.RANDOM_PASSAGES, index.passages.num_rows)
-    drawn = np.random.default_rng(seed).choice(index.passages.num_rows, count, replace=False)
-    vectors: np.ndarray = index.vectors.take(np.sort(drawn))
-    return vectors

@@ -27,7 +27,8 @@ from ragtune_ray import (
     storage,
 )
 from ragtune_ray.cluster import answers, evaluation, labelling, questions, runs, session, training
-from ragtune_ray.cluster.rounds import Rounds, TuneError, hits_of, queries_of
+from ragtune_ray.cluster.judging import hits_of, queries_of
+from ragtune_ray.cluster.rounds import Rounds, TuneError
 from ragtune_ray.decision import MIN_QUESTIONS
 from ragtune_ray.ledger import Ledger, ledger_lines
 from ragtune_ray.pairs import Pair
