@@ -303,6 +303,7 @@ def _arm(
         "forgetting": measured.forgetting,
         "losses": side_by_side.losses(queries, measured.rows, measured.scores, settings.compare.metric, arm),
         "violations": violations,
+        "rounds": (measured.training or {}).get("rounds", []),
     }
 
 

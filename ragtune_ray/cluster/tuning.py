@@ -30,7 +30,7 @@ from ragtune_ray.cluster import answers, evaluation, labelling, questions, runs,
 from ragtune_ray.cluster.judging import hits_of, queries_of
 from ragtune_ray.cluster.rounds import Rounds, TuneError
 from ragtune_ray.decision import MIN_QUESTIONS
-from ragtune_ray.ledger import Ledger, ledger_lines
+from ragtune_ray.ledger import Ledger, judged_rows, ledger_lines
 from ragtune_ray.pairs import Pair
 
 __all__ = ["TuneError", "report_lines", "tune"]
@@ -38,6 +38,8 @@ __all__ = ["TuneError", "report_lines", "tune"]
 FORMAT = 1
 """Part of a tune's identity: raise it when the same input would give other rounds."""
 LEDGER, TUNED = "ledger.jsonl", "tuned.yaml"
+SHOWN = ("round", "component", "accepted", "reason", "num_examples", "metric", "before", "after", "low", "high")
+"""What a comparison shows of a verdict."""
 
 
 def tune(settings: config.Config) -> str:
@@ -275,7 +277,7 @@ def _publish(rounds: Rounds, url: str, cores: int) -> None:
         mode=settings.tune.mode,
         pair=rounds.pair.facts(),
         start=start.facts(),
-        num_rounds=len({row["round"] for row in rounds.ledger.rows}),
+        rounds=[{name: row[name] for name in SHOWN} for row in judged_rows(rounds.ledger.rows)],
         # As a tuned model's manifest has them, for what training cost.
         seconds={"steps": round(rounds.ledger.seconds, 3)},
         num_workers=1,
