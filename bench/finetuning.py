@@ -19,6 +19,7 @@ from ragtune_ray import (
     intervals,
     metrics,
     models,
+    pairs,
     schema,
     snapshot,
     splitting,
@@ -35,7 +36,7 @@ def main() -> None:
     settings = config.load(options.config, ["queries.split=test", *options.overrides])
     run = str(evaluate(settings))
     print("\n".join(report_lines(run, 0)))
-    tuned = models.with_tuned_generator(settings.using("answer.arm=rag+ft"))
+    tuned = pairs.with_tuned_models(settings.using("answer.arm=rag+ft"))
     rows = [
         row for row in splitting.selected_queries(settings.queries) if isinstance(row, schema.Query) and row.answers
     ]

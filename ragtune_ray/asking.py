@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from ragtune_ray import config, models, schema
+from ragtune_ray import config, models, pairs, schema
 from ragtune_ray.answering import Task, stream_answer
 
 __all__ = ["Asked", "ask"]
@@ -46,7 +46,7 @@ def ask(settings: config.Config, question: str) -> Iterator[str | Asked]:
         raise ValueError("the question is empty; ask something")
     query = schema.Query("ask", question, None, (), (), "all")
     task = Task(query, (), (), "", "")
-    settings = models.with_tuned_generator(settings)
+    settings = pairs.with_tuned_models(settings)
     if config.retrieves(settings.answer.arm):
         retriever = open_retriever(settings)
         ((passages, scores),) = retriever.retrieve_passages([question], settings.retrieval.top_k)

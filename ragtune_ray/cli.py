@@ -208,6 +208,19 @@ def train(path: ConfigPath, overrides: Overrides = None, as_json: AsJson = False
 
 
 @app.command()
+def tune(path: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Tune retriever and generator together, in rounds that are judged: tune.mode is staged, joint, iterative or domain."""
+    settings = config.load(path, overrides or ())
+    from ragtune_ray.cluster.tuning import report_lines
+    from ragtune_ray.cluster.tuning import tune as tune_pair
+
+    url = tune_pair(settings)
+    for line in report_lines(url):
+        typer.echo(line, err=True)
+    _finish(url, as_json)
+
+
+@app.command()
 def ask(path: ConfigPath, question: str, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Answer one question in this process, streaming, and show its sources."""
     settings = config.load(path, overrides or ())

@@ -31,6 +31,7 @@ __all__ = [
     "Latency",
     "Percentiles",
     "Questions",
+    "Round",
     "Source",
     "Throughput",
     "Verdict",
@@ -126,6 +127,23 @@ class Forgetting(_Part):
     difference: Interval | None = None
 
 
+class Round(_Part):
+    """What a round of `tune` made of one component, and whether it was taken over."""
+
+    round: int
+    component: str
+    accepted: bool
+    reason: str
+    num_examples: int
+    metric: str = ""
+    before: float | None = None
+    """Mean over the validation questions; None where nothing was tried."""
+    after: float | None = None
+    low: float | None = None
+    """Ends of the interval of the gain."""
+    high: float | None = None
+
+
 class ArmFacts(_Part):
     """All that was measured of one arm."""
 
@@ -145,6 +163,8 @@ class ArmFacts(_Part):
     """What became of each answerable question -> how many."""
     violations: tuple[str, ...] = ()
     """Limits of the config that the arm breaks."""
+    rounds: tuple[Round, ...] = ()
+    """Of an arm that `tune` made."""
 
 
 class Ceilings(_Part):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
@@ -20,12 +20,15 @@ __all__ = [
     "Config",
     "ConfigError",
     "describe",
+    "is_mode",
     "is_tuned",
     "load",
     "retrieves",
 ]
 
-Arm = Literal["base", "rag", "ft", "rag+ft"]
+Mode = Literal["staged", "joint", "iterative", "domain"]
+Arm = Literal["base", "rag", "ft", "rag+ft", "staged", "joint", "iterative", "domain"]
+Component = Literal["generator", "retriever"]
 Objective = Literal["sft", "contrastive", "distillation", "query_side"]
 RetrievalMode = Literal["dense", "lexical", "hybrid"]
 IndexKind = Literal["auto", "flat", "ivf", "ivf_sq", "ivf_pq", "hnsw"]
@@ -39,12 +42,17 @@ def retrieves(arm: Arm) -> bool:
     >>> retrieves("ft")
     False
     """
-    return arm in ("rag", "rag+ft")
+    return arm not in ("base", "ft")
+
+
+def is_mode(arm: Arm) -> bool:
+    """Whether an arm answers with what `ragtune tune` made in the mode of that name."""
+    return arm in get_args(Mode)
 
 
 def is_tuned(arm: Arm) -> bool:
-    """Whether an arm answers with a fine-tuned generator."""
-    return arm in ("ft", "rag+ft")
+    """Whether an arm answers with fine-tuned models."""
+    return arm in ("ft", "rag+ft") or is_mode(arm)
 
 
 class ConfigError(ValueError):
@@ -223,7 +231,7 @@ class Answer(Section):
 
     arm: Arm = "rag"
     """`rag` shows the generator the retrieved passages, `base` does not; `ft` and `rag+ft`: the same with the generator that
-    `ragtune train` last made for them."""
+    `ragtune train` last made for them; a mode's name: rag with the retriever and generator that `ragtune tune` made in it."""
     gold_passage: bool = False
     """Show the passage that holds the answer in place of what is retrieved: how far the generator alone comes. Queries without
     such a passage fail."""
@@ -314,10 +322,19 @@ class Training(Section):
     """Retriever: a hit scoring above (1 - margin) of the positive may be a false negative and is left out (Moreira 2024)."""
     temperature: float = Field(0.05, gt=0)
     """Retriever: divides the cosines of the model that learns."""
+    teacher: Literal["retrieval", "generator"] = "retrieval"
+    """Whose scores are taught. `retrieval` (`distillation` only): the reranker's or, without one, those that the hits came with.
+    `generator` (also `query_side`): by how much a passage raises the likelihood of the answer; no qrels are needed, and a
+    reranker is mixed in."""
     teacher_temperature: float = Field(0.3, gt=0)
-    """`distillation`: divides the teacher's scores, which are scaled to 0..1 per query."""
+    """Divides the teacher's scores: those of retrieval are scaled to 0..1 per query, the generator's are nats per token."""
     contrastive_weight: float = Field(0.1, ge=0)
-    """`distillation`: of the contrastive term beside the teacher's."""
+    """Of the contrastive term beside the teacher's."""
+
+    @property
+    def learns_from_generator(self) -> bool:
+        """Whether the generator scores the passages that the retriever learns from."""
+        return self.teacher == "generator" and self.objective != "sft"
 
     @model_validator(mode="after")
     def _workers_are_ordered(self) -> Self:
@@ -325,11 +342,73 @@ class Training(Section):
             raise ValueError(
                 f"training.max_workers ({self.max_workers}) is less than training.workers ({self.workers})"
             )
+        if self.teacher == "generator" and self.objective == "contrastive":
+            raise ValueError(
+                "training.teacher=generator teaches training.objective distillation or query_side, not contrastive"
+            )
         if self.objective == "sft":
             return self
         if self.lora_rank:
             raise ValueError("training.lora_rank: adapters are for objective sft; the retriever is trained whole")
         return self
+
+
+class Tune(Section):
+    """Retriever and generator tuned together, in rounds; what scores higher on the validation split is taken over.
+
+    Scores are `compare.metric` for the generator and MRR@10 for the retriever.
+    """
+
+    mode: Mode = "staged"
+    """`staged`: tune what retrieval or reading fails at. `joint`: retriever and generator teach each other. `iterative`: learn
+    from own answers to questions without answers. `domain`: learn from questions made of the corpus's own passages."""
+    rounds: int = Field(2, gt=0, le=10)
+    """Most rounds of `joint` and `iterative`; fewer where a round brings nothing."""
+    components: tuple[Component, ...] = Field(("generator", "retriever"), min_length=1)
+    """What is tuned."""
+    reindex: bool = False
+    """Train the encoder of passages too, and index the corpus anew for it; else only queries are encoded anew, and the index
+    stays."""
+    retriever_learning_rate: float = Field(0.0, ge=0)
+    """As training.learning_rate, for the retriever; 0: its objective's own."""
+    confidence: float = Field(0.9, gt=0, lt=1)
+    """Of the interval around a round's gain."""
+    margin: float = Field(0.02, ge=0, lt=1)
+    """A round is accepted that scores higher, and for which a loss of more than this lies outside the interval of its gain."""
+    max_cosine_rise: float = Field(0.15, ge=0)
+    """`reindex`: an encoder is refused whose passages lie closer together by more than this, in mean cosine of random pairs."""
+    probe_path: str = ""
+    """Questions with answers on other things than the corpus: a generator that is credibly worse at them, without passages, is
+    refused."""
+    success_score: float = Field(0.5, gt=0, le=1)
+    """`staged`: answers with at least this `compare.metric` are successes."""
+    success_share: float = Field(0.4, ge=0, lt=1)
+    """`staged`: share of the training questions that are successes, mixed in so that what works is not forgotten."""
+    deep_hits: int = Field(100, gt=0)
+    """`staged`: hits among which the passage is looked for that should have been retrieved."""
+    min_examples: int = Field(8, gt=0)
+    """A component with fewer questions to learn from is left as it is."""
+    candidates: int = Field(8, ge=2)
+    """Passages per question that the generator, as a teacher, scores."""
+    samples: int = Field(3, ge=0)
+    """`iterative`: further answers, sampled, that an answer is held against; 0: none."""
+    sample_temperature: float = Field(0.7, gt=0)
+    """`iterative`: of those."""
+    min_agreement: float = Field(0.6, ge=0, le=1)
+    """`iterative`: share of the samples that must say the same (token F1 of .6 or more)."""
+    round_trip_score: float = Field(0.8, ge=0, le=1)
+    """`iterative` and `domain`: token F1 of an answer with the one that is given from its cited passage alone."""
+    pseudo_share: float = Field(0.5, gt=0, lt=1)
+    """`iterative`: most of the training questions that may be pseudo-labelled; the others have gold answers."""
+    questions_path: str = ""
+    """`iterative`: questions without answers; empty: those of the training split. `domain`: your own questions on the corpus;
+    empty: the generator makes them."""
+    question_model: str = ""
+    """`domain`: makes the questions and answers them, as generator.model names it; empty: that one."""
+    passages: int = Field(200, gt=0)
+    """`domain`: passages that questions are made of."""
+    round_trip_hits: int = Field(10, gt=0)
+    """`domain`: a made question must find its passage's document among so many hits."""
 
 
 class Evaluate(Section):
@@ -353,7 +432,8 @@ class Compare(Section):
     """Choosing an arm by measurement, on `queries`; where an arm is tuned, on their test split if no other is named."""
 
     arms: tuple[Arm, ...] = Field(("base", "rag", "ft", "rag+ft"), min_length=1)
-    """Which arms stand for choice; ft and rag+ft are trained first where no tuned model stands in models/."""
+    """Which arms stand for choice; tuned ones are trained first where no tuned model stands in models/. The name of a mode of
+    `ragtune tune` is an arm too."""
     metric: Literal["EM", "token_F1", "contains_answer"] = "token_F1"
     """What quality means here."""
     margin: float = Field(0.02, ge=0, lt=1)
@@ -541,6 +621,7 @@ class Config(Section):
     training: Training = Training()
     evaluate: Evaluate = Evaluate()
     compare: Compare = Compare()
+    tune: Tune = Tune()
     cluster: Cluster = Cluster()
     serve: Serve = Serve()
     prices: Prices = Prices()

@@ -36,6 +36,10 @@ MEANINGS = {
     "rag": "retrieve, with the generator as it is",
     "ft": "ask the tuned generator, without retrieving",
     "rag+ft": "retrieve, with the tuned generator",
+    "staged": "retrieve, with both models tuned on what failed",
+    "joint": "retrieve, with two models that taught each other",
+    "iterative": "retrieve, with models tuned on their own filtered answers",
+    "domain": "retrieve, with models adapted to the corpus first",
 }
 
 

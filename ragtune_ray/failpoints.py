@@ -31,6 +31,9 @@ NAMES = (
     "gc.version",
     "gc.segment",
     "gc.rest",
+    "tune.worked",
+    "tune.noted",
+    "tune.published",
 )
 """Every place, roughly in the order in which a job passes it; the fault tests go through all of them."""
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import logging
 import subprocess
 import sys
@@ -20,6 +19,7 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from ragtune_ray import config, storage
 
@@ -40,7 +40,6 @@ __all__ = [
     "tuned_model",
     "tuned_name",
     "weights_of",
-    "with_tuned_generator",
 ]
 
 CURRENT = "CURRENT"
@@ -176,7 +175,8 @@ def tuned_model(workspace: str, name: str) -> str:
     folder = storage.join(workspace, "models", name)
     if not storage.exists(storage.join(folder, CURRENT)):
         arm = f" training.arm={name}" if name in ("ft", "rag+ft") else ""
-        raise ModelError(f"{folder}: no tuned model stands there; run: ragtune train CONFIG{arm}")
+        verb = f"tune CONFIG tune.mode={name}" if name in get_args(config.Mode) else f"train CONFIG{arm}"
+        raise ModelError(f"{folder}: no tuned model stands there; run: ragtune {verb}")
     return _current(folder)
 
 
@@ -189,20 +189,6 @@ def generator_meant(settings: config.Config) -> str:
     if config.is_tuned(settings.answer.arm):
         return tuned_model(settings.workspace, settings.answer.arm)
     return settings.generator.model if settings.generator.engine == "openai" else _current(settings.generator.model)
-
-
-def with_tuned_generator(settings: config.Config) -> config.Config:
-    """The config of an arm: in `ft` and `rag+ft` the generator is the one that training last made for it.
-
-    Raises:
-        ModelError: nothing was trained for it yet.
-    """
-    arm = settings.answer.arm
-    if not config.is_tuned(arm):
-        return settings
-    tuned = tuned_model(settings.workspace, arm)
-    # YAML does not join the two escapes that JSON writes for a character such as an emoji.
-    return settings.using(f"generator.model={json.dumps(tuned, ensure_ascii=False)}", "generator.engine=transformers")
 
 
 def _current(folder: str) -> str:

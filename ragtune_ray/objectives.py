@@ -11,7 +11,7 @@ step is cut into pieces and spread over workers.
 | `Sft` | generator | negative log-likelihood of the answer's tokens, and of no others |
 | `Contrastive` | encoder | InfoNCE (van den Oord et al. 2018) over the passages of the whole step |
 | `Distillation` | encoder | KL from a teacher's ranking of the query's own passages, and a little InfoNCE |
-| `QuerySide` | encoder of queries | InfoNCE over stored passage vectors, which stay (Izacard et al. 2023, section 3.4) |
+| `QuerySide` | encoder of queries | either, over stored passage vectors, which stay (Izacard et al. 2023, section 3.4) |
 """
 
 from __future__ import annotations
@@ -339,36 +339,61 @@ class Distillation(Contrastive):
 
     def loss(self, queries: Tensor, passages: Tensor, columns: Piece) -> Tensor:
         """KL of the teacher's distribution from the student's, and the weighted contrastive term."""
-        owner, place = columns["owner"], columns["place"]
-        shape = (len(queries), int(place.max()) + 1)
-        student = queries.new_full(shape, -torch.inf)
-        student[owner, place] = (queries[owner] * passages).sum(dim=1) / self._temperature
-        teacher = queries.new_full(shape, -torch.inf)
-        teacher[owner, place] = columns["taught"].to(teacher.dtype) / self._teacher_temperature
-        shown = torch.isfinite(teacher)
-        taught = teacher.softmax(dim=1)
-        terms = taught * (torch.where(shown, teacher.log_softmax(dim=1) - student.log_softmax(dim=1), 0.0))
-        lowest = teacher.masked_fill(~shown, torch.inf).amin(dim=1)
-        says_something = teacher.amax(dim=1) > lowest
-        divergence = (terms.sum(dim=1) * says_something).sum()
+        cosines = (queries[columns["owner"]] * passages).sum(dim=1)
+        divergence = _divergence(cosines / self._temperature, columns, self._teacher_temperature)
         if not self._contrastive_weight:
             return divergence
         return divergence + self._contrastive_weight * super().loss(queries, passages, columns)
 
 
+def _divergence(student: Tensor, columns: Piece, teacher_temperature: float) -> Tensor:
+    """The summed KL of the teacher's distribution over each query's own passages from the student's.
+
+    Args:
+        student: (num_passages,) the student's scores, divided by its temperature.
+        columns: from `columns`.
+        teacher_temperature: divides the teacher's scores.
+    """
+    owner, place = columns["owner"], columns["place"]
+    shape = (int(owner.max()) + 1, int(place.max()) + 1)
+    learnt = student.new_full(shape, -torch.inf)
+    learnt[owner, place] = student
+    teacher = student.new_full(shape, -torch.inf)
+    teacher[owner, place] = columns["taught"].to(teacher.dtype) / teacher_temperature
+    shown = torch.isfinite(teacher)
+    taught = teacher.softmax(dim=1)
+    terms = taught * (torch.where(shown, teacher.log_softmax(dim=1) - learnt.log_softmax(dim=1), 0.0))
+    lowest = teacher.masked_fill(~shown, torch.inf).amin(dim=1)
+    says_something = teacher.amax(dim=1) > lowest
+    return (terms.sum(dim=1) * says_something).sum()
+
+
 class QuerySide(_EncoderObjective):
     """InfoNCE of each query against stored vectors: the passages' encoder, and so the index, stays as it is.
+
+    Of rows with a teacher's scores its distribution over their own passages is learnt, plus a small contrastive term.
 
     Args:
         encoder: a sentence-transformers model, which becomes the encoder of queries.
         pool: passage_id -> vector of everything that queries are contrasted with.
         temperature: divides cosines.
+        teacher_temperature: divides the teacher's scores.
+        contrastive_weight: of the contrastive term beside a teacher's.
         query_prefix: put before queries.
         chunk_tokens: as for `Contrastive`.
     """
 
-    def __init__(self, encoder: nn.Module, *, pool: dict[str, np.ndarray], **options: Any) -> None:
+    def __init__(
+        self,
+        encoder: nn.Module,
+        *,
+        pool: dict[str, np.ndarray],
+        teacher_temperature: float = 0.3,
+        contrastive_weight: float = 0.1,
+        **options: Any,
+    ) -> None:
         super().__init__(encoder, **options)
+        self._teacher_temperature, self._contrastive_weight = teacher_temperature, contrastive_weight
         self._places = {name: number for number, name in enumerate(pool)}
         self.register_buffer("_pool", torch.from_numpy(np.stack(list(pool.values()))).float(), persistent=False)
 
@@ -377,15 +402,21 @@ class QuerySide(_EncoderObjective):
         return [self._query_prefix + row.query for row in rows], []
 
     def columns(self, rows: Sequence[RetrieverExample]) -> Piece:
-        """As for every encoder, and `target` (num_rows,): the place of each positive in the pool."""
-        targets = torch.tensor([self._places[row.passage_ids[0]] for row in rows])
-        return super().columns(rows) | {"target": targets}
+        """As for every encoder, and `stored` (num_passages,): the place of each passage in the pool."""
+        stored = torch.tensor([self._places[name] for row in rows for name in row.passage_ids])
+        return super().columns(rows) | {"stored": stored}
 
     def loss(self, queries: Tensor, passages: Tensor, columns: Piece) -> Tensor:
-        """Cross-entropy of each positive in the whole pool."""
+        """Cross-entropy of each positive in the whole pool; where a teacher scored, mostly KL from its distribution."""
         del passages
-        logits = queries @ cast(Tensor, self._pool).T / self._temperature
-        return functional.cross_entropy(logits.float(), columns["target"], reduction="sum")
+        pool, stored = cast(Tensor, self._pool), columns["stored"]
+        positive = stored[columns["place"] == 0]
+        contrast = functional.cross_entropy((queries @ pool.T / self._temperature).float(), positive, reduction="sum")
+        if columns["taught"].isnan().any():
+            return contrast
+        cosines = (queries[columns["owner"]] * pool[stored]).sum(dim=1)
+        divergence = _divergence(cosines / self._temperature, columns, self._teacher_temperature)
+        return divergence + self._contrastive_weight * contrast
 
     def passage_pool(self, rows: Sequence[RetrieverExample]) -> tuple[list[str], Tensor]:
         """The stored vectors of the rows' passages."""

@@ -21,9 +21,12 @@ import yaml
 from ragtune_ray import comparison as comparisons
 from ragtune_ray import comparison_table as table
 from ragtune_ray import plots
-from ragtune_ray.comparison import Comparison, Cost, Difference, Interval, Latency
+from ragtune_ray.comparison import Comparison, Cost, Difference, Interval, Latency, Round
 
 __all__ = ["render"]
+
+FURTHER = 4
+"""The kind of arms that have no colour and shape of their own."""
 
 _OUTCOMES = {
     "recommended": "Recommendation",
@@ -89,8 +92,8 @@ def _template() -> jinja2.Template:
 
 
 def _kind(name: str) -> int:
-    """Which colour and shape an arm has: the same whichever arms stand beside it."""
-    return comparisons.ARMS.index(name) if name in comparisons.ARMS else len(comparisons.ARMS)
+    """Which colour and shape an arm has: the same whichever arms stand beside it; the modes of `tune` are alike."""
+    return min(comparisons.ARMS.index(name), FURTHER) if name in comparisons.ARMS else FURTHER
 
 
 def _piece(kind: str) -> int:
@@ -102,7 +105,7 @@ def _plots(facts: Comparison) -> dict[str, str]:
     """Name of the plot -> SVG; empty where there is nothing to draw."""
     metric, names = table.metric_label(facts.metric), facts.names()
     quality = {name: value for name in names if (value := facts.arms[name].quality.get(facts.metric)) is not None}
-    found = dict.fromkeys(("quality", "cost", "latency", "recall", "differences", "losses"), "")
+    found = dict.fromkeys(("quality", "cost", "latency", "recall", "differences", "losses", "rounds"), "")
     if quality:
         marks = [_mark(name, _kind(name), value) for name, value in quality.items()]
         found["quality"] = plots.interval_plot(marks, f"{metric} of each arm", metric)
@@ -123,7 +126,24 @@ def _plots(facts: Comparison) -> dict[str, str]:
         found["differences"] = plots.interval_plot(marks, title, f"difference of {metric}", facts.margin)
     if table.losses(facts):
         found["losses"] = _losses_plot(facts)
+    marks = [_round_mark(name, each) for name in names for each in facts.arms[name].rounds if each.after is not None]
+    if marks:
+        found["rounds"] = plots.interval_plot(marks, "What the rounds of tuning gained", "gain on validation questions")
     return found
+
+
+def _round_mark(arm: str, each: Round) -> plots.Mark:
+    gain = (each.after or 0.0) - (each.before or 0.0)
+    label = f"{arm} {each.round}, {each.component} {'accepted' if each.accepted else 'refused'}"
+    kind = _kind("rag+ft") if each.accepted else _kind("base")
+    return plots.Mark(
+        label,
+        kind,
+        gain,
+        each.low if each.low is not None else gain,
+        each.high if each.high is not None else gain,
+        _signed(gain),
+    )
 
 
 def _cost_plot(costs: Mapping[str, Cost], quality: Mapping[str, Interval], metric: str) -> str:

@@ -8,7 +8,7 @@ what is new. This module knows nothing of encoders, prompts or Ray.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +51,18 @@ class Index:
     def take(self, ordinals: Sequence[int]) -> list[schema.Passage]:
         """The passages at these ordinals, in this order."""
         return list(schema.from_table(self.passages.take(pa.array(ordinals, pa.int64())), schema.Passage))
+
+    def by_id(self, passage_ids: Iterable[str]) -> dict[str, schema.Passage]:
+        """The living passages of these ids; unknown ones are left out.
+
+        Raises:
+            storage.ArtifactError: a segment is too old to name its documents.
+        """
+        wanted = set(passage_ids)
+        (owned,) = self.of_documents([sorted({name.rpartition("#")[0] for name in wanted})])
+        names = self.passages["passage_id"].take(pa.array(owned)).to_pylist()
+        kept = [ordinal for ordinal, name in zip(owned.tolist(), names, strict=True) if name in wanted]
+        return {passage.passage_id: passage for passage in self.take(kept)}
 
     def of_documents(self, document_ids: Sequence[Sequence[str]]) -> list[np.ndarray]:
         """The ordinals of the passages of each group of documents; those that are deleted or unknown have none.

@@ -19,7 +19,7 @@ from ragtune_ray import config
 from ragtune_ray.queries import read_queries
 from ragtune_ray.schema import Query, Reject
 
-__all__ = ["SPLITS", "LeakError", "assign_splits", "check_leaks", "group_of", "positives", "selected_queries"]
+__all__ = ["SPLITS", "LeakError", "assign_splits", "check_leaks", "draw", "group_of", "positives", "selected_queries"]
 
 SPLITS = ("train", "validation", "test")
 SHOWN_DOCUMENTS = 3
@@ -74,14 +74,14 @@ def assign_splits(
     total = sum(shares)
     ends = [sum(shares[: number + 1]) / total for number in range(len(SPLITS))]
     return {
-        query_id: next(split for split, end in zip(SPLITS, ends, strict=True) if _drawn(root(group), seed) < end)
+        query_id: next(split for split, end in zip(SPLITS, ends, strict=True) if draw(root(group), seed) < end)
         for query_id, group in first_group.items()
     }
 
 
-def _drawn(group: str, seed: int) -> float:
+def draw(name: str, seed: int) -> float:
     """A number in [0, 1) that only the seed and the name decide."""
-    digest = hashlib.sha256(f"{seed}\0{group}".encode()).digest()
+    digest = hashlib.sha256(f"{seed}\0{name}".encode()).digest()
     return int.from_bytes(digest[:6], "big") / 2**48
 
 

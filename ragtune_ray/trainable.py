@@ -43,20 +43,16 @@ def load_objective(
         "passage_prefix": encoder.passage_prefix,
         "chunk_tokens": training.micro_batch_tokens,
     }
+    taught = {"teacher_temperature": training.teacher_temperature, "contrastive_weight": training.contrastive_weight}
     match training.objective:
         case "sft":
             return _sft(training, directory)
         case "contrastive":
             return Contrastive(_encoder(directory), **shared)
         case "distillation":
-            return Distillation(
-                _encoder(directory),
-                teacher_temperature=training.teacher_temperature,
-                contrastive_weight=training.contrastive_weight,
-                **shared,
-            )
+            return Distillation(_encoder(directory), **taught, **shared)
         case "query_side":
-            return QuerySide(_encoder(directory), pool=pool, **shared)
+            return QuerySide(_encoder(directory), pool=pool, **taught, **shared)
 
 
 def _sft(settings: config.Training, directory: Path) -> Sft:

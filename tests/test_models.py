@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ragtune_ray import config, models, storage
+from ragtune_ray import config, models, pairs, storage
 
 
 @pytest.fixture(autouse=True)
@@ -160,7 +160,7 @@ def test_tuned_arms_answer_with_the_model_that_was_trained_for_them(
     settings = config.Config(workspace=place, generator=config.Generator(engine="openai", max_new_tokens=7))
     urls = {arm: tuned(f"{place}/models/{arm}", directory, arm.encode()) for arm in ("ft", "rag+ft")}
     for arm, url in urls.items():
-        found = models.with_tuned_generator(settings.using(f"answer.arm={arm}"))
+        found = pairs.with_tuned_models(settings.using(f"answer.arm={arm}"))
         assert found.generator.model == url
         assert models.resolve(found.generator.model).directory == Path(url)
         assert found.generator.engine == "transformers"
@@ -169,16 +169,16 @@ def test_tuned_arms_answer_with_the_model_that_was_trained_for_them(
         assert found.using("answer.arm=rag").model_copy(update={"generator": settings.generator}) == settings
     for arm in ("base", "rag"):
         untuned = settings.using(f"answer.arm={arm}")
-        assert models.with_tuned_generator(untuned) is untuned
+        assert pairs.with_tuned_models(untuned) is untuned
 
 
 def test_an_arm_answers_with_the_model_of_its_own_name(directory: Path, tmp_path: Path) -> None:
     settings = config.Config(workspace=str(tmp_path)).using("answer.arm=rag+ft", "training.name=mine")
     tuned(tmp_path / "models" / "mine", directory, b"mine")
     with pytest.raises(models.ModelError, match=r"rag\+ft: no tuned model .* training.arm=rag\+ft"):
-        models.with_tuned_generator(settings)
+        pairs.with_tuned_models(settings)
     url = tuned(tmp_path / "models" / "rag+ft", directory, b"other")
-    assert models.with_tuned_generator(settings).generator.model == url
+    assert pairs.with_tuned_models(settings).generator.model == url
 
 
 def test_a_model_of_queries_says_which_passages_it_was_trained_for(directory: Path, tmp_path: Path) -> None:

@@ -189,8 +189,9 @@ def test_another_rows_copy_of_the_positive_is_no_negative(load) -> None:
     assert float(total_loss(objective, [first, other])) == pytest.approx(float(expected), rel=1e-4)
 
 
-def test_the_loss_follows_a_permutation_of_rows_and_passages(load) -> None:
-    objective = load("distillation", "contrastive_weight=0.3")
+@pytest.mark.parametrize("name", ["distillation", "query_side"])
+def test_the_loss_follows_a_permutation_of_rows_and_passages(name: str, load, pool) -> None:
+    objective = load(name, "contrastive_weight=0.3", pool=pool)
     rows = [query_row(number, scores=(1.0, 0.5, 0.1)) for number in range(4)]
     swapped = [
         dataclasses.replace(
@@ -221,8 +222,9 @@ def test_distillation_equals_a_kl_divergence_by_hand(load) -> None:
     assert float(total_loss(objective, rows)) == pytest.approx(expected, rel=1e-4)
 
 
-def test_a_uniform_teacher_gives_no_gradient(load) -> None:
-    objective = load("distillation", "contrastive_weight=0")
+@pytest.mark.parametrize("name", ["distillation", "query_side"])
+def test_a_uniform_teacher_gives_no_gradient(name: str, load, pool) -> None:
+    objective = load(name, "contrastive_weight=0", pool=pool)
     found = gradients(objective, [query_row(number, scores=(1.0, 1.0, 1.0)) for number in range(3)])
     assert all(gradient.abs().max() == 0 for gradient in found.values())
     told = gradients(objective, [query_row(number, scores=(1.0, 0.0, 0.0)) for number in range(3)])
@@ -251,6 +253,20 @@ def test_query_side_contrasts_with_the_whole_pool_and_leaves_it(load, pool) -> N
     assert float(total_loss(objective, rows)) == pytest.approx(float(expected), rel=1e-4)
     assert "_pool" not in objective.state_dict()
     assert not any(name.endswith("_pool") for name in dict(objective.named_parameters()))
+
+
+def test_query_side_learns_a_teachers_distribution_over_stored_vectors_where_there_is_one(load, pool) -> None:
+    options = ("temperature=0.1", "teacher_temperature=0.5", "contrastive_weight=0.3")
+    objective: QuerySide = load("query_side", *options, pool=pool)
+    rows = [query_row(0, scores=(1.0, 0.4, 0.0)), query_row(1, scores=(0.2, 0.9, 0.1))]
+    expected = 0.0
+    for query, row in zip(objective.vectors([row.query for row in rows]).numpy(), rows, strict=True):
+        student = torch.tensor([float(query @ pool[name]) / 0.1 for name in row.passage_ids])
+        teacher = torch.tensor(row.teacher_scores) / 0.5
+        expected += float(functional.kl_div(student.log_softmax(0), teacher.softmax(0), reduction="sum"))
+        every = torch.tensor([float(query @ vector) / 0.1 for vector in pool.values()])
+        expected += 0.3 * float(-every.log_softmax(0)[list(pool).index(row.passage_ids[0])])
+    assert float(total_loss(objective, rows)) == pytest.approx(expected, rel=1e-4)
 
 
 def test_validation_ranks_the_positive_among_all_passages(load) -> None:

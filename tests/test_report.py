@@ -34,6 +34,36 @@ def cells(page: LexborHTMLParser, table: str, label: str) -> list[str]:
     return [words(cell) for cell in rows[0].css("td")]
 
 
+def test_the_rounds_of_a_tuned_arm_are_drawn_and_told() -> None:
+    value = comparison()
+    assert not page_of(value).css("#rounds")
+    base = {"metric": "EM", "before": 0.1, "num_examples": 90}
+    value["arms"]["staged"] = copy.deepcopy(value["arms"]["rag+ft"]) | {
+        "rounds": [
+            {
+                "round": 1,
+                "component": "generator",
+                "accepted": True,
+                "reason": "better",
+                "after": 0.3,
+                "low": 0.1,
+                "high": 0.25,
+            }
+            | base,
+            {"round": 1, "component": "retriever", "accepted": False, "reason": "<b>no</b> teacher", "num_examples": 4},
+        ]
+    }
+    page = page_of(value)
+    (figure,) = page.css("section[aria-labelledby=rounds] figure")
+    assert "staged 1, generator accepted" in words(figure)
+    assert "+0.200" in words(figure)
+    told = [words(item) for item in page.css("section[aria-labelledby=rounds] li")]
+    assert told == [
+        "staged round 1, generator: accepted, better (90 examples; EM 0.100 → 0.300)",
+        "staged round 1, retriever: refused, <b>no</b> teacher (4 examples)",
+    ]
+
+
 @pytest.mark.parametrize("make", ALL)
 def test_the_page_has_its_own_style_and_nothing_else(make: Any) -> None:
     text = report.render(make())

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from ragtune_ray import config, models, progress, schema, storage
+from ragtune_ray import config, models, pairs, progress, schema, storage
 from ragtune_ray.cluster import questions, runs, session, stages
 from ragtune_ray.cluster.generating import GenerateUnit, RetrieveUnit
 
@@ -46,7 +46,7 @@ def answer(settings: config.Config) -> Path | str:
         inputs.InputError: the queries cannot be read.
         stages.StageError: the stage failed.
     """
-    settings = models.with_tuned_generator(settings)
+    settings = pairs.with_tuned_models(settings)
     with questions.staged_queries(settings) as staged:
         return _answer(settings, staged)
 

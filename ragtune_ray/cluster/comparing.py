@@ -32,7 +32,18 @@ from ragtune_ray import (
     splitting,
     storage,
 )
-from ragtune_ray.cluster import answers, evaluation, freshness, measuring, questions, retrieval, runs, session, training
+from ragtune_ray.cluster import (
+    answers,
+    evaluation,
+    freshness,
+    measuring,
+    questions,
+    retrieval,
+    runs,
+    session,
+    training,
+    tuning,
+)
 
 __all__ = ["CompareError", "compare", "read_comparison"]
 
@@ -142,16 +153,19 @@ def _train_if_missing(settings: config.Config, arm: config.Arm) -> None:
         model = models.tuned_model(settings.workspace, arm)
     except models.ModelError:
         progress.say(f"compare: arm {arm} has no tuned model yet; training it")
-        training.train(settings.using("training.objective=sft", f"training.arm={arm}", "training.name="))
+        if config.is_mode(arm):
+            tuning.tune(settings.using(f"tune.mode={arm}"))
+        else:
+            training.train(settings.using("training.objective=sft", f"training.arm={arm}", "training.name="))
         return
     learnt = storage.read_manifest(model)["config"]["queries"]
+    again = f"tune CONFIG tune.mode={arm}" if config.is_mode(arm) else f"train CONFIG training.arm={arm}"
     for field in ("split_by", "split_shares", "split_seed"):
         now = settings.queries.model_dump(mode="json")[field]
         if learnt[field] != now:
             raise CompareError(
                 f"{model}: was trained with queries.{field}={learnt[field]}, and this config has {now}: what it learnt may be "
-                f"among the questions it would be examined on; train it again (ragtune train CONFIG training.arm={arm}), "
-                "or compare with the same splits"
+                f"among the questions it would be examined on; train it again (ragtune {again}), or compare with the same splits"
             )
 
 
@@ -297,6 +311,7 @@ def _arm(
         "forgetting": measured.forgetting,
         "losses": side_by_side.losses(queries, measured.rows, measured.scores, settings.compare.metric, arm),
         "violations": violations,
+        "rounds": (measured.training or {}).get("rounds", []),
     }
 
 
@@ -316,16 +331,15 @@ def _examples(
     """Some questions with the answers of every arm and their sources."""
     metric, by_id = settings.compare.metric, {query.query_id: query for query in queries}
     scores = {arm: each.scores for arm, each in measured.items()}
-    opened: dict[str, snapshot.Index] = {}
+    opened: dict[tuple[str, str], snapshot.Index] = {}
 
-    def passages(version: str, names: Sequence[str]) -> dict[str, schema.Passage]:
-        if not names:
+    def passages(workspace: str, row: schema.Answer) -> dict[str, schema.Passage]:
+        if not row.passage_ids:
             return {}
-        if version not in opened:
-            opened[version] = snapshot.open_index(settings.workspace, version)
-        index = opened[version]
-        (ordinals,) = index.of_documents([list(dict.fromkeys(map(side_by_side.document_of, names)))])
-        return {each.passage_id: each for each in index.take(ordinals.tolist()) if each.passage_id in names}
+        place = (workspace, row.index_version)
+        if place not in opened:
+            opened[place] = snapshot.open_index(*place)
+        return opened[place].by_id(row.passage_ids)
 
     found = []
     for query_id in side_by_side.most_telling(scores, metric, settings.compare.num_examples):
@@ -338,7 +352,7 @@ def _examples(
                 "gold": list(query.answers or ()),
                 "answers": {
                     arm: side_by_side.shown_answer(
-                        row, scores[arm][query_id][metric], passages(row.index_version, row.passage_ids)
+                        row, scores[arm][query_id][metric], passages(measured[arm].settings.workspace, row)
                     )
                     for arm, row in rows.items()
                 },

@@ -11,7 +11,7 @@ import math
 import time
 from typing import Any
 
-from ragtune_ray import config, intervals, metrics, models, queries, schema, side_by_side, storage
+from ragtune_ray import config, intervals, metrics, pairs, queries, schema, side_by_side, storage
 from ragtune_ray.cluster import answers, evaluation, questions, updates
 
 __all__ = ["changed_scores", "follow_changes", "remove_copy", "visible_seconds"]
@@ -49,7 +49,7 @@ def changed_scores(settings: config.Config, changed: config.Config, arm: config.
         changed: from `follow_changes`; its workspace has the changed index.
         arm: tuned arms answer with what they learnt before the change.
     """
-    tuned = models.with_tuned_generator(settings.using(f"answer.arm={arm}"))
+    tuned = pairs.with_tuned_models(settings.using(f"answer.arm={arm}"))
     plain: config.Arm = "rag" if config.retrieves(arm) else "base"
     asked = questions.asking(tuned, settings.compare.changed_queries_path).using(
         f"workspace={json.dumps(changed.workspace, ensure_ascii=False)}", f"answer.arm={plain}"

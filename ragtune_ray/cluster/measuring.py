@@ -19,6 +19,7 @@ from ragtune_ray import (
     intervals,
     metrics,
     models,
+    pairs,
     progress,
     schema,
     side_by_side,
@@ -96,11 +97,13 @@ def measure(
     run = storage.read_manifest(evaluated)["runs"][arm]
     manifest = storage.read_manifest(run)
     rows = {row.query_id: row for row in evaluation.read_answers(run)}
-    of_arm = models.with_tuned_generator(settings.using(f"answer.arm={arm}"))
+    of_arm = pairs.with_tuned_models(settings.using(f"answer.arm={arm}"))
     tuned = storage.read_manifest(models.tuned_model(settings.workspace, arm)) if config.is_tuned(arm) else None
     asked = _spread(queries, settings.compare.latency_queries)
     progress.say(f"compare: arm {arm} answers {len(asked)} questions one at a time")
-    to_index = changed[1] if changed else sum(each["total"] for each in _index_seconds(settings, manifest)[-1:])
+    to_index = changed[1] if changed else sum(each["total"] for each in _index_seconds(of_arm, manifest)[-1:])
+    # A tuned encoder has an index of its own, to which the changes were not applied.
+    searched = changed[0] if changed and of_arm.workspace == settings.workspace else None
     return Measured(
         settings=of_arm,
         rows=rows,
@@ -108,9 +111,9 @@ def measure(
         manifest=manifest,
         training=tuned,
         latency=latency.measure(of_arm, asked, manifest["index_version"]),
-        cost=_cost(settings, manifest, tuned, len(rows)),
+        cost=_cost(of_arm, manifest, tuned, len(rows)),
         visible_seconds=freshness.visible_seconds(arm, to_index, tuned),
-        changed=freshness.changed_scores(settings, changed[0], arm) if changed else None,
+        changed=freshness.changed_scores(settings, searched, arm) if searched else None,
         forgetting=_forgetting(settings, of_arm) if tuned and settings.compare.probe_path else None,
     )
 

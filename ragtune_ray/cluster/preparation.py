@@ -11,7 +11,6 @@ import dataclasses
 import json
 import tempfile
 import time
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -21,14 +20,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ragtune_ray import config, examples, inputs, models, progress, schema, splitting, storage
+from ragtune_ray import config, examples, inputs, models, progress, schema, splitting, storage, teaching
 from ragtune_ray.cluster import questions, runs, session, stages
 
 __all__ = ["POOL", "TRAIN", "VALIDATION", "example_type", "needs_index", "prepare"]
 
 TRAIN, VALIDATION, POOL = "train.parquet", "validation.parquet", "pool.parquet"
 UNIT_QUERIES = 128
-FORMAT = 1
+TAUGHT_UNIT_QUERIES = 16
+"""The same where the generator reads every candidate: a hundred times the work."""
+FORMAT = 2
 """Part of the examples' identity: raise it when the same input would give other examples."""
 EXAMPLE_SETTINGS = {
     "objective",
@@ -41,6 +42,7 @@ EXAMPLE_SETTINGS = {
     "abstention",
     "cite",
     "replay_share",
+    "teacher",
     "hard_negatives",
     "negative_depth",
     "negative_margin",
@@ -112,7 +114,8 @@ def _refuse_leaks(settings: config.Config, staged: dict[str, questions.StagedQue
 def _prepare(settings: config.Config, staged: dict[str, questions.StagedQueries]) -> str:
     version, opened = runs.index_version(settings) if needs_index(settings.training) else ("", {})
     training = settings.training
-    generator = models.resolve(settings.generator.model).fingerprint if training.objective == "sft" else ""
+    reads = training.objective == "sft" or training.learns_from_generator
+    generator = models.resolve(settings.generator.model).fingerprint if reads else ""
     identity = {
         "format": FORMAT,
         "queries": {split: part.fingerprint for split, part in staged.items()},
@@ -123,6 +126,7 @@ def _prepare(settings: config.Config, staged: dict[str, questions.StagedQueries]
         "prompt": settings.prompt.model_dump(mode="json") if generator else None,
         "tokenizer": generator,
         "training": training.model_dump(mode="json", include=EXAMPLE_SETTINGS),
+        "teaching": training.teacher_temperature if training.learns_from_generator else None,
         "seed": settings.seed,
     }
     url, work = runs.places(settings, f"examples-{storage.digest(identity)}")
@@ -140,7 +144,7 @@ def _prepare(settings: config.Config, staged: dict[str, questions.StagedQueries]
                 "split": split,
                 "directory": directory,
             }
-            units = questions.units(part, UNIT_QUERIES)
+            units = questions.units(part, TAUGHT_UNIT_QUERIES if training.learns_from_generator else UNIT_QUERIES)
             count = min(len(units), session.workers(settings.cluster.encoder_workers, settings.cluster.gpus_per_worker))
             summaries[split] = stages.run_stage(
                 f"examples ({split})",
@@ -176,6 +180,7 @@ class PrepareUnit:
         self._count = _token_counter(settings)
         self._chat = _chat(settings) if self._sft else None
         self._teacher = _teacher(settings)
+        self._generator = _judge(settings)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[str]]:
         """Make and commit the examples of the units of the batch."""
@@ -183,7 +188,7 @@ class PrepareUnit:
 
     def _commit(self, unit: dict[str, Any]) -> str:
         rows = questions.read_queries(self._staged, unit["start"], unit["stop"])
-        made = self._examples(rows)
+        made, judgements = self._examples(rows)
         kept = [item for item in made if not isinstance(item, schema.Reject)]
         rejects = [dataclasses.asdict(item) for item in made if isinstance(item, schema.Reject)]
         with tempfile.TemporaryDirectory(prefix="ragtune-examples-") as temporary:
@@ -193,9 +198,57 @@ class PrepareUnit:
             if self._settings.training.objective == "query_side":
                 files["pool.parquet"] = Path(temporary) / "pool.parquet"
                 pq.write_table(self._pool(kept), files["pool.parquet"], write_page_checksum=True)
-            return stages.commit_unit(self._directory, unit["unit"], files, num_examples=len(kept), rejects=rejects)
+            judged = [dataclasses.asdict(each) for each in judgements]
+            return stages.commit_unit(
+                self._directory, unit["unit"], files, num_examples=len(kept), rejects=rejects, judgements=judged
+            )
 
-    def _examples(self, rows: Sequence[schema.Query]) -> list[Any]:
+    def _examples(self, rows: Sequence[schema.Query]) -> tuple[list[Any], list[teaching.Judgement]]:
+        """An example or a reject per row; and, where the generator teaches, how well it judged."""
+        if self._generator is not None:
+            return self._taught(rows, self._candidates(rows), self._generator)
+        return self._plain_examples(rows), []
+
+    def _taught(
+        self, rows: Sequence[schema.Query], found: Sequence[examples.Candidates], generator: Any
+    ) -> tuple[list[Any], list[teaching.Judgement]]:
+        count = self._settings.training.hard_negatives + 1
+        asked = [
+            (row, teaching.chosen(row, candidates, count))
+            for row, candidates in zip(rows, found, strict=True)
+            if row.answers and candidates.retrieved
+        ]
+        gains = dict(
+            zip(
+                (row.query_id for row, _ in asked),
+                teaching.passage_gains(asked, generator, self._settings),
+                strict=True,
+            )
+        )
+        shown = {row.query_id: passages for row, passages in asked}
+        made: list[Any] = []
+        judgements = []
+        for row, candidates in zip(rows, found, strict=True):
+            gained = gains.get(row.query_id, "has no answer to ask the generator about")
+            if isinstance(gained, str):
+                made.append(schema.Reject(row.query_id, gained, "row"))
+                continue
+            passages = shown[row.query_id]
+            example, judgement = teaching.taught_example(
+                row,
+                candidates,
+                passages,
+                gained,
+                self._settings,
+                self._count,
+                reranked=self._teacher(row.text, [each.text for each in passages]) if self._teacher else None,
+                examines=self._split == "validation",
+            )
+            made.append(example)
+            judgements.append(judgement)
+        return made, judgements
+
+    def _plain_examples(self, rows: Sequence[schema.Query]) -> list[Any]:
         if self._retriever is None:
             assert self._chat is not None
             kind: schema.ExampleKind = "replay" if self._split == "replay" else "question_only"
@@ -286,12 +339,25 @@ def _token_counter(settings: config.Config) -> Any:
 
 def _teacher(settings: config.Config) -> Any:
     """The reranker of the config, as a teacher; None where there is none."""
-    if settings.training.objective != "distillation" or not settings.retrieval.reranker:
+    training = settings.training
+    learns = training.objective == "distillation" or training.learns_from_generator
+    if not learns or not settings.retrieval.reranker:
         return None
     from ragtune_ray.encoder import Reranker
 
     reranker = Reranker(settings.retrieval.reranker)
     return lambda query, texts: reranker.score([(query, text) for text in texts]).tolist()
+
+
+def _judge(settings: config.Config) -> Any:
+    """The generator of the config, where it is the teacher; else None."""
+    if not settings.training.learns_from_generator:
+        return None
+    from ragtune_ray.generator import load_generator
+
+    engine = settings.generator.engine
+    model = models.resolve(settings.generator.model).directory if engine == "transformers" else None
+    return load_generator(settings.generator, model)
 
 
 def _publish(
@@ -327,6 +393,9 @@ def _publish(
         ]
         pq.write_table(_distinct(pa.concat_tables(pools)), staging / POOL, write_page_checksum=True)
     (staging / "rejects.jsonl").write_text(schema.reject_lines(rejects), encoding="utf-8")
+    if settings.training.learns_from_generator:
+        judged = [teaching.Judgement(**each) for part in summaries["train"] for each in part["judgements"]]
+        facts["teacher"] = teaching.teacher_facts(judged)
     kinds = train["kind"].value_counts().to_pylist() if "kind" in train.column_names else []
     storage.publish(
         staging,
@@ -350,7 +419,7 @@ def _together(directory: str, summaries: Sequence[dict[str, Any]], suffix: str) 
 
 def _drawn(table: pa.Table, count: int, seed: int) -> pa.Table:
     """At most so many rows, drawn by the seed and the query's id; in the order they had."""
-    marks = [zlib.crc32(f"{seed}\0{name}".encode()) for name in table["query_id"].to_pylist()]
+    marks = [splitting.draw(name, seed) for name in table["query_id"].to_pylist()]
     return table.take(pa.array(np.sort(np.argsort(marks, kind="stable")[:count])))
 
 

@@ -22,7 +22,7 @@ from typing import Any, TypeAlias
 
 from ray import serve
 
-from ragtune_ray import config, models, prompts, retention, schema, selection, snapshot, storage, versions
+from ragtune_ray import config, models, pairs, prompts, retention, schema, selection, snapshot, storage, versions
 from ragtune_ray.answering import Task, finished_answer, task_prompt
 from ragtune_ray.backend import Embedded, Failed, Finished, Found, Job, Shown
 from ragtune_ray.cluster import session
@@ -281,7 +281,7 @@ class GeneratorReplica:
         from ragtune_ray.generator import load_generator
         from ragtune_ray.passthrough import PassThroughGenerator
 
-        settings = models.with_tuned_generator(self._settings)
+        settings = pairs.with_tuned_models(self._settings)
         if settings.generator.engine == "openai":
             generator = load_generator(settings.generator, None)
             num_threads = settings.serve.generator.max_ongoing_requests

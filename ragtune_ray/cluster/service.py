@@ -19,7 +19,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from ragtune_ray import access, config, gatekeeping, models, progress, storage, versions
+from ragtune_ray import access, config, gatekeeping, models, pairs, progress, storage, versions
 from ragtune_ray.cluster import session
 
 __all__ = ["APPLICATION", "Arguments", "application", "bound", "running", "serve"]
@@ -66,6 +66,9 @@ def bound(settings: config.Config, generator_kind: type | None = None) -> Any:
     from ragtune_ray.cluster.ingress import Ingress
     from ragtune_ray.cluster.replicas import GeneratorReplica, RetrieverReplica
 
+    if config.is_mode(settings.answer.arm):
+        # The pair of a mode is that of this moment: its models and its index belong together.
+        settings = pairs.with_tuned_models(settings).using("answer.arm=rag")
     has_index = _check(settings)
     limits = settings.serve
 

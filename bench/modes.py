@@ -1,0 +1,226 @@
+"""The four modes of `tune` on SQuAD articles: what each gains on test articles, and against tuning without it.
+
+    python -m bench.modes [--modes staged joint iterative domain independent] [--minutes 60] [--workspace DIRECTORY]
+
+Splits are those of configs/squad.yaml, by article. Each mode is tuned in a workspace of its own, with the embedded models, and
+judged once on the test articles:
+
+| row | what is compared |
+|---|---|
+| staged | EM after tuning on routed failures, and after plain rag+ft on as many random training questions |
+| joint | dense recall@1 after and before, all qrels of the training questions hidden |
+| iterative | EM after the last accepted round, and after tuning on the labelled half alone; precision of the pseudo-labels |
+| domain | dense recall@1 after and before; no training question is used |
+| independent | EM of joint, and of generator and retriever tuned each by itself with as many optimiser steps |
+
+Every row has a paired interval, and the verdicts of its rounds. Nothing is asserted: what does not gain is printed as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import random
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from ragtune_ray import config, intervals, metrics, schema, splitting, storage
+from ragtune_ray.cluster import answers, corpus, evaluation, retrieval, session, training, tuning
+from ragtune_ray.cluster.judging import queries_of
+from ragtune_ray.ledger import Ledger, Row
+from ragtune_ray.pairs import Pair
+
+DATA = "../shared/data/squad/squad-v1.1-24articles.json"
+CONFIG = "configs/squad.yaml"
+STEPS = {15: 60, 30: 130, 60: 200}
+"""Optimiser steps per component and round that about so many minutes allow on two cores with bfloat16."""
+TEST_QUESTIONS = 300
+
+Scores = dict[str, float]
+
+
+def main() -> None:
+    """Run and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--modes", nargs="+", default=list(RUNS), choices=list(RUNS))
+    parser.add_argument("--minutes", type=int, default=60, choices=list(STEPS))
+    parser.add_argument("--questions", type=int, default=800, help="training questions")
+    parser.add_argument("--workspace", default="workspace/modes")
+    options = parser.parse_args()
+    if not Path(DATA).exists():
+        parser.error(f"{DATA} is not there; this benchmark measures on it")
+    with session.ray_session(config.Cluster(), for_training=True):
+        for name in options.modes:
+            started = time.monotonic()
+            folder = Path(options.workspace) / name
+            folder.mkdir(parents=True, exist_ok=True)
+            settings = _settings(folder, options.minutes, options.questions)
+            corpus.build_index(settings)
+            for line in RUNS[name](settings, folder):
+                print(f"{name:12} {line}", flush=True)
+            print(f"{name:12} {(time.monotonic() - started) / 60:.1f} minutes", flush=True)
+
+
+def _settings(folder: Path, minutes: int, num_questions: int) -> config.Config:
+    """The config of a row, its questions as a file with their splits."""
+    settings = config.load(CONFIG, [f"corpus.path={DATA}", f"queries.path={DATA}"])
+    source = random.Random(0)
+    limits = {"train": num_questions, "validation": 120, "test": TEST_QUESTIONS}
+    rows = []
+    for split, limit in limits.items():
+        found = queries_of(settings, split)
+        rows += [dataclasses.replace(row, split=split) for row in source.sample(found, min(limit, len(found)))]
+    path = folder / "questions.jsonl"
+    _write(path, rows)
+    return settings.using(
+        f"workspace={folder}", f"queries.path={path}", "queries.split_by=given", "queries.split=all",
+        f"training.max_steps={STEPS[minutes]}", f"training.evaluate_steps={STEPS[minutes] // 2}",
+        "compare.metric=EM", "retrieval.mode=dense", "tune.rounds=2",
+    )  # fmt: skip
+
+
+def _write(path: Path, rows: Sequence[schema.Query]) -> None:
+    path.write_text("".join(json.dumps(dataclasses.asdict(row), ensure_ascii=False) + "\n" for row in rows), "utf-8")
+
+
+def _changed(
+    settings: config.Config, folder: Path, name: str, change: Callable[[schema.Query], schema.Query]
+) -> config.Config:
+    """The config with its training questions changed."""
+    rows = [change(row) if row.split == "train" else row for row in queries_of(settings, "all")]
+    _write(folder / name, rows)
+    return settings.using(f"queries.path={folder / name}")
+
+
+def _tuned(settings: config.Config, mode: str) -> tuple[Pair, list[Row]]:
+    url = tuning.tune(settings.using(f"tune.mode={mode}"))
+    return Pair(**storage.read_manifest(url)["pair"]), Ledger(storage.join(url, tuning.LEDGER)).rows
+
+
+def _exact(settings: config.Config) -> Scores:
+    asked = settings.using("queries.split=test", "answer.arm=rag")
+    rows = evaluation.read_answers(str(answers.answer(asked)))
+    scores = evaluation.scores_of(queries_of(settings, "test"), rows, settings)
+    return {name: values["EM"] for name, values in scores.items()}
+
+
+def _recall(settings: config.Config) -> Scores:
+    run = str(retrieval.retrieve(settings.using("queries.split=test")))
+    rows = pq.read_table(Path(run) / "scores.parquet").to_pylist()
+    return {row["query_id"]: row["recall@1"] for row in rows}
+
+
+def _line(metric: str, first: str, before: Scores, second: str, after: Scores) -> str:
+    ids = sorted(before.keys() & after.keys())
+    a, b = (np.array([scores[name] for name in ids]) for scores in (before, after))
+    gain = intervals.paired_bootstrap(a, b, 10_000, 0.95, 0)
+    return (
+        f"{metric} {first} {a.mean():.4f}, {second} {b.mean():.4f}: {gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}], "
+        f"{len(ids)} questions"
+    )
+
+
+def _verdicts(rows: Sequence[Row]) -> list[str]:
+    found = [row for row in rows if "accepted" in row]
+    return [
+        f"round {row['round']} {row['component']} {'accepted' if row['accepted'] else 'refused'}: {row['reason']}"
+        for row in found
+    ] + [f"teacher {json.dumps(row['teacher'])}" for row in rows if row.get("teacher")]
+
+
+def _staged(settings: config.Config, folder: Path) -> list[str]:
+    pair, rows = _tuned(settings, "staged")
+    (routed,) = [row for row in rows if row["step"] == "routed"]
+    count = routed["generator"]["num_questions"]
+    drawn = {row.query_id for row in random.Random(1).sample(queries_of(settings, "train"), count)}
+    kept = [row for row in queries_of(settings, "all") if row.split != "train" or row.query_id in drawn]
+    _write(folder / "random.jsonl", kept)
+    plain = settings.using(f"queries.path={folder / 'random.jsonl'}", "training.name=random")
+    other = dataclasses.replace(Pair.of(settings), generator_model=training.train(plain))
+    routes = ", ".join(f"{name} {row['count']}" for name, row in routed["routes"].items())
+    return [
+        _line("EM", f"random {count}", _exact(other.used_in(settings)), "staged", _exact(pair.used_in(settings))),
+        routes,
+        *_verdicts(rows),
+    ]
+
+
+def _joint(settings: config.Config, folder: Path) -> list[str]:
+    hidden = _changed(
+        settings, folder, "hidden.jsonl", lambda row: dataclasses.replace(row, document_ids=(), relevances=())
+    )
+    pair, rows = _tuned(hidden, "joint")
+    return [
+        _line("recall@1", "before", _recall(settings), "after", _recall(pair.used_in(settings))),
+        _line("EM", "before", _exact(settings), "after", _exact(pair.used_in(settings))),
+        *_verdicts(rows),
+    ]
+
+
+def _iterative(settings: config.Config, folder: Path) -> list[str]:
+    half = _changed(
+        settings,
+        folder,
+        "half.jsonl",
+        lambda row: dataclasses.replace(row, answers=None) if splitting.draw(row.query_id, 0) < 0.5 else row,
+    )
+    pair, rows = _tuned(half, "iterative")
+    labelled = next((row["pair"] for row in rows if row["round"] == 0 and row.get("accepted")), None)
+    alone = Pair(**labelled) if labelled else Pair.of(settings)
+    gold = {f"asked-{row.query_id}": row.answers or () for row in queries_of(settings, "train")}
+    lines = [_line("EM", "labelled half", _exact(alone.used_in(settings)), "iterative", _exact(pair.used_in(settings)))]
+    for row in rows:
+        if row["step"] == "passed":
+            made = [each for each in _queries(row["path"]) if each.query_id in gold]
+            right = [metrics.token_f1((each.answers or ("",))[0], gold[each.query_id], "en") >= 0.6 for each in made]
+            lines.append(f"round {row['round']}: {len(made)} pseudo-labels, precision {np.mean(right or [False]):.3f}")
+    return lines + _verdicts(rows)
+
+
+def _queries(path: str) -> list[schema.Query]:
+    from ragtune_ray.queries import read_queries
+
+    return [row for row in read_queries(path) if isinstance(row, schema.Query)]
+
+
+def _domain(settings: config.Config, folder: Path) -> list[str]:
+    unknown = _changed(settings, folder, "unknown.jsonl", lambda row: dataclasses.replace(row, answers=None))
+    pair, rows = _tuned(unknown, "domain")
+    return [
+        _line("recall@1", "before", _recall(settings), "after", _recall(pair.used_in(settings))),
+        *(f"{row['step']}: kept {row['count']}, refused {row['refused']}" for row in rows if "refused" in row),
+        *_verdicts(rows),
+    ]
+
+
+def _independent(settings: config.Config, _: Path) -> list[str]:
+    """Each component by itself from qrels and answers, with as many steps as the joint rounds made in all."""
+    pair, rows = _tuned(settings, "joint")
+    total = settings.training.max_steps * settings.tune.rounds
+    longer = settings.using(f"training.max_steps={total}", "training.epochs=4", "training.name=alone")
+    generator = training.train(longer)
+    retriever = training.train(longer.using("training.objective=query_side", "training.name=alone-retriever"))
+    apart = dataclasses.replace(Pair.of(settings), generator_model=generator, query_model=retriever)
+    return [
+        _line("EM", "independent", _exact(apart.used_in(settings)), "joint", _exact(pair.used_in(settings))),
+        _line("recall@1", "independent", _recall(apart.used_in(settings)), "joint", _recall(pair.used_in(settings))),
+        *_verdicts(rows),
+    ]
+
+
+RUNS: dict[str, Callable[[config.Config, Path], list[str]]] = {
+    "staged": _staged,
+    "joint": _joint,
+    "iterative": _iterative,
+    "domain": _domain,
+    "independent": _independent,
+}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,230 @@
+"""Questions without answers -> questions to learn from: asked, answered and filtered with the verbs that users have.
+
+In: questions, or nothing but the index. Out: training questions with pseudo-labels, and in the ledger how many were refused and
+why. This module knows nothing of what is learnt from them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ragtune_ray import pseudo_labels as checks
+from ragtune_ray import queries, schema, snapshot
+from ragtune_ray.cluster import answers, evaluation
+from ragtune_ray.cluster.judging import hits_of, queries_of
+from ragtune_ray.cluster.rounds import Rounds, TuneError
+from ragtune_ray.splitting import positives
+
+__all__ = ["made_questions", "pseudo_labels", "unlabelled", "write_mixed"]
+
+ASK_FOR_QUESTION = "Write one short question that can be answered from this passage alone."
+"""What is asked about a passage, as if it were a question."""
+QUESTION_SYSTEM = (
+    "You are shown a passage. Write one short question whose answer is a short phrase of it. Name whom or what the question is "
+    "about. Write the question and nothing else."
+)
+MIN_PASSAGE_CHARACTERS = 80
+
+
+def unlabelled(rounds: Rounds) -> list[schema.Query]:
+    """The questions to label: those of `tune.questions_path`, else the training questions without answers.
+
+    Questions that the validation or test split asks too, or about their documents, are left out.
+    """
+    settings = rounds.settings
+    path = settings.tune.questions_path
+    found = (
+        [row for row in queries.read_queries(path) if isinstance(row, schema.Query)]
+        if path
+        else [query for query in queries_of(settings, "train") if query.answers is None]
+    )
+    known = {query.text.casefold() for split in ("validation", "test") for query in queries_of(settings, split)}
+    return [
+        dataclasses.replace(query, query_id=f"asked-{query.query_id}", answers=None, split="train")
+        for query in found
+        if query.text.casefold() not in known and not rounds.forbidden & set(positives(query))
+    ]
+
+
+def pseudo_labels(rounds: Rounds, asked: Sequence[schema.Query]) -> list[schema.Query]:
+    """The questions whose answers, given by the present pair, pass every filter; the answers are their labels."""
+    rule, seed = rounds.settings.tune, rounds.settings.seed
+    if not asked:
+        return []
+    path = rounds.step("asked", lambda: {"path": rounds.write("asked", asked)})["path"]
+    answered = rounds.step("labelled", lambda: {"path": str(answers.answer(rounds.asking(path)))})["path"]
+    samples = [
+        rounds.step(
+            f"sampled {number}",
+            lambda number=number: {  # type: ignore[misc]  # bound at once, on purpose
+                "path": str(
+                    answers.answer(
+                        rounds.asking(path, f"generator.temperature={rule.sample_temperature}", f"seed={seed + number}")
+                    )
+                )
+            },
+        )["path"]
+        for number in range(1, rule.samples + 1)
+    ]
+    kept = rounds.step("filtered", lambda: _filtered(rounds, asked, answered, samples))
+    if not kept["count"]:
+        return []
+    again = rounds.step(
+        "regenerated", lambda: {"path": str(answers.answer(rounds.asking(kept["path"], "answer.gold_passage=true")))}
+    )["path"]
+    passed = rounds.step("passed", lambda: _passed(rounds, kept["path"], again))
+    return _read(passed["path"])
+
+
+def _filtered(rounds: Rounds, asked: Sequence[schema.Query], answered: str, samples: Sequence[str]) -> dict[str, Any]:
+    """Support and agreement."""
+    rule, language = rounds.settings.tune, rounds.settings.evaluate.language
+    rows = {row.query_id: row for row in evaluation.read_answers(answered)}
+    sampled = [{row.query_id: row.answer for row in evaluation.read_answers(run)} for run in samples]
+    index = snapshot.open_index(rounds.pair.workspace)
+    texts = index.by_id(citation.passage_id for row in rows.values() for citation in row.citations)
+    kept, refused = [], Counter[str]()
+    for query in asked:
+        row = rows[query.query_id]
+        cited = checks.cited_passage(row, texts)
+        problem = checks.support_problem(row, texts) or checks.agreement_problem(
+            row.answer, [each[query.query_id] for each in sampled], rule.min_agreement, language
+        )
+        if cited is not None and not problem and cited.document_id in rounds.forbidden:
+            problem = "rests on a document of another split"
+        if problem or cited is None:
+            refused[problem] += 1
+        else:
+            kept.append(checks.labelled(query, row.answer, cited))
+    return {"path": rounds.write("filtered", kept), "count": len(kept), "refused": dict(refused.most_common())}
+
+
+def _passed(rounds: Rounds, path: str, again: str) -> dict[str, Any]:
+    """The round trip through the cited passage."""
+    rule, language = rounds.settings.tune, rounds.settings.evaluate.language
+    rows = {row.query_id: row for row in evaluation.read_answers(again)}
+    kept, refused = [], Counter[str]()
+    for query in _read(path):
+        label = (query.answers or ("",))[0]
+        problem = checks.regenerated_problem(label, rows.get(query.query_id), rule.round_trip_score, language)
+        if problem:
+            refused[problem] += 1
+        else:
+            kept.append(query)
+    return {"path": rounds.write("passed", kept), "count": len(kept), "refused": dict(refused.most_common())}
+
+
+def made_questions(rounds: Rounds) -> list[schema.Query]:
+    """Questions that the generator makes of passages, answers from the passage, and finds its document again with."""
+    rule = rounds.settings.tune
+    model = json.dumps(rule.question_model or rounds.pair.generator_model, ensure_ascii=False)
+    chosen = rounds.step("chosen", lambda: {"path": rounds.write("chosen", _chosen(rounds))})["path"]
+    made = rounds.step(
+        "made",
+        lambda: {
+            "path": str(
+                answers.answer(
+                    rounds.asking(
+                        chosen,
+                        "answer.gold_passage=true",
+                        f"generator.model={model}",
+                        f"prompt.system={json.dumps(QUESTION_SYSTEM)}",
+                    )
+                )
+            )
+        },
+    )["path"]
+    asked = rounds.step("questions", lambda: _questions(rounds, chosen, made))
+    if not asked["count"]:
+        return []
+    settings = rounds.asking(asked["path"])
+    replied = rounds.step(
+        "replied",
+        lambda: {"path": str(answers.answer(settings.using("answer.gold_passage=true", f"generator.model={model}")))},
+    )["path"]
+    return _read(rounds.step("passed", lambda: _found_again(rounds, asked["path"], replied))["path"])
+
+
+def _chosen(rounds: Rounds) -> list[schema.Query]:
+    """Passages to make questions of, drawn by the seed, one of a document before a second; each stands as its own answer."""
+    index = snapshot.open_index(rounds.pair.workspace)
+    usable = [
+        each
+        for each in schema.from_table(index.live_passages(), schema.Passage)
+        if each.document_id not in rounds.forbidden and len(each.text.strip()) >= MIN_PASSAGE_CHARACTERS
+    ]
+    if not usable:
+        raise TuneError(
+            f"no passage of {MIN_PASSAGE_CHARACTERS} characters or more belongs to a document that no validation or test "
+            "question is about; name questions of your own in tune.questions_path"
+        )
+    order = np.random.default_rng(rounds.settings.seed).permutation(len(usable))
+    seen: Counter[str] = Counter()
+    ranked = list[tuple[int, int, schema.Passage]]()
+    for place in order.tolist():
+        ranked.append((seen[usable[place].document_id], len(ranked), usable[place]))
+        seen[usable[place].document_id] += 1
+    ranked.sort(key=lambda each: each[:2])
+    return [
+        schema.Query(f"made-{each.passage_id}", ASK_FOR_QUESTION, (each.text,), (each.document_id,), (1.0,), "train")
+        for _, _, each in ranked[: rounds.settings.tune.passages]
+    ]
+
+
+def _questions(rounds: Rounds, chosen: str, made: str) -> dict[str, Any]:
+    """The texts that are questions, in place of the passages' own."""
+    rows = {row.query_id: row for row in evaluation.read_answers(made)}
+    kept, refused = dict[str, schema.Query](), Counter[str]()
+    for query in _read(chosen):
+        text = " ".join(rows[query.query_id].answer.split())
+        problem = checks.question_problem(text, (query.answers or ("",))[0])
+        if not problem and text.casefold() in kept:
+            problem = "was made twice"
+        if problem:
+            refused[problem] += 1
+        else:
+            kept[text.casefold()] = dataclasses.replace(query, text=text)
+    path = rounds.write("questions", list(kept.values()))
+    return {"path": path, "count": len(kept), "refused": dict(refused.most_common())}
+
+
+def _found_again(rounds: Rounds, path: str, replied: str) -> dict[str, Any]:
+    """Support, and the round trip: the question must find the document of its passage."""
+    rows = {row.query_id: row for row in evaluation.read_answers(replied)}
+    hits = hits_of(rounds.asking(path), rounds.settings.tune.round_trip_hits)
+    index = snapshot.open_index(rounds.pair.workspace)
+    texts = index.by_id(name for row in rows.values() for name in row.passage_ids)
+    kept, refused = [], Counter[str]()
+    for query in _read(path):
+        row = rows[query.query_id]
+        near = {hit.document_id for hit in hits.get(query.query_id, [])[: rounds.settings.tune.round_trip_hits]}
+        cited = checks.cited_passage(row, texts)
+        problem = checks.support_problem(row, texts)
+        if not problem and not near & set(query.document_ids):
+            problem = "does not find its document again"
+        if problem or cited is None:
+            refused[problem] += 1
+        else:
+            kept.append(checks.labelled(query, row.answer, cited))
+    return {"path": rounds.write("passed", kept), "count": len(kept), "refused": dict(refused.most_common())}
+
+
+def write_mixed(rounds: Rounds, gold: Sequence[schema.Query], pseudo: Sequence[schema.Query]) -> tuple[str, int]:
+    """Gold and pseudo-labelled questions together, the latter no more than their share; the file, and how many they are."""
+    settings = rounds.settings
+    kept = checks.capped(pseudo, len(gold), settings.tune.pseudo_share, settings.seed)
+    row = rounds.step(
+        "mixed", lambda: {"path": rounds.write("mixed", [*gold, *kept]), "gold": len(gold), "pseudo": len(kept)}
+    )
+    return row["path"], row["gold"] + row["pseudo"]
+
+
+def _read(path: str) -> list[schema.Query]:
+    """The training questions of a file of this tune."""
+    return [row for row in queries.read_queries(path) if isinstance(row, schema.Query) and row.split == "train"]

@@ -1,0 +1,164 @@
+"""`ragtune tune` with the real verbs on a Ray cluster, on tiny models: what the tests without Ray cannot show."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ragtune_ray import config, models, pairs, schema, splitting, storage, teaching
+from ragtune_ray.cluster import answers, comparing, evaluation, preparation, tuning
+from ragtune_ray.cluster.corpus import build_index
+from ragtune_ray.cluster.judging import reciprocal_ranks
+from tests.cluster.conftest import WORDS
+
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.usefixtures("shared_ray")]
+
+SPLITS = ["train"] * 32 + ["validation"] * 24 + ["test"] * 4
+
+
+@pytest.fixture(scope="module")
+def given(settings_for, encoder_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> config.Config:
+    """60 documents that all answer with one word, which a tiny generator learns; an index with the tiny encoder."""
+    folder = tmp_path_factory.mktemp("tuning")
+    source = np.random.default_rng(0)
+    with (folder / "corpus.jsonl").open("w") as corpus, (folder / "queries.jsonl").open("w") as queries:
+        for number, split in enumerate(SPLITS):
+            text = f"{' '.join(source.choice(WORDS, 6)).capitalize()}. The code of vessel{number} is ok."
+            corpus.write(json.dumps({"document_id": f"d{number}", "title": f"V{number}", "text": text}) + "\n")
+            row = {"query_id": f"q{number}", "text": f"What is the code of vessel{number}?", "answers": ["ok"]}
+            queries.write(json.dumps({**row, "document_ids": [f"d{number}"], "split": split}) + "\n")
+    settings: config.Config = settings_for(
+        folder / "workspace",
+        f"corpus.path={folder / 'corpus.jsonl'}",
+        f"queries.path={folder / 'queries.jsonl'}",
+        f"encoder.model={encoder_directory}",
+        "encoder.precision=float32",
+        "chunking.size_tokens=128",
+        "retrieval.top_k=1",
+        "generator.max_new_tokens=3",
+        "prompt.max_tokens=600",
+        "prompt.system=Answer.",
+        "prompt.system_without_passages=Answer.",
+        "cluster.encoder_workers=1",
+        "cluster.generator_workers=1",
+        "training.batch_examples=8",
+        "training.max_tokens=700",
+        "training.precision=float32",
+        "training.learning_rate=0.01",
+        "training.epochs=10",
+        "training.evaluate_steps=20",
+        "training.cite=false",
+        "training.gold_left_out_share=0",
+        "training.negative_margin=0",
+        "compare.metric=EM",
+        "compare.latency_queries=1",
+    )
+    build_index(settings)
+    return settings
+
+
+def test_staged_takes_over_a_generator_that_learnt_and_compare_answers_with_it(given: config.Config) -> None:
+    settings = given.using("tune.mode=staged", "tune.components=[generator]")
+    url = tuning.tune(settings)
+    (judged,) = [
+        json.loads(line) for line in (Path(url) / "ledger.jsonl").read_text().splitlines() if '"accepted"' in line
+    ]
+    assert judged["accepted"], judged
+    assert (judged["before"], judged["metric"]) == (0.0, "EM")
+    found = comparing.read_comparison(comparing.compare(settings.using("compare.arms=[rag, staged]")))
+    assert list(found["arms"]) == ["rag", "staged"]
+    assert found["arms"]["staged"]["quality"]["EM"]["value"] > found["arms"]["rag"]["quality"]["EM"]["value"]
+    assert found["arms"]["staged"]["cost"]["training"] > 0
+    rows = evaluation.read_answers(str(answers.answer(settings.using("answer.arm=staged", "queries.split=test"))))
+    assert {row.model for row in rows} == {models.resolve(judged["pair"]["generator_model"]).fingerprint}
+    assert tuning.tune(settings) == url
+
+
+def test_a_new_encoders_index_is_searched_with_no_other(given: config.Config) -> None:
+    from ragtune_ray.retriever import open_retriever
+
+    settings = given.using(
+        "tune.mode=staged", "tune.components=[retriever]", "tune.reindex=true", "tune.min_examples=2",
+        "training.max_steps=8", "training.evaluate_steps=4", "tune.margin=0.9", "tune.retriever_learning_rate=0.001",
+    )  # fmt: skip
+    url = tuning.tune(settings)
+    rows = [json.loads(line) for line in (Path(url) / "ledger.jsonl").read_text().splitlines()]
+    (judged,) = [row for row in rows if "accepted" in row]
+    start, kept = pairs.Pair.of(settings), pairs.Pair(**storage.read_manifest(url)["pair"])
+    assert kept == (pairs.Pair(**judged["pair"]) if judged["accepted"] else start), judged
+    assert open_retriever(start.used_in(settings)).search(["vessel1"], 1)[1].shape == (1, 1)
+    if not judged["accepted"]:
+        assert not list((Path(settings.workspace) / "rounds").rglob("index"))
+        return
+    assert kept.workspace != start.workspace
+    assert open_retriever(kept.used_in(settings)).search(["vessel1"], 1)[1].shape == (1, 1)
+    for mixed in (
+        pairs.Pair(start.workspace, kept.encoder_model, "", start.generator_model),
+        pairs.Pair(kept.workspace, start.encoder_model, "", start.generator_model),
+    ):
+        with pytest.raises(storage.ArtifactError, match="was built by encoder"):
+            open_retriever(mixed.used_in(settings))
+
+
+def test_what_the_generator_teaches_in_bulk_is_what_it_teaches_here(given: config.Config) -> None:
+    from ragtune_ray.encoder import load_token_counter
+    from ragtune_ray.examples import Candidates
+    from ragtune_ray.generator import load_generator
+    from ragtune_ray.retriever import encode_queries, open_retriever
+
+    settings = given.using(
+        "training.objective=query_side", "training.teacher=generator", "training.hard_negatives=3",
+        "training.negative_depth=12", "generator.batch_tokens=4096",
+    )  # fmt: skip
+    url = preparation.prepare(settings)
+    bulk = {row.query_id: row for row in _examples(url)}
+    retriever = open_retriever(settings, device="cpu")
+    asked = settings.queries.model_copy(update={"split": "train"})
+    rows = [row for row in splitting.selected_queries(asked) if isinstance(row, schema.Query)]
+    texts = [row.text for row in rows]
+    scores, ordinals = retriever.search(texts, 12)
+    embedded = encode_queries(retriever.encoder, texts)
+    counter = load_token_counter(settings.encoder)
+
+    def count(given_texts: Sequence[str]) -> list[int]:
+        return [min(len(spans), counter.max_tokens) for spans in counter.token_spans(list(given_texts))]
+
+    generator = load_generator(settings.generator, models.resolve(settings.generator.model).directory)
+    expected: dict[str, Any] = {}
+    judgements = []
+    for number, row in enumerate(rows):
+        hits = ordinals[number]
+        cosines = retriever.index.vectors.take(hits) @ embedded[number]
+        found = Candidates(
+            (), tuple(retriever.index.take(hits.tolist())), tuple(scores[number].tolist()), (), tuple(cosines.tolist())
+        )
+        chosen = teaching.chosen(row, found, 4)
+        (gains,) = teaching.passage_gains([(row, chosen)], generator, settings)
+        assert not isinstance(gains, str)
+        example, judgement = teaching.taught_example(row, found, chosen, gains, settings, count)
+        judgements.append(judgement)
+        if isinstance(example, schema.RetrieverExample):
+            expected[row.query_id] = example
+    assert bulk.keys() == expected.keys()
+    for name, example in expected.items():
+        assert bulk[name].passage_ids == example.passage_ids
+        assert bulk[name].teacher_scores == pytest.approx(example.teacher_scores, abs=1e-4)
+    facts, here = storage.read_manifest(url)["teacher"], teaching.teacher_facts(judgements)
+    assert {name: pytest.approx(value, abs=1e-3) for name, value in facts.items()} == here
+
+
+def test_the_retriever_is_judged_alike_by_qrels_and_by_the_answers_of_its_hits(given: config.Config) -> None:
+    judged = reciprocal_ranks(given.using("queries.split=test"))
+    run = comparing.retrieval.retrieve(given.using("queries.split=test", "evaluate.depth=10"))
+    found = json.loads((Path(str(run)) / "metrics.json").read_text())["MRR@10"]
+    assert np.mean(list(judged.values())) == pytest.approx(found["value"])
+
+
+def _examples(url: str) -> list[schema.RetrieverExample]:
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(storage.open_artifact(url, "examples").path / preparation.TRAIN)
+    return list(schema.from_table(table, schema.RetrieverExample))

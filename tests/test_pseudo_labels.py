@@ -1,0 +1,87 @@
+"""Which of a model's own answers are learnt from: every filter alone."""
+
+import dataclasses
+
+import pytest
+
+from ragtune_ray import pseudo_labels as checks
+from ragtune_ray.schema import Answer, Citation, Passage, Query
+
+MOON = Passage("moon#0", "moon", "Apollo 11 landed on the Moon in July 1969.", "The Moon", "{}", 0, 42)
+QUERY = Query("q", "When did Apollo 11 land?", None, (), (), "train")
+
+
+def answer(text: str, cited: str = "moon#0", **changes: object) -> Answer:
+    citations = (Citation(cited, cited.partition("#")[0], 0, 42),) if cited else ()
+    row = Answer("q", "?", text, citations, ("moon#0",), (1.0,), False, 0.0, 1, 1, "ok", "", "1", "m")
+    return dataclasses.replace(row, **changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        (answer("July 1969."), ""),
+        (answer("1968"), "does not stand in a passage that it cites"),
+        (answer("1969", cited=""), "does not stand in a passage"),
+        (answer("1969", cited="mars#0"), "does not stand in a passage"),
+        (answer("I don't know."), "was not answered"),
+        (answer("1969", status="failed"), "was not answered"),
+        (answer(MOON.text * 4), "no short phrase"),
+    ],
+)
+def test_an_answer_must_stand_in_the_passage_it_cites(row: Answer, problem: str) -> None:
+    found = checks.support_problem(row, {"moon#0": MOON})
+    assert (problem in found) if problem else found == ""
+
+
+def test_samples_must_agree_as_often_as_is_asked() -> None:
+    def problem(least: float) -> str:
+        return checks.agreement_problem("July 1969", ["July 1969", "in July 1969", "Mars"], least, "en")
+
+    assert problem(0.66) == ""
+    assert problem(0.67) == "samples of its answer do not agree"
+    assert checks.agreement_problem("x", [], 1.0, "en") == ""
+
+
+def test_the_round_trip_compares_with_what_the_passage_alone_gives() -> None:
+    assert checks.regenerated_problem("1969", answer("in 1969"), 0.6, "en") == ""
+    assert "another answer" in checks.regenerated_problem("1969", answer("1970"), 0.6, "en")
+    assert "was not answered" in checks.regenerated_problem("1969", None, 0.6, "en")
+    assert "was not answered" in checks.regenerated_problem("1969", answer("1969", status="failed"), 0.6, "en")
+
+
+@pytest.mark.parametrize(
+    ("question", "problem"),
+    [
+        ("When did Apollo 11 land on the Moon?", ""),
+        ("登月是哪一年发生的？", ""),
+        ("Apollo 11 landed.", "is no question"),
+        ("When? And\nwhy?", "is no question"),
+        ("Why not?", "is no question"),
+        ("What does the passage say?", "stands by itself"),
+        ("Apollo 11 landed on the Moon?", "is copied"),
+    ],
+)
+def test_a_made_question_must_be_one_that_stands_by_itself(question: str, problem: str) -> None:
+    found = checks.question_problem(question, MOON.text)
+    assert (problem in found) if problem else found == ""
+
+
+def test_a_label_is_the_bare_answer_with_its_passages_document() -> None:
+    made = checks.labelled(QUERY, "July 1969.", MOON)
+    assert (made.answers, made.document_ids, made.relevances, made.split) == (
+        ("July 1969",),
+        ("moon",),
+        (1.0,),
+        "train",
+    )
+
+
+def test_pseudo_labels_never_outnumber_their_share_and_the_draw_is_the_seeds() -> None:
+    rows = [dataclasses.replace(QUERY, query_id=f"q{number:02d}") for number in range(50)]
+    kept = checks.capped(rows, num_gold=30, share=0.25, seed=0)
+    assert len(kept) == 10
+    assert len(kept) / (30 + len(kept)) == 0.25
+    assert kept == checks.capped(rows[::-1], 30, 0.25, 0)
+    assert kept != checks.capped(rows, 30, 0.25, 1)
+    assert checks.capped(rows, 0, 0.25, 0) == rows

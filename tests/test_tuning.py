@@ -1,0 +1,339 @@
+"""The rounds of `tune` in a world without Ray: what each mode does, what is taken over, what is refused and leaves no trace."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ragtune_ray import config, failpoints, models, pairs, splitting, storage
+from ragtune_ray.cluster import labelling, preparation, tuning
+from ragtune_ray.cluster.rounds import TuneError
+from tests import tuning_world
+from tests.tuning_world import World, index_bytes, read_made, settings_of
+
+MODES = ("staged", "joint", "iterative", "domain")
+
+
+@pytest.fixture(scope="module")
+def made(
+    tmp_path_factory: pytest.TempPathFactory, encoder_directory: Path, generator_directory: Path, write_index: Any
+) -> Path:
+    folder = tmp_path_factory.mktemp("world")
+    tuning_world.build(folder, encoder_directory, generator_directory, write_index)
+    return folder
+
+
+@pytest.fixture
+def world(made: Path, tmp_path: Path) -> World:
+    return World(Path(shutil.copytree(made, tmp_path / "world")))
+
+
+def steps(url: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (Path(url) / "ledger.jsonl").read_text().splitlines()]
+
+
+def verdicts(url: str) -> list[tuple[int, str, bool]]:
+    return [(row["round"], row["component"], row["accepted"]) for row in steps(url) if "accepted" in row]
+
+
+def step(url: str, name: str, number: int = 1) -> dict[str, Any]:
+    (row,) = [row for row in steps(url) if (row["round"], row["step"]) == (number, name)]
+    return row
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [
+        ("staged", [(1, "generator", True), (1, "retriever", True)]),
+        ("joint", [(1, "generator", True), (1, "retriever", True), (2, "generator", True), (2, "retriever", False)]),
+        ("iterative", [(0, "generator", True), (1, "generator", False), (1, "retriever", True)]),
+        ("domain", [(1, "retriever", True), (1, "generator", True)]),
+    ],
+)
+def test_a_mode_takes_over_what_is_better_and_is_an_arm_afterwards(
+    world: World, mode: str, expected: list[tuple[int, str, bool]]
+) -> None:
+    before = index_bytes(world.folder / "workspace")
+    url = world.tune(mode)
+    assert verdicts(url)[: len(expected)] == expected
+    settings = settings_of(world.folder, mode)
+    assert models.tuned_model(settings.workspace, mode) == url
+    pair = storage.read_manifest(url)["pair"]
+    tuned = pairs.with_tuned_models(settings.using(f"answer.arm={mode}"))
+    assert pairs.Pair.of(tuned).facts() == pair
+    assert world.skill(pair["generator_model"]) > tuning_world.START_SKILL
+    assert world.skill(pair["query_model"]) > tuning_world.START_SKILL
+    assert pair["workspace"] == settings.workspace
+    assert index_bytes(world.folder / "workspace") == before
+    assert config.load(Path(url) / "tuned.yaml").generator.model == pair["generator_model"]
+    calls = world.calls()
+    assert world.tune(mode) == url
+    assert world.calls() == calls, "a finished tune is not done again"
+    assert len(tuning.report_lines(url)) > len(expected)
+
+
+def test_staged_teaches_each_component_its_own_failures(world: World) -> None:
+    url = world.tune("staged")
+    routed = step(url, "routed")
+    routes = {name: row["count"] for name, row in routed["routes"].items()}
+    # By hand: who is shown the passage and who reads it, of forty questions.
+    shown = {number for number in range(40) if splitting.draw(f"What is the code of vessel{number}?", 1) < 0.3}
+    read = {number for number in range(40) if splitting.draw(f"What is the code of vessel{number}?", 2) < 0.3}
+    assert routes == {
+        "success": len(shown & read),
+        "reading": len(shown - read),
+        "retrieval": 40 - len(shown),
+        "unanswerable": 0,
+        "failed": 0,
+    }
+    learnt = [row for row in read_made(routed["retriever"]["path"]) if row.split == "train"]
+    assert {f"q{number}" for number in range(40) if number not in shown} <= {row.query_id for row in learnt}
+    assert len(learnt) == routed["retriever"]["num_questions"] == step(url, "retriever prepared")["num_examples"]
+    assert all(row.document_ids == (f"d{row.query_id[1:]}",) for row in learnt)
+    validation = [row.query_id for row in read_made(routed["retriever"]["path"]) if row.split == "validation"]
+    assert validation == [f"q{number}" for number in tuning_world.SPLITS["validation"]]
+
+
+def test_joint_needs_no_qrels_and_judges_by_the_answers_that_hits_hold(world: World) -> None:
+    hidden = f"queries.path={world.folder / 'unjudged.jsonl'}"
+    judged, unjudged = world.tune("joint"), world.tune("joint", hidden)
+    assert judged != unjudged
+    assert step(unjudged, "retriever judged")["before"] == pytest.approx(step(judged, "retriever judged")["before"])
+    assert step(unjudged, "retriever judged")["accepted"]
+
+
+def test_a_teacher_that_is_no_better_than_its_pupil_teaches_nobody(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare = world.prepare
+
+    def weak(settings: config.Config) -> str:
+        url = prepare(settings)
+        manifest = storage.read_manifest(url)
+        if "teacher" in manifest:
+            manifest["teacher"]["MRR"] = 0.4
+            storage.remove(url)
+            storage.publish(storage.stage(url), url, "examples", **{
+                name: manifest[name] for name in ("num_train", "num_rejects", "kinds", "teacher")
+            })  # fmt: skip
+        return url
+
+    monkeypatch.setattr(world, "prepare", weak)
+    url = world.tune("joint", "tune.rounds=1")
+    assert verdicts(url) == [(1, "generator", True), (1, "retriever", False)]
+    assert "no better a judge of passages than the retriever" in step(url, "retriever judged")["reason"]
+    assert not any("retriever" in line for line in world.calls() if line.startswith("train")), world.calls()
+    assert storage.list_names(storage.join(settings_of(world.folder, "joint").workspace, "models")) == [
+        "joint",
+        "joint-generator",
+    ]
+
+
+def test_iterative_learns_from_the_base_on_gold_and_its_own_filtered_answers(world: World) -> None:
+    url = world.tune("iterative", "tune.pseudo_share=0.3")
+    settings = settings_of(world.folder, "iterative")
+    mixed = step(url, "mixed")
+    assert mixed["gold"] == 20
+    assert 0 < mixed["pseudo"] / (mixed["gold"] + mixed["pseudo"]) <= 0.31
+    learnt = [row for row in read_made(mixed["path"]) if row.split == "train"]
+    labels = {row.query_id: row.answers for row in learnt if row.query_id.startswith("asked-")}
+    assert all(answers == (f"secret{name.removeprefix('asked-q')}",) for name, answers in labels.items()), "precision 1"
+    assert all(int(name.removeprefix("asked-q")) % 2 for name in labels), "none that had a gold answer"
+    for number in (0, 1):
+        trained = storage.read_manifest(step(url, "generator trained", number)["model"])
+        assert trained["start"] == settings.generator.model
+    refused = step(url, "filtered")["refused"]
+    assert sum(refused.values()) + step(url, "filtered")["count"] == 20
+
+
+def test_iterative_stops_where_a_gain_is_not_sure(world: World) -> None:
+    url = world.tune("iterative", "tune.rounds=5")
+    *_, last = [row for row in steps(url) if "accepted" in row]
+    of_last = [row for row in steps(url) if row["round"] == last["round"] and "accepted" in row]
+    assert last["round"] < 5
+    assert not any(row["accepted"] and row["low"] > 0 for row in of_last)
+
+
+def test_random_pseudo_labels_are_refused_and_the_better_pair_stays(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels = labelling.pseudo_labels
+
+    def random_labels(*given: Any) -> list[Any]:
+        world.poisoned = "generator"
+        return [dataclasses.replace(row, answers=("amber",)) for row in labels(*given)]
+
+    monkeypatch.setattr(labelling, "pseudo_labels", random_labels)
+    url = world.tune("iterative", "tune.components=[generator]")
+    assert verdicts(url) == [(0, "generator", True), (1, "generator", False)]
+    assert step(url, "generator judged")["reason"] == "a loss"
+    assert storage.read_manifest(url)["pair"]["generator_model"] == step(url, "generator trained", 0)["model"]
+
+
+@pytest.mark.parametrize("reindex", ["false", "true"])
+def test_a_poisoned_round_leaves_models_and_index_as_they_were(world: World, reindex: str) -> None:
+    workspace = world.folder / "workspace"
+    good = world.tune("joint", "tune.rounds=1", "tune.components=[generator]")
+    before, current = index_bytes(workspace), (workspace / "models" / "joint" / "CURRENT").read_text()
+    assert Path(good).name == current.strip()
+    world.poisoned = "retriever"
+    poisoned = world.tune("joint", "tune.rounds=1", "tune.components=[retriever]", f"tune.reindex={reindex}")
+    assert verdicts(poisoned) == [(1, "retriever", False)]
+    facts = storage.read_manifest(poisoned)
+    assert facts["pair"] == facts["start"] == pairs.Pair.of(settings_of(world.folder, "joint")).facts()
+    assert index_bytes(workspace) == before
+    assert list((workspace / "rounds").rglob("index")) == [], "the index of a refused encoder is gone"
+
+
+def test_a_new_encoder_has_an_index_of_its_own_and_no_other_pair_searches_it(world: World) -> None:
+    workspace = world.folder / "workspace"
+    before = index_bytes(workspace)
+    url = world.tune("joint", "tune.reindex=true", "tune.rounds=2", "tune.components=[retriever]")
+    assert verdicts(url) == [(1, "retriever", True), (2, "retriever", True)]
+    pairs_tried = [row["pair"] for row in steps(url) if "pair" in row]
+    assert len({each["workspace"] for each in pairs_tried} | {str(workspace)}) == 3
+    assert len({each["encoder_model"] for each in pairs_tried}) == 2
+    assert all(each["query_model"] == "" for each in pairs_tried)
+    kept = storage.read_manifest(url)["pair"]
+    assert kept == pairs_tried[-1]
+    assert (Path(kept["workspace"]) / "index").is_dir()
+    assert not (Path(pairs_tried[0]["workspace"]) / "index").exists(), "the index of the round before is not needed"
+    assert index_bytes(workspace) == before
+
+
+def test_a_corpus_that_is_not_what_the_index_holds_is_an_error(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def other(_: config.Config) -> str:
+        url = str(world.folder / "other")
+        storage.publish(storage.stage(url), url, "index", num_documents=3)
+        return url
+
+    monkeypatch.setattr(world, "build_index", other)
+    with pytest.raises(TuneError, match="holds 3 documents and the index 90"):
+        world.tune("staged", "tune.reindex=true")
+
+
+def test_domain_makes_questions_of_passages_that_are_nobodys_exam(world: World) -> None:
+    url = world.tune("domain")
+    chosen = [row for row in read_made(step(url, "chosen")["path"]) if row.split == "train"]
+    forbidden = {f"d{number}" for split in ("validation", "test") for number in tuning_world.SPLITS[split]}
+    assert len(chosen) == 20
+    assert not {row.document_ids[0] for row in chosen} & forbidden
+    passed = [row for row in read_made(step(url, "passed")["path"]) if row.split == "train"]
+    assert passed
+    assert all(row.answers == (f"secret{row.document_ids[0][1:]}",) for row in passed)
+    assert set(step(url, "passed")["refused"]) <= {
+        "does not find its document again",
+        "its answer does not stand in a passage that it cites",
+    }
+
+
+def test_a_corpus_without_passages_to_ask_about_is_an_error(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(labelling, "MIN_PASSAGE_CHARACTERS", 1000)
+    with pytest.raises(TuneError, match="no passage of 1000 characters or more"):
+        world.tune("domain")
+
+
+def test_without_enough_to_learn_from_a_component_is_left_as_it_is(world: World) -> None:
+    url = world.tune("staged", "tune.min_examples=100")
+    assert verdicts(url) == [(1, "generator", False), (1, "retriever", False)]
+    assert "fewer than tune.min_examples (100)" in step(url, "generator judged")["reason"]
+    assert not [line for line in world.calls() if line.startswith("train")]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "error", "message"),
+    [
+        (["queries.path="], config.ConfigError, "queries.path is empty"),
+        (["queries.limit=10"], TuneError, r"10 validation questions have `answers`.*fewer than 20"),
+        (["generator.engine=openai"], TuneError, "a served model can neither be tuned nor teach"),
+        (["encoder.model=hashing-64"], models.ModelError, "has no weights to train"),
+        (["tune.reindex=true", "corpus.path="], config.ConfigError, "corpus.path is empty"),
+        (["tune.mode=iterative"], TuneError, "every training question has `answers`"),
+    ],
+)
+def test_what_cannot_end_well_does_not_begin(
+    world: World, overrides: list[str], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        world.tune("staged", *overrides)
+    assert not [line for line in world.calls() if line.startswith("train")]
+
+
+def test_a_document_of_two_splits_is_an_error_before_anything_is_answered(world: World) -> None:
+    path = world.folder / "questions.jsonl"
+    path.write_text(path.read_text().replace('["d50"]', '["d0"]'))
+    with pytest.raises(splitting.LeakError, match="'d0'"):
+        world.tune("staged")
+    assert world.calls() == []
+
+
+class KilledError(BaseException):
+    """As a SIGKILL would end it, at a failpoint."""
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_killed_at_each_step_it_goes_on_there_and_does_nothing_twice(
+    mode: str, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    undisturbed = World(Path(shutil.copytree(made, tmp_path / "undisturbed" / "world")))
+    expected = steps(undisturbed.tune(mode))
+    world = World(Path(shutil.copytree(made, tmp_path / "killed" / "world")))
+    spared: set[int] = set()
+
+    def dies(name: str) -> None:
+        """At every step once."""
+        (ledger,) = [*(world.folder / "workspace" / "rounds").glob("*/ledger.jsonl")] or [None]
+        done = len(ledger.read_text().splitlines()) if ledger else 0
+        if name == "tune.worked" and done not in spared:
+            spared.add(done)
+            raise KilledError
+
+    monkeypatch.setattr(failpoints, "reach", dies)
+    for _ in range(len(expected) + 1):
+        try:
+            url = world.tune(mode)
+        except KilledError:
+            assert not (world.folder / "workspace" / "models" / mode).exists(), "readers see nothing of it yet"
+        else:
+            break
+    assert len(spared) == len(expected)
+
+    def plain(rows: list[dict[str, Any]], folder: Path) -> Any:
+        text = json.dumps([{name: value for name, value in row.items() if name != "seconds"} for row in rows])
+        return json.loads(text.replace(str(folder), ""))
+
+    def names_left_out(rows: Any) -> Any:
+        """Names of runs depend on where the workspace lies."""
+        return [{name: value for name, value in row.items() if not isinstance(value, str | dict)} for row in rows]
+
+    assert names_left_out(plain(steps(url), world.folder)) == names_left_out(plain(expected, undisturbed.folder))
+    assert len(world.calls()) == len(set(world.calls())) == len(undisturbed.calls())
+
+
+def test_killed_before_readers_were_told_the_same_command_tells_them(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dies(name: str) -> None:
+        if name == "tune.published":
+            raise KilledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(failpoints, "reach", dies)
+        with pytest.raises(KilledError):
+            world.tune("staged")
+    settings = settings_of(world.folder, "staged")
+    with pytest.raises(models.ModelError, match=r"ragtune tune CONFIG tune.mode=staged"):
+        models.tuned_model(settings.workspace, "staged")
+    calls = world.calls()
+    url = world.tune("staged")
+    assert models.tuned_model(settings.workspace, "staged") == url
+    assert world.calls() == calls
+
+
+def test_the_generator_as_teacher_is_asked_for_where_it_can_teach() -> None:
+    with pytest.raises(config.ConfigError, match=r"teaches training\.objective distillation"):
+        config.Config().using("training.teacher=generator", "training.objective=contrastive")
+    assert "teacher" in preparation.EXAMPLE_SETTINGS
