@@ -41,7 +41,7 @@ def test_a_cluster_yaml_with_a_misspelt_key_is_refused() -> None:
         validate_config(prepare_config(described))
 
 
-@pytest.mark.parametrize("verb", ["index", "retrieve", "answer", "evaluate"])
+@pytest.mark.parametrize("verb", ["index", "retrieve", "answer", "evaluate", "tune"])
 def test_a_job_takes_the_arguments_of_its_verb(verb: str) -> None:
     result = subprocess.run(
         [sys.executable, "-m", f"jobs.{verb}", "nowhere.yaml"], capture_output=True, text=True, cwd=ROOT, check=False

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from ragtune_ray import config, models, pairs, schema, splitting, storage, teaching
-from ragtune_ray.cluster import answers, comparing, evaluation, preparation, tuning
+from ragtune_ray.cluster import answers, comparing, evaluation, judging, preparation, tuning
 from ragtune_ray.cluster.corpus import build_index
 from ragtune_ray.cluster.judging import reciprocal_ranks
+from ragtune_ray.cluster.rounds import Rounds
+from ragtune_ray.ledger import Ledger
 from tests.cluster.conftest import WORDS
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.usefixtures("shared_ray")]
@@ -77,27 +79,27 @@ def test_staged_takes_over_a_generator_that_learnt_and_compare_answers_with_it(g
     assert tuning.tune(settings) == url
 
 
-def test_a_new_encoders_index_is_searched_with_no_other(given: config.Config) -> None:
+def test_a_new_encoders_index_is_searched_with_no_other(given: config.Config, tmp_path: Path) -> None:
     from ragtune_ray.retriever import open_retriever
 
     settings = given.using(
-        "tune.mode=staged", "tune.components=[retriever]", "tune.reindex=true", "tune.min_examples=2",
-        "training.max_steps=8", "training.evaluate_steps=4", "tune.margin=0.9", "tune.retriever_learning_rate=0.001",
+        "tune.reindex=true", "training.max_steps=16", "training.evaluate_steps=4", "tune.retriever_learning_rate=0.003",
+        "training.hard_negatives=2", "queries.split=all",
     )  # fmt: skip
-    url = tuning.tune(settings)
-    rows = [json.loads(line) for line in (Path(url) / "ledger.jsonl").read_text().splitlines()]
-    (judged,) = [row for row in rows if "accepted" in row]
-    start, kept = pairs.Pair.of(settings), pairs.Pair(**storage.read_manifest(url)["pair"])
-    assert kept == (pairs.Pair(**judged["pair"]) if judged["accepted"] else start), judged
-    assert open_retriever(start.used_in(settings)).search(["vessel1"], 1)[1].shape == (1, 1)
-    if not judged["accepted"]:
-        assert not list((Path(settings.workspace) / "rounds").rglob("index"))
-        return
-    assert kept.workspace != start.workspace
-    assert open_retriever(kept.used_in(settings)).search(["vessel1"], 1)[1].shape == (1, 1)
+    start = pairs.Pair.of(settings)
+    rounds = Rounds(settings, str(tmp_path / "rounds"), Ledger(str(tmp_path / "ledger.jsonl")), start)
+    learnt = judging.queries_of(settings, "train")
+    accepted = rounds.tune_retriever(rounds.write("questions", learnt), len(learnt), taught=False)
+    (judged,) = [row for row in rounds.ledger.rows if "pair" in row]
+    assert judged["num_examples"] == len(learnt)
+    changed = pairs.Pair(**judged["pair"])
+    assert rounds.pair == (changed if accepted else start)
+    assert changed.workspace != start.workspace
+    for pair in (start, changed):
+        assert open_retriever(pair.used_in(settings)).search(["vessel1"], 1)[1].shape == (1, 1)
     for mixed in (
-        pairs.Pair(start.workspace, kept.encoder_model, "", start.generator_model),
-        pairs.Pair(kept.workspace, start.encoder_model, "", start.generator_model),
+        pairs.Pair(start.workspace, changed.encoder_model, "", start.generator_model),
+        pairs.Pair(changed.workspace, start.encoder_model, "", start.generator_model),
     ):
         with pytest.raises(storage.ArtifactError, match="was built by encoder"):
             open_retriever(mixed.used_in(settings))
