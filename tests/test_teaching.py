@@ -253,7 +253,7 @@ def learnt(encoder_directory: Path, *, shuffled: bool) -> tuple[float, float]:
 def test_a_retriever_learns_from_the_generator_what_nothing_else_tells_it(encoder_directory: Path) -> None:
     before, after = learnt(encoder_directory, shuffled=False)
     assert before < 0.6
-    assert after > 0.9
+    assert after > 0.8
 
 
 def test_a_shuffled_teacher_teaches_nothing(encoder_directory: Path) -> None:
