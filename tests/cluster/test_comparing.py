@@ -13,7 +13,7 @@ from ragtune_ray.cluster.corpus import build_index
 from ragtune_ray.cluster.training import train
 from tests.cluster.conftest import write_corpus, write_queries
 
-pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("shared_ray")]
+pytestmark = [pytest.mark.timeout(1500), pytest.mark.cluster, pytest.mark.usefixtures("shared_ray")]
 
 TIMED = {
     "latency",

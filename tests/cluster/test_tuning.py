@@ -16,7 +16,7 @@ from ragtune_ray.cluster.rounds import Rounds
 from ragtune_ray.ledger import Ledger
 from tests.cluster.conftest import WORDS
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.usefixtures("shared_ray")]
+pytestmark = [pytest.mark.timeout(1500), pytest.mark.cluster, pytest.mark.slow, pytest.mark.usefixtures("shared_ray")]
 
 SPLITS = ["train"] * 32 + ["validation"] * 24 + ["test"] * 4
 
