@@ -34,7 +34,8 @@ check: install
 # Everything: what CI runs.
 test: check
 	$(BIN)/ragtune models
-	$(BIN)/pytest --numprocesses 2 --dist loadfile -m "cluster or slow"
+	$(BIN)/pytest --numprocesses 2 --dist loadfile -m "(cluster or slow) and not serve"
+	$(BIN)/pytest -m serve
 
 bench: install
 	$(BIN)/python -m bench.encoding

@@ -27,7 +27,7 @@ from ragtune_ray.sanitizing import AnswerText
 from tests.cluster.endpoints import CHAT, QUICK, eventually, question, replica_processes
 from tests.test_continuous import save_adapter
 
-pytestmark = [pytest.mark.timeout(1500), pytest.mark.cluster, pytest.mark.usefixtures("shared_ray")]
+pytestmark = [pytest.mark.timeout(1500), pytest.mark.serve, pytest.mark.cluster, pytest.mark.usefixtures("shared_ray")]
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from ragtune_ray.cluster.corpus import build_index
 from ragtune_ray.cluster.service import running
 from tests.cluster.endpoints import CHAT, QUICK, eventually, question, replica_processes
 
-pytestmark = [pytest.mark.timeout(1500), pytest.mark.cluster, pytest.mark.usefixtures("shared_ray")]
+pytestmark = [pytest.mark.timeout(1500), pytest.mark.serve, pytest.mark.cluster, pytest.mark.usefixtures("shared_ray")]
 
 
 @pytest.fixture(scope="module")
