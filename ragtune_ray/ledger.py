@@ -96,7 +96,7 @@ def ledger_lines(rows: Sequence[Row]) -> list[str]:
     >>> facts = {"component": "generator", "num_examples": 9, "metric": "EM", "before": 0.1, "after": 0.3}
     >>> facts |= {"low": 0.1, "high": 0.3, "accepted": True, "reason": "better", "seconds": 5.0, "round": 1, "step": "gate"}
     >>> ledger_lines([facts])[1]
-    '    1  generator         9  EM                  0.100 -> 0.300  +0.200 [+0.100, +0.300]  accepted         5  better'
+    '    1  generator        9  EM                  0.100 -> 0.300  +0.200 [+0.100, +0.300]  accepted         5  better'
     """
     head = f"{'round':>5}  {'component':<10}  {'learnt':>6}  {'metric':<16}  {'before':>7} -> {'after':<5}"
     lines = [f"{head}  {'gain':<23}  {'verdict':<9}  {'seconds':>7}  why"]

@@ -118,7 +118,7 @@ def chosen(query: Query, candidates: Candidates, count: int) -> list[Passage]:
 def entropy(scores: Sequence[float], temperature: float) -> float:
     """Entropy of the softmax of scores over a temperature, as a share of the most that it could be.
 
-    >>> entropy([1.0, 1.0, 1.0], 0.1)
+    >>> round(entropy([1.0, 1.0, 1.0], 0.1), 6)
     1.0
     """
     if len(scores) < 2:
