@@ -66,14 +66,10 @@ def judge(
         num_examples: learnt from.
         settings: tune, evaluate and seed are used.
     """
-    ids = sorted(before.keys() & after.keys())
-    if len(ids) < MIN_QUESTIONS:
-        return refused(
-            component, f"{len(ids)} validation questions are scored, fewer than {MIN_QUESTIONS}", num_examples
-        )
-    a, b = (np.array([scores[name] for name in ids]) for scores in (before, after))
-    rule = settings.tune
-    gain = intervals.paired_bootstrap(a, b, settings.evaluate.resamples, rule.confidence, settings.seed)
+    a, b = _paired(before, after)
+    if len(a) < MIN_QUESTIONS:
+        return refused(component, f"{len(a)} validation questions are scored, fewer than {MIN_QUESTIONS}", num_examples)
+    rule, gain = settings.tune, _gain(a, b, settings)
     if problems:
         reason = "; ".join(problems)
     elif gain.value <= 0:
@@ -131,11 +127,10 @@ def spread_problem(before: float, after: float, most: float) -> str:
 
 def probe_problem(before: Mapping[str, float], after: Mapping[str, float], settings: config.Config) -> str:
     """What was lost on the probe questions; empty: nothing that the interval of the difference does not leave open."""
-    ids = sorted(before.keys() & after.keys())
-    if not ids:
+    a, b = _paired(before, after)
+    if not len(a):
         return ""
-    a, b = (np.array([scores[name] for name in ids]) for scores in (before, after))
-    lost = intervals.paired_bootstrap(a, b, settings.evaluate.resamples, settings.tune.confidence, settings.seed)
+    lost = _gain(a, b, settings)
     if lost.high >= 0:
         return ""
     return f"it forgets: {lost.value:+.3f} [{lost.low:+.3f}, {lost.high:+.3f}] on the probe questions"
@@ -158,3 +153,15 @@ def teacher_problem(teacher: Mapping[str, float]) -> str:
     if teacher["entropy"] > MAX_ENTROPY:
         return f"the generator tells its passages apart too little (entropy {teacher['entropy']:.3f} of 1)"
     return ""
+
+
+def _paired(before: Mapping[str, float], after: Mapping[str, float]) -> tuple[np.ndarray, np.ndarray]:
+    """The scores of the questions that both have, in one order."""
+    ids = sorted(before.keys() & after.keys())
+    return np.array([before[name] for name in ids]), np.array([after[name] for name in ids])
+
+
+def _gain(before: np.ndarray, after: np.ndarray, settings: config.Config) -> intervals.Interval:
+    return intervals.paired_bootstrap(
+        before, after, settings.evaluate.resamples, settings.tune.confidence, settings.seed
+    )
