@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -147,6 +148,8 @@ def _fit(settings: config.Config, examples: str, url: str, work: str) -> None:
 
 
 def _trainer(settings: config.Config, arguments: dict[str, Any], steps: ray.data.Dataset) -> TorchTrainer:
+    # Ray Train would move its workers to a directory of its own, where a workspace or model that is named relatively is not.
+    os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
     import ray.train
     from ray.train.torch import TorchTrainer
 

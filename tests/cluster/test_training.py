@@ -1,6 +1,9 @@
 """`ragtune train` from queries to a model directory, on tiny models; what depends on several workers, and what stops it."""
 
 import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +79,22 @@ def test_the_four_arms_are_trained_answered_and_compared(
     capfd.readouterr()
     assert train(given.using("training.arm=ft", "training.epochs=2")) == urls["ft"]
     assert "already trained; nothing to do" in capfd.readouterr().err
+
+
+def test_a_workspace_and_a_model_may_be_named_relatively(tmp_path: Path, generator_directory: Path) -> None:
+    write_queries(tmp_path / "queries.jsonl", 20)
+    shutil.copytree(generator_directory, tmp_path / "generator")
+    given = {
+        "workspace": "workspace/here",
+        "queries": {"path": "queries.jsonl", "split_by": "document"},
+        "generator": {"model": "./generator"},
+        "training": {"arm": "ft", "max_steps": 1, "batch_examples": 4},
+    }
+    (tmp_path / "c.yaml").write_text(json.dumps(given))
+    command = [sys.executable, "-m", "ragtune_ray.cli", "train", "c.yaml"]
+    trained = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    assert trained.returncode == 0, trained.stderr
+    assert storage.is_finished(str(tmp_path / trained.stdout.splitlines()[-1]))
 
 
 @pytest.mark.parametrize("objective", ["sft", "contrastive"])
