@@ -81,7 +81,7 @@ def compare(settings: config.Config, command: str = "") -> str:
         for arm in arms:
             _train_if_missing(settings, arm)
         evaluated = str(evaluation.evaluate(settings.using(f"evaluate.arms={json.dumps(arms)}")))
-        queries = measuring.judged_queries(settings)
+        queries = questions.judged_queries(settings)
         golden = _gold_runs(settings, queries)
         found = _retrieval(settings, queries)
         identity = {
@@ -236,7 +236,7 @@ def _comparison(
 ) -> dict[str, Any]:
     """Everything that `comparison.json` holds."""
     compared = decision.differences({arm: each.scores for arm, each in measured.items()}, settings)
-    verdict = decision.decide({arm: each.evidence(settings) for arm, each in measured.items()}, compared, settings)
+    verdict = decision.decide({arm: each.evidence() for arm, each in measured.items()}, compared, settings)
     return {
         "format": FORMAT,
         "title": settings.queries.path,
@@ -283,14 +283,9 @@ def _arm(
     queries: Sequence[schema.Query],
     violations: Sequence[str],
 ) -> dict[str, Any]:
-    evaluate, rows = settings.evaluate, list(measured.rows.values())
-    summary = intervals.summarize(measured.scores, evaluate.resamples, evaluate.confidence, settings.seed)
-    cited = side_by_side.cited_share(rows, evaluate, settings.seed)
-    explained = {"citation_precision", "citation_recall"}
-    elsewhere = explained | {
-        "abstained",
-        "failed",
-    }  # a share of all rows says less than abstention quality and the statuses
+    summary, explained = measured.summary, {"citation_precision", "citation_recall"}
+    # A share of all rows says less than abstention quality and the statuses.
+    elsewhere = explained | {"abstained", "failed"}
     return {
         "model": measured.settings.generator.model.removeprefix(storage.join(settings.workspace, "")),
         "model_fingerprint": measured.manifest["model"],
@@ -298,7 +293,7 @@ def _arm(
         "statuses": {"ok": 0, "failed": 0, **measured.manifest["statuses"]},
         "quality": {name: each for name, each in summary.items() if name not in elsewhere},
         "explainability": {
-            "cited_share": cited,
+            "cited_share": measured.cited,
             **{name: summary[name] for name in sorted(explained & summary.keys())},
         },
         "latency": measured.latency if config.retrieves(arm) else {**measured.latency, "retrieval": None},

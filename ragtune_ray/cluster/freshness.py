@@ -11,7 +11,7 @@ import math
 import time
 from typing import Any
 
-from ragtune_ray import config, intervals, metrics, pairs, queries, schema, side_by_side, storage
+from ragtune_ray import config, intervals, metrics, pairs, schema, side_by_side, storage
 from ragtune_ray.cluster import answers, evaluation, questions, updates
 
 __all__ = ["changed_scores", "follow_changes", "remove_copy", "visible_seconds"]
@@ -73,7 +73,7 @@ def remove_copy(settings: config.Config) -> None:
 
 def _questions(settings: config.Config) -> list[schema.Query]:
     path = settings.compare.changed_queries_path
-    found = [row for row in queries.read_queries(path) if isinstance(row, schema.Query) and row.answers is not None]
+    found = questions.judged_queries(questions.asking(settings, path))
     if not found:
         raise evaluation.EvaluationError(f"{path}: no question has `answers`, so nothing can be said of what changed")
     return found

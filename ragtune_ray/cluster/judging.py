@@ -79,9 +79,7 @@ def queries_of(settings: config.Config, split: str) -> list[schema.Query]:
 
 def _scores(settings: config.Config, metric: str) -> dict[str, float]:
     """query_id -> what the answers of a config score."""
-    with questions.staged_queries(settings) as staged:
-        rows = questions.read_queries(staged.url, 0, staged.num_queries)
-    judged = [row for row in rows if row.answers is not None]
+    judged = questions.judged_queries(settings)
     scores = evaluation.scores_of(judged, evaluation.read_answers(str(answers.answer(settings))), settings)
     return {query_id: values[metric] for query_id, values in scores.items() if metric in values}
 
@@ -91,8 +89,7 @@ def reciprocal_ranks(settings: config.Config) -> dict[str, float]:
 
     A hit answers that is of a relevant document; where no document is judged, one that holds a gold answer.
     """
-    with questions.staged_queries(settings) as staged:
-        rows = [row for row in questions.read_queries(staged.url, 0, staged.num_queries) if row.answers != ()]
+    rows = [row for row in questions.selected_queries(settings) if row.answers != ()]
     hits = hits_of(settings, RANKED)
     unjudged = [row.query_id for row in rows if not splitting.positives(row) and row.answers]
     index = snapshot.open_index(settings.workspace)

@@ -28,7 +28,7 @@ from ragtune_ray import (
 )
 from ragtune_ray.cluster import answers, evaluation, freshness, latency, questions
 
-__all__ = ["Forgetting", "MeasureError", "Measured", "judged_queries", "measure"]
+__all__ = ["Forgetting", "MeasureError", "Measured", "measure"]
 
 
 class MeasureError(ValueError):
@@ -56,6 +56,10 @@ class Measured:
     """Of its run of `answer`."""
     training: dict[str, Any] | None
     """The manifest of its tuned model."""
+    summary: dict[str, dict[str, float]]
+    """The means of its scores with their intervals, as `evaluate` wrote them."""
+    cited: intervals.Interval
+    """The share of its answers that cite."""
     latency: dict[str, Any]
     cost: costs.Cost
     visible_seconds: float
@@ -63,14 +67,14 @@ class Measured:
     """What it scores on the questions about what changed."""
     forgetting: Forgetting | None
 
-    def evidence(self, settings: config.Config) -> decision.Evidence:
+    def evidence(self) -> decision.Evidence:
         """What the decision looks at."""
         return decision.Evidence(
             scores=self.scores,
             cost=self.cost,
             p95_seconds=self.latency["total"]["p95_seconds"],
             visible_seconds=self.visible_seconds,
-            cited_share=side_by_side.cited_share(list(self.rows.values()), settings.evaluate, settings.seed).value,
+            cited_share=self.cited.value,
             forgotten=self.forgetting.difference if self.forgetting else None,
         )
 
@@ -101,7 +105,9 @@ def measure(
     tuned = storage.read_manifest(models.tuned_model(settings.workspace, arm)) if config.is_tuned(arm) else None
     asked = _spread(queries, settings.compare.latency_queries)
     progress.say(f"compare: arm {arm} answers {len(asked)} questions one at a time")
-    to_index = changed[1] if changed else sum(each["total"] for each in _index_seconds(of_arm, manifest)[-1:])
+    indexed = _index_seconds(of_arm, manifest)
+    to_index = changed[1] if changed else sum(each["total"] for each in indexed[-1:])
+    summary = storage.open_artifact(evaluated, "evaluate").path / arm / "metrics.json"
     # A tuned encoder has an index of its own, to which the changes were not applied.
     searched = changed[0] if changed and of_arm.workspace == settings.workspace else None
     return Measured(
@@ -110,8 +116,10 @@ def measure(
         scores=evaluation.scores_of(queries, list(rows.values()), settings),
         manifest=manifest,
         training=tuned,
+        summary=json.loads(summary.read_text(encoding="utf-8")),
+        cited=side_by_side.cited_share(list(rows.values()), settings.evaluate, settings.seed),
         latency=latency.measure(of_arm, asked, manifest["index_version"]),
-        cost=_cost(of_arm, manifest, tuned, len(rows)),
+        cost=_cost(of_arm, indexed, manifest["busy_seconds"], tuned, len(rows)),
         visible_seconds=freshness.visible_seconds(arm, to_index, tuned),
         changed=freshness.changed_scores(settings, searched, arm) if searched else None,
         forgetting=_forgetting(settings, of_arm) if tuned and settings.compare.probe_path else None,
@@ -136,18 +144,21 @@ def _index_seconds(settings: config.Config, manifest: dict[str, Any]) -> list[di
 
 
 def _cost(
-    settings: config.Config, manifest: dict[str, Any], tuned: dict[str, Any] | None, num_answers: int
+    settings: config.Config,
+    indexed: Sequence[dict[str, float]],
+    busy: dict[str, float],
+    tuned: dict[str, Any] | None,
+    num_answers: int,
 ) -> costs.Cost:
     gpus = settings.cluster.gpus_per_worker
     built = costs.Compute()
-    for each in _index_seconds(settings, manifest):
+    for each in indexed:
         held = each["total"] * each["workers"]
         built += costs.Compute(held, held * gpus)
     trained = costs.Compute()
     if tuned:
         seconds = tuned["seconds"]["steps"] * tuned["num_workers"]
         trained = costs.Compute(seconds * tuned.get("cores_per_worker", 1), seconds * gpus)
-    busy = manifest["busy_seconds"]
     each_answer = costs.Compute(busy["retrieval"] + busy["generation"], busy["generation"] * gpus).times(
         1 / num_answers
     )
@@ -164,7 +175,7 @@ def _cost(
 def _forgetting(settings: config.Config, tuned: config.Config) -> Forgetting:
     """How the tuned generator and the base model answer the probe questions, without passages."""
     asked = questions.asking(settings, settings.compare.probe_path)
-    queries = judged_queries(asked)
+    queries = questions.judged_queries(asked)
     if not queries:
         raise MeasureError(f"compare.probe_path={settings.compare.probe_path}: no question has `answers`")
     model = json.dumps(tuned.generator.model, ensure_ascii=False)
@@ -185,10 +196,3 @@ def _forgetting(settings: config.Config, tuned: config.Config) -> Forgetting:
         intervals.bootstrap(b, resamples, confidence, seed),
         intervals.paired_bootstrap(a, b, resamples, confidence, seed),
     )
-
-
-def judged_queries(settings: config.Config) -> list[schema.Query]:
-    """The queries of the config whose gold answers are known."""
-    with questions.staged_queries(settings) as staged:
-        rows = questions.read_queries(staged.url, 0, staged.num_queries)
-    return [row for row in rows if row.answers is not None]

@@ -22,7 +22,16 @@ import pyarrow.parquet as pq
 
 from ragtune_ray import config, inputs, progress, schema, splitting, storage
 
-__all__ = ["StagedQueries", "asking", "fingerprint", "read_queries", "staged_queries", "units"]
+__all__ = [
+    "StagedQueries",
+    "asking",
+    "fingerprint",
+    "judged_queries",
+    "read_queries",
+    "selected_queries",
+    "staged_queries",
+    "units",
+]
 
 ROWS_AT_ONCE = 8192
 
@@ -83,6 +92,17 @@ def asking(settings: config.Config, path: str) -> config.Config:
     """The config that asks all queries of another file."""
     path = json.dumps(path, ensure_ascii=False)
     return settings.using(f"queries.path={path}", "queries.split=all", "queries.split_by=given", "queries.limit=0")
+
+
+def selected_queries(settings: config.Config) -> list[schema.Query]:
+    """The queries that the config selects, all of them in this process."""
+    with staged_queries(settings) as staged:
+        return read_queries(staged.url, 0, staged.num_queries)
+
+
+def judged_queries(settings: config.Config) -> list[schema.Query]:
+    """Of these, the queries whose gold answers are known."""
+    return [query for query in selected_queries(settings) if query.answers is not None]
 
 
 def read_queries(url: str, start: int, stop: int) -> list[schema.Query]:

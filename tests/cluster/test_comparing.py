@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ragtune_ray import config, storage, versions
-from ragtune_ray.cluster import answers, comparing, evaluation, freshness, measuring
+from ragtune_ray.cluster import answers, comparing, evaluation, freshness, measuring, questions
 from ragtune_ray.cluster.comparing import CompareError, compare, read_comparison
 from ragtune_ray.cluster.corpus import build_index
 from ragtune_ray.cluster.training import train
@@ -101,7 +101,7 @@ def test_four_arms_are_trained_answered_and_weighed(compared: tuple[config.Confi
 def test_scores_of_the_comparison_are_those_of_the_answers(compared: tuple[config.Config, str]) -> None:
     settings, url = compared
     found = read_comparison(url)
-    judged = measuring.judged_queries(settings.using("queries.split=test"))
+    judged = questions.judged_queries(settings.using("queries.split=test"))
     for name, arm in found["arms"].items():
         run = storage.read_manifest(storage.read_manifest(url)["evaluated"])["runs"][name]
         rows = {row.query_id: row for row in evaluation.read_answers(run)}

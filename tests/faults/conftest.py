@@ -1,6 +1,7 @@
 """What the fault tests share: the command in a process of its own, which can be killed, and how to find its workers."""
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -8,11 +9,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 import yaml
 
+ROOT = Path(__file__).parents[2]
 DEADLINE_SECONDS = 120
 GRACE_SECONDS = 5
 
@@ -51,6 +54,54 @@ class Command:
             except psutil.NoSuchProcess:
                 continue
         return found
+
+
+def serve(work: Callable[[dict[str, Any]], None]) -> None:
+    """Fork for every line of stdin, do in the child what it asks for, and write its exit code: the warm process."""
+    os.fsync = lambda _: None
+    for line in sys.stdin:
+        asked = json.loads(line)
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                os.environ.update(asked["environment"])
+                work(asked)
+                code = 0
+            finally:
+                os._exit(code)
+        _, status = os.waitpid(child, 0)
+        sys.stdout.write(f"{os.waitstatus_to_exitcode(status)}\n")
+        sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def warm_process(module: str, log: Path, *imported: str) -> Iterator[Callable[[dict[str, Any], dict[str, str]], int]]:
+    """A function that does what is asked, in an environment, in a child of a process that has imported everything.
+
+    It gives the child's exit code, negative for a signal. `module.work` is what the child calls; `imported` are further modules.
+    """
+    imports = f"import {', '.join((module, *imported))}; from tests.faults.conftest import serve"
+    command = [sys.executable, "-c", f"{imports}; serve({module}.work)"]
+    with log.open("w") as sink:
+        warm = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=sink, text=True, cwd=ROOT
+        )
+        assert warm.stdin is not None
+        assert warm.stdout is not None
+        stdin, stdout = warm.stdin, warm.stdout
+
+        def run(asked: dict[str, Any], environment: dict[str, str]) -> int:
+            stdin.write(json.dumps({**asked, "environment": environment}) + "\n")
+            stdin.flush()
+            code = stdout.readline()
+            assert code, log.read_text()
+            return int(code)
+
+        yield run
+        stdin.close()
+        stdout.close()
+        assert warm.wait(DEADLINE_SECONDS) == 0
 
 
 def end_remains(family: Sequence[psutil.Process]) -> None:

@@ -7,8 +7,6 @@ second; the other fault tests of the index share its corpus, its commands and it
 import json
 import os
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import copytree
+from typing import Any
 
 import psutil
 import pytest
@@ -23,9 +22,7 @@ import pytest
 from ragtune_ray import config, failpoints, retention, schema, snapshot, versions
 from ragtune_ray.cluster import compaction, updates
 from tests.cluster.conftest import write_corpus
-from tests.faults.conftest import DEADLINE_SECONDS, Command, end_remains, eventually
-
-ROOT = Path(__file__).parents[2]
+from tests.faults.conftest import DEADLINE_SECONDS, Command, end_remains, eventually, warm_process
 
 Contents = dict[str, str]
 """document_id -> text; {}: nothing is indexed."""
@@ -189,24 +186,10 @@ def sandbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return place
 
 
-def serve() -> None:
-    """Fork for every line of stdin, do in the child what it asks for, and write its exit code: the warm process."""
-    os.fsync = lambda _: None
-    for line in sys.stdin:
-        asked = json.loads(line)
-        child = os.fork()
-        if child == 0:
-            code = 1
-            try:
-                os.environ.update(asked["environment"])
-                tempfile.tempdir = asked["temporary"]
-                CHANGES[asked["change"]].run(Path(asked["folder"]))
-                code = 0
-            finally:
-                os._exit(code)
-        _, status = os.waitpid(child, 0)
-        sys.stdout.write(f"{os.waitstatus_to_exitcode(status)}\n")
-        sys.stdout.flush()
+def work(asked: dict[str, Any]) -> None:
+    """What a child of the warm process does."""
+    tempfile.tempdir = asked["temporary"]
+    CHANGES[asked["change"]].run(Path(asked["folder"]))
 
 
 Exit = Callable[[str, Path, str], int]
@@ -215,20 +198,13 @@ Exit = Callable[[str, Path, str], int]
 @pytest.fixture(scope="module")
 def exit_at(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exit]:
     """A function that runs a change in a process of its own with a failpoint set; its exit code, negative for a signal."""
-    command = [sys.executable, "-c", "from tests.faults.test_index_failpoints import serve; serve()"]
-    with (tmp_path_factory.mktemp("warm") / "log.txt").open("w") as log:
-        warm = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, cwd=ROOT)
+    with warm_process("tests.faults.test_index_failpoints", tmp_path_factory.mktemp("warm") / "log.txt") as ask:
 
         def run(change: str, folder: Path, failpoint: str) -> int:
             asked = {"change": change, "folder": str(folder), "temporary": tempfile.gettempdir()}
-            warm.stdin.write(json.dumps({**asked, "environment": {"RAGTUNE_FAILPOINT": failpoint}}) + "\n")
-            warm.stdin.flush()
-            return int(warm.stdout.readline())
+            return ask(asked, {"RAGTUNE_FAILPOINT": failpoint})
 
         yield run
-        warm.stdin.close()
-        warm.stdout.close()
-        assert warm.wait(DEADLINE_SECONDS) == 0
 
 
 def test_every_failpoint_is_passed_by_a_test() -> None:

@@ -5,11 +5,8 @@ shown by the other fault tests.
 """
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,36 +14,18 @@ from typing import Any
 import pytest
 
 from tests import tuning_world
-from tests.faults.conftest import DEADLINE_SECONDS
+from tests.faults.conftest import warm_process
 from tests.tuning_world import World
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[2]
 MODES = ("staged", "joint", "iterative", "domain")
 MOST_KILLS = 100
 
 
-def serve() -> None:
-    """Fork for every line of stdin, tune in the child, and write its exit code: the warm process."""
-    from ragtune_ray.cluster import tuning
-
-    assert tuning
-    os.fsync = lambda _: None
-    for line in sys.stdin:
-        asked = json.loads(line)
-        child = os.fork()
-        if child == 0:
-            code = 1
-            try:
-                os.environ.update(asked["environment"])
-                World(Path(asked["folder"])).tune(asked["mode"])
-                code = 0
-            finally:
-                os._exit(code)
-        _, status = os.waitpid(child, 0)
-        sys.stdout.write(f"{os.waitstatus_to_exitcode(status)}\n")
-        sys.stdout.flush()
+def work(asked: dict[str, Any]) -> None:
+    """What a child of the warm process does."""
+    World(Path(asked["folder"])).tune(asked["mode"])
 
 
 Tune = Callable[..., int]
@@ -55,27 +34,13 @@ Tune = Callable[..., int]
 @pytest.fixture(scope="module")
 def tune(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tune]:
     """A function that tunes in a process of its own with a failpoint set; its exit code, negative for a signal."""
-    command = [sys.executable, "-c", "from tests.faults.test_tuning_killed import serve; serve()"]
     log = tmp_path_factory.mktemp("warm") / "log.txt"
-    with log.open("w") as sink:
-        warm = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=sink, text=True, cwd=ROOT
-        )
-        assert warm.stdin is not None
-        assert warm.stdout is not None
-        stdin, stdout = warm.stdin, warm.stdout
+    with warm_process("tests.faults.test_tuning_killed", log, "ragtune_ray.cluster.tuning") as ask:
 
         def run(mode: str, folder: Path, **environment: str) -> int:
-            stdin.write(json.dumps({"mode": mode, "folder": str(folder), "environment": environment}) + "\n")
-            stdin.flush()
-            code = stdout.readline()
-            assert code, log.read_text()
-            return int(code)
+            return ask({"mode": mode, "folder": str(folder)}, environment)
 
         yield run
-        stdin.close()
-        stdout.close()
-        assert warm.wait(DEADLINE_SECONDS) == 0
 
 
 @pytest.fixture(scope="module")
