@@ -1,6 +1,6 @@
 """The four modes of `tune` on SQuAD articles: what each gains on test articles, and against tuning without it.
 
-    python -m bench.modes [--modes staged joint iterative domain independent] [--minutes 60] [--workspace DIRECTORY]
+    python -m bench.modes [section.field=value ...] [--modes staged joint iterative domain independent] [--minutes 60]
 
 Splits are those of configs/squad.yaml, by article. Each mode is tuned in a workspace of its own, with the embedded models, and
 judged once on the test articles:
@@ -47,6 +47,7 @@ Scores = dict[str, float]
 def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("overrides", nargs="*", help="of configs/squad.yaml, such as cluster.gpus_per_worker=1")
     parser.add_argument("--modes", nargs="+", default=list(RUNS), choices=list(RUNS))
     parser.add_argument("--minutes", type=int, default=60, choices=list(STEPS))
     parser.add_argument("--questions", type=int, default=800, help="training questions")
@@ -59,16 +60,16 @@ def main() -> None:
             started = time.monotonic()
             folder = Path(options.workspace) / name
             folder.mkdir(parents=True, exist_ok=True)
-            settings = _settings(folder, options.minutes, options.questions)
+            settings = _settings(folder, options.minutes, options.questions, options.overrides)
             corpus.build_index(settings)
             for line in RUNS[name](settings, folder):
                 print(f"{name:12} {line}", flush=True)
             print(f"{name:12} {(time.monotonic() - started) / 60:.1f} minutes", flush=True)
 
 
-def _settings(folder: Path, minutes: int, num_questions: int) -> config.Config:
+def _settings(folder: Path, minutes: int, num_questions: int, overrides: Sequence[str]) -> config.Config:
     """The config of a row, its questions as a file with their splits."""
-    settings = config.load(CONFIG, [f"corpus.path={DATA}", f"queries.path={DATA}"])
+    settings = config.load(CONFIG, [f"corpus.path={DATA}", f"queries.path={DATA}", *overrides])
     source = random.Random(0)
     limits = {"train": num_questions, "validation": 120, "test": TEST_QUESTIONS}
     rows = []
@@ -80,7 +81,7 @@ def _settings(folder: Path, minutes: int, num_questions: int) -> config.Config:
     return settings.using(
         f"workspace={folder}", f"queries.path={path}", "queries.split_by=given", "queries.split=all",
         f"training.max_steps={STEPS[minutes]}", f"training.evaluate_steps={STEPS[minutes] // 2}",
-        "compare.metric=EM", "retrieval.mode=dense", "tune.rounds=2",
+        "compare.metric=EM", "retrieval.mode=dense", "tune.rounds=2", *overrides,
     )  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """Four tasks whose right verdict is known because they were made so; does `compare` find it?
 
-    python -m bench.planted [--tasks changing_facts ...] [--seeds 0 1 2] [--workspace DIRECTORY]
+    python -m bench.planted [section.field=value ...] [--tasks changing_facts ...] [--seeds 0 1 2] [--workspace DIRECTORY]
 
 | task | made so that | right verdict |
 |---|---|---|
@@ -232,7 +232,7 @@ def _asked(split: str, number: int, text: str, answer: str, document: Row) -> Ro
     }
 
 
-def run(name: str, seed: int, workspace: Path) -> dict[str, Any]:
+def run(name: str, seed: int, workspace: Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
     """Make a task, compare the arms on it; the comparison, with what was right."""
     task = TASKS[name](seed)
     folder = workspace / f"{name}-{seed}"
@@ -254,6 +254,7 @@ def run(name: str, seed: int, workspace: Path) -> dict[str, Any]:
         f"seed={seed}",
         *(change.format(folder) for change in changes if task.changed_documents),
         *task.overrides,
+        *overrides,
     )
     started = time.monotonic()
     build_index(settings)
@@ -279,6 +280,7 @@ def _settings() -> config.Config:
 def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("overrides", nargs="*", help="such as cluster.gpus_per_worker=1")
     parser.add_argument("--tasks", nargs="*", default=list(TASKS), choices=list(TASKS))
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--workspace", type=Path, default=Path("workspace/planted"))
@@ -286,7 +288,7 @@ def main() -> None:
     lines = []
     for name in options.tasks:
         for seed in options.seeds:
-            found = run(name, seed, options.workspace.resolve())
+            found = run(name, seed, options.workspace.resolve(), options.overrides)
             lines.append(_line(name, seed, found))
             print(lines[-1], flush=True)
     print("\n" + f"{'task':<20}{'seed':>4}  {'verdict':<26}{'':<7}quality of base, rag, ft, rag+ft")
