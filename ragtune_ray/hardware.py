@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "attention_for_training",
+    "avoid_cudnn_attention",
     "choose_device",
     "keep_freed_memory",
     "resolve_precision",
@@ -55,6 +56,17 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         for parameter, value in ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, 2**31 - 1), (_TOP_PAD, 2**28)):
             mallopt(parameter, value)
+
+
+def avoid_cudnn_attention() -> None:
+    """Let this process attend with torch's own fused kernels on a GPU.
+
+    Since torch 2.11 those of cuDNN come first on an H100 or H200, and their gradients are not numbers for some masked batches
+    whose loss is sound (pytorch issue 196678). On a CPU nothing changes.
+    """
+    import torch
+
+    torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def attention_for_training(device: str, longest: int) -> str:

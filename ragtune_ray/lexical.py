@@ -13,21 +13,22 @@ nothing else. This module knows nothing of FAISS or Ray.
 from __future__ import annotations
 
 import bisect
+import importlib.util
 import itertools
 import math
 import re
+import runpy
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import regex  # type: ignore[import-untyped]  # the library has no stubs
-from bm25s.stopwords import STOPWORDS_EN_PLUS
 
 from ragtune_ray import storage
 from ragtune_ray.chunking import UNSPACED
@@ -445,7 +446,12 @@ def _pairs(word: str) -> list[str]:
 
 @cache
 def _stop_words() -> frozenset[str]:
-    return frozenset(STOPWORDS_EN_PLUS)
+    """bm25s's list, read beside its package: that starts JAX where it is installed, which takes most of a GPU's memory."""
+    package = importlib.util.find_spec("bm25s")
+    assert package is not None
+    assert package.submodule_search_locations
+    listed: dict[str, Any] = runpy.run_path(str(Path(package.submodule_search_locations[0]) / "stopwords.py"))
+    return frozenset(listed["STOPWORDS_EN_PLUS"])
 
 
 @cache

@@ -71,3 +71,9 @@ def test_auto_is_the_gpu_where_torch_sees_one(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert choose_device() == "cpu"
     assert choose_device("cuda:1") == "cuda:1"
+
+
+def test_gpus_do_not_attend_with_cudnn_once_it_is_avoided() -> None:
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    hardware.avoid_cudnn_attention()
+    assert not torch.backends.cuda.cudnn_sdp_enabled()

@@ -4,6 +4,8 @@ import filecmp
 import itertools
 import math
 import random
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -356,3 +358,11 @@ def test_masks_that_do_not_fit_are_refused_by_name(masks: list[np.ndarray], mess
         LexicalIndex(segments, "en", alive=masks)
     with pytest.raises(ValueError, match=f"allowed.*{message}"):
         LexicalIndex(segments, "en").search(["mars"], 1, masks)
+
+
+def test_english_stop_words_are_known_without_what_starts_jax_where_that_is_installed() -> None:
+    seen = (
+        "from ragtune_ray import lexical; import sys; print(lexical.tokens(['the dogs'], 'en'), 'bm25s' in sys.modules)"
+    )
+    printed = subprocess.run([sys.executable, "-c", seen], check=True, capture_output=True, text=True).stdout
+    assert printed.strip() == "[['dog']] False"

@@ -91,13 +91,14 @@ def _begin(arguments: dict[str, Any]) -> _Run:
     import torch
 
     from ragtune_ray import fitting, trainable
-    from ragtune_ray.hardware import keep_freed_memory, resolve_precision
+    from ragtune_ray.hardware import avoid_cudnn_attention, keep_freed_memory, resolve_precision
 
     context = ray.train.get_context()
     settings = config.Config.model_validate(arguments["settings"])
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // context.get_local_world_size()))
     torch.manual_seed(settings.seed)
     keep_freed_memory()
+    avoid_cudnn_attention()
     validation = feeding.read_validation(settings, arguments["examples"])
     objective = trainable.load_objective(
         settings, models.weights_of(models.base_model(settings)), feeding.read_pool(settings, arguments["examples"])
