@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,10 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
+
+_CAUSED = "\nThe above exception was the direct cause of the following exception:"
+_WORDS = re.compile(r"^(?P<module>(?:\w+\.)*)(?P<words>\w+: .+)$", re.MULTILINE)
+"""The last line of a traceback."""
 
 Summary = dict[str, Any]
 Worker = Callable[[dict[str, np.ndarray]], dict[str, list[str]]]
@@ -181,10 +186,18 @@ def _on_ray(
 
 
 def _root_cause(error: BaseException) -> str:
-    """The innermost exception's own words, without Ray's wrapping."""
+    """The words of the exception that the unit's work raised, without Ray's wrapping."""
+    import ray.exceptions
+
     while True:
+        # Ray Data's own exception, crossing processes, has lost what caused it: only the text of its traceback still tells.
+        parts = str(error).split(_CAUSED) if isinstance(error, ray.exceptions.RayTaskError) else []
+        raised = [
+            each for part in parts for each in list(_WORDS.finditer(part))[-1:] if each["module"] != "ray.exceptions."
+        ]
+        if raised:
+            return raised[-1]["words"]
         cause = getattr(error, "cause", None) or error.__cause__
         if not isinstance(cause, BaseException):
-            break
+            return str(error) or type(error).__name__
         error = cause
-    return str(error) or type(error).__name__
