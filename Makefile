@@ -8,7 +8,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: install demo test fast check bench clean
+.PHONY: install demo check test slow bench clean
 
 install: $(INSTALLED)
 
@@ -31,11 +31,16 @@ check: install
 	$(BIN)/mypy
 	$(BIN)/pytest --numprocesses 2 --dist loadfile -m "not cluster and not slow"
 
-# Everything: what CI runs.
+# What a change must pass.
 test: check
 	$(BIN)/ragtune models
-	$(BIN)/pytest --numprocesses 2 --dist loadfile -m "(cluster or slow) and not serve"
+	$(BIN)/pytest --numprocesses 2 --dist loadfile -m "cluster and not slow and not serve"
 	$(BIN)/pytest -m serve
+
+# The rest of what CI runs: jobs killed at every point, and whole runs of the modes of tuning.
+slow: install
+	$(BIN)/ragtune models
+	$(BIN)/pytest --numprocesses 2 --dist loadfile -m slow
 
 bench: install
 	$(BIN)/python -m bench.encoding

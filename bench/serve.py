@@ -15,6 +15,7 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import statistics
 import subprocess
@@ -28,7 +29,7 @@ from typing import Any
 import aiohttp
 import psutil
 
-from ragtune_ray import config, versions
+from ragtune_ray import config, models, storage, versions
 from ragtune_ray.backend import Failed, Finished, Job, Shown
 from ragtune_ray.cluster.corpus import build_index
 from ragtune_ray.cluster.service import running
@@ -84,6 +85,7 @@ def main() -> None:
         "overload": _overload,
         "kill": _kill,
         "swap": _swap,
+        "models": _models,
         "leave": _leave,
     }
     with tempfile.TemporaryDirectory(prefix="ragtune-bench-") as folder:
@@ -343,6 +345,38 @@ def _swap(options: argparse.Namespace, settings: config.Config, questions: list[
         "index swap: versions seen, the last", f"{len(seen)}, {seen[-1]}", versions.current_version(settings.workspace)
     )
     _row("index swap: memory of the retriever, before and after", f"{before >> 20} MiB, {after >> 20} MiB", "flat")
+
+
+def _models(options: argparse.Namespace, settings: config.Config, questions: list[str]) -> None:
+    """The arm ft, whose prompts are short enough for 5 requests/s on two cores; the second model has the weights of the first."""
+    base = models.resolve(options.model).directory
+    assert base is not None
+    tuned = Path(settings.workspace) / "models" / "ft"
+
+    def publish(name: str) -> None:
+        staging = storage.stage(str(tuned / name))
+        shutil.copytree(base, staging, dirs_exist_ok=True, ignore=shutil.ignore_patterns(storage.MANIFEST))
+        (staging / "note.json").write_text(json.dumps(name))  # another fingerprint
+        storage.publish(staging, str(tuned / name), "model")
+        storage.replace_text(str(tuned / models.CURRENT), f"{name}\n")
+
+    publish("first")
+    quick = settings.using("answer.arm=ft", "generator.max_new_tokens=2", "serve.poll_seconds=0.2")
+    with running(quick) as address:
+        plan = {"address": address, "path": CHAT, "questions": questions, "seconds": options.seconds}
+        _loaded(**plan | {"clients": 2, "seconds": 3})
+        before = _memory("Generator")
+        with _loading(**plan, rate=5) as result:
+            for name in ("second", "third"):
+                time.sleep(options.seconds / 4)
+                publish(name)
+            load = result()
+        time.sleep(5)  # the old model is let go when its last answer has ended
+        after = _memory("Generator")
+    good = _good(load)
+    _row("model swap at 5 rps: failed", f"{len(load['results']) - len(good)} of {len(load['results'])}", "0")
+    _row("model swap: models seen", str(len({each["model"] for each in good})), "3")
+    _row("model swap: memory of the generator, before and after", f"{before >> 20} MiB, {after >> 20} MiB", "flat")
 
 
 def _leave(options: argparse.Namespace, settings: config.Config, questions: list[str]) -> None:

@@ -1,5 +1,8 @@
 """Requests made up from the endpoint's own schema, sound and unsound: whatever comes, no 5xx and no silence."""
 
+import itertools
+import time
+
 import hypothesis
 import pytest
 import requests
@@ -10,6 +13,9 @@ from tests.gateways import SECRETS, FakeBackend, Served, keys
 
 pytestmark = pytest.mark.slow
 
+SECONDS = 120
+"""At least so long; a round of all operations is never left off."""
+
 
 def test_no_request_made_up_from_the_schema_breaks_the_endpoint() -> None:
     served = Served(FakeBackend(), keys())
@@ -17,24 +23,29 @@ def test_no_request_made_up_from_the_schema_breaks_the_endpoint() -> None:
     schema = schemathesis.openapi.from_dict(described)
     asked: dict[int, int] = {}
     headers = {"Authorization": f"Bearer {SECRETS['admin']}"}
-    for result in schema.get_all_operations():
-        operation = result.ok()
-        for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
-            if mode is GenerationMode.NEGATIVE and not operation.body:
-                continue
+    until = time.monotonic() + SECONDS
+    for seed in itertools.count():
+        for result in schema.get_all_operations():
+            operation = result.ok()
+            for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
+                if mode is GenerationMode.NEGATIVE and not operation.body:
+                    continue
 
-            @hypothesis.settings(
-                max_examples=25, deadline=None, database=None, suppress_health_check=list(hypothesis.HealthCheck)
-            )
-            @hypothesis.given(case=operation.as_strategy(generation_mode=mode))
-            def ask(case) -> None:
-                reply = case.call(base_url=served.address, headers=headers)
-                asked[reply.status_code] = asked.get(reply.status_code, 0) + 1
-                assert reply.status_code < 500, (case.method, case.path, reply.text)
-                if reply.status_code >= 400 and case.method != "HEAD":
-                    assert set(reply.json()["error"]) == {"message", "type", "param", "code"}
+                @hypothesis.seed(seed)
+                @hypothesis.settings(
+                    max_examples=25, deadline=None, database=None, suppress_health_check=list(hypothesis.HealthCheck)
+                )
+                @hypothesis.given(case=operation.as_strategy(generation_mode=mode))
+                def ask(case) -> None:
+                    reply = case.call(base_url=served.address, headers=headers)
+                    asked[reply.status_code] = asked.get(reply.status_code, 0) + 1
+                    assert reply.status_code < 500, (case.method, case.path, reply.text)
+                    if reply.status_code >= 400 and case.method != "HEAD":
+                        assert set(reply.json()["error"]) == {"message", "type", "param", "code"}
 
-            ask()
+                ask()
+        if time.monotonic() > until:
+            break
     assert requests.get(f"{served.address}/healthz", timeout=10).status_code == 200
     served.stop()
     assert asked[200] > 50, asked
