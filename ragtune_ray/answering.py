@@ -157,8 +157,7 @@ def _prompt_or_reason(task: Task, generator: Generator, settings: config.Config)
 
 
 def _system(settings: config.Config) -> str:
-    shown = config.retrieves(settings.answer.arm)
-    return settings.prompt.system if shown else settings.prompt.system_without_passages
+    return settings.prompt.system if settings.answer.shows_passages else settings.prompt.system_without_passages
 
 
 def finished_answer(task: Task, prompt: prompts.Prompt, completion: Completion, model: str) -> schema.Answer:
@@ -181,4 +180,5 @@ def finished_answer(task: Task, prompt: prompts.Prompt, completion: Completion, 
         error="",
         index_version=task.index_version,
         model=model,
+        confidence=completion.confidence,
     )

@@ -184,6 +184,8 @@ class ChatRequest(_Request):
     """Extension: passages to retrieve."""
     filter: Filter | None = None
     """Extension: conditions on documents' metadata; they narrow what the key may see and never widen it."""
+    retrieval: config.RetrievalUse | None = None
+    """Extension: `auto` retrieves only where the generator is not sure enough without; None: as the config says."""
     timeout_seconds: float | None = Field(None, gt=0)
     """Extension: longest time for the answer."""
 

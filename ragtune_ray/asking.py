@@ -47,7 +47,7 @@ def ask(settings: config.Config, question: str) -> Iterator[str | Asked]:
     query = schema.Query("ask", question, None, (), (), "all")
     task = Task(query, (), (), "", "")
     settings = pairs.with_tuned_models(settings)
-    if config.retrieves(settings.answer.arm):
+    if settings.answer.shows_passages:
         retriever = open_retriever(settings)
         ((passages, scores),) = retriever.retrieve_passages([question], settings.retrieval.top_k)
         task = Task(query, tuple(passages), tuple(scores), retriever.index.version, "")

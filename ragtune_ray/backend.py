@@ -51,6 +51,8 @@ class Job:
     temperature: float
     stop: tuple[str, ...]
     seed: int
+    closed_book: bool = False
+    """Asked without passages, although the arm retrieves."""
 
 
 @dataclass(frozen=True, slots=True)

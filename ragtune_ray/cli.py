@@ -182,6 +182,15 @@ def evaluate(
 
 
 @app.command()
+def calibrate(path: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Find, on the validation questions, when the arm of answer.arm may answer without retrieval."""
+    settings = config.load(path, overrides or ())
+    from ragtune_ray.cluster.calibrating import calibrate as calibrate_arm
+
+    _finish(calibrate_arm(settings), as_json)
+
+
+@app.command()
 def compare(path: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Compare base, rag, ft and rag+ft on held-out queries (training what is missing) and recommend one; writes a report."""
     settings = config.load(path, overrides or ())

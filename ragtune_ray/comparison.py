@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ragtune_ray.config import Arm
 
 __all__ = [
+    "Adaptive",
     "ArmFacts",
     "BreakEven",
     "Ceilings",
@@ -127,6 +128,19 @@ class Forgetting(_Part):
     difference: Interval | None = None
 
 
+class Adaptive(_Part):
+    """What answering without retrieval brings, where the generator is sure enough (`ragtune calibrate`)."""
+
+    threshold: float
+    """Least confidence, found on the validation questions."""
+    share: Interval
+    """Of the questions, those that are answered without retrieval."""
+    difference: Interval
+    """Scores of all questions with this, less those with retrieval always."""
+    saved_seconds: float
+    """Of the median answer, as the share and the medians of both ways have it; below 0 it takes longer."""
+
+
 class Round(_Part):
     """What a round of `tune` made of one component, and whether it was taken over."""
 
@@ -159,6 +173,7 @@ class ArmFacts(_Part):
     cost: Cost | None = None
     freshness: Freshness | None = None
     forgetting: Forgetting | None = None
+    adaptive: Adaptive | None = None
     losses: dict[str, int] = {}
     """What became of each answerable question -> how many."""
     violations: tuple[str, ...] = ()

@@ -92,6 +92,7 @@ def groups(comparison: Comparison) -> list[Group]:
         Group("Quality", _metric_rows([arm.quality for arm in arms], decides=comparison.metric)),
         Group("Explainability", _metric_rows([arm.explainability for arm in arms])),
         Group("Latency", _latency_rows(arms), "of one question"),
+        Group("Adaptive retrieval", _adaptive_rows(arms), "none where the generator is sure enough; against always"),
         Group("Cost", _cost_rows(arms), _cost_note(arms)),
         Group("Freshness", _freshness_rows(arms), "after a document has changed"),
         Group("Forgetting", _forgetting_rows(arms), "questions from outside the corpus, before and after tuning"),
@@ -221,6 +222,23 @@ def _latency_rows(arms: Sequence[ArmFacts]) -> tuple[Row, ...]:
         cells = tuple(Cell(amount(each.answers_per_second)) if each else None for each in throughputs)
         rows.append(Row("answers per second", cells, "in bulk"))
     return tuple(rows)
+
+
+def _adaptive_rows(arms: Sequence[ArmFacts]) -> tuple[Row, ...]:
+    facts = [arm.adaptive for arm in arms]
+    if not any(facts):
+        return ()
+    saved = tuple(
+        Cell(("" if each.saved_seconds >= 0 else "\N{MINUS SIGN}") + duration(abs(each.saved_seconds)))
+        if each
+        else None
+        for each in facts
+    )
+    return (
+        _interval_row("without retrieval", [each.share if each else None for each in facts], "share of the questions"),
+        _interval_row("quality gained", [each.difference if each else None for each in facts], signed=True),
+        Row("time saved", saved, "of the median answer"),
+    )
 
 
 def _cost_rows(arms: Sequence[ArmFacts]) -> tuple[Row, ...]:

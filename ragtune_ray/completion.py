@@ -35,6 +35,8 @@ class Completion:
     """`stop`: the model ended it or a stop string did; `length`: `max_new_tokens` or the model's context did."""
     error: str
     """Why the row failed; empty when ok."""
+    confidence: float | None = None
+    """The geometric mean of the probabilities of its tokens, 0 to 1; None where the engine does not tell."""
 
 
 class Tokenizer(Protocol):

@@ -31,6 +31,7 @@ Arm = Literal["base", "rag", "ft", "rag+ft", "staged", "joint", "iterative", "do
 Component = Literal["generator", "retriever"]
 Objective = Literal["sft", "contrastive", "distillation", "query_side"]
 RetrievalMode = Literal["dense", "lexical", "hybrid"]
+RetrievalUse = Literal["always", "auto"]
 IndexKind = Literal["auto", "flat", "ivf", "ivf_sq", "ivf_pq", "hnsw"]
 Precision = Literal["auto", "float32", "bfloat16"]
 SplitName = Literal["all", "train", "validation", "test"]
@@ -235,13 +236,22 @@ class Answer(Section):
     gold_passage: bool = False
     """Show the passage that holds the answer in place of what is retrieved: how far the generator alone comes. Queries without
     such a passage fail."""
+    closed_book: bool = False
+    """Show no passages, though the arm retrieves: what its generator knows by itself."""
     unit_queries: int = Field(32, gt=0)
     """Queries per unit of work: what a killed worker costs at most."""
     max_failed_share: float = Field(0.5, ge=0, le=1)
     """The job ends as failed when more than this share of its rows has status `failed`."""
 
+    @property
+    def shows_passages(self) -> bool:
+        """Whether the generator is shown passages."""
+        return retrieves(self.arm) and not self.closed_book
+
     @model_validator(mode="after")
     def _arm_shows_passages(self) -> Self:
+        if self.closed_book and self.gold_passage:
+            raise ValueError("answer.closed_book shows no passage and answer.gold_passage one; give one of them")
         if self.gold_passage and not retrieves(self.arm):
             raise ValueError(
                 f"answer.gold_passage shows a passage, and answer.arm={self.arm} shows none; use rag or rag+ft"
@@ -555,6 +565,9 @@ class Serve(Section):
     """Most hits that a request may ask for."""
     max_new_tokens: int = Field(512, gt=0)
     """Longest answer that a request may ask for; without asking it is generator.max_new_tokens."""
+    retrieval: RetrievalUse = "always"
+    """`auto`: a question is first answered closed-book, and retrieved for only where the generator is less sure than
+    `ragtune calibrate` found to be enough. A request may ask for either."""
     adapter_arms: tuple[Literal["ft", "rag+ft"], ...] = ()
     """With answer.arm base or rag: tuned arms to be served beside it by the same copies, where they were trained with
     training.lora_rank; a request names one as its model."""

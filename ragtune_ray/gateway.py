@@ -20,7 +20,7 @@ from pydantic import BaseModel
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 import ragtune_ray
-from ragtune_ray import api, config, schema, selection
+from ragtune_ray import adaptive, api, config, schema, selection
 from ragtune_ray.access import ANYONE, Key, Keys, Right
 from ragtune_ray.api import ApiError
 from ragtune_ray.backend import Backend, Change, Failed, Finished, Found, Job, Shown
@@ -107,6 +107,8 @@ class Gateway:
     settings: config.Config
     backend: Backend
     telemetry: Telemetry
+    calibration: adaptive.Calibration | None = None
+    """When an answer needs no retrieval; None: it was not found out."""
     _generating: _Load = field(init=False)
     _retrieving: _Load = field(init=False)
 
@@ -262,7 +264,23 @@ class Gateway:
             stop=api.stops_of(request),
             started=started,
             deadline=started + self._seconds(request.timeout_seconds),
+            is_adaptive=self._is_adaptive(request),
         )
+
+    def _is_adaptive(self, request: api.ChatRequest) -> bool:
+        if (request.retrieval or self.settings.serve.retrieval) == "always":
+            return False
+        # The calibration is of the arm of the config; another arm's adapter is another generator.
+        if self.calibration is None or request.model not in ("", self.settings.answer.arm):
+            if request.retrieval is None:
+                return False
+            raise ApiError(
+                409,
+                "retrieval: this arm was not calibrated, so nothing says when it may answer without; leave it out",
+                code="not_calibrated",
+                param="retrieval",
+            )
+        return True
 
     def _top_k(self, wanted: int | None) -> int:
         default = min(self.settings.retrieval.top_k, self.settings.serve.max_top_k)
@@ -288,8 +306,12 @@ class Gateway:
     async def _job(self, asked: _Asked) -> Job:
         found = Found("", (), (), 0.0)
         if config.retrieves(asked.arm):
+            started = time.monotonic()
             found = await self._retrieved(asked.said.search, asked.top_k, asked.chosen, asked.deadline)
-            asked.retrieval_seconds = time.monotonic() - asked.started
+            asked.retrieval_seconds = time.monotonic() - started
+        return self._job_of(asked, found, closed_book=False)
+
+    def _job_of(self, asked: _Asked, found: Found, *, closed_book: bool) -> Job:
         given, request = self.settings.generator, asked.request
         return Job(
             question=asked.said.question,
@@ -303,18 +325,31 @@ class Gateway:
             temperature=given.temperature if request.temperature is None else request.temperature,
             stop=(*given.stop, *asked.stop),
             seed=self.settings.seed if request.seed is None else request.seed,
+            closed_book=closed_book,
         )
+
+    async def _sure(self, asked: _Asked) -> tuple[Job, Shown, Finished] | None:
+        """The closed-book answer, if one is wanted and the generator is sure enough of it."""
+        if not asked.is_adaptive or self.calibration is None:
+            return None
+        started = time.monotonic()
+        job = self._job_of(asked, Found("", (), (), 0.0), closed_book=True)
+        result = await self.backend.complete(job, asked.deadline - started)
+        if isinstance(result, Failed):
+            raise _error_of(result)
+        asked.closed_book_seconds = time.monotonic() - started
+        shown, finished = result
+        is_sure = adaptive.is_sure(finished.answer, self.calibration)
+        self.telemetry.adaptive.labels("closed_book" if is_sure else "retrieved").inc()
+        return (job, shown, finished) if is_sure else None
 
     async def _whole(self, asked: _Asked) -> Response:
         try:
             async with asyncio.timeout_at(_loop_time(asked.deadline)):
-                job = await self._job(asked)
-                result = await self.backend.complete(job, asked.deadline - time.monotonic())
+                sure = await self._sure(asked)
+                job, shown, finished = sure or await self._completed(asked)
         except TimeoutError:
             raise _too_late() from None
-        if isinstance(result, Failed):
-            raise _error_of(result)
-        shown, finished = result
         text = AnswerText(shown.passages, self.settings.serve.link_hosts)
         text.add(finished.raw)
         facts = self._facts(asked, job, shown, finished)
@@ -322,13 +357,23 @@ class Gateway:
             api.completion_body(asked.request_id, asked.arm, finished.answer, text.whole(), facts, finished.finish)
         )
 
+    async def _completed(self, asked: _Asked) -> tuple[Job, Shown, Finished]:
+        job = await self._job(asked)
+        result = await self.backend.complete(job, asked.deadline - time.monotonic())
+        if isinstance(result, Failed):
+            raise _error_of(result)
+        return job, *result
+
     async def _events(self, asked: _Asked) -> AsyncGenerator[bytes, None]:
         """The events of a stream; errors before the first are raised, later ones are events."""
         has_begun = False
         with self._generating.entered():
             try:
-                job = await self._job(asked)
-                async with contextlib.aclosing(self._stream(asked, job)) as stream:
+                async with asyncio.timeout_at(_loop_time(asked.deadline)):
+                    sure = await self._sure(asked)
+                job = sure[0] if sure else await self._job(asked)
+                source = _again(*sure[1:]) if sure else self.backend.stream(job, asked.deadline - time.monotonic())
+                async with contextlib.aclosing(self._stream(asked, job, source)) as stream:
                     async for event in _timed(stream, asked.deadline):
                         has_begun = True
                         yield api.event(event)
@@ -340,10 +385,11 @@ class Gateway:
                 self.telemetry.refused.labels(failure.code).inc()
                 yield api.event(failure.body())  # never a silent end
 
-    async def _stream(self, asked: _Asked, job: Job) -> AsyncGenerator[dict[str, Any], None]:
+    async def _stream(
+        self, asked: _Asked, job: Job, events: AsyncGenerator[Shown | str | Finished | Failed, None]
+    ) -> AsyncGenerator[dict[str, Any], None]:
         text = AnswerText((), ())
         shown: Shown | None = None
-        events = self.backend.stream(job, asked.deadline - time.monotonic())
         async with contextlib.aclosing(events):
             async for event in events:
                 match event:
@@ -390,6 +436,7 @@ class Gateway:
         meters.prompt_tokens.inc(answer.prompt_tokens)
         meters.completion_tokens.inc(answer.completion_tokens)
         timings = {
+            "closed_book_seconds": asked.closed_book_seconds,
             "retrieval_seconds": asked.retrieval_seconds,
             "first_token_seconds": finished.first_token_seconds,
             "generation_seconds": finished.seconds,
@@ -399,6 +446,7 @@ class Gateway:
             "sources": _sources(shown.passages, shown.scores),
             "index_version": job.index_version,
             "arm": asked.arm,
+            "retrieved": config.retrieves(asked.arm) and not job.closed_book,
             "abstained": answer.abstained,
             "generator": answer.model,
             "timings": {name: round(seconds, 4) for name, seconds in timings.items()},
@@ -419,7 +467,11 @@ class _Asked:
     stop: tuple[str, ...]
     started: float
     deadline: float
+    is_adaptive: bool
+    """Answered closed-book where the generator is sure enough."""
     retrieval_seconds: float = 0.0
+    closed_book_seconds: float = 0.0
+    """Spent on finding out whether retrieval is needed."""
 
 
 def _sources(passages: Sequence[schema.Passage], scores: Sequence[float]) -> list[dict[str, Any]]:
@@ -427,6 +479,13 @@ def _sources(passages: Sequence[schema.Passage], scores: Sequence[float]) -> lis
         api.source(number, passage, score)
         for number, (passage, score) in enumerate(zip(passages, scores, strict=True), start=1)
     ]
+
+
+async def _again(shown: Shown, finished: Finished) -> AsyncGenerator[Shown | str | Finished | Failed, None]:
+    """An answer that is already there, as a stream."""
+    yield shown
+    yield finished.raw
+    yield finished
 
 
 async def _timed(events: AsyncGenerator[Event, None], deadline: float) -> AsyncIterator[Event]:
@@ -478,7 +537,7 @@ def build_app(settings: config.Config, backend: Backend, keys: Keys) -> tuple[Ga
         The application, whose attribute `draining` may be set; and what its routes do.
     """
     telemetry = Telemetry()
-    gateway = Gateway(settings, backend, telemetry)
+    gateway = Gateway(settings, backend, telemetry, adaptive.read_calibration(settings))
     limits = settings.serve
     app = FastAPI(title="ragtune-ray", version=ragtune_ray.__version__, docs_url=None, redoc_url=None)
     keeper = Gatekeeper(app, {}, keys, telemetry)

@@ -279,7 +279,9 @@ class TransformersGenerator:
             return self._complete(fresh[:half]) | self._complete(fresh[half:])
         seconds = (time.perf_counter() - started) / len(batch)
         return {
-            row.index: Completion(row.text, len(row.ids), len(row.generated), seconds, row.finish or "length", "")
+            row.index: Completion(
+                row.text, len(row.ids), len(row.generated), seconds, row.finish or "length", "", row.confidence
+            )
             for row in batch
         }
 

@@ -5,6 +5,7 @@ In: logits and rows. Out: tokens. This module knows nothing of models, tokenizer
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -38,10 +39,21 @@ class Row:
     """Settled so far."""
     source: torch.Generator | None = None
     """The state of its random numbers, once the first was drawn."""
+    log_probability: float = 0.0
+    """Of all tokens chosen so far, the one that ends the answer included; before any temperature."""
+    num_chosen: int = 0
+    """How many those are."""
+
+    @property
+    def confidence(self) -> float:
+        """The geometric mean of the probabilities of its tokens, 0 to 1."""
+        return math.exp(self.log_probability / max(1, self.num_chosen))
 
 
 def choose_tokens(logits: torch.Tensor, rows: Sequence[Row]) -> list[int | None]:
     """The next token of each row: the likeliest, or drawn at the row's temperature from the row's own random numbers.
+
+    Each row is told how likely its token was.
 
     >>> choose_tokens(torch.tensor([[0.0, 2.0, 1.0], [float("nan"), 0.0, 0.0]]), [Row(0, [1], 5), Row(1, [1], 5)])
     [1, None]
@@ -58,7 +70,14 @@ def choose_tokens(logits: torch.Tensor, rows: Sequence[Row]) -> list[int | None]
     tokens: list[int | None] = [token if good else None for token, good in zip(best.tolist(), usable, strict=True)]
     for place, row in enumerate(rows):
         if row.temperature > 0 and usable[place]:
-            tokens[place] = _draw(logits[place], row, int(best[place]))
+            drawn = _draw(logits[place], row, int(best[place]))
+            tokens[place] = best[place] = drawn
+    wide = logits.float()
+    likelihoods = (wide.gather(-1, best[:, None])[:, 0] - wide.logsumexp(-1)).tolist()
+    for row, likelihood, good in zip(rows, likelihoods, usable, strict=True):
+        if good:
+            row.log_probability += likelihood
+            row.num_chosen += 1
     return tokens
 
 

@@ -151,6 +151,9 @@ class Answer:
     """The index version used; empty in arms without retrieval."""
     model: str
     """Fingerprint of the generator."""
+    confidence: float | None = None
+    """The geometric mean of the probabilities of the generated tokens, 0 to 1; None where the row failed or the engine does
+    not tell."""
 
 
 ExampleKind = Literal["question_only", "with_gold", "without_gold", "abstention", "replay"]

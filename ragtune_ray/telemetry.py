@@ -38,6 +38,9 @@ class Telemetry:
         self.retries = Counter(
             "ragtune_retries", "Calls made again after a copy died", ["deployment"], registry=registry
         )
+        self.adaptive = Counter(
+            "ragtune_adaptive", "Adaptive questions by the way they were answered", ["path"], registry=registry
+        )
         self.running = Gauge("ragtune_requests_in_flight", "Requests under way", registry=registry)
         self.seconds = Histogram(
             "ragtune_request_seconds",

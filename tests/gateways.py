@@ -34,6 +34,7 @@ class FakeBackend:
         self.failure: Failed | None = None
         self.fail_after = 0
         self.gate: asyncio.Event | None = None
+        self.confidence = 0.5
         self.closed = 0
 
     async def retrieve(self, text, top_k, chosen, seconds) -> Found:
@@ -90,6 +91,7 @@ class FakeBackend:
             "",
             job.index_version,
             "model",
+            self.confidence,
         )
         return Finished(schema.Answer(*row), self.raw, "stop", 0.05, 0.1)
 

@@ -231,8 +231,9 @@ def test_asking_gives_what_bulk_answering_gives(workspace: config.Config) -> Non
     task = Task(query, asked.passages, asked.answer.scores, "000001", "")
     (bulk,) = answer_tasks([task], generator, workspace, asked.answer.model)
     assert bulk.answer == asked.answer.answer
-    # A stream counts the tokens of its text, which differ from those generated where they were half characters.
-    measured = {"seconds": 0.0, "completion_tokens": 0}
+    # A stream counts the tokens of its text, which differ from those generated where they were half characters, and knows
+    # nothing of how likely they were.
+    measured = {"seconds": 0.0, "completion_tokens": 0, "confidence": None}
     assert dataclasses.replace(bulk, **measured) == dataclasses.replace(asked.answer, **measured)
 
 

@@ -3,11 +3,12 @@ import itertools
 import json
 import logging
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ragtune_ray import config, selection
+from ragtune_ray import adaptive, config, intervals, selection
 from ragtune_ray.access import Key, Keys
 from ragtune_ray.api import ApiError
 from ragtune_ray.backend import Failed
@@ -28,6 +29,66 @@ def run(test: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
 def events(text: str) -> list[Any]:
     lines = [line.removeprefix("data: ") for line in text.split("\n\n") if line]
     return [line if line == "[DONE]" else json.loads(line) for line in lines]
+
+
+@pytest.fixture
+def calibrated(tmp_path: Path) -> config.Config:
+    settings = config.Config().using(f"workspace={tmp_path}")
+    certain = intervals.Interval(0.0, 0.0, 0.0, 40)
+    adaptive.publish_calibration(settings, "one", adaptive.Calibration(0.6, 0.5, certain, "model"))
+    return settings
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("confidence", "retrieved"), [(0.6, False), (0.59, True)])
+def test_auto_retrieves_only_where_the_generator_is_not_sure_enough(
+    calibrated: config.Config, confidence: float, retrieved: bool, stream: bool
+) -> None:
+    async def test() -> None:
+        backend = FakeBackend()
+        backend.confidence = confidence
+        async with client(f"workspace={calibrated.workspace}", backend=backend) as http:
+            reply = await http.post(CHAT, json=question(retrieval="auto", stream=stream))
+            assert reply.status_code == 200, reply.text
+            told = events(reply.text)[-2] if stream else reply.json()
+            first = events(reply.text)[0] if stream else reply.json()
+            assert told["retrieved"] is retrieved
+            assert told["index_version"] == ("000007" if retrieved else "")
+            assert len(first["sources"]) == (3 if retrieved else 0)
+            jobs = [asked[1] for asked in backend.asked if asked[0] in ("complete", "stream")]
+            assert [job.closed_book for job in jobs] == ([True, False] if retrieved else [True])
+            text = (
+                "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in events(reply.text)[:-1])
+                if stream
+                else told["choices"][0]["message"]["content"]
+            )
+            assert text.startswith("It is secret0")
+            assert [name for name, *_ in backend.asked].count("retrieve") == int(retrieved)
+            counted = (await http.get("/metrics")).text
+            assert f'ragtune_adaptive_total{{path="{"retrieved" if retrieved else "closed_book"}"}} 1.0' in counted
+
+    asyncio.run(test())
+
+
+def test_auto_is_the_configs_choice_and_a_request_may_still_want_passages(calibrated: config.Config) -> None:
+    async def test() -> None:
+        backend = FakeBackend()
+        backend.confidence = 1.0
+        async with client(f"workspace={calibrated.workspace}", "serve.retrieval=auto", backend=backend) as http:
+            assert (await http.post(CHAT, json=question())).json()["retrieved"] is False
+            assert (await http.post(CHAT, json=question(retrieval="always"))).json()["retrieved"] is True
+            assert (await http.post(CHAT, json=question(model="base"))).json()["retrieved"] is False
+            refused = await http.post(CHAT, json=question(model="base", retrieval="auto"))
+            assert (refused.status_code, refused.json()["error"]["code"]) == (409, "not_calibrated")
+
+    asyncio.run(test())
+
+
+@run
+async def test_auto_is_refused_where_nothing_was_calibrated() -> None:
+    async with client() as http:
+        refused = await http.post(CHAT, json=question(retrieval="auto"))
+        assert (refused.status_code, refused.json()["error"]["code"]) == (409, "not_calibrated")
 
 
 @run
@@ -52,9 +113,13 @@ async def test_a_stream_says_what_the_plain_answer_says_and_sends_its_sources_fi
         assert last["citations"] == plain["citations"] == [{"id": "d0#0", "document_id": "d0", "start": 0, "end": 33}]
         assert {chunk["id"] for chunk in chunks} == {chunks[0]["id"]}
         assert last["index_version"] == chunks[0]["index_version"] == plain["index_version"] == "000007"
-        assert {"retrieval_seconds", "first_token_seconds", "generation_seconds", "total_seconds"} == set(
-            last["timings"]
-        )
+        assert {
+            "closed_book_seconds",
+            "retrieval_seconds",
+            "first_token_seconds",
+            "generation_seconds",
+            "total_seconds",
+        } == set(last["timings"])
 
 
 @run

@@ -1,3 +1,4 @@
+import math
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -264,6 +265,17 @@ def test_log_likelihood_equals_a_loop_over_single_rows(tiny: TransformersGenerat
         expected = sum(float(scores[len(before) - 1 + n, token]) for n, token in enumerate(after))
         assert count == len(after) == len(answer.encode())
         assert value == pytest.approx(expected, abs=1e-4)
+
+
+def test_confidence_is_the_geometric_mean_of_the_tokens_probabilities(tiny: TransformersGenerator) -> None:
+    prompts = some_prompts(5)
+    for prompt, completion in zip(prompts, tiny.generate(prompts, max_new_tokens=6), strict=True):
+        row = tiny.row(prompt, max_new_tokens=6)
+        list(tiny._decode([row], watch=False))
+        chosen = row.generated + [next(iter(tiny._ends))] * (row.finish == "stop")
+        scores = tiny._model(torch.tensor([row.ids + chosen])).logits[0].detach().log_softmax(-1)
+        expected = [float(scores[len(row.ids) - 1 + n, token]) for n, token in enumerate(chosen)]
+        assert completion.confidence == pytest.approx(math.exp(sum(expected) / len(expected)), rel=1e-3)
 
 
 def test_log_likelihood_refuses_what_exceeds_the_context(tiny: TransformersGenerator) -> None:

@@ -58,6 +58,7 @@ def test_the_columns_of_answers_are_the_contract() -> None:
         "error",
         "index_version",
         "model",
+        "confidence",
     ]
 
 

@@ -53,12 +53,13 @@ def answer(settings: config.Config) -> Path | str:
 
 def _answer(settings: config.Config, staged: questions.StagedQueries) -> Path | str:
     arm = settings.answer.arm
-    retrieves = config.retrieves(arm)
+    retrieves = settings.answer.shows_passages
     version, opened = runs.index_version(settings) if retrieves else ("", {})
     generator = generator_fingerprint(settings.generator)
     identity = {
         **runs.common(settings, staged, opened),
         "arm": arm,
+        "closed_book": settings.answer.closed_book,
         "retrieval": settings.retrieval.model_dump(mode="json") if retrieves else None,
         "gold_passage": settings.answer.gold_passage,
         "prompt": settings.prompt.model_dump(mode="json"),
@@ -119,7 +120,7 @@ def _answering(
     num_units: int,
 ) -> ray.data.Dataset:
     """Queries -> (hits with their passages) -> answers, streaming: the generators never wait for all of retrieval."""
-    if config.retrieves(settings.answer.arm):
+    if settings.answer.shows_passages:
         arguments = {"settings": settings, "version": version, "queries": queries, "depth": settings.retrieval.top_k}
         # Generating takes a hundred times as long as retrieving: the one retriever must not cost a generator its core.
         dataset = runs.pool(dataset, RetrieveUnit, 1, arguments, {"num_cpus": 0})

@@ -7,6 +7,7 @@ stopped.
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
 import importlib.metadata
 import json
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ragtune_ray import (
+    adaptive,
     config,
     costs,
     decision,
@@ -89,6 +91,12 @@ def compare(settings: config.Config, command: str = "") -> str:
             "evaluated": storage.read_manifest(evaluated)["manifest_sha256"],
             "golden": {name: storage.read_manifest(run)["manifest_sha256"] for name, run in golden.items()},
             "compare": settings.compare.model_dump(mode="json"),
+            "calibrations": [
+                dataclasses.asdict(calibrated)
+                for arm in arms
+                if config.retrieves(arm)
+                and (calibrated := adaptive.read_calibration(settings.using(f"answer.arm={arm}")))
+            ],
             "files": _fingerprints(settings),
             "prices": settings.prices.model_dump(mode="json"),
             "evaluate": settings.evaluate.model_dump(mode="json", exclude={"arms"}),
@@ -304,6 +312,7 @@ def _arm(
             "changed": measured.changed,
         },
         "forgetting": measured.forgetting,
+        "adaptive": measured.adaptive,
         "losses": side_by_side.losses(queries, measured.rows, measured.scores, settings.compare.metric, arm),
         "violations": violations,
         "rounds": (measured.training or {}).get("rounds", []),

@@ -53,7 +53,7 @@ def _asked_one_by_one(settings: config.Config, queries: list[schema.Query], vers
     from ragtune_ray.retriever import open_retriever
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    retriever = open_retriever(settings, version) if config.retrieves(settings.answer.arm) else None
+    retriever = open_retriever(settings, version) if settings.answer.shows_passages else None
     is_local = settings.generator.engine == "transformers"
     model = models.resolve(settings.generator.model) if is_local else None
     generator = load_generator(settings.generator, model.directory if model else None)

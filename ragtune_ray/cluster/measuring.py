@@ -26,7 +26,7 @@ from ragtune_ray import (
     storage,
     versions,
 )
-from ragtune_ray.cluster import answers, evaluation, freshness, latency, questions
+from ragtune_ray.cluster import answers, calibrating, evaluation, freshness, latency, questions
 
 __all__ = ["Forgetting", "MeasureError", "Measured", "measure"]
 
@@ -66,6 +66,8 @@ class Measured:
     changed: intervals.Interval | None
     """What it scores on the questions about what changed."""
     forgetting: Forgetting | None
+    adaptive: dict[str, Any] | None
+    """What answering without retrieval brings where the generator is sure; None where it was not calibrated."""
 
     def evidence(self) -> decision.Evidence:
         """What the decision looks at."""
@@ -110,6 +112,7 @@ def measure(
     summary = storage.open_artifact(evaluated, "evaluate").path / arm / "metrics.json"
     # A tuned encoder has an index of its own, to which the changes were not applied.
     searched = changed[0] if changed and of_arm.workspace == settings.workspace else None
+    timed = latency.measure(of_arm, asked, manifest["index_version"])
     return Measured(
         settings=of_arm,
         rows=rows,
@@ -118,12 +121,30 @@ def measure(
         training=tuned,
         summary=json.loads(summary.read_text(encoding="utf-8")),
         cited=side_by_side.cited_share(list(rows.values()), settings.evaluate, settings.seed),
-        latency=latency.measure(of_arm, asked, manifest["index_version"]),
+        latency=timed,
         cost=_cost(of_arm, indexed, manifest["busy_seconds"], tuned, len(rows)),
         visible_seconds=freshness.visible_seconds(arm, to_index, tuned),
         changed=freshness.changed_scores(settings, searched, arm) if searched else None,
         forgetting=_forgetting(settings, of_arm) if tuned and settings.compare.probe_path else None,
+        adaptive=_adaptive(settings.using(f"answer.arm={arm}"), queries, asked, run, timed),
     )
+
+
+def _adaptive(
+    settings: config.Config,
+    queries: Sequence[schema.Query],
+    asked: Sequence[schema.Query],
+    run: str,
+    always: dict[str, Any],
+) -> dict[str, Any] | None:
+    """The effect of the arm's calibration, with the time that it saves; `always` is the latency of retrieving always."""
+    found = calibrating.effect(settings, queries, run) if config.retrieves(settings.answer.arm) else None
+    if found is None:
+        return None
+    closed = latency.measure(pairs.with_tuned_models(settings.using("answer.closed_book=true")), asked, "")
+    # Every question is first answered closed-book; those that are not sure are then answered as ever.
+    saved = found["share"].value * always["total"]["p50_seconds"] - closed["total"]["p50_seconds"]
+    return {**found, "saved_seconds": round(saved, 4)}
 
 
 def _spread(queries: Sequence[schema.Query], count: int) -> list[schema.Query]:

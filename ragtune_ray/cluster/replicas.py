@@ -171,7 +171,7 @@ class GeneratorReplica:
     def __init__(self, settings: config.Config) -> None:
         _prepare(settings.serve.generator)
         self._settings = settings
-        self._of_arm: dict[str, config.Config] = {}
+        self._of_job: dict[tuple[config.Arm, bool], config.Config] = {}
         # A tokenizer must not be used by two threads at once, and a long prompt must not hold up the others' pieces.
         self._work = ThreadPoolExecutor(1, thread_name_prefix="tokenize")
         self._follower = Follower(
@@ -250,7 +250,7 @@ class GeneratorReplica:
     def _submit(self, loaded: _Loaded, job: Job, deadline: float) -> tuple[Task, prompts.Prompt, Request]:
         query = schema.Query("ask", job.question, None, (), (), "all")
         task = Task(query, job.passages, job.scores, job.index_version, "", job.history, job.instruction)
-        prompt = task_prompt(task, loaded.tokenizer, self._settings_of(job.arm))
+        prompt = task_prompt(task, loaded.tokenizer, self._settings_of(job))
         seconds = deadline - time.monotonic()
         if seconds <= 0:
             raise RequestFailed("deadline", "the deadline passed before the prompt was built")
@@ -265,10 +265,11 @@ class GeneratorReplica:
         )
         return task, prompt, request
 
-    def _settings_of(self, arm: config.Arm) -> config.Config:
-        if arm not in self._of_arm:
-            self._of_arm[arm] = self._settings.using(f"answer.arm={arm}")
-        return self._of_arm[arm]
+    def _settings_of(self, job: Job) -> config.Config:
+        if (job.arm, job.closed_book) not in self._of_job:
+            chosen = (f"answer.arm={job.arm}", f"answer.closed_book={json.dumps(job.closed_book)}")
+            self._of_job[job.arm, job.closed_book] = self._settings.using(*chosen)
+        return self._of_job[job.arm, job.closed_book]
 
     def _meant(self) -> list[str]:
         """The model, then the tuned model of each arm whose adapter is served beside it, as they are at this moment."""

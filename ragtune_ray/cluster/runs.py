@@ -34,7 +34,7 @@ __all__ = [
     "rate",
 ]
 
-RUN_FORMAT = 1
+RUN_FORMAT = 2
 """Part of a run's identity: raise it when the same input would give other rows."""
 
 

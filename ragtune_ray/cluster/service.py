@@ -19,7 +19,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from ragtune_ray import access, config, gatekeeping, models, pairs, progress, storage, versions
+from ragtune_ray import access, adaptive, config, gatekeeping, models, pairs, progress, storage, versions
 from ragtune_ray.cluster import session
 
 __all__ = ["APPLICATION", "Arguments", "application", "bound", "running", "serve"]
@@ -86,6 +86,11 @@ def _check(settings: config.Config) -> bool:
     models.generator_meant(settings)
     for arm in settings.serve.adapter_arms:
         models.tuned_model(settings.workspace, arm)
+    if settings.serve.retrieval == "auto" and adaptive.read_calibration(settings) is None:
+        raise config.ConfigError(
+            f"serve.retrieval=auto: nothing says when the arm {settings.answer.arm} may answer without retrieval; run: "
+            "ragtune calibrate CONFIG"
+        )
     try:
         versions.current_version(settings.workspace)
     except storage.ArtifactError:

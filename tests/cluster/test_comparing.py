@@ -1,13 +1,14 @@
 """`ragtune compare` from queries to a verdict and its files, on tiny models; what changes, what fails, what goes on where it stopped."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ragtune_ray import config, storage, versions
-from ragtune_ray.cluster import answers, comparing, evaluation, freshness, measuring, questions
+from ragtune_ray import adaptive, config, storage, versions
+from ragtune_ray.cluster import answers, calibrating, comparing, evaluation, freshness, judging, measuring, questions
 from ragtune_ray.cluster.comparing import CompareError, compare, read_comparison
 from ragtune_ray.cluster.corpus import build_index
 from ragtune_ray.cluster.training import train
@@ -224,3 +225,36 @@ def test_questions_without_answers_are_refused_by_name(
     asked = [{"query_id": row["query_id"], "text": row["text"]} for row in rows[:3]]
     with pytest.raises(evaluation.EvaluationError, match="no query has `answers`"):
         compare(other_questions(compared[0], tmp_path / "queries.jsonl", asked, "compare.arms=[base]"))
+
+
+def test_a_calibrated_arm_is_reported_with_what_leaving_retrieval_out_brings(
+    settings_for, options: list[str], tmp_path: Path
+) -> None:
+    plain = settings_for(
+        tmp_path / "workspace",
+        *[option for option in options if not option.startswith("compare.c") and "probe" not in option],
+        "compare.arms=[base, rag]",
+        "queries.split=test",
+    )
+    build_index(plain)
+    url = calibrating.calibrate(plain)
+    found = adaptive.read_calibration(plain)
+    closed = evaluation.read_answers(storage.read_manifest(url)["closed_book"])
+    assert {row.query_id for row in closed} == {row.query_id for row in judging.queries_of(plain, "validation")}
+    assert not any(row.passage_ids for row in closed)
+    assert calibrating.calibrate(plain) == url
+    # The questions are too few to prove anything: nothing is left out, and nothing reported.
+    assert found == adaptive.Calibration(None, 0.0, None, closed[0].model)
+    first = compare(plain)
+    assert read_comparison(first)["arms"]["rag"]["adaptive"] is None
+    adaptive.publish_calibration(plain, "sure", dataclasses.replace(found, threshold=1e-9, share=1.0))
+    second = compare(plain)
+    assert second != first
+    arms = read_comparison(second)["arms"]
+    told = arms["rag"]["adaptive"]
+    assert told["share"]["value"] == 1
+    # One generator, shown no passages: that is the base arm.
+    gained = arms["base"]["quality"]["token_F1"]["value"] - arms["rag"]["quality"]["token_F1"]["value"]
+    assert told["difference"]["value"] == pytest.approx(gained)
+    assert told["saved_seconds"] < arms["rag"]["latency"]["total"]["p50_seconds"]
+    assert arms["base"]["adaptive"] is None

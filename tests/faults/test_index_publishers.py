@@ -11,9 +11,8 @@ import pytest
 import yaml
 
 from ragtune_ray import versions
-from tests.faults.conftest import DEADLINE_SECONDS
+from tests.faults.conftest import DEADLINE_SECONDS, ROOT
 from tests.faults.test_index_failpoints import (
-    ROOT,
     STANDING,
     Contents,
     assert_whole,
