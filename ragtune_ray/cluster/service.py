@@ -86,6 +86,10 @@ def _check(settings: config.Config) -> bool:
     models.generator_meant(settings)
     for arm in settings.serve.adapter_arms:
         models.tuned_model(settings.workspace, arm)
+    if settings.serve.retrieval == "auto" and config.is_mode(settings.answer.arm):
+        raise config.ConfigError(
+            f"serve.retrieval=auto: a tuned pair (answer.arm={settings.answer.arm}) always retrieves; use always"
+        )
     if settings.serve.retrieval == "auto" and adaptive.read_calibration(settings) is None:
         raise config.ConfigError(
             f"serve.retrieval=auto: nothing says when the arm {settings.answer.arm} may answer without retrieval; run: "

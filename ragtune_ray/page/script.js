@@ -100,7 +100,7 @@ function showFacts(chunk) {
   const facts = [
     ["Arm", chunk.arm],
     ["Index version", chunk.index_version || "none"],
-    ["Retrieval", seconds(chunk.timings.retrieval_seconds)],
+    ["Retrieval", chunk.retrieved ? seconds(chunk.timings.retrieval_seconds) : "none"],
     ["First token", seconds(chunk.timings.first_token_seconds)],
     ["Generation", seconds(chunk.timings.generation_seconds)],
     ["Model", chunk.generator],

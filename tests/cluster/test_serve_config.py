@@ -41,6 +41,8 @@ def test_an_application_that_cannot_serve_is_refused_before_anything_starts(tmp_
         bound(config.Config().using(f"workspace={tmp_path}"))
     with pytest.raises(Exception, match="ragtune train"):
         bound(config.Config().using(f"workspace={tmp_path}", "answer.arm=ft"))
+    with pytest.raises(Exception, match="ragtune calibrate"):
+        bound(config.Config().using(f"workspace={tmp_path}", "serve.retrieval=auto"))
 
 
 def test_every_deployment_has_its_limits_and_none_of_serves_unsafe_defaults(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import openai
 import psutil
 import pytest
 
-from ragtune_ray import config, models, schema, storage, trainable, versions
+from ragtune_ray import adaptive, config, models, schema, storage, trainable, versions
 from ragtune_ray.answering import Task, task_prompt
 from ragtune_ray.cluster.answers import answer
 from ragtune_ray.cluster.corpus import build_index
@@ -34,7 +34,7 @@ pytestmark = [pytest.mark.timeout(1500), pytest.mark.serve, pytest.mark.cluster,
 def settings(
     tmp_path_factory: pytest.TempPathFactory, settings_for, generator_directory: Path, shared_ray: None
 ) -> config.Config:
-    """An index, and a generator that was tuned for the arm ft with LoRA."""
+    """An index, a generator that was tuned for the arm ft with LoRA, and one that is always sure enough in the arm rag."""
     workspace = tmp_path_factory.mktemp("workspace")
     made = settings_for(workspace, *QUICK, "serve.adapter_arms=[ft]")
     build_index(made)
@@ -44,6 +44,8 @@ def settings(
     save_adapter(generator_directory, staging / trainable.ADAPTER, 1)
     storage.publish(staging, str(folder / "tuned"), "model")
     storage.replace_text(str(folder / models.CURRENT), "tuned\n")
+    model = models.resolve(str(generator_directory)).fingerprint
+    adaptive.publish_calibration(made, "sure", adaptive.Calibration(1e-9, 1.0, None, model))
     return made
 
 
@@ -102,6 +104,21 @@ def test_an_answer_served_equals_the_answer_of_the_bulk_job(http: httpx.Client, 
         assert served["index_version"] == row.index_version
         assert served["generator"] == row.model
         assert served["usage"]["prompt_tokens"] == row.prompt_tokens
+
+
+def test_a_sure_answer_needs_no_retrieval_and_equals_the_closed_book_answer_of_the_bulk_job(
+    http: httpx.Client, settings: config.Config
+) -> None:
+    closed = {row.query: row for row in read_answers(str(answer(settings.using("answer.closed_book=true"))))}
+    base = {row.query: row for row in read_answers(str(answer(settings.using("answer.arm=base"))))}
+    for number in range(0, 40, 8):
+        served = http.post(CHAT, json=question(number, retrieval="auto")).json()
+        row = closed[f"What is the code of vessel{number}?"]
+        assert row.answer == base[row.query].answer
+        assert served["retrieved"] is row.abstained
+        if not row.abstained:
+            assert served["choices"][0]["message"]["content"] == row.answer
+            assert (served["sources"], served["index_version"], served["generator"]) == ([], "", row.model)
 
 
 def test_a_tuned_arm_is_served_beside_the_base_model_by_the_same_copy(
