@@ -37,6 +37,8 @@ PAGE_FILES = {
 }
 READY_SECONDS = 5.0
 DOCUMENTS_SECONDS = 600.0
+FEWEST_ENDS = 4
+"""Of requests under load, before which nothing is said about how fast they pass."""
 
 logger = logging.getLogger(__name__)
 
@@ -66,16 +68,21 @@ class _Load:
     current: int = 0
     seconds_each: float = 1.0
     """Between the ends of requests while there are some, smoothed."""
+    num_ends: int = 0
     last_end: float = 0.0
 
     @contextlib.contextmanager
-    def entered(self) -> Iterator[None]:
+    def entered(self, seconds: float) -> Iterator[None]:
         """Count a request in for the length of the block.
+
+        Args:
+            seconds: that it has. One whose turn would come later than that is refused now: it would only fail later.
 
         Raises:
             ApiError: 429: there are too many.
         """
-        if self.current >= self.capacity:
+        too_late = self.num_ends >= FEWEST_ENDS and self.current * self.seconds_each > seconds
+        if too_late or self.current >= self.capacity:
             raise ApiError(
                 429,
                 "more requests are under way than can be served; try again later",
@@ -91,7 +98,9 @@ class _Load:
     def _leave(self) -> None:
         now = time.monotonic()
         if self.last_end and self.current > 1:
-            self.seconds_each += 0.1 * (min(now - self.last_end, 10.0) - self.seconds_each)
+            self.num_ends += 1
+            share = max(0.1, 1 / self.num_ends)  # a plain mean at first
+            self.seconds_each += share * (min(now - self.last_end, 10.0) - self.seconds_each)
         self.last_end = now
         self.current -= 1
 
@@ -120,7 +129,7 @@ class Gateway:
         """POST /v1/chat/completions."""
         asked = self._asked(api.parse(api.ChatRequest, body), key)
         if not asked.request.stream:
-            with self._generating.entered():
+            with self._generating.entered(asked.deadline - asked.started):
                 return await self._whole(asked)
         events = self._events(asked)
         first = await anext(events)  # what fails before anything was sent still gets its status
@@ -134,10 +143,9 @@ class Gateway:
         request = api.parse(api.RetrieveRequest, body)
         query = api.checked_text(request.query, "query", self.settings.serve.max_question_characters)
         chosen = self.visible(key, request.filter)
-        with self._retrieving.entered():
-            found = await self._retrieved(
-                query, self._top_k(request.top_k), chosen, started + self._seconds(request.timeout_seconds)
-            )
+        seconds = self._seconds(request.timeout_seconds)
+        with self._retrieving.entered(seconds):
+            found = await self._retrieved(query, self._top_k(request.top_k), chosen, started + seconds)
         return JSONResponse(
             {
                 "object": "list",
@@ -155,7 +163,7 @@ class Gateway:
         api.limited(len(texts), limits.max_texts, "input")
         if not all(text.strip() for text in texts):
             raise ApiError(400, "input: a text is empty", code="invalid_value", param="input")
-        with self._retrieving.entered():
+        with self._retrieving.entered(limits.timeout_seconds):
             found = await self.backend.embed(texts, request.input_type, limits.timeout_seconds)
         if request.model and request.model != found.model:
             raise ApiError(404, "the model is not served; see /v1/models", code="model_not_found", param="model")
@@ -367,7 +375,7 @@ class Gateway:
     async def _events(self, asked: _Asked) -> AsyncGenerator[bytes, None]:
         """The events of a stream; errors before the first are raised, later ones are events."""
         has_begun = False
-        with self._generating.entered():
+        with self._generating.entered(asked.deadline - asked.started):
             try:
                 async with asyncio.timeout_at(_loop_time(asked.deadline)):
                     sure = await self._sure(asked)

@@ -1,4 +1,5 @@
 import asyncio
+import contextlib
 import itertools
 import json
 import logging
@@ -8,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ragtune_ray import adaptive, config, intervals, selection
+from ragtune_ray import adaptive, config, gateway, intervals, selection
 from ragtune_ray.access import Key, Keys
 from ragtune_ray.api import ApiError
 from ragtune_ray.backend import Failed
@@ -414,3 +415,25 @@ async def test_retrieval_that_fails_says_so_with_its_own_status() -> None:
         for path, body in ((CHAT, question()), (CHAT, question(stream=True)), ("/v1/retrieve", {"query": "x"})):
             assert (await http.post(path, json=body)).status_code == 409
     assert PASSAGES
+
+
+def test_a_request_whose_turn_would_come_too_late_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(gateway.time, "monotonic", lambda: now[0])
+    load = gateway._Load(capacity=100)
+    waiting = contextlib.ExitStack()
+    ends = [contextlib.ExitStack() for _ in range(10)]
+    for each in ends:
+        each.enter_context(load.entered(60))
+    for each in ends[:6]:  # one ends every three seconds
+        now[0] += 3
+        each.close()
+    assert load.seconds_each == pytest.approx(3)
+    for _ in range(16):  # twenty are under way then: a minute for the next one
+        waiting.enter_context(load.entered(60))
+    with pytest.raises(ApiError) as raised, load.entered(59):
+        pass
+    assert (raised.value.status, raised.value.retry_after_seconds) == (429, 60)
+    with load.entered(61):
+        pass
+    waiting.close()
