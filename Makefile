@@ -35,12 +35,13 @@ check: install
 test: check
 	$(BIN)/ragtune models
 	$(BIN)/pytest --numprocesses 2 --dist loadfile -m "cluster and not slow and not serve"
-	$(BIN)/pytest -m serve
+	$(BIN)/pytest -m "serve and not slow"
 
 # The rest of what CI runs: jobs killed at every point, and whole runs of the modes of tuning.
 slow: install
 	$(BIN)/ragtune models
-	$(BIN)/pytest --numprocesses 2 --dist loadfile -m slow
+	$(BIN)/pytest --numprocesses 2 --dist loadfile -m "slow and not serve"
+	$(BIN)/pytest -m "serve and slow"
 
 bench: install
 	$(BIN)/python -m bench.encoding

@@ -40,6 +40,7 @@ def shared_documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_two_tenants_never_see_each_other_and_each_limit_is_kept(
     tmp_path: Path, shared_documents: Path, settings_for, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,6 +103,7 @@ def _overload(address: str, headers: dict[str, str]) -> None:
     assert all(int(retry_after or 0) >= 1 for _, _, retry_after in refused)
 
 
+@pytest.mark.slow
 def test_copies_come_with_the_load_and_go_with_it_and_a_tuned_model_is_followed(
     tmp_path: Path, settings_for, generator_directory: Path
 ) -> None:

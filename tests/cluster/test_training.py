@@ -56,6 +56,7 @@ def with_encoder(settings: config.Config, encoder_directory: Path, workspace: Pa
     return changed
 
 
+@pytest.mark.slow
 def test_the_four_arms_are_trained_answered_and_compared(
     given: config.Config, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -97,6 +98,7 @@ def test_a_workspace_and_a_model_may_be_named_relatively(tmp_path: Path, generat
     assert storage.is_finished(str(tmp_path / trained.stdout.splitlines()[-1]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["sft", "contrastive"])
 def test_two_workers_learn_what_one_learns(
     objective: str, given: config.Config, encoder_directory: Path, tmp_path: Path
@@ -116,6 +118,7 @@ def test_two_workers_learn_what_one_learns(
     assert one[-1]["loss"] < one[0]["loss"]
 
 
+@pytest.mark.slow
 def test_a_query_side_encoder_needs_no_new_index_and_another_index_refuses_it(
     given: config.Config, encoder_directory: Path, tmp_path: Path
 ) -> None:
@@ -217,6 +220,7 @@ def test_a_torn_list_of_checkpoints_is_removed(tmp_path: Path, caplog: pytest.Lo
     assert "is damaged" in caplog.text
 
 
+@pytest.mark.slow
 def test_replay_is_mixed_in_without_passages_and_its_documents_count_for_leaks(
     given: config.Config, tmp_path: Path
 ) -> None:
@@ -241,6 +245,7 @@ def test_replay_is_mixed_in_without_passages_and_its_documents_count_for_leaks(
         preparation.prepare(replayed)
 
 
+@pytest.mark.slow
 def test_weights_spread_over_workers_learn_what_whole_ones_learn(given: config.Config) -> None:
     settings = given.using("training.arm=ft", "training.max_steps=4", "training.evaluate_steps=4", "training.workers=2")
     runs = {
