@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ragtune_ray import config, intervals, schema, storage
+from ragtune_ray import config, intervals, models, schema, storage
 
 __all__ = [
     "Calibration",
@@ -27,8 +27,6 @@ __all__ = [
     "read_calibration",
 ]
 
-CURRENT = "CURRENT"
-"""The file beside an arm's calibrations that names the last one."""
 CUTS = 10
 """Confidences that are tried: those that leave a tenth, two tenths, ... of the questions without retrieval."""
 FEWEST_QUESTIONS = 30
@@ -116,7 +114,7 @@ def publish_calibration(settings: config.Config, name: str, calibration: Calibra
         text = json.dumps(dataclasses.asdict(calibration), indent=1) + "\n"
         (staging / "calibration.json").write_text(text, encoding="utf-8")
         storage.publish(staging, url, "calibration", config=settings.model_dump(mode="json"), **facts)
-    storage.replace_text(storage.join(folder, CURRENT), name + "\n")
+    storage.replace_text(storage.join(folder, models.CURRENT), name + "\n")
     return url
 
 
@@ -127,7 +125,7 @@ def read_calibration(settings: config.Config) -> Calibration | None:
         storage.ArtifactError: it is damaged.
     """
     folder = _folder(settings)
-    pointer = storage.join(folder, CURRENT)
+    pointer = storage.join(folder, models.CURRENT)
     if not storage.exists(pointer):
         return None
     path = storage.open_artifact(storage.join(folder, storage.read_text(pointer).strip()), "calibration").path

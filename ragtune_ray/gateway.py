@@ -272,23 +272,23 @@ class Gateway:
             stop=api.stops_of(request),
             started=started,
             deadline=started + self._seconds(request.timeout_seconds),
-            is_adaptive=self._is_adaptive(request),
+            calibration=self._calibration_for(request),
         )
 
-    def _is_adaptive(self, request: api.ChatRequest) -> bool:
+    def _calibration_for(self, request: api.ChatRequest) -> adaptive.Calibration | None:
         if (request.retrieval or self.settings.serve.retrieval) == "always":
-            return False
+            return None
         # The calibration is of the arm of the config; another arm's adapter is another generator.
         if self.calibration is None or request.model not in ("", self.settings.answer.arm):
             if request.retrieval is None:
-                return False
+                return None
             raise ApiError(
                 409,
                 "retrieval: this arm was not calibrated, so nothing says when it may answer without; leave it out",
                 code="not_calibrated",
                 param="retrieval",
             )
-        return True
+        return self.calibration
 
     def _top_k(self, wanted: int | None) -> int:
         default = min(self.settings.retrieval.top_k, self.settings.serve.max_top_k)
@@ -338,24 +338,20 @@ class Gateway:
 
     async def _sure(self, asked: _Asked) -> tuple[Job, Shown, Finished] | None:
         """The closed-book answer, if one is wanted and the generator is sure enough of it."""
-        if not asked.is_adaptive or self.calibration is None:
+        if asked.calibration is None:
             return None
         started = time.monotonic()
-        job = self._job_of(asked, Found("", (), (), 0.0), closed_book=True)
-        result = await self.backend.complete(job, asked.deadline - started)
-        if isinstance(result, Failed):
-            raise _error_of(result)
+        closed = await self._completed(asked, self._job_of(asked, Found("", (), (), 0.0), closed_book=True))
         asked.closed_book_seconds = time.monotonic() - started
-        shown, finished = result
-        is_sure = adaptive.is_sure(finished.answer, self.calibration)
+        is_sure = adaptive.is_sure(closed[2].answer, asked.calibration)
         self.telemetry.adaptive.labels("closed_book" if is_sure else "retrieved").inc()
-        return (job, shown, finished) if is_sure else None
+        return closed if is_sure else None
 
     async def _whole(self, asked: _Asked) -> Response:
         try:
             async with asyncio.timeout_at(_loop_time(asked.deadline)):
                 sure = await self._sure(asked)
-                job, shown, finished = sure or await self._completed(asked)
+                job, shown, finished = sure or await self._completed(asked, await self._job(asked))
         except TimeoutError:
             raise _too_late() from None
         text = AnswerText(shown.passages, self.settings.serve.link_hosts)
@@ -365,8 +361,7 @@ class Gateway:
             api.completion_body(asked.request_id, asked.arm, finished.answer, text.whole(), facts, finished.finish)
         )
 
-    async def _completed(self, asked: _Asked) -> tuple[Job, Shown, Finished]:
-        job = await self._job(asked)
+    async def _completed(self, asked: _Asked, job: Job) -> tuple[Job, Shown, Finished]:
         result = await self.backend.complete(job, asked.deadline - time.monotonic())
         if isinstance(result, Failed):
             raise _error_of(result)
@@ -475,8 +470,8 @@ class _Asked:
     stop: tuple[str, ...]
     started: float
     deadline: float
-    is_adaptive: bool
-    """Answered closed-book where the generator is sure enough."""
+    calibration: adaptive.Calibration | None
+    """When a closed-book answer is sure enough; None: always retrieved for."""
     retrieval_seconds: float = 0.0
     closed_book_seconds: float = 0.0
     """Spent on finding out whether retrieval is needed."""

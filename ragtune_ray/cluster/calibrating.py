@@ -6,7 +6,7 @@ it, which names the last one. Both answers to each question are given in bulk, a
 
 from __future__ import annotations
 
-import json
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -41,7 +41,8 @@ def calibrate(settings: config.Config) -> str:
     metric, rule = settings.compare.metric, settings.evaluate
     with session.ray_session(settings.cluster):
         queries = questions.judged_queries(validation)
-        closed, opened = _runs(validation)
+        closed = str(answers.answer(validation.using("answer.closed_book=true")))
+        opened = str(answers.answer(validation.using("answer.closed_book=false")))
     rows, scores, against = _paired(queries, closed, opened, validation)
     if not rows:
         raise evaluation.EvaluationError(
@@ -57,7 +58,7 @@ def calibrate(settings: config.Config) -> str:
         resamples=rule.resamples,
         seed=settings.seed,
     )
-    found = adaptive.Calibration(found.threshold, found.share, found.difference, rows[0].model)
+    found = dataclasses.replace(found, model=rows[0].model)
     identity = {
         "runs": [storage.read_manifest(run)["manifest_sha256"] for run in (closed, opened)],
         "rule": [metric, settings.compare.margin, rule.model_dump(mode="json", exclude={"arms"}), settings.seed],
@@ -97,13 +98,6 @@ def effect(settings: config.Config, queries: Sequence[schema.Query], opened: str
         "share": intervals.bootstrap(sure.astype(float), rule.resamples, rule.confidence, settings.seed),
         "difference": intervals.paired_bootstrap(against, mixed, rule.resamples, rule.confidence, settings.seed),
     }
-
-
-def _runs(settings: config.Config) -> tuple[str, str]:
-    closed, opened = (
-        str(answers.answer(settings.using(f"answer.closed_book={json.dumps(given)}"))) for given in (True, False)
-    )
-    return closed, opened
 
 
 def _paired(
