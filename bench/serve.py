@@ -303,7 +303,13 @@ def _overload(options: argparse.Namespace, settings: config.Config, questions: l
 
 
 def _kill(options: argparse.Namespace, settings: config.Config, questions: list[str]) -> None:
-    quick = settings.using("generator.max_new_tokens=1", "serve.generator.num_cpus=0.5")
+    # Two copies of each, as whoever wants to lose nothing has: one alone takes seconds to come back, and is overloaded meanwhile.
+    # And deep queues: the part is about requests that are lost, not about those that a busy machine refuses.
+    copies = ("min_replicas=2", "max_replicas=2", "num_cpus=0.25", "max_queued_requests=1000")
+    quick = settings.using(
+        "generator.max_new_tokens=1",
+        *(f"serve.{name}.{each}" for name in ("retriever", "generator") for each in copies),
+    )
     with running(quick) as address:
         plan = {"address": address, "path": CHAT, "questions": questions, "seconds": options.seconds, "rate": 20}
         _loaded(**plan | {"rate": 2, "seconds": 3})
@@ -311,8 +317,7 @@ def _kill(options: argparse.Namespace, settings: config.Config, questions: list[
             for stream in (False, True):
                 with _loading(**plan, stream=stream, retries=retries) as result:
                     time.sleep(options.seconds / 3)
-                    for process in _copies(deployment):
-                        os.kill(process, signal.SIGKILL)
+                    os.kill(_copies(deployment)[0], signal.SIGKILL)
                     load = result()
                 good = _good(load)
                 name = f"SIGKILL of the {deployment.lower()} at 20 rps, {'streams' if stream else 'plain'}"

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -39,6 +40,8 @@ READY_SECONDS = 5.0
 DOCUMENTS_SECONDS = 600.0
 FEWEST_ENDS = 4
 """Of requests under load, before which nothing is said about how fast they pass."""
+RECENT_ENDS = 32
+"""After which an end is forgotten."""
 
 logger = logging.getLogger(__name__)
 
@@ -66,10 +69,15 @@ class _Load:
 
     capacity: int
     current: int = 0
-    seconds_each: float = 1.0
-    """Between the ends of requests while there are some, smoothed."""
-    num_ends: int = 0
+    gaps_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT_ENDS))
+    """Between the last ends of requests, while there were others; their mean says how fast requests pass. Over so many, one
+    stall (a copy that died and was started anew) does not pass for the pace."""
     last_end: float = 0.0
+
+    @property
+    def seconds_each(self) -> float:
+        """Between two ends; a second as long as too few are known."""
+        return sum(self.gaps_seconds) / len(self.gaps_seconds) if len(self.gaps_seconds) >= FEWEST_ENDS else 1.0
 
     @contextlib.contextmanager
     def entered(self, seconds: float) -> Iterator[None]:
@@ -81,7 +89,7 @@ class _Load:
         Raises:
             ApiError: 429: there are too many.
         """
-        too_late = self.num_ends >= FEWEST_ENDS and self.current * self.seconds_each > seconds
+        too_late = len(self.gaps_seconds) >= FEWEST_ENDS and self.current * self.seconds_each > seconds
         if too_late or self.current >= self.capacity:
             raise ApiError(
                 429,
@@ -98,9 +106,7 @@ class _Load:
     def _leave(self) -> None:
         now = time.monotonic()
         if self.last_end and self.current > 1:
-            self.num_ends += 1
-            share = max(0.1, 1 / self.num_ends)  # a plain mean at first
-            self.seconds_each += share * (min(now - self.last_end, 10.0) - self.seconds_each)
+            self.gaps_seconds.append(min(now - self.last_end, 10.0))
         self.last_end = now
         self.current -= 1
 

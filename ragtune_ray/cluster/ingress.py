@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
+from grpc.aio import AioRpcError
 from ray import serve
 from ray.exceptions import RayActorError, RayError, TaskCancelledError
 from ray.serve.exceptions import (
@@ -43,7 +44,7 @@ STATUS_SECONDS = 1.0
 """So long a status counts as the present one: probes are many, and public."""
 BROADCAST_SECONDS = 3.0
 # A copy died with the call in it, or could not be reached: nothing is known of the call, and all calls only read.
-_DIED = (RayActorError, ReplicaUnavailableError)
+_DIED = (RayActorError, ReplicaUnavailableError, AioRpcError)
 
 Result = TypeVar("Result")
 logger = logging.getLogger(__name__)

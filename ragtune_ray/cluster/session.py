@@ -16,7 +16,15 @@ from typing import Any
 
 from ragtune_ray import config
 
-__all__ = ["log_with_serve", "ray_session", "use_one_thread", "worker_options", "workers"]
+__all__ = ["SERVE_ENVIRONMENT", "log_with_serve", "ray_session", "use_one_thread", "worker_options", "workers"]
+
+SERVE_ENVIRONMENT = {
+    # Calls between copies go over gRPC instead of Ray's object store: a request costs about half the CPU (docs/measurements.md).
+    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
+    # What copies log stands in files; nobody reads their stderr as well.
+    "RAY_SERVE_LOG_TO_STDERR": "0",
+}
+"""What Ray Serve reads from the environment of each of its processes, so what must be set where Ray is started."""
 
 
 @contextlib.contextmanager
@@ -39,6 +47,8 @@ def ray_session(settings: config.Cluster, *, for_training: bool = False) -> Iter
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     # Set before Ray is imported: each Parquet read would otherwise start 32 actors for its footers.
     os.environ.setdefault("RAY_DATA_PARQUET_FOOTER_NUM_ACTORS", "1")
+    for name, value in SERVE_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     address = settings.address or os.environ.get("RAY_ADDRESS", "")
     if not address:
         # On by default for local sessions of this Ray version only; never rely on an unset default.

@@ -11,8 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from ragtune_ray.cluster.session import SERVE_ENVIRONMENT
+
 # Before any test module imports Ray, which reads these once.
 os.environ.update({"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token", "RAY_BACKEND_LOG_LEVEL": "fatal"})
+os.environ.update(SERVE_ENVIRONMENT)
 os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"  # else each training ends two seconds late
 
 WORDS = (
