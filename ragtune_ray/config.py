@@ -29,7 +29,7 @@ __all__ = [
 Mode = Literal["staged", "joint", "iterative", "domain"]
 Arm = Literal["base", "rag", "ft", "rag+ft", "staged", "joint", "iterative", "domain"]
 Component = Literal["generator", "retriever"]
-Objective = Literal["sft", "contrastive", "distillation", "query_side"]
+Objective = Literal["sft", "contrastive", "distillation", "query_side", "joint"]
 RetrievalMode = Literal["dense", "lexical", "hybrid"]
 RetrievalUse = Literal["always", "auto"]
 IndexKind = Literal["auto", "flat", "ivf", "ivf_sq", "ivf_pq", "hnsw"]
@@ -264,7 +264,9 @@ class Training(Section):
 
     objective: Objective = "sft"
     """`sft`: the generator learns answers. The retriever: `contrastive` (positives against negatives), `distillation` (a
-    teacher's ranking), `query_side` (contrastive, but only queries are encoded anew: the index stays as it is)."""
+    teacher's ranking), `query_side` (contrastive, but only queries are encoded anew: the index stays as it is). Both at once:
+    `joint` (the likelihood of the answer, summed over the passages that may be found, of which the retriever says how likely each
+    is; only queries are encoded anew)."""
     arm: Literal["ft", "rag+ft"] = "rag+ft"
     """`sft`: whether the examples show the question alone (ft) or with passages (rag+ft)."""
     name: str = ""
@@ -281,7 +283,7 @@ class Training(Section):
     max_tokens: int = Field(1024, ge=32)
     """`sft`: longest example, prompt and answer together; passages are shortened or dropped to fit, the answer never is."""
     learning_rate: float = Field(0.0, ge=0)
-    """0: 5e-5 for the generator (2e-4 with LoRA), 3e-5 for the retriever."""
+    """0: 5e-5 for the generator (2e-4 with LoRA), 3e-5 for the retriever and for both at once."""
     warmup_share: float = Field(0.05, ge=0, lt=1)
     """Share of the steps in which the learning rate rises; then it falls as a cosine."""
     weight_decay: float = Field(0.01, ge=0)
@@ -344,7 +346,17 @@ class Training(Section):
     @property
     def learns_from_generator(self) -> bool:
         """Whether the generator scores the passages that the retriever learns from."""
-        return self.teacher == "generator" and self.objective != "sft"
+        return self.teacher == "generator" and self.objective in ("distillation", "query_side")
+
+    @property
+    def trains_generator(self) -> bool:
+        """Whether the weights of the generator move."""
+        return self.objective in ("sft", "joint")
+
+    @property
+    def keeps_index(self) -> bool:
+        """Whether the retriever learns, but passages stay as they are encoded in the index."""
+        return self.objective in ("query_side", "joint")
 
     @model_validator(mode="after")
     def _workers_are_ordered(self) -> Self:
@@ -356,10 +368,10 @@ class Training(Section):
             raise ValueError(
                 "training.teacher=generator teaches training.objective distillation or query_side, not contrastive"
             )
-        if self.objective == "sft":
-            return self
-        if self.lora_rank:
-            raise ValueError("training.lora_rank: adapters are for objective sft; the retriever is trained whole")
+        if self.lora_rank and not self.trains_generator:
+            raise ValueError(
+                "training.lora_rank: adapters are for objectives sft and joint; the retriever is trained whole"
+            )
         return self
 
 
@@ -374,6 +386,8 @@ class Tune(Section):
     from own answers to questions without answers. `domain`: learn from questions made of the corpus's own passages."""
     rounds: int = Field(2, gt=0, le=10)
     """Most rounds of `joint` and `iterative`; fewer where a round brings nothing."""
+    in_loop: bool = False
+    """`joint`: train both models at once on one loss (training.objective=joint) instead of one after the other in each round."""
     components: tuple[Component, ...] = Field(("generator", "retriever"), min_length=1)
     """What is tuned."""
     reindex: bool = False
@@ -419,6 +433,15 @@ class Tune(Section):
     """`domain`: passages that questions are made of."""
     round_trip_hits: int = Field(10, gt=0)
     """`domain`: a made question must find its passage's document among so many hits."""
+
+    @model_validator(mode="after")
+    def _in_loop_tunes_both_and_keeps_the_index(self) -> Self:
+        if self.in_loop and (self.mode != "joint" or self.reindex or len(set(self.components)) < 2):
+            raise ValueError(
+                "tune.in_loop: one loss trains generator and retriever against the index as it is; it needs tune.mode=joint, "
+                "both tune.components and tune.reindex=false"
+            )
+        return self
 
 
 class Evaluate(Section):

@@ -21,7 +21,7 @@ import numpy as np
 
 from ragtune_ray import config, prompts
 from ragtune_ray.citations import UNSPACED
-from ragtune_ray.schema import ExampleKind, GeneratorExample, Passage, Query, Reject, RetrieverExample
+from ragtune_ray.schema import ExampleKind, GeneratorExample, JointExample, Passage, Query, Reject, RetrieverExample
 from ragtune_ray.splitting import positives
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "ChatText",
     "generator_example",
     "holds_answer",
+    "joint_example",
     "positive_passage",
     "replay_count",
     "retriever_example",
@@ -300,7 +301,39 @@ def retriever_example(
         passage_ids=tuple(passage.passage_id for passage in passages),
         passages=tuple(texts),
         teacher_scores=tuple(taught),
-        num_tokens=sum(count_tokens([query.text, *([] if settings.training.objective == "query_side" else texts)])),
+        num_tokens=sum(count_tokens([query.text, *([] if settings.training.keeps_index else texts)])),
+    )
+
+
+def joint_example(
+    query: Query, passages: Sequence[Passage], chat: ChatText, settings: config.Config
+) -> JointExample | Reject:
+    """A query, its answer, and for each candidate passage the prompt that shows it alone.
+
+    Args:
+        query: with answers.
+        passages: the candidates, as the retriever ranks them (`teaching.chosen`).
+        chat: of the generator that is trained.
+        settings: prompt and training are used.
+    """
+    if not query.answers or not passages:
+        return Reject(query.query_id, "has no answer to learn" if passages else "has no passage to read", "row")
+    answer = next(
+        (each for each in query.answers if any(holds_answer(passage.text, [each]) for passage in passages)),
+        query.answers[0],
+    )
+    shown = [_rendered(query, [passage], None, answer, "with_gold", chat, settings) for passage in passages]
+    for each in shown:
+        if isinstance(each, Reject):
+            return each
+    read = [each for each in shown if isinstance(each, GeneratorExample)]
+    return JointExample(
+        query_id=query.query_id,
+        query=query.text,
+        passage_ids=tuple(passage.passage_id for passage in passages),
+        prompts=tuple(each.prompt for each in read),
+        answer=answer,
+        num_tokens=sum(each.num_tokens for each in read),
     )
 
 

@@ -114,5 +114,6 @@ def ledger_lines(rows: Sequence[Row]) -> list[str]:
 
 
 def _led_to(step: Row, verdict: Row) -> bool:
-    """Whether a step belongs to what the verdict is about."""
-    return bool(step["round"] == verdict["round"] and step.get("component") == verdict["component"])
+    """Whether a step belongs to what the verdict is about; one that both components share belongs to both."""
+    components = step.get("component", "").split(" and ")
+    return bool(step["round"] == verdict["round"] and verdict["component"] in components)

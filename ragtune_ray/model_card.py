@@ -14,8 +14,8 @@ from ragtune_ray import config
 
 __all__ = ["model_card"]
 
-_LIBRARIES = {"sft": ("transformers", "text-generation")}
-_DEFAULT_LIBRARY = ("sentence-transformers", "sentence-similarity")
+_GENERATOR = ("transformers", "text-generation")
+_RETRIEVER = ("sentence-transformers", "sentence-similarity")
 
 
 def model_card(facts: dict[str, Any], settings: config.Config) -> str:
@@ -26,7 +26,7 @@ def model_card(facts: dict[str, Any], settings: config.Config) -> str:
         settings: of the run.
     """
     objective = facts["objective"]
-    library, task = _LIBRARIES.get(objective, _DEFAULT_LIBRARY)
+    library, task = _GENERATOR if facts["arm"] else _RETRIEVER  # only a generator is trained for an arm
     header = {
         "base_model": facts["base"],
         "library_name": library,
@@ -59,7 +59,7 @@ def model_card(facts: dict[str, Any], settings: config.Config) -> str:
         ).strip(),
         "```",
     ]
-    if objective == "sft":
+    if facts["arm"]:
         lines += ["", "## Instruction", "", "Ask it as it was trained:", "", "```", _system(facts, settings), "```"]
     return "\n".join(lines) + "\n"
 

@@ -135,13 +135,12 @@ def resolve(name: str) -> Model:
 
 
 def base_model(settings: config.Config) -> Model:
-    """The model that `training.objective` is about: what its training starts from.
+    """The model that `training.objective` is about: what its training starts from; of `joint` the generator.
 
     Raises:
         ModelError: it cannot be had, or has no weights.
     """
-    sft = settings.training.objective == "sft"
-    model = resolve(settings.generator.model if sft else settings.encoder.model)
+    model = resolve(settings.generator.model if settings.training.trains_generator else settings.encoder.model)
     weights_of(model)
     return model
 
@@ -158,12 +157,14 @@ def weights_of(model: Model) -> Path:
 
 
 def tuned_name(settings: config.Training) -> str:
-    """The name of what a training run makes: the config's, or its arm, or `retriever`.
+    """The name of what a training run makes: the config's, or its arm, or `joint`, or `retriever`.
 
     >>> tuned_name(config.Training(arm="ft"))
     'ft'
     """
-    return settings.name or (settings.arm if settings.objective == "sft" else "retriever")
+    if settings.name or settings.objective == "sft":
+        return settings.name or settings.arm
+    return "joint-generator" if settings.objective == "joint" else "retriever"
 
 
 def tuned_model(workspace: str, name: str) -> str:

@@ -12,6 +12,7 @@ step is cut into pieces and spread over workers.
 | `Contrastive` | encoder | InfoNCE (van den Oord et al. 2018) over the passages of the whole step |
 | `Distillation` | encoder | KL from a teacher's ranking of the query's own passages, and a little InfoNCE |
 | `QuerySide` | encoder of queries | either, over stored passage vectors, which stay (Izacard et al. 2023, section 3.4) |
+| `Joint` | generator and encoder of queries | likelihood of the answer over all candidates (Lewis et al. 2020, RAG-Sequence) |
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ from torch.nn import functional
 
 from ragtune_ray.chat import ChatTokenizer
 from ragtune_ray.encoder import batches_by_length
-from ragtune_ray.schema import GeneratorExample, RetrieverExample
+from ragtune_ray.schema import GeneratorExample, JointExample, RetrieverExample
 
-__all__ = ["Contrastive", "Distillation", "Objective", "Piece", "QuerySide", "Sft", "on_device"]
+__all__ = ["Contrastive", "Distillation", "Joint", "Objective", "Piece", "QuerySide", "Sft", "on_device"]
 
 Piece = dict[str, Tensor]
 """What one forward pass takes."""
@@ -77,20 +78,20 @@ class Sft(nn.Module):
     def pieces(self, rows: Sequence[GeneratorExample]) -> Iterator[Piece]:
         """The rows in micro-batches of similar length."""
         for batch in self._by_length(rows, self._micro_batch_tokens):
-            yield self.collate(batch)
+            yield self.collate([row.prompt for row in batch], [row.answer for row in batch])
 
-    def collate(self, rows: Sequence[GeneratorExample]) -> Piece:
+    def collate(self, prompts: Sequence[str], answers: Sequence[str]) -> Piece:
         """`input_ids`, `attention_mask` and `labels`, each (num_rows, longest), padded on the left so that answers end together.
 
         Labels are the tokens of the answer and its end, and IGNORED before.
         """
-        prompts = self._chat.encode([row.prompt for row in rows])
-        answers = self._chat.encode([self._chat.defused(row.answer) for row in rows])
-        longest = max(len(prompt) + len(answer) + 1 for prompt, answer in zip(prompts, answers, strict=True))
-        ids = torch.full((len(rows), longest), self._pad_token)
-        mask = torch.zeros((len(rows), longest), dtype=torch.long)
-        labels = torch.full((len(rows), longest), IGNORED)
-        for number, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        asked = self._chat.encode(prompts)
+        told = self._chat.encode([self._chat.defused(answer) for answer in answers])
+        longest = max(len(prompt) + len(answer) + 1 for prompt, answer in zip(asked, told, strict=True))
+        ids = torch.full((len(asked), longest), self._pad_token)
+        mask = torch.zeros((len(asked), longest), dtype=torch.long)
+        labels = torch.full((len(asked), longest), IGNORED)
+        for number, (prompt, answer) in enumerate(zip(asked, told, strict=True)):
             taught = [*answer, self._end_token]
             whole = torch.tensor([*prompt, *taught])
             ids[number, -len(whole) :] = whole
@@ -100,6 +101,10 @@ class Sft(nn.Module):
 
     def forward(self, piece: Piece) -> Tensor:
         """The negative log-likelihood of all labels, summed."""
+        return self.losses(piece).sum()
+
+    def losses(self, piece: Piece) -> Tensor:
+        """The negative log-likelihood of each row's labels, summed over them: (num_rows,)."""
         labels = piece["labels"]
         # The vocabulary is the widest matrix of a small model: only places that are taught go through it.
         kept = int((labels != IGNORED).sum(dim=1).max()) + 1
@@ -111,12 +116,13 @@ class Sft(nn.Module):
             logits_to_keep=kept,
             use_cache=False,
         ).logits[:, -kept:]
-        return functional.cross_entropy(
+        each = functional.cross_entropy(
             logits[:, :-1].flatten(0, 1).float(),
             labels[:, -kept + 1 :].flatten(),
             ignore_index=IGNORED,
-            reduction="sum",
+            reduction="none",
         )
+        return each.view(len(labels), -1).sum(dim=1)
 
     def weight(self, rows: Sequence[GeneratorExample]) -> float:
         """Tokens that are taught: the loss of a step is their mean."""
@@ -126,7 +132,8 @@ class Sft(nn.Module):
     def validate(self, rows: Sequence[GeneratorExample]) -> dict[str, float]:
         """`loss`, the mean over the answers' tokens of all rows, and `score`, its negative."""
         total = sum(
-            float(self(on_device(self, self.collate(batch)))) for batch in self._by_length(rows, VALIDATION_TOKENS)
+            float(self(on_device(self, self.collate([row.prompt for row in batch], [row.answer for row in batch]))))
+            for batch in self._by_length(rows, VALIDATION_TOKENS)
         )
         loss = total / self.weight(rows)
         return {"loss": loss, "score": -loss}
@@ -418,10 +425,65 @@ class QuerySide(_EncoderObjective):
         divergence = _divergence(cosines / self._temperature, columns, self._teacher_temperature)
         return divergence + self._contrastive_weight * contrast
 
+    def asked(self, query: str, passage_ids: Sequence[str]) -> Piece:
+        """A query's tokens, and as `stored` (num_passages,) the places of passages in the pool: what `log_shares` takes."""
+        (tokens,) = self._chunks([self._query_prefix + query], VALIDATION_TOKENS)
+        return {**tokens, "stored": torch.tensor([self._places[name] for name in passage_ids])}
+
+    def log_shares(self, piece: Piece) -> Tensor:
+        """How likely each passage is for the query, log of the softmax of the cosines over the temperature: (num_passages,)."""
+        cosines = cast(Tensor, self._pool)[piece["stored"]] @ self._embed(piece)[0]
+        return functional.log_softmax(cosines / self._temperature, dim=0)
+
     def passage_pool(self, rows: Sequence[RetrieverExample]) -> tuple[list[str], Tensor]:
         """The stored vectors of the rows' passages."""
         names = list(dict.fromkeys(name for row in rows for name in row.passage_ids))
         return names, cast(Tensor, self._pool)[[self._places[name] for name in names]]
+
+
+class Joint(nn.Module):
+    """Retriever and generator under one loss: the likelihood of the answer, whichever candidate passage it was read in.
+
+    -log sum over passages of p(passage | query) p(answer | query, passage), the first by the retriever among the candidates, the
+    second by the generator: RAG-Sequence (Lewis et al. 2020). So the generator learns most from the passages that explain the
+    answer, and the retriever to find those. Passages keep their stored vectors.
+
+    Args:
+        generator: reads.
+        retriever: of which the encoder of queries learns.
+    """
+
+    _ASKED = "asked_"
+
+    def __init__(self, generator: Sft, retriever: QuerySide) -> None:
+        super().__init__()
+        self.generator, self.retriever = generator, retriever
+
+    def pieces(self, rows: Sequence[JointExample]) -> Iterator[Piece]:
+        """Row by row: the passages of one query must be weighed against each other."""
+        for row in rows:
+            yield self.collate(row)
+
+    def collate(self, row: JointExample) -> Piece:
+        """Those of `Sft.collate`, a row per passage, and those of `QuerySide.asked`, named `asked_...`."""
+        read = self.generator.collate(row.prompts, [row.answer] * len(row.prompts))
+        asked = self.retriever.asked(row.query, row.passage_ids)
+        return read | {f"{self._ASKED}{name}": value for name, value in asked.items()}
+
+    def forward(self, piece: Piece) -> Tensor:
+        """The negative log-likelihood of one query's answer."""
+        asked = {name.removeprefix(self._ASKED): value for name, value in piece.items() if name.startswith(self._ASKED)}
+        return -torch.logsumexp(self.retriever.log_shares(asked) - self.generator.losses(piece), dim=0)
+
+    def weight(self, rows: Sequence[JointExample]) -> float:
+        """Queries: the loss of a step is their mean."""
+        return float(len(rows))
+
+    @torch.no_grad()
+    def validate(self, rows: Sequence[JointExample]) -> dict[str, float]:
+        """`loss`, the mean over the rows, and `score`, its negative."""
+        loss = sum(float(self(on_device(self, piece))) for piece in self.pieces(rows)) / self.weight(rows)
+        return {"loss": loss, "score": -loss}
 
 
 def _number(name: str) -> int:

@@ -201,6 +201,21 @@ class RetrieverExample:
 
 
 @dataclass(frozen=True, slots=True)
+class JointExample:
+    """A training row of retriever and generator together: a query, its answer, and the passages that may have told it."""
+
+    query_id: str
+    query: str
+    passage_ids: tuple[str, ...]
+    """Of the candidates, the present encoder's best first."""
+    prompts: tuple[str, ...]
+    """For each of them the prompt that shows it alone, rendered in the model's chat template."""
+    answer: str
+    num_tokens: int
+    """Of all prompts, each with the answer and the token that ends it."""
+
+
+@dataclass(frozen=True, slots=True)
 class Reject:
     """A row or file that was left out, and why; a line of `rejects.jsonl`."""
 

@@ -181,7 +181,7 @@ def taught_example(
         others = [each for each in ranked if each[0].passage_id != best.passage_id][: len(passages) - 1]
         ranked = [(best, known.get(best.passage_id, ranked[0][1])), *others]
     texts = [passage.text for passage, _ in ranked]
-    read = [query.text] if settings.training.objective == "query_side" else [query.text, *texts]
+    read = [query.text] if settings.training.keeps_index else [query.text, *texts]
     return RetrieverExample(
         query_id=query.query_id,
         query=query.text,

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from ragtune_ray import config, fitting, hardware, models
-from ragtune_ray.objectives import Contrastive, Distillation, QuerySide, Sft
+from ragtune_ray.objectives import Contrastive, Distillation, Joint, QuerySide, Sft
 
-__all__ = ["ADAPTER", "load_objective", "save_model"]
+__all__ = ["ADAPTER", "load_objective", "part_weights", "save_model"]
 
 ADAPTER = "adapter"
 """Folder of a LoRA result that holds the adapter alone, as PEFT writes it; the rest is the merged model."""
@@ -25,13 +25,13 @@ ADAPTER = "adapter"
 
 def load_objective(
     settings: config.Config, directory: Path, pool: dict[str, np.ndarray]
-) -> Sft | Contrastive | Distillation | QuerySide:
+) -> Sft | Contrastive | Distillation | QuerySide | Joint:
     """The model of a directory inside the objective of `training.objective`, ready to be trained.
 
     Args:
         settings: training and encoder are used.
-        directory: a causal language model for `sft`, else a sentence-transformers model.
-        pool: passage_id -> stored vector, for `query_side`; else empty.
+        directory: a causal language model for `sft` and `joint`, else a sentence-transformers model.
+        pool: passage_id -> stored vector, for `query_side` and `joint`; else empty.
 
     Raises:
         models.ModelError: the directory does not hold such a model.
@@ -53,6 +53,9 @@ def load_objective(
             return Distillation(_encoder(directory), **taught, **shared)
         case "query_side":
             return QuerySide(_encoder(directory), pool=pool, **taught, **shared)
+        case "joint":
+            encoder_directory = models.weights_of(models.resolve(encoder.model))
+            return Joint(_sft(training, directory), QuerySide(_encoder(encoder_directory), pool=pool, **shared))
 
 
 def _sft(settings: config.Training, directory: Path) -> Sft:
@@ -125,7 +128,8 @@ def save_model(settings: config.Config, source: Path, weights: dict[str, Tensor]
     """Write a model with trained weights, in the number format and layout of the one it came from.
 
     Args:
-        settings: as for `load_objective`.
+        settings: as for `load_objective`; with `joint` each of its two models is written by itself, with the objective `sft` or
+            `query_side` and the weights that `part_weights` gives.
         source: directory that the training started from.
         weights: from `fitting.trainable_weights`; empty gives the model as it was.
         directory: where to; with LoRA the merged model, and the adapter alone in `ADAPTER`.
@@ -148,6 +152,12 @@ def save_model(settings: config.Config, source: Path, weights: dict[str, Tensor]
     with models.quiet_transformers():
         model.to(dtype).save_pretrained(directory)
         AutoTokenizer.from_pretrained(source, trust_remote_code=False, local_files_only=True).save_pretrained(directory)
+
+
+def part_weights(weights: dict[str, Tensor], part: str) -> dict[str, Tensor]:
+    """The weights of one part of `Joint` (`generator` or `retriever`), under the names that it has by itself."""
+    prefix = f"{part}."
+    return {name.removeprefix(prefix): weight for name, weight in weights.items() if name.startswith(prefix)}
 
 
 def _stored_dtype(directory: Path) -> torch.dtype:

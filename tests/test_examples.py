@@ -4,7 +4,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -17,11 +17,12 @@ from ragtune_ray.examples import (
     ChatText,
     generator_example,
     holds_answer,
+    joint_example,
     positive_passage,
     replay_count,
     retriever_example,
 )
-from ragtune_ray.schema import ExampleKind, GeneratorExample, Passage, Query, Reject, RetrieverExample
+from ragtune_ray.schema import ExampleKind, GeneratorExample, JointExample, Passage, Query, Reject, RetrieverExample
 
 ANSWER = "Neil Armstrong"
 WORDS = "orbit crater dust rover lander signal antenna engine".split()
@@ -490,6 +491,27 @@ def test_the_arm_that_shows_no_passages_is_trained_as_it_is_asked() -> None:
 MARGIN = SETTINGS.using("training.negative_margin=0.05", "training.hard_negatives=4", "training.objective=contrastive")
 
 
+# --- Examples of both at once
+
+
+def test_a_joint_example_shows_each_passage_alone_and_teaches_the_answer_that_one_of_them_holds() -> None:
+    shown = (OTHERS[0], GOLD)
+    example = joint_example(question(answers=("N. Armstrong", ANSWER)), shown, CHAT, SETTINGS)
+    assert isinstance(example, JointExample)
+    assert example.answer == ANSWER
+    assert example.passage_ids == ("other0#0", "gold#0")
+    for prompt, shown_alone in zip(example.prompts, shown, strict=True):
+        (block,) = blocks(prompt)
+        assert shown_alone.text in block
+    ends = 2 * (count_spaced([ANSWER])[0] + 1)
+    assert example.num_tokens == sum(count_spaced(list(example.prompts))) + ends
+
+
+@pytest.mark.parametrize(("answers", "passages"), [((), (GOLD,)), (None, (GOLD,)), ((ANSWER,), ())])
+def test_nothing_is_learnt_jointly_without_an_answer_or_a_passage(answers: Any, passages: Sequence[Passage]) -> None:
+    assert isinstance(joint_example(question(answers=answers), passages, CHAT, SETTINGS), Reject)
+
+
 def learnt(query: Query, found: Candidates, settings: config.Config = MARGIN, **more: Any) -> RetrieverExample:
     example = retriever_example(query, found, settings, count_spaced, **more)
     assert isinstance(example, RetrieverExample)
@@ -566,7 +588,7 @@ def test_queries_without_a_passage_that_answers_give_no_row() -> None:
     assert isinstance(retriever_example(question("q", ()), unanswerable, MARGIN, count_spaced), Reject)
 
 
-@pytest.mark.parametrize("objective", get_args(config.Objective)[1:])
+@pytest.mark.parametrize("objective", ["contrastive", "distillation", "query_side"])
 def test_the_tokens_of_a_row_are_those_that_are_encoded_anew(objective: str) -> None:
     found = candidates(hits(0.1, 0.2), gold_cosines=(0.8,), retrieved_cosines=(0.1, 0.2))
     example = learnt(question(), found, MARGIN.using(f"training.objective={objective}"))

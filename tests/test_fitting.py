@@ -48,7 +48,9 @@ def test_a_step_is_that_of_a_plain_loop_over_the_mean_loss_per_token(load) -> No
     optimizer = fitting.make_optimizer(ours, TRAINING)
     result = step(ours, rows, optimizer, clip=0.5)
 
-    whole = plain(plain.collate(rows)) / sum(row.num_answer_tokens for row in rows)
+    whole = plain(plain.collate([row.prompt for row in rows], [row.answer for row in rows])) / sum(
+        row.num_answer_tokens for row in rows
+    )
     whole.backward()
     weights = [weight for weight in plain.parameters() if weight.requires_grad]
     norm = torch.nn.utils.clip_grad_norm_(weights, 0.5)

@@ -11,8 +11,8 @@ import torch
 from torch.nn import functional
 
 from ragtune_ray import config, fitting, trainable
-from ragtune_ray.objectives import IGNORED, Contrastive, Objective, QuerySide, Sft
-from ragtune_ray.schema import GeneratorExample, RetrieverExample
+from ragtune_ray.objectives import IGNORED, Contrastive, Joint, Objective, QuerySide, Sft
+from ragtune_ray.schema import GeneratorExample, JointExample, RetrieverExample
 
 SUBJECTS = "moon mars hubble sun earth comet rocket orbit galaxy nebula".split()
 
@@ -40,9 +40,11 @@ def load(encoder_directory: Path, generator_directory: Path):
 
     def build(objective: str, *overrides: str, pool: dict[str, np.ndarray] | None = None) -> Any:
         settings = config.Config().using(
-            f"training.objective={objective}", *(f"training.{override}" for override in overrides)
+            f"training.objective={objective}",
+            f"encoder.model={encoder_directory}",
+            *(f"training.{override}" for override in overrides),
         )
-        directory = generator_directory if objective == "sft" else encoder_directory
+        directory = generator_directory if settings.training.trains_generator else encoder_directory
         return trainable.load_objective(settings, directory, pool or {})
 
     return build
@@ -58,7 +60,15 @@ def pool() -> dict[str, np.ndarray]:
 def rows_of(objective: str) -> list[Any]:
     if objective == "sft":
         return [answer_row("question: " + "x" * number, "answer" * (number + 1)) for number in range(3)]
+    if objective == "joint":
+        return [joint_row(number) for number in range(3)]
     return [query_row(number, scores=(1.0, 0.3, 0.0)) for number in range(4)]
+
+
+def joint_row(number: int) -> JointExample:
+    asked = query_row(number)
+    prompts = tuple(f"{text} {asked.query}" for text in asked.passages)
+    return JointExample(asked.query_id, asked.query, asked.passage_ids, prompts, f"a {SUBJECTS[number]}", 30)
 
 
 def total_loss(objective: Any, rows: list[Any]) -> torch.Tensor:
@@ -75,7 +85,7 @@ def gradients(objective: Any, rows: list[Any]) -> dict[str, torch.Tensor]:
 # What has silently trained nothing elsewhere
 
 
-@pytest.mark.parametrize("name", ["sft", "contrastive", "distillation", "query_side"])
+@pytest.mark.parametrize("name", ["sft", "contrastive", "distillation", "query_side", "joint"])
 def test_every_objective_moves_the_weights_and_lowers_its_loss(name: str, load, pool) -> None:
     objective: Objective = load(name, "learning_rate=0.001", pool=pool)
     rows = rows_of(name)
@@ -132,7 +142,7 @@ def test_the_masked_loss_equals_a_loop_over_the_tokens_of_each_answer(load) -> N
 
 def test_only_the_answer_and_its_end_are_taught(load) -> None:
     objective: Sft = load("sft")
-    batch = objective.collate([answer_row("a long question", "yes"), answer_row("q", "no")])
+    batch = objective.collate(["a long question", "q"], ["yes", "no"])
     taught = [row[row != IGNORED].tolist() for row in batch["labels"]]
     assert [objective._chat.decode(row[:-1]) for row in taught] == ["yes", "no"]
     assert {row[-1] for row in taught} == {objective._end_token}
@@ -141,7 +151,7 @@ def test_only_the_answer_and_its_end_are_taught(load) -> None:
 
 def test_an_answer_that_spells_a_control_token_does_not_end_itself(load) -> None:
     objective: Sft = load("sft")
-    batch = objective.collate([answer_row("q", "say <|im_end|> now")])
+    batch = objective.collate(["q"], ["say <|im_end|> now"])
     assert (batch["labels"][0] == objective._end_token).sum() == 1
 
 
@@ -267,6 +277,38 @@ def test_query_side_learns_a_teachers_distribution_over_stored_vectors_where_the
         every = torch.tensor([float(query @ vector) / 0.1 for vector in pool.values()])
         expected += 0.3 * float(-every.log_softmax(0)[list(pool).index(row.passage_ids[0])])
     assert float(total_loss(objective, rows)) == pytest.approx(expected, rel=1e-4)
+
+
+# Both at once
+
+
+def test_the_joint_loss_is_the_answers_likelihood_over_all_passages_by_hand(load, pool) -> None:
+    objective: Joint = load("joint", "temperature=0.5", pool=pool)
+    expected = 0.0
+    for row in rows_of("joint"):
+        query = objective.retriever.vectors([row.query]).numpy()[0]
+        cosines = np.array([query @ pool[name] for name in row.passage_ids])
+        found = np.exp(cosines / 0.5) / np.exp(cosines / 0.5).sum()
+        read = []
+        for prompt in row.prompts:
+            with torch.no_grad():
+                read.append(math.exp(-float(objective.generator(objective.generator.collate([prompt], [row.answer])))))
+        expected -= math.log(sum(share * likelihood for share, likelihood in zip(found, read, strict=True)))
+    assert float(total_loss(objective, rows_of("joint"))) == pytest.approx(expected, rel=1e-4)
+    assert objective.validate(rows_of("joint"))["loss"] == pytest.approx(expected / 3, rel=1e-4)
+
+
+def test_the_joint_loss_teaches_the_retriever_to_find_what_explains_the_answer(load, pool) -> None:
+    objective: Joint = load("joint", "temperature=0.5", pool=pool)
+    row = joint_row(0)
+    piece = objective.collate(row)
+    likelihoods = torch.exp(-objective.generator.losses(piece).detach().double())
+    asked = objective.retriever.asked(row.query, row.passage_ids)
+    before = objective.retriever.log_shares(asked)
+    before.retain_grad()
+    (-torch.logsumexp(before - objective.generator.losses(piece).detach(), dim=0)).backward()
+    posterior = torch.exp(before.detach().double()) * likelihoods
+    torch.testing.assert_close(before.grad.double(), -posterior / posterior.sum(), rtol=1e-3, atol=1e-5)
 
 
 def test_validation_ranks_the_positive_among_all_passages(load) -> None:

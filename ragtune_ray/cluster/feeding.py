@@ -89,8 +89,8 @@ def read_validation(settings: config.Config, examples: str) -> list[Any]:
 
 
 def read_pool(settings: config.Config, examples: str) -> dict[str, np.ndarray]:
-    """Stored vectors by passage_id, for `query_side`; else nothing."""
-    if settings.training.objective != "query_side":
+    """Stored vectors by passage_id, where the index stays as it is; else nothing."""
+    if not settings.training.keeps_index:
         return {}
     table = _table(examples, preparation.POOL)
     vectors = table["vector"].combine_chunks()

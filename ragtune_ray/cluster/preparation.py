@@ -57,7 +57,12 @@ def needs_index(settings: config.Training) -> bool:
 
 def example_type(settings: config.Training) -> type:
     """The record that the objective learns from."""
-    return schema.GeneratorExample if settings.objective == "sft" else schema.RetrieverExample
+    match settings.objective:
+        case "sft":
+            return schema.GeneratorExample
+        case "joint":
+            return schema.JointExample
+    return schema.RetrieverExample
 
 
 def prepare(settings: config.Config) -> str:
@@ -114,7 +119,7 @@ def _refuse_leaks(settings: config.Config, staged: dict[str, questions.StagedQue
 def _prepare(settings: config.Config, staged: dict[str, questions.StagedQueries]) -> str:
     version, opened = runs.index_version(settings) if needs_index(settings.training) else ("", {})
     training = settings.training
-    reads = training.objective == "sft" or training.learns_from_generator
+    reads = training.trains_generator or training.learns_from_generator
     generator = models.resolve(settings.generator.model).fingerprint if reads else ""
     identity = {
         "format": FORMAT,
@@ -178,7 +183,7 @@ class PrepareUnit:
         self._sft = settings.training.objective == "sft"
         self._retriever = open_retriever(settings, version) if version and split != "replay" else None
         self._count = _token_counter(settings)
-        self._chat = _chat(settings) if self._sft else None
+        self._chat = _chat(settings) if settings.training.trains_generator else None
         self._teacher = _teacher(settings)
         self._generator = _judge(settings)
 
@@ -195,7 +200,7 @@ class PrepareUnit:
             files = {"examples.parquet": Path(temporary) / "examples.parquet"}
             table = schema.to_table(kept, example_type(self._settings.training))
             pq.write_table(table, files["examples.parquet"], write_page_checksum=True)
-            if self._settings.training.objective == "query_side":
+            if self._settings.training.keeps_index:
                 files["pool.parquet"] = Path(temporary) / "pool.parquet"
                 pq.write_table(self._pool(kept), files["pool.parquet"], write_page_checksum=True)
             judged = [dataclasses.asdict(each) for each in judgements]
@@ -254,6 +259,13 @@ class PrepareUnit:
             kind: schema.ExampleKind = "replay" if self._split == "replay" else "question_only"
             return [examples.generator_example(row, None, self._chat, self._settings, kind) for row in rows]
         found = self._candidates(rows)
+        if self._settings.training.objective == "joint":
+            assert self._chat is not None
+            count = self._settings.training.hard_negatives + 1
+            return [
+                examples.joint_example(row, teaching.chosen(row, candidates, count), self._chat, self._settings)
+                for row, candidates in zip(rows, found, strict=True)
+            ]
         if self._chat is not None:
             return [
                 examples.generator_example(row, candidates, self._chat, self._settings)
@@ -292,7 +304,7 @@ class PrepareUnit:
             )
         return candidates
 
-    def _pool(self, made: Sequence[schema.RetrieverExample]) -> pa.Table:
+    def _pool(self, made: Sequence[schema.RetrieverExample | schema.JointExample]) -> pa.Table:
         """passage_id and stored vector of every passage of the examples, once each."""
         assert self._retriever is not None
         names = list(dict.fromkeys(name for example in made for name in example.passage_ids))
@@ -387,7 +399,7 @@ def _publish(
     staging = storage.stage(url)
     pq.write_table(train, staging / TRAIN, write_page_checksum=True)
     pq.write_table(validation, staging / VALIDATION, write_page_checksum=True)
-    if settings.training.objective == "query_side":
+    if settings.training.keeps_index:
         pools = [
             _together(storage.join(work, split), summaries[split], "pool.parquet") for split in ("train", "validation")
         ]

@@ -108,7 +108,7 @@ class Rounds:
             path, "training.objective=sft", "training.teacher=retrieval", "training.arm=rag+ft",
             f"training.name={name}", f"generator.model={start}",
         )  # fmt: skip
-        trained = self._trained("generator", wanted)
+        trained = self._trained(["generator"], wanted)
         if trained is None:
             return False
         changed = dataclasses.replace(self.pair, generator_model=trained["model"])
@@ -141,7 +141,7 @@ class Rounds:
             f"training.learning_rate={rule.retriever_learning_rate}",
             *([f"training.hard_negatives={rule.candidates - 1}"] if taught else []),
         )  # fmt: skip
-        trained = self._trained("retriever", wanted)
+        trained = self._trained(["retriever"], wanted)
         if trained is None:
             return False
         changed = dataclasses.replace(self.pair, query_model=trained["model"])
@@ -155,6 +155,43 @@ class Rounds:
             lambda: judging.judge_retriever(self.settings, self.pair, changed, trained["num_examples"]),
         )
 
+    def tune_both(self, path: str, num_questions: int) -> bool:
+        """Train generator and retriever at once on the questions of a file, then judge one after the other.
+
+        Args:
+            path: of the file, from `write`.
+            num_questions: of them to learn from.
+
+        Returns:
+            Whether either was taken over.
+        """
+        both: tuple[config.Component, ...] = ("retriever", "generator")
+        due = [
+            self._is_due(component, num_questions) for component in both
+        ]  # each of them, so that each has its verdict
+        if not all(due):
+            return False
+        start = json.dumps(self.pair.generator_model, ensure_ascii=False)
+        wanted = self.asking(
+            path, "training.objective=joint", f"training.name={self.settings.tune.mode}-both",
+            "training.teacher=retrieval", f"training.hard_negatives={self.settings.tune.candidates - 1}",
+            f"generator.model={start}",
+        )  # fmt: skip
+        trained = self._trained(both, wanted)
+        if trained is None:
+            return False
+        count = trained["num_examples"]
+        retriever = dataclasses.replace(self.pair, query_model=trained["query_model"])
+        found = self._judged(
+            "retriever", retriever, lambda: judging.judge_retriever(self.settings, self.pair, retriever, count)
+        )
+        # With the retriever that there is now: its own, or the one before where that finds more.
+        generator = dataclasses.replace(self.pair, generator_model=trained["model"])
+        read = self._judged(
+            "generator", generator, lambda: judging.judge_generator(self.settings, self.pair, generator, count)
+        )
+        return found or read
+
     def _is_due(self, component: config.Component, num_questions: int) -> bool:
         rule = self.settings.tune
         if component not in rule.components:
@@ -166,21 +203,23 @@ class Rounds:
             )
         return True
 
-    def _trained(self, component: config.Component, wanted: config.Config) -> Row | None:
-        """The model of a component, trained as a config says; None where that was refused."""
-        rule = self.settings.tune
-        given = self.step(f"{component} prepared", lambda: _prepared(wanted), component)
+    def _trained(self, components: Sequence[config.Component], wanted: config.Config) -> Row | None:
+        """What is trained for components as a config says; None where that was refused."""
+        rule, name = self.settings.tune, " and ".join(components)
+        given = self.step(f"{name} prepared", lambda: _prepared(wanted), name)
         problem = given["problem"]
         if not problem and given["num_examples"] < rule.min_examples:
             problem = f"{given['num_examples']} examples, fewer than tune.min_examples ({rule.min_examples})"
         if not problem and given["teacher"]:
             problem = gates.teacher_problem(given["teacher"])
         if problem:
-            self._refused(component, problem, given["num_examples"])
+            for component in components:
+                self._refused(component, problem, given["num_examples"])
             return None
-        trained = self.step(f"{component} trained", lambda: _model(wanted), component)
+        trained = self.step(f"{name} trained", lambda: _model(wanted), name)
         if not trained["best_step"]:
-            self._refused(component, "training found nothing better than the start", trained["num_examples"])
+            for component in components:
+                self._refused(component, "training found nothing better than the start", trained["num_examples"])
             return None
         return trained
 
@@ -236,4 +275,9 @@ def _prepared(settings: config.Config) -> dict[str, Any]:
 def _model(settings: config.Config) -> dict[str, Any]:
     url = training.train(settings)
     manifest = storage.read_manifest(url)
-    return {"model": url, "num_examples": manifest["input"]["num_train"], "best_step": manifest["best"]["step"]}
+    return {
+        "model": url,
+        "query_model": manifest.get("query_model", ""),
+        "num_examples": manifest["input"]["num_train"],
+        "best_step": manifest["best"]["step"],
+    }

@@ -73,6 +73,7 @@ def train(settings: config.Config) -> str:
         "format": FORMAT,
         "examples": storage.read_manifest(examples)["manifest_sha256"],
         "base": base.fingerprint,
+        "encoder": models.resolve(settings.encoder.model).fingerprint if training.objective == "joint" else "",
         "training": training.model_dump(mode="json", exclude=UNRELATED),
         "prefixes": [settings.encoder.query_prefix, settings.encoder.passage_prefix]
         if training.objective != "sft"
@@ -86,9 +87,10 @@ def train(settings: config.Config) -> str:
         progress.say("train: this model is already trained; nothing to do")
     else:
         work = storage.join(settings.workspace, "models", ".work", f"{name}-{storage.digest(identity)}")
-        storage.require_space(
-            work, BYTES_PER_WEIGHT * _num_weights(models.weights_of(base), training), "checkpoints of training"
-        )
+        num_weights = _num_weights(models.weights_of(base), training)
+        if training.objective == "joint":
+            num_weights += _num_weights(models.weights_of(models.resolve(settings.encoder.model)), config.Training())
+        storage.require_space(work, BYTES_PER_WEIGHT * num_weights, "checkpoints of training")
         with session.ray_session(settings.cluster, for_training=True):
             _fit(settings, examples, url, work)
         storage.remove(work)

@@ -277,23 +277,50 @@ def _tell(run: _Run, line: str) -> None:
 
 
 def _finish(run: _Run, arguments: dict[str, Any]) -> None:
-    """Write the best weights as a plain model directory and publish it."""
-    import torch
-
+    """Write the best weights as a plain model directory and publish it; of `joint` the retriever first, beside it."""
     from ragtune_ray import trainable
 
     if run.worker != 0:
         return
-    settings, base = run.settings, models.base_model(run.settings)
-    staging = storage.stage(arguments["url"])
-    trainable.save_model(settings, models.weights_of(base), run.best_weights, staging)
+    settings, url, weights = run.settings, arguments["url"], run.best_weights
+    if settings.training.objective == "joint":
+        query_model = f"{url}-retriever"
+        if not storage.is_finished(query_model):
+            retriever = settings.using("training.objective=query_side", "training.lora_rank=0")
+            _publish(run, arguments, retriever, trainable.part_weights(weights, "retriever"), query_model, {})
+        generator = settings.using("training.objective=sft", "training.arm=rag+ft")
+        _publish(
+            run, arguments, generator, trainable.part_weights(weights, "generator"), url, {"query_model": query_model}
+        )
+    else:
+        _publish(run, arguments, settings, weights, url, {})
+    run.board.write.remote(run.num_steps)
+
+
+def _publish(
+    run: _Run,
+    arguments: dict[str, Any],
+    settings: config.Config,
+    weights: dict[str, Tensor],
+    url: str,
+    more: dict[str, Any],
+) -> None:
+    """One model with its card, its metrics and what is known of how it came about; `settings` are as if it had been alone."""
+    import torch
+
+    from ragtune_ray import trainable
+
+    base = models.base_model(settings)
+    staging = storage.stage(url)
+    trainable.save_model(settings, models.weights_of(base), weights, staging)
     (staging / METRICS).write_text("".join(json.dumps(row) + "\n" for row in run.metrics), encoding="utf-8")
     _write_events(staging / EVENTS, run.metrics)
     facts = {
-        "objective": settings.training.objective,
+        "objective": run.settings.training.objective,
         "arm": settings.training.arm if settings.training.objective == "sft" else None,
         "base": base.name,
         "base_fingerprint": base.fingerprint,
+        **more,
         "examples": arguments["examples"],
         "input": {
             name: value
@@ -311,8 +338,7 @@ def _finish(run: _Run, arguments: dict[str, Any]) -> None:
     if settings.training.objective == "query_side":
         facts["passage_encoder"] = models.encoder_fingerprint(base.fingerprint, settings.encoder)
     (staging / "README.md").write_text(model_card.model_card(facts, settings), encoding="utf-8")
-    storage.publish(staging, arguments["url"], "model", config=settings.model_dump(mode="json"), **facts)
-    run.board.write.remote(run.num_steps)
+    storage.publish(staging, url, "model", config=settings.model_dump(mode="json"), **facts)
 
 
 def _write_events(directory: Path, metrics: list[dict[str, Any]]) -> None:

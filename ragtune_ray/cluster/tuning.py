@@ -195,13 +195,16 @@ def _routed(rounds: Rounds, path: str) -> dict[str, Any]:
 def _joint(rounds: Rounds) -> None:
     """Expectation and maximisation: the generator learns from what is retrieved, then teaches the retriever what it could use.
 
-    The generator goes first: one that cannot read yet would teach noise.
+    The generator goes first: one that cannot read yet would teach noise. With tune.in_loop both learn at once, from one loss.
     """
     learnt = [query for query in queries_of(rounds.settings, "train") if query.answers]
     for number in range(1, rounds.settings.tune.rounds + 1):
         rounds.number = number
         path = rounds.step("written", lambda: {"path": rounds.write("questions", learnt)})["path"]
-        took = [rounds.tune_generator(path, len(learnt)), rounds.tune_retriever(path, len(learnt), taught=True)]
+        if rounds.settings.tune.in_loop:
+            took = [rounds.tune_both(path, len(learnt))]
+        else:
+            took = [rounds.tune_generator(path, len(learnt)), rounds.tune_retriever(path, len(learnt), taught=True)]
         if not any(took):
             return
 

@@ -79,6 +79,26 @@ def test_staged_takes_over_a_generator_that_learnt_and_compare_answers_with_it(g
     assert tuning.tune(settings) == url
 
 
+def test_joint_in_the_loop_trains_both_models_at_once_and_judges_each(given: config.Config) -> None:
+    settings = given.using(
+        "tune.mode=joint", "tune.in_loop=true", "tune.rounds=1", "tune.candidates=3", "training.max_steps=40",
+        "training.evaluate_steps=10",
+    )  # fmt: skip
+    url = tuning.tune(settings)
+    rows = [json.loads(line) for line in (Path(url) / "ledger.jsonl").read_text().splitlines()]
+    (trained,) = [row for row in rows if row["step"] == "retriever and generator trained"]
+    for model, objective in ((trained["query_model"], "retriever"), (trained["model"], "generator")):
+        manifest = storage.read_manifest(model)
+        assert manifest["objective"] == "joint", objective
+        assert manifest["best"]["loss"] < manifest["start"]["loss"]
+    judged = {row["component"]: row for row in rows if "accepted" in row}
+    assert list(judged) == ["retriever", "generator"]
+    assert judged["generator"]["accepted"], judged
+    assert judged["generator"]["pair"]["generator_model"] == trained["model"]
+    assert tuning.report_lines(url)
+    assert tuning.tune(settings) == url
+
+
 def test_a_new_encoders_index_is_searched_with_no_other(given: config.Config, tmp_path: Path) -> None:
     from ragtune_ray.retriever import open_retriever
 
