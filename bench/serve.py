@@ -36,6 +36,9 @@ from ragtune_ray.cluster.service import running
 from ragtune_ray.cluster.updates import upsert_documents
 
 CHAT = "/v1/chat/completions"
+# A key of this run, so that it is served behind HAProxy too (RAY_SERVE_ENABLE_HA_PROXY=1), which lets nobody in without one.
+KEY = "a-key-of-the-benchmark"
+HEADERS = {"Authorization": f"Bearer {KEY}"}
 
 
 class StubGenerator:
@@ -88,6 +91,7 @@ def main() -> None:
         "models": _models,
         "leave": _leave,
     }
+    os.environ["RAGTUNE_API_KEYS"] = KEY
     with tempfile.TemporaryDirectory(prefix="ragtune-bench-") as folder:
         settings = _settings(options, folder)
         build_index(settings)
@@ -141,7 +145,7 @@ async def _load(plan: dict[str, Any]) -> dict[str, Any]:
     connector = aiohttp.TCPConnector(limit=0)
     timeout = aiohttp.ClientTimeout(total=120)
     results: list[dict[str, Any]] = []
-    async with aiohttp.ClientSession(plan["address"], connector=connector, timeout=timeout) as session:
+    async with aiohttp.ClientSession(plan["address"], headers=HEADERS, connector=connector, timeout=timeout) as session:
         started = time.perf_counter()
 
         async def one(number: int) -> None:
@@ -264,7 +268,7 @@ def _stub(options: argparse.Namespace, settings: config.Config, questions: list[
         plan = {"address": address, "path": CHAT, "questions": questions, "seconds": options.seconds}
         _loaded(**plan | {"clients": 4, "seconds": 3})
         best = 0
-        for rate in (50, 100, 150, 200, 250, 300, 400):
+        for rate in (10, 20, 30, 40, 50, 75, 100, 150, 200, 250, 300, 400):
             load = _loaded(**plan | {"rate": rate, "seconds": min(10.0, options.seconds)})
             late = _percentile([each["seconds"] for each in load["results"]], 0.99) * 1000
             _row(
@@ -393,7 +397,7 @@ def _leave(options: argparse.Namespace, settings: config.Config, questions: list
 
 async def _left(address: str, question: str) -> float:
     body = {"messages": [{"role": "user", "content": question}], "stream": True, "max_tokens": 512, "temperature": 1.0}
-    async with aiohttp.ClientSession(address) as session:
+    async with aiohttp.ClientSession(address, headers=HEADERS) as session:
         async with session.post(CHAT, json=body) as reply:
             async for line in reply.content:
                 if b'"content":' in line and b'"content":""' not in line:
@@ -425,7 +429,7 @@ def _memory(deployment: str = "") -> int:
 
 def _wait_ready(address: str) -> None:
     async def ready() -> bool:
-        async with aiohttp.ClientSession(address) as session, session.get("/readyz") as reply:
+        async with aiohttp.ClientSession(address, headers=HEADERS) as session, session.get("/readyz") as reply:
             return reply.status == 200
 
     deadline = time.monotonic() + 120

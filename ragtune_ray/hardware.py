@@ -21,6 +21,7 @@ __all__ = [
     "choose_device",
     "keep_freed_memory",
     "resolve_precision",
+    "return_freed_memory",
     "supports_bfloat16",
 ]
 
@@ -56,6 +57,16 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         for parameter, value in ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, 2**31 - 1), (_TOP_PAD, 2**28)):
             mallopt(parameter, value)
+
+
+def return_freed_memory() -> None:
+    """Give what is free in the C library's heaps back to the system: after a model was let go, that is most of a model.
+
+    glibc alone does so only from the top of a heap. Where the C library is another one nothing happens.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 def avoid_cudnn_attention() -> None:

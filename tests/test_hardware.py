@@ -1,7 +1,10 @@
+import ctypes
 import logging
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -77,3 +80,21 @@ def test_gpus_do_not_attend_with_cudnn_once_it_is_avoided() -> None:
     torch.backends.cuda.enable_cudnn_sdp(True)
     hardware.avoid_cudnn_attention()
     assert not torch.backends.cuda.cudnn_sdp_enabled()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only glibc holds freed memory back like this")
+def test_freed_memory_below_something_that_lives_goes_back_to_the_system() -> None:
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+    size, count = 64 * 1024, 2000  # so small that they lie in the heap, and not in a mapping each
+    blocks = [libc.malloc(size) for _ in range(count)]
+    for block in blocks:
+        ctypes.memset(block, 1, size)
+    kept = blocks.pop()  # at the top of the heap: below it nothing goes back by itself
+    process = psutil.Process()
+    for block in blocks:
+        libc.free(block)
+    before = process.memory_info().rss
+    hardware.return_freed_memory()
+    assert before - process.memory_info().rss > size * count // 2
+    libc.free(kept)

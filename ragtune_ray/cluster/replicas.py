@@ -22,7 +22,19 @@ from typing import Any, TypeAlias
 
 from ray import serve
 
-from ragtune_ray import config, models, pairs, prompts, retention, schema, selection, snapshot, storage, versions
+from ragtune_ray import (
+    config,
+    hardware,
+    models,
+    pairs,
+    prompts,
+    retention,
+    schema,
+    selection,
+    snapshot,
+    storage,
+    versions,
+)
 from ragtune_ray.answering import Task, finished_answer, task_prompt
 from ragtune_ray.backend import Embedded, Failed, Finished, Found, Job, Shown
 from ragtune_ray.cluster import session
@@ -309,7 +321,7 @@ class GeneratorReplica:
         def close(engine: Any) -> None:
             engine.close(self._settings.serve.grace_seconds)
             # Weights and threads may refer to each other in circles; by then nobody else refers to them.
-            collecting = threading.Timer(1.0, gc.collect)
+            collecting = threading.Timer(1.0, _collect)
             collecting.daemon = True
             collecting.start()
 
@@ -369,6 +381,11 @@ def _failed(error: Exception) -> Failed:
             return Failed(502, "the generator failed; the log says why", "generation_failed")
         case _:
             return Failed(400, "this cannot be generated with this model", "not_generable")
+
+
+def _collect() -> None:
+    gc.collect()
+    hardware.return_freed_memory()
 
 
 def _cancel(future: Future[tuple[Task, prompts.Prompt, Request]]) -> None:

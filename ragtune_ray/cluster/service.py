@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import signal
 import socket
 import threading
@@ -82,7 +83,12 @@ def bound(settings: config.Config, generator_kind: type | None = None) -> Any:
 
 def _check(settings: config.Config) -> bool:
     """Whether there is an index; what would fail in every copy fails here instead."""
-    access.load_keys(settings)
+    keys = access.load_keys(settings)
+    if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1" and not keys:
+        raise config.ConfigError(
+            "RAY_SERVE_ENABLE_HA_PROXY=1: HAProxy listens on all interfaces and every request seems to come from this machine, "
+            "which is all that an endpoint without API keys goes by; name some in serve.keys_path or RAGTUNE_API_KEYS"
+        )
     models.generator_meant(settings)
     for arm in settings.serve.adapter_arms:
         models.tuned_model(settings.workspace, arm)

@@ -45,6 +45,17 @@ def test_an_application_that_cannot_serve_is_refused_before_anything_starts(tmp_
         bound(config.Config().using(f"workspace={tmp_path}", "serve.retrieval=auto"))
 
 
+def test_behind_haproxy_which_hides_who_asks_there_must_be_keys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = config.Config().using(f"workspace={tmp_path}", "answer.arm=base")
+    monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "1")
+    with pytest.raises(config.ConfigError, match="HAProxy"):
+        bound(settings)
+    monkeypatch.setenv("RAGTUNE_API_KEYS", "a-key-of-sixteen-characters")
+    assert bound(settings)
+
+
 def test_every_deployment_has_its_limits_and_none_of_serves_unsafe_defaults(tmp_path: Path) -> None:
     application = bound(
         config.Config().using(f"workspace={tmp_path}", "answer.arm=base", "serve.generator.min_replicas=0")
