@@ -14,7 +14,7 @@ from ragtune_ray.cluster.corpus import build_index
 from ragtune_ray.cluster.training import train
 from tests.cluster.conftest import write_corpus, write_queries
 
-pytestmark = [pytest.mark.timeout(1500), pytest.mark.cluster, pytest.mark.usefixtures("shared_ray")]
+pytestmark = [pytest.mark.timeout(1500), pytest.mark.cluster, pytest.mark.slow, pytest.mark.usefixtures("shared_ray")]
 
 TIMED = {
     "latency",
@@ -122,7 +122,6 @@ def test_a_finished_comparison_is_taken_as_it_is(
     assert compare(settings) == url
 
 
-@pytest.mark.slow
 def test_one_seed_gives_one_comparison(settings_for, options: list[str], tmp_path: Path) -> None:
     found = []
     for name in ("first", "second"):
@@ -167,7 +166,6 @@ def test_changes_show_in_arms_that_retrieve_and_leave_the_index_as_it_was(compar
     freshness.remove_copy(settings)
 
 
-@pytest.mark.slow
 def test_a_model_that_was_trained_on_other_splits_is_refused(settings_for, options: list[str], tmp_path: Path) -> None:
     settings = settings_for(tmp_path / "workspace", *options, "compare.arms=[ft]")
     train(settings.using("queries.split_seed=5", "training.arm=ft"))
@@ -230,7 +228,6 @@ def test_questions_without_answers_are_refused_by_name(
         compare(other_questions(compared[0], tmp_path / "queries.jsonl", asked, "compare.arms=[base]"))
 
 
-@pytest.mark.slow
 def test_a_calibrated_arm_is_reported_with_what_leaving_retrieval_out_brings(
     settings_for, options: list[str], tmp_path: Path
 ) -> None:

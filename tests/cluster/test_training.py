@@ -82,6 +82,7 @@ def test_the_four_arms_are_trained_answered_and_compared(
     assert "already trained; nothing to do" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_workspace_and_a_model_may_be_named_relatively(tmp_path: Path, generator_directory: Path) -> None:
     write_queries(tmp_path / "queries.jsonl", 20)
     shutil.copytree(generator_directory, tmp_path / "generator")
