@@ -100,7 +100,7 @@ def test_a_workspace_and_a_model_may_be_named_relatively(tmp_path: Path, generat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("objective", ["sft", "contrastive"])
+@pytest.mark.parametrize("objective", ["sft", "contrastive", "joint"])
 def test_two_workers_learn_what_one_learns(
     objective: str, given: config.Config, encoder_directory: Path, tmp_path: Path
 ) -> None:
