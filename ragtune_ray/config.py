@@ -270,8 +270,8 @@ class Training(Section):
     arm: Literal["ft", "rag+ft"] = "rag+ft"
     """`sft`: whether the examples show the question alone (ft) or with passages (rag+ft)."""
     name: str = ""
-    """Names the result in `models/`; empty: the arm, or `retriever`. The arms ft and rag+ft answer with the models of their own
-    names; one of another name is used by naming its directory in generator.model or encoder.model."""
+    """Names the result in `models/`; empty: the arm, or `retriever`, or `both`. The arms ft and rag+ft answer with the models of
+    their own names; one of another name is used by naming its directory in generator.model or encoder.model."""
     epochs: int = Field(1, gt=0)
     """Passes over the examples."""
     max_steps: int = Field(0, ge=0)
@@ -281,7 +281,7 @@ class Training(Section):
     micro_batch_tokens: int = Field(2048, gt=0)
     """Padded tokens that a worker takes through the model at once; a step's gradient is accumulated over them."""
     max_tokens: int = Field(1024, ge=32)
-    """`sft`: longest example, prompt and answer together; passages are shortened or dropped to fit, the answer never is."""
+    """`sft` and `joint`: longest prompt and answer together; passages are shortened or dropped to fit, the answer never is."""
     learning_rate: float = Field(0.0, ge=0)
     """0: 5e-5 for the generator (2e-4 with LoRA), 3e-5 for the retriever and for both at once."""
     warmup_share: float = Field(0.05, ge=0, lt=1)
@@ -327,7 +327,7 @@ class Training(Section):
     replay_share: float = Field(0.1, ge=0, lt=1)
     """Share of the examples that are replay, where there is a `replay_path`."""
     hard_negatives: int = Field(4, ge=0)
-    """Retriever: passages per example that were found but do not answer."""
+    """Retriever: passages per example that were found but do not answer. `joint`: candidates beside the first."""
     negative_depth: int = Field(50, gt=0)
     """Retriever: hits that hard negatives are taken from."""
     negative_margin: float = Field(0.05, ge=0, lt=1)

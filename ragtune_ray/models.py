@@ -157,14 +157,19 @@ def weights_of(model: Model) -> Path:
 
 
 def tuned_name(settings: config.Training) -> str:
-    """The name of what a training run makes: the config's, or its arm, or `joint`, or `retriever`.
+    """The name of what a training run makes: the config's, or its arm, or `retriever`, or `both`.
 
     >>> tuned_name(config.Training(arm="ft"))
     'ft'
     """
-    if settings.name or settings.objective == "sft":
-        return settings.name or settings.arm
-    return "joint-generator" if settings.objective == "joint" else "retriever"
+    if settings.name:
+        return settings.name
+    match settings.objective:
+        case "sft":
+            return settings.arm
+        case "joint":
+            return "both"
+    return "retriever"
 
 
 def tuned_model(workspace: str, name: str) -> str:

@@ -77,8 +77,7 @@ class Sft(nn.Module):
 
     def pieces(self, rows: Sequence[GeneratorExample]) -> Iterator[Piece]:
         """The rows in micro-batches of similar length."""
-        for batch in self._by_length(rows, self._micro_batch_tokens):
-            yield self.collate([row.prompt for row in batch], [row.answer for row in batch])
+        return self._batches(rows, self._micro_batch_tokens)
 
     def collate(self, prompts: Sequence[str], answers: Sequence[str]) -> Piece:
         """`input_ids`, `attention_mask` and `labels`, each (num_rows, longest), padded on the left so that answers end together.
@@ -131,18 +130,14 @@ class Sft(nn.Module):
     @torch.no_grad()
     def validate(self, rows: Sequence[GeneratorExample]) -> dict[str, float]:
         """`loss`, the mean over the answers' tokens of all rows, and `score`, its negative."""
-        total = sum(
-            float(self(on_device(self, self.collate([row.prompt for row in batch], [row.answer for row in batch]))))
-            for batch in self._by_length(rows, VALIDATION_TOKENS)
-        )
+        total = sum(float(self(on_device(self, piece))) for piece in self._batches(rows, VALIDATION_TOKENS))
         loss = total / self.weight(rows)
         return {"loss": loss, "score": -loss}
 
-    @staticmethod
-    def _by_length(rows: Sequence[GeneratorExample], batch_tokens: int) -> Iterator[list[GeneratorExample]]:
+    def _batches(self, rows: Sequence[GeneratorExample], batch_tokens: int) -> Iterator[Piece]:
         lengths = np.array([row.num_tokens for row in rows])
         for batch in batches_by_length(lengths, batch_tokens):
-            yield [rows[number] for number in batch]
+            yield self.collate([rows[number].prompt for number in batch], [rows[number].answer for number in batch])
 
 
 class _EncoderObjective(nn.Module):

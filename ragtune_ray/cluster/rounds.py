@@ -112,11 +112,7 @@ class Rounds:
         if trained is None:
             return False
         changed = dataclasses.replace(self.pair, generator_model=trained["model"])
-        return self._judged(
-            "generator",
-            changed,
-            lambda: judging.judge_generator(self.settings, self.pair, changed, trained["num_examples"]),
-        )
+        return self._judged("generator", changed, trained["num_examples"])
 
     def tune_retriever(self, path: str, num_questions: int, *, taught: bool) -> bool:
         """Train the retriever on the questions of a file, index the corpus for it where that is asked for, and judge it.
@@ -149,11 +145,7 @@ class Rounds:
             workspace = storage.join(self.root, f"{self.number:02d}")
             changed = Pair(workspace, trained["model"], "", self.pair.generator_model)
             self.step("corpus indexed", lambda: self._indexed(changed), "retriever")
-        return self._judged(
-            "retriever",
-            changed,
-            lambda: judging.judge_retriever(self.settings, self.pair, changed, trained["num_examples"]),
-        )
+        return self._judged("retriever", changed, trained["num_examples"])
 
     def tune_both(self, path: str, num_questions: int) -> bool:
         """Train generator and retriever at once on the questions of a file, then judge one after the other.
@@ -166,9 +158,8 @@ class Rounds:
             Whether either was taken over.
         """
         both: tuple[config.Component, ...] = ("retriever", "generator")
-        due = [
-            self._is_due(component, num_questions) for component in both
-        ]  # each of them, so that each has its verdict
+        # Each of them is asked, so that each has its verdict.
+        due = [self._is_due(component, num_questions) for component in both]
         if not all(due):
             return False
         start = json.dumps(self.pair.generator_model, ensure_ascii=False)
@@ -180,17 +171,12 @@ class Rounds:
         trained = self._trained(both, wanted)
         if trained is None:
             return False
-        count = trained["num_examples"]
-        retriever = dataclasses.replace(self.pair, query_model=trained["query_model"])
-        found = self._judged(
-            "retriever", retriever, lambda: judging.judge_retriever(self.settings, self.pair, retriever, count)
-        )
+        found = dataclasses.replace(self.pair, query_model=trained["query_model"])
+        took = [self._judged("retriever", found, trained["num_examples"])]
         # With the retriever that there is now: its own, or the one before where that finds more.
-        generator = dataclasses.replace(self.pair, generator_model=trained["model"])
-        read = self._judged(
-            "generator", generator, lambda: judging.judge_generator(self.settings, self.pair, generator, count)
-        )
-        return found or read
+        read = dataclasses.replace(self.pair, generator_model=trained["model"])
+        took.append(self._judged("generator", read, trained["num_examples"]))
+        return any(took)
 
     def _is_due(self, component: config.Component, num_questions: int) -> bool:
         rule = self.settings.tune
@@ -228,9 +214,14 @@ class Rounds:
         self._say(self.step(f"{component} judged", verdict.facts, component))
         return False
 
-    def _judged(self, component: config.Component, changed: Pair, judge: Callable[[], gates.Verdict]) -> bool:
+    def _judged(self, component: config.Component, changed: Pair, num_examples: int) -> bool:
         """The verdict on a changed pair, which is taken over where it is good: the one place where the pair changes."""
-        row = self.step(f"{component} judged", lambda: {**judge().facts(), "pair": changed.facts()}, component)
+
+        def verdict() -> dict[str, Any]:
+            judge = judging.judge_generator if component == "generator" else judging.judge_retriever
+            return {**judge(self.settings, self.pair, changed, num_examples).facts(), "pair": changed.facts()}
+
+        row = self.step(f"{component} judged", verdict, component)
         self._say(row)
         if row["accepted"]:
             self.pair = changed

@@ -73,13 +73,15 @@ def train(settings: config.Config) -> str:
         "format": FORMAT,
         "examples": storage.read_manifest(examples)["manifest_sha256"],
         "base": base.fingerprint,
-        "encoder": models.resolve(settings.encoder.model).fingerprint if training.objective == "joint" else "",
         "training": training.model_dump(mode="json", exclude=UNRELATED),
         "prefixes": [settings.encoder.query_prefix, settings.encoder.passage_prefix]
         if training.objective != "sft"
         else None,
         "seed": settings.seed,
     }
+    encoder = models.resolve(settings.encoder.model) if training.objective == "joint" else None
+    if encoder is not None:  # no key of the others: it would make all that is trained already another model
+        identity["encoder"] = encoder.fingerprint
     name = models.tuned_name(training)
     folder = storage.join(settings.workspace, "models", name)
     url = storage.join(folder, storage.digest(identity))
@@ -88,8 +90,8 @@ def train(settings: config.Config) -> str:
     else:
         work = storage.join(settings.workspace, "models", ".work", f"{name}-{storage.digest(identity)}")
         num_weights = _num_weights(models.weights_of(base), training)
-        if training.objective == "joint":
-            num_weights += _num_weights(models.weights_of(models.resolve(settings.encoder.model)), config.Training())
+        if encoder is not None:
+            num_weights += _num_weights(models.weights_of(encoder), config.Training())
         storage.require_space(work, BYTES_PER_WEIGHT * num_weights, "checkpoints of training")
         with session.ray_session(settings.cluster, for_training=True):
             _fit(settings, examples, url, work)
