@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[2]
-DEADLINE_SECONDS = 120
+DEADLINE_SECONDS = 600  # against a hang, not for speed: a run of a minute takes two beside another on two slow cores
 GRACE_SECONDS = 5
 
 
@@ -34,7 +34,11 @@ class Command:
 
     def wait(self) -> str:
         """Its output, once it has ended well."""
-        assert self.process.wait(DEADLINE_SECONDS) == 0, self.log.read_text()
+        try:
+            code = self.process.wait(DEADLINE_SECONDS)
+        except subprocess.TimeoutExpired:
+            pytest.fail(f"still running after {DEADLINE_SECONDS} s: {self.log.read_text()}")
+        assert code == 0, self.log.read_text()
         return self.log.read_text()
 
     def kill(self) -> None:

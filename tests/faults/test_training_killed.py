@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from ragtune_ray import storage
 from tests.cluster.conftest import write_corpus, write_queries
-from tests.faults.conftest import eventually
+from tests.faults.conftest import DEADLINE_SECONDS, eventually
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
@@ -25,7 +25,7 @@ def settings(tmp_path: Path, generator: Path) -> dict[str, object]:
         "training": {
             "arm": "ft",
             "batch_examples": 4,
-            "epochs": 12,
+            "epochs": 6,
             "max_failures": 0,
             "precision": "float32",
             "learning_rate": 0.001,
@@ -53,7 +53,7 @@ def test_a_killed_worker_and_torn_checkpoints_change_nothing(tmp_path: Path, run
     eventually(lambda: len(saved()) >= 2, command)
     (worker, *_) = command.workers("RayTrainWorker")
     worker.send_signal(signal.SIGKILL)
-    assert command.process.wait(120) == 1
+    assert command.process.wait(DEADLINE_SECONDS) == 1
     assert "run the command again" in command.log.read_text()
 
     # What a power cut leaves: the newest checkpoint cut short, the list of checkpoints torn.
