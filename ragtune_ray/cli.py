@@ -249,7 +249,7 @@ def serve_endpoint(path: ConfigPath, overrides: Overrides = None) -> None:
 
 @app.command()
 def verify(path: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> int:
-    """Check every file of the workspace's index and runs (or of one artifact directory) against its sha256."""
+    """Check every file of the workspace's index, runs and models (or of one artifact directory) against its sha256."""
     from ragtune_ray.verification import verify_artifact, verify_workspace
 
     found, checked = (
@@ -324,10 +324,12 @@ def gc(
     path: ConfigPath,
     overrides: Overrides = None,
     keep: Annotated[int, typer.Option(help="So many of the newest versions stay.", min=1)] = 3,
-    min_age_hours: Annotated[float, typer.Option(help="Younger builds may still be at work and stay.", min=0)] = 24.0,
+    min_age_hours: Annotated[
+        float, typer.Option(help="Younger unfinished work may still go on and stays.", min=0)
+    ] = 24.0,
     as_json: AsJson = False,
 ) -> None:
-    """Remove old versions of the index, and all files that no version or build needs any more."""
+    """Remove old versions of the index, files that nothing needs any more, and work left half-way long ago."""
     settings = config.load(path, overrides or ())
     from ragtune_ray import retention
 

@@ -1,6 +1,7 @@
 """What an index still needs, and the rest removed.
 
-In: a workspace. Out: old versions, and segments, deletions, trained structures and leftovers that nothing names, are gone.
+In: a workspace. Out: old versions, and segments, deletions, trained structures and leftovers that nothing names, are gone, with
+what killed runs, trainings and tunes left half-way.
 Nothing is removed that a kept version, a job that reads, or a build that can be resumed needs. This module knows nothing of
 Ray.
 
@@ -32,6 +33,12 @@ __all__ = ["Removed", "collect", "held"]
 HOLD_SECONDS = 24 * 3600
 """How long a job of another machine is taken to go on, if it does not say that it has ended."""
 
+STAGED = tuple(
+    f"{place}/.staging-*"
+    for place in ("index/*", "runs", "models/*", "calibrations/*", "rounds/*/*/index/*", "rounds/*/*/runs")
+)
+"""Where what is being written stands until it is published, below a workspace."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -42,7 +49,7 @@ class Removed:
     versions: tuple[str, ...]
     num_segments: int
     num_other: int
-    """Deletions, trained structures, abandoned builds and staging directories."""
+    """Deletions, trained structures, staging directories, and builds, runs, trainings and tunes left half-way."""
 
 
 @contextlib.contextmanager
@@ -63,7 +70,7 @@ def collect(workspace: str, keep: int, min_age_seconds: float) -> Removed:
     Args:
         workspace: where.
         keep: how many of the newest versions stay, at least 1; the current one and those that are read stay too.
-        min_age_seconds: builds and staging directories that were touched since then may still be at work.
+        min_age_seconds: what is unfinished and was touched since then may still be at work.
 
     Raises:
         ValueError: `keep` is below 1.
@@ -81,7 +88,7 @@ def collect(workspace: str, keep: int, min_age_seconds: float) -> Removed:
         storage.remove(storage.join(versions.version_url(workspace, name), storage.MANIFEST))
         failpoints.reach("gc.version")
         storage.remove(versions.version_url(workspace, name))
-    other = _remove_old_builds(workspace, min_age_seconds) + _remove_remains(workspace, names[-1], min_age_seconds)
+    other = _remove_abandoned(workspace, min_age_seconds) + _remove_remains(workspace, names[-1], min_age_seconds)
     # Read again: what was published meanwhile is needed too.
     opened = [versions.read_version(workspace, name) for name in versions.list_versions(workspace)]
     building = _segments_of_builds(workspace)
@@ -137,11 +144,27 @@ def _remove_remains(workspace: str, newest: str, min_age_seconds: float) -> int:
     return len(old)
 
 
-def _remove_old_builds(workspace: str, min_age_seconds: float) -> int:
-    folder = storage.join(workspace, "index", "building")
-    old = [name for name in storage.list_names(folder) if _is_old(storage.join(folder, name), min_age_seconds)]
-    for name in old:
-        storage.remove(storage.join(folder, name))
+def _remove_abandoned(workspace: str, min_age_seconds: float) -> int:
+    """Builds, runs, trainings and tunes that were left half-way and have not gone on since.
+
+    What is finished stays: a model, and the rounds of a tune whose models may be in use.
+    """
+    unfinished = [
+        storage.join(workspace, *place, name)
+        for place in (("index", "building"), ("runs", ".work"), ("models", ".work"))
+        for name in storage.list_names(storage.join(workspace, *place))
+    ]
+    old = [url for url in unfinished if _is_old(url, min_age_seconds)]
+    if old == unfinished:  # a tune writes nothing of its own while a model of it trains
+        for name in storage.list_names(storage.join(workspace, "rounds")):
+            mode, _, identity = name.rpartition("-")
+            url = storage.join(workspace, "rounds", name)
+            if _is_old(url, min_age_seconds) and not storage.is_finished(
+                storage.join(workspace, "models", mode, identity)
+            ):
+                old.append(url)
+    for url in old:
+        storage.remove(url)
     return len(old)
 
 
@@ -179,7 +202,8 @@ def _remove_staging(workspace: str, min_age_seconds: float) -> int:
     """Staging directories that killed processes left, here and in the temporary directory of this machine."""
     if not storage.is_local(workspace):
         return 0
-    left = [*Path(workspace).glob("index/*/.staging-*"), *Path(tempfile.gettempdir()).glob("ragtune-staging-*")]
+    left = [path for pattern in STAGED for path in Path(workspace).glob(pattern)]
+    left += Path(tempfile.gettempdir()).glob("ragtune-staging-*")
     old = [path for path in left if _is_old(str(path), min_age_seconds)]
     for path in old:
         shutil.rmtree(path, ignore_errors=True)

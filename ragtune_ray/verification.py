@@ -6,7 +6,9 @@ mean.
 
 from __future__ import annotations
 
-from ragtune_ray import segments, storage, versions
+from collections.abc import Sequence
+
+from ragtune_ray import models, storage, versions
 
 __all__ = ["verify_artifact", "verify_workspace"]
 
@@ -17,31 +19,60 @@ def verify_artifact(url: str) -> tuple[list[str], int]:
 
 
 def verify_workspace(workspace: str) -> tuple[list[str], int]:
-    """What is wrong with the index versions, their segments and the runs of a workspace, and how many were checked.
+    """What is wrong with the artifacts of a workspace, and how many were checked.
+
+    These are its index versions and their segments, runs, tuned models and calibrations, and the indexes that rounds of a tune
+    made for their encoders.
 
     Raises:
-        storage.ArtifactError: the workspace holds neither an index nor runs.
+        storage.ArtifactError: the workspace holds none of them.
     """
+    found, checked = _index_problems(workspace)
+    plain = [storage.join(workspace, "runs", name) for name in storage.list_names(storage.join(workspace, "runs"))]
+    for kind in ("models", "calibrations"):
+        for owner in storage.list_names(storage.join(workspace, kind)):
+            folder = storage.join(workspace, kind, owner)
+            names = storage.list_names(folder)
+            found += _pointer_problems(folder, names)
+            plain += [storage.join(folder, name) for name in names if name != models.CURRENT]
+    for url in plain:
+        found += storage.problems(url)
+    checked += len(plain)
+    for tune in storage.list_names(storage.join(workspace, "rounds")):
+        folder = storage.join(workspace, "rounds", tune)
+        for name in storage.list_names(folder):
+            problems, num_checked = _index_problems(storage.join(folder, name))
+            found += problems
+            checked += num_checked
+    if not checked:
+        raise storage.ArtifactError(f"{workspace}: holds no index, runs or models; run: ragtune index CONFIG")
+    return list(dict.fromkeys(found)), checked
+
+
+def _index_problems(workspace: str) -> tuple[list[str], int]:
+    """What is wrong with the index, if the workspace has one."""
     found: list[str] = []
-    checked = 0
     names = storage.list_names(storage.join(workspace, "index", "versions"))
     if names:
         found += _current_problems(workspace)
     for version in names:
         found += versions.index_problems(workspace, version)
-        checked += 1
-    for name in storage.list_names(storage.join(workspace, "index", "segments")):
-        checked += 1
-        found += storage.problems(segments.segment_url(workspace, name))
-    for name in storage.list_names(storage.join(workspace, "index", "trained")):
-        checked += 1
-        found += storage.problems(storage.join(workspace, "index", "trained", name))
-    for name in storage.list_names(storage.join(workspace, "runs")):
-        checked += 1
-        found += storage.problems(storage.join(workspace, "runs", name))
-    if not checked:
-        raise storage.ArtifactError(f"{workspace}: holds neither an index nor runs; run: ragtune index CONFIG")
-    return list(dict.fromkeys(found)), checked
+    parts = [
+        storage.join(workspace, "index", kind, name)
+        for kind in ("segments", "trained")
+        for name in storage.list_names(storage.join(workspace, "index", kind))
+    ]
+    for url in parts:
+        found += storage.problems(url)
+    return found, len(names) + len(parts)
+
+
+def _pointer_problems(folder: str, names: Sequence[str]) -> list[str]:
+    """What is wrong with the file that names the last of a folder of models or calibrations."""
+    if models.CURRENT not in names:
+        return []  # a training that was killed before it named its model; the same command names it
+    named = storage.read_text(storage.join(folder, models.CURRENT)).strip()
+    return [] if named in names else [f"{folder}/{models.CURRENT}: names {named}, which does not exist"]
 
 
 def _current_problems(workspace: str) -> list[str]:

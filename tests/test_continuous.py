@@ -60,7 +60,7 @@ def start(tiny: TransformersGenerator) -> Iterator[Callable[..., ContinuousGener
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 60
+    end = time.monotonic() + 300
     while not condition():
         assert time.monotonic() < end, "it never came"
         time.sleep(0.001)

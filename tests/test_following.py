@@ -102,6 +102,6 @@ def test_it_looks_by_itself_and_releases_everything_at_the_end() -> None:
     follower._release = lambda held: (release(held), taken.set())
     follower.follow(0.01)
     world.latest = "2"
-    assert taken.wait(10)
+    assert taken.wait(120)
     follower.stop()
     assert world.released == ["held 1", "held 2"]

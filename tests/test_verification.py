@@ -90,5 +90,35 @@ def test_runs_without_an_index_are_enough(tmp_path: Path) -> None:
 
 
 def test_a_workspace_that_holds_nothing_says_what_to_run(tmp_path: Path) -> None:
-    with pytest.raises(storage.ArtifactError, match="holds neither an index nor runs; run: ragtune index CONFIG"):
+    with pytest.raises(storage.ArtifactError, match="holds no index, runs or models; run: ragtune index CONFIG"):
         verify_workspace(str(tmp_path))
+
+
+def publish(url: Path, content: bytes = b"weights") -> None:
+    staging = storage.stage(str(url))
+    (staging / "model.safetensors").write_bytes(content)
+    storage.publish(staging, str(url), "model")
+
+
+def test_models_calibrations_and_the_indexes_of_rounds_are_checked(
+    tmp_path: Path, passages: list[schema.Passage], write_index: Callable[..., str]
+) -> None:
+    model, calibration = tmp_path / "models" / "ft" / "f0", tmp_path / "calibrations" / "rag+ft" / "c0"
+    publish(model)
+    publish(calibration)
+    (model.parent / "CURRENT").write_text("f0\n")
+    tuned = tmp_path / "rounds" / "staged-a1" / "01"
+    write_index(tuned, passages, HashingEncoder("hashing-16"), num_segments=1)
+    (tuned.parent / "ledger.jsonl").write_text("{}")
+    assert verify_workspace(str(tmp_path)) == ([], 2 + 2)
+    for file in (
+        model / "model.safetensors",
+        calibration / "model.safetensors",
+        *tuned.glob("index/segments/*/vectors.faiss"),
+    ):
+        file.write_bytes(b"damaged")
+        (problem,) = verify_workspace(str(tmp_path))[0]
+        assert file.name in problem
+        file.write_bytes(b"weights")
+    (model.parent / "CURRENT").write_text("f1\n")
+    assert f"{model.parent}/CURRENT: names f1, which does not exist" in verify_workspace(str(tmp_path))[0]

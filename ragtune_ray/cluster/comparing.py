@@ -25,6 +25,7 @@ from ragtune_ray import (
     decision,
     intervals,
     models,
+    pairs,
     planning,
     progress,
     report,
@@ -104,15 +105,23 @@ def compare(settings: config.Config, command: str = "") -> str:
         url = storage.join(settings.workspace, "runs", f"compare-{storage.digest(identity)}")
         if runs.already(url, "compare"):
             return url
-        changed = freshness.follow_changes(settings) if settings.compare.changed_queries_path else None
+        indexes = _indexes(settings) if settings.compare.changed_queries_path else {}
+        changed = {workspace: freshness.follow_changes(of_arm) for workspace, of_arm in indexes.items()}
         measured = {arm: measuring.measure(settings, arm, evaluated, queries, changed) for arm in arms}
         ceilings = _ceilings(settings, measured, golden, queries)
         result = _comparison(settings, measured, queries, found, ceilings)
     result["command"] = command
     result["seconds"] = {"total": round(time.monotonic() - started, 3)}
     _publish(url, result, settings, evaluated, golden)
-    freshness.remove_copy(settings)
+    for of_arm in indexes.values():
+        freshness.remove_copy(of_arm)
     return url
+
+
+def _indexes(settings: config.Config) -> dict[str, config.Config]:
+    """Workspace -> the config of an arm that searches its index: a mode that tuned the encoder has an index of its own."""
+    of_arms = [pairs.with_tuned_models(settings.using(f"answer.arm={arm}")) for arm in settings.compare.arms]
+    return {of_arm.workspace: of_arm for of_arm in of_arms}
 
 
 def _fingerprints(settings: config.Config) -> list[Any]:

@@ -21,7 +21,7 @@ def follow_changes(settings: config.Config) -> tuple[config.Config, float]:
     """Apply the changes to a copy of the index.
 
     Args:
-        settings: workspace, compare.changes_path and compare.deleted are used, and all that upserting uses.
+        settings: of an arm; its workspace and encoder, the changes of `compare`, and all that upserting uses.
 
     Returns:
         The config with the copy as its workspace, and the seconds until a question found its answer in it.
@@ -46,7 +46,7 @@ def changed_scores(settings: config.Config, changed: config.Config, arm: config.
 
     Args:
         settings: of the comparison; its workspace has the tuned models.
-        changed: from `follow_changes`; its workspace has the changed index.
+        changed: from `follow_changes` for this arm; its workspace has the changed index.
         arm: tuned arms answer with what they learnt before the change.
     """
     tuned = pairs.with_tuned_models(settings.using(f"answer.arm={arm}"))

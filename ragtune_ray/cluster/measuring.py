@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -86,7 +86,7 @@ def measure(
     arm: config.Arm,
     evaluated: str,
     queries: Sequence[schema.Query],
-    changed: tuple[config.Config, float] | None,
+    changed: Mapping[str, tuple[config.Config, float]],
 ) -> Measured:
     """Measure one arm.
 
@@ -95,7 +95,7 @@ def measure(
         arm: which.
         evaluated: the finished run of `evaluate` with its answers.
         queries: judged ones.
-        changed: what `freshness.follow_changes` gave; None where nothing changed.
+        changed: workspace of an index -> what `freshness.follow_changes` gave for it; empty where nothing changed.
 
     Raises:
         MeasureError: the probe holds no judged question.
@@ -108,10 +108,9 @@ def measure(
     asked = _spread(queries, settings.compare.latency_queries)
     progress.say(f"compare: arm {arm} answers {len(asked)} questions one at a time")
     indexed = _index_seconds(of_arm, manifest)
-    to_index = changed[1] if changed else sum(each["total"] for each in indexed[-1:])
+    follows = changed.get(of_arm.workspace)
+    to_index = follows[1] if follows else sum(each["total"] for each in indexed[-1:])
     summary = storage.open_artifact(evaluated, "evaluate").path / arm / "metrics.json"
-    # A tuned encoder has an index of its own, to which the changes were not applied.
-    searched = changed[0] if changed and of_arm.workspace == settings.workspace else None
     timed = latency.measure(of_arm, asked, manifest["index_version"])
     return Measured(
         settings=of_arm,
@@ -124,7 +123,7 @@ def measure(
         latency=timed,
         cost=_cost(of_arm, indexed, manifest["busy_seconds"], tuned, len(rows)),
         visible_seconds=freshness.visible_seconds(arm, to_index, tuned),
-        changed=freshness.changed_scores(settings, searched, arm) if searched else None,
+        changed=freshness.changed_scores(settings, follows[0], arm) if follows else None,
         forgetting=_forgetting(settings, of_arm) if tuned and settings.compare.probe_path else None,
         adaptive=_adaptive(settings.using(f"answer.arm={arm}"), queries, asked, run, timed),
     )

@@ -174,7 +174,7 @@ def eventually_up():
     import urllib.request
 
     def wait(address: str) -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while True:
             try:
                 urllib.request.urlopen(address, timeout=2)

@@ -88,10 +88,10 @@ def head() -> Iterator[tuple[str, dict[str, str]]]:
             for each in family:
                 if each.is_running():
                     each.terminate()
-            _, alive = psutil.wait_procs(family, timeout=20)
+            _, alive = psutil.wait_procs(family, timeout=120)
             for each in alive:
                 each.kill()
-            process.wait(20)
+            process.wait(120)
 
 
 @pytest.mark.cluster
@@ -113,7 +113,7 @@ def test_a_job_submitted_to_a_cluster_leaves_a_sound_artifact(
     submit = [ray, "job", "submit", "--address", address, "--working-dir", ".", "--"]
     job = [sys.executable, "jobs/index.py", str(tmp_path / "config.yaml"), "--json"]
     result = subprocess.run(
-        [*submit, *job], env=environment, capture_output=True, text=True, cwd=ROOT, timeout=240, check=False
+        [*submit, *job], env=environment, capture_output=True, text=True, cwd=ROOT, timeout=600, check=False
     )
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     from ragtune_ray import snapshot
@@ -130,7 +130,7 @@ def test_a_job_submitted_to_a_cluster_leaves_a_sound_artifact(
         env=stranger,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
     assert refused.returncode != 0, "a client without the token is refused"

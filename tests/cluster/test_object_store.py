@@ -44,7 +44,7 @@ def ragtune(*arguments: str) -> str:
         [sys.executable, "-m", "ragtune_ray.cli", *arguments],
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=600,
         check=False,
         env=environment,
     )

@@ -194,4 +194,4 @@ def test_sigterm_lets_a_stream_end_whole_and_leaves_with_0(tmp_path: Path, setti
             process.send_signal(signal.SIGTERM)
             rest = "\n".join(lines)
         assert rest.rstrip().endswith("[DONE]")
-        assert process.wait(120) == 0
+        assert process.wait(600) == 0

@@ -94,7 +94,7 @@ def test_a_workspace_and_a_model_may_be_named_relatively(tmp_path: Path, generat
     }
     (tmp_path / "c.yaml").write_text(json.dumps(given))
     command = [sys.executable, "-m", "ragtune_ray.cli", "train", "c.yaml"]
-    trained = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    trained = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=900, check=False)
     assert trained.returncode == 0, trained.stderr
     assert storage.is_finished(str(tmp_path / trained.stdout.splitlines()[-1]))
 

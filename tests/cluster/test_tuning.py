@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ragtune_ray import config, models, pairs, schema, splitting, storage, teaching
-from ragtune_ray.cluster import answers, comparing, evaluation, judging, preparation, tuning
+from ragtune_ray import config, models, pairs, schema, splitting, storage, teaching, versions
+from ragtune_ray.cluster import answers, comparing, evaluation, freshness, judging, preparation, tuning
 from ragtune_ray.cluster.corpus import build_index
 from ragtune_ray.cluster.judging import reciprocal_ranks
 from ragtune_ray.cluster.rounds import Rounds
 from ragtune_ray.ledger import Ledger
-from tests.cluster.conftest import WORDS
+from tests.cluster.conftest import WORDS, write_corpus, write_queries
 
 pytestmark = [pytest.mark.timeout(1500), pytest.mark.cluster, pytest.mark.slow, pytest.mark.usefixtures("shared_ray")]
 
@@ -123,6 +123,28 @@ def test_a_new_encoders_index_is_searched_with_no_other(given: config.Config, tm
     ):
         with pytest.raises(storage.ArtifactError, match="was built by encoder"):
             open_retriever(mixed.used_in(settings))
+
+    # A comparison of changed documents changes a copy of each index, with the encoder that built it.
+    published = storage.join(settings.workspace, "models", "domain", "d0")
+    storage.publish(storage.stage(published), published, "tuned", pair=changed.facts())
+    storage.replace_text(storage.join(settings.workspace, "models", "domain", models.CURRENT), "d0\n")
+    write_corpus(tmp_path / "changes.jsonl", 4, seed=9)
+    write_queries(tmp_path / "changed.jsonl", 4)
+    indexes = comparing._indexes(
+        settings.using(
+            "compare.arms=[base,rag,domain]",
+            f"compare.changes_path={tmp_path / 'changes.jsonl'}",
+            f"compare.changed_queries_path={tmp_path / 'changed.jsonl'}",
+        )
+    )
+    assert set(indexes) == {start.workspace, changed.workspace}
+    for of_arm in indexes.values():
+        copy, seconds = freshness.follow_changes(of_arm)
+        assert seconds > 0
+        assert versions.current_version(copy.workspace) != versions.current_version(of_arm.workspace)
+        assert copy.encoder.model == of_arm.encoder.model
+        freshness.remove_copy(of_arm)
+        assert not storage.exists(copy.workspace)
 
 
 def test_what_the_generator_teaches_in_bulk_is_what_it_teaches_here(given: config.Config) -> None:

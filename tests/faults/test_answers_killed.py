@@ -110,7 +110,7 @@ ray.shutdown()
 """
     )
     result = subprocess.run(
-        [sys.executable, str(tmp_path / "driver.py")], capture_output=True, text=True, timeout=240, check=False
+        [sys.executable, str(tmp_path / "driver.py")], capture_output=True, text=True, timeout=600, check=False
     )
     assert result.returncode == 0, result.stderr[-3000:]
     rows = pq.read_table(Path(result.stdout.splitlines()[-1]) / "answers.parquet").to_pylist()

@@ -34,7 +34,7 @@ versions.MAX_REBASES = int(max_rebases)
 
 def meet():
     (Path(barrier) / name).touch()
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while len(list(Path(barrier).iterdir())) < 2 and time.monotonic() < deadline:
         time.sleep(0.001)
 

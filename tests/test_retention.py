@@ -1,0 +1,69 @@
+"""What `gc` takes away of models, runs and rounds, and what it leaves; its index versions are in tests/faults."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ragtune_ray import retention, schema, storage
+from ragtune_ray.encoder import HashingEncoder
+
+DAY_SECONDS = 24 * 3600.0
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, passages: list[schema.Passage], write_index: Callable[..., str]) -> Path:
+    """An index, a tuned mode with its rounds, and a run, a training and a tune that were left half-way."""
+    path = tmp_path / "workspace"
+    write_index(path, passages, HashingEncoder("hashing-16"))
+    for model in ("models/ft/f0", "models/staged/a1"):
+        staging = storage.stage(str(path / model))
+        (staging / "weights").write_bytes(b"weights")
+        storage.publish(staging, str(path / model), "tuned")
+    for file in (
+        "runs/.work/answer-1/part.parquet",
+        "models/.work/ft-1/train/step-10/weights",
+        "models/ft/.staging-f2-0/weights",
+        "rounds/staged-a1/ledger.jsonl",
+        "rounds/staged-b2/ledger.jsonl",
+    ):
+        (path / file).parent.mkdir(parents=True)
+        (path / file).write_text("{}")
+    return path
+
+
+def age(folder: Path) -> None:
+    for path in [folder, *folder.rglob("*")]:
+        os.utime(path, (0, 0))
+
+
+def left(workspace: Path) -> set[str]:
+    names = ("runs/.work/*", "models/*/*", "models/.work/*", "rounds/*")
+    return {str(path.relative_to(workspace)) for name in names for path in workspace.glob(name)}
+
+
+FINISHED = {"models/ft/f0", "models/staged/a1", "rounds/staged-a1"}
+STAGED = "models/ft/.staging-f2-0"
+HALF_WAY = {"runs/.work/answer-1", "models/.work/ft-1", "rounds/staged-b2"}
+
+
+def test_what_was_left_half_way_long_ago_goes_and_what_is_finished_stays(workspace: Path) -> None:
+    for place in ("runs", "models", "rounds"):
+        age(workspace / place)
+    removed = retention.collect(str(workspace), keep=3, min_age_seconds=DAY_SECONDS)
+    assert left(workspace) == FINISHED
+    assert removed.num_other >= len(HALF_WAY) + 1
+    assert removed.versions == ()
+
+
+def test_what_may_still_go_on_stays(workspace: Path) -> None:
+    retention.collect(str(workspace), keep=3, min_age_seconds=DAY_SECONDS)
+    assert left(workspace) == {*FINISHED, *HALF_WAY, STAGED}
+
+
+def test_a_tune_stays_while_a_model_of_it_trains(workspace: Path) -> None:
+    age(workspace / "runs")
+    age(workspace / "rounds")
+    retention.collect(str(workspace), keep=3, min_age_seconds=DAY_SECONDS)
+    assert left(workspace) == {*FINISHED, STAGED, "models/.work/ft-1", "rounds/staged-b2"}
