@@ -164,7 +164,7 @@ def running(settings: config.Config, generator_kind: type | None = None) -> Iter
     host = settings.serve.host
     port = settings.serve.port or _free_port(host)
     _check_port(host, port)
-    with session.ray_session(settings.cluster):
+    with session.ray_session(settings.cluster), _sigterm_as_interrupt():
         from ray import serve
 
         _refuse_other_serve()
@@ -174,9 +174,11 @@ def running(settings: config.Config, generator_kind: type | None = None) -> Iter
         try:
             serve.run(app, name=APPLICATION, route_prefix="/", logging_config={"enable_access_log": False})
             _wait_for_proxy(host, port)
-            yield f"http://{f'[{host}]' if ':' in host else host}:{port}"
+            try:
+                yield f"http://{f'[{host}]' if ':' in host else host}:{port}"
+            finally:
+                _drain(settings.serve.grace_seconds)
         finally:
-            _drain(settings.serve.grace_seconds)
             serve.shutdown()
 
 
@@ -193,6 +195,22 @@ def serve(settings: config.Config, stopped: threading.Event | None = None) -> No
         progress.say(f"serve: {address}/ is the page, {address}/v1 the API; Ctrl-C stops it")
         _wait(stop)
         progress.say("serve: stopping; what is under way may finish")
+
+
+@contextlib.contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """Within the block SIGTERM is as Ctrl-C, so that what is half loaded is taken down: Ray's own handler aborts the process.
+
+    Python hands signals to the main thread alone; in another one this does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager

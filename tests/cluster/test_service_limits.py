@@ -1,6 +1,7 @@
 """The endpoint on a local Ray: tenants, overload, autoscaling, models that are followed, and its end."""
 
 import concurrent.futures
+import contextlib
 import json
 import random
 import shutil
@@ -9,10 +10,12 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import httpx2 as httpx
+import psutil
 import pytest
 import yaml
 
@@ -195,3 +198,33 @@ def test_sigterm_lets_a_stream_end_whole_and_leaves_with_0(tmp_path: Path, setti
             rest = "\n".join(lines)
         assert rest.rstrip().endswith("[DONE]")
         assert process.wait(600) == 0
+
+
+def test_sigterm_while_it_loads_takes_everything_down(tmp_path: Path, settings_for) -> None:
+    settings = settings_for(tmp_path / "w", *QUICK, "answer.arm=base")
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump(settings.model_dump(mode="json")))
+    log = tmp_path / "log.txt"
+    command = [sys.executable, "-m", "ragtune_ray.cli", "serve", str(path)]
+    with log.open("w") as sink, subprocess.Popen(command, stderr=sink, stdout=sink) as process:
+        family: dict[int, psutil.Process] = {}
+
+        def loading() -> bool:
+            assert process.poll() is None, log.read_text()
+            family.update({child.pid: child for child in psutil.Process(process.pid).children(recursive=True)})
+            return any("ServeController" in name for name in names_of(family.values()))
+
+        eventually(loading, "Serve begins to load")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(600) == 130, log.read_text()
+    assert "SIGTERM received" not in log.read_text()
+    _, alive = psutil.wait_procs(family.values(), timeout=120)
+    assert not [each for each in alive if "ray::" in " ".join(names_of([each]))]
+
+
+def names_of(processes: Iterable[psutil.Process]) -> list[str]:
+    found = []
+    for each in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found.append(" ".join(each.cmdline()))
+    return found
