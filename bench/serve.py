@@ -367,7 +367,7 @@ def _models(options: argparse.Namespace, settings: config.Config, questions: lis
         shutil.copytree(base, staging, dirs_exist_ok=True, ignore=shutil.ignore_patterns(storage.MANIFEST))
         (staging / "note.json").write_text(json.dumps(name))  # another fingerprint
         storage.publish(staging, str(tuned / name), "model")
-        storage.replace_text(str(tuned / models.CURRENT), f"{name}\n")
+        storage.make_current(str(tuned), name)
 
     publish("first")
     quick = settings.using("answer.arm=ft", "generator.max_new_tokens=2", "serve.poll_seconds=0.2")

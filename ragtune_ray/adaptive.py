@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ragtune_ray import config, intervals, models, schema, storage
+from ragtune_ray import config, intervals, schema, storage
 
 __all__ = [
     "Calibration",
@@ -114,7 +114,7 @@ def publish_calibration(settings: config.Config, name: str, calibration: Calibra
         text = json.dumps(dataclasses.asdict(calibration), indent=1) + "\n"
         (staging / "calibration.json").write_text(text, encoding="utf-8")
         storage.publish(staging, url, "calibration", config=settings.model_dump(mode="json"), **facts)
-    storage.replace_text(storage.join(folder, models.CURRENT), name + "\n")
+    storage.make_current(folder, name)
     return url
 
 
@@ -124,11 +124,10 @@ def read_calibration(settings: config.Config) -> Calibration | None:
     Raises:
         storage.ArtifactError: it is damaged.
     """
-    folder = _folder(settings)
-    pointer = storage.join(folder, models.CURRENT)
-    if not storage.exists(pointer):
+    url = storage.current(_folder(settings))
+    if url is None:
         return None
-    path = storage.open_artifact(storage.join(folder, storage.read_text(pointer).strip()), "calibration").path
+    path = storage.open_artifact(url, "calibration").path
     found: dict[str, Any] = json.loads((path / "calibration.json").read_text(encoding="utf-8"))
     difference = found.pop("difference")
     return Calibration(**found, difference=intervals.Interval(**difference) if difference else None)

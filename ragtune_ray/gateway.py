@@ -1,7 +1,7 @@
-"""The routes of the endpoint, as a FastAPI application over a backend.
+"""What the routes of the endpoint do, over a backend.
 
-In: checked requests. Out: OpenAI's answers, plain or streamed, with the passages they rest on. This module knows nothing of
-models or Ray; its backend may be a test's.
+In: the body of a request whose key was checked. Out: OpenAI's answers, plain or streamed, with the passages they rest on. This
+module knows nothing of models or Ray, nor of which path leads where; its backend may be a test's.
 """
 
 from __future__ import annotations
@@ -10,39 +10,25 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
-from importlib import resources
 from typing import Any, TypeVar
 
-from fastapi import FastAPI, Request
-from pydantic import BaseModel
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-import ragtune_ray
 from ragtune_ray import adaptive, api, config, schema, selection
-from ragtune_ray.access import ANYONE, Key, Keys, Right
+from ragtune_ray.access import ANYONE, Key
+from ragtune_ray.admission import Load, capacity
 from ragtune_ray.api import ApiError
 from ragtune_ray.backend import Backend, Change, Failed, Finished, Found, Job, Shown
-from ragtune_ray.gatekeeping import INTERNAL_ERROR, Gatekeeper, Route, where
+from ragtune_ray.gatekeeping import INTERNAL_ERROR, where
 from ragtune_ray.sanitizing import AnswerText
 from ragtune_ray.telemetry import Telemetry
 
-__all__ = ["PAGE_FILES", "Gateway", "build_app", "served_arms"]
+__all__ = ["Gateway", "served_arms"]
 
-PAGE_FILES = {
-    "/": ("index.html", "text/html; charset=utf-8"),
-    "/page/style.css": ("style.css", "text/css; charset=utf-8"),
-    "/page/script.js": ("script.js", "text/javascript; charset=utf-8"),
-}
 READY_SECONDS = 5.0
 DOCUMENTS_SECONDS = 600.0
-FEWEST_ENDS = 4
-"""Of requests under load, before which nothing is said about how fast they pass."""
-RECENT_ENDS = 32
-"""After which an end is forgotten."""
-
 logger = logging.getLogger(__name__)
 
 
@@ -59,60 +45,7 @@ def served_arms(settings: config.Config) -> tuple[config.Arm, ...]:
     return (*plain, *settings.serve.adapter_arms)
 
 
-Act = Callable[[bytes, Key], Awaitable[Response]]
 Event = TypeVar("Event")
-
-
-@dataclass(slots=True)
-class _Load:
-    """How many requests wait for or use something, and how fast they pass."""
-
-    capacity: int
-    current: int = 0
-    gaps_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT_ENDS))
-    """Between the last ends of requests, while there were others; their mean says how fast requests pass. Over so many, one
-    stall (a copy that died and was started anew) does not pass for the pace."""
-    last_end: float = 0.0
-
-    @property
-    def seconds_each(self) -> float:
-        """Between two ends; a second as long as too few are known."""
-        return sum(self.gaps_seconds) / len(self.gaps_seconds) if len(self.gaps_seconds) >= FEWEST_ENDS else 1.0
-
-    @contextlib.contextmanager
-    def entered(self, seconds: float) -> Iterator[None]:
-        """Count a request in for the length of the block.
-
-        Args:
-            seconds: that it has. One whose turn would come later than that is refused now: it would only fail later.
-
-        Raises:
-            ApiError: 429: there are too many.
-        """
-        too_late = len(self.gaps_seconds) >= FEWEST_ENDS and self.current * self.seconds_each > seconds
-        if too_late or self.current >= self.capacity:
-            raise ApiError(
-                429,
-                "more requests are under way than can be served; try again later",
-                code="overloaded",
-                retry_after_seconds=min(60.0, max(1.0, self.current * self.seconds_each)),
-            )
-        self.current += 1
-        try:
-            yield
-        finally:
-            self._leave()
-
-    def _leave(self) -> None:
-        now = time.monotonic()
-        if self.last_end and self.current > 1:
-            self.gaps_seconds.append(min(now - self.last_end, 10.0))
-        self.last_end = now
-        self.current -= 1
-
-
-def _capacity(replicas: config.Replicas) -> int:
-    return replicas.max_replicas * replicas.max_ongoing_requests + replicas.max_queued_requests
 
 
 @dataclass(slots=True)
@@ -124,12 +57,12 @@ class Gateway:
     telemetry: Telemetry
     calibration: adaptive.Calibration | None = None
     """When an answer needs no retrieval; None: it was not found out."""
-    _generating: _Load = field(init=False)
-    _retrieving: _Load = field(init=False)
+    _generating: Load = field(init=False)
+    _retrieving: Load = field(init=False)
 
     def __post_init__(self) -> None:
-        self._generating = _Load(_capacity(self.settings.serve.generator))
-        self._retrieving = _Load(_capacity(self.settings.serve.retriever))
+        self._generating = Load(capacity(self.settings.serve.generator))
+        self._retrieving = Load(capacity(self.settings.serve.retriever))
 
     async def chat(self, body: bytes, key: Key) -> Response:
         """POST /v1/chat/completions."""
@@ -532,106 +465,3 @@ def _failure_of(error: Exception) -> ApiError:
 
 def _error_of(failed: Failed) -> ApiError:
     return ApiError(failed.status, failed.message, code=failed.code, retry_after_seconds=failed.retry_after_seconds)
-
-
-def build_app(settings: config.Config, backend: Backend, keys: Keys) -> tuple[Gatekeeper, Gateway]:
-    """The ASGI application of the endpoint.
-
-    Args:
-        settings: the whole tree.
-        backend: retrieves and generates.
-        keys: who may ask.
-
-    Returns:
-        The application, whose attribute `draining` may be set; and what its routes do.
-    """
-    telemetry = Telemetry()
-    gateway = Gateway(settings, backend, telemetry, adaptive.read_calibration(settings))
-    limits = settings.serve
-    app = FastAPI(title="ragtune-ray", version=ragtune_ray.__version__, docs_url=None, redoc_url=None)
-    keeper = Gatekeeper(app, {}, keys, telemetry)
-
-    async def refuse(_: Request, error: Exception) -> Response:
-        assert isinstance(error, ApiError)
-        telemetry.refused.labels(error.code).inc()
-        return JSONResponse(error.body(), error.status, error.headers())
-
-    async def fail(_: Request, __: Exception) -> Response:  # the exception goes on to the gatekeeper, which logs it
-        return JSONResponse(INTERNAL_ERROR.body(), INTERNAL_ERROR.status)
-
-    app.add_exception_handler(ApiError, refuse)
-    app.add_exception_handler(Exception, fail)
-    routes: dict[tuple[str, str], Route] = {("GET", "/openapi.json"): Route("public")}
-
-    def post(path: str, kind: type[BaseModel], act: Act, *, method: str = "POST", admin: bool = False) -> None:
-        size = limits.max_document_bytes if admin else limits.max_body_bytes
-        routes[method, path] = Route("admin" if admin else "key", size)
-
-        async def handle(request: Request) -> Response:
-            return await act(request.state.body, request.state.key)
-
-        app.add_api_route(
-            path, handle, methods=[method], summary=act.__doc__, name=kind.__name__, openapi_extra=_taking(kind)
-        )
-
-    def get(path: str, right: Right, act: Callable[[], Awaitable[Response]]) -> None:
-        routes["GET", path] = Route(right)
-
-        async def handle() -> Response:
-            return await act()
-
-        app.add_api_route(path, handle, methods=["GET"], name=path)
-
-    post("/v1/chat/completions", api.ChatRequest, gateway.chat)
-    post("/v1/retrieve", api.RetrieveRequest, gateway.retrieve)
-    post("/v1/embeddings", api.EmbeddingsRequest, gateway.embed)
-    post("/v1/documents", api.DocumentsRequest, gateway.upsert, admin=True)
-    post("/v1/documents", api.DeletedDocuments, gateway.delete, method="DELETE", admin=True)
-    get("/v1/models", "key", gateway.models)
-    get("/healthz", "public", _alive)
-    get("/readyz", "public", lambda: gateway.ready(draining=keeper.draining))
-    get("/version", "public", _version)
-    get("/metrics", "admin", gateway.metrics)
-    for path, (name, media_type) in PAGE_FILES.items():
-        get(path, "public", _file(name, media_type))
-    keeper.routes = routes
-    _describe_bodies(app)
-    return keeper, gateway
-
-
-def _taking(kind: type[BaseModel]) -> dict[str, Any]:
-    reference = {"$ref": f"#/components/schemas/{kind.__name__}"}
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": reference}}}}
-
-
-def _describe_bodies(app: FastAPI) -> None:
-    """Bodies are parsed by hand, after the key was checked; the schema must still say what they are."""
-    made = app.openapi()
-    parts = made.setdefault("components", {}).setdefault("schemas", {})
-    for kind in (
-        api.ChatRequest,
-        api.RetrieveRequest,
-        api.EmbeddingsRequest,
-        api.DocumentsRequest,
-        api.DeletedDocuments,
-    ):
-        described = kind.model_json_schema(ref_template="#/components/schemas/{model}")
-        parts.update(described.pop("$defs", {}))
-        parts[kind.__name__] = described
-
-
-def _file(name: str, media_type: str) -> Callable[[], Awaitable[Response]]:
-    content = resources.files("ragtune_ray").joinpath("page", name).read_bytes()
-
-    async def give() -> Response:
-        return Response(content, media_type=media_type, headers={"cache-control": "no-cache"})
-
-    return give
-
-
-async def _alive() -> Response:
-    return JSONResponse({"alive": True})
-
-
-async def _version() -> Response:
-    return JSONResponse({"version": ragtune_ray.__version__})

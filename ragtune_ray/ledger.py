@@ -115,5 +115,5 @@ def ledger_lines(rows: Sequence[Row]) -> list[str]:
 
 def _led_to(step: Row, verdict: Row) -> bool:
     """Whether a step belongs to what the verdict is about; one that both components share belongs to both."""
-    components = step.get("component", "").split(" and ")
+    components = [step.get("component"), *step.get("components", ())]
     return bool(step["round"] == verdict["round"] and verdict["component"] in components)

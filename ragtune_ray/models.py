@@ -24,7 +24,6 @@ from typing import get_args
 from ragtune_ray import config, storage
 
 __all__ = [
-    "CURRENT",
     "EMBEDDED",
     "HASHING_PREFIX",
     "Model",
@@ -42,8 +41,6 @@ __all__ = [
     "weights_of",
 ]
 
-CURRENT = "CURRENT"
-"""In a folder of tuned models: names the one that was made last."""
 
 HASHING_PREFIX = "hashing-"
 """`hashing-DIMENSION` names the encoder that needs no weights."""
@@ -112,7 +109,7 @@ def resolve(name: str) -> Model:
     """
     if name.startswith(HASHING_PREFIX):
         return Model(name, None, name)
-    if "://" in name or storage.exists(storage.join(name, CURRENT)):
+    if "://" in name or storage.exists(storage.join(name, storage.CURRENT)):
         name = _current(name)
     if "://" in name:
         directory = storage.open_artifact(name, "model").path
@@ -179,11 +176,12 @@ def tuned_model(workspace: str, name: str) -> str:
         ModelError: there is none.
     """
     folder = storage.join(workspace, "models", name)
-    if not storage.exists(storage.join(folder, CURRENT)):
+    url = storage.current(folder)
+    if url is None:
         arm = f" training.arm={name}" if name in ("ft", "rag+ft") else ""
         verb = f"tune CONFIG tune.mode={name}" if name in get_args(config.Mode) else f"train CONFIG{arm}"
         raise ModelError(f"{folder}: no tuned model stands there; run: ragtune {verb}")
-    return _current(folder)
+    return url
 
 
 def generator_meant(settings: config.Config) -> str:
@@ -199,8 +197,7 @@ def generator_meant(settings: config.Config) -> str:
 
 def _current(folder: str) -> str:
     """A folder of tuned models -> its last one; any other name as it is."""
-    pointer = storage.join(folder, CURRENT)
-    return storage.join(folder, storage.read_text(pointer).strip()) if storage.exists(pointer) else folder
+    return storage.current(folder) or folder
 
 
 def encoder_fingerprint(model: str, settings: config.Encoder) -> str:

@@ -32,6 +32,7 @@ from fsspec.implementations.local import LocalFileSystem
 import ragtune_ray
 
 __all__ = [
+    "CURRENT",
     "MANIFEST",
     "Artifact",
     "ArtifactError",
@@ -40,6 +41,7 @@ __all__ = [
     "cache_directory",
     "commit_file",
     "copy_tree",
+    "current",
     "digest",
     "discarding",
     "exists",
@@ -51,6 +53,7 @@ __all__ = [
     "last_change",
     "list_names",
     "local_copy",
+    "make_current",
     "open_artifact",
     "problems",
     "publish",
@@ -64,6 +67,8 @@ __all__ = [
 ]
 
 MANIFEST = "manifest.json"
+CURRENT = "CURRENT"
+"""The file of a folder of artifacts that names the one which readers take."""
 MANIFEST_FORMAT = 1
 RECEIPT_MIN_BYTES = 2**20
 """Smaller files are hashed each time they are opened: that is as quick as finding out that it is not needed."""
@@ -357,6 +362,17 @@ def replace_text(url: str, text: str) -> None:
         _sync(temporary)
         temporary.replace(target)
     _sync(target.parent)
+
+
+def current(folder: str) -> str | None:
+    """The artifact of a folder that its CURRENT names; None where it has no such file."""
+    pointer = join(folder, CURRENT)
+    return join(folder, read_text(pointer).strip()) if exists(pointer) else None
+
+
+def make_current(folder: str, name: str) -> None:
+    """Let readers of a folder take the artifact of this name from now on."""
+    replace_text(join(folder, CURRENT), f"{name}\n")
 
 
 def save_array(path: Path, array: np.ndarray) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ragtune_ray import models, storage, versions
+from ragtune_ray import storage, versions
 
 __all__ = ["verify_artifact", "verify_workspace"]
 
@@ -34,7 +34,7 @@ def verify_workspace(workspace: str) -> tuple[list[str], int]:
             folder = storage.join(workspace, kind, owner)
             names = storage.list_names(folder)
             found += _pointer_problems(folder, names)
-            plain += [storage.join(folder, name) for name in names if name != models.CURRENT]
+            plain += [storage.join(folder, name) for name in names if name != storage.CURRENT]
     for url in plain:
         found += storage.problems(url)
     checked += len(plain)
@@ -69,10 +69,11 @@ def _index_problems(workspace: str) -> tuple[list[str], int]:
 
 def _pointer_problems(folder: str, names: Sequence[str]) -> list[str]:
     """What is wrong with the file that names the last of a folder of models or calibrations."""
-    if models.CURRENT not in names:
-        return []  # a training that was killed before it named its model; the same command names it
-    named = storage.read_text(storage.join(folder, models.CURRENT)).strip()
-    return [] if named in names else [f"{folder}/{models.CURRENT}: names {named}, which does not exist"]
+    named = storage.current(folder)
+    if named is None:  # a training that was killed before it named its model; the same command names it
+        return []
+    name = named.removeprefix(f"{folder}/")
+    return [] if name in names else [f"{folder}/{storage.CURRENT}: names {name}, which does not exist"]
 
 
 def _current_problems(workspace: str) -> list[str]:

@@ -15,7 +15,7 @@ from ragtune_ray.access import Key, Keys
 from ragtune_ray.api import ApiError
 from ragtune_ray.backend import Change, Embedded, Failed, Finished, Found, Job, Shown, Status
 from ragtune_ray.citations import parse_citations
-from ragtune_ray.gateway import build_app
+from ragtune_ray.routes import build_app
 
 PASSAGES = tuple(
     schema.Passage(f"d{n}#0", f"d{n}", f"The code of vessel{n} is secret{n}.", f"Vessel {n}", "{}", 0, 33)

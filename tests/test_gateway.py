@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ragtune_ray import adaptive, config, gateway, intervals, selection
+from ragtune_ray import adaptive, admission, config, intervals, selection
 from ragtune_ray.access import Key, Keys
 from ragtune_ray.api import ApiError
 from ragtune_ray.backend import Failed
@@ -419,8 +419,8 @@ async def test_retrieval_that_fails_says_so_with_its_own_status() -> None:
 
 def test_a_request_whose_turn_would_come_too_late_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr(gateway.time, "monotonic", lambda: now[0])
-    load = gateway._Load(capacity=100)
+    monkeypatch.setattr(admission.time, "monotonic", lambda: now[0])
+    load = admission.Load(capacity=100)
     waiting = contextlib.ExitStack()
     ends = [contextlib.ExitStack() for _ in range(10)]
     for each in ends:

@@ -54,7 +54,13 @@ def test_a_verdict_counts_the_seconds_of_what_led_to_it() -> None:
     facts |= {"low": -0.5, "high": -0.1, "accepted": False, "reason": "a loss"}
     rows = [
         {"round": 1, "step": "answered", "seconds": 100.0},
-        {"round": 1, "step": "retriever trained", "component": "retriever", "seconds": 30.0},
+        {"round": 1, "step": "retriever trained", "components": ["retriever"], "seconds": 10.0},
+        {
+            "round": 1,
+            "step": "retriever and generator trained",
+            "components": ["retriever", "generator"],
+            "seconds": 20.0,
+        },
         {"round": 1, "step": "generator trained", "component": "generator", "seconds": 500.0},
         {"round": 1, "step": "retriever judged", "seconds": 4.0, **facts},
     ]

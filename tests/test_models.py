@@ -81,7 +81,7 @@ def tuned(folder: Path | str, directory: Path, weights: bytes = b"weights", **fa
     shutil.copytree(directory, staging, dirs_exist_ok=True)
     (staging / "model.safetensors").write_bytes(weights)
     storage.publish(staging, url, "model", **facts)
-    storage.replace_text(storage.join(str(folder), models.CURRENT), url.rpartition("/")[2] + "\n")
+    storage.make_current(str(folder), url.rpartition("/")[2])
     return url
 
 
@@ -94,7 +94,7 @@ def test_of_a_folder_of_tuned_models_the_current_one_is_meant(directory: Path, t
     assert models.resolve(str(folder)).directory == Path(second)
     assert models.resolve(str(folder)).fingerprint != found.fingerprint
     assert models.resolve(first) == found, "an older one can still be named"
-    storage.replace_text(str(folder / models.CURRENT), "gone\n")
+    storage.make_current(str(folder), "gone")
     with pytest.raises(models.ModelError, match="ft/gone': no such directory"):
         models.resolve(str(folder))
 

@@ -33,7 +33,7 @@ from ragtune_ray import access, config, selection
 from ragtune_ray.api import ApiError
 from ragtune_ray.backend import Change, Embedded, Failed, Finished, Found, Job, Shown, Status
 from ragtune_ray.cluster import session
-from ragtune_ray.gateway import build_app
+from ragtune_ray.routes import build_app
 from ragtune_ray.telemetry import Telemetry
 
 __all__ = ["Ingress", "ServeBackend"]

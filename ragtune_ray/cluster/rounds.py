@@ -58,9 +58,9 @@ class Rounds:
         }
         """Documents that nothing may be learnt from: those of validation and test questions."""
 
-    def step(self, name: str, work: Callable[[], Mapping[str, Any]], component: str = "") -> Row:
-        """A step of this round, done once; see `Ledger.step`."""
-        about = {"component": component} if component else {}
+    def step(self, name: str, work: Callable[[], Mapping[str, Any]], components: Sequence[str] = ()) -> Row:
+        """A step of this round for these components, done once; see `Ledger.step`."""
+        about = {"components": list(components)} if components else {}
         return self.ledger.step(self.number, name, lambda: {**about, **work()})
 
     def using(self, pair: Pair, *overrides: str) -> config.Config:
@@ -144,7 +144,7 @@ class Rounds:
         if rule.reindex:
             workspace = storage.join(self.root, f"{self.number:02d}")
             changed = Pair(workspace, trained["model"], "", self.pair.generator_model)
-            self.step("corpus indexed", lambda: self._indexed(changed), "retriever")
+            self.step("corpus indexed", lambda: self._indexed(changed), ["retriever"])
         return self._judged("retriever", changed, trained["num_examples"])
 
     def tune_both(self, path: str, num_questions: int) -> bool:
@@ -192,7 +192,7 @@ class Rounds:
     def _trained(self, components: Sequence[config.Component], wanted: config.Config) -> Row | None:
         """What is trained for components as a config says; None where that was refused."""
         rule, name = self.settings.tune, " and ".join(components)
-        given = self.step(f"{name} prepared", lambda: _prepared(wanted), name)
+        given = self.step(f"{name} prepared", lambda: _prepared(wanted), components)
         problem = given["problem"]
         if not problem and given["num_examples"] < rule.min_examples:
             problem = f"{given['num_examples']} examples, fewer than tune.min_examples ({rule.min_examples})"
@@ -202,7 +202,7 @@ class Rounds:
             for component in components:
                 self._refused(component, problem, given["num_examples"])
             return None
-        trained = self.step(f"{name} trained", lambda: _model(wanted), name)
+        trained = self.step(f"{name} trained", lambda: _model(wanted), components)
         if not trained["best_step"]:
             for component in components:
                 self._refused(component, "training found nothing better than the start", trained["num_examples"])
@@ -211,7 +211,7 @@ class Rounds:
 
     def _refused(self, component: config.Component, reason: str, num_examples: int = 0) -> bool:
         verdict = gates.refused(component, reason, num_examples)
-        self._say(self.step(f"{component} judged", verdict.facts, component))
+        self._say(self.step(f"{component} judged", verdict.facts))
         return False
 
     def _judged(self, component: config.Component, changed: Pair, num_examples: int) -> bool:
@@ -221,7 +221,7 @@ class Rounds:
             judge = judging.judge_generator if component == "generator" else judging.judge_retriever
             return {**judge(self.settings, self.pair, changed, num_examples).facts(), "pair": changed.facts()}
 
-        row = self.step(f"{component} judged", verdict, component)
+        row = self.step(f"{component} judged", verdict)
         self._say(row)
         if row["accepted"]:
             self.pair = changed

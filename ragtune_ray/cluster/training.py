@@ -96,7 +96,7 @@ def train(settings: config.Config) -> str:
         with session.ray_session(settings.cluster, for_training=True):
             _fit(settings, examples, url, work)
         storage.remove(work)
-    storage.replace_text(storage.join(folder, models.CURRENT), url.rpartition("/")[2] + "\n")
+    storage.make_current(folder, url.rpartition("/")[2])
     _say_result(storage.read_manifest(url))
     return url
 

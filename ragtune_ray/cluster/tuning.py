@@ -77,7 +77,7 @@ def tune(settings: config.Config) -> str:
                     _domain(rounds)
             _publish(rounds, url, session.workers(0, 0.0))
     failpoints.reach("tune.published")
-    storage.replace_text(storage.join(folder, models.CURRENT), f"{identity}\n")
+    storage.make_current(folder, identity)
     _remove_unused(root, Pair(**storage.read_manifest(url)["pair"]))
     return url
 

@@ -43,7 +43,7 @@ def settings(
     shutil.copytree(generator_directory, staging, dirs_exist_ok=True)  # the merged model, which is not used here
     save_adapter(generator_directory, staging / trainable.ADAPTER, 1)
     storage.publish(staging, str(folder / "tuned"), "model")
-    storage.replace_text(str(folder / models.CURRENT), "tuned\n")
+    storage.make_current(str(folder), "tuned")
     model = models.resolve(str(generator_directory)).fingerprint
     adaptive.publish_calibration(made, "sure", adaptive.Calibration(1e-9, 1.0, None, model))
     return made

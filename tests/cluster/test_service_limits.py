@@ -19,7 +19,7 @@ import psutil
 import pytest
 import yaml
 
-from ragtune_ray import config, models, storage
+from ragtune_ray import config, storage
 from ragtune_ray.cluster.corpus import build_index
 from ragtune_ray.cluster.service import running
 from tests.cluster.endpoints import CHAT, QUICK, eventually, question, replica_processes
@@ -117,7 +117,7 @@ def test_copies_come_with_the_load_and_go_with_it_and_a_tuned_model_is_followed(
         shutil.copytree(generator_directory, staging, dirs_exist_ok=True)
         (staging / "note.json").write_text(json.dumps(name))  # another fingerprint
         storage.publish(staging, str(folder / name), "model")
-        storage.replace_text(str(folder / models.CURRENT), f"{name}\n")
+        storage.make_current(str(folder), name)
 
     publish("first")
     settings = settings_for(

@@ -127,7 +127,7 @@ def test_a_new_encoders_index_is_searched_with_no_other(given: config.Config, tm
     # A comparison of changed documents changes a copy of each index, with the encoder that built it.
     published = storage.join(settings.workspace, "models", "domain", "d0")
     storage.publish(storage.stage(published), published, "tuned", pair=changed.facts())
-    storage.replace_text(storage.join(settings.workspace, "models", "domain", models.CURRENT), "d0\n")
+    storage.make_current(storage.join(settings.workspace, "models", "domain"), "d0")
     write_corpus(tmp_path / "changes.jsonl", 4, seed=9)
     write_queries(tmp_path / "changed.jsonl", 4)
     indexes = comparing._indexes(
