@@ -404,6 +404,9 @@ class Tune(Section):
     probe_path: str = ""
     """Questions with answers on other things than the corpus: a generator that is credibly worse at them, without passages, is
     refused."""
+    retriever_probe_path: str = ""
+    """Questions on the corpus of another kind than those learnt from, with judged documents or answers: a retriever that ranks
+    what answers them credibly worse is refused."""
     success_score: float = Field(0.5, gt=0, le=1)
     """`staged`: answers with at least this `compare.metric` are successes."""
     success_share: float = Field(0.4, ge=0, lt=1)

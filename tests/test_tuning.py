@@ -236,6 +236,21 @@ def test_a_corpus_without_passages_to_ask_about_is_an_error(world: World, monkey
         world.tune("domain")
 
 
+@pytest.mark.parametrize("forgets", [True, False])
+def test_a_retriever_that_forgets_other_questions_is_refused_though_it_gains(world: World, *, forgets: bool) -> None:
+    world.forgets = forgets
+    probe = world.folder / "probe.jsonl"
+    with probe.open("w") as file:
+        for number in range(85):
+            row = {"query_id": f"p{number}", "text": f"Who knows of vessel{number}?", "document_ids": [f"d{number}"]}
+            file.write(json.dumps(row) + "\n")
+    url = world.tune("joint", "tune.rounds=1", "tune.components=[retriever]", f"tune.retriever_probe_path={probe}")
+    (row,) = [row for row in steps(url) if "accepted" in row]
+    assert row["after"] > row["before"]
+    assert row["accepted"] != forgets
+    assert row["reason"].startswith("it forgets: -0.") == forgets
+
+
 def test_without_enough_to_learn_from_a_component_is_left_as_it_is(world: World) -> None:
     url = world.tune("staged", "tune.min_examples=100")
     assert verdicts(url) == [(1, "generator", False), (1, "retriever", False)]

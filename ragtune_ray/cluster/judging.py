@@ -46,7 +46,7 @@ def judge_generator(settings: config.Config, pair: Pair, changed: Pair, num_exam
 
 
 def judge_retriever(settings: config.Config, pair: Pair, changed: Pair, num_examples: int) -> gates.Verdict:
-    """The verdict on a pair with another retriever: where it ranks what answers, and whether its passages collapsed.
+    """The verdict on a pair with another retriever: where it ranks what answers, what it forgot, whether its passages collapsed.
 
     Arguments are those of `judge_generator`.
     """
@@ -56,8 +56,14 @@ def judge_retriever(settings: config.Config, pair: Pair, changed: Pair, num_exam
     problems = []
     if changed.workspace != pair.workspace:
         wide, narrow = (gates.mean_cosine(_random_vectors(each, settings.seed)) for each in (pair, changed))
-        problem = gates.spread_problem(wide, narrow, settings.tune.max_cosine_rise)
-        problems = [problem] if problem else []
+        problems.append(gates.spread_problem(wide, narrow, settings.tune.max_cosine_rise))
+    if settings.tune.retriever_probe_path:
+        found, kept = (
+            reciprocal_ranks(questions.asking(each.used_in(settings), settings.tune.retriever_probe_path))
+            for each in (pair, changed)
+        )
+        problems.append(gates.probe_problem(found, kept, settings))
+    problems = [problem for problem in problems if problem]
     return gates.judge("retriever", f"MRR@{RANKED}", before, after, problems, num_examples, settings)
 
 

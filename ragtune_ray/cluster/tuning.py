@@ -122,7 +122,7 @@ def _identity(settings: config.Config) -> dict[str, Any]:
         asked = staged.fingerprint
     other = [
         questions.fingerprint(questions.asking(settings, path))
-        for path in (rule.questions_path, rule.probe_path)
+        for path in (rule.questions_path, rule.probe_path, rule.retriever_probe_path)
         if path
     ]
     return {

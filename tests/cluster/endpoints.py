@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 CHAT = "/v1/chat/completions"
-WAIT_SECONDS = 120  # a busy machine takes most of a minute to start a copy
+WAIT_SECONDS = 600  # against a hang: a busy machine takes most of a minute to start a copy
 QUICK = (
     "serve.port=0",
     "serve.poll_seconds=0.1",
