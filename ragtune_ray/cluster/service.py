@@ -41,18 +41,23 @@ class Arguments(BaseModel):
     """`section.field=value`."""
 
 
-def application(arguments: Arguments) -> Any:
+def application(arguments: dict[str, Any]) -> Any:
     """The application of a config file; what `import_path` of a Serve config names.
+
+    Args:
+        arguments: `args` of the Serve config, a plain dictionary as Serve gives it; see `Arguments`.
 
     The host and port of the config do not count there: Serve's own `http_options` do. Without API keys the endpoint answers the
     machine of its proxy alone, whatever those say.
 
     Raises:
+        pydantic.ValidationError: an argument is missing or unknown.
         config.ConfigError: the config or a file of keys is wrong.
         storage.ArtifactError: the arm retrieves, and there is no index.
         models.ModelError: a model cannot be had.
     """
-    return bound(config.load(arguments.config, arguments.overrides))
+    given = Arguments.model_validate(arguments)
+    return bound(config.load(given.config, given.overrides))
 
 
 def bound(settings: config.Config, generator_kind: type | None = None) -> Any:

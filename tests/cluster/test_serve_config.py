@@ -1,13 +1,21 @@
-"""The Serve config files are what Serve and the builder take; nothing is started."""
+"""The Serve config files are what Serve and the builder take, and one of them is served as Serve's own command does it."""
 
 import importlib
+import os
+import signal
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
+import httpx2 as httpx
+import psutil
 import pytest
 import yaml
 
 from ragtune_ray import config
 from ragtune_ray.cluster.service import Arguments, bound
+from tests.cluster.endpoints import CHAT, QUICK, eventually, question
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -30,6 +38,8 @@ def test_the_files_are_what_serve_takes_and_name_a_builder_and_a_config_that_are
     (application,) = ServeDeploySchema.model_validate(values).applications
     module, _, name = application.import_path.partition(":")
     assert callable(getattr(importlib.import_module(module), name))
+    with pytest.raises(ValueError, match="nonsense"):  # by the builder, as Serve calls it: with a plain dictionary
+        getattr(importlib.import_module(module), name)({**application.args, "nonsense": 1})
     arguments = Arguments.model_validate(application.args)
     settings = config.load(ROOT / arguments.config.removeprefix("/opt/ragtune-ray/"), arguments.overrides)
     exposed = values["http_options"]["host"] != "127.0.0.1"
@@ -72,3 +82,37 @@ def test_every_deployment_has_its_limits_and_none_of_serves_unsafe_defaults(tmp_
         assert settings.max_surge_percent == 100
         assert settings.backpressure_config.status_code == 429
     assert found["Generator"]._deployment_config.autoscaling_config.min_replicas == 0
+
+
+@pytest.mark.serve
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_the_file_is_served_by_serves_own_command(tmp_path: Path, settings_for) -> None:
+    settings = settings_for(tmp_path / "workspace", *QUICK, "answer.arm=base")
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(settings.model_dump(mode="json")))
+    values = serve_configs()[0]
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        values["http_options"]["port"] = probe.getsockname()[1]
+    values["applications"][0]["args"]["config"] = str(tmp_path / "c.yaml")
+    (tmp_path / "serve.yaml").write_text(yaml.safe_dump(values))
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    command = [str(Path(sys.executable).with_name("serve")), "run", str(tmp_path / "serve.yaml")]
+    log = tmp_path / "log.txt"
+    with log.open("w") as sink, subprocess.Popen(command, stdout=sink, stderr=sink, env=environment) as process:
+        http = httpx.Client(base_url=f"http://127.0.0.1:{values['http_options']['port']}", timeout=300)
+
+        def ready() -> bool:
+            assert process.poll() is None, log.read_text()
+            try:
+                return http.get("/readyz").status_code == 200
+            except httpx.TransportError:
+                return False
+
+        eventually(ready, "it serves")
+        family = psutil.Process(process.pid).children(recursive=True)
+        assert http.post(CHAT, json=question()).json()["arm"] == "base"
+        process.send_signal(signal.SIGINT)
+        process.wait(600)
+    _, alive = psutil.wait_procs(family, timeout=60)
+    for each in alive:  # Ray's agents linger for a minute
+        each.kill()
