@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,42 @@ import torch
 
 from ragtune_ray import config, fitting, models, trainable
 
-FORBIDDEN = "import sys; sys.modules['ragtune_ray'] = None; "
+WARM = """
+import contextlib, io, json, sys
+sys.modules["ragtune_ray"] = None  # importing it fails
+for line in sys.stdin:
+    code, *sys.argv[1:] = json.loads(line)
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(code, {})
+    print(printed.getvalue().splitlines()[-1], flush=True)
+"""
+"""Runs one script after another, so that the libraries are imported once."""
 
 
-def clean_process(code: str, *arguments: str) -> Any:
-    """What the code prints as JSON, in a process in which importing this package fails."""
-    result = subprocess.run(
-        [sys.executable, "-c", FORBIDDEN + code, *arguments], capture_output=True, text=True, check=False, cwd="/"
-    )
-    assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout.splitlines()[-1])
+@pytest.fixture(scope="module")
+def clean_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Any]]:
+    """A function from code and arguments to what the code prints as JSON, in a process in which importing this package fails."""
+    log = tmp_path_factory.mktemp("clean") / "errors.txt"
+    with (
+        log.open("w") as sink,
+        subprocess.Popen(
+            [sys.executable, "-c", WARM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=sink, text=True, cwd="/"
+        ) as process,
+    ):
+        stdin, stdout = process.stdin, process.stdout
+        assert stdin is not None
+        assert stdout is not None
+
+        def run(code: str, *arguments: str) -> Any:
+            stdin.write(json.dumps([code, *arguments]) + "\n")
+            stdin.flush()
+            answer = stdout.readline()
+            assert answer, log.read_text()
+            return json.loads(answer)
+
+        yield run
+        stdin.close()
 
 
 def moved(objective: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -29,7 +56,9 @@ def moved(objective: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: weight + 0.25 for name, weight in fitting.trainable_weights(objective).items()}
 
 
-def test_a_generator_loads_with_transformers_and_holds_the_weights(generator_directory: Path, tmp_path: Path) -> None:
+def test_a_generator_loads_with_transformers_and_holds_the_weights(
+    generator_directory: Path, tmp_path: Path, clean_process: Callable[..., Any]
+) -> None:
     settings = config.Config()
     weights = moved(trainable.load_objective(settings, generator_directory, {}))
     trainable.save_model(settings, generator_directory, weights, tmp_path)
@@ -58,7 +87,9 @@ def test_a_bfloat16_generator_is_trained_in_float32_and_written_in_bfloat16(
     assert AutoModelForCausalLM.from_pretrained(target, dtype="auto").dtype == torch.bfloat16
 
 
-def test_an_adapter_loads_with_peft_and_equals_the_merged_model(generator_directory: Path, tmp_path: Path) -> None:
+def test_an_adapter_loads_with_peft_and_equals_the_merged_model(
+    generator_directory: Path, tmp_path: Path, clean_process: Callable[..., Any]
+) -> None:
     settings = config.Config().using("training.lora_rank=4")
     objective = trainable.load_objective(settings, generator_directory, {})
     trainable.save_model(settings, generator_directory, moved(objective), tmp_path)
@@ -75,7 +106,9 @@ def test_an_adapter_loads_with_peft_and_equals_the_merged_model(generator_direct
 
 
 @pytest.mark.parametrize("name", ["contrastive", "distillation", "query_side"])
-def test_an_encoder_loads_with_sentence_transformers(name: str, encoder_directory: Path, tmp_path: Path) -> None:
+def test_an_encoder_loads_with_sentence_transformers(
+    name: str, encoder_directory: Path, tmp_path: Path, clean_process: Callable[..., Any]
+) -> None:
     import numpy as np
 
     settings = config.Config().using(f"training.objective={name}")
