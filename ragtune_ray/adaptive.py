@@ -22,7 +22,9 @@ __all__ = [
     "Calibration",
     "calibrate",
     "confidence_of",
+    "current_calibration",
     "is_sure",
+    "load_calibration",
     "publish_calibration",
     "read_calibration",
 ]
@@ -124,9 +126,21 @@ def read_calibration(settings: config.Config) -> Calibration | None:
     Raises:
         storage.ArtifactError: it is damaged.
     """
-    url = storage.current(_folder(settings))
-    if url is None:
-        return None
+    url = current_calibration(settings)
+    return None if url is None else load_calibration(url)
+
+
+def current_calibration(settings: config.Config) -> str | None:
+    """The directory of the last calibration of the arm of `answer.arm`; None where there is none. Cheap."""
+    return storage.current(_folder(settings))
+
+
+def load_calibration(url: str) -> Calibration:
+    """The calibration of a directory.
+
+    Raises:
+        storage.ArtifactError: it is damaged.
+    """
     path = storage.open_artifact(url, "calibration").path
     found: dict[str, Any] = json.loads((path / "calibration.json").read_text(encoding="utf-8"))
     difference = found.pop("difference")

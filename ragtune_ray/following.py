@@ -78,6 +78,11 @@ class Follower(Generic[Held]):
         """What is used now."""
         return self._current.name
 
+    @property
+    def held(self) -> Held:
+        """What is used now, for a kind of which nothing is ever released."""
+        return self._current.held
+
     @contextlib.contextmanager
     def lease(self) -> Iterator[Lease[Held]]:
         """What is current, for the length of the block: it is not released before, even if it is replaced."""

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -55,8 +55,8 @@ class Gateway:
     settings: config.Config
     backend: Backend
     telemetry: Telemetry
-    calibration: adaptive.Calibration | None = None
-    """When an answer needs no retrieval; None: it was not found out."""
+    calibration: Callable[[], adaptive.Calibration | None]
+    """When an answer needs no retrieval, as it is known now; None: it was not found out."""
     _generating: Load = field(init=False)
     _retrieving: Load = field(init=False)
 
@@ -218,7 +218,8 @@ class Gateway:
         if (request.retrieval or self.settings.serve.retrieval) == "always":
             return None
         # The calibration is of the arm of the config; another arm's adapter is another generator.
-        if self.calibration is None or request.model not in ("", self.settings.answer.arm):
+        calibration = self.calibration()
+        if calibration is None or request.model not in ("", self.settings.answer.arm):
             if request.retrieval is None:
                 return None
             raise ApiError(
@@ -227,7 +228,7 @@ class Gateway:
                 code="not_calibrated",
                 param="retrieval",
             )
-        return self.calibration
+        return calibration
 
     def _top_k(self, wanted: int | None) -> int:
         default = min(self.settings.retrieval.top_k, self.settings.serve.max_top_k)

@@ -33,19 +33,25 @@ PAGE_FILES = {
 Act = Callable[[bytes, Key], Awaitable[Response]]
 
 
-def build_app(settings: config.Config, backend: Backend, keys: Keys) -> tuple[Gatekeeper, Gateway]:
+def build_app(
+    settings: config.Config,
+    backend: Backend,
+    keys: Keys,
+    calibration: Callable[[], adaptive.Calibration | None],
+) -> tuple[Gatekeeper, Gateway]:
     """The ASGI application of the endpoint.
 
     Args:
         settings: the whole tree.
         backend: retrieves and generates.
         keys: who may ask.
+        calibration: when an answer needs no retrieval, asked for each request; see `Gateway`.
 
     Returns:
         The application, whose attribute `draining` may be set; and what its routes do.
     """
     telemetry = Telemetry()
-    gateway = Gateway(settings, backend, telemetry, adaptive.read_calibration(settings))
+    gateway = Gateway(settings, backend, telemetry, calibration)
     limits = settings.serve
     app = FastAPI(title="ragtune-ray", version=ragtune_ray.__version__, docs_url=None, redoc_url=None)
     keeper = Gatekeeper(app, {}, keys, telemetry)

@@ -10,7 +10,7 @@ import httpx2 as httpx
 import numpy as np
 import uvicorn
 
-from ragtune_ray import config, schema
+from ragtune_ray import adaptive, config, schema
 from ragtune_ray.access import Key, Keys
 from ragtune_ray.api import ApiError
 from ragtune_ray.backend import Change, Embedded, Failed, Finished, Found, Job, Shown, Status
@@ -124,7 +124,7 @@ def client(
     """A client of a gateway without any network; `client.keeper` and `client.backend` are behind it."""
     settings = config.Config().using(*overrides)
     backend = backend or FakeBackend()
-    keeper, gateway = build_app(settings, backend, keys or Keys([]))
+    keeper, gateway = build_app(settings, backend, keys or Keys([]), lambda: adaptive.read_calibration(settings))
     transport = httpx.ASGITransport(app=keeper, client=(address, 4242))
     made = httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8000", headers=headers)
     made.keeper, made.backend, made.gateway = keeper, backend, gateway
@@ -143,7 +143,7 @@ class Served:
     """The page at an address, in a thread of its own."""
 
     def __init__(self, backend: FakeBackend, allowed: Keys) -> None:
-        keeper, _ = build_app(config.Config(), backend, allowed)
+        keeper, _ = build_app(config.Config(), backend, allowed, lambda: None)
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.address = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
         self._server = uvicorn.Server(uvicorn.Config(keeper, log_level="error", lifespan="off"))

@@ -29,10 +29,11 @@ from ray.serve.exceptions import (
 )
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ragtune_ray import access, config, selection
+from ragtune_ray import access, adaptive, config, selection
 from ragtune_ray.api import ApiError
 from ragtune_ray.backend import Change, Embedded, Failed, Finished, Found, Job, Shown, Status
 from ragtune_ray.cluster import session
+from ragtune_ray.following import Follower
 from ragtune_ray.routes import build_app
 from ragtune_ray.telemetry import Telemetry
 
@@ -43,6 +44,7 @@ BACKOFF_SECONDS = 0.1
 STATUS_SECONDS = 1.0
 """So long a status counts as the present one: probes are many, and public."""
 BROADCAST_SECONDS = 3.0
+NO_CALIBRATION = "none"
 # A copy died with the call in it, or could not be reached: nothing is known of the call, and all calls only read.
 _DIED = (RayActorError, ReplicaUnavailableError, AioRpcError)
 
@@ -274,7 +276,16 @@ class Ingress:
     def __init__(self, settings: config.Config, retriever: Any | None, generator: Any) -> None:
         session.log_with_serve()
         self._backend = ServeBackend(settings, retriever, generator)
-        self._keeper, gateway = build_app(settings, self._backend, access.load_keys(settings))
+        self._calibrations = Follower[adaptive.Calibration | None](
+            "calibration",
+            latest=lambda: adaptive.current_calibration(settings) or NO_CALIBRATION,
+            load=lambda url, _: None if url == NO_CALIBRATION else adaptive.load_calibration(url),
+            fallbacks=lambda: [NO_CALIBRATION],
+        )
+        self._calibrations.follow(settings.serve.poll_seconds)
+        self._keeper, gateway = build_app(
+            settings, self._backend, access.load_keys(settings), lambda: self._calibrations.held
+        )
         self._telemetry = self._backend.telemetry = gateway.telemetry
 
     def __serve_build_asgi_app__(self) -> Any:
@@ -285,6 +296,14 @@ class Ingress:
         """Refuse what is new from now on; how many requests are still under way."""
         self._keeper.draining = True
         return self._keeper.in_flight
+
+    def check_health(self) -> None:
+        """Whether the copy can go on; Serve replaces it where this raises."""
+        self._calibrations.check()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_calibrations"):
+            self._calibrations.stop()
 
     async def counted(self) -> tuple[str, bytes]:
         """This copy's name, and what it has counted."""

@@ -119,6 +119,11 @@ def test_a_sure_answer_needs_no_retrieval_and_equals_the_closed_book_answer_of_t
         if not row.abstained:
             assert served["choices"][0]["message"]["content"] == row.answer
             assert (served["sources"], served["index_version"], served["generator"]) == ([], "", row.model)
+    # A calibration of another generator says nothing of this one, and is followed like all else.
+    adaptive.publish_calibration(settings, "other", adaptive.Calibration(1e-9, 1.0, None, "another generator"))
+    eventually(lambda: http.post(CHAT, json=question(retrieval="auto")).json()["retrieved"], "it is followed")
+    adaptive.publish_calibration(settings, "sure", adaptive.Calibration(1e-9, 1.0, None, row.model))
+    eventually(lambda: not http.post(CHAT, json=question(retrieval="auto")).json()["retrieved"], "and given up again")
 
 
 def test_a_tuned_arm_is_served_beside_the_base_model_by_the_same_copy(
