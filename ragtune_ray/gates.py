@@ -62,7 +62,7 @@ def judge(
         metric: what the scores are.
         before: query_id -> score, as it was.
         after: with what the round made.
-        problems: what guards found, a sentence each.
+        problems: what guards found, a sentence each; an empty one is a guard that found nothing.
         num_examples: learnt from.
         settings: tune, evaluate and seed are used.
     """
@@ -70,15 +70,16 @@ def judge(
     if len(a) < MIN_QUESTIONS:
         return refused(component, f"{len(a)} validation questions are scored, fewer than {MIN_QUESTIONS}", num_examples)
     rule, gain = settings.tune, _gain(a, b, settings)
-    if problems:
-        reason = "; ".join(problems)
+    objections = [problem for problem in problems if problem]
+    if objections:
+        reason = "; ".join(objections)
     elif gain.value <= 0:
         reason = "no gain" if gain.value == 0 else "a loss"
     elif gain.low < -rule.margin:
         reason = f"a loss of more than {rule.margin:g} cannot be ruled out"
     else:
         reason = "better" if gain.low > 0 else f"better, and not worse by more than {rule.margin:g}"
-    accepted = not problems and gain.value > 0 and gain.low >= -rule.margin
+    accepted = not objections and gain.value > 0 and gain.low >= -rule.margin
     return Verdict(
         component,
         accepted,

@@ -109,8 +109,7 @@ def resolve(name: str) -> Model:
     """
     if name.startswith(HASHING_PREFIX):
         return Model(name, None, name)
-    if "://" in name or storage.exists(storage.join(name, storage.CURRENT)):
-        name = _current(name)
+    name = storage.current(name) or name  # a folder of tuned models means its last one
     if "://" in name:
         directory = storage.open_artifact(name, "model").path
         return Model(name, directory, fingerprint(directory))
@@ -192,12 +191,8 @@ def generator_meant(settings: config.Config) -> str:
     """
     if config.is_tuned(settings.answer.arm):
         return tuned_model(settings.workspace, settings.answer.arm)
-    return settings.generator.model if settings.generator.engine == "openai" else _current(settings.generator.model)
-
-
-def _current(folder: str) -> str:
-    """A folder of tuned models -> its last one; any other name as it is."""
-    return storage.current(folder) or folder
+    model = settings.generator.model
+    return model if settings.generator.engine == "openai" else storage.current(model) or model
 
 
 def encoder_fingerprint(model: str, settings: config.Encoder) -> str:

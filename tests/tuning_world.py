@@ -191,7 +191,7 @@ class World:
                 "seconds": {"steps": 1.0},
             }
             storage.publish(storage.stage(url), url, "model", **facts)
-        storage.replace_text(storage.join(settings.workspace, "models", name, "CURRENT"), f"{Path(url).name}\n")
+        storage.make_current(storage.join(settings.workspace, "models", name), Path(url).name)
         return url
 
     def build_index(self, settings: config.Config) -> str:

@@ -301,10 +301,6 @@ class Ingress:
         """Whether the copy can go on; Serve replaces it where this raises."""
         self._calibrations.check()
 
-    def __del__(self) -> None:
-        if hasattr(self, "_calibrations"):
-            self._calibrations.stop()
-
     async def counted(self) -> tuple[str, bytes]:
         """This copy's name, and what it has counted."""
         return serve.get_replica_context().replica_tag, self._telemetry.counted()

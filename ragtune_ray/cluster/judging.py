@@ -41,7 +41,7 @@ def judge_generator(settings: config.Config, pair: Pair, changed: Pair, num_exam
             _scores(questions.asking(each.used_in(settings).using("answer.arm=base"), settings.tune.probe_path), metric)
             for each in (pair, changed)
         )
-        problems = [problem for problem in [gates.probe_problem(known, kept, settings)] if problem]
+        problems.append(gates.probe_problem(known, kept, settings))
     return gates.judge("generator", metric, before, after, problems, num_examples, settings)
 
 
@@ -63,7 +63,6 @@ def judge_retriever(settings: config.Config, pair: Pair, changed: Pair, num_exam
             for each in (pair, changed)
         )
         problems.append(gates.probe_problem(found, kept, settings))
-    problems = [problem for problem in problems if problem]
     return gates.judge("retriever", f"MRR@{RANKED}", before, after, problems, num_examples, settings)
 
 

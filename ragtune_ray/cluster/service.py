@@ -15,7 +15,8 @@ import socket
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -44,11 +45,11 @@ class Arguments(BaseModel):
 def application(arguments: dict[str, Any]) -> Any:
     """The application of a config file; what `import_path` of a Serve config names.
 
-    Args:
-        arguments: `args` of the Serve config, a plain dictionary as Serve gives it; see `Arguments`.
-
     The host and port of the config do not count there: Serve's own `http_options` do. Without API keys the endpoint answers the
     machine of its proxy alone, whatever those say.
+
+    Args:
+        arguments: `args` of the Serve config, a plain dictionary as Serve gives it; see `Arguments`.
 
     Raises:
         pydantic.ValidationError: an argument is missing or unknown.
@@ -202,31 +203,29 @@ def serve(settings: config.Config, stopped: threading.Event | None = None) -> No
         progress.say("serve: stopping; what is under way may finish")
 
 
-@contextlib.contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
+def _sigterm_as_interrupt() -> contextlib.AbstractContextManager[None]:
     """Within the block SIGTERM is as Ctrl-C, so that what is half loaded is taken down: Ray's own handler aborts the process.
 
     Python hands signals to the main thread alone; in another one this does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+        return contextlib.nullcontext()
+    return _handling(signal.default_int_handler, signal.SIGTERM)
+
+
+def _stopping(stop: threading.Event) -> contextlib.AbstractContextManager[None]:
+    """Within the block SIGTERM and Ctrl-C set the event. Not to be entered before Ray runs: it takes SIGTERM for itself."""
+    return _handling(lambda *_: stop.set(), signal.SIGTERM, signal.SIGINT)
 
 
 @contextlib.contextmanager
-def _stopping(stop: threading.Event) -> Iterator[None]:
-    """Within the block SIGTERM and Ctrl-C set the event. Not to be entered before Ray runs: it takes SIGTERM for itself."""
-    before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGTERM, signal.SIGINT)}
+def _handling(handler: Callable[[int, FrameType | None], object], *numbers: signal.Signals) -> Iterator[None]:
+    before = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
 
 
 def _wait(stop: threading.Event) -> None:

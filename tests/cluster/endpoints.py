@@ -1,8 +1,11 @@
 """What the tests of the endpoint share: quick settings, questions, and a look at the copies."""
 
+import subprocess
 import time
 from collections.abc import Callable
 from typing import Any
+
+import httpx2 as httpx
 
 CHAT = "/v1/chat/completions"
 WAIT_SECONDS = 600  # against a hang: a busy machine takes most of a minute to start a copy
@@ -21,6 +24,19 @@ def eventually(condition: Callable[[], bool], what: str) -> None:
     while not condition():
         assert time.monotonic() < deadline, what
         time.sleep(0.05)
+
+
+def wait_until_ready(http: httpx.Client, process: subprocess.Popen[Any], said: Callable[[], str]) -> None:
+    """Wait until the endpoint that a process starts would answer; what it `said` is shown where it ends instead."""
+
+    def ready() -> bool:
+        assert process.poll() is None, said()
+        try:
+            return http.get("/readyz").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    eventually(ready, "it serves")
 
 
 def question(number: int = 7, **fields: Any) -> dict[str, Any]:

@@ -15,7 +15,8 @@ import yaml
 
 from ragtune_ray import config
 from ragtune_ray.cluster.service import Arguments, bound
-from tests.cluster.endpoints import CHAT, QUICK, eventually, question
+from tests.cluster.endpoints import CHAT, QUICK, question, wait_until_ready
+from tests.faults.conftest import end_remains
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -100,19 +101,9 @@ def test_the_file_is_served_by_serves_own_command(tmp_path: Path, settings_for) 
     log = tmp_path / "log.txt"
     with log.open("w") as sink, subprocess.Popen(command, stdout=sink, stderr=sink, env=environment) as process:
         http = httpx.Client(base_url=f"http://127.0.0.1:{values['http_options']['port']}", timeout=300)
-
-        def ready() -> bool:
-            assert process.poll() is None, log.read_text()
-            try:
-                return http.get("/readyz").status_code == 200
-            except httpx.TransportError:
-                return False
-
-        eventually(ready, "it serves")
+        wait_until_ready(http, process, log.read_text)
         family = psutil.Process(process.pid).children(recursive=True)
         assert http.post(CHAT, json=question()).json()["arm"] == "base"
         process.send_signal(signal.SIGINT)
         process.wait(600)
-    _, alive = psutil.wait_procs(family, timeout=60)
-    for each in alive:  # Ray's agents linger for a minute
-        each.kill()
+    end_remains(family)

@@ -1,7 +1,6 @@
 """The endpoint on a local Ray: tenants, overload, autoscaling, models that are followed, and its end."""
 
 import concurrent.futures
-import contextlib
 import json
 import random
 import shutil
@@ -10,7 +9,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,8 @@ import yaml
 from ragtune_ray import config, storage
 from ragtune_ray.cluster.corpus import build_index
 from ragtune_ray.cluster.service import running
-from tests.cluster.endpoints import CHAT, QUICK, eventually, question, replica_processes
+from tests.cluster.endpoints import CHAT, QUICK, eventually, question, replica_processes, wait_until_ready
+from tests.faults.conftest import Command
 
 pytestmark = [pytest.mark.timeout(1500), pytest.mark.serve, pytest.mark.cluster, pytest.mark.usefixtures("shared_ray")]
 
@@ -180,15 +179,7 @@ def test_sigterm_lets_a_stream_end_whole_and_leaves_with_0(tmp_path: Path, setti
         subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process,
         httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=300) as http,
     ):
-
-        def ready() -> bool:
-            try:
-                return http.get("/readyz").status_code == 200
-            except httpx.TransportError:
-                assert process.poll() is None, process.stderr and process.stderr.read()
-                return False
-
-        eventually(ready, "it serves")
+        wait_until_ready(http, process, lambda: process.stderr.read() if process.stderr else "")
         assert process.stderr is not None
         next(line for line in process.stderr if "Ctrl-C" in line)  # only then it takes signals for itself
         with http.stream("POST", CHAT, json=long) as reply:
@@ -204,27 +195,15 @@ def test_sigterm_while_it_loads_takes_everything_down(tmp_path: Path, settings_f
     settings = settings_for(tmp_path / "w", *QUICK, "answer.arm=base")
     path = tmp_path / "c.yaml"
     path.write_text(yaml.safe_dump(settings.model_dump(mode="json")))
-    log = tmp_path / "log.txt"
-    command = [sys.executable, "-m", "ragtune_ray.cli", "serve", str(path)]
-    with log.open("w") as sink, subprocess.Popen(command, stderr=sink, stdout=sink) as process:
-        family: dict[int, psutil.Process] = {}
-
-        def loading() -> bool:
-            assert process.poll() is None, log.read_text()
-            family.update({child.pid: child for child in psutil.Process(process.pid).children(recursive=True)})
-            return any("ServeController" in name for name in names_of(family.values()))
-
-        eventually(loading, "Serve begins to load")
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(600) == 130, log.read_text()
-    assert "SIGTERM received" not in log.read_text()
-    _, alive = psutil.wait_procs(family.values(), timeout=120)
-    assert not [each for each in alive if "ray::" in " ".join(names_of([each]))]
-
-
-def names_of(processes: Iterable[psutil.Process]) -> list[str]:
-    found = []
-    for each in processes:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            found.append(" ".join(each.cmdline()))
-    return found
+    command = Command(["serve", str(path)], tmp_path / "log.txt")
+    try:
+        eventually(lambda: bool(command.workers("ServeController")), "Serve begins to load")
+        workers = command.workers("ray::")
+        command.process.send_signal(signal.SIGTERM)
+        assert command.process.wait(600) == 130, command.log.read_text()
+    finally:
+        if command.process.poll() is None:
+            command.kill()
+    assert "SIGTERM received" not in command.log.read_text()
+    _, alive = psutil.wait_procs(workers, timeout=120)
+    assert not alive
