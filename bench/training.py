@@ -22,7 +22,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
-from ragtune_ray import batching, config, fitting, hardware, models, schema, storage, trainable
+from ragtune_ray import config, fitting, hardware, models, schema, storage, trainable
+from ragtune_ray.cluster import feeding
 from ragtune_ray.cluster.corpus import build_index
 from ragtune_ray.cluster.preparation import prepare
 from ragtune_ray.cluster.training import train
@@ -53,9 +54,9 @@ def main() -> None:
             f"training.checkpoint_steps={options.steps}",
         )
         build_index(settings)
-        examples = Path(prepare(settings)) / "train.parquet"
-        rows = list(schema.from_table(pq.read_table(examples), schema.GeneratorExample))
-        plan = list(batching.steps(len(rows), settings.training, settings.seed))
+        examples = prepare(settings)
+        rows = list(schema.from_table(pq.read_table(Path(examples) / "train.parquet"), schema.GeneratorExample))
+        plan = feeding.plan(settings, examples)
         bare = _bare(settings, rows, plan)
         under_ray = _under_ray(settings)
         print(f"{'loop':24} {'tokens/s':>9}  {'step, s':>8}")

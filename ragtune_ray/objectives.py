@@ -27,16 +27,16 @@ import torch.distributed
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ragtune_ray import shared_prefixes
 from ragtune_ray.chat import ChatTokenizer
 from ragtune_ray.encoder import batches_by_length
 from ragtune_ray.schema import GeneratorExample, JointExample, RetrieverExample
+from ragtune_ray.shared_prefixes import IGNORED
 
 __all__ = ["Contrastive", "Distillation", "Joint", "Objective", "Piece", "QuerySide", "Sft", "on_device"]
 
 Piece = dict[str, Tensor]
 """What one forward pass takes."""
-IGNORED = -100
-"""A label that costs nothing, as torch's cross-entropy has it."""
 PADDING = -1
 """Stands where a worker has fewer passages than another."""
 MRR_DEPTH = 10
@@ -74,29 +74,16 @@ class Sft(nn.Module):
         self._end_token = end_token
         self._micro_batch_tokens = micro_batch_tokens
         self._pad_token = int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end_token)
+        self._shares_prefixes = _can_share_prefixes(model)
 
     def pieces(self, rows: Sequence[GeneratorExample]) -> Iterator[Piece]:
-        """The rows in micro-batches of similar length."""
+        """The rows in micro-batches of similar length; prompts that begin alike are read once."""
         return self._batches(rows, self._micro_batch_tokens)
 
     def collate(self, prompts: Sequence[str], answers: Sequence[str]) -> Piece:
-        """`input_ids`, `attention_mask` and `labels`, each (num_rows, longest), padded on the left so that answers end together.
-
-        Labels are the tokens of the answer and its end, and IGNORED before.
-        """
-        asked = self._chat.encode(prompts)
-        told = self._chat.encode([self._chat.defused(answer) for answer in answers])
-        longest = max(len(prompt) + len(answer) + 1 for prompt, answer in zip(asked, told, strict=True))
-        ids = torch.full((len(asked), longest), self._pad_token)
-        mask = torch.zeros((len(asked), longest), dtype=torch.long)
-        labels = torch.full((len(asked), longest), IGNORED)
-        for number, (prompt, answer) in enumerate(zip(asked, told, strict=True)):
-            taught = [*answer, self._end_token]
-            whole = torch.tensor([*prompt, *taught])
-            ids[number, -len(whole) :] = whole
-            mask[number, -len(whole) :] = 1
-            labels[number, -len(taught) :] = whole[-len(taught) :]
-        return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+        """One row of `shared_prefixes.collate` per prompt: its labels are the tokens of the answer and its end."""
+        asked, taught = self._token_ids(prompts, answers)
+        return self._collated(asked, taught, [[row] for row in range(len(asked))])
 
     def forward(self, piece: Piece) -> Tensor:
         """The negative log-likelihood of all labels, summed."""
@@ -104,24 +91,27 @@ class Sft(nn.Module):
 
     def losses(self, piece: Piece) -> Tensor:
         """The negative log-likelihood of each row's labels, summed over them: (num_rows,)."""
-        labels = piece["labels"]
         # The vocabulary is the widest matrix of a small model: only places that are taught go through it.
-        kept = int((labels != IGNORED).sum(dim=1).max()) + 1
-        positions = (piece["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
+        kept = int((piece["labels"] != IGNORED).sum(dim=1).max())
+        labels = piece["labels"][:, -kept:]
         logits = self.model(
             input_ids=piece["input_ids"],
-            attention_mask=piece["attention_mask"],
-            position_ids=positions,
+            attention_mask=self._seen(piece) if "segments" in piece else piece["attention_mask"],
+            position_ids=piece["position_ids"],
             logits_to_keep=kept,
             use_cache=False,
         ).logits[:, -kept:]
         each = functional.cross_entropy(
-            logits[:, :-1].flatten(0, 1).float(),
-            labels[:, -kept + 1 :].flatten(),
-            ignore_index=IGNORED,
-            reduction="none",
+            logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="none"
         )
         return each.view(len(labels), -1).sum(dim=1)
+
+    def _seen(self, piece: Piece) -> Tensor:
+        """What is added to the scores of attention, nothing where a token sees another: (num_rows, 1, longest, longest)."""
+        seen = shared_prefixes.mask(piece["segments"], piece["position_ids"]).unsqueeze(1)
+        dtype = next(self.model.parameters()).dtype
+        hidden = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
+        return hidden.masked_fill(~seen, torch.finfo(dtype).min)
 
     def weight(self, rows: Sequence[GeneratorExample]) -> float:
         """Tokens that are taught: the loss of a step is their mean."""
@@ -135,9 +125,43 @@ class Sft(nn.Module):
         return {"loss": loss, "score": -loss}
 
     def _batches(self, rows: Sequence[GeneratorExample], batch_tokens: int) -> Iterator[Piece]:
-        lengths = np.array([row.num_tokens for row in rows])
+        asked, taught = self._token_ids([row.prompt for row in rows], [row.answer for row in rows])
+        groups = [[row] for row in range(len(rows))]
+        if self._shares_prefixes:
+            groups = shared_prefixes.groups(asked, taught, batch_tokens)
+        lengths = np.array(
+            [
+                shared_prefixes.num_tokens([asked[row] for row in group], [taught[row] for row in group])
+                for group in groups
+            ]
+        )
         for batch in batches_by_length(lengths, batch_tokens):
-            yield self.collate([rows[number].prompt for number in batch], [rows[number].answer for number in batch])
+            yield self._collated(asked, taught, [groups[number] for number in batch])
+
+    def _token_ids(self, prompts: Sequence[str], answers: Sequence[str]) -> tuple[list[list[int]], list[list[int]]]:
+        """Those of the prompts, and of the answers with their end."""
+        told = self._chat.encode([self._chat.defused(answer) for answer in answers])
+        return self._chat.encode(prompts), [[*answer, self._end_token] for answer in told]
+
+    def _collated(
+        self, asked: Sequence[Sequence[int]], taught: Sequence[Sequence[int]], groups: Sequence[Sequence[int]]
+    ) -> Piece:
+        piece = shared_prefixes.collate(asked, taught, groups, self._pad_token)
+        if all(len(group) == 1 for group in groups):
+            del piece["segments"]  # the model's own causal mask says the same, and its kernels know it
+        return piece
+
+
+def _can_share_prefixes(model: nn.Module) -> bool:
+    """Whether the model sees nothing but what an attention mask shows it: no state that runs on, no sliding window."""
+    base = cast(Any, model).get_base_model() if hasattr(model, "get_base_model") else cast(Any, model)
+    layers = getattr(base.config, "layer_types", None) or ()
+    return (
+        bool(getattr(base, "_supports_attention_backend", False))
+        and not getattr(base, "_is_stateful", False)
+        and not getattr(base.config, "sliding_window", None)
+        and set(layers) <= {"full_attention"}
+    )
 
 
 class _EncoderObjective(nn.Module):

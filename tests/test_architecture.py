@@ -62,6 +62,7 @@ ORDER = [
     "asking",
     "examples",
     "batching",
+    "shared_prefixes",
     "objectives",
     "fitting",
     "trainable",

@@ -1,15 +1,17 @@
 """Batches: every example once per epoch, the same steps however a run was interrupted, the same work for every worker."""
 
+import itertools
 import time
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ragtune_ray import config
-from ragtune_ray.batching import num_steps, own_rows, steps, steps_per_epoch
+from ragtune_ray.batching import num_steps, own_rows, same_passages, steps, steps_per_epoch
 
 
 def training(batch_examples: int, epochs: int = 1, max_steps: int = 0) -> config.Training:
@@ -17,7 +19,8 @@ def training(batch_examples: int, epochs: int = 1, max_steps: int = 0) -> config
 
 
 def rows_of(num_examples: int, settings: config.Training, seed: int = 0, first: int = 0) -> list[list[int]]:
-    return [rows.tolist() for rows in steps(num_examples, settings, seed, first)]
+    """Where no two examples show the same passages."""
+    return [rows.tolist() for rows in steps(np.arange(num_examples), settings, seed, first)]
 
 
 @pytest.mark.parametrize(
@@ -72,6 +75,27 @@ def test_each_epoch_and_each_seed_has_an_order_of_its_own() -> None:
     assert len({tuple(order) for order in orders}) == 6
     assert all(order != sorted(order) for order in orders)
     assert orders[:3] == rows_of(100, settings, 0), "but the same seed has the same"
+
+
+def test_examples_about_the_same_passages_come_together_in_an_order_of_their_own() -> None:
+    shown = [["b", "a"], ["a"], ["b", "a"], [], ["a", "b"], ["a"], [], ["b", "a"]]
+    alike = same_passages(pa.chunked_array([shown[:3], shown[3:]], pa.list_(pa.string())))
+    assert alike.tolist() == [0, 1, 0, 3, 2, 1, 4, 0]
+    orders = {tuple(next(steps(alike, training(8), seed)).tolist()) for seed in range(40)}
+    assert len(orders) > 30
+    for order in orders:
+        together = [alike[row] for row in order]
+        assert len([1 for one, other in itertools.pairwise(together) if one != other]) == len(set(alike)) - 1
+    assert {tuple(row for row in order if alike[row] == 0) for order in orders} == set(
+        itertools.permutations([0, 2, 7])
+    )
+
+
+@given(st.lists(st.integers(0, 5), max_size=60), st.integers(1, 20))
+def test_whatever_goes_together_every_example_comes_once_an_epoch(numbers: list[int], batch_examples: int) -> None:
+    alike = np.unique(numbers, return_inverse=True)[1]
+    taken = [row for rows in steps(alike, training(batch_examples), 3) for row in rows.tolist()]
+    assert sorted(taken) == list(range(len(numbers)))
 
 
 def test_without_examples_there_is_no_step() -> None:

@@ -10,6 +10,7 @@ import functools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -17,10 +18,9 @@ from ragtune_ray import batching, config, schema, storage
 from ragtune_ray.cluster import preparation
 
 if TYPE_CHECKING:
-    import numpy as np
     import ray.data
 
-__all__ = ["in_order", "read_pool", "read_validation", "steps_dataset", "steps_from"]
+__all__ = ["in_order", "plan", "read_pool", "read_validation", "steps_dataset", "steps_from"]
 
 STEPS_PER_BLOCK = 16
 
@@ -34,15 +34,20 @@ def in_order() -> Any:
     return options
 
 
-def steps_dataset(settings: config.Config, examples: str, num_examples: int) -> ray.data.Dataset:
+def plan(settings: config.Config, examples: str) -> list[np.ndarray]:
+    """The rows of each step of a run. Only a generator reads passages that several examples show once (`objectives.Sft`)."""
+    passage_ids = _table(examples, preparation.TRAIN)["passage_ids"]
+    together = settings.training.objective == "sft"
+    alike = batching.same_passages(passage_ids) if together else np.arange(len(passage_ids))
+    return list(batching.steps(alike, settings.training, settings.seed))
+
+
+def steps_dataset(settings: config.Config, examples: str) -> ray.data.Dataset:
     """One row per step, in order: its number and its examples."""
     import ray.data
 
-    plan = [
-        {"step": step, "rows": rows.tolist()}
-        for step, rows in enumerate(batching.steps(num_examples, settings.training, settings.seed))
-    ]
-    dataset = ray.data.from_items(plan, override_num_blocks=-(-len(plan) // STEPS_PER_BLOCK))
+    planned = [{"step": step, "rows": rows.tolist()} for step, rows in enumerate(plan(settings, examples))]
+    dataset = ray.data.from_items(planned, override_num_blocks=-(-len(planned) // STEPS_PER_BLOCK))
     # No CPU of its own: training workers may hold all of them, and reading is little beside it.
     return dataset.map_batches(
         functools.partial(_load_step, examples),

@@ -30,7 +30,7 @@ __all__ = ["train"]
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 """Part of a model's identity: raise it when the same input would give other weights."""
 SNAPSHOT = "checkpoint_manager_snapshot.json"
 """Where Ray Train keeps which checkpoints it knows."""
@@ -139,7 +139,7 @@ def _fit(settings: config.Config, examples: str, url: str, work: str) -> None:
         "num_steps": num_steps,
         "board": board,
     }
-    trainer = _trainer(settings, arguments, feeding.steps_dataset(settings, examples, num_examples))
+    trainer = _trainer(settings, arguments, feeding.steps_dataset(settings, examples))
     try:
         with _shown(board, num_steps):
             result = trainer.fit().return_value
