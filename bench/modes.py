@@ -38,8 +38,8 @@ from ragtune_ray.pairs import Pair
 DATA = "../shared/data/squad/squad-v1.1-24articles.json"
 CONFIG = "configs/squad.yaml"
 STEPS = {15: 60, 30: 130, 60: 200}
-"""Optimiser steps per component and round that about so many minutes allow on two cores with bfloat16."""
-TEST_QUESTIONS = 300
+"""Most optimiser steps per component and round, for about so many minutes on two cores with bfloat16."""
+VALIDATION_QUESTIONS, TEST_QUESTIONS = 120, 300
 
 Scores = dict[str, float]
 
@@ -71,9 +71,8 @@ def _settings(folder: Path, minutes: int, num_questions: int, overrides: Sequenc
     """The config of a row, its questions as a file with their splits."""
     settings = config.load(CONFIG, [f"corpus.path={DATA}", f"queries.path={DATA}", *overrides])
     source = random.Random(0)
-    limits = {"train": num_questions, "validation": 120, "test": TEST_QUESTIONS}
-    rows = []
-    for split, limit in limits.items():
+    rows = _of_documents(queries_of(settings, "train"), num_questions, source)
+    for split, limit in {"validation": VALIDATION_QUESTIONS, "test": TEST_QUESTIONS}.items():
         found = queries_of(settings, split)
         rows += [dataclasses.replace(row, split=split) for row in source.sample(found, min(limit, len(found)))]
     path = folder / "questions.jsonl"
@@ -83,6 +82,19 @@ def _settings(folder: Path, minutes: int, num_questions: int, overrides: Sequenc
         f"training.max_steps={STEPS[minutes]}", f"training.evaluate_steps={STEPS[minutes] // 2}",
         "compare.metric=EM", "retrieval.mode=dense", "tune.rounds=2", *overrides,
     )  # fmt: skip
+
+
+def _of_documents(found: Sequence[schema.Query], limit: int, source: random.Random) -> list[schema.Query]:
+    """All questions of some documents, about `limit` in all: as they come, and as training reads them fastest."""
+    documents: dict[str, list[schema.Query]] = {}
+    for row in found:
+        documents.setdefault(row.document_ids[0], []).append(row)
+    rows: list[schema.Query] = []
+    for document in source.sample(sorted(documents), len(documents)):
+        if len(rows) >= limit:
+            break
+        rows += [dataclasses.replace(row, split="train") for row in documents[document]]
+    return rows
 
 
 def _write(path: Path, rows: Sequence[schema.Query]) -> None:

@@ -21,7 +21,6 @@ from ragtune_ray.retriever import open_retriever
 def main() -> None:
     """Serve until terminated."""
     settings = config.Config.model_validate_json(sys.argv[1])
-    torch.set_num_threads(max(1, round(settings.serve.generator.num_cpus)))
     directory = models.resolve(settings.generator.model).directory
     tokenizer = AutoTokenizer.from_pretrained(directory)
     chat = ChatTokenizer(tokenizer)

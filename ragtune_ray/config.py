@@ -547,7 +547,10 @@ class Replicas(Section):
     max_queued_requests: int = Field(64, ge=0)
     """Most requests that wait for a copy; one more is refused with 429 and Retry-After."""
     num_cpus: float = Field(1.0, ge=0)
-    """Cores that Ray reserves per copy; a model computes with as many threads, at least one."""
+    """Cores that Ray reserves per copy."""
+    num_threads: int = Field(0, ge=0)
+    """Threads that a copy computes with; 0: one per reserved core, at least one, and for the generator all cores of its machine,
+    shared by max_replicas. On a cluster that does other work besides, give a number and reserve as many."""
     num_gpus: float = Field(0.0, ge=0)
     """GPUs per copy."""
     memory_bytes: int = Field(0, ge=0)

@@ -12,20 +12,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ragtune_ray import config
+from ragtune_ray import config, shared_prefixes
 from ragtune_ray.adapters import Adapters
 from ragtune_ray.chat import ChatTokenizer
 from ragtune_ray.completion import Completion, Generator, GeneratorError, settled_text
 from ragtune_ray.decoding import DecodingBatch, check_architecture
+from ragtune_ray.encoder import batches_by_length
 from ragtune_ray.hardware import Precision, choose_device, resolve_precision
 from ragtune_ray.models import quiet_transformers
 from ragtune_ray.openai_client import OpenAIGenerator
 from ragtune_ray.packing import pack
 from ragtune_ray.prompts import Prompt
 from ragtune_ray.sampling import Row, choose_tokens, row_seed
+from ragtune_ray.shared_prefixes import IGNORED
 
 __all__ = ["Completion", "Generator", "GeneratorError", "TransformersGenerator", "load_generator"]
 
@@ -100,6 +103,7 @@ class TransformersGenerator:
         self.context_tokens: int = getattr(text_config, "max_position_embeddings", None) or 2**30
         self._ends = _end_tokens(self._model, tokenizer)
         self._chat = ChatTokenizer(tokenizer)
+        self._pad_token = int(tokenizer.pad_token_id or 0)
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text, exactly as `generate` would count a rendered prompt."""
@@ -213,35 +217,44 @@ class TransformersGenerator:
         """
         answer_ids = self._chat.encode([self._chat.defused(answer) for answer in answers])
         prompt_ids = self._chat.encode([self.render(prompt.messages) for prompt in prompts])
-        rows = []
         for index, (before, after) in enumerate(zip(prompt_ids, answer_ids, strict=True)):
             if not before or len(before) + len(after) > self.context_tokens:
                 raise GeneratorError(
                     f"prompt {index}: {len(before)} tokens and {len(after)} of the answer do not fit 1 to "
                     f"{self.context_tokens}; lower prompt.max_tokens"
                 )
-            rows.append(Row(index, before, len(after), generated=after))
-        result: dict[int, tuple[float, int]] = {}
-        for batch in _batches(rows, self._batch_tokens):
-            result.update(self._log_likelihood(batch))
-        return [result[index] for index in range(len(prompts))]
+        told = [index for index, ids in enumerate(answer_ids) if ids]
+        sums = self._answer_sums([prompt_ids[index] for index in told], [answer_ids[index] for index in told])
+        found = dict(zip(told, sums, strict=True))
+        return [(found.get(index, 0.0), len(ids)) for index, ids in enumerate(answer_ids)]
 
-    def _log_likelihood(self, batch: Sequence[Row]) -> dict[int, tuple[float, int]]:
-        longest = max(row.room for row in batch)
-        decoding = self._start(batch)
-        answers = torch.zeros(len(batch), longest, dtype=torch.long)
-        for place, row in enumerate(batch):
-            answers[place, : row.room] = torch.tensor(row.generated)
-        answers = answers.to(decoding.logits.device)
-        sums = torch.zeros(len(batch), dtype=torch.float64)
-        logits = decoding.logits[:, None]
-        if longest > 1:
-            logits = torch.cat([logits, decoding.extend(answers[:, :-1])], dim=1)
-        for place, row in enumerate(batch):  # row by row: float32 logits of a whole batch may not fit in memory
-            scores = logits[place, : row.room].float()
-            chosen = scores.gather(1, answers[place, : row.room, None])[:, 0]
-            sums[place] = (chosen - scores.logsumexp(1)).double().sum()
-        return {row.index: (float(total), row.room) for row, total in zip(batch, sums.tolist(), strict=True)}
+    def _answer_sums(self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> list[float]:
+        """The sum of ln p of each answer, none of them empty; prompts that begin alike are read once."""
+        groups = [[row] for row in range(len(prompts))]
+        if shared_prefixes.suits(self._model):
+            groups = shared_prefixes.groups(prompts, answers, self.prefill_tokens)
+        lengths = [
+            shared_prefixes.num_tokens([prompts[row] for row in group], [answers[row] for row in group])
+            for group in groups
+        ]
+        sums = [0.0] * len(prompts)
+        for batch in batches_by_length(np.array(lengths), self.prefill_tokens):
+            chosen = [groups[number] for number in batch]
+            piece = shared_prefixes.collate(prompts, answers, chosen, self._pad_token)
+            labels = piece["labels"]
+            kept = int((labels != IGNORED).sum(dim=1).max())
+            on_device = {name: value.to(self.device) for name, value in piece.items()}
+            logits = shared_prefixes.logits(self._model, on_device, kept)
+            for place, group in enumerate(chosen):  # one by one: float32 logits of a whole batch may not fit in memory
+                taught = (labels[place] != IGNORED).nonzero().flatten()
+                scores = logits[place, -len(taught) :].float()
+                wanted = labels[place, taught].to(scores.device)
+                each = (scores.gather(1, wanted[:, None])[:, 0] - scores.logsumexp(1)).double().cpu()
+                own = torch.zeros(len(group), dtype=torch.float64)
+                own.index_add_(0, piece["segments"][place, taught] - 1, each)
+                for row, total in zip(group, own.tolist(), strict=True):
+                    sums[row] = total
+        return sums
 
     def _rows(
         self, prompts: Sequence[Prompt], max_new_tokens: int, temperature: float, stop: Sequence[str], seed: int

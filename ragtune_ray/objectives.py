@@ -74,7 +74,7 @@ class Sft(nn.Module):
         self._end_token = end_token
         self._micro_batch_tokens = micro_batch_tokens
         self._pad_token = int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end_token)
-        self._shares_prefixes = _can_share_prefixes(model)
+        self._shares_prefixes = shared_prefixes.suits(model)
 
     def pieces(self, rows: Sequence[GeneratorExample]) -> Iterator[Piece]:
         """The rows in micro-batches of similar length; prompts that begin alike are read once."""
@@ -94,24 +94,11 @@ class Sft(nn.Module):
         # The vocabulary is the widest matrix of a small model: only places that are taught go through it.
         kept = int((piece["labels"] != IGNORED).sum(dim=1).max())
         labels = piece["labels"][:, -kept:]
-        logits = self.model(
-            input_ids=piece["input_ids"],
-            attention_mask=self._seen(piece) if "segments" in piece else piece["attention_mask"],
-            position_ids=piece["position_ids"],
-            logits_to_keep=kept,
-            use_cache=False,
-        ).logits[:, -kept:]
+        logits = shared_prefixes.logits(self.model, piece, kept)
         each = functional.cross_entropy(
             logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="none"
         )
         return each.view(len(labels), -1).sum(dim=1)
-
-    def _seen(self, piece: Piece) -> Tensor:
-        """What is added to the scores of attention, nothing where a token sees another: (num_rows, 1, longest, longest)."""
-        seen = shared_prefixes.mask(piece["segments"], piece["position_ids"]).unsqueeze(1)
-        dtype = next(self.model.parameters()).dtype
-        hidden = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
-        return hidden.masked_fill(~seen, torch.finfo(dtype).min)
 
     def weight(self, rows: Sequence[GeneratorExample]) -> float:
         """Tokens that are taught: the loss of a step is their mean."""
@@ -146,22 +133,7 @@ class Sft(nn.Module):
     def _collated(
         self, asked: Sequence[Sequence[int]], taught: Sequence[Sequence[int]], groups: Sequence[Sequence[int]]
     ) -> Piece:
-        piece = shared_prefixes.collate(asked, taught, groups, self._pad_token)
-        if all(len(group) == 1 for group in groups):
-            del piece["segments"]  # the model's own causal mask says the same, and its kernels know it
-        return piece
-
-
-def _can_share_prefixes(model: nn.Module) -> bool:
-    """Whether the model sees nothing but what an attention mask shows it: no state that runs on, no sliding window."""
-    base = cast(Any, model).get_base_model() if hasattr(model, "get_base_model") else cast(Any, model)
-    layers = getattr(base.config, "layer_types", None) or ()
-    return (
-        bool(getattr(base, "_supports_attention_backend", False))
-        and not getattr(base, "_is_stateful", False)
-        and not getattr(base.config, "sliding_window", None)
-        and set(layers) <= {"full_attention"}
-    )
+        return shared_prefixes.collate(asked, taught, groups, self._pad_token)
 
 
 class _EncoderObjective(nn.Module):

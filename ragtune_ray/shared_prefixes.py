@@ -1,19 +1,21 @@
 """Prompts that begin alike, read once: several questions about the same passages as one row of tokens.
 
-In: token ids of prompts and of what is taught after them. Out: tensors in which a beginning that several prompts share stands
-once, and each prompt's own rest sees it and itself alone: every token's loss is what it would be in a row of its own (as in Wang
-and Hegde 2024, Accelerating Direct Preference Optimization with Prefix Sharing). This module knows nothing of models.
+In: token ids of prompts and of the answers that follow them. Out: tensors in which a beginning that several prompts share stands
+once, and each own rest sees it and itself alone; and what a causal language model makes of them. Every token's logits are
+what they would be in a row of its own (as in Wang and Hegde 2024, Accelerating Direct Preference Optimization with Prefix
+Sharing). This module knows nothing of losses.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["IGNORED", "collate", "groups", "mask", "num_tokens"]
+__all__ = ["IGNORED", "collate", "groups", "logits", "mask", "num_tokens", "suits"]
 
 IGNORED = -100
 """A label that costs nothing, as torch's cross-entropy has it."""
@@ -23,6 +25,18 @@ _PADDING, _SHARED = -1, 0
 """Segments of a token; a prompt's own rest has one from 1 on."""
 
 TokenIds = Sequence[int]
+
+
+def suits(model: Any) -> bool:
+    """Whether a model of transformers sees what an attention mask shows it and no more: no state, no sliding window."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    layers = getattr(base.config, "layer_types", None) or ()
+    return (
+        bool(getattr(base, "_supports_attention_backend", False))
+        and not getattr(base, "_is_stateful", False)
+        and not getattr(base.config, "sliding_window", None)
+        and set(layers) <= {"full_attention"}
+    )
 
 
 def groups(prompts: Sequence[TokenIds], taught: Sequence[TokenIds], longest: int) -> list[list[int]]:
@@ -74,9 +88,10 @@ def collate(
 ) -> dict[str, Tensor]:
     """Groups as tensors, one row each, padded on the left: (num_groups, longest).
 
-    `input_ids`; `position_ids`, each token's place in its own prompt; `segments`, which prompt it belongs to; `attention_mask`,
-    1 where it is no padding; `labels`, the token that should come next, or IGNORED. Places with a label stand last in a row, so
-    that the last few suffice for the loss of all; what sees what is said by `mask`, not by the order.
+    `input_ids`; `position_ids`, each token's place in its own prompt; `segments`, which of the group's prompts it belongs to
+    (from 1; 0 is all of them); `attention_mask`, 1 where it is no padding; `labels`, the token that should come next, or IGNORED.
+    Places with a label stand last in a row, so that the last few suffice for all; what sees what is said by `mask`, not by the
+    order.
 
     Args:
         prompts: token ids.
@@ -108,6 +123,30 @@ def _packed(prompts: Sequence[TokenIds], taught: Sequence[TokenIds]) -> list[tup
         labels = [*([IGNORED] * (len(prompt) - 1)), *told]
         places += [(read[place], place, segment, labels[place]) for place in range(shared, len(read))]
     return sorted(places, key=lambda place: place[-1] != IGNORED)  # stable: the order within is kept
+
+
+def logits(model: Any, piece: dict[str, Tensor], kept: int) -> Tensor:
+    """A causal language model's logits at the last `kept` places of each row: (num_rows, kept, vocabulary).
+
+    Args:
+        model: of transformers; one that `suits`, or rows of a prompt each.
+        piece: from `collate`, on the model's device.
+        kept: such as the most labels of a row.
+    """
+    shown = piece["attention_mask"]
+    if bool((piece["segments"] > 1).any()):
+        seen = mask(piece["segments"], piece["position_ids"]).unsqueeze(1)
+        dtype = next(model.parameters()).dtype
+        # What is added to the scores of attention. Without a shared beginning the model's own causal mask says the same.
+        shown = torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
+    found: Tensor = model(
+        input_ids=piece["input_ids"],
+        attention_mask=shown,
+        position_ids=piece["position_ids"],
+        logits_to_keep=kept,
+        use_cache=False,
+    ).logits
+    return found[:, -kept:]
 
 
 def mask(segments: Tensor, position_ids: Tensor) -> Tensor:

@@ -267,6 +267,29 @@ def test_log_likelihood_equals_a_loop_over_single_rows(tiny: TransformersGenerat
         assert value == pytest.approx(expected, abs=1e-4)
 
 
+def test_likelihoods_of_prompts_that_begin_alike_are_those_of_each_alone_from_fewer_tokens(
+    tiny: TransformersGenerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ragtune_ray import shared_prefixes
+
+    passages = ["Saturn has rings of ice and rock. ", "Io has volcanoes, and no rings at all. "]
+    prompts = [prompt_of(f"{passage}{asked}") for asked in ("who?", "what?", "which?") for passage in passages]
+    answers = ["Saturn", "Io", "", "ice", "rings", "no"]
+    alone = [tiny.log_likelihood([each], [told])[0] for each, told in zip(prompts, answers, strict=True)]
+    read = []
+    ask = shared_prefixes.logits
+
+    def counting(model: Any, piece: dict[str, torch.Tensor], kept: int) -> torch.Tensor:
+        read.append(int(piece["attention_mask"].sum()))
+        return ask(model, piece, kept)
+
+    monkeypatch.setattr(shared_prefixes, "logits", counting)
+    together = tiny.log_likelihood(prompts, answers)
+    assert [count for _, count in together] == [count for _, count in alone]
+    assert [value for value, _ in together] == pytest.approx([value for value, _ in alone], abs=1e-4)
+    assert sum(read) < 0.7 * sum(tiny.count_tokens([tiny.render(each.messages) for each in prompts]))
+
+
 def test_confidence_is_the_geometric_mean_of_the_tokens_probabilities(tiny: TransformersGenerator) -> None:
     prompts = some_prompts(5)
     for prompt, completion in zip(prompts, tiny.generate(prompts, max_new_tokens=6), strict=True):

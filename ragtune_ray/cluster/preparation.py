@@ -27,8 +27,8 @@ __all__ = ["POOL", "TRAIN", "VALIDATION", "example_type", "needs_index", "prepar
 
 TRAIN, VALIDATION, POOL = "train.parquet", "validation.parquet", "pool.parquet"
 UNIT_QUERIES = 128
-TAUGHT_UNIT_QUERIES = 16
-"""The same where the generator reads every candidate: a hundred times the work."""
+TAUGHT_UNIT_QUERIES = 64
+"""The same where the generator reads every candidate: many times the work, but of neighbours' candidates many are the same."""
 FORMAT = 2
 """Part of the examples' identity: raise it when the same input would give other examples."""
 EXAMPLE_SETTINGS = {

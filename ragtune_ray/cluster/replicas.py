@@ -63,11 +63,26 @@ class _OpenVersion:
     hold: contextlib.ExitStack
 
 
-class RetrieverReplica:
+class _Following:
+    """A copy that follows what is published."""
+
+    _follower: Follower[Any]
+
+    def check_health(self) -> None:
+        """Whether the copy can go on; Serve replaces it where this raises."""
+        self._follower.check()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_follower"):
+            self._follower.stop()
+
+
+class RetrieverReplica(_Following):
     """Encoder and index in one process. Queries that come together are searched together."""
 
     def __init__(self, settings: config.Config) -> None:
-        _prepare(settings.serve.retriever)
+        limits = settings.serve.retriever
+        _prepare(limits.num_threads or round(limits.num_cpus))
         from ragtune_ray.encoder import load_encoder
         from ragtune_ray.retriever import load_reranker
 
@@ -157,14 +172,6 @@ class RetrieverReplica:
         if isinstance(found, str) or (opened.num_passages and self._encoder is not None and not found[0]):
             raise storage.ArtifactError(f"index version {opened.version}: a trial query finds nothing in it")
 
-    def check_health(self) -> None:
-        """Whether the copy can go on; Serve replaces it where this raises."""
-        self._follower.check()
-
-    def __del__(self) -> None:
-        if hasattr(self, "_follower"):
-            self._follower.stop()
-
 
 @dataclass(frozen=True, slots=True)
 class _Loaded:
@@ -177,11 +184,12 @@ class _Loaded:
     """By arm, the fingerprint of model and adapter together."""
 
 
-class GeneratorReplica:
+class GeneratorReplica(_Following):
     """The language model in one process; requests join and leave its running batch."""
 
     def __init__(self, settings: config.Config) -> None:
-        _prepare(settings.serve.generator)
+        limits = settings.serve.generator
+        _prepare(limits.num_threads or int(session.cores_of_this_machine() / max(1, limits.max_replicas)))
         self._settings = settings
         self._of_job: dict[tuple[config.Arm, bool], config.Config] = {}
         # A tokenizer must not be used by two threads at once, and a long prompt must not hold up the others' pieces.
@@ -328,15 +336,11 @@ class GeneratorReplica:
         threading.Thread(target=close, args=(loaded.engine,), name="release", daemon=True).start()
 
     def check_health(self) -> None:
-        """Whether the copy can go on; Serve replaces it where this raises."""
-        self._follower.check()
+        """Also whether its thread lives."""
+        super().check_health()
         with self._follower.lease() as lease:
             if not lease.held.engine.is_alive():
                 raise RuntimeError("the generation thread has died; the log says why")
-
-    def __del__(self) -> None:
-        if hasattr(self, "_follower"):
-            self._follower.stop()
 
 
 def _loaded(settings: config.Config, name: str, tuned: dict[str, str]) -> _Loaded:
@@ -398,6 +402,6 @@ def _refusal(follower: Follower[Any]) -> dict[str, str] | None:
     return {"version": refused.name.strip('"[]').rstrip("/").rsplit("/", 1)[-1]} if refused else None
 
 
-def _prepare(replicas: config.Replicas) -> None:
+def _prepare(num_threads: int) -> None:
     session.log_with_serve()
-    session.use_threads(max(1, round(replicas.num_cpus)))
+    session.use_threads(max(1, num_threads))

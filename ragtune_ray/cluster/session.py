@@ -16,7 +16,15 @@ from typing import Any
 
 from ragtune_ray import config
 
-__all__ = ["SERVE_ENVIRONMENT", "log_with_serve", "ray_session", "use_one_thread", "worker_options", "workers"]
+__all__ = [
+    "SERVE_ENVIRONMENT",
+    "cores_of_this_machine",
+    "log_with_serve",
+    "ray_session",
+    "use_one_thread",
+    "worker_options",
+    "workers",
+]
 
 SERVE_ENVIRONMENT = {
     # Calls between copies go over gRPC instead of Ray's object store. With the next one, a request costs 20 ms of CPU and not 36
@@ -93,6 +101,15 @@ def worker_options(settings: config.Cluster) -> dict[str, Any]:
     if settings.memory_per_worker_bytes:
         options["memory"] = settings.memory_per_worker_bytes
     return options
+
+
+def cores_of_this_machine() -> float:
+    """The cores that Ray has on the machine where this process runs: of a container its share, not all that it sees."""
+    import ray
+
+    here = ray.get_runtime_context().get_node_id()
+    (found,) = (node["Resources"].get("CPU", 1.0) for node in ray.nodes() if node["NodeID"] == here)
+    return float(found)
 
 
 def use_one_thread() -> None:

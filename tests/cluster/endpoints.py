@@ -16,6 +16,7 @@ QUICK = (
     "serve.timeout_seconds=300",
     "serve.retriever.num_cpus=0.1",
     "serve.generator.num_cpus=0.1",
+    "serve.generator.num_threads=1",
 )
 
 

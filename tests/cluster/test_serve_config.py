@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from ragtune_ray import config
+from ragtune_ray.cluster import session
 from ragtune_ray.cluster.service import Arguments, bound
 from tests.cluster.endpoints import CHAT, QUICK, question, wait_until_ready
 from tests.faults.conftest import end_remains
@@ -83,6 +84,13 @@ def test_every_deployment_has_its_limits_and_none_of_serves_unsafe_defaults(tmp_
         assert settings.max_surge_percent == 100
         assert settings.backpressure_config.status_code == 429
     assert found["Generator"]._deployment_config.autoscaling_config.min_replicas == 0
+
+
+def test_a_copy_computes_on_what_ray_has_of_its_machine(shared_ray: None) -> None:
+    import ray
+
+    assert session.cores_of_this_machine() == 4.0, "as the tests' Ray was told, whatever the machine has"
+    assert ray.get(ray.remote(session.cores_of_this_machine).remote()) == 4.0
 
 
 @pytest.mark.serve
