@@ -65,7 +65,7 @@ def ray_session(settings: config.Cluster, *, for_training: bool = False) -> Iter
     import ray
 
     if ray.is_initialized():
-        _quiet()
+        _settle_ray_data()
         yield
         return
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
@@ -74,7 +74,7 @@ def ray_session(settings: config.Cluster, *, for_training: bool = False) -> Iter
             ray.init(address=address, **quiet)
         else:
             ray.init(include_dashboard=False, **quiet)
-    _quiet()
+    _settle_ray_data()
     try:
         yield
     finally:
@@ -150,11 +150,17 @@ def _silent_core() -> Iterator[None]:
         os.close(kept)
 
 
-def _quiet() -> None:
-    """Ray Data's own bars and banners off: `progress` shows one line per stage instead."""
+def _settle_ray_data() -> None:
+    """Ray Data's own bars and banners off: `progress` shows one line per stage instead. And pools that keep their actors.
+
+    Our actors take one unit at a time (`runs.pool`), so a pool is used to 1.0 at most. Ray Data adds an actor from 1.75 on and
+    takes one away at 0.5: an actor that a slow start left idle never came back, and half the cores stood still.
+    """
     import ray.data
 
     context = ray.data.DataContext.get_current()
+    context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
+    context.autoscaling_config.actor_pool_util_downscaling_threshold = 0.0
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.enable_operator_progress_bars = False

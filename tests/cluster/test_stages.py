@@ -1,5 +1,8 @@
-"""What a stage says when the work of a unit fails."""
+"""What a stage says when the work of a unit fails, and that it uses all the actors it may."""
 
+import json
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +10,8 @@ import numpy as np
 import pytest
 import ray.data
 
-from ragtune_ray import storage
+from ragtune_ray import config, storage
+from ragtune_ray.cluster import session
 from ragtune_ray.cluster.stages import StageError, run_stage
 
 pytestmark = pytest.mark.cluster
@@ -27,3 +31,31 @@ def test_a_failed_unit_says_in_its_own_words_why_without_rays_wrapping(tmp_path:
     with pytest.raises(StageError) as raised:
         run_stage("shelve", str(tmp_path), [{"unit": 0}], transform)
     assert str(raised.value) == "shelve: ArtifactError: shelf/seven: is torn; build it again"
+
+
+class _Meeting:
+    """An actor whose unit ends when another process is at one, too."""
+
+    def __init__(self, directory: str) -> None:
+        self._directory = Path(directory)
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
+        own = str(os.getpid())
+        (self._directory / own).touch()
+        deadline = time.monotonic() + 300  # against a hang
+        while not any(path.name != own for path in self._directory.iterdir()):
+            assert time.monotonic() < deadline, "nobody else came"
+            time.sleep(0.05)
+        return {"summary": [json.dumps({"unit": json.loads(unit)["unit"], "files": []}) for unit in batch["unit"]]}
+
+
+def test_a_pool_that_has_shrunk_grows_again_to_all_its_actors(tmp_path: Path, shared_ray: None) -> None:
+    def transform(units: ray.data.Dataset) -> ray.data.Dataset:
+        # As `runs.pool` makes it, but shrunk: which a slow start of what comes before it does within seconds.
+        shrunk = ray.data.ActorPoolStrategy(min_size=1, max_size=2, initial_size=1, max_tasks_in_flight_per_actor=1)
+        given = {"directory": str(tmp_path)}
+        return units.map_batches(_Meeting, batch_size=1, compute=shrunk, fn_constructor_kwargs=given, num_cpus=1)
+
+    with session.ray_session(config.Cluster()):
+        done = run_stage("meet", str(tmp_path / "stage"), [{"unit": number} for number in range(8)], transform)
+    assert [summary["unit"] for summary in done] == list(range(8))
