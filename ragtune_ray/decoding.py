@@ -162,35 +162,22 @@ class DecodingBatch:
                 self._layers[place].fill(0, layer.keys[: len(self), :, :tokens], layer.values[: len(self), :, :tokens])
 
     @torch.inference_mode()
-    def extend(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Append tokens to every row and give the logits after each of them.
-
-        Args:
-            tokens: shape (rows, tokens); a row with fewer is padded on the right with any token.
-
-        Returns:
-            Logits of shape (rows, tokens, vocabulary).
-        """
-        tokens = tokens.to(self._device)
-        positions = self._lengths[:, None] + torch.arange(tokens.shape[1], device=self._device)
+    def step(self, tokens: torch.Tensor) -> None:
+        """Append one token per row (shape (rows,)); `logits` become those after it."""
+        positions = self._lengths[:, None]
         view = _round_up(int(positions.max()) + 1, _BLOCK_POSITIONS)
-        rows = torch.arange(len(tokens), device=self._device)[:, None].expand_as(positions)
+        rows = torch.arange(len(tokens), device=self._device)[:, None]
         for layer in self._layers:
             layer.rows, layer.positions, layer.view = rows, positions, view
         output = self._model(
-            input_ids=tokens,
+            input_ids=tokens.to(self._device)[:, None],
             position_ids=positions,
             attention_mask=self._masks(positions, view),
             past_key_values=Cache(layers=self._layers),
             use_cache=True,
         )
-        self._lengths = self._lengths + tokens.shape[1]
-        logits: torch.Tensor = output.logits
-        return logits
-
-    def step(self, tokens: torch.Tensor) -> None:
-        """Append one token per row (shape (rows,)); `logits` become those after it."""
-        self.logits = self.extend(tokens[:, None])[:, -1]
+        self._lengths = self._lengths + 1
+        self.logits = output.logits[:, -1]
 
     def _masks(self, positions: torch.Tensor, view: int) -> torch.Tensor | dict[str, torch.Tensor]:
         distance = positions[:, None, :, None] - torch.arange(view, device=self._device)

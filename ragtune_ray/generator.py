@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -21,7 +20,6 @@ from ragtune_ray.adapters import Adapters
 from ragtune_ray.chat import ChatTokenizer
 from ragtune_ray.completion import Completion, Generator, GeneratorError, settled_text
 from ragtune_ray.decoding import DecodingBatch, check_architecture
-from ragtune_ray.encoder import batches_by_length
 from ragtune_ray.hardware import Precision, choose_device, resolve_precision
 from ragtune_ray.models import quiet_transformers
 from ragtune_ray.openai_client import OpenAIGenerator
@@ -230,31 +228,17 @@ class TransformersGenerator:
 
     def _answer_sums(self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> list[float]:
         """The sum of ln p of each answer, none of them empty; prompts that begin alike are read once."""
-        groups = [[row] for row in range(len(prompts))]
-        if shared_prefixes.suits(self._model):
-            groups = shared_prefixes.groups(prompts, answers, self.prefill_tokens)
-        lengths = [
-            shared_prefixes.num_tokens([prompts[row] for row in group], [answers[row] for row in group])
-            for group in groups
-        ]
-        sums = [0.0] * len(prompts)
-        for batch in batches_by_length(np.array(lengths), self.prefill_tokens):
-            chosen = [groups[number] for number in batch]
-            piece = shared_prefixes.collate(prompts, answers, chosen, self._pad_token)
-            labels = piece["labels"]
-            kept = int((labels != IGNORED).sum(dim=1).max())
-            on_device = {name: value.to(self.device) for name, value in piece.items()}
-            logits = shared_prefixes.logits(self._model, on_device, kept)
-            for place, group in enumerate(chosen):  # one by one: float32 logits of a whole batch may not fit in memory
-                taught = (labels[place] != IGNORED).nonzero().flatten()
+        sums = torch.zeros(len(prompts), dtype=torch.float64)
+        for groups in shared_prefixes.batches(self._model, prompts, answers, self.prefill_tokens):
+            piece = shared_prefixes.collate(prompts, answers, groups, self._pad_token)
+            logits = shared_prefixes.logits(self._model, {name: value.to(self.device) for name, value in piece.items()})
+            for place, group in enumerate(groups):  # one by one: float32 logits of a whole batch may not fit in memory
+                taught = (piece["labels"][place] != IGNORED).nonzero().flatten()
                 scores = logits[place, -len(taught) :].float()
-                wanted = labels[place, taught].to(scores.device)
+                wanted = piece["labels"][place, taught].to(scores.device)
                 each = (scores.gather(1, wanted[:, None])[:, 0] - scores.logsumexp(1)).double().cpu()
-                own = torch.zeros(len(group), dtype=torch.float64)
-                own.index_add_(0, piece["segments"][place, taught] - 1, each)
-                for row, total in zip(group, own.tolist(), strict=True):
-                    sums[row] = total
-        return sums
+                sums.index_add_(0, torch.tensor(group)[piece["segments"][place, taught] - 1], each)
+        return sums.tolist()
 
     def _rows(
         self, prompts: Sequence[Prompt], max_new_tokens: int, temperature: float, stop: Sequence[str], seed: int

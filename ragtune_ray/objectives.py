@@ -74,7 +74,6 @@ class Sft(nn.Module):
         self._end_token = end_token
         self._micro_batch_tokens = micro_batch_tokens
         self._pad_token = int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end_token)
-        self._shares_prefixes = shared_prefixes.suits(model)
 
     def pieces(self, rows: Sequence[GeneratorExample]) -> Iterator[Piece]:
         """The rows in micro-batches of similar length; prompts that begin alike are read once."""
@@ -83,7 +82,7 @@ class Sft(nn.Module):
     def collate(self, prompts: Sequence[str], answers: Sequence[str]) -> Piece:
         """One row of `shared_prefixes.collate` per prompt: its labels are the tokens of the answer and its end."""
         asked, taught = self._token_ids(prompts, answers)
-        return self._collated(asked, taught, [[row] for row in range(len(asked))])
+        return shared_prefixes.collate(asked, taught, [[row] for row in range(len(asked))], self._pad_token)
 
     def forward(self, piece: Piece) -> Tensor:
         """The negative log-likelihood of all labels, summed."""
@@ -91,10 +90,8 @@ class Sft(nn.Module):
 
     def losses(self, piece: Piece) -> Tensor:
         """The negative log-likelihood of each row's labels, summed over them: (num_rows,)."""
-        # The vocabulary is the widest matrix of a small model: only places that are taught go through it.
-        kept = int((piece["labels"] != IGNORED).sum(dim=1).max())
-        labels = piece["labels"][:, -kept:]
-        logits = shared_prefixes.logits(self.model, piece, kept)
+        logits = shared_prefixes.logits(self.model, piece)
+        labels = piece["labels"][:, -logits.shape[1] :]
         each = functional.cross_entropy(
             logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="none"
         )
@@ -113,27 +110,13 @@ class Sft(nn.Module):
 
     def _batches(self, rows: Sequence[GeneratorExample], batch_tokens: int) -> Iterator[Piece]:
         asked, taught = self._token_ids([row.prompt for row in rows], [row.answer for row in rows])
-        groups = [[row] for row in range(len(rows))]
-        if self._shares_prefixes:
-            groups = shared_prefixes.groups(asked, taught, batch_tokens)
-        lengths = np.array(
-            [
-                shared_prefixes.num_tokens([asked[row] for row in group], [taught[row] for row in group])
-                for group in groups
-            ]
-        )
-        for batch in batches_by_length(lengths, batch_tokens):
-            yield self._collated(asked, taught, [groups[number] for number in batch])
+        for groups in shared_prefixes.batches(self.model, asked, taught, batch_tokens):
+            yield shared_prefixes.collate(asked, taught, groups, self._pad_token)
 
     def _token_ids(self, prompts: Sequence[str], answers: Sequence[str]) -> tuple[list[list[int]], list[list[int]]]:
         """Those of the prompts, and of the answers with their end."""
         told = self._chat.encode([self._chat.defused(answer) for answer in answers])
         return self._chat.encode(prompts), [[*answer, self._end_token] for answer in told]
-
-    def _collated(
-        self, asked: Sequence[Sequence[int]], taught: Sequence[Sequence[int]], groups: Sequence[Sequence[int]]
-    ) -> Piece:
-        return shared_prefixes.collate(asked, taught, groups, self._pad_token)
 
 
 class _EncoderObjective(nn.Module):

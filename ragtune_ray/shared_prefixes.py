@@ -9,13 +9,16 @@ Sharing). This module knows nothing of losses.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["IGNORED", "collate", "groups", "logits", "mask", "num_tokens", "suits"]
+from ragtune_ray.encoder import batches_by_length
+
+__all__ = ["IGNORED", "batches", "collate", "groups", "logits", "mask", "num_tokens", "suits"]
 
 IGNORED = -100
 """A label that costs nothing, as torch's cross-entropy has it."""
@@ -39,6 +42,23 @@ def suits(model: Any) -> bool:
     )
 
 
+def batches(
+    model: Any, prompts: Sequence[TokenIds], taught: Sequence[TokenIds], batch_tokens: int
+) -> Iterator[list[list[int]]]:
+    """The rows as batches of groups of similar length; where the model does not suit, a group is a row.
+
+    Args:
+        model: that is to read them.
+        prompts: token ids, per row.
+        taught: token ids of what follows each.
+        batch_tokens: of a batch when padded, at most (a single row may be longer).
+    """
+    found = groups(prompts, taught, batch_tokens) if suits(model) else [[row] for row in range(len(prompts))]
+    lengths = [num_tokens([prompts[row] for row in group], [taught[row] for row in group]) for group in found]
+    for batch in batches_by_length(np.array(lengths), batch_tokens):
+        yield [found[number] for number in batch]
+
+
 def groups(prompts: Sequence[TokenIds], taught: Sequence[TokenIds], longest: int) -> list[list[int]]:
     """Row numbers in groups whose prompts share at least half of their tokens, from the first on.
 
@@ -55,7 +75,7 @@ def groups(prompts: Sequence[TokenIds], taught: Sequence[TokenIds], longest: int
         if found:
             joined = [*found[-1], number]
             shared = _num_shared([prompts[row] for row in joined])
-            total = num_tokens([prompts[row] for row in joined], [taught[row] for row in joined])
+            total = _total([prompts[row] for row in joined], [taught[row] for row in joined], shared)
             half = all(2 * shared >= len(prompts[row]) for row in joined)
             if half and total - shared <= OWN_TOKENS and total <= longest:
                 found[-1] = joined
@@ -70,7 +90,10 @@ def num_tokens(prompts: Sequence[TokenIds], taught: Sequence[TokenIds]) -> int:
     >>> num_tokens([[1, 2, 3], [1, 2, 4]], [[5, 6], [5]])
     5
     """
-    shared = _num_shared(prompts)
+    return _total(prompts, taught, _num_shared(prompts))
+
+
+def _total(prompts: Sequence[TokenIds], taught: Sequence[TokenIds], shared: int) -> int:
     # The last token taught is predicted, and predicts nothing.
     return shared + sum(len(prompt) - shared + len(told) - 1 for prompt, told in zip(prompts, taught, strict=True))
 
@@ -125,14 +148,16 @@ def _packed(prompts: Sequence[TokenIds], taught: Sequence[TokenIds]) -> list[tup
     return sorted(places, key=lambda place: place[-1] != IGNORED)  # stable: the order within is kept
 
 
-def logits(model: Any, piece: dict[str, Tensor], kept: int) -> Tensor:
-    """A causal language model's logits at the last `kept` places of each row: (num_rows, kept, vocabulary).
+def logits(model: Any, piece: dict[str, Tensor]) -> Tensor:
+    """A causal language model's logits at the last places of each row, as many as have a label: (num_rows, kept, vocabulary).
+
+    The vocabulary is the widest matrix of a small model: only places that are taught go through it.
 
     Args:
         model: of transformers; one that `suits`, or rows of a prompt each.
         piece: from `collate`, on the model's device.
-        kept: such as the most labels of a row.
     """
+    kept = int((piece["labels"] != IGNORED).sum(dim=1).max())
     shown = piece["attention_mask"]
     if bool((piece["segments"] > 1).any()):
         seen = mask(piece["segments"], piece["position_ids"]).unsqueeze(1)

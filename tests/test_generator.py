@@ -279,9 +279,9 @@ def test_likelihoods_of_prompts_that_begin_alike_are_those_of_each_alone_from_fe
     read = []
     ask = shared_prefixes.logits
 
-    def counting(model: Any, piece: dict[str, torch.Tensor], kept: int) -> torch.Tensor:
+    def counting(model: Any, piece: dict[str, torch.Tensor]) -> torch.Tensor:
         read.append(int(piece["attention_mask"].sum()))
-        return ask(model, piece, kept)
+        return ask(model, piece)
 
     monkeypatch.setattr(shared_prefixes, "logits", counting)
     together = tiny.log_likelihood(prompts, answers)

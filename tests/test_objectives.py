@@ -157,13 +157,13 @@ def test_an_answer_that_spells_a_control_token_does_not_end_itself(load) -> None
 
 
 def test_micro_batches_do_not_change_the_gradient(load) -> None:
-    rows = rows_of("sft")
+    # Prompts that begin alike are read in one row, whatever it is cut into: test_shared_prefixes.
+    rows = [answer_row(f"{number} asks: " + "x" * number, "answer" * (number + 1)) for number in range(3)]
     whole = gradients(load("sft", "micro_batch_tokens=10000"), rows)
     alone = load("sft", "micro_batch_tokens=1")
     assert len(list(alone.pieces(rows))) == len(rows)
-    length = torch.cat([gradient.flatten() for gradient in whole.values()]).norm()
     for name, gradient in gradients(alone, rows).items():
-        assert (gradient - whole[name]).norm() < 1e-5 * length
+        torch.testing.assert_close(gradient, whole[name], rtol=1e-4, atol=1e-5)
 
 
 # The retriever

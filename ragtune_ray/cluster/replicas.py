@@ -189,7 +189,7 @@ class GeneratorReplica(_Following):
 
     def __init__(self, settings: config.Config) -> None:
         limits = settings.serve.generator
-        _prepare(limits.num_threads or int(session.cores_of_this_machine() / max(1, limits.max_replicas)))
+        _prepare(limits.num_threads or int(session.cores_of_this_machine() / limits.max_replicas))
         self._settings = settings
         self._of_job: dict[tuple[config.Arm, bool], config.Config] = {}
         # A tokenizer must not be used by two threads at once, and a long prompt must not hold up the others' pieces.
