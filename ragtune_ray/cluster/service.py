@@ -68,15 +68,15 @@ def bound(settings: config.Config, generator_kind: type | None = None) -> Any:
         settings: the whole tree.
         generator_kind: a class with the face of `GeneratorReplica`, in its place: for benchmarks.
     """
+    return _graph(*_checked(settings), generator_kind)
+
+
+def _graph(settings: config.Config, has_index: bool, generator_kind: type | None) -> Any:
     from ray import serve
 
     from ragtune_ray.cluster.ingress import Ingress
     from ragtune_ray.cluster.replicas import GeneratorReplica, RetrieverReplica
 
-    if config.is_mode(settings.answer.arm):
-        # The pair of a mode is that of this moment: its models and its index belong together.
-        settings = pairs.with_tuned_models(settings).using("answer.arm=rag")
-    has_index = _check(settings)
     limits = settings.serve
 
     def deployment(kind: type, name: str, replicas: config.Replicas) -> Any:
@@ -87,8 +87,15 @@ def bound(settings: config.Config, generator_kind: type | None = None) -> Any:
     return deployment(Ingress, "Ingress", limits.ingress).bind(settings, retriever, generator)
 
 
-def _check(settings: config.Config) -> bool:
-    """Whether there is an index; what would fail in every copy fails here instead."""
+def _checked(settings: config.Config) -> tuple[config.Config, bool]:
+    """The config with its models named, and whether there is an index; what would fail in every copy fails here instead."""
+    if config.is_mode(settings.answer.arm):
+        if settings.serve.retrieval == "auto":
+            raise config.ConfigError(
+                f"serve.retrieval=auto: a tuned pair (answer.arm={settings.answer.arm}) always retrieves; use always"
+            )
+        # The pair of a mode is that of this moment: its models and its index belong together.
+        settings = pairs.with_tuned_models(settings).using("answer.arm=rag")
     keys = access.load_keys(settings)
     if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1" and not keys:
         raise config.ConfigError(
@@ -98,10 +105,6 @@ def _check(settings: config.Config) -> bool:
     models.generator_meant(settings)
     for arm in settings.serve.adapter_arms:
         models.tuned_model(settings.workspace, arm)
-    if settings.serve.retrieval == "auto" and config.is_mode(settings.answer.arm):
-        raise config.ConfigError(
-            f"serve.retrieval=auto: a tuned pair (answer.arm={settings.answer.arm}) always retrieves; use always"
-        )
     if settings.serve.retrieval == "auto" and adaptive.read_calibration(settings) is None:
         raise config.ConfigError(
             f"serve.retrieval=auto: nothing says when the arm {settings.answer.arm} may answer without retrieval; run: "
@@ -112,8 +115,8 @@ def _check(settings: config.Config) -> bool:
     except storage.ArtifactError:
         if config.retrieves(settings.answer.arm):
             raise
-        return False
-    return True
+        return settings, False
+    return settings, True
 
 
 def _options(name: str, replicas: config.Replicas, limits: config.Serve) -> dict[str, Any]:
@@ -166,7 +169,7 @@ def running(settings: config.Config, generator_kind: type | None = None) -> Iter
     """
     keys = access.load_keys(settings)
     gatekeeping.check_exposure(settings, keys)
-    _check(settings)
+    checked = _checked(settings)
     host = settings.serve.host
     port = settings.serve.port or _free_port(host)
     _check_port(host, port)
@@ -175,7 +178,7 @@ def running(settings: config.Config, generator_kind: type | None = None) -> Iter
 
         _refuse_other_serve()
         _check_room(settings)
-        app = bound(settings, generator_kind)  # not before: it imports Ray, which reads its environment then
+        app = _graph(*checked, generator_kind)  # not before: it imports Ray, which reads its environment then
         serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port})
         try:
             serve.run(app, name=APPLICATION, route_prefix="/", logging_config={"enable_access_log": False})

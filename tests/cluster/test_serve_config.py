@@ -55,6 +55,8 @@ def test_an_application_that_cannot_serve_is_refused_before_anything_starts(tmp_
         bound(config.Config().using(f"workspace={tmp_path}", "answer.arm=ft"))
     with pytest.raises(Exception, match="ragtune calibrate"):
         bound(config.Config().using(f"workspace={tmp_path}", "serve.retrieval=auto"))
+    with pytest.raises(Exception, match="always retrieves"):
+        bound(config.Config().using(f"workspace={tmp_path}", "serve.retrieval=auto", "answer.arm=joint"))
 
 
 def test_behind_haproxy_which_hides_who_asks_there_must_be_keys(
