@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ragtune_ray.comparison import ArmFacts, Comparison, Cost, Difference, Interval
+from ragtune_ray.decision import three_digits
 
 __all__ = [
     "LOSSES",
     "Cell",
     "Group",
     "Row",
-    "amount",
     "direction",
     "duration",
     "groups",
@@ -146,18 +146,7 @@ def duration(seconds: float) -> str:
     >>> duration(0.0851), duration(1.2), duration(5025)
     ('85.1 ms', '1.20 s', '5,025 s')
     """
-    return f"{amount(seconds * 1000)} ms" if 0 < abs(seconds) < 0.9995 else f"{amount(seconds)} s"
-
-
-def amount(number: float) -> str:
-    """A number to three digits, or to the whole, with an exponent only where it is tiny or huge.
-
-    >>> amount(0.1), amount(12), amount(123456.7), amount(0)
-    ('0.100', '12.0', '123,457', '0')
-    """
-    if 99.95 <= abs(number) < 1e9:
-        return f"{number:,.0f}"
-    return f"{number:#.3g}" if 0.1 <= abs(number) < 1e9 else f"{number:.3g}"
+    return f"{three_digits(seconds * 1000)} ms" if 0 < abs(seconds) < 0.9995 else f"{three_digits(seconds)} s"
 
 
 def probability(p: float | None) -> str:
@@ -219,7 +208,7 @@ def _latency_rows(arms: Sequence[ArmFacts]) -> tuple[Row, ...]:
             rows.append(Row(f"{stage} p50", cells, n=n))
     throughputs = [arm.throughput for arm in arms]
     if any(throughputs):
-        cells = tuple(Cell(amount(each.answers_per_second)) if each else None for each in throughputs)
+        cells = tuple(Cell(three_digits(each.answers_per_second)) if each else None for each in throughputs)
         rows.append(Row("answers per second", cells, "in bulk"))
     return tuple(rows)
 
@@ -252,7 +241,7 @@ def _cost_rows(arms: Sequence[ArmFacts]) -> tuple[Row, ...]:
         ("all in all", lambda cost: cost.total, _total_note(costs)),
     ]
     return tuple(
-        Row(label, tuple(Cell(amount(take(cost))) if cost is not None else None for cost in costs), note)
+        Row(label, tuple(Cell(three_digits(take(cost))) if cost is not None else None for cost in costs), note)
         for label, take, note in fields
     )
 

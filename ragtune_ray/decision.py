@@ -26,7 +26,17 @@ from ragtune_ray import config, intervals, significance
 from ragtune_ray.costs import Cost
 from ragtune_ray.metrics import PerQuery
 
-__all__ = ["MIN_QUESTIONS", "Difference", "Evidence", "Outcome", "Verdict", "Weighed", "decide", "differences"]
+__all__ = [
+    "MIN_QUESTIONS",
+    "Difference",
+    "Evidence",
+    "Outcome",
+    "Verdict",
+    "Weighed",
+    "decide",
+    "differences",
+    "three_digits",
+]
 
 MIN_QUESTIONS = 20
 """With fewer questions no interval is to be trusted, whatever it says: a bootstrap cannot draw what it has not seen."""
@@ -236,7 +246,7 @@ def _violations(each: Evidence, rule: config.Compare) -> list[str]:
         )
     if rule.max_cost_per_1000 and cost_per_1000 > rule.max_cost_per_1000:
         broken.append(
-            f"a thousand answers cost {cost_per_1000:.4g} {each.cost.unit}, over "
+            f"a thousand answers cost {three_digits(cost_per_1000)} {each.cost.unit}, over "
             f"compare.max_cost_per_1000={rule.max_cost_per_1000:g}"
         )
     if rule.max_visible_seconds and each.visible_seconds > rule.max_visible_seconds:
@@ -270,7 +280,7 @@ def _reason(ranking: _Ranking, violations: Mapping[str, tuple[str, ...]]) -> lis
         lines[-1] += _judged(difference, rule.margin, is_as_good=arm in ranking.as_good)
     lines += [f"{arm} does not qualify: {'; '.join(broken)}." for arm, broken in violations.items() if broken]
     if len(ranking.as_good) > 1:
-        costs = ", ".join(f"{arm} {_money(ranking.evidence[arm].cost)}" for arm in ranking.as_good)
+        costs = ", ".join(f"{arm} {three_digits(ranking.evidence[arm].cost.total)}" for arm in ranking.as_good)
         unit = ranking.evidence[best].cost
         lines.append(
             f"Of {len(ranking.as_good)} arms that are as good, {ranking.chosen} is the cheapest over {unit.answers:,} answers, "
@@ -366,9 +376,16 @@ def _constraint(dimension: str, field: str, unit: str, values: Mapping[str, floa
 
 
 def _listed(values: Mapping[str, float], unit: str) -> str:
-    shown = {arm: "never" if math.isinf(value) else f"{value:.4g}" for arm, value in values.items()}
+    shown = {arm: "never" if math.isinf(value) else three_digits(value) for arm, value in values.items()}
     return ", ".join(f"{arm} {value}" for arm, value in shown.items()) + f" {unit}"
 
 
-def _money(cost: Cost) -> str:
-    return f"{cost.total:,.4g}"
+def three_digits(number: float) -> str:
+    """A number to three digits, or to the whole, with an exponent only where it is tiny or huge.
+
+    >>> three_digits(0.1), three_digits(12), three_digits(123456.7), three_digits(0)
+    ('0.100', '12.0', '123,457', '0')
+    """
+    if 99.95 <= abs(number) < 1e9:
+        return f"{number:,.0f}"
+    return f"{number:#.3g}" if 0.1 <= abs(number) < 1e9 else f"{number:.3g}"

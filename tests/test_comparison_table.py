@@ -1,6 +1,7 @@
 from ragtune_ray import comparison as comparisons
 from ragtune_ray import comparison_table as table
 from ragtune_ray.comparison import Comparison, Difference, Interval
+from ragtune_ray.decision import three_digits
 from tests.comparisons import comparison, half_failed, one_question
 
 
@@ -82,7 +83,7 @@ def test_a_difference_is_one_only_where_the_interval_leaves_out_0() -> None:
 def test_numbers_are_short_at_every_size() -> None:
     numbers = (0, 0.00012, 0.0642, 0.1, 1.2, 12, 99.94, 99.96, 1234.5, 12345678.9, 1.2e15, -0.5)
     shown = "0 0.00012 0.0642 0.100 1.20 12.0 99.9 100 1,234 12,345,679 1.2e+15 -0.500".split()
-    assert [table.amount(number) for number in numbers] == shown
+    assert [three_digits(number) for number in numbers] == shown
     assert [table.duration(seconds) for seconds in (0, 0.0004, 0.9994, 0.9996, 59.96, 86400)] == [
         "0 s", "0.400 ms", "999 ms", "1.00 s", "60.0 s", "86,400 s",
     ]  # fmt: skip
