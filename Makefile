@@ -24,15 +24,16 @@ demo: install
 	$(BIN)/ragtune ask configs/space.yaml "What is the Hubble Space Telescope?"
 	$(BIN)/ragtune compare configs/space.yaml
 
-# Style, types, then the tests that need no Ray.
+# Style, types, then the fast tests: no Ray, no browser, nothing killed.
 check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest --numprocesses 2 --dist loadfile -m "not cluster and not slow"
+	$(BIN)/pytest --numprocesses 2 --dist loadfile -m "not cluster and not slow" --ignore tests/faults --ignore tests/browser
 
 # What a change must pass.
 test: check
+	$(BIN)/pytest --numprocesses 2 --dist loadfile -m "not cluster and not slow" tests/faults tests/browser
 	$(BIN)/ragtune models
 	$(BIN)/pytest --numprocesses 2 --dist loadfile -m "cluster and not slow and not serve"
 	$(BIN)/pytest -m "serve and not slow"

@@ -314,6 +314,9 @@ class Training(Section):
     """Most validation examples, drawn by the seed."""
     passages: int = Field(0, ge=0)
     """`sft`, rag+ft: passages per example; 0: retrieval.top_k."""
+    distractors: Literal["query", "passage"] = "query"
+    """`sft`, rag+ft: what the other passages of an example are retrieved for. `query`: its question, as in answering. `passage`:
+    the passage that holds the answer, so that all questions about it show the same passages, which are then read once."""
     gold_left_out_share: float = Field(0.1, ge=0, le=1)
     """`sft`, rag+ft: share of examples without the passage that holds the answer (RAFT, Zhang et al. 2024)."""
     abstain_share: float = Field(0.5, ge=0, le=1)

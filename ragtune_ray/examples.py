@@ -1,8 +1,8 @@
 """Queries with what was retrieved for them -> training examples of the generator and of the retriever.
 
 In: queries, their relevant documents' passages, retrieved passages, and how the generator counts and renders. Out: examples,
-and a `Reject` for each query that gives none. Every draw depends on the seed and the query's id alone, so examples do not
-depend on how queries are divided among workers. This module knows nothing of indexes, weights, files or Ray.
+and a `Reject` for each query that gives none. Every draw depends on the seed and the id of the query, or of its passage: so
+examples do not depend on how queries are divided among workers. This module knows nothing of indexes, weights, files or Ray.
 
 The generator's mixture is RAFT's (Zhang et al. 2024): the passage that holds the answer among retrieved ones that do not, its
 place drawn evenly, and left out in a share of the examples, some of which are answered with an abstention. The retriever's
@@ -62,6 +62,8 @@ class Candidates:
     """Of `gold`, for the retriever's examples."""
     retrieved_cosines: tuple[float, ...] = ()
     """Of `retrieved`, likewise."""
+    neighbors: tuple[Passage, ...] = ()
+    """What is retrieved for the text of the query's `positive_passage`, best first, without that passage itself."""
 
 
 def holds_answer(text: str, answers: Sequence[str]) -> bool:
@@ -117,28 +119,37 @@ def generator_example(
     if candidates is None:
         answer = query.answers[0] if query.answers else settings.training.abstention
         return _rendered(query, (), None, answer, kind or "question_only", chat, settings)
-    source = np.random.default_rng([settings.seed, zlib.crc32(query.query_id.encode())])
+    source = _source(settings.seed, query.query_id)
     count = settings.training.passages or settings.retrieval.top_k
-    if not query.answers:
-        shown = list(candidates.retrieved[:count])
-        source.shuffle(shown)
-        return _rendered(query, shown, None, settings.training.abstention, "abstention", chat, settings)
     gold = positive_passage(query, candidates)
+    found, order = candidates.retrieved, source
+    if gold is not None and settings.training.distractors == "passage":
+        # The same passages in the same order, whichever question is asked about the gold one.
+        found, order = (gold, *candidates.neighbors), _source(settings.seed, gold.passage_id)
+    if not query.answers:
+        shown = list(found[:count])
+        order.shuffle(shown)
+        return _rendered(query, shown, None, settings.training.abstention, "abstention", chat, settings)
     others = [
         passage
-        for passage in candidates.retrieved
+        for passage in found
         if _is_distractor(passage, query) and not holds_answer(passage.title, query.answers)
     ]
     if gold is None or source.random() < settings.training.gold_left_out_share:
-        return _without_gold(query, others[:count], source, chat, settings)
-    return _with_gold(query, gold, others[: count - 1], source, chat, settings)
+        abstains = source.random() < settings.training.abstain_share
+        return _without_gold(query, others[:count], order, chat, settings, abstains=abstains)
+    return _with_gold(query, gold, others[: count - 1], order, chat, settings)
+
+
+def _source(seed: int, name: str) -> np.random.Generator:
+    return np.random.default_rng([seed, zlib.crc32(name.encode())])
 
 
 def _with_gold(
     query: Query,
     gold: Passage,
     others: list[Passage],
-    source: np.random.Generator,
+    order: np.random.Generator,
     chat: ChatText,
     settings: config.Config,
 ) -> GeneratorExample | Reject:
@@ -150,7 +161,7 @@ def _with_gold(
     answer = next((answer for answer in query.answers if holds_answer(gold.text, [answer])), query.answers[0])
     while True:
         shown = [gold, *others]
-        source.shuffle(shown)
+        order.shuffle(shown)
         example = _rendered(query, shown, gold, answer, "with_gold", chat, settings)
         if isinstance(example, Reject):
             return example
@@ -169,11 +180,16 @@ def _with_gold(
 
 
 def _without_gold(
-    query: Query, shown: list[Passage], source: np.random.Generator, chat: ChatText, settings: config.Config
+    query: Query,
+    shown: list[Passage],
+    order: np.random.Generator,
+    chat: ChatText,
+    settings: config.Config,
+    *,
+    abstains: bool,
 ) -> GeneratorExample | Reject:
     assert query.answers
-    abstains = source.random() < settings.training.abstain_share
-    source.shuffle(shown)
+    order.shuffle(shown)
     if abstains:
         return _rendered(query, shown, None, settings.training.abstention, "abstention", chat, settings)
     return _rendered(query, shown, None, query.answers[0], "without_gold", chat, settings)

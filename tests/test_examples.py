@@ -341,6 +341,39 @@ def test_so_many_examples_go_without_gold_and_so_many_of_those_abstain(left_out:
     assert is_share(kinds["abstention"], without, abstain)
 
 
+def test_where_distractors_are_the_passage_s_all_its_questions_show_the_same_in_the_same_order() -> None:
+    settings = SETTINGS.using("training.distractors=passage")
+    near = OTHERS[7:]
+    shown: dict[str, set[tuple[str, ...]]] = {}
+    for number in range(20):
+        found = candidates(OTHERS[number % 5 : 7], neighbors=near)  # each question retrieves other passages
+        for name, answers, left_out in (("gold", (ANSWER,), 0), ("none", (), 0), ("left out", (ANSWER,), 1)):
+            chosen = settings.using(f"training.gold_left_out_share={left_out}")
+            example = made(question(f"{name} {number}", answers), found, chosen)
+            shown.setdefault(name, set()).add(example.passage_ids)
+    (passages,) = shown["gold"]
+    assert sorted(passages) == ["gold#0", *sorted(each.passage_id for each in near[:4])]
+    assert shown["none"] == shown["gold"], "a question without an answer is read along with the others"
+    (without,) = shown["left out"]
+    assert sorted(without) == sorted(each.passage_id for each in near)
+
+
+def test_the_place_of_the_gold_passage_is_drawn_for_each_passage_where_its_questions_share_it() -> None:
+    settings = SETTINGS.using("training.distractors=passage", "retrieval.top_k=2")
+    places = Counter()
+    for number in range(400):
+        gold = passage(f"gold{number}#0", GOLD.text)
+        found = candidates([gold], [gold], neighbors=OTHERS[:3])
+        places[made(question("q", relevant=(f"gold{number}",)), found, settings).gold_place] += 1
+    assert is_fair([places[1], places[2]], [200, 200])
+
+
+def test_a_neighbour_that_holds_the_answer_is_no_distractor() -> None:
+    settings = SETTINGS.using("training.distractors=passage", "retrieval.top_k=2")
+    found = candidates(neighbors=(passage("copy#0", GOLD.text), OTHERS[0]))
+    assert set(made(question(), found, settings).passage_ids) == {"gold#0", OTHERS[0].passage_id}
+
+
 def test_without_gold_nothing_in_the_prompt_answers() -> None:
     settings = SETTINGS.using("training.gold_left_out_share=1", "training.abstention=No idea.")
     copy = passage("copy#0", f"It was {ANSWER.upper()}.")

@@ -37,6 +37,7 @@ EXAMPLE_SETTINGS = {
     "max_tokens",
     "validation_examples",
     "passages",
+    "distractors",
     "gold_left_out_share",
     "abstain_share",
     "abstention",
@@ -267,6 +268,8 @@ class PrepareUnit:
                 for row, candidates in zip(rows, found, strict=True)
             ]
         if self._chat is not None:
+            if self._settings.training.distractors == "passage":
+                found = self._with_neighbors(rows, found)
             return [
                 examples.generator_example(row, candidates, self._chat, self._settings)
                 for row, candidates in zip(rows, found, strict=True)
@@ -276,33 +279,53 @@ class PrepareUnit:
             for row, candidates in zip(rows, found, strict=True)
         ]
 
+    def _depth(self) -> int:
+        """Hits to choose passages from: of the best some are gold or hold the answer, and are no distractors."""
+        training = self._settings.training
+        return 4 * (training.passages or self._settings.retrieval.top_k) if self._sft else training.negative_depth
+
     def _candidates(self, rows: Sequence[schema.Query]) -> list[examples.Candidates]:
         from ragtune_ray.retriever import encode_queries
 
         assert self._retriever is not None
-        training = self._settings.training
-        # Of the best hits some are gold or hold the answer, and are no distractors.
-        shown = 4 * (training.passages or self._settings.retrieval.top_k)
-        depth = shown if self._sft else training.negative_depth
         texts = [row.text for row in rows]
-        scores, ordinals = self._retriever.search(texts, depth)
+        scores, ordinals = self._retriever.search(texts, self._depth())
         gold = self._retriever.index.of_documents([splitting.positives(row) for row in rows])
         embedded = None if self._sft else encode_queries(self._retriever.encoder, texts)
         candidates = []
         for number in range(len(rows)):
             hits = ordinals[number][ordinals[number] >= 0]
-            cosines = [np.empty(0), np.empty(0)]
+            cosines: list[tuple[float, ...]] = [(), ()]
             if embedded is not None:
-                cosines = [self._retriever.index.vectors.take(part) @ embedded[number] for part in (gold[number], hits)]
+                vectors = (self._retriever.index.vectors.take(places) for places in (gold[number], hits))
+                cosines = [tuple((each @ embedded[number]).tolist()) for each in vectors]
             candidates.append(
                 examples.Candidates(
                     tuple(self._retriever.index.take(gold[number].tolist())),
                     tuple(self._retriever.index.take(hits.tolist())),
                     tuple(scores[number][: len(hits)].tolist()),
-                    *(tuple(part.tolist()) for part in cosines),
+                    gold_cosines=cosines[0],
+                    retrieved_cosines=cosines[1],
                 )
             )
         return candidates
+
+    def _with_neighbors(
+        self, rows: Sequence[schema.Query], found: Sequence[examples.Candidates]
+    ) -> list[examples.Candidates]:
+        """The candidates with the neighbours of each query's positive passage, which are retrieved once for all its queries."""
+        assert self._retriever is not None
+        golds = [examples.positive_passage(row, candidates) for row, candidates in zip(rows, found, strict=True)]
+        texts = {gold.passage_id: gold.text for gold in golds if gold is not None}
+        hits = self._retriever.retrieve_passages(list(texts.values()), self._depth())
+        near = {
+            name: tuple(passage for passage in passages if passage.passage_id != name)
+            for name, (passages, _) in zip(texts, hits, strict=True)
+        }
+        return [
+            dataclasses.replace(candidates, neighbors=near[gold.passage_id]) if gold else candidates
+            for candidates, gold in zip(found, golds, strict=True)
+        ]
 
     def _pool(self, made: Sequence[schema.RetrieverExample | schema.JointExample]) -> pa.Table:
         """passage_id and stored vector of every passage of the examples, once each."""

@@ -201,6 +201,33 @@ def test_a_document_of_two_splits_is_an_error(given: config.Config, tmp_path: Pa
         train(given.using(f"queries.path={path}", "queries.split_by=given"))
 
 
+def test_questions_on_one_passage_show_the_same_distractors_where_they_are_the_passage_s(
+    given: config.Config, tmp_path: Path
+) -> None:
+    path = tmp_path / "three_on_each.jsonl"
+    rows = [
+        {
+            "query_id": f"q{number}-{other}",
+            "text": f"What is the code of vessel{number}, not of vessel{(number + other) % 40}?",
+            "answers": [f"secret{number}"],
+            "document_ids": [f"d{number}"],
+        }
+        for number in range(20)
+        for other in (1, 2, 3)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = given.using(f"queries.path={path}", "training.gold_left_out_share=0")
+    kinds: dict[str, dict[str, set[tuple[str, ...]]]] = {}
+    for whose in ("query", "passage"):
+        url = preparation.prepare(asked.using(f"training.distractors={whose}"))
+        for row in pq.read_table(Path(url) / preparation.TRAIN).to_pylist():
+            gold = row["passage_ids"][row["gold_place"] - 1]
+            kinds.setdefault(whose, {}).setdefault(gold, set()).add(tuple(row["passage_ids"]))
+    assert {len(shown) for shown in kinds["passage"].values()} == {1}
+    assert {len(passages) for shown in kinds["passage"].values() for passages in shown} == {2}
+    assert max(len(shown) for shown in kinds["query"].values()) > 1, "the questions retrieve different passages"
+
+
 def test_answers_longer_than_the_window_are_rejected_and_counted(given: config.Config, tmp_path: Path) -> None:
     path = tmp_path / "long.jsonl"
     write_queries(path, 40)
