@@ -85,16 +85,18 @@ def _settings(folder: Path, minutes: int, num_questions: int, overrides: Sequenc
 
 
 def _of_documents(found: Sequence[schema.Query], limit: int, source: random.Random) -> list[schema.Query]:
-    """All questions of some documents, about `limit` in all: as they come, and as training reads them fastest."""
+    """All questions of some documents, about `limit` in all, in the order of the file: as they are read fastest."""
     documents: dict[str, list[schema.Query]] = {}
     for row in found:
         documents.setdefault(row.document_ids[0], []).append(row)
-    rows: list[schema.Query] = []
+    chosen: set[str] = set()
+    count = 0
     for document in source.sample(sorted(documents), len(documents)):
-        if len(rows) >= limit:
+        if count >= limit:
             break
-        rows += [dataclasses.replace(row, split="train") for row in documents[document]]
-    return rows
+        chosen.add(document)
+        count += len(documents[document])
+    return [dataclasses.replace(row, split="train") for row in found if row.document_ids[0] in chosen]
 
 
 def _write(path: Path, rows: Sequence[schema.Query]) -> None:

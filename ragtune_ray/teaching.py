@@ -20,7 +20,7 @@ import numpy as np
 
 from ragtune_ray import config, prompts
 from ragtune_ray.completion import Generator, GeneratorError
-from ragtune_ray.examples import Candidates, holds_answer, positive_passage
+from ragtune_ray.examples import Candidates, holds_answer
 from ragtune_ray.metrics import mrr_at_k
 from ragtune_ray.schema import Passage, Query, Reject, RetrieverExample
 from ragtune_ray.splitting import positives
@@ -151,7 +151,6 @@ def taught_example(
     count_tokens: Callable[[Sequence[str]], list[int]],
     *,
     reranked: Sequence[float] | None = None,
-    examines: bool = False,
 ) -> tuple[RetrieverExample | Reject, Judgement]:
     """The example of one question, its passages in the order of the teacher's scores, and how well the teacher judged.
 
@@ -163,23 +162,15 @@ def taught_example(
         settings: training is used.
         count_tokens: the encoder's, as far as it reads.
         reranked: a cross-encoder's scores of the passages; None: there is none.
-        examines: the example is for validation: its first passage is the one that answers, whatever the teacher says.
     """
     temperature = settings.training.teacher_temperature
     scores = blended(gains, reranked, temperature) if reranked is not None else list(gains)
     judgement = _judgement(query, candidates, passages, scores, temperature)
     order = sorted(range(len(passages)), key=lambda place: -scores[place])
-    problem = "" if examines else _problem(query, passages, gains, order, judgement)
+    problem = _problem(query, passages, gains, order, judgement)
     if problem:
         return Reject(query.query_id, problem, "row"), judgement
     ranked = [(passages[place], scores[place]) for place in order]
-    if examines:
-        best = positive_passage(query, candidates)
-        if best is None:
-            return Reject(query.query_id, "has no passage that answers it", "row"), judgement
-        known = {passage.passage_id: score for passage, score in ranked}
-        others = [each for each in ranked if each[0].passage_id != best.passage_id][: len(passages) - 1]
-        ranked = [(best, known.get(best.passage_id, ranked[0][1])), *others]
     texts = [passage.text for passage, _ in ranked]
     read = [query.text] if settings.training.keeps_index else [query.text, *texts]
     return RetrieverExample(

@@ -167,15 +167,6 @@ def test_questions_that_the_teacher_cannot_teach_are_rejected(gains: list[float]
         assert isinstance(example, RetrieverExample)
 
 
-def test_validation_asks_for_the_passage_that_answers_whatever_the_teacher_says() -> None:
-    given = candidates("a", "b", "c", cosines=[0.9, 0.5, 0.1], answering="b")
-    example, _ = taught([1.5, 0.2, 0.0], given, examines=True)
-    assert isinstance(example, RetrieverExample)
-    assert example.passage_ids == ("b#0", "a#0", "c#0")
-    nothing, _ = taught([1.5, 0.2, 0.0], candidates("a", "b", "c", cosines=[0.9, 0.5, 0.1]), examines=True)
-    assert isinstance(nothing, Reject)
-
-
 def test_qrels_examine_the_teacher_where_there_are_some() -> None:
     given = candidates("a", "b", cosines=[0.9, 0.5], answering="a")
     judged = query(document_ids=("b",), relevances=(1.0,))

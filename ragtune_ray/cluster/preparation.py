@@ -28,8 +28,9 @@ __all__ = ["POOL", "TRAIN", "VALIDATION", "example_type", "needs_index", "prepar
 TRAIN, VALIDATION, POOL = "train.parquet", "validation.parquet", "pool.parquet"
 UNIT_QUERIES = 128
 TAUGHT_UNIT_QUERIES = 64
-"""The same where the generator reads every candidate: many times the work, but of neighbours' candidates many are the same."""
-FORMAT = 2
+"""The same where the generator reads every candidate: many times the work, but of neighbours' candidates many are the same, and
+are read once. So a file of questions had better keep those of a document, and of documents of one subject, together."""
+FORMAT = 3
 """Part of the examples' identity: raise it when the same input would give other examples."""
 EXAMPLE_SETTINGS = {
     "objective",
@@ -186,7 +187,8 @@ class PrepareUnit:
         self._count = _token_counter(settings)
         self._chat = _chat(settings) if settings.training.trains_generator else None
         self._teacher = _teacher(settings)
-        self._generator = _judge(settings)
+        # Validation asks where the positive stands, which needs no teacher.
+        self._generator = None if split == "validation" else _judge(settings)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[str]]:
         """Make and commit the examples of the units of the batch."""
@@ -248,7 +250,6 @@ class PrepareUnit:
                 self._settings,
                 self._count,
                 reranked=self._teacher(row.text, [each.text for each in passages]) if self._teacher else None,
-                examines=self._split == "validation",
             )
             made.append(example)
             judgements.append(judgement)

@@ -149,7 +149,7 @@ def test_a_new_encoders_index_is_searched_with_no_other(given: config.Config, tm
 
 def test_what_the_generator_teaches_in_bulk_is_what_it_teaches_here(given: config.Config) -> None:
     from ragtune_ray.encoder import load_token_counter
-    from ragtune_ray.examples import Candidates
+    from ragtune_ray.examples import Candidates, holds_answer
     from ragtune_ray.generator import load_generator
     from ragtune_ray.retriever import encode_queries, open_retriever
 
@@ -192,6 +192,12 @@ def test_what_the_generator_teaches_in_bulk_is_what_it_teaches_here(given: confi
         assert bulk[name].teacher_scores == pytest.approx(example.teacher_scores, abs=1e-4)
     facts, here = storage.read_manifest(url)["teacher"], teaching.teacher_facts(judgements)
     assert {name: pytest.approx(value, abs=1e-3) for name, value in facts.items()} == here
+    answers = {row.query_id: row.answers or () for row in judging.queries_of(settings, "validation")}
+    validation = _examples(url, preparation.VALIDATION)
+    assert validation
+    for example in validation:
+        assert holds_answer(example.passages[0], answers[example.query_id])
+        assert example.teacher_scores == (), "validation needs no teacher"
 
 
 def test_the_retriever_is_judged_alike_by_qrels_and_by_the_answers_of_its_hits(given: config.Config) -> None:
@@ -201,8 +207,8 @@ def test_the_retriever_is_judged_alike_by_qrels_and_by_the_answers_of_its_hits(g
     assert np.mean(list(judged.values())) == pytest.approx(found["value"])
 
 
-def _examples(url: str) -> list[schema.RetrieverExample]:
+def _examples(url: str, name: str = preparation.TRAIN) -> list[schema.RetrieverExample]:
     import pyarrow.parquet as pq
 
-    table = pq.read_table(storage.open_artifact(url, "examples").path / preparation.TRAIN)
+    table = pq.read_table(storage.open_artifact(url, "examples").path / name)
     return list(schema.from_table(table, schema.RetrieverExample))
