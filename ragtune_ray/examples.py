@@ -126,19 +126,20 @@ def generator_example(
     if gold is not None and settings.training.distractors == "passage":
         # The same passages in the same order, whichever question is asked about the gold one.
         found, order = (gold, *candidates.neighbors), _source(settings.seed, gold.passage_id)
-    if not query.answers:
-        shown = list(found[:count])
-        order.shuffle(shown)
-        return _rendered(query, shown, None, settings.training.abstention, "abstention", chat, settings)
     others = [
         passage
         for passage in found
         if _is_distractor(passage, query) and not holds_answer(passage.title, query.answers)
     ]
-    if gold is None or source.random() < settings.training.gold_left_out_share:
-        abstains = source.random() < settings.training.abstain_share
-        return _without_gold(query, others[:count], order, chat, settings, abstains=abstains)
-    return _with_gold(query, gold, others[: count - 1], order, chat, settings)
+    training = settings.training
+    if query.answers and gold is not None and source.random() >= training.gold_left_out_share:
+        return _with_gold(query, gold, others[: count - 1], order, chat, settings)
+    shown = list(others[:count] if query.answers else found[:count])
+    abstains = not query.answers or source.random() < training.abstain_share
+    order.shuffle(shown)
+    if abstains:
+        return _rendered(query, shown, None, training.abstention, "abstention", chat, settings)
+    return _rendered(query, shown, None, query.answers[0], "without_gold", chat, settings)
 
 
 def _source(seed: int, name: str) -> np.random.Generator:
@@ -177,22 +178,6 @@ def _with_gold(
         "chunking.size_tokens",
         "row",
     )
-
-
-def _without_gold(
-    query: Query,
-    shown: list[Passage],
-    order: np.random.Generator,
-    chat: ChatText,
-    settings: config.Config,
-    *,
-    abstains: bool,
-) -> GeneratorExample | Reject:
-    assert query.answers
-    order.shuffle(shown)
-    if abstains:
-        return _rendered(query, shown, None, settings.training.abstention, "abstention", chat, settings)
-    return _rendered(query, shown, None, query.answers[0], "without_gold", chat, settings)
 
 
 def _rendered(
