@@ -39,7 +39,9 @@ DATA = "../shared/data/squad/squad-v1.1-24articles.json"
 CONFIG = "configs/squad.yaml"
 STEPS = {15: 60, 30: 130, 60: 200}
 """Most optimiser steps per component and round, for about so many minutes on two cores with bfloat16."""
-VALIDATION_QUESTIONS, TEST_QUESTIONS = 120, 300
+VALIDATION_QUESTIONS = 120
+ANSWERED_QUESTIONS = 300
+"""Of the test questions: answers take their time. Hits do not, so recall is over all of them."""
 
 Scores = dict[str, float]
 
@@ -72,9 +74,10 @@ def _settings(folder: Path, minutes: int, num_questions: int, overrides: Sequenc
     settings = config.load(CONFIG, [f"corpus.path={DATA}", f"queries.path={DATA}", *overrides])
     source = random.Random(0)
     rows = _of_documents(queries_of(settings, "train"), num_questions, source)
-    for split, limit in {"validation": VALIDATION_QUESTIONS, "test": TEST_QUESTIONS}.items():
+    for split, limit in {"validation": VALIDATION_QUESTIONS, "test": 0}.items():
         found = queries_of(settings, split)
-        rows += [dataclasses.replace(row, split=split) for row in source.sample(found, min(limit, len(found)))]
+        chosen = source.sample(found, min(limit or len(found), len(found)))
+        rows += [dataclasses.replace(row, split=split) for row in chosen]
     path = folder / "questions.jsonl"
     _write(path, rows)
     return settings.using(
@@ -118,9 +121,9 @@ def _tuned(settings: config.Config, mode: str) -> tuple[Pair, list[Row]]:
 
 
 def _exact(settings: config.Config) -> Scores:
-    asked = settings.using("queries.split=test", "answer.arm=rag")
+    asked = settings.using("queries.split=test", f"queries.limit={ANSWERED_QUESTIONS}", "answer.arm=rag")
     rows = evaluation.read_answers(str(answers.answer(asked)))
-    scores = evaluation.scores_of(queries_of(settings, "test"), rows, settings)
+    scores = evaluation.scores_of(queries_of(asked, "test"), rows, settings)
     return {name: values["EM"] for name, values in scores.items()}
 
 
