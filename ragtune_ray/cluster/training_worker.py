@@ -29,6 +29,8 @@ __all__ = ["EVENTS", "METRICS", "RUN_NAME", "work"]
 RUN_NAME = "train"
 """Ray Train's directory within the working directory of a training."""
 METRICS, EVENTS = "metrics.jsonl", "tensorboard"
+MEMORY_STEPS = 10
+"""After so many steps memory that was freed goes back to the system: kept for good, it would grow with every step."""
 
 
 @dataclass
@@ -219,10 +221,12 @@ def _computing(run: _Run) -> contextlib.AbstractContextManager[Any]:
 
 def _after_step(run: _Run) -> None:
     """Evaluate and save where it is due."""
-    from ragtune_ray import fitting
+    from ragtune_ray import fitting, hardware
 
     training = run.settings.training
     last = run.step == run.num_steps
+    if run.step % MEMORY_STEPS == 0:
+        hardware.return_freed_memory()
     if run.step % training.evaluate_steps == 0 or last:
         scores = _validate(run)
         run.metrics.append({"step": run.step, **scores})
