@@ -29,7 +29,7 @@ __all__ = ["EVENTS", "METRICS", "RUN_NAME", "work"]
 RUN_NAME = "train"
 """Ray Train's directory within the working directory of a training."""
 METRICS, EVENTS = "metrics.jsonl", "tensorboard"
-MEMORY_STEPS = 10
+MEMORY_STEPS = 20
 """After so many steps memory that was freed goes back to the system: kept for good, it would grow with every step."""
 
 
