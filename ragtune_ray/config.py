@@ -395,7 +395,7 @@ class Tune(Section):
     """What is tuned."""
     reindex: bool = False
     """Train the encoder of passages too, and index the corpus anew for it; else only queries are encoded anew, and the index
-    stays."""
+    stays: cheap on a large corpus, but it carries less over to documents that no question was learnt from."""
     retriever_learning_rate: float = Field(0.0, ge=0)
     """As training.learning_rate, for the retriever; 0: its objective's own."""
     confidence: float = Field(0.9, gt=0, lt=1)
