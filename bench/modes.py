@@ -83,7 +83,8 @@ def _settings(folder: Path, minutes: int, num_questions: int, overrides: Sequenc
     return settings.using(
         f"workspace={folder}", f"queries.path={path}", "queries.split_by=given", "queries.split=all",
         f"training.max_steps={STEPS[minutes]}", f"training.evaluate_steps={STEPS[minutes] // 2}",
-        "compare.metric=EM", "retrieval.mode=dense", "tune.rounds=2", *overrides,
+        "compare.metric=EM", "retrieval.mode=dense", "tune.rounds=2", "tune.reindex=true", "tune.candidates=4",
+        "tune.retriever_learning_rate=5e-5", "training.contrastive_weight=1", *overrides,
     )  # fmt: skip
 
 
@@ -227,8 +228,17 @@ def _independent(settings: config.Config, folder: Path) -> list[str]:
     total = settings.training.max_steps * settings.tune.rounds
     longer = hidden.using(f"training.max_steps={total}", "training.epochs=4")
     generator = training.train(longer.using("training.name=alone"))
-    retriever = training.train(longer.using("training.objective=query_side", "training.name=alone-retriever"))
+    retriever = training.train(
+        longer.using(
+            f"training.objective={'contrastive' if settings.tune.reindex else 'query_side'}",
+            "training.name=alone-retriever",
+            f"training.learning_rate={settings.tune.retriever_learning_rate}",
+        )
+    )
     apart = dataclasses.replace(Pair.of(settings), generator_model=generator, query_model=retriever)
+    if settings.tune.reindex:
+        apart = Pair(str(folder / "alone"), retriever, "", generator)
+        corpus.build_index(apart.used_in(settings))
     return [
         _line("EM", "independent", _exact(apart.used_in(settings)), "joint", _exact(pair.used_in(settings))),
         _line("recall@1", "independent", _recall(apart.used_in(settings)), "joint", _recall(pair.used_in(settings))),
