@@ -242,7 +242,8 @@ def _rate(load: dict[str, Any]) -> float:
 
 def _ended_within(load: dict[str, Any], seconds: float) -> float:
     """Answers a second that ended in so many seconds from the start, the first batch's filling included."""
-    return sum(each["left"] + each["seconds"] <= seconds for each in _good(load)) / seconds
+    ended = [each for each in _good(load) if each["left"] + each["seconds"] <= seconds]
+    return len(ended) / seconds
 
 
 # The parts.
