@@ -1,0 +1,17 @@
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ragtune_ray import config, hardware
+from ragtune_ray.cluster import training_worker
+
+
+def test_freed_memory_goes_back_every_so_many_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    given_back = []
+    settings = config.Config().using("training.evaluate_steps=1000", "training.checkpoint_steps=1000")
+    run: Any = SimpleNamespace(settings=settings, worker=1, num_steps=1000)
+    monkeypatch.setattr(hardware, "return_freed_memory", lambda: given_back.append(run.step))
+    for run.step in range(1, 51):
+        training_worker._after_step(run)
+    assert given_back == [20, 40]
