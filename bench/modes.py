@@ -3,7 +3,7 @@
     python -m bench.modes [section.field=value ...] [--modes staged joint iterative domain independent] [--minutes 60]
 
 Splits are those of configs/squad.yaml, by article. Each mode is tuned in a workspace of its own, with the embedded models, and
-judged once on the test articles:
+judged once on the test articles. Both encoders learn unless `tune.reindex=false` is given:
 
 | row | what is compared |
 |---|---|
@@ -74,10 +74,11 @@ def _settings(folder: Path, minutes: int, num_questions: int, overrides: Sequenc
     settings = config.load(CONFIG, [f"corpus.path={DATA}", f"queries.path={DATA}", *overrides])
     source = random.Random(0)
     rows = _of_documents(queries_of(settings, "train"), num_questions, source)
-    for split, limit in {"validation": VALIDATION_QUESTIONS, "test": 0}.items():
-        found = queries_of(settings, split)
-        chosen = source.sample(found, min(limit or len(found), len(found)))
-        rows += [dataclasses.replace(row, split=split) for row in chosen]
+    validation, test = (queries_of(settings, split) for split in ("validation", "test"))
+    validation = source.sample(validation, min(VALIDATION_QUESTIONS, len(validation)))
+    test = source.sample(test, len(test))  # in any order: answers are asked of the first
+    rows += [dataclasses.replace(row, split="validation") for row in validation]
+    rows += [dataclasses.replace(row, split="test") for row in test]
     path = folder / "questions.jsonl"
     _write(path, rows)
     return settings.using(
@@ -235,10 +236,11 @@ def _independent(settings: config.Config, folder: Path) -> list[str]:
             f"training.learning_rate={settings.tune.retriever_learning_rate}",
         )
     )
-    apart = dataclasses.replace(Pair.of(settings), generator_model=generator, query_model=retriever)
     if settings.tune.reindex:
         apart = Pair(str(folder / "alone"), retriever, "", generator)
         corpus.build_index(apart.used_in(settings))
+    else:
+        apart = dataclasses.replace(Pair.of(settings), generator_model=generator, query_model=retriever)
     return [
         _line("EM", "independent", _exact(apart.used_in(settings)), "joint", _exact(pair.used_in(settings))),
         _line("recall@1", "independent", _recall(apart.used_in(settings)), "joint", _recall(pair.used_in(settings))),

@@ -240,8 +240,8 @@ def _rate(load: dict[str, Any]) -> float:
     return len(_good(load)) / float(load["wall"])
 
 
-def _ended_within(load: dict[str, Any], seconds: float) -> float:
-    """Answers a second that ended in so many seconds from the start, the first batch's filling included."""
+def _rate_within(load: dict[str, Any], seconds: float) -> float:
+    """Answers a second, of those that ended in so many seconds from the start."""
     ended = [each for each in _good(load) if each["left"] + each["seconds"] <= seconds]
     return len(ended) / seconds
 
@@ -291,14 +291,14 @@ def _overload(options: argparse.Namespace, settings: config.Config, questions: l
     with running(settings) as address:
         plan = {"address": address, "path": CHAT, "questions": questions, "seconds": options.seconds}
         _loaded(**plan | {"clients": 2, "seconds": 3})
-        peak = _ended_within(_loaded(**plan, clients=16), options.seconds)
+        peak = _rate_within(_loaded(**plan, clients=16), options.seconds)
         before = _memory()
         load = _loaded(**plan, rate=10 * peak)
         after = _memory()
         started = time.perf_counter()
         _loaded(**plan | {"clients": 1, "seconds": 0.1})
         normal = time.perf_counter() - started
-    goodput = _ended_within(load, options.seconds)
+    goodput = _rate_within(load, options.seconds)
     refused = [each for each in load["results"] if each["status"] in (429, 503)]
     others = len(load["results"]) - len(_good(load)) - len(refused)
     _row("overload: requests that neither were answered nor refused", str(others), "0")

@@ -220,7 +220,7 @@ def _computing(run: _Run) -> contextlib.AbstractContextManager[Any]:
 
 
 def _after_step(run: _Run) -> None:
-    """Evaluate and save where it is due."""
+    """Give memory back, evaluate and save where it is due."""
     from ragtune_ray import fitting, hardware
 
     training = run.settings.training
