@@ -16,6 +16,7 @@ Whether its passage makes it likelier is asked where the retriever's teacher is 
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 
 from ragtune_ray.abstention import is_abstention
@@ -29,6 +30,7 @@ __all__ = [
     "capped",
     "cited_passage",
     "labelled",
+    "question_of",
     "question_problem",
     "regenerated_problem",
     "support_problem",
@@ -39,6 +41,10 @@ SAME_F1 = 0.6
 MIN_QUESTION_WORDS = 3
 MAX_ANSWER_WORDS = 20
 """A longer text is a passage told again, not an answer."""
+_POINTS_AWAY = ("passage", "the text", "the article", "the author", "this question", "the question")
+"""What only means something beside the passage."""
+_LABEL = re.compile(r"^\W*(?:question|q|问题|問題)\s*\d*\s*[:：]\W*", re.IGNORECASE)
+_QUESTION_END = re.compile(r"[?？]")
 
 
 def cited_passage(answer: Answer, passages: Mapping[str, Passage]) -> Passage | None:
@@ -108,6 +114,20 @@ def regenerated_problem(answer: str, again: Answer | None, least: float, languag
     return "another answer is given from its passage alone"
 
 
+def question_of(text: str) -> str:
+    """The question in what a generator wrote when asked for one: its first, without a label before it.
+
+    >>> question_of("Question: Who was first on the Moon? Answer: Armstrong. Who was second?")
+    'Who was first on the Moon?'
+
+    Args:
+        text: as generated; one that asks nothing is given back whole, to be refused.
+    """
+    plain = _LABEL.sub("", " ".join(text.split()))
+    end = _QUESTION_END.search(plain)
+    return plain[: end.end()] if end else plain
+
+
 def question_problem(question: str, passage: str) -> str:
     """Why a made question is none to ask; empty: it is one.
 
@@ -121,7 +141,7 @@ def question_problem(question: str, passage: str) -> str:
     text = question.strip()
     if "\n" in text or not text.endswith(("?", "？")) or len(text) < 2 * MIN_QUESTION_WORDS:
         return "is no question"
-    if any(word in text.casefold() for word in ("passage", "the text", "the article", "the author")):
+    if any(word in text.casefold() for word in _POINTS_AWAY):
         return "is no question that stands by itself"
     if len(text.split()) < MIN_QUESTION_WORDS and text.isascii():
         return "is no question"

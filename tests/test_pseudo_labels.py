@@ -59,12 +59,28 @@ def test_the_round_trip_compares_with_what_the_passage_alone_gives() -> None:
         ("When? And\nwhy?", "is no question"),
         ("Why not?", "is no question"),
         ("What does the passage say?", "stands by itself"),
+        ("What is the answer to this question?", "stands by itself"),
         ("Apollo 11 landed on the Moon?", "is copied"),
     ],
 )
 def test_a_made_question_must_be_one_that_stands_by_itself(question: str, problem: str) -> None:
     found = checks.question_problem(question, MOON.text)
     assert (problem in found) if problem else found == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "question"),
+    [
+        ("When did it land?", "When did it land?"),
+        ("**Question 1:** When did it land?\nAnswer: 1969", "When did it land?"),
+        ("Q: When did\nit land? And why?", "When did it land?"),
+        ("问题：登月是哪一年发生的？答案：1969", "登月是哪一年发生的？"),
+        ("Questions of faith: who answers them?", "Questions of faith: who answers them?"),
+        ("It landed in 1969.", "It landed in 1969."),
+    ],
+)
+def test_the_question_is_taken_out_of_what_a_generator_wrote_around_it(text: str, question: str) -> None:
+    assert checks.question_of(text) == question
 
 
 def test_a_label_is_the_bare_answer_with_its_passages_document() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ragtune_ray import config, failpoints, models, pairs, splitting, storage
+from ragtune_ray import config, failpoints, models, pairs, schema, splitting, storage
 from ragtune_ray.cluster import labelling, preparation, tuning
 from ragtune_ray.cluster.rounds import TuneError
 from tests import tuning_world
@@ -221,13 +221,46 @@ def test_domain_makes_questions_of_passages_that_are_nobodys_exam(world: World) 
     forbidden = {f"d{number}" for split in ("validation", "test") for number in tuning_world.SPLITS[split]}
     assert len(chosen) == 20
     assert not {row.document_ids[0] for row in chosen} & forbidden
+    # Who is found again teaches the retriever, with the passage it was made of; who is answered from it too, the generator.
+    found = [row for row in read_made(step(url, "found")["path"]) if row.split == "train"]
+    numbers = {row.document_ids[0][1:] for row in found}
+    asked_about = [row.document_ids[0][1:] for row in chosen]
+    is_found = {name for name in asked_about if splitting.draw(f"What is the code of vessel{name}?", 1) < 0.3}
+    assert numbers == is_found
+    assert step(url, "found")["refused"] == {"does not find its document again": 20 - len(found)}
+    assert step(url, "retriever mixed")["pseudo"] == len(found) > 0
+    assert all(f"vessel{row.document_ids[0][1:]}" in (row.answers or ("",))[0] for row in found)
     passed = [row for row in read_made(step(url, "passed")["path"]) if row.split == "train"]
-    assert passed
+    is_read = {name for name in is_found if splitting.draw(f"What is the code of vessel{name}?", 2) < 0.3}
+    assert {row.document_ids[0][1:] for row in passed} == is_read
     assert all(row.answers == (f"secret{row.document_ids[0][1:]}",) for row in passed)
-    assert set(step(url, "passed")["refused"]) <= {
-        "does not find its document again",
-        "its answer does not stand in a passage that it cites",
+    assert step(url, "passed")["refused"] == {
+        "its answer does not stand in a passage that it cites": len(found) - len(passed)
     }
+    assert step(url, "generator mixed")["pseudo"] == len(passed) < len(found)
+
+
+def test_domain_teaches_the_retriever_though_no_question_is_answered(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer_of = world.answer_of
+
+    def asks_and_does_not_answer(settings: config.Config, query: schema.Query) -> schema.Answer:
+        given = answer_of(settings, query)
+        is_answer = query.query_id.startswith("made-") and query.text != labelling.ASK_FOR_QUESTION
+        return dataclasses.replace(given, answer="It is told in many words.", citations=()) if is_answer else given
+
+    monkeypatch.setattr(world, "answer_of", asks_and_does_not_answer)
+    unlabelled = world.folder / "unlabelled.jsonl"
+    rows = read_made(str(world.folder / "questions.jsonl"))
+    with unlabelled.open("w") as file:
+        for row in rows:
+            answers = None if row.split == "train" else row.answers
+            file.write(json.dumps(dataclasses.asdict(dataclasses.replace(row, answers=answers))) + "\n")
+    url = world.tune("domain", f"queries.path={unlabelled}", "tune.passages=40", "tune.round_trip_hits=12")
+    assert verdicts(url) == [(1, "retriever", True), (1, "generator", False)]
+    assert step(url, "retriever mixed")["pseudo"] == step(url, "questions")["count"]
+    assert step(url, "generator judged")["reason"].startswith("0 questions to learn from")
 
 
 def test_a_corpus_without_passages_to_ask_about_is_an_error(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

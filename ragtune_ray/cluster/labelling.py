@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 
+from ragtune_ray import config, queries, schema, snapshot
 from ragtune_ray import pseudo_labels as checks
-from ragtune_ray import queries, schema, snapshot
 from ragtune_ray.cluster import answers, evaluation
 from ragtune_ray.cluster.judging import hits_of, queries_of
 from ragtune_ray.cluster.rounds import Rounds, TuneError
 from ragtune_ray.splitting import positives
 
-__all__ = ["made_questions", "pseudo_labels", "unlabelled", "write_mixed"]
+__all__ = ["answered", "made_questions", "pseudo_labels", "unlabelled", "write_mixed"]
 
 ASK_FOR_QUESTION = "Write one short question that can be answered from this passage alone."
 """What is asked about a passage, as if it were a question."""
@@ -121,34 +121,30 @@ def _passed(rounds: Rounds, path: str, again: str) -> dict[str, Any]:
 
 
 def made_questions(rounds: Rounds) -> list[schema.Query]:
-    """Questions that the generator makes of passages, answers from the passage, and finds its document again with."""
-    rule = rounds.settings.tune
-    model = json.dumps(rule.question_model or rounds.pair.generator_model, ensure_ascii=False)
+    """Questions that the generator makes of passages and that find their documents again; each passage stands as the answer."""
     chosen = rounds.step("chosen", lambda: {"path": rounds.write("chosen", _chosen(rounds))})["path"]
-    made = rounds.step(
-        "made",
-        lambda: {
-            "path": str(
-                answers.answer(
-                    rounds.asking(
-                        chosen,
-                        "answer.gold_passage=true",
-                        f"generator.model={model}",
-                        f"prompt.system={json.dumps(QUESTION_SYSTEM)}",
-                    )
-                )
-            )
-        },
-    )["path"]
+    asking = _of_the_passage(rounds, chosen, f"prompt.system={json.dumps(QUESTION_SYSTEM)}")
+    made = rounds.step("made", lambda: {"path": str(answers.answer(asking))})["path"]
     asked = rounds.step("questions", lambda: _questions(rounds, chosen, made))
     if not asked["count"]:
         return []
-    settings = rounds.asking(asked["path"])
-    replied = rounds.step(
-        "replied",
-        lambda: {"path": str(answers.answer(settings.using("answer.gold_passage=true", f"generator.model={model}")))},
-    )["path"]
-    return _read(rounds.step("passed", lambda: _found_again(rounds, asked["path"], replied))["path"])
+    return _read(rounds.step("found", lambda: _found_again(rounds, asked["path"]))["path"])
+
+
+def answered(rounds: Rounds, made: Sequence[schema.Query]) -> list[schema.Query]:
+    """The made questions that their passage holds an answer to, by the generator that made them; that answer is the label."""
+    if not made:
+        return []
+    path = rounds.step("asked", lambda: {"path": rounds.write("asked", made)})["path"]
+    replied = rounds.step("replied", lambda: {"path": str(answers.answer(_of_the_passage(rounds, path)))})["path"]
+    return _read(rounds.step("passed", lambda: _supported(rounds, path, replied))["path"])
+
+
+def _of_the_passage(rounds: Rounds, path: str, *overrides: str) -> config.Config:
+    """The config that asks the generator that makes questions, showing it the passage that each question is about."""
+    model = rounds.settings.tune.question_model or rounds.pair.generator_model
+    model = json.dumps(model, ensure_ascii=False)
+    return rounds.asking(path, "answer.gold_passage=true", f"generator.model={model}", *overrides)
 
 
 def _chosen(rounds: Rounds) -> list[schema.Query]:
@@ -182,7 +178,7 @@ def _questions(rounds: Rounds, chosen: str, made: str) -> dict[str, Any]:
     rows = {row.query_id: row for row in evaluation.read_answers(made)}
     kept, refused = dict[str, schema.Query](), Counter[str]()
     for query in _read(chosen):
-        text = " ".join(rows[query.query_id].answer.split())
+        text = checks.question_of(rows[query.query_id].answer)
         problem = checks.question_problem(text, (query.answers or ("",))[0])
         if not problem and text.casefold() in kept:
             problem = "was made twice"
@@ -194,20 +190,31 @@ def _questions(rounds: Rounds, chosen: str, made: str) -> dict[str, Any]:
     return {"path": path, "count": len(kept), "refused": dict(refused.most_common())}
 
 
-def _found_again(rounds: Rounds, path: str, replied: str) -> dict[str, Any]:
-    """Support, and the round trip: the question must find the document of its passage."""
+def _found_again(rounds: Rounds, path: str) -> dict[str, Any]:
+    """The round trip: a question must find the document of its passage."""
+    depth = rounds.settings.tune.round_trip_hits
+    hits = hits_of(rounds.asking(path), depth)
+    asked = _read(path)
+    kept = [
+        query
+        for query in asked
+        if {hit.document_id for hit in hits.get(query.query_id, [])[:depth]} & set(query.document_ids)
+    ]
+    lost = len(asked) - len(kept)
+    refused = {"does not find its document again": lost} if lost else {}
+    return {"path": rounds.write("found", kept), "count": len(kept), "refused": refused}
+
+
+def _supported(rounds: Rounds, path: str, replied: str) -> dict[str, Any]:
+    """Support: a passage must hold the answer that was given from it."""
     rows = {row.query_id: row for row in evaluation.read_answers(replied)}
-    hits = hits_of(rounds.asking(path), rounds.settings.tune.round_trip_hits)
     index = snapshot.open_index(rounds.pair.workspace)
     texts = index.by_id(name for row in rows.values() for name in row.passage_ids)
     kept, refused = [], Counter[str]()
     for query in _read(path):
         row = rows[query.query_id]
-        near = {hit.document_id for hit in hits.get(query.query_id, [])[: rounds.settings.tune.round_trip_hits]}
         cited = checks.cited_passage(row, texts)
         problem = checks.support_problem(row, texts)
-        if not problem and not near & set(query.document_ids):
-            problem = "does not find its document again"
         if problem or cited is None:
             refused[problem] += 1
         else:
@@ -215,12 +222,25 @@ def _found_again(rounds: Rounds, path: str, replied: str) -> dict[str, Any]:
     return {"path": rounds.write("passed", kept), "count": len(kept), "refused": dict(refused.most_common())}
 
 
-def write_mixed(rounds: Rounds, gold: Sequence[schema.Query], pseudo: Sequence[schema.Query]) -> tuple[str, int]:
-    """Gold and pseudo-labelled questions together, the latter no more than their share; the file, and how many they are."""
+def write_mixed(
+    rounds: Rounds, gold: Sequence[schema.Query], pseudo: Sequence[schema.Query], name: str = "mixed"
+) -> tuple[str, int]:
+    """Gold and pseudo-labelled questions together, the latter no more than their share.
+
+    Args:
+        rounds: of this tune.
+        gold: questions with gold answers.
+        pseudo: questions with pseudo-labels.
+        name: of the step.
+
+    Returns:
+        The file, and how many they are.
+    """
     settings = rounds.settings
     kept = checks.capped(pseudo, len(gold), settings.tune.pseudo_share, settings.seed)
+    file = name.replace(" ", "-")
     row = rounds.step(
-        "mixed", lambda: {"path": rounds.write("mixed", [*gold, *kept]), "gold": len(gold), "pseudo": len(kept)}
+        name, lambda: {"path": rounds.write(file, [*gold, *kept]), "gold": len(gold), "pseudo": len(kept)}
     )
     return row["path"], row["gold"] + row["pseudo"]
 

@@ -35,7 +35,7 @@ from ragtune_ray.pairs import Pair
 
 __all__ = ["TuneError", "report_lines", "tune"]
 
-FORMAT = 1
+FORMAT = 2
 """Part of a tune's identity: raise it when the same input would give other rounds."""
 LEDGER, TUNED = "ledger.jsonl", "tuned.yaml"
 SHOWN = ("round", "component", "accepted", "reason", "num_examples", "metric", "before", "after", "low", "high")
@@ -252,16 +252,18 @@ def _helped_for_sure(rounds: Rounds) -> bool:
 
 
 def _domain(rounds: Rounds) -> None:
-    """Questions made of the corpus's passages, or the user's, answered and filtered; the retriever learns first."""
-    made = (
-        labelling.pseudo_labels(rounds, labelling.unlabelled(rounds))
-        if rounds.settings.tune.questions_path
-        else labelling.made_questions(rounds)
-    )
+    """Questions made of the corpus's passages, or the user's: the retriever learns where they lead, the generator their answers.
+
+    A made question need not be answered well to teach the retriever: that it finds its passage again is enough.
+    """
+    if rounds.settings.tune.questions_path:
+        made = answered = labelling.pseudo_labels(rounds, labelling.unlabelled(rounds))
+    else:
+        made = labelling.made_questions(rounds)
+        answered = labelling.answered(rounds, made) if "generator" in rounds.settings.tune.components else []
     gold = [query for query in queries_of(rounds.settings, "train") if query.answers]
-    path, count = labelling.write_mixed(rounds, gold, made)
-    rounds.tune_retriever(path, count, taught=False)
-    rounds.tune_generator(path, count)
+    rounds.tune_retriever(*labelling.write_mixed(rounds, gold, made, "retriever mixed"), taught=False)
+    rounds.tune_generator(*labelling.write_mixed(rounds, gold, answered, "generator mixed"))
 
 
 def _publish(rounds: Rounds, url: str, cores: int) -> None:
