@@ -128,6 +128,8 @@ ORDER = [
     "cluster.comparing",
     "cluster.doctor",
     "cluster.replicas",
+    "cluster.retriever_replica",
+    "cluster.generator_replica",
     "cluster.ingress",
     "cluster.service",
     "cli",

@@ -74,8 +74,9 @@ def bound(settings: config.Config, generator_kind: type | None = None) -> Any:
 def _graph(settings: config.Config, has_index: bool, generator_kind: type | None) -> Any:
     from ray import serve
 
+    from ragtune_ray.cluster.generator_replica import GeneratorReplica
     from ragtune_ray.cluster.ingress import Ingress
-    from ragtune_ray.cluster.replicas import GeneratorReplica, RetrieverReplica
+    from ragtune_ray.cluster.retriever_replica import RetrieverReplica
 
     limits = settings.serve
 
