@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from ragtune_ray import adaptive, api, config, schema, selection
+from ragtune_ray import adaptive, api, config, responses, schema, selection
 from ragtune_ray.access import ANYONE, Key
 from ragtune_ray.admission import Load, capacity
 from ragtune_ray.api import ApiError
@@ -113,7 +113,9 @@ class Gateway:
                 code="invalid_value",
                 param="dimensions",
             )
-        return JSONResponse(api.embeddings_body(found.vectors, found.model, request.encoding_format, found.num_tokens))
+        return JSONResponse(
+            responses.embeddings_body(found.vectors, found.model, request.encoding_format, found.num_tokens)
+        )
 
     async def upsert(self, body: bytes, _: Key) -> Response:
         """POST /v1/documents."""
@@ -202,7 +204,7 @@ class Gateway:
             )
         return _Asked(
             request=request,
-            request_id=api.new_id(),
+            request_id=responses.new_id(),
             arm=next(arm for arm in arms if request.model in ("", arm)),
             said=api.conversation(request, self.settings.serve),
             chosen=self.visible(key, request.filter),
@@ -298,7 +300,9 @@ class Gateway:
         text.add(finished.raw)
         facts = self._facts(asked, job, shown, finished)
         return JSONResponse(
-            api.completion_body(asked.request_id, asked.arm, finished.answer, text.whole(), facts, finished.finish)
+            responses.completion_body(
+                asked.request_id, asked.arm, finished.answer, text.whole(), facts, finished.finish
+            )
         )
 
     async def _completed(self, asked: _Asked, job: Job) -> tuple[Job, Shown, Finished]:
@@ -319,14 +323,14 @@ class Gateway:
                 async with contextlib.aclosing(self._stream(asked, job, source)) as stream:
                     async for event in _timed(stream, asked.deadline):
                         has_begun = True
-                        yield api.event(event)
-                yield api.DONE
+                        yield responses.event(event)
+                yield responses.DONE
             except Exception as error:  # noqa: BLE001  # the border: whatever it is, a stream never ends in silence
                 if not has_begun:
                     raise _too_late() if isinstance(error, TimeoutError) else error from None
                 failure = _failure_of(error)
                 self.telemetry.refused.labels(failure.code).inc()
-                yield api.event(failure.body())  # never a silent end
+                yield responses.event(failure.body())  # never a silent end
 
     async def _stream(
         self, asked: _Asked, job: Job, events: AsyncGenerator[Shown | str | Finished | Failed, None]
@@ -343,11 +347,11 @@ class Gateway:
                         text = AnswerText(shown.passages, self.settings.serve.link_hosts)
                         facts = {"sources": _sources(shown.passages, shown.scores), "index_version": job.index_version}
                         delta = {"role": "assistant", "content": ""}
-                        yield api.chunk(asked.request_id, asked.arm, delta, facts)
+                        yield responses.chunk(asked.request_id, asked.arm, delta, facts)
                     case str():
                         piece = text.add(event)
                         if piece:
-                            yield api.chunk(asked.request_id, asked.arm, {"content": piece})
+                            yield responses.chunk(asked.request_id, asked.arm, {"content": piece})
                     case Finished():
                         assert shown is not None
                         for last in self._last_chunks(asked, job, shown, event, text):
@@ -360,16 +364,16 @@ class Gateway:
     ) -> Iterator[dict[str, Any]]:
         rest = text.end()
         if rest:
-            yield api.chunk(asked.request_id, asked.arm, {"content": rest})
+            yield responses.chunk(asked.request_id, asked.arm, {"content": rest})
         facts = self._facts(asked, job, shown, finished)
         sources = facts.pop("sources")
-        marks = api.url_citations(text.shown, finished.answer.citations, sources)
-        facts["citations"] = api.citations_body(finished.answer)
-        yield api.chunk(asked.request_id, asked.arm, {"annotations": marks}, facts, finished.finish)
+        marks = responses.url_citations(text.shown, finished.answer.citations, sources)
+        facts["citations"] = responses.citations_body(finished.answer)
+        yield responses.chunk(asked.request_id, asked.arm, {"annotations": marks}, facts, finished.finish)
         options = asked.request.stream_options
         if options is not None and options.include_usage:
-            usage = api.usage_body(finished.answer)
-            yield api.chunk(asked.request_id, asked.arm, {}, {"choices": [], "usage": usage})
+            usage = responses.usage_body(finished.answer)
+            yield responses.chunk(asked.request_id, asked.arm, {}, {"choices": [], "usage": usage})
 
     def _facts(self, asked: _Asked, job: Job, shown: Shown, finished: Finished) -> dict[str, Any]:
         meters, answer = self.telemetry, finished.answer
@@ -419,7 +423,7 @@ class _Asked:
 
 def _sources(passages: Sequence[schema.Passage], scores: Sequence[float]) -> list[dict[str, Any]]:
     return [
-        api.source(number, passage, score)
+        responses.source(number, passage, score)
         for number, (passage, score) in enumerate(zip(passages, scores, strict=True), start=1)
     ]
 

@@ -88,6 +88,7 @@ ORDER = [
     "comparison_display",
     "verification",
     "api",
+    "responses",
     "access",
     "sanitizing",
     "following",
