@@ -15,7 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from ragtune_ray import config, fitting, hardware, models
-from ragtune_ray.objectives import Contrastive, Distillation, Joint, QuerySide, Sft
+from ragtune_ray.encoder_objectives import Contrastive, Distillation
+from ragtune_ray.joint_objective import Joint
+from ragtune_ray.objectives import Sft
+from ragtune_ray.query_side_objective import QuerySide
 
 __all__ = ["ADAPTER", "load_objective", "part_weights", "save_model"]
 

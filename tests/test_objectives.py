@@ -11,8 +11,12 @@ import torch
 from torch.nn import functional
 
 from ragtune_ray import config, fitting, trainable
-from ragtune_ray.objectives import IGNORED, Contrastive, Joint, Objective, QuerySide, Sft
+from ragtune_ray.encoder_objectives import Contrastive
+from ragtune_ray.joint_objective import Joint
+from ragtune_ray.objectives import Objective, Sft
+from ragtune_ray.query_side_objective import QuerySide
 from ragtune_ray.schema import GeneratorExample, JointExample, RetrieverExample
+from ragtune_ray.shared_prefixes import IGNORED
 
 SUBJECTS = "moon mars hubble sun earth comet rocket orbit galaxy nebula".split()
 
