@@ -424,6 +424,9 @@ class Tune(Section):
     """`iterative`: further answers, sampled, that an answer is held against; 0: none."""
     sample_temperature: float = Field(0.7, gt=0)
     """`iterative`: of those."""
+    min_precision: float = Field(0.8, ge=0, lt=1)
+    """`iterative`, and `domain` with questions of your own: an answer is learnt from only if the generator is as sure of it as of
+    answers to validation questions of which this share were right (token F1 of .6 or more); 0: however sure it is."""
     min_agreement: float = Field(0.6, ge=0, le=1)
     """`iterative`: share of the samples that must say the same (token F1 of .6 or more)."""
     round_trip_score: float = Field(0.8, ge=0, le=1)

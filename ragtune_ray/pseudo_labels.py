@@ -7,10 +7,11 @@ nothing of how anything was answered, of files or of Ray.
 | check | an answer is refused that |
 |---|---|
 | support | is none, or does not stand in the passage it cites (or none is cited) |
+| likelihood | the generator is less sure of than of answers to validation questions that were right often enough |
 | agreement | too few of further, sampled answers say too |
 | round trip | is not given again from its cited passage alone; of made questions: does not find its passage again |
 
-Whether its passage makes it likelier is asked where the retriever's teacher is (`teaching`), which rejects such questions.
+Whether its passage makes it likelier is asked where the retriever's teacher is (`teaching`), which rejects others.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
 
 from ragtune_ray.abstention import is_abstention
 from ragtune_ray.examples import holds_answer
@@ -29,15 +33,20 @@ __all__ = [
     "agreement_problem",
     "capped",
     "cited_passage",
+    "confidence_problem",
     "labelled",
     "question_of",
     "question_problem",
     "regenerated_problem",
+    "says_the_same",
     "support_problem",
+    "trusted_confidence",
 ]
 
 SAME_F1 = 0.6
 """Token F1 from which two answers say the same."""
+FEWEST_ANSWERS = 20
+"""Of which a share must have been right: fewer say nothing."""
 MIN_QUESTION_WORDS = 3
 MAX_ANSWER_WORDS = 20
 """A longer text is a passage told again, not an answer."""
@@ -80,6 +89,40 @@ def support_problem(answer: Answer, passages: Mapping[str, Passage]) -> str:
     return "" if cited_passage(answer, passages) else "its answer does not stand in a passage that it cites"
 
 
+def says_the_same(answer: str, others: Sequence[str], language: Language) -> bool:
+    """Whether an answer says what any of the others does (token F1 of `SAME_F1` or more)."""
+    return token_f1(answer, others, language) >= SAME_F1
+
+
+def confidence_problem(answer: Answer, least: float) -> str:
+    """Why an answer is not sure enough; empty: it is. An engine that tells no confidence is not sure."""
+    return "" if (answer.confidence or 0.0) >= least else "the generator is not sure enough of it"
+
+
+def trusted_confidence(confidences: npt.ArrayLike, is_right: npt.ArrayLike, least: float) -> tuple[float | None, float]:
+    """From which confidence on answers have been right often enough; None: from none.
+
+    >>> trusted_confidence([0.9] * 30 + [0.5] * 30, [True] * 30 + [False] * 30, 0.8)
+    (0.9, 1.0)
+
+    Args:
+        confidences: (num_answers,) of answers whose gold answer is known, 0 to 1.
+        is_right: (num_answers,) whether they were right.
+        least: share of them that must be.
+
+    Returns:
+        The lowest such confidence; and the share of right ones from there on or, where there is none, of the `FEWEST_ANSWERS`
+        surest (0 where there are not so many).
+    """
+    sure, right = np.asarray(confidences, dtype=np.float64), np.asarray(is_right, dtype=np.float64)
+    cuts = [cut for cut in np.unique(sure) if (sure >= cut).sum() >= FEWEST_ANSWERS]
+    for cut in cuts:
+        share = float(right[sure >= cut].mean())
+        if share >= least:
+            return float(cut), share
+    return None, float(right[sure >= cuts[-1]].mean()) if cuts else 0.0
+
+
 def agreement_problem(answer: str, samples: Sequence[str], least: float, language: Language) -> str:
     """Why an answer is too lonely among samples of the same model; empty: it is not.
 
@@ -94,7 +137,7 @@ def agreement_problem(answer: str, samples: Sequence[str], least: float, languag
     """
     if not samples:
         return ""
-    same = sum(token_f1(answer, [sample], language) >= SAME_F1 for sample in samples) / len(samples)
+    same = sum(says_the_same(answer, [sample], language) for sample in samples) / len(samples)
     return "" if same >= least else "samples of its answer do not agree"
 
 

@@ -149,6 +149,35 @@ def test_iterative_learns_from_the_base_on_gold_and_its_own_filtered_answers(wor
     assert sum(refused.values()) + step(url, "filtered")["count"] == 20
 
 
+@pytest.mark.parametrize("always_wrong", [False, True])
+def test_iterative_learns_only_from_answers_as_sure_as_those_that_were_right(
+    world: World, monkeypatch: pytest.MonkeyPatch, *, always_wrong: bool
+) -> None:
+    answer_of = world.answer_of
+
+    def misreads_when_unsure(settings: config.Config, query: schema.Query) -> schema.Answer:
+        given = answer_of(settings, query)
+        if not given.citations or not (always_wrong or (given.confidence or 0.0) < 0.7):
+            return given
+        return dataclasses.replace(given, answer="the next tide of the year")  # stands in every passage
+
+    monkeypatch.setattr(world, "answer_of", misreads_when_unsure)
+    monkeypatch.setattr(labelling.checks, "FEWEST_ANSWERS", 2)
+    url = world.tune("iterative", "tune.min_precision=0.8", "tune.rounds=1", "tune.components=[generator]")
+    trusted = step(url, "trusted")
+    if always_wrong:
+        assert (trusted["confidence"], trusted["precision"]) == (None, 0.0)
+        assert not [row for row in steps(url) if row["round"] == 1 and row["step"] != "trusted"]
+        return
+    assert trusted["confidence"] >= 0.69
+    assert trusted["precision"] >= 0.8
+    passed = [row for row in read_made(step(url, "passed")["path"]) if row.split == "train"]
+    assert passed
+    right = [row.answers == (f"secret{row.query_id.removeprefix('asked-q')}",) for row in passed]
+    assert sum(right) / len(right) >= 0.8
+    assert step(url, "filtered")["refused"]["the generator is not sure enough of it"] > 0
+
+
 def test_iterative_stops_where_a_gain_is_not_sure(world: World) -> None:
     url = world.tune("iterative", "tune.rounds=5")
     *_, last = [row for row in steps(url) if "accepted" in row]

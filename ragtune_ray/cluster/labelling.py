@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ragtune_ray import config, queries, schema, snapshot
+from ragtune_ray import config, progress, queries, schema, snapshot
 from ragtune_ray import pseudo_labels as checks
 from ragtune_ray.cluster import answers, evaluation
 from ragtune_ray.cluster.judging import hits_of, queries_of
@@ -57,6 +57,13 @@ def pseudo_labels(rounds: Rounds, asked: Sequence[schema.Query]) -> list[schema.
     rule, seed = rounds.settings.tune, rounds.settings.seed
     if not asked:
         return []
+    trusted = rounds.step("trusted", lambda: _trusted(rounds))
+    if trusted["confidence"] is None:
+        progress.say(
+            f"tune: round {rounds.number}, no answer can be trusted: of the surest answers to validation questions "
+            f"{trusted['precision']:.2f} were right, tune.min_precision is {rule.min_precision}"
+        )
+        return []
     path = rounds.step("asked", lambda: {"path": rounds.write("asked", asked)})["path"]
     answered = rounds.step("labelled", lambda: {"path": str(answers.answer(rounds.asking(path)))})["path"]
     samples = [
@@ -72,7 +79,7 @@ def pseudo_labels(rounds: Rounds, asked: Sequence[schema.Query]) -> list[schema.
         )["path"]
         for number in range(1, rule.samples + 1)
     ]
-    kept = rounds.step("filtered", lambda: _filtered(rounds, asked, answered, samples))
+    kept = rounds.step("filtered", lambda: _filtered(rounds, asked, answered, samples, trusted["confidence"]))
     if not kept["count"]:
         return []
     again = rounds.step(
@@ -82,8 +89,32 @@ def pseudo_labels(rounds: Rounds, asked: Sequence[schema.Query]) -> list[schema.
     return _read(passed["path"])
 
 
-def _filtered(rounds: Rounds, asked: Sequence[schema.Query], answered: str, samples: Sequence[str]) -> dict[str, Any]:
-    """Support and agreement."""
+def _trusted(rounds: Rounds) -> dict[str, Any]:
+    """How sure the generator must be of an answer, by what it made of the validation questions."""
+    rule, language = rounds.settings.tune, rounds.settings.evaluate.language
+    if not rule.min_precision:
+        return {"confidence": 0.0, "precision": None, "num_answers": 0}
+    settings = rounds.using(rounds.pair, "queries.split=validation", "answer.arm=rag")
+    gold = {row.query_id: row.answers for row in queries_of(settings, "validation") if row.answers is not None}
+    rows = [row for row in evaluation.read_answers(str(answers.answer(settings))) if row.query_id in gold]
+    index = snapshot.open_index(rounds.pair.workspace)
+    texts = index.by_id(citation.passage_id for row in rows for citation in row.citations)
+    rows = [row for row in rows if not checks.support_problem(row, texts)]
+    known = [gold[row.query_id] for row in rows]
+    is_right = [
+        bool(right) and checks.says_the_same(row.answer, right, language)
+        for row, right in zip(rows, known, strict=True)
+    ]
+    confidence, precision = checks.trusted_confidence(
+        [row.confidence or 0.0 for row in rows], is_right, rule.min_precision
+    )
+    return {"confidence": confidence, "precision": precision, "num_answers": len(rows)}
+
+
+def _filtered(
+    rounds: Rounds, asked: Sequence[schema.Query], answered: str, samples: Sequence[str], trusted: float
+) -> dict[str, Any]:
+    """Support, likelihood and agreement."""
     rule, language = rounds.settings.tune, rounds.settings.evaluate.language
     rows = {row.query_id: row for row in evaluation.read_answers(answered)}
     sampled = [{row.query_id: row.answer for row in evaluation.read_answers(run)} for run in samples]
@@ -93,8 +124,11 @@ def _filtered(rounds: Rounds, asked: Sequence[schema.Query], answered: str, samp
     for query in asked:
         row = rows[query.query_id]
         cited = checks.cited_passage(row, texts)
-        problem = checks.support_problem(row, texts) or checks.agreement_problem(
-            row.answer, [each[query.query_id] for each in sampled], rule.min_agreement, language
+        said = [each[query.query_id] for each in sampled]
+        problem = (
+            checks.support_problem(row, texts)
+            or checks.confidence_problem(row, trusted)
+            or checks.agreement_problem(row.answer, said, rule.min_agreement, language)
         )
         if cited is not None and not problem and cited.document_id in rounds.forbidden:
             problem = "rests on a document of another split"
