@@ -28,8 +28,9 @@ ASK_FOR_QUESTION = "Write a quiz question about a fact in this passage."
 QUESTION_SYSTEM = (
     "You are shown a passage. Write one short question, in its language, whose answer is a short phrase of it. Name whom or what "
     "the question is about. Write the question and nothing else. "
-    'For example, of "The Eiffel Tower in Paris was completed in 1889 by Gustave Eiffel\'s company." one could ask: In which year was '
-    'the Eiffel Tower completed? Of "An octopus has three hearts and blue blood." one could ask: How many hearts does an octopus have?'
+    'For example, of "The Eiffel Tower in Paris was completed in 1889 by Gustave Eiffel\'s company." one could ask: In which '
+    'year was the Eiffel Tower completed? Of "An octopus has three hearts and blue blood." one could ask: How many hearts does '
+    "an octopus have?"
 )
 """The examples help small generators most: without them SmolLM2 asked what the answer to the question is."""
 MIN_PASSAGE_CHARACTERS = 80
