@@ -100,10 +100,10 @@ def confidence_problem(answer: Answer, least: float) -> str:
 
 
 def trusted_confidence(confidences: npt.ArrayLike, is_right: npt.ArrayLike, least: float) -> tuple[float | None, float]:
-    """From which confidence on answers have been right often enough; None: from none.
+    """From which confidence on answers are right often enough, by the rule of succession (right + 1 of all + 2); None: from none.
 
-    >>> trusted_confidence([0.9] * 30 + [0.5] * 30, [True] * 30 + [False] * 30, 0.8)
-    (0.9, 1.0)
+    >>> trusted_confidence([0.9] * 38 + [0.5] * 30, [True] * 38 + [False] * 30, 0.8)
+    (0.9, 0.975)
 
     Args:
         confidences: (num_answers,) of answers whose gold answer is known, 0 to 1.
@@ -111,16 +111,19 @@ def trusted_confidence(confidences: npt.ArrayLike, is_right: npt.ArrayLike, leas
         least: share of them that must be.
 
     Returns:
-        The lowest such confidence; and the share of right ones from there on or, where there is none, of the `FEWEST_ANSWERS`
+        The lowest such confidence; and that share of the answers from there on or, where there is none, of the `FEWEST_ANSWERS`
         surest (0 where there are not so many).
     """
     sure, right = np.asarray(confidences, dtype=np.float64), np.asarray(is_right, dtype=np.float64)
-    cuts = [cut for cut in np.unique(sure) if (sure >= cut).sum() >= FEWEST_ANSWERS]
-    for cut in cuts:
-        share = float(right[sure >= cut].mean())
+    share = 0.0
+    for cut in np.unique(sure):
+        kept = right[sure >= cut]
+        if len(kept) < FEWEST_ANSWERS:
+            break
+        share = float((kept.sum() + 1) / (len(kept) + 2))
         if share >= least:
             return float(cut), share
-    return None, float(right[sure >= cuts[-1]].mean()) if cuts else 0.0
+    return None, share
 
 
 def agreement_problem(answer: str, samples: Sequence[str], least: float, language: Language) -> str:

@@ -72,10 +72,10 @@ def test_an_answer_is_trusted_from_the_lowest_confidence_that_was_right_often_en
     # By hand: 22 answers of .9 are right 20 times, the 8 of .6 six times, the 10 of .3 never.
     confidences = [0.9] * 22 + [0.6] * 8 + [0.3] * 10
     is_right = [True] * 20 + [False] * 2 + [True] * 6 + [False] * 2 + [False] * 10
-    assert checks.trusted_confidence(confidences, is_right, 0.8) == (0.6, pytest.approx(26 / 30))
-    assert checks.trusted_confidence(confidences, is_right, 0.9) == (0.9, pytest.approx(20 / 22))
-    assert checks.trusted_confidence(confidences, is_right, 0.6) == (0.3, pytest.approx(26 / 40))
-    assert checks.trusted_confidence(confidences, is_right, 0.95) == (None, pytest.approx(20 / 22))
+    assert checks.trusted_confidence(confidences, is_right, 0.8) == (0.6, pytest.approx(27 / 32))
+    assert checks.trusted_confidence(confidences, is_right, 0.85) == (0.9, pytest.approx(21 / 24))
+    assert checks.trusted_confidence(confidences, is_right, 0.6) == (0.3, pytest.approx(27 / 42))
+    assert checks.trusted_confidence(confidences, is_right, 0.9) == (None, pytest.approx(21 / 24))
     assert checks.trusted_confidence(confidences[:19], is_right[:19], 0.8) == (None, 0.0), "too few to say"
     assert checks.trusted_confidence([], [], 0.8) == (None, 0.0)
 
