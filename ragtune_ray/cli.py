@@ -306,12 +306,12 @@ def rollback(
 def diff(path: ConfigPath, old: str, new: Annotated[str, typer.Argument()] = "", as_json: AsJson = False) -> None:
     """List the documents that were added, removed and changed between two versions (default: up to the current one)."""
     settings = config.load(path, ())
-    from ragtune_ray import display
+    from ragtune_ray import contents, display
     from ragtune_ray import versions as published
 
     names = [old.zfill(6), new.zfill(6) if new else published.current_version(settings.workspace)]
     before, after = (published.read_version(settings.workspace, name) for name in names)
-    changes = published.difference(settings.workspace, before, after)
+    changes = contents.difference(settings.workspace, before, after)
     if as_json:
         typer.echo(json.dumps({"old": names[0], "new": names[1], **changes}, ensure_ascii=False))
         return

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ragtune_ray import lexical, schema, segments, selection, storage, vectors, versions
+from ragtune_ray import contents, lexical, schema, segments, selection, storage, vectors, versions
 
 __all__ = ["Index", "Selection", "open_index", "shards"]
 
@@ -162,7 +162,7 @@ def _alive(workspace: str, entry: versions.Entry) -> np.ndarray | None:
     if not entry.num_deleted:
         return None
     mask = np.ones(entry.num_passages, dtype=bool)
-    mask[versions.deleted_passages(workspace, entry)] = False
+    mask[contents.deleted_passages(workspace, entry)] = False
     if np.count_nonzero(mask) != entry.num_live:
         raise storage.ArtifactError(
             f"{entry.deleted}: deletes other passages than the version says; run: ragtune rollback CONFIG"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ragtune_ray import storage, versions
+from ragtune_ray import contents, storage, versions
 
 __all__ = ["verify_artifact", "verify_workspace"]
 
@@ -56,7 +56,7 @@ def _index_problems(workspace: str) -> tuple[list[str], int]:
     if names:
         found += _current_problems(workspace)
     for version in names:
-        found += versions.index_problems(workspace, version)
+        found += contents.index_problems(workspace, version)
     parts = [
         storage.join(workspace, "index", kind, name)
         for kind in ("segments", "trained")

@@ -1,11 +1,10 @@
 """Versions of an index: small manifests that name immutable segments and what is deleted in them.
 
-In: segments and changes to them. Out: the next version, published by exactly one of several publishers; CURRENT; what differs
-between two versions. This module knows nothing of FAISS, encoders or Ray.
+In: segments and changes to them. Out: the next version, published by exactly one of several publishers; CURRENT. This module
+knows nothing of FAISS, encoders or Ray; which documents a version holds is in `contents`.
 
     WORKSPACE/index/CURRENT                        "000002": the version that readers take
     WORKSPACE/index/versions/000002/manifest.json  its segments, deletions, encoder, counts, the config that made it
-    WORKSPACE/index/deleted/SEGMENT-HASH.npy       ordinals of a segment's deleted passages, int32, ascending
 
 History is a line: each version has the number after its base's, and a number can be taken once. Who loses the race for it
 learns so and applies his change to the winner's version. Rolling back publishes the old content under a new number, so
@@ -16,17 +15,11 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
-import io
 import logging
 import re
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-
-import numpy as np
-import pyarrow as pa
 
 from ragtune_ray import failpoints, segments, storage
 
@@ -35,19 +28,12 @@ __all__ = [
     "ConflictError",
     "Draft",
     "Entry",
-    "KnownDocuments",
     "Version",
     "advance_current",
     "current_version",
-    "delete_passages",
-    "deleted_passages",
-    "difference",
     "entry_of",
-    "find_documents",
     "head",
-    "index_problems",
     "list_versions",
-    "live_documents",
     "publish_rebasing",
     "publish_version",
     "read_version",
@@ -117,10 +103,6 @@ class Draft:
 def version_url(workspace: str, version: str) -> str:
     """Directory of a version."""
     return storage.join(workspace, "index", "versions", version)
-
-
-def _deleted_url(workspace: str, name: str = "") -> str:
-    return storage.join(workspace, "index", "deleted", *filter(None, [name]))
 
 
 def _numbers(workspace: str) -> list[str]:
@@ -311,102 +293,6 @@ def _refuse_damaged(workspace: str, base: Version | None) -> None:
         )
 
 
-def deleted_passages(workspace: str, entry: Entry) -> np.ndarray:
-    """Ordinals of the deleted passages of a segment, ascending, int32.
-
-    Raises:
-        storage.ArtifactError: the file is missing or damaged.
-    """
-    if not entry.deleted:
-        return np.empty(0, dtype=np.int32)
-    url = _deleted_url(workspace, entry.deleted)
-    try:
-        path = storage.local_copy(_deleted_url(workspace), [entry.deleted], "deleted") / entry.deleted
-        content = path.read_bytes()
-    except FileNotFoundError as error:
-        raise storage.ArtifactError(f"{url}: is missing; run: ragtune rollback CONFIG") from error
-    if storage.bytes_sha256(content) != entry.deleted_sha256:
-        raise storage.ArtifactError(f"{url}: does not match its sha256; run: ragtune rollback CONFIG")
-    ordinals: np.ndarray = np.load(io.BytesIO(content), allow_pickle=False)
-    return ordinals
-
-
-def delete_passages(workspace: str, entry: Entry, doomed: np.ndarray) -> Entry:
-    """The entry with these passages deleted too; the file that says so is written, and nothing is published yet.
-
-    Args:
-        workspace: where.
-        entry: a segment.
-        doomed: ordinals within it, in any order; those that are deleted already change nothing.
-    """
-    before = deleted_passages(workspace, entry)
-    ordinals = np.union1d(before, doomed).astype(np.int32)
-    if len(ordinals) == len(before):
-        return entry
-    stream = io.BytesIO()
-    np.save(stream, ordinals, allow_pickle=False)
-    sha256 = storage.bytes_sha256(stream.getvalue())
-    name = f"{entry.segment_id}-{sha256[:16]}.npy"
-    if not storage.exists(_deleted_url(workspace, name)):
-        with tempfile.TemporaryDirectory(prefix="ragtune-deleted-") as temporary:
-            (Path(temporary) / name).write_bytes(stream.getvalue())
-            storage.commit_file(Path(temporary) / name, _deleted_url(workspace, name))
-    return dataclasses.replace(entry, deleted=name, deleted_sha256=sha256, num_deleted=len(ordinals))
-
-
-def live_documents(workspace: str, version: Version) -> Iterator[tuple[Entry, segments.DocumentRows, np.ndarray]]:
-    """Per segment: its entry, its documents, and which rows of them are alive.
-
-    Raises:
-        storage.ArtifactError: a segment is missing, damaged, or too old to name its documents.
-    """
-    for entry in version.entries:
-        rows = segments.open_documents(workspace, entry.segment_id, entry.manifest_sha256)
-        dead = np.isin(rows.first, deleted_passages(workspace, entry))
-        yield entry, rows, np.flatnonzero(~dead)
-
-
-class KnownDocuments:
-    """The living documents of a version, asked by id and fingerprint; opening it reads no documents.
-
-    Args:
-        workspace: where.
-        version: None: nothing is known.
-    """
-
-    def __init__(self, workspace: str, version: Version | None) -> None:
-        self._segments = [
-            (
-                segments.open_documents(workspace, entry.segment_id, entry.manifest_sha256),
-                deleted_passages(workspace, entry),
-            )
-            for entry in (version.entries if version else ())
-        ]
-
-    def hold(self, document_ids: Sequence[str], fingerprints: Sequence[bytes]) -> list[bool]:
-        """Whether each document is alive there with that very fingerprint."""
-        found: set[tuple[str, bytes]] = set()
-        for rows, deleted in self._segments:
-            near = rows.find(document_ids)
-            alive = near[~np.isin(rows.first[near], deleted)]
-            table = rows.table.select(["document_id", "fingerprint"]).take(pa.array(alive))
-            found.update(zip(*(column.to_pylist() for column in table.columns), strict=True))
-        return [key in found for key in zip(document_ids, fingerprints, strict=True)]
-
-
-def find_documents(workspace: str, version: Version, document_ids: Sequence[str]) -> dict[str, dict[str, np.ndarray]]:
-    """Where documents are alive: document_id -> segment_id -> ordinals of its passages there."""
-    found: dict[str, dict[str, np.ndarray]] = {}
-    for entry, rows, alive in live_documents(workspace, version):
-        near = np.intersect1d(rows.find(document_ids), alive)
-        names = rows.table["document_id"].take(pa.array(near)).to_pylist()
-        for row, name in zip(near, names, strict=True):
-            ordinals = rows.passages(np.array([row]))
-            places = found.setdefault(name, {})
-            places[entry.segment_id] = np.union1d(places.get(entry.segment_id, ordinals), ordinals)
-    return found
-
-
 def roll_back(workspace: str, target: str | None = None) -> Version:
     """Publish the content of an earlier version under a new number.
 
@@ -438,58 +324,3 @@ def _previous(workspace: str, base: Version) -> str:
     if not content.manifest.get("parent"):
         raise storage.ArtifactError(f"{workspace}: version {content.name} has no version before it to return to")
     return str(content.manifest["parent"])
-
-
-def difference(workspace: str, old: Version, new: Version) -> dict[str, list[str]]:
-    """The ids of the documents that were added, removed and changed from one version to another, sorted.
-
-    Segments that both see alike are not read.
-
-    Raises:
-        storage.ArtifactError: a segment is missing, damaged, or too old to name its documents.
-    """
-    shared = set(old.entries) & set(new.entries)
-    before, after = (_contents(workspace, version, shared) for version in (old, new))
-    # A document that compaction has moved is in both; one that was changed is in both with another fingerprint.
-    return {
-        "added": sorted(after.keys() - before.keys()),
-        "removed": sorted(before.keys() - after.keys()),
-        "changed": sorted(name for name in before.keys() & after.keys() if before[name] != after[name]),
-    }
-
-
-def _contents(workspace: str, version: Version, without: set[Entry]) -> dict[str, bytes]:
-    narrowed = dataclasses.replace(
-        version,
-        manifest={"segments": [dataclasses.asdict(entry) for entry in version.entries if entry not in without]},
-    )
-    contents: dict[str, bytes] = {}
-    for _, rows, alive in live_documents(workspace, narrowed):
-        table = rows.table.select(["document_id", "fingerprint"]).take(pa.array(alive))
-        contents.update(zip(*(column.to_pylist() for column in table.columns), strict=True))
-    return contents
-
-
-def index_problems(workspace: str, version: str | None = None) -> list[str]:
-    """Everything wrong with a version, its segments and deletions, one sentence each; empty when it is sound."""
-    try:
-        name = version or current_version(workspace)
-        found = storage.problems(version_url(workspace, name))
-        if found:
-            return found
-        opened = read_version(workspace, name)
-    except storage.ArtifactError as error:
-        return [str(error)]
-    for entry in opened.entries:
-        url = segments.segment_url(workspace, entry.segment_id)
-        damage = storage.problems(url)
-        if not damage and storage.read_manifest(url)["manifest_sha256"] != entry.manifest_sha256:
-            damage = [f"{url}: is not the segment that {version_url(workspace, name)} names"]
-        try:
-            deleted = deleted_passages(workspace, entry)
-            if len(deleted) != entry.num_deleted:
-                damage.append(f"{url}: {len(deleted)} passages are deleted, the version says {entry.num_deleted}")
-        except storage.ArtifactError as error:
-            damage.append(str(error))
-        found += damage
-    return found

@@ -41,6 +41,7 @@ ORDER = [
     "calibration",
     "segments",
     "versions",
+    "contents",
     "snapshot",
     "retention",
     "retriever",

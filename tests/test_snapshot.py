@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ragtune_ray import config, index, lexical, schema, selection, snapshot, storage, vectors, versions
+from ragtune_ray import config, contents, index, lexical, schema, selection, snapshot, storage, vectors, versions
 from ragtune_ray.encoder import HashingEncoder
 from ragtune_ray.retriever import Retriever
 from tests.test_versions import delete
@@ -189,10 +189,10 @@ def test_an_index_of_the_first_format_is_searched_and_says_how_to_go_on(tmp_path
     assert [texts[ordinal] for ordinal in found[:, 0]] == texts
     _, found = opened.lexical.search(["secret7"], 1)
     assert opened.take(found[0].tolist())[0].document_id == "d7"
-    assert versions.index_problems(workspace) == []
+    assert contents.index_problems(workspace) == []
     version = versions.read_version(workspace, "000001")
     for needs_documents in (
-        lambda: versions.find_documents(workspace, version, ["d7"]),
+        lambda: contents.find_documents(workspace, version, ["d7"]),
         lambda: opened.allowed(selection.parse_filter({"number": 7})),
         lambda: opened.of_documents([["d7"]]),
     ):

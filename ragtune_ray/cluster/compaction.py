@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ragtune_ray import config, failpoints, progress, storage, versions
+from ragtune_ray import config, contents, failpoints, progress, storage, versions
 from ragtune_ray.cluster import building, structures
 
 __all__ = ["compact", "compact_if_needed"]
@@ -102,7 +102,7 @@ def _draft(
     doomed = np.flatnonzero(changed)
     edges = np.cumsum([0, *(entry.num_passages for entry in new)])
     replaced = [
-        versions.delete_passages(workspace, entry, doomed[(doomed >= first) & (doomed < last)] - first)
+        contents.delete_passages(workspace, entry, doomed[(doomed >= first) & (doomed < last)] - first)
         for entry, first, last in zip(new, edges[:-1], edges[1:], strict=True)
     ]
     names = {entry.segment_id for entry in old}
@@ -117,8 +117,8 @@ def _draft(
 def _deleted_since(workspace: str, then: versions.Entry, now: versions.Entry) -> np.ndarray:
     """Of the passages that were alive, in order: which have been deleted since, bool (num_live then,)."""
     alive = np.ones(then.num_passages, dtype=bool)
-    alive[versions.deleted_passages(workspace, then)] = False
+    alive[contents.deleted_passages(workspace, then)] = False
     dead_now = np.zeros(then.num_passages, dtype=bool)
-    dead_now[versions.deleted_passages(workspace, now)] = True
+    dead_now[contents.deleted_passages(workspace, now)] = True
     changed: np.ndarray = dead_now[alive]
     return changed

@@ -16,7 +16,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ragtune_ray import config, failpoints, forecast, models, planning, progress, schema, segments, storage, versions
+from ragtune_ray import (
+    config,
+    contents,
+    failpoints,
+    forecast,
+    models,
+    planning,
+    progress,
+    schema,
+    segments,
+    storage,
+    versions,
+)
 from ragtune_ray.cluster import building, compaction
 from ragtune_ray.cluster.building import Built, CorpusError
 
@@ -165,12 +177,12 @@ def _draft(
     kept: list[versions.Entry] = []
     seen: set[bytes] = set()
     gone: set[str] = set()
-    for entry, rows, alive in versions.live_documents(settings.workspace, latest):
+    for entry, rows, alive in contents.live_documents(settings.workspace, latest):
         fingerprints = rows.fingerprints()[alive]
         stays = np.isin(fingerprints, wanted)
         seen.update(fingerprints[stays].tolist())
         gone.update(rows.table["document_id"].take(pa.array(alive[~stays])).to_pylist())
-        kept.append(versions.delete_passages(settings.workspace, entry, rows.passages(alive[~stays])))
+        kept.append(contents.delete_passages(settings.workspace, entry, rows.passages(alive[~stays])))
     failpoints.reach("delete.tombstones")
     if len(seen) < len(np.unique(wanted)) or latest.manifest.get("recipe") != facts["recipe"]:
         raise OvertakenError(f"version {latest.name} changed documents while the corpus was read")

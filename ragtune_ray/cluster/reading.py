@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ragtune_ray import config, planning, readers, schema, segments, storage, versions
+from ragtune_ray import config, contents, planning, readers, schema, segments, storage, versions
 from ragtune_ray.cluster import stages
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ def _read_units(
     from ragtune_ray.encoder import load_token_counter
 
     counter = load_token_counter(encoder)
-    known = versions.KnownDocuments(workspace, versions.read_version(workspace, base) if base else None)
+    known = contents.KnownDocuments(workspace, versions.read_version(workspace, base) if base else None)
     summaries = []
     for text in batch["unit"]:
         unit = json.loads(text)
@@ -166,7 +166,7 @@ def _read_units(
 def _read_unit(
     unit: planning.Unit,
     directory: str,
-    known: versions.KnownDocuments,
+    known: contents.KnownDocuments,
     counter: TokenCounter,
     chunking: config.Chunking,
     unit_passages: int,
@@ -225,7 +225,7 @@ def _passage_row(passage: schema.Passage, document: dict[str, Any]) -> dict[str,
 
 
 def _document_rows(
-    documents: list[schema.Document], first_number: int, known: versions.KnownDocuments
+    documents: list[schema.Document], first_number: int, known: contents.KnownDocuments
 ) -> list[dict[str, Any]]:
     fingerprints = [segments.document_fingerprint(document) for document in documents]
     are_known = known.hold([document.document_id for document in documents], fingerprints)

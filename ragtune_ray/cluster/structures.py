@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from ragtune_ray import calibration, failpoints, index, schema, segments, storage, vectors, versions
+from ragtune_ray import calibration, contents, failpoints, index, schema, segments, storage, vectors, versions
 from ragtune_ray.cluster import embedding, stages
 
 if TYPE_CHECKING:
@@ -217,7 +217,7 @@ def _open_source(job: Job, source: Source) -> tuple[segments.Segment, np.ndarray
     if not entry.num_deleted:
         return segment, None
     alive = np.ones(entry.num_passages, dtype=bool)
-    alive[versions.deleted_passages(job.workspace, entry)] = False
+    alive[contents.deleted_passages(job.workspace, entry)] = False
     return segment, alive
 
 

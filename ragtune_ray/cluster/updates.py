@@ -14,7 +14,19 @@ from typing import Any
 
 import numpy as np
 
-from ragtune_ray import config, failpoints, inputs, models, planning, progress, rows, schema, storage, versions
+from ragtune_ray import (
+    config,
+    contents,
+    failpoints,
+    inputs,
+    models,
+    planning,
+    progress,
+    rows,
+    schema,
+    storage,
+    versions,
+)
 from ragtune_ray.cluster import building, compaction
 from ragtune_ray.cluster.building import Built
 
@@ -122,13 +134,13 @@ def _without(
     """The segments of a version with documents deleted, and which of these were there."""
     if latest is None:
         return (), []
-    found = versions.find_documents(workspace, latest, document_ids)
+    found = contents.find_documents(workspace, latest, document_ids)
     doomed: dict[str, list[np.ndarray]] = {}
     for places in found.values():
         for segment_id, ordinals in places.items():
             doomed.setdefault(segment_id, []).append(ordinals)
     entries = tuple(
-        versions.delete_passages(workspace, entry, np.concatenate(doomed[entry.segment_id]))
+        contents.delete_passages(workspace, entry, np.concatenate(doomed[entry.segment_id]))
         if entry.segment_id in doomed
         else entry
         for entry in latest.entries

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ragtune_ray import index, schema, snapshot, storage, versions
+from ragtune_ray import contents, index, schema, snapshot, storage, versions
 from ragtune_ray.cluster.compaction import compact
 from ragtune_ray.cluster.corpus import CorpusError, build_index
 from ragtune_ray.cluster.reading import DuplicateError
@@ -70,7 +70,7 @@ def test_a_changed_corpus_or_setting_gives_a_new_version_and_leaves_the_old_one(
         snapshot.open_index(str(workspace), version).manifest["num_documents"] for version in ("000001", "000002")
     ]
     assert counts == [60, 61]
-    assert versions.index_problems(str(workspace), "000001") == []
+    assert contents.index_problems(str(workspace), "000001") == []
 
 
 def test_the_manifest_holds_the_facts(tmp_path: Path, settings_for) -> None:
@@ -287,7 +287,7 @@ def test_a_resume_whose_segment_files_have_vanished_builds_them_again(
     shutil.rmtree(lost)
     build_index(settings)
     assert segment_manifests(workspace) == segment_manifests(tmp_path / "undisturbed")
-    assert versions.index_problems(str(workspace)) == []
+    assert contents.index_problems(str(workspace)) == []
 
 
 def test_compaction_on_ray_merges_segments_and_finds_the_same(tmp_path: Path, settings_for) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 import pytest
 
-from ragtune_ray import config, failpoints, retention, schema, snapshot, versions
+from ragtune_ray import config, contents, failpoints, retention, schema, snapshot, versions
 from ragtune_ray.cluster import compaction, updates
 from tests.cluster.conftest import write_corpus
 from tests.faults.conftest import DEADLINE_SECONDS, Command, end_remains, eventually, warm_process
@@ -127,7 +127,7 @@ WITH_RAY = {*IN_DRIVER, *IN_DRIVER_OF_A_LATER_BUILD, *IN_DRIVER_AT_THE_END, *IN_
 """Failpoints of the `index` command, each of which a test below passes with Ray."""
 
 
-def contents(workspace: Path | str, version: str | None = None) -> Contents:
+def texts_of(workspace: Path | str, version: str | None = None) -> Contents:
     """What a version holds, its texts put together from their passages again."""
     if version is None and not (Path(workspace) / "index" / "CURRENT").exists():
         return {}
@@ -145,8 +145,8 @@ def contents(workspace: Path | str, version: str | None = None) -> Contents:
 def assert_whole(workspace: Path, *allowed: Contents) -> None:
     """Every version is sound, and the current one holds exactly one of the allowed contents."""
     names = versions.list_versions(str(workspace))
-    assert [problem for name in names for problem in versions.index_problems(str(workspace), name)] == []
-    assert contents(workspace) in allowed
+    assert [problem for name in names for problem in contents.index_problems(str(workspace), name)] == []
+    assert texts_of(workspace) in allowed
 
 
 def assert_converged(workspace: Path, new: Contents) -> None:
@@ -247,7 +247,7 @@ def test_a_rollback_killed_before_readers_saw_it_returns_to_the_same_version_whe
     versions.roll_back(workspace)
     (folder / "workspace" / "index" / "CURRENT").write_text("000003\n")  # as if it had been killed at publish.version
     versions.roll_back(workspace)
-    assert contents(workspace) == FIRST | SECOND, "version 2, which came before what readers took"
+    assert texts_of(workspace) == FIRST | SECOND, "version 2, which came before what readers took"
 
 
 def ray_settings(folder: Path, workspace: str = "workspace") -> dict[str, object]:
