@@ -10,9 +10,9 @@ import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 
-from ragtune_ray import lexical
 from ragtune_ray.abstention import is_abstention
 from ragtune_ray.schema import Citation, Passage
+from ragtune_ray.words import tokens
 
 __all__ = ["MARK", "SENTENCE_END", "UNSPACED", "parse_citations", "supporting_citations"]
 
@@ -120,7 +120,7 @@ def _sentence_by_sentence(answer: str, passages: Sequence[Passage], question: st
 
 def _content(text: str) -> set[str]:
     """The words of a text that carry meaning, as BM25 sees them."""
-    return set(lexical.tokens([text], "en")[0])
+    return set(tokens([text], "en")[0])
 
 
 def _sentences(text: str) -> list[tuple[int, int]]:

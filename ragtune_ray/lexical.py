@@ -13,39 +13,28 @@ nothing else. This module knows nothing of FAISS or Ray.
 from __future__ import annotations
 
 import bisect
-import importlib.util
 import itertools
 import math
-import re
-import runpy
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import regex  # type: ignore[import-untyped]  # the library has no stubs
 
 from ragtune_ray import storage
-from ragtune_ray.chunking import UNSPACED
+from ragtune_ray.words import term_of, tokens, words_of
 
-__all__ = ["LexicalIndex", "Postings", "Statistics", "add_statistics", "build_segment", "tokens"]
+__all__ = ["LexicalIndex", "Postings", "Statistics", "add_statistics", "build_segment"]
 
 _Hits: TypeAlias = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]
 _Mask: TypeAlias = npt.NDArray[np.bool_]
 _BATCH_PASSAGES = 2000  # their words are Python strings, 70 bytes each, until they are counted
 _ARRAYS = {"indptr": np.int64, "passages": np.int32, "counts": np.int32, "lengths": np.int32}
 _VOCABULARY_FILE = "vocabulary.txt"
-_ASCII_WORD = re.compile(r"[a-z0-9]+")
-_ASCII_WORD_EN = re.compile(r"[a-z0-9]+(?:'[a-z0-9]+)*")  # "don't" is one word, so that stop words and stemmer know it
-_LETTER = rf"(?:(?![{UNSPACED}_])\w)"
-_WORD = regex.compile(rf"[{UNSPACED}][{UNSPACED}\p{{M}}]*|{_LETTER}+")
-_WORD_EN = regex.compile(rf"[{UNSPACED}][{UNSPACED}\p{{M}}]*|{_LETTER}+(?:'{_LETTER}+)*")
-_UNSPACED_START = regex.compile(rf"[{UNSPACED}]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,31 +110,6 @@ def add_statistics(parts: Sequence[Statistics]) -> Statistics:
     )
 
 
-def tokens(texts: Sequence[str], language: str) -> list[list[str]]:
-    """The query tokens of each text: as they are indexed, without stop words unless there is nothing else.
-
-    Words are compatibility-normalised (NFKC) and case-folded; a run of an unspaced script (Chinese, Thai, ...) becomes
-    its overlapping character pairs, or the one character it is.
-
-    Args:
-        texts: any texts.
-        language: "en" stems (Porter2) and knows stop words; "none" does neither.
-
-    Raises:
-        ValueError: the language is unknown.
-
-    >>> tokens(["The Moons of 木星人, to be", "To be"], "en")
-    [['moon', '木星', '星人'], ['to', 'be']]
-    """
-    term = _terms(language)
-    stop_words = _stop_words() if language == "en" else frozenset()
-    results = []
-    for text in texts:
-        words = _words(text, language)
-        results.append([term(word) for word in words if word not in stop_words] or [term(word) for word in words])
-    return results
-
-
 def build_segment(texts: Iterable[str], language: str) -> Postings:
     """Count the tokens of passages, stop words included. The texts are read once, in batches, and not kept.
 
@@ -156,10 +120,10 @@ def build_segment(texts: Iterable[str], language: str) -> Postings:
     Raises:
         ValueError: the language is unknown.
     """
-    numbers = _TermNumbers(_terms(language))
+    numbers = _TermNumbers(term_of(language))
     remaining, batches = iter(texts), []
     while batch := list(itertools.islice(remaining, _BATCH_PASSAGES)):
-        batches.append(_count([_words(text, language) for text in batch], numbers))
+        batches.append(_count([words_of(text, language) for text in batch], numbers))
     return _merge(batches, list(numbers.of_term))
 
 
@@ -190,7 +154,7 @@ class LexicalIndex:
         alive: Sequence[npt.NDArray[np.bool_] | None] | None = None,
         statistics: Statistics | None = None,
     ) -> None:
-        _terms(language)
+        term_of(language)
         self._segments = tuple(segments)
         self._language, self._k1, self._b = language, k1, b
         self._alive = _masks("alive", alive, self._segments)
@@ -425,48 +389,6 @@ def _merge(batches: list[_Batch], terms: list[str]) -> Postings:
         free[tokens] += batch.frequencies
         offset += len(batch.lengths)
     return Postings(tuple(terms[number] for number in order), indptr, passages, counts, lengths)
-
-
-def _words(text: str, language: str) -> list[str]:
-    """Normalised words, before stop words and stemming."""
-    if text.isascii():
-        return (_ASCII_WORD_EN if language == "en" else _ASCII_WORD).findall(text.lower())
-    text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold()).replace("’", "'")
-    words: list[str] = (_WORD_EN if language == "en" else _WORD).findall(text)
-    if not _UNSPACED_START.search(text):
-        return words
-    return list(itertools.chain.from_iterable(map(_pairs, words)))
-
-
-def _pairs(word: str) -> list[str]:
-    if len(word) == 1 or not _UNSPACED_START.match(word):
-        return [word]
-    return [word[i : i + 2] for i in range(len(word) - 1)]
-
-
-@cache
-def _stop_words() -> frozenset[str]:
-    """bm25s's list, read beside its package: that starts JAX where it is installed, which takes most of a GPU's memory."""
-    package = importlib.util.find_spec("bm25s")
-    assert package is not None
-    assert package.submodule_search_locations
-    listed: dict[str, Any] = runpy.run_path(str(Path(package.submodule_search_locations[0]) / "stopwords.py"))
-    return frozenset(listed["STOPWORDS_EN_PLUS"])
-
-
-@cache
-def _terms(language: str) -> Callable[[str], str]:
-    """Word -> the term under which it is indexed."""
-    match language:
-        case "en":
-            import Stemmer
-
-            stem: Callable[[str], str] = Stemmer.Stemmer("english").stemWord
-            return stem
-        case "none":
-            return str
-        case _:
-            raise ValueError(f"index.language is {language!r}; it must be 'en' or 'none'")
 
 
 def _check(postings: Postings, directory: Path) -> None:

@@ -34,6 +34,7 @@ ORDER = [
     "splitting",
     "chunking",
     "encoder",
+    "words",
     "lexical",
     "selection",
     "index",

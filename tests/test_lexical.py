@@ -4,8 +4,6 @@ import filecmp
 import itertools
 import math
 import random
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -16,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ragtune_ray import lexical
-from ragtune_ray.lexical import LexicalIndex, Postings, Statistics, add_statistics, build_segment, tokens
+from ragtune_ray.lexical import LexicalIndex, Postings, Statistics, add_statistics, build_segment
+from ragtune_ray.words import tokens
 
 WORDS = st.sampled_from(
     ["the", "to", "moon", "moons", "mars", "rover", "orbit", "8", "火箭", "发射火箭", "Ärger", "don't"]
@@ -141,30 +140,6 @@ def test_equal_scores_at_the_last_place_go_to_the_smaller_id_across_segments() -
     segments = [build_segment(["mars"] * 3, "en"), build_segment(["mars"] * 3, "en")]
     _, ids = LexicalIndex(segments, "en").search(["mars", "MARS"], 4)
     assert ids.tolist() == [[0, 1, 2, 3]] * 2
-
-
-@pytest.mark.parametrize(
-    ("text", "language", "expected"),
-    [
-        pytest.param("The Running DOGS", "en", ["run", "dog"], id="english_stems_and_drops_stop_words"),
-        pytest.param("The Running DOGS", "none", ["the", "running", "dogs"], id="none_does_neither"),
-        pytest.param("To be, or not to be", "en", ["to", "be", "or", "not", "to", "be"], id="only_stop_words_stay"),
-        pytest.param("Don’t ask Beyoncé's mum", "en", ["ask", "beyoncé", "mum"], id="apostrophes"),
-        pytest.param("vitamin C, Apollo 8", "none", ["vitamin", "c", "apollo", "8"], id="single_characters_stay"),
-        pytest.param("snake_case-word 3.14", "none", ["snake", "case", "word", "3", "14"], id="marks_separate"),
-        pytest.param(
-            "ＡＢＣ ﬁre STRASSE straße", "none", ["abc", "fire", "strasse", "strasse"], id="nfkc_and_casefold"
-        ),
-        pytest.param("cafe\u0301", "none", ["café"], id="decomposed_is_composed"),
-        pytest.param("हिन्दी", "none", ["हिन्दी"], id="vowel_signs_stay_in_the_word"),
-        pytest.param("2008年发射火箭。", "en", ["2008", "年发", "发射", "射火", "火箭"], id="chinese_pairs"),
-        pytest.param("见 A火B", "none", ["见", "a", "火", "b"], id="a_lone_character_is_kept"),
-        pytest.param("ไทย", "en", ["ไท", "ทย"], id="thai_pairs"),
-        pytest.param(" ?! ", "en", [], id="no_word"),
-    ],
-)
-def test_tokens_follow_the_language(text: str, language: str, expected: list[str]) -> None:
-    assert tokens([text], language) == [expected]
 
 
 def test_a_query_of_stop_words_finds_the_passage_that_holds_them_among_others() -> None:
@@ -358,11 +333,3 @@ def test_masks_that_do_not_fit_are_refused_by_name(masks: list[np.ndarray], mess
         LexicalIndex(segments, "en", alive=masks)
     with pytest.raises(ValueError, match=f"allowed.*{message}"):
         LexicalIndex(segments, "en").search(["mars"], 1, masks)
-
-
-def test_english_stop_words_are_known_without_what_starts_jax_where_that_is_installed() -> None:
-    seen = (
-        "from ragtune_ray import lexical; import sys; print(lexical.tokens(['the dogs'], 'en'), 'bm25s' in sys.modules)"
-    )
-    printed = subprocess.run([sys.executable, "-c", seen], check=True, capture_output=True, text=True).stdout
-    assert printed.strip() == "[['dog']] False"

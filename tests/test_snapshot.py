@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ragtune_ray import config, contents, index, lexical, schema, selection, snapshot, storage, vectors, versions
+from ragtune_ray import config, contents, index, lexical, schema, selection, snapshot, storage, vectors, versions, words
 from ragtune_ray.encoder import HashingEncoder
 from ragtune_ray.retriever import Retriever
 from tests.test_versions import delete
@@ -149,7 +149,7 @@ def test_shards_searched_apart_and_merged_equal_the_whole(
     whole = snapshot.open_index(str(tmp_path))
     queries = ["two moons of Mars", "telescope star helium", "月球 Moon 1969"]
     embedded = ENCODER.encode_queries(queries)
-    tokens = {token for row in lexical.tokens(queries, "en") for token in row}
+    tokens = {token for row in words.tokens(queries, "en") for token in row}
     places = [[place] for place in range(len(version.entries))]
     parts = [snapshot.open_index(str(tmp_path), shard=shard) for shard in places]
     statistics = lexical.add_statistics([part.lexical.statistics(tokens) for part in parts])

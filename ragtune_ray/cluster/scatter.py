@@ -37,7 +37,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ragtune_ray import config, lexical, retriever, schema, snapshot, storage, vectors, versions
+from ragtune_ray import config, lexical, retriever, schema, snapshot, storage, vectors, versions, words
 from ragtune_ray.cluster import questions, runs, session, stages
 from ragtune_ray.cluster.generating import commit_hits, row_by_row_if_needed
 from ragtune_ray.encoder import load_encoder
@@ -204,7 +204,7 @@ class EncodeUnit:
     def _encode(self, texts: Sequence[str], batch: int) -> list[tuple[int, np.ndarray | None, list[str]]]:
         embedded = [None] * len(texts) if self._encoder is None else retriever.encode_queries(self._encoder, texts)
         dense = self._job.mode == "dense"
-        tokens = [[]] * len(texts) if dense else lexical.tokens(texts, self._language)
+        tokens = [[]] * len(texts) if dense else words.tokens(texts, self._language)
         return [(batch, vector, row) for vector, row in zip(embedded, tokens, strict=True)]
 
 
