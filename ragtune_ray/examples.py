@@ -27,6 +27,7 @@ from ragtune_ray.splitting import positives
 __all__ = [
     "Candidates",
     "ChatText",
+    "example_type",
     "generator_example",
     "holds_answer",
     "joint_example",
@@ -93,6 +94,16 @@ def _is_spaced(character: str) -> bool:
 
 def _folded(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def example_type(settings: config.Training) -> type[GeneratorExample | JointExample | RetrieverExample]:
+    """The record that the objective learns from."""
+    match settings.objective:
+        case "sft":
+            return GeneratorExample
+        case "joint":
+            return JointExample
+    return RetrieverExample
 
 
 def generator_example(

@@ -118,6 +118,7 @@ ORDER = [
     "cluster.scatter",
     "cluster.retrieval",
     "cluster.answers",
+    "cluster.example_units",
     "cluster.preparation",
     "cluster.feeding",
     "cluster.training_worker",

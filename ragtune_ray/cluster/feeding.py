@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from ragtune_ray import batching, config, schema, storage
 from ragtune_ray.cluster import preparation
+from ragtune_ray.examples import example_type
 
 if TYPE_CHECKING:
     import ray.data
@@ -89,7 +90,7 @@ def steps_from(first: int, record: type) -> Iterator[tuple[int, list[Any]]]:
 
 def read_validation(settings: config.Config, examples: str) -> list[Any]:
     """The validation examples."""
-    record = preparation.example_type(settings.training)
+    record = example_type(settings.training)
     return list(schema.from_table(_table(examples, preparation.VALIDATION), record))
 
 

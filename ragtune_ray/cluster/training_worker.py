@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ragtune_ray import batching, config, model_card, models, storage
-from ragtune_ray.cluster import feeding, preparation
+from ragtune_ray.cluster import feeding
+from ragtune_ray.examples import example_type
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -77,7 +78,7 @@ def work(arguments: dict[str, Any]) -> dict[str, Any]:
         run.metrics.append({"step": 0, **run.start})
     try:
         run.clock = time.perf_counter()
-        for step, rows in feeding.steps_from(run.step, preparation.example_type(run.settings.training)):
+        for step, rows in feeding.steps_from(run.step, example_type(run.settings.training)):
             _take(run, step, rows)
             _after_step(run)
             run.clock = time.perf_counter()
