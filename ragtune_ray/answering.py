@@ -6,6 +6,8 @@ module knows nothing of where passages came from or where answers go.
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -13,7 +15,16 @@ from ragtune_ray import config, prompts, schema
 from ragtune_ray.abstention import is_abstention
 from ragtune_ray.completion import Completion, Generator, Tokenizer
 
-__all__ = ["Task", "answer_tasks", "failed_answer", "finished_answer", "stream_answer", "task_prompt"]
+__all__ = [
+    "Task",
+    "answer_tasks",
+    "failed_answer",
+    "finished_answer",
+    "likeliest",
+    "parts_of",
+    "stream_answer",
+    "task_prompt",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +57,15 @@ def answer_tasks(
         settings: prompt, generator, answer.arm and seed are used.
         model: the generator's fingerprint, for the rows.
     """
+    parts = [parts_of(task, settings) for task in tasks]
+    read = iter(_read([part for some in parts for part in some], generator, settings, model))
+    return [likeliest([next(read) for _ in some])[1] for some in parts]
+
+
+def _read(
+    tasks: Sequence[Task], generator: Generator, settings: config.Config, model: str
+) -> list[tuple[schema.Answer, float]]:
+    """An answer per task, and the logarithm of its probability."""
     built = _prompts(tasks, generator, settings)
     ready = [prompt for prompt in built if isinstance(prompt, prompts.Prompt)]
     given = settings.generator
@@ -58,12 +78,64 @@ def answer_tasks(
             seed=settings.seed,
         )
     )
+    answers = []
+    for task, prompt in zip(tasks, built, strict=True):
+        if isinstance(prompt, str):
+            answers.append((failed_answer(task, prompt, model), -math.inf))
+        else:
+            completion = next(completions)
+            answers.append((finished_answer(task, prompt, completion, model), completion.log_probability or 0.0))
+    return answers
+
+
+def parts_of(task: Task, settings: config.Config) -> list[Task]:
+    """What is read apart: the task with each of its passages alone, best first; the task itself where all are read together."""
+    if settings.answer.reading == "together" or not settings.answer.shows_passages or len(task.passages) < 2:
+        return [task]
     return [
-        failed_answer(task, prompt, model)
-        if isinstance(prompt, str)
-        else finished_answer(task, prompt, next(completions), model)
-        for task, prompt in zip(tasks, built, strict=True)
+        dataclasses.replace(task, passages=(passage,), scores=(score,))
+        for passage, score in zip(task.passages, task.scores, strict=True)
     ]
+
+
+def likeliest(read: Sequence[tuple[schema.Answer, float]]) -> tuple[int, schema.Answer]:
+    """Of answers to one query, each from one passage, the likeliest, carrying the passages and the cost of all.
+
+    ln p(answer | query) = ln sum of p(passage | query) p(answer | query, passage) over the passages that gave it, where the first
+    factor is taken as the reciprocal of the passage's rank (RAG-Sequence, Lewis et al. 2020, section 2.1, with the answers
+    themselves as hypotheses). One that does not know counts only where none does.
+
+    Args:
+        read: answers with ln p(answer | query, passage), in the order of their passages, best first; at least one.
+
+    Returns:
+        The place among them of the answer that is given, and its row.
+    """
+    if len(read) == 1:
+        return 0, read[0][0]
+    sound = [place for place, (answer, _) in enumerate(read) if answer.status == "ok"]
+    knowing = [place for place in sound if not read[place][0].abstained]
+    terms = {place: read[place][1] - math.log(place + 1) for place in knowing or sound}
+    if not terms:
+        return 0, read[0][0]
+    shares: dict[str, float] = {}
+    for place, term in terms.items():
+        said = _said(read[place][0])
+        shares[said] = shares.get(said, 0.0) + math.exp(term)
+    best = max(terms, key=lambda place: (shares[_said(read[place][0])], terms[place]))
+    rows = [read[place][0] for place in sound]
+    return best, dataclasses.replace(
+        read[best][0],
+        passage_ids=tuple(name for row in rows for name in row.passage_ids),
+        scores=tuple(score for row in rows for score in row.scores),
+        seconds=sum(row.seconds for row in rows),
+        prompt_tokens=sum(row.prompt_tokens for row in rows),
+        completion_tokens=sum(row.completion_tokens for row in rows),
+    )
+
+
+def _said(answer: schema.Answer) -> str:
+    return answer.answer.casefold().strip(" .")
 
 
 def stream_answer(
@@ -74,6 +146,11 @@ def stream_answer(
     Raises:
         prompts.PromptError: the question does not fit `prompt.max_tokens`.
     """
+    if len(parts_of(task, settings)) > 1:  # which answer is the likeliest is not known before the last is read
+        (answer,) = answer_tasks([task], generator, settings, model)
+        yield answer.answer
+        yield answer
+        return
     prompt = task_prompt(task, generator, settings)
     given = settings.generator
     text = ""

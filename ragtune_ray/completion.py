@@ -37,6 +37,8 @@ class Completion:
     """Why the row failed; empty when ok."""
     confidence: float | None = None
     """The geometric mean of the probabilities of its tokens, 0 to 1; None where the engine does not tell."""
+    log_probability: float | None = None
+    """The sum of ln p over its tokens, the end included where it came to one; None where the engine does not tell."""
 
 
 class Tokenizer(Protocol):

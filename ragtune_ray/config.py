@@ -238,6 +238,10 @@ class Answer(Section):
     such a passage fail."""
     closed_book: bool = False
     """Show no passages, though the arm retrieves: what its generator knows by itself."""
+    reading: Literal["together", "apart"] = "together"
+    """`together`: all retrieved passages stand in one prompt. `apart`: each in a prompt of its own, and the likeliest of the
+    answers is given, as in RAG-Sequence (Lewis et al. 2020), a passage counting by the reciprocal of its rank. That takes
+    retrieval.top_k times the work, and suits a small generator that was tuned on one passage a prompt (training.passages=1)."""
     unit_queries: int = Field(32, gt=0)
     """Queries per unit of work: what a killed worker costs at most."""
     max_failed_share: float = Field(0.5, ge=0, le=1)
@@ -673,6 +677,15 @@ class Config(Section):
     cluster: Cluster = Cluster()
     serve: Serve = Serve()
     prices: Prices = Prices()
+
+    @model_validator(mode="after")
+    def _reading_apart_needs_probabilities(self) -> Self:
+        if self.answer.reading == "apart" and self.generator.engine != "transformers":
+            raise ValueError(
+                f"answer.reading=apart weighs answers by their probabilities, which generator.engine={self.generator.engine} "
+                "does not tell; use generator.engine=transformers or answer.reading=together"
+            )
+        return self
 
     def using(self, *overrides: str) -> Config:
         """A copy with `section.field=value` changed, checked again.

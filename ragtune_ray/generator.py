@@ -277,7 +277,14 @@ class TransformersGenerator:
         seconds = (time.perf_counter() - started) / len(batch)
         return {
             row.index: Completion(
-                row.text, len(row.ids), len(row.generated), seconds, row.finish or "length", "", row.confidence
+                row.text,
+                len(row.ids),
+                len(row.generated),
+                seconds,
+                row.finish or "length",
+                "",
+                row.confidence,
+                row.log_probability,
             )
             for row in batch
         }

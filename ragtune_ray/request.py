@@ -144,7 +144,16 @@ class Request:
         end = None
         if row.finish is not None:
             seconds = time.monotonic() - self._started
-            end = Completion(row.text, len(row.ids), len(row.generated), seconds, row.finish, "", row.confidence)
+            end = Completion(
+                row.text,
+                len(row.ids),
+                len(row.generated),
+                seconds,
+                row.finish,
+                "",
+                row.confidence,
+                row.log_probability,
+            )
         self._change(row.text, end)
 
     def fail(self, reason: Reason, message: str) -> None:

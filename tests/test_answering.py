@@ -1,11 +1,12 @@
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from ragtune_ray import config, prompts, schema, storage
-from ragtune_ray.answering import Task, answer_tasks, failed_answer, stream_answer
+from ragtune_ray.answering import Task, answer_tasks, failed_answer, likeliest, stream_answer
 from ragtune_ray.asking import Asked, ask
 from ragtune_ray.completion import Completion
 from ragtune_ray.encoder import load_encoder
@@ -168,6 +169,66 @@ def test_only_passages_that_stood_in_the_prompt_are_named(task_of: Callable[...,
     assert row.scores == tuple(0.9 - 0.1 * n for n in range(len(row.passage_ids)))
 
 
+def read(text: str, log_probability: float, name: str, **changes: object) -> tuple[schema.Answer, float]:
+    row = schema.Answer(
+        "q", "?", text, (), (name,), (0.5,), False, 0.25, 10, 3, "ok", "", "1", "m", math.exp(log_probability / 3)
+    )
+    return dataclasses.replace(row, **changes), log_probability  # type: ignore[arg-type]  # changes of a test
+
+
+def test_of_answers_read_apart_the_likeliest_is_given_with_the_cost_of_all() -> None:
+    # By hand: "Mars" .5 / 1; "moon" .6 / 2 + .6 / 3 = .5 exactly too, and "Moon." says the same as "moon".
+    answers = [read("Mars", math.log(0.49), "a"), read("Moon.", math.log(0.6), "b"), read("moon", math.log(0.6), "c")]
+    place, row = likeliest(answers)
+    assert (place, row.answer, row.confidence) == (1, "Moon.", pytest.approx(0.6 ** (1 / 3)))
+    assert (row.passage_ids, row.scores) == (("a", "b", "c"), (0.5, 0.5, 0.5))
+    assert (row.seconds, row.prompt_tokens, row.completion_tokens) == (0.75, 30, 9)
+    assert likeliest([read("Mars", math.log(0.51), "a"), *answers[1:]])[0] == 0
+    assert likeliest(answers[:2])[0] == 0, "a passage counts by the reciprocal of its rank"
+
+
+def test_not_knowing_counts_only_where_no_passage_tells_and_failures_only_where_all_fail() -> None:
+    silent = read("I don't know.", math.log(0.9), "a", abstained=True)
+    failed = read("", -math.inf, "b", status="failed", error="too long", passage_ids=(), scores=())
+    knows = read("Mars", math.log(0.01), "c")
+    place, row = likeliest([silent, failed, knows])
+    assert (place, row.answer, row.passage_ids) == (2, "Mars", ("a", "c"))
+    assert likeliest([silent, failed])[1].abstained
+    assert likeliest([failed, failed])[1] == failed[0]
+    assert likeliest([failed]) == (0, failed[0])
+    assert likeliest([read("x", -2000.0, "a"), read("y", -1000.0, "b")])[0] == 1, (
+        "what no float holds is still compared"
+    )
+
+
+def test_reading_apart_shows_each_passage_alone_and_keeps_rows_with_their_questions(
+    task_of: Callable[..., Task],
+) -> None:
+    class Reader(Scripted):
+        def _complete(self, prompt: prompts.Prompt) -> Completion:
+            (passage,) = prompt.passages
+            made = super()._complete(prompt)
+            return dataclasses.replace(
+                made, text=f"{passage.passage_id} {made.text}", log_probability=odds[passage.passage_id]
+            )
+
+    tasks = [
+        task_of("One?", (1, 3)),
+        task_of("Two?", (3, 2, 1)),
+        task_of("Lost?", error="gone"),
+        task_of("Three?", (2,)),
+    ]
+    names = [[passage.passage_id for passage in task.passages] for task in tasks]
+    odds = {names[0][0]: -3.0, names[0][1]: -1.0, names[1][1]: -9.0}
+    generator = Reader({"One?": "1", "Two?": "2", "Three?": "3"})
+    rows = answer_tasks(tasks, generator, SETTINGS.using("answer.reading=apart"), "m")
+    assert [row.answer for row in rows] == [f"{names[0][1]} 1", f"{names[1][0]} 2", "", f"{names[3][0]} 3"]
+    assert [row.status for row in rows] == ["ok", "ok", "failed", "ok"]
+    assert [list(row.passage_ids) for row in rows] == [names[0], names[1], [], names[3]]
+    assert [row.prompt_tokens for row in rows] == [22, 33, 0, 11]
+    assert len(generator.seen) == 6
+
+
 def test_streamed_pieces_join_to_the_text_of_the_answer(task_of: Callable[..., Task]) -> None:
     generator = Scripted({"q": "Phobos and Deimos"})
     *pieces, row = stream_answer(task_of("q"), generator, SETTINGS, "f1")
@@ -223,7 +284,9 @@ def test_a_question_is_answered_from_the_index_in_this_process(workspace: config
     assert facts["answer"] == asked.answer.answer
 
 
-def test_asking_gives_what_bulk_answering_gives(workspace: config.Config) -> None:
+@pytest.mark.parametrize("reading", ["together", "apart"])
+def test_asking_gives_what_bulk_answering_gives(workspace: config.Config, reading: str) -> None:
+    workspace = workspace.using(f"answer.reading={reading}")
     *_, asked = ask(workspace, "What is the Sun?")
     assert isinstance(asked, Asked)
     generator = load_generator(workspace.generator, Path(workspace.generator.model))

@@ -17,10 +17,10 @@ from collections.abc import AsyncGenerator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 from ragtune_ray import config, hardware, models, pairs, prompts, schema, storage
-from ragtune_ray.answering import Task, finished_answer, task_prompt
+from ragtune_ray.answering import Task, finished_answer, likeliest, parts_of, task_prompt
 from ragtune_ray.backend import Failed, Finished, Job, Shown
 from ragtune_ray.cluster import session
 from ragtune_ray.cluster.replicas import TOO_LATE, TRIAL_QUESTION, Following, prepare_process, refusal_of
@@ -31,6 +31,9 @@ from ragtune_ray.request import Overloaded, Request, RequestFailed
 __all__ = ["GeneratorReplica"]
 
 TRIAL_SECONDS = 60.0
+
+_Submitted: TypeAlias = tuple[Task, prompts.Prompt, Request]
+"""What is read, its prompt, and the request on its way."""
 
 logger = logging.getLogger(__name__)
 
@@ -67,26 +70,41 @@ class GeneratorReplica(Following):
         with self._follower.lease() as lease:
             loaded = lease.held
             try:
-                task, prompt, request = await self._submitted(loaded, job, seconds)
+                submitted = await self._submitted(loaded, job, seconds)
             except (prompts.PromptError, Overloaded, GeneratorError, RequestFailed) as error:
                 yield _failed(error)
                 return
             try:
-                yield Shown(prompt.passages, job.scores[: len(prompt.passages)], prompt.num_tokens)
+                passages = tuple(passage for _, prompt, _ in submitted for passage in prompt.passages)
+                yield Shown(passages, job.scores[: len(passages)], sum(prompt.num_tokens for _, prompt, _ in submitted))
                 first_token_seconds = 0.0
-                async with contextlib.aclosing(request.apieces()) as pieces:  # type: ignore[type-var]
-                    async for piece in pieces:
-                        first_token_seconds = first_token_seconds or time.monotonic() - started
-                        yield piece
-                completion = request.completion()
+                for _, _, request in submitted:
+                    async with contextlib.aclosing(request.apieces()) as pieces:  # type: ignore[type-var]
+                        async for piece in pieces:
+                            first_token_seconds = first_token_seconds or time.monotonic() - started
+                            if len(submitted) == 1:
+                                yield piece
                 fingerprint = loaded.adapters.get(job.arm, loaded.fingerprint)
-                answer = finished_answer(task, prompt, completion, fingerprint)
-                seconds = time.monotonic() - started
-                yield Finished(answer, completion.text, completion.finish, first_token_seconds or seconds, seconds)
+                completions = [request.completion() for _, _, request in submitted]
+                place, answer = likeliest(
+                    [
+                        (finished_answer(task, prompt, completion, fingerprint), completion.log_probability or 0.0)
+                        for (task, prompt, _), completion in zip(submitted, completions, strict=True)
+                    ]
+                )
+                chosen, seconds = completions[place], time.monotonic() - started
+                text = chosen.text
+                if (
+                    len(submitted) > 1
+                ):  # which answer is the likeliest is not known before; its marks number one passage alone
+                    text = answer.answer
+                    yield text
+                yield Finished(answer, text, chosen.finish, first_token_seconds or seconds, seconds)
             except RequestFailed as error:
                 yield _failed(error)
             finally:
-                request.cancel()
+                for _, _, request in submitted:
+                    request.cancel()
 
     async def complete(self, job: Job, seconds: float) -> tuple[Shown, Finished] | Failed:
         """The same, at once."""
@@ -120,18 +138,30 @@ class GeneratorReplica(Following):
                 "waiting": stats.waiting,
             }
 
-    async def _submitted(self, loaded: _Loaded, job: Job, seconds: float) -> tuple[Task, prompts.Prompt, Request]:
+    async def _submitted(self, loaded: _Loaded, job: Job, seconds: float) -> list[_Submitted]:
         submit = partial(self._submit, loaded, job, time.monotonic() + seconds)
-        future: Future[tuple[Task, prompts.Prompt, Request]] = self._work.submit(submit)
+        future: Future[list[_Submitted]] = self._work.submit(submit)
         try:
             return await asyncio.shield(asyncio.wrap_future(future))
         except asyncio.CancelledError:  # the client has left meanwhile; what the thread begins must not run for nobody
             future.add_done_callback(_cancel)
             raise
 
-    def _submit(self, loaded: _Loaded, job: Job, deadline: float) -> tuple[Task, prompts.Prompt, Request]:
+    def _submit(self, loaded: _Loaded, job: Job, deadline: float) -> list[_Submitted]:
+        """One request, or with answer.reading=apart one per passage; all of them or none."""
         query = schema.Query("ask", job.question, None, (), (), "all")
         task = Task(query, job.passages, job.scores, job.index_version, "", job.history, job.instruction)
+        submitted: list[_Submitted] = []
+        try:
+            parts = parts_of(task, self._settings_of(job))
+            submitted.extend(self._submit_part(loaded, job, part, deadline) for part in parts)
+        except BaseException:
+            for _, _, request in submitted:
+                request.cancel()
+            raise
+        return submitted
+
+    def _submit_part(self, loaded: _Loaded, job: Job, task: Task, deadline: float) -> _Submitted:
         prompt = task_prompt(task, loaded.tokenizer, self._settings_of(job))
         seconds = deadline - time.monotonic()
         if seconds <= 0:
@@ -182,7 +212,7 @@ class GeneratorReplica(Following):
 
     def _try(self, loaded: _Loaded) -> None:
         job = Job(TRIAL_QUESTION, self._settings.answer.arm, (), (), "", (), "", 2, 0.0, (), 0)
-        _, _, request = self._submit(loaded, job, time.monotonic() + TRIAL_SECONDS)
+        ((_, _, request),) = self._submit(loaded, job, time.monotonic() + TRIAL_SECONDS)
         request.completion()
 
     def _release(self, loaded: _Loaded) -> None:
@@ -221,7 +251,8 @@ def _loaded(settings: config.Config, name: str, tuned: dict[str, str]) -> _Loade
     generator = load_generator(settings.generator, model.directory)
     assert isinstance(generator, TransformersGenerator)
     most = settings.serve.generator.max_ongoing_requests
-    engine = ContinuousGenerator(generator, max_running=most, max_waiting=most, adapters=adapters)
+    num_prompts = settings.serve.max_top_k if settings.answer.reading == "apart" else 1
+    engine = ContinuousGenerator(generator, max_running=most, max_waiting=most * num_prompts, adapters=adapters)
     marks = {
         arm: storage.digest([model.fingerprint, models.fingerprint(directory)]) for arm, directory in adapters.items()
     }
@@ -251,6 +282,7 @@ def _collect() -> None:
     hardware.return_freed_memory()
 
 
-def _cancel(future: Future[tuple[Task, prompts.Prompt, Request]]) -> None:
+def _cancel(future: Future[list[_Submitted]]) -> None:
     if not future.cancelled() and future.exception() is None:
-        future.result()[2].cancel()
+        for _, _, request in future.result():
+            request.cancel()

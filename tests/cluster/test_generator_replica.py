@@ -1,0 +1,92 @@
+"""The copy that generates, in this process: what it sends is what bulk answering gives."""
+
+import asyncio
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ragtune_ray import config, models, schema
+from ragtune_ray.answering import Task, answer_tasks
+from ragtune_ray.backend import Finished, Job, Shown
+from ragtune_ray.cluster import session
+from ragtune_ray.cluster.generator_replica import GeneratorReplica
+from ragtune_ray.generator import load_generator
+from tests.cluster.endpoints import eventually
+
+pytestmark = pytest.mark.cluster
+
+QUESTIONS = ["What is the Sun?", "What are the moons of Mars, Phobos and Deimos?", "Who landed on the Moon?"]
+
+
+@pytest.fixture(params=["together", "apart"])
+def settings(request: pytest.FixtureRequest, tmp_path: Path, generator_directory: Path) -> config.Config:
+    return config.Config().using(
+        f"workspace={tmp_path}",
+        f"generator.model={generator_directory}",
+        "generator.max_new_tokens=8",
+        f"answer.reading={request.param}",
+        "serve.generator.num_threads=1",
+    )
+
+
+@pytest.fixture
+def replica(settings: config.Config, monkeypatch: pytest.MonkeyPatch) -> Iterator[GeneratorReplica]:
+    monkeypatch.setattr(
+        session, "log_with_serve", lambda: None
+    )  # the logs of this process stay where pytest reads them
+    made = GeneratorReplica(settings)
+    yield made
+    made.__del__()
+
+
+def job_of(question: str, passages: list[schema.Passage]) -> Job:
+    scores = tuple(1 / rank for rank in range(1, len(passages) + 1))
+    return Job(question, "rag", tuple(passages), scores, "000001", (), "", 8, 0.0, (), 0)
+
+
+def test_a_job_is_answered_as_in_bulk_whole_and_streamed(
+    settings: config.Config, replica: GeneratorReplica, passages: list[schema.Passage]
+) -> None:
+    shown = passages[:3]
+    generator = load_generator(settings.generator, Path(settings.generator.model))
+    model = models.resolve(settings.generator.model).fingerprint
+
+    async def streamed(job: Job) -> list[object]:
+        return [event async for event in replica.stream(job, 60)]
+
+    for question in QUESTIONS:
+        job = job_of(question, shown)
+        query = schema.Query("ask", question, None, (), (), "all")
+        (bulk,) = answer_tasks([Task(query, job.passages, job.scores, "000001", "")], generator, settings, model)
+        whole = asyncio.run(replica.complete(job, 60))
+        assert isinstance(whole, tuple)
+        first, last = whole
+        assert [passage.passage_id for passage in first.passages] == list(bulk.passage_ids)
+        assert (first.scores, first.prompt_tokens) == (bulk.scores, bulk.prompt_tokens)
+        measured = {"seconds": 0.0, "confidence": None}
+        assert dataclasses.replace(last.answer, **measured) == dataclasses.replace(bulk, **measured)
+        assert last.answer.confidence == pytest.approx(bulk.confidence, abs=1e-4)
+        head, *pieces, end = asyncio.run(streamed(job))
+        assert isinstance(head, Shown)
+        assert isinstance(end, Finished)
+        assert "".join(str(piece) for piece in pieces) == end.raw
+        assert end.answer.answer == bulk.answer
+
+
+def test_a_client_that_leaves_stops_every_reading(
+    settings: config.Config, replica: GeneratorReplica, passages: list[schema.Passage]
+) -> None:
+    async def left_early() -> None:
+        events = replica.stream(job_of(QUESTIONS[0], passages[:3]), 60)
+        assert isinstance(await anext(events), Shown)
+        await events.aclose()
+
+    asyncio.run(left_early())
+    eventually(lambda: _at_work(replica) == 0, "nothing is generated for nobody")
+
+
+def _at_work(replica: GeneratorReplica) -> int:
+    status = asyncio.run(replica.status())
+    return int(status["running"]) + int(status["waiting"])
