@@ -29,11 +29,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from ragtune_ray import config, intervals, metrics, schema, splitting, storage
+from ragtune_ray import config, intervals, schema, splitting, storage
 from ragtune_ray.cluster import answers, corpus, evaluation, retrieval, session, training, tuning
 from ragtune_ray.cluster.judging import queries_of
 from ragtune_ray.ledger import Ledger, Row
 from ragtune_ray.pairs import Pair
+from ragtune_ray.pseudo_labels import says_the_same
 
 DATA = "../shared/data/squad/squad-v1.1-24articles.json"
 CONFIG = "configs/squad.yaml"
@@ -205,7 +206,7 @@ def _iterative(settings: config.Config, folder: Path) -> list[str]:
             )
         if row["step"] == "passed":
             made = [each for each in _queries(row["path"]) if each.query_id in gold]
-            right = [metrics.token_f1((each.answers or ("",))[0], gold[each.query_id], "en") >= 0.6 for each in made]
+            right = [says_the_same((each.answers or ("",))[0], gold[each.query_id], "en") for each in made]
             lines.append(f"round {row['round']}: {len(made)} pseudo-labels, precision {np.mean(right or [False]):.3f}")
     return lines + _verdicts(rows)
 

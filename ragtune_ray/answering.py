@@ -111,8 +111,6 @@ def likeliest(read: Sequence[tuple[schema.Answer, float]]) -> tuple[int, schema.
     Returns:
         The place among them of the answer that is given, and its row.
     """
-    if len(read) == 1:
-        return 0, read[0][0]
     sound = [place for place, (answer, _) in enumerate(read) if answer.status == "ok"]
     knowing = [place for place in sound if not read[place][0].abstained]
     terms = {place: read[place][1] - math.log(place + 1) for place in knowing or sound}

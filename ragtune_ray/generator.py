@@ -275,19 +275,7 @@ class TransformersGenerator:
             half = len(fresh) // 2
             return self._complete(fresh[:half]) | self._complete(fresh[half:])
         seconds = (time.perf_counter() - started) / len(batch)
-        return {
-            row.index: Completion(
-                row.text,
-                len(row.ids),
-                len(row.generated),
-                seconds,
-                row.finish or "length",
-                "",
-                row.confidence,
-                row.log_probability,
-            )
-            for row in batch
-        }
+        return {row.index: row.completion(seconds) for row in batch}
 
     def _start(self, batch: Sequence[Row]) -> DecodingBatch:
         room = max(row.room for row in batch)

@@ -143,17 +143,7 @@ class Request:
         row = self.row
         end = None
         if row.finish is not None:
-            seconds = time.monotonic() - self._started
-            end = Completion(
-                row.text,
-                len(row.ids),
-                len(row.generated),
-                seconds,
-                row.finish,
-                "",
-                row.confidence,
-                row.log_probability,
-            )
+            end = row.completion(time.monotonic() - self._started)
         self._change(row.text, end)
 
     def fail(self, reason: Reason, message: str) -> None:

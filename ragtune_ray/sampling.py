@@ -13,6 +13,8 @@ from typing import Literal
 
 import torch
 
+from ragtune_ray.completion import Completion
+
 __all__ = ["Row", "choose_tokens", "row_seed"]
 
 
@@ -48,6 +50,19 @@ class Row:
     def confidence(self) -> float:
         """The geometric mean of the probabilities of its tokens, 0 to 1."""
         return math.exp(self.log_probability / max(1, self.num_chosen))
+
+    def completion(self, seconds: float) -> Completion:
+        """What was made of it, in so many seconds."""
+        return Completion(
+            self.text,
+            len(self.ids),
+            len(self.generated),
+            seconds,
+            self.finish or "length",
+            "",
+            self.confidence,
+            self.log_probability,
+        )
 
 
 def choose_tokens(logits: torch.Tensor, rows: Sequence[Row]) -> list[int | None]:

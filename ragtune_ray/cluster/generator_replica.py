@@ -94,9 +94,8 @@ class GeneratorReplica(Following):
                 )
                 chosen, seconds = completions[place], time.monotonic() - started
                 text = chosen.text
-                if (
-                    len(submitted) > 1
-                ):  # which answer is the likeliest is not known before; its marks number one passage alone
+                if len(submitted) > 1:
+                    # Which answer is the likeliest is not known before, and its marks number one passage alone.
                     text = answer.answer
                     yield text
                 yield Finished(answer, text, chosen.finish, first_token_seconds or seconds, seconds)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -124,38 +124,33 @@ def _filtered(
     sampled = [{row.query_id: row.answer for row in evaluation.read_answers(run)} for run in samples]
     index = snapshot.open_index(rounds.pair.workspace)
     texts = index.by_id(citation.passage_id for row in rows.values() for citation in row.citations)
-    kept, refused = [], Counter[str]()
-    for query in asked:
+
+    def judged(query: schema.Query) -> schema.Query | str:
         row = rows[query.query_id]
-        cited = checks.cited_passage(row, texts)
+        label = _label(query, row, texts)
+        if isinstance(label, str):
+            return label
         said = [each[query.query_id] for each in sampled]
-        problem = (
-            checks.support_problem(row, texts)
-            or checks.confidence_problem(row, trusted)
-            or checks.agreement_problem(row.answer, said, rule.min_agreement, language)
+        problem = checks.confidence_problem(row, trusted) or checks.agreement_problem(
+            row.answer, said, rule.min_agreement, language
         )
-        if cited is not None and not problem and cited.document_id in rounds.forbidden:
+        if not problem and set(label.document_ids) & rounds.forbidden:
             problem = "rests on a document of another split"
-        if problem or cited is None:
-            refused[problem] += 1
-        else:
-            kept.append(checks.labelled(query, row.answer, cited))
-    return {"path": rounds.write("filtered", kept), "count": len(kept), "refused": dict(refused.most_common())}
+        return problem or label
+
+    return _sorted_out(rounds, "filtered", asked, judged)
 
 
 def _passed(rounds: Rounds, path: str, again: str) -> dict[str, Any]:
     """The round trip through the cited passage."""
     rule, language = rounds.settings.tune, rounds.settings.evaluate.language
     rows = {row.query_id: row for row in evaluation.read_answers(again)}
-    kept, refused = [], Counter[str]()
-    for query in _read(path):
+
+    def judged(query: schema.Query) -> schema.Query | str:
         label = (query.answers or ("",))[0]
-        problem = checks.regenerated_problem(label, rows.get(query.query_id), rule.round_trip_score, language)
-        if problem:
-            refused[problem] += 1
-        else:
-            kept.append(query)
-    return {"path": rounds.write("passed", kept), "count": len(kept), "refused": dict(refused.most_common())}
+        return checks.regenerated_problem(label, rows.get(query.query_id), rule.round_trip_score, language) or query
+
+    return _sorted_out(rounds, "passed", _read(path), judged)
 
 
 def made_questions(rounds: Rounds) -> list[schema.Query]:
@@ -214,33 +209,31 @@ def _chosen(rounds: Rounds) -> list[schema.Query]:
 def _questions(rounds: Rounds, chosen: str, made: str) -> dict[str, Any]:
     """The texts that are questions, in place of the passages' own."""
     rows = {row.query_id: row for row in evaluation.read_answers(made)}
-    kept, refused = dict[str, schema.Query](), Counter[str]()
-    for query in _read(chosen):
+    seen = set[str]()
+
+    def judged(query: schema.Query) -> schema.Query | str:
         text = checks.question_of(rows[query.query_id].answer)
         problem = checks.question_problem(text, (query.answers or ("",))[0])
-        if not problem and text.casefold() in kept:
+        if not problem and text.casefold() in seen:
             problem = "was made twice"
         if problem:
-            refused[problem] += 1
-        else:
-            kept[text.casefold()] = dataclasses.replace(query, text=text)
-    path = rounds.write("questions", list(kept.values()))
-    return {"path": path, "count": len(kept), "refused": dict(refused.most_common())}
+            return problem
+        seen.add(text.casefold())
+        return dataclasses.replace(query, text=text)
+
+    return _sorted_out(rounds, "questions", _read(chosen), judged)
 
 
 def _found_again(rounds: Rounds, path: str) -> dict[str, Any]:
     """The round trip: a question must find the document of its passage."""
     depth = rounds.settings.tune.round_trip_hits
     hits = hits_of(rounds.asking(path), depth)
-    asked = _read(path)
-    kept = [
-        query
-        for query in asked
-        if {hit.document_id for hit in hits.get(query.query_id, [])[:depth]} & set(query.document_ids)
-    ]
-    lost = len(asked) - len(kept)
-    refused = {"does not find its document again": lost} if lost else {}
-    return {"path": rounds.write("found", kept), "count": len(kept), "refused": refused}
+
+    def judged(query: schema.Query) -> schema.Query | str:
+        near = {hit.document_id for hit in hits.get(query.query_id, [])[:depth]}
+        return query if near & set(query.document_ids) else "does not find its document again"
+
+    return _sorted_out(rounds, "found", _read(path), judged)
 
 
 def _supported(rounds: Rounds, path: str, replied: str) -> dict[str, Any]:
@@ -248,16 +241,24 @@ def _supported(rounds: Rounds, path: str, replied: str) -> dict[str, Any]:
     rows = {row.query_id: row for row in evaluation.read_answers(replied)}
     index = snapshot.open_index(rounds.pair.workspace)
     texts = index.by_id(name for row in rows.values() for name in row.passage_ids)
-    kept, refused = [], Counter[str]()
-    for query in _read(path):
-        row = rows[query.query_id]
-        cited = checks.cited_passage(row, texts)
-        problem = checks.support_problem(row, texts)
-        if problem or cited is None:
-            refused[problem] += 1
-        else:
-            kept.append(checks.labelled(query, row.answer, cited))
-    return {"path": rounds.write("passed", kept), "count": len(kept), "refused": dict(refused.most_common())}
+    return _sorted_out(rounds, "passed", _read(path), lambda query: _label(query, rows[query.query_id], texts))
+
+
+def _label(query: schema.Query, row: schema.Answer, texts: Mapping[str, schema.Passage]) -> schema.Query | str:
+    """The question with its answer as a pseudo-label, or why nothing supports that answer."""
+    cited = checks.cited_passage(row, texts)
+    problem = checks.support_problem(row, texts)
+    return problem if problem or cited is None else checks.labelled(query, row.answer, cited)
+
+
+def _sorted_out(
+    rounds: Rounds, name: str, asked: Sequence[schema.Query], judged: Callable[[schema.Query], schema.Query | str]
+) -> dict[str, Any]:
+    """The questions that are kept, as `judged` gives them back, in a file; and how many were refused for which reason."""
+    verdicts = [judged(query) for query in asked]
+    kept = [verdict for verdict in verdicts if isinstance(verdict, schema.Query)]
+    refused = Counter(verdict for verdict in verdicts if isinstance(verdict, str))
+    return {"path": rounds.write(name, kept), "count": len(kept), "refused": dict(refused.most_common())}
 
 
 def write_mixed(
