@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 
 from ragtune_ray import index, schema, segments, storage, versions
+from ragtune_ray.encoder import HashingEncoder
 
 # A busy machine is no failure, and a failure must come again.
 hypothesis.settings.register_profile("ragtune", deadline=None, derandomize=True)
@@ -136,6 +137,13 @@ def write_index() -> Callable[..., str]:
         return versions.publish_version(workspace, versions.head(workspace), draft).name
 
     return write
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, passages: list[schema.Passage], write_index: Callable[..., str]) -> str:
+    """A workspace whose index holds the passages, hashed."""
+    write_index(tmp_path, passages, HashingEncoder("hashing-64"))
+    return str(tmp_path)
 
 
 def _fingerprints(passages: Sequence[schema.Passage]) -> dict[str, bytes]:

@@ -14,12 +14,6 @@ Write = Callable[..., str]
 ENCODER = HashingEncoder("hashing-64")
 
 
-@pytest.fixture
-def workspace(tmp_path: Path, passages: list[schema.Passage], write_index: Write) -> str:
-    write_index(tmp_path, passages, ENCODER)
-    return str(tmp_path)
-
-
 def test_deleted_documents_are_never_found_and_the_older_version_keeps_them(workspace: str) -> None:
     everything = living(workspace)
     version = delete(workspace, "mars", "sun", "nobody")

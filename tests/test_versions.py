@@ -14,12 +14,6 @@ Write = Callable[..., str]
 ENCODER = HashingEncoder("hashing-64")
 
 
-@pytest.fixture
-def workspace(tmp_path: Path, passages: list[schema.Passage], write_index: Write) -> str:
-    write_index(tmp_path, passages, ENCODER)
-    return str(tmp_path)
-
-
 def latest(workspace: str) -> versions.Version:
     found = versions.head(workspace)
     assert found is not None
