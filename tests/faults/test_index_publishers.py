@@ -16,9 +16,9 @@ from tests.faults.test_index_failpoints import (
     STANDING,
     Contents,
     assert_whole,
-    contents,
     documents_file,
     starts,  # noqa: F401
+    texts_of,
 )
 
 ONE: Contents = {"comet": "a comet is a ball of ice and dust", "moon": "the moon has no air at all"}
@@ -111,7 +111,7 @@ def test_two_upserts_on_one_base_both_hold_and_exactly_one_is_rebased(
     assert versions.current_version(str(workspace)) == "000005"
     assert_whole(workspace, STANDING | ONE | OTHER)
     winner = (ONE, OTHER)[rebased.index(False)]
-    assert contents(workspace, "000004") == STANDING | winner, "the winner's version is as it published it"
+    assert texts_of(workspace, "000004") == STANDING | winner, "the winner's version is as it published it"
     assert [*(workspace / "index").rglob(".*")] == [], "the loser's staging directory is gone"
 
 
