@@ -54,12 +54,12 @@ def answer_tasks(
     Args:
         tasks: the queries with their passages.
         generator: of `settings.generator`.
-        settings: prompt, generator, answer.arm and seed are used.
+        settings: prompt, generator, answer and seed are used.
         model: the generator's fingerprint, for the rows.
     """
     parts = [parts_of(task, settings) for task in tasks]
     read = iter(_read([part for some in parts for part in some], generator, settings, model))
-    return [likeliest([next(read) for _ in some])[1] for some in parts]
+    return [likeliest([next(read) for _ in some], settings.answer.rank_weight)[1] for some in parts]
 
 
 def _read(
@@ -98,22 +98,23 @@ def parts_of(task: Task, settings: config.Config) -> list[Task]:
     ]
 
 
-def likeliest(read: Sequence[tuple[schema.Answer, float]]) -> tuple[int, schema.Answer]:
+def likeliest(read: Sequence[tuple[schema.Answer, float]], rank_weight: float) -> tuple[int, schema.Answer]:
     """Of answers to one query, each from one passage, the likeliest, carrying the passages and the cost of all.
 
     ln p(answer | query) = ln sum of p(passage | query) p(answer | query, passage) over the passages that gave it, where the first
-    factor is taken as the reciprocal of the passage's rank (RAG-Sequence, Lewis et al. 2020, section 2.1, with the answers
-    themselves as hypotheses). One that does not know counts only where none does.
+    factor is taken as 1 / rank ** rank_weight (RAG-Sequence, Lewis et al. 2020, section 2.1, with the answers themselves as
+    hypotheses). One that does not know counts only where none does.
 
     Args:
         read: answers with ln p(answer | query, passage), in the order of their passages, best first; at least one.
+        rank_weight: as `answer.rank_weight`.
 
     Returns:
         The place among them of the answer that is given, and its row.
     """
     sound = [place for place, (answer, _) in enumerate(read) if answer.status == "ok"]
     knowing = [place for place in sound if not read[place][0].abstained]
-    terms = {place: read[place][1] - math.log(place + 1) for place in knowing or sound}
+    terms = {place: read[place][1] - rank_weight * math.log(place + 1) for place in knowing or sound}
     if not terms:
         return 0, read[0][0]
     shares: dict[str, float] = {}

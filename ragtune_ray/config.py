@@ -240,8 +240,11 @@ class Answer(Section):
     """Show no passages, though the arm retrieves: what its generator knows by itself."""
     reading: Literal["together", "apart"] = "together"
     """`together`: all retrieved passages stand in one prompt. `apart`: each in a prompt of its own, and the likeliest of the
-    answers is given, as in RAG-Sequence (Lewis et al. 2020), a passage counting by the reciprocal of its rank. That takes
-    retrieval.top_k times the work, and suits a small generator that was tuned on one passage a prompt (training.passages=1)."""
+    answers is given, as in RAG-Sequence (Lewis et al. 2020). That takes retrieval.top_k times the work, and suits a small
+    generator that was tuned on one passage a prompt (training.passages=1)."""
+    rank_weight: float = Field(1.5, ge=0)
+    """reading `apart`: how much retrieval's order counts beside how likely the generator finds an answer: the passage of rank r
+    counts as 1 / r ** rank_weight. 0: not at all. Choose it on validation questions."""
     unit_queries: int = Field(32, gt=0)
     """Queries per unit of work: what a killed worker costs at most."""
     max_failed_share: float = Field(0.5, ge=0, le=1)

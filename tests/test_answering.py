@@ -179,24 +179,28 @@ def read(text: str, log_probability: float, name: str, **changes: object) -> tup
 def test_of_answers_read_apart_the_likeliest_is_given_with_the_cost_of_all() -> None:
     # By hand: "Mars" .5 / 1; "moon" .6 / 2 + .6 / 3 = .5 exactly too, and "Moon." says the same as "moon".
     answers = [read("Mars", math.log(0.49), "a"), read("Moon.", math.log(0.6), "b"), read("moon", math.log(0.6), "c")]
-    place, row = likeliest(answers)
+    place, row = likeliest(answers, 1.0)
     assert (place, row.answer, row.confidence) == (1, "Moon.", pytest.approx(0.6 ** (1 / 3)))
     assert (row.passage_ids, row.scores) == (("a", "b", "c"), (0.5, 0.5, 0.5))
     assert (row.seconds, row.prompt_tokens, row.completion_tokens) == (0.75, 30, 9)
-    assert likeliest([read("Mars", math.log(0.51), "a"), *answers[1:]])[0] == 0
-    assert likeliest(answers[:2])[0] == 0, "a passage counts by the reciprocal of its rank"
+    assert likeliest([read("Mars", math.log(0.51), "a"), *answers[1:]], 1.0)[0] == 0
+    assert likeliest(answers[:2], 1.0)[0] == 0, "a passage counts by the reciprocal of its rank"
+    assert likeliest(answers[:2], 0.0)[0] == 1, "or by nothing but its answer"
+    # .6 / 2 ** w + .6 / 3 ** w falls below .2 between w = 2 (.217) and w = 3 (.097).
+    low = [read("Mars", math.log(0.2), "a"), *answers[1:]]
+    assert [likeliest(low, weight)[0] for weight in (2.0, 3.0)] == [1, 0]
 
 
 def test_not_knowing_counts_only_where_no_passage_tells_and_failures_only_where_all_fail() -> None:
     silent = read("I don't know.", math.log(0.9), "a", abstained=True)
     failed = read("", -math.inf, "b", status="failed", error="too long", passage_ids=(), scores=())
     knows = read("Mars", math.log(0.01), "c")
-    place, row = likeliest([silent, failed, knows])
+    place, row = likeliest([silent, failed, knows], 1.0)
     assert (place, row.answer, row.passage_ids) == (2, "Mars", ("a", "c"))
-    assert likeliest([silent, failed])[1].abstained
-    assert likeliest([failed, failed])[1] == failed[0]
-    assert likeliest([failed]) == (0, failed[0])
-    assert likeliest([read("x", -2000.0, "a"), read("y", -1000.0, "b")])[0] == 1, (
+    assert likeliest([silent, failed], 1.0)[1].abstained
+    assert likeliest([failed, failed], 1.0)[1] == failed[0]
+    assert likeliest([failed], 1.0) == (0, failed[0])
+    assert likeliest([read("x", -2000.0, "a"), read("y", -1000.0, "b")], 1.0)[0] == 1, (
         "what no float holds is still compared"
     )
 

@@ -60,7 +60,11 @@ def _answer(settings: config.Config, staged: questions.StagedQueries) -> Path | 
         **runs.common(settings, staged, opened),
         "arm": arm,
         "closed_book": settings.answer.closed_book,
-        **({"reading": settings.answer.reading} if settings.answer.reading != "together" else {}),
+        **(
+            {"reading": "apart", "rank_weight": settings.answer.rank_weight}
+            if settings.answer.reading == "apart"
+            else {}
+        ),
         "retrieval": settings.retrieval.model_dump(mode="json") if retrieves else None,
         "gold_passage": settings.answer.gold_passage,
         "prompt": settings.prompt.model_dump(mode="json"),

@@ -90,7 +90,8 @@ class GeneratorReplica(Following):
                     [
                         (finished_answer(task, prompt, completion, fingerprint), completion.log_probability or 0.0)
                         for (task, prompt, _), completion in zip(submitted, completions, strict=True)
-                    ]
+                    ],
+                    self._settings.answer.rank_weight,
                 )
                 chosen, seconds = completions[place], time.monotonic() - started
                 text = chosen.text
