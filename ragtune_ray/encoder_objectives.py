@@ -25,6 +25,8 @@ __all__ = ["Contrastive", "Distillation", "EncoderObjective", "listwise_divergen
 PADDING = -1
 """Stands where a worker has fewer passages than another."""
 MRR_DEPTH = 10
+LENGTH_MULTIPLE = 16
+"""Tokens that a chunk's length is a multiple of: kernels are made for a shape, and few shapes come often."""
 
 
 class EncoderObjective(nn.Module):
@@ -121,13 +123,16 @@ class EncoderObjective(nn.Module):
         lengths = np.array([len(row) for row in ids])
         return [self._padded(ids, batch) for batch in batches_by_length(lengths, chunk_tokens)]
 
-    def _token_ids(self, texts: Sequence[str]) -> list[list[int]]:
+    @property
+    def _max_tokens(self) -> int:
         encoder = cast(Any, self.encoder)
-        longest = encoder.max_seq_length or encoder.tokenizer.model_max_length
-        found = encoder.tokenizer(
+        return int(encoder.max_seq_length or encoder.tokenizer.model_max_length)
+
+    def _token_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        found = cast(Any, self.encoder).tokenizer(
             list(texts),
             truncation=True,
-            max_length=int(longest),
+            max_length=self._max_tokens,
             padding=False,
             return_attention_mask=False,
             return_token_type_ids=False,
@@ -136,7 +141,13 @@ class EncoderObjective(nn.Module):
 
     def _padded(self, ids: Sequence[Sequence[int]], batch: np.ndarray) -> Piece:
         rows = [ids[number] for number in batch]
-        padded = cast(Any, self.encoder).tokenizer.pad({"input_ids": rows}, padding="longest", return_tensors="pt")
+        length = -(-max(map(len, rows)) // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
+        padded = cast(Any, self.encoder).tokenizer.pad(
+            {"input_ids": rows},
+            padding="max_length",
+            max_length=min(length, self._max_tokens),
+            return_tensors="pt",
+        )
         return {**padded, "rows": torch.from_numpy(batch)}
 
     def _embed(self, piece: Piece) -> Tensor:

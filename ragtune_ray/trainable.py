@@ -8,7 +8,7 @@ knows nothing of steps, examples or Ray.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -113,6 +113,9 @@ def _encoder(directory: Path) -> Any:
             trust_remote_code=False,
             model_kwargs={"dtype": torch.float32, "use_safetensors": True},
         )
+    longest = int(encoder.max_seq_length or encoder.tokenizer.model_max_length)
+    if hardware.attention_for_training(hardware.choose_device(), longest) == "eager":
+        cast(Any, encoder[0]).auto_model.set_attn_implementation("eager")
     encoder.train()
     _without_dropout(encoder)
     return encoder

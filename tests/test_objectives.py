@@ -265,6 +265,18 @@ def test_chunks_with_cached_gradients_give_the_gradient_of_the_whole(name: str, 
         torch.testing.assert_close(gradient, whole[key], rtol=1e-4, atol=1e-5)
 
 
+def test_chunks_come_in_few_lengths_none_longer_than_the_encoder_reads(load) -> None:
+    objective = load("contrastive", "micro_batch_tokens=70")
+    pieces = list(objective.pieces([query_row(number, negatives=6) for number in range(6)]))
+    longest = [int(piece["attention_mask"].sum(dim=1).max()) for piece in pieces]
+    widths = [piece["input_ids"].shape[1] for piece in pieces]
+    assert widths == [16 * math.ceil(length / 16) for length in longest]
+    assert len(set(widths)) < len(set(longest))
+    objective.encoder.max_seq_length = 20
+    widths = [piece["input_ids"].shape[1] for piece in objective.pieces(rows_of("contrastive"))]
+    assert set(widths) == {16, 20}
+
+
 def test_query_side_contrasts_with_the_whole_pool_and_leaves_it(load, pool) -> None:
     objective: QuerySide = load("query_side", "temperature=0.1", pool=pool)
     rows = [query_row(number) for number in range(4)]
