@@ -85,7 +85,8 @@ def _settings(folder: Path, minutes: int, num_questions: int, overrides: Sequenc
     return settings.using(
         f"workspace={folder}", f"queries.path={path}", "queries.split_by=given", "queries.split=all",
         f"training.max_steps={STEPS[minutes]}", f"training.evaluate_steps={STEPS[minutes] // 2}",
-        "compare.metric=EM", "retrieval.mode=dense", "retrieval.top_k=1", "answer.reading=together", "tune.rounds=2", "tune.reindex=true", "tune.candidates=4",
+        "compare.metric=EM", "retrieval.mode=dense", "retrieval.top_k=1", "answer.reading=together",
+        "tune.rounds=2", "tune.reindex=true", "tune.candidates=4",
         "tune.retriever_learning_rate=5e-5", "training.contrastive_weight=1", *overrides,
     )  # fmt: skip
 
