@@ -29,8 +29,10 @@ __all__ = [
     "Reranker",
     "SentenceEncoder",
     "TokenCounter",
+    "batches_by_length",
     "load_encoder",
     "load_token_counter",
+    "max_tokens_of",
 ]
 
 CPU_BATCH_TOKENS = 2_048
@@ -136,7 +138,7 @@ class SentenceEncoder:
             module.float()
         self._tokenizer = self._model.tokenizer
         self.dimension = int(self._model.get_embedding_dimension())
-        self._max_tokens = int(self._model.max_seq_length or self._tokenizer.model_max_length)
+        self._max_tokens = max_tokens_of(self._model)
         self._batch_tokens = settings.batch_tokens or (CPU_BATCH_TOKENS if self.device == "cpu" else GPU_BATCH_TOKENS)
 
     def encode_passages(self, texts: Sequence[str]) -> np.ndarray:
@@ -279,6 +281,11 @@ class Reranker:
         if not pairs:
             return np.empty(0, dtype=np.float32)
         return np.asarray(self._model.predict(list(pairs), show_progress_bar=False), dtype=np.float32)
+
+
+def max_tokens_of(model: Any) -> int:
+    """Longest text that a sentence-transformers model reads, special tokens included."""
+    return int(model.max_seq_length or model.tokenizer.model_max_length)
 
 
 def batches_by_length(lengths: np.ndarray, batch_tokens: int) -> list[np.ndarray]:

@@ -16,7 +16,7 @@ import torch.distributed
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ragtune_ray.encoder import batches_by_length
+from ragtune_ray.encoder import batches_by_length, max_tokens_of
 from ragtune_ray.objectives import VALIDATION_TOKENS, Piece, on_device
 from ragtune_ray.schema import RetrieverExample
 
@@ -123,16 +123,11 @@ class EncoderObjective(nn.Module):
         lengths = np.array([len(row) for row in ids])
         return [self._padded(ids, batch) for batch in batches_by_length(lengths, chunk_tokens)]
 
-    @property
-    def _max_tokens(self) -> int:
-        encoder = cast(Any, self.encoder)
-        return int(encoder.max_seq_length or encoder.tokenizer.model_max_length)
-
     def _token_ids(self, texts: Sequence[str]) -> list[list[int]]:
         found = cast(Any, self.encoder).tokenizer(
             list(texts),
             truncation=True,
-            max_length=self._max_tokens,
+            max_length=max_tokens_of(self.encoder),
             padding=False,
             return_attention_mask=False,
             return_token_type_ids=False,
@@ -145,7 +140,7 @@ class EncoderObjective(nn.Module):
         padded = cast(Any, self.encoder).tokenizer.pad(
             {"input_ids": rows},
             padding="max_length",
-            max_length=min(length, self._max_tokens),
+            max_length=min(length, max_tokens_of(self.encoder)),
             return_tensors="pt",
         )
         return {**padded, "rows": torch.from_numpy(batch)}

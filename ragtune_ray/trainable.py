@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ragtune_ray import config, fitting, hardware, models
+from ragtune_ray.encoder import max_tokens_of
 from ragtune_ray.encoder_objectives import Contrastive, Distillation
 from ragtune_ray.joint_objective import Joint
 from ragtune_ray.objectives import Sft
@@ -113,8 +114,8 @@ def _encoder(directory: Path) -> Any:
             trust_remote_code=False,
             model_kwargs={"dtype": torch.float32, "use_safetensors": True},
         )
-    longest = int(encoder.max_seq_length or encoder.tokenizer.model_max_length)
-    if hardware.attention_for_training(hardware.choose_device(), longest) == "eager":
+    # The other kind is what transformers takes by itself, where the model has it.
+    if hardware.attention_for_training(hardware.choose_device(), max_tokens_of(encoder)) == "eager":
         cast(Any, encoder[0]).auto_model.set_attn_implementation("eager")
     encoder.train()
     _without_dropout(encoder)

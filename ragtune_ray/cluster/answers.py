@@ -52,27 +52,24 @@ def answer(settings: config.Config) -> Path | str:
 
 
 def _answer(settings: config.Config, staged: questions.StagedQueries) -> Path | str:
-    arm = settings.answer.arm
-    retrieves = settings.answer.shows_passages
+    given = settings.answer
+    arm = given.arm
+    retrieves = given.shows_passages
     version, opened = runs.index_version(settings) if retrieves else ("", {})
     generator = generator_fingerprint(settings.generator)
     identity = {
         **runs.common(settings, staged, opened),
         "arm": arm,
-        "closed_book": settings.answer.closed_book,
-        **(
-            {"reading": "apart", "rank_weight": settings.answer.rank_weight}
-            if settings.answer.reading == "apart"
-            else {}
-        ),
+        "closed_book": given.closed_book,
+        **(given.model_dump(include={"reading", "rank_weight"}) if given.reading == "apart" else {}),
         "retrieval": settings.retrieval.model_dump(mode="json") if retrieves else None,
-        "gold_passage": settings.answer.gold_passage,
+        "gold_passage": given.gold_passage,
         "prompt": settings.prompt.model_dump(mode="json"),
         "generator": settings.generator.model_dump(
             mode="json", include={"engine", "precision", "max_new_tokens", "temperature", "stop", "batch_tokens"}
         ),
         "model": generator,
-        "unit_queries": settings.answer.unit_queries,
+        "unit_queries": given.unit_queries,
         "seed": settings.seed,
     }
     url, work = runs.places(settings, f"answer-{arm}-{storage.digest(identity)}")
