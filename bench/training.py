@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import statistics
 import subprocess
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +59,9 @@ def main() -> None:
         examples = prepare(settings)
         rows = list(schema.from_table(pq.read_table(Path(examples) / "train.parquet"), schema.GeneratorExample))
         plan = feeding.plan(settings, examples)
-        bare = _bare(settings, rows, plan)
+        # In a process that ends, so that its memory is free again before the next begins.
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+            bare = process.submit(_bare, settings, rows, plan).result()
         under_ray = _under_ray(settings)
         print(f"{'loop':24} {'tokens/s':>9}  {'step, s':>8}")
         for name, (rate, seconds) in {"bare": bare, "Ray Train, one worker": under_ray}.items():
@@ -74,7 +78,7 @@ def _num_tokens(rows: list[schema.GeneratorExample]) -> int:
 
 
 def _bare(settings: config.Config, rows: list[schema.GeneratorExample], plan: list[np.ndarray]) -> tuple[float, float]:
-    """Tokens per second and mean seconds per step of `take_step` in this process."""
+    """Tokens per second and mean seconds per step of `take_step` in a process of its own."""
     hardware.keep_freed_memory()
     directory = models.resolve(settings.generator.model).directory
     assert directory is not None

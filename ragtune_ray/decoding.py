@@ -21,12 +21,18 @@ from transformers import DynamicCache
 from transformers.cache_utils import Cache
 
 from ragtune_ray.completion import GeneratorError
+from ragtune_ray.hardware import padded_length
 from ragtune_ray.key_values import RowLayer, WatchedCache
 
-__all__ = ["DecodingBatch", "check_architecture"]
+__all__ = ["DecodingBatch", "check_architecture", "context_tokens"]
 
 _ATTENTION_LAYERS = {"full_attention", "sliding_attention"}
 _BLOCK_POSITIONS = 64  # attention always sees a multiple of this many positions
+
+
+def context_tokens(config: Any) -> int:
+    """Tokens that a model reads at most, prompt and answer."""
+    return int(getattr(config.get_text_config(decoder=True), "max_position_embeddings", None) or 2**30)
 
 
 def check_architecture(config: Any) -> None:
@@ -73,6 +79,7 @@ class DecodingBatch:
         self._model = model
         self._device = model.device
         self._text_config = model.config.get_text_config(decoder=True)
+        self._context_tokens = context_tokens(model.config)
         self._prefill_tokens = prefill_tokens
         self._max_rows, self._max_tokens = max_rows or len(prompts), max_tokens
         self._layers: list[RowLayer] = []
@@ -137,7 +144,8 @@ class DecodingBatch:
         self, prompts: Sequence[Sequence[int]], between_layers: Callable[[], None] | None
     ) -> tuple[DynamicCache, torch.Tensor]:
         """One forward over prompts padded on the right: keys and values, and the logits after each prompt."""
-        ids = torch.zeros(len(prompts), max(len(prompt) for prompt in prompts), dtype=torch.long)
+        longest = max(len(prompt) for prompt in prompts)
+        ids = torch.zeros(len(prompts), padded_length(longest, self._context_tokens), dtype=torch.long)
         for place, prompt in enumerate(prompts):
             ids[place, : len(prompt)] = torch.tensor(prompt)
         last = torch.tensor([len(prompt) - 1 for prompt in prompts], device=self._device)

@@ -21,7 +21,7 @@ import numpy as np
 
 from ragtune_ray import config, models
 from ragtune_ray.chunking import TokenSpans, tokenizer_spans, word_spans
-from ragtune_ray.hardware import choose_device, resolve_precision
+from ragtune_ray.hardware import choose_device, padded_length, resolve_precision
 
 __all__ = [
     "Encoder",
@@ -172,7 +172,12 @@ class SentenceEncoder:
     def _forward(self, rows: list[list[int]]) -> Any:
         from torch.nn.functional import normalize
 
-        padded = self._tokenizer.pad({"input_ids": rows}, padding="longest", return_tensors="pt")
+        padded = self._tokenizer.pad(
+            {"input_ids": rows},
+            padding="max_length",
+            max_length=padded_length(max(map(len, rows)), self._max_tokens),
+            return_tensors="pt",
+        )
         transformer, *rest = list(self._model)
         features = transformer({name: value.to(self.device) for name, value in padded.items()})
         features["token_embeddings"] = features["token_embeddings"].float()

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ragtune_ray.encoder import batches_by_length, max_tokens_of
+from ragtune_ray.hardware import padded_length
 from ragtune_ray.objectives import VALIDATION_TOKENS, Piece, on_device
 from ragtune_ray.schema import RetrieverExample
 
@@ -25,8 +26,6 @@ __all__ = ["Contrastive", "Distillation", "EncoderObjective", "listwise_divergen
 PADDING = -1
 """Stands where a worker has fewer passages than another."""
 MRR_DEPTH = 10
-LENGTH_MULTIPLE = 16
-"""Tokens that a chunk's length is a multiple of: kernels are made for a shape, and few shapes come often."""
 
 
 class EncoderObjective(nn.Module):
@@ -136,11 +135,10 @@ class EncoderObjective(nn.Module):
 
     def _padded(self, ids: Sequence[Sequence[int]], batch: np.ndarray) -> Piece:
         rows = [ids[number] for number in batch]
-        length = -(-max(map(len, rows)) // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
         padded = cast(Any, self.encoder).tokenizer.pad(
             {"input_ids": rows},
             padding="max_length",
-            max_length=min(length, max_tokens_of(self.encoder)),
+            max_length=padded_length(max(map(len, rows)), max_tokens_of(self.encoder)),
             return_tensors="pt",
         )
         return {**padded, "rows": torch.from_numpy(batch)}

@@ -19,7 +19,7 @@ from ragtune_ray import config, shared_prefixes
 from ragtune_ray.adapters import Adapters
 from ragtune_ray.chat import ChatTokenizer
 from ragtune_ray.completion import Completion, Generator, GeneratorError, settled_text
-from ragtune_ray.decoding import DecodingBatch, check_architecture
+from ragtune_ray.decoding import DecodingBatch, check_architecture, context_tokens
 from ragtune_ray.hardware import Precision, choose_device, resolve_precision
 from ragtune_ray.models import quiet_transformers
 from ragtune_ray.openai_client import OpenAIGenerator
@@ -97,8 +97,7 @@ class TransformersGenerator:
         check_architecture(model.config)
         self._model = model.to(self.device).eval()
         pack(self._model)
-        text_config = model.config.get_text_config(decoder=True)
-        self.context_tokens: int = getattr(text_config, "max_position_embeddings", None) or 2**30
+        self.context_tokens = context_tokens(model.config)
         self._ends = _end_tokens(self._model, tokenizer)
         self._chat = ChatTokenizer(tokenizer)
         self._pad_token = int(tokenizer.pad_token_id or 0)

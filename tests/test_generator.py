@@ -140,6 +140,28 @@ def test_sliding_attention_sees_its_window_only(layer_types: Any) -> None:
     torch.testing.assert_close(decoding.logits[0], whole, rtol=1e-4, atol=1e-4)
 
 
+def test_prefills_have_few_lengths_and_none_is_beyond_the_positions_of_the_model(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.manual_seed(0)
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_positions=22, n_embd=16, n_layer=2, n_head=2)).eval()
+    forward, seen = model.forward, list[int]()
+
+    def watched(input_ids: torch.Tensor, **rest: Any) -> Any:
+        seen.append(input_ids.shape[1])
+        return forward(input_ids=input_ids, **rest)
+
+    monkeypatch.setattr(model, "forward", watched)
+    for length in range(1, 23):
+        prompt = [int(n) for n in torch.randint(0, 50, (length,))]
+        made = DecodingBatch(model, [prompt], 1, 2048).logits[0]
+        whole = forward(input_ids=torch.tensor([prompt]), use_cache=False).logits[0, -1]
+        torch.testing.assert_close(made, whole, rtol=1e-4, atol=1e-5)
+    assert set(seen) == {16, 22}
+
+
 def test_an_architecture_with_recurrent_layers_is_refused() -> None:
     recurrent = LlamaConfig(num_hidden_layers=1)
     recurrent.layer_types = ["linear_attention"]
