@@ -49,18 +49,31 @@ class Load:
             ApiError: 429: there are too many.
         """
         too_late = len(self.gaps_seconds) >= FEWEST_ENDS and self.current * self.seconds_each > seconds
-        if too_late or self.current >= self.capacity:
-            raise ApiError(
-                429,
-                "more requests are under way than can be served; try again later",
-                code="overloaded",
-                retry_after_seconds=min(60.0, max(1.0, self.current * self.seconds_each)),
-            )
+        if too_late:
+            raise self._refusal()
+        self.refuse_if_full()
         self.current += 1
         try:
             yield
         finally:
             self._leave()
+
+    def refuse_if_full(self) -> None:
+        """Let nothing pass where no more may come in: what can be known before a request was read.
+
+        Raises:
+            ApiError: 429: there are too many.
+        """
+        if self.current >= self.capacity:
+            raise self._refusal()
+
+    def _refusal(self) -> ApiError:
+        return ApiError(
+            429,
+            "more requests are under way than can be served; try again later",
+            code="overloaded",
+            retry_after_seconds=min(60.0, max(1.0, self.current * self.seconds_each)),
+        )
 
     def _leave(self) -> None:
         now = time.monotonic()

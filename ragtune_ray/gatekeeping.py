@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ragtune_ray import config
 from ragtune_ray.access import ANYONE, Key, Keys, Right, Usage, is_loopback
+from ragtune_ray.admission import Load
 from ragtune_ray.api import ApiError
 from ragtune_ray.telemetry import Telemetry
 
@@ -50,6 +51,8 @@ class Route:
     right: Right
     max_body_bytes: int = 0
     """0: it takes no body."""
+    load: Load | None = None
+    """What it needs; where that is full, a body need not be read to be refused. None: it is never full."""
 
 
 @dataclass(slots=True)
@@ -116,6 +119,8 @@ class Gatekeeper:
         self.in_flight += 1
         try:
             with self.telemetry.running.track_inprogress():
+                if route.load is not None:
+                    route.load.refuse_if_full()
                 scope["state"]["body"] = await _body(receive, headers, route.max_body_bytes)
                 await self.app(scope, receive, reply)
         finally:

@@ -57,18 +57,20 @@ class Gateway:
     telemetry: Telemetry
     calibration: Callable[[], adaptive.Calibration | None]
     """When an answer needs no retrieval, as it is known now; None: it was not found out."""
-    _generating: Load = field(init=False)
-    _retrieving: Load = field(init=False)
+    generating: Load = field(init=False)
+    """The requests that generate."""
+    retrieving: Load = field(init=False)
+    """Those that retrieve or embed alone."""
 
     def __post_init__(self) -> None:
-        self._generating = Load(capacity(self.settings.serve.generator))
-        self._retrieving = Load(capacity(self.settings.serve.retriever))
+        self.generating = Load(capacity(self.settings.serve.generator))
+        self.retrieving = Load(capacity(self.settings.serve.retriever))
 
     async def chat(self, body: bytes, key: Key) -> Response:
         """POST /v1/chat/completions."""
         asked = self._asked(api.parse(api.ChatRequest, body), key)
         if not asked.request.stream:
-            with self._generating.entered(asked.deadline - asked.started):
+            with self.generating.entered(asked.deadline - asked.started):
                 return await self._whole(asked)
         events = self._events(asked)
         first = await anext(events)  # what fails before anything was sent still gets its status
@@ -83,7 +85,7 @@ class Gateway:
         query = api.checked_text(request.query, "query", self.settings.serve.max_question_characters)
         chosen = self.visible(key, request.filter)
         seconds = self._seconds(request.timeout_seconds)
-        with self._retrieving.entered(seconds):
+        with self.retrieving.entered(seconds):
             found = await self._retrieved(query, self._top_k(request.top_k), chosen, started + seconds)
         return JSONResponse(
             {
@@ -102,7 +104,7 @@ class Gateway:
         api.limited(len(texts), limits.max_texts, "input")
         if not all(text.strip() for text in texts):
             raise ApiError(400, "input: a text is empty", code="invalid_value", param="input")
-        with self._retrieving.entered(limits.timeout_seconds):
+        with self.retrieving.entered(limits.timeout_seconds):
             found = await self.backend.embed(texts, request.input_type, limits.timeout_seconds)
         if request.model and request.model != found.model:
             raise ApiError(404, "the model is not served; see /v1/models", code="model_not_found", param="model")
@@ -314,7 +316,7 @@ class Gateway:
     async def _events(self, asked: _Asked) -> AsyncGenerator[bytes, None]:
         """The events of a stream; errors before the first are raised, later ones are events."""
         has_begun = False
-        with self._generating.entered(asked.deadline - asked.started):
+        with self.generating.entered(asked.deadline - asked.started):
             try:
                 async with asyncio.timeout_at(_loop_time(asked.deadline)):
                     sure = await self._sure(asked)

