@@ -17,6 +17,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -28,9 +29,11 @@ from typing import Any
 
 import aiohttp
 import psutil
+from starlette.requests import Request
 
 from ragtune_ray import config, models, storage, versions
 from ragtune_ray.backend import Failed, Finished, Job, Shown
+from ragtune_ray.cluster import session
 from ragtune_ray.cluster.corpus import build_index
 from ragtune_ray.cluster.service import running
 from ragtune_ray.cluster.updates import upsert_documents
@@ -85,6 +88,7 @@ def main() -> None:
     parts: dict[str, Callable[[argparse.Namespace, config.Config, list[str]], None]] = {
         "batching": _batching,
         "stub": _stub,
+        "empty": _empty,
         "overload": _overload,
         "kill": _kill,
         "swap": _swap,
@@ -271,20 +275,29 @@ def _batching(options: argparse.Namespace, settings: config.Config, questions: l
 
 def _stub(options: argparse.Namespace, settings: config.Config, questions: list[str]) -> None:
     with running(settings.using("serve.generator.num_cpus=0"), StubGenerator) as address:
-        plan = {"address": address, "path": CHAT, "questions": questions, "seconds": options.seconds}
-        _loaded(**plan | {"clients": 4, "seconds": 3})
-        best = 0
-        for rate in (10, 20, 30, 40, 50, 75, 100, 150, 200, 250, 300, 400):
-            load = _loaded(**plan | {"rate": rate, "seconds": min(10.0, options.seconds)})
-            late = _percentile([each["seconds"] for each in load["results"]], 0.99) * 1000
-            _row(
-                f"stub generator at {rate} requests/s: p99",
-                f"{late:.0f} ms, {len(_good(load))} of {len(load['results'])}",
-            )
-            if late > 100 or len(_good(load)) < len(load["results"]):
-                break
-            best = rate
+        best = _highest_rate("stub generator", address, questions, options.seconds)
     _row("stub generator: requests/s at p99 < 100 ms", str(best), ">= 150")
+
+
+def _empty(options: argparse.Namespace, settings: config.Config, questions: list[str]) -> None:
+    with _doing_nothing(settings) as address:
+        best = _highest_rate("Serve alone", address, questions, options.seconds)
+    _row("Serve alone, three deployments that do nothing: requests/s at p99 < 100 ms", str(best))
+
+
+def _highest_rate(what: str, address: str, questions: list[str], seconds: float) -> int:
+    """The highest rate at which all requests are answered, 99 of 100 within 100 ms."""
+    plan = {"address": address, "path": CHAT, "questions": questions, "seconds": min(10.0, seconds)}
+    _loaded(**plan | {"clients": 4, "seconds": 3})
+    best = 0
+    for rate in (10, 20, 30, 40, 50, 75, 100, 150, 200, 250, 300, 400):
+        load = _loaded(**plan, rate=rate)
+        late = _percentile([each["seconds"] for each in load["results"]], 0.99) * 1000
+        _row(f"{what} at {rate} requests/s: p99", f"{late:.0f} ms, {len(_good(load))} of {len(load['results'])}")
+        if late > 100 or len(_good(load)) < len(load["results"]):
+            break
+        best = rate
+    return best
 
 
 def _overload(options: argparse.Namespace, settings: config.Config, questions: list[str]) -> None:
@@ -444,6 +457,47 @@ def _wait_ready(address: str) -> None:
             if asyncio.run(ready()):
                 return
         time.sleep(0.2)
+
+
+class Nothing:
+    """What a deployment is that answers at once."""
+
+    async def answer(self, question: str) -> str:
+        """The question."""
+        return question
+
+
+class EmptyIngress:
+    """Asks the one, then the other: the calls that a request of the endpoint costs Serve, and no more."""
+
+    def __init__(self, retriever: Any, generator: Any) -> None:
+        self._retriever, self._generator = retriever, generator
+
+    async def __call__(self, request: Request) -> dict[str, Any]:
+        """The first message's text."""
+        question = json.loads(await request.body())["messages"][0]["content"]
+        return {"text": await self._generator.answer.remote(await self._retriever.answer.remote(question))}
+
+
+@contextlib.contextmanager
+def _doing_nothing(settings: config.Config) -> Iterator[str]:
+    """An application of the endpoint's shape, started as the endpoint is."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    with session.ray_session(settings.cluster):
+        from ray import serve
+
+        quiet = {"enable_access_log": False, "log_level": "WARNING"}
+        options: dict[str, Any] = {"max_ongoing_requests": 512, "logging_config": quiet}
+        options["ray_actor_options"] = {"num_cpus": 0}
+        behind = [serve.deployment(Nothing, name=name, **options).bind() for name in ("Retriever", "Generator")]
+        app: Any = serve.deployment(EmptyIngress, name="Ingress", **options).bind(*behind)
+        serve.start(http_options={"host": "127.0.0.1", "port": port}, logging_config={"enable_access_log": False})
+        try:
+            serve.run(app, route_prefix="/")
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            serve.shutdown()
 
 
 @contextlib.contextmanager
