@@ -33,6 +33,8 @@ __all__ = [
     "load_encoder",
     "load_token_counter",
     "max_tokens_of",
+    "padded_tokens",
+    "token_ids",
 ]
 
 CPU_BATCH_TOKENS = 2_048
@@ -136,9 +138,7 @@ class SentenceEncoder:
         # Pooling sums over hundreds of tokens: in bfloat16 that loses the third digit, in float32 it costs nothing.
         for module in list(self._model)[1:]:
             module.float()
-        self._tokenizer = self._model.tokenizer
         self.dimension = int(self._model.get_embedding_dimension())
-        self._max_tokens = max_tokens_of(self._model)
         self._batch_tokens = settings.batch_tokens or (CPU_BATCH_TOKENS if self.device == "cpu" else GPU_BATCH_TOKENS)
 
     def encode_passages(self, texts: Sequence[str]) -> np.ndarray:
@@ -155,14 +155,7 @@ class SentenceEncoder:
         vectors = np.empty((len(texts), self.dimension), dtype=np.float32)
         if not texts:
             return vectors
-        tokens = self._tokenizer(
-            texts,
-            truncation=True,
-            max_length=self._max_tokens,
-            padding=False,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-        )["input_ids"]
+        tokens = token_ids(self._model, texts)
         lengths = np.fromiter((len(row) for row in tokens), dtype=np.int64, count=len(tokens))
         for rows in batches_by_length(lengths, self._batch_tokens):
             with torch.inference_mode():
@@ -172,12 +165,7 @@ class SentenceEncoder:
     def _forward(self, rows: list[list[int]]) -> Any:
         from torch.nn.functional import normalize
 
-        padded = self._tokenizer.pad(
-            {"input_ids": rows},
-            padding="max_length",
-            max_length=padded_length(max(map(len, rows)), self._max_tokens),
-            return_tensors="pt",
-        )
+        padded = padded_tokens(self._model, rows)
         transformer, *rest = list(self._model)
         features = transformer({name: value.to(self.device) for name, value in padded.items()})
         features["token_embeddings"] = features["token_embeddings"].float()
@@ -291,6 +279,25 @@ class Reranker:
 def max_tokens_of(model: Any) -> int:
     """Longest text that a sentence-transformers model reads, special tokens included."""
     return int(model.max_seq_length or model.tokenizer.model_max_length)
+
+
+def token_ids(model: Any, texts: Sequence[str]) -> list[list[int]]:
+    """The tokens of each text as a sentence-transformers model reads them, special ones included, cut where it stops reading."""
+    found: list[list[int]] = model.tokenizer(
+        list(texts),
+        truncation=True,
+        max_length=max_tokens_of(model),
+        padding=False,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+    )["input_ids"]
+    return found
+
+
+def padded_tokens(model: Any, rows: Sequence[Sequence[int]]) -> dict[str, Any]:
+    """Rows of `token_ids` as tensors (num_rows, length): `input_ids` and `attention_mask`, of a length that comes often."""
+    length = padded_length(max(map(len, rows)), max_tokens_of(model))
+    return dict(model.tokenizer.pad({"input_ids": rows}, padding="max_length", max_length=length, return_tensors="pt"))
 
 
 def batches_by_length(lengths: np.ndarray, batch_tokens: int) -> list[np.ndarray]:

@@ -16,8 +16,7 @@ import torch.distributed
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ragtune_ray.encoder import batches_by_length, max_tokens_of
-from ragtune_ray.hardware import padded_length
+from ragtune_ray.encoder import batches_by_length, padded_tokens, token_ids
 from ragtune_ray.objectives import VALIDATION_TOKENS, Piece, on_device
 from ragtune_ray.schema import RetrieverExample
 
@@ -118,30 +117,12 @@ class EncoderObjective(nn.Module):
 
     def _chunks(self, texts: Sequence[str], chunk_tokens: int) -> list[Piece]:
         """The distinct texts as token tensors of similar length; `rows` says which of them they are."""
-        ids = self._token_ids(list(dict.fromkeys(texts)))
+        ids = token_ids(self.encoder, list(dict.fromkeys(texts)))
         lengths = np.array([len(row) for row in ids])
-        return [self._padded(ids, batch) for batch in batches_by_length(lengths, chunk_tokens)]
-
-    def _token_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        found = cast(Any, self.encoder).tokenizer(
-            list(texts),
-            truncation=True,
-            max_length=max_tokens_of(self.encoder),
-            padding=False,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-        )
-        return cast(list[list[int]], found["input_ids"])
-
-    def _padded(self, ids: Sequence[Sequence[int]], batch: np.ndarray) -> Piece:
-        rows = [ids[number] for number in batch]
-        padded = cast(Any, self.encoder).tokenizer.pad(
-            {"input_ids": rows},
-            padding="max_length",
-            max_length=padded_length(max(map(len, rows)), max_tokens_of(self.encoder)),
-            return_tensors="pt",
-        )
-        return {**padded, "rows": torch.from_numpy(batch)}
+        return [
+            {**padded_tokens(self.encoder, [ids[row] for row in batch]), "rows": torch.from_numpy(batch)}
+            for batch in batches_by_length(lengths, chunk_tokens)
+        ]
 
     def _embed(self, piece: Piece) -> Tensor:
         """Unit vectors (num_texts, dimension) of a chunk, float32."""
