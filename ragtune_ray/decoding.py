@@ -5,10 +5,10 @@ In: token ids. Out: logits. It knows nothing of text, tokenizers or stop strings
 Why not `model.generate`: (1) Keys and values lie in buffers allocated once, each row from position 0, instead of being
 copied at every step. (2) A prompt longer than half of `prefill_tokens` is prefilled alone, shorter ones in small groups
 padded on the right, where causal attention never looks; no prefill needs an attention mask. (3) So a row's numbers do not
-depend on its neighbours, but for how kernels round. On processors with bfloat16 units a decoding step was found to give the
-same bits for 1 to 16 rows, of 22 rows to 18; on one with AVX2 alone, logits moved by up to 6e-5 in float32 and no text changed.
-A prefill gives the same bits only in the same shape, since kernels sum in another order for another length or number of rows,
-bfloat16 rounds differently, and near-ties between tokens flip. That is why prompts are not grouped beyond what speed needs.
+depend on its neighbours, but for how kernels round: they sum in another order for another shape, and near-ties between tokens
+flip where numbers are coarse. In float32 logits moved by up to 6e-5 and no text changed. In bfloat16 every tenth text did; there
+a CPU's prompts are prefilled alone (`prefill_tokens` 0) and its steps multiply a few rows at a time (`packing`), which gives
+each row the same bits whatever stands beside it.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class DecodingBatch:
         model: a transformers causal language model, in eval mode.
         prompts: token ids of the first rows, none empty; there may be no first rows.
         max_new_tokens: room for the answer of each of them.
-        prefill_tokens: padded tokens per prefill forward (a longer prompt goes alone).
+        prefill_tokens: padded tokens per prefill forward (a longer prompt goes alone); 0: every prompt goes alone.
         max_rows: most rows at once, for which memory is reserved; 0: as many as first prompts.
         max_tokens: most positions to reserve, rows times the longest; 0: no limit. A first row always has room.
 

@@ -31,8 +31,7 @@ from ragtune_ray.shared_prefixes import IGNORED
 __all__ = ["Completion", "Generator", "GeneratorError", "TransformersGenerator", "load_generator"]
 
 _logger = logging.getLogger(__name__)
-# Padded tokens per prefill forward. On a CPU more than this gains about 10 % and costs equality with the prompt alone.
-_PREFILL_TOKENS = {"cpu": 512, "cuda": 16384}
+_FORWARD_TOKENS = {"cpu": 512, "cuda": 16384}  # padded tokens of several prompts in one pass; more gains 10 % on a CPU
 
 
 def load_generator(settings: config.Generator, directory: Path | None) -> TransformersGenerator | OpenAIGenerator:
@@ -77,7 +76,7 @@ class TransformersGenerator:
     def __init__(self, directory: Path, *, precision: Precision, batch_tokens: int, device: str = "auto") -> None:
         self.device = choose_device(device)
         self._batch_tokens = batch_tokens
-        self.prefill_tokens = min(_PREFILL_TOKENS["cuda" if self.device.startswith("cuda") else "cpu"], batch_tokens)
+        self._forward_tokens = min(_FORWARD_TOKENS["cuda" if self.device.startswith("cuda") else "cpu"], batch_tokens)
         try:
             with quiet_transformers():
                 tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
@@ -96,7 +95,8 @@ class TransformersGenerator:
             ) from error
         check_architecture(model.config)
         self._model = model.to(self.device).eval()
-        pack(self._model)
+        # Packed layers round by the shape of a pass, so a prompt beside others would give other texts than alone; see `decoding`.
+        self._prefill_tokens = 0 if pack(self._model) else self._forward_tokens
         self.context_tokens = context_tokens(model.config)
         self._ends = _end_tokens(self._model, tokenizer)
         self._chat = ChatTokenizer(tokenizer)
@@ -119,7 +119,7 @@ class TransformersGenerator:
         stop: Sequence[str] = (),
         seed: int = 0,
     ) -> list[Completion]:
-        """Answer every prompt; greedy at temperature 0. How prompts are batched hardly changes a text; see `decoding`.
+        """Answer every prompt; greedy at temperature 0. What is batched beside a prompt changes nothing; see `decoding`.
 
         Rows are sorted by length and cut into batches of `batch_tokens`. A batch that fails (out of memory, say) is
         halved and tried again; a row that fails alone carries the error. So does an empty or too long prompt.
@@ -174,7 +174,7 @@ class TransformersGenerator:
 
     def open_batch(self, max_rows: int) -> DecodingBatch:
         """A batch without rows yet, which up to `max_rows` may join, within `batch_tokens`."""
-        return DecodingBatch(self._model, [], 0, self.prefill_tokens, max_rows, self._batch_tokens)
+        return DecodingBatch(self._model, [], 0, self._prefill_tokens, max_rows, self._batch_tokens)
 
     def load_adapters(self, directories: Mapping[str, Path]) -> Adapters:
         """LoRA adapters for the batches of this model; without one applied, everything stays as it was.
@@ -228,7 +228,7 @@ class TransformersGenerator:
     def _answer_sums(self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> list[float]:
         """The sum of ln p of each answer, none of them empty; prompts that begin alike are read once."""
         sums = torch.zeros(len(prompts), dtype=torch.float64)
-        for groups in shared_prefixes.batches(self._model, prompts, answers, self.prefill_tokens):
+        for groups in shared_prefixes.batches(self._model, prompts, answers, self._forward_tokens):
             piece = shared_prefixes.collate(prompts, answers, groups, self._pad_token)
             logits = shared_prefixes.logits(self._model, {name: value.to(self.device) for name, value in piece.items()})
             for place, group in enumerate(groups):  # one by one: float32 logits of a whole batch may not fit in memory
@@ -278,7 +278,7 @@ class TransformersGenerator:
 
     def _start(self, batch: Sequence[Row]) -> DecodingBatch:
         room = max(row.room for row in batch)
-        return DecodingBatch(self._model, [row.ids for row in batch], room, self.prefill_tokens)
+        return DecodingBatch(self._model, [row.ids for row in batch], room, self._prefill_tokens)
 
     def _decode(self, batch: Sequence[Row], *, watch: bool) -> Iterator[None]:
         """Generate for a batch, filling its rows; pauses after each token. `watch` is that of `append`."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 _SILU = {"SiLU", "SiLUActivation"}
 _GELU = {"GELU", "GELUActivation"}
+# From one row on with AVX-512, or beyond 32 with AMX, oneDNN sums in another order.
+_FEWEST_ROWS, _MOST_ROWS = 2, 32
 
 
 @functools.cache
@@ -68,10 +71,14 @@ class PackedLinear(nn.Module):
 
     def _run(self, inputs: torch.Tensor, activation: str) -> torch.Tensor:
         algorithm = "none" if activation == "gelu" else ""
-        made: torch.Tensor = torch.ops.mkldnn._linear_pointwise(  # noqa: SLF001 - see the module's docstring
-            inputs, self.packed, self.bias, activation, [], algorithm
-        )
-        return made
+
+        def multiply(rows: torch.Tensor) -> torch.Tensor:
+            made: torch.Tensor = torch.ops.mkldnn._linear_pointwise(  # noqa: SLF001 - see the module's docstring
+                rows, self.packed, self.bias, activation, [], algorithm
+            )
+            return made
+
+        return _steadily(multiply, inputs)
 
 
 class PackedGatedLayers(nn.Module):
@@ -89,11 +96,23 @@ class PackedGatedLayers(nn.Module):
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """(..., hidden) to (..., hidden)."""
+        return _steadily(self._run, inputs)
+
+    def _run(self, inputs: torch.Tensor) -> torch.Tensor:
         product = torch.ops.mkldnn._linear_pointwise.binary(  # noqa: SLF001 - see the module's docstring
             inputs, self.gate(inputs), self.up.packed, self.up.bias, "mul"
         )
         made: torch.Tensor = self.down(product)
         return made
+
+
+def _steadily(multiply: Callable[[torch.Tensor], torch.Tensor], inputs: torch.Tensor) -> torch.Tensor:
+    """The products of all rows; where each is one token, so many at a time that none depends on how many there are."""
+    if inputs.shape[-2] != 1 or _FEWEST_ROWS <= len(inputs) <= _MOST_ROWS:
+        return multiply(inputs)
+    if len(inputs) < _FEWEST_ROWS:
+        return multiply(torch.cat([inputs] * _FEWEST_ROWS))[: len(inputs)]
+    return torch.cat([_steadily(multiply, rows) for rows in torch.split(inputs, _MOST_ROWS)])
 
 
 def pack(model: nn.Module) -> int:

@@ -6,6 +6,7 @@ from torch import nn
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
 from ragtune_ray import packing
+from ragtune_ray.decoding import DecodingBatch
 
 pytestmark = pytest.mark.skipif(not packing.supports_packing(), reason="this processor has no bfloat16 matrix units")
 
@@ -74,3 +75,20 @@ def test_a_float32_model_is_left_alone() -> None:
     model = nn.Sequential(nn.Linear(8, 8))
     assert packing.pack(model) == 0
     assert type(model[0]) is nn.Linear
+
+
+def test_what_a_row_becomes_does_not_depend_on_how_many_decode_beside_it_to_the_bit() -> None:
+    torch.manual_seed(0)
+    shape = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 2, "vocab_size": 4000}
+    heads = {"num_attention_heads": 9, "num_key_value_heads": 3}
+    model = LlamaForCausalLM(LlamaConfig(**shape, **heads, initializer_range=0.05)).eval().to(torch.bfloat16)
+    packing.pack(model)
+    prompts = [torch.randint(4000, (20 + 3 * number,)).tolist() for number in range(48)]
+    together = DecodingBatch(model, prompts, 8, prefill_tokens=0)
+    alone = [DecodingBatch(model, [prompt], 8, prefill_tokens=0) for prompt in prompts]
+    for _ in range(3):
+        tokens = torch.stack([row.logits[0].argmax() for row in alone])
+        together.step(tokens)
+        for place, row in enumerate(alone):
+            row.step(tokens[place : place + 1])
+            assert torch.equal(together.logits[place], row.logits[0]), f"row {place}"
