@@ -114,7 +114,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--only", type=lambda text: text.split(","), default=[], help="parts, separated by commas")
     parser.add_argument("--set", action="append", default=[], help="section.field=value")
     parser.add_argument("--load", help=argparse.SUPPRESS)
-    return parser.parse_args()
+    options = parser.parse_args()
+    if not options.data and not options.load:
+        parser.error("--data is missing: the documents to serve and the questions to ask, a SQuAD JSON file")
+    return options
 
 
 def _settings(options: argparse.Namespace, folder: str) -> config.Config:
@@ -326,10 +329,14 @@ def _overload(options: argparse.Namespace, settings: config.Config, questions: l
 
 
 def _kill(options: argparse.Namespace, settings: config.Config, questions: list[str]) -> None:
+    # A model that two cores can run at this rate; what it says does not matter.
+    tiny = Path(settings.workspace) / "tiny"
+    _write_tiny_model(options.model, tiny)
     # Two copies of each, as whoever wants to lose nothing has: one alone takes seconds to come back, and is overloaded meanwhile.
     # And deep queues: the part is about requests that are lost, not about those that a busy machine refuses.
     copies = ("min_replicas=2", "max_replicas=2", "num_cpus=0.25", "max_queued_requests=1000")
     quick = settings.using(
+        f"generator.model={tiny}",
         "generator.max_new_tokens=1",
         *(f"serve.{name}.{each}" for name in ("retriever", "generator") for each in copies),
     )
@@ -353,6 +360,17 @@ def _kill(options: argparse.Namespace, settings: config.Config, questions: list[
                     statuses = sorted({each["status"] for each in load["results"]} - {200})
                     _row(f"{name}{client}: failed", f"{failed} of {len(load['results'])} {statuses or ''}", "0")
                 _wait_ready(address)
+
+
+def _write_tiny_model(base: str, directory: Path) -> None:
+    """A Llama of two small layers with random weights and the tokenizer of `base`."""
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM  # which the process of the load does without
+
+    tokenizer = AutoTokenizer.from_pretrained(models.resolve(base).directory)
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    settings = LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=8192, **shape)
+    LlamaForCausalLM(settings).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
 
 
 def _swap(options: argparse.Namespace, settings: config.Config, questions: list[str]) -> None:
