@@ -442,9 +442,9 @@ async def _left(address: str, question: str) -> float:
             reply.close()
         started = time.perf_counter()
         while time.perf_counter() - started < 30:
-            async with session.get("/metrics") as metrics:
-                text = await metrics.text()
-            if 'ragtune_generator_requests{state="running"} 0.0' in text:
+            async with session.get("/readyz", raise_for_status=True) as ready:
+                copies = (await ready.json())["generators"]
+            if not any(copy["running"] for copy in copies):
                 break
     return time.perf_counter() - started
 
