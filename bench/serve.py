@@ -436,17 +436,21 @@ async def _left(address: str, question: str) -> float:
     body = {"messages": [{"role": "user", "content": question}], "stream": True, "max_tokens": 512, "temperature": 1.0}
     async with aiohttp.ClientSession(address, headers=HEADERS) as session:
         async with session.post(CHAT, json=body) as reply:
-            async for line in reply.content:
-                if b'"content":' in line and b'"content":""' not in line:
-                    break
+            while not await _is_generating(session):
+                await reply.content.readline()
+            await asyncio.sleep(1.1)  # what /readyz says may be a second old, and is to be asked anew below
             reply.close()
         started = time.perf_counter()
         while time.perf_counter() - started < 30:
-            async with session.get("/readyz", raise_for_status=True) as ready:
-                copies = (await ready.json())["generators"]
-            if not any(copy["running"] for copy in copies):
+            await asyncio.sleep(0.1)
+            if not await _is_generating(session):
                 break
     return time.perf_counter() - started
+
+
+async def _is_generating(session: aiohttp.ClientSession) -> bool:
+    async with session.get("/readyz", raise_for_status=True) as ready:
+        return any(copy["running"] for copy in (await ready.json())["generators"])
 
 
 # The processes behind the endpoint, and the peer.
