@@ -624,7 +624,7 @@ class Serve(Section):
     )
     """Encoder and index."""
     generator: Replicas = Replicas(target_ongoing_requests=8)
-    """The language model; `max_ongoing_requests` is the size of its running batch."""
+    """The language model; `max_ongoing_requests` is the size of its running batch, beside which a quarter as many wait."""
 
     @field_validator("ingress", "retriever", "generator", mode="before")
     @classmethod

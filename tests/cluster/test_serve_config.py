@@ -85,7 +85,12 @@ def test_every_deployment_has_its_limits_and_none_of_serves_unsafe_defaults(tmp_
         assert settings.max_constructor_retry_count == 2
         assert settings.max_surge_percent == 100
         assert settings.backpressure_config.status_code == 429
-    assert found["Generator"]._deployment_config.autoscaling_config.min_replicas == 0
+    generator = found["Generator"]._deployment_config
+    assert generator.autoscaling_config.min_replicas == 0
+    assert generator.max_ongoing_requests == 16 + 4, "a batch, and those that take a place of it at once"
+    assert generator.max_queued_requests == 16 + 64, (
+        "all that the gateway lets in, so that it refuses before it retrieves"
+    )
 
 
 def test_a_copy_computes_on_what_ray_has_of_its_machine(shared_ray: None) -> None:
