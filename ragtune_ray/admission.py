@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from ragtune_ray import config
 from ragtune_ray.api import ApiError
 
-__all__ = ["Load", "capacity"]
+__all__ = ["Load", "capacity", "places"]
 
 FEWEST_ENDS = 4
 """Of requests under load, before which nothing is said about how fast they pass."""
@@ -86,3 +86,8 @@ class Load:
 def capacity(replicas: config.Replicas) -> int:
     """How many requests all copies of a deployment may hold, those that wait included."""
     return replicas.max_replicas * replicas.max_ongoing_requests + replicas.max_queued_requests
+
+
+def places(generator: config.Replicas) -> int:
+    """How many requests one copy of the generator holds: its batch, and a quarter as many that are next."""
+    return generator.max_ongoing_requests + max(1, generator.max_ongoing_requests // 4)

@@ -30,6 +30,7 @@ from ray.serve.exceptions import (
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ragtune_ray import access, adaptive, config, selection
+from ragtune_ray.admission import places
 from ragtune_ray.api import ApiError
 from ragtune_ray.backend import Change, Embedded, Failed, Finished, Found, Job, Shown, Status
 from ragtune_ray.cluster import session
@@ -64,6 +65,10 @@ class ServeBackend:
     def __init__(self, settings: config.Config, retriever: Any | None, generator: Any) -> None:
         self._settings, self._retriever, self._generator = settings, retriever, generator
         self._streaming = generator.options(stream=True)
+        # Who waits for a place waits here: Serve would send each waiting request to a full copy, again and again, and look for a
+        # free place every half second only.
+        held = settings.serve.generator
+        self._places = asyncio.Semaphore(held.max_replicas * places(held))
         self._status: tuple[float, Status] = (0.0, Status(problems=("no copy has been asked yet",)))
         self._asking, self._publishing = asyncio.Lock(), asyncio.Lock()
         self.telemetry: Telemetry | None = None
@@ -87,9 +92,10 @@ class ServeBackend:
     async def complete(self, job: Job, seconds: float) -> tuple[Shown, Finished] | Failed:
         """An answer at once."""
         deadline = time.monotonic() + seconds
-        result: tuple[Shown, Finished] | Failed = await self._again_if_died(
-            "generator", lambda: self._generator.complete.remote(job, deadline - time.monotonic())
-        )
+        async with self._places:
+            result: tuple[Shown, Finished] | Failed = await self._again_if_died(
+                "generator", lambda: self._generator.complete.remote(job, deadline - time.monotonic())
+            )
         return result
 
     async def stream(self, job: Job, seconds: float) -> AsyncGenerator[Shown | str | Finished | Failed, None]:
@@ -119,16 +125,18 @@ class ServeBackend:
 
     async def _events(self, job: Job, seconds: float) -> AsyncGenerator[Shown | str | Finished | Failed, None]:
         """What one copy sends. Left early, the copy stops."""
-        response = self._streaming.stream.remote(job, seconds)
-        try:
-            async for event in response:
-                yield event
-        except _DIED:
-            raise
-        except (RayError, RayServeException) as error:
-            raise _refusal_of(error) from None
-        finally:
-            response.cancel()
+        deadline = time.monotonic() + seconds
+        async with self._places:
+            response = self._streaming.stream.remote(job, deadline - time.monotonic())
+            try:
+                async for event in response:
+                    yield event
+            except _DIED:
+                raise
+            except (RayError, RayServeException) as error:
+                raise _refusal_of(error) from None
+            finally:
+                response.cancel()
 
     async def change_documents(self, change: Change, seconds: float) -> Mapping[str, Any]:
         """Publish a version in a task of its own, then tell the retrievers of it."""

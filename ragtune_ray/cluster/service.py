@@ -22,7 +22,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from ragtune_ray import access, adaptive, config, gatekeeping, models, pairs, progress, storage, versions
-from ragtune_ray.admission import capacity
+from ragtune_ray.admission import capacity, places
 from ragtune_ray.cluster import session
 
 __all__ = ["APPLICATION", "Arguments", "application", "bound", "running", "serve"]
@@ -84,10 +84,10 @@ def _graph(settings: config.Config, has_index: bool, generator_kind: type | None
     def deployment(kind: type, name: str, replicas: config.Replicas) -> Any:
         return serve.deployment(kind, **_options(name, replicas, limits))
 
-    # Serve looks for a free place every half second only: so many more wait in a copy, to take one at once.
-    num_waiting = max(1, limits.generator.max_ongoing_requests // 4)
-    of_retriever = _behind_the_gateway(limits.retriever)
-    of_generator = _behind_the_gateway(limits.generator, num_waiting)
+    # Serve's own limits never come first: the gateway refuses before anything was done for a request.
+    of_retriever = limits.retriever.model_copy(update={"max_queued_requests": capacity(limits.retriever)})
+    most = {"max_ongoing_requests": places(limits.generator), "max_queued_requests": capacity(limits.generator)}
+    of_generator = limits.generator.model_copy(update=most)
     retriever = deployment(RetrieverReplica, "Retriever", of_retriever).bind(settings) if has_index else None
     generator = deployment(generator_kind or GeneratorReplica, "Generator", of_generator).bind(settings)
     return deployment(Ingress, "Ingress", limits.ingress).bind(settings, retriever, generator)
@@ -123,18 +123,6 @@ def _checked(settings: config.Config) -> tuple[config.Config, bool]:
             raise
         return settings, False
     return settings, True
-
-
-def _behind_the_gateway(replicas: config.Replicas, num_waiting: int = 0) -> config.Replicas:
-    """What Serve is told of a deployment whose limits the gateway keeps, which refuses before anything was done for a request.
-
-    Serve, which counts the requests that it has given to no copy yet, is never the first to refuse.
-    """
-    most = {
-        "max_ongoing_requests": replicas.max_ongoing_requests + num_waiting,
-        "max_queued_requests": capacity(replicas),
-    }
-    return replicas.model_copy(update=most)
 
 
 def _options(name: str, replicas: config.Replicas, limits: config.Serve) -> dict[str, Any]:
