@@ -20,6 +20,7 @@ from functools import partial
 from typing import Any, TypeAlias
 
 from ragtune_ray import config, hardware, models, pairs, prompts, schema, storage
+from ragtune_ray.admission import places
 from ragtune_ray.answering import Task, finished_answer, likeliest, parts_of, task_prompt
 from ragtune_ray.backend import Failed, Finished, Job, Shown
 from ragtune_ray.cluster import session
@@ -252,7 +253,9 @@ def _loaded(settings: config.Config, name: str, tuned: dict[str, str]) -> _Loade
     assert isinstance(generator, TransformersGenerator)
     most = settings.serve.generator.max_ongoing_requests
     num_prompts = settings.serve.max_top_k if settings.answer.reading == "apart" else 1
-    engine = ContinuousGenerator(generator, max_running=most, max_waiting=most * num_prompts, adapters=adapters)
+    engine = ContinuousGenerator(
+        generator, max_running=most, max_waiting=places(settings.serve.generator) * num_prompts, adapters=adapters
+    )
     marks = {
         arm: storage.digest([model.fingerprint, models.fingerprint(directory)]) for arm, directory in adapters.items()
     }

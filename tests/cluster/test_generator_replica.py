@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from ragtune_ray import config, models, schema
+from ragtune_ray.admission import places
 from ragtune_ray.answering import Task, answer_tasks
 from ragtune_ray.backend import Finished, Job, Shown
 from ragtune_ray.cluster import session
@@ -85,6 +86,25 @@ def test_a_client_that_leaves_stops_every_reading(
 
     asyncio.run(left_early())
     eventually(lambda: _at_work(replica) == 0, "nothing is generated for nobody")
+
+
+def test_as_many_as_serve_sends_find_room_though_none_has_begun(
+    settings: config.Config, replica: GeneratorReplica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with replica._follower.lease() as lease:
+        engine = lease.held.engine
+    taken = engine._next
+    monkeypatch.setattr(engine, "_next", lambda: None)  # none begins
+    num_jobs = places(settings.serve.generator)
+
+    async def ask_all() -> list[object]:
+        tasks = [asyncio.create_task(replica.complete(job_of(QUESTIONS[0], []), 60)) for _ in range(num_jobs)]
+        told = [lambda: engine.stats().waiting == num_jobs, lambda: any(task.done() for task in tasks)]
+        await asyncio.to_thread(eventually, lambda: any(each() for each in told), "all wait, or one was refused")
+        monkeypatch.setattr(engine, "_next", taken)
+        return await asyncio.gather(*tasks)
+
+    assert [type(each) for each in asyncio.run(ask_all())] == [tuple] * num_jobs
 
 
 def _at_work(replica: GeneratorReplica) -> int:
