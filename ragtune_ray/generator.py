@@ -119,7 +119,7 @@ class TransformersGenerator:
         stop: Sequence[str] = (),
         seed: int = 0,
     ) -> list[Completion]:
-        """Answer every prompt; greedy at temperature 0. What is batched beside a prompt changes nothing; see `decoding`.
+        """Answer every prompt; greedy at temperature 0. On a CPU no batch was found to change a prompt's text; see `decoding`.
 
         Rows are sorted by length and cut into batches of `batch_tokens`. A batch that fails (out of memory, say) is
         halved and tried again; a row that fails alone carries the error. So does an empty or too long prompt.

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 _SILU = {"SiLU", "SiLUActivation"}
 _GELU = {"GELU", "GELUActivation"}
-# From one row on with AVX-512, or beyond 32 with AMX, oneDNN sums in another order.
+# oneDNN sums in another order for a single row (with AVX-512 alone) and for more than 32 (with AMX).
 _FEWEST_ROWS, _MOST_ROWS = 2, 32
 
 

@@ -251,10 +251,11 @@ def _loaded(settings: config.Config, name: str, tuned: dict[str, str]) -> _Loade
             )
     generator = load_generator(settings.generator, model.directory)
     assert isinstance(generator, TransformersGenerator)
-    most = settings.serve.generator.max_ongoing_requests
+    limits = settings.serve.generator
     num_prompts = settings.serve.max_top_k if settings.answer.reading == "apart" else 1
+    max_waiting = places(limits) * num_prompts
     engine = ContinuousGenerator(
-        generator, max_running=most, max_waiting=places(settings.serve.generator) * num_prompts, adapters=adapters
+        generator, max_running=limits.max_ongoing_requests, max_waiting=max_waiting, adapters=adapters
     )
     marks = {
         arm: storage.digest([model.fingerprint, models.fingerprint(directory)]) for arm, directory in adapters.items()

@@ -105,7 +105,7 @@ class ServeBackend:
         for attempt in range(ATTEMPTS):
             has_text = False
             try:
-                async with contextlib.aclosing(self._events(job, deadline - time.monotonic())) as events:
+                async with contextlib.aclosing(self._events(job, deadline)) as events:
                     async for event in events:
                         if isinstance(event, Shown) and shown is not None:
                             if event != shown:
@@ -123,9 +123,8 @@ class ServeBackend:
             await self._before_again("generator", attempt)
         yield Failed(502, "the copy that was answering died; ask again", "replica_died")
 
-    async def _events(self, job: Job, seconds: float) -> AsyncGenerator[Shown | str | Finished | Failed, None]:
+    async def _events(self, job: Job, deadline: float) -> AsyncGenerator[Shown | str | Finished | Failed, None]:
         """What one copy sends. Left early, the copy stops."""
-        deadline = time.monotonic() + seconds
         async with self._places:
             response = self._streaming.stream.remote(job, deadline - time.monotonic())
             try:
