@@ -42,6 +42,7 @@ CHAT = "/v1/chat/completions"
 # A key of this run, so that it is served behind HAProxy too (RAY_SERVE_ENABLE_HA_PROXY=1), which lets nobody in without one.
 KEY = "a-key-of-the-benchmark"
 HEADERS = {"Authorization": f"Bearer {KEY}"}
+TURNS = 3
 
 
 class StubGenerator:
@@ -247,10 +248,13 @@ def _rate(load: dict[str, Any]) -> float:
     return len(_good(load)) / float(load["wall"])
 
 
-def _rate_within(load: dict[str, Any], seconds: float) -> float:
-    """Answers a second, of those that ended in so many seconds from the start."""
-    ended = [each for each in _good(load) if each["left"] + each["seconds"] <= seconds]
-    return len(ended) / seconds
+def _rate_within(load: dict[str, Any], start: float, end: float) -> float:
+    """Answers a second between two times; one under way at either counts by the share of its time that lies between them."""
+    shares = [
+        max(0.0, min(end, each["left"] + each["seconds"]) - max(start, each["left"])) / each["seconds"]
+        for each in _good(load)
+    ]
+    return sum(shares) / (end - start)
 
 
 # The parts.
@@ -304,27 +308,37 @@ def _highest_rate(what: str, address: str, questions: list[str], seconds: float)
 
 
 def _overload(options: argparse.Namespace, settings: config.Config, questions: list[str]) -> None:
+    """Peak and overload by turns, since the machine's speed may wander; what is counted begins when the batch has filled."""
+    filled, end = options.seconds / 2, options.seconds * 1.5
+    loads: list[dict[str, Any]] = []
+    peaks: list[float] = []
+    memories: list[tuple[int, int]] = []
     with running(settings) as address:
-        plan = {"address": address, "path": CHAT, "questions": questions, "seconds": options.seconds}
-        _loaded(**plan | {"clients": 2, "seconds": 3})
-        peak = _rate_within(_loaded(**plan, clients=16), options.seconds)
-        before = _memory()
-        load = _loaded(**plan, rate=10 * peak)
-        after = _memory()
+        plan = {"address": address, "path": CHAT, "questions": questions, "seconds": end}
+        _loaded(**plan | {"clients": 16, "seconds": 3})
+        for _ in range(TURNS):
+            peaks.append(_rate_within(_loaded(**plan, clients=16), filled, end))
+            memory = _memory()
+            loads.append(_loaded(**plan, rate=10 * peaks[-1]))
+            memories.append((memory, _memory()))
         started = time.perf_counter()
         _loaded(**plan | {"clients": 1, "seconds": 0.1})
         normal = time.perf_counter() - started
-    goodput = _rate_within(load, options.seconds)
+    goodputs = [_rate_within(load, filled, end) for load in loads]
+    load = {"results": [each for load in loads for each in load["results"]]}
     refused = [each for each in load["results"] if each["status"] in (429, 503)]
     others = len(load["results"]) - len(_good(load)) - len(refused)
     _row("overload: requests that neither were answered nor refused", str(others), "0")
-    _row("overload at 10x: goodput / peak", f"{goodput / peak:.2f}", ">= 0.90")
+    by_turn = ", ".join(f"{goodput:.2f}/{peak:.2f}" for goodput, peak in zip(goodputs, peaks, strict=True))
+    _row("overload at 10x: answers/s in overload and at peak, by turns", by_turn)
+    _row("overload at 10x: goodput / peak, all turns together", f"{sum(goodputs) / sum(peaks):.2f}", ">= 0.90")
     late = _percentile([each["seconds"] * 1000 for each in refused], 0.99)
     middle = _percentile([each["seconds"] * 1000 for each in refused], 0.5)
     _row("overload: refusals, p50 and p99", f"{middle:.0f} ms, {late:.0f} ms", "< 50 ms")
     told = sum(each["retry_after"] is not None for each in refused)
     _row("overload: refusals with Retry-After", f"{told} of {len(refused)}", "all")
-    _row("overload: memory of all copies, before and after", f"{before >> 20} MiB, {after >> 20} MiB", "flat")
+    by_turn = ", ".join(f"{before >> 20}/{after >> 20}" for before, after in memories)
+    _row("overload: memory of all copies, before/after in MiB, by turns", by_turn, "flat")
     _row("overload: the next answer after it", f"{normal:.1f} s", "< 5 s")
 
 
