@@ -250,7 +250,7 @@ def _rate(load: dict[str, Any]) -> float:
 
 def _rate_within(load: dict[str, Any], start: float, end: float) -> float:
     """Answers a second between two times; one under way at either counts by the share of its time that lies between them."""
-    shares = [
+    shares: list[float] = [
         max(0.0, min(end, each["left"] + each["seconds"]) - max(start, each["left"])) / each["seconds"]
         for each in _good(load)
     ]
