@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from ragtune_ray import snapshot, storage
+from ragtune_ray import filesystem, snapshot
 from ragtune_ray.encoder import HashingEncoder
 
 DIMENSION = 384
@@ -112,7 +112,7 @@ def _live(folder: Path, size: int, kind: str, repeats: int) -> dict[str, Any]:
 
 
 def _stored(workspace: str) -> int:
-    return sum(path.stat().st_size for path in Path(storage.join(workspace, "index")).rglob("*") if path.is_file())
+    return sum(path.stat().st_size for path in Path(filesystem.join(workspace, "index")).rglob("*") if path.is_file())
 
 
 def write_documents(path: Path, source: np.random.Generator, count: int, prefix: str) -> None:

@@ -29,7 +29,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from ragtune_ray import config, intervals, schema, splitting, storage
+from ragtune_ray import config, filesystem, intervals, schema, splitting, storage
 from ragtune_ray.cluster import answers, corpus, evaluation, retrieval, session, training, tuning
 from ragtune_ray.cluster.judging import queries_of
 from ragtune_ray.ledger import Ledger, Row
@@ -121,7 +121,7 @@ def _changed(
 
 def _tuned(settings: config.Config, mode: str) -> tuple[Pair, list[Row]]:
     url = tuning.tune(settings.using(f"tune.mode={mode}"))
-    return Pair(**storage.read_manifest(url)["pair"]), Ledger(storage.join(url, tuning.LEDGER)).rows
+    return Pair(**storage.read_manifest(url)["pair"]), Ledger(filesystem.join(url, tuning.LEDGER)).rows
 
 
 def _exact(settings: config.Config) -> Scores:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ragtune_ray import config, intervals, schema, storage
+from ragtune_ray import config, filesystem, intervals, schema, storage
 
 __all__ = [
     "Calibration",
@@ -110,7 +110,7 @@ def confidence_of(answer: schema.Answer) -> float:
 def publish_calibration(settings: config.Config, name: str, calibration: Calibration, **facts: Any) -> str:
     """Make a calibration of the arm of `answer.arm` the one that is read from now on; its directory."""
     folder = _folder(settings)
-    url = storage.join(folder, name)
+    url = filesystem.join(folder, name)
     if not storage.is_finished(url):
         staging = storage.stage(url)
         text = json.dumps(dataclasses.asdict(calibration), indent=1) + "\n"
@@ -148,4 +148,4 @@ def load_calibration(url: str) -> Calibration:
 
 
 def _folder(settings: config.Config) -> str:
-    return storage.join(settings.workspace, "calibrations", settings.answer.arm)
+    return filesystem.join(settings.workspace, "calibrations", settings.answer.arm)

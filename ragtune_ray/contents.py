@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from ragtune_ray import segments, storage, versions
+from ragtune_ray import checksums, filesystem, segments, storage, versions
 
 __all__ = [
     "KnownDocuments",
@@ -31,7 +31,7 @@ __all__ = [
 
 
 def _deleted_url(workspace: str, name: str = "") -> str:
-    return storage.join(workspace, "index", "deleted", *filter(None, [name]))
+    return filesystem.join(workspace, "index", "deleted", *filter(None, [name]))
 
 
 def deleted_passages(workspace: str, entry: versions.Entry) -> np.ndarray:
@@ -44,11 +44,11 @@ def deleted_passages(workspace: str, entry: versions.Entry) -> np.ndarray:
         return np.empty(0, dtype=np.int32)
     url = _deleted_url(workspace, entry.deleted)
     try:
-        path = storage.local_copy(_deleted_url(workspace), [entry.deleted], "deleted") / entry.deleted
+        path = filesystem.local_copy(_deleted_url(workspace), [entry.deleted], "deleted") / entry.deleted
         content = path.read_bytes()
     except FileNotFoundError as error:
         raise storage.ArtifactError(f"{url}: is missing; run: ragtune rollback CONFIG") from error
-    if storage.bytes_sha256(content) != entry.deleted_sha256:
+    if checksums.bytes_sha256(content) != entry.deleted_sha256:
         raise storage.ArtifactError(f"{url}: does not match its sha256; run: ragtune rollback CONFIG")
     ordinals: np.ndarray = np.load(io.BytesIO(content), allow_pickle=False)
     return ordinals
@@ -68,12 +68,12 @@ def delete_passages(workspace: str, entry: versions.Entry, doomed: np.ndarray) -
         return entry
     stream = io.BytesIO()
     np.save(stream, ordinals, allow_pickle=False)
-    sha256 = storage.bytes_sha256(stream.getvalue())
+    sha256 = checksums.bytes_sha256(stream.getvalue())
     name = f"{entry.segment_id}-{sha256[:16]}.npy"
-    if not storage.exists(_deleted_url(workspace, name)):
+    if not filesystem.exists(_deleted_url(workspace, name)):
         with tempfile.TemporaryDirectory(prefix="ragtune-deleted-") as temporary:
             (Path(temporary) / name).write_bytes(stream.getvalue())
-            storage.commit_file(Path(temporary) / name, _deleted_url(workspace, name))
+            filesystem.commit_file(Path(temporary) / name, _deleted_url(workspace, name))
     return dataclasses.replace(entry, deleted=name, deleted_sha256=sha256, num_deleted=len(ordinals))
 
 

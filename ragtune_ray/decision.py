@@ -24,7 +24,7 @@ import numpy as np
 
 from ragtune_ray import config, intervals, significance
 from ragtune_ray.costs import Cost
-from ragtune_ray.metrics import PerQuery
+from ragtune_ray.scoring import PerQuery
 
 __all__ = [
     "MIN_QUESTIONS",

@@ -250,7 +250,10 @@ def load_state(
     weights = {_plain_name(name): weight for name, weight in module.named_parameters()}
     for name, value in load_file(directory / OPTIMIZER).items():
         of, _, key = name.rpartition(":")
-        optimizer.state[weights[of]][key] = value if value.ndim == 0 else _like(value, weights[of])
+        # The count of steps too stands where its weight does: the fused AdamW of a GPU refuses one on the CPU.
+        optimizer.state[weights[of]][key] = (
+            value.to(weights[of].device) if value.ndim == 0 else _like(value, weights[of])
+        )
     best = load_file(directory / BEST) if (directory / BEST).is_file() else {}
     facts: dict[str, Any] = json.loads((directory / FACTS).read_text(encoding="utf-8"))
     return facts, best

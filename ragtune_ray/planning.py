@@ -21,7 +21,7 @@ from typing import Any
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
-from ragtune_ray import inputs, storage
+from ragtune_ray import checksums, inputs
 from ragtune_ray.inputs import Format
 from ragtune_ray.parquet import check_columns, parquet_errors
 from ragtune_ray.parsers import ParseError
@@ -122,7 +122,7 @@ def plan_units(path: str, unit_bytes: int, root: str | None = None) -> Plan:
 def input_fingerprint(plan: Plan) -> str:
     """Of the files' contents and their paths below the corpus folder, since those are in the ids of documents."""
     root = plan.units[0].root.rstrip("/") + "/" if plan.units else ""
-    return storage.digest(
+    return checksums.digest(
         [[file.path.removeprefix(root), file.size_bytes, file.sha256] for file in plan.files]
         + [[u.format, [path.removeprefix(root) for path in u.paths], u.start, u.stop] for u in plan.units]
     )
@@ -130,16 +130,16 @@ def input_fingerprint(plan: Plan) -> str:
 
 def _list_input(path: str) -> tuple[str, list[str], list[Reject]]:
     """The corpus folder, the sorted names of the files in it, and what was refused by name alone."""
-    filesystem, inner = inputs.locate(path)
+    store, inner = inputs.locate(path)
     root = inputs.root_of(path)
-    if not filesystem.isdir(inner):
+    if not store.isdir(inner):
         return posixpath.dirname(root), [posixpath.basename(root)], []
-    if filesystem.exists(inputs.join(inner, "corpus.jsonl")):
+    if store.exists(inputs.join(inner, "corpus.jsonl")):
         return root, ["corpus.jsonl"], []
-    if isinstance(filesystem, LocalFileSystem):
+    if isinstance(store, LocalFileSystem):
         names, rejects = _walk(inner)
     else:
-        found = [name.removeprefix(inner.rstrip("/")).lstrip("/") for name in filesystem.find(inner)]
+        found = [name.removeprefix(inner.rstrip("/")).lstrip("/") for name in store.find(inner)]
         names, rejects = [name for name in found if not any(map(_is_hidden, name.split("/")))], []
     return root, sorted(names), rejects
 

@@ -26,7 +26,7 @@ from pathlib import Path
 
 import psutil
 
-from ragtune_ray import failpoints, segments, storage, versions
+from ragtune_ray import failpoints, filesystem, segments, storage, versions
 
 __all__ = ["Removed", "collect", "held"]
 
@@ -55,13 +55,13 @@ class Removed:
 @contextlib.contextmanager
 def held(workspace: str, version: str) -> Iterator[None]:
     """Keep a version from being removed while the block runs."""
-    url = storage.join(workspace, "index", "readers", f"{version}-{uuid.uuid4().hex[:12]}.json")
+    url = filesystem.join(workspace, "index", "readers", f"{version}-{uuid.uuid4().hex[:12]}.json")
     reader = {"version": version, "host": platform.node(), "process": os.getpid(), "since": time.time()}
-    storage.replace_text(url, json.dumps(reader))
+    filesystem.replace_text(url, json.dumps(reader))
     try:
         yield
     finally:
-        storage.remove(url)
+        filesystem.remove(url)
 
 
 def collect(workspace: str, keep: int, min_age_seconds: float) -> Removed:
@@ -85,21 +85,21 @@ def collect(workspace: str, keep: int, min_age_seconds: float) -> Removed:
     doomed = tuple(name for name in names if name not in kept)
     for name in doomed:
         # The manifest goes first: without it the rest is no version.
-        storage.remove(storage.join(versions.version_url(workspace, name), storage.MANIFEST))
+        filesystem.remove(filesystem.join(versions.version_url(workspace, name), storage.MANIFEST))
         failpoints.reach("gc.version")
-        storage.remove(versions.version_url(workspace, name))
+        filesystem.remove(versions.version_url(workspace, name))
     other = _remove_abandoned(workspace, min_age_seconds) + _remove_remains(workspace, names[-1], min_age_seconds)
     # Read again: what was published meanwhile is needed too.
     opened = [versions.read_version(workspace, name) for name in versions.list_versions(workspace)]
     building = _segments_of_builds(workspace)
     needed = {entry.segment_id for version in opened for entry in version.entries} | building
     num_segments = 0
-    for name in storage.list_names(storage.join(workspace, "index", "segments")):
+    for name in filesystem.list_names(filesystem.join(workspace, "index", "segments")):
         url = segments.segment_url(workspace, name)
         if name not in needed and _is_old(url, min_age_seconds):
-            storage.remove(storage.join(url, storage.MANIFEST))
+            filesystem.remove(filesystem.join(url, storage.MANIFEST))
             failpoints.reach("gc.segment")
-            storage.remove(url)
+            filesystem.remove(url)
             num_segments += 1
     other += _remove_unnamed(workspace, opened, min_age_seconds)
     failpoints.reach("gc.rest")
@@ -109,10 +109,10 @@ def collect(workspace: str, keep: int, min_age_seconds: float) -> Removed:
 def _read_versions(workspace: str) -> set[str]:
     """Versions that a living job holds; the files of dead ones are removed."""
     found = set()
-    folder = storage.join(workspace, "index", "readers")
-    for name in storage.list_names(folder):
+    folder = filesystem.join(workspace, "index", "readers")
+    for name in filesystem.list_names(folder):
         try:
-            reader = json.loads(storage.read_text(storage.join(folder, name)))
+            reader = json.loads(filesystem.read_text(filesystem.join(folder, name)))
             is_here = reader["host"] == platform.node()
             alive = psutil.pid_exists(reader["process"]) if is_here else time.time() - reader["since"] < HOLD_SECONDS
             version = str(reader["version"])
@@ -124,23 +124,23 @@ def _read_versions(workspace: str) -> set[str]:
         if alive:
             found.add(version)
         else:
-            storage.remove(storage.join(folder, name))
+            filesystem.remove(filesystem.join(folder, name))
     return found
 
 
 def _is_old(url: str, min_age_seconds: float) -> bool:
-    changed = storage.last_change(url)
+    changed = filesystem.last_change(url)
     return changed is None or time.time() - changed >= min_age_seconds
 
 
 def _remove_remains(workspace: str, newest: str, min_age_seconds: float) -> int:
     """Versions of which a run that was killed removed no more than the manifest."""
-    folder = storage.join(workspace, "index", "versions")
-    urls = [versions.version_url(workspace, name) for name in storage.list_names(folder) if name < newest]
-    remains = [url for url in urls if not storage.exists(storage.join(url, storage.MANIFEST))]
+    folder = filesystem.join(workspace, "index", "versions")
+    urls = [versions.version_url(workspace, name) for name in filesystem.list_names(folder) if name < newest]
+    remains = [url for url in urls if not filesystem.exists(filesystem.join(url, storage.MANIFEST))]
     old = [url for url in remains if _is_old(url, min_age_seconds)]
     for url in old:
-        storage.remove(url)
+        filesystem.remove(url)
     return len(old)
 
 
@@ -150,34 +150,34 @@ def _remove_abandoned(workspace: str, min_age_seconds: float) -> int:
     What is finished stays: a model, and the rounds of a tune whose models may be in use.
     """
     unfinished = [
-        storage.join(workspace, *place, name)
+        filesystem.join(workspace, *place, name)
         for place in (("index", "building"), ("runs", ".work"), ("models", ".work"))
-        for name in storage.list_names(storage.join(workspace, *place))
+        for name in filesystem.list_names(filesystem.join(workspace, *place))
     ]
     old = [url for url in unfinished if _is_old(url, min_age_seconds)]
     if old == unfinished:  # a tune writes nothing of its own while a model of it trains
-        for name in storage.list_names(storage.join(workspace, "rounds")):
+        for name in filesystem.list_names(filesystem.join(workspace, "rounds")):
             mode, _, identity = name.rpartition("-")
-            url = storage.join(workspace, "rounds", name)
+            url = filesystem.join(workspace, "rounds", name)
             if _is_old(url, min_age_seconds) and not storage.is_finished(
-                storage.join(workspace, "models", mode, identity)
+                filesystem.join(workspace, "models", mode, identity)
             ):
                 old.append(url)
     for url in old:
-        storage.remove(url)
+        filesystem.remove(url)
     return len(old)
 
 
 def _segments_of_builds(workspace: str) -> set[str]:
     """Segments that builds which can be resumed have finished."""
-    folder = storage.join(workspace, "index", "building")
+    folder = filesystem.join(workspace, "index", "building")
     found = set()
-    for build in storage.list_names(folder):
-        stage = storage.join(folder, build, "segment")
-        for name in storage.list_names(stage):
+    for build in filesystem.list_names(folder):
+        stage = filesystem.join(folder, build, "segment")
+        for name in filesystem.list_names(stage):
             if name.endswith(".json"):
                 with contextlib.suppress(ValueError, FileNotFoundError):
-                    found.add(str(json.loads(storage.read_text(storage.join(stage, name))).get("segment_id")))
+                    found.add(str(json.loads(filesystem.read_text(filesystem.join(stage, name))).get("segment_id")))
     return found
 
 
@@ -189,18 +189,18 @@ def _remove_unnamed(workspace: str, opened: list[versions.Version], min_age_seco
     }
     num_removed = 0
     for kind, needed in named.items():
-        folder = storage.join(workspace, "index", kind)
-        for name in storage.list_names(folder):
-            url = storage.join(folder, name)
+        folder = filesystem.join(workspace, "index", kind)
+        for name in filesystem.list_names(folder):
+            url = filesystem.join(folder, name)
             if name not in needed and _is_old(url, min_age_seconds):
-                storage.remove(url)
+                filesystem.remove(url)
                 num_removed += 1
     return num_removed
 
 
 def _remove_staging(workspace: str, min_age_seconds: float) -> int:
     """Staging directories that killed processes left, here and in the temporary directory of this machine."""
-    if not storage.is_local(workspace):
+    if not filesystem.is_local(workspace):
         return 0
     left = [path for pattern in STAGED for path in Path(workspace).glob(pattern)]
     left += Path(tempfile.gettempdir()).glob("ragtune-staging-*")

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ragtune_ray import failpoints, index, lexical, schema, selection, storage, vectors
+from ragtune_ray import failpoints, filesystem, index, lexical, schema, selection, storage, vectors
 
 __all__ = [
     "EXACT",
@@ -57,7 +57,7 @@ _DOCUMENTS_SCHEMA = pa.schema(
 
 def segment_url(workspace: str, segment_id: str) -> str:
     """Directory of a segment."""
-    return storage.join(workspace, "index", "segments", segment_id)
+    return filesystem.join(workspace, "index", "segments", segment_id)
 
 
 def document_fingerprint(document: schema.Document) -> bytes:
@@ -97,7 +97,7 @@ def write_segment(
     structure = index.build(trained, embedded)
     index.save(structure, directory / STRUCTURE)
     if index.is_quantized(index.kind_of(structure)):
-        storage.save_array(directory / EXACT, np.ascontiguousarray(embedded, dtype=np.float32))
+        filesystem.save_array(directory / EXACT, np.ascontiguousarray(embedded, dtype=np.float32))
     del structure
     (directory / LEXICAL).mkdir()
     lexical.build_segment((text.as_py() for text in passages["text"]), language).save(directory / LEXICAL)

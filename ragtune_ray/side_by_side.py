@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from ragtune_ray import config, intervals
-from ragtune_ray.metrics import PerQuery
 from ragtune_ray.schema import Answer, Passage, Query
+from ragtune_ray.scoring import PerQuery
 from ragtune_ray.splitting import positives
 
 __all__ = ["as_json", "cited_share", "document_of", "interval_of", "losses", "most_telling", "shown_answer", "subset"]

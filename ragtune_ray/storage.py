@@ -11,58 +11,35 @@ conditional put. Either way exactly one of two publishers wins, and a reader nev
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import logging
-import os
 import shutil
 import tempfile
 import time
-import types
 import uuid
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import fsspec
-import numpy as np
 from fsspec.implementations.local import LocalFileSystem
 
 import ragtune_ray
+from ragtune_ray import checksums, filesystem
 
 __all__ = [
     "CURRENT",
     "MANIFEST",
     "Artifact",
     "ArtifactError",
-    "SpaceError",
-    "bytes_sha256",
-    "cache_directory",
-    "commit_file",
-    "copy_tree",
     "current",
-    "digest",
-    "discarding",
-    "exists",
-    "file_sha256",
-    "free_bytes",
     "is_finished",
-    "is_local",
-    "join",
-    "last_change",
-    "list_names",
-    "local_copy",
     "make_current",
     "open_artifact",
     "problems",
     "publish",
     "read_manifest",
-    "read_text",
-    "remove",
-    "replace_text",
-    "require_space",
-    "save_array",
     "stage",
 ]
 
@@ -81,45 +58,12 @@ class ArtifactError(RuntimeError):
     """An artifact is missing, unfinished or damaged; the message names it and the next step."""
 
 
-class SpaceError(RuntimeError):
-    """The disk cannot hold what is about to be written; the message says how much is missing where."""
-
-
 @dataclass(frozen=True, slots=True)
 class Artifact:
     """A complete artifact, its files checked and readable at a local path."""
 
     path: Path
     manifest: dict[str, Any]
-
-
-def join(url: str, *parts: str) -> str:
-    """A path below a local directory or URL.
-
-    >>> join("s3://bucket/workspace/", "index", "CURRENT")
-    's3://bucket/workspace/index/CURRENT'
-    """
-    return "/".join([url.rstrip("/"), *parts])
-
-
-def digest(value: Any) -> str:
-    """A short fingerprint of anything JSON can hold; equal values give equal fingerprints.
-
-    >>> digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
-    True
-    """
-    return hashlib.sha256(_canonical(value)).hexdigest()[:16]
-
-
-def bytes_sha256(content: bytes) -> str:
-    """The sha256 of bytes, as hexadecimal digits."""
-    return hashlib.sha256(content).hexdigest()
-
-
-def file_sha256(path: Path) -> str:
-    """The sha256 of a local file, as hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def stage(url: str, scratch: str | None = None) -> Path:
@@ -132,28 +76,15 @@ def stage(url: str, scratch: str | None = None) -> Path:
         scratch: a directory on the same file system to stage in, which the caller removes when its job is done, with
             whatever killed workers left there; None stages beside the target.
     """
-    filesystem, path = _filesystem(url)
-    if isinstance(filesystem, LocalFileSystem):
+    store, path = filesystem.locate(url)
+    if isinstance(store, LocalFileSystem):
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        parent = Path(_filesystem(scratch)[1]) if scratch else target.parent
+        parent = Path(filesystem.locate(scratch)[1]) if scratch else target.parent
         staging = parent / f".staging-{target.name}-{uuid.uuid4().hex[:12]}"
         staging.mkdir(parents=True)
         return staging
     return Path(tempfile.mkdtemp(prefix="ragtune-staging-"))
-
-
-@contextlib.contextmanager
-def discarding(path: Path) -> Iterator[None]:
-    """Remove what is being written at a local path if the block fails: a full disk must not get fuller with every try."""
-    try:
-        yield
-    except BaseException:
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            path.unlink(missing_ok=True)
-        raise
 
 
 def publish(staging: Path, url: str, kind: str, **facts: Any) -> bool:
@@ -178,15 +109,18 @@ def publish(staging: Path, url: str, kind: str, **facts: Any) -> bool:
         "package_version": ragtune_ray.__version__,
         **facts,
         "files": {
-            name: {"bytes": (staging / name).stat().st_size, "sha256": file_sha256(staging / name)} for name in names
+            name: {"bytes": (staging / name).stat().st_size, "sha256": checksums.file_sha256(staging / name)}
+            for name in names
         },
     }
-    content = _canonical({**manifest, "manifest_sha256": hashlib.sha256(_canonical(manifest)).hexdigest()})
-    filesystem, path = _filesystem(url)
+    content = checksums.canonical_json(
+        {**manifest, "manifest_sha256": checksums.bytes_sha256(checksums.canonical_json(manifest))}
+    )
+    store, path = filesystem.locate(url)
     try:
-        if isinstance(filesystem, LocalFileSystem):
+        if isinstance(store, LocalFileSystem):
             return _publish_locally(staging, Path(path), content)
-        return _publish_remotely(filesystem, staging, path, names, content)
+        return _publish_remotely(store, staging, path, names, content)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
@@ -209,7 +143,7 @@ def open_artifact(url: str, kind: str | None = None, names: Collection[str] | No
     if kind is not None and manifest["kind"] != kind:
         raise ArtifactError(f"{url}: is a {manifest['kind']}, not a {kind}; name the directory of a {kind}")
     wanted = {name: entry for name, entry in manifest["files"].items() if names is None or name in names}
-    path = local_copy(url, list(wanted), manifest["manifest_sha256"])
+    path = filesystem.local_copy(url, list(wanted), manifest["manifest_sha256"])
     found = [problem for name, entry in wanted.items() for problem in _check_once(path, name, entry)]
     if found:
         raise ArtifactError(f"{url}: damaged: {'; '.join(found)}; run the command that wrote it again")
@@ -222,9 +156,9 @@ def read_manifest(url: str) -> dict[str, Any]:
     Raises:
         ArtifactError: there is no manifest, or it was changed after it was written.
     """
-    filesystem, path = _filesystem(join(url, MANIFEST))
+    store, path = filesystem.locate(filesystem.join(url, MANIFEST))
     try:
-        content = filesystem.cat_file(path)
+        content = store.cat_file(path)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ArtifactError(
             f"{url}: no {MANIFEST}: the directory is missing or unfinished; run the command that writes it"
@@ -235,8 +169,8 @@ def read_manifest(url: str) -> dict[str, Any]:
         manifest_format, _, _ = manifest["format"], manifest["kind"], manifest["files"]
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise ArtifactError(f"{url}: {MANIFEST} is damaged; run the command that wrote it again") from error
-    actual = hashlib.sha256(_canonical(manifest)).hexdigest()
-    if claimed != actual or content != _canonical({**manifest, "manifest_sha256": claimed}):
+    actual = checksums.bytes_sha256(checksums.canonical_json(manifest))
+    if claimed != actual or content != checksums.canonical_json({**manifest, "manifest_sha256": claimed}):
         raise ArtifactError(f"{url}: {MANIFEST} was changed after it was written; run the command that wrote it again")
     if manifest_format != MANIFEST_FORMAT:
         raise ArtifactError(
@@ -251,8 +185,8 @@ def problems(url: str) -> list[str]:
         manifest = read_manifest(url)
     except ArtifactError as error:
         return [str(error)]
-    filesystem, root = _filesystem(url)
-    if not isinstance(filesystem, LocalFileSystem):
+    store, root = filesystem.locate(url)
+    if not isinstance(store, LocalFileSystem):
         try:
             open_artifact(url)
         except ArtifactError as error:
@@ -274,207 +208,15 @@ def is_finished(url: str) -> bool:
     return True
 
 
-def is_local(url: str) -> bool:
-    """Whether a URL names a place in this machine's file system."""
-    return isinstance(_filesystem(url)[0], LocalFileSystem)
-
-
-def free_bytes(url: str) -> int | None:
-    """Bytes that can still be written at a local place; None where nobody can say, as in an object store."""
-    filesystem, path = _filesystem(url)
-    if not isinstance(filesystem, LocalFileSystem):
-        return None
-    place = Path(path)
-    while not place.exists():
-        place = place.parent
-    return shutil.disk_usage(place).free
-
-
-def require_space(url: str, num_bytes: int, purpose: str) -> None:
-    """Refuse to begin what the disk cannot hold.
-
-    Raises:
-        SpaceError: with what is needed and what is there.
-    """
-    free = free_bytes(url)
-    if free is not None and free < num_bytes:
-        raise SpaceError(
-            f"{url}: no space for {purpose}: about {num_bytes / 2**20:,.1f} MiB are needed, {free / 2**20:,.1f} MiB are "
-            "free; free some and run the command again: finished work is kept"
-        )
-
-
-def exists(url: str) -> bool:
-    """Whether a file or directory is there."""
-    filesystem, path = _filesystem(url)
-    return bool(filesystem.exists(path))
-
-
-def last_change(url: str) -> float | None:
-    """When a local file, or the newest in a local directory, was last changed, in seconds since 1970; None: unknown.
-
-    Object stores: the time of the newest object, where the store tells.
-    """
-    filesystem, path = _filesystem(url)
-    if isinstance(filesystem, LocalFileSystem):
-        times = []
-        for place in [Path(path), *Path(path).rglob("*")]:
-            with contextlib.suppress(FileNotFoundError):  # it may be on its way to its final name
-                times.append(place.stat().st_mtime)
-        return max(times, default=None)
-    found = [info.get("LastModified") for info in filesystem.find(path, detail=True).values()]
-    return max((time_.timestamp() for time_ in found if time_ is not None), default=None)
-
-
-def list_names(url: str) -> list[str]:
-    """Names directly below a directory, sorted; empty when it does not exist. Staging directories are left out."""
-    filesystem, path = _filesystem(url)
-    filesystem.invalidate_cache(path)
-    try:
-        entries = filesystem.ls(path, detail=False)
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    names = {str(entry).rstrip("/").rsplit("/", 1)[-1] for entry in entries}
-    return sorted(name for name in names if not name.startswith("."))
-
-
-def read_text(url: str) -> str:
-    """A small UTF-8 file.
-
-    Raises:
-        FileNotFoundError: it is not there.
-    """
-    filesystem, path = _filesystem(url)
-    return bytes(filesystem.cat_file(path)).decode("utf-8")
-
-
-def replace_text(url: str, text: str) -> None:
-    """Write a small file in one atomic step: a reader sees the old text or the new."""
-    filesystem, path = _filesystem(url)
-    if not isinstance(filesystem, LocalFileSystem):
-        filesystem.pipe_file(path, text.encode())
-        return
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}-{uuid.uuid4().hex[:12]}")
-    with discarding(temporary):
-        temporary.write_text(text, encoding="utf-8")
-        _sync(temporary)
-        temporary.replace(target)
-    _sync(target.parent)
-
-
 def current(folder: str) -> str | None:
     """The artifact of a folder that its CURRENT names; None where it has no such file."""
-    pointer = join(folder, CURRENT)
-    return join(folder, read_text(pointer).strip()) if exists(pointer) else None
+    pointer = filesystem.join(folder, CURRENT)
+    return filesystem.join(folder, filesystem.read_text(pointer).strip()) if filesystem.exists(pointer) else None
 
 
 def make_current(folder: str, name: str) -> None:
     """Let readers of a folder take the artifact of this name from now on."""
-    replace_text(join(folder, CURRENT), f"{name}\n")
-
-
-def save_array(path: Path, array: np.ndarray) -> None:
-    """Write a .npy file as `numpy.save` does, which on a full disk would not say that the disk is full.
-
-    Raises:
-        OSError: the disk is full or fails; the operating system's own words.
-    """
-    with path.open("wb") as file:
-        # What is no file of its own numpy writes piece by piece, and leaves the errors alone.
-        np.save(types.SimpleNamespace(write=file.write), array, allow_pickle=False)
-
-
-def commit_file(local: Path, url: str) -> None:
-    """Move a finished local file to `url` in one atomic step; the last of several writers stands."""
-    filesystem, path = _filesystem(url)
-    if not isinstance(filesystem, LocalFileSystem):
-        filesystem.put_file(str(local), path)
-        local.unlink()
-        return
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if local.stat().st_dev != target.parent.stat().st_dev:
-        # A rename works within one file system only, and temporary directories are often on another than the workspace.
-        near = target.with_name(f".{target.name}-{uuid.uuid4().hex[:12]}")
-        with discarding(near):
-            shutil.copyfile(local, near)
-            local.unlink()
-        local = near
-    with discarding(local):
-        _sync(local)
-        local.replace(target)
-    _sync(target.parent)
-
-
-def local_copy(url: str, names: list[str], version: str) -> Path:
-    """Where the files of a directory can be read locally; remote ones are downloaded once per `version`.
-
-    Args:
-        url: the directory.
-        names: files below it, relative.
-        version: changes when the content does; part of the cache's path.
-    """
-    filesystem, path = _filesystem(url)
-    if isinstance(filesystem, LocalFileSystem):
-        return Path(path)
-    target = cache_directory() / "artifacts" / version[:32]
-    for name in names:
-        if not (target / name).exists():
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            temporary = target / f"{name}.{uuid.uuid4().hex[:12]}"
-            filesystem.get_file(f"{path}/{name}", str(temporary))
-            temporary.replace(target / name)
-    target.mkdir(parents=True, exist_ok=True)
-    return target
-
-
-def cache_directory() -> Path:
-    """Where models and copies of remote artifacts are kept: RAGTUNE_CACHE, else the user's cache directory."""
-    if os.environ.get("RAGTUNE_CACHE"):
-        return Path(os.environ["RAGTUNE_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ragtune-ray"
-
-
-def remove(url: str) -> None:
-    """Delete a file or a directory tree; nothing happens when it is not there."""
-    filesystem, path = _filesystem(url)
-    if filesystem.exists(path):
-        filesystem.rm(path, recursive=True)
-
-
-def copy_tree(source: str, target: str) -> None:
-    """A copy of a directory whose files are never changed in place; what stood at the target is gone.
-
-    On a local disk the copy is of links and takes no room.
-    """
-    remove(target)
-    filesystem, path = _filesystem(source)
-    other, copied = _filesystem(target)
-    if isinstance(filesystem, LocalFileSystem) and isinstance(other, LocalFileSystem):
-        Path(copied).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copytree(path, copied, copy_function=_link_or_copy)
-        return
-    for found in filesystem.find(path):
-        with filesystem.open(found, "rb") as old, other.open(join(copied, found.removeprefix(f"{path}/")), "wb") as new:
-            shutil.copyfileobj(old, new, 2**22)
-
-
-def _link_or_copy(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # a file system without links
-        shutil.copy2(source, target)
-
-
-def _filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    filesystem, path = fsspec.core.url_to_fs(url)
-    return filesystem, str(path)
-
-
-def _canonical(value: Any) -> bytes:
-    return (json.dumps(value, sort_keys=True, ensure_ascii=False, indent=1, allow_nan=False) + "\n").encode()
+    filesystem.replace_text(filesystem.join(folder, CURRENT), f"{name}\n")
 
 
 def _check_file(path: Path, name: str, entry: dict[str, Any]) -> list[str]:
@@ -484,7 +226,7 @@ def _check_file(path: Path, name: str, entry: dict[str, Any]) -> list[str]:
     size = file.stat().st_size
     if size != entry["bytes"]:
         return [f"{name} has {size} bytes, its manifest says {entry['bytes']}"]
-    if file_sha256(file) != entry["sha256"]:
+    if checksums.file_sha256(file) != entry["sha256"]:
         return [f"{name} does not match its sha256"]
     return []
 
@@ -498,7 +240,7 @@ def _check_once(path: Path, name: str, entry: dict[str, Any]) -> list[str]:
     if status.st_size < RECEIPT_MIN_BYTES:
         return _check_file(path, name, entry)
     state = [str(path / name), status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
-    receipt = cache_directory() / "checked" / digest([*state, entry["sha256"]])
+    receipt = filesystem.cache_directory() / "checked" / checksums.digest([*state, entry["sha256"]])
     if receipt.exists():
         return []
     found = _check_file(path, name, entry)
@@ -510,19 +252,11 @@ def _check_once(path: Path, name: str, entry: dict[str, Any]) -> list[str]:
     return found
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _publish_locally(staging: Path, target: Path, content: bytes) -> bool:
     (staging / MANIFEST).write_bytes(content)
     for path in sorted(staging.rglob("*")):
-        _sync(path)
-    _sync(staging)
+        filesystem.sync(path)
+    filesystem.sync(staging)
     try:
         # rename(2) replaces an empty directory but never one that holds files, so the first publisher wins.
         staging.rename(target)
@@ -532,20 +266,20 @@ def _publish_locally(staging: Path, target: Path, content: bytes) -> bool:
         if not is_finished(str(target)):
             raise ArtifactError(f"{target}: cannot be published over: {error.strerror}; move it away") from error
         return False
-    _sync(target.parent)
+    filesystem.sync(target.parent)
     return True
 
 
 def _publish_remotely(
-    filesystem: fsspec.AbstractFileSystem, staging: Path, target: str, names: list[str], content: bytes
+    store: fsspec.AbstractFileSystem, staging: Path, target: str, names: list[str], content: bytes
 ) -> bool:
     manifest = f"{target}/{MANIFEST}"
-    if filesystem.exists(manifest):
+    if store.exists(manifest):
         return False
     for name in names:
-        filesystem.put_file(str(staging / name), f"{target}/{name}")
+        store.put_file(str(staging / name), f"{target}/{name}")
     try:
-        filesystem.pipe_file(manifest, content, mode="create")
+        store.pipe_file(manifest, content, mode="create")
     except FileExistsError:
         return False
     return True

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ragtune_ray import contents, storage, versions
+from ragtune_ray import contents, filesystem, storage, versions
 
 __all__ = ["verify_artifact", "verify_workspace"]
 
@@ -28,20 +28,22 @@ def verify_workspace(workspace: str) -> tuple[list[str], int]:
         storage.ArtifactError: the workspace holds none of them.
     """
     found, checked = _index_problems(workspace)
-    plain = [storage.join(workspace, "runs", name) for name in storage.list_names(storage.join(workspace, "runs"))]
+    plain = [
+        filesystem.join(workspace, "runs", name) for name in filesystem.list_names(filesystem.join(workspace, "runs"))
+    ]
     for kind in ("models", "calibrations"):
-        for owner in storage.list_names(storage.join(workspace, kind)):
-            folder = storage.join(workspace, kind, owner)
-            names = storage.list_names(folder)
+        for owner in filesystem.list_names(filesystem.join(workspace, kind)):
+            folder = filesystem.join(workspace, kind, owner)
+            names = filesystem.list_names(folder)
             found += _pointer_problems(folder, names)
-            plain += [storage.join(folder, name) for name in names if name != storage.CURRENT]
+            plain += [filesystem.join(folder, name) for name in names if name != storage.CURRENT]
     for url in plain:
         found += storage.problems(url)
     checked += len(plain)
-    for tune in storage.list_names(storage.join(workspace, "rounds")):
-        folder = storage.join(workspace, "rounds", tune)
-        for name in storage.list_names(folder):
-            problems, num_checked = _index_problems(storage.join(folder, name))
+    for tune in filesystem.list_names(filesystem.join(workspace, "rounds")):
+        folder = filesystem.join(workspace, "rounds", tune)
+        for name in filesystem.list_names(folder):
+            problems, num_checked = _index_problems(filesystem.join(folder, name))
             found += problems
             checked += num_checked
     if not checked:
@@ -52,15 +54,15 @@ def verify_workspace(workspace: str) -> tuple[list[str], int]:
 def _index_problems(workspace: str) -> tuple[list[str], int]:
     """What is wrong with the index, if the workspace has one."""
     found: list[str] = []
-    names = storage.list_names(storage.join(workspace, "index", "versions"))
+    names = filesystem.list_names(filesystem.join(workspace, "index", "versions"))
     if names:
         found += _current_problems(workspace)
     for version in names:
         found += contents.index_problems(workspace, version)
     parts = [
-        storage.join(workspace, "index", kind, name)
+        filesystem.join(workspace, "index", kind, name)
         for kind in ("segments", "trained")
-        for name in storage.list_names(storage.join(workspace, "index", kind))
+        for name in filesystem.list_names(filesystem.join(workspace, "index", kind))
     ]
     for url in parts:
         found += storage.problems(url)
@@ -81,6 +83,6 @@ def _current_problems(workspace: str) -> list[str]:
         version = versions.current_version(workspace)
     except storage.ArtifactError as error:
         return [str(error)]
-    if storage.exists(versions.version_url(workspace, version)):
+    if filesystem.exists(versions.version_url(workspace, version)):
         return []
     return [f"{workspace}/index/CURRENT: names version {version}, which does not exist"]

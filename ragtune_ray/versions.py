@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ragtune_ray import failpoints, segments, storage
+from ragtune_ray import checksums, failpoints, filesystem, segments, storage
 
 __all__ = [
     "INDEX_FORMAT",
@@ -86,7 +86,7 @@ class Version:
     def content_id(self) -> str:
         """Equal for versions in which every search finds the same."""
         content = [[entry.segment_id, entry.deleted] for entry in self.entries]
-        return storage.digest([content, self.manifest.get("search")])
+        return checksums.digest([content, self.manifest.get("search")])
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +102,11 @@ class Draft:
 
 def version_url(workspace: str, version: str) -> str:
     """Directory of a version."""
-    return storage.join(workspace, "index", "versions", version)
+    return filesystem.join(workspace, "index", "versions", version)
 
 
 def _numbers(workspace: str) -> list[str]:
-    names = storage.list_names(storage.join(workspace, "index", "versions"))
+    names = filesystem.list_names(filesystem.join(workspace, "index", "versions"))
     return [name for name in names if re.fullmatch(r"[0-9]{6,}", name)]
 
 
@@ -145,9 +145,9 @@ def current_version(workspace: str) -> str:
     Raises:
         storage.ArtifactError: nothing is indexed there yet, or CURRENT is damaged.
     """
-    url = storage.join(workspace, "index", "CURRENT")
+    url = filesystem.join(workspace, "index", "CURRENT")
     try:
-        text = storage.read_text(url)
+        text = filesystem.read_text(url)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise storage.ArtifactError(f"{workspace}: holds no index; run: ragtune index CONFIG") from error
     except UnicodeDecodeError as error:
@@ -163,14 +163,14 @@ def advance_current(workspace: str) -> None:
     A publisher that was slow may write an older number after a quicker one: whoever writes looks again afterwards, so
     that the last to write has seen the latest.
     """
-    url = storage.join(workspace, "index", "CURRENT")
+    url = filesystem.join(workspace, "index", "CURRENT")
     while (latest := head(workspace)) is not None:
         try:
-            if storage.read_text(url) == f"{latest.name}\n":
+            if filesystem.read_text(url) == f"{latest.name}\n":
                 return
         except (FileNotFoundError, UnicodeDecodeError):
             logger.debug("%s does not stand yet, or is damaged; it is written", url)
-        storage.replace_text(url, f"{latest.name}\n")
+        filesystem.replace_text(url, f"{latest.name}\n")
 
 
 def entry_of(workspace: str, segment_id: str) -> Entry:
@@ -202,10 +202,10 @@ def publish_version(workspace: str, base: Version | None, draft: Draft) -> Versi
     name = _next_name(workspace, base)
     url = version_url(workspace, name)
     staging = storage.stage(url)
-    with storage.discarding(staging):
+    with filesystem.discarding(staging):
         for file_name, content in draft.files.items():
             # In an object store two publishers write into one directory until one of them wins: never the same file.
-            unique = file_name if storage.is_local(url) else f"{storage.digest(content)}-{file_name}"
+            unique = file_name if filesystem.is_local(url) else f"{checksums.digest(content)}-{file_name}"
             (staging / unique).write_text(content, encoding="utf-8")
     kept = tuple(entry for entry in draft.entries if entry.num_live)
     inherited = {key: value for key, value in (base.manifest if base else {}).items() if key not in _OWN_FACTS}
@@ -244,8 +244,8 @@ def _next_name(workspace: str, base: Version | None) -> str:
     number = int(base.name) + 1 if base else 1
     while True:
         url = version_url(workspace, f"{number:06d}")
-        place = url if storage.is_local(url) else storage.join(url, storage.MANIFEST)
-        if not storage.exists(place):
+        place = url if filesystem.is_local(url) else filesystem.join(url, storage.MANIFEST)
+        if not filesystem.exists(place):
             return f"{number:06d}"
         if storage.is_finished(url):
             raise ConflictError(f"{url}: another publisher took this version first; run the command again")

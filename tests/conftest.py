@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from ragtune_ray import index, schema, segments, storage, versions
+from ragtune_ray import checksums, index, schema, segments, storage, versions
 from ragtune_ray.encoder import HashingEncoder
 
 # A busy machine is no failure, and a failure must come again.
@@ -115,7 +115,7 @@ def write_index() -> Callable[..., str]:
             part = [passages[row] for row in rows]
             marks = [fingerprints[passage.document_id] for passage in part]
             identity = [[passage.passage_id, mark.hex()] for passage, mark in zip(part, marks, strict=True)]
-            name = storage.digest([identity, encoder.fingerprint, kind])
+            name = checksums.digest([identity, encoder.fingerprint, kind])
             url = segments.segment_url(workspace, name)
             if not storage.is_finished(url):
                 staging = storage.stage(url)

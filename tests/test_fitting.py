@@ -86,6 +86,21 @@ def test_a_saved_and_loaded_state_goes_on_with_the_same_weights(load, tmp_path: 
         torch.testing.assert_close(fitting.trainable_weights(resumed)[name], weight, rtol=0, atol=1e-6)
 
 
+def test_a_loaded_optimizer_stands_where_its_weights_do(load, tmp_path: Path) -> None:
+    saved = load()
+    before = fitting.make_optimizer(saved, TRAINING)
+    step(saved, examples(2), before)
+    fitting.save_state(tmp_path, saved, before, {}, {})
+    elsewhere = load().to("meta")  # any device but the one that files are read to
+    after = fitting.make_optimizer(elsewhere, TRAINING)
+    fitting.load_state(tmp_path, elsewhere, after)
+    assert len(after.state) == len(before.state)
+    for weight, state in after.state.items():
+        assert {key: value.device for key, value in state.items()} == dict.fromkeys(
+            ("step", "exp_avg", "exp_avg_sq"), weight.device
+        )
+
+
 def test_a_state_of_another_model_is_refused(load, tmp_path: Path) -> None:
     objective = load()
     with pytest.raises(fitting.TrainingError, match="another model"):

@@ -14,6 +14,7 @@ from ragtune_ray import (
     cli,
     config,
     display,
+    filesystem,
     forecast,
     index,
     inputs,
@@ -276,11 +277,11 @@ def test_prices_that_are_not_known_leave_hours(tmp_path: Path) -> None:
 
 
 def test_a_disk_that_is_too_small_is_said_plainly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "free_bytes", lambda _: 1000)
+    monkeypatch.setattr(filesystem, "free_bytes", lambda _: 1000)
     (warning,) = estimated(tmp_path)["warnings"]
     assert "1,000 bytes free" in warning
     assert "free some" in warning
-    monkeypatch.setattr(storage, "free_bytes", lambda _: None)
+    monkeypatch.setattr(filesystem, "free_bytes", lambda _: None)
     assert estimated(tmp_path)["warnings"] == []
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ragtune_ray import config, models, pairs, storage
+from ragtune_ray import config, filesystem, models, pairs, storage
 
 
 @pytest.fixture(autouse=True)
@@ -76,7 +76,7 @@ def test_neither_the_place_nor_papers_beside_the_model_change_the_fingerprint(di
 
 def tuned(folder: Path | str, directory: Path, weights: bytes = b"weights", **facts: Any) -> str:
     """Publish a copy of a model directory in a folder of tuned models, as training does; its URL."""
-    url = storage.join(str(folder), hashlib.sha256(weights).hexdigest()[:12])
+    url = filesystem.join(str(folder), hashlib.sha256(weights).hexdigest()[:12])
     staging = storage.stage(url)
     shutil.copytree(directory, staging, dirs_exist_ok=True)
     (staging / "model.safetensors").write_bytes(weights)

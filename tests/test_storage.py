@@ -1,12 +1,11 @@
 import itertools
 import shutil
-import tempfile
 from pathlib import Path
 
 import fsspec
 import pytest
 
-from ragtune_ray import storage
+from ragtune_ray import filesystem, storage
 
 
 def _publish(url: str, files: dict[str, str], **facts: object) -> bool:
@@ -25,7 +24,7 @@ def root(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_an_artifact_comes_back_with_its_files_and_facts(root: str) -> None:
-    url = storage.join(root, "a")
+    url = filesystem.join(root, "a")
     assert _publish(url, {"x.txt": "one", "sub/y.txt": "two"}, rows=3)
     artifact = storage.open_artifact(url, "thing")
     assert (artifact.path / "sub" / "y.txt").read_text() == "two"
@@ -34,18 +33,18 @@ def test_an_artifact_comes_back_with_its_files_and_facts(root: str) -> None:
 
 
 def test_nothing_stands_at_the_place_before_publish(root: str) -> None:
-    url = storage.join(root, "a")
+    url = filesystem.join(root, "a")
     staging = storage.stage(url)
     (staging / "x.txt").write_text("half")
     assert not storage.is_finished(url)
-    assert storage.list_names(root) == []
+    assert filesystem.list_names(root) == []
     with pytest.raises(storage.ArtifactError, match="missing or unfinished"):
         storage.open_artifact(url)
     shutil.rmtree(staging)
 
 
 def test_the_first_of_two_publishers_wins_and_the_second_is_told(root: str) -> None:
-    url = storage.join(root, "a")
+    url = filesystem.join(root, "a")
     assert _publish(url, {"x.txt": "first"})
     assert not _publish(url, {"x.txt": "second"})
     assert (storage.open_artifact(url).path / "x.txt").read_text() == "first"
@@ -61,9 +60,9 @@ def test_publishing_over_something_that_is_no_artifact_is_refused(tmp_path: Path
 
 
 def test_another_kind_is_refused_by_name(root: str) -> None:
-    _publish(storage.join(root, "a"), {"x.txt": "one"})
+    _publish(filesystem.join(root, "a"), {"x.txt": "one"})
     with pytest.raises(storage.ArtifactError, match="is a thing, not a segment"):
-        storage.open_artifact(storage.join(root, "a"), "segment")
+        storage.open_artifact(filesystem.join(root, "a"), "segment")
 
 
 def test_one_flipped_bit_anywhere_in_any_file_is_found(tmp_path: Path) -> None:
@@ -104,29 +103,6 @@ def test_a_remote_artifact_that_was_damaged_is_refused(tmp_path: Path, monkeypat
         storage.open_artifact(url)
 
 
-def test_small_files_are_replaced_whole_and_read_back(root: str) -> None:
-    url = storage.join(root, "deep", "CURRENT")
-    storage.replace_text(url, "1\n")
-    storage.replace_text(url, "2\n")
-    assert storage.read_text(url) == "2\n"
-    assert storage.list_names(storage.join(root, "deep")) == ["CURRENT"]
-
-
-def test_a_write_that_dies_before_the_rename_leaves_the_old_text(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    url = str(tmp_path / "CURRENT")
-    storage.replace_text(url, "old")
-
-    def fail(*_: object) -> None:
-        raise OSError("no space left on device")
-
-    monkeypatch.setattr(Path, "replace", fail)
-    with pytest.raises(OSError, match="no space"):
-        storage.replace_text(url, "new")
-    assert storage.read_text(url) == "old"
-
-
 def test_the_same_files_and_facts_give_the_same_bytes(tmp_path: Path) -> None:
     for name in ("a", "b"):
         _publish(str(tmp_path / name), {"x.txt": "one", "y.txt": "two"}, rows=1)
@@ -136,19 +112,6 @@ def test_the_same_files_and_facts_give_the_same_bytes(tmp_path: Path) -> None:
 def test_staging_in_a_scratch_directory_is_removed_with_it(tmp_path: Path) -> None:
     staging = storage.stage(str(tmp_path / "place" / "a"), scratch=str(tmp_path / "scratch"))
     assert staging.parent == tmp_path / "scratch"
-    storage.remove(str(tmp_path / "scratch"))
+    filesystem.remove(str(tmp_path / "scratch"))
     assert not staging.exists()
     assert list((tmp_path / "place").iterdir()) == []
-
-
-def test_a_file_is_committed_across_file_systems(tmp_path: Path) -> None:
-    shared = Path("/dev", "shm")
-    if not shared.is_dir() or shared.stat().st_dev == tmp_path.stat().st_dev:
-        pytest.skip("this machine has no second file system to write to")
-    with tempfile.TemporaryDirectory(dir=shared) as elsewhere:
-        local = Path(elsewhere) / "x.txt"
-        local.write_text("one")
-        storage.commit_file(local, str(tmp_path / "deep" / "x.txt"))
-        assert not local.exists()
-    assert (tmp_path / "deep" / "x.txt").read_text() == "one"
-    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["x.txt"]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ragtune_ray import config, failpoints, models, pairs, schema, splitting, storage
+from ragtune_ray import config, failpoints, filesystem, models, pairs, schema, splitting, storage
 from ragtune_ray.cluster import labelling, preparation, tuning
 from ragtune_ray.cluster.rounds import TuneError
 from tests import tuning_world
@@ -115,7 +115,7 @@ def test_a_teacher_that_is_no_better_than_its_pupil_teaches_nobody(
         manifest = storage.read_manifest(url)
         if "teacher" in manifest:
             manifest["teacher"]["MRR"] = 0.4
-            storage.remove(url)
+            filesystem.remove(url)
             storage.publish(storage.stage(url), url, "examples", **{
                 name: manifest[name] for name in ("num_train", "num_rejects", "kinds", "teacher")
             })  # fmt: skip
@@ -126,7 +126,7 @@ def test_a_teacher_that_is_no_better_than_its_pupil_teaches_nobody(
     assert verdicts(url) == [(1, "generator", True), (1, "retriever", False)]
     assert "no better a judge of passages than the retriever" in step(url, "retriever judged")["reason"]
     assert not any("retriever" in line for line in world.calls() if line.startswith("train")), world.calls()
-    assert storage.list_names(storage.join(settings_of(world.folder, "joint").workspace, "models")) == [
+    assert filesystem.list_names(filesystem.join(settings_of(world.folder, "joint").workspace, "models")) == [
         "joint",
         "joint-generator",
     ]

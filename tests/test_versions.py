@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ragtune_ray import contents, schema, snapshot, storage, versions
+from ragtune_ray import contents, filesystem, schema, snapshot, storage, versions
 from ragtune_ray.encoder import HashingEncoder
 
 Write = Callable[..., str]
@@ -98,15 +98,15 @@ def test_a_change_that_changes_nothing_publishes_nothing_but_finishes_what_was_b
 
 
 def test_a_slow_publisher_cannot_move_current_backwards(workspace: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    replace = storage.replace_text
+    replace = filesystem.replace_text
 
     def overtaken(url: str, text: str) -> None:
-        monkeypatch.setattr(storage, "replace_text", replace)
+        monkeypatch.setattr(filesystem, "replace_text", replace)
         delete(workspace, "mars")  # another publishes version 3 before we have written that 2 is current
         replace(url, text)
 
     base = latest(workspace)
-    monkeypatch.setattr(storage, "replace_text", overtaken)
+    monkeypatch.setattr(filesystem, "replace_text", overtaken)
     versions.publish_version(workspace, base, versions.Draft(base.entries, {}))
     assert versions.current_version(workspace) == latest(workspace).name == "000003"
 

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from ragtune_ray import config, inputs, queries, schema, splitting, storage
+from ragtune_ray import checksums, config, filesystem, inputs, queries, schema, splitting, storage
 from ragtune_ray.cluster import answers, corpus, labelling, preparation, retrieval, session, training, tuning
 from ragtune_ray.pairs import Pair
 
@@ -116,7 +116,7 @@ class World:
             settings.model_dump(mode="json", include={"answer", "generator", "encoder", "prompt", "seed"}),
             [[row.query_id, row.text] for row in rows],
         ]
-        url = storage.join(settings.workspace, "runs", f"answer-{storage.digest(parts)}")
+        url = filesystem.join(settings.workspace, "runs", f"answer-{checksums.digest(parts)}")
         if not storage.is_finished(url):
             self.note("answer", url)
             staging = storage.stage(url)
@@ -151,7 +151,7 @@ class World:
         rows = self.rows(settings)
         depth = settings.evaluate.depth
         parts = [settings.encoder.model_dump(mode="json"), depth, [row.text for row in rows], settings.workspace]
-        url = storage.join(settings.workspace, "runs", f"retrieve-{storage.digest(parts)}")
+        url = filesystem.join(settings.workspace, "runs", f"retrieve-{checksums.digest(parts)}")
         if not storage.is_finished(url):
             self.note("retrieve", url)
             staging = storage.stage(url)
@@ -170,7 +170,7 @@ class World:
             raise inputs.InputError("no train query of 0 gives an example")
         parts = [settings.training.model_dump(mode="json"), [[row.query_id, row.answers] for row in learnt]]
         parts += [Pair.of(settings).facts()]
-        url = storage.join(settings.workspace, "runs", f"examples-{storage.digest(parts)}")
+        url = filesystem.join(settings.workspace, "runs", f"examples-{checksums.digest(parts)}")
         if not storage.is_finished(url):
             self.note("prepare", url)
             facts: dict[str, Any] = {"num_train": len(learnt), "num_rejects": 0, "kinds": {}}
@@ -182,7 +182,7 @@ class World:
     def train(self, settings: config.Config) -> str:
         examples = self.prepare(settings)
         name = settings.training.name
-        url = storage.join(settings.workspace, "models", name, storage.digest(Path(examples).name))
+        url = filesystem.join(settings.workspace, "models", name, checksums.digest(Path(examples).name))
         if not storage.is_finished(url):
             self.note("train", url)
             learns_reading = settings.training.objective == "sft"
@@ -196,15 +196,15 @@ class World:
                 "seconds": {"steps": 1.0},
             }
             storage.publish(storage.stage(url), url, "model", **facts)
-        storage.make_current(storage.join(settings.workspace, "models", name), Path(url).name)
+        storage.make_current(filesystem.join(settings.workspace, "models", name), Path(url).name)
         return url
 
     def build_index(self, settings: config.Config) -> str:
-        url = storage.join(settings.workspace, "index", "versions", "000001")
-        if not storage.exists(storage.join(settings.workspace, "index", "CURRENT")):
+        url = filesystem.join(settings.workspace, "index", "versions", "000001")
+        if not filesystem.exists(filesystem.join(settings.workspace, "index", "CURRENT")):
             self.note("index", url)
-            source = storage.join(str(self.folder / "workspace"), "index")
-            storage.copy_tree(source, storage.join(settings.workspace, "index"))
+            source = filesystem.join(str(self.folder / "workspace"), "index")
+            filesystem.copy_tree(source, filesystem.join(settings.workspace, "index"))
         return url
 
     @contextlib.contextmanager

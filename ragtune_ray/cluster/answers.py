@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from ragtune_ray import config, models, pairs, progress, schema, storage
+from ragtune_ray import checksums, config, filesystem, models, pairs, progress, schema, storage
 from ragtune_ray.cluster import questions, runs, session, stages
 from ragtune_ray.cluster.generating import GenerateUnit, RetrieveUnit
 
@@ -72,11 +72,11 @@ def _answer(settings: config.Config, staged: questions.StagedQueries) -> Path | 
         "unit_queries": given.unit_queries,
         "seed": settings.seed,
     }
-    url, work = runs.places(settings, f"answer-{arm}-{storage.digest(identity)}")
+    url, work = runs.places(settings, f"answer-{arm}-{checksums.digest(identity)}")
     if runs.already(url, f"answer ({arm})"):
         return url
     started = time.monotonic()
-    directory = storage.join(work, "answers")
+    directory = filesystem.join(work, "answers")
     with runs.holding(settings, version), session.ray_session(settings.cluster):
         units = questions.units(staged, settings.answer.unit_queries)
         summaries = stages.run_stage(
@@ -99,7 +99,7 @@ def _answer(settings: config.Config, staged: questions.StagedQueries) -> Path | 
         "model": generator,
     }
     _publish_answers(url, directory, summaries, staged, facts)
-    storage.remove(work)
+    filesystem.remove(work)
     return url
 
 

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from ragtune_ray import config, failpoints, index, models, planning, schema, storage, versions
+from ragtune_ray import checksums, config, failpoints, filesystem, index, models, planning, schema, versions
 from ragtune_ray.cluster import embedding, reading, session, structures
 
 __all__ = ["Built", "CorpusError", "build", "recipe", "runs_in_process", "session_for"]
@@ -56,7 +56,7 @@ class Built:
 
 def recipe(settings: config.Config, encoder: models.Model) -> str:
     """What the passages and vectors of a document depend on beside itself; only within one recipe can they be kept."""
-    return storage.digest(
+    return checksums.digest(
         {
             "format": versions.INDEX_FORMAT,
             "max_document_bytes": settings.corpus.max_document_bytes,
@@ -103,11 +103,11 @@ def build(
         reading.DuplicateError: two documents share an id.
         CorpusError: `corpus.strict` met a reject.
         stages.StageError: a stage failed.
-        storage.SpaceError: the disk cannot hold what is about to be written.
+        filesystem.SpaceError: the disk cannot hold what is about to be written.
     """
     place = directory(settings.workspace, build_id)
     seconds: dict[str, float] = {}
-    storage.require_space(settings.workspace, 2 * sum(file.size_bytes for file in plan.files), "the passages")
+    filesystem.require_space(settings.workspace, 2 * sum(file.size_bytes for file in plan.files), "the passages")
     base_name = base.name if base else ""
     parts = _timed(seconds, "read", lambda: reading.read_stage(settings, plan, place, base_name, in_process=in_process))
     failpoints.reach("build.read")
@@ -133,7 +133,7 @@ def build(
     job = _job(settings, place, build_id, base, blocks[0]["dimension"], num_passages, in_process=in_process)
     stored_bytes = num_passages * index.footprint(job.kind, job.dimension).disk_bytes
     text_bytes = sum(file.size_bytes for file in plan.files)
-    storage.require_space(settings.workspace, int(stored_bytes + 2 * text_bytes), "the segments")
+    filesystem.require_space(settings.workspace, int(stored_bytes + 2 * text_bytes), "the segments")
     names, found = _timed(seconds, "segment", lambda: structures.build_segments(job, sources, calibrate=base is None))
     entries = tuple(versions.entry_of(settings.workspace, name) for name in names)
     return Built(entries, parts, rejects, num_passages, facts | (found if base is None else {}), seconds)
@@ -141,7 +141,7 @@ def build(
 
 def directory(workspace: str, build_id: str) -> str:
     """Where a build keeps its finished units until its version is published."""
-    return storage.join(workspace, "index", "building", build_id)
+    return filesystem.join(workspace, "index", "building", build_id)
 
 
 def _job(

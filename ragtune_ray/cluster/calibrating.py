@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ragtune_ray import adaptive, config, intervals, pairs, progress, schema, storage
+from ragtune_ray import adaptive, checksums, config, intervals, pairs, progress, schema, storage
 from ragtune_ray.cluster import answers, evaluation, questions, session
 
 __all__ = ["calibrate", "effect"]
@@ -63,7 +63,7 @@ def calibrate(settings: config.Config) -> str:
         "runs": [storage.read_manifest(run)["manifest_sha256"] for run in (closed, opened)],
         "rule": [metric, settings.compare.margin, rule.model_dump(mode="json", exclude={"arms"}), settings.seed],
     }
-    name = storage.digest(identity)
+    name = checksums.digest(identity)
     url = adaptive.publish_calibration(settings, name, found, closed_book=closed, retrieved=opened)
     progress.say(f"calibrate ({settings.answer.arm}): {_told(found, len(rows))}")
     return url

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ragtune_ray import config, contents, failpoints, progress, storage, versions
+from ragtune_ray import checksums, config, contents, failpoints, filesystem, progress, versions
 from ragtune_ray.cluster import building, structures
 
 __all__ = ["compact", "compact_if_needed"]
@@ -48,7 +48,7 @@ def compact(settings: config.Config, *, in_process: bool) -> versions.Version | 
     Raises:
         storage.ArtifactError: a segment is damaged or of an earlier format.
         stages.StageError: a segment could not be built.
-        storage.SpaceError: the disk cannot hold the new segments.
+        filesystem.SpaceError: the disk cannot hold the new segments.
     """
     latest = versions.head(settings.workspace)
     chosen = [
@@ -61,7 +61,7 @@ def compact(settings: config.Config, *, in_process: bool) -> versions.Version | 
         progress.say("compact: nothing to merge")
         return None
     failpoints.reach("compact.planned")
-    build_id = storage.digest(["compact", latest.content_id, settings.index.segment_passages])
+    build_id = checksums.digest(["compact", latest.content_id, settings.index.segment_passages])
     job = structures.Job(
         workspace=settings.workspace,
         build=building.directory(settings.workspace, build_id),
@@ -76,7 +76,7 @@ def compact(settings: config.Config, *, in_process: bool) -> versions.Version | 
         in_process=in_process,
     )
     bytes_each = latest.manifest.get("bytes_per_vector", {}).get("stored", 4 * job.dimension)
-    storage.require_space(settings.workspace, int(sum(e.num_live for e in chosen) * bytes_each), "compaction")
+    filesystem.require_space(settings.workspace, int(sum(e.num_live for e in chosen) * bytes_each), "compaction")
     with building.session_for(settings, in_process=in_process):
         names, _ = structures.build_segments(job, structures.segments_as_sources(chosen), calibrate=False)
     failpoints.reach("compact.merged")
@@ -84,7 +84,7 @@ def compact(settings: config.Config, *, in_process: bool) -> versions.Version | 
     version, _ = versions.publish_rebasing(
         settings.workspace, lambda base: _draft(settings.workspace, base, chosen, merged)
     )
-    storage.remove(job.build)
+    filesystem.remove(job.build)
     if version is not None:
         progress.say(f"compact: version {version.name}: {len(chosen)} segments merged into {len(merged)}")
     return version

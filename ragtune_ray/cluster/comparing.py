@@ -20,9 +20,11 @@ from typing import Any
 
 from ragtune_ray import (
     adaptive,
+    checksums,
     config,
     costs,
     decision,
+    filesystem,
     intervals,
     models,
     pairs,
@@ -102,7 +104,7 @@ def compare(settings: config.Config, command: str = "") -> str:
             "prices": settings.prices.model_dump(mode="json"),
             "evaluate": settings.evaluate.model_dump(mode="json", exclude={"arms"}),
         }
-        url = storage.join(settings.workspace, "runs", f"compare-{storage.digest(identity)}")
+        url = filesystem.join(settings.workspace, "runs", f"compare-{checksums.digest(identity)}")
         if runs.already(url, "compare"):
             return url
         indexes = _indexes(settings) if settings.compare.changed_queries_path else {}
@@ -304,7 +306,7 @@ def _arm(
     # A share of all rows says less than abstention quality and the statuses.
     elsewhere = explained | {"abstained", "failed"}
     return {
-        "model": measured.settings.generator.model.removeprefix(storage.join(settings.workspace, "")),
+        "model": measured.settings.generator.model.removeprefix(filesystem.join(settings.workspace, "")),
         "model_fingerprint": measured.manifest["model"],
         "index_version": measured.manifest["index_version"],
         "statuses": {"ok": 0, "failed": 0, **measured.manifest["statuses"]},

@@ -17,16 +17,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ragtune_ray import (
+    checksums,
     config,
     contents,
     failpoints,
+    filesystem,
     forecast,
     models,
     planning,
     progress,
     schema,
     segments,
-    storage,
     versions,
 )
 from ragtune_ray.cluster import building, compaction
@@ -84,7 +85,7 @@ def _build(settings: config.Config, plan: planning.Plan, encoder: models.Model, 
     if base is not None and not _can_keep(settings, base, wanted):
         progress.say("index: chunking, encoder, kind or format have changed: every document is indexed anew")
         base = None
-    build_id = storage.digest([corpus_id, settings.index.model_dump(mode="json"), base.content_id if base else ""])
+    build_id = checksums.digest([corpus_id, settings.index.model_dump(mode="json"), base.content_id if base else ""])
     with building.session_for(settings, in_process=False):
         built = building.build(settings, plan, encoder, base, build_id)
         if not built.num_passages and not _holds_any(built):
@@ -100,7 +101,7 @@ def _build(settings: config.Config, plan: planning.Plan, encoder: models.Model, 
             lambda latest: _draft(settings, latest, base, built, facts),
         )
         assert version is not None
-        storage.remove(building.directory(settings.workspace, build_id))
+        filesystem.remove(building.directory(settings.workspace, build_id))
         failpoints.reach("build.cleaned")
         _summarize(version, built)
         if planned:
@@ -111,7 +112,7 @@ def _build(settings: config.Config, plan: planning.Plan, encoder: models.Model, 
 
 def _corpus_id(settings: config.Config, plan: planning.Plan, wanted: str) -> str:
     """Equal for corpora that give the same documents, whatever the place of their files."""
-    return storage.digest({"recipe": wanted, "kind": settings.index.kind, "input": planning.input_fingerprint(plan)})
+    return checksums.digest({"recipe": wanted, "kind": settings.index.kind, "input": planning.input_fingerprint(plan)})
 
 
 def _published(workspace: str, base: versions.Version | None, corpus_id: str) -> str | None:

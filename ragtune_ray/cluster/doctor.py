@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ragtune_ray import config, models, storage
+from ragtune_ray import config, filesystem, models
 
 __all__ = ["Finding", "examine"]
 
@@ -108,7 +108,7 @@ def _memory() -> Finding:
 
 
 def _disk(settings: config.Config) -> Iterator[Finding]:
-    places = {"disk (model cache)": storage.cache_directory(), "disk (temporary)": Path(tempfile.gettempdir())}
+    places = {"disk (model cache)": filesystem.cache_directory(), "disk (temporary)": Path(tempfile.gettempdir())}
     if "://" not in settings.workspace:
         places["disk (workspace)"] = Path(settings.workspace)
     for name, place in places.items():

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from ragtune_ray import config, schema, storage
+from ragtune_ray import checksums, config, filesystem, schema
 from ragtune_ray.cluster import reading, session, stages
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def embed_stage(
     settings: config.Config, build: str, parts: reading.Parts, *, in_process: bool = False
 ) -> list[dict[str, Any]]:
     """Embed every row group of every part, on Ray or in this process; the summaries, in the order of the passages."""
-    directory = storage.join(build, "embed")
+    directory = filesystem.join(build, "embed")
     units: list[dict[str, Any]] = []
     for part in parts.summaries:
         for group, rows in enumerate(part["row_groups"]):
@@ -95,7 +95,7 @@ class EmbedUnit:
             saved = Path(temporary) / "vectors.npz"
             np.savez(saved, rows=rows, vectors=vectors[rows])
             return stages.commit_unit(
-                storage.join(self._build, "embed"),
+                filesystem.join(self._build, "embed"),
                 unit["unit"],
                 {"npz": saved},
                 part=unit["part"],
@@ -124,8 +124,8 @@ def read_vectors(build: str, block: dict[str, Any]) -> np.ndarray:
 
 
 def _read_npz(build: str, block: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    directory = storage.join(build, "embed")
+    directory = filesystem.join(build, "embed")
     name = Path(stages.unit_file(directory, block["unit"], "npz")).name
-    folder = storage.local_copy(directory, [name], storage.digest(directory))
+    folder = filesystem.local_copy(directory, [name], checksums.digest(directory))
     with np.load(folder / name, allow_pickle=False) as arrays:
         return arrays["rows"], arrays["vectors"]

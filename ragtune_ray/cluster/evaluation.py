@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ragtune_ray import config, display, intervals, metrics, progress, schema, storage
+from ragtune_ray import checksums, config, display, filesystem, intervals, progress, schema, scoring, storage
 from ragtune_ray.cluster import answers, questions, retrieval, session
 
 __all__ = ["EvaluationError", "evaluate", "read_answers", "report_lines", "scores_of"]
@@ -56,7 +56,7 @@ def evaluate(settings: config.Config) -> Path | str:
         "evaluate": settings.evaluate.model_dump(mode="json"),
         "seed": settings.seed,
     }
-    url = storage.join(settings.workspace, "runs", f"evaluate-{storage.digest(identity)}")
+    url = filesystem.join(settings.workspace, "runs", f"evaluate-{checksums.digest(identity)}")
     if storage.is_finished(url):
         progress.say("evaluate: this run is already finished; nothing to do")
         return url
@@ -86,8 +86,8 @@ def evaluate(settings: config.Config) -> Path | str:
 
 def scores_of(queries: Sequence[schema.Query], rows: Sequence[schema.Answer], settings: config.Config) -> Scores:
     """Per query, every metric of one arm's answers; answers to other queries are ignored."""
-    per_query = metrics.score_answers(queries, rows, settings.evaluate.language)
-    for query_id, values in metrics.score_abstention(queries, rows).items():
+    per_query = scoring.score_answers(queries, rows, settings.evaluate.language)
+    for query_id, values in scoring.score_abstention(queries, rows).items():
         per_query[query_id].update(values)
     return per_query
 

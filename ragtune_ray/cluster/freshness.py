@@ -11,7 +11,7 @@ import math
 import time
 from typing import Any
 
-from ragtune_ray import config, intervals, metrics, pairs, schema, side_by_side, storage
+from ragtune_ray import checksums, config, filesystem, intervals, pairs, schema, scoring, side_by_side
 from ragtune_ray.cluster import answers, evaluation, questions, updates
 
 __all__ = ["changed_scores", "follow_changes", "remove_copy", "visible_seconds"]
@@ -29,7 +29,7 @@ def follow_changes(settings: config.Config) -> tuple[config.Config, float]:
     from ragtune_ray.retriever import open_retriever
 
     scratch = _scratch(settings)
-    storage.copy_tree(storage.join(settings.workspace, "index"), storage.join(scratch, "index"))
+    filesystem.copy_tree(filesystem.join(settings.workspace, "index"), filesystem.join(scratch, "index"))
     changed = settings.using(f"workspace={json.dumps(scratch, ensure_ascii=False)}")
     started = time.monotonic()
     if settings.compare.changes_path:
@@ -55,7 +55,7 @@ def changed_scores(settings: config.Config, changed: config.Config, arm: config.
         f"workspace={json.dumps(changed.workspace, ensure_ascii=False)}", f"answer.arm={plain}"
     )
     rows = evaluation.read_answers(str(answers.answer(asked)))
-    scores = metrics.score_answers(_questions(settings), rows, settings.evaluate.language)
+    scores = scoring.score_answers(_questions(settings), rows, settings.evaluate.language)
     return side_by_side.interval_of(scores, settings.compare.metric, settings)
 
 
@@ -68,7 +68,7 @@ def visible_seconds(arm: config.Arm, seconds_to_index: float, training: dict[str
 
 def remove_copy(settings: config.Config) -> None:
     """Take the copy away, with what was answered from it."""
-    storage.remove(_scratch(settings))
+    filesystem.remove(_scratch(settings))
 
 
 def _questions(settings: config.Config) -> list[schema.Query]:
@@ -80,5 +80,5 @@ def _questions(settings: config.Config) -> list[schema.Query]:
 
 
 def _scratch(settings: config.Config) -> str:
-    identity = storage.digest([settings.compare.changes_path, settings.compare.deleted])
-    return storage.join(settings.workspace, "runs", ".work", f"changed-{identity}")
+    identity = checksums.digest([settings.compare.changes_path, settings.compare.deleted])
+    return filesystem.join(settings.workspace, "runs", ".work", f"changed-{identity}")

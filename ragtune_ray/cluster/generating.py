@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ragtune_ray import config, metrics, models, schema, storage
+from ragtune_ray import checksums, config, filesystem, models, schema, scoring
 from ragtune_ray.answering import Task, answer_tasks, failed_answer
 from ragtune_ray.cluster import questions, session, stages
 from ragtune_ray.examples import Candidates, positive_passage
@@ -131,7 +131,7 @@ def commit_hits(
         if isinstance(result, str)
     ]
     judged = [row for row in rows if positives(row)]
-    scores = metrics.score_retrieval(judged, hits, cutoffs) if judged else {}
+    scores = scoring.score_retrieval(judged, hits, cutoffs) if judged else {}
     table = pa.Table.from_pylist([{"query_id": query_id, **values} for query_id, values in scores.items()])
     with tempfile.TemporaryDirectory(prefix="ragtune-retrieve-") as temporary:
         paths = {name: Path(temporary) / name for name in ("hits.parquet", "scores.parquet")}
@@ -219,16 +219,16 @@ class GenerateUnit:
         """Answer one row by itself, leaving a note first: a row with a note but no answer has killed its worker."""
         note = stages.unit_file(self._directory, unit, f"row-{place}.txt")
         finished = stages.unit_file(self._directory, unit, f"row-{place}.parquet")
-        if storage.exists(finished):
+        if filesystem.exists(finished):
             folder, _, name = finished.rpartition("/")
-            local = storage.local_copy(folder, [name], storage.digest(finished)) / name
+            local = filesystem.local_copy(folder, [name], checksums.digest(finished)) / name
             return next(schema.from_table(pq.read_table(local), schema.Answer))
-        if storage.exists(note):
+        if filesystem.exists(note):
             return failed_answer(task, "the worker process died on this row", self._fingerprint)
-        storage.replace_text(note, "")
+        filesystem.replace_text(note, "")
         (answer,) = self._answers([task])
         with tempfile.TemporaryDirectory(prefix="ragtune-answer-") as temporary:
             path = Path(temporary) / "answer.parquet"
             pq.write_table(schema.to_table([answer], schema.Answer), path)
-            storage.commit_file(path, finished)
+            filesystem.commit_file(path, finished)
         return answer

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
 
-from ragtune_ray import config, hardware, models, pairs, prompts, schema, storage
+from ragtune_ray import checksums, config, hardware, models, pairs, prompts, schema
 from ragtune_ray.admission import places
 from ragtune_ray.answering import Task, finished_answer, likeliest, parts_of, task_prompt
 from ragtune_ray.backend import Failed, Finished, Job, Shown
@@ -258,7 +258,7 @@ def _loaded(settings: config.Config, name: str, tuned: dict[str, str]) -> _Loade
         generator, max_running=limits.max_ongoing_requests, max_waiting=max_waiting, adapters=adapters
     )
     marks = {
-        arm: storage.digest([model.fingerprint, models.fingerprint(directory)]) for arm, directory in adapters.items()
+        arm: checksums.digest([model.fingerprint, models.fingerprint(directory)]) for arm, directory in adapters.items()
     }
     return _Loaded(generator, engine, model.fingerprint, marks)
 

@@ -16,12 +16,13 @@ from ragtune_ray import (
     config,
     costs,
     decision,
+    filesystem,
     intervals,
-    metrics,
     models,
     pairs,
     progress,
     schema,
+    scoring,
     side_by_side,
     storage,
     versions,
@@ -51,7 +52,7 @@ class Measured:
     settings: config.Config
     """With the arm's own generator."""
     rows: dict[str, schema.Answer]
-    scores: metrics.PerQuery
+    scores: scoring.PerQuery
     manifest: dict[str, Any]
     """Of its run of `answer`."""
     training: dict[str, Any] | None
@@ -155,7 +156,7 @@ def _spread(queries: Sequence[schema.Query], count: int) -> list[schema.Query]:
 def _index_seconds(settings: config.Config, manifest: dict[str, Any]) -> list[dict[str, float]]:
     """Seconds and workers of each version that led to the one answered from, oldest first, as far as they are kept."""
     name, found = manifest["index_version"], list[dict[str, float]]()
-    while name and storage.exists(versions.version_url(settings.workspace, name)):
+    while name and filesystem.exists(versions.version_url(settings.workspace, name)):
         facts = versions.read_version(settings.workspace, name).manifest
         workers = facts.get("encoding", {}).get("workers", 1)
         found.append({"total": facts.get("seconds", {}).get("total", 0.0), "workers": float(workers)})

@@ -17,7 +17,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ragtune_ray import config, examples, inputs, models, progress, schema, splitting, storage, teaching
+from ragtune_ray import (
+    checksums,
+    config,
+    examples,
+    filesystem,
+    inputs,
+    models,
+    progress,
+    schema,
+    splitting,
+    storage,
+    teaching,
+)
 from ragtune_ray.cluster import questions, runs, session, stages
 from ragtune_ray.cluster.example_units import PrepareUnit
 
@@ -124,14 +136,14 @@ def _prepare(settings: config.Config, staged: dict[str, questions.StagedQueries]
         "teaching": training.teacher_temperature if training.learns_from_generator else None,
         "seed": settings.seed,
     }
-    url, work = runs.places(settings, f"examples-{storage.digest(identity)}")
+    url, work = runs.places(settings, f"examples-{checksums.digest(identity)}")
     if runs.already(url, "examples"):
         return url
     started = time.monotonic()
     summaries = {}
     with runs.holding(settings, version), session.ray_session(settings.cluster):
         for split, part in staged.items():
-            directory = storage.join(work, split)
+            directory = filesystem.join(work, split)
             arguments = {
                 "settings": settings,
                 "version": version,
@@ -158,7 +170,7 @@ def _prepare(settings: config.Config, staged: dict[str, questions.StagedQueries]
         "seconds": {"total": round(time.monotonic() - started, 3)},
     }
     _publish(settings, url, work, staged, summaries, facts)
-    storage.remove(work)
+    filesystem.remove(work)
     return url
 
 
@@ -170,7 +182,7 @@ def _publish(
     summaries: dict[str, list[dict[str, Any]]],
     facts: dict[str, Any],
 ) -> None:
-    tables = {split: _together(storage.join(work, split), summaries[split], "examples.parquet") for split in staged}
+    tables = {split: _together(filesystem.join(work, split), summaries[split], "examples.parquet") for split in staged}
     rejects = [reject for part in staged.values() for reject in part.rejects]
     rejects += [schema.Reject(**row) for parts in summaries.values() for part in parts for row in part["rejects"]]
     for split in ("train", "validation"):
@@ -191,7 +203,8 @@ def _publish(
     pq.write_table(validation, staging / VALIDATION, write_page_checksum=True)
     if settings.training.keeps_index:
         pools = [
-            _together(storage.join(work, split), summaries[split], "pool.parquet") for split in ("train", "validation")
+            _together(filesystem.join(work, split), summaries[split], "pool.parquet")
+            for split in ("train", "validation")
         ]
         pq.write_table(_distinct(pa.concat_tables(pools)), staging / POOL, write_page_checksum=True)
     (staging / "rejects.jsonl").write_text(schema.reject_lines(rejects), encoding="utf-8")

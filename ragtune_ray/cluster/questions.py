@@ -20,7 +20,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from ragtune_ray import config, inputs, progress, schema, splitting, storage
+from ragtune_ray import checksums, config, filesystem, inputs, progress, schema, splitting
 
 __all__ = [
     "StagedQueries",
@@ -72,14 +72,14 @@ def staged_queries(settings: config.Config) -> Iterator[StagedQueries]:
             first = f"; the first reject: {rejects[0].place}: {rejects[0].reason}" if rejects else ""
             raise inputs.InputError(f"{settings.queries.path}: holds no usable query{first}")
         name = fingerprint.hexdigest()[:16]
-        url = storage.join(settings.workspace, "runs", ".work", f"queries-{name}-{uuid.uuid4().hex[:8]}.parquet")
-        storage.commit_file(local, url)
+        url = filesystem.join(settings.workspace, "runs", ".work", f"queries-{name}-{uuid.uuid4().hex[:8]}.parquet")
+        filesystem.commit_file(local, url)
     if rejects:
         progress.say(f"queries: {len(rejects):,} rejected; the first: {rejects[0].place}: {rejects[0].reason}")
     try:
         yield StagedQueries(url, name, num_queries, tuple(rejects))
     finally:
-        storage.remove(url)
+        filesystem.remove(url)
 
 
 def fingerprint(settings: config.Config) -> str:
@@ -108,7 +108,7 @@ def judged_queries(settings: config.Config) -> list[schema.Query]:
 def read_queries(url: str, start: int, stop: int) -> list[schema.Query]:
     """The staged queries from row `start` up to `stop`."""
     folder, _, name = url.rpartition("/")
-    path = storage.local_copy(folder, [name], storage.digest(url)) / name
+    path = filesystem.local_copy(folder, [name], checksums.digest(url)) / name
     first = 0
     found: list[schema.Query] = []
     with pq.ParquetFile(path, page_checksum_verification=True) as file:

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ragtune_ray import config, contents, planning, readers, schema, segments, storage, versions
+from ragtune_ray import checksums, config, contents, filesystem, planning, readers, schema, segments, versions
 from ragtune_ray.cluster import stages
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def read_stage(
         DuplicateError: two documents of different text share an id.
         stages.StageError: the stage failed.
     """
-    directory = storage.join(build, "read")
+    directory = filesystem.join(build, "read")
     units = [{"unit": unit.number, "input": dataclasses.asdict(unit)} for unit in plan.units]
     arguments: dict[str, Any] = {
         "directory": directory,
@@ -132,9 +132,9 @@ def read_stage(
 
 def read_row_group(build: str, part: int, row_group: int) -> pa.Table:
     """One row group of a part: `Passage` rows and the number of each one's document within the part."""
-    directory = storage.join(build, "read")
+    directory = filesystem.join(build, "read")
     name = Path(stages.unit_file(directory, part, "passages.parquet")).name
-    folder = storage.local_copy(directory, [name], storage.digest(directory))
+    folder = filesystem.local_copy(directory, [name], checksums.digest(directory))
     with pq.ParquetFile(folder / name, page_checksum_verification=True) as file:
         return file.read_row_group(row_group)
 
@@ -251,12 +251,12 @@ def _write(writer: pq.ParquetWriter, rows: list[dict[str, Any]], unit_passages: 
 
 def _read_table(directory: str, summary: dict[str, Any], suffix: str) -> pa.Table:
     name = Path(stages.unit_file(directory, summary["unit"], suffix)).name
-    return pq.read_table(storage.local_copy(directory, [name], storage.digest(directory)) / name)
+    return pq.read_table(filesystem.local_copy(directory, [name], checksums.digest(directory)) / name)
 
 
 def _read_rejects(directory: str, summary: dict[str, Any]) -> Iterator[schema.Reject]:
     if summary["rejected"]:
-        text = storage.read_text(stages.unit_file(directory, summary["unit"], "rejects.jsonl"))
+        text = filesystem.read_text(stages.unit_file(directory, summary["unit"], "rejects.jsonl"))
         yield from (schema.Reject(**json.loads(line)) for line in text.splitlines())
 
 

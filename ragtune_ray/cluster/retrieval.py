@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ragtune_ray import config, intervals, progress, schema, snapshot, storage, versions
+from ragtune_ray import checksums, config, filesystem, intervals, progress, schema, snapshot, storage, versions
 from ragtune_ray.cluster import questions, runs, scatter, session, stages
 from ragtune_ray.cluster.generating import RetrieveUnit
 
@@ -51,12 +51,12 @@ def _retrieve(settings: config.Config, staged: questions.StagedQueries) -> Path 
         "retrieval": settings.retrieval.model_dump(mode="json"),
         "evaluate": {"depth": settings.evaluate.depth, "cutoffs": settings.evaluate.cutoffs},
     }
-    url, work = runs.places(settings, f"retrieve-{storage.digest(identity)}")
+    url, work = runs.places(settings, f"retrieve-{checksums.digest(identity)}")
     if runs.already(url, "retrieve"):
         return url
     started = time.monotonic()
     depth = max(settings.retrieval.top_k, settings.evaluate.depth)
-    directory = storage.join(work, "hits")
+    directory = filesystem.join(work, "hits")
     units = questions.units(staged, RETRIEVE_UNIT_QUERIES)
     with runs.holding(settings, version), session.ray_session(settings.cluster):
         shards = snapshot.shards(
@@ -74,7 +74,7 @@ def _retrieve(settings: config.Config, staged: questions.StagedQueries) -> Path 
         "num_shards": max(1, len(shards)),
     }
     _publish_hits(settings, url, directory, summaries, staged, facts)
-    storage.remove(work)
+    filesystem.remove(work)
     return url
 
 

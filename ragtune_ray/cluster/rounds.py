@@ -13,16 +13,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ragtune_ray import (
-    config,
-    gates,
-    inputs,
-    progress,
-    schema,
-    splitting,
-    storage,
-    versions,
-)
+from ragtune_ray import config, filesystem, gates, inputs, progress, schema, splitting, storage, versions
 from ragtune_ray.cluster import corpus, judging, preparation, training
 from ragtune_ray.ledger import Ledger, Row
 from ragtune_ray.pairs import Pair
@@ -85,8 +76,8 @@ class Rounds:
         rows = [dataclasses.replace(query, split="train") for query in learnt]
         rows += judging.queries_of(self.settings, "validation")
         lines = (json.dumps(dataclasses.asdict(row), ensure_ascii=False) + "\n" for row in rows)
-        url = storage.join(self.root, f"{self.number:02d}-{name}.jsonl")
-        storage.replace_text(url, "".join(lines))
+        url = filesystem.join(self.root, f"{self.number:02d}-{name}.jsonl")
+        filesystem.replace_text(url, "".join(lines))
         return url
 
     def tune_generator(self, path: str, num_questions: int, start: str = "") -> bool:
@@ -142,7 +133,7 @@ class Rounds:
             return False
         changed = dataclasses.replace(self.pair, query_model=trained["model"])
         if rule.reindex:
-            workspace = storage.join(self.root, f"{self.number:02d}")
+            workspace = filesystem.join(self.root, f"{self.number:02d}")
             changed = Pair(workspace, trained["model"], "", self.pair.generator_model)
             self.step("corpus indexed", lambda: self._indexed(changed), ["retriever"])
         return self._judged("retriever", changed, trained["num_examples"])

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ragtune_ray import config, models, progress, retention, storage, versions
+from ragtune_ray import checksums, config, filesystem, models, progress, retention, storage, versions
 from ragtune_ray.cluster import questions, stages
 
 if TYPE_CHECKING:
@@ -65,8 +65,8 @@ def query_model_fingerprint(settings: config.Config) -> str:
 def places(settings: config.Config, name: str) -> tuple[str, str]:
     """Where the finished run stands, and where it is worked on."""
     return (
-        storage.join(settings.workspace, "runs", name),
-        storage.join(settings.workspace, "runs", ".work", name),
+        filesystem.join(settings.workspace, "runs", name),
+        filesystem.join(settings.workspace, "runs", ".work", name),
     )
 
 
@@ -117,4 +117,4 @@ def merged(directory: str, summaries: Iterable[dict[str, Any]], suffix: str) -> 
     """The parts of a stage, one after another, in the order of the queries."""
     for summary in summaries:
         name = Path(stages.unit_file(directory, summary["unit"], suffix)).name
-        yield pq.read_table(storage.local_copy(directory, [name], storage.digest(directory)) / name)
+        yield pq.read_table(filesystem.local_copy(directory, [name], checksums.digest(directory)) / name)

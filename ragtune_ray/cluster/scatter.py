@@ -37,7 +37,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ragtune_ray import config, lexical, retriever, schema, snapshot, storage, vectors, versions, words
+from ragtune_ray import checksums, config, filesystem, lexical, retriever, schema, snapshot, vectors, versions, words
 from ragtune_ray.cluster import questions, runs, session, stages
 from ragtune_ray.cluster.generating import commit_hits, row_by_row_if_needed
 from ragtune_ray.encoder import load_encoder
@@ -69,8 +69,8 @@ class Job:
     def stage(self, name: str) -> str:
         """Directory of a stage; another division into shards has another one."""
         if name == "encode":
-            return storage.join(self.work, name)
-        return storage.join(self.work, f"{name}-{storage.digest(self.shards)[:16]}")
+            return filesystem.join(self.work, name)
+        return filesystem.join(self.work, f"{name}-{checksums.digest(self.shards)[:16]}")
 
     def search_unit(self, shard: int, unit: int) -> int:
         """Number of the unit of `search` that looks for a unit of queries in a shard: all of one shard stand together."""
@@ -156,7 +156,7 @@ class _Encoded:
 
 
 def _read_encoded(job: Job, unit: int) -> _Encoded:
-    return _Encoded(**json.loads(storage.read_text(stages.unit_file(job.stage("encode"), unit, "encoded"))))
+    return _Encoded(**json.loads(filesystem.read_text(stages.unit_file(job.stage("encode"), unit, "encoded"))))
 
 
 class EncodeUnit:
@@ -261,7 +261,7 @@ class CountUnit:
 def _read_statistics(job: Job) -> lexical.Statistics:
     """Those of all shards together, never holding more than two of them."""
     files = (stages.unit_file(job.stage("count"), number, "statistics") for number in range(len(job.shards)))
-    each = (lexical.Statistics(**json.loads(storage.read_text(file))) for file in files)
+    each = (lexical.Statistics(**json.loads(filesystem.read_text(file))) for file in files)
     return functools.reduce(lambda one, other: lexical.add_statistics([one, other]), each)
 
 
@@ -391,7 +391,7 @@ class MergeUnit:
 
 def _local(url: str) -> Path:
     folder, _, name = url.rpartition("/")
-    return storage.local_copy(folder, [name], storage.digest(folder)) / name
+    return filesystem.local_copy(folder, [name], checksums.digest(folder)) / name
 
 
 def _load(url: str) -> dict[str, np.ndarray]:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ragtune_ray import progress, storage
+from ragtune_ray import filesystem, progress
 
 if TYPE_CHECKING:
     import ray.data
@@ -56,7 +56,7 @@ def unit_file(directory: str, number: int, suffix: str) -> str:
     >>> unit_file("work/embed", 7, "npy")
     'work/embed/unit-00000007.npy'
     """
-    return storage.join(directory, f"unit-{number:08d}.{suffix}")
+    return filesystem.join(directory, f"unit-{number:08d}.{suffix}")
 
 
 def commit_unit(directory: str, number: int, files: dict[str, Path], **summary: Any) -> str:
@@ -72,28 +72,28 @@ def commit_unit(directory: str, number: int, files: dict[str, Path], **summary: 
         The summary as JSON, to be yielded to the driver.
     """
     for suffix, local in files.items():
-        storage.commit_file(local, unit_file(directory, number, suffix))
+        filesystem.commit_file(local, unit_file(directory, number, suffix))
     names = [unit_file("", number, suffix).lstrip("/") for suffix in files]
     text = json.dumps({"unit": number, "files": names, **summary}, sort_keys=True)
-    storage.replace_text(unit_file(directory, number, "json"), text)
+    filesystem.replace_text(unit_file(directory, number, "json"), text)
     return text
 
 
 def begin_attempt(directory: str, number: int) -> int:
     """Note that a unit is being tried; how many times it now has been, this one included, over all workers and runs."""
     attempt = 1
-    while storage.exists(unit_file(directory, number, f"attempt-{attempt}.txt")):
+    while filesystem.exists(unit_file(directory, number, f"attempt-{attempt}.txt")):
         attempt += 1
-    storage.replace_text(unit_file(directory, number, f"attempt-{attempt}.txt"), "")
+    filesystem.replace_text(unit_file(directory, number, f"attempt-{attempt}.txt"), "")
     return attempt
 
 
 def forget_unit(directory: str, number: int) -> None:
     """Remove everything a unit left, its attempts included: the next run does it as if for the first time."""
     prefix = unit_file("", number, "").lstrip("/")
-    for name in storage.list_names(directory):
+    for name in filesystem.list_names(directory):
         if name.startswith(prefix):
-            storage.remove(storage.join(directory, name))
+            filesystem.remove(filesystem.join(directory, name))
 
 
 def finished_units(directory: str) -> dict[int, Summary]:
@@ -102,12 +102,12 @@ def finished_units(directory: str) -> dict[int, Summary]:
     A unit whose marker is damaged, or whose files have vanished, counts as unfinished and is done again.
     """
     finished = {}
-    names = set(storage.list_names(directory))
+    names = set(filesystem.list_names(directory))
     for name in sorted(names):
         if not name.endswith(".json"):
             continue
         try:
-            summary = json.loads(storage.read_text(storage.join(directory, name)))
+            summary = json.loads(filesystem.read_text(filesystem.join(directory, name)))
             number, files = int(summary["unit"]), set(summary["files"])
         except (ValueError, KeyError, TypeError):
             logger.warning("%s/%s is damaged; its unit is done again", directory, name)

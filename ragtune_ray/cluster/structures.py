@@ -20,7 +20,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from ragtune_ray import calibration, contents, failpoints, index, schema, segments, storage, vectors, versions
+from ragtune_ray import (
+    calibration,
+    checksums,
+    contents,
+    failpoints,
+    filesystem,
+    index,
+    schema,
+    segments,
+    storage,
+    vectors,
+    versions,
+)
 from ragtune_ray.cluster import embedding, stages
 
 if TYPE_CHECKING:
@@ -92,7 +104,7 @@ def build_segments(job: Job, sources: Sequence[Source], *, calibrate: bool) -> t
         job = dataclasses.replace(job, trained_id=_train(job, sources))
     failpoints.reach("build.trained")
     units = _units(job, sources)
-    directory = storage.join(job.build, "segment")
+    directory = filesystem.join(job.build, "segment")
     _forget_vanished(job, directory, units)
 
     def transform(dataset: ray.data.Dataset) -> ray.data.Dataset:
@@ -140,7 +152,7 @@ def _units(job: Job, sources: Sequence[Source]) -> list[dict[str, Any]]:
         groups[min(num_segments - 1, int(middle * num_segments / max(1, total)))].append(source)
         first += source["rows"]
     return [
-        {"unit": number, "segment_id": storage.digest([job.build_id, number]), "sources": group}
+        {"unit": number, "segment_id": checksums.digest([job.build_id, number]), "sources": group}
         for number, group in enumerate(group for group in groups if group)
     ]
 
@@ -156,15 +168,15 @@ def _forget_vanished(job: Job, directory: str, units: Sequence[dict[str, Any]]) 
 
 def trained_url(workspace: str, trained_id: str) -> str:
     """Directory of a trained structure."""
-    return storage.join(workspace, "index", "trained", trained_id)
+    return filesystem.join(workspace, "index", "trained", trained_id)
 
 
 def _train(job: Job, sources: Sequence[Source]) -> str:
     """Train the structure and draw the held-out vectors, as one task; the structure's id, "" where nothing is trained."""
     needs_training = index.training_sample_size(job.kind, 1) > 0
-    trained_id = storage.digest([job.build_id, "trained"]) if needs_training else ""
+    trained_id = checksums.digest([job.build_id, "trained"]) if needs_training else ""
     is_trained = not trained_id or storage.is_finished(trained_url(job.workspace, trained_id))
-    if not is_trained or not storage.exists(storage.join(job.build, HELD_OUT)):
+    if not is_trained or not filesystem.exists(filesystem.join(job.build, HELD_OUT)):
         _run(job, _train_task, job, list(sources), trained_id)
     return trained_id
 
@@ -183,12 +195,12 @@ def _train_task(job: Job, sources: list[Source], trained_id: str) -> None:
             trained = index.train(job.kind, job.dimension, num_vectors, _vectors_at(job, sources, sampled), job.seed)
             url = trained_url(job.workspace, trained_id)
             staging = storage.stage(url)
-            with storage.discarding(staging):
+            with filesystem.discarding(staging):
                 index.save(trained, staging / TRAINED)
             storage.publish(staging, url, "trained", structure=job.kind, num_vectors=num_vectors)
         saved = Path(temporary) / HELD_OUT
         np.savez(saved, ordinals=asked, queries=_vectors_at(job, sources, asked))
-        storage.commit_file(saved, storage.join(job.build, HELD_OUT))
+        filesystem.commit_file(saved, filesystem.join(job.build, HELD_OUT))
 
 
 def _vectors_at(job: Job, sources: Sequence[Source], ordinals: np.ndarray) -> np.ndarray:
@@ -243,20 +255,20 @@ def _build_unit(unit: dict[str, Any], job: Job) -> str:
     url = segments.segment_url(job.workspace, unit["segment_id"])
     if not storage.is_finished(url):
         trained = _structure(job, len(embedded))
-        staging = storage.stage(url, scratch=storage.join(job.build, "staging"))
+        staging = storage.stage(url, scratch=filesystem.join(job.build, "staging"))
         columns = passages.select(schema.arrow_schema(schema.Passage).names)
         fingerprints = passages["fingerprint"].combine_chunks()
-        with storage.discarding(staging):
+        with filesystem.discarding(staging):
             segments.write_segment(staging, columns, fingerprints, embedded, trained, job.language)
         trained_id = job.trained_id if index.kind_of(trained) == job.kind else ""
         segments.publish_segment(staging, url, passages.num_rows, trained_id)
     files: dict[str, Path] = {}
     with tempfile.TemporaryDirectory(prefix="ragtune-segment-") as temporary:
-        if storage.exists(storage.join(job.build, HELD_OUT)) and job.kind not in index.EXACT_KINDS:
+        if filesystem.exists(filesystem.join(job.build, HELD_OUT)) and job.kind not in index.EXACT_KINDS:
             files["exact.npy"] = Path(temporary) / "exact.npy"
-            storage.save_array(files["exact.npy"], calibration.exact_neighbors(_held_out(job)[0], embedded))
+            filesystem.save_array(files["exact.npy"], calibration.exact_neighbors(_held_out(job)[0], embedded))
         return stages.commit_unit(
-            storage.join(job.build, "segment"), unit["unit"], files, segment_id=unit["segment_id"]
+            filesystem.join(job.build, "segment"), unit["unit"], files, segment_id=unit["segment_id"]
         )
 
 
@@ -271,11 +283,11 @@ def _structure(job: Job, num_vectors: int) -> Any:
 
 
 def _is_calibrated_here(job: Job) -> bool:
-    return storage.exists(storage.join(job.build, HELD_OUT))
+    return filesystem.exists(filesystem.join(job.build, HELD_OUT))
 
 
 def _held_out(job: Job) -> tuple[np.ndarray, np.ndarray]:
-    path = storage.local_copy(job.build, [HELD_OUT], storage.digest(job.build)) / HELD_OUT
+    path = filesystem.local_copy(job.build, [HELD_OUT], checksums.digest(job.build)) / HELD_OUT
     with np.load(path, allow_pickle=False) as arrays:
         return arrays["queries"], arrays["ordinals"]
 
@@ -306,8 +318,8 @@ def _calibrate(job: Job, segment_ids: list[str]) -> dict[str, Any]:
 
 
 def _exact_scores(job: Job, unit: int) -> np.ndarray:
-    directory = storage.join(job.build, "segment")
+    directory = filesystem.join(job.build, "segment")
     name = Path(stages.unit_file(directory, unit, "exact.npy")).name
-    path = storage.local_copy(directory, [name], storage.digest(directory)) / name
+    path = filesystem.local_copy(directory, [name], checksums.digest(directory)) / name
     scores: np.ndarray = np.load(path, allow_pickle=False)
     return scores

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ragtune_ray import batching, config, models, progress, storage
+from ragtune_ray import batching, checksums, config, filesystem, models, progress, storage
 from ragtune_ray.cluster import feeding, preparation, session, training_worker
 
 if TYPE_CHECKING:
@@ -83,19 +83,19 @@ def train(settings: config.Config) -> str:
     if encoder is not None:  # no key of the others: it would make all that is trained already another model
         identity["encoder"] = encoder.fingerprint
     name = models.tuned_name(training)
-    folder = storage.join(settings.workspace, "models", name)
-    url = storage.join(folder, storage.digest(identity))
+    folder = filesystem.join(settings.workspace, "models", name)
+    url = filesystem.join(folder, checksums.digest(identity))
     if storage.is_finished(url):
         progress.say("train: this model is already trained; nothing to do")
     else:
-        work = storage.join(settings.workspace, "models", ".work", f"{name}-{storage.digest(identity)}")
+        work = filesystem.join(settings.workspace, "models", ".work", f"{name}-{checksums.digest(identity)}")
         num_weights = _num_weights(models.weights_of(base), training)
         if encoder is not None:
             num_weights += _num_weights(models.weights_of(encoder), config.Training())
-        storage.require_space(work, BYTES_PER_WEIGHT * num_weights, "checkpoints of training")
+        filesystem.require_space(work, BYTES_PER_WEIGHT * num_weights, "checkpoints of training")
         with session.ray_session(settings.cluster, for_training=True):
             _fit(settings, examples, url, work)
-        storage.remove(work)
+        filesystem.remove(work)
     storage.make_current(folder, url.rpartition("/")[2])
     _say_result(storage.read_manifest(url))
     return url
@@ -127,7 +127,7 @@ def _fit(settings: config.Config, examples: str, url: str, work: str) -> None:
     from ragtune_ray.fitting import TrainingError
 
     _require_room(settings)
-    _mend_snapshot(storage.join(work, training_worker.RUN_NAME))
+    _mend_snapshot(filesystem.join(work, training_worker.RUN_NAME))
     num_examples = storage.read_manifest(examples)["num_train"]
     num_steps = batching.num_steps(num_examples, settings.training)
     board = ray.remote(num_cpus=0)(_Board).remote()
@@ -227,14 +227,14 @@ def _require_room(settings: config.Config) -> None:
 
 def _mend_snapshot(run: str) -> None:
     """Ray Train refuses to start beside a torn list of its checkpoints: without one it starts, and finds ours by their names."""
-    url = storage.join(run, SNAPSHOT)
-    if not storage.exists(url):
+    url = filesystem.join(run, SNAPSHOT)
+    if not filesystem.exists(url):
         return
     try:
-        json.loads(storage.read_text(url))
+        json.loads(filesystem.read_text(url))
     except ValueError:
         logger.warning("%s is damaged; it is removed, and the newest sound checkpoint beside it is used", url)
-        storage.remove(url)
+        filesystem.remove(url)
 
 
 class _Board:

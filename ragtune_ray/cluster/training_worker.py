@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ragtune_ray import batching, config, model_card, models, storage
+from ragtune_ray import batching, config, filesystem, model_card, models, storage
 from ragtune_ray.cluster import feeding
 from ragtune_ray.examples import example_type
 
@@ -70,7 +70,7 @@ def work(arguments: dict[str, Any]) -> dict[str, Any]:
     from ragtune_ray.fitting import TrainingError
 
     run = _begin(arguments)
-    checkpoints = storage.join(arguments["work"], RUN_NAME)
+    checkpoints = filesystem.join(arguments["work"], RUN_NAME)
     _resume(run, checkpoints)
     if not run.start:
         run.start = _validate(run)
@@ -163,10 +163,10 @@ def _resume(run: _Run, checkpoints: str) -> None:
 
 def _newest_sound(run: _Run, checkpoints: str) -> str:
     """The directory of the newest checkpoint that is whole; "" where there is none."""
-    for name in sorted(storage.list_names(checkpoints), reverse=True):
+    for name in sorted(filesystem.list_names(checkpoints), reverse=True):
         if not name.startswith("step-"):
             continue
-        url = storage.join(checkpoints, name)
+        url = filesystem.join(checkpoints, name)
         try:
             storage.open_artifact(url, "checkpoint")
         except storage.ArtifactError as error:

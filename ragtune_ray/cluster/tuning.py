@@ -17,8 +17,10 @@ from typing import Any
 import yaml
 
 from ragtune_ray import (
+    checksums,
     config,
     failpoints,
+    filesystem,
     models,
     progress,
     routing,
@@ -59,13 +61,13 @@ def tune(settings: config.Config) -> str:
     """
     settings = settings.using("queries.split=all", "answer.arm=rag")
     _refuse_hopeless(settings)
-    identity = storage.digest(_identity(settings))
+    identity = checksums.digest(_identity(settings))
     mode = settings.tune.mode
-    folder = storage.join(settings.workspace, "models", mode)
-    url, root = storage.join(folder, identity), storage.join(settings.workspace, "rounds", f"{mode}-{identity}")
+    folder = filesystem.join(settings.workspace, "models", mode)
+    url, root = filesystem.join(folder, identity), filesystem.join(settings.workspace, "rounds", f"{mode}-{identity}")
     if not runs.already(url, "tune"):
         with session.ray_session(settings.cluster, for_training=True):
-            rounds = Rounds(settings, root, Ledger(storage.join(root, LEDGER)), Pair.of(settings))
+            rounds = Rounds(settings, root, Ledger(filesystem.join(root, LEDGER)), Pair.of(settings))
             match mode:
                 case "staged":
                     _staged(rounds)
@@ -85,7 +87,7 @@ def tune(settings: config.Config) -> str:
 def report_lines(url: str) -> list[str]:
     """The table of a finished tune, for a terminal."""
     artifact = storage.open_artifact(url, "tuned")
-    rows = Ledger(storage.join(str(artifact.path), LEDGER)).rows
+    rows = Ledger(filesystem.join(str(artifact.path), LEDGER)).rows
     routes = next((row["routes"] for row in rows if "routes" in row), None)
     return [*(routing.route_lines(routes) if routes else []), *ledger_lines(rows)]
 
@@ -295,7 +297,7 @@ def _publish(rounds: Rounds, url: str, cores: int) -> None:
 
 def _remove_unused(root: str, pair: Pair) -> None:
     """Indexes of rounds that are not the best: as large as the index itself, and read by nobody."""
-    for name in storage.list_names(root):
-        workspace = storage.join(root, name)
-        if workspace != pair.workspace and storage.exists(storage.join(workspace, "index")):
-            storage.remove(storage.join(workspace, "index"))
+    for name in filesystem.list_names(root):
+        workspace = filesystem.join(root, name)
+        if workspace != pair.workspace and filesystem.exists(filesystem.join(workspace, "index")):
+            filesystem.remove(filesystem.join(workspace, "index"))

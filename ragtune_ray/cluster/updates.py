@@ -15,16 +15,17 @@ from typing import Any
 import numpy as np
 
 from ragtune_ray import (
+    checksums,
     config,
     contents,
     failpoints,
+    filesystem,
     inputs,
     models,
     planning,
     progress,
     rows,
     schema,
-    storage,
     versions,
 )
 from ragtune_ray.cluster import building, compaction
@@ -59,7 +60,9 @@ def upsert_documents(settings: config.Config, path: str) -> Path | str:
     _refuse_other_recipe(settings, encoder, base)
     in_process = building.runs_in_process(settings, plan)
     content = [[file.sha256, file.path] for file in plan.files]
-    build_id = storage.digest(["upsert", building.recipe(settings, encoder), content, base.content_id if base else ""])
+    build_id = checksums.digest(
+        ["upsert", building.recipe(settings, encoder), content, base.content_id if base else ""]
+    )
     with building.session_for(settings, in_process=in_process):
         built = building.build(settings, plan, encoder, base, build_id, in_process=in_process)
     version, is_new = versions.publish_rebasing(
@@ -67,7 +70,7 @@ def upsert_documents(settings: config.Config, path: str) -> Path | str:
     )
     if version is None:
         raise UpdateError(f"{path}: holds no document that could be indexed; see what was rejected: {_first(built)}")
-    storage.remove(building.directory(settings.workspace, build_id))
+    filesystem.remove(building.directory(settings.workspace, build_id))
     failpoints.reach("build.cleaned")
     unchanged = sum(built.parts.documents["is_known"].to_pylist())
     rejected = f", {len(built.rejects):,} rejected" if built.rejects else ""

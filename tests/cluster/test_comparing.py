@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ragtune_ray import adaptive, config, storage, versions
+from ragtune_ray import adaptive, config, filesystem, storage, versions
 from ragtune_ray.cluster import answers, calibrating, comparing, evaluation, freshness, judging, measuring, questions
 from ragtune_ray.cluster.comparing import CompareError, compare, read_comparison
 from ragtune_ray.cluster.corpus import build_index
@@ -156,7 +156,9 @@ def test_changes_show_in_arms_that_retrieve_and_leave_the_index_as_it_was(compar
     settings = compared[0]
     assert versions.current_version(settings.workspace) == "000001"
     assert not [
-        name for name in storage.list_names(storage.join(settings.workspace, "runs", ".work")) if "changed" in name
+        name
+        for name in filesystem.list_names(filesystem.join(settings.workspace, "runs", ".work"))
+        if "changed" in name
     ]
     changed, seconds = freshness.follow_changes(settings)
     assert seconds > 0

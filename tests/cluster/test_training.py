@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from ragtune_ray import config, inputs, models, schema, splitting, storage
+from ragtune_ray import config, filesystem, inputs, models, schema, splitting, storage
 from ragtune_ray.cluster import evaluation, preparation, training
 from ragtune_ray.cluster.corpus import build_index
 from ragtune_ray.cluster.training import train
@@ -287,6 +287,6 @@ def test_weights_spread_over_workers_learn_what_whole_ones_learn(given: config.C
 def test_a_disk_without_room_for_checkpoints_is_refused_before_training(
     given: config.Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storage, "free_bytes", lambda _: 1000)
-    with pytest.raises(storage.SpaceError, match="checkpoints of training"):
+    monkeypatch.setattr(filesystem, "free_bytes", lambda _: 1000)
+    with pytest.raises(filesystem.SpaceError, match="checkpoints of training"):
         train(given.using("training.arm=ft", "training.name=full"))

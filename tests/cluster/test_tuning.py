@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ragtune_ray import config, models, pairs, schema, splitting, storage, teaching, versions
+from ragtune_ray import config, filesystem, models, pairs, schema, splitting, storage, teaching, versions
 from ragtune_ray.cluster import answers, comparing, evaluation, freshness, judging, preparation, tuning
 from ragtune_ray.cluster.corpus import build_index
 from ragtune_ray.cluster.judging import reciprocal_ranks
@@ -125,9 +125,9 @@ def test_a_new_encoders_index_is_searched_with_no_other(given: config.Config, tm
             open_retriever(mixed.used_in(settings))
 
     # A comparison of changed documents changes a copy of each index, with the encoder that built it.
-    published = storage.join(settings.workspace, "models", "domain", "d0")
+    published = filesystem.join(settings.workspace, "models", "domain", "d0")
     storage.publish(storage.stage(published), published, "tuned", pair=changed.facts())
-    storage.make_current(storage.join(settings.workspace, "models", "domain"), "d0")
+    storage.make_current(filesystem.join(settings.workspace, "models", "domain"), "d0")
     write_corpus(tmp_path / "changes.jsonl", 4, seed=9)
     write_queries(tmp_path / "changed.jsonl", 4)
     indexes = comparing._indexes(
@@ -144,7 +144,7 @@ def test_a_new_encoders_index_is_searched_with_no_other(given: config.Config, tm
         assert versions.current_version(copy.workspace) != versions.current_version(of_arm.workspace)
         assert copy.encoder.model == of_arm.encoder.model
         freshness.remove_copy(of_arm)
-        assert not storage.exists(copy.workspace)
+        assert not filesystem.exists(copy.workspace)
 
 
 def test_what_the_generator_teaches_in_bulk_is_what_it_teaches_here(given: config.Config) -> None:

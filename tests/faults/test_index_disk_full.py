@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ragtune_ray import storage, versions
+from ragtune_ray import filesystem, versions
 from tests.faults.test_index_failpoints import (
     ADDED,
     STANDING,
@@ -52,8 +52,8 @@ def begin(folder: Path, start: Path, free_bytes: int) -> Path:
     filler.unlink(missing_ok=True)
     shutil.copytree(start / "workspace" / "index", workspace / "index")
     with filler.open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, storage.free_bytes(str(workspace)) - free_bytes)
-    assert storage.free_bytes(str(workspace)) == free_bytes
+        os.posix_fallocate(file.fileno(), 0, filesystem.free_bytes(str(workspace)) - free_bytes)
+    assert filesystem.free_bytes(str(workspace)) == free_bytes
     return workspace
 
 
@@ -80,7 +80,7 @@ def test_a_corpus_larger_than_the_disk_is_refused_before_anything_is_written(
     before = used_bytes(workspace)
     large = {f"d{number}": " ".join(["dust"] * 600) for number in range(50)}
     said = r"workspace: no space for the passages: about 0\.3 MiB are needed, 0\.2 MiB are free; free some"
-    with pytest.raises(storage.SpaceError, match=said):
+    with pytest.raises(filesystem.SpaceError, match=said):
         upsert(folder, large)
     assert versions.list_versions(str(workspace)) == ["000001", "000002", "000003"]
     assert used_bytes(workspace) == before
@@ -94,7 +94,7 @@ def test_wherever_the_disk_runs_full_the_old_contents_stand_and_with_space_the_s
     starts: dict[str, Path],  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(storage, "require_space", lambda *_: None)
+    monkeypatch.setattr(filesystem, "require_space", lambda *_: None)
     num_failed = 0
     for free_bytes in range(0, SIZE_BYTES, STEP_BYTES):
         workspace = begin(folder, starts["standing"], free_bytes)
@@ -116,10 +116,10 @@ def test_wherever_the_disk_runs_full_the_old_contents_stand_and_with_space_the_s
 def test_an_array_that_does_not_fit_is_told_from_any_other_failure(folder: Path, starts: dict[str, Path]) -> None:  # noqa: F811
     workspace = begin(folder, starts["standing"], 200 * 1024)
     with pytest.raises(OSError, match="No space left") as raised:
-        storage.save_array(workspace / "large.npy", np.zeros(2**20))
+        filesystem.save_array(workspace / "large.npy", np.zeros(2**20))
     assert raised.value.errno == errno.ENOSPC
     (workspace / "filler").unlink()
     for array in (np.arange(2**18), np.empty((0, 3), dtype=np.float32), np.asfortranarray(np.eye(3))):
-        storage.save_array(workspace / "saved.npy", array)
+        filesystem.save_array(workspace / "saved.npy", array)
         np.save(workspace / "expected.npy", array)
         assert (workspace / "saved.npy").read_bytes() == (workspace / "expected.npy").read_bytes()
