@@ -32,6 +32,7 @@ class Load:
     """Between the last ends of requests, while there were others; their mean says how fast requests pass. Over so many, one
     stall (a copy that died and was started anew) does not pass for the pace."""
     last_end: float = 0.0
+    """On the monotonic clock; 0: nobody has been there since it was quiet."""
 
     @property
     def seconds_each(self) -> float:
@@ -79,8 +80,8 @@ class Load:
         now = time.monotonic()
         if self.last_end and self.current > 1:
             self.gaps_seconds.append(min(now - self.last_end, 10.0))
-        self.last_end = now
         self.current -= 1
+        self.last_end = now if self.current else 0.0  # what passes until the next comes is nobody's pace
 
 
 def capacity(replicas: config.Replicas) -> int:

@@ -5,6 +5,8 @@ In and out: plain values, which travel between processes. This module knows noth
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -13,7 +15,7 @@ import numpy as np
 
 from ragtune_ray import config, schema, selection
 
-__all__ = ["Backend", "Change", "Embedded", "Failed", "Finished", "Found", "Job", "Shown", "Status"]
+__all__ = ["Backend", "Change", "Embedded", "Failed", "Finished", "Found", "Job", "Shown", "Status", "as_sent"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +26,19 @@ class Found:
     passages: tuple[schema.Passage, ...]
     scores: tuple[float, ...]
     seconds: float
+
+
+def as_sent(passage: schema.Passage) -> schema.Passage:
+    """A passage as copies send it to each other: of its document's metadata, which may be megabytes, only the `url` is shown.
+
+    >>> as_sent(schema.Passage("a#0", "a", "text", "A", '{"url": "https://a.org", "raw": "..."}', 0, 4)).metadata
+    '{"url": "https://a.org"}'
+    """
+    try:
+        url = json.loads(passage.metadata).get("url")
+    except (ValueError, AttributeError, RecursionError):
+        url = None
+    return dataclasses.replace(passage, metadata=json.dumps({"url": url}) if isinstance(url, str) else "{}")
 
 
 @dataclass(frozen=True, slots=True)

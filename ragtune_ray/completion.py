@@ -5,19 +5,24 @@ In and out: plain values. This module knows nothing of torch, HTTP or files.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator as Stream
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeAlias
 
 from ragtune_ray.prompts import Prompt
 
-__all__ = ["Completion", "Generator", "GeneratorError", "Tokenizer", "settled_text"]
+__all__ = ["Completion", "Finish", "Generator", "GeneratorError", "Tokenizer", "settled_text"]
 
 _INCOMPLETE = "\ufffd"  # what a tokenizer shows for the first bytes of an unfinished character
 
 
 class GeneratorError(ValueError):
     """A generator cannot be loaded or cannot do what was asked; the message says what to do next."""
+
+
+Finish: TypeAlias = Literal["stop", "length"]
+"""`stop`: the model ended it or a stop string did; `length`: `max_new_tokens` or the model's context did."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +36,7 @@ class Completion:
     """Tokens generated, those of a stop string included, the end-of-sequence token not."""
     seconds: float
     """Wall time of its batch divided by the rows in it; of the request, with engine `openai`."""
-    finish: Literal["stop", "length"]
-    """`stop`: the model ended it or a stop string did; `length`: `max_new_tokens` or the model's context did."""
+    finish: Finish
     error: str
     """Why the row failed; empty when ok."""
     confidence: float | None = None
@@ -73,8 +77,8 @@ class Generator(Tokenizer, Protocol):
         temperature: float = 0.0,
         stop: Sequence[str] = (),
         seed: int = 0,
-    ) -> Iterator[str]:
-        """Pieces of the text that `generate` gives for this prompt."""
+    ) -> Stream[str, None, Finish]:
+        """Pieces of the text that `generate` gives for this prompt; returns why it ended."""
 
     def log_likelihood(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[tuple[float, int]]:
         """Sum of ln p over the tokens of each answer after its prompt, and their number."""

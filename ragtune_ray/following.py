@@ -18,8 +18,6 @@ from typing import Generic, TypeVar
 __all__ = ["Follower", "Lease", "Refusal"]
 
 Held = TypeVar("Held")
-# What a damaged or unfinished artifact raises, from the disk up to torch; a mistake in our own code is not hidden.
-FAULTS = (ValueError, RuntimeError, OSError, KeyError, MemoryError)
 RETRY_SECONDS = 30.0
 
 logger = logging.getLogger(__name__)
@@ -107,7 +105,7 @@ class Follower(Generic[Held]):
         with self._changing:
             try:
                 name = self._latest()
-            except FAULTS as error:
+            except Exception as error:  # noqa: BLE001  # see _refuse
                 self._refuse("", error)
                 return False
             if name == self.name:
@@ -144,14 +142,15 @@ class Follower(Generic[Held]):
             self._retire(self._current)
 
     def _first(self, fallbacks: Callable[[], Sequence[str]]) -> Lease[Held]:
-        name = self._latest()
+        name = ""
         try:
+            name = self._latest()
             return Lease(name, self._load(name, None))
-        except FAULTS as error:
+        except Exception as error:
             self._refuse(name, error)
             for other in fallbacks():
                 if other != name:
-                    with contextlib.suppress(*FAULTS):
+                    with contextlib.suppress(Exception):
                         return Lease(other, self._load(other, None))
             raise
 
@@ -159,7 +158,7 @@ class Follower(Generic[Held]):
         started = time.monotonic()
         try:
             held = self._load(name, self._current.held)
-        except FAULTS as error:
+        except Exception as error:  # noqa: BLE001  # see _refuse
             self._refuse(name, error)
             return False
         old, self._current = self._current, Lease(name, held)
@@ -176,7 +175,8 @@ class Follower(Generic[Held]):
         if ended:
             self._release(lease.held)
 
-    def _refuse(self, name: str, error: BaseException) -> None:
+    def _refuse(self, name: str, error: Exception) -> None:
+        """Whatever it is: stores, formats and templates have errors of their own, and for none is the old one given up."""
         if self.refused is None or (self.refused.name, self.refused.reason) != (name, str(error)):
-            logger.error("%s %s is refused: %s", self._kind, name, error)
+            logger.error("%s %s is refused: %s: %s", self._kind, name, type(error).__name__, error)
         self.refused = Refusal(name, str(error), time.time())

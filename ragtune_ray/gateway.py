@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -105,7 +105,7 @@ class Gateway:
         if not all(text.strip() for text in texts):
             raise ApiError(400, "input: a text is empty", code="invalid_value", param="input")
         with self.retrieving.entered(limits.timeout_seconds):
-            found = await self.backend.embed(texts, request.input_type, limits.timeout_seconds)
+            found = await _in_time(self.backend.embed(texts, request.input_type, limits.timeout_seconds))
         if request.model and request.model != found.model:
             raise ApiError(404, "the model is not served; see /v1/models", code="model_not_found", param="model")
         if request.dimensions not in (None, found.vectors.shape[1]):
@@ -135,13 +135,16 @@ class Gateway:
                     param="documents",
                 )
             rows.append(document.model_dump())
-        return JSONResponse(dict(await self.backend.change_documents(Change(upserted=tuple(rows)), DOCUMENTS_SECONDS)))
+        return await self._changed(Change(upserted=tuple(rows)))
 
     async def delete(self, body: bytes, _: Key) -> Response:
         """DELETE /v1/documents."""
         request = api.parse(api.DeletedDocuments, body)
         ids = tuple(api.checked_text(name, "document_ids", 512) for name in request.document_ids)
-        return JSONResponse(dict(await self.backend.change_documents(Change(deleted=ids), DOCUMENTS_SECONDS)))
+        return await self._changed(Change(deleted=ids))
+
+    async def _changed(self, change: Change) -> Response:
+        return JSONResponse(dict(await _in_time(self.backend.change_documents(change, DOCUMENTS_SECONDS))))
 
     async def models(self) -> Response:
         """GET /v1/models: the arms."""
@@ -451,6 +454,13 @@ async def _resumed(first: bytes, events: AsyncGenerator[bytes, None]) -> AsyncIt
         yield first
         async for event in events:
             yield event
+
+
+async def _in_time(call: Awaitable[Event]) -> Event:
+    try:
+        return await call
+    except TimeoutError:
+        raise _too_late() from None
 
 
 def _loop_time(monotonic: float) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Generator as Stream
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from ragtune_ray import config, shared_prefixes
 from ragtune_ray.adapters import Adapters
 from ragtune_ray.chat import ChatTokenizer
-from ragtune_ray.completion import Completion, Generator, GeneratorError, settled_text
+from ragtune_ray.completion import Completion, Finish, Generator, GeneratorError, settled_text
 from ragtune_ray.decoding import DecodingBatch, check_architecture, context_tokens
 from ragtune_ray.hardware import Precision, choose_device, resolve_precision
 from ragtune_ray.models import quiet_transformers
@@ -140,8 +141,8 @@ class TransformersGenerator:
         temperature: float = 0.0,
         stop: Sequence[str] = (),
         seed: int = 0,
-    ) -> Iterator[str]:
-        """Pieces of text whose concatenation is `generate`'s text for this prompt; never half a character.
+    ) -> Stream[str, None, Finish]:
+        """Pieces of text whose concatenation is `generate`'s text for this prompt, never half a character; then why it ended.
 
         Raises:
             GeneratorError: the prompt is empty or too long.
@@ -152,6 +153,8 @@ class TransformersGenerator:
             if len(row.text) > shown:
                 yield row.text[shown:]
                 shown = len(row.text)
+        assert row.finish is not None
+        return row.finish
 
     def row(
         self,

@@ -9,11 +9,12 @@ import asyncio
 import ipaddress
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator as Stream
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-from ragtune_ray.completion import Completion, GeneratorError
+from ragtune_ray.completion import Completion, Finish, GeneratorError
 from ragtune_ray.prompts import Prompt
 
 __all__ = ["OpenAIGenerator"]
@@ -84,20 +85,24 @@ class OpenAIGenerator:
         temperature: float = 0.0,
         stop: Sequence[str] = (),
         seed: int = 0,
-    ) -> Iterator[str]:
-        """Pieces of text as the server sends them.
+    ) -> Stream[str, None, Finish]:
+        """Pieces of text as the server sends them; returns why it ended, as the server says.
 
         Raises:
             GeneratorError: the request failed; names the status.
         """
         request = self._request(max_new_tokens, temperature, stop, seed)
+        finish: Finish = "stop"
         with self._openai.OpenAI(**self._connection()) as client:
             try:
                 for chunk in client.chat.completions.create(**request, messages=_messages(prompt), stream=True):
-                    if chunk.choices and chunk.choices[0].delta.content:
-                        yield chunk.choices[0].delta.content
+                    for choice in chunk.choices[:1]:
+                        finish = "length" if choice.finish_reason == "length" else finish
+                        if choice.delta.content:
+                            yield choice.delta.content
             except (self._openai.OpenAIError, ValueError) as error:
                 raise GeneratorError(self._reason(error)) from None  # the cause may hold the request with its key
+        return finish
 
     def log_likelihood(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[tuple[float, int]]:
         """Never available: the API does not score given answers.

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from ragtune_ray.completion import Generator
+from ragtune_ray.completion import Finish, Generator
 from ragtune_ray.prompts import Prompt
 from ragtune_ray.request import Overloaded, Request, RequestFailed
 from ragtune_ray.sampling import Row
@@ -92,18 +92,30 @@ class PassThroughGenerator:
         try:
             if request.expire():
                 return
-            for piece in self._generator.stream(
-                prompt, max_new_tokens=row.room, temperature=row.temperature, stop=row.stop, seed=row.seed
-            ):
-                row.text += piece
-                request.advance()
-                if request.expire():
-                    return
+            finish = self._follow(request, prompt)
+            if finish is None:
+                return
             row.generated = [0] * self._generator.count_tokens([row.text])[0]
-            row.finish = "length" if len(row.generated) >= row.room else "stop"
+            row.finish = finish
             request.advance()
         except (ValueError, RuntimeError, OSError) as error:
             request.fail("failed", str(error))
         finally:
             with self._lock:
                 self._num_requests -= 1
+
+    def _follow(self, request: Request, prompt: Prompt) -> Finish | None:
+        """Hand on the pieces as they come; why they ended, or None where the request was over first."""
+        row = request.row
+        pieces = self._generator.stream(
+            prompt, max_new_tokens=row.room, temperature=row.temperature, stop=row.stop, seed=row.seed
+        )
+        while True:
+            try:
+                row.text += next(pieces)
+            except StopIteration as end:
+                finish: Finish = end.value
+                return finish
+            request.advance()
+            if request.expire():
+                return None

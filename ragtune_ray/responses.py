@@ -64,7 +64,7 @@ def _url(passage: schema.Passage) -> str | None:
     try:
         named = json.loads(passage.metadata).get("url")
         parts = urlsplit(named) if isinstance(named, str) else None
-    except ValueError:
+    except (ValueError, AttributeError, RecursionError):
         return None
     return named if parts is not None and parts.scheme in ("http", "https") and parts.hostname else None
 

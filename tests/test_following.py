@@ -105,3 +105,38 @@ def test_it_looks_by_itself_and_releases_everything_at_the_end() -> None:
     assert taken.wait(120)
     follower.stop()
     assert world.released == ["held 1", "held 2"]
+
+
+class UnforeseenError(Exception):
+    """As stores, formats and templates raise them: of no class that others share."""
+
+
+def test_whatever_loading_raises_the_old_one_stays() -> None:
+    world = World()
+
+    def load(name: str, before: str | None) -> str:
+        if name == "2":
+            raise UnforeseenError("torn")
+        return world.load(name, before)
+
+    follower = Follower("thing", lambda: world.latest, load)
+    world.latest = "2"
+    assert not follower.refresh()
+    assert follower.refused is not None
+    assert (follower.name, follower.refused.reason) == ("1", "torn")
+
+
+def test_a_store_that_cannot_be_reached_stops_neither_who_follows_nor_a_start() -> None:
+    reachable = True
+
+    def latest() -> str:
+        if not reachable:
+            raise UnforeseenError("no route to the store")
+        return "1"
+
+    world = World()
+    follower = Follower("thing", latest, world.load)
+    reachable = False
+    assert not follower.refresh()
+    follower.check()
+    assert Follower("thing", latest, world.load, fallbacks=lambda: ["1"]).name == "1"

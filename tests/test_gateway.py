@@ -440,6 +440,24 @@ async def test_retrieval_that_fails_says_so_with_its_own_status() -> None:
     assert PASSAGES
 
 
+def test_what_passes_while_nobody_is_there_is_no_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(admission.time, "monotonic", lambda: now[0])
+    load = admission.Load(capacity=80)
+    for _ in range(6):  # two at once for half a second, once a minute
+        now[0] += 60
+        pair = [contextlib.ExitStack() for _ in range(2)]
+        for each in pair:
+            each.enter_context(load.entered(5))
+        for each in pair:
+            now[0] += 0.25
+            each.close()
+    with contextlib.ExitStack() as burst:
+        for _ in range(16):
+            burst.enter_context(load.entered(60))
+    assert load.seconds_each <= 1
+
+
 def test_a_request_whose_turn_would_come_too_late_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(admission.time, "monotonic", lambda: now[0])
@@ -460,3 +478,23 @@ def test_a_request_whose_turn_would_come_too_late_is_refused_at_once(monkeypatch
     with load.entered(61):
         pass
     waiting.close()
+
+
+@run
+async def test_what_is_not_ready_in_time_is_a_504_on_every_route() -> None:
+    class Late(FakeBackend):
+        async def embed(self, texts, input_type, seconds):
+            raise TimeoutError
+
+        async def change_documents(self, change, seconds):
+            raise TimeoutError
+
+    async with client("serve.keys_path=", backend=Late(), keys=keys()) as http:
+        document = {"document_id": "a", "text": "x"}
+        for method, path, body in (
+            ("POST", "/v1/embeddings", {"input": "a"}),
+            ("POST", "/v1/documents", {"documents": [document]}),
+            ("DELETE", "/v1/documents", {"document_ids": ["a"]}),
+        ):
+            reply = await http.request(method, path, json=body, headers=bearer("admin"))
+            assert (reply.status_code, reply.json()["error"]["code"]) == (504, "deadline_exceeded"), path

@@ -1,3 +1,4 @@
+import itertools
 import json
 import logging
 import os
@@ -81,6 +82,8 @@ class Handler(BaseHTTPRequestHandler):
             self.send(status, text.encode(), headers)
         elif stream:
             chunks = [{"choices": [{"index": 0, "delta": {"content": letter}}]} for letter in reply]
+            # Servers say why it ended in a chunk without text, and what it cost in one without choices.
+            chunks += [{"choices": [{"index": 0, "delta": {}, "finish_reason": "length"}]}, {"choices": []}]
             lines = [f"data: {json.dumps(chunk)}\n\n" for chunk in chunks] + ["data: [DONE]\n\n"]
             self.send(200, "".join(lines).encode(), {"Content-Type": "text/event-stream"})
         else:
@@ -204,7 +207,11 @@ def test_nobody_listening_is_an_error_row() -> None:
 
 def test_a_stream_gives_the_pieces_as_they_come(server: Server, connect: Callable[..., OpenAIGenerator]) -> None:
     server.scripts["q"] = ["abc"]
-    assert list(connect().stream(prompts_of("q")[0], max_new_tokens=9)) == ["a", "b", "c"]
+    stream = connect().stream(prompts_of("q")[0], max_new_tokens=9)
+    assert list(itertools.islice(stream, 3)) == ["a", "b", "c"]
+    with pytest.raises(StopIteration) as end:
+        next(stream)
+    assert end.value.value == "length"
 
 
 def test_a_failed_stream_says_why(server: Server, connect: Callable[..., OpenAIGenerator]) -> None:

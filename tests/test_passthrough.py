@@ -13,7 +13,8 @@ PROMPT = Prompt((("user", "x"),), (), 7)
 class Slow:
     """Gives its pieces when `go` is set; counts those it gave."""
 
-    def __init__(self, *pieces: str) -> None:
+    def __init__(self, *pieces: str, finish: str = "stop") -> None:
+        self.finish = finish
         self.pieces, self.go, self.given, self.ended = pieces, threading.Event(), 0, threading.Event()
 
     def count_tokens(self, texts):
@@ -27,6 +28,7 @@ class Slow:
                     raise GeneratorError("the server is gone")
                 self.given += 1
                 yield piece
+            return self.finish
         finally:
             self.ended.set()
 
@@ -39,7 +41,10 @@ def test_pieces_and_completion_are_the_generators() -> None:
     completion = request.completion()
     assert (completion.text, completion.prompt_tokens, completion.completion_tokens) == ("a b c", 7, 3)
     assert completion.finish == "stop"
-    assert PassThroughGenerator(slow).submit(PROMPT, max_new_tokens=3).completion().finish == "length"
+    # The estimate of tokens says nothing about why the engine ended: only the engine does.
+    assert PassThroughGenerator(slow).submit(PROMPT, max_new_tokens=3).completion().finish == "stop"
+    slow.finish = "length"
+    assert PassThroughGenerator(slow).submit(PROMPT, max_new_tokens=9).completion().finish == "length"
 
 
 def test_a_failure_of_the_engine_ends_the_request_and_says_so() -> None:

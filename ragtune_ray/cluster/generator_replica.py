@@ -145,7 +145,8 @@ class GeneratorReplica(Following):
         try:
             return await asyncio.shield(asyncio.wrap_future(future))
         except asyncio.CancelledError:  # the client has left meanwhile; what the thread begins must not run for nobody
-            future.add_done_callback(_cancel)
+            if not future.cancel():
+                future.add_done_callback(_cancel)
             raise
 
     def _submit(self, loaded: _Loaded, job: Job, deadline: float) -> list[_Submitted]:
@@ -163,6 +164,8 @@ class GeneratorReplica(Following):
         return submitted
 
     def _submit_part(self, loaded: _Loaded, job: Job, task: Task, deadline: float) -> _Submitted:
+        if time.monotonic() >= deadline:  # others' long prompts came first; this one must not hold up those behind it too
+            raise RequestFailed("deadline", "the deadline passed before the prompt was built")
         prompt = task_prompt(task, loaded.tokenizer, self._settings_of(job))
         seconds = deadline - time.monotonic()
         if seconds <= 0:

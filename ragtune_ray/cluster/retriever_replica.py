@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 from ray import serve
 
 from ragtune_ray import config, retention, schema, selection, snapshot, storage, versions
-from ragtune_ray.backend import Embedded, Failed, Found
+from ragtune_ray.backend import Embedded, Failed, Found, as_sent
 from ragtune_ray.cluster.generating import row_by_row_if_needed
 from ragtune_ray.cluster.replicas import TOO_LATE, TRIAL_QUESTION, Following, prepare_process, refusal_of
 from ragtune_ray.following import Follower
@@ -104,7 +104,7 @@ class RetrieverReplica(Following):
                     results[place] = (
                         Failed(422, "this query cannot be encoded", "query_not_encodable")
                         if isinstance(row, str)
-                        else Found(lease.name, tuple(row[0]), tuple(row[1]), seconds)
+                        else Found(lease.name, tuple(map(as_sent, row[0])), tuple(row[1]), seconds)
                     )
         return results
 

@@ -109,6 +109,15 @@ def _checked(settings: config.Config) -> tuple[config.Config, bool]:
             "which is all that an endpoint without API keys goes by; name some in serve.keys_path or RAGTUNE_API_KEYS"
         )
     models.generator_meant(settings)
+    if (
+        settings.serve.adapter_arms
+        and settings.generator.engine == "openai"
+        and not config.is_tuned(settings.answer.arm)
+    ):
+        raise config.ConfigError(
+            f"serve.adapter_arms={list(settings.serve.adapter_arms)}: adapters are applied to a model in this process, and "
+            "generator.engine=openai has none; leave them out, or set generator.engine=transformers"
+        )
     for arm in settings.serve.adapter_arms:
         models.tuned_model(settings.workspace, arm)
     if settings.serve.retrieval == "auto" and adaptive.read_calibration(settings) is None:

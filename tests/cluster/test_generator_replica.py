@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,8 +12,9 @@ from ragtune_ray import config, models, schema
 from ragtune_ray.admission import places
 from ragtune_ray.answering import Task, answer_tasks
 from ragtune_ray.backend import Finished, Job, Shown
-from ragtune_ray.cluster import session
+from ragtune_ray.cluster import generator_replica, session
 from ragtune_ray.cluster.generator_replica import GeneratorReplica
+from ragtune_ray.cluster.replicas import TOO_LATE
 from ragtune_ray.generator import load_generator
 from tests.cluster.endpoints import eventually
 
@@ -86,6 +88,29 @@ def test_a_client_that_leaves_stops_every_reading(
 
     asyncio.run(left_early())
     eventually(lambda: _at_work(replica) == 0, "nothing is generated for nobody")
+
+
+def test_no_prompt_is_built_for_who_left_or_was_too_late_while_others_were(
+    replica: GeneratorReplica, passages: list[schema.Passage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[object] = []
+    monkeypatch.setattr(generator_replica, "task_prompt", lambda *given: built.append(given))
+    go = threading.Event()
+    replica._work.submit(go.wait, 60)  # somebody's long prompt
+
+    async def leave() -> None:
+        task = asyncio.create_task(replica.complete(job_of(QUESTIONS[0], passages[:3]), 60))
+        await asyncio.to_thread(eventually, lambda: replica._work._work_queue.qsize() > 0, "the prompt is queued")
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        late = asyncio.create_task(replica.complete(job_of(QUESTIONS[0], passages[:3]), 0))
+        await asyncio.to_thread(eventually, lambda: replica._work._work_queue.qsize() > 1, "the next is queued")
+        go.set()
+        assert await late == TOO_LATE
+
+    asyncio.run(leave())
+    assert built == []
 
 
 def test_as_many_as_serve_sends_find_room_though_none_has_begun(

@@ -70,6 +70,12 @@ def test_behind_haproxy_which_hides_who_asks_there_must_be_keys(
     assert bound(settings)
 
 
+def test_adapters_are_refused_where_the_model_is_elsewhere(tmp_path: Path) -> None:
+    elsewhere = ("generator.engine=openai", "generator.base_url=http://127.0.0.1:9/v1", "serve.adapter_arms=[rag+ft]")
+    with pytest.raises(config.ConfigError, match=r"serve\.adapter_arms=\['rag\+ft'\].*generator\.engine"):
+        bound(config.Config().using(f"workspace={tmp_path}", "answer.arm=base", *elsewhere))
+
+
 def test_every_deployment_has_its_limits_and_none_of_serves_unsafe_defaults(tmp_path: Path) -> None:
     application = bound(
         config.Config().using(f"workspace={tmp_path}", "answer.arm=base", "serve.generator.min_replicas=0")
