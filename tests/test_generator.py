@@ -191,7 +191,12 @@ def test_streamed_pieces_add_up_to_the_generated_text(
     arguments = {"max_new_tokens": 15, "temperature": temperature, "seed": 4}
     stop = [one.text[8:10] for one in tiny.generate(prompts, **arguments)][:2] if with_stop else []
     for prompt, made in zip(prompts, tiny.generate(prompts, **arguments, stop=stop), strict=True):
-        pieces = list(tiny.stream(prompt, **arguments, stop=stop))
+        stream, pieces = tiny.stream(prompt, **arguments, stop=stop), []
+        try:
+            while True:
+                pieces.append(next(stream))
+        except StopIteration as end:
+            assert end.value == made.finish
         assert "".join(pieces) == made.text
         assert len(pieces) > 1 or len(made.text) < 2
 
