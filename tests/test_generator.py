@@ -1,6 +1,6 @@
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +182,11 @@ def test_stop_strings_end_each_row_on_its_own(tiny: TransformersGenerator) -> No
     assert tiny.generate(prompts[:1], max_new_tokens=20, stop=stop)[0].completion_tokens < 20
 
 
+def followed(stream: Generator[str, None, str], ends: list[str]) -> Iterator[str]:
+    """The pieces; why they ended is appended to `ends`."""
+    ends.append((yield from stream))
+
+
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
 @pytest.mark.parametrize("with_stop", [False, True])
 def test_streamed_pieces_add_up_to_the_generated_text(
@@ -191,13 +196,9 @@ def test_streamed_pieces_add_up_to_the_generated_text(
     arguments = {"max_new_tokens": 15, "temperature": temperature, "seed": 4}
     stop = [one.text[8:10] for one in tiny.generate(prompts, **arguments)][:2] if with_stop else []
     for prompt, made in zip(prompts, tiny.generate(prompts, **arguments, stop=stop), strict=True):
-        stream, pieces = tiny.stream(prompt, **arguments, stop=stop), []
-        try:
-            while True:
-                pieces.append(next(stream))
-        except StopIteration as end:
-            assert end.value == made.finish
-        assert "".join(pieces) == made.text
+        ends: list[str] = []
+        pieces = list(followed(tiny.stream(prompt, **arguments, stop=stop), ends))
+        assert ("".join(pieces), ends) == (made.text, [made.finish])
         assert len(pieces) > 1 or len(made.text) < 2
 
 
