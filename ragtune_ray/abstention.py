@@ -1,7 +1,8 @@
 """Does an answer say that it does not know?
 
-In: the generated text. Out: a bool. This module knows nothing of the question, the passages or the gold answers, so it
-judges form alone: "unanswerable" is an abstention even where it happens to be the right word.
+In: the generated text, and the words that its generator was taught to abstain with. Out: a bool. This module knows nothing of
+the question, the passages or the gold answers, so it judges form alone: "unanswerable" is an abstention even where it happens to
+be the right word.
 
 The rule: the *first sentence* decides, and it must *as a whole* be an abstention.
 
@@ -10,6 +11,7 @@ The rule: the *first sentence* decides, and it must *as a whole* be an abstentio
 2. The first sentence must match one of the patterns below from its first to its last character. What may follow the
    refusal is listed too: "I don't know who won" is one, "I don't know much" and "I don't know, maybe 1969" are not.
 3. A first sentence that goes on with a contrast (but, however, 但, 不过, ...) is not one: an answer usually follows.
+4. Words that were taught (`training.abstention`, in any language) are one where the text says them and nothing else.
 
 Later sentences are not read: they nearly always explain the refusal ("I don't know. The passages discuss only Mars."). The
 price is that "I don't know. It was 1969." counts as an abstention, and a refusal after an explanation does not.
@@ -89,11 +91,12 @@ _AROUND = " \t\r\n.!?。！？,，:：;；\"'`*_“”‘’「」()（）"
 _READ_CHARACTERS = 1000
 
 
-def is_abstention(text: str) -> bool:
+def is_abstention(text: str, taught: str = "") -> bool:
     """Whether the text, judged by its first sentence, says that the answer is not known.
 
     Args:
         text: a generated answer in English or Chinese, with or without citation marks.
+        taught: what the generator learnt to say instead of an answer, in any language; empty: nothing of its own.
 
     Returns:
         True for an abstention, and for text without any content. The module docstring states the rule; only the first
@@ -103,8 +106,13 @@ def is_abstention(text: str) -> bool:
     (True, True, True)
     >>> is_abstention("I don't know much, but it was 1969")
     False
+    >>> is_abstention("je ne sais pas [1]", taught="Je ne sais pas.")
+    True
     """
-    text = _CITATION_MARK.sub(" ", text.replace("’", "'")).strip(_AROUND)[:_READ_CHARACTERS]
+    text = _bare(text)
+    if taught and _folded(text) == _folded(_bare(taught)):
+        return True
+    text = text[:_READ_CHARACTERS]
     while opening := _OPENING.match(text):
         text = text[opening.end() :].strip(_AROUND)
     if not text:
@@ -112,3 +120,12 @@ def is_abstention(text: str) -> bool:
     first = _SENTENCE_END.split(text, maxsplit=1)[0].strip(_AROUND)
     sentence = " ".join(first.lower().split())
     return _ABSTENTION.fullmatch(sentence) is not None and _CONTRAST.search(sentence) is None
+
+
+def _bare(text: str) -> str:
+    """The text without citation marks, and without what may stand around it."""
+    return _CITATION_MARK.sub(" ", text.replace("’", "'")).strip(_AROUND)
+
+
+def _folded(text: str) -> str:
+    return " ".join(text.casefold().split())

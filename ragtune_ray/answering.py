@@ -54,7 +54,7 @@ def answer_tasks(
     Args:
         tasks: the queries with their passages.
         generator: of `settings.generator`.
-        settings: prompt, generator, answer and seed are used.
+        settings: prompt, generator, answer, training.abstention and seed are used.
         model: the generator's fingerprint, for the rows.
     """
     parts = [parts_of(task, settings) for task in tasks]
@@ -84,7 +84,8 @@ def _read(
             answers.append((failed_answer(task, prompt, model), -math.inf))
         else:
             completion = next(completions)
-            answers.append((finished_answer(task, prompt, completion, model), completion.log_probability or 0.0))
+            answer = finished_answer(task, prompt, completion, model, settings.training.abstention)
+            answers.append((answer, completion.log_probability or 0.0))
     return answers
 
 
@@ -159,7 +160,7 @@ def stream_answer(
         text += piece
         yield piece
     completion = Completion(text, prompt.num_tokens, generator.count_tokens([text])[0], 0.0, "stop", "")
-    yield finished_answer(task, prompt, completion, model)
+    yield finished_answer(task, prompt, completion, model, settings.training.abstention)
 
 
 def failed_answer(task: Task, reason: str, model: str) -> schema.Answer:
@@ -236,19 +237,32 @@ def _system(settings: config.Config) -> str:
     return settings.prompt.system if settings.answer.shows_passages else settings.prompt.system_without_passages
 
 
-def finished_answer(task: Task, prompt: prompts.Prompt, completion: Completion, model: str) -> schema.Answer:
-    """The row of a task whose prompt was completed: marks taken out, citations found."""
+def finished_answer(
+    task: Task, prompt: prompts.Prompt, completion: Completion, model: str, taught: str = ""
+) -> schema.Answer:
+    """The row of a task whose prompt was completed: marks taken out, citations found.
+
+    Args:
+        task: what was asked.
+        prompt: that was shown.
+        completion: what came of it; one with an error gives a failed row.
+        model: the generator's fingerprint.
+        taught: what generators are taught to say instead of an answer, `training.abstention`.
+    """
     if completion.error:
         return failed_answer(task, completion.error, model)
     text, citations = prompts.parse_citations(completion.text.strip(), prompt.passages)
+    abstained = is_abstention(text, taught)
+    if not citations and not abstained:
+        citations = prompts.supporting_citations(text, prompt.passages, task.query.text)
     return schema.Answer(
         query_id=task.query.query_id,
         query=task.query.text,
         answer=text,
-        citations=citations or prompts.supporting_citations(text, prompt.passages, task.query.text),
+        citations=citations,
         passage_ids=tuple(passage.passage_id for passage in prompt.passages),
         scores=task.scores[: len(prompt.passages)],
-        abstained=is_abstention(text),
+        abstained=abstained,
         seconds=completion.seconds,
         prompt_tokens=completion.prompt_tokens,
         completion_tokens=completion.completion_tokens,

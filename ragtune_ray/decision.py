@@ -7,6 +7,10 @@ The rule: of the arms that keep the user's constraints, the best is the one that
 interval of its difference to the best lies above -margin (a test of non-inferiority: Piaggio et al. 2012). Of the best and those,
 the cheapest is recommended. "No difference" and "too few questions to tell" are verdicts too.
 
+That no question told two arms apart proves little where questions are few: what 3 % of all questions would lose is lost by none
+of 30 in two samples of five. A bootstrap cannot draw what was not seen, so no interval is narrower than unseen losses and gains
+allow (`significance.unseen_share`).
+
 Several pairs are looked at, so intervals are widened (Bonferroni) and p-values adjusted (Holm): all statements together hold with
 the stated confidence.
 """
@@ -87,7 +91,7 @@ class Difference:
     needed: int | None
     """Questions that would show a difference of this size; None where there is none."""
     needed_for_margin: int | None
-    """Questions that would show a difference of the size of the margin; None where no query told the arms apart."""
+    """Questions that would show a difference of the size of the margin; None where the margin is 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +121,10 @@ class Verdict:
 def differences(scores: Mapping[str, PerQuery], settings: config.Config) -> list[Difference]:
     """Each arm less each arm before it, in `compare.metric`.
 
+    The intervals are those of the paired bootstrap, or wider: where no question was lost, `low` is at most value - p, where p is
+    the share of losses that so many questions may hide (`significance.unseen_share`; a question loses 1 at most). Where some
+    were lost, it is no nearer than it would be without them. So is `high`, for gains.
+
     Args:
         scores: arm -> scores of the same queries.
         settings: compare, evaluate and seed are used.
@@ -126,9 +134,9 @@ def differences(scores: Mapping[str, PerQuery], settings: config.Config) -> list
     found = []
     for against, arm in pairs:
         a, b = (_values(scores[name], metric) for name in (against, arm))
-        interval = intervals.paired_bootstrap(a, b, settings.evaluate.resamples, confidence, settings.seed)
+        bootstrapped = intervals.paired_bootstrap(a, b, settings.evaluate.resamples, confidence, settings.seed)
+        interval = _with_unseen(bootstrapped, b - a, confidence)
         deviation = float(np.std(b - a, ddof=1)) if len(a) > 1 else 0.0
-        margin = settings.compare.margin
         found.append(
             Difference(
                 arm,
@@ -140,8 +148,8 @@ def differences(scores: Mapping[str, PerQuery], settings: config.Config) -> list
                 interval.n,
                 significance.sign_flip_test(b - a, settings.evaluate.resamples, settings.seed),
                 1.0,
-                significance.questions_needed(deviation, interval.value, confidence),
-                significance.questions_needed(deviation, margin, confidence) if deviation else None,
+                _needed(deviation, interval.value, confidence),
+                _needed(deviation, settings.compare.margin, confidence),
             )
         )
     adjusted = significance.holm([each.p_value for each in found])
@@ -205,6 +213,11 @@ class _Ranking:
         self.chosen = min(self.as_good, key=lambda arm: evidence[arm].cost.total)
         cheaper = [arm for arm in eligible if evidence[arm].cost.total < evidence[self.chosen].cost.total]
         self.undecided = [arm for arm in cheaper if arm not in self.as_good and self.to_best[arm].high >= 0]
+        # The best for its cost alone: that it is not worse than they are was not shown either.
+        self.tied = [
+            arm for arm, difference in self.to_best.items() if difference.value >= 0 and arm not in self.as_good
+        ]
+        self.undecided += self.tied
 
     def outcome(self) -> Outcome:
         if self.undecided or self.num_questions < MIN_QUESTIONS:
@@ -216,6 +229,22 @@ class _Ranking:
 
 def _values(scores: PerQuery, metric: str) -> np.ndarray:
     return np.array([values[metric] for values in scores.values() if metric in values])
+
+
+def _with_unseen(interval: intervals.Interval, differences: np.ndarray, confidence: float) -> intervals.Interval:
+    """The interval, its ends no nearer than losses and gains that no question showed allow (`differences` says how)."""
+    unseen = significance.unseen_share(interval.n, confidence)
+    # Less what was lost: else one loss would prove more than none.
+    gained, lost = (float(np.maximum(sign * differences, 0).mean()) for sign in (1, -1))
+    return dataclasses.replace(interval, low=min(interval.low, gained - unseen), high=max(interval.high, unseen - lost))
+
+
+def _needed(deviation: float, difference: float, confidence: float) -> int | None:
+    """Questions that would show a difference, by how much questions differ and by what may be unseen; None: it is 0."""
+    needed = significance.questions_needed(deviation, difference, confidence)
+    if needed is None or abs(difference) >= 1:
+        return needed
+    return max(needed, significance.questions_to_rule_out(abs(difference), confidence))
 
 
 def _confidence_of_each(settings: config.Config, num_pairs: int) -> float:
@@ -233,7 +262,8 @@ def _between(found: Sequence[Difference], arm: str, best: str) -> Difference:
         if (each.arm, each.against) == (arm, best):
             return each
         if (each.arm, each.against) == (best, arm):
-            return dataclasses.replace(each, arm=arm, against=best, value=-each.value, low=-each.high, high=-each.low)
+            value = 0.0 - each.value  # of no difference 0, not -0, which would be shown
+            return dataclasses.replace(each, arm=arm, against=best, value=value, low=-each.high, high=-each.low)
     raise AssertionError(f"no difference between {arm} and {best}")
 
 
@@ -266,6 +296,8 @@ def _headline(outcome: Outcome, ranking: _Ranking) -> str:
             return f"Use {arm}: {meaning}."
         case "no_difference":
             return f"No difference that matters: take the cheapest, {arm} ({meaning})."
+        case _ if ranking.tied:
+            return f"Too few questions to tell; {arm} ({meaning}) is the cheapest of those that are ahead so far."
         case _:
             return f"Too few questions to tell; {arm} ({meaning}) is ahead so far."
 
@@ -336,7 +368,9 @@ def _weighed(
     """What each dimension weighed: constraints keep arms out, quality ranks, cost chooses."""
     rule = settings.compare
     out = [arm for arm in evidence if not violations[arm] and arm not in as_good]
-    ranked = f"as good as the best: {', '.join(as_good) or 'none'}" + (f"; not: {', '.join(out)}" if out else "")
+    ranked = f"as good as the best: {', '.join(as_good) or 'none'}" + (
+        f"; not shown to be: {', '.join(out)}" if out else ""
+    )
     confidence = settings.evaluate.confidence
     unit = next(iter(evidence.values())).cost.unit
     return [

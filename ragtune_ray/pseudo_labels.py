@@ -23,7 +23,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from ragtune_ray.abstention import is_abstention
 from ragtune_ray.examples import holds_answer
 from ragtune_ray.metrics import Language, token_f1
 from ragtune_ray.schema import Answer, Passage, Query
@@ -82,7 +81,7 @@ def support_problem(answer: Answer, passages: Mapping[str, Passage]) -> str:
         answer: as bulk answering gives it.
         passages: by passage_id.
     """
-    if answer.status != "ok" or is_abstention(answer.answer):
+    if answer.status != "ok" or answer.abstained:
         return "was not answered"
     if len(answer.answer.split()) > MAX_ANSWER_WORDS:
         return "its answer is no short phrase"

@@ -1,7 +1,7 @@
 """Is a difference between two arms real, and how many questions would show it?
 
-In: paired differences, p-values. Out: p-values and numbers of questions. The intervals themselves are `intervals`'; this module
-knows nothing of arms, files or Ray.
+In: paired differences, p-values, numbers of questions. Out: p-values, shares and numbers of questions. The intervals themselves
+are `intervals`'; this module knows nothing of arms, files or Ray.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 from ragtune_ray.metrics import MetricError
 
-__all__ = ["holm", "questions_needed", "sign_flip_test"]
+__all__ = ["holm", "questions_needed", "questions_to_rule_out", "sign_flip_test", "unseen_share"]
 
 _BLOCK_SIGNS = 2**24
 POWER = 0.8
@@ -90,3 +90,33 @@ def questions_needed(deviation: float, difference: float, confidence: float) -> 
     normal = NormalDist()
     reach = normal.inv_cdf((1 + confidence) / 2) + normal.inv_cdf(POWER)
     return max(1, math.ceil((reach * deviation / difference) ** 2))
+
+
+def unseen_share(n: int, confidence: float) -> float:
+    """The largest share of all questions in which something may happen that happened in none of n of them.
+
+    The upper end of the two-sided interval of Clopper and Pearson (1934) for no event in n: the "rule of three" (Hanley and
+    Lippman-Hand 1983), which at one-sided 95 % is about 3 / n.
+
+    >>> round(unseen_share(100, 0.95), 4)
+    0.0362
+
+    Args:
+        n: questions that were asked, at least 1.
+        confidence: of the interval, 0 to 1.
+    """
+    tail = (1 - confidence) / 2
+    return float(1 - tail ** (1 / n))
+
+
+def questions_to_rule_out(share: float, confidence: float) -> int:
+    """How many questions without an event rule out that it happens in more than a share of all; the inverse of `unseen_share`.
+
+    >>> questions_to_rule_out(0.02, 0.95)
+    183
+
+    Args:
+        share: above 0, below 1.
+        confidence: as for `unseen_share`.
+    """
+    return math.ceil(math.log((1 - confidence) / 2) / math.log1p(-share))

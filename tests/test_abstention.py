@@ -135,6 +135,21 @@ def test_what_follows_the_first_sentence_is_not_read(text: str) -> None:
     assert not is_abstention(f"Apollo 11 did. So {text}")
 
 
+@pytest.mark.parametrize(
+    "text", ["Je ne sais pas.", "je  ne\nSAIS pas", '"Je ne sais pas" [1].', "**Je ne sais pas!**"]
+)
+def test_what_a_generator_was_taught_to_say_is_an_abstention(text: str) -> None:
+    assert is_abstention(text, "Je ne sais pas.")
+    assert not is_abstention(text)
+    assert not is_abstention(f"{text} 1969", "Je ne sais pas.")
+
+
+def test_what_was_taught_takes_nothing_from_the_rule() -> None:
+    assert is_abstention("J’ignore la réponse", "J'ignore la réponse.")
+    assert is_abstention("I don't know.", "Je ne sais pas.")
+    assert not is_abstention("1969", "...")
+
+
 @given(st.text())
 def test_any_text_is_judged(text: str) -> None:
     assert isinstance(is_abstention(text), bool)
@@ -145,5 +160,5 @@ def test_any_text_is_judged(text: str) -> None:
 )
 def test_long_hostile_text_takes_linear_time(unit: str) -> None:
     start = time.perf_counter()
-    is_abstention(unit * 100_000)
+    is_abstention(unit * 100_000, unit * 100_000)
     assert time.perf_counter() - start < 1

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ragtune_ray import config, prompts, schema, storage
+from ragtune_ray import config, prompts, schema, scoring, storage
 from ragtune_ray.answering import Task, answer_tasks, failed_answer, likeliest, stream_answer
 from ragtune_ray.asking import Asked, ask
 from ragtune_ray.completion import Completion
@@ -203,6 +203,39 @@ def test_not_knowing_counts_only_where_no_passage_tells_and_failures_only_where_
     assert likeliest([read("x", -2000.0, "a"), read("y", -1000.0, "b")], 1.0)[0] == 1, (
         "what no float holds is still compared"
     )
+
+
+def test_an_abstention_that_was_taught_is_one_in_every_way_of_answering(task_of: Callable[..., Task]) -> None:
+    class Reader(Scripted):
+        def _complete(self, prompt: prompts.Prompt) -> Completion:
+            made = super()._complete(prompt)
+            knows = "1969" in prompt.passages[-1].text
+            text, chance = ("1969", 0.1) if knows and len(prompt.passages) == 1 else (made.text, 0.9)
+            return dataclasses.replace(made, text=text, log_probability=math.log(chance))
+
+    generator = Reader({"When?": "je ne sais pas [1]"})
+    task = task_of("When?", shown=(3, 1))
+    settings = SETTINGS.using("training.abstention=Je ne sais pas.")
+    (row,) = answer_tasks([task], generator, settings, "f1")
+    *_, streamed = stream_answer(task, generator, settings, "f1")
+    assert (row.answer, row.abstained) == ("je ne sais pas", True)
+    assert isinstance(streamed, schema.Answer)
+    assert streamed.abstained
+    unanswerable = dataclasses.replace(task.query, answers=())
+    assert scoring.score_answers([unanswerable], [row], "en")[row.query_id]["EM"] == 1
+    assert scoring.score_abstention([unanswerable], [row])[row.query_id]["abstention_recall"] == 1
+    (apart,) = answer_tasks([task], generator, settings.using("answer.reading=apart"), "f1")
+    assert (apart.answer, apart.abstained) == ("1969", False), "an abstention does not outvote an answer"
+    (untaught,) = answer_tasks([task], generator, SETTINGS, "f1")
+    assert not untaught.abstained
+
+
+def test_a_taught_abstention_that_stands_in_a_passage_cites_nothing(task_of: Callable[..., Task]) -> None:
+    generator = Scripted({"Who landed?": "Apollo 11"})
+    for taught, cited in (("Apollo 11.", 0), ("Je ne sais pas.", 1)):
+        settings = SETTINGS.using(f"training.abstention={taught}")
+        (row,) = answer_tasks([task_of("Who landed?")], generator, settings, "f1")
+        assert len(row.citations) == cited
 
 
 def test_reading_apart_shows_each_passage_alone_and_keeps_rows_with_their_questions(

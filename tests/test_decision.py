@@ -52,9 +52,63 @@ def test_an_arm_that_is_clearly_better_is_recommended_though_it_costs_most() -> 
 
 
 def test_arms_that_answer_alike_leave_the_choice_to_the_cost() -> None:
-    same = rights(0.7, 150, 5)
+    same = rights(0.7, 300, 5)
     found = verdict(dict.fromkeys(("rag+ft", "rag", "ft", "base"), same))
     assert (found.outcome, found.arm) == ("no_difference", "base")
+
+
+def test_that_too_few_questions_show_no_difference_proves_none() -> None:
+    found = verdict(dict.fromkeys(("rag", "base"), rights(0.7, 100, 5)))
+    assert (found.outcome, found.arm) == ("too_few_questions", "base")
+    assert found.headline.endswith("base (ask the model as it is) is the cheapest of those that are ahead so far.")
+    assert found.reason[1] == (
+        "rag less base: +0.000 [-0.036, +0.036], which leaves open whether it is worse "
+        "(p = 1.000; about 183 questions would show a difference of 0.02)."
+    )
+    assert "To tell rag from base to within 0.02 takes about 183 questions; there are 100." in found.warnings
+    assert verdict(dict.fromkeys(("rag", "base"), rights(0.7, 183, 5))).outcome == "no_difference"
+
+
+def test_a_loss_that_a_small_sample_seldom_shows_is_seldom_called_none() -> None:
+    """30 questions lose nothing in two samples of five where .03 of all would be lost, more than the margin of .02."""
+    settings = config.Config().using("evaluate.resamples=200")
+    wrong = 0
+    for trial in range(200):
+        found = evidence({"base": rights(0.97, 30, trial), "rag+ft": np.ones(30)})
+        compared = decision.differences({a: e.scores for a, e in found.items()}, settings)
+        wrong += compared[0].high <= settings.compare.margin  # base less rag+ft is not below -.02
+        made = decision.decide(found, compared, settings)
+        wrong += made.arm == "base" and made.outcome != "too_few_questions"
+    assert wrong < 0.05 * 200
+
+
+def test_an_interval_holds_what_may_be_unseen_and_one_loss_proves_no_more_than_none() -> None:
+    unseen = 1 - 0.025 ** (1 / 160)  # Clopper and Pearson, no event in 160
+    ends = []
+    for lost, won in ((0, 0), (1, 0), (0, 40), (30, 40)):
+        before, after = np.repeat([1.0, 0.0], 80), np.repeat([1.0, 0.0], 80)
+        after[:lost], after[160 - won :] = 0, 1
+        scores = {arm: each.scores for arm, each in evidence({"base": before, "rag": after}).items()}
+        (one,) = decision.differences(scores, SETTINGS)
+        ends.append((one.low, one.high))
+    assert ends[0] == pytest.approx((-unseen, unseen))
+    assert ends[1][0] <= ends[0][0]
+    assert ends[1][1] == pytest.approx(unseen - 1 / 160)
+    assert 0.15 < ends[2][0] <= 0.25 - unseen
+    before, after = np.repeat([1.0, 0.0], 80), np.concatenate([np.zeros(30), np.ones(50), np.zeros(40), np.ones(40)])
+    plain = intervals.paired_bootstrap(before, after, 2000, 0.95, 0)
+    assert ends[3] == (plain.low, plain.high), "what was seen often is wider than what may be unseen"
+
+
+def test_so_many_questions_are_asked_for_as_rule_out_unseen_losses() -> None:
+    scores = {arm: each.scores for arm, each in evidence({"base": np.zeros(50), "rag": np.full(50, 0.1)}).items()}
+    (one,) = decision.differences(scores, SETTINGS)
+    assert (one.needed, one.needed_for_margin) == (36, 183)  # log(.025) / log(.9), log(.025) / log(.98)
+    (one,) = decision.differences(scores, SETTINGS.using("compare.margin=0"))
+    assert one.needed_for_margin is None
+    scores = {arm: each.scores for arm, each in evidence({"base": np.zeros(50), "rag": np.ones(50)}).items()}
+    (one,) = decision.differences(scores, SETTINGS)
+    assert one.needed == 1
 
 
 def test_a_cheaper_arm_within_the_margin_is_taken() -> None:
@@ -175,7 +229,7 @@ def test_failed_rows_and_forgetting_are_warned_of() -> None:
 
 
 def test_arms_that_answer_nothing_are_not_called_good() -> None:
-    found = verdict({"base": np.zeros(40), "rag": np.zeros(40)})
+    found = verdict({"base": np.zeros(200), "rag": np.zeros(200)})
     assert (found.outcome, found.arm) == ("no_difference", "base")
     assert any("none answers these questions" in line for line in found.warnings)
 

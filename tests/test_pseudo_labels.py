@@ -24,7 +24,7 @@ def answer(text: str, cited: str = "moon#0", **changes: object) -> Answer:
         (answer("1968"), "does not stand in a passage that it cites"),
         (answer("1969", cited=""), "does not stand in a passage"),
         (answer("1969", cited="mars#0"), "does not stand in a passage"),
-        (answer("I don't know."), "was not answered"),
+        (answer("July 1969", abstained=True), "was not answered"),
         (answer("1969", status="failed"), "was not answered"),
         (answer(MOON.text * 4), "no short phrase"),
     ],

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from ragtune_ray.metrics import MetricError
-from ragtune_ray.significance import holm, questions_needed, sign_flip_test
+from ragtune_ray.significance import holm, questions_needed, questions_to_rule_out, sign_flip_test, unseen_share
 
 
 def exact(differences: np.ndarray) -> float:
@@ -67,3 +67,15 @@ def test_no_difference_needs_no_number_and_bad_values_are_refused() -> None:
         sign_flip_test(np.array([math.nan]), 10, 0)
     with pytest.raises(MetricError, match="resamples=0"):
         sign_flip_test(np.array([1.0]), 0, 0)
+
+
+@pytest.mark.parametrize(("n", "upper"), [(1, 0.975), (10, 0.3085), (100, 0.0362)])
+def test_what_was_never_seen_may_happen_as_often_as_clopper_and_pearson_say(n: int, upper: float) -> None:
+    assert unseen_share(n, 0.95) == pytest.approx(upper, abs=5e-5)
+    assert (1 - unseen_share(n, 0.95)) ** n == pytest.approx(0.025)
+
+
+@pytest.mark.parametrize("share", [0.001, 0.02, 0.5])
+def test_as_many_questions_as_are_asked_for_rule_a_share_out_and_one_fewer_does_not(share: float) -> None:
+    n = questions_to_rule_out(share, 0.95)
+    assert unseen_share(n, 0.95) <= share < unseen_share(n - 1, 0.95)

@@ -69,6 +69,7 @@ def _answer(settings: config.Config, staged: questions.StagedQueries) -> Path | 
             mode="json", include={"engine", "precision", "max_new_tokens", "temperature", "stop", "batch_tokens"}
         ),
         "model": generator,
+        "abstention": settings.training.abstention,
         "unit_queries": given.unit_queries,
         "seed": settings.seed,
     }

@@ -50,15 +50,11 @@ from ragtune_ray.cluster import (
     tuning,
 )
 
-__all__ = ["CompareError", "compare", "read_comparison"]
+__all__ = ["compare", "read_comparison"]
 
 FORMAT = 1
 """Of `comparison.json`."""
 LIBRARIES = ("ragtune-ray", "ray", "torch", "transformers", "sentence-transformers", "faiss-cpu", "pyarrow")
-
-
-class CompareError(ValueError):
-    """The arms cannot be compared; the message says what to change."""
 
 
 def compare(settings: config.Config, command: str = "") -> str:
@@ -73,15 +69,14 @@ def compare(settings: config.Config, command: str = "") -> str:
         The directory with `comparison.json` and `report.html`.
 
     Raises:
-        CompareError: a tuned model was trained on other splits than are compared on.
-        evaluation.EvaluationError: no query has gold answers.
+        evaluation.EvaluationError: no query has gold answers, or a tuned model was trained on other splits than are compared on,
+            or from another model than `generator.model`.
         answers.AnswerError: too many rows of an arm failed.
         storage.ArtifactError: an arm retrieves, and there is no sound index.
     """
     started = time.monotonic()
-    if settings.queries.split == "all" and any(map(config.is_tuned, settings.compare.arms)):
-        settings = settings.using("queries.split=test")
     arms = settings.compare.arms
+    settings = evaluation.held_out(settings, arms)
     with session.ray_session(settings.cluster, for_training=any(map(config.is_tuned, arms))):
         for arm in arms:
             _train_if_missing(settings, arm)
@@ -165,11 +160,11 @@ def _publish(
 
 
 def _train_if_missing(settings: config.Config, arm: config.Arm) -> None:
-    """A tuned arm needs its model, trained on the same splits as are compared on."""
+    """A tuned arm needs its model; one that stands there already must fit what is compared."""
     if not config.is_tuned(arm):
         return
     try:
-        model = models.tuned_model(settings.workspace, arm)
+        models.tuned_model(settings.workspace, arm)
     except models.ModelError:
         progress.say(f"compare: arm {arm} has no tuned model yet; training it")
         if config.is_mode(arm):
@@ -177,15 +172,7 @@ def _train_if_missing(settings: config.Config, arm: config.Arm) -> None:
         else:
             training.train(settings.using("training.objective=sft", f"training.arm={arm}", "training.name="))
         return
-    learnt = storage.read_manifest(model)["config"]["queries"]
-    again = f"tune CONFIG tune.mode={arm}" if config.is_mode(arm) else f"train CONFIG training.arm={arm}"
-    for field in ("split_by", "split_shares", "split_seed"):
-        now = settings.queries.model_dump(mode="json")[field]
-        if learnt[field] != now:
-            raise CompareError(
-                f"{model}: was trained with queries.{field}={learnt[field]}, and this config has {now}: what it learnt may be "
-                f"among the questions it would be examined on; train it again (ragtune {again}), or compare with the same splits"
-            )
+    evaluation.check_tuned(settings, arm)
 
 
 def _can_be_read(query: schema.Query) -> bool:

@@ -19,31 +19,41 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ragtune_ray import checksums, config, display, filesystem, intervals, progress, schema, scoring, storage
+from ragtune_ray import checksums, config, display, filesystem, intervals, models, progress, schema, scoring, storage
 from ragtune_ray.cluster import answers, questions, retrieval, session
 
-__all__ = ["EvaluationError", "evaluate", "read_answers", "report_lines", "scores_of"]
+__all__ = ["EvaluationError", "check_tuned", "evaluate", "held_out", "read_answers", "report_lines", "scores_of"]
 
 logger = logging.getLogger(__name__)
+
+SPLITTING = ("split_by", "split_shares", "split_seed")
+"""Fields of `queries` that say which split a query falls into."""
 
 Scores = dict[str, dict[str, float]]
 
 
 class EvaluationError(ValueError):
-    """The arms cannot be scored; the message says what the queries lack."""
+    """The arms cannot be scored or compared; the message says what to change."""
 
 
 def evaluate(settings: config.Config) -> Path | str:
     """Answer the queries in each arm of `evaluate.arms`, score the answers and compare the arms.
 
+    Args:
+        settings: where an arm is tuned, the queries of the test split are taken if `queries.split` is `all`.
+
     Returns:
         The run's directory.
 
     Raises:
-        EvaluationError: no query has gold answers.
+        EvaluationError: no query has gold answers, or `check_tuned` refuses an arm.
+        models.ModelError: nothing was trained for a tuned arm yet.
         answers.AnswerError: too many rows of an arm failed.
     """
     started = time.monotonic()
+    settings = held_out(settings, settings.evaluate.arms)
+    for arm in filter(config.is_tuned, settings.evaluate.arms):
+        check_tuned(settings, arm)
     with questions.staged_queries(settings) as staged:
         queries = questions.read_queries(staged.url, 0, staged.num_queries)
     judged = [query for query in queries if query.answers is not None]
@@ -82,6 +92,70 @@ def evaluate(settings: config.Config) -> Path | str:
         seconds={"total": round(time.monotonic() - started, 3)},
     )
     return url
+
+
+def held_out(settings: config.Config, arms: Sequence[config.Arm]) -> config.Config:
+    """The config that asks only what no arm learnt from: where one is tuned, the test split instead of all queries."""
+    if settings.queries.split != "all" or not any(map(config.is_tuned, arms)):
+        return settings
+    progress.say(
+        "queries: an arm is tuned, so of queries.split=all only the test split is asked: it learnt from the rest"
+    )
+    return settings.using("queries.split=test")
+
+
+def check_tuned(settings: config.Config, arm: config.Arm) -> None:
+    """Refuse a tuned arm that cannot be compared with others: trained on other splits, or from another generator.
+
+    What a model's manifest has no record of is not checked; of missing splits a line is said.
+
+    Args:
+        settings: workspace, queries and generator are used.
+        arm: a tuned one.
+
+    Raises:
+        EvaluationError: it was trained on other splits than are asked now, or from another model than `generator.model`.
+        models.ModelError: nothing was trained for it yet, or `generator.model` cannot be had.
+    """
+    model = models.tuned_model(settings.workspace, arm)
+    manifest = storage.read_manifest(model)
+    again = f"tune CONFIG tune.mode={arm}" if config.is_mode(arm) else f"train CONFIG training.arm={arm}"
+    learnt, asked = manifest.get("config", {}).get("queries", {}), settings.queries.model_dump(mode="json")
+    if missing := [field for field in SPLITTING if field not in learnt]:
+        progress.say(
+            f"{model}: has no record of queries.{missing[0]}: whether it learnt from these questions is not known"
+        )
+    for field in SPLITTING:
+        if learnt.get(field, asked[field]) != asked[field]:
+            raise EvaluationError(
+                f"{model}: was trained with queries.{field}={learnt[field]}, and this config has {asked[field]}: what it learnt "
+                f"may be among the questions it would be examined on; train it again (ragtune {again}), or compare with the "
+                "same splits"
+            )
+    if settings.generator.engine != "transformers":  # what a server answers with has no fingerprint
+        return
+    now = models.resolve(settings.generator.model)
+    base, fingerprint = _base(arm, manifest, now)
+    if fingerprint != now.fingerprint:
+        raise EvaluationError(
+            f"{model}: was trained from {base} ({fingerprint}), and generator.model={now.name} is another model "
+            f"({now.fingerprint}): arms that start from different models say nothing of what training is worth; train it again "
+            f"(ragtune {again}), or set generator.model back to what it was trained from"
+        )
+
+
+def _base(arm: config.Arm, manifest: Mapping[str, Any], now: models.Model) -> tuple[str, str]:
+    """Name and fingerprint of the generator that a tuned arm started from; those of now where nothing is recorded."""
+    if not config.is_mode(arm):
+        return manifest.get("base", "another model"), manifest.get("base_fingerprint", now.fingerprint)
+    # A tune records by name what it started from, and one model may have two names: a path may be relative.
+    name = manifest.get("start", {}).get("generator_model", now.name)
+    if name == now.name:
+        return name, now.fingerprint
+    try:
+        return name, models.resolve(name).fingerprint
+    except models.ModelError:
+        return name, "no longer at hand"
 
 
 def scores_of(queries: Sequence[schema.Query], rows: Sequence[schema.Answer], settings: config.Config) -> Scores:

@@ -87,9 +87,13 @@ class GeneratorReplica(Following):
                                 yield piece
                 fingerprint = loaded.adapters.get(job.arm, loaded.fingerprint)
                 completions = [request.completion() for _, _, request in submitted]
+                taught = self._settings.training.abstention
                 place, answer = likeliest(
                     [
-                        (finished_answer(task, prompt, completion, fingerprint), completion.log_probability or 0.0)
+                        (
+                            finished_answer(task, prompt, completion, fingerprint, taught),
+                            completion.log_probability or 0.0,
+                        )
                         for (task, prompt, _), completion in zip(submitted, completions, strict=True)
                     ],
                     self._settings.answer.rank_weight,
@@ -164,7 +168,9 @@ class GeneratorReplica(Following):
         return submitted
 
     def _submit_part(self, loaded: _Loaded, job: Job, task: Task, deadline: float) -> _Submitted:
-        if time.monotonic() >= deadline:  # others' long prompts came first; this one must not hold up those behind it too
+        if (
+            time.monotonic() >= deadline
+        ):  # others' long prompts came first; this one must not hold up those behind it too
             raise RequestFailed("deadline", "the deadline passed before the prompt was built")
         prompt = task_prompt(task, loaded.tokenizer, self._settings_of(job))
         seconds = deadline - time.monotonic()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from ragtune_ray import adaptive, config, filesystem, storage, versions
 from ragtune_ray.cluster import answers, calibrating, comparing, evaluation, freshness, judging, measuring, questions
-from ragtune_ray.cluster.comparing import CompareError, compare, read_comparison
+from ragtune_ray.cluster.comparing import compare, read_comparison
 from ragtune_ray.cluster.corpus import build_index
 from ragtune_ray.cluster.training import train
 from tests.cluster.conftest import write_corpus, write_queries
@@ -171,8 +172,20 @@ def test_changes_show_in_arms_that_retrieve_and_leave_the_index_as_it_was(compar
 def test_a_model_that_was_trained_on_other_splits_is_refused(settings_for, options: list[str], tmp_path: Path) -> None:
     settings = settings_for(tmp_path / "workspace", *options, "compare.arms=[ft]")
     train(settings.using("queries.split_seed=5", "training.arm=ft"))
-    with pytest.raises(CompareError, match=r"queries.split_seed=5, and this config has 0"):
+    with pytest.raises(evaluation.EvaluationError, match=r"queries.split_seed=5, and this config has 0"):
         compare(settings)
+
+
+def test_arms_that_start_from_different_generators_are_not_compared(
+    settings_for, options: list[str], generator_directory: Path, tmp_path: Path
+) -> None:
+    settings = settings_for(tmp_path / "workspace", *options, "compare.arms=[base, ft]")
+    train(settings.using("training.arm=ft"))
+    another = tmp_path / "another"
+    shutil.copytree(generator_directory, another)
+    (another / "added.txt").write_text("another model")
+    with pytest.raises(evaluation.EvaluationError, match=rf"was trained from {generator_directory} .*={another} is"):
+        compare(settings.using(f"generator.model={another}"))
 
 
 def other_questions(settings: config.Config, path: Path, rows: list[dict[str, Any]], *overrides: str) -> config.Config:
@@ -218,7 +231,8 @@ def test_one_question_and_nothing_but_unanswerable_ones_give_a_verdict(
     found = read_comparison(
         compare(other_questions(compared[0], tmp_path / "queries.jsonl", asked, f"compare.arms={arms}"))
     )
-    assert found["verdict"]["outcome"] == ("too_few_questions" if number == 1 else "no_difference")
+    # That 25 questions tell no arms apart proves little.
+    assert found["verdict"]["outcome"] == "too_few_questions"
     assert found["verdict"]["arm"] == "base"
 
 

@@ -1,0 +1,135 @@
+"""Which questions tuned arms are asked, and which tuned models are refused; no model is trained or asked here, and no Ray started."""
+
+import contextlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ragtune_ray import config, models, storage
+from ragtune_ray.cluster import answers, evaluation, session
+from ragtune_ray.pairs import Pair
+
+
+class AskedError(Exception):
+    """Raised instead of answering."""
+
+
+@pytest.fixture
+def settings(settings_for, tmp_path: Path) -> config.Config:
+    return settings_for(tmp_path / "workspace", "queries.split_by=document", "evaluate.arms=[base, ft]")
+
+
+@pytest.fixture
+def another_generator(generator_directory: Path, tmp_path: Path) -> str:
+    directory = tmp_path / "another"
+    shutil.copytree(generator_directory, directory)
+    facts = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps({**facts, "rope_theta": 5.0}))
+    return str(directory)
+
+
+def publish(settings: config.Config, arm: str, kind: str, **facts: Any) -> str:
+    """The manifest of a tuned model, without the model."""
+    folder = Path(settings.workspace) / "models" / arm
+    url = str(folder / "first")
+    storage.publish(storage.stage(url), url, kind, **facts)
+    storage.make_current(str(folder), "first")
+    return url
+
+
+def publish_generator(settings: config.Config, arm: str = "ft") -> str:
+    base = models.resolve(settings.generator.model)
+    return publish(
+        settings,
+        arm,
+        "model",
+        config=settings.model_dump(mode="json"),
+        base=base.name,
+        base_fingerprint=base.fingerprint,
+    )
+
+
+def asked(settings: config.Config, monkeypatch: pytest.MonkeyPatch) -> config.Config:
+    """The config that `evaluate` answers by."""
+    found = []
+
+    def answer(given: config.Config) -> str:
+        found.append(given)
+        raise AskedError
+
+    monkeypatch.setattr(answers, "answer", answer)
+    monkeypatch.setattr(session, "ray_session", lambda *_: contextlib.nullcontext())
+    with pytest.raises(AskedError):
+        evaluation.evaluate(settings)
+    return found[0]
+
+
+def test_a_tuned_arm_is_evaluated_on_questions_that_it_did_not_learn_from(
+    settings: config.Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    publish_generator(settings)
+    assert asked(settings, monkeypatch).queries.split == "test"
+    assert "only the test split is asked" in capsys.readouterr().err
+    for own_choice in ("evaluate.arms=[base, rag]", "queries.split=validation"):
+        given = settings.using(own_choice)
+        assert asked(given, monkeypatch).queries.split == given.queries.split
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("split_by", "folder"), ("split_shares", "[1.0, 1.0, 1.0]"), ("split_seed", "5")]
+)
+def test_a_model_that_was_trained_on_other_splits_is_not_evaluated(
+    settings: config.Config, field: str, value: str
+) -> None:
+    publish_generator(settings.using(f"queries.{field}={value}"))
+    with pytest.raises(evaluation.EvaluationError, match=rf"was trained with queries\.{field}=.*training\.arm=ft"):
+        evaluation.evaluate(settings)
+
+
+def test_a_model_that_was_trained_from_another_model_is_not_evaluated(
+    settings: config.Config, another_generator: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish_generator(settings)
+    changed = settings.using(f"generator.model={another_generator}")
+    both = [models.resolve(given.generator.model).fingerprint for given in (settings, changed)]
+    with pytest.raises(evaluation.EvaluationError, match=r"set generator\.model back") as refused:
+        evaluation.evaluate(changed)
+    for named in (settings.generator.model, another_generator, *both, "ragtune train CONFIG training.arm=ft"):
+        assert named in str(refused.value)
+    served = changed.using("generator.engine=openai", "generator.base_url=http://127.0.0.1:9/v1")
+    asked(served, monkeypatch)  # what a server answers with is not known
+
+
+def test_a_mode_must_have_started_from_the_same_generator_by_whatever_name(
+    settings: config.Config, another_generator: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = Pair.of(settings).facts()
+    publish(settings, "staged", "tuned", config=settings.model_dump(mode="json"), pair=start, start=start)
+    evaluation.check_tuned(settings, "staged")
+    renamed = tmp_path / "renamed"
+    renamed.symlink_to(settings.generator.model)
+    evaluation.check_tuned(settings.using(f"generator.model={renamed}"), "staged")
+    with pytest.raises(evaluation.EvaluationError, match=r"ragtune tune CONFIG tune\.mode=staged"):
+        evaluation.check_tuned(settings.using(f"generator.model={another_generator}"), "staged")
+    gone = {**start, "generator_model": str(tmp_path / "gone")}
+    publish(settings, "joint", "tuned", config=settings.model_dump(mode="json"), pair=gone, start=gone)
+    with pytest.raises(evaluation.EvaluationError, match=r"gone \(no longer at hand\)"):
+        evaluation.check_tuned(settings, "joint")
+
+
+def test_a_model_without_a_record_is_evaluated_and_said_to_be_unknown(
+    settings: config.Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = publish(settings, "ft", "model")
+    publish(settings, "staged", "tuned")
+    asked(settings.using("evaluate.arms=[staged, ft]"), monkeypatch)
+    assert f"{url}: has no record of queries.split_by" in capsys.readouterr().err
+
+
+def test_a_missing_model_is_named_before_anything_is_answered(settings: config.Config) -> None:
+    with pytest.raises(models.ModelError, match=r"ragtune train CONFIG training\.arm=ft"):
+        evaluation.evaluate(settings)
