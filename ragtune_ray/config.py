@@ -306,7 +306,7 @@ class Training(Section):
     lora_alpha: float = Field(32.0, gt=0)
     """Scale of the adapters, divided by their rank."""
     strategy: Literal["ddp", "fsdp"] = "ddp"
-    """`fsdp`: weights and optimiser state are spread over the workers, for models that do not fit one GPU."""
+    """`fsdp`: weights and optimiser state are spread over the workers, for generators (`sft`) that do not fit one GPU."""
     workers: int = Field(1, gt=0)
     """Fewest training workers."""
     max_workers: int = Field(0, ge=0)

@@ -20,7 +20,15 @@ from ragtune_ray.encoder import batches_by_length, padded_tokens, token_ids
 from ragtune_ray.objectives import VALIDATION_TOKENS, Piece, on_device
 from ragtune_ray.schema import RetrieverExample
 
-__all__ = ["Contrastive", "Distillation", "EncoderObjective", "listwise_divergence"]
+__all__ = [
+    "Contrastive",
+    "Distillation",
+    "EncoderObjective",
+    "contrast",
+    "cosines",
+    "document_number",
+    "listwise_divergence",
+]
 
 PADDING = -1
 """Stands where a worker has fewer passages than another."""
@@ -95,8 +103,8 @@ class EncoderObjective(nn.Module):
         """Which vector is what.
 
         `queries` (num_rows,) and `passages` (num_passages,): places among the distinct texts; `owner` and `place`
-        (num_passages,): the row that shows the passage, and where, 0 being its positive; `identity` (num_passages,): a number per
-        passage_id; `taught` (num_passages,): the teacher's scores, NaN where there are none.
+        (num_passages,): the row that shows the passage, and where, 0 being its positive; `document` (num_passages,): a number per
+        document; `taught` (num_passages,): the teacher's scores, NaN where there are none.
         """
         queries, passages = self.texts(rows)
         places = {text: number for number, text in enumerate(dict.fromkeys([*queries, *passages]))}
@@ -106,7 +114,7 @@ class EncoderObjective(nn.Module):
             "passages": torch.tensor([places[text] for text in passages], dtype=torch.long),
             "owner": torch.tensor([number for number, row in enumerate(rows) for _ in row.passage_ids]),
             "place": torch.tensor([place for row in rows for place in range(len(row.passage_ids))]),
-            "identity": torch.tensor([_number(name) for row in rows for name in row.passage_ids]),
+            "document": torch.tensor([document_number(name) for row in rows for name in row.passage_ids]),
             "taught": torch.tensor(
                 [score for row in rows for score in row.teacher_scores or unknown * len(row.passage_ids)]
             ),
@@ -151,12 +159,16 @@ class EncoderObjective(nn.Module):
 
     @torch.no_grad()
     def validate(self, rows: Sequence[RetrieverExample]) -> dict[str, float]:
-        """`MRR@10` of the positives among the passages of all rows together, and `score`, the same."""
+        """`MRR@10` of the positives among the passages of all rows together, and `score`, the same.
+
+        What scores as much as the positive stands before it: an encoder that makes one vector of all texts has found nothing.
+        """
         names, pool = self.passage_pool(rows)
         numbers = {name: number for number, name in enumerate(names)}
         positive = torch.tensor([numbers[row.passage_ids[0]] for row in rows], device=pool.device)
-        scores = self.vectors([self._query_prefix + row.query for row in rows]) @ pool.T
-        rank = (scores > scores.gather(1, positive.unsqueeze(1))).sum(dim=1) + 1
+        scores = cosines(self.vectors([self._query_prefix + row.query for row in rows]), pool)
+        # Not below, rather than at least as much: of NaN neither is true, and it must not come first. The positive counts itself.
+        rank = (~(scores < scores.gather(1, positive.unsqueeze(1)))).sum(dim=1)
         reciprocal = torch.where(rank <= MRR_DEPTH, 1 / rank, 0.0).mean()
         return {f"MRR@{MRR_DEPTH}": float(reciprocal), "score": float(reciprocal)}
 
@@ -176,17 +188,17 @@ class Contrastive(EncoderObjective):
     def loss(self, queries: Tensor, passages: Tensor, columns: Piece) -> Tensor:
         """Cross-entropy of each row's positive among the passages of all workers.
 
-        Where another row shows the row's positive it is left out: it is no negative.
+        What else is shown of the positive's document, by this row or another, is left out: the document answers the query, so
+        none of it is a negative.
         """
         everywhere, first = _gathered(passages)
-        identity, _ = _gathered(columns["identity"])
+        document, _ = _gathered(columns["document"])
         place = columns["place"]
         own = first + (place == 0).nonzero().squeeze(1)
-        logits = (queries @ everywhere.T / self._temperature).float()
-        same = identity.unsqueeze(0) == columns["identity"][place == 0].unsqueeze(1)
-        same |= (identity == PADDING).unsqueeze(0)
-        same[torch.arange(len(own), device=own.device), own] = False
-        return functional.cross_entropy(logits.masked_fill(same, -torch.inf), own, reduction="sum")
+        logits = cosines(queries, everywhere) / self._temperature
+        left_out = document == columns["document"][place == 0].unsqueeze(1)
+        left_out |= document == PADDING
+        return contrast(logits, own, left_out)
 
 
 class Distillation(Contrastive):
@@ -213,11 +225,37 @@ class Distillation(Contrastive):
 
     def loss(self, queries: Tensor, passages: Tensor, columns: Piece) -> Tensor:
         """KL of the teacher's distribution from the student's, and the weighted contrastive term."""
-        cosines = (queries[columns["owner"]] * passages).sum(dim=1)
-        divergence = listwise_divergence(cosines / self._temperature, columns, self._teacher_temperature)
+        student = (queries[columns["owner"]] * passages).sum(dim=1)
+        divergence = listwise_divergence(student / self._temperature, columns, self._teacher_temperature)
         if not self._contrastive_weight:
             return divergence
         return divergence + self._contrastive_weight * super().loss(queries, passages, columns)
+
+
+def cosines(queries: Tensor, passages: Tensor) -> Tensor:
+    """The products of unit vectors, (num_queries, num_passages) float32, whatever `autocast` has matrices multiplied in.
+
+    In bfloat16 cosines that differ by less than 0.004 would be the same, and over a temperature of 0.05 far off.
+
+    Args:
+        queries: (num_queries, dimension).
+        passages: (num_passages, dimension).
+    """
+    with torch.autocast(queries.device.type, enabled=False):
+        return queries.float() @ passages.float().T
+
+
+def contrast(logits: Tensor, positive: Tensor, left_out: Tensor) -> Tensor:
+    """The summed cross-entropy of each row's positive against what is not left out.
+
+    Args:
+        logits: (num_rows, num_passages).
+        positive: (num_rows,) its place in the row.
+        left_out: (num_rows, num_passages) bool; of the positive it is not heeded.
+    """
+    shown = ~left_out
+    shown[torch.arange(len(positive), device=positive.device), positive] = True
+    return functional.cross_entropy(logits.masked_fill(~shown, -torch.inf), positive, reduction="sum")
 
 
 def listwise_divergence(student: Tensor, columns: Piece, teacher_temperature: float) -> Tensor:
@@ -242,9 +280,10 @@ def listwise_divergence(student: Tensor, columns: Piece, teacher_temperature: fl
     return (terms.sum(dim=1) * says_something).sum()
 
 
-def _number(name: str) -> int:
-    """A number that stands for a passage_id, alike on every worker; never negative."""
-    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big") >> 1
+def document_number(passage_id: str) -> int:
+    """A number that stands for the document of a passage, alike on every worker; never negative."""
+    document_id = passage_id.rpartition("#")[0]
+    return int.from_bytes(hashlib.blake2b(document_id.encode(), digest_size=8).digest(), "big") >> 1
 
 
 def _gathered(local: Tensor) -> tuple[Tensor, int]:

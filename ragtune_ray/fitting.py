@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ragtune_ray import config
-from ragtune_ray.objectives import Objective, on_device
+from ragtune_ray.objectives import Objective, Piece, on_device
 
 __all__ = [
     "StepResult",
@@ -131,9 +131,9 @@ def take_step(
     optimizer.zero_grad(set_to_none=True)
     total = torch.zeros((), device=next(module.parameters()).device)
     with computing():
-        for piece, is_last in _marked_last(objective.pieces(rows)):
+        for (piece, share), is_last in _marked_last(_shares(module, objective.pieces(rows))):
             with _sharing(module, is_last=is_last):
-                loss = module(on_device(module, piece))
+                loss = module(on_device(module, piece)) * share
                 (loss * (workers / weight)).backward()
             total += loss.detach()
     if workers > 1:
@@ -144,6 +144,22 @@ def take_step(
     if math.isfinite(result.loss) and math.isfinite(norm):
         optimizer.step()
     return result
+
+
+def _shares(module: nn.Module, pieces: Iterator[Piece]) -> Iterator[tuple[Piece, float]]:
+    """Each piece and how much of its loss counts: all of it.
+
+    With FSDP every pass through the module is one of all workers together. So a worker with fewer pieces than another goes on
+    with its last one, of which nothing counts any more.
+    """
+    if not _is_spread(module) or not torch.distributed.is_initialized():
+        yield from ((piece, 1.0) for piece in pieces)
+        return
+    own = list(pieces)  # tokens alone: `sft`, which is what can be spread, keeps nothing else for its pieces
+    most = torch.tensor(len(own), device=next(module.parameters()).device)
+    torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
+    yield from ((piece, 1.0) for piece in own)
+    yield from [(own[-1], 0.0)] * (int(most) - len(own))
 
 
 def _marked_last(items: Iterator[Item]) -> Iterator[tuple[Item, bool]]:
@@ -161,9 +177,14 @@ def _sharing(module: nn.Module, *, is_last: bool) -> Iterator[None]:
         with contextlib.nullcontext() if is_last else module.no_sync():
             yield
         return
-    if hasattr(module, "set_requires_gradient_sync"):  # FSDP
+    if _is_spread(module):
         cast(Any, module).set_requires_gradient_sync(is_last)
     yield
+
+
+def _is_spread(module: nn.Module) -> bool:
+    """Whether FSDP has spread its weights over the workers."""
+    return hasattr(module, "set_requires_gradient_sync")
 
 
 def freeze_unreached(module: nn.Module, objective: Objective, rows: Sequence[Any]) -> list[str]:

@@ -14,7 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ragtune_ray.encoder_objectives import EncoderObjective, listwise_divergence
+from ragtune_ray.encoder_objectives import (
+    EncoderObjective,
+    contrast,
+    cosines,
+    document_number,
+    listwise_divergence,
+)
 from ragtune_ray.objectives import VALIDATION_TOKENS, Piece
 from ragtune_ray.schema import RetrieverExample
 
@@ -49,6 +55,7 @@ class QuerySide(EncoderObjective):
         self._teacher_temperature, self._contrastive_weight = teacher_temperature, contrastive_weight
         self._places = {name: number for number, name in enumerate(pool)}
         self.register_buffer("_pool", torch.from_numpy(np.stack(list(pool.values()))).float(), persistent=False)
+        self.register_buffer("_documents", torch.tensor([document_number(name) for name in pool]), persistent=False)
 
     def texts(self, rows: Sequence[RetrieverExample]) -> tuple[list[str], list[str]]:
         """The queries alone."""
@@ -60,16 +67,20 @@ class QuerySide(EncoderObjective):
         return super().columns(rows) | {"stored": stored}
 
     def loss(self, queries: Tensor, passages: Tensor, columns: Piece) -> Tensor:
-        """Cross-entropy of each positive in the whole pool; where a teacher scored, mostly KL from its distribution."""
+        """Cross-entropy of each positive in the pool; where a teacher scored, mostly KL from its distribution.
+
+        As in `Contrastive`, what else the pool holds of the positive's document is left out.
+        """
         del passages
-        pool, stored = cast(Tensor, self._pool), columns["stored"]
+        pool, documents, stored = cast(Tensor, self._pool), cast(Tensor, self._documents), columns["stored"]
         positive = stored[columns["place"] == 0]
-        contrast = functional.cross_entropy((queries @ pool.T / self._temperature).float(), positive, reduction="sum")
+        left_out = documents == documents[positive].unsqueeze(1)
+        contrasted = contrast(cosines(queries, pool) / self._temperature, positive, left_out)
         if columns["taught"].isnan().any():
-            return contrast
-        cosines = (queries[columns["owner"]] * pool[stored]).sum(dim=1)
-        divergence = listwise_divergence(cosines / self._temperature, columns, self._teacher_temperature)
-        return divergence + self._contrastive_weight * contrast
+            return contrasted
+        student = (queries[columns["owner"]] * pool[stored]).sum(dim=1)
+        divergence = listwise_divergence(student / self._temperature, columns, self._teacher_temperature)
+        return divergence + self._contrastive_weight * contrasted
 
     def asked(self, query: str, passage_ids: Sequence[str]) -> Piece:
         """A query's tokens, and as `stored` (num_passages,) the places of passages in the pool: what `log_shares` takes."""
@@ -78,8 +89,8 @@ class QuerySide(EncoderObjective):
 
     def log_shares(self, piece: Piece) -> Tensor:
         """How likely each passage is for the query, log of the softmax of the cosines over the temperature: (num_passages,)."""
-        cosines = cast(Tensor, self._pool)[piece["stored"]] @ self._embed(piece)[0]
-        return functional.log_softmax(cosines / self._temperature, dim=0)
+        (shown,) = cosines(self._embed(piece), cast(Tensor, self._pool)[piece["stored"]])
+        return functional.log_softmax(shown / self._temperature, dim=0)
 
     def passage_pool(self, rows: Sequence[RetrieverExample]) -> tuple[list[str], Tensor]:
         """The stored vectors of the rows' passages."""

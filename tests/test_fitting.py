@@ -1,10 +1,16 @@
 """Steps against torch's own tools, and a state that goes on as if nothing had happened."""
 
+import functools
+import json
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.multiprocessing
+from torch import Tensor, nn
 
 from ragtune_ray import config, fitting, trainable
 from ragtune_ray.schema import GeneratorExample
@@ -129,6 +135,53 @@ def test_what_the_loss_does_not_reach_is_frozen(encoder_directory: Path) -> None
     assert frozen
     assert all("pooler" in name for name in frozen)
     assert not set(frozen) & set(fitting.trainable_weights(objective))
+
+
+class Summed(nn.Module):
+    """An objective of one layer that takes a piece per row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def pieces(self, rows: Sequence[int]) -> Iterator[dict[str, Tensor]]:
+        for row in rows:
+            yield {"row": torch.linspace(0, row, 4)}
+
+    def forward(self, piece: dict[str, Tensor]) -> Tensor:
+        return self.layer(piece["row"]).square().sum()
+
+
+def steps_of_summed(module: nn.Module, objective: Any, rows: Sequence[int]) -> list[float]:
+    """Loss and gradient norm of two steps, whose weight is that of four rows."""
+    optimizer = fitting.make_optimizer(module, TRAINING)
+    computing = functools.partial(fitting.autocast, "cpu", torch.float32)
+    results = [fitting.take_step(module, objective, rows, 4.0, optimizer, 1.0, computing) for _ in range(2)]
+    return [value for result in results for value in (result.loss, result.gradient_norm)]
+
+
+def spread_worker(worker: int, directory: str) -> None:
+    """One of two workers, of which the first has three of the four rows."""
+    from torch.distributed.fsdp import fully_shard
+
+    torch.distributed.init_process_group(
+        "gloo", f"file://{directory}/meeting", rank=worker, world_size=2, timeout=timedelta(seconds=60)
+    )
+    torch.manual_seed(0)
+    objective: Any = Summed()
+    fully_shard(objective)
+    found = steps_of_summed(objective, objective, [1, 2, 3] if worker == 0 else [4])
+    (Path(directory) / f"found-{worker}").write_text(json.dumps(found))
+    torch.distributed.destroy_process_group()
+
+
+def test_workers_of_spread_weights_may_have_different_numbers_of_pieces(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(spread_worker, (str(tmp_path),), nprocs=2)
+    torch.manual_seed(0)
+    alone = Summed()
+    expected = steps_of_summed(alone, alone, [1, 2, 3, 4])
+    for worker in range(2):
+        assert json.loads((tmp_path / f"found-{worker}").read_text()) == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_learning_rate_rises_then_falls_to_a_tenth() -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from ragtune_ray import config, fitting, trainable
+from ragtune_ray import config, encoder_objectives, fitting, trainable
 from ragtune_ray.encoder_objectives import Contrastive
 from ragtune_ray.joint_objective import Joint
 from ragtune_ray.objectives import Objective, Sft
@@ -210,6 +210,42 @@ def test_another_rows_copy_of_the_positive_is_no_negative(load) -> None:
     assert float(total_loss(objective, [first, other])) == pytest.approx(float(expected), rel=1e-4)
 
 
+@pytest.mark.parametrize("other_worker", [False, True])
+def test_no_passage_of_the_positives_document_is_a_negative(
+    other_worker: bool, load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objective = load("contrastive")
+    rows = [
+        RetrieverExample("q0", "first", ("d1#0", "x#0"), ("one", "x"), (), 4),
+        RetrieverExample("q1", "second", ("d1#1", "y#0"), ("two", "y"), (), 4),
+    ]
+    query = torch.full((1, 4), 0.5, requires_grad=True)
+    passages, columns = torch.eye(4), objective.columns(rows)
+    if other_worker:
+        whole = {"passages": passages, "document": columns["document"]}
+        monkeypatch.setattr(
+            encoder_objectives, "_gathered", lambda local: (whole["passages" if local.ndim == 2 else "document"], 0)
+        )
+        objective.loss(query, passages[:2], objective.columns(rows[:1])).backward()
+    else:
+        second = torch.full((1, 4), 0.5)
+        objective.loss(torch.cat([query, second]), passages, columns).backward()
+    positive, distractor, same_document, other = query.grad[0].tolist()
+    assert positive < 0 < min(distractor, other)
+    assert same_document == 0
+
+
+def test_no_stored_passage_of_the_positives_document_is_a_negative(load) -> None:
+    stored = dict(zip(("d1#0", "d1#1", "x#0"), np.eye(3), strict=True))
+    objective: QuerySide = load("query_side", pool=stored)
+    columns = objective.columns([RetrieverExample("q", "first", ("d1#0",), ("one",), (), 4)])
+    query = torch.full((1, 3), 3**-0.5, requires_grad=True)
+    objective.loss(query, query[:0], columns).backward()
+    positive, same_document, distractor = query.grad[0].tolist()
+    assert positive < 0 < distractor
+    assert same_document == 0
+
+
 @pytest.mark.parametrize("name", ["distillation", "query_side"])
 def test_the_loss_follows_a_permutation_of_rows_and_passages(name: str, load, pool) -> None:
     objective = load(name, "contrastive_weight=0.3", pool=pool)
@@ -345,6 +381,57 @@ def test_validation_ranks_the_positive_among_all_passages(load) -> None:
         rank = 1 + int((scores > scores[names.index(row.passage_ids[0])]).sum())
         expected += 1 / rank if rank <= 10 else 0
     assert objective.validate(rows)["MRR@10"] == pytest.approx(expected / len(rows), abs=1e-6)
+
+
+def test_an_encoder_that_makes_one_vector_of_all_texts_finds_nothing(load) -> None:
+    objective: Contrastive = load("contrastive")
+    last = objective.encoder[0].auto_model.encoder.layer[-1].output.LayerNorm
+    with torch.no_grad():
+        last.weight.zero_()
+        last.bias.copy_(torch.arange(32.0))
+    rows = [
+        RetrieverExample(f"q{number}", f"question {number}", (f"d{number}#0",), (f"text {number}",), (), 4)
+        for number in range(16)
+    ]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert objective.validate(rows)["score"] == 0.0
+    with torch.no_grad():
+        last.bias.fill_(math.nan)
+    assert objective.validate(rows)["score"] == 0.0
+
+
+@pytest.mark.parametrize("name", ["contrastive", "distillation", "query_side"])
+def test_vectors_are_compared_in_float32_whatever_the_encoder_computes_in(
+    name: str, load, pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objective, rows = load(name, pool=pool), rows_of(name)
+    texts = list(dict.fromkeys(text for row in rows for text in (row.query, *row.passages)))
+    # So near to each other that bfloat16 sees no difference.
+    near = 1 + 1e-4 * torch.randn((len(texts), 32), generator=torch.Generator().manual_seed(0))
+    near = functional.normalize(near, dim=1)
+    monkeypatch.setattr(objective, "vectors", lambda asked: near[[texts.index(text) for text in asked]])
+    queries, passages = (
+        objective.vectors(asked)
+        for asked in ([row.query for row in rows], [text for row in rows for text in row.passages])
+    )
+
+    def found() -> list[float]:
+        loss = float(objective.loss(queries, passages, objective.columns(rows)))
+        return [loss, objective.validate(rows)["score"]]
+
+    with torch.autocast("cpu", torch.bfloat16):
+        under = found()
+    assert under == found()
+
+
+def test_the_shares_of_passages_are_computed_in_float32(load, pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    objective: QuerySide = load("query_side", pool=pool)
+    asked = objective.asked("what is moon?", list(pool))
+    vector = objective.vectors(["what is moon?"])
+    monkeypatch.setattr(objective, "_embed", lambda _: vector)
+    with torch.autocast("cpu", torch.bfloat16):
+        under = objective.log_shares(asked)
+    assert torch.equal(under, objective.log_shares(asked))
 
 
 def test_a_planted_corpus_is_learnt(load) -> None:

@@ -2,8 +2,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
-from ragtune_ray import config, hardware
+from ragtune_ray import config, fitting, hardware
 from ragtune_ray.cluster import training_worker
 
 
@@ -15,3 +16,14 @@ def test_freed_memory_goes_back_every_so_many_steps(monkeypatch: pytest.MonkeyPa
     for run.step in range(1, 51):
         training_worker._after_step(run)
     assert given_back == [20, 40]
+
+
+def test_what_the_loss_does_not_reach_is_looked_for_where_training_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray.train.torch
+
+    seen = []
+    monkeypatch.setattr(ray.train.torch, "get_device", lambda: torch.device("meta"))
+    monkeypatch.setattr(ray.train.torch, "prepare_model", lambda module, **_: module)
+    monkeypatch.setattr(fitting, "freeze_unreached", lambda module, *_: seen.append(module.weight.device.type))
+    training_worker._spread(torch.nn.Linear(2, 2), config.Training(), [])
+    assert seen == ["meta"]

@@ -11,7 +11,7 @@ import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +19,10 @@ import pyarrow.parquet as pq
 
 from ragtune_ray import config, examples, models, schema, splitting, teaching
 from ragtune_ray.cluster import questions, session, stages
+
+if TYPE_CHECKING:
+    from ragtune_ray.encoder import Encoder
+    from ragtune_ray.retriever import Retriever
 
 __all__ = ["PrepareUnit", "pool_table"]
 
@@ -33,6 +37,7 @@ class PrepareUnit:
         self._settings, self._staged, self._split, self._directory = settings, staged, split, directory
         self._sft = settings.training.objective == "sft"
         self._retriever = open_retriever(settings, version) if version and split != "replay" else None
+        self._encoder = _encoder(settings, self._retriever) if self._retriever and not self._sft else None
         self._count = _token_counter(settings)
         self._chat = _chat(settings) if settings.training.trains_generator else None
         self._teacher = _teacher(settings)
@@ -141,7 +146,7 @@ class PrepareUnit:
         texts = [row.text for row in rows]
         scores, ordinals = self._retriever.search(texts, self._depth())
         gold = self._retriever.index.of_documents([splitting.positives(row) for row in rows])
-        embedded = None if self._sft else encode_queries(self._retriever.encoder, texts)
+        embedded = encode_queries(self._encoder, texts) if self._encoder else None
         candidates = []
         for number in range(len(rows)):
             hits = ordinals[number][ordinals[number] >= 0]
@@ -199,6 +204,18 @@ def pool_table(names: Sequence[str], vectors: np.ndarray) -> pa.Table:
             "vector": pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1]),
         }
     )
+
+
+def _encoder(settings: config.Config, retriever: Retriever) -> Encoder:
+    """What makes the vectors of queries that are held against stored ones: lexical retrieval loads none of its own."""
+    from ragtune_ray.encoder import load_encoder
+    from ragtune_ray.retriever import check_encoder
+
+    if retriever.encoder is not None:
+        return retriever.encoder
+    encoder = load_encoder(settings.encoder)
+    check_encoder(encoder, retriever.index.version, retriever.index.manifest)
+    return encoder
 
 
 def _chat(settings: config.Config) -> examples.ChatText:

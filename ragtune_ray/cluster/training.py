@@ -30,7 +30,7 @@ __all__ = ["train"]
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 2
+FORMAT = 3
 """Part of a model's identity: raise it when the same input would give other weights."""
 SNAPSHOT = "checkpoint_manager_snapshot.json"
 """Where Ray Train keeps which checkpoints it knows."""
@@ -63,10 +63,12 @@ def train(settings: config.Config) -> str:
         fitting.TrainingError: the loss was not finite, or training failed for good.
         splitting.LeakError: splits share a relevant document.
         inputs.InputError: there is nothing to learn from.
-        config.ConfigError: the cluster has too little room for the workers.
+        config.ConfigError: the cluster has too little room for the workers, a step has fewer examples than there are workers, or
+            the objective cannot be spread as `training.strategy` says.
         models.ModelError: the model cannot be had, or has no weights.
     """
     training = settings.training
+    _require_strategy(training)
     base = models.base_model(settings)
     examples = preparation.prepare(settings)
     identity = {
@@ -126,9 +128,10 @@ def _fit(settings: config.Config, examples: str, url: str, work: str) -> None:
 
     from ragtune_ray.fitting import TrainingError
 
-    _require_room(settings)
-    _mend_snapshot(filesystem.join(work, training_worker.RUN_NAME))
     num_examples = storage.read_manifest(examples)["num_train"]
+    _require_room(settings)
+    _require_rows(settings.training, num_examples)
+    _mend_snapshot(filesystem.join(work, training_worker.RUN_NAME))
     num_steps = batching.num_steps(num_examples, settings.training)
     board = ray.remote(num_cpus=0)(_Board).remote()
     arguments = {
@@ -222,6 +225,28 @@ def _require_room(settings: config.Config) -> None:
     if room < settings.training.workers:
         raise config.ConfigError(
             f"training.workers={settings.training.workers}: the cluster has {kind}s for {room}; lower it or add nodes"
+        )
+
+
+def _require_rows(training: config.Training, num_examples: int) -> None:
+    """Refuse more workers than the smallest step has examples: one without any would leave the others waiting for it."""
+    field = "max_workers" if training.max_workers else "workers"
+    most = training.max_workers or training.workers
+    smallest = num_examples // batching.steps_per_epoch(num_examples, training.batch_examples)
+    if smallest < most:
+        raise config.ConfigError(
+            f"training.{field}={most}: every worker needs an example of every step, and with "
+            f"training.batch_examples={training.batch_examples} the smallest step of {num_examples} examples has {smallest}; set "
+            f"training.{field} to {smallest} at most, or make steps larger: raise training.batch_examples, or give more questions"
+        )
+
+
+def _require_strategy(training: config.Training) -> None:
+    """Refuse to spread what is not run as one whole: other objectives than `sft` call their encoder by itself too."""
+    if training.strategy == "fsdp" and training.objective != "sft":
+        raise config.ConfigError(
+            f"training.strategy=fsdp with training.objective={training.objective}: only sft can be spread over the workers; set "
+            "training.strategy=ddp"
         )
 
 

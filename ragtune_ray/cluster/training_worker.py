@@ -106,8 +106,7 @@ def _begin(arguments: dict[str, Any]) -> _Run:
     objective = trainable.load_objective(
         settings, models.weights_of(models.base_model(settings)), feeding.read_pool(settings, arguments["examples"])
     )
-    fitting.freeze_unreached(objective, objective, validation[:1])
-    module = _spread(objective, settings.training)
+    module = _spread(objective, settings.training, validation[:1])
     device = next(module.parameters()).device
     return _Run(
         settings=settings,
@@ -123,24 +122,31 @@ def _begin(arguments: dict[str, Any]) -> _Run:
     )
 
 
-def _spread(objective: nn.Module, training: config.Training) -> nn.Module:
-    """The objective as all workers train it together."""
+def _spread(objective: Any, training: config.Training, rows: list[Any]) -> nn.Module:
+    """The objective as all workers train it together, without the weights that its loss of the rows does not reach."""
     import ray.train.torch
 
+    from ragtune_ray import fitting
+
     if training.strategy == "ddp":
+        # First, as losses gather what other workers have: those of GPUs exchange nothing that lies on the CPU.
+        objective.to(ray.train.torch.get_device())
+        fitting.freeze_unreached(objective, objective, rows)
         # Buffers are constants here, and sending them would come between the exchanges of the objectives themselves.
         options = {"broadcast_buffers": False, "gradient_as_bucket_view": True}
-        module: nn.Module = ray.train.torch.prepare_model(objective, parallel_strategy_kwargs=options)
-        return module
+        wrapped: nn.Module = ray.train.torch.prepare_model(objective, parallel_strategy_kwargs=options)
+        return wrapped
     from torch.distributed.fsdp import fully_shard
 
-    objective.to(ray.train.torch.get_device())
-    layers = {name for part in objective.modules() for name in getattr(part, "_no_split_modules", None) or ()}
-    for part in list(objective.modules()):
+    # On the CPU: no such loss gathers anything, and beside the whole model a GPU may have no room for its gradient.
+    fitting.freeze_unreached(objective, objective, rows)
+    module: nn.Module = objective.to(ray.train.torch.get_device())
+    layers = {name for part in module.modules() for name in getattr(part, "_no_split_modules", None) or ()}
+    for part in list(module.modules()):
         if type(part).__name__ in layers:
             fully_shard(part)
-    fully_shard(objective)  # in place
-    return objective
+    fully_shard(module)  # in place
+    return module
 
 
 def _resume(run: _Run, checkpoints: str) -> None:

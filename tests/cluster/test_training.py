@@ -184,6 +184,33 @@ def test_too_many_workers_are_refused_before_anything_waits(given: config.Config
         )
 
 
+@pytest.mark.parametrize(
+    ("overrides", "num_examples", "smallest"),
+    [
+        (("batch_examples=4", "workers=8"), 32, 4),
+        (("batch_examples=4", "max_workers=8"), 32, 4),
+        (("batch_examples=16", "workers=2"), 1, 1),
+        (("batch_examples=4", "workers=4"), 9, 3),
+    ],
+)
+def test_a_worker_without_an_example_is_refused(overrides: tuple[str, ...], num_examples: int, smallest: int) -> None:
+    given = config.Config().using(*(f"training.{override}" for override in overrides)).training
+    fields = r"training\.(max_)?workers=\d.* training\.batch_examples=\d"
+    with pytest.raises(config.ConfigError, match=rf"{fields}.* {num_examples} examples has {smallest};"):
+        training._require_rows(given, num_examples)
+
+
+def test_as_many_examples_as_workers_in_the_smallest_step_are_enough() -> None:
+    training._require_rows(config.Training(batch_examples=4, workers=3), 9)
+
+
+def test_an_encoder_is_not_spread_over_workers(given: config.Config) -> None:
+    with pytest.raises(
+        config.ConfigError, match=r"training\.objective=contrastive: only sft .* training\.strategy=ddp"
+    ):
+        train(given.using("training.objective=contrastive", "training.strategy=fsdp"))
+
+
 def test_without_training_queries_the_error_says_how_to_split(given: config.Config) -> None:
     with pytest.raises(inputs.InputError, match=r"training needs queries of split train: set queries.split_by"):
         train(given.using("queries.split_by=given"))
@@ -226,6 +253,14 @@ def test_questions_on_one_passage_show_the_same_distractors_where_they_are_the_p
     assert {len(shown) for shown in kinds["passage"].values()} == {1}
     assert {len(passages) for shown in kinds["passage"].values() for passages in shown} == {2}
     assert max(len(shown) for shown in kinds["query"].values()) > 1, "the questions retrieve different passages"
+
+
+def test_hard_negatives_may_be_those_that_bm25_finds(given: config.Config) -> None:
+    asked = given.using("training.objective=query_side", "retrieval.mode=lexical", "training.negative_margin=0.05")
+    rows = pq.read_table(Path(preparation.prepare(asked)) / preparation.TRAIN).to_pylist()
+    documents = [[name.rpartition("#")[0] for name in row["passage_ids"]] for row in rows]
+    assert max(len(names) for names in documents) == 3
+    assert all(positive not in negatives for positive, *negatives in documents)
 
 
 def test_answers_longer_than_the_window_are_rejected_and_counted(given: config.Config, tmp_path: Path) -> None:
@@ -274,8 +309,22 @@ def test_replay_is_mixed_in_without_passages_and_its_documents_count_for_leaks(
 
 
 @pytest.mark.slow
-def test_weights_spread_over_workers_learn_what_whole_ones_learn(given: config.Config) -> None:
-    settings = given.using("training.arm=ft", "training.max_steps=4", "training.evaluate_steps=4", "training.workers=2")
+def test_weights_spread_over_workers_learn_what_whole_ones_learn(given: config.Config, tmp_path: Path) -> None:
+    # Of uneven questions and so few tokens at once workers make different numbers of pieces.
+    uneven = tmp_path / "uneven.jsonl"
+    write_queries(uneven, 40)
+    rows = [json.loads(line) for line in uneven.read_text().splitlines()]
+    for number, row in enumerate(rows):
+        row["text"] += " please" * (number % 7) ** 2
+    uneven.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = given.using(
+        f"queries.path={uneven}",
+        "training.arm=ft",
+        "training.max_steps=4",
+        "training.evaluate_steps=4",
+        "training.workers=2",
+        "training.micro_batch_tokens=64",
+    )
     runs = {
         strategy: steps(train(settings.using(f"training.strategy={strategy}", f"training.name={strategy}")))
         for strategy in ("ddp", "fsdp")
