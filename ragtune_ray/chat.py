@@ -5,11 +5,15 @@ In: messages and texts. Out: rendered prompts and token ids. This module knows n
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import re
 from collections.abc import Sequence
 from typing import Any
 
 from jinja2 import TemplateError
+
+from ragtune_ray.completion import GeneratorError
 
 __all__ = ["ChatTokenizer"]
 
@@ -36,6 +40,12 @@ class ChatTokenizer:
 
         Special tokens spelled out in a content ("<|im_end|>") get a space after their first character, so a document
         cannot end its message and speak as the system. No messages give the empty text.
+
+        A template that refuses the messages gets those of one role that follow each other as one, with an empty line
+        between, and if it refuses that too, the system's within the first of the others.
+
+        Raises:
+            GeneratorError: the template refuses them in every form; names the roles.
         """
         if not messages:
             return ""
@@ -43,10 +53,18 @@ class ChatTokenizer:
         if not self._tokenizer.chat_template:
             lines = [f"{message['role']}: {message['content']}" for message in chat]
             return self._beginning() + "\n".join([*lines, "assistant:"])
+        # Gemma's template refuses the role `system`; its and Mistral's refuse two messages of one role after another.
+        for form in (chat, _joined(chat)):
+            with contextlib.suppress(TemplateError):
+                return self._apply_template(form)
         try:
-            return self._apply_template(chat)
-        except TemplateError:  # Gemma's template refuses the role `system`
-            return self._apply_template(_system_in_user(chat))
+            return self._apply_template(_joined(_system_in_user(chat)))
+        except TemplateError as error:
+            roles = ", ".join(role for role, _ in messages)
+            raise GeneratorError(
+                f"the model's chat template refuses messages of the roles {roles}: {error}; begin with the user's, let the "
+                f"user's and the assistant's alternate, or choose a model with another template"
+            ) from error
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text; nothing is put before or after it."""
@@ -80,6 +98,14 @@ def _special_pattern(tokenizer: Any) -> re.Pattern[str] | None:
     # A one-character special token has no inside to break; none is known to mark a turn.
     longest_first = sorted((text for text in texts if len(text) > 1), key=len, reverse=True)
     return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+
+
+def _joined(chat: list[dict[str, str]]) -> list[dict[str, str]]:
+    """The chat with messages of one role that follow each other made one."""
+    return [
+        {"role": role, "content": "\n\n".join(message["content"] for message in messages)}
+        for role, messages in itertools.groupby(chat, key=lambda message: message["role"])
+    ]
 
 
 def _system_in_user(chat: list[dict[str, str]]) -> list[dict[str, str]]:

@@ -6,6 +6,7 @@ module knows nothing of models, files, torch or Ray.
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import re
 import unicodedata
@@ -67,11 +68,24 @@ def build_prompt(
     Of its history, (role, content) of what was said before, oldest first, the latest turns are kept, as many as leave half of
     the budget to the rest, beginning with one of the user's.
     """
-    kept = list(history)
-    while kept and (kept[0][0] != "user" or count_tokens([render(kept)])[0] > max_tokens // 2):
-        del kept[0]
-    (prompt,) = _build([_Draft(query, tuple(passages), system, tuple(kept))], max_tokens, count_tokens, render)
+    kept = _latest(history, max_tokens // 2, count_tokens, render)
+    (prompt,) = _build([_Draft(query, tuple(passages), system, kept)], max_tokens, count_tokens, render)
     return prompt
+
+
+def _latest(
+    history: Sequence[tuple[str, str]], max_tokens: int, count_tokens: CountTokens, render: Render
+) -> tuple[tuple[str, str], ...]:
+    """As many of the latest turns as fit, beginning with one of the user's."""
+
+    def fits(start: int) -> bool:
+        return count_tokens([render(history[start:])])[0] <= max_tokens
+
+    starts = [place for place, (role, _) in enumerate(history) if role == "user"]
+    if starts and not fits(starts[0]):
+        # Fewer turns are never longer, so halving finds the first that fits; one by one would count a long history many times.
+        starts = starts[bisect.bisect_left(starts, True, lo=1, key=fits) :]
+    return tuple(history[starts[0] :]) if starts else ()
 
 
 def build_prompts(

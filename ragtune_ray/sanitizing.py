@@ -28,7 +28,8 @@ _TAG = re.compile(r"</?[A-Za-z][^<>]{0,500}>|<!--.{0,500}?-->", re.DOTALL)
 _ADDRESS = re.compile(
     r"(?i)(?:[a-z][a-z0-9+.-]{1,20}://|\b(?:javascript|data|vbscript|mailto|file|tel):(?=\S)|\bwww\.)[^\s<>\[\]\"'`]*"
 )
-_UNDEFUSED = re.compile(r"\](?=\()|<(?=[A-Za-z/!?])|!(?=\[)")
+# A reference definition may stand in a list or quotation, its label and destination on several lines: no pattern finds them all.
+_UNDEFUSED = re.compile(r"\](?=[(:])|<(?=[A-Za-z/!?])|!(?=\[)")
 
 
 def without_links(text: str, link_hosts: Sequence[str] = ()) -> str:
@@ -67,11 +68,16 @@ def _address(found: str, link_hosts: Sequence[str]) -> str:
     return found if allowed else LINK_REMOVED + tail
 
 
-# What later text may still change: an open bracket or tag, an address or number being spelt, blanks and punctuation.
-_OPEN = re.compile(r"[\[【<!(（][^\]】>)）]{0,900}$")
-_BRACKETED = re.compile(r"!?[\[【][^\[\]【】]{0,300}[\]】]+\(?$")
-_SPELT = re.compile(r"[!-~]*$")
-_PUNCTUATION = re.compile(r"[\s!-/:-@\[-`{-~，。；：！？、【（「』]*$")
+# What later text may still change: an open bracket or tag, an address or number being spelt, blanks and punctuation, a word
+# that a colon or bracket follows (an address may begin with it). All are looked for in the reversed text, from the cut on: in
+# the text itself each would be tried at every character before the cut.
+_BRACKET = re.compile(r"[\[(【\])】>]|(?<!\s)<")
+_OPENED_BY = {"]": "[", ")": "(", "】": "【", ">": "<"}
+_LONGEST_OPEN = 900
+_BRACKETED = re.compile(r"\(?[\]】]++[^\[\]【】]{0,300}+[\[【]!?")
+_SPELT = re.compile(r"[!-~]*")
+_PUNCTUATION = re.compile(r"[\s!-/:-@\[-`{-~，。；：！？、【（「』]*")
+_JOINED = re.compile(r"(?<=[:\[【<])[!-~]+|(?<=\.)[Ww]{3}")
 
 
 class AnswerText:
@@ -84,14 +90,17 @@ class AnswerText:
 
     def __init__(self, passages: Sequence[Passage], link_hosts: Sequence[str] = ()) -> None:
         self._passages, self._link_hosts = passages, link_hosts
-        self._raw = ""
+        self._raw, self._end = "", 0
         self.shown = ""
         """All that was given out."""
 
     def add(self, piece: str) -> str:
         """What may be shown now; often less than the piece, since what follows may make a link of it."""
         self._raw += piece
-        settled = self._raw[: _settled(self._raw)]
+        before, self._end = self._end, _settled(self._raw)
+        if self._end == before:
+            return ""
+        settled = self._raw[: self._end]
         # The first citation mark makes parse_citations tidy the blanks of the whole answer, those before it too.
         with_mark = self._clean(f"{settled} [1]")
         return self._next(os.path.commonprefix([self._clean(settled), with_mark]))  # noqa: RUF071  # of characters, as meant
@@ -119,16 +128,33 @@ class AnswerText:
 
 def _settled(raw: str) -> int:
     """How much of a growing text no later text changes."""
-    cut = _start(_SPELT, raw, len(raw))
+    reversed_text = raw[::-1]
+    cut = _end(_SPELT, reversed_text, 0)
     before = -1
     while cut != before:
         before = cut
-        for pattern in (_PUNCTUATION, _OPEN, _BRACKETED):
-            cut = _start(pattern, raw, cut)
-    return cut
+        for pattern in (_PUNCTUATION, _JOINED, _BRACKETED):
+            cut = _end(pattern, reversed_text, cut)
+        if cut == before:  # only now, as it may look far and move nothing: then it is the last
+            cut = _behind_open(reversed_text, cut)
+    return len(raw) - cut
 
 
-def _start(pattern: re.Pattern[str], raw: str, cut: int) -> int:
-    """Where the pattern begins that ends at the cut; the cut where there is none."""
-    found = pattern.search(raw, 0, cut)
-    return cut if found is None else found.start()
+def _end(pattern: re.Pattern[str], text: str, start: int) -> int:
+    """Where the pattern ends that begins at the start; the start where there is none."""
+    found = pattern.match(text, start)
+    return start if found is None else found.end()
+
+
+def _behind_open(reversed_text: str, start: int) -> int:
+    """Behind the nearest bracket that nothing closes, read from the start on; the start where none is near."""
+    closed = dict.fromkeys(_OPENED_BY.values(), 0)
+    for found in _BRACKET.finditer(reversed_text, start, start + _LONGEST_OPEN):
+        bracket = found[0]
+        if bracket in _OPENED_BY:
+            closed[_OPENED_BY[bracket]] += 1
+        elif closed[bracket]:
+            closed[bracket] -= 1
+        else:
+            return found.end()
+    return start

@@ -251,3 +251,36 @@ def test_what_was_said_before_stands_between_system_and_question_and_its_oldest_
     kept = messages(50)
     assert [content.split()[0] for _, content in kept] == ["Be", "three", "four", "Question:"]
     assert [role for role, _ in messages(40)] == ["system", "user"], "a conversation never begins with an answer"
+
+
+turns = st.lists(st.tuples(st.sampled_from(["user", "assistant"]), words), max_size=12)
+
+
+@settings(deadline=None)
+@given(turns, st.integers(30, 600))
+def test_the_turns_that_stay_are_those_that_dropping_one_by_one_would_leave(history: Any, max_tokens: int) -> None:
+    prompt = build_prompt(
+        "W?", (), system="", max_tokens=max_tokens, count_tokens=count_words, render=render, history=history
+    )
+    kept = list(history)
+    while kept and (kept[0][0] != "user" or count_words([render(kept)])[0] > max_tokens // 2):
+        del kept[0]
+    assert prompt.messages[:-1] == tuple(kept)
+
+
+@pytest.mark.parametrize("max_tokens", [10, 100, 2000, 1_000_000])
+def test_a_long_history_is_counted_a_few_times_and_not_once_for_every_turn(max_tokens: int) -> None:
+    def counted(num_turns: int) -> float:
+        """How many times the whole history is counted."""
+        sizes: list[int] = []
+
+        def count(texts: Any) -> list[int]:
+            sizes.extend(map(len, texts))
+            return count_spaced(texts)
+
+        history = [("user", "word " * 100)] * num_turns
+        build_prompt("W?", (), system="", max_tokens=max_tokens, count_tokens=count, render=render, history=history)
+        return sum(sizes) / len(render(history))
+
+    assert counted(16) < 6
+    assert counted(256) < 6
