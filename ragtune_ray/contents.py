@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -34,8 +34,13 @@ def _deleted_url(workspace: str, name: str = "") -> str:
     return filesystem.join(workspace, "index", "deleted", *filter(None, [name]))
 
 
-def deleted_passages(workspace: str, entry: versions.Entry) -> np.ndarray:
+def deleted_passages(workspace: str, entry: versions.Entry, *, stored: bool = False) -> np.ndarray:
     """Ordinals of the deleted passages of a segment, ascending, int32.
+
+    Args:
+        workspace: where.
+        entry: the segment.
+        stored: read the file where it lies, even if the local cache holds a copy.
 
     Raises:
         storage.ArtifactError: the file is missing or damaged.
@@ -44,14 +49,21 @@ def deleted_passages(workspace: str, entry: versions.Entry) -> np.ndarray:
         return np.empty(0, dtype=np.int32)
     url = _deleted_url(workspace, entry.deleted)
     try:
-        path = filesystem.local_copy(_deleted_url(workspace), [entry.deleted], "deleted") / entry.deleted
-        content = path.read_bytes()
+        content = b"" if stored else _cached(workspace, entry.deleted)
+        # A copy that was damaged in the cache says nothing of the file itself.
+        if checksums.bytes_sha256(content) != entry.deleted_sha256:
+            store, path = filesystem.locate(url)
+            content = bytes(store.cat_file(path))
     except FileNotFoundError as error:
         raise storage.ArtifactError(f"{url}: is missing; run: ragtune rollback CONFIG") from error
     if checksums.bytes_sha256(content) != entry.deleted_sha256:
         raise storage.ArtifactError(f"{url}: does not match its sha256; run: ragtune rollback CONFIG")
     ordinals: np.ndarray = np.load(io.BytesIO(content), allow_pickle=False)
     return ordinals
+
+
+def _cached(workspace: str, name: str) -> bytes:
+    return (filesystem.local_copy(_deleted_url(workspace), [name], "deleted") / name).read_bytes()
 
 
 def delete_passages(workspace: str, entry: versions.Entry, doomed: np.ndarray) -> versions.Entry:
@@ -164,11 +176,19 @@ def _fingerprints(workspace: str, version: versions.Version, without: set[versio
     return contents
 
 
-def index_problems(workspace: str, version: str | None = None) -> list[str]:
-    """Everything wrong with a version, its segments and deletions, one sentence each; empty when it is sound."""
+def index_problems(
+    workspace: str, version: str | None = None, check: Callable[[str], Sequence[str]] = storage.problems
+) -> list[str]:
+    """Everything wrong with a version, its segments and deletions, one sentence each; empty when it is sound.
+
+    Args:
+        workspace: where.
+        version: None takes the current one.
+        check: what is wrong with an artifact; one that remembers spares hashing a segment once per version that names it.
+    """
     try:
         name = version or versions.current_version(workspace)
-        found = storage.problems(versions.version_url(workspace, name))
+        found = list(check(versions.version_url(workspace, name)))
         if found:
             return found
         opened = versions.read_version(workspace, name)
@@ -176,11 +196,11 @@ def index_problems(workspace: str, version: str | None = None) -> list[str]:
         return [str(error)]
     for entry in opened.entries:
         url = segments.segment_url(workspace, entry.segment_id)
-        damage = storage.problems(url)
+        damage = list(check(url))
         if not damage and storage.read_manifest(url)["manifest_sha256"] != entry.manifest_sha256:
             damage = [f"{url}: is not the segment that {versions.version_url(workspace, name)} names"]
         try:
-            deleted = deleted_passages(workspace, entry)
+            deleted = deleted_passages(workspace, entry, stored=True)
             if len(deleted) != entry.num_deleted:
                 damage.append(f"{url}: {len(deleted)} passages are deleted, the version says {entry.num_deleted}")
         except storage.ArtifactError as error:

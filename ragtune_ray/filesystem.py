@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import tempfile
 import types
 import uuid
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ __all__ = [
     "copy_tree",
     "discarding",
     "exists",
+    "fetched",
     "free_bytes",
     "is_local",
     "join",
@@ -196,24 +198,48 @@ def commit_file(local: Path, url: str) -> None:
     sync(target.parent)
 
 
-def local_copy(url: str, names: list[str], version: str) -> Path:
+@contextlib.contextmanager
+def fetched(url: str) -> Iterator[Path]:
+    """Where a file can be read locally within the block; a remote one is downloaded for it, whatever the cache holds.
+
+    For files whose place says nothing of their content, such as the parts of a run: a run that is done again has others there.
+
+    Raises:
+        FileNotFoundError: a remote file is not there.
+    """
+    filesystem, path = locate(url)
+    if isinstance(filesystem, LocalFileSystem):
+        yield Path(path)
+        return
+    with tempfile.TemporaryDirectory(prefix="ragtune-fetched-") as temporary:
+        local = Path(temporary) / path.rpartition("/")[2]
+        filesystem.get_file(path, str(local))
+        yield local
+
+
+def local_copy(url: str, names: list[str], version: str, *, again: bool = False) -> Path:
     """Where the files of a directory can be read locally; remote ones are downloaded once per `version`.
 
     Args:
         url: the directory.
         names: files below it, relative.
         version: changes when the content does; part of the cache's path.
+        again: download remote files even if they are at hand, and put them in the place of those.
+
+    Raises:
+        FileNotFoundError: a remote file is not there.
     """
     filesystem, path = locate(url)
     if isinstance(filesystem, LocalFileSystem):
         return Path(path)
     target = cache_directory() / "artifacts" / version[:32]
     for name in names:
-        if not (target / name).exists():
+        if again or not (target / name).exists():
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             temporary = target / f"{name}.{uuid.uuid4().hex[:12]}"
-            filesystem.get_file(f"{path}/{name}", str(temporary))
-            temporary.replace(target / name)
+            with discarding(temporary):
+                filesystem.get_file(f"{path}/{name}", str(temporary))
+                temporary.replace(target / name)
     target.mkdir(parents=True, exist_ok=True)
     return target
 

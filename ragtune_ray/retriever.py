@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from ragtune_ray import config, schema, selection, snapshot, storage
+from ragtune_ray import config, schema, segments, selection, snapshot, storage
 from ragtune_ray.encoder import Encoder, Reranker, load_encoder
 
 __all__ = [
@@ -137,7 +137,7 @@ class Retriever:
         return self._ranking.rank(texts, lists, top_k, self._column)
 
     def _column(self, name: str, ordinals: np.ndarray) -> list[str]:
-        values: list[str] = self.index.passages[name].take(ordinals).to_pylist()
+        values: list[str] = segments.take_rows(self.index.passages.select([name]), ordinals)[name].to_pylist()
         return values
 
 

@@ -37,6 +37,7 @@ __all__ = [
     "open_segment",
     "publish_segment",
     "segment_url",
+    "take_rows",
     "write_segment",
 ]
 
@@ -136,7 +137,31 @@ def _documents(passages: pa.Table, fingerprints: pa.Array) -> tuple[pa.Table, li
         ],
         schema=_DOCUMENTS_SCHEMA,
     )
-    return table, passages["metadata"].take(rows).to_pylist()
+    return table, take_rows(passages.select(["metadata"]), starts[order])["metadata"].to_pylist()
+
+
+def take_rows(table: pa.Table, numbers: Sequence[int] | np.ndarray) -> pa.Table:
+    """The rows of a table at these numbers, in this order; chunks that hold none of them are not touched.
+
+    `Table.take` would join all chunks of a column of texts first: a copy of a whole index for a few of its rows, and an error
+    where they hold more than 2 GiB.
+
+    Raises:
+        IndexError: the table has no such row.
+    """
+    wanted = np.asarray(numbers, dtype=np.int64)
+    outside = wanted[(wanted < 0) | (wanted >= table.num_rows)]
+    if len(outside):
+        raise IndexError(f"row {outside[0]}: the table has {table.num_rows} rows, counted from 0; ask for one of them")
+    chunks = table.to_batches()
+    ends = np.cumsum([chunk.num_rows for chunk in chunks])
+    owners = np.searchsorted(ends, wanted, side="right")
+    parts = [
+        chunks[owner].take(pa.array(wanted[owners == owner] - (ends[owner] - chunks[owner].num_rows)))
+        for owner in np.unique(owners)
+    ]
+    places = np.argsort(np.argsort(owners, kind="stable"))
+    return pa.Table.from_batches(parts, table.schema).combine_chunks().take(pa.array(places))
 
 
 def _keys(document_ids: Sequence[str] | np.ndarray) -> np.ndarray:
@@ -242,8 +267,12 @@ class Segment:
     def matching(self, chosen: selection.Filter) -> np.ndarray:
         """The passages whose documents a filter lets through, bool (num_passages,)."""
         rows = self.documents
-        metadata = self.passages["metadata"]
-        mask = selection.matches(chosen, self.attributes, lambda: metadata.take(pa.array(rows.first)).to_pylist())
+
+        def metadata() -> list[str]:
+            found: list[str] = take_rows(self.passages.select(["metadata"]), rows.first)["metadata"].to_pylist()
+            return found
+
+        mask = selection.matches(chosen, self.attributes, metadata)
         return selection.spread(mask, rows.first, rows.count, self.num_passages)
 
 

@@ -49,8 +49,12 @@ class Index:
         )
 
     def take(self, ordinals: Sequence[int]) -> list[schema.Passage]:
-        """The passages at these ordinals, in this order."""
-        return list(schema.from_table(self.passages.take(pa.array(ordinals, pa.int64())), schema.Passage))
+        """The passages at these ordinals, in this order.
+
+        Raises:
+            IndexError: there is no such ordinal.
+        """
+        return list(schema.from_table(segments.take_rows(self.passages, ordinals), schema.Passage))
 
     def by_id(self, passage_ids: Iterable[str]) -> dict[str, schema.Passage]:
         """The living passages of these ids; unknown ones are left out.
@@ -60,7 +64,7 @@ class Index:
         """
         wanted = set(passage_ids)
         (owned,) = self.of_documents([sorted({name.rpartition("#")[0] for name in wanted})])
-        names = self.passages["passage_id"].take(pa.array(owned)).to_pylist()
+        names = segments.take_rows(self.passages.select(["passage_id"]), owned)["passage_id"].to_pylist()
         kept = [ordinal for ordinal, name in zip(owned.tolist(), names, strict=True) if name in wanted]
         return {passage.passage_id: passage for passage in self.take(kept)}
 

@@ -11,13 +11,14 @@ conditional put. Either way exactly one of two publishers wins, and a reader nev
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -129,7 +130,8 @@ def open_artifact(url: str, kind: str | None = None, names: Collection[str] | No
     """Read an artifact after checking its files; a remote one is copied into the local cache first.
 
     A file is hashed once per machine and state: a receipt in the cache says that a file of this size, inode and time of
-    change had the right sha256, and any write to it makes the receipt void. `problems` hashes every time.
+    change had the right sha256, and any write to it makes the receipt void. `problems` hashes every time. A file in the cache
+    that was damaged there is copied once more.
 
     Args:
         url: the artifact's directory.
@@ -143,8 +145,9 @@ def open_artifact(url: str, kind: str | None = None, names: Collection[str] | No
     if kind is not None and manifest["kind"] != kind:
         raise ArtifactError(f"{url}: is a {manifest['kind']}, not a {kind}; name the directory of a {kind}")
     wanted = {name: entry for name, entry in manifest["files"].items() if names is None or name in names}
-    path = filesystem.local_copy(url, list(wanted), manifest["manifest_sha256"])
-    found = [problem for name, entry in wanted.items() for problem in _check_once(path, name, entry)]
+    version = manifest["manifest_sha256"]
+    path = filesystem.local_copy(url, [], version)
+    found = [problem for name, entry in wanted.items() for problem in _copy_and_check(url, name, entry, version)]
     if found:
         raise ArtifactError(f"{url}: damaged: {'; '.join(found)}; run the command that wrote it again")
     return Artifact(path, manifest)
@@ -180,23 +183,26 @@ def read_manifest(url: str) -> dict[str, Any]:
 
 
 def problems(url: str) -> list[str]:
-    """Everything wrong with an artifact, one sentence each; empty when it is sound."""
+    """Everything wrong with an artifact, one sentence each; empty when it is sound.
+
+    The files are read where they lie, a remote one piece by piece: what the local cache holds is neither asked nor changed.
+    """
     try:
         manifest = read_manifest(url)
     except ArtifactError as error:
         return [str(error)]
     store, root = filesystem.locate(url)
-    if not isinstance(store, LocalFileSystem):
-        try:
-            open_artifact(url)
-        except ArtifactError as error:
-            return [str(error)]
-        return []
-    path = Path(root)
-    found = [f"{url}: {text}" for name, entry in manifest["files"].items() for text in _check_file(path, name, entry)]
-    known = {MANIFEST, *manifest["files"]}
-    strays = sorted(item.relative_to(path).as_posix() for item in path.rglob("*") if item.is_file())
-    return found + [f"{url}: {name} is not named in its manifest" for name in strays if name not in known]
+    files = manifest["files"]
+    if isinstance(store, LocalFileSystem):
+        path = Path(root)
+        present = [item.relative_to(path).as_posix() for item in path.rglob("*") if item.is_file()]
+        found = [text for name, entry in files.items() for text in _check_file(path, name, entry)]
+    else:
+        sizes = _remote_sizes(store, root)
+        present = list(sizes)
+        found = [text for name in files for text in _check_object(store, root, name, files[name], sizes.get(name))]
+    strays = sorted(set(present) - {MANIFEST, *files})
+    return [f"{url}: {text}" for text in [*found, *(f"{name} is not named in its manifest" for name in strays)]]
 
 
 def is_finished(url: str) -> bool:
@@ -221,14 +227,49 @@ def make_current(folder: str, name: str) -> None:
 
 def _check_file(path: Path, name: str, entry: dict[str, Any]) -> list[str]:
     file = path / name
-    if not file.is_file():
+    size = file.stat().st_size if file.is_file() else None
+    return _compare(name, entry, size, lambda: checksums.file_sha256(file))
+
+
+def _compare(name: str, entry: dict[str, Any], size: int | None, sha256: Callable[[], str]) -> list[str]:
+    """What a file differs in from its manifest; it is hashed only where its size, None if it is missing, is right."""
+    if size is None:
         return [f"{name} is missing"]
-    size = file.stat().st_size
     if size != entry["bytes"]:
         return [f"{name} has {size} bytes, its manifest says {entry['bytes']}"]
-    if checksums.file_sha256(file) != entry["sha256"]:
+    if sha256() != entry["sha256"]:
         return [f"{name} does not match its sha256"]
     return []
+
+
+def _remote_sizes(store: fsspec.AbstractFileSystem, root: str) -> dict[str, int]:
+    """The size of each object below a place, by its name there."""
+    store.invalidate_cache()  # a listing that this process remembers may be of before the damage
+    found = store.find(root, detail=True)
+    # Some tools write an empty object for each folder, whose name ends with a slash.
+    return {path.removeprefix(f"{root}/"): int(info["size"]) for path, info in found.items() if not path.endswith("/")}
+
+
+def _check_object(
+    store: fsspec.AbstractFileSystem, root: str, name: str, entry: dict[str, Any], size: int | None
+) -> list[str]:
+    def sha256() -> str:
+        with store.open(f"{root}/{name}", "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    return _compare(name, entry, size, sha256)
+
+
+def _copy_and_check(url: str, name: str, entry: dict[str, Any], version: str) -> list[str]:
+    """What is wrong with the local copy of a file, the file itself if the artifact is local."""
+    try:
+        found = _check_once(filesystem.local_copy(url, [name], version), name, entry)
+        if found and not filesystem.is_local(url):
+            # The copy may have been damaged here: only what the store gives now can accuse the artifact.
+            found = _check_once(filesystem.local_copy(url, [name], version, again=True), name, entry)
+    except FileNotFoundError:
+        return [f"{name} is missing"]
+    return found
 
 
 def _check_once(path: Path, name: str, entry: dict[str, Any]) -> list[str]:

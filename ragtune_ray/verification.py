@@ -6,6 +6,7 @@ mean.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 from ragtune_ray import contents, filesystem, storage, versions
@@ -57,15 +58,16 @@ def _index_problems(workspace: str) -> tuple[list[str], int]:
     names = filesystem.list_names(filesystem.join(workspace, "index", "versions"))
     if names:
         found += _current_problems(workspace)
+    check = functools.cache(storage.problems)  # versions share segments
     for version in names:
-        found += contents.index_problems(workspace, version)
+        found += contents.index_problems(workspace, version, check)
     parts = [
         filesystem.join(workspace, "index", kind, name)
         for kind in ("segments", "trained")
         for name in filesystem.list_names(filesystem.join(workspace, "index", kind))
     ]
     for url in parts:
-        found += storage.problems(url)
+        found += check(url)
     return found, len(names) + len(parts)
 
 

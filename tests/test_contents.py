@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import fsspec
 import pytest
 
 from ragtune_ray import contents, schema, segments, snapshot, storage, versions
@@ -78,6 +79,31 @@ def test_one_flipped_byte_in_any_file_is_found_and_refused(workspace: str) -> No
                 snapshot.open_index(workspace)
         file.write_bytes(sound)
     assert contents.index_problems(workspace) == []
+
+
+def test_deletions_in_an_object_store_are_verified_there_and_a_damaged_copy_is_not_believed(
+    tmp_path: Path, passages: list[schema.Passage], write_index: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAGTUNE_CACHE", str(tmp_path / "cache"))
+    workspace, store = f"memory://{tmp_path}", fsspec.filesystem("memory")
+    write_index(workspace, passages, ENCODER)
+    delete(workspace, "mars")
+    everything = {passage.document_id for passage in passages}
+    assert living(workspace) == everything - {"mars"}
+    assert contents.index_problems(workspace) == []
+    (copy,) = (tmp_path / "cache").rglob("deleted/*.npy")
+    copy.write_bytes(b"damaged")
+    assert living(workspace) == everything - {"mars"}
+    assert contents.index_problems(workspace) == []
+    (deleted,) = store.glob(f"{tmp_path}/index/deleted/*.npy")
+    copy.write_bytes(store.cat_file(deleted))
+    store.pipe_file(deleted, b"damaged")
+    (problem,) = contents.index_problems(workspace)
+    assert copy.name in problem
+    assert "does not match its sha256" in problem
+    store.rm_file(deleted)
+    (problem,) = contents.index_problems(workspace)
+    assert f"{copy.name}: is missing" in problem
 
 
 def test_every_damaged_or_replaced_segment_is_reported(workspace: str) -> None:

@@ -64,6 +64,27 @@ def test_a_copy_keeps_its_text_when_the_source_is_replaced(root: str) -> None:
     assert filesystem.read_text(filesystem.join(root, "b", "x.txt")) == "one"
 
 
+def test_a_file_is_fetched_as_it_stands_now(root: str) -> None:
+    url = filesystem.join(root, "a", "x.txt")
+    for text in ("one", "two"):
+        filesystem.replace_text(url, text)
+        with filesystem.fetched(url) as path:
+            assert path.name == "x.txt"
+            assert path.read_text() == text
+    assert filesystem.read_text(url) == "two", "only a copy is removed"
+
+
+def test_a_copy_is_made_once_per_version_and_again_when_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAGTUNE_CACHE", str(tmp_path))
+    folder = f"memory://{tmp_path}/a"
+    for number, (again, expected) in enumerate([(False, "0"), (False, "0"), (True, "2")]):
+        filesystem.replace_text(filesystem.join(folder, "x.txt"), str(number))
+        assert (filesystem.local_copy(folder, ["x.txt"], "v", again=again) / "x.txt").read_text() == expected
+    with pytest.raises(FileNotFoundError):
+        filesystem.local_copy(folder, ["x.txt", "y.txt"], "v")
+    assert [path.name for path in (tmp_path / "artifacts" / "v").iterdir()] == ["x.txt"], "no half file is left"
+
+
 def test_what_is_not_there_is_no_error_to_list_or_remove(root: str) -> None:
     filesystem.remove(filesystem.join(root, "nothing"))
     assert filesystem.list_names(filesystem.join(root, "nothing")) == []

@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ragtune_ray import index, schema, segments, selection, storage, versions
 from ragtune_ray.encoder import HashingEncoder
@@ -22,6 +24,21 @@ def only_entries(workspace: Path) -> tuple[versions.Entry, ...]:
 
 def marks(count: int) -> pa.Array:
     return pa.array([bytes([number]) * 16 for number in range(count)], pa.binary(16))
+
+
+@given(chunks=st.lists(st.lists(st.text(max_size=3), max_size=4), max_size=6), data=st.data())
+def test_rows_are_taken_from_chunks_as_from_the_whole(chunks: list[list[str]], data: st.DataObject) -> None:
+    texts = pa.chunked_array(chunks, pa.string())
+    table = pa.table({"text": texts, "number": pa.array(range(len(texts)), pa.int64())})  # this column in one chunk
+    numbers = data.draw(st.lists(st.integers(0, len(texts) - 1)) if len(texts) else st.just([]))
+    assert segments.take_rows(table, numbers).equals(table.take(pa.array(numbers, pa.int64())))
+
+
+@pytest.mark.parametrize("number", [-1, 3])
+def test_a_row_that_a_table_does_not_have_is_named(number: int) -> None:
+    table = pa.table({"text": pa.chunked_array([["a"], [], ["b", "c"]], pa.string())})
+    with pytest.raises(IndexError, match=f"row {number}: the table has 3 rows"):
+        segments.take_rows(table, [0, number])
 
 
 @pytest.mark.parametrize("kind", ["flat", "ivf", "ivf_sq", "ivf_pq", "hnsw"])

@@ -1,11 +1,13 @@
 """A version open for searching: numbering, reuse, shards; and indexes that earlier versions of the package wrote."""
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from ragtune_ray import config, contents, index, lexical, schema, selection, snapshot, storage, vectors, versions, words
@@ -35,6 +37,39 @@ def test_what_was_written_comes_back(
     np.testing.assert_allclose(scores, 1, atol=1e-6)
     assert opened.lexical.search(["Phobos and Deimos"], 1)[1].tolist() == [[3]]
     assert opened.manifest["num_passages"] == opened.num_passages == opened.lexical.num_passages == len(passages)
+
+
+def test_passages_are_taken_from_an_index_of_more_text_than_one_column_can_hold(
+    tmp_path: Path, passages: list[schema.Passage], write_index: Write
+) -> None:
+    write_index(tmp_path, passages, ENCODER)
+    opened = snapshot.open_index(str(tmp_path))
+    long = schema.to_table([dataclasses.replace(passages[0], text="x" * 2**26)], schema.Passage)
+    place = long.schema.get_field_index("start")
+    # The forty share one text, so that the 2.5 GiB cost 64 MiB.
+    table = pa.concat_tables([long.set_column(place, long.schema.field(place), [[number]]) for number in range(40)])
+    large = dataclasses.replace(opened, passages=table)
+    found = large.take([0, 39, 3])
+    assert [passage.start for passage in found] == [0, 39, 3]
+    assert {(passage.passage_id, len(passage.text)) for passage in found} == {(passages[0].passage_id, 2**26)}
+
+    class Reranker:
+        def score(self, pairs: list[tuple[str, str]]) -> np.ndarray:
+            return np.array([len(text) for _, text in pairs], dtype=np.float32)
+
+    settings = config.Retrieval(mode="lexical", candidates=1)
+    (hits,) = Retriever(large, None, settings, Reranker()).retrieve(["q"], ["The Moon"], 1)
+    assert [(hit.passage_id, hit.score) for hit in hits] == [(passages[0].passage_id, 2**26)]
+
+
+def test_living_passages_are_found_by_id_in_several_segments(
+    tmp_path: Path, passages: list[schema.Passage], write_index: Write
+) -> None:
+    write_index(tmp_path, passages, ENCODER, num_segments=3)
+    delete(str(tmp_path), "mars")
+    opened = snapshot.open_index(str(tmp_path))
+    wanted = [passages[-1].passage_id, "mars#0", passages[0].passage_id, "nobody#0"]
+    assert opened.by_id(wanted) == {row.passage_id: row for row in (passages[0], passages[-1])}
 
 
 @pytest.mark.parametrize("mode", ["dense", "lexical", "hybrid"])
@@ -68,8 +103,6 @@ def test_opening_the_next_version_takes_over_the_segments_that_both_have(
 def test_filters_and_deletions_hold_together(
     tmp_path: Path, passages: list[schema.Passage], write_index: Write
 ) -> None:
-    import dataclasses
-
     marked = [dataclasses.replace(p, metadata=json.dumps({"length": len(p.document_id)})) for p in passages]
     write_index(tmp_path, marked, ENCODER)
     delete(str(tmp_path), "mars")
@@ -99,8 +132,6 @@ def test_the_passages_of_documents_are_found_group_by_group(
 def test_passages_of_deleted_documents_are_not_found_and_new_ones_are(
     tmp_path: Path, passages: list[schema.Passage], write_index: Write
 ) -> None:
-    import dataclasses
-
     # A document that was changed: its old passages are deleted in the first segment, its new ones stand in another.
     again = [
         dataclasses.replace(row, passage_id=f"{row.passage_id[:-1]}{number + 7}", text=f"Once more: {row.text}")

@@ -1,4 +1,5 @@
 import itertools
+import re
 import shutil
 from pathlib import Path
 
@@ -98,6 +99,58 @@ def test_a_remote_artifact_that_was_damaged_is_refused(tmp_path: Path, monkeypat
     monkeypatch.setenv("RAGTUNE_CACHE", str(tmp_path))
     url = f"memory://{tmp_path}/a"
     _publish(url, {"x.txt": "some text"})
+    fsspec.filesystem("memory").pipe_file(f"{tmp_path}/a/x.txt", b"same size")
+    with pytest.raises(storage.ArtifactError, match=r"x\.txt does not match its sha256"):
+        storage.open_artifact(url)
+
+
+@pytest.mark.parametrize("is_cached", [False, True])
+@pytest.mark.parametrize(
+    ("damage", "problem"),
+    [
+        ("flipped", "sub/x.txt does not match its sha256"),
+        ("truncated", "sub/x.txt has 4 bytes, its manifest says 9"),
+        ("missing", "sub/x.txt is missing"),
+        ("stray", "sub/z.txt is not named in its manifest"),
+    ],
+)
+def test_a_remote_artifact_is_verified_where_it_lies_whatever_the_cache_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str, problem: str, is_cached: bool
+) -> None:
+    monkeypatch.setenv("RAGTUNE_CACHE", str(tmp_path))
+    url, store = f"memory://{tmp_path}/a", fsspec.filesystem("memory")
+    _publish(url, {"sub/x.txt": "some text", "y.txt": "more"})
+    if is_cached:
+        storage.open_artifact(url)
+    assert storage.problems(url) == []
+    match damage:
+        case "flipped":
+            store.pipe_file(f"{tmp_path}/a/sub/x.txt", b"same size")
+        case "truncated":
+            store.pipe_file(f"{tmp_path}/a/sub/x.txt", b"some")
+        case "missing":
+            store.rm_file(f"{tmp_path}/a/sub/x.txt")
+        case "stray":
+            store.pipe_file(f"{tmp_path}/a/sub/z.txt", b"?")
+    assert storage.problems(url) == [f"{url}: {problem}"]
+    if damage != "stray" and not is_cached:
+        with pytest.raises(storage.ArtifactError, match=re.escape(f"{url}: damaged: {problem}; run the command")):
+            storage.open_artifact(url)
+
+
+@pytest.mark.parametrize("content", [b"same size", b"some", b""])
+def test_a_copy_that_was_damaged_in_the_cache_is_fetched_once_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
+    monkeypatch.setenv("RAGTUNE_CACHE", str(tmp_path))
+    url = f"memory://{tmp_path}/a"
+    _publish(url, {"x.txt": "some text", "y.txt": "more"})
+    copy = storage.open_artifact(url).path / "x.txt"
+    copy.write_bytes(content)
+    assert (storage.open_artifact(url).path / "x.txt").read_text() == "some text"
+    assert copy.read_text() == "some text"
+    # A file that is damaged in the store too stays refused.
+    copy.write_bytes(content)
     fsspec.filesystem("memory").pipe_file(f"{tmp_path}/a/x.txt", b"same size")
     with pytest.raises(storage.ArtifactError, match=r"x\.txt does not match its sha256"):
         storage.open_artifact(url)

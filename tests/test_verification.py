@@ -6,6 +6,7 @@ import pytest
 from ragtune_ray import schema, segments, storage, versions
 from ragtune_ray.encoder import HashingEncoder
 from ragtune_ray.verification import verify_artifact, verify_workspace
+from tests.test_versions import delete
 
 
 @pytest.fixture
@@ -51,6 +52,20 @@ def test_a_missing_a_short_and_a_stray_file_are_found(workspace: Path) -> None:
     assert verify_workspace(str(workspace))[0] == [f"{run}: answers.parquet has 4 bytes, its manifest says 15"]
     (run / "answers.parquet").unlink()
     assert verify_workspace(str(workspace))[0] == [f"{run}: answers.parquet is missing"]
+
+
+def test_a_segment_that_versions_share_is_hashed_once(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    delete(str(workspace), "moon")
+    checked: list[str] = []
+    plain = storage.problems
+
+    def spy(url: str) -> list[str]:
+        checked.append(url)
+        return plain(url)
+
+    monkeypatch.setattr(storage, "problems", spy)
+    assert verify_workspace(str(workspace)) == ([], 3 + 3 + 1)
+    assert len(checked) == len(set(checked)) == 3 + 3 + 1
 
 
 def test_a_run_without_a_manifest_is_unfinished(workspace: Path) -> None:

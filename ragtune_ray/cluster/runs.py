@@ -9,13 +9,12 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ragtune_ray import checksums, config, filesystem, models, progress, retention, storage, versions
+from ragtune_ray import config, filesystem, models, progress, retention, storage, versions
 from ragtune_ray.cluster import questions, stages
 
 if TYPE_CHECKING:
@@ -116,5 +115,6 @@ def pool(
 def merged(directory: str, summaries: Iterable[dict[str, Any]], suffix: str) -> Iterable[pa.Table]:
     """The parts of a stage, one after another, in the order of the queries."""
     for summary in summaries:
-        name = Path(stages.unit_file(directory, summary["unit"], suffix)).name
-        yield pq.read_table(filesystem.local_copy(directory, [name], checksums.digest(directory)) / name)
+        with filesystem.fetched(stages.unit_file(directory, summary["unit"], suffix)) as path:
+            table = pq.read_table(path)
+        yield table

@@ -37,7 +37,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ragtune_ray import checksums, config, filesystem, lexical, retriever, schema, snapshot, vectors, versions, words
+from ragtune_ray import (
+    checksums,
+    config,
+    filesystem,
+    lexical,
+    retriever,
+    schema,
+    segments,
+    snapshot,
+    vectors,
+    versions,
+    words,
+)
 from ragtune_ray.cluster import questions, runs, session, stages
 from ragtune_ray.cluster.generating import commit_hits, row_by_row_if_needed
 from ragtune_ray.encoder import load_encoder
@@ -292,7 +304,7 @@ class SearchUnit:
         scores, ordinals = self._search(opened, unit)
         found = np.unique(ordinals[ordinals >= 0])
         offset = self._offsets[unit["shard"]]
-        passages = opened.passages.select(self._columns).take(found)
+        passages = segments.take_rows(opened.passages.select(self._columns), found)
         passages = passages.append_column("ordinal", pa.array(found + offset, pa.int64()))
         with tempfile.TemporaryDirectory(prefix="ragtune-search-") as temporary:
             files = {"npz": Path(temporary) / "lists.npz", "parquet": Path(temporary) / "passages.parquet"}
@@ -377,23 +389,20 @@ class MergeUnit:
         """The columns of these passages, by ordinal."""
         tables = []
         for file in self._files(unit, "parquet"):
-            table = pq.read_table(_local(file), page_checksum_verification=True)
+            with filesystem.fetched(file) as path:
+                table = pq.read_table(path, page_checksum_verification=True)
             tables.append(table.filter(pa.array(np.isin(np.asarray(table["ordinal"]), wanted))))
         passages = pa.concat_tables(tables)  # shards and what was found in each are in the order of the ordinals
         known = np.asarray(passages["ordinal"])
 
         def column(name: str, ordinals: np.ndarray) -> list[str]:
-            values: list[str] = passages[name].take(np.searchsorted(known, ordinals)).to_pylist()
+            rows = segments.take_rows(passages.select([name]), np.searchsorted(known, ordinals))
+            values: list[str] = rows[name].to_pylist()
             return values
 
         return column
 
 
-def _local(url: str) -> Path:
-    folder, _, name = url.rpartition("/")
-    return filesystem.local_copy(folder, [name], checksums.digest(folder)) / name
-
-
 def _load(url: str) -> dict[str, np.ndarray]:
-    with np.load(_local(url), allow_pickle=False) as arrays:
+    with filesystem.fetched(url) as path, np.load(path, allow_pickle=False) as arrays:
         return dict(arrays)

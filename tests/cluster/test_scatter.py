@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ragtune_ray import config, retriever, snapshot, storage, versions
-from ragtune_ray.cluster import questions, retrieval, session
+from ragtune_ray import config, filesystem, retriever, snapshot, storage, versions
+from ragtune_ray.cluster import questions, retrieval, runs, session
 from ragtune_ray.cluster.corpus import build_index
 from ragtune_ray.cluster.generating import RetrieveUnit
 from ragtune_ray.cluster.retrieval import retrieve
@@ -283,6 +283,30 @@ def test_another_division_into_shards_does_not_take_over_what_was_found_in_the_f
         stages_in_process(job, units)
         stages_in_process(other, units)
     assert committed(Path(job.hits)) == committed(Path(other.hits))
+
+
+def test_a_run_that_is_done_again_in_an_object_store_takes_nothing_from_the_first(
+    settings_of: Settings, job_of, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("RAGTUNE_CACHE", str(tmp_path / "cache"))
+    settings = settings_of("retrieval.mode=dense")
+
+    def fail(*_: object) -> np.ndarray:
+        raise ValueError("the first time nothing can be encoded")
+
+    with questions.staged_queries(settings) as staged:
+        job, units = job_of(settings, staged)
+        stages_in_process(job, units)
+        remote = dataclasses.replace(job, work=f"memory://{tmp_path}/work", hits=f"memory://{tmp_path}/work/hits")
+        with monkeypatch.context() as patched:
+            patched.setattr(retriever, "encode_queries", fail)
+            stages_in_process(remote, units)
+        assert not sum(part.num_rows for part in runs.merged(remote.hits, units, "hits.parquet"))
+        filesystem.remove(remote.work)
+        stages_in_process(remote, units)
+    found = pa.concat_tables(list(runs.merged(remote.hits, units, "hits.parquet")))
+    assert found.num_rows
+    assert found == committed(Path(job.hits))[0]
 
 
 def test_no_worker_ever_has_two_shards_open(settings_of: Settings, job_of, monkeypatch: pytest.MonkeyPatch) -> None:
