@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from ragtune_ray import config, prompts, schema
 from ragtune_ray.abstention import is_abstention
-from ragtune_ray.completion import Completion, Generator, Tokenizer
+from ragtune_ray.completion import Completion, Generator, GeneratorError, Tokenizer
 
 __all__ = [
     "Task",
@@ -197,7 +197,7 @@ def _prompts(tasks: Sequence[Task], generator: Generator, settings: config.Confi
                 render=generator.render,
             )
         )
-    except prompts.PromptError:
+    except (prompts.PromptError, GeneratorError):
         # One question is too long for the budget: build one by one to find it.
         return [task.error or _prompt_or_reason(task, generator, settings) for task in tasks]
     return [task.error or next(together) for task in tasks]
@@ -229,7 +229,7 @@ def task_prompt(task: Task, generator: Tokenizer, settings: config.Config) -> pr
 def _prompt_or_reason(task: Task, generator: Generator, settings: config.Config) -> prompts.Prompt | str:
     try:
         return task_prompt(task, generator, settings)
-    except prompts.PromptError as error:
+    except (prompts.PromptError, GeneratorError) as error:  # it has no room, or the model's template refuses its turns
         return str(error)
 
 

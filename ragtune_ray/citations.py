@@ -150,8 +150,10 @@ def _gap(text: str, start: int, end: int) -> str:
 
 
 def _tidied(text: str) -> str:
-    text = re.sub(r"\(\s*[,;]*\s*\)|（\s*）", "", text)  # the brackets of "(see [1])" stay, those of "([1])" do not
-    text = re.sub(r"[ \t]+(?=[,.;:!?)\]](?:\s|[.,;:!?)]|$)|[，。；：！？、）])", "", text)
+    text = re.sub(
+        r"\(\s*(?:[,;]+\s*)?\)|（\s*）", "", text
+    )  # the brackets of "(see [1])" stay, those of "([1])" do not
+    text = re.sub(r"(?<![ \t])[ \t]+(?=[,.;:!?)\]](?:\s|[.,;:!?)]|$)|[，。；：！？、）])", "", text)
     text = re.sub(r"(?<![.])([.。!?！？])[.。](?=\s|$)", r"\1", text)  # "Paris. [1]." leaves two stops
     return re.sub(r"[ \t]{2,}", " ", text)
 

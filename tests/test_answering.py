@@ -8,7 +8,7 @@ import pytest
 from ragtune_ray import config, prompts, schema, scoring, storage
 from ragtune_ray.answering import Task, answer_tasks, failed_answer, likeliest, stream_answer
 from ragtune_ray.asking import Asked, ask
-from ragtune_ray.completion import Completion
+from ragtune_ray.completion import Completion, GeneratorError
 from ragtune_ray.encoder import load_encoder
 from ragtune_ray.generator import load_generator
 
@@ -276,6 +276,21 @@ def test_streamed_pieces_join_to_the_text_of_the_answer(task_of: Callable[..., T
     measured = {"seconds": 0.0, "prompt_tokens": 0, "completion_tokens": 0}
     assert dataclasses.replace(row, **measured) == dataclasses.replace(bulk, **measured)
     assert row.completion_tokens == 3
+
+
+def test_turns_that_the_template_refuses_fail_their_own_row(
+    task_of: Callable[..., Task], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = Scripted({"fine": "yes"})
+
+    def strict(messages: Sequence[tuple[str, str]]) -> str:
+        if any("odd" in content for _, content in messages):
+            raise GeneratorError("roles must alternate")
+        return "\n".join(content for _, content in messages)
+
+    monkeypatch.setattr(generator, "render", strict)
+    odd, fine = answer_tasks([task_of("odd"), task_of("fine")], generator, SETTINGS, "f1")
+    assert (odd.status, odd.error, fine.answer) == ("failed", "roles must alternate", "yes")
 
 
 def test_a_question_too_long_to_stream_is_refused(task_of: Callable[..., Task]) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ragtune_ray import config, examples, models, schema, splitting, teaching
+from ragtune_ray import config, examples, models, schema, segments, splitting, teaching
 from ragtune_ray.cluster import questions, session, stages
 
 if TYPE_CHECKING:
@@ -189,7 +189,7 @@ class PrepareUnit:
         documents = [[name.rpartition("#")[0]] for name in names]
         index = self._retriever.index
         ordinals = np.unique(np.concatenate([np.empty(0, np.int64), *index.of_documents(documents)]))
-        found = index.passages["passage_id"].take(pa.array(ordinals)).to_pylist()
+        found = segments.take_rows(index.passages.select(["passage_id"]), ordinals)["passage_id"].to_pylist()
         wanted = set(names)
         kept = np.array([name in wanted for name in found], dtype=bool)
         return pool_table([name for name in found if name in wanted], index.vectors.take(ordinals[kept]))

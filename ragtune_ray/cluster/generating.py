@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ragtune_ray import checksums, config, filesystem, models, schema, scoring
+from ragtune_ray import config, filesystem, models, schema, scoring
 from ragtune_ray.answering import Task, answer_tasks, failed_answer
 from ragtune_ray.cluster import questions, session, stages
 from ragtune_ray.examples import Candidates, positive_passage
@@ -220,9 +220,8 @@ class GenerateUnit:
         note = stages.unit_file(self._directory, unit, f"row-{place}.txt")
         finished = stages.unit_file(self._directory, unit, f"row-{place}.parquet")
         if filesystem.exists(finished):
-            folder, _, name = finished.rpartition("/")
-            local = filesystem.local_copy(folder, [name], checksums.digest(finished)) / name
-            return next(schema.from_table(pq.read_table(local), schema.Answer))
+            with filesystem.fetched(finished) as local:
+                return next(schema.from_table(pq.read_table(local), schema.Answer))
         if filesystem.exists(note):
             return failed_answer(task, "the worker process died on this row", self._fingerprint)
         filesystem.replace_text(note, "")
