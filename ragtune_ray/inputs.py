@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -94,7 +95,8 @@ def root_of(path: str) -> str:
     >>> root_of("s3://bucket/corpus/")
     's3://bucket/corpus'
     """
-    return path.rstrip("/") if "://" in path else str(Path(path).expanduser().absolute())
+    # Without its dots, so that a file below a folder begins with the folder's path; links stay as the user names them.
+    return path.rstrip("/") if "://" in path else os.path.normpath(Path(path).expanduser().absolute())
 
 
 def join(root: str, name: str) -> str:

@@ -73,7 +73,10 @@ def _read(url: str) -> list[Row]:
     if not filesystem.exists(url):
         return []
     rows = []
-    for number, line in enumerate(filesystem.read_text(url).splitlines(), start=1):
+    # Not splitlines: it also splits at separators such as U+2028, which JSON text may hold as they are.
+    for number, line in enumerate(filesystem.read_text(url).split("\n"), start=1):
+        if not line.strip():
+            continue
         try:
             row = json.loads(line)
             row["round"], row["step"], row["seconds"]

@@ -54,7 +54,10 @@ class Removed:
 
 @contextlib.contextmanager
 def held(workspace: str, version: str) -> Iterator[None]:
-    """Keep a version from being removed while the block runs."""
+    """Keep a version from being removed while the block runs; "" holds nothing."""
+    if not version:
+        yield
+        return
     url = filesystem.join(workspace, "index", "readers", f"{version}-{uuid.uuid4().hex[:12]}.json")
     reader = {"version": version, "host": platform.node(), "process": os.getpid(), "since": time.time()}
     filesystem.replace_text(url, json.dumps(reader))

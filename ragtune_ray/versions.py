@@ -309,7 +309,8 @@ def roll_back(workspace: str, target: str | None = None) -> Version:
     name = target if target is not None else _previous(workspace, base)
     wanted = read_version(workspace, name)
     facts: dict[str, Any] = {key: value for key, value in wanted.manifest.items() if key not in _OWN_FACTS}
-    kept: dict[str, Any] = {key: wanted.manifest[key] for key in ("corpus_id", "build_id") if key in wanted.manifest}
+    names = ("corpus_id", "build_id", "num_rejects")
+    kept: dict[str, Any] = {key: wanted.manifest[key] for key in names if key in wanted.manifest}
     draft = Draft(wanted.entries, {**facts, **kept, "operation": "rollback", "restores": name})
     return publish_version(workspace, base, draft)
 

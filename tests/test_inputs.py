@@ -85,3 +85,15 @@ def test_a_remote_filesystem_reads_like_a_local_one(tmp_path: Path) -> None:
             plan_units(f"{root}/missing.jsonl", 200)
     finally:
         filesystem.rm("/readers-test", recursive=True)
+
+
+def test_a_path_with_dots_is_the_same_place_and_links_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "work").mkdir()
+    (tmp_path / "docs" / "sub").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("docs")
+    monkeypatch.chdir(tmp_path / "work")
+    file = str(tmp_path / "docs" / "sub" / "a.md")
+    assert inputs.root_of("../docs/./sub/a.md") == file
+    assert inputs.root_of(f"{tmp_path}/docs/sub/../sub//a.md") == file
+    assert inputs.root_of("../link/sub/a.md") == str(tmp_path / "link" / "sub" / "a.md")
+    assert inputs.root_of("s3://bucket/a/../b/") == "s3://bucket/a/../b"

@@ -66,3 +66,10 @@ def test_a_verdict_counts_the_seconds_of_what_led_to_it() -> None:
     ]
     _, line = ledger_lines(rows)
     assert line.split() == "1 retriever 7 MRR@10 0.500 -> 0.250 -0.250 [-0.500, -0.100] refused 34 a loss".split()
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\u0085"])
+def test_facts_that_hold_a_line_separator_are_read_back_whole(tmp_path: Path, separator: str) -> None:
+    url = str(tmp_path / "ledger.jsonl")
+    given = Ledger(url).step(1, "answered", lambda: {"reason": f"a{separator}b"})
+    assert Ledger(url).rows == [given]

@@ -20,11 +20,25 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from ragtune_ray import checksums, config, failpoints, filesystem, index, models, planning, schema, versions
+from ragtune_ray import checksums, config, failpoints, filesystem, index, models, planning, progress, schema, versions
 from ragtune_ray.cluster import embedding, reading, session, structures
 
-__all__ = ["Built", "CorpusError", "build", "recipe", "runs_in_process", "session_for"]
+__all__ = [
+    "Built",
+    "CorpusError",
+    "OvertakenError",
+    "again_if_overtaken",
+    "build",
+    "directory",
+    "overtaken_by",
+    "recipe",
+    "runs_in_process",
+    "segment_settings",
+    "session_for",
+]
 
+MAX_OVERTAKEN = 3
+"""A command that other publishers overtake so often gives up."""
 IN_PROCESS_BYTES = 512 * 2**10
 """Input up to here is indexed in this process: Ray would take longer to start than that takes."""
 
@@ -33,6 +47,10 @@ Result = TypeVar("Result")
 
 class CorpusError(ValueError):
     """The corpus cannot be indexed as it is; the message names the document or the reject and the next step."""
+
+
+class OvertakenError(RuntimeError):
+    """While documents were read, another publisher changed some that the build took as they were; the next step is named."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +83,14 @@ def recipe(settings: config.Config, encoder: models.Model) -> str:
             "language": settings.index.language,
         }
     )
+
+
+def segment_settings(settings: config.Config) -> list[Any]:
+    """What decides, beside the input and the recipe, which passages a segment of a build holds: part of the build's id.
+
+    Units and segments that stand are never made again, so a build that would cut them differently must have another id.
+    """
+    return [settings.index.model_dump(mode="json"), settings.encoder.unit_passages, settings.seed]
 
 
 def runs_in_process(settings: config.Config, plan: planning.Plan) -> bool:
@@ -137,6 +163,34 @@ def build(
     names, found = _timed(seconds, "segment", lambda: structures.build_segments(job, sources, calibrate=base is None))
     entries = tuple(versions.entry_of(settings.workspace, name) for name in names)
     return Built(entries, parts, rejects, num_passages, facts | (found if base is None else {}), seconds)
+
+
+def overtaken_by(version: versions.Version) -> OvertakenError:
+    """What is raised where a version that another publisher made is not as the build took it to be."""
+    return OvertakenError(
+        f"version {version.name} changed documents meanwhile that were taken as known; run the command again"
+    )
+
+
+def again_if_overtaken(verb: str, work: Callable[[], Result]) -> Result:
+    """Do work that builds on the latest version and publishes, and again on a later version where it is overtaken.
+
+    Args:
+        verb: for people, such as "upsert".
+        work: begins with the latest version.
+
+    Returns:
+        What `work` gave.
+
+    Raises:
+        OvertakenError: it was overtaken every time.
+    """
+    for _ in range(MAX_OVERTAKEN - 1):
+        try:
+            return work()
+        except OvertakenError as error:
+            progress.say(f"{verb}: {str(error).partition('; run')[0]}; they are compared again")
+    return work()
 
 
 def directory(workspace: str, build_id: str) -> str:

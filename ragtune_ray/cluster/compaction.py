@@ -8,10 +8,11 @@ knows nothing of documents' sources or encoders.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from ragtune_ray import checksums, config, contents, failpoints, filesystem, progress, versions
+from ragtune_ray import checksums, config, contents, failpoints, filesystem, progress, retention, versions
 from ragtune_ray.cluster import building, structures
 
 __all__ = ["compact", "compact_if_needed"]
@@ -43,7 +44,10 @@ def _needs_it(settings: config.Config, version: versions.Version) -> bool:
 
 
 def compact(settings: config.Config, *, in_process: bool) -> versions.Version | None:
-    """Merge the small and the hollow segments of the latest version; the new version, None if there is nothing to merge.
+    """Merge the small and the hollow segments of the latest version.
+
+    Returns:
+        The new version; None if there was nothing to merge, or another publisher changed what was merged meanwhile.
 
     Raises:
         storage.ArtifactError: a segment is damaged or of an earlier format.
@@ -61,7 +65,9 @@ def compact(settings: config.Config, *, in_process: bool) -> versions.Version | 
         progress.say("compact: nothing to merge")
         return None
     failpoints.reach("compact.planned")
-    build_id = checksums.digest(["compact", latest.content_id, settings.index.segment_passages])
+    # The settings that chose these entries may change before a compaction that was killed is run again.
+    merging = [[entry.segment_id, entry.deleted] for entry in chosen]
+    build_id = checksums.digest(["compact", latest.content_id, merging, settings.index.segment_passages, settings.seed])
     job = structures.Job(
         workspace=settings.workspace,
         build=building.directory(settings.workspace, build_id),
@@ -77,27 +83,35 @@ def compact(settings: config.Config, *, in_process: bool) -> versions.Version | 
     )
     bytes_each = latest.manifest.get("bytes_per_vector", {}).get("stored", 4 * job.dimension)
     filesystem.require_space(settings.workspace, int(sum(e.num_live for e in chosen) * bytes_each), "compaction")
-    with building.session_for(settings, in_process=in_process):
+    with retention.held(settings.workspace, latest.name), building.session_for(settings, in_process=in_process):
         names, _ = structures.build_segments(job, structures.segments_as_sources(chosen), calibrate=False)
     failpoints.reach("compact.merged")
     merged = [versions.entry_of(settings.workspace, name) for name in names]
-    version, _ = versions.publish_rebasing(
+    version, is_new = versions.publish_rebasing(
         settings.workspace, lambda base: _draft(settings.workspace, base, chosen, merged)
     )
+    assert version is not None
     filesystem.remove(job.build)
-    if version is not None:
-        progress.say(f"compact: version {version.name}: {len(chosen)} segments merged into {len(merged)}")
+    if not is_new:
+        progress.say(f"compact: version {version.name} changed these segments meanwhile; they are left as they are")
+        return None
+    progress.say(f"compact: version {version.name}: {len(chosen)} segments merged into {len(merged)}")
     return version
 
 
 def _draft(
     workspace: str, base: versions.Version | None, old: Sequence[versions.Entry], new: Sequence[versions.Entry]
 ) -> versions.Draft | None:
-    """The base with the new segments in place of the old ones; None if it does not have all of the old ones any more."""
+    """The base with the new segments in place of the old ones.
+
+    None if it does not have all of the old ones any more, or has passages of them that were deleted when they were merged.
+    """
     assert base is not None
     now = {entry.segment_id: entry for entry in base.entries}
     if not all(entry.segment_id in now for entry in old):
         return None  # another compaction, or a whole new build, was quicker: these segments are no longer wanted
+    if not all(_still_deleted(workspace, entry, now[entry.segment_id]) for entry in old):
+        return None  # a rollback restored passages that the new segments were built without
     changed = np.concatenate([_deleted_since(workspace, entry, now[entry.segment_id]) for entry in old])
     doomed = np.flatnonzero(changed)
     edges = np.cumsum([0, *(entry.num_passages for entry in new)])
@@ -110,8 +124,16 @@ def _draft(
     kept = [entry for entry in base.entries if entry.segment_id not in names]
     before = sum(entry.segment_id not in names for entry in base.entries[:place])
     entries = (*kept[:before], *replaced, *kept[before:])
-    inherited = {name: base.manifest[name] for name in ("corpus_id",) if name in base.manifest}
-    return versions.Draft(entries, {**inherited, "operation": "compact"})
+    facts: dict[str, Any] = {
+        name: base.manifest[name] for name in ("corpus_id", "num_rejects") if name in base.manifest
+    }
+    return versions.Draft(entries, {**facts, "operation": "compact"})
+
+
+def _still_deleted(workspace: str, then: versions.Entry, now: versions.Entry) -> bool:
+    """Whether all passages that were deleted then are so now."""
+    before = contents.deleted_passages(workspace, then)
+    return bool(np.isin(before, contents.deleted_passages(workspace, now)).all())
 
 
 def _deleted_since(workspace: str, then: versions.Entry, now: versions.Entry) -> np.ndarray:

@@ -26,6 +26,7 @@ from ragtune_ray import (
     models,
     planning,
     progress,
+    retention,
     schema,
     segments,
     versions,
@@ -34,12 +35,6 @@ from ragtune_ray.cluster import building, compaction
 from ragtune_ray.cluster.building import Built, CorpusError
 
 __all__ = ["CorpusError", "build_index"]
-
-MAX_OVERTAKEN = 3
-
-
-class OvertakenError(RuntimeError):
-    """While the corpus was read, another publisher changed documents that this build took as they were."""
 
 
 def build_index(settings: config.Config) -> Path | str:
@@ -58,35 +53,31 @@ def build_index(settings: config.Config) -> Path | str:
         models.ModelError: the encoder cannot be had.
         stages.StageError: a stage failed.
         versions.ConflictError: other publishers were quicker every time.
+        building.OvertakenError: each of them changed documents that were taken as known.
     """
     if not settings.corpus.path:
         raise config.ConfigError("corpus.path is empty; name a folder or file of documents")
     started = time.monotonic()
     plan = planning.plan_units(settings.corpus.path, settings.corpus.unit_bytes)
     encoder = models.resolve(settings.encoder.model)
-    for attempt in range(MAX_OVERTAKEN):
-        try:
-            return versions.version_url(settings.workspace, _build(settings, plan, encoder, started))
-        except OvertakenError as error:
-            if attempt == MAX_OVERTAKEN - 1:
-                raise
-            progress.say(f"index: {error}; the corpus is compared again")
-    raise AssertionError("unreachable")
+    name = building.again_if_overtaken("index", lambda: _build(settings, plan, encoder, started))
+    return versions.version_url(settings.workspace, name)
 
 
 def _build(settings: config.Config, plan: planning.Plan, encoder: models.Model, started: float) -> str:
     base = versions.head(settings.workspace)
     wanted = building.recipe(settings, encoder)
     corpus_id = _corpus_id(settings, plan, wanted)
-    published = _published(settings.workspace, base, corpus_id)
+    published = _published(settings, base, corpus_id)
     if published is not None:
         progress.say(f"index: version {published} already holds this corpus; nothing to do")
         return published
     if base is not None and not _can_keep(settings, base, wanted):
         progress.say("index: chunking, encoder, kind or format have changed: every document is indexed anew")
         base = None
-    build_id = checksums.digest([corpus_id, settings.index.model_dump(mode="json"), base.content_id if base else ""])
-    with building.session_for(settings, in_process=False):
+    build_id = checksums.digest([corpus_id, building.segment_settings(settings), base.content_id if base else ""])
+    held = retention.held(settings.workspace, base.name if base else "")
+    with held, building.session_for(settings, in_process=False):
         built = building.build(settings, plan, encoder, base, build_id)
         if not built.num_passages and not _holds_any(built):
             first = f"; the first: {built.rejects[0].place}: {built.rejects[0].reason}" if built.rejects else ""
@@ -115,17 +106,35 @@ def _corpus_id(settings: config.Config, plan: planning.Plan, wanted: str) -> str
     return checksums.digest({"recipe": wanted, "kind": settings.index.kind, "input": planning.input_fingerprint(plan)})
 
 
-def _published(workspace: str, base: versions.Version | None, corpus_id: str) -> str | None:
-    """The latest version if it holds this corpus; else, if an earlier one does, its content published again; else None."""
+def _published(settings: config.Config, base: versions.Version | None, corpus_id: str) -> str | None:
+    """The latest version if it holds this corpus; else, if an earlier one does, its content published again; else None.
+
+    Raises:
+        CorpusError: `corpus.strict`, and rejects were counted when that version was made.
+    """
     if base is None:
         return None
     if base.manifest.get("corpus_id") == corpus_id:
-        versions.advance_current(workspace)
+        _refuse_rejects(settings, base)
+        versions.advance_current(settings.workspace)
         return base.name
-    for name in reversed(versions.list_versions(workspace)):
-        if versions.read_version(workspace, name).manifest.get("corpus_id") == corpus_id:
-            return versions.roll_back(workspace, name).name
+    for name in reversed(versions.list_versions(settings.workspace)):
+        earlier = versions.read_version(settings.workspace, name)
+        if earlier.manifest.get("corpus_id") == corpus_id:
+            _refuse_rejects(settings, earlier)
+            return versions.roll_back(settings.workspace, name).name
     return None
+
+
+def _refuse_rejects(settings: config.Config, version: versions.Version) -> None:
+    counted = version.manifest.get("num_rejects", {})
+    if counted and settings.corpus.strict:
+        kinds = ", ".join(f"{kind} {count:,}" for kind, count in counted.items())
+        raise CorpusError(
+            f"corpus.strict: {sum(counted.values()):,} inputs were rejected when this corpus was read for index version "
+            f"{version.name} ({kinds}); the rejects.jsonl of the version that read it names them: mend them, or set "
+            "corpus.strict=false"
+        )
 
 
 def _can_keep(settings: config.Config, base: versions.Version, wanted: str) -> bool:
@@ -164,7 +173,7 @@ def _draft(
     """The latest version without what is not in the corpus, and the segments of what is new.
 
     Raises:
-        OvertakenError: documents that were taken as known are not there any more.
+        building.OvertakenError: documents that were taken as known are not there any more.
     """
     files = {"rejects.jsonl": schema.reject_lines(built.rejects)}
     documents = built.parts.documents
@@ -186,7 +195,7 @@ def _draft(
         kept.append(contents.delete_passages(settings.workspace, entry, rows.passages(alive[~stays])))
     failpoints.reach("delete.tombstones")
     if len(seen) < len(np.unique(wanted)) or latest.manifest.get("recipe") != facts["recipe"]:
-        raise OvertakenError(f"version {latest.name} changed documents while the corpus was read")
+        raise building.overtaken_by(latest)
     change = {
         "added": len(new_ids - gone),
         "changed": len(new_ids & gone),

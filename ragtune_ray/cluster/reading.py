@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ragtune_ray import checksums, config, contents, filesystem, planning, readers, schema, segments, versions
+from ragtune_ray import checksums, config, contents, filesystem, planning, progress, readers, schema, segments, versions
 from ragtune_ray.cluster import stages
 
 if TYPE_CHECKING:
@@ -116,6 +116,7 @@ def read_stage(
         transform,
         in_process=(lambda: functools.partial(_read_units, **arguments)) if in_process else None,
     )
+    _say_what_is_too_long(settings, summaries)
     documents = pa.concat_tables([_read_table(directory, summary, "documents.parquet") for summary in summaries])
     numbers = [np.full(summary["documents"], summary["unit"]) for summary in summaries]
     dropped, repeats, later = _find_duplicates(documents, np.concatenate(numbers))
@@ -128,6 +129,20 @@ def read_stage(
     kept[later] = False
     once = documents.select(["document_id", "fingerprint", "is_known"]).filter(pa.array(kept))
     return Parts(summaries, dropped, rejects, once)
+
+
+def _say_what_is_too_long(settings: config.Config, summaries: list[dict[str, Any]]) -> None:
+    """Said and not refused: words find the whole of a passage, and most may be short whatever the setting."""
+    # Units that a run of an earlier release finished have not counted theirs.
+    num_too_long = sum(summary.get("too_long", 0) for summary in summaries)
+    if not num_too_long:
+        return
+    max_tokens = max(summary.get("max_tokens", 0) for summary in summaries)
+    progress.say(
+        f"read: {num_too_long:,} of {sum(sum(summary['row_groups']) for summary in summaries):,} passages are longer than the "
+        f"{max_tokens:,} tokens that {settings.encoder.model} reads: their ends are not in their vectors, and are found by "
+        f"their words alone. chunking.size_tokens is {settings.chunking.size_tokens:,}; set it to {max_tokens:,} or lower"
+    )
 
 
 def read_row_group(build: str, part: int, row_group: int) -> pa.Table:
@@ -177,6 +192,7 @@ def _read_unit(
     rejects: list[schema.Reject] = []
     documents: list[dict[str, Any]] = []
     row_groups: list[int] = []
+    too_long = 0
     size = chunking.size_tokens - counter.num_added_tokens
     with tempfile.TemporaryDirectory(prefix="ragtune-read-") as temporary:
         paths = {name: Path(temporary) / name for name in ("passages.parquet", "documents.parquet", "rejects.jsonl")}
@@ -189,6 +205,7 @@ def _read_unit(
                 documents += rows
                 new = [(document, row) for document, row in zip(read, rows, strict=True) if not row["is_known"]]
                 cut = chunk_all([each for each, _ in new], counter.token_spans, size, chunking.overlap_tokens)
+                too_long += _num_too_long(counter, chunking, [passage.text for each in cut for passage in each])
                 for (_, row), passages in zip(new, cut, strict=True):
                     waiting += [_passage_row(passage, row) for passage in passages]
                 whole = len(waiting) - len(waiting) % unit_passages
@@ -198,8 +215,22 @@ def _read_unit(
         pq.write_table(pa.Table.from_pylist(documents, schema=_DOCUMENTS_SCHEMA), paths["documents.parquet"])
         paths["rejects.jsonl"].write_text(schema.reject_lines(rejects), encoding="utf-8")
         return stages.commit_unit(
-            directory, unit.number, paths, row_groups=row_groups, documents=len(documents), rejected=len(rejects)
+            directory,
+            unit.number,
+            paths,
+            row_groups=row_groups,
+            documents=len(documents),
+            rejected=len(rejects),
+            too_long=too_long,
+            max_tokens=counter.max_tokens,
         )
+
+
+def _num_too_long(counter: TokenCounter, chunking: config.Chunking, texts: list[str]) -> int:
+    """How many passages the encoder does not read to their ends."""
+    if not texts or chunking.size_tokens <= counter.max_tokens:
+        return 0  # none can be, so that they need not be counted again
+    return sum(len(spans) + counter.num_added_tokens > counter.max_tokens for spans in counter.token_spans(texts))
 
 
 def _groups(items: Iterator[schema.Document | schema.Reject]) -> Iterator[list[schema.Document | schema.Reject]]:
@@ -257,7 +288,8 @@ def _read_table(directory: str, summary: dict[str, Any], suffix: str) -> pa.Tabl
 def _read_rejects(directory: str, summary: dict[str, Any]) -> Iterator[schema.Reject]:
     if summary["rejected"]:
         text = filesystem.read_text(stages.unit_file(directory, summary["unit"], "rejects.jsonl"))
-        yield from (schema.Reject(**json.loads(line)) for line in text.splitlines())
+        # Not splitlines: it also splits at separators such as U+2028, which JSON text may hold as they are.
+        yield from (schema.Reject(**json.loads(line)) for line in text.split("\n") if line)
 
 
 def _find_duplicates(

@@ -6,7 +6,6 @@ Ray; the cost of either does not grow with the index. This module knows nothing 
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,8 +21,10 @@ from ragtune_ray import (
     filesystem,
     inputs,
     models,
+    parsers,
     planning,
     progress,
+    retention,
     rows,
     schema,
     versions,
@@ -52,21 +53,25 @@ def upsert_documents(settings: config.Config, path: str) -> Path | str:
         inputs.InputError: the path cannot be read at all.
         UpdateError: the index was made with another encoder, chunking or language.
         building.CorpusError: `corpus.strict` met a reject.
+        building.OvertakenError: each time other publishers changed documents that were taken as known.
     """
     started = time.monotonic()
     plan = planning.plan_units(path, settings.corpus.unit_bytes, root=_root(settings.corpus.path, path))
     encoder = models.resolve(settings.encoder.model)
+    name = building.again_if_overtaken("upsert", lambda: _upsert(settings, path, plan, encoder, started))
+    return versions.version_url(settings.workspace, name)
+
+
+def _upsert(settings: config.Config, path: str, plan: planning.Plan, encoder: models.Model, started: float) -> str:
     base = versions.head(settings.workspace)
     _refuse_other_recipe(settings, encoder, base)
     in_process = building.runs_in_process(settings, plan)
-    content = [[file.sha256, file.path] for file in plan.files]
-    build_id = checksums.digest(
-        ["upsert", building.recipe(settings, encoder), content, base.content_id if base else ""]
-    )
-    with building.session_for(settings, in_process=in_process):
+    build_id = _build_id(settings, plan, encoder, base)
+    held = retention.held(settings.workspace, base.name if base else "")
+    with held, building.session_for(settings, in_process=in_process):
         built = building.build(settings, plan, encoder, base, build_id, in_process=in_process)
     version, is_new = versions.publish_rebasing(
-        settings.workspace, lambda latest: _upserted(settings, encoder, latest, built, started)
+        settings.workspace, lambda latest: _upserted(settings, encoder, latest, base, built, started)
     )
     if version is None:
         raise UpdateError(f"{path}: holds no document that could be indexed; see what was rejected: {_first(built)}")
@@ -83,7 +88,16 @@ def upsert_documents(settings: config.Config, path: str) -> Path | str:
     else:
         progress.say(f"upsert: all {unchanged:,} documents are in version {version.name} already{rejected}")
     compacted = compaction.compact_if_needed(settings, in_process=in_process)
-    return versions.version_url(settings.workspace, (compacted or version).name)
+    return (compacted or version).name
+
+
+def _build_id(
+    settings: config.Config, plan: planning.Plan, encoder: models.Model, base: versions.Version | None
+) -> str:
+    """Of all that the segments of an upsert depend on; the folder too, since ids of files are relative to it."""
+    content = [planning.input_fingerprint(plan), plan.units[0].root]
+    recipe = [building.recipe(settings, encoder), *building.segment_settings(settings)]
+    return checksums.digest(["upsert", recipe, content, base.content_id if base else ""])
 
 
 def _root(corpus: str, path: str) -> str | None:
@@ -107,9 +121,15 @@ def _first(built: Built) -> str:
 
 
 def _upserted(
-    settings: config.Config, encoder: models.Model, latest: versions.Version | None, built: Built, started: float
+    settings: config.Config,
+    encoder: models.Model,
+    latest: versions.Version | None,
+    base: versions.Version | None,
+    built: Built,
+    started: float,
 ) -> versions.Draft | None:
     _refuse_other_recipe(settings, encoder, latest)
+    _refuse_overtaken(settings.workspace, latest, base, built)
     documents = built.parts.documents.to_pylist()
     new_ids = sorted({row["document_id"] for row in documents if not row["is_known"]})
     if not new_ids:
@@ -129,6 +149,18 @@ def _upserted(
     if latest is None:
         facts["config"] = settings.model_dump(mode="json")
     return versions.Draft((*entries, *built.entries), facts, {"rejects.jsonl": schema.reject_lines(built.rejects)})
+
+
+def _refuse_overtaken(
+    workspace: str, latest: versions.Version | None, base: versions.Version | None, built: Built
+) -> None:
+    """Raise `OvertakenError` where documents that the base held are not in the latest version as they were."""
+    if latest is None or base is None or latest.content_id == base.content_id:
+        return
+    documents = built.parts.documents.filter(built.parts.documents["is_known"])
+    ids, fingerprints = (documents[name].to_pylist() for name in ("document_id", "fingerprint"))
+    if not all(contents.KnownDocuments(workspace, latest).hold(ids, fingerprints)):
+        raise building.overtaken_by(latest)
 
 
 def _without(
@@ -223,15 +255,13 @@ def document_ids(settings: config.Config, names: Sequence[str]) -> list[str]:
 
 def _ids_of_lines(path: Path) -> list[str]:
     ids = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
         if not line.strip():
             continue
         try:
-            value = json.loads(line)
-        except ValueError as error:
-            raise UpdateError(
-                f"{path}:{number}: is not JSON; write one id, or one object with an id, per line"
-            ) from error
+            value = rows.parse_json(line)
+        except parsers.ParseError as error:
+            raise UpdateError(f"{path}:{number}: {error}; write one id, or one object with an id, per line") from error
         given = [value.get(key) for key in rows.DOCUMENT_IDS] if isinstance(value, dict) else [value]
         named = [each for each in given if isinstance(each, str | int) and not isinstance(each, bool)]
         if not named:

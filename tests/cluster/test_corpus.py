@@ -1,14 +1,17 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from ragtune_ray import contents, index, schema, snapshot, storage, versions
+from ragtune_ray import contents, index, retention, schema, snapshot, storage, versions
+from ragtune_ray.cluster import reading
 from ragtune_ray.cluster.compaction import compact
 from ragtune_ray.cluster.corpus import CorpusError, build_index
 from ragtune_ray.cluster.reading import DuplicateError
+from ragtune_ray.cluster.updates import delete_documents
 from ragtune_ray.retriever import open_retriever
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("shared_ray")]
@@ -299,3 +302,47 @@ def test_compaction_on_ray_merges_segments_and_finds_the_same(tmp_path: Path, se
     assert merged is not None
     assert len(merged.entries) == 1
     assert open_retriever(settings).retrieve(texts, texts, 7) == before
+
+
+def test_a_strict_corpus_whose_rejects_an_earlier_run_counted_is_refused_as_when_it_is_built(
+    tmp_path: Path, settings_for, corpus: Path
+) -> None:
+    """Whether the version stands, was compacted, or would be published again."""
+    path = tmp_path / "corpus.jsonl"
+    path.write_text(corpus.read_text() + '{"document_id": "no text"}\n')
+    settings = settings_for(tmp_path / "workspace", f"corpus.path={path}", "index.segment_passages=100")
+    strict = settings.using("corpus.strict=true", "index.segment_passages=10000")
+    build_index(settings)
+    assert compact(strict, in_process=True) is not None
+    build_index(settings.using(f"corpus.path={corpus}", "index.segment_passages=10000"))
+    names = versions.list_versions(settings.workspace)
+    assert names == ["000001", "000002", "000003"]
+    with pytest.raises(CorpusError, match=r"corpus\.strict: 1 inputs were rejected .*version 000002 \(row 1\)"):
+        build_index(strict)
+    versions.roll_back(settings.workspace, "000001")
+    with pytest.raises(CorpusError, match=r"corpus\.strict: 1 inputs were rejected .*version 000004 \(row 1\)"):
+        build_index(strict)
+    assert versions.list_versions(settings.workspace) == [*names, "000004"]
+    assert build_index(settings) == versions.version_url(settings.workspace, "000004")
+
+
+def test_the_version_that_a_build_keeps_documents_of_outlives_a_gc_meanwhile(
+    tmp_path: Path, settings_for, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = settings_for(tmp_path / "workspace")
+    build_index(settings)
+    changed = tmp_path / "changed.jsonl"
+    changed.write_text(corpus.read_text() + json.dumps({"document_id": "new", "text": "Something new."}) + "\n")
+    read_stage = reading.read_stage
+
+    def overtaken(*arguments: Any, **named: Any) -> reading.Parts:
+        delete_documents(settings, ["no such document", "d59"])
+        retention.collect(settings.workspace, keep=1, min_age_seconds=3600)
+        assert versions.list_versions(settings.workspace) == ["000001", "000002"]
+        monkeypatch.setattr(reading, "read_stage", read_stage)
+        return read_stage(*arguments, **named)
+
+    monkeypatch.setattr(reading, "read_stage", overtaken)
+    url = build_index(settings.using(f"corpus.path={changed}"))
+    manifest = storage.read_manifest(str(url))
+    assert (manifest["version"], manifest["num_documents"]) == ("000003", 61)
