@@ -198,7 +198,7 @@ def _prompts(tasks: Sequence[Task], generator: Generator, settings: config.Confi
             )
         )
     except (prompts.PromptError, GeneratorError):
-        # One question is too long for the budget: build one by one to find it.
+        # One question is too long for the budget, or has turns that the template refuses: build one by one to find it.
         return [task.error or _prompt_or_reason(task, generator, settings) for task in tasks]
     return [task.error or next(together) for task in tasks]
 

@@ -39,12 +39,13 @@ class UpdateError(ValueError):
     """The index cannot be changed like this; the message says why and what to do."""
 
 
-def upsert_documents(settings: config.Config, path: str) -> Path | str:
+def upsert_documents(settings: config.Config, path: str, *, in_process: bool = False) -> Path | str:
     """Add the documents of a file or folder to the index; a document whose id is there already is replaced.
 
     Args:
         settings: workspace, corpus, chunking, encoder, index, cluster and seed are used.
         path: whatever `corpus.path` may be. Files below `corpus.path` keep the ids they have there.
+        in_process: without Ray however much it is, as inside of a task: others would wait for room that it may never get.
 
     Returns:
         The version's directory.
@@ -58,14 +59,24 @@ def upsert_documents(settings: config.Config, path: str) -> Path | str:
     started = time.monotonic()
     plan = planning.plan_units(path, settings.corpus.unit_bytes, root=_root(settings.corpus.path, path))
     encoder = models.resolve(settings.encoder.model)
-    name = building.again_if_overtaken("upsert", lambda: _upsert(settings, path, plan, encoder, started))
+    in_process = in_process or building.runs_in_process(settings, plan)
+    name = building.again_if_overtaken(
+        "upsert", lambda: _upsert(settings, path, plan, encoder, started, in_process=in_process)
+    )
     return versions.version_url(settings.workspace, name)
 
 
-def _upsert(settings: config.Config, path: str, plan: planning.Plan, encoder: models.Model, started: float) -> str:
+def _upsert(
+    settings: config.Config,
+    path: str,
+    plan: planning.Plan,
+    encoder: models.Model,
+    started: float,
+    *,
+    in_process: bool,
+) -> str:
     base = versions.head(settings.workspace)
     _refuse_other_recipe(settings, encoder, base)
-    in_process = building.runs_in_process(settings, plan)
     build_id = _build_id(settings, plan, encoder, base)
     held = retention.held(settings.workspace, base.name if base else "")
     with held, building.session_for(settings, in_process=in_process):

@@ -219,13 +219,15 @@ def test_documents_are_added_and_taken_out_and_found_at_once(http: httpx.Client)
         found = http.post("/v1/retrieve", json={"query": "What is the code of kraken?", "top_k": 1}).json()["data"]
         return found[0]["text"]
 
-    row = {"document_id": "kraken", "text": "The code of kraken is tentacle.", "metadata": {"kind": "beast"}}
+    # More than what is built on Ray elsewhere, and than copies may send each other.
+    metadata = {"kind": "beast", "page": "<p>" * 2**21, "url": "https://kraken.example/"}
+    row = {"document_id": "kraken", "text": "The code of kraken is tentacle.", "metadata": metadata}
     reply = http.post("/v1/documents", json={"documents": [row]})
     assert reply.status_code == 200, reply.text
     assert reply.json()["copies_that_serve_it"] == 1
     assert first() == "The code of kraken is tentacle."
     narrowed = http.post("/v1/retrieve", json={"query": "code", "filter": {"kind": "beast"}, "top_k": 9}).json()["data"]
-    assert [source["document_id"] for source in narrowed] == ["kraken"]
+    assert [(source["document_id"], source["url"]) for source in narrowed] == [("kraken", "https://kraken.example/")]
     assert http.request("DELETE", "/v1/documents", json={"document_ids": ["kraken"]}).status_code == 200
     assert "tentacle" not in first()
 
