@@ -61,10 +61,11 @@ def _exit_code(arguments: list[str], debug: bool) -> int:
     except config.ConfigError as error:
         _complain(str(error))
         return WRONG_USAGE
-    except (ValueError, RuntimeError, OSError) as error:
+    except Exception as error:  # what stores and Ray raise has no class in common with ours
         if debug:
             raise
-        _complain(str(error) or type(error).__name__)
+        ours = isinstance(error, ValueError | RuntimeError | OSError) and str(error)
+        _complain(str(error) if ours else f"{type(error).__name__}: {error}; --debug shows where")
         return FAILED
     if result == INTERRUPTED:  # typer makes this number of a KeyboardInterrupt
         _complain("interrupted; the same command goes on where this one stopped")
@@ -74,8 +75,9 @@ def _exit_code(arguments: list[str], debug: bool) -> int:
 class _CorpusByDefault(typer.core.TyperGroup):
     """`ragtune index CONFIG` is short for `ragtune index corpus CONFIG`."""
 
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        return super().resolve_command(ctx, args if args[0] in self.commands else ["corpus", *args])
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        named = not args or args[0] in self.commands or args[0] == "--help"
+        return super().parse_args(ctx, args if named else ["corpus", *args])
 
 
 index_app = typer.Typer(cls=_CorpusByDefault, no_args_is_help=True, rich_markup_mode=None)
@@ -123,14 +125,23 @@ def upsert(
 @index_app.command()
 def delete(
     path: ConfigPath,
-    documents: Annotated[list[str], typer.Argument(help="Ids; files or folders of the corpus; .jsonl files of ids.")],
+    documents: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="DOCUMENT... [SECTION.FIELD=VALUE]...",
+            help="Ids; files or folders of the corpus; .jsonl files of ids.",
+        ),
+    ],
     as_json: AsJson = False,
 ) -> None:
     """Take documents out of the index."""
-    settings = config.load(path, ())
+    named, overrides = _divided(documents)
+    settings = config.load(path, overrides)
     from ragtune_ray.cluster.updates import delete_documents, document_ids
 
-    _finish(delete_documents(settings, document_ids(settings, documents)), as_json)
+    if not named:
+        raise config.ConfigError("index delete: names no document; give ids, files of the corpus or a .jsonl of ids")
+    _finish(delete_documents(settings, document_ids(settings, named)), as_json)
 
 
 @index_app.command("compact")
@@ -303,13 +314,21 @@ def rollback(
 
 
 @app.command()
-def diff(path: ConfigPath, old: str, new: Annotated[str, typer.Argument()] = "", as_json: AsJson = False) -> None:
+def diff(
+    path: ConfigPath,
+    old: str,
+    rest: Annotated[list[str] | None, typer.Argument(metavar="[NEW] [SECTION.FIELD=VALUE]...")] = None,
+    as_json: AsJson = False,
+) -> None:
     """List the documents that were added, removed and changed between two versions (default: up to the current one)."""
-    settings = config.load(path, ())
+    later, overrides = _divided(rest or [])
+    if len(later) > 1:
+        raise config.ConfigError(f"diff: {len(later) + 1} versions are named; name one or two")
+    settings = config.load(path, overrides)
     from ragtune_ray import contents, display
     from ragtune_ray import versions as published
 
-    names = [old.zfill(6), new.zfill(6) if new else published.current_version(settings.workspace)]
+    names = [old.zfill(6), later[0].zfill(6) if later else published.current_version(settings.workspace)]
     before, after = (published.read_version(settings.workspace, name) for name in names)
     changes = contents.difference(settings.workspace, before, after)
     if as_json:
@@ -391,6 +410,13 @@ def settings() -> None:
     """List every setting with its default and meaning."""
     for name, default, meaning in config.describe():
         typer.echo(f"{name} = {default}\n    {meaning}")
+
+
+def _divided(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Arguments that are names, and those that are overrides: what stands before their `=` is a setting."""
+    known = {name for name, _, _ in config.describe()}
+    overrides = [argument for argument in arguments if argument.partition("=")[0] in known and "=" in argument]
+    return [argument for argument in arguments if argument not in overrides], overrides
 
 
 def _finish(path: Path | str, as_json: bool) -> None:

@@ -660,7 +660,7 @@ class Prices(Section):
 class Config(Section):
     """Everything a run depends on; the resolved tree stands in every manifest."""
 
-    workspace: str = "workspace"
+    workspace: str = Field("workspace", min_length=1)
     """Where runs write: index/, models/ and runs/ below it; local or s3://."""
     seed: int = Field(0, ge=0)
     """Behind everything random."""
@@ -713,7 +713,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(f"config {path}: is not UTF-8 text ({error.reason} at byte {error.start})") from error
     try:
         values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that is none, such as 2024-02-30
         raise ConfigError(f"config {path}: is not YAML: {' '.join(str(error).split())}") from error
     if values is None:
         values = {}
@@ -786,5 +786,5 @@ def _set(values: dict[str, Any], override: str) -> None:
         values = child
     try:
         values[field] = yaml.safe_load(text) if text.strip() else ""
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"override {override!r}: the value is not YAML; quote it") from error

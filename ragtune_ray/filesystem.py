@@ -48,8 +48,15 @@ class SpaceError(RuntimeError):
 
 
 def locate(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """What holds a place, and the path within it."""
-    filesystem, path = fsspec.core.url_to_fs(url)
+    """What holds a place, and the path within it.
+
+    Raises:
+        ValueError: nothing installed reads such a URL.
+    """
+    try:
+        filesystem, path = fsspec.core.url_to_fs(url)
+    except ImportError as error:
+        raise ValueError(f"{url}: {error}; for s3:// run: pip install 'ragtune-ray[s3]'") from None
     return filesystem, str(path)
 
 

@@ -62,6 +62,10 @@ def config_path(tmp_path: Path) -> str:
         pytest.param(["index", "CONFIG", "index.kind=ivfpq"], ["index.kind", "ivfpq", "'flat'"], id="wrong value"),
         pytest.param(["versions", "CONFIG", "seed"], ["'seed'", "section.field=value"], id="no equals sign"),
         pytest.param(["verify", "CONFIG", "retreival.k=1"], ["retreival", "known here"], id="unknown section"),
+        pytest.param(["versions", "CONFIG", "workspace="], ["workspace"], id="no workspace"),
+        pytest.param(["versions", "CONFIG", "corpus.path=2024-02-30"], ["2024-02-30", "quote it"], id="no such day"),
+        pytest.param(["diff", "CONFIG", "1", "2", "3"], ["3 versions"], id="three versions"),
+        pytest.param(["index", "delete", "CONFIG", "seed=1"], ["names no document"], id="no document"),
         pytest.param(
             ["evaluate", "CONFIG", "--show", "many"], ["--show", "valid integer"], id="option of another type"
         ),
@@ -90,6 +94,45 @@ def test_a_missing_index_ends_with_1_and_names_the_command(run: Run, config_path
     assert err.startswith("error: ")
     assert "run: ragtune index CONFIG" in err
     assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("arguments", [["diff", "1"], ["index", "delete", "a.md"]])
+def test_settings_after_names_are_settings(run: Run, config_path: str, arguments: list[str], tmp_path: Path) -> None:
+    place = arguments.index("delete") + 1 if "delete" in arguments else 1
+    arguments.insert(place, config_path)
+    code, _, err = run(*arguments, f"workspace={tmp_path / 'another'}")
+    assert code == 1
+    assert f"{tmp_path / 'another'}: holds no index" in err
+
+
+def test_a_name_with_an_equals_sign_may_be_a_documents(
+    run: Run, config_path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ragtune_ray.cluster import updates
+
+    asked: list[list[str]] = []
+    monkeypatch.setattr(updates, "document_ids", lambda _, given: asked.append(given) or given)
+    run("index", "delete", config_path, "x=1.md", "seed=3")
+    assert asked == [["x=1.md"]]
+
+
+def test_json_may_stand_before_the_config_of_index(run: Run, config_path: str) -> None:
+    code, out, err = run("index", "--json", config_path)
+    assert (code, out) == (2, "")
+    assert "corpus.path" in err
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), type("NoCredentialsError", (Exception,), {})("unable to locate")])
+def test_whatever_fails_is_one_line(
+    run: Run, config_path: str, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(config, "load", fail)
+    code, out, err = run("versions", config_path)
+    assert (code, out) == (1, "")
+    assert err == f"error: {type(error).__name__}: {error}; --debug shows where\n"
 
 
 def test_debug_shows_where_a_failure_came_from(config_path: str) -> None:

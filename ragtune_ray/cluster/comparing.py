@@ -77,6 +77,7 @@ def compare(settings: config.Config, command: str = "") -> str:
     started = time.monotonic()
     arms = settings.compare.arms
     settings = evaluation.held_out(settings, arms)
+    _require_inputs(settings)
     with session.ray_session(settings.cluster, for_training=any(map(config.is_tuned, arms))):
         for arm in arms:
             _train_if_missing(settings, arm)
@@ -113,6 +114,14 @@ def compare(settings: config.Config, command: str = "") -> str:
     for of_arm in indexes.values():
         freshness.remove_copy(of_arm)
     return url
+
+
+def _require_inputs(settings: config.Config) -> None:
+    """Whatever could not be read in the end is found before hours of training."""
+    evaluation.require_index(settings, settings.compare.arms)
+    if not questions.judged_queries(settings):
+        raise evaluation.EvaluationError(f"{settings.queries.path}: no query has `answers`, so no answer can be scored")
+    _fingerprints(settings)
 
 
 def _indexes(settings: config.Config) -> dict[str, config.Config]:
@@ -311,7 +320,9 @@ def _arm(
         },
         "forgetting": measured.forgetting,
         "adaptive": measured.adaptive,
-        "losses": side_by_side.losses(queries, measured.rows, measured.scores, settings.compare.metric, arm),
+        "losses": side_by_side.losses(
+            [query for query in queries if query.answers], measured.rows, measured.scores, settings.compare.metric, arm
+        ),
         "violations": violations,
         "rounds": (measured.training or {}).get("rounds", []),
     }

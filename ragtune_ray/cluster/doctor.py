@@ -7,6 +7,7 @@ models, and ten documents taken end to end. This module changes nothing outside 
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 import os
 import platform
 import shutil
@@ -21,6 +22,8 @@ from typing import Literal
 from ragtune_ray import config, filesystem, models
 
 __all__ = ["Finding", "examine"]
+
+logger = logging.getLogger(__name__)
 
 FLOORS = {"ray": (2, 55), "torch": (2, 10), "transformers": (5, 3), "pyarrow": (14, 0, 1)}
 """Below these, a known hole lets a data or model file run code."""
@@ -181,6 +184,7 @@ def _probe(settings: config.Config) -> Finding:
         try:
             answer = _end_to_end(settings, Path(folder))
         except (ValueError, RuntimeError, OSError) as error:
+            logger.debug("the probe failed", exc_info=True)
             return Finding("end to end", "failed", str(error), "run again with --debug for the whole story")
     text = f"10 documents indexed and one question answered ({answer!r}) in {time.monotonic() - started:.1f} s"
     return Finding("end to end", "ok", text, "")
@@ -195,9 +199,7 @@ def _end_to_end(settings: config.Config, folder: Path) -> str:
     for number in range(10):
         text = f"Probe number {number} weighs {number + 10} kilograms and was painted in colour {number}.\n"
         (documents / f"probe-{number}.txt").write_text(text, encoding="utf-8")
-    probe = settings.using(
-        f"corpus.path={documents}", f"workspace={folder / 'workspace'}", "generator.max_new_tokens=16"
-    )
+    probe = settings.using(f"corpus.path={documents}", f"workspace={folder / 'workspace'}", *PROBED)
     build_index(probe)
     (asked,) = (piece for piece in ask(probe, "How much does probe number 7 weigh?") if isinstance(piece, Asked))
     expected = "probe-7.txt"
@@ -205,6 +207,18 @@ def _end_to_end(settings: config.Config, folder: Path) -> str:
     if expected not in found:
         raise RuntimeError(f"retrieval found {found}, expected {expected} among them")
     return asked.answer.answer
+
+
+# What a config says of its own documents and models that ten made-up documents do not have.
+PROBED = (
+    "generator.max_new_tokens=16",
+    "answer.arm=rag",
+    "answer.closed_book=false",
+    "answer.gold_passage=false",
+    "retrieval.filter={}",
+    "retrieval.tenant=",
+    "index.tenant_field=",
+)
 
 
 def _gib(num_bytes: float) -> str:

@@ -19,10 +19,31 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ragtune_ray import checksums, config, display, filesystem, intervals, models, progress, schema, scoring, storage
+from ragtune_ray import (
+    checksums,
+    config,
+    display,
+    filesystem,
+    intervals,
+    models,
+    progress,
+    schema,
+    scoring,
+    storage,
+    versions,
+)
 from ragtune_ray.cluster import answers, questions, retrieval, session
 
-__all__ = ["EvaluationError", "check_tuned", "evaluate", "held_out", "read_answers", "report_lines", "scores_of"]
+__all__ = [
+    "EvaluationError",
+    "check_tuned",
+    "evaluate",
+    "held_out",
+    "read_answers",
+    "report_lines",
+    "require_index",
+    "scores_of",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +80,7 @@ def evaluate(settings: config.Config) -> Path | str:
     judged = [query for query in queries if query.answers is not None]
     if not judged:
         raise EvaluationError(f"{settings.queries.path}: no query has `answers`, so no answer can be scored")
+    require_index(settings, settings.evaluate.arms)
     with session.ray_session(settings.cluster):
         runs = {arm: str(answers.answer(settings.using(f"answer.arm={arm}"))) for arm in settings.evaluate.arms}
     identity = {
@@ -156,6 +178,16 @@ def _base(arm: config.Arm, manifest: Mapping[str, Any], now: models.Model) -> tu
         return name, models.resolve(name).fingerprint
     except models.ModelError:
         return name, "no longer at hand"
+
+
+def require_index(settings: config.Config, arms: Sequence[config.Arm]) -> None:
+    """Find out before anything is answered whether arms that retrieve have an index to search; a mode brings its own.
+
+    Raises:
+        storage.ArtifactError: there is none.
+    """
+    if any(config.retrieves(arm) and not config.is_mode(arm) for arm in arms):
+        versions.current_version(settings.workspace)
 
 
 def scores_of(queries: Sequence[schema.Query], rows: Sequence[schema.Answer], settings: config.Config) -> Scores:

@@ -222,10 +222,13 @@ def _require_room(settings: config.Config) -> None:
 
     kind, each = ("GPU", settings.cluster.gpus_per_worker) if settings.cluster.gpus_per_worker else ("CPU", 1)
     room = int(ray.cluster_resources().get(kind, 0) / each)
-    if room < settings.training.workers:
-        raise config.ConfigError(
-            f"training.workers={settings.training.workers}: the cluster has {kind}s for {room}; lower it or add nodes"
-        )
+    if room >= settings.training.workers:
+        return
+    found = f"training.workers={settings.training.workers}: the cluster has {kind}s for {room}"
+    if not (settings.cluster.address or os.environ.get("RAY_ADDRESS")):
+        raise config.ConfigError(f"{found}; lower it")
+    # A cluster that grows has none of its larger nodes before they are asked for.
+    progress.say(f"train: {found} now; training begins when nodes with more have joined")
 
 
 def _require_rows(training: config.Training, num_examples: int) -> None:

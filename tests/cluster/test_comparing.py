@@ -234,6 +234,8 @@ def test_one_question_and_nothing_but_unanswerable_ones_give_a_verdict(
     # That 25 questions tell no arms apart proves little.
     assert found["verdict"]["outcome"] == "too_few_questions"
     assert found["verdict"]["arm"] == "base"
+    answerable = number if gold else 0
+    assert sum(found["arms"]["base"]["losses"].values()) == answerable
 
 
 def test_questions_without_answers_are_refused_by_name(
@@ -242,6 +244,28 @@ def test_questions_without_answers_are_refused_by_name(
     asked = [{"query_id": row["query_id"], "text": row["text"]} for row in rows[:3]]
     with pytest.raises(evaluation.EvaluationError, match="no query has `answers`"):
         compare(other_questions(compared[0], tmp_path / "queries.jsonl", asked, "compare.arms=[base]"))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error"),
+    [
+        (("workspace=WORKSPACE",), "holds no index"),
+        (("queries.split_shares=[1, 0, 0]",), "no query"),
+        (("compare.probe_path=nowhere.jsonl",), r"nowhere\.jsonl"),
+        (("compare.changes_path=nowhere",), "nowhere"),
+    ],
+)
+def test_what_cannot_be_read_is_found_before_anything_is_trained(
+    compared: tuple[config.Config, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    wrong: tuple[str, ...],
+    error: str,
+) -> None:
+    monkeypatch.setattr(comparing, "_train_if_missing", lambda *_: pytest.fail("training began"))
+    asked = compared[0].using(*(each.replace("WORKSPACE", str(tmp_path)) for each in wrong))
+    with pytest.raises((ValueError, RuntimeError), match=error):
+        compare(asked)
 
 
 def test_a_calibrated_arm_is_reported_with_what_leaving_retrieval_out_brings(

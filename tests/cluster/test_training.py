@@ -204,6 +204,16 @@ def test_as_many_examples_as_workers_in_the_smallest_step_are_enough() -> None:
     training._require_rows(config.Training(batch_examples=4, workers=3), 9)
 
 
+def test_a_cluster_that_grows_is_waited_for_and_a_machine_that_is_too_small_is_not(
+    monkeypatch: pytest.MonkeyPatch, shared_ray: None
+) -> None:
+    settings = config.Config().using("training.workers=1000")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(config.ConfigError, match=r"training\.workers=1000: the cluster has CPUs for \d+; lower it"):
+        training._require_room(settings)
+    training._require_room(settings.using("cluster.address=ray://head:10001"))
+
+
 def test_an_encoder_is_not_spread_over_workers(given: config.Config) -> None:
     with pytest.raises(
         config.ConfigError, match=r"training\.objective=contrastive: only sft .* training\.strategy=ddp"
