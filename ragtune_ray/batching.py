@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from ragtune_ray import config
 
-__all__ = ["num_steps", "own_rows", "same_passages", "steps", "steps_per_epoch"]
+__all__ = ["num_steps", "own_rows", "same_passages", "smallest_step", "steps", "steps_per_epoch"]
 
 
 def steps_per_epoch(num_examples: int, batch_examples: int) -> int:
@@ -25,6 +25,15 @@ def steps_per_epoch(num_examples: int, batch_examples: int) -> int:
     3
     """
     return -(-num_examples // batch_examples)
+
+
+def smallest_step(num_examples: int, batch_examples: int) -> int:
+    """Examples of the smallest step: the most workers of which each has one in every step.
+
+    >>> smallest_step(33, 16)
+    11
+    """
+    return num_examples // steps_per_epoch(num_examples, batch_examples)
 
 
 def num_steps(num_examples: int, settings: config.Training) -> int:

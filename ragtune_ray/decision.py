@@ -8,8 +8,8 @@ interval of its difference to the best lies above -margin (a test of non-inferio
 the cheapest is recommended. "No difference" and "too few questions to tell" are verdicts too.
 
 That no question told two arms apart proves little where questions are few: what 3 % of all questions would lose is lost by none
-of 30 in two samples of five. A bootstrap cannot draw what was not seen, so no interval is narrower than unseen losses and gains
-allow (`significance.unseen_share`).
+of 30 in two samples of five. A bootstrap cannot draw what was not seen, so where "as good" is asked, no interval is narrower than
+unseen losses and gains allow (`significance.unseen_share`). Whether an arm is better is asked of the bootstrap alone.
 
 Several pairs are looked at, so intervals are widened (Bonferroni) and p-values adjusted (Holm): all statements together hold with
 the stated confidence.
@@ -121,9 +121,9 @@ class Verdict:
 def differences(scores: Mapping[str, PerQuery], settings: config.Config) -> list[Difference]:
     """Each arm less each arm before it, in `compare.metric`.
 
-    The intervals are those of the paired bootstrap, or wider: where no question was lost, `low` is at most value - p, where p is
-    the share of losses that so many questions may hide (`significance.unseen_share`; a question loses 1 at most). Where some
-    were lost, it is no nearer than it would be without them. So is `high`, for gains.
+    The intervals are those of the paired bootstrap, or wider: where an arm is not ahead and lost no question, `low` is at most
+    value - p, where p is the share of losses that so many questions may hide (`significance.unseen_share`; a question loses 1 at
+    most). Where it lost some, `low` is no nearer than without them. So is `high`, of one that is not behind, for gains.
 
     Args:
         scores: arm -> scores of the same queries.
@@ -236,7 +236,9 @@ def _with_unseen(interval: intervals.Interval, differences: np.ndarray, confiden
     unseen = significance.unseen_share(interval.n, confidence)
     # Less what was lost: else one loss would prove more than none.
     gained, lost = (float(np.maximum(sign * differences, 0).mean()) for sign in (1, -1))
-    return dataclasses.replace(interval, low=min(interval.low, gained - unseen), high=max(interval.high, unseen - lost))
+    low = min(interval.low, gained - unseen) if interval.value <= 0 else interval.low
+    high = max(interval.high, unseen - lost) if interval.value >= 0 else interval.high
+    return dataclasses.replace(interval, low=low, high=high)
 
 
 def _needed(deviation: float, difference: float, confidence: float) -> int | None:

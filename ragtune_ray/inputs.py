@@ -95,8 +95,15 @@ def root_of(path: str) -> str:
     >>> root_of("s3://bucket/corpus/")
     's3://bucket/corpus'
     """
-    # Without its dots, so that a file below a folder begins with the folder's path; links stay as the user names them.
-    return path.rstrip("/") if "://" in path else os.path.normpath(Path(path).expanduser().absolute())
+    if "://" in path:
+        return path.rstrip("/")
+    # Without its dots, so that a file below a folder begins with the folder's path; links stay as the user names them, but for
+    # one before `..`, which leads out of where the link does.
+    place = Path(path).expanduser().absolute()
+    plain = Path(os.path.normpath(place))
+    if not place.exists() or (plain.exists() and plain.samefile(place)):
+        return str(plain)
+    return str(place.resolve())
 
 
 def join(root: str, name: str) -> str:

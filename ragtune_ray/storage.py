@@ -199,8 +199,8 @@ def problems(url: str) -> list[str]:
         found = [text for name, entry in files.items() for text in _check_file(path, name, entry)]
     else:
         sizes = _remote_sizes(store, root)
-        present = list(sizes)
         found = [text for name in files for text in _check_object(store, root, name, files[name], sizes.get(name))]
+        present = []  # a publisher that lost leaves what it had uploaded beside the winner's files
     strays = sorted(set(present) - {MANIFEST, *files})
     return [f"{url}: {text}" for text in [*found, *(f"{name} is not named in its manifest" for name in strays)]]
 

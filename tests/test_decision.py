@@ -93,8 +93,8 @@ def test_an_interval_holds_what_may_be_unseen_and_one_loss_proves_no_more_than_n
         ends.append((one.low, one.high))
     assert ends[0] == pytest.approx((-unseen, unseen))
     assert ends[1][0] <= ends[0][0]
-    assert ends[1][1] == pytest.approx(unseen - 1 / 160)
-    assert 0.15 < ends[2][0] <= 0.25 - unseen
+    assert ends[1][1] == 0, "an arm that is behind and never won: that is asked of the bootstrap alone"
+    assert 0.15 < ends[2][0] < 0.25, "and so is whether one that is ahead is better"
     before, after = np.repeat([1.0, 0.0], 80), np.concatenate([np.zeros(30), np.ones(50), np.zeros(40), np.ones(40)])
     plain = intervals.paired_bootstrap(before, after, 2000, 0.95, 0)
     assert ends[3] == (plain.low, plain.high), "what was seen often is wider than what may be unseen"

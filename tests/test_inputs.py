@@ -97,3 +97,12 @@ def test_a_path_with_dots_is_the_same_place_and_links_are_kept(tmp_path: Path, m
     assert inputs.root_of(f"{tmp_path}/docs/sub/../sub//a.md") == file
     assert inputs.root_of("../link/sub/a.md") == str(tmp_path / "link" / "sub" / "a.md")
     assert inputs.root_of("s3://bucket/a/../b/") == "s3://bucket/a/../b"
+
+
+def test_a_link_before_dots_leads_out_of_where_the_link_does(tmp_path: Path) -> None:
+    (tmp_path / "real" / "deep").mkdir(parents=True)
+    (tmp_path / "real" / "docs").mkdir()
+    (tmp_path / "current").symlink_to("real/deep")
+    assert inputs.root_of(f"{tmp_path}/current/../docs") == str(tmp_path.resolve() / "real" / "docs")
+    (tmp_path / "docs").mkdir()  # what the path would name without the link
+    assert inputs.root_of(f"{tmp_path}/current/../docs") == str(tmp_path.resolve() / "real" / "docs")

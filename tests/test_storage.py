@@ -111,7 +111,7 @@ def test_a_remote_artifact_that_was_damaged_is_refused(tmp_path: Path, monkeypat
         ("flipped", "sub/x.txt does not match its sha256"),
         ("truncated", "sub/x.txt has 4 bytes, its manifest says 9"),
         ("missing", "sub/x.txt is missing"),
-        ("stray", "sub/z.txt is not named in its manifest"),
+        ("stray", ""),  # of a publisher that lost: it had uploaded its files before it knew
     ],
 )
 def test_a_remote_artifact_is_verified_where_it_lies_whatever_the_cache_holds(
@@ -132,7 +132,7 @@ def test_a_remote_artifact_is_verified_where_it_lies_whatever_the_cache_holds(
             store.rm_file(f"{tmp_path}/a/sub/x.txt")
         case "stray":
             store.pipe_file(f"{tmp_path}/a/sub/z.txt", b"?")
-    assert storage.problems(url) == [f"{url}: {problem}"]
+    assert storage.problems(url) == ([f"{url}: {problem}"] if problem else [])
     if damage != "stray" and not is_cached:
         with pytest.raises(storage.ArtifactError, match=re.escape(f"{url}: damaged: {problem}; run the command")):
             storage.open_artifact(url)

@@ -117,8 +117,8 @@ def evaluate(settings: config.Config) -> Path | str:
 
 
 def held_out(settings: config.Config, arms: Sequence[config.Arm]) -> config.Config:
-    """The config that asks only what no arm learnt from: where one is tuned, the test split instead of all queries."""
-    if settings.queries.split != "all" or not any(map(config.is_tuned, arms)):
+    """The config that asks only what no arm learnt from: where one is tuned on these queries, the test split and not all."""
+    if settings.queries.split != "all" or not any(_learns_from_these(settings, arm) for arm in arms):
         return settings
     progress.say(
         "queries: an arm is tuned, so of queries.split=all only the test split is asked: it learnt from the rest"
@@ -126,10 +126,28 @@ def held_out(settings: config.Config, arms: Sequence[config.Arm]) -> config.Conf
     return settings.using("queries.split=test")
 
 
+def _learns_from_these(settings: config.Config, arm: config.Arm) -> bool:
+    """Whether an arm was tuned on queries of `queries.path`, or is to be."""
+    if not config.is_tuned(arm):
+        return False
+    try:
+        manifest = storage.read_manifest(models.tuned_model(settings.workspace, arm))
+    except models.ModelError:
+        return True
+    learnt: str = _queries_of(manifest).get("path", settings.queries.path)
+    return learnt == settings.queries.path
+
+
+def _queries_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The queries of the config that a model was tuned with."""
+    found: dict[str, Any] = manifest.get("config", {}).get("queries", {})
+    return found
+
+
 def check_tuned(settings: config.Config, arm: config.Arm) -> None:
     """Refuse a tuned arm that cannot be compared with others: trained on other splits, or from another generator.
 
-    What a model's manifest has no record of is not checked; of missing splits a line is said.
+    What a model's manifest has no record of is not checked, nor are splits of other queries; a line says so.
 
     Args:
         settings: workspace, queries and generator are used.
@@ -142,7 +160,10 @@ def check_tuned(settings: config.Config, arm: config.Arm) -> None:
     model = models.tuned_model(settings.workspace, arm)
     manifest = storage.read_manifest(model)
     again = f"tune CONFIG tune.mode={arm}" if config.is_mode(arm) else f"train CONFIG training.arm={arm}"
-    learnt, asked = manifest.get("config", {}).get("queries", {}), settings.queries.model_dump(mode="json")
+    learnt, asked = _queries_of(manifest), settings.queries.model_dump(mode="json")
+    if learnt.get("path", asked["path"]) != asked["path"]:
+        progress.say(f"{model}: learnt from {learnt['path']}: whether it saw these questions there is not known")
+        learnt = asked  # other questions are split otherwise
     if missing := [field for field in SPLITTING if field not in learnt]:
         progress.say(
             f"{model}: has no record of queries.{missing[0]}: whether it learnt from these questions is not known"

@@ -143,9 +143,6 @@ class ServeBackend:
             call = _publish.options(num_cpus=0, max_retries=2).remote(self._settings, change)
             try:
                 name, facts = await asyncio.wait_for(call, seconds)
-            except TimeoutError:
-                ray.cancel(call)  # publishing is one atomic step: it has happened or not
-                raise
             except RayError as error:
                 logger.error("documents could not be published: %s", type(error).__name__)  # noqa: TRY400  # no content
                 raise ApiError(

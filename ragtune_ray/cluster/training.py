@@ -142,7 +142,8 @@ def _fit(settings: config.Config, examples: str, url: str, work: str) -> None:
         "num_steps": num_steps,
         "board": board,
     }
-    trainer = _trainer(settings, arguments, feeding.steps_dataset(settings, examples))
+    most = min(settings.training.max_workers, batching.smallest_step(num_examples, settings.training.batch_examples))
+    trainer = _trainer(settings, arguments, feeding.steps_dataset(settings, examples), most)
     try:
         with _shown(board, num_steps):
             result = trainer.fit().return_value
@@ -154,7 +155,9 @@ def _fit(settings: config.Config, examples: str, url: str, work: str) -> None:
         raise TrainingError(result["error"])
 
 
-def _trainer(settings: config.Config, arguments: dict[str, Any], steps: ray.data.Dataset) -> TorchTrainer:
+def _trainer(
+    settings: config.Config, arguments: dict[str, Any], steps: ray.data.Dataset, max_workers: int
+) -> TorchTrainer:
     # Ray Train would move its workers to a directory of its own, where a workspace or model that is named relatively is not.
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
     import ray.train
@@ -165,7 +168,7 @@ def _trainer(settings: config.Config, arguments: dict[str, Any], steps: ray.data
         training_worker.work,
         train_loop_config=arguments,
         scaling_config=ray.train.ScalingConfig(
-            num_workers=(training.workers, training.max_workers) if training.max_workers else training.workers,
+            num_workers=(training.workers, max_workers) if max_workers else training.workers,
             use_gpu=gpus > 0,
             resources_per_worker={"CPU": 1, **({"GPU": gpus} if gpus else {})},
         ),
@@ -233,14 +236,12 @@ def _require_room(settings: config.Config) -> None:
 
 def _require_rows(training: config.Training, num_examples: int) -> None:
     """Refuse more workers than the smallest step has examples: one without any would leave the others waiting for it."""
-    field = "max_workers" if training.max_workers else "workers"
-    most = training.max_workers or training.workers
-    smallest = num_examples // batching.steps_per_epoch(num_examples, training.batch_examples)
-    if smallest < most:
+    smallest = batching.smallest_step(num_examples, training.batch_examples)
+    if smallest < training.workers:
         raise config.ConfigError(
-            f"training.{field}={most}: every worker needs an example of every step, and with "
+            f"training.workers={training.workers}: every worker needs an example of every step, and with "
             f"training.batch_examples={training.batch_examples} the smallest step of {num_examples} examples has {smallest}; set "
-            f"training.{field} to {smallest} at most, or make steps larger: raise training.batch_examples, or give more questions"
+            f"training.workers to {smallest} at most, or make steps larger: raise training.batch_examples, or give more questions"
         )
 
 

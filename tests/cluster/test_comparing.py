@@ -250,7 +250,7 @@ def test_questions_without_answers_are_refused_by_name(
     ("wrong", "error"),
     [
         (("workspace=WORKSPACE",), "holds no index"),
-        (("queries.split_shares=[1, 0, 0]",), "no query"),
+        (("queries.split_shares=[1, 0, 0]",), "holds no usable query"),
         (("compare.probe_path=nowhere.jsonl",), r"nowhere\.jsonl"),
         (("compare.changes_path=nowhere",), "nowhere"),
     ],

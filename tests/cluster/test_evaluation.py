@@ -61,6 +61,7 @@ def asked(settings: config.Config, monkeypatch: pytest.MonkeyPatch) -> config.Co
         raise AskedError
 
     monkeypatch.setattr(answers, "answer", answer)
+    monkeypatch.setattr(evaluation, "require_index", lambda *_: None)
     monkeypatch.setattr(session, "ray_session", lambda *_: contextlib.nullcontext())
     with pytest.raises(AskedError):
         evaluation.evaluate(settings)
@@ -77,6 +78,17 @@ def test_a_tuned_arm_is_evaluated_on_questions_that_it_did_not_learn_from(
         given = settings.using(own_choice)
         assert asked(given, monkeypatch).queries.split == given.queries.split
     assert capsys.readouterr().err == ""
+
+
+def test_questions_of_another_file_are_all_asked(
+    settings: config.Config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    publish_generator(settings)
+    others = tmp_path / "others.jsonl"
+    others.write_text('{"query_id": "a", "text": "Who?", "answers": ["me"]}\n')
+    given = settings.using(f"queries.path={others}", "queries.split_by=given")
+    assert asked(given, monkeypatch).queries.split == "all"
+    assert f"learnt from {settings.queries.path}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

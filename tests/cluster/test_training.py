@@ -188,14 +188,13 @@ def test_too_many_workers_are_refused_before_anything_waits(given: config.Config
     ("overrides", "num_examples", "smallest"),
     [
         (("batch_examples=4", "workers=8"), 32, 4),
-        (("batch_examples=4", "max_workers=8"), 32, 4),
         (("batch_examples=16", "workers=2"), 1, 1),
         (("batch_examples=4", "workers=4"), 9, 3),
     ],
 )
 def test_a_worker_without_an_example_is_refused(overrides: tuple[str, ...], num_examples: int, smallest: int) -> None:
     given = config.Config().using(*(f"training.{override}" for override in overrides)).training
-    fields = r"training\.(max_)?workers=\d.* training\.batch_examples=\d"
+    fields = r"training\.workers=\d.* training\.batch_examples=\d"
     with pytest.raises(config.ConfigError, match=rf"{fields}.* {num_examples} examples has {smallest};"):
         training._require_rows(given, num_examples)
 
