@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ragtune_ray import config, filesystem, intervals, schema, storage
+from ragtune_ray import config, filesystem, intervals, schema, significance, storage
 
 __all__ = [
     "Calibration",
@@ -62,10 +62,11 @@ def calibrate(
     """The lowest confidence from which on closed-book answers are not worse by more than a margin.
 
     Of `CUTS` confidences that is the lowest for which a loss of more than `margin` lies below the interval of the paired
-    difference. They are `CUTS` looks at the same questions, so each interval is as wide as that many need (Bonferroni).
+    difference. They are `CUTS` looks at the same questions, so each interval is as wide as that many need (Bonferroni), and no
+    narrower than what so many questions may not show (`significance.with_unseen`).
 
-    >>> sure = [0.9] * 40 + [0.2] * 40
-    >>> found = calibrate(sure, [1.0] * 40 + [0.0] * 40, [1.0] * 80, margin=0.02, confidence=0.95, resamples=200, seed=0)
+    >>> sure = [0.9] * 400 + [0.2] * 400
+    >>> found = calibrate(sure, [1.0] * 400 + [0.0] * 400, [1.0] * 800, margin=0.02, confidence=0.95, resamples=200, seed=0)
     >>> found.threshold, found.share
     (0.9, 0.5)
 
@@ -90,7 +91,8 @@ def calibrate(
         kept = sure >= cut
         if kept.sum() < FEWEST_QUESTIONS:
             break
-        found = intervals.paired_bootstrap(opened[kept], closed[kept], resamples, each, seed)
+        bootstrapped = intervals.paired_bootstrap(opened[kept], closed[kept], resamples, each, seed)
+        found = significance.with_unseen(bootstrapped, closed[kept] - opened[kept], each)
         if found.low >= -margin:
             return Calibration(cut, float(kept.mean()), found)
     return Calibration(None, 0.0, None)

@@ -135,7 +135,7 @@ def differences(scores: Mapping[str, PerQuery], settings: config.Config) -> list
     for against, arm in pairs:
         a, b = (_values(scores[name], metric) for name in (against, arm))
         bootstrapped = intervals.paired_bootstrap(a, b, settings.evaluate.resamples, confidence, settings.seed)
-        interval = _with_unseen(bootstrapped, b - a, confidence)
+        interval = significance.with_unseen(bootstrapped, b - a, confidence)
         deviation = float(np.std(b - a, ddof=1)) if len(a) > 1 else 0.0
         found.append(
             Difference(
@@ -229,16 +229,6 @@ class _Ranking:
 
 def _values(scores: PerQuery, metric: str) -> np.ndarray:
     return np.array([values[metric] for values in scores.values() if metric in values])
-
-
-def _with_unseen(interval: intervals.Interval, differences: np.ndarray, confidence: float) -> intervals.Interval:
-    """The interval, its ends no nearer than losses and gains that no question showed allow (`differences` says how)."""
-    unseen = significance.unseen_share(interval.n, confidence)
-    # Less what was lost: else one loss would prove more than none.
-    gained, lost = (float(np.maximum(sign * differences, 0).mean()) for sign in (1, -1))
-    low = min(interval.low, gained - unseen) if interval.value <= 0 else interval.low
-    high = max(interval.high, unseen - lost) if interval.value >= 0 else interval.high
-    return dataclasses.replace(interval, low=low, high=high)
 
 
 def _needed(deviation: float, difference: float, confidence: float) -> int | None:

@@ -6,15 +6,17 @@ are `intervals`'; this module knows nothing of arms, files or Ray.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from statistics import NormalDist
 
 import numpy as np
 
+from ragtune_ray.intervals import Interval
 from ragtune_ray.metrics import MetricError
 
-__all__ = ["holm", "questions_needed", "questions_to_rule_out", "sign_flip_test", "unseen_share"]
+__all__ = ["holm", "questions_needed", "questions_to_rule_out", "sign_flip_test", "unseen_share", "with_unseen"]
 
 _BLOCK_SIGNS = 2**24
 POWER = 0.8
@@ -107,6 +109,26 @@ def unseen_share(n: int, confidence: float) -> float:
     """
     tail = (1 - confidence) / 2
     return float(1 - tail ** (1 / n))
+
+
+def with_unseen(interval: Interval, differences: np.ndarray, confidence: float) -> Interval:
+    """The interval of a mean difference, its ends no nearer than losses and gains allow that no question showed.
+
+    Where an arm is not ahead and lost no question, the lower end is at most value - `unseen_share`; where it lost some, no nearer
+    than without them. So is the upper end, for gains, where it is not behind. Whether one that is ahead is better is asked of the
+    interval as it was.
+
+    Args:
+        interval: of the bootstrap, at the same confidence.
+        differences: (n,) between -1 and 1: a question loses or gains 1 at most.
+        confidence: 0 to 1.
+    """
+    unseen = unseen_share(interval.n, confidence)
+    # Less what was lost: else one loss would prove more than none.
+    gained, lost = (float(np.maximum(sign * differences, 0).mean()) for sign in (1, -1))
+    low = min(interval.low, gained - unseen) if interval.value <= 0 else interval.low
+    high = max(interval.high, unseen - lost) if interval.value >= 0 else interval.high
+    return dataclasses.replace(interval, low=low, high=high)
 
 
 def questions_to_rule_out(share: float, confidence: float) -> int:

@@ -16,11 +16,18 @@ FOUND = adaptive.Calibration(0.75, 0.5, intervals.Interval(0.1, 0.0, 0.2, 40), "
 
 
 def test_the_lowest_confidence_is_taken_from_which_on_nothing_is_lost() -> None:
-    confidences = np.arange(200) / 200
+    confidences = np.arange(2000) / 2000
     closed = (confidences >= 0.6).astype(float)  # right from there on, as the answers with passages always are
-    found = adaptive.calibrate(confidences, closed, np.ones(200), **RULE)
+    found = adaptive.calibrate(confidences, closed, np.ones(2000), **RULE)
     assert (found.threshold, found.share) == (0.6, 0.4)
-    assert found.difference == intervals.Interval(0.0, 0.0, 0.0, 80)
+    unseen = 1 - 0.0025 ** (1 / 800)  # Clopper and Pearson, no event in 800, at 1 - .05 / 10
+    assert found.difference is not None
+    assert dataclasses.astuple(found.difference) == pytest.approx((0.0, -unseen, unseen, 800))
+
+
+def test_that_a_few_sure_answers_lost_nothing_proves_little() -> None:
+    found = adaptive.calibrate([0.9] * 100 + [0.1] * 100, [1.0] * 100 + [0.0] * 100, [1.0] * 200, **RULE)
+    assert found.threshold is None
 
 
 def test_where_passages_are_always_needed_they_are_always_retrieved() -> None:
