@@ -26,9 +26,9 @@ from pathlib import Path
 
 import psutil
 
-from ragtune_ray import failpoints, filesystem, segments, storage, versions
+from ragtune_ray import checksums, failpoints, filesystem, segments, storage, versions
 
-__all__ = ["Removed", "collect", "held"]
+__all__ = ["Removed", "collect", "held", "trained_id"]
 
 HOLD_SECONDS = 24 * 3600
 """How long a job of another machine is taken to go on, if it does not say that it has ended."""
@@ -158,6 +158,9 @@ def _remove_abandoned(workspace: str, min_age_seconds: float) -> int:
         for name in filesystem.list_names(filesystem.join(workspace, *place))
     ]
     old = [url for url in unfinished if _is_old(url, min_age_seconds)]
+    if any(_is_work(url) for url in unfinished if url not in old):
+        # A job reads its questions to its end, and writes them at its beginning alone.
+        old = [url for url in old if not _is_questions(url)]
     if old == unfinished:  # a tune writes nothing of its own while a model of it trains
         for name in filesystem.list_names(filesystem.join(workspace, "rounds")):
             mode, _, identity = name.rpartition("-")
@@ -169,6 +172,14 @@ def _remove_abandoned(workspace: str, min_age_seconds: float) -> int:
     for url in old:
         filesystem.remove(url)
     return len(old)
+
+
+def _is_work(url: str) -> bool:
+    return "/runs/.work/" in url and not _is_questions(url)
+
+
+def _is_questions(url: str) -> bool:
+    return url.rpartition("/")[2].startswith("queries-")
 
 
 def _segments_of_builds(workspace: str) -> set[str]:
@@ -184,11 +195,22 @@ def _segments_of_builds(workspace: str) -> set[str]:
     return found
 
 
+def _trained_of_builds(workspace: str) -> set[str]:
+    """Trained structures of builds that stand; see `cluster.structures`."""
+    builds = filesystem.list_names(filesystem.join(workspace, "index", "building"))
+    return {trained_id(build) for build in builds}
+
+
+def trained_id(build_id: str) -> str:
+    """The name of the structure that a build trains."""
+    return checksums.digest([build_id, "trained"])
+
+
 def _remove_unnamed(workspace: str, opened: list[versions.Version], min_age_seconds: float) -> int:
     """Deletions and trained structures that no version names."""
     named = {
         "deleted": {entry.deleted for version in opened for entry in version.entries},
-        "trained": {version.manifest.get("trained_id", "") for version in opened},
+        "trained": {version.manifest.get("trained_id", "") for version in opened} | _trained_of_builds(workspace),
     }
     num_removed = 0
     for kind, needed in named.items():
@@ -206,7 +228,9 @@ def _remove_staging(workspace: str, min_age_seconds: float) -> int:
     if not filesystem.is_local(workspace):
         return 0
     left = [path for pattern in STAGED for path in Path(workspace).glob(pattern)]
-    left += Path(tempfile.gettempdir()).glob("ragtune-staging-*")
+    left += [
+        path for kind in ("staging", "checkpoint") for path in Path(tempfile.gettempdir()).glob(f"ragtune-{kind}-*")
+    ]
     old = [path for path in left if _is_old(str(path), min_age_seconds)]
     for path in old:
         shutil.rmtree(path, ignore_errors=True)

@@ -57,6 +57,31 @@ def test_what_was_left_half_way_long_ago_goes_and_what_is_finished_stays(workspa
     assert removed.versions == ()
 
 
+def test_questions_stay_as_long_as_a_run_beside_them_goes_on(workspace: Path) -> None:
+    questions = workspace / "runs" / ".work" / "queries-1.parquet"
+    questions.write_text("{}")
+    age(workspace / "runs")
+    part = workspace / "runs" / ".work" / "answer-1" / "next.parquet"
+    part.write_text("{}")  # written a day after the questions, which the run reads to its end
+    retention.collect(str(workspace), keep=3, min_age_seconds=DAY_SECONDS)
+    assert questions.exists()
+    age(workspace / "runs")
+    retention.collect(str(workspace), keep=3, min_age_seconds=DAY_SECONDS)
+    assert not questions.exists()
+
+
+def test_what_a_build_trained_stays_as_long_as_the_build(workspace: Path) -> None:
+    build = workspace / "index" / "building" / "b1"
+    trained = [workspace / "index" / "trained" / retention.trained_id(name) for name in ("b1", "b2")]
+    for folder in (build, *trained):
+        folder.mkdir(parents=True)
+        (folder / "file").write_text("{}")
+    for folder in trained:
+        age(folder)
+    retention.collect(str(workspace), keep=3, min_age_seconds=DAY_SECONDS)
+    assert [folder.exists() for folder in trained] == [True, False]
+
+
 def test_what_may_still_go_on_stays(workspace: Path) -> None:
     retention.collect(str(workspace), keep=3, min_age_seconds=DAY_SECONDS)
     assert left(workspace) == {*FINISHED, *HALF_WAY, STAGED}

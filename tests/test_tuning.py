@@ -232,6 +232,9 @@ def test_a_new_encoder_has_an_index_of_its_own_and_no_other_pair_searches_it(wor
     assert (Path(kept["workspace"]) / "index").is_dir()
     assert not (Path(pairs_tried[0]["workspace"]) / "index").exists(), "the index of the round before is not needed"
     assert index_bytes(workspace) == before
+    spelt = f"workspace={world.folder}/./workspace"  # the same, which is finished and takes nothing away
+    world.tune("joint", "tune.reindex=true", "tune.rounds=2", "tune.components=[retriever]", spelt)
+    assert (Path(kept["workspace"]) / "index").is_dir()
 
 
 def test_a_corpus_that_is_not_what_the_index_holds_is_an_error(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

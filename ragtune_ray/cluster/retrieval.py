@@ -49,7 +49,8 @@ def _retrieve(settings: config.Config, staged: questions.StagedQueries) -> Path 
     identity = {
         **runs.common(settings, staged, opened),
         "retrieval": settings.retrieval.model_dump(mode="json"),
-        "evaluate": {"depth": settings.evaluate.depth, "cutoffs": settings.evaluate.cutoffs},
+        "evaluate": settings.evaluate.model_dump(mode="json", include={"depth", "cutoffs", "resamples", "confidence"}),
+        "seed": settings.seed,
     }
     url, work = runs.places(settings, f"retrieve-{checksums.digest(identity)}")
     if runs.already(url, "retrieve"):

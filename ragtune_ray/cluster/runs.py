@@ -53,12 +53,17 @@ def common(settings: config.Config, staged: questions.StagedQueries, opened: dic
         "tenant": [settings.index.tenant_field, settings.retrieval.tenant],
         "encoder": settings.encoder.model_dump(mode="json", exclude={"model", "query_model"}) if opened else None,
         "query_model": query_model_fingerprint(settings),
+        "reranker": _fingerprint(settings.retrieval.reranker if opened else ""),
     }
 
 
 def query_model_fingerprint(settings: config.Config) -> str:
     """What identifies the encoder of queries where it is another than that of passages; else ""."""
-    return models.resolve(settings.encoder.query_model).fingerprint if settings.encoder.query_model else ""
+    return _fingerprint(settings.encoder.query_model)
+
+
+def _fingerprint(model: str) -> str:
+    return models.resolve(model).fingerprint if model else ""
 
 
 def places(settings: config.Config, name: str) -> tuple[str, str]:

@@ -27,6 +27,7 @@ from ragtune_ray import (
     failpoints,
     filesystem,
     index,
+    retention,
     schema,
     segments,
     storage,
@@ -174,7 +175,7 @@ def trained_url(workspace: str, trained_id: str) -> str:
 def _train(job: Job, sources: Sequence[Source]) -> str:
     """Train the structure and draw the held-out vectors, as one task; the structure's id, "" where nothing is trained."""
     needs_training = index.training_sample_size(job.kind, 1) > 0
-    trained_id = checksums.digest([job.build_id, "trained"]) if needs_training else ""
+    trained_id = retention.trained_id(job.build_id) if needs_training else ""
     is_trained = not trained_id or storage.is_finished(trained_url(job.workspace, trained_id))
     if not is_trained or not filesystem.exists(filesystem.join(job.build, HELD_OUT)):
         _run(job, _train_task, job, list(sources), trained_id)

@@ -266,7 +266,8 @@ def _save(run: _Run) -> None:
     staging = Path(tempfile.mkdtemp(prefix="ragtune-checkpoint-"))
     finished = staging.with_name(f"{staging.name}-finished")
     best = run.best_weights if run.best["step"] not in (0, run.step) else {}
-    fitting.save_state(staging, run.module, run.optimizer, best, run.facts())
+    with filesystem.discarding(staging):
+        fitting.save_state(staging, run.module, run.optimizer, best, run.facts())
     checkpoint = None
     if run.worker == 0:
         storage.publish(staging, str(finished), "checkpoint", step=run.step)

@@ -140,6 +140,8 @@ def _identity(settings: config.Config) -> dict[str, Any]:
         "training": settings.training.model_dump(mode="json", exclude=training.UNRELATED),
         "metric": settings.compare.metric,
         "settings": settings.model_dump(mode="json", include={"retrieval", "prompt", "generator", "evaluate", "seed"}),
+        "reading": settings.answer.model_dump(mode="json", include={"reading", "rank_weight"}),
+        "indexing": settings.model_dump(mode="json", include={"chunking", "index"}) if rule.reindex else None,
     }
 
 
@@ -297,7 +299,8 @@ def _publish(rounds: Rounds, url: str, cores: int) -> None:
 
 def _remove_unused(root: str, pair: Pair) -> None:
     """Indexes of rounds that are not the best: as large as the index itself, and read by nobody."""
+    kept = pair.workspace.rstrip("/").split("/")[-2:]  # not the whole path: the workspace may be spelt in many ways
     for name in filesystem.list_names(root):
         workspace = filesystem.join(root, name)
-        if workspace != pair.workspace and filesystem.exists(filesystem.join(workspace, "index")):
+        if workspace.split("/")[-2:] != kept and filesystem.exists(filesystem.join(workspace, "index")):
             filesystem.remove(filesystem.join(workspace, "index"))

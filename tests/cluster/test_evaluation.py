@@ -91,6 +91,29 @@ def test_questions_of_another_file_are_all_asked(
     assert f"learnt from {settings.queries.path}" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("changes", [1, evaluation.MAX_CHANGES])
+def test_arms_are_answered_again_where_the_index_changed_between_them(
+    settings: config.Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], changes: int
+) -> None:
+    given = settings.using("evaluate.arms=[rag, rag+ft]")
+    content, found = [0], []
+
+    def answer(asked_with: config.Config) -> str:
+        found.append((asked_with.answer.arm, content[0]))
+        content[0] += len(found) in range(1, 2 * changes, 2)  # published after the first arm, so often
+        return f"{asked_with.answer.arm} on {content[0]}"
+
+    monkeypatch.setattr(answers, "answer", answer)
+    monkeypatch.setattr(evaluation, "_index_content", lambda _: str(content[0]))
+    if changes == evaluation.MAX_CHANGES:
+        with pytest.raises(evaluation.EvaluationError, match="changed 3 times"):
+            evaluation._answered(given)
+        return
+    assert evaluation._answered(given) == {"rag": "rag on 1", "rag+ft": "rag+ft on 1"}
+    assert found == [("rag", 0), ("rag+ft", 1), ("rag", 1), ("rag+ft", 1)]
+    assert "answered again" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("field", "value"), [("split_by", "folder"), ("split_shares", "[1.0, 1.0, 1.0]"), ("split_seed", "5")]
 )
