@@ -346,10 +346,10 @@ def _examples(
     scores = {arm: each.scores for arm, each in measured.items()}
     opened: dict[tuple[str, str], snapshot.Index] = {}
 
-    def passages(workspace: str, row: schema.Answer) -> dict[str, schema.Passage]:
+    def passages(of_arm: measuring.Measured, row: schema.Answer) -> dict[str, schema.Passage]:
         if not row.passage_ids:
             return {}
-        place = (workspace, row.index_version)
+        place = (of_arm.settings.workspace, of_arm.manifest["index_version"])
         if place not in opened:
             opened[place] = snapshot.open_index(*place)
         return opened[place].by_id(row.passage_ids)
@@ -364,9 +364,7 @@ def _examples(
                 "query": query.text,
                 "gold": list(query.answers or ()),
                 "answers": {
-                    arm: side_by_side.shown_answer(
-                        row, scores[arm][query_id][metric], passages(measured[arm].settings.workspace, row)
-                    )
+                    arm: side_by_side.shown_answer(row, scores[arm][query_id][metric], passages(measured[arm], row))
                     for arm, row in rows.items()
                 },
             }

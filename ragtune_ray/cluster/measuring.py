@@ -27,7 +27,7 @@ from ragtune_ray import (
     storage,
     versions,
 )
-from ragtune_ray.cluster import answers, calibrating, evaluation, freshness, latency, questions
+from ragtune_ray.cluster import answers, calibrating, evaluation, freshness, latency, questions, runs
 
 __all__ = ["Forgetting", "MeasureError", "Measured", "measure"]
 
@@ -105,6 +105,7 @@ def measure(
     manifest = storage.read_manifest(run)
     rows = {row.query_id: row for row in evaluation.read_answers(run)}
     of_arm = pairs.with_tuned_models(settings.using(f"answer.arm={arm}"))
+    manifest["index_version"] = runs.living_version(of_arm.workspace, manifest)
     tuned = storage.read_manifest(models.tuned_model(settings.workspace, arm)) if config.is_tuned(arm) else None
     asked = _spread(queries, settings.compare.latency_queries)
     progress.say(f"compare: arm {arm} answers {len(asked)} questions one at a time")

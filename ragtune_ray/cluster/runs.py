@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -26,6 +26,7 @@ __all__ = [
     "facts",
     "holding",
     "index_version",
+    "living_version",
     "merged",
     "places",
     "pool",
@@ -94,9 +95,28 @@ def facts(settings: config.Config, version: str, staged: questions.StagedQueries
     return {
         "config": settings.model_dump(mode="json"),
         "index_version": version,
+        "index_content": versions.read_version(settings.workspace, version).content_id if version else "",
         "input": {"fingerprint": staged.fingerprint, "num_queries": staged.num_queries},
         "seconds": {"total": round(time.monotonic() - started, 3)},
     }
+
+
+def living_version(workspace: str, manifest: Mapping[str, Any]) -> str:
+    """The version that a run was made on or, where `gc` has taken that, a later one of the same content.
+
+    A run is known by the content of its index, and a rollback gives one content several names.
+
+    Args:
+        workspace: whose index it is.
+        manifest: of the run.
+    """
+    name: str = manifest["index_version"]
+    living = versions.list_versions(workspace)
+    if not name or name in living:
+        return name
+    wanted = manifest.get("index_content")
+    alike = (each for each in reversed(living) if versions.read_version(workspace, each).content_id == wanted)
+    return next(alike, name)
 
 
 def rate(staged: questions.StagedQueries, summaries: Sequence[dict[str, Any]]) -> float:

@@ -1,13 +1,16 @@
 """The parts of a run in order, in a workspace on a disk and in an object store."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ragtune_ray import filesystem
+from ragtune_ray import config, filesystem, retention, schema, versions
 from ragtune_ray.cluster import runs, stages
+from ragtune_ray.cluster.updates import delete_documents
+from ragtune_ray.encoder import HashingEncoder
 
 
 @pytest.mark.parametrize("store", ["local", "memory"])
@@ -27,3 +30,21 @@ def test_the_parts_of_a_run_that_is_done_again_are_the_new_ones(
             [{"number": number, "status": rows[number]}] for number in (1, 0)
         ]
         filesystem.remove(directory)
+
+
+def test_a_run_finds_the_content_it_was_made_on_under_another_name(
+    tmp_path: Path, passages: list[schema.Passage], write_index: Callable[..., str]
+) -> None:
+    workspace = str(tmp_path)
+    write_index(tmp_path, passages, HashingEncoder("hashing-16"))
+    first = versions.read_version(workspace, "000001")
+    manifest = {"index_version": "000001", "index_content": first.content_id}
+    delete_documents(config.Config().using(f"workspace={workspace}"), [passages[0].document_id])
+    assert runs.living_version(workspace, manifest) == "000001"
+    assert versions.roll_back(workspace, "000001").name == "000003"
+    retention.collect(workspace, keep=1, min_age_seconds=0)
+    assert versions.list_versions(workspace) == ["000003"]
+    assert runs.living_version(workspace, manifest) == "000003"
+    # Of content that is gone the name stays: whoever opens it says so.
+    assert runs.living_version(workspace, {"index_version": "000002", "index_content": "other"}) == "000002"
+    assert runs.living_version(workspace, {"index_version": ""}) == ""
