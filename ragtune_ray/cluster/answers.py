@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from ragtune_ray import checksums, config, filesystem, models, pairs, progress, schema, storage
+from ragtune_ray import checksums, config, filesystem, models, pairs, progress, retention, schema, storage
 from ragtune_ray.cluster import questions, runs, session, stages
 from ragtune_ray.cluster.generating import GenerateUnit, RetrieveUnit
 
@@ -78,7 +78,7 @@ def _answer(settings: config.Config, staged: questions.StagedQueries) -> Path | 
         return url
     started = time.monotonic()
     directory = filesystem.join(work, "answers")
-    with runs.holding(settings, version), session.ray_session(settings.cluster):
+    with retention.held(settings.workspace, version), session.ray_session(settings.cluster):
         units = questions.units(staged, settings.answer.unit_queries)
         summaries = stages.run_stage(
             f"answer ({arm})",

@@ -119,8 +119,7 @@ def compare(settings: config.Config, command: str = "") -> str:
 def _require_inputs(settings: config.Config) -> None:
     """Whatever could not be read in the end is found before hours of training."""
     evaluation.require_index(settings, settings.compare.arms)
-    if not questions.judged_queries(settings):
-        raise evaluation.EvaluationError(f"{settings.queries.path}: no query has `answers`, so no answer can be scored")
+    evaluation.require_judged(settings, questions.judged_queries(settings))
     _fingerprints(settings)
 
 

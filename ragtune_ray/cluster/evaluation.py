@@ -42,6 +42,7 @@ __all__ = [
     "read_answers",
     "report_lines",
     "require_index",
+    "require_judged",
     "scores_of",
 ]
 
@@ -79,8 +80,7 @@ def evaluate(settings: config.Config) -> Path | str:
     with questions.staged_queries(settings) as staged:
         queries = questions.read_queries(staged.url, 0, staged.num_queries)
     judged = [query for query in queries if query.answers is not None]
-    if not judged:
-        raise EvaluationError(f"{settings.queries.path}: no query has `answers`, so no answer can be scored")
+    require_judged(settings, judged)
     require_index(settings, settings.evaluate.arms)
     with session.ray_session(settings.cluster):
         runs = _answered(settings)
@@ -236,6 +236,16 @@ def require_index(settings: config.Config, arms: Sequence[config.Arm]) -> None:
     """
     if any(config.retrieves(arm) and not config.is_mode(arm) for arm in arms):
         versions.current_version(settings.workspace)
+
+
+def require_judged(settings: config.Config, judged: Sequence[schema.Query]) -> None:
+    """Refuse questions of which none has gold answers.
+
+    Raises:
+        EvaluationError: there are none.
+    """
+    if not judged:
+        raise EvaluationError(f"{settings.queries.path}: no query has `answers`, so no answer can be scored")
 
 
 def scores_of(queries: Sequence[schema.Query], rows: Sequence[schema.Answer], settings: config.Config) -> Scores:

@@ -25,6 +25,7 @@ from ragtune_ray import (
     inputs,
     models,
     progress,
+    retention,
     schema,
     splitting,
     storage,
@@ -141,7 +142,7 @@ def _prepare(settings: config.Config, staged: dict[str, questions.StagedQueries]
         return url
     started = time.monotonic()
     summaries = {}
-    with runs.holding(settings, version), session.ray_session(settings.cluster):
+    with retention.held(settings.workspace, version), session.ray_session(settings.cluster):
         for split, part in staged.items():
             directory = filesystem.join(work, split)
             arguments = {

@@ -17,7 +17,18 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ragtune_ray import checksums, config, filesystem, intervals, progress, schema, snapshot, storage, versions
+from ragtune_ray import (
+    checksums,
+    config,
+    filesystem,
+    intervals,
+    progress,
+    retention,
+    schema,
+    snapshot,
+    storage,
+    versions,
+)
 from ragtune_ray.cluster import questions, runs, scatter, session, stages
 from ragtune_ray.cluster.generating import RetrieveUnit
 
@@ -59,7 +70,7 @@ def _retrieve(settings: config.Config, staged: questions.StagedQueries) -> Path 
     depth = max(settings.retrieval.top_k, settings.evaluate.depth)
     directory = filesystem.join(work, "hits")
     units = questions.units(staged, RETRIEVE_UNIT_QUERIES)
-    with runs.holding(settings, version), session.ray_session(settings.cluster):
+    with retention.held(settings.workspace, version), session.ray_session(settings.cluster):
         shards = snapshot.shards(
             settings.workspace, versions.read_version(settings.workspace, version), settings.cluster.shard_bytes
         )

@@ -6,15 +6,14 @@ rows of a run are.
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ragtune_ray import config, filesystem, models, progress, retention, storage, versions
+from ragtune_ray import config, filesystem, models, progress, storage, versions
 from ragtune_ray.cluster import questions, stages
 
 if TYPE_CHECKING:
@@ -24,7 +23,6 @@ __all__ = [
     "already",
     "common",
     "facts",
-    "holding",
     "index_version",
     "living_version",
     "merged",
@@ -73,13 +71,6 @@ def places(settings: config.Config, name: str) -> tuple[str, str]:
         filesystem.join(settings.workspace, "runs", name),
         filesystem.join(settings.workspace, "runs", ".work", name),
     )
-
-
-@contextlib.contextmanager
-def holding(settings: config.Config, version: str) -> Iterator[None]:
-    """Keep `gc` from removing a version while a job reads it; "" holds nothing."""
-    with retention.held(settings.workspace, version) if version else contextlib.nullcontext():
-        yield
 
 
 def already(url: str, verb: str) -> bool:
