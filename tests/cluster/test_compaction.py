@@ -31,6 +31,12 @@ def upsert(settings: config.Config, folder: Path, *names: str) -> None:
     updates.upsert_documents(settings, str(path))
 
 
+def two_segments_of_which_one_is_hollow(settings: config.Config, folder: Path) -> None:
+    upsert(settings, folder, "one", "two", "four")
+    upsert(settings, folder, "three")
+    updates.delete_documents(settings, ["one"])
+
+
 def living(settings: config.Config, version: str | None = None) -> list[str]:
     found: list[str] = snapshot.open_index(settings.workspace, version).live_passages()["document_id"].to_pylist()
     return sorted(found)
@@ -67,9 +73,7 @@ def test_what_a_rollback_restores_while_segments_are_merged_stays_and_what_is_de
     capsys: pytest.CaptureFixture[str],
     meanwhile: str,
 ) -> None:
-    upsert(settings, tmp_path, "one", "two", "four")
-    upsert(settings, tmp_path, "three")
-    updates.delete_documents(settings, ["one"])
+    two_segments_of_which_one_is_hollow(settings, tmp_path)
     build = compaction.structures.build_segments
 
     def overtaken(*arguments: Any, **named: Any) -> Any:
@@ -102,9 +106,7 @@ def test_what_a_rollback_restores_while_segments_are_merged_stays_and_what_is_de
 def test_the_version_that_is_compacted_outlives_a_gc_meanwhile(
     settings: config.Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    upsert(settings, tmp_path, "one", "two", "four")
-    upsert(settings, tmp_path, "three")
-    updates.delete_documents(settings, ["one"])
+    two_segments_of_which_one_is_hollow(settings, tmp_path)
     build = compaction.structures.build_segments
 
     def overtaken(*arguments: Any, **named: Any) -> Any:
