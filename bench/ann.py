@@ -29,8 +29,8 @@ from typing import Any
 import numpy as np
 import psutil
 
-from ragtune_ray import calibration, index, vectors
 from ragtune_ray.config import Config
+from ragtune_ray.index import faiss_index, search_effort, vectors
 
 DIMENSION, NUM_QUERIES, CUTOFF = 384, 500, 10
 THEIRS = Path(__file__).with_name("ann_autofaiss.py")
@@ -97,11 +97,13 @@ def _make(name: str, count: int, path: Path) -> tuple[np.ndarray, np.ndarray]:
 def _ours(given: Path, kind: str, queries: np.ndarray, truth: np.ndarray, folder: Path) -> dict[str, Any]:
     started = time.perf_counter()
     stored = np.load(given, mmap_mode="r")
-    chosen = index.choose_kind(kind, len(stored), DIMENSION, psutil.virtual_memory().total // 2)  # type: ignore[arg-type]  # from the command line
+    chosen = faiss_index.choose_kind(kind, len(stored), DIMENSION, psutil.virtual_memory().total // 2)  # type: ignore[arg-type]  # from the command line
     source = np.random.default_rng(0)
-    order = source.permutation(len(stored))[: index.training_sample_size(chosen, len(stored)) + calibration.NUM_QUERIES]
-    held = np.sort(order[: calibration.NUM_QUERIES])
-    sample = np.sort(order[calibration.NUM_QUERIES :])
+    order = source.permutation(len(stored))[
+        : faiss_index.training_sample_size(chosen, len(stored)) + search_effort.NUM_QUERIES
+    ]
+    held = np.sort(order[: search_effort.NUM_QUERIES])
+    sample = np.sort(order[search_effort.NUM_QUERIES :])
     peaks: dict[int, int] = {}
     with _watched(peaks), ProcessPoolExecutor(cpu_count(), mp_context=get_context("spawn")) as pool:
         trained = folder / f"{chosen}-trained.faiss"
@@ -115,8 +117,8 @@ def _ours(given: Path, kind: str, queries: np.ndarray, truth: np.ndarray, folder
             for first, last, shard in zip(edges[:-1], edges[1:], shards, strict=True)
         ]
         exact = [each.result() for each in work]
-        scores = -np.sort(-np.concatenate(exact, axis=1), axis=1)[:, : calibration.CUTOFF + 1]
-        held_out = calibration.HeldOut(queries_held, held, scores)
+        scores = -np.sort(-np.concatenate(exact, axis=1), axis=1)[:, : search_effort.CUTOFF + 1]
+        held_out = search_effort.HeldOut(queries_held, held, scores)
         calibrated = pool.submit(_calibrate, shards, held_out).result()
     seconds = time.perf_counter() - started
     searched = vectors.VectorIndex(_open(shards), calibrated.effort)
@@ -131,26 +133,26 @@ def _ours(given: Path, kind: str, queries: np.ndarray, truth: np.ndarray, folder
     }
 
 
-def _train(given: Path, kind: index.ConcreteKind, rows: np.ndarray, target: Path) -> None:
+def _train(given: Path, kind: faiss_index.ConcreteKind, rows: np.ndarray, target: Path) -> None:
     stored = np.load(given, mmap_mode="r")
-    index.save(index.train(kind, DIMENSION, len(stored), stored[rows], 0), target)
+    faiss_index.save(faiss_index.train(kind, DIMENSION, len(stored), stored[rows], 0), target)
 
 
 def _build(given: Path, first: int, last: int, trained: Path, shard: Path, held: np.ndarray) -> np.ndarray:
     """One shard, as `segments.write_segment` and the build's task do it."""
     part = np.array(np.load(given, mmap_mode="r")[first:last])
     shard.mkdir(exist_ok=True)
-    structure = index.build(index.load(trained), part)
-    index.save(structure, shard / "vectors.faiss")
-    if index.is_quantized(index.kind_of(structure)):
+    structure = faiss_index.build(faiss_index.load(trained), part)
+    faiss_index.save(structure, shard / "vectors.faiss")
+    if faiss_index.is_quantized(faiss_index.kind_of(structure)):
         np.save(shard / "vectors.npy", part)
-    return calibration.exact_neighbors(held, part)
+    return search_effort.exact_neighbors(held, part)
 
 
 def _open(shards: list[Path]) -> list[vectors.Part]:
     return [
         vectors.Part(
-            index.load(shard / "vectors.faiss", mmap=True),
+            faiss_index.load(shard / "vectors.faiss", mmap=True),
             np.load(shard / "vectors.npy", mmap_mode="r") if (shard / "vectors.npy").exists() else None,
             "trained",
         )
@@ -158,8 +160,8 @@ def _open(shards: list[Path]) -> list[vectors.Part]:
     ]
 
 
-def _calibrate(shards: list[Path], held_out: calibration.HeldOut) -> calibration.Calibration:
-    return calibration.calibrate(vectors.VectorIndex(_open(shards)), held_out, Config().index.target_recall)
+def _calibrate(shards: list[Path], held_out: search_effort.HeldOut) -> search_effort.Calibration:
+    return search_effort.calibrate(vectors.VectorIndex(_open(shards)), held_out, Config().index.target_recall)
 
 
 def _theirs(python: str, given: Path, queries: np.ndarray, truth: np.ndarray, folder: Path) -> dict[str, Any]:

@@ -16,14 +16,16 @@ import time
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ragtune_ray import models, schema, storage
-from ragtune_ray.cluster.answers import answer
-from ragtune_ray.cluster.corpus import build_index
-from ragtune_ray.cluster.evaluation import read_answers
+from ragtune_ray import schema
+from ragtune_ray.answering.prompts import build_prompts
+from ragtune_ray.cluster.answering.answer import answer
+from ragtune_ray.cluster.answering.evaluate import read_answers
+from ragtune_ray.cluster.indexing.index import build_index
 from ragtune_ray.config import Config
-from ragtune_ray.generator import TransformersGenerator
-from ragtune_ray.prompts import build_prompts
-from ragtune_ray.snapshot import open_index
+from ragtune_ray.generation.generator import TransformersGenerator
+from ragtune_ray.index.snapshot import open_index
+from ragtune_ray.models import weights
+from ragtune_ray.storage import artifacts
 
 
 def main() -> None:
@@ -45,7 +47,7 @@ def main() -> None:
         build_index(settings)
         run = str(answer(settings))
         rows = read_answers(run)
-        rate = storage.read_manifest(run)["queries_per_second"]
+        rate = artifacts.read_manifest(run)["queries_per_second"]
         lengths = [row.prompt_tokens for row in rows]
         print(
             f"{len(rows)} prompts of {sum(lengths) / len(lengths):.0f} tokens, 24 new tokens, {torch.get_num_threads()} cores"
@@ -58,7 +60,7 @@ def main() -> None:
 
 def _peer(settings: Config, rows: list[schema.Answer], workspace: str) -> float:
     """Answers per second of the plain loop on the prompts of the job."""
-    directory = models.resolve(settings.generator.model).directory
+    directory = weights.resolve(settings.generator.model).directory
     assert directory is not None
     ours = TransformersGenerator(directory, precision="float32", batch_tokens=1024)
     index = open_index(workspace)

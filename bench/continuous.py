@@ -21,12 +21,13 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ragtune_ray import models
-from ragtune_ray.chunking import chunk, word_spans
+from ragtune_ray.answering.prompts import build_prompts
 from ragtune_ray.config import Config
-from ragtune_ray.continuous import ContinuousGenerator
-from ragtune_ray.generator import TransformersGenerator
-from ragtune_ray.prompts import Prompt, build_prompts
+from ragtune_ray.generation.continuous import ContinuousGenerator
+from ragtune_ray.generation.generator import TransformersGenerator
+from ragtune_ray.generation.interface import Prompt
+from ragtune_ray.ingest.chunking import chunk, word_spans
+from ragtune_ray.models import weights
 from ragtune_ray.schema import Document
 
 _PASSAGE_WORDS = 150  # about 200 tokens, as `ragtune index` cuts by default
@@ -66,7 +67,7 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    default = models.resolve(Config().generator.model).directory
+    default = weights.resolve(Config().generator.model).directory
     parser.add_argument("--model", type=Path, default=default, help="directory of a causal language model")
     parser.add_argument("--data", type=Path, default=Path("data/space"))
     parser.add_argument("--requests", type=int, default=48)

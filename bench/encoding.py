@@ -21,11 +21,14 @@ import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 
-from ragtune_ray import models, schema, snapshot, storage
-from ragtune_ray.cluster.corpus import build_index
-from ragtune_ray.cluster.retrieval import retrieve
+from ragtune_ray import schema
+from ragtune_ray.cluster.answering.retrieve import retrieve
+from ragtune_ray.cluster.indexing.index import build_index
 from ragtune_ray.config import Config
-from ragtune_ray.queries import read_queries
+from ragtune_ray.index import snapshot
+from ragtune_ray.ingest.queries import read_queries
+from ragtune_ray.models import weights
+from ragtune_ray.storage import artifacts
 
 
 def main() -> None:
@@ -42,12 +45,12 @@ def _run(options: argparse.Namespace, settings: Config, folder: Path) -> None:
     rates = []
     for repeat in range(options.repeats):
         url = build_index(settings.using(f"workspace={folder / str(repeat)}"))
-        manifest = storage.read_manifest(str(url))
+        manifest = artifacts.read_manifest(str(url))
         encoding = manifest["encoding"]
         rates.append(manifest["num_passages"] / (encoding["busy_seconds"] / encoding["workers"]))
     opened = snapshot.open_index(str(folder / "0"))
     passages = list(schema.from_table(opened.passages, schema.Passage))
-    peer = SentenceTransformer(str(models.resolve(settings.encoder.model).directory), device="cpu")
+    peer = SentenceTransformer(str(weights.resolve(settings.encoder.model).directory), device="cpu")
     texts = [passage.text for passage in passages]
     peer.encode(texts[:64])
     peer_rates = []

@@ -12,7 +12,8 @@ import argparse
 
 from ragtune_ray import config
 from ragtune_ray.cluster import session
-from ragtune_ray.cluster.evaluation import evaluate, report_lines
+from ragtune_ray.cluster.answering.evaluate import evaluate
+from ragtune_ray.terminal import evaluation_lines
 
 
 def main() -> None:
@@ -23,9 +24,9 @@ def main() -> None:
     options = parser.parse_args()
     settings = config.load(options.config, ["queries.split=test", *options.overrides])
     with session.ray_session(settings.cluster):
-        print("\n".join(report_lines(str(evaluate(settings)), 0)))
+        print("\n".join(evaluation_lines(str(evaluate(settings)), 0)))
         given = settings.using("evaluate.arms=[rag+ft]", "answer.arm=rag+ft", "answer.gold_passage=true")
-        print("\nthe gold passage given\n" + "\n".join(report_lines(str(evaluate(given)), 0)))
+        print("\nthe gold passage given\n" + "\n".join(evaluation_lines(str(evaluate(given)), 0)))
 
 
 if __name__ == "__main__":

@@ -19,10 +19,11 @@ from typing import Literal, TypeVar
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ragtune_ray import models
+from ragtune_ray.answering.prompts import build_prompts
 from ragtune_ray.config import Config
-from ragtune_ray.generator import Completion, TransformersGenerator
-from ragtune_ray.prompts import Prompt, build_prompts
+from ragtune_ray.generation.generator import Completion, TransformersGenerator
+from ragtune_ray.generation.interface import Prompt
+from ragtune_ray.models import weights
 from ragtune_ray.schema import Passage
 
 _BATCH_ROWS = 32
@@ -58,7 +59,7 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    default = models.resolve(Config().generator.model).directory
+    default = weights.resolve(Config().generator.model).directory
     parser.add_argument("--model", type=Path, default=default, help="directory of a causal language model")
     parser.add_argument("--data", type=Path, default=Path("../shared/data/squad/squad-v1.1-24articles.json"))
     parser.add_argument("--prompts", type=int, default=200)

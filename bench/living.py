@@ -23,8 +23,9 @@ from typing import Any
 import numpy as np
 import yaml
 
-from ragtune_ray import filesystem, snapshot
-from ragtune_ray.encoder import HashingEncoder
+from ragtune_ray.index import snapshot
+from ragtune_ray.models.encoder import HashingEncoder
+from ragtune_ray.storage import filesystem
 
 DIMENSION = 384
 

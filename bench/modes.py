@@ -29,12 +29,19 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from ragtune_ray import config, filesystem, intervals, schema, splitting, storage
-from ragtune_ray.cluster import answers, corpus, evaluation, retrieval, session, training, tuning
-from ragtune_ray.cluster.judging import queries_of
-from ragtune_ray.ledger import Ledger, Row
-from ragtune_ray.pairs import Pair
-from ragtune_ray.pseudo_labels import says_the_same
+from ragtune_ray import config, schema
+from ragtune_ray.cluster import session
+from ragtune_ray.cluster.answering import answer, evaluate, retrieve
+from ragtune_ray.cluster.indexing import index
+from ragtune_ray.cluster.training import train
+from ragtune_ray.cluster.tuning import tune
+from ragtune_ray.cluster.tuning.judging import queries_of
+from ragtune_ray.evaluation import intervals
+from ragtune_ray.ingest import splits
+from ragtune_ray.models.arms import Pair
+from ragtune_ray.storage import artifacts, filesystem
+from ragtune_ray.tuning.ledger import Ledger, Row
+from ragtune_ray.tuning.pseudo_labels import says_the_same
 
 DATA = "../shared/data/squad/squad-v1.1-24articles.json"
 CONFIG = "configs/squad.yaml"
@@ -64,7 +71,7 @@ def main() -> None:
             folder = Path(options.workspace) / ("joint" if name == "independent" else name)
             folder.mkdir(parents=True, exist_ok=True)
             settings = _settings(folder, options.minutes, options.questions, options.overrides)
-            corpus.build_index(settings)
+            index.build_index(settings)
             for line in RUNS[name](settings, folder):
                 print(f"{name:12} {line}", flush=True)
             print(f"{name:12} {(time.monotonic() - started) / 60:.1f} minutes", flush=True)
@@ -120,19 +127,19 @@ def _changed(
 
 
 def _tuned(settings: config.Config, mode: str) -> tuple[Pair, list[Row]]:
-    url = tuning.tune(settings.using(f"tune.mode={mode}"))
-    return Pair(**storage.read_manifest(url)["pair"]), Ledger(filesystem.join(url, tuning.LEDGER)).rows
+    url = tune.tune(settings.using(f"tune.mode={mode}"))
+    return Pair(**artifacts.read_manifest(url)["pair"]), Ledger(filesystem.join(url, tune.LEDGER)).rows
 
 
 def _exact(settings: config.Config) -> Scores:
     asked = settings.using("queries.split=test", f"queries.limit={ANSWERED_QUESTIONS}", "answer.arm=rag")
-    rows = evaluation.read_answers(str(answers.answer(asked)))
-    scores = evaluation.scores_of(queries_of(asked, "test"), rows, settings)
+    rows = evaluate.read_answers(str(answer.answer(asked)))
+    scores = evaluate.scores_of(queries_of(asked, "test"), rows, settings)
     return {name: values["EM"] for name, values in scores.items()}
 
 
 def _recall(settings: config.Config) -> Scores:
-    run = str(retrieval.retrieve(settings.using("queries.split=test")))
+    run = str(retrieve.retrieve(settings.using("queries.split=test")))
     rows = pq.read_table(Path(run) / "scores.parquet").to_pylist()
     return {row["query_id"]: row["recall@1"] for row in rows}
 
@@ -163,7 +170,7 @@ def _staged(settings: config.Config, folder: Path) -> list[str]:
     kept = [row for row in queries_of(settings, "all") if row.split != "train" or row.query_id in drawn]
     _write(folder / "random.jsonl", kept)
     plain = settings.using(f"queries.path={folder / 'random.jsonl'}", "training.name=random")
-    other = dataclasses.replace(Pair.of(settings), generator_model=training.train(plain))
+    other = dataclasses.replace(Pair.of(settings), generator_model=train.train(plain))
     routes = ", ".join(f"{name} {row['count']}" for name, row in routed["routes"].items())
     return [
         _line("EM", f"random {count}", _exact(other.used_in(settings)), "staged", _exact(pair.used_in(settings))),
@@ -193,7 +200,7 @@ def _iterative(settings: config.Config, folder: Path) -> list[str]:
         settings,
         folder,
         "half.jsonl",
-        lambda row: dataclasses.replace(row, answers=None) if splitting.draw(row.query_id, 0) < 0.5 else row,
+        lambda row: dataclasses.replace(row, answers=None) if splits.draw(row.query_id, 0) < 0.5 else row,
     )
     pair, rows = _tuned(half, "iterative")
     labelled = next((row["pair"] for row in rows if row["round"] == 0 and row.get("accepted")), None)
@@ -213,7 +220,7 @@ def _iterative(settings: config.Config, folder: Path) -> list[str]:
 
 
 def _queries(path: str) -> list[schema.Query]:
-    from ragtune_ray.queries import read_queries
+    from ragtune_ray.ingest.queries import read_queries
 
     return [row for row in read_queries(path) if isinstance(row, schema.Query)]
 
@@ -234,8 +241,8 @@ def _independent(settings: config.Config, folder: Path) -> list[str]:
     pair, _ = _tuned(hidden, "joint")
     total = settings.training.max_steps * settings.tune.rounds
     longer = hidden.using(f"training.max_steps={total}", "training.epochs=4")
-    generator = training.train(longer.using("training.name=alone"))
-    retriever = training.train(
+    generator = train.train(longer.using("training.name=alone"))
+    retriever = train.train(
         longer.using(
             f"training.objective={'contrastive' if settings.tune.reindex else 'query_side'}",
             "training.name=alone-retriever",
@@ -244,7 +251,7 @@ def _independent(settings: config.Config, folder: Path) -> list[str]:
     )
     if settings.tune.reindex:
         apart = Pair(str(folder / "alone"), retriever, "", generator)
-        corpus.build_index(apart.used_in(settings))
+        index.build_index(apart.used_in(settings))
     else:
         apart = dataclasses.replace(Pair.of(settings), generator_model=generator, query_model=retriever)
     return [

@@ -24,9 +24,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ragtune_ray import answering, config, generator, models, schema
-from ragtune_ray.cluster.comparing import compare, read_comparison
-from ragtune_ray.cluster.corpus import build_index
+from ragtune_ray import config, schema
+from ragtune_ray.answering import pipeline
+from ragtune_ray.cluster.comparing.compare import compare, read_comparison
+from ragtune_ray.cluster.indexing.index import build_index
+from ragtune_ray.generation import generator
+from ragtune_ray.models import weights
 
 SPLITS = {"train": 192, "validation": 16, "test": 80}
 """Questions of each."""
@@ -170,7 +173,7 @@ def _capital(country: str) -> Row:
 def _known_capitals() -> tuple[str, ...]:
     """Countries whose capital the base model names from memory, and from the document that states it."""
     settings = _settings()
-    loaded = generator.load_generator(settings.generator, models.resolve(settings.generator.model).directory)
+    loaded = generator.load_generator(settings.generator, weights.resolve(settings.generator.model).directory)
     known = set(CAPITALS)
     for arm in ("base", "rag"):
         of_arm = settings.using(f"answer.arm={arm}")
@@ -182,8 +185,8 @@ def _known_capitals() -> tuple[str, ...]:
             )
             shown = (passage,) if arm == "rag" else ()
             query = schema.Query(country, f"What is the capital of {country}?", None, (), (), "all")
-            tasks.append(answering.Task(query, shown, (1.0,) * len(shown), "", ""))
-        rows = answering.answer_tasks(tasks, loaded, of_arm, "")
+            tasks.append(pipeline.Task(query, shown, (1.0,) * len(shown), "", ""))
+        rows = pipeline.answer_tasks(tasks, loaded, of_arm, "")
         known &= {row.query_id for row in rows if CAPITALS[row.query_id].lower() in row.answer.lower()}
     return tuple(country for country in CAPITALS if country in known)
 

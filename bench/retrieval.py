@@ -13,10 +13,10 @@ import json
 import tempfile
 from pathlib import Path
 
-from ragtune_ray import storage
-from ragtune_ray.cluster.corpus import build_index
-from ragtune_ray.cluster.retrieval import retrieve
+from ragtune_ray.cluster.answering.retrieve import retrieve
+from ragtune_ray.cluster.indexing.index import build_index
 from ragtune_ray.config import Config
+from ragtune_ray.storage import artifacts
 
 SHOWN = ("recall@1", "recall@5", "recall@10", "MRR@10", "nDCG@10")
 
@@ -39,7 +39,7 @@ def main() -> None:
         for mode in ("dense", "lexical", "hybrid"):
             run = str(retrieve(settings.using(f"retrieval.mode={mode}")))
             measured = json.loads((Path(run) / "metrics.json").read_text(encoding="utf-8"))
-            rate = storage.read_manifest(run)["queries_per_second"]
+            rate = artifacts.read_manifest(run)["queries_per_second"]
             cells = (measured[name] for name in SHOWN)
             row = "  ".join(f"{cell['value']:.4f} [{cell['low']:.3f},{cell['high']:.3f}]" for cell in cells)
             print(f"{mode:8} {rate:9.0f}  {row}", flush=True)

@@ -31,12 +31,15 @@ import aiohttp
 import psutil
 from starlette.requests import Request
 
-from ragtune_ray import config, models, storage, versions
-from ragtune_ray.backend import Failed, Finished, Job, Shown
+from ragtune_ray import config
 from ragtune_ray.cluster import session
-from ragtune_ray.cluster.corpus import build_index
-from ragtune_ray.cluster.service import running
-from ragtune_ray.cluster.updates import upsert_documents
+from ragtune_ray.cluster.indexing.index import build_index
+from ragtune_ray.cluster.indexing.update import upsert_documents
+from ragtune_ray.cluster.serving.serve import running
+from ragtune_ray.index import versions
+from ragtune_ray.models import weights
+from ragtune_ray.serving.backend import Failed, Finished, Job, Shown
+from ragtune_ray.storage import artifacts
 
 CHAT = "/v1/chat/completions"
 # A key of this run, so that it is served behind HAProxy too (RAY_SERVE_ENABLE_HA_PROXY=1), which lets nobody in without one.
@@ -380,7 +383,7 @@ def _write_tiny_model(base: str, directory: Path) -> None:
     """A Llama of two small layers with random weights and the tokenizer of `base`."""
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM  # which the process of the load does without
 
-    tokenizer = AutoTokenizer.from_pretrained(models.resolve(base).directory)
+    tokenizer = AutoTokenizer.from_pretrained(weights.resolve(base).directory)
     shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     settings = LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=8192, **shape)
     LlamaForCausalLM(settings).save_pretrained(directory)
@@ -409,16 +412,16 @@ def _swap(options: argparse.Namespace, settings: config.Config, questions: list[
 
 def _models(options: argparse.Namespace, settings: config.Config, questions: list[str]) -> None:
     """The arm ft, whose prompts are short enough for 5 requests/s on two cores; the second model has the weights of the first."""
-    base = models.resolve(options.model).directory
+    base = weights.resolve(options.model).directory
     assert base is not None
     tuned = Path(settings.workspace) / "models" / "ft"
 
     def publish(name: str) -> None:
-        staging = storage.stage(str(tuned / name))
-        shutil.copytree(base, staging, dirs_exist_ok=True, ignore=shutil.ignore_patterns(storage.MANIFEST))
+        staging = artifacts.stage(str(tuned / name))
+        shutil.copytree(base, staging, dirs_exist_ok=True, ignore=shutil.ignore_patterns(artifacts.MANIFEST))
         (staging / "note.json").write_text(json.dumps(name))  # another fingerprint
-        storage.publish(staging, str(tuned / name), "model")
-        storage.make_current(str(tuned), name)
+        artifacts.publish(staging, str(tuned / name), "model")
+        artifacts.make_current(str(tuned), name)
 
     publish("first")
     quick = settings.using("answer.arm=ft", "generator.max_new_tokens=2", "serve.poll_seconds=0.2")

@@ -12,16 +12,18 @@ import uvicorn
 from fastapi import FastAPI
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ragtune_ray import config, models, prompts
-from ragtune_ray.chat import ChatTokenizer
-from ragtune_ray.hardware import resolve_precision
-from ragtune_ray.retriever import open_retriever
+from ragtune_ray import config
+from ragtune_ray.answering import prompts
+from ragtune_ray.generation.chat import ChatTokenizer
+from ragtune_ray.index.retriever import open_retriever
+from ragtune_ray.models import weights
+from ragtune_ray.models.hardware import resolve_precision
 
 
 def main() -> None:
     """Serve until terminated."""
     settings = config.Config.model_validate_json(sys.argv[1])
-    directory = models.resolve(settings.generator.model).directory
+    directory = weights.resolve(settings.generator.model).directory
     tokenizer = AutoTokenizer.from_pretrained(directory)
     chat = ChatTokenizer(tokenizer)
     model = AutoModelForCausalLM.from_pretrained(

@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ragtune_ray import inputs, queries, schema
+from ragtune_ray import schema
+from ragtune_ray.ingest import inputs, queries
 
 
 def main() -> None:

@@ -24,11 +24,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
-from ragtune_ray import config, fitting, hardware, models, schema, storage, trainable
-from ragtune_ray.cluster import feeding
-from ragtune_ray.cluster.corpus import build_index
-from ragtune_ray.cluster.preparation import prepare
-from ragtune_ray.cluster.training import train
+from ragtune_ray import config, schema
+from ragtune_ray.cluster.indexing.index import build_index
+from ragtune_ray.cluster.training import feeding
+from ragtune_ray.cluster.training.prepare import prepare
+from ragtune_ray.cluster.training.train import train
+from ragtune_ray.models import hardware, weights
+from ragtune_ray.storage import artifacts
+from ragtune_ray.training import optimization, trainable
 
 WARM_UP_STEPS = 2
 
@@ -80,17 +83,23 @@ def _num_tokens(rows: list[schema.GeneratorExample]) -> int:
 def _bare(settings: config.Config, rows: list[schema.GeneratorExample], plan: list[np.ndarray]) -> tuple[float, float]:
     """Tokens per second and mean seconds per step of `take_step` in a process of its own."""
     hardware.keep_freed_memory()
-    directory = models.resolve(settings.generator.model).directory
+    directory = weights.resolve(settings.generator.model).directory
     assert directory is not None
     objective = trainable.load_objective(settings, directory, {})
-    optimizer = fitting.make_optimizer(objective, settings.training)
+    optimizer = optimization.make_optimizer(objective, settings.training)
     dtype = hardware.resolve_precision("auto", "cpu")
     spent, tokens = [], []
     for chosen in plan:
         step = [rows[place] for place in chosen]
         began = time.perf_counter()
-        fitting.take_step(
-            objective, objective, step, objective.weight(step), optimizer, 1.0, lambda: fitting.autocast("cpu", dtype)
+        optimization.take_step(
+            objective,
+            objective,
+            step,
+            objective.weight(step),
+            optimizer,
+            1.0,
+            lambda: optimization.autocast("cpu", dtype),
         )
         spent.append(time.perf_counter() - began)
         tokens.append(_num_tokens(step))
@@ -100,7 +109,7 @@ def _bare(settings: config.Config, rows: list[schema.GeneratorExample], plan: li
 def _under_ray(settings: config.Config) -> tuple[float, float]:
     """The same of `ragtune train`, waiting for examples included."""
     url = train(settings)
-    lines = (Path(storage.open_artifact(url).path) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (Path(artifacts.open_artifact(url).path) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     steps = [row for row in map(json.loads, lines) if "seconds" in row][WARM_UP_STEPS:]
     seconds = [row["seconds"] for row in steps]
     return sum(row["tokens_per_second"] * row["seconds"] for row in steps) / sum(seconds), statistics.mean(seconds)
@@ -115,11 +124,11 @@ def _trl(
     given.write_text(
         json.dumps(
             {
-                "model": str(models.resolve(settings.generator.model).directory),
+                "model": str(weights.resolve(settings.generator.model).directory),
                 "rows": [{"prompt": row.prompt, "completion": row.answer} for row in ordered],
                 "tokens": [_num_tokens([rows[place] for place in chosen]) for chosen in plan],
                 "batch": settings.training.batch_examples,
-                "learning_rate": fitting.peak_learning_rate(settings.training),
+                "learning_rate": optimization.peak_learning_rate(settings.training),
                 "max_length": settings.training.max_tokens,
                 "bfloat16": hardware.resolve_precision("auto", "cpu") == torch.bfloat16,
                 "output": folder,

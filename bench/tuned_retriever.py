@@ -15,9 +15,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from ragtune_ray import config, intervals, models
-from ragtune_ray.cluster.corpus import build_index
-from ragtune_ray.cluster.retrieval import retrieve
+from ragtune_ray import config
+from ragtune_ray.cluster.answering.retrieve import retrieve
+from ragtune_ray.cluster.indexing.index import build_index
+from ragtune_ray.evaluation import intervals
+from ragtune_ray.models import weights
 
 SHOWN = ("recall@1", "recall@5", "MRR@10")
 
@@ -29,7 +31,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*")
     options = parser.parse_args()
     before = config.load(options.config, ["queries.split=test", *options.overrides])
-    tuned = models.tuned_model(before.workspace, models.tuned_name(before.training))
+    tuned = weights.tuned_model(before.workspace, weights.tuned_name(before.training))
     with tempfile.TemporaryDirectory(prefix="ragtune-bench-") as folder:
         if before.training.objective == "query_side":
             after = before.using(f"encoder.query_model={tuned}")

@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from ragtune_ray import config, models, pairs, schema
-from ragtune_ray.answering import Task, stream_answer
+from ragtune_ray import config, schema
+from ragtune_ray.answering.pipeline import Task, stream_answer
+from ragtune_ray.models import arms, weights
 
 __all__ = ["Asked", "ask"]
 
@@ -39,20 +40,20 @@ def ask(settings: config.Config, question: str) -> Iterator[str | Asked]:
         storage.ArtifactError: an arm that retrieves, and there is no sound index.
         models.ModelError: a model cannot be had.
     """
-    from ragtune_ray.generator import load_generator
-    from ragtune_ray.retriever import open_retriever
+    from ragtune_ray.generation.generator import load_generator
+    from ragtune_ray.index.retriever import open_retriever
 
     if not question.strip():
         raise ValueError("the question is empty; ask something")
     query = schema.Query("ask", question, None, (), (), "all")
     task = Task(query, (), (), "", "")
-    settings = pairs.with_tuned_models(settings)
+    settings = arms.with_tuned_models(settings)
     if settings.answer.shows_passages:
         retriever = open_retriever(settings)
         ((passages, scores),) = retriever.retrieve_passages([question], settings.retrieval.top_k)
         task = Task(query, tuple(passages), tuple(scores), retriever.index.version, "")
     transformers = settings.generator.engine == "transformers"
-    model = models.resolve(settings.generator.model) if transformers else None
+    model = weights.resolve(settings.generator.model) if transformers else None
     generator = load_generator(settings.generator, model.directory if model else None)
     started = time.monotonic()
     for piece in stream_answer(task, generator, settings, model.fingerprint if model else settings.generator.model):

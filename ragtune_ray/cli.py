@@ -90,11 +90,12 @@ app.add_typer(
 def plan(path: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Say what `index` would take, from a probe of the corpus: passages, bytes, time, money. Builds nothing."""
     settings = config.load(path, overrides or ())
-    from ragtune_ray import display, forecast
+    from ragtune_ray import terminal
+    from ragtune_ray.index import forecast
 
     url = forecast.plan_index(settings)
     found = forecast.read_plan(url)
-    for line in display.forecast_lines(found):
+    for line in terminal.forecast_lines(found):
         typer.echo(line, err=True)
     typer.echo(json.dumps({"path": url, **found}, ensure_ascii=False) if as_json else url)
 
@@ -103,7 +104,7 @@ def plan(path: ConfigPath, overrides: Overrides = None, as_json: AsJson = False)
 def index(path: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Make the index hold exactly the corpus: only what is new or changed is embedded. May be left out: `index CONFIG`."""
     settings = config.load(path, overrides or ())
-    from ragtune_ray.cluster.corpus import build_index
+    from ragtune_ray.cluster.indexing.index import build_index
 
     _finish(build_index(settings), as_json)
 
@@ -117,7 +118,7 @@ def upsert(
 ) -> None:
     """Add documents to the index, replacing those of the same ids."""
     settings = config.load(path, overrides or ())
-    from ragtune_ray.cluster.updates import upsert_documents
+    from ragtune_ray.cluster.indexing.update import upsert_documents
 
     _finish(upsert_documents(settings, documents), as_json)
 
@@ -137,7 +138,7 @@ def delete(
     """Take documents out of the index."""
     named, overrides = _divided(documents)
     settings = config.load(path, overrides)
-    from ragtune_ray.cluster.updates import delete_documents, document_ids
+    from ragtune_ray.cluster.indexing.update import delete_documents, document_ids
 
     if not named:
         raise config.ConfigError("index delete: names no document; give ids, files of the corpus or a .jsonl of ids")
@@ -148,8 +149,8 @@ def delete(
 def compact_segments(path: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Merge small and half-empty segments; nothing is embedded again."""
     settings = config.load(path, overrides or ())
-    from ragtune_ray import versions as published
-    from ragtune_ray.cluster.compaction import compact
+    from ragtune_ray.cluster.indexing.compact import compact
+    from ragtune_ray.index import versions as published
 
     compact(settings, in_process=False)
     current = published.current_version(settings.workspace)
@@ -160,7 +161,7 @@ def compact_segments(path: ConfigPath, overrides: Overrides = None, as_json: AsJ
 def retrieve(path: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Find the hits of every query, and score them where the queries have qrels."""
     settings = config.load(path, overrides or ())
-    from ragtune_ray.cluster.retrieval import retrieve as retrieve_hits
+    from ragtune_ray.cluster.answering.retrieve import retrieve as retrieve_hits
 
     _finish(retrieve_hits(settings), as_json)
 
@@ -169,7 +170,7 @@ def retrieve(path: ConfigPath, overrides: Overrides = None, as_json: AsJson = Fa
 def answer(path: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Answer every query, in bulk, with citations."""
     settings = config.load(path, overrides or ())
-    from ragtune_ray.cluster.answers import answer as answer_queries
+    from ragtune_ray.cluster.answering.answer import answer as answer_queries
 
     _finish(answer_queries(settings), as_json)
 
@@ -183,11 +184,11 @@ def evaluate(
 ) -> None:
     """Answer the queries in every arm of evaluate.arms, and score and compare the arms."""
     settings = config.load(path, overrides or ())
-    from ragtune_ray.cluster.evaluation import evaluate as evaluate_arms
-    from ragtune_ray.cluster.evaluation import report_lines
+    from ragtune_ray.cluster.answering.evaluate import evaluate as evaluate_arms
+    from ragtune_ray.terminal import evaluation_lines
 
     run = evaluate_arms(settings)
-    for line in report_lines(str(run), show):
+    for line in evaluation_lines(str(run), show):
         typer.echo(line, err=True)
     _finish(run, as_json)
 
@@ -196,7 +197,7 @@ def evaluate(
 def calibrate(path: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Find, on the validation questions, when the arm of answer.arm may answer without retrieval."""
     settings = config.load(path, overrides or ())
-    from ragtune_ray.cluster.calibrating import calibrate as calibrate_arm
+    from ragtune_ray.cluster.comparing.calibrate import calibrate as calibrate_arm
 
     _finish(calibrate_arm(settings), as_json)
 
@@ -207,12 +208,12 @@ def compare(path: ConfigPath, overrides: Overrides = None, as_json: AsJson = Fal
     settings = config.load(path, overrides or ())
     import shlex
 
-    from ragtune_ray import comparison_display
-    from ragtune_ray.cluster.comparing import compare as compare_arms
-    from ragtune_ray.cluster.comparing import read_comparison
+    from ragtune_ray.cluster.comparing.compare import compare as compare_arms
+    from ragtune_ray.cluster.comparing.compare import read_comparison
+    from ragtune_ray.evaluation.report import plain_text
 
     run = compare_arms(settings, shlex.join(["ragtune", "compare", path, *(overrides or ())]))
-    for line in comparison_display.comparison_lines(read_comparison(run)):
+    for line in plain_text.comparison_lines(read_comparison(run)):
         typer.echo(line, err=True)
     typer.echo(f"report: {run}/report.html", err=True)
     _finish(run, as_json)
@@ -222,7 +223,7 @@ def compare(path: ConfigPath, overrides: Overrides = None, as_json: AsJson = Fal
 def train(path: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Fine-tune the generator or the retriever on the queries' training split; see `ragtune settings`, training."""
     settings = config.load(path, overrides or ())
-    from ragtune_ray.cluster.training import train as train_model
+    from ragtune_ray.cluster.training.train import train as train_model
 
     _finish(train_model(settings), as_json)
 
@@ -231,8 +232,8 @@ def train(path: ConfigPath, overrides: Overrides = None, as_json: AsJson = False
 def tune(path: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Tune retriever and generator together, in rounds that are judged: tune.mode is staged, joint, iterative or domain."""
     settings = config.load(path, overrides or ())
-    from ragtune_ray.cluster.tuning import report_lines
-    from ragtune_ray.cluster.tuning import tune as tune_pair
+    from ragtune_ray.cluster.tuning.tune import report_lines
+    from ragtune_ray.cluster.tuning.tune import tune as tune_pair
 
     url = tune_pair(settings)
     for line in report_lines(url):
@@ -253,7 +254,7 @@ def ask(path: ConfigPath, question: str, overrides: Overrides = None, as_json: A
 def serve_endpoint(path: ConfigPath, overrides: Overrides = None) -> None:
     """Serve retrieval and answers over HTTP (OpenAI's format), with a page to ask on, until Ctrl-C or SIGTERM."""
     settings = config.load(path, overrides or ())
-    from ragtune_ray.cluster.service import serve
+    from ragtune_ray.cluster.serving.serve import serve
 
     serve(settings)
 
@@ -261,7 +262,7 @@ def serve_endpoint(path: ConfigPath, overrides: Overrides = None) -> None:
 @app.command()
 def verify(path: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> int:
     """Check every file of the workspace's index, runs and models (or of one artifact directory) against its sha256."""
-    from ragtune_ray.verification import verify_artifact, verify_workspace
+    from ragtune_ray.index.verification import verify_artifact, verify_workspace
 
     found, checked = (
         verify_artifact(path)
@@ -282,13 +283,13 @@ def verify(path: ConfigPath, overrides: Overrides = None, as_json: AsJson = Fals
 def versions(path: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """List the versions of the index; * marks the one that readers take."""
     settings = config.load(path, overrides or ())
-    from ragtune_ray import display
-    from ragtune_ray import versions as published
+    from ragtune_ray import terminal
+    from ragtune_ray.index import versions as published
 
     current = published.current_version(settings.workspace)
     names = published.list_versions(settings.workspace)
     manifests = [published.read_version(settings.workspace, name).manifest for name in names]
-    for line in display.version_lines(manifests, current):
+    for line in terminal.version_lines(manifests, current):
         typer.echo(line, err=True)
     _finish(published.version_url(settings.workspace, current), as_json)
 
@@ -303,7 +304,7 @@ def rollback(
 ) -> None:
     """Publish the content of an earlier version again, as the newest version."""
     settings = config.load(path, overrides or ())
-    from ragtune_ray import versions as published
+    from ragtune_ray.index import versions as published
 
     if repair:
         published.advance_current(settings.workspace)
@@ -325,8 +326,9 @@ def diff(
     if len(later) > 1:
         raise config.ConfigError(f"diff: {len(later) + 1} versions are named; name one or two")
     settings = config.load(path, overrides)
-    from ragtune_ray import contents, display
-    from ragtune_ray import versions as published
+    from ragtune_ray import terminal
+    from ragtune_ray.index import contents
+    from ragtune_ray.index import versions as published
 
     names = [old.zfill(6), later[0].zfill(6) if later else published.current_version(settings.workspace)]
     before, after = (published.read_version(settings.workspace, name) for name in names)
@@ -334,7 +336,7 @@ def diff(
     if as_json:
         typer.echo(json.dumps({"old": names[0], "new": names[1], **changes}, ensure_ascii=False))
         return
-    for line in display.difference_lines(changes):
+    for line in terminal.difference_lines(changes):
         typer.echo(line)
 
 
@@ -350,7 +352,7 @@ def gc(
 ) -> None:
     """Remove old versions of the index, files that nothing needs any more, and work left half-way long ago."""
     settings = config.load(path, overrides or ())
-    from ragtune_ray import retention
+    from ragtune_ray.index import retention
 
     removed = retention.collect(settings.workspace, keep, min_age_hours * 3600)
     if as_json:
@@ -388,7 +390,7 @@ def models(
     as_json: AsJson = False,
 ) -> None:
     """Fetch the models of a config (or the embedded ones) so that everything else works offline."""
-    from ragtune_ray import models as sources
+    from ragtune_ray.models import weights as sources
 
     names = list(sources.EMBEDDED)
     if path:
@@ -424,15 +426,15 @@ def _finish(path: Path | str, as_json: bool) -> None:
     if not as_json:
         typer.echo(str(path))
         return
-    from ragtune_ray import storage
+    from ragtune_ray.storage import artifacts
 
-    manifest = storage.read_manifest(str(path))
+    manifest = artifacts.read_manifest(str(path))
     facts = {name: value for name, value in manifest.items() if name not in {"files", "config", "manifest_sha256"}}
     typer.echo(json.dumps({"path": str(path), **facts}, ensure_ascii=False))
 
 
 def _write_answer(pieces: Any, as_json: bool) -> None:
-    from ragtune_ray import display
+    from ragtune_ray import terminal
     from ragtune_ray.asking import Asked
 
     for piece in pieces:
@@ -441,9 +443,9 @@ def _write_answer(pieces: Any, as_json: bool) -> None:
                 typer.echo(json.dumps(piece.facts(), ensure_ascii=False))
                 return
             typer.echo("\n")
-            for line in display.source_lines(piece.passages, piece.answer.scores):
+            for line in terminal.source_lines(piece.passages, piece.answer.scores):
                 typer.echo(line)
-            for line in display.citation_lines(piece.answer):
+            for line in terminal.citation_lines(piece.answer):
                 typer.echo(line)
         elif not as_json:
             typer.echo(piece, nl=False)

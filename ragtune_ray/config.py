@@ -584,7 +584,7 @@ class Serve(Section):
     port: int = Field(8000, ge=0, le=65535)
     """Its port; 0 takes a free one."""
     keys_path: str = ""
-    """A YAML file of API keys, as ragtune_ray/access.py describes it. Read when a copy of the ingress starts."""
+    """A YAML file of API keys, as ragtune_ray/serving/api_keys.py describes it. Read when a copy of the ingress starts."""
     keys_env: str = "RAGTUNE_API_KEYS"
     """The environment variable that holds API keys, separated by commas; each may do all but change documents."""
     timeout_seconds: float = Field(60.0, gt=0)

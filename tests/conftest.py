@@ -10,8 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from ragtune_ray import checksums, index, schema, segments, storage, versions
-from ragtune_ray.encoder import HashingEncoder
+from ragtune_ray import schema
+from ragtune_ray.index import faiss_index, segments, versions
+from ragtune_ray.models.encoder import HashingEncoder
+from ragtune_ray.storage import artifacts, checksums
 
 # A busy machine is no failure, and a failure must come again.
 hypothesis.settings.register_profile("ragtune", deadline=None, derandomize=True)
@@ -84,7 +86,7 @@ def generator_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The Llama of 2 layers that the tests of the generator use, with a longer context."""
     import torch
 
-    from tests.test_generator import save_model, save_tokenizer
+    from tests.generation.test_generator import save_model, save_tokenizer
 
     directory = tmp_path_factory.mktemp("generator")
     torch.set_num_threads(1)
@@ -104,11 +106,11 @@ def write_index() -> Callable[..., str]:
         *,
         model: str = "hashing-64",
         num_segments: int = 2,
-        kind: index.ConcreteKind = "flat",
+        kind: faiss_index.ConcreteKind = "flat",
     ) -> str:
         workspace = str(workspace)
         vectors = encoder.encode_passages([passage.text for passage in passages])
-        trained = index.train(kind, encoder.dimension, len(passages), vectors, seed=0)
+        trained = faiss_index.train(kind, encoder.dimension, len(passages), vectors, seed=0)
         fingerprints = _fingerprints(passages)
         entries = []
         for rows in np.array_split(np.arange(len(passages)), num_segments):
@@ -117,8 +119,8 @@ def write_index() -> Callable[..., str]:
             identity = [[passage.passage_id, mark.hex()] for passage, mark in zip(part, marks, strict=True)]
             name = checksums.digest([identity, encoder.fingerprint, kind])
             url = segments.segment_url(workspace, name)
-            if not storage.is_finished(url):
-                staging = storage.stage(url)
+            if not artifacts.is_finished(url):
+                staging = artifacts.stage(url)
                 table = schema.to_table(part, schema.Passage)
                 marked = pa.array(marks, pa.binary(segments.FINGERPRINT_BYTES))
                 segments.write_segment(staging, table, marked, vectors[rows], trained, "en")

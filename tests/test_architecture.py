@@ -1,9 +1,10 @@
-"""The house law: three floors, imports only downward, Ray only in cluster/, thin imports; and the README's list of modules."""
+"""The law of rooms: a room imports only rooms before it, Ray stays in `cluster/`, and imports stay light."""
 
 import ast
 import re
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -11,147 +12,23 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "ragtune_ray"
 
-# Lowest first: a module imports only modules above it in this list.
-ORDER = [
-    "config",
-    "schema",
-    "failpoints",
-    "checksums",
-    "filesystem",
-    "storage",
-    "models",
-    "pairs",
-    "model_card",
-    "progress",
-    "hardware",
-    "packing",
-    "abstention",
-    "parsers",
-    "rows",
-    "inputs",
-    "parquet",
-    "planning",
-    "readers",
-    "queries",
-    "splitting",
-    "chunking",
-    "encoder",
-    "words",
-    "lexical",
-    "selection",
-    "index",
-    "vectors",
-    "calibration",
-    "segments",
-    "versions",
-    "contents",
-    "snapshot",
-    "retention",
-    "retriever",
-    "citations",
-    "prompts",
-    "completion",
-    "chat",
-    "sampling",
-    "key_values",
-    "decoding",
-    "adapters",
-    "openai_client",
-    "shared_prefixes",
-    "generator",
-    "request",
-    "running",
-    "continuous",
-    "passthrough",
-    "answering",
-    "asking",
-    "examples",
-    "batching",
-    "objectives",
-    "encoder_objectives",
-    "query_side_objective",
-    "joint_objective",
-    "fitting",
-    "trainable",
-    "metrics",
-    "scoring",
-    "routing",
-    "pseudo_labels",
-    "teaching",
-    "intervals",
-    "significance",
-    "costs",
-    "decision",
-    "adaptive",
-    "gates",
-    "ledger",
-    "side_by_side",
-    "probing",
-    "forecast",
-    "comparison",
-    "comparison_table",
-    "plots",
-    "report",
-    "display",
-    "comparison_display",
-    "verification",
-    "api",
-    "responses",
-    "access",
-    "sanitizing",
-    "following",
-    "backend",
-    "telemetry",
-    "admission",
-    "gatekeeping",
-    "gateway",
-    "routes",
-    "cluster.session",
-    "cluster.stages",
-    "cluster.reading",
-    "cluster.embedding",
-    "cluster.structures",
-    "cluster.building",
-    "cluster.compaction",
-    "cluster.corpus",
-    "cluster.updates",
-    "cluster.questions",
-    "cluster.generating",
-    "cluster.runs",
-    "cluster.scatter",
-    "cluster.retrieval",
-    "cluster.answers",
-    "cluster.example_units",
-    "cluster.preparation",
-    "cluster.feeding",
-    "cluster.training_worker",
-    "cluster.training",
-    "cluster.evaluation",
-    "cluster.calibrating",
-    "cluster.latency",
-    "cluster.freshness",
-    "cluster.measuring",
-    "cluster.judging",
-    "cluster.rounds",
-    "cluster.labelling",
-    "cluster.tuning",
-    "cluster.comparing",
-    "cluster.doctor",
-    "cluster.replicas",
-    "cluster.retriever_replica",
-    "cluster.generator_replica",
-    "cluster.ingress",
-    "cluster.service",
-    "cli",
-]
+# A room imports only rooms to its left.
+ORDER = (
+    "config schema progress storage ingest models index generation answering evaluation training tuning serving asking"
+    " cluster terminal cli"
+).split()
 
 
 def _modules() -> dict[str, Path]:
+    """Every module of the package by its dotted name without `ragtune_ray.`; a folder's `__init__.py` has the folder's name."""
+    paths = (path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
     return {
-        path.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", "."): path
-        for path in PACKAGE.rglob("*.py")
-        if path.name != "__init__.py"
+        path.relative_to(PACKAGE).with_suffix("").as_posix().removesuffix("/__init__").replace("/", "."): path
+        for path in paths
     }
+
+
+MODULES = _modules()
 
 
 def _imports(path: Path) -> set[str]:
@@ -165,39 +42,74 @@ def _imports(path: Path) -> set[str]:
     return found
 
 
-def test_the_list_of_modules_is_the_folder() -> None:
-    assert sorted(ORDER) == sorted(_modules())
+def _own_imports(name: str) -> set[str]:
+    """The modules of this package that a module imports."""
+    return {found.removeprefix("ragtune_ray.") for found in _imports(MODULES[name])} & set(MODULES)
 
 
-@pytest.mark.parametrize("name", ORDER)
-def test_a_module_imports_only_those_before_it(name: str) -> None:
-    later = {f"ragtune_ray.{module}" for module in ORDER[ORDER.index(name) :]}
-    assert not _imports(_modules()[name]) & later
+def _room(module: str) -> str:
+    return module.partition(".")[0]
 
 
-@pytest.mark.parametrize("name", [module for module in ORDER if not module.startswith("cluster.")])
-def test_ray_is_imported_in_the_cluster_floor_and_nowhere_else(name: str) -> None:
-    assert not {module for module in _imports(_modules()[name]) if module == "ray" or module.startswith("ray.")}
+def test_the_rooms_are_the_entries_of_the_package() -> None:
+    entries = {path.name.removesuffix(".py") for path in PACKAGE.iterdir() if path.suffix == ".py" or path.is_dir()}
+    assert entries - {"__init__", "__pycache__"} == set(ORDER)
+    assert len(ORDER) <= 17
 
 
-@pytest.mark.parametrize(
-    "statement", ["import ragtune_ray.config", "import ragtune_ray.cli", "import ragtune_ray.schema"]
-)
-def test_config_and_command_load_neither_torch_nor_ray(statement: str) -> None:
+def test_no_room_is_crowded() -> None:
+    folders = {path.parent for path in MODULES.values()}
+    assert {folder.name: count for folder in folders if (count := len(list(folder.glob("*.py")))) > 16} == {}
+
+
+@pytest.mark.parametrize("room", ORDER)
+def test_a_room_imports_only_rooms_before_it(room: str) -> None:
+    allowed = set(ORDER[: ORDER.index(room) + 1])
+    wrong = {
+        f"{name} imports {found}"
+        for name in MODULES
+        if _room(name) == room
+        for found in _own_imports(name)
+        if _room(found) not in allowed
+    }
+    assert wrong == set()
+
+
+def test_imports_make_no_circle() -> None:
+    graph = {name: _own_imports(name) - {name} for name in MODULES}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"these modules import each other in a circle: {error.args[1]}")
+
+
+def test_ray_is_imported_in_cluster_alone() -> None:
+    wrong = {
+        name
+        for name, path in MODULES.items()
+        if _room(name) != "cluster" and any(found == "ray" or found.startswith("ray.") for found in _imports(path))
+    }
+    assert wrong == set()
+
+
+@pytest.mark.parametrize("module", ["ragtune_ray", "ragtune_ray.config", "ragtune_ray.cli", "ragtune_ray.schema"])
+def test_importing_package_config_or_command_loads_neither_torch_nor_ray(module: str) -> None:
     heavy = "{'torch', 'ray', 'faiss', 'transformers'} & set(sys.modules)"
-    code = f"import sys; {statement}; print({heavy})"
+    code = f"import sys; import {module}; print({heavy})"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "set()"
 
 
-def test_the_readme_lists_the_modules_in_this_order() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    block = text.split("<!-- modules -->")[1]
-    listed = re.findall(r"^ {2,}(\w+)\.py\b", block, re.MULTILINE)
-    assert listed == [module.rsplit(".", 1)[-1] for module in ORDER]
+def test_every_room_says_what_it_is_for() -> None:
+    silent = {
+        name
+        for name, path in MODULES.items()
+        if path.name == "__init__.py" and not ast.get_docstring(ast.parse(path.read_text()))
+    }
+    assert silent == set()
 
 
 def test_no_module_unpickles_or_trusts_remote_code() -> None:
     forbidden = re.compile(r"\bpickle\b\.|trust_remote_code=True|allow_pickle=True|torch\.load\(|\beval\(|\bexec\(")
-    for name, path in _modules().items():
+    for name, path in MODULES.items():
         assert not forbidden.search(path.read_text(encoding="utf-8").replace(".eval()", "")), name

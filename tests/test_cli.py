@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ragtune_ray import cli, config, schema
-from ragtune_ray.encoder import HashingEncoder, load_encoder
+from ragtune_ray.models.encoder import HashingEncoder, load_encoder
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -108,10 +108,10 @@ def test_settings_after_names_are_settings(run: Run, config_path: str, arguments
 def test_a_name_with_an_equals_sign_may_be_a_documents(
     run: Run, config_path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ragtune_ray.cluster import updates
+    from ragtune_ray.cluster.indexing import update
 
     asked: list[list[str]] = []
-    monkeypatch.setattr(updates, "document_ids", lambda _, given: asked.append(given) or given)
+    monkeypatch.setattr(update, "document_ids", lambda _, given: asked.append(given) or given)
     run("index", "delete", config_path, "x=1.md", "seed=3")
     assert asked == [["x=1.md"]]
 

@@ -19,7 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ragtune_ray import config, filesystem, models
+from ragtune_ray import config
+from ragtune_ray.models import weights
+from ragtune_ray.storage import filesystem
 
 __all__ = ["Finding", "examine"]
 
@@ -93,7 +95,7 @@ def _versions() -> Iterator[Finding]:
 def _processor() -> Finding:
     import torch
 
-    from ragtune_ray.hardware import supports_bfloat16
+    from ragtune_ray.models.hardware import supports_bfloat16
 
     if torch.cuda.is_available():
         return Finding("processor", "ok", f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}", "")
@@ -171,8 +173,8 @@ def _model_names(settings: config.Config) -> list[str]:
 
 def _model(name: str) -> Finding:
     try:
-        model = models.resolve(name)
-    except models.ModelError as error:
+        model = weights.resolve(name)
+    except weights.ModelError as error:
         return Finding("model", "failed", str(error), "ragtune models")
     return Finding("model", "ok", f"{name} ({model.fingerprint})", "")
 
@@ -192,7 +194,7 @@ def _probe(settings: config.Config) -> Finding:
 
 def _end_to_end(settings: config.Config, folder: Path) -> str:
     from ragtune_ray.asking import Asked, ask
-    from ragtune_ray.cluster.corpus import build_index
+    from ragtune_ray.cluster.indexing.index import build_index
 
     documents = folder / "documents"
     documents.mkdir()

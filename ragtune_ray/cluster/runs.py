@@ -13,8 +13,11 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ragtune_ray import config, filesystem, models, progress, storage, versions
-from ragtune_ray.cluster import questions, stages
+from ragtune_ray import config, progress
+from ragtune_ray.cluster import staged_queries, stages
+from ragtune_ray.index import versions
+from ragtune_ray.models import weights
+from ragtune_ray.storage import artifacts, filesystem
 
 if TYPE_CHECKING:
     import ray.data
@@ -43,7 +46,7 @@ def index_version(settings: config.Config) -> tuple[str, dict[str, Any]]:
     return version, {**opened.manifest, "content_id": opened.content_id}
 
 
-def common(settings: config.Config, staged: questions.StagedQueries, opened: dict[str, Any]) -> dict[str, Any]:
+def common(settings: config.Config, staged: staged_queries.StagedQueries, opened: dict[str, Any]) -> dict[str, Any]:
     """What every run depends on: the queries and, where one is used, the index and how queries are encoded."""
     return {
         "format": RUN_FORMAT,
@@ -62,7 +65,7 @@ def query_model_fingerprint(settings: config.Config) -> str:
 
 
 def _fingerprint(model: str) -> str:
-    return models.resolve(model).fingerprint if model else ""
+    return weights.resolve(model).fingerprint if model else ""
 
 
 def places(settings: config.Config, name: str) -> tuple[str, str]:
@@ -75,13 +78,15 @@ def places(settings: config.Config, name: str) -> tuple[str, str]:
 
 def already(url: str, verb: str) -> bool:
     """Whether the run is finished; says so if it is."""
-    finished = storage.is_finished(url)
+    finished = artifacts.is_finished(url)
     if finished:
         progress.say(f"{verb}: this run is already finished; nothing to do")
     return finished
 
 
-def facts(settings: config.Config, version: str, staged: questions.StagedQueries, started: float) -> dict[str, Any]:
+def facts(
+    settings: config.Config, version: str, staged: staged_queries.StagedQueries, started: float
+) -> dict[str, Any]:
     """What the manifest of every run says."""
     return {
         "config": settings.model_dump(mode="json"),
@@ -110,7 +115,7 @@ def living_version(workspace: str, manifest: Mapping[str, Any]) -> str:
     return next(alike, name)
 
 
-def rate(staged: questions.StagedQueries, summaries: Sequence[dict[str, Any]]) -> float:
+def rate(staged: staged_queries.StagedQueries, summaries: Sequence[dict[str, Any]]) -> float:
     """Queries per second from the first unit's start to the last one's end; the gaps between resumed runs count too."""
     span = max(summary["ended"] for summary in summaries) - min(summary["started"] for summary in summaries)
     return float(round(staged.num_queries / max(span, 1e-9), 3))

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ragtune_ray import filesystem, progress
+from ragtune_ray import progress
+from ragtune_ray.storage import filesystem
 
 if TYPE_CHECKING:
     import ray.data

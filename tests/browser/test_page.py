@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from ragtune_ray import schema
-from ragtune_ray.access import Keys
-from ragtune_ray.backend import Failed
-from tests.gateways import SECRETS, FakeBackend, Served, keys
+from ragtune_ray.serving.api_keys import Keys
+from ragtune_ray.serving.backend import Failed
+from tests.support.gateways import SECRETS, FakeBackend, Served, keys
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from ragtune_ray import report
-from tests.comparisons import comparison, half_failed, hostile, one_question
+from ragtune_ray.evaluation.report import html_page
+from tests.support.comparisons import comparison, half_failed, hostile, one_question
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 
@@ -125,7 +125,7 @@ def show(browser: Any, width: int, theme: str, media: str = "screen") -> None:
 
 def test_nothing_is_asked_for_and_nothing_is_complained_about(browser: Any, opened: Open) -> None:
     for make in ALL:
-        address = opened(report.render(make()))
+        address = opened(html_page.render(make()))
         assert browser.find_element("css selector", "h1").text == make()["verdict"]["headline"]
         for each in browser.find_elements("css selector", "details:not([open]) > summary"):
             browser.execute_script("arguments[0].click()", each)
@@ -135,7 +135,7 @@ def test_nothing_is_asked_for_and_nothing_is_complained_about(browser: Any, open
 
 
 def test_the_policy_holds_even_where_text_became_markup(browser: Any, opened: Open) -> None:
-    page = report.render(comparison())
+    page = html_page.render(comparison())
     markup = (
         "<script>document.title = 'taken'</script><img src='data:image/gif;base64,R0lGODlhAQABAAAAACw=' onload='document.title=1'>"
         "<img src='http://127.0.0.1:9/x'><iframe src='http://127.0.0.1:9/y'></iframe><style>h1 { display: none }</style>"
@@ -154,7 +154,7 @@ def test_the_policy_holds_even_where_text_became_markup(browser: Any, opened: Op
 def test_it_can_be_read_on_a_phone_and_on_a_screen_by_day_and_by_night(
     browser: Any, opened: Open, make: Any, tmp_path: Path
 ) -> None:
-    opened(report.render(make()))
+    opened(html_page.render(make()))
     papers = set()
     for width, theme in itertools.product(WIDTHS, THEMES):
         show(browser, width, theme)
@@ -177,7 +177,7 @@ def test_it_can_be_read_on_a_phone_and_on_a_screen_by_day_and_by_night(
 
 
 def test_long_tables_scroll_inside_their_own_box(browser: Any, opened: Open) -> None:
-    opened(report.render(comparison()))
+    opened(html_page.render(comparison()))
     show(browser, 400, "light")
     box = browser.find_element("css selector", ".scroll:has(.measures)")
     inner, outer = browser.execute_script("return [arguments[0].scrollWidth, arguments[0].clientWidth]", box)
@@ -193,7 +193,7 @@ def test_long_tables_scroll_inside_their_own_box(browser: Any, opened: Open) -> 
 
 
 def test_paper_shows_what_is_folded_up_and_is_white(browser: Any, opened: Open) -> None:
-    opened(report.render(comparison()))
+    opened(html_page.render(comparison()))
     show(browser, 794, "dark", media="print")
     folded = "return [...document.querySelectorAll('details:not([open])')].map(each => each.lastElementChild.checkVisibility())"
     assert len(browser.execute_script(folded)) >= 5

@@ -2,8 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from ragtune_ray import config, models
+from ragtune_ray import config
 from ragtune_ray.cluster import doctor
+from ragtune_ray.models import weights
 
 
 @pytest.mark.cluster
@@ -27,10 +28,10 @@ def test_every_failing_line_names_its_fix(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(doctor, "MIN_FREE_DISK_BYTES", 2**60)
     monkeypatch.setattr(doctor, "MIN_SHARED_MEMORY_BYTES", 2**60)
 
-    def missing(name: str) -> models.Model:
-        raise models.ModelError(f"model {name!r}: not at hand")
+    def missing(name: str) -> weights.Model:
+        raise weights.ModelError(f"model {name!r}: not at hand")
 
-    monkeypatch.setattr(models, "resolve", missing)
+    monkeypatch.setattr(weights, "resolve", missing)
     findings = list(doctor.examine(config.Config().using(f"workspace={tmp_path}")))
     failed = [finding for finding in findings if finding.failed]
     assert {finding.name for finding in failed} >= {"ray", "memory", "disk (workspace)", "shared memory", "model"}

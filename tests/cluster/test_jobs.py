@@ -116,7 +116,7 @@ def test_a_job_submitted_to_a_cluster_leaves_a_sound_artifact(
         [*submit, *job], env=environment, capture_output=True, text=True, cwd=ROOT, timeout=600, check=False
     )
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
-    from ragtune_ray import snapshot
+    from ragtune_ray.index import snapshot
 
     version = snapshot.open_index(str(tmp_path / "workspace"))
     assert version.manifest["num_documents"] == 30

@@ -7,10 +7,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ragtune_ray import config, filesystem, retention, schema, versions
+from ragtune_ray import config, schema
 from ragtune_ray.cluster import runs, stages
-from ragtune_ray.cluster.updates import delete_documents
-from ragtune_ray.encoder import HashingEncoder
+from ragtune_ray.cluster.indexing.update import delete_documents
+from ragtune_ray.index import retention, versions
+from ragtune_ray.models.encoder import HashingEncoder
+from ragtune_ray.storage import filesystem
 
 
 @pytest.mark.parametrize("store", ["local", "memory"])

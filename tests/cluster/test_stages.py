@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import ray.data
 
-from ragtune_ray import config, storage
+from ragtune_ray import config
 from ragtune_ray.cluster import session
 from ragtune_ray.cluster.stages import StageError, run_stage
+from ragtune_ray.storage import artifacts
 
 pytestmark = pytest.mark.cluster
 
@@ -21,7 +22,7 @@ def _fail(batch: dict[str, np.ndarray]) -> dict[str, Any]:
     try:
         int("inner")
     except ValueError as error:
-        raise storage.ArtifactError("shelf/seven: is torn; build it again") from error
+        raise artifacts.ArtifactError("shelf/seven: is torn; build it again") from error
 
 
 def test_a_failed_unit_says_in_its_own_words_why_without_rays_wrapping(tmp_path: Path, shared_ray: None) -> None:

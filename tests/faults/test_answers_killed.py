@@ -64,7 +64,7 @@ def test_killed_workers_and_a_killed_driver_leave_every_answer_once(
 
 POISON = '''
 import os
-import ragtune_ray.cluster.generating as generating
+import ragtune_ray.cluster.answering.workers as generating
 
 def patched():
     """Run in every worker: the question about vessel5 kills the process that tries to answer it."""
@@ -98,8 +98,8 @@ sys.path.insert(0, {str(tmp_path)!r})
 import ray
 import poison
 from ragtune_ray import config
-from ragtune_ray.cluster.answers import answer
-from ragtune_ray.cluster.corpus import build_index
+from ragtune_ray.cluster.answering.answer import answer
+from ragtune_ray.cluster.indexing.index import build_index
 
 settings = config.Config.model_validate(json.loads({json.dumps(given)!r}))
 ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="error",

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ragtune_ray import filesystem, versions
+from ragtune_ray.index import versions
+from ragtune_ray.storage import filesystem
 from tests.faults.test_index_failpoints import (
     ADDED,
     STANDING,

@@ -19,8 +19,11 @@ from typing import Any
 import psutil
 import pytest
 
-from ragtune_ray import config, contents, failpoints, retention, schema, snapshot, versions
-from ragtune_ray.cluster import compaction, updates
+from ragtune_ray import config, schema
+from ragtune_ray.cluster.indexing import compact as compact_module
+from ragtune_ray.cluster.indexing import update
+from ragtune_ray.index import contents, retention, snapshot, versions
+from ragtune_ray.storage import failpoints
 from tests.cluster.conftest import write_corpus
 from tests.faults.conftest import DEADLINE_SECONDS, Command, end_remains, eventually, warm_process
 
@@ -61,7 +64,7 @@ def settings_of(folder: Path) -> config.Config:
 
 
 def upsert(folder: Path, documents: Contents = ADDED, *overrides: str) -> None:
-    updates.upsert_documents(settings_of(folder).using(*overrides), documents_file(folder, documents))
+    update.upsert_documents(settings_of(folder).using(*overrides), documents_file(folder, documents))
 
 
 def first(folder: Path) -> None:
@@ -69,11 +72,11 @@ def first(folder: Path) -> None:
 
 
 def delete(folder: Path) -> None:
-    updates.delete_documents(settings_of(folder), ["moon", "rover"])
+    update.delete_documents(settings_of(folder), ["moon", "rover"])
 
 
 def compact(folder: Path) -> None:
-    compaction.compact(settings_of(folder), in_process=True)
+    compact_module.compact(settings_of(folder), in_process=True)
 
 
 def roll_back(folder: Path) -> None:
@@ -88,7 +91,7 @@ def build_standing(folder: Path) -> None:
     """Three versions, two segments, one of them with a deleted document."""
     upsert(folder, FIRST)
     upsert(folder, SECOND)
-    updates.delete_documents(settings_of(folder), ["sun"])
+    update.delete_documents(settings_of(folder), ["sun"])
 
 
 @dataclass(frozen=True)

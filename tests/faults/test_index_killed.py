@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from ragtune_ray import contents, storage, versions
+from ragtune_ray.index import contents, versions
+from ragtune_ray.storage import artifacts
 from tests.cluster.conftest import write_corpus
 from tests.faults.conftest import eventually
 
@@ -28,7 +29,7 @@ def settings(tmp_path: Path, workspace: str) -> dict[str, object]:
 
 def segment_manifests(workspace: Path) -> list[str]:
     version = versions.current_version(str(workspace))
-    manifest = storage.read_manifest(versions.version_url(str(workspace), version))
+    manifest = artifacts.read_manifest(versions.version_url(str(workspace), version))
     assert contents.index_problems(str(workspace)) == []
     return [entry["manifest_sha256"] for entry in manifest["segments"]]
 

@@ -10,7 +10,7 @@ from shutil import copytree
 import pytest
 import yaml
 
-from ragtune_ray import versions
+from ragtune_ray.index import versions
 from tests.faults.conftest import DEADLINE_SECONDS, ROOT
 from tests.faults.test_index_failpoints import (
     STANDING,

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ragtune_ray import storage
+from ragtune_ray.storage import artifacts
 from tests.faults.test_index_failpoints import (
     CHANGES,
     assert_converged,
@@ -99,7 +99,7 @@ def fails(run: Callable[[], None], disk: FailingDisk) -> bool:
     said = ""
     try:
         run()
-    except (OSError, storage.ArtifactError) as error:
+    except (OSError, artifacts.ArtifactError) as error:
         said = repr(error)
     assert not said or disk.failed, said
     assert said or disk.failed in {"", *REMOVED}

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ragtune_ray import storage
+from ragtune_ray.storage import artifacts
 from tests.cluster.conftest import write_corpus, write_queries
 from tests.faults.conftest import DEADLINE_SECONDS, eventually
 
@@ -42,7 +42,7 @@ def weights(output: str) -> dict[str, torch.Tensor]:
 def test_a_killed_worker_and_torn_checkpoints_change_nothing(tmp_path: Path, run, generator_directory: Path) -> None:
     given = settings(tmp_path, generator_directory)
     undisturbed = run("train", given, f"workspace={tmp_path / 'undisturbed'}").wait()
-    expected, facts = weights(undisturbed), storage.read_manifest(undisturbed.splitlines()[-1])
+    expected, facts = weights(undisturbed), artifacts.read_manifest(undisturbed.splitlines()[-1])
 
     work = tmp_path / "workspace" / "models" / ".work"
 
@@ -65,5 +65,5 @@ def test_a_killed_worker_and_torn_checkpoints_change_nothing(tmp_path: Path, run
     assert "the checkpoint before it is used" in said
     found = weights(said)
     assert all(torch.allclose(found[name], expected[name], rtol=0, atol=1e-6) for name in expected)
-    again = storage.read_manifest(said.splitlines()[-1])
+    again = artifacts.read_manifest(said.splitlines()[-1])
     assert (again["num_steps"], again["best"]["step"]) == (facts["num_steps"], facts["best"]["step"])

@@ -1,6 +1,6 @@
 """SIGKILL at both failpoints of every step of every mode of `tune`, one after another: in the end what an undisturbed one gives.
 
-The verbs are those of `tests.tuning_world`, which keep their contracts and need no Ray; that the real ones survive being killed is
+The verbs are those of `tests.support.tuning_world`, which keep their contracts and need no Ray; that the real ones survive being killed is
 shown by the other fault tests.
 """
 
@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from tests import tuning_world
 from tests.faults.conftest import warm_process
-from tests.tuning_world import World
+from tests.support import tuning_world
+from tests.support.tuning_world import World
 
 pytestmark = pytest.mark.slow
 
@@ -35,7 +35,7 @@ Tune = Callable[..., int]
 def tune(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tune]:
     """A function that tunes in a process of its own with a failpoint set; its exit code, negative for a signal."""
     log = tmp_path_factory.mktemp("warm") / "log.txt"
-    with warm_process("tests.faults.test_tuning_killed", log, "ragtune_ray.cluster.tuning") as ask:
+    with warm_process("tests.faults.test_tuning_killed", log, "ragtune_ray.cluster.tuning.tune") as ask:
 
         def run(mode: str, folder: Path, **environment: str) -> int:
             return ask({"mode": mode, "folder": str(folder)}, environment)

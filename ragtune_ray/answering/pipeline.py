@@ -1,0 +1,274 @@
+"""Queries with their passages to answers: the one path that bulk jobs, `ask` and the endpoint share.
+
+In: queries, the passages retrieved for them, and a generator. Out: `Answer` rows with citations, cost and status. This
+module knows nothing of where passages came from or where answers go.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from ragtune_ray import config, schema
+from ragtune_ray.answering import prompts
+from ragtune_ray.answering.abstention import is_abstention
+from ragtune_ray.answering.citations import parse_citations, supporting_citations
+from ragtune_ray.generation.interface import Completion, Generator, GeneratorError, Prompt, Tokenizer
+
+__all__ = [
+    "Task",
+    "answer_tasks",
+    "failed_answer",
+    "finished_answer",
+    "likeliest",
+    "parts_of",
+    "stream_answer",
+    "task_prompt",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One query with what was retrieved for it."""
+
+    query: schema.Query
+    passages: tuple[schema.Passage, ...]
+    """Best first; empty in the base arm."""
+    scores: tuple[float, ...]
+    """Retrieval score of each passage."""
+    index_version: str
+    """Empty in the base arm."""
+    error: str
+    """Why retrieval failed; empty when it did not."""
+    history: tuple[tuple[str, str], ...] = ()
+    """(role, content) of what was said before the query, oldest first."""
+    instruction: str = ""
+    """Put after the system prompt: what the client of the endpoint adds to it."""
+
+
+def answer_tasks(
+    tasks: Sequence[Task], generator: Generator, settings: config.Config, model: str
+) -> list[schema.Answer]:
+    """An answer per task, in their order; all are generated together, and a task that fails becomes a failed row.
+
+    Args:
+        tasks: the queries with their passages.
+        generator: of `settings.generator`.
+        settings: prompt, generator, answer, training.abstention and seed are used.
+        model: the generator's fingerprint, for the rows.
+    """
+    parts = [parts_of(task, settings) for task in tasks]
+    read = iter(_read([part for some in parts for part in some], generator, settings, model))
+    return [likeliest([next(read) for _ in some], settings.answer.rank_weight)[1] for some in parts]
+
+
+def _read(
+    tasks: Sequence[Task], generator: Generator, settings: config.Config, model: str
+) -> list[tuple[schema.Answer, float]]:
+    """An answer per task, and the logarithm of its probability."""
+    built = _prompts(tasks, generator, settings)
+    ready = [prompt for prompt in built if isinstance(prompt, Prompt)]
+    given = settings.generator
+    completions = iter(
+        generator.generate(
+            ready,
+            max_new_tokens=given.max_new_tokens,
+            temperature=given.temperature,
+            stop=given.stop,
+            seed=settings.seed,
+        )
+    )
+    answers = []
+    for task, prompt in zip(tasks, built, strict=True):
+        if isinstance(prompt, str):
+            answers.append((failed_answer(task, prompt, model), -math.inf))
+        else:
+            completion = next(completions)
+            answer = finished_answer(task, prompt, completion, model, settings.training.abstention)
+            answers.append((answer, completion.log_probability or 0.0))
+    return answers
+
+
+def parts_of(task: Task, settings: config.Config) -> list[Task]:
+    """What is read apart: the task with each of its passages alone, best first; the task itself where all are read together."""
+    if settings.answer.reading == "together" or not settings.answer.shows_passages or len(task.passages) < 2:
+        return [task]
+    return [
+        dataclasses.replace(task, passages=(passage,), scores=(score,))
+        for passage, score in zip(task.passages, task.scores, strict=True)
+    ]
+
+
+def likeliest(read: Sequence[tuple[schema.Answer, float]], rank_weight: float) -> tuple[int, schema.Answer]:
+    """Of answers to one query, each from one passage, the likeliest, carrying the passages and the cost of all.
+
+    ln p(answer | query) = ln sum of p(passage | query) p(answer | query, passage) over the passages that gave it, where the first
+    factor is taken as 1 / rank ** rank_weight (RAG-Sequence, Lewis et al. 2020, section 2.1, with the answers themselves as
+    hypotheses). One that does not know counts only where none does.
+
+    Args:
+        read: answers with ln p(answer | query, passage), in the order of their passages, best first; at least one.
+        rank_weight: as `answer.rank_weight`.
+
+    Returns:
+        The place among them of the answer that is given, and its row.
+    """
+    sound = [place for place, (answer, _) in enumerate(read) if answer.status == "ok"]
+    knowing = [place for place in sound if not read[place][0].abstained]
+    terms = {place: read[place][1] - rank_weight * math.log(place + 1) for place in knowing or sound}
+    if not terms:
+        return 0, read[0][0]
+    shares: dict[str, float] = {}
+    for place, term in terms.items():
+        said = _said(read[place][0])
+        shares[said] = shares.get(said, 0.0) + math.exp(term)
+    best = max(terms, key=lambda place: (shares[_said(read[place][0])], terms[place]))
+    rows = [read[place][0] for place in sound]
+    return best, dataclasses.replace(
+        read[best][0],
+        passage_ids=tuple(name for row in rows for name in row.passage_ids),
+        scores=tuple(score for row in rows for score in row.scores),
+        seconds=sum(row.seconds for row in rows),
+        prompt_tokens=sum(row.prompt_tokens for row in rows),
+        completion_tokens=sum(row.completion_tokens for row in rows),
+    )
+
+
+def _said(answer: schema.Answer) -> str:
+    return answer.answer.casefold().strip(" .")
+
+
+def stream_answer(
+    task: Task, generator: Generator, settings: config.Config, model: str
+) -> Iterator[str | schema.Answer]:
+    """The pieces of one answer as they are generated, then the whole `Answer`.
+
+    Raises:
+        prompts.PromptError: the question does not fit `prompt.max_tokens`.
+    """
+    if len(parts_of(task, settings)) > 1:  # which answer is the likeliest is not known before the last is read
+        (answer,) = answer_tasks([task], generator, settings, model)
+        yield answer.answer
+        yield answer
+        return
+    prompt = task_prompt(task, generator, settings)
+    given = settings.generator
+    text = ""
+    for piece in generator.stream(
+        prompt, max_new_tokens=given.max_new_tokens, temperature=given.temperature, stop=given.stop, seed=settings.seed
+    ):
+        text += piece
+        yield piece
+    completion = Completion(text, prompt.num_tokens, generator.count_tokens([text])[0], 0.0, "stop", "")
+    yield finished_answer(task, prompt, completion, model, settings.training.abstention)
+
+
+def failed_answer(task: Task, reason: str, model: str) -> schema.Answer:
+    """The row of a task that could not be answered."""
+    return schema.Answer(
+        query_id=task.query.query_id,
+        query=task.query.text,
+        answer="",
+        citations=(),
+        passage_ids=(),
+        scores=(),
+        abstained=False,
+        seconds=0.0,
+        prompt_tokens=0,
+        completion_tokens=0,
+        status="failed",
+        error=reason,
+        index_version=task.index_version,
+        model=model,
+    )
+
+
+def _prompts(tasks: Sequence[Task], generator: Generator, settings: config.Config) -> list[Prompt | str]:
+    """The prompt of each task, or why it has none."""
+    sound = [task for task in tasks if not task.error]
+    try:
+        together = iter(
+            prompts.build_prompts(
+                [task.query.text for task in sound],
+                [task.passages for task in sound],
+                system=_system(settings),
+                max_tokens=settings.prompt.max_tokens,
+                count_tokens=generator.count_tokens,
+                render=generator.render,
+            )
+        )
+    except (prompts.PromptError, GeneratorError):
+        # One question is too long for the budget, or has turns that the template refuses: build one by one to find it.
+        return [task.error or _prompt_or_reason(task, generator, settings) for task in tasks]
+    return [task.error or next(together) for task in tasks]
+
+
+def task_prompt(task: Task, generator: Tokenizer, settings: config.Config) -> Prompt:
+    """What the generator is shown for a task.
+
+    Args:
+        task: may have a history and an instruction of its own.
+        generator: counts and renders.
+        settings: prompt and answer.arm are used.
+
+    Raises:
+        prompts.PromptError: the question does not fit `prompt.max_tokens`.
+    """
+    system = "\n".join(filter(None, [_system(settings), task.instruction]))
+    return prompts.build_prompt(
+        task.query.text,
+        task.passages,
+        system=system,
+        max_tokens=settings.prompt.max_tokens,
+        count_tokens=generator.count_tokens,
+        render=generator.render,
+        history=task.history,
+    )
+
+
+def _prompt_or_reason(task: Task, generator: Generator, settings: config.Config) -> Prompt | str:
+    try:
+        return task_prompt(task, generator, settings)
+    except (prompts.PromptError, GeneratorError) as error:  # it has no room, or the model's template refuses its turns
+        return str(error)
+
+
+def _system(settings: config.Config) -> str:
+    return settings.prompt.system if settings.answer.shows_passages else settings.prompt.system_without_passages
+
+
+def finished_answer(task: Task, prompt: Prompt, completion: Completion, model: str, taught: str = "") -> schema.Answer:
+    """The row of a task whose prompt was completed: marks taken out, citations found.
+
+    Args:
+        task: what was asked.
+        prompt: that was shown.
+        completion: what came of it; one with an error gives a failed row.
+        model: the generator's fingerprint.
+        taught: what generators are taught to say instead of an answer, `training.abstention`.
+    """
+    if completion.error:
+        return failed_answer(task, completion.error, model)
+    text, citations = parse_citations(completion.text.strip(), prompt.passages)
+    abstained = is_abstention(text, taught)
+    if not citations and not abstained:
+        citations = supporting_citations(text, prompt.passages, task.query.text)
+    return schema.Answer(
+        query_id=task.query.query_id,
+        query=task.query.text,
+        answer=text,
+        citations=citations,
+        passage_ids=tuple(passage.passage_id for passage in prompt.passages),
+        scores=task.scores[: len(prompt.passages)],
+        abstained=abstained,
+        seconds=completion.seconds,
+        prompt_tokens=completion.prompt_tokens,
+        completion_tokens=completion.completion_tokens,
+        status="ok",
+        error="",
+        index_version=task.index_version,
+        model=model,
+        confidence=completion.confidence,
+    )

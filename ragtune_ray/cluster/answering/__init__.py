@@ -1,0 +1,1 @@
+"""Ray Data: retrieves, answers and evaluates questions in bulk."""

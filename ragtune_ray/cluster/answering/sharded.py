@@ -1,0 +1,398 @@
+"""Ray Data: bulk retrieval from an index that is too large for one process: scattered over its shards, and gathered.
+
+In: staged queries, an index version and the shards that its segments fall into. Out: per unit of queries the same files that
+retrieval from the whole index commits, with the same hits. Four stages, each resumable:
+
+    encode   per unit of queries    their vectors, and the tokens that BM25 needs to know of
+    count    per shard              how often these tokens stand in it; left out in dense mode
+    search   per shard and unit     the best of the shard: scores, ordinals counted over all shards, ids of the passages
+    merge    per unit of queries    the best of all shards; fused, reranked, scored
+
+No process has more than one shard open. Until the run is published its work directory holds `depth` scores and ordinals per
+query, shard and list, 12 bytes each, and the ids (for a reranker the texts) of the passages behind them.
+
+Hits equal those of the whole index to the last bit: always for BM25 and the exact kinds (`flat`), and for `ivf` and `hnsw` where
+nothing is deleted or filtered out. In four ways a shard of an approximate kind looks at no less than it would as a part of
+the whole, or at something else, so that near ties may fall differently there: each shard nominates its own candidates for
+exact re-scoring (`ivf_sq`, `ivf_pq`), so more of them are re-scored; it probes lists by the share of its own passages that are
+allowed; it falls back to looking at everything when its own result is short; and centroids are compared once per shard,
+though with the same outcome.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import gc
+import itertools
+import json
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ragtune_ray import config, schema
+from ragtune_ray.cluster import runs, session, staged_queries, stages
+from ragtune_ray.cluster.answering.workers import commit_hits, row_by_row_if_needed
+from ragtune_ray.index import bm25, retriever, segments, snapshot, vectors, versions, words
+from ragtune_ray.models.encoder import load_encoder
+from ragtune_ray.storage import checksums, filesystem
+
+__all__ = ["CountUnit", "EncodeUnit", "Job", "MergeUnit", "SearchUnit", "scatter_gather"]
+
+Summary = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What the workers of all stages need to know."""
+
+    settings: config.Config
+    version: str
+    queries: str
+    """The staged queries."""
+    num_units: int
+    """Units that the queries are divided into."""
+    top_k: int
+    """Hits per query."""
+    shards: tuple[tuple[int, ...], ...]
+    """Per shard the places of its segments in the version."""
+    work: str
+    """Holds a directory per stage, `merge` excepted."""
+    hits: str
+    """Directory of the last stage."""
+
+    def stage(self, name: str) -> str:
+        """Directory of a stage; another division into shards has another one."""
+        if name == "encode":
+            return filesystem.join(self.work, name)
+        return filesystem.join(self.work, f"{name}-{checksums.digest(self.shards)[:16]}")
+
+    def search_unit(self, shard: int, unit: int) -> int:
+        """Number of the unit of `search` that looks for a unit of queries in a shard: all of one shard stand together."""
+        return shard * self.num_units + unit
+
+    @property
+    def mode(self) -> config.RetrievalMode:
+        """Which lists of hits are wanted."""
+        return self.settings.retrieval.mode
+
+    @property
+    def depth(self) -> int:
+        """Length of the lists that are merged."""
+        retrieval = self.settings.retrieval
+        return retriever.list_depth(retrieval, self.top_k, reranks=bool(retrieval.reranker))
+
+
+def scatter_gather(job: Job, units: Sequence[dict[str, Any]]) -> tuple[list[Summary], list[Summary]]:
+    """Run the four stages.
+
+    Args:
+        job: what to do.
+        units: of queries.
+
+    Returns:
+        the summaries of `merge`, which are those of plain retrieval, and of all stages.
+
+    Raises:
+        stages.StageError: a stage failed.
+    """
+    encoded = _run(job, "encode", job.stage("encode"), EncodeUnit, units, holds_model=job.mode != "lexical")
+    counted: list[Summary] = []
+    if job.mode != "dense":
+        numbered = [{"unit": number} for number in range(len(job.shards))]
+        counted = _run(job, "count", job.stage("count"), CountUnit, numbered, holds_model=False)
+    pairs = [
+        {**unit, "unit": job.search_unit(shard, unit["unit"]), "queries": unit["unit"], "shard": shard}
+        for shard in range(len(job.shards))
+        for unit in units
+    ]
+    searched = _run(job, "search", job.stage("search"), SearchUnit, pairs, holds_model=False)
+    merged = _run(job, "merge", job.hits, MergeUnit, units, holds_model=bool(job.settings.retrieval.reranker))
+    return merged, [*encoded, *counted, *searched, *merged]
+
+
+def _run(
+    job: Job, name: str, directory: str, worker: type, units: Sequence[dict[str, Any]], *, holds_model: bool
+) -> list[Summary]:
+    cluster = job.settings.cluster
+    if not holds_model:
+        cluster = cluster.model_copy(update={"gpus_per_worker": 0.0})
+    count = min(len(units), session.workers(cluster.encoder_workers, cluster.gpus_per_worker))
+    options = session.worker_options(cluster)
+    return stages.run_stage(
+        name,
+        directory,
+        units,
+        lambda dataset: runs.pool(dataset, worker, count, {"job": job}, options),
+        counted="shards" if name == "count" else "queries",
+        rows_of=lambda unit: int(unit["stop"] - unit["start"]) if "stop" in unit else 1,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Encoded:
+    """What `encode` says of a unit of queries beside their vectors."""
+
+    batches: list[int]
+    """Per query the number of the batch it was encoded in; -1 where it was not. What was encoded together is searched
+    together, as in retrieval from the whole index: the last bit of a matrix product depends on it."""
+    errors: list[str]
+    """Per query why it could not be encoded; "" where it was."""
+    tokens: list[str]
+    """The distinct tokens of the unit, sorted; empty in dense mode."""
+
+    def together(self) -> list[list[int]]:
+        """The rows of each batch."""
+        rows: dict[int, list[int]] = {}
+        for row, batch in enumerate(self.batches):
+            if batch >= 0:
+                rows.setdefault(batch, []).append(row)
+        return list(rows.values())
+
+
+def _read_encoded(job: Job, unit: int) -> _Encoded:
+    return _Encoded(**json.loads(filesystem.read_text(stages.unit_file(job.stage("encode"), unit, "encoded"))))
+
+
+class EncodeUnit:
+    """An actor that encodes units of queries."""
+
+    def __init__(self, job: Job) -> None:
+        session.use_one_thread()
+        self._job = job
+        manifest = versions.read_version(job.settings.workspace, job.version).manifest
+        self._language = manifest["language"]
+        self._dimension = int(manifest["encoder"]["dimension"])
+        self._encoder = None
+        if job.mode != "lexical":
+            self._encoder = load_encoder(job.settings.encoder)
+            retriever.check_encoder(self._encoder, job.version, manifest)
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[str]]:
+        """Encode the units of the batch."""
+        return {"summary": [self._run(json.loads(unit)) for unit in batch["unit"]]}
+
+    def _run(self, unit: dict[str, Any]) -> str:
+        started = time.time()
+        rows = staged_queries.read_queries(self._job.queries, unit["start"], unit["stop"])
+        numbers = itertools.count()
+        found = row_by_row_if_needed(rows, lambda some: self._encode([row.text for row in some], next(numbers)))
+        sound = [None if isinstance(each, str) else each for each in found]
+        encoded = _Encoded(
+            batches=[-1 if each is None else each[0] for each in sound],
+            errors=[each if isinstance(each, str) else "" for each in found],
+            tokens=sorted({token for each in sound if each is not None for token in each[2]}),
+        )
+        embedded = np.zeros((len(rows), self._dimension), dtype=np.float32)
+        for row, each in enumerate(sound):
+            if each is not None and each[1] is not None:
+                embedded[row] = each[1]
+        with tempfile.TemporaryDirectory(prefix="ragtune-encode-") as temporary:
+            files = {"encoded": Path(temporary) / "encoded"}
+            files["encoded"].write_text(json.dumps(dataclasses.asdict(encoded)), encoding="utf-8")
+            if self._encoder is not None:
+                files["npz"] = Path(temporary) / "vectors.npz"
+                np.savez(files["npz"], vectors=embedded)
+            directory = self._job.stage("encode")
+            return stages.commit_unit(directory, unit["unit"], files, started=started, ended=time.time())
+
+    def _encode(self, texts: Sequence[str], batch: int) -> list[tuple[int, np.ndarray | None, list[str]]]:
+        embedded = [None] * len(texts) if self._encoder is None else retriever.encode_queries(self._encoder, texts)
+        dense = self._job.mode == "dense"
+        tokens = [[]] * len(texts) if dense else words.tokens(texts, self._language)
+        return [(batch, vector, row) for vector, row in zip(embedded, tokens, strict=True)]
+
+
+class _OneShard:
+    """The shard that a worker has open; the one before it is dropped first."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._number = -1
+        self._opened: snapshot.Index | None = None
+
+    def open(self, number: int, statistics: bm25.Statistics | None = None) -> snapshot.Index:
+        """A shard, the only one that is open."""
+        if self._opened is None or number != self._number:
+            self._opened = None
+            gc.collect()  # an open index refers to itself where it remembers filters
+            job = self._job
+            self._opened = snapshot.open_index(
+                job.settings.workspace, job.version, shard=job.shards[number], statistics=statistics
+            )
+            self._number = number
+        return self._opened
+
+
+class CountUnit:
+    """An actor that counts in how many passages of a shard the tokens of all queries stand."""
+
+    def __init__(self, job: Job) -> None:
+        session.use_one_thread()
+        self._job = job
+        self._shard = _OneShard(job)
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[str]]:
+        """Count in the shards of the batch."""
+        return {"summary": [self._run(json.loads(unit)) for unit in batch["unit"]]}
+
+    @functools.cached_property
+    def _tokens(self) -> set[str]:
+        tokens: set[str] = set()
+        for unit in range(self._job.num_units):
+            tokens.update(_read_encoded(self._job, unit).tokens)
+        return tokens
+
+    def _run(self, unit: dict[str, Any]) -> str:
+        started = time.time()
+        counted = self._shard.open(unit["unit"]).lexical.statistics(self._tokens)
+        with tempfile.TemporaryDirectory(prefix="ragtune-count-") as temporary:
+            path = Path(temporary) / "statistics"
+            path.write_text(json.dumps(dataclasses.asdict(counted)), encoding="utf-8")
+            directory, files = self._job.stage("count"), {"statistics": path}
+            return stages.commit_unit(directory, unit["unit"], files, started=started, ended=time.time())
+
+
+def _read_statistics(job: Job) -> bm25.Statistics:
+    """Those of all shards together, never holding more than two of them."""
+    files = (stages.unit_file(job.stage("count"), number, "statistics") for number in range(len(job.shards)))
+    each = (bm25.Statistics(**json.loads(filesystem.read_text(file))) for file in files)
+    return functools.reduce(lambda one, other: bm25.add_statistics([one, other]), each)
+
+
+class SearchUnit:
+    """An actor that searches one shard after another, a unit of queries at a time."""
+
+    def __init__(self, job: Job) -> None:
+        session.use_one_thread()
+        self._job = job
+        self._shard = _OneShard(job)
+        self._visible = retriever.visible(job.settings)
+        entries = versions.read_version(job.settings.workspace, job.version).entries
+        first = np.cumsum([0, *(entry.num_passages for entry in entries)])
+        self._offsets = [int(first[shard[0]]) for shard in job.shards]
+        self._columns = ["passage_id", "document_id", *(["text"] if job.settings.retrieval.reranker else [])]
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[str]]:
+        """Search for the units of the batch."""
+        return {"summary": [self._run(json.loads(unit)) for unit in batch["unit"]]}
+
+    @functools.cached_property
+    def _statistics(self) -> bm25.Statistics | None:
+        return None if self._job.mode == "dense" else _read_statistics(self._job)
+
+    def _run(self, unit: dict[str, Any]) -> str:
+        started = time.time()
+        opened = self._shard.open(unit["shard"], self._statistics)
+        scores, ordinals = self._search(opened, unit)
+        found = np.unique(ordinals[ordinals >= 0])
+        offset = self._offsets[unit["shard"]]
+        passages = segments.take_rows(opened.passages.select(self._columns), found)
+        passages = passages.append_column("ordinal", pa.array(found + offset, pa.int64()))
+        with tempfile.TemporaryDirectory(prefix="ragtune-search-") as temporary:
+            files = {"npz": Path(temporary) / "lists.npz", "parquet": Path(temporary) / "passages.parquet"}
+            np.savez(files["npz"], scores=scores, ordinals=np.where(ordinals >= 0, ordinals + offset, -1))
+            pq.write_table(passages, files["parquet"], write_page_checksum=True)
+            directory = self._job.stage("search")
+            return stages.commit_unit(directory, unit["unit"], files, started=started, ended=time.time())
+
+    def _search(self, opened: snapshot.Index, unit: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+        """Scores and the shard's ordinals, (num_lists, num_queries, depth); empty for queries that were not encoded."""
+        job = self._job
+        texts = [row.text for row in staged_queries.read_queries(job.queries, unit["start"], unit["stop"])]
+        embedded = None
+        if job.mode != "lexical":
+            embedded = _load(stages.unit_file(job.stage("encode"), unit["queries"], "npz"))["vectors"]
+        shape = (2 if job.mode == "hybrid" else 1, len(texts), job.depth)
+        scores = np.full(shape, -np.inf, dtype=np.float32)
+        ordinals = np.full(shape, -1, dtype=np.int64)
+        allowed = opened.allowed(self._visible)
+        for rows in _read_encoded(job, unit["queries"]).together():
+            some, near = [texts[row] for row in rows], None if embedded is None else embedded[rows]
+            lists = retriever.search_lists(opened, job.mode, some, near, job.depth, allowed)
+            scores[:, rows] = np.stack([part for part, _ in lists])
+            ordinals[:, rows] = np.stack([part for _, part in lists])
+        return scores, ordinals
+
+
+class MergeUnit:
+    """An actor that makes hits of what the shards hold for a unit of queries."""
+
+    def __init__(self, job: Job) -> None:
+        session.use_one_thread()
+        self._job = job
+        self._ranking = retriever.load_ranking(job.settings.retrieval)
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[str]]:
+        """Merge the units of the batch."""
+        return {"summary": [self._run(json.loads(unit)) for unit in batch["unit"]]}
+
+    def _run(self, unit: dict[str, Any]) -> str:
+        started = time.time()
+        rows = staged_queries.read_queries(self._job.queries, unit["start"], unit["stop"])
+        encoded = _read_encoded(self._job, unit["unit"])
+        lists = self._merged(unit["unit"])
+        column = self._passages(unit["unit"], np.unique(np.concatenate([ordinals.ravel() for _, ordinals in lists])))
+
+        def hits(numbers: Sequence[int]) -> list[list[schema.Hit]]:
+            some = [(scores[numbers], ordinals[numbers]) for scores, ordinals in lists]
+            ranked = self._ranking.rank([rows[number].text for number in numbers], some, self._job.top_k, column)
+            return retriever.to_hits([rows[number].query_id for number in numbers], *ranked, column)
+
+        found: list[list[schema.Hit] | str] = [*encoded.errors]
+        for numbers in encoded.together():
+            results = row_by_row_if_needed(numbers, hits)
+            for number, result in zip(numbers, results, strict=True):
+                found[number] = result
+        cutoffs = self._job.settings.evaluate.cutoffs
+        return commit_hits(self._job.hits, unit["unit"], rows, found, cutoffs, started)
+
+    def _files(self, unit: int, suffix: str) -> list[str]:
+        """The files of the search for a unit of queries, shard by shard."""
+        numbers = [self._job.search_unit(shard, unit) for shard in range(len(self._job.shards))]
+        return [stages.unit_file(self._job.stage("search"), number, suffix) for number in numbers]
+
+    def _merged(self, unit: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """The lists of all shards as one; no more than one shard's are in memory beside it."""
+        best: list[tuple[np.ndarray, np.ndarray]] = []
+        for file in self._files(unit, "npz"):
+            found = _load(file)
+            lists = list(zip(found["scores"], found["ordinals"], strict=True))
+            best = (
+                [
+                    vectors.top([one[0], other[0]], [one[1], other[1]], self._job.depth)
+                    for one, other in zip(best, lists, strict=True)
+                ]
+                if best
+                else lists
+            )
+        return best
+
+    def _passages(self, unit: int, wanted: np.ndarray) -> Callable[[str, np.ndarray], list[str]]:
+        """The columns of these passages, by ordinal."""
+        tables = []
+        for file in self._files(unit, "parquet"):
+            with filesystem.fetched(file) as path:
+                table = pq.read_table(path, page_checksum_verification=True)
+            tables.append(table.filter(pa.array(np.isin(np.asarray(table["ordinal"]), wanted))))
+        passages = pa.concat_tables(tables)  # shards and what was found in each are in the order of the ordinals
+        known = np.asarray(passages["ordinal"])
+
+        def column(name: str, ordinals: np.ndarray) -> list[str]:
+            rows = segments.take_rows(passages.select([name]), np.searchsorted(known, ordinals))
+            values: list[str] = rows[name].to_pylist()
+            return values
+
+        return column
+
+
+def _load(url: str) -> dict[str, np.ndarray]:
+    with filesystem.fetched(url) as path, np.load(path, allow_pickle=False) as arrays:
+        return dict(arrays)

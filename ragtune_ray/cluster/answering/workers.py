@@ -1,0 +1,236 @@
+"""The actors of bulk retrieval and answering: what one worker does with one unit of queries.
+
+In: a unit, as JSON, naming rows of the staged queries. Out: the unit's files, committed, and its summary. A query that
+cannot be retrieved or answered becomes a reject or a row with status `failed`; a row that kills the process is found by
+taking the unit's rows one by one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ragtune_ray import config, schema
+from ragtune_ray.answering.pipeline import Task, answer_tasks, failed_answer
+from ragtune_ray.cluster import session, staged_queries, stages
+from ragtune_ray.evaluation import scoring
+from ragtune_ray.ingest.splits import positives
+from ragtune_ray.models import weights
+from ragtune_ray.storage import filesystem
+from ragtune_ray.training.examples import Candidates, positive_passage
+
+__all__ = ["GenerateUnit", "RetrieveUnit", "commit_hits", "row_by_row_if_needed"]
+
+ATTEMPTS_TOGETHER = 2
+"""So often a unit is tried whole; if its worker died each time, its rows are taken one by one."""
+
+Shown = tuple[list[schema.Passage], list[float]]
+"""What a query's prompt will show, best first, and the scores of it."""
+Row = TypeVar("Row")
+Found = TypeVar("Found")
+
+
+class RetrieveUnit:
+    """An actor that holds a retriever. With a `directory` it commits hits there, else it hands passages on.
+
+    With `answer.gold_passage` it hands on the passage that holds the answer, whatever retrieval would find.
+    """
+
+    def __init__(
+        self, settings: config.Config, version: str, queries: str, depth: int, directory: str | None = None
+    ) -> None:
+        from ragtune_ray.index.retriever import open_retriever
+
+        session.use_one_thread()
+        self._retriever = open_retriever(settings, version)
+        self._cutoffs = settings.evaluate.cutoffs
+        self._queries, self._depth, self._directory = queries, depth, directory
+        self._gold_passage = settings.answer.gold_passage
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[str]]:
+        """Retrieve for the units of the batch."""
+        units = [json.loads(unit) for unit in batch["unit"]]
+        if self._directory is not None:
+            return {"summary": [self._commit(unit, self._directory) for unit in units]}
+        return {"unit": [json.dumps(self._with_passages(unit)) for unit in units]}
+
+    def _with_passages(self, unit: dict[str, Any]) -> dict[str, Any]:
+        started = time.monotonic()
+        retrieved = self._passages(unit)
+        return {**unit, "retrieved": retrieved, "retrieval_seconds": round(time.monotonic() - started, 4)}
+
+    def _commit(self, unit: dict[str, Any], directory: str) -> str:
+        started = time.time()
+        rows = staged_queries.read_queries(self._queries, unit["start"], unit["stop"])
+        found = row_by_row_if_needed(rows, self._hits)
+        return commit_hits(directory, unit["unit"], rows, found, self._cutoffs, started)
+
+    def _hits(self, rows: Sequence[schema.Query]) -> list[list[schema.Hit]]:
+        return self._retriever.retrieve([row.query_id for row in rows], [row.text for row in rows], self._depth)
+
+    def _found(self, rows: Sequence[schema.Query]) -> list[Shown]:
+        return self._retriever.retrieve_passages([row.text for row in rows], self._depth)
+
+    def _gold(self, rows: Sequence[schema.Query]) -> list[Shown]:
+        owned = self._retriever.index.of_documents([positives(row) for row in rows])
+        return [self._gold_of(row, ordinals) for row, ordinals in zip(rows, owned, strict=True)]
+
+    def _gold_of(self, row: schema.Query, ordinals: np.ndarray) -> Shown:
+        passage = positive_passage(row, Candidates(tuple(self._retriever.index.take(ordinals.tolist())), (), ()))
+        if passage is None or not row.answers:
+            raise ValueError(f"query {row.query_id!r} has no answer that a passage of a relevant document could hold")
+        return [passage], [1.0]
+
+    def _passages(self, unit: dict[str, Any]) -> list[dict[str, Any]]:
+        """Per query of the unit: its passages, their scores, and an error where retrieval failed."""
+        rows = staged_queries.read_queries(self._queries, unit["start"], unit["stop"])
+        found = row_by_row_if_needed(rows, self._gold if self._gold_passage else self._found)
+        return [
+            {"passages": [], "scores": [], "error": result}
+            if isinstance(result, str)
+            else {
+                "passages": [dataclasses.asdict(passage) for passage in result[0]],
+                "scores": result[1],
+                "error": "",
+            }
+            for result in found
+        ]
+
+
+def commit_hits(
+    directory: str,
+    number: int,
+    rows: Sequence[schema.Query],
+    found: Sequence[list[schema.Hit] | str],
+    cutoffs: Sequence[int],
+    started: float,
+) -> str:
+    """Commit a unit of retrieval: `hits.parquet`, `scores.parquet` of the judged queries, rejects in the summary.
+
+    Args:
+        directory: of the stage.
+        number: of the unit.
+        rows: its queries.
+        found: the hits of each, or the reason why there are none.
+        cutoffs: of the metrics.
+        started: when the unit was begun.
+
+    Returns:
+        What `stages.commit_unit` returns.
+    """
+    hits = [hit for row in found if not isinstance(row, str) for hit in row]
+    rejects = [
+        schema.Reject(row.query_id, result, "row")
+        for row, result in zip(rows, found, strict=True)
+        if isinstance(result, str)
+    ]
+    judged = [row for row in rows if positives(row)]
+    scores = scoring.score_retrieval(judged, hits, cutoffs) if judged else {}
+    table = pa.Table.from_pylist([{"query_id": query_id, **values} for query_id, values in scores.items()])
+    with tempfile.TemporaryDirectory(prefix="ragtune-retrieve-") as temporary:
+        paths = {name: Path(temporary) / name for name in ("hits.parquet", "scores.parquet")}
+        pq.write_table(schema.to_table(hits, schema.Hit), paths["hits.parquet"], write_page_checksum=True)
+        pq.write_table(table, paths["scores.parquet"], write_page_checksum=True)
+        return stages.commit_unit(
+            directory,
+            number,
+            paths,
+            rejects=[dataclasses.asdict(reject) for reject in rejects],
+            started=started,
+            ended=time.time(),
+        )
+
+
+def row_by_row_if_needed(rows: Sequence[Row], work: Callable[[Sequence[Row]], list[Found]]) -> list[Found | str]:
+    """The work's result per row, or the reason why that row failed: one bad row must not spoil the others."""
+    try:
+        return [*work(rows)]
+    except (ValueError, RuntimeError) as error:
+        if len(rows) == 1:
+            return [str(error)]
+    middle = len(rows) // 2
+    return row_by_row_if_needed(rows[:middle], work) + row_by_row_if_needed(rows[middle:], work)
+
+
+class GenerateUnit:
+    """An actor that holds the generator and answers one unit of queries at a time."""
+
+    def __init__(self, settings: config.Config, version: str, queries: str, directory: str, fingerprint: str) -> None:
+        from ragtune_ray.generation.generator import load_generator
+
+        session.use_one_thread()
+        engine = settings.generator.engine
+        model = weights.resolve(settings.generator.model).directory if engine == "transformers" else None
+        self._generator = load_generator(settings.generator, model)
+        self._settings, self._version, self._queries = settings, version, queries
+        self._directory, self._fingerprint = directory, fingerprint
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[str]]:
+        """Answer the units of the batch; each leaves its rows of `answers.parquet`."""
+        return {"summary": [self._run(json.loads(unit)) for unit in batch["unit"]]}
+
+    def _run(self, unit: dict[str, Any]) -> str:
+        started = time.time()
+        tasks = self._tasks(unit)
+        if stages.begin_attempt(self._directory, unit["unit"]) > ATTEMPTS_TOGETHER:
+            answers = [self._alone(unit["unit"], place, task) for place, task in enumerate(tasks)]
+        else:
+            answers = self._answers(tasks)
+        errors = [answer.error for answer in answers if answer.status == "failed"]
+        with tempfile.TemporaryDirectory(prefix="ragtune-answer-") as temporary:
+            path = Path(temporary) / "answers.parquet"
+            pq.write_table(schema.to_table(answers, schema.Answer), path, write_page_checksum=True)
+            return stages.commit_unit(
+                self._directory,
+                unit["unit"],
+                {"parquet": path},
+                failed=len(errors),
+                errors=errors[:3],
+                retrieval_seconds=unit.get("retrieval_seconds", 0.0),
+                started=started,
+                ended=time.time(),
+            )
+
+    def _tasks(self, unit: dict[str, Any]) -> list[Task]:
+        rows = staged_queries.read_queries(self._queries, unit["start"], unit["stop"])
+        if "retrieved" not in unit:
+            return [Task(row, (), (), "", "") for row in rows]
+        return [
+            Task(
+                row,
+                tuple(schema.Passage(**passage) for passage in found["passages"]),
+                tuple(found["scores"]),
+                self._version,
+                found["error"],
+            )
+            for row, found in zip(rows, unit["retrieved"], strict=True)
+        ]
+
+    def _answers(self, tasks: Sequence[Task]) -> list[schema.Answer]:
+        return answer_tasks(tasks, self._generator, self._settings, self._fingerprint)
+
+    def _alone(self, unit: int, place: int, task: Task) -> schema.Answer:
+        """Answer one row by itself, leaving a note first: a row with a note but no answer has killed its worker."""
+        note = stages.unit_file(self._directory, unit, f"row-{place}.txt")
+        finished = stages.unit_file(self._directory, unit, f"row-{place}.parquet")
+        if filesystem.exists(finished):
+            with filesystem.fetched(finished) as local:
+                return next(schema.from_table(pq.read_table(local), schema.Answer))
+        if filesystem.exists(note):
+            return failed_answer(task, "the worker process died on this row", self._fingerprint)
+        filesystem.replace_text(note, "")
+        (answer,) = self._answers([task])
+        with tempfile.TemporaryDirectory(prefix="ragtune-answer-") as temporary:
+            path = Path(temporary) / "answer.parquet"
+            pq.write_table(schema.to_table([answer], schema.Answer), path)
+            filesystem.commit_file(path, finished)
+        return answer

@@ -1,0 +1,1 @@
+"""Measures the arms and recommends one; calibrates when retrieval can be skipped."""

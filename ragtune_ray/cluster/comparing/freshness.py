@@ -1,0 +1,89 @@
+"""What each arm makes of knowledge that changes: how soon it shows in answers, and whether the answers are right.
+
+In: an index, documents that changed or went, and questions about them. Out: seconds and scores. The changes are applied to a copy
+of the index; the index itself stays as it is.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from typing import Any
+
+from ragtune_ray import config, schema
+from ragtune_ray.cluster import staged_queries
+from ragtune_ray.cluster.answering import answer, evaluate
+from ragtune_ray.cluster.indexing import update
+from ragtune_ray.evaluation import failures, intervals, scoring
+from ragtune_ray.models import arms
+from ragtune_ray.storage import checksums, filesystem
+
+__all__ = ["changed_scores", "follow_changes", "remove_copy", "visible_seconds"]
+
+
+def follow_changes(settings: config.Config) -> tuple[config.Config, float]:
+    """Apply the changes to a copy of the index.
+
+    Args:
+        settings: of an arm; its workspace and encoder, the changes of `compare`, and all that upserting uses.
+
+    Returns:
+        The config with the copy as its workspace, and the seconds until a question found its answer in it.
+    """
+    from ragtune_ray.index.retriever import open_retriever
+
+    scratch = _scratch(settings)
+    filesystem.copy_tree(filesystem.join(settings.workspace, "index"), filesystem.join(scratch, "index"))
+    changed = settings.using(f"workspace={json.dumps(scratch, ensure_ascii=False)}")
+    started = time.monotonic()
+    if settings.compare.changes_path:
+        update.upsert_documents(changed, settings.compare.changes_path)
+    if settings.compare.deleted:
+        update.delete_documents(changed, settings.compare.deleted)
+    opened = open_retriever(changed)
+    opened.retrieve_passages([_questions(settings)[0].text], settings.retrieval.top_k)
+    return changed, time.monotonic() - started
+
+
+def changed_scores(settings: config.Config, changed: config.Config, arm: config.Arm) -> intervals.Interval | None:
+    """How well an arm answers the questions about what changed: `compare.metric` with its interval.
+
+    Args:
+        settings: of the comparison; its workspace has the tuned models.
+        changed: from `follow_changes` for this arm; its workspace has the changed index.
+        arm: tuned arms answer with what they learnt before the change.
+    """
+    tuned = arms.with_tuned_models(settings.using(f"answer.arm={arm}"))
+    plain: config.Arm = "rag" if config.retrieves(arm) else "base"
+    asked = staged_queries.asking(tuned, settings.compare.changed_queries_path).using(
+        f"workspace={json.dumps(changed.workspace, ensure_ascii=False)}", f"answer.arm={plain}"
+    )
+    rows = evaluate.read_answers(str(answer.answer(asked)))
+    scores = scoring.score_answers(_questions(settings), rows, settings.evaluate.language)
+    return failures.interval_of(scores, settings.compare.metric, settings)
+
+
+def visible_seconds(arm: config.Arm, seconds_to_index: float, training: dict[str, Any] | None) -> float:
+    """When a change shows in an arm's answers: when it is indexed; when it is trained; never."""
+    if config.retrieves(arm):
+        return seconds_to_index
+    return float(training["seconds"]["steps"]) if training else math.inf
+
+
+def remove_copy(settings: config.Config) -> None:
+    """Take the copy away, with what was answered from it."""
+    filesystem.remove(_scratch(settings))
+
+
+def _questions(settings: config.Config) -> list[schema.Query]:
+    path = settings.compare.changed_queries_path
+    found = staged_queries.judged_queries(staged_queries.asking(settings, path))
+    if not found:
+        raise evaluate.EvaluationError(f"{path}: no question has `answers`, so nothing can be said of what changed")
+    return found
+
+
+def _scratch(settings: config.Config) -> str:
+    identity = checksums.digest([settings.compare.changes_path, settings.compare.deleted])
+    return filesystem.join(settings.workspace, "runs", ".work", f"changed-{identity}")

@@ -1,0 +1,213 @@
+"""What is measured of one arm: its answers, how long one takes, what it costs, what it makes of changes, what it forgot.
+
+In: an arm whose answers are there. Out: `Measured`. This module compares nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ragtune_ray import config, progress, schema
+from ragtune_ray.cluster import runs, staged_queries
+from ragtune_ray.cluster.answering import answer
+from ragtune_ray.cluster.answering import evaluate as evaluate_module
+from ragtune_ray.cluster.comparing import calibrate, freshness, latency
+from ragtune_ray.evaluation import costs, decision, failures, intervals, scoring
+from ragtune_ray.index import versions
+from ragtune_ray.models import arms, weights
+from ragtune_ray.storage import artifacts, filesystem
+
+__all__ = ["Forgetting", "MeasureError", "Measured", "measure"]
+
+
+class MeasureError(ValueError):
+    """Something asked for cannot be measured; the message names the setting."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Forgetting:
+    """What a tuned generator scores on the probe questions, and the base model before it."""
+
+    before: intervals.Interval
+    after: intervals.Interval
+    difference: intervals.Interval
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Measured:
+    """What was found out about one arm."""
+
+    settings: config.Config
+    """With the arm's own generator."""
+    rows: dict[str, schema.Answer]
+    scores: scoring.PerQuery
+    manifest: dict[str, Any]
+    """Of its run of `answer`."""
+    training: dict[str, Any] | None
+    """The manifest of its tuned model."""
+    summary: dict[str, dict[str, float]]
+    """The means of its scores with their intervals, as `evaluate` wrote them."""
+    cited: intervals.Interval
+    """The share of its answers that cite."""
+    latency: dict[str, Any]
+    cost: costs.Cost
+    visible_seconds: float
+    changed: intervals.Interval | None
+    """What it scores on the questions about what changed."""
+    forgetting: Forgetting | None
+    adaptive: dict[str, Any] | None
+    """What answering without retrieval brings where the generator is sure; None where it was not calibrated."""
+
+    def evidence(self) -> decision.Evidence:
+        """What the decision looks at."""
+        return decision.Evidence(
+            scores=self.scores,
+            cost=self.cost,
+            p95_seconds=self.latency["total"]["p95_seconds"],
+            visible_seconds=self.visible_seconds,
+            cited_share=self.cited.value,
+            forgotten=self.forgetting.difference if self.forgetting else None,
+        )
+
+
+def measure(
+    settings: config.Config,
+    arm: config.Arm,
+    evaluated: str,
+    queries: Sequence[schema.Query],
+    changed: Mapping[str, tuple[config.Config, float]],
+) -> Measured:
+    """Measure one arm.
+
+    Args:
+        settings: of the comparison.
+        arm: which.
+        evaluated: the finished run of `evaluate` with its answers.
+        queries: judged ones.
+        changed: workspace of an index -> what `freshness.follow_changes` gave for it; empty where nothing changed.
+
+    Raises:
+        MeasureError: the probe holds no judged question.
+    """
+    run = artifacts.read_manifest(evaluated)["runs"][arm]
+    manifest = artifacts.read_manifest(run)
+    rows = {row.query_id: row for row in evaluate_module.read_answers(run)}
+    of_arm = arms.with_tuned_models(settings.using(f"answer.arm={arm}"))
+    manifest["index_version"] = runs.living_version(of_arm.workspace, manifest)
+    tuned = artifacts.read_manifest(weights.tuned_model(settings.workspace, arm)) if config.is_tuned(arm) else None
+    asked = _spread(queries, settings.compare.latency_queries)
+    progress.say(f"compare: arm {arm} answers {len(asked)} questions one at a time")
+    indexed = _index_seconds(of_arm, manifest)
+    follows = changed.get(of_arm.workspace)
+    to_index = follows[1] if follows else sum(each["total"] for each in indexed[-1:])
+    summary = artifacts.open_artifact(evaluated, "evaluate").path / arm / "metrics.json"
+    timed = latency.measure(of_arm, asked, manifest["index_version"])
+    return Measured(
+        settings=of_arm,
+        rows=rows,
+        scores=evaluate_module.scores_of(queries, list(rows.values()), settings),
+        manifest=manifest,
+        training=tuned,
+        summary=json.loads(summary.read_text(encoding="utf-8")),
+        cited=failures.cited_share(list(rows.values()), settings.evaluate, settings.seed),
+        latency=timed,
+        cost=_cost(of_arm, indexed, manifest["busy_seconds"], tuned, len(rows)),
+        visible_seconds=freshness.visible_seconds(arm, to_index, tuned),
+        changed=freshness.changed_scores(settings, follows[0], arm) if follows else None,
+        forgetting=_forgetting(settings, of_arm) if tuned and settings.compare.probe_path else None,
+        adaptive=_adaptive(settings.using(f"answer.arm={arm}"), queries, asked, run, timed),
+    )
+
+
+def _adaptive(
+    settings: config.Config,
+    queries: Sequence[schema.Query],
+    asked: Sequence[schema.Query],
+    run: str,
+    always: dict[str, Any],
+) -> dict[str, Any] | None:
+    """The effect of the arm's calibration, with the time that it saves; `always` is the latency of retrieving always."""
+    found = calibrate.effect(settings, queries, run) if config.retrieves(settings.answer.arm) else None
+    if found is None:
+        return None
+    closed = latency.measure(arms.with_tuned_models(settings.using("answer.closed_book=true")), asked, "")
+    # Every question is first answered closed-book; those that are not sure are then answered as ever.
+    saved = found["share"].value * always["total"]["p50_seconds"] - closed["total"]["p50_seconds"]
+    return {**found, "saved_seconds": round(saved, 4)}
+
+
+def _spread(queries: Sequence[schema.Query], count: int) -> list[schema.Query]:
+    """So many queries, evenly from the first to the last."""
+    places = np.linspace(0, len(queries) - 1, min(count, len(queries))).round().astype(int)
+    return [queries[place] for place in places]
+
+
+def _index_seconds(settings: config.Config, manifest: dict[str, Any]) -> list[dict[str, float]]:
+    """Seconds and workers of each version that led to the one answered from, oldest first, as far as they are kept."""
+    name, found = manifest["index_version"], list[dict[str, float]]()
+    while name and filesystem.exists(versions.version_url(settings.workspace, name)):
+        facts = versions.read_version(settings.workspace, name).manifest
+        workers = facts.get("encoding", {}).get("workers", 1)
+        found.append({"total": facts.get("seconds", {}).get("total", 0.0), "workers": float(workers)})
+        name = facts.get("parent", "")
+    return found[::-1]
+
+
+def _cost(
+    settings: config.Config,
+    indexed: Sequence[dict[str, float]],
+    busy: dict[str, float],
+    tuned: dict[str, Any] | None,
+    num_answers: int,
+) -> costs.Cost:
+    gpus = settings.cluster.gpus_per_worker
+    built = costs.Compute()
+    for each in indexed:
+        held = each["total"] * each["workers"]
+        built += costs.Compute(held, held * gpus)
+    trained = costs.Compute()
+    if tuned:
+        seconds = tuned["seconds"]["steps"] * tuned["num_workers"]
+        trained = costs.Compute(seconds * tuned.get("cores_per_worker", 1), seconds * gpus)
+    each_answer = costs.Compute(busy["retrieval"] + busy["generation"], busy["generation"] * gpus).times(
+        1 / num_answers
+    )
+    return costs.cost_of(
+        built,
+        trained,
+        each_answer,
+        answers=settings.compare.answers,
+        prices=settings.prices,
+        unit=costs.unit_of(settings.prices, with_gpus=gpus > 0),
+    )
+
+
+def _forgetting(settings: config.Config, tuned: config.Config) -> Forgetting:
+    """How the tuned generator and the base model answer the probe questions, without passages."""
+    asked = staged_queries.asking(settings, settings.compare.probe_path)
+    queries = staged_queries.judged_queries(asked)
+    if not queries:
+        raise MeasureError(f"compare.probe_path={settings.compare.probe_path}: no question has `answers`")
+    model = json.dumps(tuned.generator.model, ensure_ascii=False)
+    before, after = (
+        evaluate_module.scores_of(queries, evaluate_module.read_answers(str(answer.answer(each))), settings)
+        for each in (
+            asked.using("answer.arm=base"),
+            asked.using("answer.arm=base", f"generator.model={model}", "generator.engine=transformers"),
+        )
+    )
+    metric, evaluate = settings.compare.metric, settings.evaluate
+    a, b = (np.array([row[metric] for row in scores.values() if metric in row]) for scores in (before, after))
+    if not len(a):
+        raise MeasureError(f"compare.probe_path={settings.compare.probe_path}: no question has {metric}")
+    resamples, confidence, seed = evaluate.resamples, evaluate.confidence, settings.seed
+    return Forgetting(
+        intervals.bootstrap(a, resamples, confidence, seed),
+        intervals.bootstrap(b, resamples, confidence, seed),
+        intervals.paired_bootstrap(a, b, resamples, confidence, seed),
+    )

@@ -1,0 +1,1 @@
+"""Ray Data: builds, updates and compacts the index."""

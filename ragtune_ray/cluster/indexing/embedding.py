@@ -1,0 +1,133 @@
+"""Ray Data: the second stage of an index build, passages -> embeddings.
+
+In: the parts that `reading` left. Out: per unit a file of the vectors of the rows that were kept; rows without a finite
+vector are rejects. This module knows nothing of FAISS.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from ragtune_ray import config, schema
+from ragtune_ray.cluster import session, stages
+from ragtune_ray.cluster.indexing import reading
+from ragtune_ray.storage import checksums, filesystem
+
+if TYPE_CHECKING:
+    import ray.data
+
+__all__ = ["EmbedUnit", "embed_stage", "num_workers", "read_block", "read_vectors"]
+
+
+def embed_stage(
+    settings: config.Config, build: str, parts: reading.Parts, *, in_process: bool = False
+) -> list[dict[str, Any]]:
+    """Embed every row group of every part, on Ray or in this process; the summaries, in the order of the passages."""
+    directory = filesystem.join(build, "embed")
+    units: list[dict[str, Any]] = []
+    for part in parts.summaries:
+        for group, rows in enumerate(part["row_groups"]):
+            dropped = parts.dropped.get(part["unit"], [])
+            units.append(
+                {"unit": len(units), "part": part["unit"], "row_group": group, "rows": rows, "dropped": dropped}
+            )
+    count = 1 if in_process else num_workers(settings, len(units))
+
+    def transform(dataset: ray.data.Dataset) -> ray.data.Dataset:
+        import ray.data
+
+        return dataset.map_batches(
+            EmbedUnit,
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(
+                min_size=1, max_size=count, initial_size=count, max_tasks_in_flight_per_actor=2
+            ),
+            fn_constructor_kwargs={"settings": settings.encoder, "build": build},
+            **session.worker_options(settings.cluster),
+        )
+
+    return stages.run_stage(
+        "embed",
+        directory,
+        units,
+        transform,
+        counted="passages",
+        rows_of=lambda unit: int(unit["rows"]),
+        in_process=(lambda: EmbedUnit(settings.encoder, build)) if in_process else None,
+    )
+
+
+def num_workers(settings: config.Config, num_units: int) -> int:
+    """How many encoder actors work on so many units."""
+    wanted = session.workers(settings.cluster.encoder_workers, settings.cluster.gpus_per_worker)
+    return max(1, min(num_units, wanted))
+
+
+class EmbedUnit:
+    """An actor that holds the encoder and embeds one row group of a part at a time."""
+
+    def __init__(self, settings: config.Encoder, build: str) -> None:
+        from ragtune_ray.models.encoder import load_encoder
+
+        session.use_one_thread()
+        self._encoder = load_encoder(settings)
+        self._build = build
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[str]]:
+        """Embed the batch's units; each leaves its vectors and the rows that were kept."""
+        return {"summary": [self._embed(json.loads(unit)) for unit in batch["unit"]]}
+
+    def _embed(self, unit: dict[str, Any]) -> str:
+        started = time.monotonic()
+        passages = reading.read_row_group(self._build, unit["part"], unit["row_group"])
+        kept = ~np.isin(passages["document_number"].to_numpy(), unit["dropped"])
+        vectors = np.zeros((passages.num_rows, self._encoder.dimension), dtype=np.float32)
+        vectors[kept] = self._encoder.encode_passages(passages.filter(pa.array(kept))["text"].to_pylist())
+        finite = np.isfinite(vectors).all(axis=1)
+        failed = passages.filter(pa.array(kept & ~finite))["passage_id"].to_pylist()
+        rows = np.flatnonzero(kept & finite)
+        with tempfile.TemporaryDirectory(prefix="ragtune-embed-") as temporary:
+            saved = Path(temporary) / "vectors.npz"
+            np.savez(saved, rows=rows, vectors=vectors[rows])
+            return stages.commit_unit(
+                filesystem.join(self._build, "embed"),
+                unit["unit"],
+                {"npz": saved},
+                part=unit["part"],
+                row_group=unit["row_group"],
+                rows=len(rows),
+                rejects=[
+                    {"place": passage_id, "reason": "the encoder gave no finite vector", "kind": "passage"}
+                    for passage_id in failed
+                ],
+                encoder=self._encoder.fingerprint,
+                dimension=self._encoder.dimension,
+                seconds=round(time.monotonic() - started, 4),
+            )
+
+
+def read_block(build: str, block: dict[str, Any]) -> tuple[pa.Table, np.ndarray]:
+    """The kept passages of an embedded unit, `Passage` rows with the fingerprint of each one's document, and their vectors."""
+    rows, vectors = _read_npz(build, block)
+    passages = reading.read_row_group(build, block["part"], block["row_group"]).take(pa.array(rows))
+    return passages.select([*schema.arrow_schema(schema.Passage).names, "fingerprint"]), vectors
+
+
+def read_vectors(build: str, block: dict[str, Any]) -> np.ndarray:
+    """The vectors of an embedded unit alone, (num_rows, dimension)."""
+    return _read_npz(build, block)[1]
+
+
+def _read_npz(build: str, block: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    directory = filesystem.join(build, "embed")
+    name = Path(stages.unit_file(directory, block["unit"], "npz")).name
+    folder = filesystem.local_copy(directory, [name], checksums.digest(directory))
+    with np.load(folder / name, allow_pickle=False) as arrays:
+        return arrays["rows"], arrays["vectors"]

@@ -1,0 +1,329 @@
+"""Ray Data: the first stage of an index build, documents -> passages.
+
+In: the units that `planning` cut. Out: per unit a Parquet *part* of passages, the documents it met and what it rejected;
+over all units, the documents that stand twice. This module knows nothing of vectors.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from ragtune_ray import config, progress, schema
+from ragtune_ray.cluster import stages
+from ragtune_ray.index import contents, segments, versions
+from ragtune_ray.ingest import input_units, readers
+from ragtune_ray.storage import checksums, filesystem
+
+if TYPE_CHECKING:
+    import ray.data
+
+    from ragtune_ray.models.encoder import TokenCounter
+
+__all__ = ["DuplicateError", "Parts", "read_row_group", "read_stage"]
+
+DOCUMENTS_AT_ONCE = 256
+BYTES_AT_ONCE = 4 * 2**20
+
+_FINGERPRINT = pa.field("fingerprint", pa.binary(segments.FINGERPRINT_BYTES), nullable=False)
+_PART_SCHEMA = (
+    schema.arrow_schema(schema.Passage)
+    .append(pa.field("document_number", pa.int64(), nullable=False))
+    .append(_FINGERPRINT)
+)
+_PASSAGE_NAMES = schema.arrow_schema(schema.Passage).names
+_DOCUMENTS_SCHEMA = pa.schema(
+    [
+        pa.field("document_id", pa.string(), nullable=False),
+        _FINGERPRINT,
+        pa.field("is_known", pa.bool_(), nullable=False),
+        pa.field("text_sha256", pa.binary(32), nullable=False),
+        pa.field("place", pa.string(), nullable=False),
+        pa.field("document_number", pa.int64(), nullable=False),
+    ]
+)
+
+
+class DuplicateError(ValueError):
+    """Two documents of different text share an id; the message names both places."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the reading stage left behind."""
+
+    summaries: list[dict[str, Any]]
+    """One per unit: its number and the rows of each row group of its part."""
+    dropped: dict[int, list[int]]
+    """Per unit, the numbers of documents that repeat an earlier one word for word."""
+    rejects: list[schema.Reject]
+    documents: pa.Table
+    """document_id, fingerprint, is_known; each document once."""
+
+    @property
+    def num_passages(self) -> int:
+        """Passages that were cut: those of documents that are not known, repeats included."""
+        return sum(sum(summary["row_groups"]) for summary in self.summaries)
+
+
+def read_stage(
+    settings: config.Config, plan: input_units.Plan, build: str, base: str, *, in_process: bool = False
+) -> Parts:
+    """Read every unit of the plan and chunk what is not known; then find documents that stand twice.
+
+    Args:
+        settings: corpus, chunking and encoder are used.
+        plan: of the input.
+        build: directory of the build.
+        base: the index version whose documents are known and need no passages; "": there is none.
+        in_process: without Ray.
+
+    Raises:
+        DuplicateError: two documents of different text share an id.
+        stages.StageError: the stage failed.
+    """
+    directory = filesystem.join(build, "read")
+    units = [{"unit": unit.number, "input": dataclasses.asdict(unit)} for unit in plan.units]
+    arguments: dict[str, Any] = {
+        "directory": directory,
+        "workspace": settings.workspace,
+        "base": base,
+        "encoder": settings.encoder,
+        "chunking": settings.chunking,
+        "max_document_bytes": settings.corpus.max_document_bytes,
+    }
+
+    def transform(dataset: ray.data.Dataset) -> ray.data.Dataset:
+        import ray.data
+
+        return dataset.map_batches(
+            _read_units, batch_size=1, compute=ray.data.TaskPoolStrategy(), num_cpus=1, fn_kwargs=arguments
+        )
+
+    summaries = stages.run_stage(
+        "read",
+        directory,
+        units,
+        transform,
+        in_process=(lambda: functools.partial(_read_units, **arguments)) if in_process else None,
+    )
+    _say_what_is_too_long(settings, summaries)
+    documents = pa.concat_tables([_read_table(directory, summary, "documents.parquet") for summary in summaries])
+    numbers = [np.full(summary["documents"], summary["unit"]) for summary in summaries]
+    dropped, repeats, later = _find_duplicates(documents, np.concatenate(numbers))
+    rejects = [
+        *plan.rejects,
+        *(reject for summary in summaries for reject in _read_rejects(directory, summary)),
+        *repeats,
+    ]
+    kept = np.ones(documents.num_rows, dtype=bool)
+    kept[later] = False
+    once = documents.select(["document_id", "fingerprint", "is_known"]).filter(pa.array(kept))
+    return Parts(summaries, dropped, rejects, once)
+
+
+def _say_what_is_too_long(settings: config.Config, summaries: list[dict[str, Any]]) -> None:
+    """Said and not refused: words find the whole of a passage, and most may be short whatever the setting."""
+    # Units that a run of an earlier release finished have not counted theirs.
+    num_too_long = sum(summary.get("too_long", 0) for summary in summaries)
+    if not num_too_long:
+        return
+    max_tokens = max(summary.get("max_tokens", 0) for summary in summaries)
+    progress.say(
+        f"read: {num_too_long:,} of {sum(sum(summary['row_groups']) for summary in summaries):,} passages are longer than the "
+        f"{max_tokens:,} tokens that {settings.encoder.model} reads: their ends are not in their vectors, and are found by "
+        f"their words alone. chunking.size_tokens is {settings.chunking.size_tokens:,}; set it to {max_tokens:,} or lower"
+    )
+
+
+def read_row_group(build: str, part: int, row_group: int) -> pa.Table:
+    """One row group of a part: `Passage` rows and the number of each one's document within the part."""
+    directory = filesystem.join(build, "read")
+    name = Path(stages.unit_file(directory, part, "passages.parquet")).name
+    folder = filesystem.local_copy(directory, [name], checksums.digest(directory))
+    with pq.ParquetFile(folder / name, page_checksum_verification=True) as file:
+        return file.read_row_group(row_group)
+
+
+def _read_units(
+    batch: dict[str, np.ndarray],
+    directory: str,
+    workspace: str,
+    base: str,
+    encoder: config.Encoder,
+    chunking: config.Chunking,
+    max_document_bytes: int,
+) -> dict[str, list[str]]:
+    from ragtune_ray.models.encoder import load_token_counter
+
+    counter = load_token_counter(encoder)
+    known = contents.KnownDocuments(workspace, versions.read_version(workspace, base) if base else None)
+    summaries = []
+    for text in batch["unit"]:
+        unit = json.loads(text)
+        given = unit["input"]
+        source = input_units.Unit(**{**given, "paths": tuple(given["paths"])})
+        summaries.append(
+            _read_unit(source, directory, known, counter, chunking, encoder.unit_passages, max_document_bytes)
+        )
+    return {"summary": summaries}
+
+
+def _read_unit(
+    unit: input_units.Unit,
+    directory: str,
+    known: contents.KnownDocuments,
+    counter: TokenCounter,
+    chunking: config.Chunking,
+    unit_passages: int,
+    max_document_bytes: int,
+) -> str:
+    from ragtune_ray.ingest.chunking import chunk_all
+
+    rejects: list[schema.Reject] = []
+    documents: list[dict[str, Any]] = []
+    row_groups: list[int] = []
+    too_long = 0
+    size = chunking.size_tokens - counter.num_added_tokens
+    with tempfile.TemporaryDirectory(prefix="ragtune-read-") as temporary:
+        paths = {name: Path(temporary) / name for name in ("passages.parquet", "documents.parquet", "rejects.jsonl")}
+        with pq.ParquetWriter(paths["passages.parquet"], _PART_SCHEMA, write_page_checksum=True) as writer:
+            waiting: list[dict[str, Any]] = []
+            for group in _groups(readers.read_documents(unit, max_document_bytes)):
+                rejects += [item for item in group if isinstance(item, schema.Reject)]
+                read = [item for item in group if isinstance(item, schema.Document)]
+                rows = _document_rows(read, len(documents), known)
+                documents += rows
+                new = [(document, row) for document, row in zip(read, rows, strict=True) if not row["is_known"]]
+                cut = chunk_all([each for each, _ in new], counter.token_spans, size, chunking.overlap_tokens)
+                too_long += _num_too_long(counter, chunking, [passage.text for each in cut for passage in each])
+                for (_, row), passages in zip(new, cut, strict=True):
+                    waiting += [_passage_row(passage, row) for passage in passages]
+                whole = len(waiting) - len(waiting) % unit_passages
+                row_groups += _write(writer, waiting[:whole], unit_passages)
+                waiting = waiting[whole:]
+            row_groups += _write(writer, waiting, unit_passages)
+        pq.write_table(pa.Table.from_pylist(documents, schema=_DOCUMENTS_SCHEMA), paths["documents.parquet"])
+        paths["rejects.jsonl"].write_text(schema.reject_lines(rejects), encoding="utf-8")
+        return stages.commit_unit(
+            directory,
+            unit.number,
+            paths,
+            row_groups=row_groups,
+            documents=len(documents),
+            rejected=len(rejects),
+            too_long=too_long,
+            max_tokens=counter.max_tokens,
+        )
+
+
+def _num_too_long(counter: TokenCounter, chunking: config.Chunking, texts: list[str]) -> int:
+    """How many passages the encoder does not read to their ends."""
+    if not texts or chunking.size_tokens <= counter.max_tokens:
+        return 0  # none can be, so that they need not be counted again
+    return sum(len(spans) + counter.num_added_tokens > counter.max_tokens for spans in counter.token_spans(texts))
+
+
+def _groups(items: Iterator[schema.Document | schema.Reject]) -> Iterator[list[schema.Document | schema.Reject]]:
+    """Documents by the few hundred or the few megabytes: enough to tokenise together, never a whole unit in memory."""
+    group: list[schema.Document | schema.Reject] = []
+    size = 0
+    for item in items:
+        group.append(item)
+        size += len(item.text) if isinstance(item, schema.Document) else 0
+        if len(group) >= DOCUMENTS_AT_ONCE or size >= BYTES_AT_ONCE:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
+
+
+def _passage_row(passage: schema.Passage, document: dict[str, Any]) -> dict[str, Any]:
+    return {
+        **{name: getattr(passage, name) for name in _PASSAGE_NAMES},
+        "document_number": document["document_number"],
+        "fingerprint": document["fingerprint"],
+    }
+
+
+def _document_rows(
+    documents: list[schema.Document], first_number: int, known: contents.KnownDocuments
+) -> list[dict[str, Any]]:
+    fingerprints = [segments.document_fingerprint(document) for document in documents]
+    are_known = known.hold([document.document_id for document in documents], fingerprints)
+    return [
+        {
+            "document_id": document.document_id,
+            "fingerprint": fingerprint,
+            "is_known": is_known,
+            "text_sha256": hashlib.sha256(document.text.encode()).digest(),
+            "place": document.place,
+            "document_number": first_number + place,
+        }
+        for place, (document, fingerprint, is_known) in enumerate(zip(documents, fingerprints, are_known, strict=True))
+    ]
+
+
+def _write(writer: pq.ParquetWriter, rows: list[dict[str, Any]], unit_passages: int) -> list[int]:
+    """Write passages in row groups of one embedding unit each; how many rows each has."""
+    if rows:
+        writer.write_table(pa.Table.from_pylist(rows, schema=_PART_SCHEMA), row_group_size=unit_passages)
+    return [min(unit_passages, len(rows) - first) for first in range(0, len(rows), unit_passages)]
+
+
+def _read_table(directory: str, summary: dict[str, Any], suffix: str) -> pa.Table:
+    name = Path(stages.unit_file(directory, summary["unit"], suffix)).name
+    return pq.read_table(filesystem.local_copy(directory, [name], checksums.digest(directory)) / name)
+
+
+def _read_rejects(directory: str, summary: dict[str, Any]) -> Iterator[schema.Reject]:
+    if summary["rejected"]:
+        text = filesystem.read_text(stages.unit_file(directory, summary["unit"], "rejects.jsonl"))
+        # Not splitlines: it also splits at separators such as U+2028, which JSON text may hold as they are.
+        yield from (schema.Reject(**json.loads(line)) for line in text.split("\n") if line)
+
+
+def _find_duplicates(
+    documents: pa.Table, units: np.ndarray
+) -> tuple[dict[int, list[int]], list[schema.Reject], np.ndarray]:
+    """Documents that repeat an earlier one: their numbers per unit, a reject for each, and their rows.
+
+    Args:
+        documents: all documents, in the order of the input.
+        units: the unit of each, (num_documents,).
+
+    Raises:
+        DuplicateError: an id stands for two different texts.
+    """
+    encoded = pc.dictionary_encode(documents["document_id"].combine_chunks())
+    codes = encoded.indices.to_numpy()
+    first_of_code = np.full(len(encoded.dictionary), -1, dtype=np.int64)
+    # Written backwards, so that the first occurrence is what stands at the end.
+    first_of_code[codes[::-1]] = np.arange(len(codes))[::-1]
+    later = np.flatnonzero(first_of_code[codes] != np.arange(len(codes)))
+    dropped: dict[int, list[int]] = {}
+    rejects = []
+    for row in later:
+        earlier = documents.slice(int(first_of_code[codes[row]]), 1).to_pylist()[0]
+        document = documents.slice(int(row), 1).to_pylist()[0]
+        if document["text_sha256"] != earlier["text_sha256"]:
+            raise DuplicateError(
+                f"document_id {document['document_id']!r} stands for two different texts, at {earlier['place']} and at "
+                f"{document['place']}; give one of them another id"
+            )
+        dropped.setdefault(int(units[row]), []).append(document["document_number"])
+        reason = f"the same document stands at {earlier['place']}; this copy is dropped"
+        rejects.append(schema.Reject(document["place"], reason, "row"))
+    return dropped, rejects, later

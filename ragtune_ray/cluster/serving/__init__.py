@@ -1,0 +1,1 @@
+"""Ray Serve: three deployments, each scaling on its own."""

@@ -1,0 +1,149 @@
+"""The queries of a bulk job, staged once so that every worker reads its own rows.
+
+In: the `queries` section of the config. Out: a Parquet file of `Query` rows in the workspace, its fingerprint, and the
+units that a stage divides it into. This module knows nothing of what is done with the queries.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import itertools
+import json
+import tempfile
+import uuid
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from ragtune_ray import config, progress, schema
+from ragtune_ray.ingest import inputs, splits
+from ragtune_ray.storage import checksums, filesystem
+
+__all__ = [
+    "StagedQueries",
+    "asking",
+    "fingerprint",
+    "judged_queries",
+    "read_queries",
+    "selected_queries",
+    "staged_queries",
+    "units",
+]
+
+ROWS_AT_ONCE = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class StagedQueries:
+    """The queries of a job on shared storage."""
+
+    url: str
+    """A Parquet file of `Query` rows; this job's own."""
+    fingerprint: str
+    """Of ids, texts, answers and qrels, in their order."""
+    num_queries: int
+    rejects: tuple[schema.Reject, ...]
+
+
+@contextlib.contextmanager
+def staged_queries(settings: config.Config) -> Iterator[StagedQueries]:
+    """The queries that the config selects, where workers can read them, for the duration of a job.
+
+    Raises:
+        inputs.InputError: they cannot be read, or none is left.
+    """
+    if not settings.queries.path:
+        raise config.ConfigError("queries.path is empty; name a file of queries")
+    rejects: list[schema.Reject] = []
+    fingerprint = hashlib.sha256()
+    num_queries = 0
+    with tempfile.TemporaryDirectory(prefix="ragtune-queries-") as temporary:
+        local = Path(temporary) / "queries.parquet"
+        with pq.ParquetWriter(local, schema.arrow_schema(schema.Query), write_page_checksum=True) as writer:
+            for rows in _batched(_selected(settings.queries, rejects)):
+                num_queries += len(rows)
+                for row in rows:
+                    fingerprint.update(json.dumps(dataclasses.astuple(row), ensure_ascii=False).encode() + b"\n")
+                writer.write_table(schema.to_table(rows, schema.Query))
+        if not num_queries:
+            first = f"; the first reject: {rejects[0].place}: {rejects[0].reason}" if rejects else ""
+            raise inputs.InputError(f"{settings.queries.path}: holds no usable query{first}")
+        name = fingerprint.hexdigest()[:16]
+        url = filesystem.join(settings.workspace, "runs", ".work", f"queries-{name}-{uuid.uuid4().hex[:8]}.parquet")
+        filesystem.commit_file(local, url)
+    if rejects:
+        progress.say(f"queries: {len(rejects):,} rejected; the first: {rejects[0].place}: {rejects[0].reason}")
+    try:
+        yield StagedQueries(url, name, num_queries, tuple(rejects))
+    finally:
+        filesystem.remove(url)
+
+
+def fingerprint(settings: config.Config) -> str:
+    """Of the queries that the config selects."""
+    with staged_queries(settings) as staged:
+        return staged.fingerprint
+
+
+def asking(settings: config.Config, path: str) -> config.Config:
+    """The config that asks all queries of another file."""
+    path = json.dumps(path, ensure_ascii=False)
+    return settings.using(f"queries.path={path}", "queries.split=all", "queries.split_by=given", "queries.limit=0")
+
+
+def selected_queries(settings: config.Config) -> list[schema.Query]:
+    """The queries that the config selects, all of them in this process."""
+    with staged_queries(settings) as staged:
+        return read_queries(staged.url, 0, staged.num_queries)
+
+
+def judged_queries(settings: config.Config) -> list[schema.Query]:
+    """Of these, the queries whose gold answers are known."""
+    return [query for query in selected_queries(settings) if query.answers is not None]
+
+
+def read_queries(url: str, start: int, stop: int) -> list[schema.Query]:
+    """The staged queries from row `start` up to `stop`."""
+    folder, _, name = url.rpartition("/")
+    path = filesystem.local_copy(folder, [name], checksums.digest(url)) / name
+    first = 0
+    found: list[schema.Query] = []
+    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        for group in range(file.num_row_groups):
+            rows = file.metadata.row_group(group).num_rows
+            if first < stop and first + rows > start:
+                table = file.read_row_group(group).slice(max(0, start - first), stop - max(start, first))
+                found += schema.from_table(table, schema.Query)
+            first += rows
+    return found
+
+
+def units(staged: StagedQueries, unit_queries: int) -> list[dict[str, Any]]:
+    """Rows of the staged file, `unit_queries` at a time."""
+    starts = range(0, staged.num_queries, unit_queries)
+    return [
+        {"unit": number, "start": start, "stop": min(start + unit_queries, staged.num_queries)}
+        for number, start in enumerate(starts)
+    ]
+
+
+def _selected(settings: config.Queries, rejects: list[schema.Reject]) -> Iterable[schema.Query]:
+    def selected() -> Iterable[schema.Query]:
+        for item in splits.selected_queries(settings):
+            if isinstance(item, schema.Reject):
+                rejects.append(item)
+            else:
+                yield item
+
+    return itertools.islice(selected(), settings.limit or None)
+
+
+def _batched(rows: Iterable[schema.Query]) -> Iterable[list[schema.Query]]:
+    iterator = iter(rows)
+    while batch := list(itertools.islice(iterator, ROWS_AT_ONCE)):
+        yield batch

@@ -1,0 +1,1 @@
+"""Ray Data prepares the examples, Ray Train fits the model."""

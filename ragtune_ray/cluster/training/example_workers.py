@@ -1,0 +1,266 @@
+"""Ray Data: the actor that makes the examples of a unit of queries.
+
+In: staged queries, an index and the models that objectives need. Out: per unit a file of examples, and for `query_side` the
+stored vectors of their passages. This module knows nothing of how units are cut or put together (`preparation`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ragtune_ray import config, schema
+from ragtune_ray.cluster import session, staged_queries, stages
+from ragtune_ray.index import segments
+from ragtune_ray.ingest import splits
+from ragtune_ray.models import weights
+from ragtune_ray.training import examples, teaching
+
+if TYPE_CHECKING:
+    from ragtune_ray.index.retriever import Retriever
+    from ragtune_ray.models.encoder import Encoder
+
+__all__ = ["PrepareUnit", "pool_table"]
+
+
+class PrepareUnit:
+    """An actor that makes the examples of a unit of queries; it holds a retriever where examples need passages."""
+
+    def __init__(self, settings: config.Config, version: str, staged: str, split: str, directory: str) -> None:
+        from ragtune_ray.index.retriever import open_retriever
+
+        session.use_one_thread()
+        self._settings, self._staged, self._split, self._directory = settings, staged, split, directory
+        self._sft = settings.training.objective == "sft"
+        self._retriever = open_retriever(settings, version) if version and split != "replay" else None
+        self._encoder = _encoder(settings, self._retriever) if self._retriever and not self._sft else None
+        self._count = _token_counter(settings)
+        self._chat = _chat(settings) if settings.training.trains_generator else None
+        self._teacher = _teacher(settings)
+        # Validation asks where the positive stands, which needs no teacher.
+        self._generator = None if split == "validation" else _judge(settings)
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[str]]:
+        """Make and commit the examples of the units of the batch."""
+        return {"summary": [self._commit(json.loads(unit)) for unit in batch["unit"]]}
+
+    def _commit(self, unit: dict[str, Any]) -> str:
+        rows = staged_queries.read_queries(self._staged, unit["start"], unit["stop"])
+        made, judgements = self._examples(rows)
+        kept = [item for item in made if not isinstance(item, schema.Reject)]
+        rejects = [dataclasses.asdict(item) for item in made if isinstance(item, schema.Reject)]
+        with tempfile.TemporaryDirectory(prefix="ragtune-examples-") as temporary:
+            files = {"examples.parquet": Path(temporary) / "examples.parquet"}
+            table = schema.to_table(kept, examples.example_type(self._settings.training))
+            pq.write_table(table, files["examples.parquet"], write_page_checksum=True)
+            if self._settings.training.keeps_index:
+                files["pool.parquet"] = Path(temporary) / "pool.parquet"
+                pq.write_table(self._pool(kept), files["pool.parquet"], write_page_checksum=True)
+            judged = [dataclasses.asdict(each) for each in judgements]
+            return stages.commit_unit(
+                self._directory, unit["unit"], files, num_examples=len(kept), rejects=rejects, judgements=judged
+            )
+
+    def _examples(self, rows: Sequence[schema.Query]) -> tuple[list[Any], list[teaching.Judgement]]:
+        """An example or a reject per row; and, where the generator teaches, how well it judged."""
+        if self._generator is not None:
+            return self._taught(rows, self._candidates(rows), self._generator)
+        return self._plain_examples(rows), []
+
+    def _taught(
+        self, rows: Sequence[schema.Query], found: Sequence[examples.Candidates], generator: Any
+    ) -> tuple[list[Any], list[teaching.Judgement]]:
+        count = self._settings.training.hard_negatives + 1
+        asked = [
+            (row, teaching.chosen(row, candidates, count))
+            for row, candidates in zip(rows, found, strict=True)
+            if row.answers and candidates.retrieved
+        ]
+        gains = dict(
+            zip(
+                (row.query_id for row, _ in asked),
+                teaching.passage_gains(asked, generator, self._settings),
+                strict=True,
+            )
+        )
+        shown = {row.query_id: passages for row, passages in asked}
+        made: list[Any] = []
+        judgements = []
+        for row, candidates in zip(rows, found, strict=True):
+            gained = gains.get(row.query_id, "has no answer to ask the generator about")
+            if isinstance(gained, str):
+                made.append(schema.Reject(row.query_id, gained, "row"))
+                continue
+            passages = shown[row.query_id]
+            example, judgement = teaching.taught_example(
+                row,
+                candidates,
+                passages,
+                gained,
+                self._settings,
+                self._count,
+                reranked=self._teacher(row.text, [each.text for each in passages]) if self._teacher else None,
+            )
+            made.append(example)
+            judgements.append(judgement)
+        return made, judgements
+
+    def _plain_examples(self, rows: Sequence[schema.Query]) -> list[Any]:
+        if self._retriever is None:
+            assert self._chat is not None
+            kind: schema.ExampleKind = "replay" if self._split == "replay" else "question_only"
+            return [examples.generator_example(row, None, self._chat, self._settings, kind) for row in rows]
+        found = self._candidates(rows)
+        if self._settings.training.objective == "joint":
+            assert self._chat is not None
+            count = self._settings.training.hard_negatives + 1
+            return [
+                examples.joint_example(row, teaching.chosen(row, candidates, count), self._chat, self._settings)
+                for row, candidates in zip(rows, found, strict=True)
+            ]
+        if self._chat is not None:
+            if self._settings.training.distractors == "passage":
+                found = self._with_neighbors(rows, found)
+            return [
+                examples.generator_example(row, candidates, self._chat, self._settings)
+                for row, candidates in zip(rows, found, strict=True)
+            ]
+        return [
+            examples.retriever_example(row, candidates, self._settings, self._count, self._teacher)
+            for row, candidates in zip(rows, found, strict=True)
+        ]
+
+    def _depth(self) -> int:
+        """Hits to choose passages from: of the best some are gold or hold the answer, and are no distractors."""
+        training = self._settings.training
+        return 4 * (training.passages or self._settings.retrieval.top_k) if self._sft else training.negative_depth
+
+    def _candidates(self, rows: Sequence[schema.Query]) -> list[examples.Candidates]:
+        from ragtune_ray.index.retriever import encode_queries
+
+        assert self._retriever is not None
+        texts = [row.text for row in rows]
+        scores, ordinals = self._retriever.search(texts, self._depth())
+        gold = self._retriever.index.of_documents([splits.positives(row) for row in rows])
+        embedded = encode_queries(self._encoder, texts) if self._encoder else None
+        candidates = []
+        for number in range(len(rows)):
+            hits = ordinals[number][ordinals[number] >= 0]
+            cosines: list[tuple[float, ...]] = [(), ()]
+            if embedded is not None:
+                vectors = (self._retriever.index.vectors.take(places) for places in (gold[number], hits))
+                cosines = [tuple((each @ embedded[number]).tolist()) for each in vectors]
+            candidates.append(
+                examples.Candidates(
+                    tuple(self._retriever.index.take(gold[number].tolist())),
+                    tuple(self._retriever.index.take(hits.tolist())),
+                    tuple(scores[number][: len(hits)].tolist()),
+                    gold_cosines=cosines[0],
+                    retrieved_cosines=cosines[1],
+                )
+            )
+        return candidates
+
+    def _with_neighbors(
+        self, rows: Sequence[schema.Query], found: Sequence[examples.Candidates]
+    ) -> list[examples.Candidates]:
+        """The candidates with the neighbours of each query's positive passage, which are retrieved once for all its queries."""
+        assert self._retriever is not None
+        golds = [examples.positive_passage(row, candidates) for row, candidates in zip(rows, found, strict=True)]
+        texts = {gold.passage_id: gold.text for gold in golds if gold is not None}
+        hits = self._retriever.retrieve_passages(list(texts.values()), self._depth())
+        near = {
+            name: tuple(passage for passage in passages if passage.passage_id != name)
+            for name, (passages, _) in zip(texts, hits, strict=True)
+        }
+        return [
+            dataclasses.replace(candidates, neighbors=near[gold.passage_id]) if gold else candidates
+            for candidates, gold in zip(found, golds, strict=True)
+        ]
+
+    def _pool(self, made: Sequence[schema.RetrieverExample | schema.JointExample]) -> pa.Table:
+        """passage_id and stored vector of every passage of the examples, once each."""
+        assert self._retriever is not None
+        names = list(dict.fromkeys(name for example in made for name in example.passage_ids))
+        documents = [[name.rpartition("#")[0]] for name in names]
+        index = self._retriever.index
+        ordinals = np.unique(np.concatenate([np.empty(0, np.int64), *index.of_documents(documents)]))
+        found = segments.take_rows(index.passages.select(["passage_id"]), ordinals)["passage_id"].to_pylist()
+        wanted = set(names)
+        kept = np.array([name in wanted for name in found], dtype=bool)
+        return pool_table([name for name in found if name in wanted], index.vectors.take(ordinals[kept]))
+
+
+def pool_table(names: Sequence[str], vectors: np.ndarray) -> pa.Table:
+    """Passage ids and their vectors (num_passages, dimension) as a table."""
+    flat = pa.array(vectors.astype(np.float32).ravel())
+    return pa.table(
+        {
+            "passage_id": pa.array(names, pa.string()),
+            "vector": pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1]),
+        }
+    )
+
+
+def _encoder(settings: config.Config, retriever: Retriever) -> Encoder:
+    """What makes the vectors of queries that are held against stored ones: lexical retrieval loads none of its own."""
+    from ragtune_ray.index.retriever import check_encoder
+    from ragtune_ray.models.encoder import load_encoder
+
+    if retriever.encoder is not None:
+        return retriever.encoder
+    encoder = load_encoder(settings.encoder)
+    check_encoder(encoder, retriever.index.version, retriever.index.manifest)
+    return encoder
+
+
+def _chat(settings: config.Config) -> examples.ChatText:
+    from transformers import AutoTokenizer
+
+    from ragtune_ray.generation.chat import ChatTokenizer
+
+    directory = weights.resolve(settings.generator.model).directory
+    chat = ChatTokenizer(AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True))
+    return examples.ChatText(lambda texts: [len(ids) for ids in chat.encode(texts)], chat.render)
+
+
+def _token_counter(settings: config.Config) -> Any:
+    from ragtune_ray.models.encoder import load_token_counter
+
+    counter = load_token_counter(settings.encoder)
+
+    def count(texts: Sequence[str]) -> list[int]:
+        return [min(len(spans), counter.max_tokens) for spans in counter.token_spans(list(texts))]
+
+    return count
+
+
+def _teacher(settings: config.Config) -> Any:
+    """The reranker of the config, as a teacher; None where there is none."""
+    training = settings.training
+    learns = training.objective == "distillation" or training.learns_from_generator
+    if not learns or not settings.retrieval.reranker:
+        return None
+    from ragtune_ray.models.encoder import Reranker
+
+    reranker = Reranker(settings.retrieval.reranker)
+    return lambda query, texts: reranker.score([(query, text) for text in texts]).tolist()
+
+
+def _judge(settings: config.Config) -> Any:
+    """The generator of the config, where it is the teacher; else None."""
+    if not settings.training.learns_from_generator:
+        return None
+    from ragtune_ray.generation.generator import load_generator
+
+    engine = settings.generator.engine
+    model = weights.resolve(settings.generator.model).directory if engine == "transformers" else None
+    return load_generator(settings.generator, model)

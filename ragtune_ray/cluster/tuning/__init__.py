@@ -1,0 +1,1 @@
+"""The four tuning modes, as rounds of cluster commands."""

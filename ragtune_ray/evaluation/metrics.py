@@ -1,0 +1,269 @@
+"""Retrieval, answer and citation metrics of one query.
+
+In: a ranking, an answer or its citations, and what is right. Out: a number from 0 to 1, larger is better; `scoring` computes them
+for whole sets of records. This module knows nothing of files, models or Ray.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import string
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
+
+from ragtune_ray.answering.abstention import is_abstention
+from ragtune_ray.schema import Citation, Hit
+
+__all__ = [
+    "Language",
+    "MetricError",
+    "citation_precision",
+    "citation_recall",
+    "contains_answer",
+    "documents_of",
+    "exact_match",
+    "mrr_at_k",
+    "ndcg_at_k",
+    "normalize_answer",
+    "recall_at_k",
+    "relevant_only",
+    "token_f1",
+]
+
+Language = Literal["en", "zh"]
+
+
+class MetricError(ValueError):
+    """Records or values that cannot be scored; the message names them and the rule."""
+
+
+# --- Retrieval ------------------------------------------------------------------------------------------------------
+
+
+def documents_of(hits: Sequence[Hit]) -> list[str]:
+    """Documents of one query's hits, each once, in the order of its best passage.
+
+    Args:
+        hits: hits of one query, in any order.
+
+    Raises:
+        MetricError: a rank stands twice, so hits of two queries or of two runs are mixed.
+
+    >>> documents_of([Hit("q", "b#1", "b", 2, 0.8), Hit("q", "a#0", "a", 1, 0.9), Hit("q", "a#4", "a", 3, 0.1)])
+    ['a', 'b']
+    """
+    by_rank = {hit.rank: hit.document_id for hit in hits}
+    if len(by_rank) < len(hits):
+        (rank, count), *_ = Counter(hit.rank for hit in hits).most_common(1)
+        raise MetricError(
+            f"hits of query {hits[0].query_id!r}: rank {rank} stands {count} times; "
+            "give the hits of one query from one run"
+        )
+    return list(dict.fromkeys(by_rank[rank] for rank in sorted(by_rank)))
+
+
+def recall_at_k(qrels: Mapping[str, float], ranking: Sequence[str], k: int) -> float:
+    """Share of the relevant ids that stand among the first k.
+
+    Args:
+        qrels: id -> relevance; above 0 is relevant.
+        ranking: distinct ids, best first; may be shorter than k.
+        k: cutoff, at least 1.
+
+    Returns:
+        A number from 0 to 1.
+
+    Raises:
+        MetricError: k is below 1, an id stands twice, or nothing is relevant (such a query is not scored).
+
+    >>> recall_at_k({"a": 1, "b": 1}, ["x", "a", "b"], 2)
+    0.5
+    """
+    gains = _gains(qrels, ranking, k)
+    return sum(gain > 0 for gain in gains) / len(relevant_only(qrels))
+
+
+def mrr_at_k(qrels: Mapping[str, float], ranking: Sequence[str], k: int) -> float:
+    """Reciprocal rank of the first relevant id among the first k, 0 when there is none; its mean over queries is MRR@k.
+
+    Arguments, range and errors are those of `recall_at_k`.
+
+    >>> mrr_at_k({"a": 1, "b": 1}, ["x", "a", "b"], 2)
+    0.5
+    """
+    gains = _gains(qrels, ranking, k)
+    return next((1 / rank for rank, gain in enumerate(gains, start=1) if gain > 0), 0.0)
+
+
+def ndcg_at_k(qrels: Mapping[str, float], ranking: Sequence[str], k: int) -> float:
+    """Normalised discounted cumulative gain of the first k, as in trec_eval: gain = relevance, discount = log2(rank + 1).
+
+    Arguments, range and errors are those of `recall_at_k`.
+
+    >>> round(ndcg_at_k({"a": 1, "b": 3}, ["a", "b"], 10), 4)  # (1/1 + 3/log2(3)) / (3/1 + 1/log2(3))
+    0.7967
+    """
+    gains = _gains(qrels, ranking, k)
+    ideal = sorted(relevant_only(qrels).values(), reverse=True)[:k]
+    return _discounted(gains) / _discounted(ideal)
+
+
+def relevant_only(qrels: Mapping[str, float]) -> dict[str, float]:
+    """The qrels above 0."""
+    return {name: relevance for name, relevance in qrels.items() if relevance > 0}
+
+
+def _gains(qrels: Mapping[str, float], ranking: Sequence[str], k: int) -> list[float]:
+    if k < 1:
+        raise MetricError(f"cutoff k is {k}; it must be at least 1")
+    first = ranking[:k]
+    if len(set(first)) < len(first):
+        name = Counter(first).most_common(1)[0][0]
+        raise MetricError(f"id {name!r} stands twice in the ranking; ids must be distinct")
+    if not any(relevance > 0 for relevance in qrels.values()):
+        raise MetricError(f"no relevance above 0 among {len(qrels)} qrels; a query without a relevant id is not scored")
+    return [max(qrels.get(name, 0.0), 0.0) for name in first]
+
+
+def _discounted(gains: Iterable[float]) -> float:
+    return sum(gain / math.log2(rank + 1) for rank, gain in enumerate(gains, start=1))
+
+
+# --- Answers --------------------------------------------------------------------------------------------------------
+
+_ASCII_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_ENGLISH_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_CHINESE_PUNCTUATION = re.compile(
+    "[\u00b7\u2010-\u2027\u2030-\u205e"  # general punctuation
+    "\u3001-\u3004\u3008-\u3020\u3030\u30fb"  # CJK punctuation, without 々 (U+3005) and 〇 (U+3007), which are characters
+    "\ufe10-\ufe1f\ufe30-\ufe6f\uff01-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff65\uffe5]"  # full-width forms
+)
+_CHINESE_TOKEN = re.compile(r"[0-9a-zß-öø-ɏ]+|\S")
+
+
+def normalize_answer(text: str, language: Language) -> str:
+    """An answer as tokens with one space between them, without what should not count when answers are compared.
+
+    "en" is the normalisation of the official SQuAD v1.1 evaluation: lower case, no ASCII punctuation, no articles, single
+    spaces. "zh" follows the CMRC 2018 evaluation: lower case, no ASCII or Chinese punctuation, every character a token of
+    its own, but a run of Latin letters and digits one token.
+
+    Raises:
+        MetricError: another language.
+
+    >>> normalize_answer("The U.S.  Navy!", "en")
+    'us navy'
+    >>> normalize_answer("“阿波罗 11号”，1969年。", "zh")
+    '阿 波 罗 11 号 1969 年'
+    """
+    text = text.lower().translate(_ASCII_PUNCTUATION)
+    match language:
+        case "en":
+            return " ".join(_ENGLISH_ARTICLES.sub(" ", text).split())
+        case "zh":
+            return " ".join(_CHINESE_TOKEN.findall(_CHINESE_PUNCTUATION.sub("", text)))
+        case _:
+            raise MetricError(f"evaluate.language is {language!r}; known are 'en' and 'zh'")
+
+
+def exact_match(answer: str, answers: Sequence[str], language: Language) -> float:
+    """1 if the answer equals a gold answer after `normalize_answer`, else 0.
+
+    Args:
+        answer: the generated text.
+        answers: gold answers, any one suffices; empty for an unanswerable query: then 1 if the answer abstains (SQuAD v2).
+        language: how answers are normalised.
+
+    >>> exact_match("the Moon.", ["moon", "Luna"], "en"), exact_match("I don't know.", [], "en")
+    (1.0, 1.0)
+    """
+    if not answers:
+        return float(is_abstention(answer))
+    found = normalize_answer(answer, language)
+    return float(any(found == normalize_answer(gold, language) for gold in answers))
+
+
+def token_f1(answer: str, answers: Sequence[str], language: Language) -> float:
+    """Harmonic mean of token precision and recall against the nearest gold answer, tokens counted as bags, from 0 to 1.
+
+    Where the answer or a gold answer has no token left after `normalize_answer`, F1 is 1 if neither has, else 0, as in SQuAD
+    v2. Chinese uses the same bags over characters (the CMRC script takes the longest common substring instead).
+    Arguments as for `exact_match`.
+
+    >>> token_f1("on the far side of the Moon", ["the far side"], "en")  # 2 of 5 tokens, 2 of 2
+    0.5714285714285715
+    """
+    if not answers:
+        return float(is_abstention(answer))
+    found = normalize_answer(answer, language).split()
+    return max(_f1(found, normalize_answer(gold, language).split()) for gold in answers)
+
+
+def _f1(found: list[str], gold: list[str]) -> float:
+    if not found or not gold:
+        return float(found == gold)
+    common = sum((Counter(found) & Counter(gold)).values())
+    if common == 0:
+        return 0.0
+    precision, recall = common / len(found), common / len(gold)
+    return 2 * precision * recall / (precision + recall)
+
+
+def contains_answer(answer: str, answers: Sequence[str], language: Language) -> float:
+    """1 if the tokens of a gold answer stand one after another in the answer, else 0; whole tokens, after `normalize_answer`.
+
+    A gold answer without a token left never counts. Arguments as for `exact_match`, but an unanswerable query has nothing
+    to contain and gives 0 (`score_answers` leaves it out).
+
+    >>> contains_answer("It was Neil Armstrong, in 1969.", ["Armstrong"], "en"), contains_answer("1969", ["196"], "en")
+    (1.0, 0.0)
+    """
+    found = f" {normalize_answer(answer, language)} "
+    golds = (normalize_answer(gold, language) for gold in answers)
+    return float(any(gold and f" {gold} " in found for gold in golds))
+
+
+# --- Citations ------------------------------------------------------------------------------------------------------
+
+
+def citation_precision(citations: Sequence[Citation], qrels: Mapping[str, float]) -> float:
+    """Share of the cited documents that are relevant.
+
+    Args:
+        citations: of one answer, at least one; several passages of a document count as one document.
+        qrels: document_id -> relevance; above 0 is relevant.
+
+    Raises:
+        MetricError: nothing is cited or nothing is relevant, so the share is not defined.
+
+    >>> citation_precision([Citation("a#0", "a", 0, 9), Citation("b#0", "b", 0, 9)], {"a": 1})
+    0.5
+    """
+    cited = {citation.document_id for citation in citations}
+    if not cited:
+        raise MetricError("the answer cites nothing; its citation precision is not defined")
+    return len(cited & _judged(qrels)) / len(cited)
+
+
+def citation_recall(citations: Sequence[Citation], qrels: Mapping[str, float]) -> float:
+    """Share of the relevant documents that are cited; 0 without citations.
+
+    Arguments as for `citation_precision`.
+
+    Raises:
+        MetricError: nothing is relevant, so the share is not defined.
+
+    >>> citation_recall([Citation("a#0", "a", 0, 9)], {"a": 1, "b": 2, "c": 0})
+    0.5
+    """
+    relevant = _judged(qrels)
+    return len(relevant & {citation.document_id for citation in citations}) / len(relevant)
+
+
+def _judged(qrels: Mapping[str, float]) -> set[str]:
+    relevant = set(relevant_only(qrels))
+    if not relevant:
+        raise MetricError(f"no relevance above 0 among {len(qrels)} qrels; citations of such a query are not scored")
+    return relevant

@@ -1,0 +1,219 @@
+"""A comparison as one HTML file that needs nothing else: no network, no script, no font, no image.
+
+In: the JSON of `comparison.json`. Out: the page as text; equal input gives an equal page. What comes from documents, questions
+and models is shown as text, never as markup, and a content security policy forbids everything but the page's own style. This
+module knows nothing of how anything was measured.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import hashlib
+import re
+from collections.abc import Mapping
+from importlib import resources
+from typing import Any
+
+import jinja2
+import yaml
+
+from ragtune_ray.evaluation.report import format as comparisons
+from ragtune_ray.evaluation.report import plots, table
+from ragtune_ray.evaluation.report.format import Comparison, Cost, Difference, Interval, Latency, Round
+
+__all__ = ["render"]
+
+FURTHER = 4
+"""The kind of arms that have no colour and shape of their own."""
+
+_OUTCOMES = {
+    "recommended": "Recommendation",
+    "no_difference": "No difference seen",
+    "too_few_questions": "Too few questions",
+    "none_qualifies": "No arm qualifies",
+}
+_SIGNS = {"better": "▲", "worse": "▼", "not told apart": "○"}
+
+
+def render(comparison: Mapping[str, Any]) -> str:
+    """The report as a whole HTML document, to be written in UTF-8.
+
+    Args:
+        comparison: the content of `comparison.json`; see `ragtune_ray.evaluation.report.format` for its fields.
+
+    Raises:
+        ComparisonError: a field is missing, of the wrong type, or a number is not finite.
+    """
+    facts = comparisons.read(comparison)
+    names = facts.names()
+    style = _packaged("report.css")
+    return _template().render(
+        facts=facts,
+        names=names,
+        chosen=facts.verdict.arm if facts.verdict.outcome in ("recommended", "no_difference") else "",
+        kinds={name: _kind(name) for name in names},
+        symbols={name: plots.symbol(_kind(name)) for name in names},
+        outcome=_OUTCOMES[facts.verdict.outcome],
+        confidence=f"{100 * facts.confidence:g} %",
+        metric=table.metric_label(facts.metric),
+        unmeasured=[name for name in names if not facts.arms[name].quality.get(facts.metric)],
+        groups=[(group, _strips(group, names)) for group in table.groups(facts)],
+        losses=[(_piece(kind), row) for kind, row in table.losses(facts).items()],
+        plots=_plots(facts),
+        break_even=[_break_even(each) for each in facts.break_even],
+        config=yaml.safe_dump(facts.config, allow_unicode=True, width=100).strip(),
+        hardware=_hardware(facts.hardware),
+        style=style,
+        style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
+    )
+
+
+def _packaged(name: str) -> str:
+    return resources.files("ragtune_ray.evaluation.report").joinpath(name).read_text(encoding="utf-8")
+
+
+@functools.cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {
+        "label": table.metric_label,
+        "duration": table.duration,
+        "probability": table.probability,
+        "direction": table.direction,
+        "ends": table.interval_text,
+        "signed": _signed,
+        "sign": _SIGNS.__getitem__,
+    }
+    return environment.from_string(_packaged("report.html"))
+
+
+def _kind(name: str) -> int:
+    """Which colour and shape an arm has: the same whichever arms stand beside it; the modes of `tune` are alike."""
+    return min(comparisons.ARMS.index(name), FURTHER) if name in comparisons.ARMS else FURTHER
+
+
+def _piece(kind: str) -> int:
+    """Which colour a kind of loss has."""
+    return list(table.LOSSES).index(kind) if kind in table.LOSSES else len(table.LOSSES)
+
+
+def _plots(facts: Comparison) -> dict[str, str]:
+    """Name of the plot -> SVG; empty where there is nothing to draw."""
+    metric, names = table.metric_label(facts.metric), facts.names()
+    quality = {name: value for name in names if (value := facts.arms[name].quality.get(facts.metric)) is not None}
+    found = dict.fromkeys(("quality", "cost", "latency", "recall", "differences", "losses", "rounds"), "")
+    if quality:
+        marks = [_mark(name, _kind(name), value) for name, value in quality.items()]
+        found["quality"] = plots.interval_plot(marks, f"{metric} of each arm", metric)
+    costs = {name: cost for name in quality if (cost := facts.arms[name].cost) is not None}
+    if costs:
+        found["cost"] = _cost_plot(costs, quality, metric)
+    latencies = {name: latency for name in quality if (latency := facts.arms[name].latency) is not None}
+    if latencies:
+        found["latency"] = _latency_plot(latencies, quality, metric)
+    recalls = _recalls(facts.retrieval or {})
+    if recalls:
+        points = [plots.Point(_mark(f"recall@{k}", 1, value, plain=True), k) for k, value in recalls]
+        found["recall"] = plots.curve_plot(points, "recall@k of the retriever", "k, passages shown", "recall@k")
+    deciding = [each for each in facts.differences if each.metric == facts.metric]
+    if deciding:
+        marks = [_mark(f"{each.arm} − {each.against}", _kind(each.arm), each) for each in deciding]
+        title = f"Differences of {metric} between arms"
+        found["differences"] = plots.interval_plot(marks, title, f"difference of {metric}", facts.margin)
+    if table.losses(facts):
+        found["losses"] = _losses_plot(facts)
+    marks = [_round_mark(name, each) for name in names for each in facts.arms[name].rounds if each.after is not None]
+    if marks:
+        found["rounds"] = plots.interval_plot(marks, "What the rounds of tuning gained", "gain on validation questions")
+    return found
+
+
+def _round_mark(arm: str, each: Round) -> plots.Mark:
+    gain = (each.after or 0.0) - (each.before or 0.0)
+    label = f"{arm} {each.round}, {each.component} {'accepted' if each.accepted else 'refused'}"
+    kind = _kind("rag+ft") if each.accepted else _kind("base")
+    return plots.Mark(
+        label,
+        kind,
+        gain,
+        each.low if each.low is not None else gain,
+        each.high if each.high is not None else gain,
+        _signed(gain),
+    )
+
+
+def _cost_plot(costs: Mapping[str, Cost], quality: Mapping[str, Interval], metric: str) -> str:
+    points = [plots.Point(_mark(name, _kind(name), quality[name]), cost.total) for name, cost in costs.items()]
+    cost = next(iter(costs.values()))
+    label = f"{cost.unit} for {cost.answers:,} answers"
+    return plots.scatter_plot(points, f"{metric} against cost", label, metric)
+
+
+def _latency_plot(latencies: Mapping[str, Latency], quality: Mapping[str, Interval], metric: str) -> str:
+    points = [
+        plots.Point(_mark(name, _kind(name), quality[name]), latency.total.p50_seconds, latency.total.p95_seconds)
+        for name, latency in latencies.items()
+    ]
+    return plots.scatter_plot(points, f"{metric} against latency", "seconds for one question, p50 to p95", metric)
+
+
+def _losses_plot(facts: Comparison) -> str:
+    losses = table.losses(facts)
+    stacks = [
+        plots.Stack(name, tuple(facts.arms[name].losses.get(kind, 0) for kind in losses)) for name in facts.names()
+    ]
+    pieces = {row.label: _piece(kind) for kind, row in losses.items()}
+    return plots.stacked_plot(stacks, pieces, "What became of the answerable questions")
+
+
+def _mark(label: str, kind: int, value: Interval | Difference, *, plain: bool = False) -> plots.Mark:
+    signed = isinstance(value, Difference)
+    text = _signed(value.value) if signed else f"{value.value:.2f}" if plain else f"{value.value:.3f}"
+    return plots.Mark(label, kind, value.value, value.low, value.high, text)
+
+
+def _recalls(retrieval: Mapping[str, Interval | None]) -> list[tuple[int, Interval]]:
+    found = [
+        (int(name.removeprefix("recall@")), value)
+        for name, value in retrieval.items()
+        if re.fullmatch(r"recall@\d{1,9}", name, re.ASCII) and value is not None
+    ]
+    return sorted(found, key=lambda each: each[0])
+
+
+def _strips(group: table.Group, names: list[str]) -> list[list[str]]:
+    """For each row and arm a small picture of the interval, empty where the value is no share."""
+    return [
+        [
+            plots.strip(_mark(name, _kind(name), cell.interval)) if cell is not None and cell.interval else ""
+            for name, cell in zip(names, row.cells, strict=True)
+        ]
+        for row in group.rows
+    ]
+
+
+def _break_even(each: comparisons.BreakEven) -> str:
+    if each.answers is None:
+        return f"{each.arm} never becomes cheaper than {each.against}."
+    if each.answers <= 0:
+        return f"{each.arm} is cheaper than {each.against} from the first answer on."
+    return f"{each.arm} becomes cheaper than {each.against} after {each.answers:,.0f} answers."
+
+
+def _hardware(hardware: Mapping[str, Any]) -> list[tuple[str, str]]:
+    found = []
+    for name, value in hardware.items():
+        if name == "memory_bytes" and isinstance(value, int | float):
+            found.append(("memory", f"{value / 2**30:.1f} GiB"))
+        elif isinstance(value, list | tuple):
+            found.append((table.metric_label(name), ", ".join(map(str, value)) or "none"))
+        else:
+            found.append((table.metric_label(name), str(value)))
+    return found
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.3f}".replace("-", "−")

@@ -1,0 +1,138 @@
+"""A comparison as a person reads it in a terminal: verdict, table, differences.
+
+In: the JSON of `comparison.json`. Out: plain lines of at most 80 columns. This module knows nothing of where they go.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import textwrap
+from collections.abc import Mapping
+from typing import Any
+
+from ragtune_ray.evaluation.report import format as comparisons
+from ragtune_ray.evaluation.report import table
+from ragtune_ray.evaluation.report.format import Comparison, Difference, Interval
+
+__all__ = ["WIDTH", "comparison_lines", "wrapped"]
+
+WIDTH = 80
+"""Columns of text for a terminal."""
+
+_LABEL, _CELL = 20, 15  # columns: a label and four cells are a line
+# Turn the direction of what follows, beyond the end of their own text.
+_DIRECTIONS = re.compile(r"[\u202a-\u202e\u2066-\u2069]")
+
+
+def comparison_lines(comparison: Mapping[str, Any]) -> list[str]:
+    """The verdict, one row per measure with one column per arm, and the differences between arms.
+
+    Args:
+        comparison: the content of `comparison.json`; see `ragtune_ray.evaluation.report.format` for its fields.
+
+    Returns:
+        Values with their intervals; what does not fit one line of a cell goes on in the next.
+
+    Raises:
+        ComparisonError: a field is missing, of the wrong type, or a number is not finite.
+    """
+    facts = comparisons.read(comparison)
+    names = facts.names()
+    lines = [*_verdict_lines(facts), "", *_heading_lines(facts)]
+    losses = table.Group("Where the points are lost", tuple(table.losses(facts).values()))
+    for group in [*table.groups(facts), losses]:
+        if group.rows:
+            lines += _said("", f"{group.name}, {group.note}" if group.note else group.name)
+            lines += [line for row in group.rows for line in _row_lines(row)]
+    if facts.differences:
+        lines += ["", f"{'difference':<15}{'metric':<16}{'value and interval':>21}{'n':>5}{'p adj.':>8}"]
+        lines += [_difference_line(each) for each in facts.differences]
+    for name in names:
+        lines += [line for text in facts.arms[name].violations for line in _said(f"{_cut(name, 10):<11}", text)]
+    return lines
+
+
+def _verdict_lines(facts: Comparison) -> list[str]:
+    count = facts.questions
+    verdict = [("verdict", facts.verdict.headline), *(("", reason) for reason in facts.verdict.reason)]
+    warnings = [("warning", text) for text in facts.verdict.warnings]
+    questions = (
+        f"{count.total:,} ({count.answerable:,} answerable, {count.unanswerable:,} not) of {facts.title}; "
+        f"brackets hold {100 * facts.confidence:g} % intervals"
+    )
+    rows = [*verdict, *warnings, ("questions", questions)]
+    return [line for name, text in rows for line in _said(f"{name:<11}", text)]
+
+
+def _heading_lines(facts: Comparison) -> list[str]:
+    """The names of the arms; `*` marks the recommended one."""
+    chosen = facts.verdict.arm if facts.verdict.outcome == "recommended" else ""
+    names = [f"{_cut(name, _CELL - 2)}{'*' if name == chosen else ''}" for name in facts.names()]
+    mark = "* recommended" if chosen else ""
+    return [(f"{mark:<{_LABEL}}" + "".join(f"{name:>{_CELL}}" for name in names)).rstrip()]
+
+
+def _row_lines(row: table.Row) -> list[str]:
+    """A label and its cells: value and interval side by side, or one under the other where a cell is too wide for both."""
+    cells = [_cell_texts(cell) for cell in row.cells]
+    joined = [" ".join(filter(None, cell)) for cell in cells]
+    columns = [textwrap.wrap(row.label, _LABEL - 2)] + (
+        [[text] for text in joined] if max(map(len, joined)) < _CELL else [list(cell) for cell in cells]
+    )
+    lines = []
+    for label, *texts in itertools.zip_longest(*columns, fillvalue=""):
+        lines.append(
+            (f" {label:<{_LABEL - 1}}" + "".join(f"{_cut(text, _CELL - 1):>{_CELL}}" for text in texts)).rstrip()
+        )
+    return [line for line in lines if line.strip()]
+
+
+def _cell_texts(cell: table.Cell | None) -> tuple[str, str]:
+    """A value and what stands beside it; shares with two decimals, so that their interval fits."""
+    if cell is None:
+        return "-", ""
+    if cell.interval is None:
+        return cell.text.replace("−", "-"), cell.detail.replace("−", "-")
+    return f"{cell.interval.value:.2f}", _ends(cell.interval)
+
+
+def _difference_line(each: Difference) -> str:
+    names = f"{_cut(each.arm, 6)} - {_cut(each.against, 6)}"
+    value = f"{each.value:+.3f} {_ends(each, '+')}"
+    p = table.probability(each.p_adjusted if each.p_adjusted is not None else each.p_value)
+    metric = _cut(table.metric_label(each.metric), 15)
+    return f"{names:<15}{metric:<16}{value:>21}{each.n:>5}{p:>8} {table.direction(each)}"
+
+
+def _ends(interval: Interval | Difference, sign: str = "") -> str:
+    """Both ends to two decimals, without the 0 before the point.
+
+    >>> _ends(Interval(value=0.5, low=0.25, high=1, n=8))
+    '[.25,1.0]'
+    """
+    low, high = (f"{end:{sign}.2f}".replace("1.00", "1.0") for end in (interval.low, interval.high))
+    return re.sub(r"\b0\.", ".", f"[{low},{high}]")
+
+
+def _said(start: str, text: str) -> list[str]:
+    return wrapped(start, _DIRECTIONS.sub("\N{REPLACEMENT CHARACTER}", text))
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else f"{text[: width - 1]}…"
+
+
+def wrapped(start: str, text: str) -> list[str]:
+    """`text` after `start`, in lines that fill a terminal, in which a Chinese character is two columns wide.
+
+    >>> wrapped("A  ", "word " * 20)[1]
+    '   word word word word word'
+    """
+    from rich.console import Console
+    from rich.text import Text
+
+    width = WIDTH - len(start)
+    lines = Text(" ".join(text.split())).wrap(Console(width=width), width)
+    indents = [start, *[" " * len(start)] * (len(lines) - 1)]
+    return [(indent + line.plain).rstrip() for indent, line in zip(indents, lines, strict=True)] or [start.rstrip()]

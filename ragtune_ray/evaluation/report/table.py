@@ -1,0 +1,306 @@
+"""The table of a comparison: one row per measure, one cell per arm.
+
+In: a `Comparison`. Out: groups of rows whose cells hold text and, where there is one, the interval. This module knows nothing of
+HTML or terminals; both show what it gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from ragtune_ray.evaluation.decision import three_digits
+from ragtune_ray.evaluation.report.format import ArmFacts, Comparison, Cost, Difference, Interval
+
+__all__ = [
+    "LOSSES",
+    "Cell",
+    "Group",
+    "Row",
+    "direction",
+    "duration",
+    "groups",
+    "interval_text",
+    "losses",
+    "metric_label",
+    "probability",
+]
+
+LOSSES = {
+    "correct": "a gold answer was given",
+    "not_retrieved": "the passage that holds the answer was not found",
+    "misread": "it was found, and the answer is wrong",
+    "abstained": "no answer was given, though there is one",
+    "wrong": "the answer is wrong",
+    "failed": "no answer came: an error",
+}
+"""What can become of an answerable question -> what it means, from best to worst."""
+
+_NOTES = {
+    "EM": "equals a gold answer",
+    "token_F1": "words shared with a gold answer",
+    "contains_answer": "a gold answer stands in it",
+    "abstention_recall": "of the unanswerable, left unanswered",
+    "abstention_precision": "of the unanswered, unanswerable",
+    "false_abstention_rate": "of the answerable, left unanswered; less is better",
+    "cited_share": "answers that cite a passage",
+    "citation_precision": "of the cited documents, relevant",
+    "citation_recall": "of the relevant documents, cited",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """What one arm has of one measure."""
+
+    text: str
+    """The value with its unit."""
+    detail: str = ""
+    """What stands beside it, such as an interval."""
+    interval: Interval | None = None
+    """The same as numbers, where the value is a share."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One measure."""
+
+    label: str
+    cells: tuple[Cell | None, ...]
+    """One per arm; None where it was not measured."""
+    note: str = ""
+    """What the measure means."""
+    n: str = ""
+    """Questions behind it; "110-113" where the arms differ."""
+    decides: bool = False
+    """Whether the decision rests on it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Measures of one dimension."""
+
+    name: str
+    rows: tuple[Row, ...]
+    note: str = ""
+
+
+def groups(comparison: Comparison) -> list[Group]:
+    """All that was measured, in the order in which it is shown; a measure that no arm has is left out."""
+    arms = [comparison.arms[name] for name in comparison.names()]
+    found = [
+        Group("Quality", _metric_rows([arm.quality for arm in arms], decides=comparison.metric)),
+        Group("Explainability", _metric_rows([arm.explainability for arm in arms])),
+        Group("Latency", _latency_rows(arms), "of one question"),
+        Group("Adaptive retrieval", _adaptive_rows(arms), "none where the generator is sure enough; against always"),
+        Group("Cost", _cost_rows(arms), _cost_note(arms)),
+        Group("Freshness", _freshness_rows(arms), "after a document has changed"),
+        Group("Forgetting", _forgetting_rows(arms), "questions from outside the corpus, before and after tuning"),
+        Group("Answers", _count_rows([arm.statuses for arm in arms])),
+    ]
+    return [group for group in found if group.rows]
+
+
+def losses(comparison: Comparison) -> dict[str, Row]:
+    """What became of the answerable questions: kind of loss -> a row of counts, with their share of the arm's questions."""
+    counts = [comparison.arms[name].losses for name in comparison.names()]
+    totals = [sum(count.values()) for count in counts]
+    return {
+        kind: Row(
+            metric_label(kind),
+            tuple(
+                Cell(f"{count[kind]:,}", f"({100 * count[kind] / total:.0f} %)" if total else "")
+                if kind in count
+                else None
+                for count, total in zip(counts, totals, strict=True)
+            ),
+            LOSSES.get(kind, ""),
+        )
+        for kind in _keys(counts, LOSSES)
+        if any(count.get(kind) for count in counts)
+    }
+
+
+def metric_label(name: str) -> str:
+    """A metric as a person reads it.
+
+    >>> metric_label("token_F1")
+    'token F1'
+    """
+    return name.replace("_", " ")
+
+
+def interval_text(interval: Interval | Difference, *, signed: bool = False) -> str:
+    """The ends of an interval, to two decimals.
+
+    >>> interval_text(Interval(value=0.5, low=0.25, high=1, n=8))
+    '[0.25, 1.00]'
+    """
+    sign = "+" if signed else ""
+    return f"[{_minus(f'{interval.low:{sign}.2f}')}, {_minus(f'{interval.high:{sign}.2f}')}]"
+
+
+def duration(seconds: float) -> str:
+    """A time to three digits, in ms or s.
+
+    >>> duration(0.0851), duration(1.2), duration(5025)
+    ('85.1 ms', '1.20 s', '5,025 s')
+    """
+    return f"{three_digits(seconds * 1000)} ms" if 0 < abs(seconds) < 0.9995 else f"{three_digits(seconds)} s"
+
+
+def probability(p: float | None) -> str:
+    """A p-value; `-` where there is none.
+
+    >>> probability(0.0321), probability(0.00004)
+    ('0.032', '<0.001')
+    """
+    if p is None:
+        return "-"
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def direction(difference: Difference) -> str:
+    """What an interval says: `better`, `worse`, or `not told apart` where it holds 0."""
+    return "better" if difference.low > 0 else "worse" if difference.high < 0 else "not told apart"
+
+
+def _metric_rows(metrics: Sequence[Mapping[str, Interval | None]], decides: str = "") -> tuple[Row, ...]:
+    return tuple(
+        _interval_row(
+            metric_label(name), [metric.get(name) for metric in metrics], _NOTES.get(name, ""), decides=name == decides
+        )
+        for name in _keys(metrics, _NOTES)
+        if any(metric.get(name) for metric in metrics)
+    )
+
+
+def _interval_row(
+    label: str, intervals: Sequence[Interval | None], note: str = "", *, decides: bool = False, signed: bool = False
+) -> Row:
+    counts = [interval.n for interval in intervals if interval is not None]
+    n = f"{min(counts):,}" if len(set(counts)) == 1 else f"{min(counts):,}–{max(counts):,}"
+    sign = "+" if signed else ""
+    cells = tuple(
+        Cell(
+            _minus(f"{interval.value:{sign}.3f}"),
+            interval_text(interval, signed=signed),
+            None if signed else interval,
+        )
+        if interval is not None
+        else None
+        for interval in intervals
+    )
+    return Row(label, cells, note, n, decides)
+
+
+def _latency_rows(arms: Sequence[ArmFacts]) -> tuple[Row, ...]:
+    rows = []
+    counts = {arm.latency.n for arm in arms if arm.latency is not None}
+    n = "–".join(f"{count:,}" for count in sorted({min(counts), max(counts)})) if counts else ""
+    for stage in ("retrieval", "generation", "total"):
+        times = [getattr(arm.latency, stage, None) for arm in arms]
+        if any(time is not None for time in times):
+            cells = tuple(
+                Cell(duration(time.p50_seconds), f"(p95 {duration(time.p95_seconds)})") if time is not None else None
+                for time in times
+            )
+            rows.append(Row(f"{stage} p50", cells, n=n))
+    throughputs = [arm.throughput for arm in arms]
+    if any(throughputs):
+        cells = tuple(Cell(three_digits(each.answers_per_second)) if each else None for each in throughputs)
+        rows.append(Row("answers per second", cells, "in bulk"))
+    return tuple(rows)
+
+
+def _adaptive_rows(arms: Sequence[ArmFacts]) -> tuple[Row, ...]:
+    facts = [arm.adaptive for arm in arms]
+    if not any(facts):
+        return ()
+    saved = tuple(
+        Cell(("" if each.saved_seconds >= 0 else "\N{MINUS SIGN}") + duration(abs(each.saved_seconds)))
+        if each
+        else None
+        for each in facts
+    )
+    return (
+        _interval_row("without retrieval", [each.share if each else None for each in facts], "share of the questions"),
+        _interval_row("quality gained", [each.difference if each else None for each in facts], signed=True),
+        Row("time saved", saved, "of the median answer"),
+    )
+
+
+def _cost_rows(arms: Sequence[ArmFacts]) -> tuple[Row, ...]:
+    costs = [arm.cost for arm in arms]
+    if not any(costs):
+        return ()
+    fields: list[tuple[str, Callable[[Cost], float], str]] = [
+        ("indexing", lambda cost: cost.index, "once"),
+        ("training", lambda cost: cost.training, "once"),
+        ("1,000 answers", lambda cost: cost.per_1000, ""),
+        ("all in all", lambda cost: cost.total, _total_note(costs)),
+    ]
+    return tuple(
+        Row(label, tuple(Cell(three_digits(take(cost))) if cost is not None else None for cost in costs), note)
+        for label, take, note in fields
+    )
+
+
+def _total_note(costs: Iterable[Cost | None]) -> str:
+    counts = sorted({cost.answers for cost in costs if cost is not None})
+    answers = " or ".join(f"{count:,}" for count in counts)
+    return f"once, and {answers} answer{'' if counts == [1] else 's'}"
+
+
+def _cost_note(arms: Sequence[ArmFacts]) -> str:
+    units = " or ".join(sorted({arm.cost.unit for arm in arms if arm.cost is not None}))
+    return f"in {units}" + (", since no prices are set" if units == "core-seconds" else "")
+
+
+def _freshness_rows(arms: Sequence[ArmFacts]) -> tuple[Row, ...]:
+    facts = [arm.freshness for arm in arms]
+    rows = []
+    visible = [each.visible_seconds if each is not None else None for each in facts]
+    if any(seconds is not None for seconds in visible):
+        cells = tuple(Cell(duration(seconds)) if seconds is not None else None for seconds in visible)
+        rows.append(Row("visible after", cells, "the index has it"))
+    measured = (
+        ("new fact told", "answers that tell the new fact", [each.changed if each else None for each in facts]),
+        (
+            "old fact told",
+            "answers that still tell the old one; less is better",
+            [each.stale_share if each else None for each in facts],
+        ),
+    )
+    rows += [_interval_row(label, shares, note) for label, note, shares in measured if any(shares)]
+    return tuple(rows)
+
+
+def _forgetting_rows(arms: Sequence[ArmFacts]) -> tuple[Row, ...]:
+    facts = [arm.forgetting for arm in arms]
+    measured = (
+        ("before", [each.before if each else None for each in facts]),
+        ("after", [each.after if each else None for each in facts]),
+        ("difference", [each.difference if each else None for each in facts]),
+    )
+    return tuple(
+        _interval_row(label, values, signed=label == "difference") for label, values in measured if any(values)
+    )
+
+
+def _count_rows(counts: Sequence[Mapping[str, int]]) -> tuple[Row, ...]:
+    return tuple(
+        Row(name, tuple(Cell(f"{count.get(name, 0):,}") for count in counts))
+        for name in _keys(counts, ("ok", "failed"))
+    )
+
+
+def _keys(mappings: Iterable[Mapping[str, object]], order: Iterable[str]) -> list[str]:
+    """Every key, those of `order` first and the rest by name."""
+    found = {key for mapping in mappings for key in mapping}
+    known = [key for key in order if key in found]
+    return known + sorted(found - set(known))
+
+
+def _minus(number: str) -> str:
+    return number.replace("-", "−")

@@ -1,0 +1,189 @@
+"""Queries, hits and answers -> the scores of every query.
+
+In: records of `schema`. Out: one number per query and metric; `intervals` summarises them. Larger is better except for
+`false_abstention_rate` and `failed`. This module knows nothing of files, models or Ray.
+
+A metric that is not defined for a query is left out of that query's dict, never replaced by a number. Except for the
+precisions, whether it is defined depends on the query alone, so that two arms are scored on the same queries:
+
+| metrics | defined for |
+|---|---|
+| recall@k, MRR@k, nDCG@k | queries with a relevant document |
+| EM, token_F1 | queries whose `answers` are known |
+| contains_answer | queries with at least one gold answer |
+| citation_recall | queries with a relevant document that are not known to be unanswerable |
+| citation_precision | the same, where the answer cites something |
+| abstained, failed | every query |
+| abstention_recall; false_abstention_rate | unanswerable; answerable queries |
+| abstention_precision | abstaining answers to queries whose `answers` are known |
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from ragtune_ray.evaluation import metrics
+from ragtune_ray.schema import Answer, Hit, Query
+
+__all__ = ["PerQuery", "score_abstention", "score_answers", "score_retrieval"]
+
+PerQuery = dict[str, dict[str, float]]
+"""query_id -> metric -> value, with only the metrics that are defined for the query."""
+
+
+def score_retrieval(queries: Sequence[Query], hits: Sequence[Hit], cutoffs: Sequence[int]) -> PerQuery:
+    """recall@k, MRR@k and nDCG@k of every query that has a relevant document, over documents.
+
+    Args:
+        queries: distinct ids.
+        hits: one run, in any order; hits of other queries are ignored, a query without hits scores 0. A document counts
+            once, at its best passage, so k documents may take more than k hits: retrieve deeper than the largest cutoff.
+        cutoffs: the values of k, each at least 1.
+
+    Returns:
+        query_id -> {"recall@k", "MRR@k", "nDCG@k" for each k}. A query without a relevant document has no entry; the
+        difference to `len(queries)` is the number of queries that could not be scored.
+
+    Raises:
+        metrics.MetricError: a query stands twice, a query's relevances do not fit its documents, a rank stands twice within a
+            query, or a cutoff is below 1.
+
+    >>> query = Query("q", "Who?", None, ("a",), (1.0,), "all")
+    >>> score_retrieval([query], [Hit("q", "b#0", "b", 1, 0.9), Hit("q", "a#0", "a", 2, 0.8)], [1, 5])["q"]["MRR@5"]
+    0.5
+    """
+    hits_by_query: dict[str, list[Hit]] = {query_id: [] for query_id in _distinct_ids(queries)}
+    for hit in hits:
+        if hit.query_id in hits_by_query:
+            hits_by_query[hit.query_id].append(hit)
+    scores: PerQuery = {}
+    for query in queries:
+        if qrels := metrics.relevant_only(_qrels(query)):
+            ranking = metrics.documents_of(hits_by_query[query.query_id])
+            scores[query.query_id] = {
+                f"{name}@{k}": metric(qrels, ranking, k)
+                for name, metric in (
+                    ("recall", metrics.recall_at_k),
+                    ("MRR", metrics.mrr_at_k),
+                    ("nDCG", metrics.ndcg_at_k),
+                )
+                for k in cutoffs
+            }
+    return scores
+
+
+def score_answers(queries: Sequence[Query], answers: Sequence[Answer], language: metrics.Language) -> PerQuery:
+    """EM, token_F1, contains_answer, citation_precision, citation_recall, abstained and failed of every query.
+
+    An unanswerable query has EM and token_F1 1 if the answer abstained, else 0 (SQuAD v2). An answer that abstained from
+    an answerable query has 0 in all three answer metrics, whatever words it chose. A failed answer counts as no
+    abstention, cites nothing and has 0 in every answer metric. The table at the top of the module says which metric a
+    query has.
+
+    Args:
+        queries: distinct ids.
+        answers: exactly one per query, in any order; answers to other queries are ignored.
+        language: how answers are normalised.
+
+    Raises:
+        metrics.MetricError: a query stands twice, has no answer or several (the ids are named), or its relevances do not fit.
+    """
+    answer_of = _answer_of(queries, answers)
+    return {
+        query.query_id: {
+            **_answer_scores(query, answer_of[query.query_id], language),
+            **_citation_scores(query, answer_of[query.query_id]),
+            "abstained": float(_abstained(answer_of[query.query_id])),
+            "failed": float(answer_of[query.query_id].status == "failed"),
+        }
+        for query in queries
+    }
+
+
+def score_abstention(queries: Sequence[Query], answers: Sequence[Answer]) -> PerQuery:
+    """Abstention quality, as values whose means over the set are the metrics; give them to `intervals.summarize`.
+
+    - abstention_precision: of the abstentions, the share on unanswerable queries;
+    - abstention_recall: of the unanswerable queries, the share abstained from;
+    - false_abstention_rate: of the answerable queries, the share abstained from (smaller is better).
+
+    A metric whose share is of nothing is not in the result, nor are precision and recall where no query is unanswerable.
+    Queries whose `answers` are None do not count. A failed answer is no abstention.
+
+    Arguments and errors are those of `score_answers`.
+    """
+    answer_of = _answer_of(queries, answers)
+    judged = [query for query in queries if query.answers is not None]
+    any_unanswerable = any(not query.answers for query in judged)
+    scores: PerQuery = {}
+    for query in judged:
+        abstained = _abstained(answer_of[query.query_id])
+        name = "false_abstention_rate" if query.answers else "abstention_recall"
+        scores[query.query_id] = {name: float(abstained)}
+        if abstained and any_unanswerable:
+            scores[query.query_id]["abstention_precision"] = float(not query.answers)
+    return scores
+
+
+def _distinct_ids(queries: Sequence[Query]) -> list[str]:
+    counts = Counter(query.query_id for query in queries)
+    if repeated := [query_id for query_id, count in counts.items() if count > 1]:
+        raise metrics.MetricError(f"queries that stand more than once: {_name(repeated)}; query ids must be distinct")
+    return list(counts)
+
+
+def _answer_of(queries: Sequence[Query], answers: Sequence[Answer]) -> dict[str, Answer]:
+    counts = Counter(answer.query_id for answer in answers)
+    query_ids = _distinct_ids(queries)
+    if missing := [query_id for query_id in query_ids if counts[query_id] == 0]:
+        raise metrics.MetricError(f"queries without an answer: {_name(missing)}; answer them, or score fewer queries")
+    if repeated := [query_id for query_id in query_ids if counts[query_id] > 1]:
+        raise metrics.MetricError(f"queries with more than one answer: {_name(repeated)}; give the answers of one run")
+    return {answer.query_id: answer for answer in answers}
+
+
+def _name(ids: Sequence[str]) -> str:
+    named = ", ".join(repr(query_id) for query_id in ids[:10])
+    return named if len(ids) <= 10 else f"{named} and {len(ids) - 10} more"
+
+
+def _qrels(query: Query) -> dict[str, float]:
+    if len(query.document_ids) != len(query.relevances):
+        raise metrics.MetricError(
+            f"query {query.query_id!r} has {len(query.document_ids)} document_ids and {len(query.relevances)} relevances; "
+            "it must have one relevance per document"
+        )
+    return dict(zip(query.document_ids, query.relevances, strict=True))
+
+
+def _abstained(answer: Answer) -> bool:
+    return answer.abstained and answer.status == "ok"
+
+
+def _answer_scores(query: Query, answer: Answer, language: metrics.Language) -> dict[str, float]:
+    match query.answers:
+        case None:
+            return {}
+        case ():
+            right = float(_abstained(answer))
+            return {"EM": right, "token_F1": right}
+        case golds if answer.status == "failed" or answer.abstained:
+            return {"EM": 0.0, "token_F1": 0.0, "contains_answer": 0.0}
+        case golds:
+            return {
+                "EM": metrics.exact_match(answer.answer, golds, language),
+                "token_F1": metrics.token_f1(answer.answer, golds, language),
+                "contains_answer": metrics.contains_answer(answer.answer, golds, language),
+            }
+
+
+def _citation_scores(query: Query, answer: Answer) -> dict[str, float]:
+    qrels = metrics.relevant_only(_qrels(query))
+    if not qrels or query.answers == ():
+        return {}
+    citations = answer.citations if answer.status == "ok" else ()
+    scores = {"citation_recall": metrics.citation_recall(citations, qrels)}
+    if citations:
+        scores["citation_precision"] = metrics.citation_precision(citations, qrels)
+    return scores

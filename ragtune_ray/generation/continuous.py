@@ -1,0 +1,238 @@
+"""Continuous batching: requests join and leave a running batch, in one process, with one thread that decodes.
+
+In: prompts from any thread. Out: requests, to be read as text comes. It knows nothing of HTTP or Ray.
+
+Requests come in first in, first out, so none is overtaken for ever; one too large for what is left of `batch_tokens` waits at
+the head until enough have left. Between two steps prompts are prefilled for at most half a second: a prefill that takes longer is
+interrupted between two layers for a step of those that run. So the longest prompt delays a token, a cancellation or a deadline by
+no more than that, and is still one pass. Every prompt is prefilled alone, and in a step no row sees another, so an answer
+does not depend on what else runs, but for the last bits of a kernel's sums (see `decoding`).
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ragtune_ray.generation.generator import TransformersGenerator
+from ragtune_ray.generation.interface import GeneratorError, Prompt
+from ragtune_ray.generation.lora import Adapters
+from ragtune_ray.generation.request import Overloaded, Request, RequestFailed
+from ragtune_ray.generation.running_batch import RunningBatch
+
+__all__ = ["ContinuousGenerator", "Overloaded", "Request", "RequestFailed", "Stats"]
+
+_logger = logging.getLogger(__name__)
+_PREFILL_SECONDS = 0.5  # between two steps; shorter, and fewer rows run at once: they leave faster than others come
+_LAST_STEP_SECONDS = 10.0  # what the step or prefill under way may still take when the grace is over
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """What a generator does and has done since it started; all but the first two only grow."""
+
+    running: int
+    waiting: int
+    finished: int
+    failed: int
+    cancelled: int
+    expired: int
+    """Their deadline passed, before or while they ran."""
+    refused: int
+    """Not taken, since as many waited as may."""
+    prompt_tokens: int
+    """Prefilled."""
+    generated_tokens: int
+
+
+class ContinuousGenerator:
+    """One model; a thread of its own decodes whatever requests are there, one token per row and step.
+
+    Args:
+        generator: the model. Its `batch_tokens` bound the keys and values of the requests that run.
+        max_running: most requests that run at once.
+        max_waiting: most requests that wait for that.
+        adapters: directories of LoRA adapters for this model, as PEFT writes them, by the name that requests use.
+
+    Raises:
+        GeneratorError: an adapter cannot be used with this model.
+    """
+
+    def __init__(
+        self,
+        generator: TransformersGenerator,
+        *,
+        max_running: int = 16,
+        max_waiting: int = 64,
+        adapters: Mapping[str, Path] | None = None,
+    ) -> None:
+        self._generator = generator
+        self._max_waiting = max_waiting
+        self._adapters: Adapters | None = generator.load_adapters(adapters) if adapters else None
+        generator.count_tokens([""])  # a tokenizer's first call changes its settings, which threads must not do at once
+        self._running = RunningBatch(generator, max_running, self._adapters)
+        self._waiting: deque[Request] = deque()
+        self._counts: Counter[str] = Counter()
+        self._changed = threading.Condition()  # guards the three below and everything that is counted
+        self._closing = self._cut = self._died = False
+        self._stepped = time.monotonic()
+        self._thread = threading.Thread(target=self._run, name="generation", daemon=True)
+        self._thread.start()
+
+    def submit(
+        self,
+        prompt: Prompt,
+        *,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        stop: Sequence[str] = (),
+        seed: int = 0,
+        deadline_seconds: float = 0.0,
+        adapter: str = "",
+    ) -> Request:
+        """Ask for an answer; safe from any thread. The prompt is tokenised in the calling one: some milliseconds.
+
+        Args:
+            prompt: as bulk answering builds it.
+            max_new_tokens: longest answer.
+            temperature: 0 is greedy.
+            stop: texts at which the answer ends.
+            seed: of a sampled answer; the same prompt and seed give the same answer whatever else runs.
+            deadline_seconds: from now until the end of the answer; 0: none.
+            adapter: the name of an adapter; "": the model as it is.
+
+        Raises:
+            GeneratorError: the prompt is empty or too long, or no adapter has this name.
+            Overloaded: `max_waiting` requests wait already, or the generator closes.
+            RequestFailed: the generation thread has died.
+        """
+        known = self._adapters.names if self._adapters else ()
+        if adapter and adapter not in known:
+            raise GeneratorError(f"adapter {adapter!r} is not served; those that are: {', '.join(known) or 'none'}")
+        if max_new_tokens < 1:
+            raise GeneratorError(f"max_new_tokens={max_new_tokens}: an answer has at least one token")
+        row = self._generator.row(prompt, max_new_tokens=max_new_tokens, temperature=temperature, stop=stop, seed=seed)
+        request = Request(row, deadline_seconds=deadline_seconds, adapter=adapter)
+        with self._changed:
+            if self._died:
+                raise RequestFailed("failed", "the generation thread has died; the log says why. Start a new replica")
+            if self._closing:
+                raise Overloaded("the generator is closing; ask another replica")
+            if len(self._waiting) >= self._max_waiting:
+                self._sweep_waiting()
+            if len(self._waiting) >= self._max_waiting:
+                self._counts["refused"] += 1
+                raise Overloaded(f"{self._max_waiting} requests wait already; try again later")
+            self._waiting.append(request)
+            self._changed.notify_all()
+        return request
+
+    def stats(self) -> Stats:
+        """Counts for metrics; cheap."""
+        with self._changed:
+            counts = self._counts
+            return Stats(
+                running=sum(not request.is_over for request in self._running.requests),
+                waiting=len(self._waiting),
+                finished=counts["finished"],
+                failed=counts["failed"],
+                cancelled=counts["cancelled"],
+                expired=counts["deadline"],
+                refused=counts["refused"],
+                prompt_tokens=counts["prompt_tokens"],
+                generated_tokens=self._running.generated_tokens,
+            )
+
+    def is_alive(self) -> bool:
+        """Whether requests are still being decoded; False after `close`, and when the thread has died."""
+        return self._thread.is_alive()
+
+    def close(self, grace_seconds: float = 30.0) -> None:
+        """Take no more requests, finish those that are here, and cut what is left after the grace.
+
+        Args:
+            grace_seconds: how long requests may go on.
+        """
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        self._thread.join(grace_seconds)
+        with self._changed:
+            self._cut = True
+        self._thread.join(_LAST_STEP_SECONDS)
+        if self._thread.is_alive():
+            _logger.error("a step has not ended %g seconds after the generator was closed", _LAST_STEP_SECONDS)
+
+    @torch.inference_mode()
+    def _run(self) -> None:
+        message = "the generation thread has died; the log says why"
+        try:
+            while self._has_work():
+                self._turn()
+            message = "the generator was closed before the request was finished"
+        except Exception:
+            _logger.exception("the generation thread has died")
+            self._died = True
+        finally:
+            with self._changed:
+                self._closing = True
+                for request in [*self._running.clear(), *self._waiting]:
+                    request.fail("failed", message)
+                    self._count(request)
+                self._waiting.clear()
+
+    def _has_work(self) -> bool:
+        """Wait until there is some; False when the generator is closed and there is none, or its grace is over."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closing or self._waiting or len(self._running))
+            return not self._cut and bool(self._waiting or len(self._running))
+
+    def _turn(self) -> None:
+        self._sweep()
+        while (request := self._next()) is not None:
+            self._running.admit(request, self._step_if_due)
+            self._step_if_due()
+        self._step()
+
+    def _next(self) -> Request | None:
+        """The request whose turn it is, if there is one and it has room."""
+        with self._changed:
+            if not self._waiting or not self._running.has_room(self._waiting[0]):
+                return None
+            request = self._waiting.popleft()
+            self._counts["prompt_tokens"] += len(request.row.ids)
+            return request
+
+    def _step_if_due(self) -> None:
+        if time.monotonic() - self._stepped >= _PREFILL_SECONDS:
+            self._step()
+
+    def _step(self) -> None:
+        self._sweep()
+        self._running.step()
+        self._stepped = time.monotonic()
+
+    def _sweep(self) -> None:
+        """Those that are over or late leave, computed or not."""
+        for request in self._running.requests:
+            request.expire()
+        left = self._running.release()
+        with self._changed:
+            for request in left:
+                self._count(request)
+            self._sweep_waiting()
+
+    def _sweep_waiting(self) -> None:
+        for request in [request for request in self._waiting if request.expire()]:
+            self._waiting.remove(request)
+            self._count(request)
+
+    def _count(self, request: Request) -> None:
+        self._counts[request.failure or "finished"] += 1

@@ -1,0 +1,337 @@
+"""Prompts -> answers, batched or streamed; log-likelihood of a given answer.
+
+In: prompts and a model directory (or an OpenAI-compatible server). Out: completions. It knows nothing of retrieval,
+files other than the model's, or Ray.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Generator as Stream
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from ragtune_ray import config
+from ragtune_ray.generation import shared_prefixes
+from ragtune_ray.generation.chat import ChatTokenizer
+from ragtune_ray.generation.decoding import DecodingBatch, check_architecture, context_tokens
+from ragtune_ray.generation.interface import Completion, Finish, Generator, GeneratorError, Prompt, settled_text
+from ragtune_ray.generation.lora import Adapters
+from ragtune_ray.generation.openai_client import OpenAIGenerator
+from ragtune_ray.generation.sampling import Row, choose_tokens, row_seed
+from ragtune_ray.generation.shared_prefixes import IGNORED
+from ragtune_ray.models.hardware import Precision, choose_device, resolve_precision
+from ragtune_ray.models.packing import pack
+from ragtune_ray.models.weights import quiet_transformers
+
+__all__ = ["Completion", "Generator", "GeneratorError", "TransformersGenerator", "load_generator"]
+
+_logger = logging.getLogger(__name__)
+_FORWARD_TOKENS = {"cpu": 512, "cuda": 16384}  # padded tokens of several prompts in one pass; more gains 10 % on a CPU
+
+
+def load_generator(settings: config.Generator, directory: Path | None) -> TransformersGenerator | OpenAIGenerator:
+    """The generator that a config names.
+
+    Args:
+        settings: the section `generator`.
+        directory: the model's directory; None with engine `openai`.
+
+    Raises:
+        GeneratorError: the directory or the key is missing, or the model cannot be run.
+    """
+    match settings.engine:
+        case "transformers":
+            if directory is None:
+                raise GeneratorError("generator.engine=transformers needs the model's directory, none was given")
+            return TransformersGenerator(directory, precision=settings.precision, batch_tokens=settings.batch_tokens)
+        case "openai":
+            return OpenAIGenerator(
+                settings.base_url,
+                settings.model,
+                api_key_env=settings.api_key_env,
+                concurrency=settings.concurrency,
+                timeout_seconds=settings.timeout_seconds,
+                max_attempts=settings.max_attempts,
+            )
+
+
+class TransformersGenerator:
+    """A causal language model in this process, from a directory in transformers' format with safetensors weights.
+
+    Args:
+        directory: config, tokenizer and weights.
+        precision: `auto` is bfloat16 where the hardware computes in it, else float32.
+        batch_tokens: most tokens of a batch: rows times (longest prompt + `max_new_tokens`).
+        device: a torch device; `auto` is the GPU where there is one, else the CPU.
+
+    Raises:
+        GeneratorError: the directory holds no such model, or one whose architecture this engine cannot run.
+    """
+
+    def __init__(self, directory: Path, *, precision: Precision, batch_tokens: int, device: str = "auto") -> None:
+        self.device = choose_device(device)
+        self._batch_tokens = batch_tokens
+        self._forward_tokens = min(_FORWARD_TOKENS["cuda" if self.device.startswith("cuda") else "cpu"], batch_tokens)
+        try:
+            with quiet_transformers():
+                tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
+                model = AutoModelForCausalLM.from_pretrained(
+                    directory,
+                    dtype=resolve_precision(precision, self.device),
+                    attn_implementation="sdpa",
+                    use_safetensors=True,
+                    trust_remote_code=False,
+                    local_files_only=True,
+                )
+        except (OSError, ValueError) as error:
+            raise GeneratorError(
+                f"generator.model: {directory} cannot be loaded ({error}); it needs config.json, a tokenizer and "
+                "*.safetensors as transformers' save_pretrained writes them"
+            ) from error
+        check_architecture(model.config)
+        self._model = model.to(self.device).eval()
+        # Packed layers round by the shape of a pass, so a prompt beside others would give other texts than alone; see `decoding`.
+        self._prefill_tokens = 0 if pack(self._model) else self._forward_tokens
+        self.context_tokens = context_tokens(model.config)
+        self._ends = _end_tokens(self._model, tokenizer)
+        self._chat = ChatTokenizer(tokenizer)
+        self._pad_token = int(tokenizer.pad_token_id or 0)
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text, exactly as `generate` would count a rendered prompt."""
+        return [len(ids) for ids in self._chat.encode(texts)]
+
+    def render(self, messages: Sequence[tuple[str, str]]) -> str:
+        """Messages (role, content) in the model's chat template; see `ChatTokenizer.render`."""
+        return self._chat.render(messages)
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        stop: Sequence[str] = (),
+        seed: int = 0,
+    ) -> list[Completion]:
+        """Answer every prompt; greedy at temperature 0. On a CPU no batch was found to change a prompt's text; see `decoding`.
+
+        Rows are sorted by length and cut into batches of `batch_tokens`. A batch that fails (out of memory, say) is
+        halved and tried again; a row that fails alone carries the error. So does an empty or too long prompt.
+
+        Returns:
+            One completion per prompt, in their order.
+        """
+        rows, completions = self._rows(prompts, max_new_tokens, temperature, stop, seed)
+        for batch in _batches(rows, self._batch_tokens):
+            completions.update(self._complete(batch))
+        return [completions[index] for index in range(len(prompts))]
+
+    def stream(
+        self,
+        prompt: Prompt,
+        *,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        stop: Sequence[str] = (),
+        seed: int = 0,
+    ) -> Stream[str, None, Finish]:
+        """Pieces of text whose concatenation is `generate`'s text for this prompt, never half a character; then why it ended.
+
+        Raises:
+            GeneratorError: the prompt is empty or too long.
+        """
+        row = self.row(prompt, max_new_tokens=max_new_tokens, temperature=temperature, stop=stop, seed=seed)
+        shown = 0
+        for _ in self._decode([row], watch=True):
+            if len(row.text) > shown:
+                yield row.text[shown:]
+                shown = len(row.text)
+        assert row.finish is not None
+        return row.finish
+
+    def row(
+        self,
+        prompt: Prompt,
+        *,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        stop: Sequence[str] = (),
+        seed: int = 0,
+    ) -> Row:
+        """A prompt ready to be decoded: what `generate` makes of it first.
+
+        Raises:
+            GeneratorError: the prompt is empty or too long.
+        """
+        rows, failed = self._rows([prompt], max_new_tokens, temperature, stop, seed)
+        if failed:
+            raise GeneratorError(failed[0].error)
+        return rows[0]
+
+    def open_batch(self, max_rows: int) -> DecodingBatch:
+        """A batch without rows yet, which up to `max_rows` may join, within `batch_tokens`."""
+        return DecodingBatch(self._model, [], 0, self._prefill_tokens, max_rows, self._batch_tokens)
+
+    def load_adapters(self, directories: Mapping[str, Path]) -> Adapters:
+        """LoRA adapters for the batches of this model; without one applied, everything stays as it was.
+
+        Raises:
+            GeneratorError: one cannot be used with this model.
+        """
+        return Adapters(self._model, directories)
+
+    def append(self, row: Row, token: int, *, watch: bool) -> None:
+        """Give a row its next token, and find out whether it ends there.
+
+        With `watch` its text is settled at once (stop strings and streams need that), not only when the row ends.
+        """
+        if token in self._ends:
+            row.finish = "stop"
+        else:
+            row.generated.append(token)
+            if len(row.generated) >= row.room:
+                row.finish = "length"
+        ended = row.finish is not None
+        if not (watch or ended):
+            return
+        row.text, stopped = settled_text(self._chat.decode(row.generated), row.stop, ended=ended)
+        if stopped:
+            row.finish = "stop"
+
+    @torch.inference_mode()
+    def log_likelihood(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[tuple[float, int]]:
+        """The sum of ln p over the tokens of each answer, given its prompt, and the number of those tokens.
+
+        The prompt's own tokens do not count, nor does the end-of-sequence token after the answer. The answer is
+        tokenised by itself and follows the rendered prompt directly. An empty answer gives (0.0, 0).
+
+        Raises:
+            GeneratorError: a prompt is empty, or prompt and answer exceed the model's context.
+        """
+        answer_ids = self._chat.encode([self._chat.defused(answer) for answer in answers])
+        prompt_ids = self._chat.encode([self.render(prompt.messages) for prompt in prompts])
+        for index, (before, after) in enumerate(zip(prompt_ids, answer_ids, strict=True)):
+            if not before or len(before) + len(after) > self.context_tokens:
+                raise GeneratorError(
+                    f"prompt {index}: {len(before)} tokens and {len(after)} of the answer do not fit 1 to "
+                    f"{self.context_tokens}; lower prompt.max_tokens"
+                )
+        told = [index for index, ids in enumerate(answer_ids) if ids]
+        sums = self._answer_sums([prompt_ids[index] for index in told], [answer_ids[index] for index in told])
+        found = dict(zip(told, sums, strict=True))
+        return [(found.get(index, 0.0), len(ids)) for index, ids in enumerate(answer_ids)]
+
+    def _answer_sums(self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> list[float]:
+        """The sum of ln p of each answer, none of them empty; prompts that begin alike are read once."""
+        sums = torch.zeros(len(prompts), dtype=torch.float64)
+        for groups in shared_prefixes.batches(self._model, prompts, answers, self._forward_tokens):
+            piece = shared_prefixes.collate(prompts, answers, groups, self._pad_token)
+            logits = shared_prefixes.logits(self._model, {name: value.to(self.device) for name, value in piece.items()})
+            for place, group in enumerate(groups):  # one by one: float32 logits of a whole batch may not fit in memory
+                taught = (piece["labels"][place] != IGNORED).nonzero().flatten()
+                scores = logits[place, -len(taught) :].float()
+                wanted = piece["labels"][place, taught].to(scores.device)
+                each = (scores.gather(1, wanted[:, None])[:, 0] - scores.logsumexp(1)).double().cpu()
+                sums.index_add_(0, torch.tensor(group)[piece["segments"][place, taught] - 1], each)
+        return sums.tolist()
+
+    def _rows(
+        self, prompts: Sequence[Prompt], max_new_tokens: int, temperature: float, stop: Sequence[str], seed: int
+    ) -> tuple[list[Row], dict[int, Completion]]:
+        """Prompts that can be answered, and the completions of those that cannot."""
+        rows: list[Row] = []
+        failed: dict[int, Completion] = {}
+        for index, ids in enumerate(self._chat.encode([self.render(prompt.messages) for prompt in prompts])):
+            if not ids:
+                failed[index] = _failure(0, "the prompt is empty")
+            elif len(ids) >= self.context_tokens:
+                failed[index] = _failure(
+                    len(ids),
+                    f"the prompt has {len(ids)} tokens, the model's context {self.context_tokens}; "
+                    "lower prompt.max_tokens",
+                )
+            else:
+                room = min(max_new_tokens, self.context_tokens - len(ids))
+                rows.append(Row(index, ids, room, row_seed(seed, ids), temperature, stop))
+        return rows, failed
+
+    def _complete(self, batch: Sequence[Row]) -> dict[int, Completion]:
+        started = time.perf_counter()
+        try:
+            for _ in self._decode(batch, watch=any(row.stop for row in batch)):
+                pass
+        except (RuntimeError, ValueError) as error:  # torch.OutOfMemoryError is a RuntimeError
+            if self.device.startswith("cuda"):
+                torch.cuda.empty_cache()
+            if len(batch) == 1:
+                return {batch[0].index: _failure(len(batch[0].ids), f"{type(error).__name__}: {error}")}
+            _logger.warning("a batch of %d prompts failed (%s); halving it", len(batch), error)
+            fresh = [Row(row.index, row.ids, row.room, row.seed, row.temperature, row.stop) for row in batch]
+            half = len(fresh) // 2
+            return self._complete(fresh[:half]) | self._complete(fresh[half:])
+        seconds = (time.perf_counter() - started) / len(batch)
+        return {row.index: row.completion(seconds) for row in batch}
+
+    def _start(self, batch: Sequence[Row]) -> DecodingBatch:
+        room = max(row.room for row in batch)
+        return DecodingBatch(self._model, [row.ids for row in batch], room, self._prefill_tokens)
+
+    def _decode(self, batch: Sequence[Row], *, watch: bool) -> Iterator[None]:
+        """Generate for a batch, filling its rows; pauses after each token. `watch` is that of `append`."""
+        alive = list(batch)
+        decoding = self._start(alive)
+        while True:
+            for row, token in zip(alive, choose_tokens(decoding.logits, alive), strict=True):
+                if token is None:
+                    raise GeneratorError("the model gave logits that are not numbers")
+                self.append(row, token, watch=watch)
+            yield
+            for place in reversed(range(len(alive))):
+                if alive[place].finish is not None:
+                    decoding.drop(place)
+                    alive[place] = alive[-1]
+                    alive.pop()
+            if not alive:
+                return
+            decoding.step(torch.tensor([row.generated[-1] for row in alive]))
+
+
+def _failure(prompt_tokens: int, error: str) -> Completion:
+    return Completion("", prompt_tokens, 0, 0.0, "stop", error)
+
+
+def _batches(rows: list[Row], batch_tokens: int) -> Iterator[list[Row]]:
+    """Rows by length, longest first (memory runs out early or never), in batches of at most `batch_tokens`.
+
+    The batches hold about as many rows each: a last batch of a few rows would read all weights for little.
+    """
+    ordered = sorted(rows, key=lambda row: len(row.ids), reverse=True)
+    fewest = sum(1 for _ in _greedy_batches(ordered, batch_tokens, len(ordered)))
+    yield from _greedy_batches(ordered, batch_tokens, -(-len(ordered) // fewest) if fewest else 0)
+
+
+def _greedy_batches(rows: list[Row], batch_tokens: int, most_rows: int) -> Iterator[list[Row]]:
+    batch: list[Row] = []
+    widest = 0
+    for row in rows:
+        wide = max(widest, len(row.ids) + row.room)
+        if batch and (wide * (len(batch) + 1) > batch_tokens or len(batch) == most_rows):
+            yield batch
+            batch, wide = [], len(row.ids) + row.room
+        batch.append(row)
+        widest = wide
+    if batch:
+        yield batch
+
+
+def _end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
+    given = model.generation_config.eos_token_id
+    ends = set(given) if isinstance(given, list) else {given}
+    return frozenset(token for token in ends | {tokenizer.eos_token_id} if token is not None)

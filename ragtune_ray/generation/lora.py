@@ -1,0 +1,257 @@
+"""LoRA adapters on a model that serves several at once: every row of a batch has its own, or none.
+
+In: a model for inference, directories as PEFT writes them. Out: the same model, whose layers add to each row what the row's
+adapter says: W x + s B A x (Hu et al. 2021, arXiv:2106.09685). This module knows nothing of requests.
+
+Why not PEFT itself: it wraps `nn.Linear`, which a CPU's packed layers (`packing`) are no longer, and a base model beside adapters
+must give the bits that it gives alone. Rows without an adapter take the very path that they took before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+from torch.nn import functional
+
+from ragtune_ray.generation.interface import GeneratorError
+from ragtune_ray.models.packing import PackedGatedLayers, PackedLinear
+
+__all__ = ["Adapters"]
+
+_PREFIX = "base_model.model."
+_DOWN, _UP = ".lora_A.weight", ".lora_B.weight"
+_GATED = ("gate_proj", "up_proj", "down_proj")
+# Settings of a LoRA config that leave the formula above as it is. Any other must be unset, whatever PEFT invents next.
+_HARMLESS = {
+    *(
+        "peft_type",
+        "peft_version",
+        "task_type",
+        "auto_mapping",
+        "base_model_name_or_path",
+        "revision",
+        "inference_mode",
+    ),
+    *("r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "qalora_group_size", "megatron_core"),
+    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "init_lora_weights"),
+}
+_UNCHANGED_BASE = (
+    True,
+    False,
+    "gaussian",
+    "orthogonal",
+)  # the other ways to begin also change the base model's weights
+
+_Weights = tuple[torch.Tensor, torch.Tensor]
+"""A of shape (rank, in features) and s B of shape (out features, rank)."""
+
+
+class _Selection(threading.local):
+    """Which rows of the batch under way have which adapter; each thread has its own."""
+
+    def __init__(self) -> None:
+        self.num_rows = 0
+        self.rows: dict[str, list[int]] = {}
+
+
+class Adapters:
+    """The adapters of one model; changes the model's layers in place.
+
+    Args:
+        model: a transformers causal language model for inference.
+        directories: adapter_config.json and adapter_model.safetensors, by the name of the adapter.
+
+    Raises:
+        GeneratorError: a directory holds no adapter, one of another kind than plain LoRA, or one for another model.
+    """
+
+    def __init__(self, model: nn.Module, directories: Mapping[str, Path]) -> None:
+        self.names = tuple(directories)
+        self._selection = _Selection()
+        parameter = next(model.parameters())
+        deltas: dict[str, dict[str, _Weights]] = {}
+        for name, directory in directories.items():
+            for layer, (down, up) in _load(name, directory).items():
+                _check(name, model, layer, down, up)
+                deltas.setdefault(layer, {})[name] = (down.to(parameter), up.to(parameter))
+        for layer, by_adapter in deltas.items():
+            _attach(model, layer, _Deltas(by_adapter, self._selection), self._selection)
+
+    @contextlib.contextmanager
+    def applied(self, names: Sequence[str]) -> Iterator[None]:
+        """Inside, this thread's batches have these adapters.
+
+        Args:
+            names: one per row of the batch; "" is none.
+        """
+        selection = self._selection
+        before = selection.num_rows, selection.rows
+        rows: dict[str, list[int]] = {}
+        for row, name in enumerate(names):
+            if name:
+                rows.setdefault(name, []).append(row)
+        selection.num_rows, selection.rows = len(names), rows
+        try:
+            yield
+        finally:
+            selection.num_rows, selection.rows = before
+
+
+class _Deltas:
+    """What the adapters add to one linear layer."""
+
+    def __init__(self, by_adapter: dict[str, _Weights], selection: _Selection) -> None:
+        self._by_adapter, self._selection = by_adapter, selection
+
+    def rows(self, inputs: torch.Tensor) -> dict[str, list[int]]:
+        """Of each adapter that has something to add here, its rows of `inputs` (rows, tokens, features)."""
+        selection = self._selection
+        rows = {name: rows for name, rows in selection.rows.items() if name in self._by_adapter}
+        if rows and (inputs.dim() != 3 or len(inputs) != selection.num_rows):
+            raise GeneratorError(
+                f"a layer with adapters was given the shape {tuple(inputs.shape)} for {selection.num_rows} rows; this engine "
+                "adapts layers that see (rows, tokens, features). Merge the adapter into its model and serve that"
+            )
+        return rows
+
+    def of(self, name: str, inputs: torch.Tensor) -> torch.Tensor | float:
+        """What one adapter adds, s B A x; 0 where it leaves this layer alone."""
+        if name not in self._by_adapter:
+            return 0.0
+        down, up = self._by_adapter[name]
+        return functional.linear(functional.linear(inputs, down), up)
+
+
+class _AdaptedLinear(nn.Module):
+    """A linear layer, plain or packed."""
+
+    def __init__(self, layer: nn.Module, deltas: _Deltas) -> None:
+        super().__init__()
+        self.layer, self.deltas = layer, deltas
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """(rows, tokens, in features) to (rows, tokens, out features)."""
+        made: torch.Tensor = self.layer(inputs)
+        for name, rows in self.deltas.rows(inputs).items():
+            made[rows] += self.deltas.of(name, inputs[rows])
+        return made
+
+
+class _AdaptedGatedLayers(nn.Module):
+    """A packed feed-forward: fused for rows without adapters, in single operators for the others."""
+
+    def __init__(self, layers: PackedGatedLayers, selection: _Selection) -> None:
+        super().__init__()
+        self.layers = layers
+        self.deltas = {part: _Deltas({}, selection) for part in _GATED}
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """(rows, tokens, hidden) to the same."""
+        adapted = {name: rows for deltas in self.deltas.values() for name, rows in deltas.rows(inputs).items()}
+        if not adapted:
+            fused: torch.Tensor = self.layers(inputs)
+            return fused
+        made = torch.empty_like(inputs)
+        taken = {row for rows in adapted.values() for row in rows}
+        if rest := [row for row in range(len(inputs)) if row not in taken]:
+            made[rest] = self.layers(inputs[rest])
+        for name, rows in adapted.items():
+            made[rows] = self._with(name, inputs[rows])
+        return made
+
+    def _with(self, name: str, inputs: torch.Tensor) -> torch.Tensor:
+        layers, deltas = self.layers, self.deltas
+        gate = functional.silu(layers.gate.linear(inputs) + deltas["gate_proj"].of(name, inputs))
+        product = gate * (layers.up(inputs) + deltas["up_proj"].of(name, inputs))
+        made: torch.Tensor = layers.down(product) + deltas["down_proj"].of(name, product)
+        return made
+
+
+def _attach(model: nn.Module, layer: str, deltas: _Deltas, selection: _Selection) -> None:
+    """Put the deltas of a layer, named as PEFT names it, where the layer is now."""
+    parent, _, name = layer.rpartition(".")
+    module = model.get_submodule(parent)
+    if isinstance(module, PackedGatedLayers):
+        grandparent, _, own = parent.rpartition(".")
+        module = _AdaptedGatedLayers(module, selection)
+        setattr(model.get_submodule(grandparent), own, module)
+    if isinstance(module, _AdaptedGatedLayers):
+        module.deltas[name] = deltas
+    else:
+        setattr(module, name, _AdaptedLinear(model.get_submodule(layer), deltas))
+
+
+def _check(name: str, model: nn.Module, layer: str, down: torch.Tensor, up: torch.Tensor) -> None:
+    """Refuse weights that do not fit the layer that they are for."""
+    try:
+        found = model.get_submodule(_unpacked(model, layer))
+    except AttributeError:
+        found = None
+    if type(found) is nn.Linear:
+        shape = tuple(found.weight.shape)
+    elif isinstance(found, PackedLinear):
+        shape = tuple(found.packed.shape)
+    else:
+        raise GeneratorError(f"adapter {name!r} is for the layer {layer}, which is no linear layer of this model")
+    if shape != (up.shape[0], down.shape[1]):
+        raise GeneratorError(
+            f"adapter {name!r} has the shape {(up.shape[0], down.shape[1])} for the layer {layer}, the model {shape}; it was "
+            "made for another model"
+        )
+
+
+def _unpacked(model: nn.Module, layer: str) -> str:
+    """The name of a layer in a model that may be packed: the parts of a packed feed-forward have names of their own."""
+    parent, _, name = layer.rpartition(".")
+    packed = isinstance(model.get_submodule(parent), PackedGatedLayers) and name in _GATED
+    return f"{parent}.{name.removesuffix('_proj')}" if packed else layer
+
+
+def _load(name: str, directory: Path) -> dict[str, _Weights]:
+    """The weights of an adapter by the layer that they are for."""
+    where = f"adapter {name!r} in {directory}"
+    try:
+        settings = json.loads((directory / "adapter_config.json").read_text(encoding="utf-8"))
+        tensors = load_file(directory / "adapter_model.safetensors")
+    except (OSError, ValueError, SafetensorError) as error:
+        raise GeneratorError(
+            f"{where} cannot be loaded ({error}); it needs adapter_config.json and adapter_model.safetensors as PEFT's "
+            "save_pretrained writes them"
+        ) from error
+    _check_settings(where, settings)
+    weights: dict[str, _Weights] = {}
+    for key, down in tensors.items():
+        layer = key.removeprefix(_PREFIX).removesuffix(_DOWN)
+        up = tensors.get(f"{_PREFIX}{layer}{_UP}")
+        if key == f"{_PREFIX}{layer}{_DOWN}" and up is not None and up.shape[1] == len(down):
+            rank = math.sqrt(len(down)) if settings.get("use_rslora") else len(down)
+            weights[layer] = (down, up * (settings["lora_alpha"] / rank))
+    if 2 * len(weights) != len(tensors) or not weights:
+        raise GeneratorError(
+            f"{where} holds other tensors than pairs of *{_DOWN} and *{_UP}, so it is no plain LoRA adapter"
+        )
+    if not all(part.isfinite().all() for pair in weights.values() for part in pair):
+        raise GeneratorError(f"{where} has weights that are not numbers")
+    return weights
+
+
+def _check_settings(where: str, settings: dict[str, Any]) -> None:
+    given = {key: value for key, value in settings.items() if value and value != "none" and key not in _HARMLESS}
+    if settings.get("peft_type") != "LORA":
+        given["peft_type"] = settings.get("peft_type")
+    if settings.get("init_lora_weights", True) not in _UNCHANGED_BASE:
+        given["init_lora_weights"] = settings["init_lora_weights"]
+    if given or not isinstance(settings.get("lora_alpha"), (int, float)):
+        raise GeneratorError(
+            f"{where} is no plain LoRA adapter ({given or 'no lora_alpha'}); merge it into its model and serve that"
+        )

@@ -1,0 +1,212 @@
+"""Prompts -> answers by asking any OpenAI-compatible server (vLLM, Ray Serve LLM, `transformers serve`).
+
+In: prompts and a server's address. Out: completions. It knows nothing of weights or tokenizers: the server owns both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import os
+import time
+from collections.abc import Generator as Stream
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+from ragtune_ray.generation.interface import Completion, Finish, GeneratorError, Prompt
+
+__all__ = ["OpenAIGenerator"]
+
+_BYTES_PER_TOKEN = 3  # English has 4 to 5, Chinese 3 to 4 bytes per token: counting 3 errs on the safe side
+_MAX_STOPS = 4  # what the API accepts
+
+
+class OpenAIGenerator:
+    """A chat model behind an OpenAI-compatible HTTP API.
+
+    Retries are the SDK's: exponential back-off with jitter on 408, 409, 429, 5xx and lost connections, or the wait that
+    the server's Retry-After names.
+
+    Args:
+        base_url: where the API is rooted, with its /v1.
+        model: the server's name for the model.
+        api_key_env: the environment variable that holds the key. Unset, a loopback server gets a dummy key.
+        concurrency: requests under way at once.
+        timeout_seconds: longest wait for one attempt.
+        max_attempts: tries per request.
+
+    Raises:
+        GeneratorError: the package `openai` or the key is missing, or `stop` has more entries than the API accepts.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        model: str,
+        *,
+        api_key_env: str = "OPENAI_API_KEY",
+        concurrency: int = 16,
+        timeout_seconds: float = 60.0,
+        max_attempts: int = 5,
+    ) -> None:
+        self._openai = _import_openai()
+        self._base_url, self._model = base_url, model
+        self._key = _api_key(api_key_env, base_url)
+        self._concurrency, self._timeout_seconds, self._max_attempts = concurrency, timeout_seconds, max_attempts
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """An estimate, a third of the UTF-8 bytes rounded up: usually too high, so that prompts stay within budget."""
+        return [-(-len(text.encode()) // _BYTES_PER_TOKEN) for text in texts]
+
+    def render(self, messages: Sequence[tuple[str, str]]) -> str:
+        """The contents joined, for counting; the server applies its own chat template."""
+        return "\n".join(content for _, content in messages)
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        stop: Sequence[str] = (),
+        seed: int = 0,
+    ) -> list[Completion]:
+        """One completion per prompt, in their order; a request that failed carries its status and reason."""
+        request = self._request(max_new_tokens, temperature, stop, seed)
+        return asyncio.run(self._ask_all(prompts, request))
+
+    def stream(
+        self,
+        prompt: Prompt,
+        *,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        stop: Sequence[str] = (),
+        seed: int = 0,
+    ) -> Stream[str, None, Finish]:
+        """Pieces of text as the server sends them; returns why it ended, as the server says.
+
+        Raises:
+            GeneratorError: the request failed; names the status.
+        """
+        request = self._request(max_new_tokens, temperature, stop, seed)
+        finish: Finish = "stop"
+        with self._openai.OpenAI(**self._connection()) as client:
+            try:
+                for chunk in client.chat.completions.create(**request, messages=_messages(prompt), stream=True):
+                    for choice in chunk.choices[:1]:
+                        finish = "length" if choice.finish_reason == "length" else finish
+                        if choice.delta.content:
+                            yield choice.delta.content
+            except (self._openai.OpenAIError, ValueError) as error:
+                raise GeneratorError(self._reason(error)) from None  # the cause may hold the request with its key
+        return finish
+
+    def log_likelihood(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[tuple[float, int]]:
+        """Never available: the API does not score given answers.
+
+        Raises:
+            GeneratorError: always.
+        """
+        raise GeneratorError(
+            f"generator.engine=openai cannot score {len(answers)} given answers after {len(prompts)} prompts "
+            "(log-likelihood); set generator.engine=transformers for that"
+        )
+
+    async def _ask_all(self, prompts: Sequence[Prompt], request: dict[str, Any]) -> list[Completion]:
+        gate = asyncio.Semaphore(self._concurrency)
+        async with self._openai.AsyncOpenAI(**self._connection()) as client:
+            return list(await asyncio.gather(*(self._ask(client, gate, prompt, request) for prompt in prompts)))
+
+    async def _ask(self, client: Any, gate: asyncio.Semaphore, prompt: Prompt, request: dict[str, Any]) -> Completion:
+        async with gate:
+            started = time.perf_counter()
+            try:
+                reply = await client.chat.completions.create(**request, messages=_messages(prompt))
+                completion = _completion(reply, prompt, time.perf_counter() - started)
+            except (self._openai.OpenAIError, ValueError) as error:  # ValueError: the body is no JSON
+                seconds = time.perf_counter() - started
+                return Completion("", prompt.num_tokens, 0, seconds, "stop", self._reason(error))
+        return completion
+
+    def _request(self, max_new_tokens: int, temperature: float, stop: Sequence[str], seed: int) -> dict[str, Any]:
+        if len(stop) > _MAX_STOPS:
+            raise GeneratorError(f"generator.stop: {len(stop)} texts, an OpenAI-compatible server takes {_MAX_STOPS}")
+        request: dict[str, Any] = {"model": self._model, "max_tokens": max_new_tokens, "temperature": temperature}
+        if stop:
+            request["stop"] = list(stop)
+        return request | {"seed": seed}
+
+    def _connection(self) -> dict[str, Any]:
+        return {
+            "base_url": self._base_url,
+            "api_key": self._key,
+            "timeout": self._timeout_seconds,
+            "max_retries": self._max_attempts - 1,
+        }
+
+    def _reason(self, error: Exception) -> str:
+        """Status and message in one line, with the key taken out should the server echo it."""
+        status = getattr(error, "status_code", None)
+        text = " ".join(str(error).split())[:500].replace(self._key, "***")
+        return f"{type(error).__name__}{f' (status {status})' if status else ''} from {_host(self._base_url)}: {text}"
+
+
+def _import_openai() -> Any:
+    try:
+        import openai
+    except ImportError as error:
+        raise GeneratorError(
+            "generator.engine=openai needs the package openai: pip install 'ragtune-ray[openai]'"
+        ) from error
+    return openai
+
+
+def _api_key(name: str, base_url: str) -> str:
+    key = os.environ.get(name, "").strip()
+    if key:
+        return key
+    if _is_loopback(base_url):
+        return "no-key-needed-on-loopback"
+    raise GeneratorError(
+        f"generator.api_key_env: the environment variable {name} is not set, and {_host(base_url)} is not this machine; "
+        f"export {name} or name another variable"
+    )
+
+
+def _is_loopback(base_url: str) -> bool:
+    host = urlsplit(base_url).hostname or ""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name, not an address
+        return False
+
+
+def _host(base_url: str) -> str:
+    """Host and port only: a user name or password in the address must not reach a message."""
+    parts = urlsplit(base_url)
+    return f"{parts.hostname}:{parts.port}" if parts.port else str(parts.hostname)
+
+
+def _messages(prompt: Prompt) -> list[dict[str, str]]:
+    return [{"role": role, "content": content} for role, content in prompt.messages]
+
+
+def _completion(reply: Any, prompt: Prompt, seconds: float) -> Completion:
+    """The server's reply as a completion; whatever is not shaped like one becomes the row's error."""
+    choices = getattr(reply, "choices", None)
+    message = getattr(choices[0], "message", None) if choices else None
+    if choices is None or message is None:
+        return Completion("", prompt.num_tokens, 0, seconds, "stop", "the server's reply holds no choices[0].message")
+    usage = getattr(reply, "usage", None)
+    return Completion(
+        text=message.content or "",
+        prompt_tokens=getattr(usage, "prompt_tokens", None) or prompt.num_tokens,
+        completion_tokens=getattr(usage, "completion_tokens", None) or 0,
+        seconds=seconds,
+        finish="length" if choices[0].finish_reason == "length" else "stop",
+        error="",
+    )

@@ -1,0 +1,210 @@
+"""What a version of an index holds: its living documents and passages, what is deleted, what differs from another version.
+
+In: versions. Out: documents, ordinals of passages, and entries in which more is deleted. This module knows nothing of FAISS,
+encoders or Ray, nor of how a version is published (`versions`).
+
+    WORKSPACE/index/deleted/SEGMENT-HASH.npy       ordinals of a segment's deleted passages, int32, ascending
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from ragtune_ray.index import segments, versions
+from ragtune_ray.storage import artifacts, checksums, filesystem
+
+__all__ = [
+    "KnownDocuments",
+    "delete_passages",
+    "deleted_passages",
+    "difference",
+    "find_documents",
+    "index_problems",
+    "live_documents",
+]
+
+
+def _deleted_url(workspace: str, name: str = "") -> str:
+    return filesystem.join(workspace, "index", "deleted", *filter(None, [name]))
+
+
+def deleted_passages(workspace: str, entry: versions.Entry, *, stored: bool = False) -> np.ndarray:
+    """Ordinals of the deleted passages of a segment, ascending, int32.
+
+    Args:
+        workspace: where.
+        entry: the segment.
+        stored: read the file where it lies, even if the local cache holds a copy.
+
+    Raises:
+        storage.ArtifactError: the file is missing or damaged.
+    """
+    if not entry.deleted:
+        return np.empty(0, dtype=np.int32)
+    url = _deleted_url(workspace, entry.deleted)
+    try:
+        content = b"" if stored else _cached(workspace, entry.deleted)
+        # A copy that was damaged in the cache says nothing of the file itself.
+        if checksums.bytes_sha256(content) != entry.deleted_sha256:
+            store, path = filesystem.locate(url)
+            content = bytes(store.cat_file(path))
+    except FileNotFoundError as error:
+        raise artifacts.ArtifactError(f"{url}: is missing; run: ragtune rollback CONFIG") from error
+    if checksums.bytes_sha256(content) != entry.deleted_sha256:
+        raise artifacts.ArtifactError(f"{url}: does not match its sha256; run: ragtune rollback CONFIG")
+    ordinals: np.ndarray = np.load(io.BytesIO(content), allow_pickle=False)
+    return ordinals
+
+
+def _cached(workspace: str, name: str) -> bytes:
+    return (filesystem.local_copy(_deleted_url(workspace), [name], "deleted") / name).read_bytes()
+
+
+def delete_passages(workspace: str, entry: versions.Entry, doomed: np.ndarray) -> versions.Entry:
+    """The entry with these passages deleted too; the file that says so is written, and nothing is published yet.
+
+    Args:
+        workspace: where.
+        entry: a segment.
+        doomed: ordinals within it, in any order; those that are deleted already change nothing.
+    """
+    before = deleted_passages(workspace, entry)
+    ordinals = np.union1d(before, doomed).astype(np.int32)
+    if len(ordinals) == len(before):
+        return entry
+    stream = io.BytesIO()
+    np.save(stream, ordinals, allow_pickle=False)
+    sha256 = checksums.bytes_sha256(stream.getvalue())
+    name = f"{entry.segment_id}-{sha256[:16]}.npy"
+    if not filesystem.exists(_deleted_url(workspace, name)):
+        with tempfile.TemporaryDirectory(prefix="ragtune-deleted-") as temporary:
+            (Path(temporary) / name).write_bytes(stream.getvalue())
+            filesystem.commit_file(Path(temporary) / name, _deleted_url(workspace, name))
+    return dataclasses.replace(entry, deleted=name, deleted_sha256=sha256, num_deleted=len(ordinals))
+
+
+def live_documents(
+    workspace: str, version: versions.Version
+) -> Iterator[tuple[versions.Entry, segments.DocumentRows, np.ndarray]]:
+    """Per segment: its entry, its documents, and which rows of them are alive.
+
+    Raises:
+        storage.ArtifactError: a segment is missing, damaged, or too old to name its documents.
+    """
+    for entry in version.entries:
+        rows = segments.open_documents(workspace, entry.segment_id, entry.manifest_sha256)
+        dead = np.isin(rows.first, deleted_passages(workspace, entry))
+        yield entry, rows, np.flatnonzero(~dead)
+
+
+class KnownDocuments:
+    """The living documents of a version, asked by id and fingerprint; opening it reads no documents.
+
+    Args:
+        workspace: where.
+        version: None: nothing is known.
+    """
+
+    def __init__(self, workspace: str, version: versions.Version | None) -> None:
+        self._segments = [
+            (
+                segments.open_documents(workspace, entry.segment_id, entry.manifest_sha256),
+                deleted_passages(workspace, entry),
+            )
+            for entry in (version.entries if version else ())
+        ]
+
+    def hold(self, document_ids: Sequence[str], fingerprints: Sequence[bytes]) -> list[bool]:
+        """Whether each document is alive there with that very fingerprint."""
+        found: set[tuple[str, bytes]] = set()
+        for rows, deleted in self._segments:
+            near = rows.find(document_ids)
+            alive = near[~np.isin(rows.first[near], deleted)]
+            table = rows.table.select(["document_id", "fingerprint"]).take(pa.array(alive))
+            found.update(zip(*(column.to_pylist() for column in table.columns), strict=True))
+        return [key in found for key in zip(document_ids, fingerprints, strict=True)]
+
+
+def find_documents(
+    workspace: str, version: versions.Version, document_ids: Sequence[str]
+) -> dict[str, dict[str, np.ndarray]]:
+    """Where documents are alive: document_id -> segment_id -> ordinals of its passages there."""
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for entry, rows, alive in live_documents(workspace, version):
+        near = np.intersect1d(rows.find(document_ids), alive)
+        names = rows.table["document_id"].take(pa.array(near)).to_pylist()
+        for row, name in zip(near, names, strict=True):
+            ordinals = rows.passages(np.array([row]))
+            places = found.setdefault(name, {})
+            places[entry.segment_id] = np.union1d(places.get(entry.segment_id, ordinals), ordinals)
+    return found
+
+
+def difference(workspace: str, old: versions.Version, new: versions.Version) -> dict[str, list[str]]:
+    """The ids of the documents that were added, removed and changed from one version to another, sorted.
+
+    Segments that both see alike are not read.
+
+    Raises:
+        storage.ArtifactError: a segment is missing, damaged, or too old to name its documents.
+    """
+    shared = set(old.entries) & set(new.entries)
+    before, after = (_fingerprints(workspace, version, shared) for version in (old, new))
+    # A document that compaction has moved is in both; one that was changed is in both with another fingerprint.
+    return {
+        "added": sorted(after.keys() - before.keys()),
+        "removed": sorted(before.keys() - after.keys()),
+        "changed": sorted(name for name in before.keys() & after.keys() if before[name] != after[name]),
+    }
+
+
+def _fingerprints(workspace: str, version: versions.Version, without: set[versions.Entry]) -> dict[str, bytes]:
+    narrowed = dataclasses.replace(
+        version,
+        manifest={"segments": [dataclasses.asdict(entry) for entry in version.entries if entry not in without]},
+    )
+    contents: dict[str, bytes] = {}
+    for _, rows, alive in live_documents(workspace, narrowed):
+        table = rows.table.select(["document_id", "fingerprint"]).take(pa.array(alive))
+        contents.update(zip(*(column.to_pylist() for column in table.columns), strict=True))
+    return contents
+
+
+def index_problems(
+    workspace: str, version: str | None = None, check: Callable[[str], Sequence[str]] = artifacts.problems
+) -> list[str]:
+    """Everything wrong with a version, its segments and deletions, one sentence each; empty when it is sound.
+
+    Args:
+        workspace: where.
+        version: None takes the current one.
+        check: what is wrong with an artifact; one that remembers spares hashing a segment once per version that names it.
+    """
+    try:
+        name = version or versions.current_version(workspace)
+        found = list(check(versions.version_url(workspace, name)))
+        if found:
+            return found
+        opened = versions.read_version(workspace, name)
+    except artifacts.ArtifactError as error:
+        return [str(error)]
+    for entry in opened.entries:
+        url = segments.segment_url(workspace, entry.segment_id)
+        damage = list(check(url))
+        if not damage and artifacts.read_manifest(url)["manifest_sha256"] != entry.manifest_sha256:
+            damage = [f"{url}: is not the segment that {versions.version_url(workspace, name)} names"]
+        try:
+            deleted = deleted_passages(workspace, entry, stored=True)
+            if len(deleted) != entry.num_deleted:
+                damage.append(f"{url}: {len(deleted)} passages are deleted, the version says {entry.num_deleted}")
+        except artifacts.ArtifactError as error:
+            damage.append(str(error))
+        found += damage
+    return found

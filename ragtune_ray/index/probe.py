@@ -1,0 +1,353 @@
+"""A probe of a corpus: some of it read, chunked, embedded and indexed in this process, each step timed.
+
+In: a config and the plan of an input. Out: a `Probe`: what was in the parts that were read, and what each step took on one
+thread; and totals of the whole, as ratios to what is known of it exactly (files, bytes of lines, rows), with a bootstrap
+interval over the parts. This module knows nothing of workers, prices or Ray.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import math
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ragtune_ray import config, schema
+from ragtune_ray.index import bm25, faiss_index
+from ragtune_ray.ingest import chunking, input_units, inputs, readers
+
+if TYPE_CHECKING:
+    from ragtune_ray.models.encoder import Encoder, TokenCounter
+
+__all__ = ["ForecastError", "Piece", "Probe", "probe", "sizes", "totals"]
+
+PROBE_DOCUMENTS = 200
+PROBE_CHARACTERS = 8 * 2**20
+"""Once so much is read the probe ends, whatever the number of documents."""
+PROBE_PASSAGES = 512
+"""Passages that are embedded and indexed."""
+FEWEST_PIECES = 4
+HEAD_CHARACTERS = 2**18
+"""Of a longer document only the head is chunked, and the rest taken to be alike."""
+LINES_AT_ONCE, ROWS_AT_ONCE = 5, 25
+RESAMPLES, CONFIDENCE = 1_000, 0.95
+
+Read = tuple[str, float, list[schema.Document]]
+"""Format and size of a stretch of the input, and its documents."""
+
+
+class ForecastError(ValueError):
+    """Nothing can be said of this corpus; the message names what was read and the next step."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A stretch of the input that was read: how large it is in what is known of the whole, and what was in it."""
+
+    stratum: str
+    """Format of the input it stands for."""
+    size: float
+    """Files, bytes of lines (jsonl) or rows (parquet, squad)."""
+    documents: int
+    passages: float
+    characters: int
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What was measured on a part of the corpus, on one thread."""
+
+    pieces: tuple[Piece, ...]
+    sizes: Mapping[str, float]
+    """Per format, the size of the whole input."""
+    num_passages: int
+    """That were embedded and indexed."""
+    rejects: tuple[schema.Reject, ...]
+    dimension: int
+    device: str
+    passage_characters: float
+    text_bytes: float
+    """Per passage: its row as it is stored, ids, title and metadata included."""
+    postings_bytes: float
+    """Per passage, the vocabulary not counted."""
+    vocabulary_bytes: float
+    """Of all words of the probe."""
+    load_seconds: float
+    """Until the encoder is loaded."""
+    read_seconds: float
+    """Per character: read and chunked."""
+    embed_seconds: float
+    """Per passage."""
+    lexical_seconds: float
+    """Per passage."""
+    kind: faiss_index.ConcreteKind
+    """That the whole index will have."""
+    add_seconds: float
+    """Per passage, into a structure of this kind (of ivf_sq for ivf_pq) as small as the probe."""
+    product_seconds: float
+    """Per inner product of two vectors."""
+
+
+def probe(settings: config.Config, plan: input_units.Plan) -> Probe:
+    """Read, chunk, embed and index a part of the corpus on one thread, and time each step.
+
+    Raises:
+        ForecastError: nothing in the probe is a document, or no passage has a finite vector.
+    """
+    from ragtune_ray.models.encoder import load_encoder, load_token_counter
+
+    started = time.perf_counter()
+    # Without GPUs of their own, workers see none, whatever this machine has.
+    encoder = load_encoder(settings.encoder, "auto" if settings.cluster.gpus_per_worker else "cpu")
+    load_seconds = time.perf_counter() - started
+    counter = load_token_counter(settings.encoder)
+    with _one_thread():
+        read, rejects, seconds = _read(settings, plan)
+        documents = [document for _, _, members in read for document in members]
+        if not documents:
+            first = f" (the first: {rejects[0].place}: {rejects[0].reason})" if rejects else ""
+            raise ForecastError(
+                f"{settings.corpus.path}: nothing to plan, none of {len(rejects):,} inputs that were read is a document{first}; "
+                "repair the input or name another corpus.path"
+            )
+        pieces, passages, chunk_seconds = _chunk(settings, counter, read)
+        count = totals(pieces, sizes(plan), settings.seed)["passages"]["value"]
+        kind = faiss_index.choose_kind(settings.index.kind, count, encoder.dimension, settings.index.memory_bytes)
+        some = passages[:: max(1, math.ceil(len(passages) / PROBE_PASSAGES))]
+        measured = _measure(settings, encoder, kind, some)
+    return Probe(
+        pieces=pieces,
+        sizes=sizes(plan),
+        kind=kind,
+        rejects=tuple(rejects),
+        dimension=encoder.dimension,
+        device=str(getattr(encoder, "device", "cpu")),
+        load_seconds=load_seconds,
+        read_seconds=seconds / sum(len(document.text) for document in documents) + chunk_seconds,
+        **measured,
+    )
+
+
+def _chunk(
+    settings: config.Config, counter: TokenCounter, read: Sequence[Read]
+) -> tuple[tuple[Piece, ...], list[schema.Passage], float]:
+    """The pieces with their passages counted, the passages, and seconds per character."""
+    documents = [document for _, _, members in read for document in members]
+    heads = [dataclasses.replace(each, text=each.text[:HEAD_CHARACTERS]) for each in documents]
+    size = settings.chunking.size_tokens - counter.num_added_tokens
+    started = time.perf_counter()
+    cut = chunking.chunk_all(heads, counter.token_spans, size, settings.chunking.overlap_tokens)
+    seconds = time.perf_counter() - started
+    counts = iter(len(a.text) / len(b.text) * len(c) for a, b, c in zip(documents, heads, cut, strict=True))
+    pieces = tuple(
+        Piece(stratum, part, len(some), sum(next(counts) for _ in some), sum(len(each.text) for each in some))
+        for stratum, part, some in read
+    )
+    return pieces, [passage for each in cut for passage in each], seconds / sum(len(head.text) for head in heads)
+
+
+def _measure(
+    settings: config.Config, encoder: Encoder, kind: faiss_index.ConcreteKind, passages: Sequence[schema.Passage]
+) -> dict[str, Any]:
+    """Bytes and seconds of what follows chunking, as fields of `Probe`."""
+    count = len(passages)
+    texts = [passage.text for passage in passages]
+    encoder.encode_passages(texts[:8])  # the first call sets things up
+    batch = settings.encoder.unit_passages
+    started = time.perf_counter()
+    vectors = np.concatenate([encoder.encode_passages(texts[i : i + batch]) for i in range(0, count, batch)])
+    embed_seconds = (time.perf_counter() - started) / count
+    started = time.perf_counter()
+    postings = bm25.build_segment(texts, settings.index.language)
+    lexical_seconds = (time.perf_counter() - started) / count
+    vectors = vectors[np.isfinite(vectors).all(axis=1)]
+    if not len(vectors):
+        raise ForecastError(
+            f"encoder.model {settings.encoder.model!r} gave no finite vector for any of {count} passages; name another"
+        )
+    add_seconds, product_seconds = _time_structure(vectors, kind, settings.seed)
+    return {
+        "num_passages": count,
+        "passage_characters": sum(map(len, texts)) / count,
+        "text_bytes": schema.to_table(passages, schema.Passage).nbytes / count,
+        "postings_bytes": 8 * len(postings.passages) / count + 4,
+        "vocabulary_bytes": float(sum(len(word.encode()) + 9 for word in postings.vocabulary)),
+        "embed_seconds": embed_seconds,
+        "lexical_seconds": lexical_seconds,
+        "add_seconds": add_seconds,
+        "product_seconds": product_seconds,
+    }
+
+
+def _time_structure(vectors: np.ndarray, kind: faiss_index.ConcreteKind, seed: int) -> tuple[float, float]:
+    """Seconds per vector to fill a structure, and per inner product."""
+    # Product quantisers want more vectors than a probe has; what they add to ivf_sq is counted in inner products.
+    trained = faiss_index.train("ivf_sq" if kind == "ivf_pq" else kind, vectors.shape[1], len(vectors), vectors, seed)
+    started = time.perf_counter()
+    faiss_index.build(trained, vectors)
+    add_seconds = (time.perf_counter() - started) / len(vectors)
+    flat = faiss_index.build(faiss_index.train("flat", vectors.shape[1], len(vectors), vectors, seed), vectors)
+    rounds = []
+    with faiss_index.one_thread():
+        for _ in range(3):
+            started = time.perf_counter()
+            flat.search(vectors, 1)
+            rounds.append(time.perf_counter() - started)
+    return add_seconds, min(rounds) / len(vectors) ** 2
+
+
+def _read(settings: config.Config, plan: input_units.Plan) -> tuple[list[Read], list[schema.Reject], float]:
+    """Stretches of every format with their documents, what was rejected, and the seconds that reading took."""
+    read: list[Read] = []
+    rejects: list[schema.Reject] = []
+    whole = sizes(plan)
+    wanted = max(FEWEST_PIECES, PROBE_DOCUMENTS // len(whole))
+    seconds = 0.0
+    for stratum in whole:
+        items = num_pieces = characters = 0
+        for part in _parts([unit for unit in plan.units if unit.format == stratum], settings.seed, wanted):
+            started = time.perf_counter()
+            found = list(readers.read_documents(part, settings.corpus.max_document_bytes))
+            seconds += time.perf_counter() - started
+            documents = [item for item in found if isinstance(item, schema.Document)]
+            rejects += [item for item in found if isinstance(item, schema.Reject)]
+            read.append((stratum, _size(part), documents))
+            num_pieces, items = num_pieces + 1, items + len(found)
+            characters += sum(len(document.text) for document in documents)
+            if items >= wanted or (characters >= PROBE_CHARACTERS // len(whole) and num_pieces >= FEWEST_PIECES):
+                break
+    return read, rejects, seconds
+
+
+def sizes(plan: input_units.Plan) -> dict[str, float]:
+    """Per format, how much of it there is: files, bytes of lines (jsonl) or rows (parquet, squad)."""
+    found: dict[str, float] = {}
+    for unit in plan.units:
+        found[unit.format] = found.get(unit.format, 0.0) + _size(unit)
+    return found
+
+
+def _size(unit: input_units.Unit) -> float:
+    return float(len(unit.paths) if unit.format == "files" else unit.stop - unit.start)
+
+
+def _parts(units: Sequence[input_units.Unit], seed: int, wanted: int) -> Iterator[input_units.Unit]:
+    """Small parts of units of one format, none twice, evenly spread over the whole wherever one stops taking them."""
+    form = units[0].format
+    if form == "files":
+        files = [dataclasses.replace(unit, paths=(path,)) for unit in units for path in unit.paths]
+        yield from (files[number] for number in _spread(len(files), seed))
+        return
+    total = sum(map(_size, units))
+    slot = max(4096.0, total / (2 * wanted)) if form == "jsonl" else max(ROWS_AT_ONCE, total / 40)
+    slots = [
+        (unit, unit.start + number * (unit.stop - unit.start) // count, number, count)
+        for unit in units
+        for count in [max(1, round(_size(unit) / slot))]
+        for number in range(count)
+    ]
+    num_lines = max(LINES_AT_ONCE, math.ceil(wanted / len(slots)))
+    for place in _spread(len(slots), seed):
+        unit, start, number, count = slots[place]
+        stop = unit.start + (number + 1) * (unit.stop - unit.start) // count
+        if form == "jsonl":
+            part = _whole_lines(unit, start, stop, num_lines)
+            if part is not None:
+                yield part
+        else:
+            yield dataclasses.replace(unit, start=start, stop=min(stop, start + max(ROWS_AT_ONCE, num_lines)))
+
+
+def _spread(count: int, seed: int) -> list[int]:
+    """The numbers below `count` in an order whose every beginning is evenly spread (Weyl's sequence of the golden ratio)."""
+    offset = np.random.default_rng(seed).random()
+    order: list[int] = np.argsort((offset + np.arange(count) * ((math.sqrt(5) - 1) / 2)) % 1, kind="stable").tolist()
+    return order
+
+
+def _whole_lines(unit: input_units.Unit, start: int, stop: int, num_lines: int) -> input_units.Unit | None:
+    """The first lines of a unit that begin in [start, stop); None where none does."""
+    with inputs.open_file(unit.paths[0]) as raw:
+        raw.seek(max(unit.start, start - 1))
+        file = io.BufferedReader(raw, 2**16)
+        if start > unit.start:
+            start += _line_bytes(file, stop - start + 1) - 1
+        if start >= stop:
+            return None
+        end, lines = start, 0
+        while end < stop and lines < num_lines:
+            size = _line_bytes(file, unit.stop - end)
+            if not size:
+                break
+            end, lines = end + size, lines + 1
+    return dataclasses.replace(unit, start=start, stop=end) if end > start else None
+
+
+def _line_bytes(file: io.BufferedReader, limit: int) -> int:
+    """Bytes to the end of the line, at most `limit`."""
+    size = 0
+    while size < limit and (data := file.readline(min(limit - size, inputs.BLOCK_BYTES))):
+        size += len(data)
+        if data.endswith(b"\n"):
+            break
+    return size
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Tokenisers, torch and FAISS compute on one thread in this block, as each worker does."""
+    before = os.environ.get("TOKENIZERS_PARALLELISM")
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    torch = sys.modules.get("torch")
+    threads = torch.get_num_threads() if torch else 0
+    if torch:
+        torch.set_num_threads(1)
+    try:
+        with faiss_index.one_thread():
+            yield
+    finally:
+        if torch:
+            torch.set_num_threads(threads)
+        os.environ.pop("TOKENIZERS_PARALLELISM")
+        if before is not None:
+            os.environ["TOKENIZERS_PARALLELISM"] = before
+
+
+def totals(pieces: Sequence[Piece], whole: Mapping[str, float], seed: int) -> dict[str, dict[str, Any]]:
+    """Documents, passages and characters of the whole, each with the ends of its interval (None: one piece tells of none)."""
+    names = ["documents", "passages", "characters"]
+    value, seen, spread = np.zeros(3), np.zeros(3), np.zeros((RESAMPLES, 3))
+    is_known = True
+    random = np.random.default_rng(seed)
+    for stratum, size in whole.items():
+        members = [piece for piece in pieces if piece.stratum == stratum]
+        if not members:
+            continue
+        parts = np.array([[piece.documents, piece.passages, piece.characters] for piece in members], dtype=np.float64)
+        sizes = np.array([piece.size for piece in members])
+        share = min(1.0, sizes.sum() / size)
+        estimated = parts.sum(axis=0) / sizes.sum() * size
+        rows = random.integers(len(members), size=(RESAMPLES, len(members)))
+        drawn = parts[rows].sum(axis=1) / sizes[rows].sum(axis=1, keepdims=True) * size
+        # What was read is known: only the rest is drawn.
+        spread += (drawn - estimated) * math.sqrt(1 - share)
+        value, seen = value + estimated, seen + parts.sum(axis=0)
+        is_known = is_known and (len(members) > 1 or share == 1.0)
+    ends = np.quantile(spread, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=0)
+    low, high = np.maximum(seen, value + ends[0]), np.maximum(seen, value + ends[1])
+    return {
+        name: {
+            "value": round(float(value[place])),
+            "low": round(float(low[place])) if is_known else None,
+            "high": round(float(high[place])) if is_known else None,
+        }
+        for place, name in enumerate(names)
+    }

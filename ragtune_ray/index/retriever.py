@@ -1,0 +1,300 @@
+"""Queries to hits: dense, lexical or both fused, optionally reranked.
+
+In: query texts and an open index. Out: ranked `Hit` records and their passages. This module knows nothing of prompts,
+answers or Ray.
+
+Fusion is by reciprocal rank (Cormack, Clarke and Buettcher 2009): a passage scores the sum of 1 / (constant + rank) over the
+lists that hold it, so cosines and BM25 scores need no common scale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from ragtune_ray import config, schema
+from ragtune_ray.index import filters, segments, snapshot
+from ragtune_ray.models.encoder import Encoder, Reranker, load_encoder
+from ragtune_ray.storage import artifacts
+
+__all__ = [
+    "Ranking",
+    "Retriever",
+    "check_encoder",
+    "encode_queries",
+    "fuse",
+    "list_depth",
+    "load_ranking",
+    "load_reranker",
+    "open_retriever",
+    "search_lists",
+    "to_hits",
+    "visible",
+]
+
+Ranked: TypeAlias = tuple[np.ndarray, np.ndarray]
+"""Scores (num_queries, depth) float32 and passage ordinals, best first; -inf and -1 where there is no hit."""
+Column: TypeAlias = Callable[[str, np.ndarray], list[str]]
+"""From a column of `Passage` and ordinals to its values there."""
+
+
+def open_retriever(settings: config.Config, version: str | None = None, device: str = "auto") -> Retriever:
+    """The retriever that a config describes, on one index version.
+
+    Args:
+        settings: the whole tree; workspace, encoder and retrieval are used.
+        version: None takes the current version of the workspace.
+        device: for the encoder and the reranker.
+
+    Raises:
+        storage.ArtifactError: there is no sound index, or another encoder built it.
+    """
+    opened = snapshot.open_index(settings.workspace, version)
+    encoder = None if settings.retrieval.mode == "lexical" else load_encoder(settings.encoder, device)
+    return Retriever(opened, encoder, settings.retrieval, load_reranker(settings.retrieval, device), visible(settings))
+
+
+def load_ranking(settings: config.Retrieval, device: str = "auto") -> Ranking:
+    """How a config makes hits of the lists that were found, its reranker loaded if it names one."""
+    return Ranking(settings, load_reranker(settings, device))
+
+
+def load_reranker(settings: config.Retrieval, device: str = "auto") -> Reranker | None:
+    """The cross-encoder that a config names; None where it names none."""
+    return Reranker(settings.reranker, device) if settings.reranker else None
+
+
+def visible(settings: config.Config) -> filters.Filter:
+    """What a config's retrievals may see: its filter and, where documents have tenants, only the tenant's own.
+
+    Raises:
+        config.ConfigError: the filter is malformed, or a tenant is missing or given where documents have none.
+    """
+    field, tenant = settings.index.tenant_field, settings.retrieval.tenant
+    if bool(field) != bool(tenant):
+        raise config.ConfigError(
+            f"index.tenant_field is {field!r} and retrieval.tenant is {tenant!r}: set both, or neither"
+        )
+    try:
+        chosen = filters.parse_filter(settings.retrieval.filter)
+        return filters.combine(chosen, filters.tenant_filter(field, tenant)) if field else chosen
+    except ValueError as error:
+        raise config.ConfigError(f"retrieval.filter: {error}") from error
+
+
+class Retriever:
+    """An index version, the encoder that built it, and how to combine what they find."""
+
+    def __init__(
+        self,
+        opened: snapshot.Index,
+        encoder: Encoder | None,
+        settings: config.Retrieval,
+        reranker: Reranker | None = None,
+        chosen: filters.Filter | None = None,
+    ) -> None:
+        if encoder is None and settings.mode != "lexical":
+            raise ValueError(f"retrieval.mode {settings.mode!r} needs an encoder; only lexical goes without")
+        if encoder is not None:
+            check_encoder(encoder, opened.version, opened.manifest)
+        self.index = opened
+        self._allowed = opened.allowed(chosen) if chosen else opened.alive
+        self.encoder = encoder
+        self._settings = settings
+        self._ranking = Ranking(settings, reranker)
+
+    def retrieve(self, query_ids: Sequence[str], texts: Sequence[str], top_k: int) -> list[list[schema.Hit]]:
+        """Ranked hits for each query, best first; fewer than `top_k` only when the index holds fewer that match.
+
+        Args:
+            query_ids: go into the hits.
+            texts: the queries, as many.
+            top_k: how many hits each.
+
+        Raises:
+            ValueError: the encoder gave a query no finite vector.
+        """
+        scores, ordinals = self.search(texts, top_k)
+        return to_hits(query_ids, scores, ordinals, self._column)
+
+    def retrieve_passages(self, texts: Sequence[str], top_k: int) -> list[tuple[list[schema.Passage], list[float]]]:
+        """The passages of each query's hits, best first, with their scores: what a prompt is built from.
+
+        Raises:
+            ValueError: the encoder gave a query no finite vector.
+        """
+        scores, ordinals = self.search(texts, top_k)
+        return [
+            (self.index.take(row[row >= 0].tolist()), score[row >= 0].tolist())
+            for row, score in zip(ordinals, scores, strict=True)
+        ]
+
+    def search(self, texts: Sequence[str], top_k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Scores and passage ordinals (num_queries, top_k), best first; missing places hold -inf and -1."""
+        depth = self._ranking.depth(top_k)
+        embedded = None if self._settings.mode == "lexical" else encode_queries(self.encoder, texts)
+        lists = search_lists(self.index, self._settings.mode, texts, embedded, depth, self._allowed)
+        return self._ranking.rank(texts, lists, top_k, self._column)
+
+    def _column(self, name: str, ordinals: np.ndarray) -> list[str]:
+        values: list[str] = segments.take_rows(self.index.passages.select([name]), ordinals)[name].to_pylist()
+        return values
+
+
+class Ranking:
+    """How the lists that were found for queries become one: fused if there are two, reranked, cut."""
+
+    def __init__(self, settings: config.Retrieval, reranker: Reranker | None) -> None:
+        self._settings = settings
+        self._reranker = reranker
+
+    def depth(self, top_k: int) -> int:
+        """How long a list must be to make `top_k` hits of."""
+        return list_depth(self._settings, top_k, reranks=self._reranker is not None)
+
+    def rank(self, texts: Sequence[str], lists: Sequence[Ranked], top_k: int, column: Column) -> Ranked:
+        """Scores and ordinals (num_queries, top_k), from the lists of `search_lists`.
+
+        Args:
+            texts: the queries.
+            lists: one, or two to be fused, of at least `depth(top_k)`.
+            top_k: how many to keep.
+            column: gives the texts of passages, for the reranker.
+        """
+        if len(lists) == 1:
+            scores, ordinals = lists[0]
+        else:
+            kept = self.depth(top_k) if self._reranker else top_k
+            scores, ordinals = fuse([ordinals for _, ordinals in lists], self._settings.fusion_constant, kept)
+        if self._reranker is not None:
+            scores, ordinals = _rerank(self._reranker, texts, ordinals, column)
+        return scores[:, :top_k], ordinals[:, :top_k]
+
+
+def list_depth(settings: config.Retrieval, top_k: int, *, reranks: bool) -> int:
+    """How long the lists must be of which `top_k` hits are made."""
+    return max(top_k, settings.candidates) if settings.mode == "hybrid" or reranks else top_k
+
+
+def search_lists(
+    opened: snapshot.Index,
+    mode: config.RetrievalMode,
+    texts: Sequence[str],
+    embedded: np.ndarray | None,
+    depth: int,
+    allowed: snapshot.Selection,
+) -> list[Ranked]:
+    """What an index, or a shard of one, finds for each query: a dense list, a lexical one, or both in this order.
+
+    Args:
+        opened: searched; ordinals count its passages.
+        mode: which lists.
+        texts: the queries.
+        embedded: their vectors; may be None for lexical.
+        depth: of each list.
+        allowed: per segment what may be found.
+    """
+    lists = []
+    if mode != "lexical":
+        assert embedded is not None
+        lists.append(opened.vectors.search(embedded, depth, allowed))
+    if mode != "dense":
+        lists.append(opened.lexical.search(texts, depth, allowed))
+    return lists
+
+
+def check_encoder(encoder: Encoder, version: str, manifest: dict[str, Any]) -> None:
+    """Refuse an encoder other than the one that built an index version.
+
+    Raises:
+        storage.ArtifactError: it is another.
+    """
+    built_by = manifest["encoder"]
+    if encoder.fingerprint != built_by["fingerprint"]:
+        raise artifacts.ArtifactError(
+            f"index version {version} was built by encoder {built_by['model']!r} ({built_by['fingerprint']}), "
+            f"not by this one ({encoder.fingerprint}): their vectors do not compare; run: ragtune index CONFIG"
+        )
+
+
+def encode_queries(encoder: Encoder | None, texts: Sequence[str]) -> np.ndarray:
+    """The vectors of queries, (num_texts, dimension), all of them finite.
+
+    Raises:
+        ValueError: the encoder gave a query no finite vector; the message names the first.
+    """
+    assert encoder is not None
+    vectors = encoder.encode_queries(texts)
+    wrong = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+    if len(wrong):
+        raise ValueError(f"the encoder gave no finite vector for the query {texts[wrong[0]]!r}")
+    return vectors
+
+
+def to_hits(
+    query_ids: Sequence[str], scores: np.ndarray, ordinals: np.ndarray, column: Column
+) -> list[list[schema.Hit]]:
+    """Scores and ordinals (num_queries, top_k) as the hits of each query."""
+    found = np.unique(ordinals[ordinals >= 0])
+    passage_ids = np.array(column("passage_id", found), dtype=object)
+    document_ids = np.array(column("document_id", found), dtype=object)
+    places = np.searchsorted(found, ordinals)
+    return [
+        [
+            schema.Hit(query_id, passage_ids[place], document_ids[place], rank + 1, float(score))
+            for rank, (place, score, ordinal) in enumerate(zip(*row, strict=True))
+            if ordinal >= 0
+        ]
+        for query_id, *row in zip(query_ids, places, scores, ordinals, strict=True)
+    ]
+
+
+def _rerank(reranker: Reranker, texts: Sequence[str], ordinals: np.ndarray, column: Column) -> Ranked:
+    rows, columns = np.nonzero(ordinals >= 0)
+    passages = column("text", ordinals[rows, columns])
+    scores = np.full(ordinals.shape, -np.inf, dtype=np.float32)
+    scores[rows, columns] = reranker.score([(texts[int(row)], text) for row, text in zip(rows, passages, strict=True)])
+    order = np.argsort(-scores, axis=1, kind="stable")
+    return np.take_along_axis(scores, order, axis=1), np.take_along_axis(ordinals, order, axis=1)
+
+
+def fuse(lists: Sequence[np.ndarray], constant: float, top_k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Reciprocal-rank fusion of several ranked lists of the same queries.
+
+    >>> scores, ordinals = fuse([np.array([[7, 3]]), np.array([[3, -1]])], 1.0, 3)
+    >>> ordinals.tolist(), [round(score, 3) for score in scores[0].tolist()]
+    ([[3, 7, -1]], [0.833, 0.5, -inf])
+
+    Args:
+        lists: ordinals (num_queries, depth) each, best first, -1 where there is none.
+        constant: larger makes the first ranks count less.
+        top_k: how many to keep.
+
+    Returns:
+        scores (num_queries, top_k) float32 and ordinals, best first; equal scores in the order of the ordinals.
+    """
+    ordinals = np.concatenate(lists, axis=1)
+    shares = np.concatenate(
+        [np.broadcast_to(1 / (constant + 1 + np.arange(part.shape[1])), part.shape) for part in lists], axis=1
+    )
+    shares = np.where(ordinals >= 0, shares, 0.0)
+    order = np.argsort(ordinals, axis=1, kind="stable")
+    ordinals, shares = np.take_along_axis(ordinals, order, axis=1), np.take_along_axis(shares, order, axis=1)
+    # Each ordinal now stands in a run, at most one place per list: sum the runs into their first place.
+    first = np.ones_like(ordinals, dtype=bool)
+    first[:, 1:] = ordinals[:, 1:] != ordinals[:, :-1]
+    totals = shares.copy()
+    for step in range(1, len(lists)):
+        same = ordinals[:, step:] == ordinals[:, :-step]
+        totals[:, :-step] += np.where(same, shares[:, step:], 0.0)
+    totals = np.where(first & (ordinals >= 0), totals, -np.inf)
+    best = np.lexsort((ordinals, -totals), axis=1)[:, :top_k]
+    scores: Any = np.full((len(ordinals), top_k), -np.inf, dtype=np.float32)
+    kept = np.full((len(ordinals), top_k), -1, dtype=np.int64)
+    width = best.shape[1]
+    scores[:, :width] = np.take_along_axis(totals, best, axis=1)
+    kept[:, :width] = np.take_along_axis(ordinals, best, axis=1)
+    kept[np.isneginf(scores)] = -1
+    return scores, kept

@@ -1,0 +1,169 @@
+"""How much of an approximate index a search must look at to find what exact search finds.
+
+In: an index, held-out queries, and what exact search over all vectors finds for them. Out: the least search effort that reaches
+a recall, and what was measured at it. This module knows nothing of texts, files or Ray.
+
+The queries are vectors of the index itself, drawn apart from the training sample; each is left out of its own results. Real
+questions lie elsewhere than passages do, so this measures the approximation, not retrieval.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ragtune_ray.index import faiss_index, vectors
+
+__all__ = ["CUTOFF", "NUM_QUERIES", "Calibration", "HeldOut", "calibrate", "exact_neighbors"]
+
+CUTOFF = 10
+"""The k of the recall@k that is calibrated."""
+NUM_QUERIES = 500
+TIMED_QUERIES = 100
+SATURATED = 0.002
+"""Twice the lists for less gain than this: it is the codes that lose neighbours, so more candidates are re-scored."""
+MOST_RESCORED = 64
+MOST_GRAPH = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """Queries with known neighbours."""
+
+    queries: np.ndarray
+    """(num_queries, dimension) unit vectors."""
+    ordinals: np.ndarray
+    """(num_queries,) where each stands in the index."""
+    scores: np.ndarray
+    """(num_queries, CUTOFF + 1) of its nearest vectors, itself among them, best first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What a search effort is worth."""
+
+    effort: vectors.SearchEffort
+    recall: float
+    """Of the `CUTOFF` nearest neighbours, over the held-out queries."""
+    milliseconds_per_query: float
+    """Median, one query at a time on one thread."""
+    num_queries: int
+
+    def facts(self) -> dict[str, Any]:
+        """For the manifest."""
+        return {
+            f"recall@{CUTOFF}": round(self.recall, 4),
+            "milliseconds_per_query": round(self.milliseconds_per_query, 3),
+            "num_queries": self.num_queries,
+        }
+
+
+def exact_neighbors(queries: np.ndarray, stored: np.ndarray) -> np.ndarray:
+    """Scores (num_queries, CUTOFF + 1) of the nearest of some vectors, best first; -inf where there are fewer."""
+    import faiss
+
+    scores = np.full((len(queries), CUTOFF + 1), -np.inf, dtype=np.float32)
+    depth = min(CUTOFF + 1, len(stored))
+    if depth and len(queries):
+        with faiss_index.one_thread():
+            found, _ = faiss.knn(queries, stored, depth, metric=faiss.METRIC_INNER_PRODUCT)
+        scores[:, :depth] = found
+    return scores
+
+
+def calibrate(searched: vectors.VectorIndex, held_out: HeldOut, target_recall: float) -> Calibration:
+    """The least effort that reaches the target, one standard error of the measurement included.
+
+    Args:
+        searched: the whole index.
+        held_out: queries with their exact neighbours.
+        target_recall: of the `CUTOFF` nearest, 0 to 1.
+
+    Returns:
+        the effort and what was measured at it; where nothing reaches the target, the most effort.
+    """
+    kinds = {faiss_index.kind_of(part.structure) for part in searched.parts}
+    if kinds <= set(faiss_index.EXACT_KINDS) or not len(held_out.queries):
+        return _measured(searched, held_out, vectors.SearchEffort(), _recalls(searched, held_out, searched.effort))
+    lists = max((part.structure.nlist for part in searched.parts if hasattr(part.structure, "nlist")), default=0)
+    field, most = ("lists", lists) if lists else ("graph", MOST_GRAPH)
+    effort = vectors.SearchEffort(lists=1, graph=16)
+    before, failed = 0.0, 0
+    while True:
+        recalls = _recalls(searched, held_out, effort)
+        if _sure(recalls) >= target_recall:
+            break
+        failed = getattr(effort, field)
+        saturated = recalls.mean() - before < SATURATED or failed >= most
+        before = float(recalls.mean())
+        if saturated and effort.rescored < MOST_RESCORED and kinds & {"ivf_sq", "ivf_pq"}:
+            effort = dataclasses.replace(effort, rescored=effort.rescored * 4)
+            before = 0.0
+        elif failed >= most:
+            return _measured(searched, held_out, effort, recalls)
+        else:
+            effort = dataclasses.replace(effort, **{field: min(most, failed * 2)})
+    return _least(searched, held_out, effort, field, failed, recalls, target_recall)
+
+
+def _least(
+    searched: vectors.VectorIndex,
+    held_out: HeldOut,
+    effort: vectors.SearchEffort,
+    field: str,
+    failed: int,
+    recalls: np.ndarray,
+    target_recall: float,
+) -> Calibration:
+    """Between an effort that failed and one that did not, by halving, to within a thirtieth."""
+    while getattr(effort, field) - failed > max(1, failed // 30):
+        middle = (failed + getattr(effort, field)) // 2
+        tried = dataclasses.replace(effort, **{field: middle})
+        found = _recalls(searched, held_out, tried)
+        if _sure(found) >= target_recall:
+            effort, recalls = tried, found
+        else:
+            failed = middle
+    return _measured(searched, held_out, effort, recalls)
+
+
+def _sure(recalls: np.ndarray) -> float:
+    """The mean less its standard error: what another draw of queries will find, five times in six."""
+    return float(recalls.mean() - recalls.std() / math.sqrt(len(recalls)))
+
+
+def _recalls(searched: vectors.VectorIndex, held_out: HeldOut, effort: vectors.SearchEffort) -> np.ndarray:
+    """Per query the share of its nearest neighbours that is found, by score: of equal neighbours any will do."""
+    index_ = vectors.VectorIndex(searched.parts, effort)
+    scores, ordinals = index_.search(held_out.queries, CUTOFF + 1)
+    own = ordinals == held_out.ordinals[:, None]
+    # The last one goes where a query did not find itself.
+    own[~own.any(axis=1), -1] = True
+    others = scores[~own].reshape(len(scores), CUTOFF)
+    wanted = held_out.scores[:, 1:]
+    num_wanted = np.isfinite(wanted).sum(axis=1)
+    least = np.where(np.isfinite(wanted), wanted, np.inf).min(axis=1)
+    hits = (others >= least[:, None] - 1e-5) & np.isfinite(others)
+    shares = np.where(num_wanted > 0, hits.sum(axis=1) / np.maximum(1, num_wanted), 1.0)
+    recalls: np.ndarray = np.minimum(shares, 1.0)
+    return recalls
+
+
+def _measured(
+    searched: vectors.VectorIndex, held_out: HeldOut, effort: vectors.SearchEffort, recalls: np.ndarray
+) -> Calibration:
+    timed = vectors.VectorIndex(searched.parts, effort)
+    seconds = []
+    with faiss_index.one_thread():
+        for query in held_out.queries[:TIMED_QUERIES]:
+            started = time.perf_counter()
+            timed.search(query[None], CUTOFF)
+            seconds.append(time.perf_counter() - started)
+    milliseconds = float(np.median(seconds)) * 1000 if seconds else 0.0
+    recall = float(recalls.mean()) if len(recalls) else 1.0
+    return Calibration(effort, recall, milliseconds, len(held_out.queries))

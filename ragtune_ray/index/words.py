@@ -1,0 +1,96 @@
+"""Texts to the tokens under which lexical search indexes and finds them.
+
+In: texts and a language. Out: words, and tokens without stop words and endings. This module knows nothing of passages or scores.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import re
+import runpy
+import unicodedata
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import regex  # type: ignore[import-untyped]  # the library has no stubs
+
+from ragtune_ray.ingest.chunking import UNSPACED
+
+__all__ = ["term_of", "tokens", "words_of"]
+
+_ASCII_WORD = re.compile(r"[a-z0-9]+")
+_ASCII_WORD_EN = re.compile(r"[a-z0-9]+(?:'[a-z0-9]+)*")  # "don't" is one word, so that stop words and stemmer know it
+_LETTER = rf"(?:(?![{UNSPACED}_])\w)"
+_WORD = regex.compile(rf"[{UNSPACED}][{UNSPACED}\p{{M}}]*|{_LETTER}+")
+_WORD_EN = regex.compile(rf"[{UNSPACED}][{UNSPACED}\p{{M}}]*|{_LETTER}+(?:'{_LETTER}+)*")
+_UNSPACED_START = regex.compile(rf"[{UNSPACED}]")
+
+
+def tokens(texts: Sequence[str], language: str) -> list[list[str]]:
+    """The query tokens of each text: as they are indexed, without stop words unless there is nothing else.
+
+    Words are compatibility-normalised (NFKC) and case-folded; a run of an unspaced script (Chinese, Thai, ...) becomes
+    its overlapping character pairs, or the one character it is.
+
+    Args:
+        texts: any texts.
+        language: "en" stems (Porter2) and knows stop words; "none" does neither.
+
+    Raises:
+        ValueError: the language is unknown.
+
+    >>> tokens(["The Moons of 木星人, to be", "To be"], "en")
+    [['moon', '木星', '星人'], ['to', 'be']]
+    """
+    term = term_of(language)
+    stop_words = _stop_words() if language == "en" else frozenset()
+    results = []
+    for text in texts:
+        words = words_of(text, language)
+        results.append([term(word) for word in words if word not in stop_words] or [term(word) for word in words])
+    return results
+
+
+def words_of(text: str, language: str) -> list[str]:
+    """Normalised words, before stop words and stemming."""
+    if text.isascii():
+        return (_ASCII_WORD_EN if language == "en" else _ASCII_WORD).findall(text.lower())
+    text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold()).replace("’", "'")
+    words: list[str] = (_WORD_EN if language == "en" else _WORD).findall(text)
+    if not _UNSPACED_START.search(text):
+        return words
+    return list(itertools.chain.from_iterable(map(_pairs, words)))
+
+
+def _pairs(word: str) -> list[str]:
+    if len(word) == 1 or not _UNSPACED_START.match(word):
+        return [word]
+    return [word[i : i + 2] for i in range(len(word) - 1)]
+
+
+@cache
+def _stop_words() -> frozenset[str]:
+    """bm25s's list, read beside its package: that starts JAX where it is installed, which takes most of a GPU's memory."""
+    package = importlib.util.find_spec("bm25s")
+    assert package is not None
+    assert package.submodule_search_locations
+    listed: dict[str, Any] = runpy.run_path(str(Path(package.submodule_search_locations[0]) / "stopwords.py"))
+    return frozenset(listed["STOPWORDS_EN_PLUS"])
+
+
+@cache
+def term_of(language: str) -> Callable[[str], str]:
+    """Word -> the term under which it is indexed."""
+    match language:
+        case "en":
+            import Stemmer
+
+            stem: Callable[[str], str] = Stemmer.Stemmer("english").stemWord
+            return stem
+        case "none":
+            return str
+        case _:
+            raise ValueError(f"index.language is {language!r}; it must be 'en' or 'none'")

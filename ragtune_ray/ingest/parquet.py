@@ -1,0 +1,136 @@
+"""Rows of a Parquet file, and what its schema must be for them to become records.
+
+In: an opened file, or a path and a range of rows. Out: each row's place and values, in batches of a few megabytes. This
+module knows nothing of records, units or Ray; a column of a type that may carry code or bytes is refused before any is read.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ragtune_ray.ingest import inputs
+from ragtune_ray.ingest.inputs import Row
+from ragtune_ray.ingest.parsers import ParseError
+from ragtune_ray.ingest.rows import reject
+
+__all__ = ["Columns", "check_columns", "parquet_errors", "parquet_rows"]
+
+Columns = tuple[str, ...]
+"""Names of columns."""
+_BATCH_BYTES = 4 * 2**20
+
+
+@contextmanager
+def parquet_errors() -> Iterator[None]:
+    """Turn what pyarrow raises on a broken file into a `ParseError`; errors of the disk or the network pass."""
+    try:
+        yield
+    except (pa.ArrowException, UnicodeDecodeError) as error:  # the latter: a column's name
+        raise ParseError(f"Parquet is broken: {error}") from None
+    except OSError as error:
+        if error.errno is not None:  # the disk or the network failed, not the file
+            raise
+        raise ParseError(f"Parquet is broken: {error}") from None
+
+
+def parquet_rows(
+    path: str, ids: Columns, texts: Columns, nested: Columns, start: int = 0, stop: int = sys.maxsize
+) -> Iterator[Row]:
+    """Rows `start` to `stop` of the columns that hold scalars, and of those in `nested`.
+
+    Args:
+        path: of the file.
+        ids: columns of which one must be there.
+        texts: columns of which one must be there, as text.
+        nested: columns that may hold lists and objects.
+        start: first row.
+        stop: one past the last row.
+
+    Raises:
+        ParseError: the file is broken, or `check_columns` refuses it.
+    """
+    with inputs.open_file(path) as file, parquet_errors():
+        parquet = pq.ParquetFile(file, pre_buffer=False, buffer_size=_BATCH_BYTES)
+        columns = check_columns(parquet.schema_arrow, ids, texts, nested)
+        first = 0
+        for number in range(parquet.num_row_groups):
+            group = parquet.metadata.row_group(number)
+            row, first = first, first + group.num_rows
+            if row >= stop or first <= start:
+                continue
+            batch_rows = max(1, min(1024, _BATCH_BYTES * group.num_rows // max(group.total_byte_size, 1)))
+            for batch in parquet.iter_batches(batch_rows, [number], columns):
+                low, high = max(start - row, 0), min(stop - row, len(batch))
+                if low < high:
+                    yield from _batch_rows(path, batch.slice(low, high - low), row + low)
+                row += len(batch)
+                if row >= stop:
+                    break
+
+
+def _batch_rows(path: str, batch: Any, first: int) -> Iterator[Row]:
+    try:
+        yield from [(f"{path}#{row}", value) for row, value in enumerate(batch.to_pylist(), first)]
+    except UnicodeDecodeError as error:
+        if len(batch) == 1:
+            yield reject(f"{path}#{first}", f"not UTF-8: {error}", "row")
+            return
+        for offset in range(len(batch)):
+            yield from _batch_rows(path, batch.slice(offset, 1), first + offset)
+
+
+def check_columns(schema: Any, ids: Columns, texts: Columns, nested: Columns = ()) -> list[str]:
+    """The columns to read; refuses a file that lacks one, or that holds one of a type that may carry code or bytes.
+
+    Arguments as for `parquet_rows`, with the file's Arrow schema.
+
+    Raises:
+        ParseError: the schema is refused; the message names the column.
+    """
+    for field in schema:
+        if _is_opaque(field):
+            raise ParseError(f"column {field.name!r} is of type {field.type}, binary or extension; drop or cast it")
+    found = ", ".join(schema.names)
+    if len(set(schema.names)) < len(schema.names):
+        raise ParseError(f"two columns have one name; found {found}")
+    for wanted in (ids, texts):
+        if not set(wanted) & set(schema.names):
+            raise ParseError(f"no column {' or '.join(map(repr, wanted))}; found {found}")
+    for field in schema:
+        if field.name in texts and not _is_text(field.type):
+            raise ParseError(f"column {field.name!r} must be text, found {field.type}")
+    return [field.name for field in schema if _is_readable(field.type, is_nested=field.name in nested)]
+
+
+def _is_opaque(field: Any) -> bool:
+    kind = field.type
+    children = (kind.field(number) for number in range(kind.num_fields))
+    return (
+        isinstance(kind, pa.BaseExtensionType)
+        or b"ARROW:extension:name" in (field.metadata or {})
+        or pa.types.is_binary(kind)
+        or pa.types.is_large_binary(kind)
+        or pa.types.is_binary_view(kind)
+        or pa.types.is_fixed_size_binary(kind)
+        or any(map(_is_opaque, children))
+    )
+
+
+def _is_text(kind: Any) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null)
+    return any(test(kind) for test in tests)
+
+
+def _is_readable(kind: Any, *, is_nested: bool) -> bool:
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_struct(kind):
+        children = [kind.field(number).type for number in range(kind.num_fields)]
+        return is_nested and all(_is_readable(child, is_nested=True) for child in children)
+    tests = (_is_text, pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)
+    return any(test(kind) for test in tests)

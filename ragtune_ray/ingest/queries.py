@@ -1,0 +1,181 @@
+"""A file or a BEIR folder -> queries with their gold answers and judged documents.
+
+In: a .jsonl or .parquet file, SQuAD JSON or a BEIR folder, local or any fsspec URL. Out: `Query`s in order, and a `Reject`
+for each row that gives none. This module knows nothing of Ray, models or the corpus that the queries are asked of.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import PurePosixPath
+
+from ragtune_ray.ingest import inputs
+from ragtune_ray.ingest.inputs import Row
+from ragtune_ray.ingest.parquet import parquet_rows
+from ragtune_ray.ingest.parsers import ParseError, clean
+from ragtune_ray.ingest.rows import QUERY_IDS, QUERY_TEXTS, query_from_row, reject, split_name
+from ragtune_ray.schema import Query, Reject
+
+__all__ = ["read_queries"]
+
+Placed = tuple[str, Query] | Reject
+_MAX_QUERY_BYTES = 8 * 2**20
+
+
+def read_queries(path: str, split: str = "all") -> Iterator[Query | Reject]:
+    """The queries of a .jsonl or .parquet file, SQuAD JSON or a BEIR folder, and a reject for each row that gives none.
+
+    Args:
+        path: local or any fsspec URL.
+        split: `all`, or only the queries whose split it is; in BEIR, those judged in the qrels file of that name.
+
+    Raises:
+        InputError: the path is missing or unreadable, one id has two texts, or nothing carries the split.
+    """
+    filesystem, inner = inputs.locate(path)
+    root = inputs.root_of(path)
+    if not filesystem.isdir(inner):
+        if filesystem.size(inner) == 0:
+            raise inputs.InputError(f"{path}: the file is empty (0 bytes)")
+        if PurePosixPath(root).suffix.lower() not in (".jsonl", ".parquet", ".json"):
+            raise inputs.InputError(f"{path}: queries are read from .jsonl, .parquet, SQuAD .json or a BEIR folder")
+        return _unique(_with_split(_queries(_query_rows(root)), split, path))
+    if not filesystem.exists(inputs.join(inner, "queries.jsonl")):
+        raise inputs.InputError(f"{path}: a folder of queries must be BEIR and hold queries.jsonl; or name a file")
+    return _unique(_beir_queries(root, _qrels_files(root, split), split))
+
+
+def _query_rows(path: str) -> Iterator[Row]:
+    try:
+        match inputs.format_of(path):
+            case "jsonl":
+                yield from inputs.jsonl_rows(inputs.read_lines(path, _MAX_QUERY_BYTES))
+            case "parquet":
+                nested = ("answers", "document_ids", "relevances")
+                yield from parquet_rows(path, QUERY_IDS, QUERY_TEXTS, nested)
+            case _:
+                yield from _squad_questions(path)
+    except ParseError as error:
+        raise inputs.InputError(f"{path}: {error}") from None
+
+
+def _squad_questions(path: str) -> Iterator[Row]:
+    ordinals = itertools.count()
+    for context in inputs.read_squad(path):
+        for question, ordinal in zip(context.questions, ordinals, strict=False):
+            row = question
+            if isinstance(question, dict):
+                answers = [] if question.get("is_impossible") is True else question.get("answers")
+                row = {"id": question.get("id"), "question": question.get("question"), "answers": answers}
+                row["document_id"] = context.document_id
+            yield f"{path}#{ordinal}", row
+
+
+def _queries(rows: Iterable[Row]) -> Iterator[Placed]:
+    for row in rows:
+        if isinstance(row, Reject):
+            yield row
+            continue
+        place, value = row
+        try:
+            yield place, query_from_row(value)
+        except ParseError as error:
+            yield reject(place, str(error), "row")
+
+
+def _with_split(queries: Iterable[Placed], split: str, path: str) -> Iterator[Placed]:
+    found: set[str] = set()
+    for query in queries:
+        if not isinstance(query, Reject):
+            found.add(query[1].split)
+        if isinstance(query, Reject) or split in ("all", query[1].split):
+            yield query
+    if split != "all" and split not in found:
+        raise inputs.InputError(
+            f"{path}: no query has split {split!r}; found: {', '.join(sorted(found)) or 'no queries'}. Give the queries a "
+            "`split`, or let queries.split_by=document draw them"
+        )
+
+
+def _unique(queries: Iterable[Placed]) -> Iterator[Query | Reject]:
+    seen: dict[str, tuple[str, str]] = {}
+    for item in queries:
+        if isinstance(item, Reject):
+            yield item
+            continue
+        place, query = item
+        text, first_place = seen.setdefault(query.query_id, (query.text, place))
+        if text != query.text:
+            raise inputs.InputError(
+                f"query id {query.query_id!r} has two texts, at {first_place} and {place}; ids must be unique"
+            )
+        if first_place == place:
+            yield query
+        else:
+            yield reject(place, f"query id {query.query_id!r} stands already at {first_place}", "row")
+
+
+def _qrels_files(root: str, split: str) -> dict[str, str]:
+    """Paths of the qrels files to use, with the split that each stands for."""
+    folder = inputs.join(root, "qrels")
+    filesystem, inner = inputs.resolve(folder)
+    names = filesystem.ls(inner, detail=False) if filesystem.isdir(inner) else []
+    stems = sorted(PurePosixPath(name).stem for name in names if name.endswith(".tsv"))
+    files = {inputs.join(folder, f"{stem}.tsv"): split_name(stem) for stem in stems}
+    kept = {path: name for path, name in files.items() if split in ("all", name)}
+    if split != "all" and not kept:
+        raise inputs.InputError(
+            f"{root}: no qrels file for split {split!r}; qrels/ holds: {', '.join(stems) or 'nothing'}"
+        )
+    return kept
+
+
+def _beir_queries(root: str, files: dict[str, str], split: str) -> Iterator[Placed]:
+    judged: dict[str, dict[str, float]] = {}
+    splits: dict[str, str] = {}
+    for path, name in files.items():
+        for row in _qrels_rows(path):
+            if isinstance(row, Reject):
+                yield row
+                continue
+            query_id, document_id, relevance = row
+            documents = judged.setdefault(query_id, {})
+            documents[document_id] = max(relevance, documents.get(document_id, relevance))
+            splits[query_id] = name if splits.get(query_id, name) == name else "all"
+    missing = set(judged)
+    path = inputs.join(root, "queries.jsonl")
+    for item in _queries(inputs.jsonl_rows(inputs.read_lines(path, _MAX_QUERY_BYTES))):
+        if isinstance(item, Reject):
+            yield item
+            continue
+        place, query = item
+        missing.discard(query.query_id)
+        if documents := judged.get(query.query_id, {}):
+            relevances = tuple(documents.values())
+            query = replace(query, document_ids=tuple(documents), relevances=relevances, split=splits[query.query_id])
+        if documents or split == "all":
+            yield place, query
+    if missing:
+        yield reject(path, f"{len(missing):,} judged queries are not here, such as {min(missing)!r}", "file")
+
+
+def _qrels_rows(path: str) -> Iterator[tuple[str, str, float] | Reject]:
+    for line in inputs.read_lines(path, _MAX_QUERY_BYTES):
+        if isinstance(line, Reject):
+            yield line
+            continue
+        place, data = line
+        try:
+            query_id, document_id, score = clean(data.decode()).rstrip("\n").split("\t")
+            relevance = float(score)
+        except ValueError:
+            if not place.endswith(":1"):  # the header
+                yield reject(place, "a line of qrels must read query-id TAB corpus-id TAB score, in UTF-8", "row")
+            continue
+        if math.isfinite(relevance):
+            yield query_id, document_id, relevance
+        else:
+            yield reject(place, f"score {score} is not a finite number", "row")

@@ -1,0 +1,265 @@
+"""A row of JSON, Parquet or SQuAD -> a `Document`, a `Query` or a `Reject`.
+
+In: JSON text, or one parsed row. Out: records that are checked and safe to hand on. This module knows nothing of files,
+tasks, models or Ray. A row that gives no record raises `ParseError`; who knows its place makes that a `Reject`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NoReturn
+
+from ragtune_ray.ingest.parsers import ParseError, clean
+from ragtune_ray.schema import Document, Query, Reject
+
+__all__ = [
+    "DOCUMENT_IDS",
+    "QUERY_IDS",
+    "QUERY_TEXTS",
+    "Context",
+    "document_from_row",
+    "parse_json",
+    "query_from_row",
+    "reject",
+    "split_name",
+    "squad_contexts",
+]
+
+DOCUMENT_IDS = ("document_id", "_id", "id")
+"""Columns that may hold a document's id; the first that is not null counts."""
+QUERY_IDS = ("query_id", "_id", "id")
+"""Columns that may hold a query's id."""
+QUERY_TEXTS = ("text", "query", "question")
+"""Columns that may hold a query's text."""
+_SPLITS = {"dev": "validation", "val": "validation", "valid": "validation"}
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """A paragraph of a SQuAD file, as it stands there: nothing is checked yet."""
+
+    ordinal: int
+    """Counted from 0 over the whole file."""
+    document_id: str
+    title: str
+    text: Any
+    questions: tuple[Any, ...]
+    is_repeat: bool
+    """An earlier paragraph of the same article has the same text, and so the same document."""
+
+
+def reject(place: str, reason: str, kind: Literal["file", "row"]) -> Reject:
+    """A record of what was left out; place and reason may hold any text.
+
+    >>> reject("a.jsonl:2", "no id", "row")
+    Reject(place='a.jsonl:2', reason='no id', kind='row')
+    """
+    return Reject(clean(place), clean(reason), kind)
+
+
+def parse_json(data: str | bytes) -> Any:
+    """One strict JSON value from UTF-8.
+
+    Raises:
+        ParseError: not UTF-8, not JSON, NaN or Infinity, a number too long to read, or too deeply nested.
+    """
+    try:
+        text = data if isinstance(data, str) else data.decode("utf-8")
+        return json.loads(text.removeprefix("\ufeff"), parse_constant=_refuse_constant)
+    except UnicodeDecodeError as error:
+        raise ParseError(f"not UTF-8 (byte {error.start}: {error.reason}); convert the file to UTF-8") from None
+    except RecursionError:
+        raise ParseError("JSON nested too deeply") from None
+    except json.JSONDecodeError as error:
+        raise ParseError(f"not JSON: {error.msg} at character {error.pos}") from None
+    except ValueError as error:
+        raise ParseError(f"not JSON: {error}") from None
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not allowed")
+
+
+def document_from_row(row: Any, place: str, max_document_bytes: int) -> Document:
+    """A document from a row with an id, `text`, and optionally `title` and `metadata`; other scalars become metadata.
+
+    >>> document_from_row({"_id": 7, "text": "Mars is red.", "year": 1877}, "a.jsonl:1", 100).metadata
+    '{"year": 1877}'
+
+    Raises:
+        ParseError: a field is missing, of the wrong type, empty or too long.
+    """
+    row = _object(row)
+    id_name, document_id = _identifier(row, DOCUMENT_IDS)
+    if "text" not in row:
+        raise ParseError(f"no column 'text'; found {_names(row)}")
+    text = _text(row, "text")
+    if not text.strip():
+        raise ParseError("empty document")
+    size_bytes = len(text.encode())
+    if size_bytes > max_document_bytes:
+        raise ParseError(f"document of {size_bytes:,} bytes is longer than max_document_bytes ({max_document_bytes:,})")
+    return Document(document_id, text, " ".join(_text(row, "title").split()), _metadata(row, id_name), place)
+
+
+def query_from_row(row: Any) -> Query:
+    """A query from a row with an id and a text, and optionally answers, judged documents and a split.
+
+    >>> query_from_row({"id": 1, "question": "Why?", "answers": [], "document_id": "d"}).document_ids
+    ('d',)
+
+    Raises:
+        ParseError: a field is missing, of the wrong type or empty, or relevances and document_ids differ in number.
+    """
+    row = _object(row)
+    _, query_id = _identifier(row, QUERY_IDS)
+    name = next((name for name in QUERY_TEXTS if row.get(name) is not None), None)
+    if name is None:
+        raise ParseError(f"no column 'text', 'query' or 'question'; found {_names(row)}")
+    text = _text(row, name)
+    if not text.strip():
+        raise ParseError("empty query")
+    document_ids, relevances = _judgements(row)
+    split = split_name(_text(row, "split").strip() or "all")
+    return Query(query_id, text, _answers(row.get("answers")), document_ids, relevances, split)
+
+
+def split_name(name: str) -> str:
+    """The name of a split in this project.
+
+    >>> split_name("dev")
+    'validation'
+    """
+    return _SPLITS.get(name, name)
+
+
+def _object(row: Any) -> dict[str, Any]:
+    if not isinstance(row, dict):
+        raise ParseError(f"a row must be a JSON object, found {type(row).__name__}")
+    return row
+
+
+def _names(row: dict[str, Any]) -> str:
+    return ", ".join(sorted(row))[:300] or "none"
+
+
+def _identifier(row: dict[str, Any], names: Sequence[str]) -> tuple[str, str]:
+    name = next((name for name in names if row.get(name) is not None), None)
+    if name is None:
+        raise ParseError(f"no id: one of {', '.join(names)} must be set; found {_names(row)}")
+    return name, _as_id(row[name], name)
+
+
+def _as_id(value: Any, name: str) -> str:
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise ParseError(f"{name} must be text or an integer, found {type(value).__name__}")
+    identifier = clean(str(value))
+    if not identifier.strip():
+        raise ParseError(f"{name} is empty")
+    return identifier
+
+
+def _text(row: dict[str, Any], name: str) -> str:
+    value = row.get(name)
+    if value is not None and not isinstance(value, str):
+        raise ParseError(f"{name} must be text, found {type(value).__name__}")
+    return clean(value or "")
+
+
+def _metadata(row: dict[str, Any], id_name: str) -> str:
+    given = row.get("metadata")
+    if isinstance(given, str):  # a table of Documents written by this project holds it as JSON text
+        given = parse_json(given)
+    if given is not None and not isinstance(given, dict):
+        raise ParseError(f"metadata must be an object, found {type(given).__name__}")
+    scalars = {
+        name: value
+        for name, value in row.items()
+        # NaN is how Parquet files made by pandas spell a missing number.
+        if name not in (id_name, "text", "title", "metadata")
+        and isinstance(value, str | int | float)
+        and not (isinstance(value, float) and math.isnan(value))
+    }
+    try:
+        return clean(json.dumps(scalars | (given or {}), sort_keys=True, ensure_ascii=False, allow_nan=False))
+    except RecursionError:
+        raise ParseError("metadata nested too deeply") from None
+    except (TypeError, ValueError) as error:
+        raise ParseError(f"metadata cannot be written as JSON: {error}") from None
+
+
+def _answers(value: Any) -> tuple[str, ...] | None:
+    if isinstance(value, dict):  # SQuAD as Parquet: {"text": [...], "answer_start": [...]}
+        value = value.get("text")
+    if value is None:
+        return None
+    answers = [value] if isinstance(value, str) else value
+    if not isinstance(answers, list):
+        raise ParseError(f"answers must be a list of texts, found {type(value).__name__}")
+    texts = [answer.get("text") if isinstance(answer, dict) else answer for answer in answers]
+    if not all(isinstance(text, str) for text in texts):
+        raise ParseError("answers must be a list of texts; an element is not text")
+    return tuple(dict.fromkeys(clean(text) for text in map(str, texts) if text.strip()))
+
+
+def _judgements(row: dict[str, Any]) -> tuple[tuple[str, ...], tuple[float, ...]]:
+    single = row.get("document_id")
+    ids = row.get("document_ids")
+    if ids is None:
+        ids = [] if single is None else [single]
+    if not isinstance(ids, list):
+        raise ParseError(f"document_ids must be a list, found {type(ids).__name__}")
+    relevances = row.get("relevances")
+    if relevances is None:
+        relevances = [1.0] * len(ids)
+    if not isinstance(relevances, list) or len(relevances) != len(ids):
+        raise ParseError(f"relevances must be a list with one number per document id ({len(ids)})")
+    if not all(isinstance(value, int | float) and math.isfinite(value) for value in relevances):
+        raise ParseError("relevances must be finite numbers")
+    judged = {_as_id(value, "document_ids"): float(relevance) for value, relevance in zip(ids, relevances, strict=True)}
+    return tuple(judged), tuple(judged.values())
+
+
+def squad_contexts(data: Any) -> Iterator[Context]:
+    """The paragraphs of SQuAD v1.1, v2.0 or CMRC 2018 JSON (Rajpurkar et al. 2016, 2018; Cui et al. 2019), in order.
+
+    Document ids are `TITLE/NUMBER`, the number of the context within its article; a later article with the same title
+    is called `TITLE (2)`. Malformed articles and paragraphs come out with text None.
+
+    Raises:
+        ParseError: the JSON is not SQuAD.
+    """
+    articles = data.get("data") if isinstance(data, dict) else None
+    if not isinstance(articles, list):
+        raise ParseError('not SQuAD JSON, which reads {"data": [{"title": ..., "paragraphs": [...]}]}')
+    ordinals = itertools.count()
+    used: set[str] = set()
+    for article in articles:
+        title, paragraphs = _article(article)
+        name = _unused(title or "untitled", used)
+        seen: dict[Any, str] = {}
+        for paragraph, ordinal in zip(paragraphs, ordinals, strict=False):  # in this order no ordinal is lost
+            entry = paragraph if isinstance(paragraph, dict) else {}
+            text, questions = entry.get("context"), entry.get("qas")
+            key = clean(text) if isinstance(text, str) else ordinal
+            is_repeat = key in seen
+            document_id = seen.setdefault(key, f"{name}/{len(seen)}")
+            rows = tuple(questions) if isinstance(questions, list) else ()
+            yield Context(ordinal, document_id, title.replace("_", " "), text, rows, is_repeat)
+
+
+def _article(article: Any) -> tuple[str, list[Any]]:
+    entry = article if isinstance(article, dict) else {}
+    title, paragraphs = entry.get("title"), entry.get("paragraphs")
+    return clean(title) if isinstance(title, str) else "", paragraphs if isinstance(paragraphs, list) else [None]
+
+
+def _unused(title: str, used: set[str]) -> str:
+    names = itertools.chain([title], (f"{title} ({number})" for number in itertools.count(2)))
+    name = next(name for name in names if name not in used)
+    used.add(name)
+    return name

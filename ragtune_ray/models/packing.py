@@ -1,0 +1,158 @@
+"""A model's linear layers, packed once for a CPU's bfloat16 matrix units, with the activation that follows fused in.
+
+In: a transformers model for inference on a CPU in bfloat16. Out: the same model, its `nn.Linear` layers replaced. By default
+oneDNN brings a layer's weights into its own layout at every call, and each activation is a pass over memory of its own.
+This module knows nothing of texts.
+
+The operators are those that torch.compile's CPU backend calls; here they need no compiler on the machine.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+__all__ = ["PackedGatedLayers", "PackedLinear", "pack", "supports_packing"]
+
+logger = logging.getLogger(__name__)
+
+_SILU = {"SiLU", "SiLUActivation"}
+_GELU = {"GELU", "GELUActivation"}
+# oneDNN sums in another order for a single row (with AVX-512 alone) and for more than 32 (with AMX).
+_FEWEST_ROWS, _MOST_ROWS = 2, 32
+
+
+@functools.cache
+def supports_packing() -> bool:
+    """Whether this build of torch has the operators and they agree with its plain linear layer."""
+    from ragtune_ray.models.hardware import supports_bfloat16
+
+    if not supports_bfloat16("cpu"):
+        return False
+    with torch.inference_mode():
+        layer = nn.Linear(64, 32).to(torch.bfloat16)
+        probe = torch.linspace(-1, 1, 5 * 64).view(1, 5, 64).to(torch.bfloat16)
+        try:
+            packed = PackedLinear(layer)(probe)
+        except (RuntimeError, AttributeError, NotImplementedError) as error:
+            logger.warning(
+                "linear layers are not packed, this torch lacks the operator: %s", str(error).splitlines()[0]
+            )
+            return False
+        return torch.allclose(packed.float(), layer(probe).float(), atol=0.02)
+
+
+class PackedLinear(nn.Module):
+    """`nn.Linear`, then optionally GELU, as one operator on packed weights.
+
+    Args:
+        layer: the layer to replace, its weights bfloat16 on a CPU.
+        activation: "none", "gelu" (exact) or "swish" (SiLU).
+    """
+
+    def __init__(self, layer: nn.Linear, activation: str = "none") -> None:
+        super().__init__()
+        self.bias = layer.bias
+        self.activation = activation
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), None)  # noqa: SLF001 - see the module
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """(..., in features) to (..., out features)."""
+        return self._run(inputs, self.activation)
+
+    def linear(self, inputs: torch.Tensor) -> torch.Tensor:
+        """The same without the activation."""
+        return self._run(inputs, "none")
+
+    def _run(self, inputs: torch.Tensor, activation: str) -> torch.Tensor:
+        algorithm = "none" if activation == "gelu" else ""
+
+        def multiply(rows: torch.Tensor) -> torch.Tensor:
+            made: torch.Tensor = torch.ops.mkldnn._linear_pointwise(  # noqa: SLF001 - see the module's docstring
+                rows, self.packed, self.bias, activation, [], algorithm
+            )
+            return made
+
+        return _steadily(multiply, inputs)
+
+
+class PackedGatedLayers(nn.Module):
+    """down(silu(gate(x)) * up(x)) in three operators: the feed-forward of Llama and its kin.
+
+    Args:
+        layers: a module with linear layers gate_proj, up_proj and down_proj.
+    """
+
+    def __init__(self, layers: Any) -> None:
+        super().__init__()
+        self.gate = PackedLinear(layers.gate_proj, "swish")
+        self.up = PackedLinear(layers.up_proj)
+        self.down = PackedLinear(layers.down_proj)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """(..., hidden) to (..., hidden)."""
+        return _steadily(self._run, inputs)
+
+    def _run(self, inputs: torch.Tensor) -> torch.Tensor:
+        product = torch.ops.mkldnn._linear_pointwise.binary(  # noqa: SLF001 - see the module's docstring
+            inputs, self.gate(inputs), self.up.packed, self.up.bias, "mul"
+        )
+        made: torch.Tensor = self.down(product)
+        return made
+
+
+def _steadily(multiply: Callable[[torch.Tensor], torch.Tensor], inputs: torch.Tensor) -> torch.Tensor:
+    """The products of all rows; where each is one token, so many at a time that none depends on how many there are."""
+    if inputs.shape[-2] != 1 or _FEWEST_ROWS <= len(inputs) <= _MOST_ROWS:
+        return multiply(inputs)
+    if len(inputs) < _FEWEST_ROWS:
+        return multiply(torch.cat([inputs] * _FEWEST_ROWS))[: len(inputs)]
+    return torch.cat([_steadily(multiply, rows) for rows in torch.split(inputs, _MOST_ROWS)])
+
+
+def pack(model: nn.Module) -> int:
+    """Replace every plain bfloat16 linear layer of a model on a CPU; nothing happens where that is not supported.
+
+    The model can then compute but no longer be trained or saved.
+
+    Returns:
+        How many modules were replaced.
+    """
+    parameter = next(model.parameters())
+    if parameter.device.type != "cpu" or parameter.dtype != torch.bfloat16 or not supports_packing():
+        return 0
+    return _pack_children(model)
+
+
+def _pack_children(parent: nn.Module) -> int:
+    replaced = 0
+    for name, child in list(parent.named_children()):
+        if _is_gated(child):
+            setattr(parent, name, PackedGatedLayers(child))
+            replaced += 1
+        elif type(child) is nn.Linear:
+            setattr(parent, name, PackedLinear(child, _fused_activation(parent, name)))
+            replaced += 1
+        else:
+            replaced += _pack_children(child)
+    return replaced
+
+
+def _is_gated(module: nn.Module) -> bool:
+    names = ("gate_proj", "up_proj", "down_proj")
+    plain = all(type(getattr(module, name, None)) is nn.Linear for name in names)
+    return plain and type(getattr(module, "act_fn", None)).__name__ in _SILU and len(list(module.children())) == 4
+
+
+def _fused_activation(parent: nn.Module, name: str) -> str:
+    """BERT's intermediate layer is `dense`, then `intermediate_act_fn`, and nothing else: the two become one."""
+    activation = getattr(parent, "intermediate_act_fn", None)
+    if name != "dense" or type(activation).__name__ not in _GELU:
+        return "none"
+    parent.intermediate_act_fn = nn.Identity()
+    return "gelu"

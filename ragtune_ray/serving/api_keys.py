@@ -1,0 +1,224 @@
+"""Who may do what: API keys, their tenants, rates and rights, and which route asks for which right.
+
+In: a YAML file or an environment variable of keys, and the key that a request presents. Out: the key's rights, or a refusal. Of a
+key only its sha256 is kept. This module knows nothing of HTTP servers or Ray.
+
+    keys:
+      - name: search-page            shown in logs; the key itself never is
+        key: 3f9c...                 at least 16 characters; or sha256: its digest, so that the file holds no secret
+        tenant: acme                 wanted where index.tenant_field is set: all this key ever sees
+        requests_per_minute: 600     0: no limit
+        concurrency: 8               requests under way at once; 0: no limit
+      - name: operator
+        sha256: 9b74...
+        admin: true                  may change documents and read metrics; has no tenant
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ragtune_ray import config
+from ragtune_ray.serving.requests import ApiError
+
+__all__ = ["ANYONE", "Key", "Keys", "Right", "Usage", "is_loopback", "key_digest", "load_keys"]
+
+Right = Literal["public", "key", "admin"]
+"""What a route asks for: nothing, any key, or an admin's."""
+MIN_KEY_CHARACTERS = 16
+
+
+class Key(BaseModel):
+    """One key's rights."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    name: str = Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")
+    sha256: str = Field("", pattern=r"^([0-9a-f]{64})?$")
+    tenant: str = ""
+    admin: bool = False
+    requests_per_minute: float = Field(0.0, ge=0)
+    concurrency: int = Field(0, ge=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _only_the_digest_stays(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or "key" not in given:
+            return given
+        secret = given["key"]
+        if "sha256" in given:
+            raise ValueError("give `key` or `sha256`, not both")
+        if not isinstance(secret, str) or len(secret) < MIN_KEY_CHARACTERS or not secret.isascii():
+            raise ValueError(f"`key` must be at least {MIN_KEY_CHARACTERS} ASCII characters, quoted")
+        return {**{name: value for name, value in given.items() if name != "key"}, "sha256": key_digest(secret)}
+
+    @model_validator(mode="after")
+    def _rights_fit(self) -> Self:
+        if not self.sha256 and self.name != "anyone":
+            raise ValueError("names neither `key` nor `sha256`")
+        if self.admin and self.tenant:
+            raise ValueError("an admin's key has no `tenant`: it changes the documents of all")
+        return self
+
+
+ANYONE = Key(name="anyone", admin=True)
+"""Whoever asks from this machine where no keys are configured."""
+
+
+def key_digest(secret: str) -> str:
+    """What is kept of a key.
+
+    >>> key_digest("a")[:8]
+    'ca978112'
+    """
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+class Keys:
+    """All keys; empty where none are configured."""
+
+    def __init__(self, keys: Sequence[Key]) -> None:
+        self._keys = tuple(keys)
+        self._digests = [bytes.fromhex(key.sha256) for key in keys]
+
+    def __bool__(self) -> bool:
+        return bool(self._keys)
+
+    def find(self, presented: str) -> Key | None:
+        """The key that was presented, in a time that does not depend on which it is or how much of it is right."""
+        digest = hashlib.sha256(presented.encode("utf-8", "surrogatepass")).digest()
+        found = None
+        for key, known in zip(self._keys, self._digests, strict=True):
+            if hmac.compare_digest(digest, known):
+                found = key
+        return found
+
+
+def load_keys(settings: config.Config) -> Keys:
+    """The keys of `serve.keys_path` and of the environment variable `serve.keys_env`.
+
+    Raises:
+        config.ConfigError: the file cannot be read, a key is malformed, or two are the same or of one name.
+    """
+    found = _from_file(settings.serve.keys_path) if settings.serve.keys_path else []
+    variable = settings.serve.keys_env
+    secrets = [secret.strip() for secret in os.environ.get(variable, "").split(",") if secret.strip()]
+    for number, secret in enumerate(secrets, start=1):
+        found.append(_key({"name": f"{variable}-{number}", "key": secret}, f"environment variable {variable}"))
+    for attribute in ("name", "sha256"):
+        values = [getattr(key, attribute) for key in found]
+        if len(set(values)) < len(values):
+            raise config.ConfigError(f"API keys: two have the same {'name' if attribute == 'name' else 'key'}")
+    field_name = settings.index.tenant_field
+    for key in found:
+        if bool(key.tenant) != bool(field_name) and not key.admin:
+            raise config.ConfigError(
+                f"API key {key.name}: tenant is {key.tenant!r} and index.tenant_field is {field_name!r}: set both, or neither"
+            )
+    return Keys(found)
+
+
+def _from_file(path: str) -> list[Key]:
+    where = f"serve.keys_path {path}"
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise config.ConfigError(f"{where}: cannot be read ({error.strerror}); name a YAML file") from error
+    except (yaml.YAMLError, UnicodeDecodeError):
+        raise config.ConfigError(f"{where}: is not YAML in UTF-8") from None  # the cause would quote a key
+    rows = values.get("keys") if isinstance(values, dict) else None
+    if not isinstance(rows, list) or not rows:
+        raise config.ConfigError(f"{where}: must hold a list `keys:` of at least one key")
+    return [_key(row, f"{where}, key {number}") for number, row in enumerate(rows, start=1)]
+
+
+def _key(row: Any, where: str) -> Key:
+    try:
+        return Key.model_validate(row)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        field_name = ".".join(str(part) for part in first["loc"])
+        reason = str(first["msg"]).removeprefix("Value error, ")
+        raise config.ConfigError(f"{where}: {field_name + ': ' if field_name else ''}{reason}") from None
+
+
+@dataclass(slots=True)
+class _Bucket:
+    tokens: float
+    updated: float
+    running: int = 0
+
+
+@dataclass(slots=True)
+class Usage:
+    """How much each key has asked for lately; one for each process that takes requests."""
+
+    clock: Callable[[], float] = time.monotonic
+    _buckets: dict[str, _Bucket] = field(default_factory=dict)
+
+    def enter(self, key: Key) -> None:
+        """Count a request in; `leave` must follow, unless it is refused.
+
+        The rate is a token bucket that holds a tenth of a minute's requests, at least one.
+
+        Raises:
+            ApiError: 429 with Retry-After: the key's rate or concurrency is used up.
+        """
+        now = self.clock()
+        per_second = key.requests_per_minute / 60
+        burst = max(1.0, key.requests_per_minute / 10)
+        bucket = self._buckets.setdefault(key.name, _Bucket(burst, now))
+        bucket.tokens = min(burst, bucket.tokens + (now - bucket.updated) * per_second)
+        bucket.updated = now
+        if key.concurrency and bucket.running >= key.concurrency:
+            raise ApiError(
+                429,
+                f"this key has {bucket.running} requests under way, which is its limit",
+                code="concurrency_limit",
+                retry_after_seconds=1,
+            )
+        if per_second:
+            if bucket.tokens < 1:
+                raise ApiError(
+                    429,
+                    f"this key may make {key.requests_per_minute:g} requests per minute",
+                    code="rate_limit",
+                    retry_after_seconds=(1 - bucket.tokens) / per_second,
+                )
+            bucket.tokens -= 1
+        bucket.running += 1
+
+    def leave(self, key: Key) -> None:
+        """The request has ended."""
+        self._buckets[key.name].running -= 1
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address, or the host of a Host header, is this machine itself.
+
+    >>> is_loopback("[::1]:8000"), is_loopback("127.0.0.1.evil.example")
+    (True, False)
+    """
+    import ipaddress
+
+    name = host.strip()
+    if name.startswith("["):
+        name = name[1:].partition("]")[0]
+    elif name.count(":") == 1:
+        name = name.partition(":")[0]
+    if name.casefold() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,232 @@
+"""What stands between the network and the endpoint's routes: keys, limits and headers, before a body is parsed.
+
+In: an ASGI application and the right that each of its routes asks for. Out: the same application, whose handlers find the key and
+the whole body, bounded, in `request.state`. This module knows nothing of retrieval, generation or Ray.
+
+Without keys only this machine is served, by its own name: a web page whose name is made to point here (DNS rebinding) is not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ragtune_ray import config
+from ragtune_ray.serving.admission import Load
+from ragtune_ray.serving.api_keys import ANYONE, Key, Keys, Right, Usage, is_loopback
+from ragtune_ray.serving.requests import ApiError
+from ragtune_ray.serving.telemetry import Telemetry
+
+__all__ = ["INTERNAL_ERROR", "Gatekeeper", "Route", "check_exposure", "where"]
+
+INTERNAL_ERROR = ApiError(500, "something went wrong here; the log says what", code="internal_error")
+BODY_SECONDS = 10.0
+"""Longest wait for a body that was announced."""
+_HEADERS = {
+    "content-security-policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cross-origin-resource-policy": "same-origin",
+    "cache-control": "no-store",
+}
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """What a route asks for."""
+
+    right: Right
+    max_body_bytes: int = 0
+    """0: it takes no body."""
+    load: Load | None = None
+    """What it needs; where that is full, a body need not be read to be refused. None: it is never full."""
+
+
+@dataclass(slots=True)
+class Gatekeeper:
+    """ASGI middleware; `draining` refuses what is new while what runs may end."""
+
+    app: ASGIApp
+    routes: Mapping[tuple[str, str], Route]
+    """By (method, path); what is not here does not exist."""
+    keys: Keys
+    telemetry: Telemetry
+    usage: Usage = field(default_factory=Usage)
+    draining: bool = False
+    in_flight: int = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+            return
+        if scope["type"] != "http":  # nothing here speaks WebSocket
+            return
+        reply = _Reply(send)
+        started = time.monotonic()
+        path = scope["path"] if any(path == scope["path"] for _, path in self.routes) else "other"
+        try:
+            await self._admit(scope, receive, reply)
+        except ApiError as error:
+            self.telemetry.refused.labels(error.code).inc()
+            await reply.error(error)
+        except asyncio.CancelledError:
+            reply.status = reply.status or 499
+            raise
+        except Exception as error:  # noqa: BLE001  # the border: whatever it is, the client gets an error object, the log a type
+            logger.error(  # noqa: TRY400  # the trace's message may hold content
+                "%s %s failed: %s", scope["method"], path, where(error)
+            )
+            await reply.error(INTERNAL_ERROR)
+        finally:
+            if not reply.is_complete:
+                self.telemetry.cancelled.inc()
+            self.telemetry.requests.labels(path, str(reply.status)).inc()
+            self.telemetry.seconds.labels(path).observe(time.monotonic() - started)
+
+    async def _admit(self, scope: Scope, receive: Receive, reply: _Reply) -> None:
+        headers = Headers(scope=scope)
+        method = "GET" if scope["method"] == "HEAD" else scope["method"]
+        path = scope["path"]
+        route = self.routes.get((method, path))
+        if route is None:
+            allowed = sorted(known for known, place in self.routes if place == path)
+            if allowed:
+                raise ApiError(405, f"this path takes {' and '.join(allowed)}", code="method_not_allowed")
+            raise ApiError(404, "there is no such path", code="not_found")
+        scope["method"] = method
+        key = self._key(scope, headers, route.right)
+        if self.draining and route.max_body_bytes:
+            raise ApiError(503, "this endpoint is being stopped", code="draining", retry_after_seconds=5)
+        scope.setdefault("state", {})["key"] = key
+        if not route.max_body_bytes:
+            await self.app(scope, receive, reply)
+            return
+        self.usage.enter(key)
+        self.in_flight += 1
+        try:
+            with self.telemetry.running.track_inprogress():
+                if route.load is not None:
+                    route.load.refuse_if_full()
+                scope["state"]["body"] = await _body(receive, headers, route.max_body_bytes)
+                await self.app(scope, receive, reply)
+        finally:
+            self.in_flight -= 1
+            self.usage.leave(key)
+
+    def _key(self, scope: Scope, headers: Headers, right: Right) -> Key:
+        if not self.keys:
+            _only_this_machine(scope, headers)
+            return ANYONE
+        if right == "public":
+            return ANYONE
+        scheme, _, presented = headers.get("authorization", "").partition(" ")
+        found = self.keys.find(presented.strip()) if scheme.casefold() == "bearer" else None
+        if found is None:
+            raise ApiError(401, "no valid API key; send it as Authorization: Bearer KEY", code="invalid_api_key")
+        if right == "admin" and not found.admin:
+            raise ApiError(403, "this asks for an admin's key", code="admin_only")
+        return found
+
+
+def _only_this_machine(scope: Scope, headers: Headers) -> None:
+    client = (scope.get("client") or ("", 0))[0]
+    host = headers.get("host", "")
+    forwarded = {"forwarded", "x-forwarded-for", "x-real-ip"} & set(headers.keys())
+    if not is_loopback(client) or not is_loopback(host) or forwarded:
+        raise ApiError(
+            403,
+            "without API keys this endpoint answers this machine alone, under its own name; configure serve.keys_path",
+            code="keys_required",
+        )
+
+
+async def _body(receive: Receive, headers: Headers, max_bytes: int) -> bytes:
+    if headers.get("content-type", "").partition(";")[0].strip().casefold() != "application/json":
+        # A browser sends other types across origins unasked.
+        raise ApiError(415, "the body must be of Content-Type application/json", code="unsupported_media_type")
+    if headers.get("content-encoding", "identity") != "identity":
+        raise ApiError(415, "compressed bodies are not taken", code="unsupported_encoding")
+    too_long = ApiError(413, f"the body is longer than {max_bytes:,} bytes", code="body_too_long")
+    length = headers.get("content-length", "0")
+    if not length.isdecimal() or int(length[:20]) > max_bytes:
+        raise too_long
+    parts, size = [], 0
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise ApiError(400, "the body ended early", code="incomplete_body")
+                part = message.get("body", b"")
+                parts.append(part)
+                size += len(part)
+                if size > max_bytes:
+                    raise too_long
+                if not message.get("more_body"):
+                    return b"".join(parts)
+    except TimeoutError:
+        raise ApiError(408, "the body did not arrive in time", code="body_timeout") from None
+
+
+def where(error: BaseException) -> str:
+    """An exception's type and the lines it came through, without its message, which may quote a question or a document."""
+    frames = traceback.extract_tb(error.__traceback__)[-8:]
+    return " < ".join([type(error).__name__, *(f"{f.filename}:{f.lineno} {f.name}" for f in reversed(frames))])
+
+
+@dataclass(slots=True)
+class _Reply:
+    """The response, with the headers that all have."""
+
+    send: Send
+    status: int = 0
+    is_complete: bool = False
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.body":
+            self.is_complete = not message.get("more_body")
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers = MutableHeaders(scope=message)
+            for name, value in _HEADERS.items():
+                headers.setdefault(name, value)
+        await self.send(message)
+
+    async def error(self, error: ApiError) -> None:
+        """An error object; or, where an answer has begun, nothing more than its end."""
+        if self.status:
+            return
+        body = json.dumps(error.body()).encode()
+        headers = {"content-type": "application/json", "content-length": str(len(body)), **error.headers()}
+        if error.status == 401:
+            headers["www-authenticate"] = "Bearer"
+        raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+        await self({"type": "http.response.start", "status": error.status, "headers": raw})
+        await self({"type": "http.response.body", "body": body})
+
+
+def check_exposure(settings: config.Config, keys: Keys) -> None:
+    """Refuse to listen to others without keys.
+
+    Raises:
+        config.ConfigError: `serve.host` is not this machine and no keys are configured.
+    """
+    if not keys and not is_loopback(settings.serve.host):
+        raise config.ConfigError(
+            f"serve.host {settings.serve.host!r} can be reached by others, and there are no API keys; name a file in "
+            f"serve.keys_path, or set the environment variable {settings.serve.keys_env}"
+        )

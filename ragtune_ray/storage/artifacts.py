@@ -1,0 +1,326 @@
+"""Directories that are complete or refused, on a local disk or in an object store, through one code path.
+
+In: files in a staging directory on the local disk. Out: an *artifact*: a directory whose `manifest.json`, written last,
+holds facts, the size and sha256 of every file, and a sha256 of itself. A directory without a manifest, or whose files
+do not match it, is refused by name. This module knows nothing of what the files mean.
+
+Locally an artifact appears by one rename; in an object store its files are uploaded first and its manifest last, by a
+conditional put. Either way exactly one of two publishers wins, and a reader never sees half an artifact.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+import ragtune_ray
+from ragtune_ray.storage import checksums, filesystem
+
+__all__ = [
+    "CURRENT",
+    "MANIFEST",
+    "Artifact",
+    "ArtifactError",
+    "current",
+    "is_finished",
+    "make_current",
+    "open_artifact",
+    "problems",
+    "publish",
+    "read_manifest",
+    "stage",
+]
+
+MANIFEST = "manifest.json"
+CURRENT = "CURRENT"
+"""The file of a folder of artifacts that names the one which readers take."""
+MANIFEST_FORMAT = 1
+RECEIPT_MIN_BYTES = 2**20
+"""Smaller files are hashed each time they are opened: that is as quick as finding out that it is not needed."""
+RECEIPT_MIN_AGE_NS = 10**9
+
+logger = logging.getLogger(__name__)
+
+
+class ArtifactError(RuntimeError):
+    """An artifact is missing, unfinished or damaged; the message names it and the next step."""
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """A complete artifact, its files checked and readable at a local path."""
+
+    path: Path
+    manifest: dict[str, Any]
+
+
+def stage(url: str, scratch: str | None = None) -> Path:
+    """A new, empty local directory in which the artifact for `url` is written before `publish`.
+
+    For a local `url` it lies on the target's file system, so that publishing is one rename.
+
+    Args:
+        url: where the artifact shall stand.
+        scratch: a directory on the same file system to stage in, which the caller removes when its job is done, with
+            whatever killed workers left there; None stages beside the target.
+    """
+    store, path = filesystem.locate(url)
+    if isinstance(store, LocalFileSystem):
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        parent = Path(filesystem.locate(scratch)[1]) if scratch else target.parent
+        staging = parent / f".staging-{target.name}-{uuid.uuid4().hex[:12]}"
+        staging.mkdir(parents=True)
+        return staging
+    return Path(tempfile.mkdtemp(prefix="ragtune-staging-"))
+
+
+def publish(staging: Path, url: str, kind: str, **facts: Any) -> bool:
+    """Make a staging directory appear at `url`, whole, with its manifest; exactly one of two publishers wins.
+
+    Args:
+        staging: a directory from `stage`; it is consumed.
+        url: where the artifact shall stand.
+        kind: what it is, such as "segment"; `open_artifact` can ask for it.
+        **facts: JSON values for the manifest.
+
+    Returns:
+        True if this call published it, False if a complete artifact already stood there (ours is then discarded).
+
+    Raises:
+        ArtifactError: something that is no complete artifact stands at `url`.
+    """
+    names = sorted(path.relative_to(staging).as_posix() for path in staging.rglob("*") if path.is_file())
+    manifest = {
+        "format": MANIFEST_FORMAT,
+        "kind": kind,
+        "package_version": ragtune_ray.__version__,
+        **facts,
+        "files": {
+            name: {"bytes": (staging / name).stat().st_size, "sha256": checksums.file_sha256(staging / name)}
+            for name in names
+        },
+    }
+    content = checksums.canonical_json(
+        {**manifest, "manifest_sha256": checksums.bytes_sha256(checksums.canonical_json(manifest))}
+    )
+    store, path = filesystem.locate(url)
+    try:
+        if isinstance(store, LocalFileSystem):
+            return _publish_locally(staging, Path(path), content)
+        return _publish_remotely(store, staging, path, names, content)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def open_artifact(url: str, kind: str | None = None, names: Collection[str] | None = None) -> Artifact:
+    """Read an artifact after checking its files; a remote one is copied into the local cache first.
+
+    A file is hashed once per machine and state: a receipt in the cache says that a file of this size, inode and time of
+    change had the right sha256, and any write to it makes the receipt void. `problems` hashes every time. A file in the cache
+    that was damaged there is copied once more.
+
+    Args:
+        url: the artifact's directory.
+        kind: refuse an artifact of another kind; None takes any.
+        names: check (and copy) only these files; None: all of them.
+
+    Raises:
+        ArtifactError: it is missing, unfinished, of another kind or damaged.
+    """
+    manifest = read_manifest(url)
+    if kind is not None and manifest["kind"] != kind:
+        raise ArtifactError(f"{url}: is a {manifest['kind']}, not a {kind}; name the directory of a {kind}")
+    wanted = {name: entry for name, entry in manifest["files"].items() if names is None or name in names}
+    version = manifest["manifest_sha256"]
+    path = filesystem.local_copy(url, [], version)
+    found = [problem for name, entry in wanted.items() for problem in _copy_and_check(url, name, entry, version)]
+    if found:
+        raise ArtifactError(f"{url}: damaged: {'; '.join(found)}; run the command that wrote it again")
+    return Artifact(path, manifest)
+
+
+def read_manifest(url: str) -> dict[str, Any]:
+    """The manifest of an artifact, its own checksum verified; the files are not read.
+
+    Raises:
+        ArtifactError: there is no manifest, or it was changed after it was written.
+    """
+    store, path = filesystem.locate(filesystem.join(url, MANIFEST))
+    try:
+        content = store.cat_file(path)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ArtifactError(
+            f"{url}: no {MANIFEST}: the directory is missing or unfinished; run the command that writes it"
+        ) from error
+    try:
+        manifest = json.loads(content)
+        claimed = manifest.pop("manifest_sha256")
+        manifest_format, _, _ = manifest["format"], manifest["kind"], manifest["files"]
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ArtifactError(f"{url}: {MANIFEST} is damaged; run the command that wrote it again") from error
+    actual = checksums.bytes_sha256(checksums.canonical_json(manifest))
+    if claimed != actual or content != checksums.canonical_json({**manifest, "manifest_sha256": claimed}):
+        raise ArtifactError(f"{url}: {MANIFEST} was changed after it was written; run the command that wrote it again")
+    if manifest_format != MANIFEST_FORMAT:
+        raise ArtifactError(
+            f"{url}: written in format {manifest_format}, this version reads {MANIFEST_FORMAT}; build it again"
+        )
+    return {**manifest, "manifest_sha256": claimed}
+
+
+def problems(url: str) -> list[str]:
+    """Everything wrong with an artifact, one sentence each; empty when it is sound.
+
+    The files are read where they lie, a remote one piece by piece: what the local cache holds is neither asked nor changed.
+    """
+    try:
+        manifest = read_manifest(url)
+    except ArtifactError as error:
+        return [str(error)]
+    store, root = filesystem.locate(url)
+    files = manifest["files"]
+    if isinstance(store, LocalFileSystem):
+        path = Path(root)
+        present = [item.relative_to(path).as_posix() for item in path.rglob("*") if item.is_file()]
+        found = [text for name, entry in files.items() for text in _check_file(path, name, entry)]
+    else:
+        sizes = _remote_sizes(store, root)
+        found = [text for name in files for text in _check_object(store, root, name, files[name], sizes.get(name))]
+        present = []  # a publisher that lost leaves what it had uploaded beside the winner's files
+    strays = sorted(set(present) - {MANIFEST, *files})
+    return [f"{url}: {text}" for text in [*found, *(f"{name} is not named in its manifest" for name in strays)]]
+
+
+def is_finished(url: str) -> bool:
+    """Whether a complete artifact stands at `url` (its manifest is sound; the files are not read)."""
+    try:
+        read_manifest(url)
+    except ArtifactError:
+        return False
+    return True
+
+
+def current(folder: str) -> str | None:
+    """The artifact of a folder that its CURRENT names; None where it has no such file."""
+    pointer = filesystem.join(folder, CURRENT)
+    return filesystem.join(folder, filesystem.read_text(pointer).strip()) if filesystem.exists(pointer) else None
+
+
+def make_current(folder: str, name: str) -> None:
+    """Let readers of a folder take the artifact of this name from now on."""
+    filesystem.replace_text(filesystem.join(folder, CURRENT), f"{name}\n")
+
+
+def _check_file(path: Path, name: str, entry: dict[str, Any]) -> list[str]:
+    file = path / name
+    size = file.stat().st_size if file.is_file() else None
+    return _compare(name, entry, size, lambda: checksums.file_sha256(file))
+
+
+def _compare(name: str, entry: dict[str, Any], size: int | None, sha256: Callable[[], str]) -> list[str]:
+    """What a file differs in from its manifest; it is hashed only where its size, None if it is missing, is right."""
+    if size is None:
+        return [f"{name} is missing"]
+    if size != entry["bytes"]:
+        return [f"{name} has {size} bytes, its manifest says {entry['bytes']}"]
+    if sha256() != entry["sha256"]:
+        return [f"{name} does not match its sha256"]
+    return []
+
+
+def _remote_sizes(store: fsspec.AbstractFileSystem, root: str) -> dict[str, int]:
+    """The size of each object below a place, by its name there."""
+    store.invalidate_cache()  # a listing that this process remembers may be of before the damage
+    found = store.find(root, detail=True)
+    # Some tools write an empty object for each folder, whose name ends with a slash.
+    return {path.removeprefix(f"{root}/"): int(info["size"]) for path, info in found.items() if not path.endswith("/")}
+
+
+def _check_object(
+    store: fsspec.AbstractFileSystem, root: str, name: str, entry: dict[str, Any], size: int | None
+) -> list[str]:
+    def sha256() -> str:
+        with store.open(f"{root}/{name}", "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    return _compare(name, entry, size, sha256)
+
+
+def _copy_and_check(url: str, name: str, entry: dict[str, Any], version: str) -> list[str]:
+    """What is wrong with the local copy of a file, the file itself if the artifact is local."""
+    try:
+        found = _check_once(filesystem.local_copy(url, [name], version), name, entry)
+        if found and not filesystem.is_local(url):
+            # The copy may have been damaged here: only what the store gives now can accuse the artifact.
+            found = _check_once(filesystem.local_copy(url, [name], version, again=True), name, entry)
+    except FileNotFoundError:
+        return [f"{name} is missing"]
+    return found
+
+
+def _check_once(path: Path, name: str, entry: dict[str, Any]) -> list[str]:
+    """`_check_file`, unless this very state of the file has passed it before on this machine."""
+    try:
+        status = (path / name).stat()
+    except OSError:
+        return _check_file(path, name, entry)
+    if status.st_size < RECEIPT_MIN_BYTES:
+        return _check_file(path, name, entry)
+    state = [str(path / name), status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+    receipt = filesystem.cache_directory() / "checked" / checksums.digest([*state, entry["sha256"]])
+    if receipt.exists():
+        return []
+    found = _check_file(path, name, entry)
+    # A file that is still being written could change within the clock's resolution; one that rests cannot.
+    if not found and time.time_ns() - status.st_ctime_ns > RECEIPT_MIN_AGE_NS:
+        with contextlib.suppress(OSError):  # a cache that cannot be written costs time, nothing else
+            receipt.parent.mkdir(parents=True, exist_ok=True)
+            receipt.touch()
+    return found
+
+
+def _publish_locally(staging: Path, target: Path, content: bytes) -> bool:
+    (staging / MANIFEST).write_bytes(content)
+    for path in sorted(staging.rglob("*")):
+        filesystem.sync(path)
+    filesystem.sync(staging)
+    try:
+        # rename(2) replaces an empty directory but never one that holds files, so the first publisher wins.
+        staging.rename(target)
+    except OSError as error:
+        if not target.exists():
+            raise  # not that something stands there, but that the disk failed
+        if not is_finished(str(target)):
+            raise ArtifactError(f"{target}: cannot be published over: {error.strerror}; move it away") from error
+        return False
+    filesystem.sync(target.parent)
+    return True
+
+
+def _publish_remotely(
+    store: fsspec.AbstractFileSystem, staging: Path, target: str, names: list[str], content: bytes
+) -> bool:
+    manifest = f"{target}/{MANIFEST}"
+    if store.exists(manifest):
+        return False
+    for name in names:
+        store.put_file(str(staging / name), f"{target}/{name}")
+    try:
+        store.pipe_file(manifest, content, mode="create")
+    except FileExistsError:
+        return False
+    return True

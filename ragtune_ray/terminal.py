@@ -1,0 +1,232 @@
+"""What a person reads in a terminal: score tables, answers with their sources, versions.
+
+In: summaries, answers, manifests. Out: plain lines of at most 80 columns. This module knows nothing of where they go.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ragtune_ray import progress, schema
+from ragtune_ray.evaluation.report.plain_text import WIDTH, wrapped
+from ragtune_ray.storage import artifacts
+
+__all__ = [
+    "answer_lines",
+    "citation_lines",
+    "difference_lines",
+    "forecast_lines",
+    "score_lines",
+    "source_lines",
+    "version_lines",
+    "wrapped",
+]
+
+
+Summary = Mapping[str, Mapping[str, float]]
+
+
+def score_lines(summaries: Mapping[str, Summary], differences: Mapping[str, Summary]) -> list[str]:
+    r"""One line per metric, one column per arm and per difference, each value with its interval.
+
+    >>> print("\n".join(score_lines({"rag": {"EM": {"value": 0.5, "low": 0.25, "high": 0.75, "n": 8}}}, {})))
+    metric                  n              rag
+    EM                      8  0.500 [.25,.75]
+    """
+    columns = [*summaries.items(), *differences.items()]
+    widths = [17 if name in summaries else 20 for name, _ in columns]
+    names = list(dict.fromkeys(metric for summary in summaries.values() for metric in summary))
+    lines = [
+        f"{'metric':<21}{'n':>4}"
+        + "".join(f"{name:>{width}}" for (name, _), width in zip(columns, widths, strict=True))
+    ]
+    for metric in names:
+        cells = [_cell(summary.get(metric), signed=name in differences) for name, summary in columns]
+        count = max(int(summary[metric]["n"]) for summary in summaries.values() if metric in summary)
+        lines.append(f"{metric:<21}{count:>4}" + "".join(f"{cell:>{w}}" for cell, w in zip(cells, widths, strict=True)))
+    return lines
+
+
+def answer_lines(answer: schema.Answer, titles: Mapping[str, str]) -> list[str]:
+    """A question, its answer and the passages it cites.
+
+    Args:
+        answer: a row of `answers.parquet`.
+        titles: document_id -> title.
+    """
+    text = answer.answer if answer.status == "ok" else f"(failed: {answer.error})"
+    lines = wrapped("Q  ", answer.query) + wrapped("A  ", text.strip() or "(empty)")
+    for citation in answer.citations:
+        lines += wrapped("   cites ", _place(citation.document_id, citation.start, citation.end, titles))
+    if not answer.citations and answer.passage_ids:
+        lines += wrapped("   cites nothing; was shown ", ", ".join(answer.passage_ids))
+    return lines
+
+
+def source_lines(passages: Sequence[schema.Passage], scores: Sequence[float]) -> list[str]:
+    """The passages that an answer was shown, numbered as the answer cites them."""
+    lines = []
+    for number, (passage, score) in enumerate(zip(passages, scores, strict=False), start=1):
+        place = f"{passage.document_id}, characters {passage.start}-{passage.end}, score {score:.3f}"
+        lines += wrapped(f"[{number}] ", f"{passage.title or passage.document_id} ({place})")
+    return lines
+
+
+def citation_lines(answer: schema.Answer) -> list[str]:
+    """Which stretches of which documents the answer rests on."""
+    places = [_place(each.document_id, each.start, each.end, {}) for each in answer.citations]
+    return [line for place in places for line in wrapped("cites ", place)]
+
+
+def _place(document_id: str, start: int, end: int, titles: Mapping[str, str]) -> str:
+    """A stretch of a document, by its title where that is known."""
+    if document_id in titles:
+        return f"{titles[document_id]} ({document_id}, characters {start}-{end})"
+    return f"{document_id}, characters {start}-{end}"
+
+
+def version_lines(manifests: Sequence[Mapping[str, Any]], current: str) -> list[str]:
+    """One line per index version, oldest first; `*` marks the current one."""
+    lines = [f"  {'number':<7}{'created':<17}{'documents':>9}{'passages':>10}  {'kind':<7}{'made by':<10}encoder"]
+    for manifest in manifests:
+        mark = "*" if manifest["version"] == current else " "
+        made_by = f"to {manifest['restores']}" if "restores" in manifest else manifest.get("operation", "index")
+        line = (
+            f"{mark} {manifest['version']:<7}{manifest['created'][:16].replace('T', ' '):<17}"
+            f"{manifest['num_documents']:>9,}{manifest['num_passages']:>10,}  {manifest['index_kind']:<7}{made_by:<10}"
+        )
+        name = str(manifest["encoder"]["model"])
+        width = WIDTH - len(line)
+        lines.append(line + (name if len(name) <= width else f"…{name[1 - width :]}"))
+    return lines
+
+
+def difference_lines(changes: Mapping[str, Sequence[str]], shown: int = 20) -> list[str]:
+    """How many documents were added, removed and changed, and the first of each."""
+    lines = []
+    for kind, ids in changes.items():
+        lines.append(f"{kind:<8} {len(ids):,}")
+        lines += [line for name in ids[:shown] for line in wrapped("  ", name)]
+        if len(ids) > shown:
+            lines.append(f"  ... and {len(ids) - shown:,} more (--json lists all)")
+    return lines
+
+
+def forecast_lines(plan: Mapping[str, Any]) -> list[str]:
+    """What indexing a corpus would take: counts, bytes of each kind of index, seconds, disk, cost, warnings.
+
+    Args:
+        plan: from `forecast.read_plan`.
+    """
+    corpus, probe, sizes, disk = plan["corpus"], plan["probe"], plan["bytes"], plan["disk"]
+    files = f"{_many(corpus['num_files'], 'file')}, {_size(corpus['bytes'])}, {_many(corpus['num_units'], 'unit')}"
+    part = "all" if probe["is_whole"] else "a part"
+    shards = f"{_many(plan['num_segments'], 'segment')}; retrieved from in {_many(plan['num_shards'], 'shard')}"
+    free = "" if disk["free"] is None else f", free: {_size(disk['free'])}"
+    rows = [
+        ("corpus", f"{corpus['path']}: {files}"),
+        ("probe", f"{_many(probe['documents'], 'document')} ({part} of it), one thread, device {probe['device']}"),
+        ("documents", _estimate(plan["documents"])),
+        ("passages", f"{_estimate(plan['passages'])}, {plan['characters_per_passage']:,.0f} characters each"),
+        ("bytes", ", ".join(f"{name} {_size(sizes[name])}" for name in ("text", "postings", "vectors"))),
+        ("segments", shards),
+    ]
+    lines = [line for name, text in rows for line in wrapped(f"{name:<11}", text)]
+    lines += ["", f"{'kind':<11}{'memory':>12}{'disk':>12}"]
+    for kind, each in plan["kinds"].items():
+        marks = [" auto"] * (kind == plan["auto_kind"]) + [" chosen"] * (kind == plan["kind"])
+        lines.append(
+            f"{kind:<11}{_size(each['memory_bytes']):>12}{_size(each['disk_bytes']):>12} {','.join(marks)}".rstrip()
+        )
+    lines += ["", f"{'stage':<11}{'time':>12}"]
+    lines += [f"{stage:<11}{_duration(seconds):>12}" for stage, seconds in plan["seconds"].items()]
+    workers = plan["workers"]
+    lines += wrapped(f"{'workers':<11}", f"{_count(workers['count'])}, from {workers['from']}")
+    lines += wrapped(
+        f"{'disk':<11}", f"{_size(disk['needed'])} while it is built, {_size(disk['index'])} afterwards{free}"
+    )
+    lines += wrapped(f"{'cost':<11}", _cost(plan["cost"]))
+    return lines + [line for text in plan["warnings"] for line in wrapped(f"{'warning':<11}", text)]
+
+
+def _estimate(each: Mapping[str, Any]) -> str:
+    if each["low"] is None:
+        return f"{_count(each['value'])} (too little was probed for an interval)"
+    interval = "" if each["low"] == each["high"] else f" ({_count(each['low'])} to {_count(each['high'])})"
+    return f"{_count(each['value'])}{interval}"
+
+
+def _count(number: int) -> str:
+    return f"{number:,}" if number < 10**12 else f"{number:.3g}"
+
+
+def _many(number: int, noun: str) -> str:
+    return f"{_count(number)} {noun}{'' if number == 1 else 's'}"
+
+
+def _size(num_bytes: float) -> str:
+    """Bytes as a person reads them, at most 10 characters."""
+    units = ["bytes", "KiB", "MiB", "GiB", "TiB", "PiB"]
+    power = 0
+    while num_bytes >= 1024 and power < len(units) - 1:
+        num_bytes, power = num_bytes / 1024, power + 1
+    if power == 0:
+        return f"{num_bytes:.0f} bytes"
+    return f"{num_bytes:.1f} {units[power]}" if num_bytes < 10**4 else f"{num_bytes:.2g} {units[power]}"
+
+
+def _duration(seconds: float) -> str:
+    days = seconds / 86_400
+    return progress.duration(seconds) if days < 5 else f"{days:,.0f} days" if days < 10**5 else f"{days:.2g} days"
+
+
+def _cost(cost: Mapping[str, Any]) -> str:
+    """Hours, and money where prices are known."""
+    hours = [f"{cost['core_hours']:,.4g} core-hours"] + [f"{cost['gpu_hours']:,.4g} GPU-hours"] * (
+        cost["gpu_hours"] > 0
+    )
+    parts = [" and ".join(hours)]
+    if cost["compute"] is None:
+        parts.append("their price is not known (prices.core_hour, prices.gpu_hour)")
+    else:
+        parts.append(f"{cost['compute']:,.4g} {cost['currency']}")
+    if cost["storage_month"] is not None:
+        parts.append(f"storing the index {cost['storage_month']:,.4g} {cost['currency']} a month")
+    return "; ".join(parts)
+
+
+def _cell(interval: Mapping[str, float] | None, *, signed: bool) -> str:
+    if interval is None:
+        return "-"
+    sign = "+" if signed else ""
+    # ".25" and "1.0" are as wide, so that a full score does not touch the column beside it.
+    low, high = (
+        re.sub(r"\b0\.", ".", f"{interval[name]:{sign}.2f}").replace("1.00", "1.0") for name in ("low", "high")
+    )
+    return f"{interval['value']:{sign}.3f} [{low},{high}]"
+
+
+def evaluation_lines(run: str, num_examples: int) -> list[str]:
+    """The table of an evaluation, and a few answers of every arm, for a terminal.
+
+    Args:
+        run: directory of a finished `evaluate`.
+        num_examples: queries whose answers are shown.
+    """
+    from ragtune_ray.cluster.answering.evaluate import read_answers
+
+    artifact = artifacts.open_artifact(run, "evaluate")
+    arms = list(artifact.manifest["runs"])
+    summaries = {arm: json.loads((artifact.path / arm / "metrics.json").read_text(encoding="utf-8")) for arm in arms}
+    differences = json.loads((artifact.path / "differences.json").read_text(encoding="utf-8"))
+    lines = []
+    if num_examples:
+        rows = {arm: read_answers(artifact.manifest["runs"][arm])[:num_examples] for arm in arms}
+        for place in range(min(map(len, rows.values()))):
+            for arm in arms:
+                lines += [f"-- {arm}", *answer_lines(rows[arm][place], {})]
+            lines.append("")
+    return lines + score_lines(summaries, differences)

@@ -1,0 +1,190 @@
+"""A model as something to train, and as plain files again.
+
+In: a model's directory and the settings of training. Out: an `Objective` around the model with float32 weights; and, after
+training, a directory in safetensors that transformers, sentence-transformers and PEFT load without this project. This module
+knows nothing of steps, examples or Ray.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ragtune_ray import config
+from ragtune_ray.models import hardware
+from ragtune_ray.models import weights as weights_module
+from ragtune_ray.models.encoder import max_tokens_of
+from ragtune_ray.training import optimization
+from ragtune_ray.training.objectives.contrastive import Contrastive, Distillation
+from ragtune_ray.training.objectives.joint import Joint
+from ragtune_ray.training.objectives.query_side import QuerySide
+from ragtune_ray.training.objectives.sft import Sft
+
+__all__ = ["ADAPTER", "load_objective", "part_weights", "save_model"]
+
+ADAPTER = "adapter"
+"""Folder of a LoRA result that holds the adapter alone, as PEFT writes it; the rest is the merged model."""
+
+
+def load_objective(
+    settings: config.Config, directory: Path, pool: dict[str, np.ndarray]
+) -> Sft | Contrastive | Distillation | QuerySide | Joint:
+    """The model of a directory inside the objective of `training.objective`, ready to be trained.
+
+    Args:
+        settings: training and encoder are used.
+        directory: a causal language model for `sft` and `joint`, else a sentence-transformers model.
+        pool: passage_id -> stored vector, for `query_side` and `joint`; else empty.
+
+    Raises:
+        models.ModelError: the directory does not hold such a model.
+    """
+    training, encoder = settings.training, settings.encoder
+    shared: dict[str, Any] = {
+        "temperature": training.temperature,
+        "query_prefix": encoder.query_prefix,
+        "passage_prefix": encoder.passage_prefix,
+        "chunk_tokens": training.micro_batch_tokens,
+    }
+    taught = {"teacher_temperature": training.teacher_temperature, "contrastive_weight": training.contrastive_weight}
+    match training.objective:
+        case "sft":
+            return _sft(training, directory)
+        case "contrastive":
+            return Contrastive(_encoder(directory), **shared)
+        case "distillation":
+            return Distillation(_encoder(directory), **taught, **shared)
+        case "query_side":
+            return QuerySide(_encoder(directory), pool=pool, **taught, **shared)
+        case "joint":
+            encoder_directory = weights_module.weights_of(weights_module.resolve(encoder.model))
+            return Joint(_sft(training, directory), QuerySide(_encoder(encoder_directory), pool=pool, **shared))
+
+
+def _sft(settings: config.Training, directory: Path) -> Sft:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        with weights_module.quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
+            model = AutoModelForCausalLM.from_pretrained(
+                directory,
+                # Small steps are lost in bfloat16 weights. Below adapters nothing moves, so there they stay as they are.
+                dtype="auto" if settings.lora_rank else torch.float32,
+                attn_implementation=hardware.attention_for_training(hardware.choose_device(), settings.max_tokens),
+                use_safetensors=True,
+                trust_remote_code=False,
+                local_files_only=True,
+            )
+    except (OSError, ValueError) as error:
+        raise weights_module.ModelError(f"model {directory}: cannot be loaded for training ({error})") from error
+    end = model.generation_config.eos_token_id if model.generation_config else None
+    end_token = end[0] if isinstance(end, list) else end
+    if end_token is None:
+        end_token = tokenizer.eos_token_id
+    if end_token is None:
+        raise weights_module.ModelError(f"model {directory}: names no token that ends a text (eos_token); set one")
+    if settings.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    if settings.lora_rank:
+        from peft import LoraConfig, get_peft_model
+
+        adapter = LoraConfig(
+            r=settings.lora_rank,
+            lora_alpha=int(settings.lora_alpha),
+            target_modules="all-linear",
+            task_type="CAUSAL_LM",
+            lora_dropout=0.0,
+        )
+        model = get_peft_model(model, adapter, autocast_adapter_dtype=True)
+    model.train()
+    _without_dropout(model)
+    return Sft(model, tokenizer, int(end_token), settings.micro_batch_tokens)
+
+
+def _encoder(directory: Path) -> Any:
+    from sentence_transformers import SentenceTransformer
+
+    with weights_module.quiet_transformers():
+        encoder = SentenceTransformer(
+            str(directory),
+            device="cpu",
+            local_files_only=True,
+            trust_remote_code=False,
+            model_kwargs={"dtype": torch.float32, "use_safetensors": True},
+        )
+    # The other kind is what transformers takes by itself, where the model has it.
+    if hardware.attention_for_training(hardware.choose_device(), max_tokens_of(encoder)) == "eager":
+        cast(Any, encoder[0]).auto_model.set_attn_implementation("eager")
+    encoder.train()
+    _without_dropout(encoder)
+    return encoder
+
+
+def _without_dropout(module: nn.Module) -> None:
+    """Off: one or two passes overfit little, and without it a text encoded twice gives one vector."""
+    for part in module.modules():
+        if isinstance(part, nn.Dropout):
+            part.p = 0.0
+        if hasattr(part, "attention_dropout"):
+            vars(part)["attention_dropout"] = 0.0
+
+
+def save_model(settings: config.Config, source: Path, weights: dict[str, Tensor], directory: Path) -> None:
+    """Write a model with trained weights, in the number format and layout of the one it came from.
+
+    Args:
+        settings: as for `load_objective`; with `joint` each of its two models is written by itself, with the objective `sft` or
+            `query_side` and the weights that `part_weights` gives.
+        source: directory that the training started from.
+        weights: from `fitting.trainable_weights`; empty gives the model as it was.
+        directory: where to; with LoRA the merged model, and the adapter alone in `ADAPTER`.
+    """
+    dtype = _stored_dtype(source)
+    if settings.training.objective != "sft":
+        encoder = _encoder(source)
+        optimization.restore_weights(
+            encoder, {name.removeprefix("encoder."): weight for name, weight in weights.items()}
+        )
+        encoder.to(dtype).save_pretrained(str(directory), create_model_card=False)
+        return
+    from transformers import AutoTokenizer
+
+    objective = _sft(settings.training, source)
+    optimization.restore_weights(objective, weights)
+    model: Any = objective.model
+    if settings.training.lora_rank:
+        model.save_pretrained(directory / ADAPTER)
+        (directory / ADAPTER / "README.md").unlink(missing_ok=True)  # a template without content
+        model = model.merge_and_unload()
+    with weights_module.quiet_transformers():
+        model.to(dtype).save_pretrained(directory)
+        AutoTokenizer.from_pretrained(source, trust_remote_code=False, local_files_only=True).save_pretrained(directory)
+
+
+def part_weights(weights: dict[str, Tensor], part: str) -> dict[str, Tensor]:
+    """The weights of one part of `Joint` (`generator` or `retriever`), under the names that it has by itself."""
+    prefix = f"{part}."
+    return {name.removeprefix(prefix): weight for name, weight in weights.items() if name.startswith(prefix)}
+
+
+def _stored_dtype(directory: Path) -> torch.dtype:
+    """The number format of most weights in a model's directory."""
+    from safetensors import safe_open
+
+    counts: dict[torch.dtype, int] = {}
+    for path in directory.rglob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 - no mapping, it cannot be iterated over
+                part = file.get_slice(name)
+                if part.get_dtype() in _DTYPES:  # positions and such are integers
+                    dtype = _DTYPES[part.get_dtype()]
+                    counts[dtype] = counts.get(dtype, 0) + int(np.prod(part.get_shape()))
+    return max(counts, key=lambda dtype: counts[dtype])
+
+
+_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}

@@ -1,0 +1,5 @@
+"""The parts of the four tuning modes: failures, pseudo-labels, gates and the ledger.
+
+In: scores and answers of a round. Out: what to train on next, and whether to accept the result.
+This room neither trains nor answers.
+"""

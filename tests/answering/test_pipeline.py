@@ -1,0 +1,372 @@
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from ragtune_ray import config, schema
+from ragtune_ray.answering import prompts
+from ragtune_ray.answering.pipeline import Task, answer_tasks, failed_answer, likeliest, stream_answer
+from ragtune_ray.asking import Asked, ask
+from ragtune_ray.evaluation import scoring
+from ragtune_ray.generation.generator import load_generator
+from ragtune_ray.generation.interface import Completion, GeneratorError, Prompt
+from ragtune_ray.models.encoder import load_encoder
+from ragtune_ray.storage import artifacts
+
+
+class Scripted:
+    """Answers by script, question -> text; a text that starts with "!" is an error. A token is a word."""
+
+    def __init__(self, script: dict[str, str]) -> None:
+        self.script = script
+        self.seen: list[Prompt] = []
+        self.arguments: dict[str, object] = {}
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        return [len(text.split()) for text in texts]
+
+    def render(self, messages: Sequence[tuple[str, str]]) -> str:
+        return "\n".join(content for _, content in messages)
+
+    def generate(self, given: Sequence[Prompt], **arguments: object) -> list[Completion]:
+        self.seen += given
+        self.arguments = arguments
+        return [self._complete(prompt) for prompt in given]
+
+    def stream(self, prompt: Prompt, **arguments: object) -> Iterator[str]:
+        self.arguments = arguments
+        yield from self._complete(prompt).text.partition(" ")
+
+    def log_likelihood(self, given: Sequence[Prompt], answers: Sequence[str]) -> list[tuple[float, int]]:
+        raise NotImplementedError
+
+    def _complete(self, prompt: Prompt) -> Completion:
+        text = self.script[prompt.messages[-1][1].rpartition("Question: ")[2]]
+        if text.startswith("!"):
+            return Completion("", 3, 0, 0.0, "stop", text[1:])
+        return Completion(text, 11, len(text.split()), 0.25, "stop", "")
+
+
+SETTINGS = config.Config()
+
+
+@pytest.fixture
+def task_of(passages: list[schema.Passage]) -> Callable[..., Task]:
+    def make(question: str, shown: Sequence[int] = (1, 3), error: str = "") -> Task:
+        query = schema.Query(f"id of {question[:20]}", question, None, (), (), "all")
+        chosen = tuple(passages[number] for number in shown)
+        return Task(query, chosen, tuple(0.9 - 0.1 * n for n in range(len(chosen))), "000007", error)
+
+    return make
+
+
+def test_an_answer_carries_its_evidence_and_its_cost(
+    task_of: Callable[..., Task], passages: list[schema.Passage]
+) -> None:
+    generator = Scripted({"Who landed?": " Apollo 11 [1]. "})
+    (row,) = answer_tasks([task_of("Who landed?")], generator, SETTINGS, "f1")
+    moon = passages[1]
+    assert row == schema.Answer(
+        query_id="id of Who landed?",
+        query="Who landed?",
+        answer="Apollo 11.",
+        citations=(schema.Citation("moon#1", "moon", moon.start, moon.end),),
+        passage_ids=("moon#1", "mars#1"),
+        scores=(0.9, 0.8),
+        abstained=False,
+        seconds=0.25,
+        prompt_tokens=11,
+        completion_tokens=3,
+        status="ok",
+        error="",
+        index_version="000007",
+        model="f1",
+    )
+    assert passages[1].text in generator.seen[0].messages[1][1]
+    assert generator.seen[0].messages[0] == ("system", SETTINGS.prompt.system)
+
+
+def test_the_generator_gets_what_the_config_says(task_of: Callable[..., Task]) -> None:
+    settings = SETTINGS.using(
+        "seed=5", "generator.max_new_tokens=7", "generator.temperature=0.5", "generator.stop=[END]", "answer.arm=base"
+    )
+    generator = Scripted({"q": "a"})
+    answer_tasks([task_of("q", ())], generator, settings, "f1")
+    expected = {"max_new_tokens": 7, "temperature": 0.5, "stop": ("END",), "seed": 5}
+    assert generator.arguments == expected
+    assert generator.seen[0].messages[0] == ("system", SETTINGS.prompt.system_without_passages)
+    list(stream_answer(task_of("q", ()), generator, settings, "f1"))
+    assert generator.arguments == expected
+
+
+def test_an_answer_without_marks_cites_the_sentence_that_holds_it(
+    task_of: Callable[..., Task], passages: list[schema.Passage]
+) -> None:
+    generator = Scripted({"q": "Phobos and Deimos", "r": "Io and Europa"})
+    held, not_held = answer_tasks([task_of("q"), task_of("r")], generator, SETTINGS, "f1")
+    mars = passages[3]
+    assert held.citations == (schema.Citation("mars#1", "mars", mars.start, mars.end),)
+    assert not_held.citations == ()
+
+
+def test_a_mark_counts_before_the_text_it_stands_on(task_of: Callable[..., Task]) -> None:
+    (row,) = answer_tasks([task_of("q")], Scripted({"q": "Phobos and Deimos [1][9]"}), SETTINGS, "f1")
+    assert [citation.passage_id for citation in row.citations] == ["moon#1"]
+
+
+@pytest.mark.parametrize(("text", "abstained"), [("I don't know.", True), ("In 1969.", False), ("", True)])
+def test_an_answer_that_does_not_know_is_marked(task_of: Callable[..., Task], text: str, abstained: bool) -> None:
+    (row,) = answer_tasks([task_of("q")], Scripted({"q": text}), SETTINGS, "f1")
+    assert (row.abstained, row.status, row.answer) == (abstained, "ok", text)
+
+
+def test_failures_of_every_kind_become_rows_in_place_and_the_others_stand(task_of: Callable[..., Task]) -> None:
+    too_long = "word " * 2000 + "?"
+    tasks = [
+        task_of("first"),
+        task_of("lost", error="the index is gone"),
+        task_of(too_long),
+        task_of("second"),
+        task_of("broken"),
+        task_of("third", ()),
+    ]
+    generator = Scripted({"first": "1", "second": "2", "third": "3", "broken": "!CUDA is on fire"})
+    rows = answer_tasks(tasks, generator, SETTINGS, "f1")
+    assert [row.query_id for row in rows] == [task.query.query_id for task in tasks]
+    assert [row.answer for row in rows] == ["1", "", "", "2", "", "3"]
+    assert [row.status for row in rows] == ["ok", "failed", "failed", "ok", "failed", "ok"]
+    assert rows[1].error == "the index is gone"
+    assert "prompt.max_tokens is 1536" in rows[2].error
+    assert rows[4].error == "CUDA is on fire"
+    assert [row.passage_ids for row in rows][:2] == [("moon#1", "mars#1"), ()]
+    assert rows[2] == failed_answer(tasks[2], rows[2].error, "f1")
+    assert len(generator.seen) == 4, "what has no prompt is not generated"
+    # A failure leaves no trace in its neighbours.
+    alone = answer_tasks([tasks[0], tasks[3], tasks[5]], generator, SETTINGS, "f1")
+    assert [rows[0], rows[3], rows[5]] == alone
+
+
+def test_answers_stay_with_their_questions_when_retrieval_failed_for_some(task_of: Callable[..., Task]) -> None:
+    tasks = [task_of("lost", error="gone"), task_of("first"), task_of("lost too", error="gone"), task_of("second")]
+    generator = Scripted({"first": "1", "second": "2"})
+    rows = answer_tasks(tasks, generator, SETTINGS, "f1")
+    assert [(row.answer, row.error) for row in rows] == [("", "gone"), ("1", ""), ("", "gone"), ("2", "")]
+    assert len(generator.seen) == 2
+
+
+def test_when_all_fail_nothing_is_generated(task_of: Callable[..., Task]) -> None:
+    generator = Scripted({})
+    assert [row.error for row in answer_tasks([task_of("q", error="x")] * 2, generator, SETTINGS, "f1")] == ["x", "x"]
+    assert answer_tasks([], generator, SETTINGS, "f1") == []
+    assert generator.seen == []
+
+
+def test_only_passages_that_stood_in_the_prompt_are_named(task_of: Callable[..., Task]) -> None:
+    tight = SETTINGS.using("prompt.max_tokens=64", "prompt.system=Answer.")
+    generator = Scripted({"q": "a [3]"})
+    (row,) = answer_tasks([task_of("q", range(8))], generator, tight, "f1")
+    assert 0 < len(row.passage_ids) < 8
+    assert row.passage_ids == tuple(passage.passage_id for passage in generator.seen[0].passages)
+    assert row.scores == tuple(0.9 - 0.1 * n for n in range(len(row.passage_ids)))
+
+
+def read(text: str, log_probability: float, name: str, **changes: object) -> tuple[schema.Answer, float]:
+    row = schema.Answer(
+        "q", "?", text, (), (name,), (0.5,), False, 0.25, 10, 3, "ok", "", "1", "m", math.exp(log_probability / 3)
+    )
+    return dataclasses.replace(row, **changes), log_probability  # type: ignore[arg-type]  # changes of a test
+
+
+def test_of_answers_read_apart_the_likeliest_is_given_with_the_cost_of_all() -> None:
+    # By hand: "Mars" .5 / 1; "moon" .6 / 2 + .6 / 3 = .5 exactly too, and "Moon." says the same as "moon".
+    answers = [read("Mars", math.log(0.49), "a"), read("Moon.", math.log(0.6), "b"), read("moon", math.log(0.6), "c")]
+    place, row = likeliest(answers, 1.0)
+    assert (place, row.answer, row.confidence) == (1, "Moon.", pytest.approx(0.6 ** (1 / 3)))
+    assert (row.passage_ids, row.scores) == (("a", "b", "c"), (0.5, 0.5, 0.5))
+    assert (row.seconds, row.prompt_tokens, row.completion_tokens) == (0.75, 30, 9)
+    assert likeliest([read("Mars", math.log(0.51), "a"), *answers[1:]], 1.0)[0] == 0
+    assert likeliest(answers[:2], 1.0)[0] == 0, "a passage counts by the reciprocal of its rank"
+    assert likeliest(answers[:2], 0.0)[0] == 1, "or by nothing but its answer"
+    # .6 / 2 ** w + .6 / 3 ** w falls below .2 between w = 2 (.217) and w = 3 (.097).
+    low = [read("Mars", math.log(0.2), "a"), *answers[1:]]
+    assert [likeliest(low, weight)[0] for weight in (2.0, 3.0)] == [1, 0]
+
+
+def test_not_knowing_counts_only_where_no_passage_tells_and_failures_only_where_all_fail() -> None:
+    silent = read("I don't know.", math.log(0.9), "a", abstained=True)
+    failed = read("", -math.inf, "b", status="failed", error="too long", passage_ids=(), scores=())
+    knows = read("Mars", math.log(0.01), "c")
+    place, row = likeliest([silent, failed, knows], 1.0)
+    assert (place, row.answer, row.passage_ids) == (2, "Mars", ("a", "c"))
+    assert likeliest([silent, failed], 1.0)[1].abstained
+    assert likeliest([failed, failed], 1.0)[1] == failed[0]
+    assert likeliest([failed], 1.0) == (0, failed[0])
+    assert likeliest([read("x", -2000.0, "a"), read("y", -1000.0, "b")], 1.0)[0] == 1, (
+        "what no float holds is still compared"
+    )
+
+
+def test_an_abstention_that_was_taught_is_one_in_every_way_of_answering(task_of: Callable[..., Task]) -> None:
+    class Reader(Scripted):
+        def _complete(self, prompt: Prompt) -> Completion:
+            made = super()._complete(prompt)
+            knows = "1969" in prompt.passages[-1].text
+            text, chance = ("1969", 0.1) if knows and len(prompt.passages) == 1 else (made.text, 0.9)
+            return dataclasses.replace(made, text=text, log_probability=math.log(chance))
+
+    generator = Reader({"When?": "je ne sais pas [1]"})
+    task = task_of("When?", shown=(3, 1))
+    settings = SETTINGS.using("training.abstention=Je ne sais pas.")
+    (row,) = answer_tasks([task], generator, settings, "f1")
+    *_, streamed = stream_answer(task, generator, settings, "f1")
+    assert (row.answer, row.abstained) == ("je ne sais pas", True)
+    assert isinstance(streamed, schema.Answer)
+    assert streamed.abstained
+    unanswerable = dataclasses.replace(task.query, answers=())
+    assert scoring.score_answers([unanswerable], [row], "en")[row.query_id]["EM"] == 1
+    assert scoring.score_abstention([unanswerable], [row])[row.query_id]["abstention_recall"] == 1
+    (apart,) = answer_tasks([task], generator, settings.using("answer.reading=apart"), "f1")
+    assert (apart.answer, apart.abstained) == ("1969", False), "an abstention does not outvote an answer"
+    (untaught,) = answer_tasks([task], generator, SETTINGS, "f1")
+    assert not untaught.abstained
+
+
+def test_a_taught_abstention_that_stands_in_a_passage_cites_nothing(task_of: Callable[..., Task]) -> None:
+    generator = Scripted({"Who landed?": "Apollo 11"})
+    for taught, cited in (("Apollo 11.", 0), ("Je ne sais pas.", 1)):
+        settings = SETTINGS.using(f"training.abstention={taught}")
+        (row,) = answer_tasks([task_of("Who landed?")], generator, settings, "f1")
+        assert len(row.citations) == cited
+
+
+def test_reading_apart_shows_each_passage_alone_and_keeps_rows_with_their_questions(
+    task_of: Callable[..., Task],
+) -> None:
+    class Reader(Scripted):
+        def _complete(self, prompt: Prompt) -> Completion:
+            (passage,) = prompt.passages
+            made = super()._complete(prompt)
+            return dataclasses.replace(
+                made, text=f"{passage.passage_id} {made.text}", log_probability=odds[passage.passage_id]
+            )
+
+    tasks = [
+        task_of("One?", (1, 3)),
+        task_of("Two?", (3, 2, 1)),
+        task_of("Lost?", error="gone"),
+        task_of("Three?", (2,)),
+    ]
+    names = [[passage.passage_id for passage in task.passages] for task in tasks]
+    odds = {names[0][0]: -3.0, names[0][1]: -1.0, names[1][1]: -9.0}
+    generator = Reader({"One?": "1", "Two?": "2", "Three?": "3"})
+    rows = answer_tasks(tasks, generator, SETTINGS.using("answer.reading=apart"), "m")
+    assert [row.answer for row in rows] == [f"{names[0][1]} 1", f"{names[1][0]} 2", "", f"{names[3][0]} 3"]
+    assert [row.status for row in rows] == ["ok", "ok", "failed", "ok"]
+    assert [list(row.passage_ids) for row in rows] == [names[0], names[1], [], names[3]]
+    assert [row.prompt_tokens for row in rows] == [22, 33, 0, 11]
+    assert len(generator.seen) == 6
+
+
+def test_streamed_pieces_join_to_the_text_of_the_answer(task_of: Callable[..., Task]) -> None:
+    generator = Scripted({"q": "Phobos and Deimos"})
+    *pieces, row = stream_answer(task_of("q"), generator, SETTINGS, "f1")
+    assert pieces == ["Phobos", " ", "and Deimos"]
+    assert isinstance(row, schema.Answer)
+    assert row.answer == "".join(str(piece) for piece in pieces)
+    (bulk,) = answer_tasks([task_of("q")], generator, SETTINGS, "f1")
+    measured = {"seconds": 0.0, "prompt_tokens": 0, "completion_tokens": 0}
+    assert dataclasses.replace(row, **measured) == dataclasses.replace(bulk, **measured)
+    assert row.completion_tokens == 3
+
+
+def test_turns_that_the_template_refuses_fail_their_own_row(
+    task_of: Callable[..., Task], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = Scripted({"fine": "yes"})
+
+    def strict(messages: Sequence[tuple[str, str]]) -> str:
+        if any("odd" in content for _, content in messages):
+            raise GeneratorError("roles must alternate")
+        return "\n".join(content for _, content in messages)
+
+    monkeypatch.setattr(generator, "render", strict)
+    odd, fine = answer_tasks([task_of("odd"), task_of("fine")], generator, SETTINGS, "f1")
+    assert (odd.status, odd.error, fine.answer) == ("failed", "roles must alternate", "yes")
+
+
+def test_a_question_too_long_to_stream_is_refused(task_of: Callable[..., Task]) -> None:
+    with pytest.raises(prompts.PromptError, match=r"prompt\.max_tokens is 1536"):
+        next(stream_answer(task_of("word " * 2000), Scripted({}), SETTINGS, "f1"))
+
+
+# -------------------------------------------------------------------------------------------------------------- asking
+
+
+@pytest.fixture(scope="module")
+def workspace(
+    tmp_path_factory: pytest.TempPathFactory,
+    encoder_directory: Path,
+    generator_directory: Path,
+    passages: list[schema.Passage],
+    write_index: Callable[..., str],
+) -> config.Config:
+    path = tmp_path_factory.mktemp("workspace")
+    settings = config.Config(workspace=str(path)).using(
+        f"encoder.model={encoder_directory}",
+        f"generator.model={generator_directory}",
+        "encoder.precision=float32",
+        "generator.precision=float32",
+        "generator.max_new_tokens=8",
+        "retrieval.top_k=2",
+    )
+    write_index(path, passages, load_encoder(settings.encoder, "cpu"), model=str(encoder_directory))
+    return settings
+
+
+def test_a_question_is_answered_from_the_index_in_this_process(workspace: config.Config) -> None:
+    *pieces, asked = ask(workspace, "What are the moons of Mars, Phobos and Deimos?")
+    assert isinstance(asked, Asked)
+    assert "".join(str(piece) for piece in pieces).strip() == asked.answer.answer
+    assert asked.answer.answer, "the tiny model says something"
+    assert asked.answer.passage_ids == tuple(passage.passage_id for passage in asked.passages)
+    assert "mars#1" in asked.answer.passage_ids
+    assert (asked.answer.index_version, asked.answer.status) == ("000001", "ok")
+    assert asked.answer.seconds > 0
+    facts = asked.facts()
+    assert [source["passage_id"] for source in facts["sources"]] == list(asked.answer.passage_ids)
+    assert facts["answer"] == asked.answer.answer
+
+
+@pytest.mark.parametrize("reading", ["together", "apart"])
+def test_asking_gives_what_bulk_answering_gives(workspace: config.Config, reading: str) -> None:
+    workspace = workspace.using(f"answer.reading={reading}")
+    *_, asked = ask(workspace, "What is the Sun?")
+    assert isinstance(asked, Asked)
+    generator = load_generator(workspace.generator, Path(workspace.generator.model))
+    query = schema.Query("ask", "What is the Sun?", None, (), (), "all")
+    task = Task(query, asked.passages, asked.answer.scores, "000001", "")
+    (bulk,) = answer_tasks([task], generator, workspace, asked.answer.model)
+    assert bulk.answer == asked.answer.answer
+    # A stream counts the tokens of its text, which differ from those generated where they were half characters, and knows
+    # nothing of how likely they were.
+    measured = {"seconds": 0.0, "completion_tokens": 0, "confidence": None}
+    assert dataclasses.replace(bulk, **measured) == dataclasses.replace(asked.answer, **measured)
+
+
+def test_the_base_arm_needs_no_index(workspace: config.Config, tmp_path: Path) -> None:
+    *_, asked = ask(workspace.using(f"workspace={tmp_path}", "answer.arm=base"), "What is the Sun?")
+    assert isinstance(asked, Asked)
+    assert (asked.passages, asked.answer.passage_ids, asked.answer.index_version) == ((), (), "")
+
+
+@pytest.mark.parametrize("question", ["", "  \n"])
+def test_an_empty_question_is_refused(workspace: config.Config, question: str) -> None:
+    with pytest.raises(ValueError, match="the question is empty"):
+        next(ask(workspace, question))
+
+
+def test_a_question_without_an_index_says_what_to_run(workspace: config.Config, tmp_path: Path) -> None:
+    with pytest.raises(artifacts.ArtifactError, match="run: ragtune index CONFIG"):
+        next(ask(workspace.using(f"workspace={tmp_path}"), "What is the Sun?"))

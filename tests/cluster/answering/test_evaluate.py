@@ -1,0 +1,174 @@
+"""Which questions tuned arms are asked, and which tuned models are refused; no model is trained or asked here, and no Ray started."""
+
+import contextlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ragtune_ray import config
+from ragtune_ray.cluster import session
+from ragtune_ray.cluster.answering import answer as answer_module
+from ragtune_ray.cluster.answering import evaluate
+from ragtune_ray.models import weights
+from ragtune_ray.models.arms import Pair
+from ragtune_ray.storage import artifacts
+
+
+class AskedError(Exception):
+    """Raised instead of answering."""
+
+
+@pytest.fixture
+def settings(settings_for, tmp_path: Path) -> config.Config:
+    return settings_for(tmp_path / "workspace", "queries.split_by=document", "evaluate.arms=[base, ft]")
+
+
+@pytest.fixture
+def another_generator(generator_directory: Path, tmp_path: Path) -> str:
+    directory = tmp_path / "another"
+    shutil.copytree(generator_directory, directory)
+    facts = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps({**facts, "rope_theta": 5.0}))
+    return str(directory)
+
+
+def publish(settings: config.Config, arm: str, kind: str, **facts: Any) -> str:
+    """The manifest of a tuned model, without the model."""
+    folder = Path(settings.workspace) / "models" / arm
+    url = str(folder / "first")
+    artifacts.publish(artifacts.stage(url), url, kind, **facts)
+    artifacts.make_current(str(folder), "first")
+    return url
+
+
+def publish_generator(settings: config.Config, arm: str = "ft") -> str:
+    base = weights.resolve(settings.generator.model)
+    return publish(
+        settings,
+        arm,
+        "model",
+        config=settings.model_dump(mode="json"),
+        base=base.name,
+        base_fingerprint=base.fingerprint,
+    )
+
+
+def asked(settings: config.Config, monkeypatch: pytest.MonkeyPatch) -> config.Config:
+    """The config that `evaluate` answers by."""
+    found = []
+
+    def answer(given: config.Config) -> str:
+        found.append(given)
+        raise AskedError
+
+    monkeypatch.setattr(answer_module, "answer", answer)
+    monkeypatch.setattr(evaluate, "require_index", lambda *_: None)
+    monkeypatch.setattr(session, "ray_session", lambda *_: contextlib.nullcontext())
+    with pytest.raises(AskedError):
+        evaluate.evaluate(settings)
+    return found[0]
+
+
+def test_a_tuned_arm_is_evaluated_on_questions_that_it_did_not_learn_from(
+    settings: config.Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    publish_generator(settings)
+    assert asked(settings, monkeypatch).queries.split == "test"
+    assert "only the test split is asked" in capsys.readouterr().err
+    for own_choice in ("evaluate.arms=[base, rag]", "queries.split=validation"):
+        given = settings.using(own_choice)
+        assert asked(given, monkeypatch).queries.split == given.queries.split
+    assert capsys.readouterr().err == ""
+
+
+def test_questions_of_another_file_are_all_asked(
+    settings: config.Config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    publish_generator(settings)
+    others = tmp_path / "others.jsonl"
+    others.write_text('{"query_id": "a", "text": "Who?", "answers": ["me"]}\n')
+    given = settings.using(f"queries.path={others}", "queries.split_by=given")
+    assert asked(given, monkeypatch).queries.split == "all"
+    assert f"learnt from {settings.queries.path}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("changes", [1, evaluate.MAX_CHANGES])
+def test_arms_are_answered_again_where_the_index_changed_between_them(
+    settings: config.Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], changes: int
+) -> None:
+    given = settings.using("evaluate.arms=[rag, rag+ft]")
+    content, found = [0], []
+
+    def answer(asked_with: config.Config) -> str:
+        found.append((asked_with.answer.arm, content[0]))
+        content[0] += len(found) in range(1, 2 * changes, 2)  # published after the first arm, so often
+        return f"{asked_with.answer.arm} on {content[0]}"
+
+    monkeypatch.setattr(answer_module, "answer", answer)
+    monkeypatch.setattr(evaluate, "_index_content", lambda _: str(content[0]))
+    if changes == evaluate.MAX_CHANGES:
+        with pytest.raises(evaluate.EvaluationError, match="changed 3 times"):
+            evaluate._answered(given)
+        return
+    assert evaluate._answered(given) == {"rag": "rag on 1", "rag+ft": "rag+ft on 1"}
+    assert found == [("rag", 0), ("rag+ft", 1), ("rag", 1), ("rag+ft", 1)]
+    assert "answered again" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("split_by", "folder"), ("split_shares", "[1.0, 1.0, 1.0]"), ("split_seed", "5")]
+)
+def test_a_model_that_was_trained_on_other_splits_is_not_evaluated(
+    settings: config.Config, field: str, value: str
+) -> None:
+    publish_generator(settings.using(f"queries.{field}={value}"))
+    with pytest.raises(evaluate.EvaluationError, match=rf"was trained with queries\.{field}=.*training\.arm=ft"):
+        evaluate.evaluate(settings)
+
+
+def test_a_model_that_was_trained_from_another_model_is_not_evaluated(
+    settings: config.Config, another_generator: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish_generator(settings)
+    changed = settings.using(f"generator.model={another_generator}")
+    both = [weights.resolve(given.generator.model).fingerprint for given in (settings, changed)]
+    with pytest.raises(evaluate.EvaluationError, match=r"set generator\.model back") as refused:
+        evaluate.evaluate(changed)
+    for named in (settings.generator.model, another_generator, *both, "ragtune train CONFIG training.arm=ft"):
+        assert named in str(refused.value)
+    served = changed.using("generator.engine=openai", "generator.base_url=http://127.0.0.1:9/v1")
+    asked(served, monkeypatch)  # what a server answers with is not known
+
+
+def test_a_mode_must_have_started_from_the_same_generator_by_whatever_name(
+    settings: config.Config, another_generator: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = Pair.of(settings).facts()
+    publish(settings, "staged", "tuned", config=settings.model_dump(mode="json"), pair=start, start=start)
+    evaluate.check_tuned(settings, "staged")
+    renamed = tmp_path / "renamed"
+    renamed.symlink_to(settings.generator.model)
+    evaluate.check_tuned(settings.using(f"generator.model={renamed}"), "staged")
+    with pytest.raises(evaluate.EvaluationError, match=r"ragtune tune CONFIG tune\.mode=staged"):
+        evaluate.check_tuned(settings.using(f"generator.model={another_generator}"), "staged")
+    gone = {**start, "generator_model": str(tmp_path / "gone")}
+    publish(settings, "joint", "tuned", config=settings.model_dump(mode="json"), pair=gone, start=gone)
+    with pytest.raises(evaluate.EvaluationError, match=r"gone \(no longer at hand\)"):
+        evaluate.check_tuned(settings, "joint")
+
+
+def test_a_model_without_a_record_is_evaluated_and_said_to_be_unknown(
+    settings: config.Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = publish(settings, "ft", "model")
+    publish(settings, "staged", "tuned")
+    asked(settings.using("evaluate.arms=[staged, ft]"), monkeypatch)
+    assert f"{url}: has no record of queries.split_by" in capsys.readouterr().err
+
+
+def test_a_missing_model_is_named_before_anything_is_answered(settings: config.Config) -> None:
+    with pytest.raises(weights.ModelError, match=r"ragtune train CONFIG training\.arm=ft"):
+        evaluate.evaluate(settings)

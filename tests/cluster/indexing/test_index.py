@@ -1,0 +1,350 @@
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ragtune_ray import schema
+from ragtune_ray.cluster.indexing import reading
+from ragtune_ray.cluster.indexing.compact import compact
+from ragtune_ray.cluster.indexing.index import CorpusError, build_index
+from ragtune_ray.cluster.indexing.reading import DuplicateError
+from ragtune_ray.cluster.indexing.update import delete_documents
+from ragtune_ray.index import contents, faiss_index, retention, snapshot, versions
+from ragtune_ray.index.retriever import open_retriever
+from ragtune_ray.storage import artifacts
+
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("shared_ray")]
+
+
+def segment_manifests(workspace: Path) -> list[str]:
+    manifest = artifacts.read_manifest(versions.version_url(str(workspace), versions.current_version(str(workspace))))
+    return [entry["manifest_sha256"] for entry in manifest["segments"]]
+
+
+def test_every_passage_reconstructs_its_document(tmp_path: Path, settings_for, corpus: Path) -> None:
+    build_index(settings_for(tmp_path))
+    texts = {row["document_id"]: row["text"] for row in map(json.loads, corpus.read_text().splitlines())}
+    passages = list(schema.from_table(snapshot.open_index(str(tmp_path)).passages, schema.Passage))
+    assert {passage.document_id for passage in passages} == set(texts)
+    for passage in passages:
+        assert texts[passage.document_id][passage.start : passage.end] == passage.text
+    assert len({passage.passage_id for passage in passages}) == len(passages)
+
+
+def test_search_over_many_segments_equals_search_over_one(tmp_path: Path, settings_for) -> None:
+    texts = [f"What is the code of vessel{number}?" for number in range(40)]
+    found = []
+    for name, size in (("one", 100_000), ("many", 32)):
+        settings = settings_for(tmp_path / name, f"index.segment_passages={size}")
+        build_index(settings)
+        opened = open_retriever(settings)
+        found.append(opened.retrieve(texts, texts, 7))
+    assert len(segment_manifests(tmp_path / "many")) > 3
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("kind", ["flat", "ivf_sq", "ivf_pq", "hnsw"])
+def test_the_same_input_gives_the_same_bytes_whatever_the_workers(tmp_path: Path, settings_for, kind: str) -> None:
+    for name, workers in (("a", 1), ("b", 3)):
+        build_index(settings_for(tmp_path / name, f"cluster.encoder_workers={workers}", f"index.kind={kind}"))
+    assert segment_manifests(tmp_path / "a") == segment_manifests(tmp_path / "b")
+
+
+def test_a_finished_build_is_not_done_again(
+    tmp_path: Path, settings_for, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = build_index(settings_for(tmp_path))
+    assert build_index(settings_for(tmp_path)) == first
+    assert "nothing to do" in capsys.readouterr().err
+    assert versions.list_versions(str(tmp_path)) == ["000001"]
+
+
+def test_a_changed_corpus_or_setting_gives_a_new_version_and_leaves_the_old_one(
+    tmp_path: Path, settings_for, corpus: Path
+) -> None:
+    changed = tmp_path / "changed.jsonl"
+    changed.write_text(corpus.read_text() + json.dumps({"document_id": "new", "text": "Something new."}) + "\n")
+    workspace = tmp_path / "workspace"
+    build_index(settings_for(workspace))
+    build_index(settings_for(workspace, f"corpus.path={changed}"))
+    assert versions.current_version(str(workspace)) == "000002"
+    counts = [
+        snapshot.open_index(str(workspace), version).manifest["num_documents"] for version in ("000001", "000002")
+    ]
+    assert counts == [60, 61]
+    assert contents.index_problems(str(workspace), "000001") == []
+
+
+def test_the_manifest_holds_the_facts(tmp_path: Path, settings_for) -> None:
+    settings = settings_for(tmp_path)
+    manifest = artifacts.read_manifest(str(build_index(settings)))
+    opened = snapshot.open_index(str(tmp_path))
+    assert manifest["num_documents"] == 60
+    assert manifest["num_passages"] == opened.passages.num_rows == opened.vectors.num_vectors
+    assert manifest["num_passages"] == opened.lexical.num_passages
+    assert manifest["config"] == settings.model_dump(mode="json")
+    assert manifest["encoder"] == {"model": "hashing-64", "fingerprint": "hashing-64", "dimension": 64}
+    assert set(manifest["seconds"]) == {"read", "embed", "segment", "total"}
+    assert not (tmp_path / "index" / "building").exists() or not list((tmp_path / "index" / "building").iterdir())
+
+
+def test_the_same_document_twice_is_dropped_and_counted(tmp_path: Path, settings_for, corpus: Path) -> None:
+    first = corpus.read_text().splitlines()[0]
+    doubled = tmp_path / "doubled.jsonl"
+    doubled.write_text(corpus.read_text() + first + "\n" + first + "\n")
+    workspace = tmp_path / "workspace"
+    url = build_index(settings_for(workspace, f"corpus.path={doubled}"))
+    opened = snapshot.open_index(str(workspace))
+    assert opened.manifest["num_documents"] == 60
+    assert opened.manifest["num_rejects"] == {"row": 2}
+    rejects = [json.loads(line) for line in (Path(url) / "rejects.jsonl").read_text().splitlines()]
+    assert [reject["place"].rsplit(":", 1)[1] for reject in rejects] == ["61", "62"]
+    assert all("doubled.jsonl:1;" in reject["reason"] for reject in rejects)
+    ids = opened.passages["passage_id"].to_pylist()
+    assert len(ids) == len(set(ids))
+
+
+def test_one_id_for_two_texts_is_an_error_that_names_both_places(tmp_path: Path, settings_for, corpus: Path) -> None:
+    clash = tmp_path / "clash.jsonl"
+    clash.write_text(corpus.read_text() + json.dumps({"document_id": "d3", "text": "Another text."}) + "\n")
+    with pytest.raises(DuplicateError) as error:
+        build_index(settings_for(tmp_path / "workspace", f"corpus.path={clash}", "corpus.unit_bytes=1000"))
+    assert "'d3'" in str(error.value)
+    assert "clash.jsonl:4 " in str(error.value)
+    assert "clash.jsonl:61" in str(error.value)
+    assert versions.list_versions(str(tmp_path / "workspace")) == []
+
+
+def bad_folder(path: Path) -> None:
+    """One good document among one of every kind of bad file."""
+    path.mkdir()
+    (path / "good.md").write_text("# Good\n\nA sound document.")
+    (path / "latin.txt").write_bytes("caf\xe9 na\xefve".encode("latin-1"))
+    (path / "empty.txt").write_bytes(b"")
+    (path / "blank.md").write_text("   \n")
+    (path / "cut.parquet").write_bytes(b"PAR1 and then nothing")
+    (path / "page.pdf").write_bytes(b"%PDF-1.4 broken")
+    (path / "program.exe").write_bytes(b"MZ")
+    lines = ['{"document_id": "ok", "text": "A sound line."}', '{"document_id": "no text"}', "{broken"]
+    lines += ['{"document_id": "lone", "text": "a lone \\ud800 surrogate"}', '{"document_id": "nan", "text": NaN}']
+    lines += [json.dumps({"document_id": "long", "text": "x" * 200_000})]
+    (path / "rows.jsonl").write_text("\n".join(lines) + "\n")
+
+
+def test_bad_files_and_rows_are_counted_and_the_rest_is_indexed(tmp_path: Path, settings_for) -> None:
+    bad_folder(tmp_path / "folder")
+    workspace = tmp_path / "workspace"
+    settings = settings_for(workspace, f"corpus.path={tmp_path / 'folder'}", "corpus.max_document_bytes=100000")
+    url = build_index(settings)
+    opened = snapshot.open_index(str(workspace))
+    assert set(opened.passages["document_id"].to_pylist()) == {"good.md", "ok", "lone"}
+    rejects = [json.loads(line) for line in (Path(url) / "rejects.jsonl").read_text().splitlines()]
+    places = sorted(Path(reject["place"]).name for reject in rejects)
+    assert places == [
+        "blank.md",
+        "cut.parquet",
+        "empty.txt",
+        "latin.txt",
+        "page.pdf",
+        "program.exe",
+        "rows.jsonl:2",
+        "rows.jsonl:3",
+        "rows.jsonl:5",
+        "rows.jsonl:6",
+    ]
+    assert sum(opened.manifest["num_rejects"].values()) == len(rejects)
+    with pytest.raises(CorpusError, match=r"corpus\.strict: 10 inputs were rejected; the first: "):
+        build_index(settings.using("corpus.strict=true", f"workspace={tmp_path / 'strict'}"))
+    assert versions.list_versions(str(tmp_path / "strict")) == []
+
+
+def test_a_corpus_of_nothing_but_rejects_is_an_error(tmp_path: Path, settings_for) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"document_id": "a", "text": " "}\n')
+    with pytest.raises(CorpusError, match=r"nothing was left to index.*rows\.jsonl:1: "):
+        build_index(settings_for(tmp_path / "workspace", f"corpus.path={tmp_path / 'rows.jsonl'}"))
+    assert versions.list_versions(str(tmp_path / "workspace")) == []
+
+
+def test_a_passage_without_a_finite_vector_is_counted_and_never_indexed(
+    tmp_path: Path, settings_for, nan_encoder: Path
+) -> None:
+    path = tmp_path / "corpus.jsonl"
+    rows = [{"document_id": f"d{n}", "text": "poison?" if n % 5 == 2 else f"word number {n}"} for n in range(20)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    workspace = tmp_path / "workspace"
+    url = build_index(settings_for(workspace, f"corpus.path={path}", f"encoder.model={nan_encoder}"))
+    opened = snapshot.open_index(str(workspace))
+    rejects = [json.loads(line) for line in (Path(url) / "rejects.jsonl").read_text().splitlines()]
+    assert [reject["place"] for reject in rejects] == ["d2#0", "d7#0", "d12#0", "d17#0"]
+    assert opened.manifest["num_rejects"] == {"passage": 4}
+    assert opened.vectors.num_vectors == opened.passages.num_rows == opened.lexical.num_passages == 16
+    assert np.isfinite(
+        opened.vectors.search(np.eye(1, opened.manifest["encoder"]["dimension"], dtype="f"), 16)[0]
+    ).all()
+
+
+def test_a_build_goes_on_where_files_of_units_have_vanished(
+    tmp_path: Path, settings_for, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The build fails before it publishes; some of what it left is lost; the same command ends with the same bytes."""
+    build_index(settings_for(tmp_path / "undisturbed"))
+    workspace = tmp_path / "workspace"
+
+    def fail(*_: object, **__: object) -> str:
+        raise RuntimeError("stopped before publishing")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(versions, "publish_version", fail)
+        with pytest.raises(RuntimeError, match="stopped before"):
+            build_index(settings_for(workspace))
+    (build,) = (workspace / "index" / "building").iterdir()
+    vectors = sorted((build / "embed").glob("*.npz"))
+    vectors[1].unlink()
+    (build / "embed" / "unit-00000002.json").write_text("{ half a mark")
+    capsys.readouterr()
+    build_index(settings_for(workspace))
+    said = capsys.readouterr().err
+    assert "embed: " in said
+    assert "were finished by an earlier run and are skipped" in said
+    assert segment_manifests(workspace) == segment_manifests(tmp_path / "undisturbed")
+
+
+def test_an_approximate_index_is_chosen_by_size(tmp_path: Path, settings_for, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(faiss_index, "FLAT_MAX_NUMBERS", 50 * 64)
+    manifest = artifacts.read_manifest(str(build_index(settings_for(tmp_path))))
+    assert manifest["index_kind"] == "ivf_sq"
+    assert manifest["calibration"]["recall@10"] >= 0.95
+    assert manifest["bytes_per_vector"]["searched"] < manifest["bytes_per_vector"]["stored"]
+
+
+def embedded(text: str) -> int:
+    """Passages that the run whose progress is given has embedded."""
+    lines = [line for line in text.splitlines() if line.startswith("embed ")]
+    return int(lines[-1].split("/")[1].split(" ")[0].replace(",", "")) if lines else 0
+
+
+def test_only_what_changed_is_embedded_and_the_index_equals_one_built_anew(
+    tmp_path: Path, settings_for, corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [json.loads(line) for line in corpus.read_text().splitlines()]
+    workspace = tmp_path / "workspace"
+    build_index(settings_for(workspace))
+    rows[3]["text"] = "Vessel three was painted over. The code of vessel3 is hidden3."
+    rows[7]["title"] = "Another title"
+    changed = tmp_path / "changed.jsonl"
+    kept = [*rows[:10], *rows[12:], {"document_id": "new", "text": "Something new about vessel99."}]
+    changed.write_text("".join(json.dumps(row) + "\n" for row in kept))
+    capsys.readouterr()
+    settings = settings_for(workspace, f"corpus.path={changed}")
+    manifest = artifacts.read_manifest(str(build_index(settings)))
+    assert manifest["change"] == {"added": 1, "changed": 2, "removed": 2, "unchanged": 56}
+    opened = snapshot.open_index(str(workspace))
+    found = {passage.passage_id: passage for passage in schema.from_table(opened.live_passages(), schema.Passage)}
+    three = [passage for passage in found.values() if passage.document_id in {"d3", "d7", "new"}]
+    assert embedded(capsys.readouterr().err) == len(three), "nothing else was embedded"
+    anew = settings_for(tmp_path / "anew", f"corpus.path={changed}")
+    build_index(anew)
+    expected = snapshot.open_index(str(tmp_path / "anew")).live_passages()
+    assert found == {passage.passage_id: passage for passage in schema.from_table(expected, schema.Passage)}
+    queries = [f"What is the code of vessel{number}?" for number in (3, 7, 10, 20, 99)]
+    for mode in ("dense", "lexical", "hybrid"):
+        one, other = (
+            open_retriever(each.using(f"retrieval.mode={mode}")).retrieve(queries, queries, 1)
+            for each in (settings, anew)
+        )
+        assert [hits[0].passage_id for hits in one] == [hits[0].passage_id for hits in other]
+
+
+def test_going_back_to_an_earlier_corpus_publishes_its_content_again(
+    tmp_path: Path, settings_for, corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shorter = tmp_path / "shorter.jsonl"
+    shorter.write_text("".join(line + "\n" for line in corpus.read_text().splitlines()[:50]))
+    workspace = tmp_path / "workspace"
+    build_index(settings_for(workspace))
+    build_index(settings_for(workspace, f"corpus.path={shorter}"))
+    capsys.readouterr()
+    url = build_index(settings_for(workspace))
+    assert artifacts.read_manifest(str(url))["restores"] == "000001"
+    assert not embedded(capsys.readouterr().err)
+    first, third = (versions.read_version(str(workspace), name) for name in ("000001", "000003"))
+    assert first.entries == third.entries
+
+
+def test_a_resume_whose_segment_files_have_vanished_builds_them_again(
+    tmp_path: Path, settings_for, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build_index(settings_for(tmp_path / "undisturbed", "index.segment_passages=100"))
+    workspace = tmp_path / "workspace"
+    settings = settings_for(workspace, "index.segment_passages=100")
+
+    def fail(*_: object, **__: object) -> str:
+        raise RuntimeError("stopped before publishing")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(versions, "publish_version", fail)
+        with pytest.raises(RuntimeError, match="stopped before"):
+            build_index(settings)
+    (lost, *_) = sorted((workspace / "index" / "segments").iterdir())
+    shutil.rmtree(lost)
+    build_index(settings)
+    assert segment_manifests(workspace) == segment_manifests(tmp_path / "undisturbed")
+    assert contents.index_problems(str(workspace)) == []
+
+
+def test_compaction_on_ray_merges_segments_and_finds_the_same(tmp_path: Path, settings_for) -> None:
+    settings = settings_for(tmp_path, "index.segment_passages=40")
+    build_index(settings)
+    texts = [f"What is the code of vessel{number}?" for number in range(40)]
+    before = open_retriever(settings).retrieve(texts, texts, 7)
+    merged = compact(settings.using("index.segment_passages=1000"), in_process=False)
+    assert merged is not None
+    assert len(merged.entries) == 1
+    assert open_retriever(settings).retrieve(texts, texts, 7) == before
+
+
+def test_a_strict_corpus_whose_rejects_an_earlier_run_counted_is_refused_as_when_it_is_built(
+    tmp_path: Path, settings_for, corpus: Path
+) -> None:
+    """Whether the version stands, was compacted, or would be published again."""
+    path = tmp_path / "corpus.jsonl"
+    path.write_text(corpus.read_text() + '{"document_id": "no text"}\n')
+    settings = settings_for(tmp_path / "workspace", f"corpus.path={path}", "index.segment_passages=100")
+    strict = settings.using("corpus.strict=true", "index.segment_passages=10000")
+    build_index(settings)
+    assert compact(strict, in_process=True) is not None
+    build_index(settings.using(f"corpus.path={corpus}", "index.segment_passages=10000"))
+    names = versions.list_versions(settings.workspace)
+    assert names == ["000001", "000002", "000003"]
+    with pytest.raises(CorpusError, match=r"corpus\.strict: 1 inputs were rejected .*version 000002 \(row 1\)"):
+        build_index(strict)
+    versions.roll_back(settings.workspace, "000001")
+    with pytest.raises(CorpusError, match=r"corpus\.strict: 1 inputs were rejected .*version 000004 \(row 1\)"):
+        build_index(strict)
+    assert versions.list_versions(settings.workspace) == [*names, "000004"]
+    assert build_index(settings) == versions.version_url(settings.workspace, "000004")
+
+
+def test_the_version_that_a_build_keeps_documents_of_outlives_a_gc_meanwhile(
+    tmp_path: Path, settings_for, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = settings_for(tmp_path / "workspace")
+    build_index(settings)
+    changed = tmp_path / "changed.jsonl"
+    changed.write_text(corpus.read_text() + json.dumps({"document_id": "new", "text": "Something new."}) + "\n")
+    read_stage = reading.read_stage
+
+    def overtaken(*arguments: Any, **named: Any) -> reading.Parts:
+        delete_documents(settings, ["no such document", "d59"])
+        retention.collect(settings.workspace, keep=1, min_age_seconds=3600)
+        assert versions.list_versions(settings.workspace) == ["000001", "000002"]
+        monkeypatch.setattr(reading, "read_stage", read_stage)
+        return read_stage(*arguments, **named)
+
+    monkeypatch.setattr(reading, "read_stage", overtaken)
+    url = build_index(settings.using(f"corpus.path={changed}"))
+    manifest = artifacts.read_manifest(str(url))
+    assert (manifest["version"], manifest["num_documents"]) == ("000003", 61)

@@ -1,0 +1,236 @@
+"""Upserts and deletions in this process, without Ray: what is built again, what others publish meanwhile, and ids in files."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ragtune_ray import config
+from ragtune_ray.cluster.indexing import compact, pipeline, reading, update
+from ragtune_ray.index import retention, snapshot, versions
+from ragtune_ray.storage import artifacts
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> config.Config:
+    return config.Config().using(
+        f"workspace={tmp_path / 'workspace'}",
+        "encoder.model=hashing-32",
+        "chunking.size_tokens=8",
+        "chunking.overlap_tokens=2",
+    )
+
+
+def lines_file(path: Path, documents: dict[str, str]) -> str:
+    rows = [json.dumps({"document_id": name, "text": text}) + "\n" for name, text in documents.items()]
+    path.write_text("".join(rows))
+    return str(path)
+
+
+def numbered(count: int) -> dict[str, str]:
+    return {f"d{number}": f"vessel {number} is amber" for number in range(count)}
+
+
+def living(settings: config.Config) -> set[str]:
+    return set(snapshot.open_index(settings.workspace).live_passages()["document_id"].to_pylist())
+
+
+def killed_at_first(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, but the second call of it fails, as if the process had been killed then."""
+    calls = []
+
+    def call(*arguments: Any, **named: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            raise RuntimeError("killed")
+        return function(*arguments, **named)
+
+    return call
+
+
+def test_a_file_upserted_again_below_another_corpus_folder_gets_the_id_it_has_there(
+    settings: config.Config, tmp_path: Path
+) -> None:
+    file = tmp_path / "docs" / "sub" / "a.md"
+    file.parent.mkdir(parents=True)
+    file.write_text("The moon has no air.")
+    update.upsert_documents(settings, lines_file(tmp_path / "base.jsonl", numbered(2)))
+    update.upsert_documents(settings, str(file))
+    update.delete_documents(settings, ["a.md"])
+    update.upsert_documents(settings.using(f"corpus.path={tmp_path / 'docs'}"), str(file))
+    assert living(settings) == {"d0", "d1", "sub/a.md"}
+
+
+@pytest.mark.parametrize("changed", ["index.segment_passages=100", "encoder.unit_passages=100"])
+def test_an_upsert_rolled_back_and_done_again_with_larger_segments_or_units_loses_nothing(
+    settings: config.Config, tmp_path: Path, changed: str
+) -> None:
+    small = settings.using("index.segment_passages=2", "encoder.unit_passages=1", "index.compact_segments=100")
+    update.upsert_documents(small, lines_file(tmp_path / "base.jsonl", {"base": "the comet"}))
+    path = lines_file(tmp_path / "more.jsonl", numbered(6))
+    update.upsert_documents(small, path)
+    assert len(versions.read_version(small.workspace, "000002").entries) == 4
+    versions.roll_back(small.workspace)
+    update.upsert_documents(small.using(changed), path)
+    assert living(small) == {"base", *numbered(6)}
+
+
+def test_an_upsert_killed_while_reading_and_run_again_with_larger_units_loses_nothing(
+    settings: config.Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = lines_file(tmp_path / "documents.jsonl", numbered(6))
+    with monkeypatch.context() as patched:
+        patched.setattr(reading, "_read_unit", killed_at_first(reading._read_unit))
+        with pytest.raises(RuntimeError, match="killed"):
+            update.upsert_documents(settings.using("corpus.unit_bytes=100"), path)
+    update.upsert_documents(settings, path)
+    assert living(settings) == set(numbered(6))
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\u0085"])
+def test_a_reject_that_names_a_line_separator_is_read_back_whole(
+    settings: config.Config, tmp_path: Path, separator: str
+) -> None:
+    path = tmp_path / "documents.jsonl"
+    bad = json.dumps({f"a{separator}b": 1}, ensure_ascii=False)
+    path.write_text(bad + "\n" + json.dumps({"document_id": "d0", "text": "amber"}) + "\n", encoding="utf-8")
+    url = update.upsert_documents(settings, str(path))
+    assert artifacts.read_manifest(str(url))["num_rejects"] == {"row": 1}
+    (line,) = (Path(url) / "rejects.jsonl").read_text(encoding="utf-8").rstrip("\n").split("\n")
+    assert f"found a{separator}b" in json.loads(line)["reason"]
+    assert living(settings) == {"d0"}
+
+
+def test_a_file_of_ids_may_begin_with_a_bom_and_hold_line_separators(settings: config.Config, tmp_path: Path) -> None:
+    path = tmp_path / "gone.jsonl"
+    ids = ["a\u2028b", "c\u0085d", 7, {"document_id": "e"}]
+    lines = [json.dumps(each, ensure_ascii=False) for each in ids]
+    path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join([lines[0], "", *lines[1:], ""]).encode())
+    assert update.document_ids(settings, [str(path)]) == ["a\u2028b", "c\u0085d", "7", "e"]
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (b"{broken", "gone.jsonl:2: not JSON"),
+        (b'"caf\xe9"', "gone.jsonl:2: not UTF-8"),
+        (b'{"text": "a"}', "gone.jsonl:2: names no document"),
+    ],
+)
+def test_a_line_of_a_file_of_ids_that_names_no_document_is_an_error_with_its_place(
+    settings: config.Config, tmp_path: Path, line: bytes, words: str
+) -> None:
+    path = tmp_path / "gone.jsonl"
+    path.write_bytes(b'"d0"\n' + line + b"\n")
+    with pytest.raises(update.UpdateError, match=words):
+        update.document_ids(settings, [str(path)])
+
+
+def test_passages_longer_than_the_encoder_reads_are_counted_with_both_limits(
+    settings: config.Config, tmp_path: Path, encoder_directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The tiny encoder reads 64 tokens, and a letter is one."""
+    path = lines_file(tmp_path / "documents.jsonl", {"long": "abc def " * 12, "short": "abc"})
+    encoder = (f"encoder.model={encoder_directory}", "encoder.precision=float32")
+    update.upsert_documents(settings.using(*encoder, "chunking.size_tokens=100"), path)
+    said = capsys.readouterr().err
+    assert "1 of 2 passages are longer than the 64 tokens that" in said
+    assert "chunking.size_tokens is 100; set it to 64 or lower" in said
+    others = settings.using(*encoder, "chunking.size_tokens=64", f"workspace={tmp_path / 'others'}")
+    update.upsert_documents(others, path)
+    assert "are longer than" not in capsys.readouterr().err
+
+
+def test_the_version_that_an_upsert_builds_on_outlives_a_gc_meanwhile(
+    settings: config.Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    update.upsert_documents(settings, lines_file(tmp_path / "base.jsonl", numbered(2)))
+    read_stage = reading.read_stage
+
+    def overtaken(*arguments: Any, **named: Any) -> reading.Parts:
+        monkeypatch.setattr(reading, "read_stage", read_stage)
+        update.upsert_documents(settings, lines_file(tmp_path / "other.jsonl", {"other": "the comet"}))
+        retention.collect(settings.workspace, keep=1, min_age_seconds=3600)
+        return read_stage(*arguments, **named)
+
+    monkeypatch.setattr(reading, "read_stage", overtaken)
+    update.upsert_documents(settings, lines_file(tmp_path / "more.jsonl", numbered(3)))
+    assert living(settings) == {"other", *numbered(3)}
+    retention.collect(settings.workspace, keep=1, min_age_seconds=3600)
+    assert versions.list_versions(settings.workspace) == ["000003"], "nothing is held any more"
+
+
+def overtake(
+    monkeypatch: pytest.MonkeyPatch, settings: config.Config, path: str, meanwhile: Callable[[], Any], times: int = 1
+) -> list[int]:
+    """An upsert, during which something else is published each of the first so many times that it builds."""
+    built: list[int] = []
+    build = pipeline.build
+
+    def overtaken(*arguments: Any, **named: Any) -> pipeline.Built:
+        result = build(*arguments, **named)
+        built.append(result.num_passages)
+        if len(built) <= times:
+            with monkeypatch.context() as patched:
+                patched.setattr(pipeline, "build", build)
+                meanwhile()
+        return result
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pipeline, "build", overtaken)
+        update.upsert_documents(settings, path)
+    return built
+
+
+def test_documents_taken_as_known_that_another_publisher_removes_meanwhile_are_indexed_again(
+    settings: config.Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    update.upsert_documents(settings, lines_file(tmp_path / "base.jsonl", numbered(2)))
+    path = lines_file(tmp_path / "more.jsonl", numbered(3))
+    built = overtake(monkeypatch, settings, path, lambda: update.delete_documents(settings, ["d1"]))
+    assert "upsert: version 000002 changed documents meanwhile that were taken as known; they are compared again" in (
+        capsys.readouterr().err
+    )
+    assert built == [1, 2], "d2, and then d1 too"
+    assert living(settings) == set(numbered(3))
+
+
+def test_another_publisher_who_leaves_the_known_documents_alone_costs_no_second_build(
+    settings: config.Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    update.upsert_documents(settings, lines_file(tmp_path / "base.jsonl", numbered(2)))
+    other = lines_file(tmp_path / "other.jsonl", {"other": "the comet"})
+    path = lines_file(tmp_path / "more.jsonl", numbered(3))
+
+    def meanwhile() -> None:
+        update.upsert_documents(settings, other)
+        compact.compact(settings, in_process=True)
+
+    assert overtake(monkeypatch, settings, path, meanwhile) == [1]
+    assert living(settings) == {"other", *numbered(3)}
+
+
+def test_an_upsert_overtaken_every_time_fails_with_the_next_step(
+    settings: config.Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = lines_file(tmp_path / "documents.jsonl", numbered(4))
+    update.upsert_documents(settings, path)
+    doomed = iter(numbered(3))
+    with pytest.raises(pipeline.OvertakenError, match=r"changed documents meanwhile .*; run the command again"):
+        overtake(monkeypatch, settings, path, lambda: update.delete_documents(settings, [next(doomed)]), times=3)
+    assert living(settings) == {"d3"}
+
+
+def test_a_file_of_the_corpus_that_is_named_from_elsewhere_keeps_its_id(
+    settings: config.Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "docs" / "sub").mkdir(parents=True)
+    (tmp_path / "work").mkdir()
+    (tmp_path / "docs" / "sub" / "a.md").write_text("The moon has no air.")
+    monkeypatch.chdir(tmp_path / "work")
+    settings = settings.using(f"corpus.path={tmp_path / 'docs'}")
+    update.upsert_documents(settings, "../docs/sub/a.md")
+    assert living(settings) == {"sub/a.md"}
+    assert update.document_ids(settings, ["../docs/sub"]) == ["sub/a.md"]

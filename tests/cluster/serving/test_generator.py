@@ -1,0 +1,139 @@
+"""The copy that generates, in this process: what it sends is what bulk answering gives."""
+
+import asyncio
+import dataclasses
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ragtune_ray import config, schema
+from ragtune_ray.answering.pipeline import Task, answer_tasks
+from ragtune_ray.cluster import session
+from ragtune_ray.cluster.serving import generator as generator_module
+from ragtune_ray.cluster.serving.generator import GeneratorReplica
+from ragtune_ray.cluster.serving.replicas import TOO_LATE
+from ragtune_ray.generation.generator import load_generator
+from ragtune_ray.models import weights
+from ragtune_ray.serving.admission import places
+from ragtune_ray.serving.backend import Finished, Job, Shown
+from tests.support.endpoints import eventually
+
+pytestmark = pytest.mark.cluster
+
+QUESTIONS = ["What is the Sun?", "What are the moons of Mars, Phobos and Deimos?", "Who landed on the Moon?"]
+
+
+@pytest.fixture(params=["together", "apart"])
+def settings(request: pytest.FixtureRequest, tmp_path: Path, generator_directory: Path) -> config.Config:
+    return config.Config().using(
+        f"workspace={tmp_path}",
+        f"generator.model={generator_directory}",
+        "generator.max_new_tokens=8",
+        f"answer.reading={request.param}",
+        "serve.generator.num_threads=1",
+    )
+
+
+@pytest.fixture
+def replica(settings: config.Config, monkeypatch: pytest.MonkeyPatch) -> Iterator[GeneratorReplica]:
+    monkeypatch.setattr(
+        session, "log_with_serve", lambda: None
+    )  # the logs of this process stay where pytest reads them
+    made = GeneratorReplica(settings)
+    yield made
+    made.__del__()
+
+
+def job_of(question: str, passages: list[schema.Passage]) -> Job:
+    scores = tuple(1 / rank for rank in range(1, len(passages) + 1))
+    return Job(question, "rag", tuple(passages), scores, "000001", (), "", 8, 0.0, (), 0)
+
+
+def test_a_job_is_answered_as_in_bulk_whole_and_streamed(
+    settings: config.Config, replica: GeneratorReplica, passages: list[schema.Passage]
+) -> None:
+    shown = passages[:3]
+    generator = load_generator(settings.generator, Path(settings.generator.model))
+    model = weights.resolve(settings.generator.model).fingerprint
+
+    async def streamed(job: Job) -> list[object]:
+        return [event async for event in replica.stream(job, 60)]
+
+    for question in QUESTIONS:
+        job = job_of(question, shown)
+        query = schema.Query("ask", question, None, (), (), "all")
+        (bulk,) = answer_tasks([Task(query, job.passages, job.scores, "000001", "")], generator, settings, model)
+        whole = asyncio.run(replica.complete(job, 60))
+        assert isinstance(whole, tuple)
+        first, last = whole
+        assert [passage.passage_id for passage in first.passages] == list(bulk.passage_ids)
+        assert (first.scores, first.prompt_tokens) == (bulk.scores, bulk.prompt_tokens)
+        measured = {"seconds": 0.0, "confidence": None}
+        assert dataclasses.replace(last.answer, **measured) == dataclasses.replace(bulk, **measured)
+        assert last.answer.confidence == pytest.approx(bulk.confidence, abs=1e-4)
+        head, *pieces, end = asyncio.run(streamed(job))
+        assert isinstance(head, Shown)
+        assert isinstance(end, Finished)
+        assert "".join(str(piece) for piece in pieces) == end.raw
+        assert end.answer.answer == bulk.answer
+
+
+def test_a_client_that_leaves_stops_every_reading(
+    settings: config.Config, replica: GeneratorReplica, passages: list[schema.Passage]
+) -> None:
+    async def left_early() -> None:
+        events = replica.stream(job_of(QUESTIONS[0], passages[:3]), 60)
+        assert isinstance(await anext(events), Shown)
+        await events.aclose()
+
+    asyncio.run(left_early())
+    eventually(lambda: _at_work(replica) == 0, "nothing is generated for nobody")
+
+
+def test_no_prompt_is_built_for_who_left_or_was_too_late_while_others_were(
+    replica: GeneratorReplica, passages: list[schema.Passage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[object] = []
+    monkeypatch.setattr(generator_module, "task_prompt", lambda *given: built.append(given))
+    go = threading.Event()
+    replica._work.submit(go.wait, 60)  # somebody's long prompt
+
+    async def leave() -> None:
+        task = asyncio.create_task(replica.complete(job_of(QUESTIONS[0], passages[:3]), 60))
+        await asyncio.to_thread(eventually, lambda: replica._work._work_queue.qsize() > 0, "the prompt is queued")
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        late = asyncio.create_task(replica.complete(job_of(QUESTIONS[0], passages[:3]), 0))
+        await asyncio.to_thread(eventually, lambda: replica._work._work_queue.qsize() > 1, "the next is queued")
+        go.set()
+        assert await late == TOO_LATE
+
+    asyncio.run(leave())
+    assert built == []
+
+
+def test_as_many_as_serve_sends_find_room_though_none_has_begun(
+    settings: config.Config, replica: GeneratorReplica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with replica._follower.lease() as lease:
+        engine = lease.held.engine
+    taken = engine._next
+    monkeypatch.setattr(engine, "_next", lambda: None)  # none begins
+    num_jobs = places(settings.serve.generator)
+
+    async def ask_all() -> list[object]:
+        tasks = [asyncio.create_task(replica.complete(job_of(QUESTIONS[0], []), 60)) for _ in range(num_jobs)]
+        told = [lambda: engine.stats().waiting == num_jobs, lambda: any(task.done() for task in tasks)]
+        await asyncio.to_thread(eventually, lambda: any(each() for each in told), "all wait, or one was refused")
+        monkeypatch.setattr(engine, "_next", taken)
+        return await asyncio.gather(*tasks)
+
+    assert [type(each) for each in asyncio.run(ask_all())] == [tuple] * num_jobs
+
+
+def _at_work(replica: GeneratorReplica) -> int:
+    status = asyncio.run(replica.status())
+    return int(status["running"]) + int(status["waiting"])

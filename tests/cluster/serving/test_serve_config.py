@@ -1,0 +1,130 @@
+"""The Serve config files are what Serve and the builder take, and one of them is served as Serve's own command does it."""
+
+import importlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx2 as httpx
+import psutil
+import pytest
+import yaml
+
+from ragtune_ray import config
+from ragtune_ray.cluster import session
+from ragtune_ray.cluster.serving.serve import Arguments, bound
+from tests.faults.conftest import end_remains
+from tests.support.endpoints import CHAT, QUICK, question, wait_until_ready
+
+ROOT = Path(__file__).parents[3]
+
+pytestmark = pytest.mark.cluster
+
+
+def serve_configs() -> list[dict]:
+    service = yaml.safe_load((ROOT / "deploy" / "rayservice.yaml").read_text())
+    return [
+        yaml.safe_load((ROOT / "deploy" / "serve.yaml").read_text()),
+        yaml.safe_load(service["spec"]["serveConfigV2"]),
+    ]
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_the_files_are_what_serve_takes_and_name_a_builder_and_a_config_that_are_there(number: int) -> None:
+    from ray.serve.schema import ServeDeploySchema
+
+    values = serve_configs()[number]
+    (application,) = ServeDeploySchema.model_validate(values).applications
+    module, _, name = application.import_path.partition(":")
+    assert callable(getattr(importlib.import_module(module), name))
+    with pytest.raises(ValueError, match="nonsense"):  # by the builder, as Serve calls it: with a plain dictionary
+        getattr(importlib.import_module(module), name)({**application.args, "nonsense": 1})
+    arguments = Arguments.model_validate(application.args)
+    settings = config.load(ROOT / arguments.config.removeprefix("/opt/ragtune-ray/"), arguments.overrides)
+    exposed = values["http_options"]["host"] != "127.0.0.1"
+    assert bool(settings.serve.keys_path) is exposed, "whoever is let in needs a key"
+
+
+def test_an_application_that_cannot_serve_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    with pytest.raises(Exception, match="ragtune index"):
+        bound(config.Config().using(f"workspace={tmp_path}"))
+    with pytest.raises(Exception, match="ragtune train"):
+        bound(config.Config().using(f"workspace={tmp_path}", "answer.arm=ft"))
+    with pytest.raises(Exception, match="ragtune calibrate"):
+        bound(config.Config().using(f"workspace={tmp_path}", "serve.retrieval=auto"))
+    with pytest.raises(Exception, match="always retrieves"):
+        bound(config.Config().using(f"workspace={tmp_path}", "serve.retrieval=auto", "answer.arm=joint"))
+
+
+def test_behind_haproxy_which_hides_who_asks_there_must_be_keys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = config.Config().using(f"workspace={tmp_path}", "answer.arm=base")
+    monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "1")
+    with pytest.raises(config.ConfigError, match="HAProxy"):
+        bound(settings)
+    monkeypatch.setenv("RAGTUNE_API_KEYS", "a-key-of-sixteen-characters")
+    assert bound(settings)
+
+
+def test_adapters_are_refused_where_the_model_is_elsewhere(tmp_path: Path) -> None:
+    elsewhere = ("generator.engine=openai", "generator.base_url=http://127.0.0.1:9/v1", "serve.adapter_arms=[rag+ft]")
+    with pytest.raises(config.ConfigError, match=r"serve\.adapter_arms=\['rag\+ft'\].*generator\.engine"):
+        bound(config.Config().using(f"workspace={tmp_path}", "answer.arm=base", *elsewhere))
+
+
+def test_every_deployment_has_its_limits_and_none_of_serves_unsafe_defaults(tmp_path: Path) -> None:
+    application = bound(
+        config.Config().using(f"workspace={tmp_path}", "answer.arm=base", "serve.generator.min_replicas=0")
+    )
+    found = {application._bound_deployment.name: application._bound_deployment}
+    for node in application._bound_deployment.init_args:
+        if hasattr(node, "_bound_deployment"):
+            found[node._bound_deployment.name] = node._bound_deployment
+    assert set(found) == {"Ingress", "Generator"}, "without an index there is no retriever"
+    for deployment in found.values():
+        settings = deployment._deployment_config
+        assert settings.max_queued_requests >= 0
+        assert settings.max_constructor_retry_count == 2
+        assert settings.max_surge_percent == 100
+        assert settings.backpressure_config.status_code == 429
+    generator = found["Generator"]._deployment_config
+    assert generator.autoscaling_config.min_replicas == 0
+    assert generator.max_ongoing_requests == 16 + 4, "a batch, and those that take a place of it at once"
+    assert generator.max_queued_requests == 16 + 64, (
+        "all that the gateway lets in, so that it refuses before it retrieves"
+    )
+
+
+def test_a_copy_computes_on_what_ray_has_of_its_machine(shared_ray: None) -> None:
+    import ray
+
+    assert session.cores_of_this_machine() == 4.0, "as the tests' Ray was told, whatever the machine has"
+    assert ray.get(ray.remote(session.cores_of_this_machine).remote()) == 4.0
+
+
+@pytest.mark.serve
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_the_file_is_served_by_serves_own_command(tmp_path: Path, settings_for) -> None:
+    settings = settings_for(tmp_path / "workspace", *QUICK, "answer.arm=base")
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(settings.model_dump(mode="json")))
+    values = serve_configs()[0]
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        values["http_options"]["port"] = probe.getsockname()[1]
+    values["applications"][0]["args"]["config"] = str(tmp_path / "c.yaml")
+    (tmp_path / "serve.yaml").write_text(yaml.safe_dump(values))
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    command = [str(Path(sys.executable).with_name("serve")), "run", str(tmp_path / "serve.yaml")]
+    log = tmp_path / "log.txt"
+    with log.open("w") as sink, subprocess.Popen(command, stdout=sink, stderr=sink, env=environment) as process:
+        http = httpx.Client(base_url=f"http://127.0.0.1:{values['http_options']['port']}", timeout=300)
+        wait_until_ready(http, process, log.read_text)
+        family = psutil.Process(process.pid).children(recursive=True)
+        assert http.post(CHAT, json=question()).json()["arm"] == "base"
+        process.send_signal(signal.SIGINT)
+        process.wait(600)
+    end_remains(family)

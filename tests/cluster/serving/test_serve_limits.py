@@ -1,0 +1,210 @@
+"""The endpoint on a local Ray: tenants, overload, autoscaling, models that are followed, and its end."""
+
+import concurrent.futures
+import json
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx2 as httpx
+import psutil
+import pytest
+import yaml
+
+from ragtune_ray import config
+from ragtune_ray.cluster.indexing.index import build_index
+from ragtune_ray.cluster.serving.serve import running
+from ragtune_ray.storage import artifacts
+from tests.faults.conftest import Command
+from tests.support.endpoints import CHAT, QUICK, eventually, question, replica_processes, wait_until_ready
+
+pytestmark = [pytest.mark.timeout(1500), pytest.mark.serve, pytest.mark.cluster, pytest.mark.usefixtures("shared_ray")]
+
+
+@pytest.fixture(scope="module")
+def shared_documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two tenants with the same texts, so that only isolation tells them apart."""
+    path = tmp_path_factory.mktemp("tenants") / "corpus.jsonl"
+    with path.open("w") as file:
+        for number in range(40):
+            for tenant in ("acme", "umbra"):
+                row = {
+                    "document_id": f"{tenant}-{number}",
+                    "text": f"The code of vessel{number} is secret{number}.",
+                    "metadata": {"owner": tenant},
+                }
+                file.write(json.dumps(row) + "\n")
+    return path
+
+
+@pytest.mark.slow
+def test_two_tenants_never_see_each_other_and_each_limit_is_kept(
+    tmp_path: Path, shared_documents: Path, settings_for, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secrets = {name: f"{name}-secret-0123456789" for name in ("acme", "umbra")}
+    rows = [{"name": name, "key": key, "tenant": name} for name, key in secrets.items()]
+    (tmp_path / "keys.yaml").write_text(json.dumps({"keys": rows}))
+    settings = settings_for(
+        tmp_path / "workspace",
+        *QUICK,
+        f"corpus.path={shared_documents}",
+        "index.tenant_field=owner",
+        f"serve.keys_path={tmp_path / 'keys.yaml'}",
+        "serve.generator.max_ongoing_requests=1",
+        "serve.generator.max_queued_requests=1",
+        "serve.generator.min_replicas=1",
+    )
+    build_index(settings.using("retrieval.tenant=acme"))
+    source = random.Random(0)
+    filters: list[Any] = [
+        None,
+        {"owner": "umbra"},
+        {"owner": ["acme", "umbra"]},
+        {"owner": {"gte": ""}},
+        {"document_id": "umbra-1"},
+        {"owner": True},
+        {"owner.x": 1},
+    ]
+    with running(settings) as address, httpx.Client(base_url=address, timeout=300) as http:
+        assert http.post("/v1/retrieve", json={"query": "x"}).status_code == 401
+        for _ in range(1000):
+            tenant = source.choice(sorted(secrets))
+            body = {
+                "query": f"vessel{source.randrange(40)} {source.choice(['acme', 'umbra', 'owner'])}",
+                "top_k": source.choice([1, 5, 50, 50, 51, -1, 10**18]),
+                "filter": source.choice(filters),
+            }
+            reply = http.post("/v1/retrieve", json=body, headers={"Authorization": f"Bearer {secrets[tenant]}"})
+            assert reply.status_code == (200 if 1 <= body["top_k"] <= 50 else 400), reply.text
+            assert all(found["document_id"].startswith(tenant) for found in reply.json().get("data", ()))
+        mine = {"Authorization": f"Bearer {secrets['acme']}"}
+        found = http.post("/v1/retrieve", json={"query": "vessel3", "top_k": 50}, headers=mine).json()["data"]
+        assert len(found) == 40
+        _overload(address, mine)
+
+
+def _overload(address: str, headers: dict[str, str]) -> None:
+    """Of ten at once two have room; the others are told at once when to come back."""
+
+    def ask(number: int) -> tuple[int, float, str | None]:
+        with httpx.Client(base_url=address, timeout=300, headers=headers) as own:
+            started = time.monotonic()
+            reply = own.post(CHAT, json=question(number, max_tokens=128, temperature=1.0))
+            return reply.status_code, time.monotonic() - started, reply.headers.get("retry-after")
+
+    with concurrent.futures.ThreadPoolExecutor(10) as pool:
+        replies = list(pool.map(ask, range(10)))
+    refused = [reply for reply in replies if reply[0] == 429]
+    assert {status for status, _, _ in replies} == {200, 429}
+    assert len(refused) >= 5
+    assert all(int(retry_after or 0) >= 1 for _, _, retry_after in refused)
+
+
+@pytest.mark.slow
+def test_copies_come_with_the_load_and_go_with_it_and_a_tuned_model_is_followed(
+    tmp_path: Path, settings_for, generator_directory: Path
+) -> None:
+    folder = tmp_path / "workspace" / "models" / "rag+ft"
+
+    def publish(name: str) -> None:
+        staging = artifacts.stage(str(folder / name))
+        shutil.copytree(generator_directory, staging, dirs_exist_ok=True)
+        (staging / "note.json").write_text(json.dumps(name))  # another fingerprint
+        artifacts.publish(staging, str(folder / name), "model")
+        artifacts.make_current(str(folder), name)
+
+    publish("first")
+    settings = settings_for(
+        tmp_path / "workspace",
+        *QUICK,
+        "answer.arm=rag+ft",
+        "serve.generator.max_replicas=2",
+        "serve.generator.target_ongoing_requests=1",
+        "serve.generator.upscale_delay_seconds=0",
+        "serve.generator.downscale_delay_seconds=1",
+    )
+    build_index(settings)
+
+    def ask(number: int) -> str:
+        with httpx.Client(base_url=address, timeout=300) as own:
+            reply = own.post(CHAT, json=question(number % 40, max_tokens=200, temperature=1.0))
+            assert reply.status_code == 200, reply.text
+            return reply.json()["generator"]
+
+    with running(settings) as address, httpx.Client(base_url=address, timeout=300) as http:
+        assert [model["id"] for model in http.get("/v1/models").json()["data"]] == ["rag+ft"]
+        with concurrent.futures.ThreadPoolExecutor(6) as pool:
+            answers = []
+
+            def loaded() -> bool:
+                answers.extend(pool.submit(ask, number) for number in range(6 - sum(not a.done() for a in answers)))
+                return len(replica_processes("Generator")) == 2
+
+            eventually(loaded, "a second generator comes")
+            assert len(replica_processes("Retriever")) == 1, "each scales on its own"
+            (before,) = {future.result() for future in answers}
+            publish("second")
+            eventually(lambda: ask(0) != before, "the new model is followed")
+        eventually(lambda: len(replica_processes("Generator")) == 1, "the second generator goes")
+        assert http.post(CHAT, json=question()).status_code == 200
+
+
+def test_a_second_endpoint_on_the_same_cluster_is_refused_and_the_first_goes_on(tmp_path: Path, settings_for) -> None:
+    settings = settings_for(tmp_path, *QUICK, "answer.arm=base")
+    with running(settings) as address:
+        with pytest.raises(RuntimeError, match="Serve runs on this cluster already"), running(settings):
+            pass
+        assert httpx.get(f"{address}/healthz").status_code == 200
+        with (
+            pytest.raises(config.ConfigError, match=r"serve\.port"),
+            running(settings.using(f"serve.port={address.rpartition(':')[2]}")),
+        ):
+            pass
+
+
+def test_sigterm_lets_a_stream_end_whole_and_leaves_with_0(tmp_path: Path, settings_for) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    settings = settings_for(tmp_path / "w", *QUICK, "answer.arm=base", f"serve.port={port}", "serve.grace_seconds=30")
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump(settings.model_dump(mode="json")))
+    command = [sys.executable, "-m", "ragtune_ray.cli", "serve", str(path)]
+    long = question(max_tokens=512, temperature=1.0, stream=True)
+    with (
+        subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=300) as http,
+    ):
+        wait_until_ready(http, process, lambda: process.stderr.read() if process.stderr else "")
+        assert process.stderr is not None
+        next(line for line in process.stderr if "Ctrl-C" in line)  # only then it takes signals for itself
+        with http.stream("POST", CHAT, json=long) as reply:
+            lines = reply.iter_lines()
+            next(lines)
+            process.send_signal(signal.SIGTERM)
+            rest = "\n".join(lines)
+        assert rest.rstrip().endswith("[DONE]")
+        assert process.wait(600) == 0
+
+
+def test_sigterm_while_it_loads_takes_everything_down(tmp_path: Path, settings_for) -> None:
+    settings = settings_for(tmp_path / "w", *QUICK, "answer.arm=base")
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump(settings.model_dump(mode="json")))
+    command = Command(["serve", str(path)], tmp_path / "log.txt")
+    try:
+        eventually(lambda: bool(command.workers("ServeController")), "Serve begins to load")
+        workers = command.workers("ray::")
+        command.process.send_signal(signal.SIGTERM)
+        assert command.process.wait(600) == 130, command.log.read_text()
+    finally:
+        if command.process.poll() is None:
+            command.kill()
+    assert "SIGTERM received" not in command.log.read_text()
+    _, alive = psutil.wait_procs(workers, timeout=120)
+    assert not alive

@@ -1,0 +1,31 @@
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from ragtune_ray import config
+from ragtune_ray.cluster.training import worker
+from ragtune_ray.models import hardware
+from ragtune_ray.training import optimization
+
+
+def test_freed_memory_goes_back_every_so_many_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    given_back = []
+    settings = config.Config().using("training.evaluate_steps=1000", "training.checkpoint_steps=1000")
+    run: Any = SimpleNamespace(settings=settings, worker=1, num_steps=1000)
+    monkeypatch.setattr(hardware, "return_freed_memory", lambda: given_back.append(run.step))
+    for run.step in range(1, 51):
+        worker._after_step(run)
+    assert given_back == [20, 40]
+
+
+def test_what_the_loss_does_not_reach_is_looked_for_where_training_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray.train.torch
+
+    seen = []
+    monkeypatch.setattr(ray.train.torch, "get_device", lambda: torch.device("meta"))
+    monkeypatch.setattr(ray.train.torch, "prepare_model", lambda module, **_: module)
+    monkeypatch.setattr(optimization, "freeze_unreached", lambda module, *_: seen.append(module.weight.device.type))
+    worker._spread(torch.nn.Linear(2, 2), config.Training(), [])
+    assert seen == ["meta"]

@@ -1,0 +1,109 @@
+from pathlib import Path
+
+import pytest
+
+from ragtune_ray import config
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
+def test_every_shipped_config_is_valid(path: Path) -> None:
+    assert config.load(path).workspace
+
+
+def test_arguments_override_the_file_and_the_file_overrides_defaults(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("retrieval: {top_k: 7, candidates: 20}\nseed: 3\n")
+    settings = config.load(path, ["retrieval.top_k=9"])
+    assert (settings.retrieval.top_k, settings.retrieval.candidates, settings.seed) == (9, 20, 3)
+    assert settings.retrieval.mode == "hybrid"
+
+
+@pytest.mark.parametrize(
+    ("text", "override", "named"),
+    [
+        pytest.param("retreival: {}", "", ["retreival", "known here"], id="unknown section"),
+        pytest.param("retrieval: {topk: 1}", "", ["retrieval.topk", "top_k"], id="unknown field"),
+        pytest.param("", "index.kind=ivfpq", ["index.kind", "'flat'", "ivfpq"], id="value outside a choice"),
+        pytest.param("", "retrieval.top_k=0", ["retrieval.top_k", "greater than 0"], id="value below its bound"),
+        pytest.param("", "retrieval.top_k", ["section.field=value"], id="no equals sign"),
+        pytest.param("", "seed.x=1", ["seed"], id="a field is no section"),
+        pytest.param("[1]", "", ["mapping"], id="not a mapping"),
+        pytest.param("a: [", "", ["is not YAML"], id="not YAML"),
+        pytest.param(
+            "", "chunking.overlap_tokens=200", ["overlap_tokens (200)", "size_tokens (256)"], id="two fields clash"
+        ),
+    ],
+)
+def test_a_wrong_config_is_refused_and_the_message_names_field_value_and_rule(
+    tmp_path: Path, text: str, override: str, named: list[str]
+) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(config.ConfigError) as error:
+        config.load(path, [override] if override else [])
+    for part in named:
+        assert part in str(error.value)
+
+
+def test_a_missing_file_is_named() -> None:
+    with pytest.raises(config.ConfigError, match=r"nowhere\.yaml"):
+        config.load("nowhere.yaml")
+
+
+def test_scientific_notation_is_a_number_where_a_number_is_meant() -> None:
+    assert config.Config().using("retrieval.fusion_constant=6e1").retrieval.fusion_constant == 60
+
+
+def test_the_tree_is_frozen_and_using_leaves_the_original_alone() -> None:
+    original = config.Config()
+    assert original.using("seed=5").seed == 5
+    assert original.seed == 0
+    with pytest.raises(ValueError, match="frozen"):
+        original.seed = 1
+
+
+def test_every_setting_is_documented() -> None:
+    undocumented = [name for name, _, meaning in config.describe() if len(meaning) < 10]
+    assert undocumented == []
+
+
+def test_the_names_that_other_peoples_scripts_rest_on_exist() -> None:
+    names = {name for name, _, _ in config.describe()}
+    assert names >= {
+        "workspace",
+        "seed",
+        "corpus.path",
+        "queries.path",
+        "encoder.model",
+        "generator.model",
+        "generator.engine",
+        "index.kind",
+        "retrieval.mode",
+        "retrieval.top_k",
+        "evaluate.arms",
+    }
+
+
+def test_a_change_to_one_deployment_keeps_the_rest_of_its_own_defaults(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("serve: {retriever: {max_replicas: 3}}\n")
+    settings = config.load(path)
+    default = config.Config().serve.retriever
+    assert settings.serve.retriever == default.model_copy(update={"max_replicas": 3})
+    assert settings.serve.retriever.num_cpus != config.Replicas().num_cpus
+    assert config.Config().using("serve.generator.min_replicas=0").serve.generator.min_replicas == 0
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("serve.retriever.min_replicas=0", "only the generator"),
+        ("serve.generator.min_replicas=3", "is more than max_replicas"),
+        ("serve.generator.replicas=3", "max_replicas"),
+    ],
+)
+def test_replicas_that_cannot_be_are_refused(override: str, named: str) -> None:
+    with pytest.raises(config.ConfigError, match=named):
+        config.Config().using(override)

@@ -1,0 +1,308 @@
+import base64
+import copy
+import hashlib
+import itertools
+import json
+import random
+import re
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from selectolax.lexbor import LexborHTMLParser, LexborNode
+
+from ragtune_ray.evaluation.report import html_page
+from ragtune_ray.evaluation.report.format import ComparisonError
+from tests.support.comparisons import (
+    CHINESE,
+    MARKUP,
+    OVERRIDE,
+    UNBROKEN,
+    comparison,
+    half_failed,
+    hostile,
+    one_question,
+)
+
+ALL = [comparison, half_failed, hostile, one_question]
+
+
+def page_of(value: dict[str, Any]) -> LexborHTMLParser:
+    return LexborHTMLParser(html_page.render(value))
+
+
+def words(node: LexborNode) -> str:
+    return " ".join(node.text().split())
+
+
+def cells(page: LexborHTMLParser, table: str, label: str) -> list[str]:
+    """The cells of the row of that name, without n."""
+    rows = [row for row in page.css(f"{table} tbody tr") if words(row.css_first("th")).startswith(label)]
+    assert len(rows) == 1, label
+    return [words(cell) for cell in rows[0].css("td")]
+
+
+def test_the_rounds_of_a_tuned_arm_are_drawn_and_told() -> None:
+    value = comparison()
+    assert not page_of(value).css("#rounds")
+    base = {"metric": "EM", "before": 0.1, "num_examples": 90}
+    value["arms"]["staged"] = copy.deepcopy(value["arms"]["rag+ft"]) | {
+        "rounds": [
+            {
+                "round": 1,
+                "component": "generator",
+                "accepted": True,
+                "reason": "better",
+                "after": 0.3,
+                "low": 0.1,
+                "high": 0.25,
+            }
+            | base,
+            {"round": 1, "component": "retriever", "accepted": False, "reason": "<b>no</b> teacher", "num_examples": 4},
+        ]
+    }
+    page = page_of(value)
+    (figure,) = page.css("section[aria-labelledby=rounds] figure")
+    assert "staged 1, generator accepted" in words(figure)
+    assert "+0.200" in words(figure)
+    told = [words(item) for item in page.css("section[aria-labelledby=rounds] li")]
+    assert told == [
+        "staged round 1, generator: accepted, better (90 examples; EM 0.100 → 0.300)",
+        "staged round 1, retriever: refused, <b>no</b> teacher (4 examples)",
+    ]
+
+
+@pytest.mark.parametrize("make", ALL)
+def test_the_page_has_its_own_style_and_nothing_else(make: Any) -> None:
+    text = html_page.render(make())
+    page = LexborHTMLParser(text)
+    (style,) = page.css("style")
+    digest = base64.b64encode(hashlib.sha256(style.text().encode()).digest()).decode()
+    policy = page.css_first('meta[http-equiv="Content-Security-Policy"]').attributes["content"]
+    assert policy == f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    assert not page.css("script, link, img, iframe, object, embed, a, form, video, audio, base")
+    allowed = {"href", "src", "srcset", "action", "style", "data", "xlink:href", "formaction", "poster", "ping"}
+    names = {name for node in page.css("*") for name in node.attributes}
+    assert not names & allowed
+    assert not [name for name in names if name.startswith("on")]
+    assert "url(" not in style.text()
+    assert "@import" not in style.text()
+    assert text.encode("utf-8")
+
+
+def test_the_verdict_is_on_top_with_its_reasons() -> None:
+    page = page_of(comparison())
+    (h1,) = page.css("h1")
+    assert words(h1) == "Use rag+ft: retrieve, with the tuned generator."
+    assert page.css_first("body > *").attributes["id"] == "verdict"
+    assert words(page.css_first(".outcome")) == "Recommendation"
+    assert [words(each) for each in page.css(".reasons li")] == comparison()["verdict"]["reason"]
+    assert words(page.css_first("#verdict .warning")).endswith("6 unanswerable questions: its interval is wide.")
+    assert "119 questions, 113 answerable and 6 not" in words(page.css_first("#verdict .about"))
+
+
+@pytest.mark.parametrize(
+    ("outcome", "said", "marked"),
+    [
+        ("recommended", "Recommendation", True),
+        ("no_difference", "No difference seen", True),
+        ("too_few_questions", "Too few questions", False),
+        ("none_qualifies", "No arm qualifies", False),
+    ],
+)
+def test_every_outcome_is_said_and_only_an_advised_arm_is_marked(outcome: str, said: str, marked: bool) -> None:
+    value = comparison()
+    value["verdict"] |= {"outcome": outcome, "arm": "" if outcome == "none_qualifies" else "rag"}
+    page = page_of(value)
+    assert words(page.css_first(".outcome")) == said
+    assert page.css_first("#verdict").attributes["class"] == outcome
+    assert [words(each.css_first("bdi")) for each in page.css("thead .chosen")] == ["rag"] * marked
+
+
+def test_the_table_holds_the_numbers_of_the_comparison() -> None:
+    page = page_of(comparison())
+    assert cells(page, ".measures", "token F1 decides") == [
+        "113",
+        "0.058 [0.04, 0.08]",
+        "0.181 [0.15, 0.21]",
+        "0.107 [0.07, 0.14]",
+        "0.591 [0.51, 0.67]",
+    ]
+    assert cells(page, ".measures", "total p50")[2] == "641 ms (p95 1.03 s)"
+    assert cells(page, ".measures", "visible after")[1:] == ["–", "3.42 s", "–", "3.42 s"]
+    assert cells(page, "#losses ~ .beside table", "misread") == ["–", "49 (43 %)", "–", "38 (34 %)"]
+    assert len(page.css(".measures svg.strip")) == sum(
+        bool(re.fullmatch(r"[\d.]+ \[[\d., ]+\]", words(cell))) for cell in page.css(".measures td")
+    )
+
+
+def test_differences_are_marked_by_words_and_signs() -> None:
+    page = page_of(comparison())
+    marks = [words(each) for each in page.css(".way")]
+    assert marks == ["▲ better"] * 5 + ["▼ worse", "○ not told apart980 questions would tell"]
+    assert words(page.css_first("#differences ~ .beside tbody tr")) == (
+        "rag+ft − basetoken F1+0.533 [+0.45, +0.61]▲ better113<0.001<0.001"
+    )
+
+
+def test_tables_say_what_their_headings_head() -> None:
+    page = page_of(comparison())
+    headings = page.css("th")
+    assert headings
+    assert {heading.attributes.get("scope") for heading in headings} == {"col", "row", "rowgroup"}
+    for box in page.css(".scroll"):
+        assert box.attributes["tabindex"] == "0", "scrolled by keyboard too"
+        named = box.attributes.get("aria-labelledby")
+        assert box.attributes.get("aria-label") or page.css_first(f"#{named}")
+    levels = [int(node.tag[1]) for node in page.css("h1, h2, h3, h4")]
+    assert levels[0] == 1
+    assert all(b <= a + 1 for a, b in itertools.pairwise(levels)), "no level is skipped"
+    ids = [node.attributes["id"] for node in page.css("[id]")]
+    assert len(ids) == len(set(ids))
+
+
+def test_every_plot_says_what_it_is() -> None:
+    plots = page_of(comparison()).css("svg.plot")
+    assert [svg.css_first("title").text() for svg in plots] == [
+        "token F1 of each arm",
+        "Differences of token F1 between arms",
+        "token F1 against cost",
+        "token F1 against latency",
+        "recall@k of the retriever",
+        "What became of the answerable questions",
+    ]
+    assert all(svg.attributes["role"] == "img" for svg in plots)
+    recall = plots[4].css_first("desc").text()
+    assert re.findall(r"recall@(\d+)", recall) == ["1", "3", "5", "10"], "by k as a number"
+
+
+def test_how_it_was_made_is_there_to_the_letter() -> None:
+    page = page_of(comparison())
+    assert page.css_first(".command").text() == comparison()["command"]
+    facts = {words(each.css_first("dt")): words(each.css_first("dd")) for each in page.css("dl div")}
+    assert facts["cpu"] == "Intel Xeon Platinum 8481C"
+    assert facts["memory"] == "7.8 GiB"
+    assert facts["gpus"] == "none"
+    assert facts["torch"] == "2.10.0"
+    assert facts["when"] == "2026-11-26T12:00:00Z, in 200 s"
+    assert "9f86d081884c7d65" in facts["rag"]
+    assert "index 000003" in facts["rag"]
+    import yaml
+
+    assert yaml.safe_load(page.css("pre")[-1].text()) == comparison()["config"]
+
+
+def test_an_example_shows_every_arm_with_its_sources() -> None:
+    page = page_of(comparison())
+    first, second = page.css(".example")
+    assert [words(each.css_first("h4 bdi")) for each in first.css("article")] == ["base", "rag", "ft", "rag+ft"]
+    assert [words(each.css_first(".prose")) for each in first.css("article")][3] == "Messier 13 [1]"
+    cited, uncited = first.css("article")[1].css(".source")
+    assert words(cited) == (
+        "[1] Arecibo Observatory cited" + "arecibo-observatory.md, characters 1126–1324"
+        "To celebrate an upgrade of the equipment, a radio greeting of 1,679 bits was beamed on 16 November 1974 towards "
+        "Messier 13, a cluster of stars in the constellation Hercules."
+    )
+    assert "cited" not in uncited.attributes["class"].split()
+    assert "No answer stands in the documents." in words(second)
+    assert words(second.css("article")[1].css_first("h4")).endswith("abstained")
+    assert words(second.css("article")[3].css_first(".failed")) == (
+        "failed: prompt of 1,630 tokens is over prompt.max_tokens=1536"
+    )
+
+
+def test_hostile_text_is_text() -> None:
+    page, plain = page_of(hostile()), page_of(comparison())
+    tags = {node.tag for node in page.css("*")} - {node.tag for node in plain.css("*")}
+    assert not tags
+    assert page.css_first("title").text().endswith(f"({MARKUP})")
+    assert page.css_first("html").text().count(MARKUP) > 10
+    assert page.css("pre")[-1].text().count(CHINESE) == 1
+    prose = [each.text() for each in page.css(".answers > article > .prose, .answers > article > .long > .prose")]
+    for text in (MARKUP, OVERRIDE, CHINESE * 250, UNBROKEN):
+        assert text in prose
+        assert f"{{{{ {text} }}}}" in prose, "no template within the template"
+    assert "{{ 7 * 7 }}" in [words(each) for each in page.css("dd")]
+    assert all(each.attributes.get("dir") == "auto" for each in page.css(".prose")), "its direction ends with it"
+
+
+def test_long_answers_are_folded_up_and_whole() -> None:
+    page = page_of(hostile())
+    folded = [each for each in page.css("details.long") if each.css_first(".prose").text() == UNBROKEN]
+    assert folded
+    assert all("open" not in each.attributes for each in folded)
+    assert words(folded[0].css_first(".more")) == "5,000 characters"
+    assert len(folded[0].css_first(".preview").text()) < 300
+
+
+@settings(max_examples=40)
+@given(st.text(st.characters(exclude_categories=("Cc", "Cs")), min_size=1, max_size=120))
+def test_any_text_comes_through_unchanged(text: str) -> None:
+    value = one_question()
+    example = comparison()["examples"][0]
+    example["query"] = example["answers"]["base"]["text"] = text
+    value["title"] = text
+    page = page_of(value | {"examples": [example]})
+    assert page.css_first(".example h3").text() == text
+    assert page.css_first(".example .prose").text() == text
+    assert page.css_first("#verdict .about bdi").text() == text
+
+
+def test_what_was_not_measured_is_left_out() -> None:
+    page = page_of(one_question())
+    assert not page.css("#differences, #examples, #ceilings, #weighed")
+    assert [svg.css_first("title").text() for svg in page.css("svg.plot")] == [
+        "token F1 of each arm",
+        "token F1 against cost",
+        "token F1 against latency",
+        "What became of the answerable questions",
+    ]
+    assert "Freshness" not in page.css_first(".measures").text()
+    assert "core-seconds, since no prices are set" in page.css_first(".measures").text()
+    assert "1 question, 1 answerable and 0 not. To see a difference of 0.02, about 340 are needed." in words(
+        page.css_first("#verdict .about")
+    )
+
+
+def test_a_failed_arm_is_counted_and_its_gaps_are_said() -> None:
+    page = page_of(half_failed())
+    assert cells(page, ".measures", "failed")[1:] == ["0", "60", "0", "119"]
+    assert cells(page, ".measures", "EM")[4] == "–"
+    assert words(page.css_first("#verdict figcaption")).endswith("Not measured: rag+ft.")
+    (violations, _) = page.css("main .warning")
+    assert "60 of 119 answers failed; p95 latency 1.03 s is over compare.max_p95_seconds=1." in words(violations)
+
+
+def test_break_even_is_said_in_words() -> None:
+    value = comparison()
+    value["break_even"].append({"arm": "ft", "against": "rag+ft", "answers": 0})
+    assert [words(each) for each in page_of(value).css(".plain li")] == [
+        "ft becomes cheaper than rag after 4,620 answers.",
+        "rag+ft becomes cheaper than rag after 11,464 answers.",
+        "rag+ft never becomes cheaper than base.",
+        "ft is cheaper than rag+ft from the first answer on.",
+    ]
+
+
+def _shuffled(value: Any, source: random.Random) -> Any:
+    if isinstance(value, dict):
+        items = [(key, _shuffled(each, source)) for key, each in value.items()]
+        source.shuffle(items)
+        return dict(items)
+    return [_shuffled(each, source) for each in value] if isinstance(value, list) else value
+
+
+@pytest.mark.parametrize("make", ALL)
+def test_equal_input_gives_an_equal_page(make: Any) -> None:
+    value = make()
+    before = copy.deepcopy(value)
+    page = html_page.render(value)
+    assert value == before
+    assert html_page.render(_shuffled(value, random.Random(0))) == page
+    assert html_page.render(json.loads(json.dumps(value, sort_keys=True))) == page
+
+
+def test_a_comparison_that_is_none_is_refused() -> None:
+    with pytest.raises(ComparisonError, match="verdict: Field required"):
+        html_page.render({"format": 1})

@@ -1,0 +1,91 @@
+from ragtune_ray.evaluation.decision import three_digits
+from ragtune_ray.evaluation.report import format as comparisons
+from ragtune_ray.evaluation.report import table
+from ragtune_ray.evaluation.report.format import Comparison, Difference, Interval
+from tests.support.comparisons import comparison, half_failed, one_question
+
+
+def rows(facts: Comparison) -> dict[tuple[str, str], table.Row]:
+    return {(group.name, row.label): row for group in table.groups(facts) for row in group.rows}
+
+
+def texts(row: table.Row) -> list[str]:
+    return [f"{cell.text} {cell.detail}".strip() if cell else "-" for cell in row.cells]
+
+
+def test_every_measure_has_one_cell_per_arm() -> None:
+    found = rows(comparisons.read(comparison()))
+    assert all(len(row.cells) == 4 for row in found.values())
+    assert texts(found["Quality", "token F1"]) == [
+        "0.058 [0.04, 0.08]",
+        "0.181 [0.15, 0.21]",
+        "0.107 [0.07, 0.14]",
+        "0.591 [0.51, 0.67]",
+    ]
+    assert [row.label for row in found.values() if row.decides] == ["token F1"]
+    assert found["Quality", "token F1"].n == "113"
+    assert texts(found["Explainability", "citation precision"]) == [
+        "-",
+        "0.784 [0.71, 0.85]",
+        "-",
+        "0.784 [0.71, 0.85]",
+    ]
+    assert texts(found["Latency", "total p50"])[1:3] == ["641 ms (p95 1.03 s)", "120 ms (p95 192 ms)"]
+    assert texts(found["Cost", "all in all"]) == ["0.810", "1.69", "0.384", "1.20"]
+    assert texts(found["Freshness", "visible after"]) == ["-", "3.42 s", "-", "3.42 s"]
+    assert texts(found["Forgetting", "difference"])[2:] == ["−0.063 [−0.09, −0.03]"] * 2
+
+
+def test_an_arm_that_failed_shows_its_counts_and_nothing_else() -> None:
+    facts = comparisons.read(half_failed())
+    found = rows(facts)
+    assert texts(found["Answers", "ok"]) == ["119", "59", "119", "0"]
+    assert texts(found["Answers", "failed"]) == ["0", "60", "0", "119"]
+    assert texts(found["Quality", "EM"])[3] == "-"
+    assert texts(found["Latency", "total p50"])[3] == "-"
+    assert texts(table.losses(facts)["failed"]) == ["0 (0 %)", "57 (50 %)", "0 (0 %)", "113 (100 %)"]
+
+
+def test_counts_that_differ_between_arms_are_a_range() -> None:
+    given = comparison()
+    given["arms"]["ft"]["quality"]["EM"]["n"] = 90
+    assert rows(comparisons.read(given))["Quality", "EM"].n == "90–113"
+
+
+def test_what_no_arm_has_is_left_out() -> None:
+    facts = comparisons.read(one_question())
+    assert [group.name for group in table.groups(facts)] == ["Quality", "Latency", "Cost", "Answers"]
+    assert [group.note for group in table.groups(facts) if group.name == "Cost"] == [
+        "in core-seconds, since no prices are set"
+    ]
+    assert list(table.losses(facts)) == ["wrong"]
+
+
+def test_metrics_and_losses_of_a_later_version_are_shown_too() -> None:
+    given = comparison()
+    given["arms"]["rag"]["quality"]["new_metric"] = given["arms"]["rag"]["quality"]["EM"]
+    given["arms"]["rag"]["losses"]["new_loss"] = 3
+    facts = comparisons.read(given)
+    assert texts(rows(facts)["Quality", "new metric"]) == ["-", "0.009 [0.00, 0.03]", "-", "-"]
+    assert list(table.losses(facts)) == ["correct", "not_retrieved", "misread", "abstained", "wrong", "new_loss"]
+
+
+def test_a_difference_is_one_only_where_the_interval_leaves_out_0() -> None:
+    def told(low: float, high: float) -> str:
+        return table.direction(
+            Difference(arm="a", against="b", metric="EM", value=(low + high) / 2, low=low, high=high, n=9)
+        )
+
+    assert [told(0.01, 0.2), told(-0.2, -0.01), told(-0.1, 0.2)] == ["better", "worse", "not told apart"]
+    assert [told(0, 0.2), told(-0.2, 0), told(0, 0)] == ["not told apart"] * 3
+
+
+def test_numbers_are_short_at_every_size() -> None:
+    numbers = (0, 0.00012, 0.0642, 0.1, 1.2, 12, 99.94, 99.96, 1234.5, 12345678.9, 1.2e15, -0.5)
+    shown = "0 0.00012 0.0642 0.100 1.20 12.0 99.9 100 1,234 12,345,679 1.2e+15 -0.500".split()
+    assert [three_digits(number) for number in numbers] == shown
+    assert [table.duration(seconds) for seconds in (0, 0.0004, 0.9994, 0.9996, 59.96, 86400)] == [
+        "0 s", "0.400 ms", "999 ms", "1.00 s", "60.0 s", "86,400 s",
+    ]  # fmt: skip
+    assert table.interval_text(Interval(value=0, low=-0.05, high=0.05, n=1), signed=True) == "[−0.05, +0.05]"
+    assert [table.probability(p) for p in (None, 0, 0.0009, 0.001, 1)] == ["-", "<0.001", "<0.001", "0.001", "1.000"]

@@ -1,0 +1,39 @@
+import pytest
+
+from ragtune_ray import config
+from ragtune_ray.evaluation.costs import Compute, break_even, cost_of, unit_of
+
+
+def test_money_by_hand() -> None:
+    prices = config.Prices(core_hour=0.04, gpu_hour=2.0, currency="EUR")
+    unit = unit_of(prices, with_gpus=True)
+    cost = cost_of(Compute(3600, 0), Compute(0, 1800), Compute(0.36, 0.72), answers=1000, prices=prices, unit=unit)
+    assert (cost.index, cost.training, cost.one_off) == pytest.approx((0.04, 1.0, 1.04))
+    assert cost.per_1000 == pytest.approx(360 / 3600 * 0.04 + 720 / 3600 * 2.0)
+    assert cost.total == pytest.approx(1.04 + 0.004 + 0.4)
+    assert cost.unit == "EUR"
+
+
+def test_without_prices_costs_are_the_time_that_hardware_is_held() -> None:
+    compute = Compute(10, 4)
+    for with_gpus, unit, amount in ((False, "core-seconds", 10), (True, "GPU-seconds", 4)):
+        assert unit_of(config.Prices(), with_gpus=with_gpus) == unit
+        cost = cost_of(compute, Compute(), Compute(), answers=5, prices=config.Prices(), unit=unit)
+        assert (cost.unit, cost.total) == (unit, amount)
+
+
+def test_at_the_break_even_both_cost_the_same_and_one_answer_less_the_other_is_cheaper() -> None:
+    prices = config.Prices()
+    costs = [
+        lambda answers: cost_of(
+            Compute(), Compute(700), Compute(0.3), answers=answers, prices=prices, unit="core-seconds"
+        ),
+        lambda answers: cost_of(
+            Compute(100), Compute(), Compute(1.1), answers=answers, prices=prices, unit="core-seconds"
+        ),
+    ]
+    number = break_even(costs[0](1), costs[1](1))
+    assert number == 750
+    assert costs[0](number).total <= costs[1](number).total
+    assert costs[0](number - 1).total > costs[1](number - 1).total
+    assert break_even(costs[1](1), costs[0](1)) is None

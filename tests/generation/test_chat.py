@@ -1,0 +1,52 @@
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
+
+from ragtune_ray.generation.chat import ChatTokenizer
+from ragtune_ray.generation.interface import GeneratorError
+
+TURNS = (
+    "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Conversation roles must alternate') }}{% endif %}{{ m.role }}={{ m.content }};{% endfor %}"
+)
+GEMMA = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + TURNS
+MISTRAL = (
+    "{% if messages[0].role == 'system' %}system={{ messages[0].content }};{% set messages = messages[1:] %}{% endif %}"
+    + TURNS
+)
+
+
+def chat_with(template: str) -> ChatTokenizer:
+    tokenizer = Tokenizer(models.WordLevel({"x": 0}, "x"))
+    return ChatTokenizer(PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=template))
+
+
+@pytest.mark.parametrize(
+    ("template", "messages", "text"),
+    [
+        (GEMMA, [("user", "a"), ("user", "b")], "user=a\n\nb;"),
+        (GEMMA, [("system", "S"), ("user", "a"), ("user", "b")], "user=S\n\na\n\nb;"),
+        (GEMMA, [("system", "S"), ("user", "a"), ("assistant", "b"), ("user", "c")], "user=S\n\na;assistant=b;user=c;"),
+        (
+            GEMMA,
+            [("user", "a"), ("assistant", "b"), ("assistant", "c"), ("user", "d")],
+            "user=a;assistant=b\n\nc;user=d;",
+        ),
+        (MISTRAL, [("system", "S"), ("user", "a"), ("user", "b")], "system=S;user=a\n\nb;"),
+        ("{% for m in messages %}{{ m.content }};{% endfor %}", [("user", "a"), ("user", "b")], "a;b;"),
+    ],
+)
+def test_messages_of_one_role_are_joined_where_the_template_demands_that_roles_alternate(
+    template: str, messages: Any, text: str
+) -> None:
+    assert chat_with(template).render(messages) == text
+
+
+def test_messages_that_the_template_refuses_in_every_form_are_an_error_that_names_the_roles() -> None:
+    with pytest.raises(
+        GeneratorError, match=r"roles assistant, user: .*must alternate.*begin with the user's"
+    ) as caught:
+        chat_with(GEMMA).render([("assistant", "secret"), ("user", "b")])
+    assert "secret" not in str(caught.value)

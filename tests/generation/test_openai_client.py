@@ -1,0 +1,306 @@
+import itertools
+import json
+import logging
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ragtune_ray.generation.interface import GeneratorError, Prompt
+from ragtune_ray.generation.openai_client import OpenAIGenerator
+
+SECRET = "sk-very-secret"
+
+
+class Server(ThreadingHTTPServer):
+    """Answers each request by the script for its question: a list of replies, taken one by one, the last repeated."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.scripts: dict[str, list] = {}
+        self.requests: list[dict] = []
+        self.keys: set[str] = set()
+        self.lock = threading.Lock()
+        self.active = self.most_active = 0
+        self.barrier: threading.Barrier | None = None
+        self.crowded = threading.Event()
+        self.released = threading.Event()
+
+    @property
+    def base_url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}/v1"
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def do_POST(self) -> None:
+        server: Server = self.server
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        question = body["messages"][-1]["content"]
+        with server.lock:
+            server.requests.append(body)
+            server.keys.add(self.headers["Authorization"])
+            server.active += 1
+            server.most_active = max(server.most_active, server.active)
+            if server.barrier is not None and server.active > server.barrier.parties:
+                server.crowded.set()
+            script = server.scripts.get(question, [])
+            reply = script.pop(0) if len(script) > 1 else (script[0] if script else question.upper())
+        try:
+            if server.barrier is not None:
+                server.barrier.wait(timeout=10)
+                server.crowded.wait(0.15)  # time for one request too many to show itself
+            self.answer(reply, stream=body.get("stream", False))
+        finally:
+            with server.lock:
+                server.active -= 1
+
+    def answer(self, reply: Any, *, stream: bool) -> None:
+        if reply == "hang":
+            self.server.released.wait(timeout=20)
+            self.close_connection = True
+            return
+        if isinstance(reply, tuple):
+            status, headers, text = reply
+            self.send(status, text.encode(), headers)
+        elif stream:
+            chunks = [{"choices": [{"index": 0, "delta": {"content": letter}}]} for letter in reply]
+            # Servers say why it ended in a chunk without text, and what it cost in one without choices.
+            chunks += [{"choices": [{"index": 0, "delta": {}, "finish_reason": "length"}]}, {"choices": []}]
+            lines = [f"data: {json.dumps(chunk)}\n\n" for chunk in chunks] + ["data: [DONE]\n\n"]
+            self.send(200, "".join(lines).encode(), {"Content-Type": "text/event-stream"})
+        else:
+            choice = {"index": 0, "message": {"role": "assistant", "content": reply}, "finish_reason": "length"}
+            usage = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
+            self.send(200, json.dumps({"choices": [choice], "usage": usage}).encode(), {})
+
+    def send(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for name, value in ({"Content-Type": "application/json", "Content-Length": str(len(body))} | headers).items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server() as running:
+        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield running
+        running.released.set()
+        running.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def connect(server: Server, monkeypatch: pytest.MonkeyPatch) -> Callable[..., OpenAIGenerator]:
+    monkeypatch.setenv("RAGTUNE_TEST_KEY", SECRET)
+
+    def connected(**changes: Any) -> OpenAIGenerator:
+        settings = {"api_key_env": "RAGTUNE_TEST_KEY", "max_attempts": 3, "timeout_seconds": 10.0} | changes
+        return OpenAIGenerator(server.base_url, "a-model", **settings)
+
+    return connected
+
+
+def prompts_of(*questions: str) -> list[Prompt]:
+    return [Prompt((("system", "S"), ("user", question)), (), 5) for question in questions]
+
+
+NOW = {"Retry-After-Ms": "1"}  # so that tests need not wait for the back-off
+
+
+def test_answers_come_in_the_order_of_the_prompts(server: Server, connect: Callable[..., OpenAIGenerator]) -> None:
+    questions = [f"q{n}" for n in range(20)]
+    made = connect(concurrency=4).generate(prompts_of(*questions), max_new_tokens=9, stop=["x"], seed=3)
+    assert [one.text for one in made] == [question.upper() for question in questions]
+    assert (made[0].prompt_tokens, made[0].completion_tokens, made[0].finish) == (7, 3, "length")
+    assert server.keys == {f"Bearer {SECRET}"}
+    sent = server.requests[0]
+    assert sent["messages"][0] == {"role": "system", "content": "S"}
+    assert (sent["model"], sent["max_tokens"], sent["stop"], sent["seed"], sent["temperature"]) == (
+        "a-model", 9, ["x"], 3, 0.0,
+    )  # fmt: skip
+
+
+def test_at_most_so_many_requests_are_under_way(server: Server, connect: Callable[..., OpenAIGenerator]) -> None:
+    server.barrier = threading.Barrier(3)  # a reply leaves only when three are there, so fewer would hang
+    connect(concurrency=3).generate(prompts_of(*"abcdefghi"), max_new_tokens=9)
+    assert server.most_active == 3
+
+
+@pytest.mark.parametrize("status", [408, 409, 429, 500, 503])
+def test_passing_failures_are_tried_again(server: Server, connect: Callable[..., OpenAIGenerator], status: int) -> None:
+    server.scripts["q"] = [(status, NOW, "{}"), (status, NOW, "{}"), "fine"]
+    (made,) = connect().generate(prompts_of("q"), max_new_tokens=9)
+    assert (made.text, made.error) == ("fine", "")
+    assert len(server.requests) == 3
+
+
+def test_the_wait_that_the_server_names_is_kept(server: Server, connect: Callable[..., OpenAIGenerator]) -> None:
+    server.scripts["q"] = [(429, {"Retry-After": "1"}, "{}"), "fine"]
+    (made,) = connect().generate(prompts_of("q"), max_new_tokens=9)
+    assert made.text == "fine"
+    assert made.seconds >= 1.0  # the SDK's own first back-off is at most half a second
+
+
+def test_a_failed_request_is_an_error_row_and_the_others_stand(
+    server: Server, connect: Callable[..., OpenAIGenerator]
+) -> None:
+    server.scripts |= {
+        "down": [(500, NOW, '{"error": {"message": "broken"}}')],
+        "wrong": [(400, {}, '{"error": {"message": "no such field"}}')],
+        "malformed": [(200, {}, '{"choices": [')],
+        "shapeless": [(200, {}, '{"surprise": 1}')],
+        "null": [(200, {}, "null")],
+        "list": [(200, {}, "[]")],
+        "empty choice": [(200, {}, '{"choices": [{}]}')],
+    }
+    bad = list(server.scripts)
+    made = connect().generate(prompts_of("good", *bad, "fine"), max_new_tokens=9)
+    assert [one.text for one in made] == ["GOOD", *[""] * len(bad), "FINE"]
+    assert all(one.error for one in made[1:-1])
+    assert not made[0].error
+    assert "status 500" in made[1].error
+    assert "broken" in made[1].error
+    assert "status 400" in made[2].error
+    assert sum(request["messages"][1]["content"] == "down" for request in server.requests) == 3
+    assert sum(request["messages"][1]["content"] == "wrong" for request in server.requests) == 1
+
+
+def test_a_server_that_does_not_answer_in_time_is_an_error_row(
+    server: Server, connect: Callable[..., OpenAIGenerator]
+) -> None:
+    server.scripts["slow"] = ["hang"]
+    slow, quick = connect(timeout_seconds=0.3, max_attempts=1).generate(prompts_of("slow", "quick"), max_new_tokens=9)
+    assert "Timeout" in slow.error
+    assert quick.text == "QUICK"
+
+
+def test_nobody_listening_is_an_error_row() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    nobody = OpenAIGenerator(f"http://127.0.0.1:{port}/v1", "m", api_key_env="RAGTUNE_NO_KEY", max_attempts=1)
+    (made,) = nobody.generate(prompts_of("q"), max_new_tokens=9)
+    assert "Connection" in made.error
+    assert str(port) in made.error
+
+
+def test_a_stream_gives_the_pieces_as_they_come(server: Server, connect: Callable[..., OpenAIGenerator]) -> None:
+    server.scripts["q"] = ["abc"]
+    stream = connect().stream(prompts_of("q")[0], max_new_tokens=9)
+    assert list(itertools.islice(stream, 3)) == ["a", "b", "c"]
+    with pytest.raises(StopIteration) as end:
+        next(stream)
+    assert end.value.value == "length"
+
+
+def test_a_failed_stream_says_why(server: Server, connect: Callable[..., OpenAIGenerator]) -> None:
+    server.scripts["q"] = [(404, {}, '{"error": {"message": "no such model"}}')]
+    with pytest.raises(GeneratorError, match=r"status 404.*no such model"):
+        list(connect().stream(prompts_of("q")[0], max_new_tokens=9))
+
+
+def test_the_key_appears_in_no_error_and_no_log(
+    server: Server, connect: Callable[..., OpenAIGenerator], caplog: pytest.LogCaptureFixture
+) -> None:
+    echo = json.dumps({"error": {"message": f"Incorrect API key provided: {SECRET}"}})
+    server.scripts["q"] = [(401, {}, echo)]
+    client = connect()
+    with caplog.at_level(logging.DEBUG):
+        (made,) = client.generate(prompts_of("q"), max_new_tokens=9)
+        with pytest.raises(GeneratorError) as raised:
+            list(client.stream(prompts_of("q")[0], max_new_tokens=9))
+    assert "status 401" in made.error
+    assert "***" in made.error
+    for text in (made.error, str(raised.value), repr(client), caplog.text):
+        assert SECRET not in text
+    assert raised.value.__cause__ is None
+
+
+def test_a_missing_key_is_fine_on_this_machine_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAGTUNE_NO_KEY", raising=False)
+    for url in ("http://127.0.0.1:1/v1", "http://localhost:1/v1", "http://[::1]:1/v1"):
+        OpenAIGenerator(url, "m", api_key_env="RAGTUNE_NO_KEY")
+    for url in ("https://api.example.com/v1", "http://10.0.0.1/v1", "http://127.0.0.1.example.com/v1"):
+        with pytest.raises(GeneratorError, match=r"RAGTUNE_NO_KEY is not set.*export RAGTUNE_NO_KEY"):
+            OpenAIGenerator(url, "m", api_key_env="RAGTUNE_NO_KEY")
+
+
+def test_a_missing_package_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with pytest.raises(GeneratorError, match=r"pip install 'ragtune-ray\[openai\]'"):
+        OpenAIGenerator("http://127.0.0.1:1/v1", "m")
+
+
+def test_what_the_api_cannot_do_is_refused(connect: Callable[..., OpenAIGenerator]) -> None:
+    with pytest.raises(GeneratorError, match="engine=openai"):
+        connect().log_likelihood(prompts_of("q"), ["a"])
+    with pytest.raises(GeneratorError, match=r"generator.stop: 5"):
+        connect().generate(prompts_of("q"), max_new_tokens=9, stop=list("abcde"))
+
+
+def test_tokens_are_estimated_from_bytes_and_rendering_joins_contents(connect: Callable[..., OpenAIGenerator]) -> None:
+    client = connect()
+    assert client.count_tokens(["", "a", "abcd", "月球"]) == [0, 1, 2, 2]
+    assert client.render((("system", "S"), ("user", "U"))) == "S\nU"
+
+
+@pytest.mark.slow
+def test_a_real_server_answers(tmp_path: Path) -> None:
+    pytest.importorskip("fastapi")
+    pytest.importorskip("uvicorn")
+    from tests.generation.test_generator import save_model, save_tokenizer
+
+    save_tokenizer(tmp_path)
+    save_model(tmp_path)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "transformers.cli.transformers", "serve", str(tmp_path)]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    with (tmp_path / "server.log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+        try:
+            wait_for(f"http://127.0.0.1:{port}/health", process, tmp_path / "server.log")
+            client = OpenAIGenerator(
+                f"http://127.0.0.1:{port}/v1", str(tmp_path), api_key_env="RAGTUNE_NO_KEY", timeout_seconds=60
+            )
+            made = client.generate(prompts_of("Hello", "Where?"), max_new_tokens=8)
+            assert [one.error for one in made] == ["", ""]
+            assert all(one.text for one in made)
+            assert "".join(client.stream(prompts_of("Hello")[0], max_new_tokens=8))
+        finally:
+            process.terminate()
+            process.wait(timeout=30)
+
+
+def wait_for(url: str, process: Any, log: Path) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        assert process.poll() is None, log.read_text()
+        try:
+            with urllib.request.urlopen(url, timeout=2):
+                return
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            threading.Event().wait(0.2)  # between two looks at a process that has no other way to say it is ready
+    pytest.fail(f"no server: {log.read_text()}")

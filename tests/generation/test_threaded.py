@@ -1,0 +1,77 @@
+import threading
+
+import pytest
+
+from ragtune_ray.generation.interface import GeneratorError, Prompt
+from ragtune_ray.generation.request import Overloaded, RequestFailed
+from ragtune_ray.generation.threaded import PassThroughGenerator
+
+PROMPT = Prompt((("user", "x"),), (), 7)
+
+
+class Slow:
+    """Gives its pieces when `go` is set; counts those it gave."""
+
+    def __init__(self, *pieces: str, finish: str = "stop") -> None:
+        self.finish = finish
+        self.pieces, self.go, self.given, self.ended = pieces, threading.Event(), 0, threading.Event()
+
+    def count_tokens(self, texts):
+        return [len(text.split()) for text in texts]
+
+    def stream(self, prompt, *, max_new_tokens, temperature, stop, seed):
+        try:
+            for piece in self.pieces:
+                assert self.go.wait(120)
+                if piece == "!":
+                    raise GeneratorError("the server is gone")
+                self.given += 1
+                yield piece
+            return self.finish
+        finally:
+            self.ended.set()
+
+
+def test_pieces_and_completion_are_the_generators() -> None:
+    slow = Slow("a ", "b ", "c")
+    slow.go.set()
+    request = PassThroughGenerator(slow).submit(PROMPT, max_new_tokens=9)
+    assert "".join(request.pieces()) == "a b c"
+    completion = request.completion()
+    assert (completion.text, completion.prompt_tokens, completion.completion_tokens) == ("a b c", 7, 3)
+    assert completion.finish == "stop"
+    # The estimate of tokens says nothing about why the engine ended: only the engine does.
+    assert PassThroughGenerator(slow).submit(PROMPT, max_new_tokens=3).completion().finish == "stop"
+    slow.finish = "length"
+    assert PassThroughGenerator(slow).submit(PROMPT, max_new_tokens=9).completion().finish == "length"
+
+
+def test_a_failure_of_the_engine_ends_the_request_and_says_so() -> None:
+    slow = Slow("a", "!")
+    slow.go.set()
+    with pytest.raises(RequestFailed, match="the server is gone") as error:
+        PassThroughGenerator(slow).submit(PROMPT, max_new_tokens=9).completion()
+    assert error.value.reason == "failed"
+
+
+def test_a_cancelled_request_lets_go_at_once_and_stops_with_the_next_piece() -> None:
+    slow = Slow(*"abcdef")
+    generator = PassThroughGenerator(slow)
+    request = generator.submit(PROMPT, max_new_tokens=9)
+    request.cancel()
+    with pytest.raises(RequestFailed):
+        request.completion()
+    slow.go.set()
+    assert slow.ended.wait(120)
+    assert slow.given <= 1
+
+
+def test_as_many_run_and_wait_as_may_and_no_more() -> None:
+    slow = Slow("a")
+    generator = PassThroughGenerator(slow, max_running=2, max_waiting=1)
+    requests = [generator.submit(PROMPT, max_new_tokens=9) for _ in range(3)]
+    assert (generator.stats().running, generator.stats().waiting) == (2, 1)
+    with pytest.raises(Overloaded):
+        generator.submit(PROMPT, max_new_tokens=9)
+    slow.go.set()
+    assert [request.completion().text for request in requests] == ["a"] * 3

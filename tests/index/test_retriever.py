@@ -1,0 +1,239 @@
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ragtune_ray import config, schema
+from ragtune_ray.index import snapshot
+from ragtune_ray.index.retriever import Retriever, fuse, open_retriever
+from ragtune_ray.models.encoder import HashingEncoder, load_encoder
+from ragtune_ray.storage import artifacts
+
+QUERIES = [
+    "Are its two moons Phobos and Deimos?",
+    "When did Apollo 11 land on the Moon?",
+    "hydrogen helium",
+    "月球",
+    "xylophone",
+]
+
+
+@pytest.fixture(scope="module")
+def encoder() -> HashingEncoder:
+    return HashingEncoder("hashing-64")
+
+
+@pytest.fixture(scope="module")
+def workspace(
+    tmp_path_factory: pytest.TempPathFactory,
+    passages: list[schema.Passage],
+    encoder: HashingEncoder,
+    write_index: Callable[..., str],
+) -> str:
+    path = tmp_path_factory.mktemp("workspace")
+    write_index(path, passages, encoder, num_segments=3)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def opened(workspace: str) -> snapshot.Index:
+    return snapshot.open_index(workspace)
+
+
+def ids(hits: Sequence[schema.Hit]) -> list[str]:
+    return [hit.passage_id for hit in hits]
+
+
+def test_fusion_sums_reciprocal_ranks() -> None:
+    # constant 5: ranks 1, 2, 3 are worth 1/6, 1/7, 1/8.
+    dense, lexical = np.array([[4, 2, 9]]), np.array([[9, 4, -1]])
+    scores, ordinals = fuse([dense, lexical], 5.0, 4)
+    assert ordinals.tolist() == [[4, 9, 2, -1]]
+    np.testing.assert_allclose(scores[0, :3], [1 / 6 + 1 / 7, 1 / 8 + 1 / 6, 1 / 7], rtol=1e-6)
+    assert np.isneginf(scores[0, 3])
+    assert (scores.dtype, ordinals.dtype) == (np.float32, np.int64)
+
+
+def test_fused_ties_stand_in_the_order_of_the_ordinals() -> None:
+    assert fuse([np.array([[8, 3]]), np.array([[3, 8]])], 5.0, 2)[1].tolist() == [[3, 8]]
+
+
+def reference_fusion(lists: list[list[int]], constant: float, top_k: int) -> tuple[list[float], list[int]]:
+    totals: dict[int, float] = {}
+    for ranked in lists:
+        for rank, ordinal in enumerate(ranked, start=1):
+            totals[ordinal] = totals.get(ordinal, 0.0) + 1 / (constant + rank)
+    best = sorted(totals, key=lambda ordinal: (-totals[ordinal], ordinal))[:top_k]
+    missing = top_k - len(best)
+    return [totals[o] for o in best] + [-np.inf] * missing, best + [-1] * missing
+
+
+ranked_lists = st.lists(st.integers(0, 12), unique=True, max_size=8)
+
+
+@given(
+    st.lists(st.tuples(ranked_lists, ranked_lists, ranked_lists), min_size=1, max_size=4),
+    st.floats(0, 60),
+    st.integers(1, 30),
+    st.integers(1, 3),
+)
+def test_fusion_equals_a_plain_loop(
+    queries: list[tuple[list[int], ...]], constant: float, top_k: int, num_lists: int
+) -> None:
+    lists = [
+        np.array([ranked[number] + [-1] * (8 - len(ranked[number])) for ranked in queries])
+        for number in range(num_lists)
+    ]
+    scores, ordinals = fuse(lists, constant, top_k)
+    for row, ranked in enumerate(queries):
+        expected_scores, expected = reference_fusion(list(ranked[:num_lists]), constant, top_k)
+        assert ordinals[row].tolist() == expected
+        np.testing.assert_allclose(scores[row], expected_scores, rtol=1e-6)
+
+
+def test_dense_hits_are_the_nearest_vectors(
+    opened: snapshot.Index, encoder: HashingEncoder, passages: list[schema.Passage]
+) -> None:
+    retriever = Retriever(opened, encoder, config.Retrieval(mode="dense"))
+    queries = [passage.text.lower() + " moon" for passage in passages]
+    cosines = encoder.encode_queries(queries) @ encoder.encode_passages([passage.text for passage in passages]).T
+    for row, hits in enumerate(retriever.retrieve([f"q{n}" for n in range(len(queries))], queries, 3)):
+        expected = np.lexsort((np.arange(len(passages)), -cosines[row].round(6)))[:3]
+        assert hits[0].passage_id == passages[expected[0]].passage_id
+        np.testing.assert_allclose([hit.score for hit in hits], np.sort(cosines[row])[::-1][:3], atol=1e-6)
+        assert [hit.rank for hit in hits] == [1, 2, 3]
+        assert {hit.query_id for hit in hits} == {f"q{row}"}
+        assert [hit.document_id for hit in hits] == [hit.passage_id.partition("#")[0] for hit in hits]
+
+
+@pytest.mark.parametrize("mode", ["dense", "lexical", "hybrid"])
+def test_every_mode_finds_the_passage_that_says_it(
+    workspace: str, mode: config.RetrievalMode, passages: list[schema.Passage]
+) -> None:
+    settings = config.Config(workspace=workspace).using("encoder.model=hashing-64", f"retrieval.mode={mode}")
+    found = open_retriever(settings, device="cpu").retrieve(["a", "b", "c"], QUERIES[:3], 2)
+    assert [ids(hits)[0] for hits in found] == ["mars#1", "moon#1", "sun#1"]
+
+
+def test_the_lexical_mode_finds_only_passages_that_share_a_word_and_needs_no_encoder(opened: snapshot.Index) -> None:
+    retriever = Retriever(opened, None, config.Retrieval(mode="lexical"))
+    found = retriever.retrieve(["m", "x", "t"], ["月球", "xylophone", "moon"], 10)
+    assert [ids(hits) for hits in found][:2] == [["china#0"], []]
+    assert set(ids(found[2])) == {"moon#0", "moon#1", "mars#1"}
+    with pytest.raises(ValueError, match="'hybrid' needs an encoder"):
+        Retriever(opened, None, config.Retrieval(mode="hybrid"))
+
+
+def test_hybrid_is_the_fusion_of_dense_and_lexical(opened: snapshot.Index, encoder: HashingEncoder) -> None:
+    settings = config.Retrieval(mode="hybrid", candidates=4, fusion_constant=2.0)
+    scores, ordinals = Retriever(opened, encoder, settings).search(QUERIES, 3)
+    dense = opened.vectors.search(encoder.encode_queries(QUERIES), 4)[1]
+    lexical = opened.lexical.search(QUERIES, 4)[1]
+    for row in range(len(QUERIES)):
+        lists = [[int(o) for o in part[row] if o >= 0] for part in (dense, lexical)]
+        expected_scores, expected = reference_fusion(lists, 2.0, 3)
+        assert ordinals[row].tolist() == expected
+        np.testing.assert_allclose(scores[row], expected_scores, rtol=1e-6)
+
+
+@pytest.mark.parametrize("top_k", [1, 5, 8, 20])
+@pytest.mark.parametrize("candidates", [1, 50])
+def test_top_k_is_filled_while_the_index_holds_passages(
+    opened: snapshot.Index, encoder: HashingEncoder, passages: list[schema.Passage], top_k: int, candidates: int
+) -> None:
+    for mode in ("dense", "hybrid"):
+        retriever = Retriever(opened, encoder, config.Retrieval(mode=mode, candidates=candidates))
+        for hits in retriever.retrieve(["q"] * len(QUERIES), QUERIES, top_k):
+            assert len(set(ids(hits))) == len(hits) == min(top_k, len(passages))
+            assert [hit.rank for hit in hits] == list(range(1, len(hits) + 1))
+            assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+
+
+def test_no_queries_give_no_hits(opened: snapshot.Index, encoder: HashingEncoder) -> None:
+    for mode in ("dense", "lexical", "hybrid"):
+        assert Retriever(opened, encoder, config.Retrieval(mode=mode)).retrieve([], [], 3) == []
+
+
+def test_another_encoder_is_refused_with_both_named(workspace: str, opened: snapshot.Index) -> None:
+    with pytest.raises(
+        artifacts.ArtifactError, match=r"built by encoder 'hashing-64' \(hashing-64\), not by this one \(hashing-32\)"
+    ):
+        Retriever(opened, HashingEncoder("hashing-32"), config.Retrieval())
+    settings = config.Config(workspace=workspace).using("encoder.model=hashing-65")
+    with pytest.raises(artifacts.ArtifactError, match=r"hashing-65.*run: ragtune index CONFIG"):
+        open_retriever(settings)
+
+
+class BrokenEncoder(HashingEncoder):
+    """Gives the second query NaN, as an overflowing model does."""
+
+    def encode_queries(self, texts: Sequence[str]) -> np.ndarray:
+        vectors = super().encode_queries(texts)
+        vectors[1, 3] = np.nan
+        return vectors
+
+
+@pytest.mark.parametrize("mode", ["dense", "hybrid"])
+def test_a_query_without_a_finite_vector_is_named(opened: snapshot.Index, mode: config.RetrievalMode) -> None:
+    retriever = Retriever(opened, BrokenEncoder("hashing-64"), config.Retrieval(mode=mode))
+    with pytest.raises(ValueError, match=r"no finite vector for the query 'second'"):
+        retriever.retrieve(["a", "b", "c"], ["first", "second", "third"], 2)
+
+
+class LengthReranker:
+    """Prefers long passages; a stand-in whose order nobody could get by chance."""
+
+    def __init__(self) -> None:
+        self.pairs: list[tuple[str, str]] = []
+
+    def score(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
+        self.pairs += pairs
+        return np.array([len(text) for _, text in pairs], dtype=np.float32)
+
+
+@pytest.mark.parametrize("mode", ["dense", "lexical", "hybrid"])
+def test_a_reranker_orders_the_candidates(
+    opened: snapshot.Index, encoder: HashingEncoder, passages: list[schema.Passage], mode: config.RetrievalMode
+) -> None:
+    plain = Retriever(opened, encoder, config.Retrieval(mode=mode, candidates=5))
+    reranker = LengthReranker()
+    reranked = Retriever(opened, encoder, config.Retrieval(mode=mode, candidates=5), reranker)
+    text_of = {passage.passage_id: passage.text for passage in passages}
+    queries = ["moon", "xylophone", "star helium moon"]
+    candidates = plain.retrieve(["a", "b", "c"], queries, 5)
+    for query, before, after in zip(queries, candidates, reranked.retrieve(["a", "b", "c"], queries, 2), strict=True):
+        # Hybrid draws five from each list, so up to ten distinct passages reach the reranker.
+        pool = {text for asked, text in reranker.pairs if asked == query}
+        if mode != "hybrid":
+            assert pool == {text_of[passage_id] for passage_id in ids(before)}
+        assert pool >= {text_of[passage_id] for passage_id in ids(before)}
+        expected = sorted(pool, key=len, reverse=True)[:2]
+        assert [hit.score for hit in after] == [len(text) for text in expected]
+        assert [len(text_of[passage_id]) for passage_id in ids(after)] == [len(text) for text in expected]
+
+
+@pytest.mark.parametrize("mode", ["dense", "lexical", "hybrid"])
+def test_passages_come_as_the_hits_do(
+    opened: snapshot.Index, encoder: HashingEncoder, mode: config.RetrievalMode
+) -> None:
+    retriever = Retriever(opened, encoder, config.Retrieval(mode=mode))
+    hits = retriever.retrieve(["q"] * len(QUERIES), QUERIES, 4)
+    for row, (found, scores) in zip(hits, retriever.retrieve_passages(QUERIES, 4), strict=True):
+        assert [passage.passage_id for passage in found] == ids(row)
+        assert scores == [hit.score for hit in row]
+
+
+def test_a_real_encoder_finds_each_passage_by_its_own_text(
+    tmp_path: Path, encoder_directory: Path, passages: list[schema.Passage], write_index: Callable[..., str]
+) -> None:
+    settings = config.Config(workspace=str(tmp_path)).using(
+        f"encoder.model={encoder_directory}", "encoder.precision=float32", "retrieval.mode=dense"
+    )
+    write_index(tmp_path, passages, load_encoder(settings.encoder, "cpu"), model=str(encoder_directory))
+    texts = [passage.text for passage in passages if passage.document_id != "china"]  # no letters that the model knows
+    found = open_retriever(settings, device="cpu").retrieve(texts, texts, 1)
+    assert [hits[0].passage_id for hits in found] == [p.passage_id for p in passages if p.document_id != "china"]
+    np.testing.assert_allclose([hits[0].score for hits in found], 1, atol=1e-5)

@@ -1,0 +1,237 @@
+"""A version open for searching: numbering, reuse, shards; and indexes that earlier versions of the package wrote."""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from ragtune_ray import config, schema
+from ragtune_ray.index import bm25, contents, faiss_index, filters, snapshot, vectors, versions, words
+from ragtune_ray.index.retriever import Retriever
+from ragtune_ray.models.encoder import HashingEncoder
+from ragtune_ray.storage import artifacts
+from tests.index.test_versions import delete
+
+Write = Callable[..., str]
+ENCODER = HashingEncoder("hashing-64")
+GOLDEN = Path(__file__).parents[1] / "data" / "golden"
+
+
+@pytest.mark.parametrize("num_segments", [1, 3])
+@pytest.mark.parametrize("kind", ["flat", "ivf", "ivf_sq", "ivf_pq", "hnsw"])
+def test_what_was_written_comes_back(
+    tmp_path: Path,
+    passages: list[schema.Passage],
+    write_index: Write,
+    num_segments: int,
+    kind: faiss_index.ConcreteKind,
+) -> None:
+    version = write_index(tmp_path, passages, ENCODER, num_segments=num_segments, kind=kind)
+    opened = snapshot.open_index(str(tmp_path))
+    assert opened.version == version == "000001"
+    assert list(schema.from_table(opened.passages, schema.Passage)) == passages
+    assert opened.take([3, 0, 3]) == [passages[3], passages[0], passages[3]]
+    assert opened.take([]) == []
+    vectors_ = ENCODER.encode_passages([passage.text for passage in passages])
+    scores, ordinals = opened.vectors.search(vectors_, 1)
+    assert ordinals[:, 0].tolist() == list(range(len(passages))), "each vector finds its own passage"
+    np.testing.assert_allclose(scores, 1, atol=1e-6)
+    assert opened.lexical.search(["Phobos and Deimos"], 1)[1].tolist() == [[3]]
+    assert opened.manifest["num_passages"] == opened.num_passages == opened.lexical.num_passages == len(passages)
+
+
+def test_passages_are_taken_from_an_index_of_more_text_than_one_column_can_hold(
+    tmp_path: Path, passages: list[schema.Passage], write_index: Write
+) -> None:
+    write_index(tmp_path, passages, ENCODER)
+    opened = snapshot.open_index(str(tmp_path))
+    long = schema.to_table([dataclasses.replace(passages[0], text="x" * 2**26)], schema.Passage)
+    place = long.schema.get_field_index("start")
+    # The forty share one text, so that the 2.5 GiB cost 64 MiB.
+    table = pa.concat_tables([long.set_column(place, long.schema.field(place), [[number]]) for number in range(40)])
+    large = dataclasses.replace(opened, passages=table)
+    found = large.take([0, 39, 3])
+    assert [passage.start for passage in found] == [0, 39, 3]
+    assert {(passage.passage_id, len(passage.text)) for passage in found} == {(passages[0].passage_id, 2**26)}
+
+    class Reranker:
+        def score(self, pairs: list[tuple[str, str]]) -> np.ndarray:
+            return np.array([len(text) for _, text in pairs], dtype=np.float32)
+
+    settings = config.Retrieval(mode="lexical", candidates=1)
+    (hits,) = Retriever(large, None, settings, Reranker()).retrieve(["q"], ["The Moon"], 1)
+    assert [(hit.passage_id, hit.score) for hit in hits] == [(passages[0].passage_id, 2**26)]
+
+
+def test_living_passages_are_found_by_id_in_several_segments(
+    tmp_path: Path, passages: list[schema.Passage], write_index: Write
+) -> None:
+    write_index(tmp_path, passages, ENCODER, num_segments=3)
+    delete(str(tmp_path), "mars")
+    opened = snapshot.open_index(str(tmp_path))
+    wanted = [passages[-1].passage_id, "mars#0", passages[0].passage_id, "nobody#0"]
+    assert opened.by_id(wanted) == {row.passage_id: row for row in (passages[0], passages[-1])}
+
+
+@pytest.mark.parametrize("mode", ["dense", "lexical", "hybrid"])
+@pytest.mark.parametrize("kind", ["flat", "ivf", "ivf_sq", "ivf_pq", "hnsw"])
+def test_what_is_deleted_is_never_returned_and_results_stay_full(
+    tmp_path: Path, passages: list[schema.Passage], write_index: Write, kind: faiss_index.ConcreteKind, mode: str
+) -> None:
+    write_index(tmp_path, passages, ENCODER, kind=kind)
+    delete(str(tmp_path), "mars", "hubble")
+    opened = snapshot.open_index(str(tmp_path))
+    retriever = Retriever(opened, ENCODER, config.Retrieval(mode=mode))
+    left = [passage for passage in passages if passage.document_id not in {"mars", "hubble"}]
+    (hits,) = retriever.retrieve(["q"], ["Mars has two moons; the Hubble telescope is no star; 月球 helium"], len(left))
+    assert {hit.document_id for hit in hits} <= {passage.document_id for passage in left}
+    if mode != "lexical":
+        assert len(hits) == len(left)
+
+
+def test_opening_the_next_version_takes_over_the_segments_that_both_have(
+    tmp_path: Path, passages: list[schema.Passage], write_index: Write
+) -> None:
+    write_index(tmp_path, passages, ENCODER)
+    before = snapshot.open_index(str(tmp_path))
+    delete(str(tmp_path), "mars")
+    after = snapshot.open_index(str(tmp_path), reuse=before)
+    assert [id(segment) for segment in after.segments] == [id(segment) for segment in before.segments]
+    assert after.num_passages == before.num_passages - 2
+    assert before.num_passages == len(passages), "an open version never changes"
+
+
+def test_filters_and_deletions_hold_together(
+    tmp_path: Path, passages: list[schema.Passage], write_index: Write
+) -> None:
+    marked = [dataclasses.replace(p, metadata=json.dumps({"length": len(p.document_id)})) for p in passages]
+    write_index(tmp_path, marked, ENCODER)
+    delete(str(tmp_path), "mars")
+    opened = snapshot.open_index(str(tmp_path))
+    allowed = opened.allowed(filters.parse_filter({"length": {"lte": 4}}))
+    found = np.flatnonzero(np.concatenate([np.asarray(mask) for mask in allowed]))
+    assert {passages[ordinal].document_id for ordinal in found} == {"moon", "sun"}
+    assert opened.allowed(filters.Filter()) is opened.alive
+
+
+@pytest.mark.parametrize("num_segments", [1, 2, 4])
+def test_the_passages_of_documents_are_found_group_by_group(
+    tmp_path: Path, passages: list[schema.Passage], write_index: Write, num_segments: int
+) -> None:
+    write_index(tmp_path, passages, ENCODER, num_segments=num_segments)
+    opened = snapshot.open_index(str(tmp_path))
+    names = [passage.document_id for passage in passages]
+    assert names == ["moon", "moon", "mars", "mars", "hubble", "sun", "sun", "china"]
+    groups = [["sun", "moon"], [], ["unknown"], ["moon", "unknown", "china"], ["mars"], ["moon", "sun"]]
+    found = opened.of_documents(groups)
+    assert [part.tolist() for part in found] == [[5, 6, 0, 1], [], [], [0, 1, 7], [2, 3], [0, 1, 5, 6]]
+    assert all(part.dtype == np.int64 for part in found)
+    assert opened.of_documents([]) == []
+    assert [passage.passage_id for passage in opened.take(found[0].tolist())] == ["sun#0", "sun#1", "moon#0", "moon#1"]
+
+
+def test_passages_of_deleted_documents_are_not_found_and_new_ones_are(
+    tmp_path: Path, passages: list[schema.Passage], write_index: Write
+) -> None:
+    # A document that was changed: its old passages are deleted in the first segment, its new ones stand in another.
+    again = [
+        dataclasses.replace(row, passage_id=f"{row.passage_id[:-1]}{number + 7}", text=f"Once more: {row.text}")
+        for number, row in enumerate(passages)
+        if row.document_id in {"mars", "china"}
+    ]
+    write_index(tmp_path, again, ENCODER, num_segments=1)
+    second = versions.head(str(tmp_path))
+    write_index(tmp_path, passages, ENCODER, num_segments=2)
+    first = delete(str(tmp_path), "mars", "hubble")
+    merged = versions.Draft((*first.entries, *second.entries), {})
+    versions.publish_version(str(tmp_path), versions.head(str(tmp_path)), merged)
+    opened = snapshot.open_index(str(tmp_path))
+    found = opened.of_documents([["mars"], ["hubble"], ["china"], ["moon", "hubble", "mars"]])
+    assert [part.tolist() for part in found] == [[8, 9], [], [7, 10], [0, 1, 8, 9]]
+    everything = opened.of_documents([[name] for name in ("moon", "mars", "hubble", "sun", "china")])
+    assert sorted(ordinal for part in everything for ordinal in part) == np.flatnonzero(_living(opened)).tolist()
+    assert len(np.concatenate(everything)) == opened.num_passages == 8
+
+
+def _living(opened: snapshot.Index) -> np.ndarray:
+    return np.concatenate(
+        [
+            np.ones(segment.num_passages, dtype=bool) if mask is None else mask
+            for segment, mask in zip(opened.segments, opened.alive, strict=True)
+        ]
+    )
+
+
+@pytest.mark.parametrize("kind", ["flat", "ivf", "ivf_sq", "ivf_pq", "hnsw"])
+def test_the_vectors_of_documents_are_those_that_were_written(
+    tmp_path: Path, passages: list[schema.Passage], write_index: Write, kind: faiss_index.ConcreteKind
+) -> None:
+    write_index(tmp_path, passages, ENCODER, num_segments=3, kind=kind)
+    opened = snapshot.open_index(str(tmp_path))  # memory-mapped, which some kinds read otherwise
+    (ordinals,) = opened.of_documents([["sun", "china", "mars"]])
+    expected = ENCODER.encode_passages([passages[ordinal].text for ordinal in ordinals])
+    np.testing.assert_allclose(opened.vectors.take(ordinals), expected, rtol=0, atol=1e-6)
+
+
+def test_shards_searched_apart_and_merged_equal_the_whole(
+    tmp_path: Path, passages: list[schema.Passage], write_index: Write
+) -> None:
+    write_index(tmp_path, passages, ENCODER, num_segments=4)
+    version = delete(str(tmp_path), "sun")
+    whole = snapshot.open_index(str(tmp_path))
+    queries = ["two moons of Mars", "telescope star helium", "月球 Moon 1969"]
+    embedded = ENCODER.encode_queries(queries)
+    tokens = {token for row in words.tokens(queries, "en") for token in row}
+    places = [[place] for place in range(len(version.entries))]
+    parts = [snapshot.open_index(str(tmp_path), shard=shard) for shard in places]
+    statistics = bm25.add_statistics([part.lexical.statistics(tokens) for part in parts])
+    parts = [snapshot.open_index(str(tmp_path), shard=shard, statistics=statistics) for shard in places]
+    first = np.cumsum([0, *(part.passages.num_rows for part in parts)])
+    for search in (
+        lambda part: part.vectors.search(embedded, 4, part.alive),
+        lambda part: part.lexical.search(queries, 4, part.alive),
+    ):
+        found = [search(part) for part in parts]
+        ordinals = [np.where(ids >= 0, ids + start, -1) for (_, ids), start in zip(found, first, strict=False)]
+        merged = vectors.top([scores for scores, _ in found], ordinals, 4)
+        for one, other in zip(merged, search(whole), strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+def test_shards_hold_consecutive_segments_up_to_a_size(
+    tmp_path: Path, passages: list[schema.Passage], write_index: Write
+) -> None:
+    write_index(tmp_path, passages, ENCODER, num_segments=4)
+    version = versions.read_version(str(tmp_path), "000001")
+    assert snapshot.shards(str(tmp_path), version, 2**40) == [[0, 1, 2, 3]]
+    assert snapshot.shards(str(tmp_path), version, 1) == [[0], [1], [2], [3]]
+
+
+@pytest.mark.parametrize("name", ["format-1-flat", "format-1-ivf"])
+def test_an_index_of_the_first_format_is_searched_and_says_how_to_go_on(tmp_path: Path, name: str) -> None:
+    shutil.copytree(GOLDEN / name, tmp_path / name)
+    workspace = str(tmp_path / name)
+    encoder = HashingEncoder("hashing-16")
+    opened = snapshot.open_index(workspace)
+    texts = opened.passages["text"].to_pylist()
+    assert len(texts) == opened.num_passages == 24
+    corpus = [json.loads(line) for line in (GOLDEN / "corpus.jsonl").read_text().splitlines()]
+    assert set(opened.passages["document_id"].to_pylist()) == {row["document_id"] for row in corpus}
+    _, found = opened.vectors.search(encoder.encode_passages(texts), 1)
+    assert [texts[ordinal] for ordinal in found[:, 0]] == texts
+    _, found = opened.lexical.search(["secret7"], 1)
+    assert opened.take(found[0].tolist())[0].document_id == "d7"
+    assert contents.index_problems(workspace) == []
+    version = versions.read_version(workspace, "000001")
+    for needs_documents in (
+        lambda: contents.find_documents(workspace, version, ["d7"]),
+        lambda: opened.allowed(filters.parse_filter({"number": 7})),
+        lambda: opened.of_documents([["d7"]]),
+    ):
+        with pytest.raises(artifacts.ArtifactError, match=r"earlier version.*run: ragtune index CONFIG"):
+            needs_documents()

@@ -1,0 +1,207 @@
+"""Versions: numbers, publishers, rolling back, a damaged CURRENT."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ragtune_ray import schema
+from ragtune_ray.index import contents, snapshot, versions
+from ragtune_ray.models.encoder import HashingEncoder
+from ragtune_ray.storage import artifacts, filesystem
+
+Write = Callable[..., str]
+ENCODER = HashingEncoder("hashing-64")
+
+
+def latest(workspace: str) -> versions.Version:
+    found = versions.head(workspace)
+    assert found is not None
+    return found
+
+
+def delete(workspace: str, *document_ids: str) -> versions.Version:
+    base = latest(workspace)
+    found = contents.find_documents(workspace, base, document_ids)
+    entries = []
+    for entry in base.entries:
+        doomed = [places[entry.segment_id] for places in found.values() if entry.segment_id in places]
+        entries.append(contents.delete_passages(workspace, entry, np.concatenate([np.empty(0, int), *doomed])))
+    return versions.publish_version(workspace, base, versions.Draft(tuple(entries), {}))
+
+
+def living(workspace: str, version: str | None = None) -> set[str]:
+    return set(snapshot.open_index(workspace, version).live_passages()["document_id"].to_pylist())
+
+
+def test_versions_are_numbered_one_after_another(
+    workspace: str, passages: list[schema.Passage], write_index: Write
+) -> None:
+    assert write_index(workspace, passages[:4], ENCODER) == "000002"
+    assert write_index(workspace, passages[:2], ENCODER) == "000003"
+    assert versions.list_versions(workspace) == ["000001", "000002", "000003"]
+    assert versions.current_version(workspace) == latest(workspace).name == "000003"
+    assert latest(workspace).manifest["parent"] == "000002"
+    assert latest(workspace).manifest["num_passages"] == 2
+
+
+def test_what_stands_at_a_number_without_being_a_version_is_passed_over(
+    workspace: str, passages: list[schema.Passage], write_index: Write
+) -> None:
+    unfinished = Path(versions.version_url(workspace, "000002"))
+    unfinished.mkdir()
+    (unfinished / "rejects.jsonl").write_text("")
+    assert versions.list_versions(workspace) == ["000001"]
+    assert write_index(workspace, passages, ENCODER) == "000003"
+
+
+def test_of_two_publishers_on_one_base_exactly_one_wins_and_the_other_says_so(workspace: str) -> None:
+    base = latest(workspace)
+    versions.publish_version(workspace, base, versions.Draft(base.entries, {"by": "first"}))
+    with pytest.raises(versions.ConflictError, match=r"000002: another publisher took this version first"):
+        versions.publish_version(workspace, base, versions.Draft(base.entries, {"by": "second"}))
+    assert latest(workspace).manifest["by"] == "first"
+    assert [path.name for path in (Path(workspace) / "index" / "versions").iterdir() if path.name[0] == "."] == []
+
+
+def test_the_loser_applies_its_change_to_the_winners_version(workspace: str, caplog: pytest.LogCaptureFixture) -> None:
+    bases = []
+
+    def prepare(base: versions.Version | None) -> versions.Draft:
+        assert base is not None
+        bases.append(base.name)
+        if len(bases) == 1:
+            delete(workspace, "mars")  # the rival is quicker
+        found = contents.find_documents(workspace, base, ["moon"])["moon"]
+        entries = [
+            contents.delete_passages(workspace, entry, found.get(entry.segment_id, np.empty(0, int)))
+            for entry in base.entries
+        ]
+        return versions.Draft(tuple(entries), {})
+
+    version, is_new = versions.publish_rebasing(workspace, prepare)
+    assert is_new
+    assert version is not None
+    assert (version.name, bases) == ("000003", ["000001", "000002"])
+    assert living(workspace) == {"hubble", "sun", "china"}, "both deletions hold"
+    assert "rebased" in caplog.text
+
+
+def test_a_change_that_changes_nothing_publishes_nothing_but_finishes_what_was_begun(workspace: str) -> None:
+    delete(workspace, "mars")
+    current = Path(workspace) / "index" / "CURRENT"
+    current.write_text("000001\n")  # as if the publisher had died before its last step
+    version, is_new = versions.publish_rebasing(workspace, lambda _: None)
+    assert version is not None
+    assert (version.name, is_new) == ("000002", False)
+    assert versions.current_version(workspace) == "000002"
+
+
+def test_a_slow_publisher_cannot_move_current_backwards(workspace: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    replace = filesystem.replace_text
+
+    def overtaken(url: str, text: str) -> None:
+        monkeypatch.setattr(filesystem, "replace_text", replace)
+        delete(workspace, "mars")  # another publishes version 3 before we have written that 2 is current
+        replace(url, text)
+
+    base = latest(workspace)
+    monkeypatch.setattr(filesystem, "replace_text", overtaken)
+    versions.publish_version(workspace, base, versions.Draft(base.entries, {}))
+    assert versions.current_version(workspace) == latest(workspace).name == "000003"
+
+
+def test_a_version_of_a_missing_segment_is_not_published(workspace: str) -> None:
+    entry = versions.Entry("nowhere", "0" * 64, 3)
+    with pytest.raises(artifacts.ArtifactError, match=r"segments/nowhere: no manifest\.json"):
+        versions.publish_version(workspace, latest(workspace), versions.Draft((entry,), {}))
+    assert versions.list_versions(workspace) == ["000001"]
+
+
+def test_segments_without_a_living_passage_are_dropped(workspace: str) -> None:
+    version = delete(workspace, "moon", "mars", "hubble", "sun")
+    assert len(version.entries) == 1
+    assert living(workspace) == {"china"}
+
+
+def test_rolling_back_publishes_the_content_of_an_earlier_version(workspace: str) -> None:
+    everything = living(workspace)
+    delete(workspace, "mars")
+    delete(workspace, "sun")
+    back = versions.roll_back(workspace)
+    assert (back.name, back.manifest["restores"]) == ("000004", "000002")
+    assert living(workspace) == everything - {"mars"}
+    further = versions.roll_back(workspace)
+    assert further.manifest["restores"] == "000001", "the one before what is current now"
+    assert living(workspace) == everything
+    assert versions.roll_back(workspace, "000003").content_id == versions.read_version(workspace, "000003").content_id
+    assert versions.current_version(workspace) == "000006"
+
+
+def test_rolling_back_needs_something_to_return_to(tmp_path: Path, workspace: str) -> None:
+    with pytest.raises(artifacts.ArtifactError, match="has no version before it"):
+        versions.roll_back(workspace)
+    with pytest.raises(artifacts.ArtifactError, match=r"versions/000009: no manifest\.json"):
+        versions.roll_back(workspace, "000009")
+    with pytest.raises(artifacts.ArtifactError, match=r"holds no index; run: ragtune index CONFIG"):
+        versions.roll_back(str(tmp_path / "nothing"))
+
+
+def test_a_workspace_without_an_index_says_which_command_makes_one(tmp_path: Path) -> None:
+    for read in (versions.current_version, snapshot.open_index):
+        with pytest.raises(artifacts.ArtifactError, match=r"holds no index; run: ragtune index CONFIG"):
+            read(str(tmp_path))
+    assert versions.head(str(tmp_path)) is None
+    assert contents.index_problems(str(tmp_path)) == [f"{tmp_path}: holds no index; run: ragtune index CONFIG"]
+
+
+@pytest.mark.parametrize("content", [b"", b"000001", b"1\n", b"000001\n000002\n", b"\xff\xfe\n", b"../../etc\n"])
+def test_a_damaged_current_is_named_and_can_be_written_anew(workspace: str, content: bytes) -> None:
+    current = Path(workspace) / "index" / "CURRENT"
+    current.write_bytes(content)
+    with pytest.raises(artifacts.ArtifactError, match=r"index/CURRENT: is damaged.*rollback CONFIG --repair"):
+        snapshot.open_index(workspace)
+    (problem,) = contents.index_problems(workspace)
+    assert "CURRENT: is damaged" in problem
+    versions.advance_current(workspace)
+    assert current.read_text() == "000001\n"
+
+
+def test_a_current_that_names_no_version_is_refused_and_nothing_is_built_on_what_lies_before_it(workspace: str) -> None:
+    (Path(workspace) / "index" / "CURRENT").write_text("000009\n")
+    with pytest.raises(artifacts.ArtifactError, match=r"versions/000009: no manifest\.json"):
+        snapshot.open_index(workspace)
+    assert len(contents.index_problems(workspace)) == 1
+    with pytest.raises(artifacts.ArtifactError, match=r"000009: the current version is damaged.*ragtune rollback"):
+        versions.publish_rebasing(workspace, lambda base: versions.Draft(base.entries if base else (), {}))
+
+
+def test_from_a_damaged_current_version_one_can_roll_back(workspace: str) -> None:
+    everything = living(workspace)
+    delete(workspace, "mars")
+    manifest = Path(versions.version_url(workspace, "000002")) / "manifest.json"
+    manifest.write_bytes(manifest.read_bytes()[:-9])
+    with pytest.raises(artifacts.ArtifactError):
+        snapshot.open_index(workspace)
+    back = versions.roll_back(workspace)
+    assert (back.name, back.manifest["restores"]) == ("000003", "000001")
+    assert living(workspace) == everything
+
+
+def test_a_version_of_a_later_format_is_refused_with_the_next_step(workspace: str) -> None:
+    base = latest(workspace)
+    staging = artifacts.stage(versions.version_url(workspace, "000002"))
+    facts = {name: value for name, value in base.manifest.items() if name in {"segments", "language", "encoder"}}
+    artifacts.publish(staging, versions.version_url(workspace, "000002"), "index", **facts, index_format=99)
+    with pytest.raises(artifacts.ArtifactError, match=r"index format 99.*upgrade ragtune-ray"):
+        versions.read_version(workspace, "000002")
+
+
+def test_manifests_hold_json_that_says_what_was_done(workspace: str) -> None:
+    manifest = json.loads((Path(versions.version_url(workspace, "000001")) / "manifest.json").read_text())
+    assert manifest["index_format"] == versions.INDEX_FORMAT
+    assert [set(entry) for entry in manifest["segments"]] == [
+        {"segment_id", "manifest_sha256", "num_passages", "deleted", "deleted_sha256", "num_deleted"}
+    ] * 2

@@ -1,0 +1,108 @@
+"""Files are found and opened wherever they are, and their lines come with their places."""
+
+from __future__ import annotations
+
+import json
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+from fsspec.spec import AbstractBufferedFile
+
+from ragtune_ray.ingest import inputs
+from ragtune_ray.ingest.input_units import plan_units
+from ragtune_ray.ingest.inputs import InputError
+from ragtune_ray.ingest.queries import read_queries
+from ragtune_ray.schema import Document, Reject
+from tests.support.corpora import beir, doc, documents, read, squad, write, write_parquet
+
+LIMIT = 1_000_000
+
+
+def test_odd_local_names_are_read_as_they_are(tmp_path: Path) -> None:
+    names = ["a b#1?.txt", "c::d.txt", "[e]*.txt", "百.txt", "~x.txt"]
+    for name in names:
+        write(tmp_path / name, "x")
+    assert sorted(item.document_id for item in documents(tmp_path)) == sorted(names)
+
+
+def test_a_long_line_is_skipped_without_loading_it_and_its_size_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    with path.open("wb") as file:
+        file.write(json.dumps(doc(1)).encode() + b"\n")
+        file.write(b"x" * 50_000_000 + b"\n")
+        file.write(json.dumps(doc(2)).encode())
+    tracemalloc.start()
+    items = read(path, limit=1000)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert items[1] == Reject(f"{path}:2", "line of 50,000,000 bytes is longer than max_document_bytes (1,000)", "row")
+    assert [item.document_id for item in items if isinstance(item, Document)] == ["1", "2"]
+    assert peak_bytes < 25_000_000
+
+
+def test_a_remote_file_whose_readline_takes_no_limit_is_read_like_a_local_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "a.jsonl", doc(1), "x" * 500, doc(2), "{", doc(3))
+    data, expected = path.read_bytes(), [read(path, size, limit=100) for size in (1, 200, 10**6)]
+
+    class RemoteFile(AbstractBufferedFile):  # type: ignore[misc]  # fsspec has no types
+        def _fetch_range(self, start: int, end: int) -> bytes:
+            return data[start:end]
+
+    monkeypatch.setattr(inputs, "open_file", lambda _: RemoteFile(None, "a", size=len(data), block_size=64))
+    assert [read(path, size, limit=100) for size in (1, 200, 10**6)] == expected
+    assert [type(item) for item in expected[0]] == [Document, Reject, Document, Reject, Document]
+
+
+def test_a_remote_filesystem_reads_like_a_local_one(tmp_path: Path) -> None:
+    write(tmp_path / "a.md", "# A")
+    write(tmp_path / "b" / "b.jsonl", *(doc(number) for number in range(50)))
+    write(tmp_path / "b" / ".git" / "c.txt", "hidden")
+    write_parquet(tmp_path / "d.parquet", {"id": [str(number) for number in range(50)], "text": ["x"] * 50})
+    write(tmp_path / "e.json", squad())
+    write(tmp_path / "f.png", "x")
+    beir(tmp_path / "beir")
+    root = "memory://readers-test"
+    filesystem = fsspec.filesystem("memory")
+    filesystem.put(str(tmp_path) + "/", "/readers-test/", recursive=True)
+    try:
+        local, remote = plan_units(str(tmp_path), 200), plan_units(root + "/", 200)
+        assert [file.sha256 for file in remote.files] == [file.sha256 for file in local.files]
+        assert remote.rejects[-1].place == f"{root}/f.png"
+        assert len(remote.rejects) == len(local.rejects) == 4
+
+        def moved(items: list[Any]) -> str:
+            return repr(items).replace(root, str(tmp_path))
+
+        assert moved([*remote.units]) == repr([*local.units])
+        assert moved(read(root, 200)) == repr(read(tmp_path, 200))
+        assert moved([*read_queries(f"{root}/beir")]) == repr([*read_queries(str(tmp_path / "beir"))])
+        with pytest.raises(InputError, match="no such file"):
+            plan_units(f"{root}/missing.jsonl", 200)
+    finally:
+        filesystem.rm("/readers-test", recursive=True)
+
+
+def test_a_path_with_dots_is_the_same_place_and_links_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "work").mkdir()
+    (tmp_path / "docs" / "sub").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("docs")
+    monkeypatch.chdir(tmp_path / "work")
+    file = str(tmp_path / "docs" / "sub" / "a.md")
+    assert inputs.root_of("../docs/./sub/a.md") == file
+    assert inputs.root_of(f"{tmp_path}/docs/sub/../sub//a.md") == file
+    assert inputs.root_of("../link/sub/a.md") == str(tmp_path / "link" / "sub" / "a.md")
+    assert inputs.root_of("s3://bucket/a/../b/") == "s3://bucket/a/../b"
+
+
+def test_a_link_before_dots_leads_out_of_where_the_link_does(tmp_path: Path) -> None:
+    (tmp_path / "real" / "deep").mkdir(parents=True)
+    (tmp_path / "real" / "docs").mkdir()
+    (tmp_path / "current").symlink_to("real/deep")
+    assert inputs.root_of(f"{tmp_path}/current/../docs") == str(tmp_path.resolve() / "real" / "docs")
+    (tmp_path / "docs").mkdir()  # what the path would name without the link
+    assert inputs.root_of(f"{tmp_path}/current/../docs") == str(tmp_path.resolve() / "real" / "docs")

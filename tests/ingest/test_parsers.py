@@ -1,0 +1,196 @@
+"""The bytes of a file become text; or a ParseError that says why."""
+
+from __future__ import annotations
+
+import io
+import random
+import zipfile
+from typing import Any
+
+import docx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ragtune_ray.ingest import parsers
+from ragtune_ray.ingest.parsers import ParseError, clean, decode, parse_file
+
+LIMIT = 1_000_000
+
+
+def make_pdf(*pages: str, title: str = "") -> bytes:
+    """A minimal PDF with one line of text per page and a correct cross-reference table."""
+    kids = " ".join(f"{4 + 2 * number} 0 R" for number in range(len(pages)))
+    objects = [
+        "<< /Type /Catalog /Pages 2 0 R >>",
+        f"<< /Type /Pages /Kids [{kids}] /Count {len(pages)} >>",
+        "<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
+    ]
+    for number, text in enumerate(pages):
+        content = f"BT /F1 24 Tf 72 720 Td ({text}) Tj ET"
+        objects.append(
+            f"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Contents {5 + 2 * number} 0 R "
+            "/Resources << /Font << /F1 3 0 R >> >> >>"
+        )
+        objects.append(f"<< /Length {len(content)} >>\nstream\n{content}\nendstream")
+    objects.append(f"<< /Title ({title}) >>")
+    body, offsets = b"%PDF-1.4\n", []
+    for number, content in enumerate(objects, 1):
+        offsets.append(len(body))
+        body += f"{number} 0 obj\n{content}\nendobj\n".encode()
+    table = "".join(f"{offset:010d} 00000 n \n" for offset in offsets)
+    count = len(objects) + 1
+    trailer = f"trailer\n<< /Size {count} /Root 1 0 R /Info {len(objects)} 0 R >>\nstartxref\n{len(body)}\n%%EOF\n"
+    return body + f"xref\n0 {count}\n0000000000 65535 f \n{table}{trailer}".encode()
+
+
+def make_docx(title: str = "") -> bytes:
+    document = docx.Document()
+    document.core_properties.title = title
+    document.add_paragraph("Before.")
+    table = document.add_table(rows=2, cols=2)
+    for cell, text in zip((cell for row in table.rows for cell in row.cells), "abcd", strict=True):
+        cell.text = text
+    table.rows[1].cells[0].merge(table.rows[1].cells[1])
+    document.add_paragraph("After.")
+    buffer = io.BytesIO()
+    document.save(buffer)
+    return buffer.getvalue()
+
+
+def reason(call: Any, *arguments: Any) -> str:
+    with pytest.raises(ParseError) as caught:
+        call(*arguments)
+    return str(caught.value)
+
+
+def test_clean_drops_what_arrow_and_tokenizers_refuse_and_keeps_the_rest() -> None:
+    assert clean("\ufeffa\r\nb\rc\x00\ud800\ufeff") == "a\nb\nc\ufffd\ufffd\ufeff"
+    assert clean("e\u0301") == "e\u0301"
+
+
+@given(st.text(st.characters()))
+def test_clean_is_idempotent_but_for_a_second_bom_and_can_always_be_encoded(text: str) -> None:
+    cleaned = clean(text)
+    cleaned.encode()
+    assert "\r" not in cleaned
+    assert "\x00" not in cleaned
+    assert clean(cleaned) == cleaned.removeprefix("\ufeff")
+
+
+def test_decode_reads_other_encodings_only_when_one_alone_fits() -> None:
+    chinese = "人工智能是计算机科学的一个分支，它企图了解智能的实质。中国的首都是北京，上海是最大的城市。"
+    assert decode(chinese.encode("gb18030")) == chinese
+    assert decode("Hello wörld".encode("utf-16")) == "Hello wörld"
+    french = "Le château était à côté de l'église, où les élèves jouaient."
+    assert "iconv" in reason(decode, french.encode("latin-1"))
+    assert "not UTF-8 (byte 0xff at 0)" in reason(decode, b"\xff\xff\x00\x01\x80\x81")
+
+
+@pytest.mark.parametrize(
+    ("text", "title"),
+    [
+        ("intro\n# Mars #\nx", "Mars"),
+        ("```\n# comment\n```\n# Real\n", "Real"),
+        ("#tag\n## Two\n", "notes"),
+        ("", "notes"),
+    ],
+)
+def test_markdown_is_kept_whole_and_titled_by_its_first_heading(text: str, title: str) -> None:
+    assert parse_file("a/notes.md", text.encode(), LIMIT) == (title, text)
+
+
+def test_plain_text_is_titled_by_its_stem() -> None:
+    assert parse_file("a/log.v2.txt", b"\xef\xbb\xbfx\r\ny", LIMIT) == ("log.v2", "x\ny")
+
+
+def test_html_keeps_blocks_apart_and_drops_what_is_not_content() -> None:
+    page = """<html><head><title> Red
+      planet</title><style>p{}</style></head><body><header>H</header><nav>N</nav><p>One
+      <b>bo</b>ld</p><p>two<br>three</p><script>alert(1)</script><template>T</template><noscript>S</noscript>
+      <pre>x = 1
+  y = 2</pre><table><tr><td>a</td><td>b</td></tr><tr><td>c</td></tr></table><aside>A</aside>
+      <footer>F</footer></body></html>"""
+    title, text = parse_file("x.html", page.encode(), LIMIT)
+    assert title == "Red planet"
+    assert text.split("\n") == ["One bold", "two", "three", "x = 1", "y = 2", "a b", "c"]
+    assert parse_file("x.htm", b"<h1>Top</h1>text", LIMIT) == ("Top", "Top\ntext")
+    assert parse_file("x.html", b"", LIMIT) == ("x", "")
+    latin = '<meta charset="iso-8859-1"><p>Le château'.encode("latin-1")
+    assert parse_file("x.html", latin, LIMIT)[1] == "Le château"
+
+
+def test_pdf_pages_are_joined_by_a_blank_line() -> None:
+    assert parse_file("x.pdf", make_pdf("Page one", "Page two", title="Probe"), LIMIT) == (
+        "Probe",
+        "Page one\n\nPage two",
+    )
+    assert parse_file("x.pdf", make_pdf("One"), LIMIT) == ("x", "One")
+
+
+def test_a_pdf_that_is_broken_empty_encrypted_or_endless_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "cannot be opened" in reason(parse_file, "x.pdf", b"%PDF-1.4 garbage", LIMIT)
+    assert "run OCR" in reason(parse_file, "x.pdf", make_pdf(""), LIMIT)
+    encryption = (
+        f"/Encrypt << /Filter /Standard /V 1 /R 2 /P -4 /O <{'11' * 32}> /U <{'22' * 32}> >> /ID [<00> <00>] >>\nst"
+    )
+    locked = make_pdf("One").replace(b">>\nst" + b"artxref", encryption.encode() + b"artxref")
+    assert "it is encrypted" in reason(parse_file, "x.pdf", locked, LIMIT)
+    monkeypatch.setattr(parsers, "_MAX_PDF_PAGES", 1)
+    assert "PDF of 2 pages; at most 1" in reason(parse_file, "x.pdf", make_pdf("One", "Two"), LIMIT)
+
+
+def test_docx_paragraphs_and_table_cells_come_in_order_and_merged_cells_once() -> None:
+    title, text = parse_file("x.docx", make_docx("Probe"), LIMIT)
+    assert title == "Probe"
+    assert text == "Before.\na\tb\nc d\nAfter."
+    assert parse_file("x.docx", make_docx(), LIMIT)[0] == "x"
+
+
+def test_a_docx_that_unpacks_to_far_too_much_is_refused_before_it_is_opened() -> None:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("word/document.xml", b"0" * 30_000)
+    assert "unpacks to 30,000 bytes" in reason(parse_file, "x.docx", buffer.getvalue(), 1_000)
+    assert "DOCX is broken" in reason(parse_file, "x.docx", buffer.getvalue(), LIMIT)
+
+
+def test_damaged_docx_and_pdf_files_give_text_or_a_reason_and_nothing_else() -> None:
+    generator = random.Random(0)
+    read = refused = 0
+    for name, whole in (("x.docx", make_docx()), ("x.pdf", make_pdf("Page one", "Page two"))):
+        for _ in range(60):
+            data = bytearray(whole)
+            for _ in range(generator.randint(1, 20)):
+                data[generator.randrange(len(data))] = generator.randrange(256)
+            try:
+                parse_file(name, bytes(data[: generator.randint(len(data) // 2, len(data) * 2)]), LIMIT)
+                read += 1
+            except ParseError:
+                refused += 1
+    assert read
+    assert refused
+
+
+def test_every_extra_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parsers.importlib.util, "find_spec", lambda _: None)
+    found = [parsers.missing_extra(suffix) for suffix in (".pdf", ".docx", ".html", ".htm", ".md", ".jsonl")]
+    assert found == ["pdf", "docx", "html", "html", None, None]
+
+
+@pytest.mark.parametrize("tag", ["div", "span", "B", "my-tag class=x"])
+def test_html_nested_too_deeply_is_refused_before_the_parser_takes_minutes_over_it(tag: str) -> None:
+    assert parse_file("x.html", f"<{tag}>x".encode() * 5_000, LIMIT)[1]
+    message = reason(parse_file, "x.html", f"<{tag}>x".encode() * 5_001, LIMIT)
+    assert "HTML nested 5,001 elements deep; at most 5,000" in message
+
+
+@pytest.mark.parametrize(
+    "element", ["<p>x", "<LI>x", "<br>x", "<td>x", "<div><b>x</b></div>", "<img/>x", "<svg/>x", "</i>x"]
+)
+def test_html_with_many_elements_side_by_side_is_read_however_they_end(element: str) -> None:
+    assert parse_file("x.html", element.encode() * 6_000, LIMIT)[1].count("x") == 6_000
+
+
+def test_an_end_tag_without_a_start_does_not_hide_nesting() -> None:
+    assert "nested 5,001" in reason(parse_file, "x.html", b"<div></i>x" * 5_001, LIMIT)

@@ -1,0 +1,146 @@
+"""Rows become documents and queries; or a ParseError that says why."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from ragtune_ray.ingest.parsers import ParseError
+from ragtune_ray.ingest.rows import document_from_row, parse_json, query_from_row, squad_contexts
+
+LIMIT = 1_000_000
+
+
+def row(**fields: Any) -> dict[str, Any]:
+    return {"id": "a", "text": "Mars."} | fields
+
+
+def reason(call: Any, *arguments: Any) -> str:
+    with pytest.raises(ParseError) as caught:
+        call(*arguments)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (b'{"a": NaN}', "NaN is not allowed"),
+        (b'{"a": -Infinity}', "-Infinity is not allowed"),
+        (b"{'a': 1}", "not JSON"),
+        (b'{"a": 1} x', "not JSON"),
+        (b'{"a": "\xff"}', "not UTF-8"),
+        (b"[" * 200_000, "nested too deeply"),
+        (b"1" * 5_000, "not JSON"),
+    ],
+)
+def test_json_is_strict(data: bytes, expected: str) -> None:
+    assert expected in reason(parse_json, data)
+
+
+def test_a_document_takes_its_metadata_from_the_object_and_from_other_scalars() -> None:
+    document = document_from_row(
+        row(metadata={"b": [1], "year": 1}, year=2, z=True, lost=[1], none=None, nan=float("nan"), document_id=7),
+        "p",
+        LIMIT,
+    )
+    assert document.document_id == "7"
+    assert document.metadata == '{"b": [1], "id": "a", "year": 1, "z": true}'
+    assert document_from_row(row(title=" A\n b "), "p", LIMIT).title == "A b"
+    assert document_from_row(row(metadata='{"a": 1}'), "p", LIMIT).metadata == '{"a": 1}'
+    assert document_from_row(row(), "p", LIMIT).metadata == "{}"
+
+
+def test_lone_surrogates_are_replaced_in_every_field_of_a_document() -> None:
+    bad = json.loads('"x\\ud800"')
+    document = document_from_row(row(id=bad, text=bad, title=bad, metadata={bad: bad}), "p", LIMIT)
+    assert (document.document_id, document.text, document.title) == ("x\ufffd",) * 3
+    assert document.metadata == '{"x\ufffd": "x\ufffd"}'
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ([1], "must be a JSON object, found list"),
+        ({"text": "x"}, "no id"),
+        (row(id=None), "no id"),
+        (row(id=" "), "id is empty"),
+        (row(id=True), "id must be text or an integer, found bool"),
+        (row(id=1.5), "id must be text or an integer, found float"),
+        ({"id": "a", "body": "x"}, "no column 'text'; found body, id"),
+        (row(text=5), "text must be text, found int"),
+        (row(text=None), "empty document"),
+        (row(text=" \n\t"), "empty document"),
+        (row(text="é" * 6), "document of 12 bytes is longer than max_document_bytes (11)"),
+        (row(title=[1]), "title must be text, found list"),
+        (row(metadata=[1]), "metadata must be an object, found list"),
+        (row(metadata={"a": float("inf")}), "metadata cannot be written as JSON"),
+        (row(score=float("inf")), "metadata cannot be written as JSON"),
+    ],
+)
+def test_a_bad_document_row_says_what_is_wrong(value: Any, expected: str) -> None:
+    assert expected in reason(document_from_row, value, "p", 11)
+
+
+def test_a_query_takes_every_spelling_of_its_fields() -> None:
+    query = query_from_row(
+        {"_id": 3, "query": "Why?\r\n", "document_ids": ["a", 2], "relevances": [2, 0.5], "split": "dev"}
+    )
+    assert (query.query_id, query.text, query.split) == ("3", "Why?\n", "validation")
+    assert (query.document_ids, query.relevances) == (("a", "2"), (2.0, 0.5))
+    assert query.answers is None
+    single = query_from_row({"query_id": "q", "question": "Who?", "document_id": "d"})
+    assert (single.document_ids, single.relevances, single.split) == (("d",), (1.0,), "all")
+
+
+@pytest.mark.parametrize(
+    ("answers", "expected"),
+    [
+        (None, None),
+        ([], ()),
+        ("x", ("x",)),
+        (["b", "a", "b", " "], ("b", "a")),
+        ({"text": ["x"], "answer_start": [1]}, ("x",)),
+        ([{"text": "x", "answer_start": 1}], ("x",)),
+    ],
+)
+def test_answers_that_are_unknown_none_or_many_stay_apart(answers: Any, expected: Any) -> None:
+    assert query_from_row({"id": "q", "text": "x", "answers": answers}).answers == expected
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"text": None}, "no column 'text', 'query' or 'question'"),
+        ({"text": " "}, "empty query"),
+        ({"text": 1}, "text must be text"),
+        ({"answers": 5}, "answers must be a list"),
+        ({"answers": [None]}, "an element is not text"),
+        ({"document_ids": "d"}, "document_ids must be a list"),
+        ({"document_ids": [1.5]}, "document_ids must be text or an integer"),
+        ({"document_ids": ["d"], "relevances": []}, "one number per document id (1)"),
+        ({"document_ids": ["d"], "relevances": ["1"]}, "finite numbers"),
+        ({"split": 1}, "split must be text"),
+    ],
+)
+def test_a_bad_query_row_says_what_is_wrong(fields: dict[str, Any], expected: str) -> None:
+    assert expected in reason(query_from_row, row(**fields))
+
+
+def test_squad_ids_are_unique_and_a_context_repeats_only_within_its_article() -> None:
+    same = {"context": "same", "qas": []}
+    articles = [
+        {"title": "X_y", "paragraphs": [same, {"context": "other"}, same]},
+        {"title": "X_y", "paragraphs": [same]},
+        {"title": "X_y (2)", "paragraphs": [same]},
+        {"paragraphs": [{"context": 5}]},
+        "garbage",
+    ]
+    contexts = list(squad_contexts({"data": articles}))
+    expected = ["X_y/0", "X_y/1", "X_y/0", "X_y (2)/0", "X_y (2) (2)/0", "untitled/0", "untitled (2)/0"]
+    assert [context.document_id for context in contexts] == expected
+    assert [context.ordinal for context in contexts] == list(range(7))
+    assert [context.is_repeat for context in contexts] == [False, False, True, False, False, False, False]
+    assert contexts[0].title == "X y"
+    assert "not SQuAD" in reason(lambda: list(squad_contexts({"a": 1})))

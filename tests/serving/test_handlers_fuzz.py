@@ -1,0 +1,58 @@
+"""Requests made up from the endpoint's own schema, sound and unsound: whatever comes, no 5xx and no silence."""
+
+import itertools
+import time
+
+import hypothesis
+import pytest
+import requests
+import schemathesis
+from schemathesis import GenerationMode
+
+from tests.support.gateways import SECRETS, FakeBackend, Served, keys
+
+pytestmark = pytest.mark.slow
+
+SECONDS = 120
+"""At least so long; a round of all operations is never left off."""
+
+
+def _out_of_its_own_time(case: schemathesis.Case, reply: schemathesis.Response) -> bool:
+    """Whether the request set itself so short a deadline that 504 is the right answer to it."""
+    seconds = case.body.get("timeout_seconds") if isinstance(case.body, dict) else None
+    return reply.status_code == 504 and isinstance(seconds, int | float) and seconds < 1
+
+
+def test_no_request_made_up_from_the_schema_breaks_the_endpoint() -> None:
+    served = Served(FakeBackend(), keys())
+    described = requests.get(f"{served.address}/openapi.json", timeout=10).json()
+    schema = schemathesis.openapi.from_dict(described)
+    asked: dict[int, int] = {}
+    headers = {"Authorization": f"Bearer {SECRETS['admin']}"}
+    until = time.monotonic() + SECONDS
+    for seed in itertools.count():
+        for result in schema.get_all_operations():
+            operation = result.ok()
+            for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
+                if mode is GenerationMode.NEGATIVE and not operation.body:
+                    continue
+
+                @hypothesis.seed(seed)
+                @hypothesis.settings(
+                    max_examples=25, deadline=None, database=None, suppress_health_check=list(hypothesis.HealthCheck)
+                )
+                @hypothesis.given(case=operation.as_strategy(generation_mode=mode))
+                def ask(case) -> None:
+                    reply = case.call(base_url=served.address, headers=headers)
+                    asked[reply.status_code] = asked.get(reply.status_code, 0) + 1
+                    assert reply.status_code < 500 or _out_of_its_own_time(case, reply), (case.body, reply.text)
+                    if reply.status_code >= 400 and case.method != "HEAD":
+                        assert set(reply.json()["error"]) == {"message", "type", "param", "code"}
+
+                ask()
+        if time.monotonic() > until:
+            break
+    assert requests.get(f"{served.address}/healthz", timeout=10).status_code == 200
+    served.stop()
+    assert asked[200] > 50, asked
+    assert asked[400] > 50, asked

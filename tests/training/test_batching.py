@@ -1,0 +1,128 @@
+"""Batches: every example once per epoch, the same steps however a run was interrupted, the same work for every worker."""
+
+import itertools
+import time
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ragtune_ray import config
+from ragtune_ray.training.batching import num_steps, own_rows, same_passages, steps, steps_per_epoch
+
+
+def training(batch_examples: int, epochs: int = 1, max_steps: int = 0) -> config.Training:
+    return config.Training(batch_examples=batch_examples, epochs=epochs, max_steps=max_steps)
+
+
+def rows_of(num_examples: int, settings: config.Training, seed: int = 0, first: int = 0) -> list[list[int]]:
+    """Where no two examples show the same passages."""
+    return [rows.tolist() for rows in steps(np.arange(num_examples), settings, seed, first)]
+
+
+@pytest.mark.parametrize(
+    ("num_examples", "batch_examples", "expected"), [(0, 4, 0), (1, 4, 1), (4, 4, 1), (5, 4, 2), (32, 16, 2), (7, 1, 7)]
+)
+def test_a_pass_has_as_few_steps_as_the_batch_allows(num_examples: int, batch_examples: int, expected: int) -> None:
+    assert steps_per_epoch(num_examples, batch_examples) == expected
+    assert num_steps(num_examples, training(batch_examples, 3)) == 3 * expected
+    assert len(rows_of(num_examples, training(batch_examples, 3))) == 3 * expected
+
+
+@given(st.integers(1, 150), st.integers(1, 40), st.integers(1, 4), st.integers(0, 10**6))
+def test_every_epoch_visits_every_example_once_in_steps_of_even_size(
+    num_examples: int, batch_examples: int, epochs: int, seed: int
+) -> None:
+    settings = training(batch_examples, epochs)
+    every = rows_of(num_examples, settings, seed)
+    each = -(-num_examples // batch_examples)
+    assert len(every) == num_steps(num_examples, settings) == epochs * each
+    for epoch in range(epochs):
+        taken = every[epoch * each : (epoch + 1) * each]
+        assert sorted(row for rows in taken for row in rows) == list(range(num_examples))
+        sizes = [len(rows) for rows in taken]
+        assert max(sizes) <= batch_examples
+        assert max(sizes) - min(sizes) <= 1
+
+
+@given(st.data())
+def test_a_resumed_run_takes_the_steps_that_were_left(data: Any) -> None:
+    num_examples = data.draw(st.integers(1, 60))
+    settings = training(
+        data.draw(st.integers(1, 20)), epochs=data.draw(st.integers(1, 4)), max_steps=data.draw(st.integers(0, 30))
+    )
+    every = rows_of(num_examples, settings, seed=5)
+    for first in range(len(every) + 3):
+        assert rows_of(num_examples, settings, seed=5, first=first) == every[first:]
+
+
+@given(st.integers(1, 60), st.integers(1, 20), st.integers(1, 4), st.integers(1, 100))
+def test_fewer_steps_are_the_first_of_all_steps(
+    num_examples: int, batch_examples: int, epochs: int, max_steps: int
+) -> None:
+    every = rows_of(num_examples, training(batch_examples, epochs))
+    fewer = training(batch_examples, epochs, max_steps)
+    assert rows_of(num_examples, fewer) == every[:max_steps]
+    assert num_steps(num_examples, fewer) == min(max_steps, len(every))
+
+
+def test_each_epoch_and_each_seed_has_an_order_of_its_own() -> None:
+    settings = training(100, epochs=3)
+    orders = [rows for seed in (0, 1) for rows in rows_of(100, settings, seed)]
+    assert len({tuple(order) for order in orders}) == 6
+    assert all(order != sorted(order) for order in orders)
+    assert orders[:3] == rows_of(100, settings, 0), "but the same seed has the same"
+
+
+def test_examples_about_the_same_passages_come_together_in_an_order_of_their_own() -> None:
+    shown = [["b", "a"], ["a"], ["b", "a"], [], ["a", "b"], ["a"], [], ["b", "a"]]
+    alike = same_passages(pa.chunked_array([shown[:3], shown[3:]], pa.list_(pa.string())))
+    assert alike.tolist() == [0, 1, 0, 3, 2, 1, 4, 0]
+    orders = {tuple(next(steps(alike, training(8), seed)).tolist()) for seed in range(40)}
+    assert len(orders) > 30
+    for order in orders:
+        together = [alike[row] for row in order]
+        assert len([1 for one, other in itertools.pairwise(together) if one != other]) == len(set(alike)) - 1
+    assert {tuple(row for row in order if alike[row] == 0) for order in orders} == set(
+        itertools.permutations([0, 2, 7])
+    )
+
+
+@given(st.lists(st.integers(0, 5), max_size=60), st.integers(1, 20))
+def test_whatever_goes_together_every_example_comes_once_an_epoch(numbers: list[int], batch_examples: int) -> None:
+    alike = np.unique(numbers, return_inverse=True)[1]
+    taken = [row for rows in steps(alike, training(batch_examples), 3) for row in rows.tolist()]
+    assert sorted(taken) == list(range(len(numbers)))
+
+
+def test_without_examples_there_is_no_step() -> None:
+    assert rows_of(0, training(4, epochs=2)) == []
+    assert rows_of(0, training(4, epochs=2), first=3) == []
+
+
+def test_a_few_steps_of_very_many_epochs_do_not_draw_them_all() -> None:
+    start = time.process_time()
+    assert len(rows_of(1000, training(500, epochs=100_000, max_steps=3))) == 3
+    assert time.process_time() - start < 0.5
+
+
+LENGTHS = st.lists(st.integers(1, 2000), max_size=40)
+
+
+@given(LENGTHS, st.integers(1, 50))
+def test_workers_take_every_row_of_a_step_once_and_about_as_much_each(lengths: list[int], workers: int) -> None:
+    taken = [own_rows(np.array(lengths, dtype=np.int64), worker, workers).tolist() for worker in range(workers)]
+    assert sorted(row for rows in taken for row in rows) == list(range(len(lengths)))
+    counts = [len(rows) for rows in taken]
+    assert max(counts) - min(counts) <= 1
+    tokens = [sum(lengths[row] for row in rows) for rows in taken]
+    assert max(tokens) - min(tokens) <= max(lengths, default=0)
+
+
+def test_rows_of_equal_length_go_to_the_workers_in_turn() -> None:
+    assert [own_rows(np.full(5, 7), worker, 2).tolist() for worker in (0, 1)] == [[0, 2, 4], [1, 3]]
+    # By length: 90, 80 | 70, 40 | 30.
+    assert [own_rows(np.array([40, 90, 30, 70, 80]), worker, 2).tolist() for worker in (0, 1)] == [[1, 3, 2], [4, 0]]

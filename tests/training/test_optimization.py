@@ -1,0 +1,202 @@
+"""Steps against torch's own tools, and a state that goes on as if nothing had happened."""
+
+import functools
+import json
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.multiprocessing
+from torch import Tensor, nn
+
+from ragtune_ray import config
+from ragtune_ray.schema import GeneratorExample
+from ragtune_ray.training import optimization, trainable
+
+TRAINING = config.Training(learning_rate=1e-3, weight_decay=0.1)
+
+
+def examples(count: int, answer: str = "yes") -> list[GeneratorExample]:
+    return [
+        GeneratorExample(f"q{n}", "with_gold", f"question {n}", answer + "!" * n, (), 0, 10, len(answer) + n + 1)
+        for n in range(count)
+    ]
+
+
+def step(
+    objective: Any, rows: list[GeneratorExample], optimizer: torch.optim.Optimizer, clip: float = 1.0
+) -> optimization.StepResult:
+    return optimization.take_step(
+        objective,
+        objective,
+        rows,
+        objective.weight(rows),
+        optimizer,
+        clip,
+        lambda: optimization.autocast("cpu", torch.float32),
+    )
+
+
+@pytest.fixture
+def load(generator_directory: Path):
+    def build(*overrides: str) -> Any:
+        settings = config.Config().using(*(f"training.{override}" for override in overrides))
+        return trainable.load_objective(settings, generator_directory, {})
+
+    return build
+
+
+def test_a_step_is_that_of_a_plain_loop_over_the_mean_loss_per_token(load) -> None:
+    rows = examples(5)
+    ours, plain = load("micro_batch_tokens=16"), load()
+    optimizer = optimization.make_optimizer(ours, TRAINING)
+    result = step(ours, rows, optimizer, clip=0.5)
+
+    whole = plain(plain.collate([row.prompt for row in rows], [row.answer for row in rows])) / sum(
+        row.num_answer_tokens for row in rows
+    )
+    whole.backward()
+    weights = [weight for weight in plain.parameters() if weight.requires_grad]
+    norm = torch.nn.utils.clip_grad_norm_(weights, 0.5)
+    decayed = [weight for weight in weights if weight.ndim > 1]
+    torch.optim.AdamW(
+        [{"params": decayed}, {"params": [w for w in weights if w.ndim == 1], "weight_decay": 0.0}],
+        lr=1e-3,
+        weight_decay=0.1,
+    ).step()
+    assert result.loss == pytest.approx(float(whole.detach()), rel=1e-5)
+    assert result.gradient_norm == pytest.approx(float(norm), rel=1e-4)
+    for name, weight in optimization.trainable_weights(plain).items():
+        torch.testing.assert_close(optimization.trainable_weights(ours)[name], weight, rtol=1e-4, atol=2e-5)
+
+
+def test_a_saved_and_loaded_state_goes_on_with_the_same_weights(load, tmp_path: Path) -> None:
+    straight, stopped, resumed = load(), load(), load()
+    optimizer = optimization.make_optimizer(straight, TRAINING)
+    for number in range(6):
+        step(straight, examples(3 + number), optimizer)
+    before = optimization.make_optimizer(stopped, TRAINING)
+    for number in range(3):
+        step(stopped, examples(3 + number), before)
+    best = {name: weight + 1 for name, weight in optimization.trainable_weights(stopped).items()}
+    optimization.save_state(tmp_path, stopped, before, best, {"step": 3})
+    after = optimization.make_optimizer(resumed, TRAINING)
+    facts, kept = optimization.load_state(tmp_path, resumed, after)
+    assert facts == {"step": 3}
+    assert all(torch.equal(kept[name], best[name]) for name in best)
+    for number in range(3, 6):
+        step(resumed, examples(3 + number), after)
+    for name, weight in optimization.trainable_weights(straight).items():
+        torch.testing.assert_close(optimization.trainable_weights(resumed)[name], weight, rtol=0, atol=1e-6)
+
+
+def test_a_loaded_optimizer_stands_where_its_weights_do(load, tmp_path: Path) -> None:
+    saved = load()
+    before = optimization.make_optimizer(saved, TRAINING)
+    step(saved, examples(2), before)
+    optimization.save_state(tmp_path, saved, before, {}, {})
+    elsewhere = load().to("meta")  # any device but the one that files are read to
+    after = optimization.make_optimizer(elsewhere, TRAINING)
+    optimization.load_state(tmp_path, elsewhere, after)
+    assert len(after.state) == len(before.state)
+    for weight, state in after.state.items():
+        assert {key: value.device for key, value in state.items()} == dict.fromkeys(
+            ("step", "exp_avg", "exp_avg_sq"), weight.device
+        )
+
+
+def test_a_state_of_another_model_is_refused(load, tmp_path: Path) -> None:
+    objective = load()
+    with pytest.raises(optimization.TrainingError, match="another model"):
+        optimization.restore_weights(objective, {"model.nothing": torch.zeros(3)})
+
+
+def test_a_loss_that_is_not_finite_moves_nothing(load) -> None:
+    objective = load()
+    optimizer = optimization.make_optimizer(objective, TRAINING)
+    with torch.no_grad():
+        next(objective.parameters())[:] = float("nan")
+    before = optimization.trainable_weights(objective)
+    result = step(objective, examples(2), optimizer)
+    assert result.loss != result.loss
+    after = optimization.trainable_weights(objective)
+    assert all(torch.equal(before[name].nan_to_num(7), after[name].nan_to_num(7)) for name in before)
+
+
+def test_what_the_loss_does_not_reach_is_frozen(encoder_directory: Path) -> None:
+    from ragtune_ray.schema import RetrieverExample
+
+    settings = config.Config().using("training.objective=contrastive")
+    objective = trainable.load_objective(settings, encoder_directory, {})
+    rows = [RetrieverExample("q", "moon", ("a#0", "b#0"), ("the moon", "the sun"), (), 4)]
+    frozen = optimization.freeze_unreached(objective, objective, rows)
+    assert frozen
+    assert all("pooler" in name for name in frozen)
+    assert not set(frozen) & set(optimization.trainable_weights(objective))
+
+
+class Summed(nn.Module):
+    """An objective of one layer that takes a piece per row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def pieces(self, rows: Sequence[int]) -> Iterator[dict[str, Tensor]]:
+        for row in rows:
+            yield {"row": torch.linspace(0, row, 4)}
+
+    def forward(self, piece: dict[str, Tensor]) -> Tensor:
+        return self.layer(piece["row"]).square().sum()
+
+
+def steps_of_summed(module: nn.Module, objective: Any, rows: Sequence[int]) -> list[float]:
+    """Loss and gradient norm of two steps, whose weight is that of four rows."""
+    optimizer = optimization.make_optimizer(module, TRAINING)
+    computing = functools.partial(optimization.autocast, "cpu", torch.float32)
+    results = [optimization.take_step(module, objective, rows, 4.0, optimizer, 1.0, computing) for _ in range(2)]
+    return [value for result in results for value in (result.loss, result.gradient_norm)]
+
+
+def spread_worker(worker: int, directory: str) -> None:
+    """One of two workers, of which the first has three of the four rows."""
+    from torch.distributed.fsdp import fully_shard
+
+    torch.distributed.init_process_group(
+        "gloo", f"file://{directory}/meeting", rank=worker, world_size=2, timeout=timedelta(seconds=60)
+    )
+    torch.manual_seed(0)
+    objective: Any = Summed()
+    fully_shard(objective)
+    found = steps_of_summed(objective, objective, [1, 2, 3] if worker == 0 else [4])
+    (Path(directory) / f"found-{worker}").write_text(json.dumps(found))
+    torch.distributed.destroy_process_group()
+
+
+def test_workers_of_spread_weights_may_have_different_numbers_of_pieces(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(spread_worker, (str(tmp_path),), nprocs=2)
+    torch.manual_seed(0)
+    alone = Summed()
+    expected = steps_of_summed(alone, alone, [1, 2, 3, 4])
+    for worker in range(2):
+        assert json.loads((tmp_path / f"found-{worker}").read_text()) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_learning_rate_rises_then_falls_to_a_tenth() -> None:
+    factors = [optimization.learning_rate_factor(number, 100, 0.1) for number in range(100)]
+    assert factors[:10] == pytest.approx([0.1 * (number + 1) for number in range(10)])
+    assert sorted(factors[9:], reverse=True) == factors[9:]
+    assert factors[55] == pytest.approx(0.55)
+    assert optimization.learning_rate_factor(100, 100, 0.1) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [((), 5e-5), (("lora_rank=8",), 2e-4), (("objective=contrastive",), 3e-5), (("learning_rate=0.5",), 0.5)],
+)
+def test_the_peak_learning_rate_is_the_objectives_own_unless_given(overrides: tuple[str, ...], expected: float) -> None:
+    settings = config.Config().using(*(f"training.{override}" for override in overrides))
+    assert optimization.peak_learning_rate(settings.training) == expected

@@ -1,0 +1,121 @@
+"""Which of a model's own answers are learnt from: every filter alone."""
+
+import dataclasses
+
+import pytest
+
+from ragtune_ray.schema import Answer, Citation, Passage, Query
+from ragtune_ray.tuning import pseudo_labels as checks
+
+MOON = Passage("moon#0", "moon", "Apollo 11 landed on the Moon in July 1969.", "The Moon", "{}", 0, 42)
+QUERY = Query("q", "When did Apollo 11 land?", None, (), (), "train")
+
+
+def answer(text: str, cited: str = "moon#0", **changes: object) -> Answer:
+    citations = (Citation(cited, cited.partition("#")[0], 0, 42),) if cited else ()
+    row = Answer("q", "?", text, citations, ("moon#0",), (1.0,), False, 0.0, 1, 1, "ok", "", "1", "m")
+    return dataclasses.replace(row, **changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        (answer("July 1969."), ""),
+        (answer("1968"), "does not stand in a passage that it cites"),
+        (answer("1969", cited=""), "does not stand in a passage"),
+        (answer("1969", cited="mars#0"), "does not stand in a passage"),
+        (answer("July 1969", abstained=True), "was not answered"),
+        (answer("1969", status="failed"), "was not answered"),
+        (answer(MOON.text * 4), "no short phrase"),
+    ],
+)
+def test_an_answer_must_stand_in_the_passage_it_cites(row: Answer, problem: str) -> None:
+    found = checks.support_problem(row, {"moon#0": MOON})
+    assert (problem in found) if problem else found == ""
+
+
+def test_samples_must_agree_as_often_as_is_asked() -> None:
+    def problem(least: float) -> str:
+        return checks.agreement_problem("July 1969", ["July 1969", "in July 1969", "Mars"], least, "en")
+
+    assert problem(0.66) == ""
+    assert problem(0.67) == "samples of its answer do not agree"
+    assert checks.agreement_problem("x", [], 1.0, "en") == ""
+
+
+def test_the_round_trip_compares_with_what_the_passage_alone_gives() -> None:
+    assert checks.regenerated_problem("1969", answer("in 1969"), 0.6, "en") == ""
+    assert "another answer" in checks.regenerated_problem("1969", answer("1970"), 0.6, "en")
+    assert "was not answered" in checks.regenerated_problem("1969", None, 0.6, "en")
+    assert "was not answered" in checks.regenerated_problem("1969", answer("1969", status="failed"), 0.6, "en")
+
+
+@pytest.mark.parametrize(
+    ("question", "problem"),
+    [
+        ("When did Apollo 11 land on the Moon?", ""),
+        ("登月是哪一年发生的？", ""),
+        ("Apollo 11 landed.", "is no question"),
+        ("When? And\nwhy?", "is no question"),
+        ("Why not?", "is no question"),
+        ("What does the passage say?", "stands by itself"),
+        ("What is the answer to this question?", "stands by itself"),
+        ("Apollo 11 landed on the Moon?", "is copied"),
+    ],
+)
+def test_a_made_question_must_be_one_that_stands_by_itself(question: str, problem: str) -> None:
+    found = checks.question_problem(question, MOON.text)
+    assert (problem in found) if problem else found == ""
+
+
+def test_an_answer_is_trusted_from_the_lowest_confidence_that_was_right_often_enough() -> None:
+    # By hand: 22 answers of .9 are right 20 times, the 8 of .6 six times, the 10 of .3 never.
+    confidences = [0.9] * 22 + [0.6] * 8 + [0.3] * 10
+    is_right = [True] * 20 + [False] * 2 + [True] * 6 + [False] * 2 + [False] * 10
+    assert checks.trusted_confidence(confidences, is_right, 0.8) == (0.6, pytest.approx(27 / 32))
+    assert checks.trusted_confidence(confidences, is_right, 0.85) == (0.9, pytest.approx(21 / 24))
+    assert checks.trusted_confidence(confidences, is_right, 0.6) == (0.3, pytest.approx(27 / 42))
+    assert checks.trusted_confidence(confidences, is_right, 0.9) == (None, pytest.approx(21 / 24))
+    assert checks.trusted_confidence(confidences[:19], is_right[:19], 0.8) == (None, 0.0), "too few to say"
+    assert checks.trusted_confidence([], [], 0.8) == (None, 0.0)
+
+
+def test_an_answer_less_sure_than_trusted_ones_is_refused() -> None:
+    assert checks.confidence_problem(answer("1969", confidence=0.7), 0.7) == ""
+    assert "not sure" in checks.confidence_problem(answer("1969", confidence=0.69), 0.7)
+    assert "not sure" in checks.confidence_problem(answer("1969", confidence=None), 0.1)
+
+
+@pytest.mark.parametrize(
+    ("text", "question"),
+    [
+        ("When did it land?", "When did it land?"),
+        ("**Question 1:** When did it land?\nAnswer: 1969", "When did it land?"),
+        ("Q: When did\nit land? And why?", "When did it land?"),
+        ("问题：登月是哪一年发生的？答案：1969", "登月是哪一年发生的？"),
+        ("Questions of faith: who answers them?", "Questions of faith: who answers them?"),
+        ("It landed in 1969.", "It landed in 1969."),
+    ],
+)
+def test_the_question_is_taken_out_of_what_a_generator_wrote_around_it(text: str, question: str) -> None:
+    assert checks.question_of(text) == question
+
+
+def test_a_label_is_the_bare_answer_with_its_passages_document() -> None:
+    made = checks.labelled(QUERY, "July 1969.", MOON)
+    assert (made.answers, made.document_ids, made.relevances, made.split) == (
+        ("July 1969",),
+        ("moon",),
+        (1.0,),
+        "train",
+    )
+
+
+def test_pseudo_labels_never_outnumber_their_share_and_the_draw_is_the_seeds() -> None:
+    rows = [dataclasses.replace(QUERY, query_id=f"q{number:02d}") for number in range(50)]
+    kept = checks.capped(rows, num_gold=30, share=0.25, seed=0)
+    assert len(kept) == 10
+    assert len(kept) / (30 + len(kept)) == 0.25
+    assert kept == checks.capped(rows[::-1], 30, 0.25, 0)
+    assert kept != checks.capped(rows, 30, 0.25, 1)
+    assert checks.capped(rows, 0, 0.25, 0) == rows
