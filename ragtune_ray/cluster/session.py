@@ -1,8 +1,4 @@
-"""A connection to Ray that is quiet and safe by default.
-
-In: the `cluster` section of the config. Out: a Ray session for the duration of a verb, and how many workers fit. This module
-knows nothing of what runs on the cluster.
-"""
+"""Opens a quiet Ray session for the duration of a verb, and says how many workers fit into the cluster."""
 
 from __future__ import annotations
 
@@ -22,55 +18,56 @@ __all__ = [
     "log_with_serve",
     "ray_session",
     "use_one_thread",
+    "use_threads",
     "worker_options",
     "workers",
 ]
 
 SERVE_ENVIRONMENT = {
-    # Calls between copies go over gRPC instead of Ray's object store. With the next one, a request costs 20 ms of CPU and not 36
-    # (docs/measurements.md).
+    # Calls between replicas use gRPC instead of Ray's object store. Together with the next setting this cuts the CPU time of a
+    # request from 36 to 20 ms (docs/measurements.md).
     "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
-    # A copy's code runs in the loop that takes its requests, not in a thread beside it that each must be handed to: nothing of
-    # ours blocks a loop, and late answers come sooner.
+    # User code runs in the event loop that receives the requests, not in a second thread. This is safe because our code never
+    # blocks the loop, and it shortens the slowest answers.
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
-    # Seconds after which its controller looks at each copy again: of 0.1 it took 5 % of a core, with nothing to do.
+    # Seconds between the controller's checks of each replica. The default of 0.1 takes 5 % of a core even without requests.
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
-    # What copies log stands in files; nobody reads their stderr as well.
+    # Replicas log to files; nobody reads their stderr.
     "RAY_SERVE_LOG_TO_STDERR": "0",
 }
-"""What Ray Serve reads from the environment of each of its processes, so what must be set where Ray is started."""
+"""Environment variables that every Ray Serve process reads, so they must be set before Ray starts."""
 
 
 @contextlib.contextmanager
 def ray_session(settings: config.Cluster, *, for_training: bool = False) -> Iterator[None]:
-    """Use the Ray that is already connected, else the cluster of the config or RAY_ADDRESS, else one on this machine.
+    """Connect to Ray: the session that is already open, else the cluster of the config or RAY_ADDRESS, else a local one.
 
-    A session opened here is closed at the end; one that the caller opened is left alone.
+    Sessions nest: an inner one uses the outer one and leaves it open. Only the outermost one, if it started Ray, stops it.
 
     Args:
         settings: the section `cluster`.
-        for_training: workers of a Ray that is started here are not put behind Ray's own processes, as Ray does by default, since
-            threads that wait for each other all stop where one is interrupted; and all their threads share one heap, so that
-            what one frees another finds (`hardware.keep_freed_memory`).
+        for_training: if Ray is started here, run workers at normal priority and with one heap for all their threads. Ray's
+            default, a lower priority, interrupts threads that wait for each other; one heap lets a thread reuse memory that
+            another one freed (`hardware.keep_freed_memory`).
     """
     if for_training:
         os.environ.setdefault("RAY_worker_niceness", "0")
         os.environ.setdefault("MALLOC_ARENA_MAX", "1")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Warnings of the C++ core about its own internals would break into the progress lines.
+    # Internal warnings of Ray's C++ core would interrupt the progress lines.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    # Set before Ray is imported: each Parquet read would otherwise start 32 actors for its footers.
+    # Without this, every Parquet read starts 32 actors for file footers. It must be set before Ray is imported.
     os.environ.setdefault("RAY_DATA_PARQUET_FOOTER_NUM_ACTORS", "1")
     for name, value in SERVE_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     address = settings.address or os.environ.get("RAY_ADDRESS", "")
     if not address:
-        # On by default for local sessions of this Ray version only; never rely on an unset default.
+        # The default for local sessions differs between Ray versions, so set it explicitly.
         os.environ.setdefault("RAY_AUTH_MODE", "token")
     import ray
 
     if ray.is_initialized():
-        _settle_ray_data()
+        _configure_ray_data()
         yield
         return
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
@@ -79,17 +76,17 @@ def ray_session(settings: config.Cluster, *, for_training: bool = False) -> Iter
             ray.init(address=address, **quiet)
         else:
             ray.init(include_dashboard=False, **quiet)
-    _settle_ray_data()
+    _configure_ray_data()
     try:
         yield
     finally:
         ray.shutdown()
 
 
-def workers(wanted: int, gpus_per_worker: float) -> int:
-    """How many single-core (or GPU) actors to use: the config's number, else one per core or GPU of the cluster."""
-    if wanted:
-        return wanted
+def workers(configured: int, gpus_per_worker: float) -> int:
+    """The number of single-core (or GPU) workers: the configured number, or one per core or GPU of the cluster if that is 0."""
+    if configured:
+        return configured
     import ray
 
     resources = ray.cluster_resources()
@@ -99,7 +96,7 @@ def workers(wanted: int, gpus_per_worker: float) -> int:
 
 
 def worker_options(settings: config.Cluster) -> dict[str, Any]:
-    """What each model-holding actor reserves; the `map_batches` arguments for it."""
+    """The resources that each actor with a model reserves, as arguments of `map_batches`."""
     options: dict[str, Any] = {"num_cpus": 1}
     if settings.gpus_per_worker:
         options["num_gpus"] = settings.gpus_per_worker
@@ -109,7 +106,7 @@ def worker_options(settings: config.Cluster) -> dict[str, Any]:
 
 
 def cores_of_this_machine() -> float:
-    """The cores that Ray has on the machine where this process runs: of a container its share, not all that it sees."""
+    """The cores that Ray uses on this machine; in a container, the container's share."""
     import ray
 
     here = ray.get_runtime_context().get_node_id()
@@ -118,14 +115,14 @@ def cores_of_this_machine() -> float:
 
 
 def use_one_thread() -> None:
-    """Let this worker process compute on one core: one such worker per core beats one worker on all of them."""
+    """Limit this worker process to one core: one such worker per core beats one worker on all cores."""
     use_threads(1)
 
 
 def use_threads(num_threads: int) -> None:
-    """Let this worker process compute on so many cores."""
+    """Limit this worker process to this many cores."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    # What is not imported yet reads this when it is; importing it here would cost seconds where it is not needed.
+    # Libraries read this when they are imported. Importing them here would cost seconds in workers that do not need them.
     os.environ["OMP_NUM_THREADS"] = str(num_threads)
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(num_threads)
@@ -134,7 +131,7 @@ def use_threads(num_threads: int) -> None:
 
 
 def log_with_serve() -> None:
-    """Let this replica's own log lines stand in Serve's log of it; they would be seen nowhere."""
+    """Send this replica's log lines to Serve's log; otherwise they are lost."""
     own = logging.getLogger("ragtune_ray")
     own.setLevel(logging.INFO)
     own.handlers = list(logging.getLogger("ray.serve").handlers)
@@ -143,7 +140,7 @@ def log_with_serve() -> None:
 
 @contextlib.contextmanager
 def _silent_core() -> Iterator[None]:
-    """Ray's C++ core writes notes about itself to the process's stderr while it starts; failures are exceptions."""
+    """Discard what Ray's C++ core prints to stderr while it starts; failures are raised as exceptions."""
     sys.stderr.flush()
     kept = os.dup(2)
     with Path(os.devnull).open("wb") as nowhere:
@@ -155,11 +152,12 @@ def _silent_core() -> Iterator[None]:
         os.close(kept)
 
 
-def _settle_ray_data() -> None:
-    """Ray Data's own bars and banners off: `progress` shows one line per stage instead. And pools that keep their actors.
+def _configure_ray_data() -> None:
+    """Turn off Ray Data's progress bars (`progress` shows one line per stage) and keep the actors of a pool.
 
-    Our actors take one unit at a time (`runs.pool`), so a pool is used to 1.0 at most. Ray Data adds an actor from 1.75 on and
-    takes one away at 0.5: an actor that a slow start left idle never came back, and half the cores stood still.
+    Our actors take one unit at a time (`runs.pool`), so the utilization of a pool never exceeds 1.0. By default Ray Data adds
+    an actor only above 1.75 and removes one below 0.5: an actor that was idle during a slow start was removed and never
+    replaced, which left half of the cores unused.
     """
     import ray.data
 
