@@ -22,7 +22,7 @@ from collections.abc import Mapping
 from typing import Any, get_args
 
 from ragtune_ray import config, progress
-from ragtune_ray.index import faiss_index
+from ragtune_ray.index import faiss_index, versions
 from ragtune_ray.index.probe import Probe, probe, totals
 from ragtune_ray.ingest import input_units
 from ragtune_ray.models import weights
@@ -30,7 +30,6 @@ from ragtune_ray.storage import artifacts, checksums, filesystem
 
 __all__ = [
     "comparison",
-    "corpus_id",
     "costs",
     "estimate",
     "plan_index",
@@ -46,25 +45,12 @@ PQ_CENTROIDS, PQ_ITERATIONS = 256, 25
 GIBIBYTE = 2**30
 
 
-def corpus_id(settings: config.Config, plan: input_units.Plan, encoder: weights.Model) -> str:
-    """Equal where the same input gives the same passages, vectors and kind of index, so that a plan and a build compare."""
-    return checksums.digest(
-        {
-            "input": input_units.input_fingerprint(plan),
-            "max_document_bytes": settings.corpus.max_document_bytes,
-            "chunking": settings.chunking.model_dump(mode="json"),
-            "encoder": [encoder.fingerprint, settings.encoder.query_prefix, settings.encoder.passage_prefix],
-            "index": [settings.index.kind, settings.index.language],
-        }
-    )
-
-
 def planned_for(workspace: str, corpus: str) -> dict[str, Any] | None:
     """The newest plan of this corpus: its `documents`, `passages`, `seconds` and `disk_bytes`; None: there is no sound one.
 
     Args:
         workspace: where plans stand.
-        corpus: from `corpus_id`.
+        corpus: from `versions.planned_corpus_id`.
     """
     runs = filesystem.join(workspace, "runs")
     found = []
@@ -112,7 +98,7 @@ def plan_index(settings: config.Config) -> str:
     started = time.monotonic()
     plan = input_units.plan_units(settings.corpus.path, settings.corpus.unit_bytes)
     plan_seconds = time.monotonic() - started
-    corpus = corpus_id(settings, plan, weights.resolve(settings.encoder.model))
+    corpus = versions.planned_corpus_id(settings, plan, weights.resolve(settings.encoder.model))
     sections = ["seed", "corpus", "encoder", "index", "cluster", "prices"]
     rest = [PLAN_FORMAT, _cores(), settings.model_dump(mode="json", include=set(sections))]
     url = filesystem.join(settings.workspace, "runs", f"plan-{corpus}-{checksums.digest(rest)[:8]}")

@@ -21,7 +21,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ragtune_ray import config
 from ragtune_ray.index import segments
+from ragtune_ray.ingest import input_units
+from ragtune_ray.models import weights
 from ragtune_ray.storage import artifacts, checksums, failpoints, filesystem
 
 __all__ = [
@@ -31,13 +34,16 @@ __all__ = [
     "Entry",
     "Version",
     "advance_current",
+    "corpus_id",
     "current_version",
     "entry_of",
     "head",
     "list_versions",
+    "planned_corpus_id",
     "publish_rebasing",
     "publish_version",
     "read_version",
+    "recipe",
     "roll_back",
     "version_url",
 ]
@@ -99,6 +105,37 @@ class Draft:
     """For the manifest; those of the base that are not named here are kept."""
     files: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Small text files to stand beside the manifest, name -> content."""
+
+
+def recipe(settings: config.Config, encoder: weights.Model) -> str:
+    """Identity of everything but a document itself that its passages and vectors depend on.
+
+    A build keeps the documents of an earlier version only if both have the same recipe.
+    """
+    return _fingerprint(settings, encoder, format=INDEX_FORMAT, language=settings.index.language)
+
+
+def corpus_id(settings: config.Config, plan: input_units.Plan, encoder: weights.Model) -> str:
+    """Identity of what an index of this corpus contains, wherever the corpus's files are stored."""
+    content = {"kind": settings.index.kind, "input": input_units.input_fingerprint(plan)}
+    return checksums.digest({"recipe": recipe(settings, encoder), **content})
+
+
+def planned_corpus_id(settings: config.Config, plan: input_units.Plan, encoder: weights.Model) -> str:
+    """Identity of what a plan is about; equal to that of a build exactly if the build's `corpus_id` is the same.
+
+    It is a digest of its own because the names of finished plans contain it.
+    """
+    chosen = [settings.index.kind, settings.index.language]
+    return _fingerprint(settings, encoder, input=input_units.input_fingerprint(plan), index=chosen)
+
+
+def _fingerprint(settings: config.Config, encoder: weights.Model, **scope: Any) -> str:
+    """Digest of how documents are read, chunked and embedded, and of the given facts."""
+    chunking = settings.chunking.model_dump(mode="json")
+    embedding = [encoder.fingerprint, settings.encoder.query_prefix, settings.encoder.passage_prefix]
+    limit = settings.corpus.max_document_bytes
+    return checksums.digest({"max_document_bytes": limit, "chunking": chunking, "encoder": embedding, **scope})
 
 
 def version_url(workspace: str, version: str) -> str:

@@ -320,7 +320,9 @@ def test_another_setting_gives_another_plan_of_the_same_corpus(tmp_path: Path) -
 
 def test_the_newest_sound_plan_of_a_corpus_is_found(tmp_path: Path) -> None:
     settings = settings_of(tmp_path, jsonl(tmp_path / "c.jsonl", [50] * 30))
-    identity = forecast.corpus_id(settings, plan_units(settings.corpus.path, 2**22), weights.resolve("hashing-64"))
+    identity = versions.planned_corpus_id(
+        settings, plan_units(settings.corpus.path, 2**22), weights.resolve("hashing-64")
+    )
     assert forecast.planned_for(settings.workspace, identity) is None
     first = forecast.plan_index(settings.using("cluster.encoder_workers=1"))
     second = forecast.plan_index(settings.using("cluster.encoder_workers=2"))

@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ragtune_ray import schema
+from ragtune_ray import config, schema
 from ragtune_ray.index import contents, snapshot, versions
+from ragtune_ray.ingest.input_units import plan_units
+from ragtune_ray.models import weights
 from ragtune_ray.models.encoder import HashingEncoder
 from ragtune_ray.storage import artifacts, filesystem
 
@@ -34,6 +36,23 @@ def delete(workspace: str, *document_ids: str) -> versions.Version:
 
 def living(workspace: str, version: str | None = None) -> set[str]:
     return set(snapshot.open_index(workspace, version).live_passages()["document_id"].to_pylist())
+
+
+def test_identities_of_a_corpus_are_pinned(tmp_path: Path) -> None:
+    """Builds resume, and plans are found again, by these digests: other bytes would orphan what is on disk."""
+    (tmp_path / "moon.md").write_text("The moon orbits the earth.\n")
+    (tmp_path / "mars.jsonl").write_text('{"id": "mars", "text": "Mars has two moons."}\n')
+    settings = config.Config(
+        workspace="w",
+        corpus={"path": str(tmp_path), "max_document_bytes": 1000},
+        encoder={"model": "hashing-64", "query_prefix": "query: ", "passage_prefix": "passage: "},
+        chunking={"size_tokens": 32, "overlap_tokens": 4},
+        index={"kind": "flat", "language": "en"},
+    )
+    plan, encoder = plan_units(settings.corpus.path, 2**22), weights.resolve("hashing-64")
+    assert versions.recipe(settings, encoder) == "01b30743eea80167"
+    assert versions.corpus_id(settings, plan, encoder) == "db87c90bbd08170e"
+    assert versions.planned_corpus_id(settings, plan, encoder) == "575158214be5e996"
 
 
 def test_versions_are_numbered_one_after_another(

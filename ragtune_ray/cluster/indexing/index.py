@@ -56,8 +56,8 @@ def build_index(settings: config.Config) -> Path | str:
 
 def _build(settings: config.Config, plan: input_units.Plan, encoder: weights.Model, started: float) -> str:
     base = versions.head(settings.workspace)
-    wanted = pipeline.recipe(settings, encoder)
-    corpus_id = _corpus_id(settings, plan, wanted)
+    wanted = versions.recipe(settings, encoder)
+    corpus_id = versions.corpus_id(settings, plan, encoder)
     published = _published(settings, base, corpus_id)
     if published is not None:
         progress.say(f"index: version {published} already holds this corpus; nothing to do")
@@ -74,7 +74,7 @@ def _build(settings: config.Config, plan: input_units.Plan, encoder: weights.Mod
             raise CorpusError(
                 f"{settings.corpus.path}: nothing was left to index, {len(built.rejects)} inputs were rejected{first}"
             )
-        planned = forecast.planned_for(settings.workspace, forecast.corpus_id(settings, plan, encoder))
+        planned = forecast.planned_for(settings.workspace, versions.planned_corpus_id(settings, plan, encoder))
         # None too is written: else the plan of an earlier corpus would be inherited.
         facts = {**_facts(settings, plan, built, corpus_id, build_id, started), "planned": planned}
         version, _ = versions.publish_rebasing(
@@ -89,13 +89,6 @@ def _build(settings: config.Config, plan: input_units.Plan, encoder: weights.Mod
             progress.say(forecast.comparison(planned, version.manifest, built.num_passages))
         compacted = compact.compact_if_needed(settings, in_process=False)
     return compacted.name if compacted else version.name
-
-
-def _corpus_id(settings: config.Config, plan: input_units.Plan, wanted: str) -> str:
-    """Equal for corpora that give the same documents, whatever the place of their files."""
-    return checksums.digest(
-        {"recipe": wanted, "kind": settings.index.kind, "input": input_units.input_fingerprint(plan)}
-    )
 
 
 def _published(settings: config.Config, base: versions.Version | None, corpus_id: str) -> str | None:

@@ -26,7 +26,7 @@ from ragtune_ray.cluster.indexing import embedding, reading, segmenting
 from ragtune_ray.index import faiss_index, versions
 from ragtune_ray.ingest import input_units
 from ragtune_ray.models import weights
-from ragtune_ray.storage import checksums, failpoints, filesystem
+from ragtune_ray.storage import failpoints, filesystem
 
 __all__ = [
     "Built",
@@ -36,7 +36,6 @@ __all__ = [
     "build",
     "directory",
     "overtaken_by",
-    "recipe",
     "runs_in_process",
     "segment_settings",
     "session_for",
@@ -75,19 +74,6 @@ class Built:
     def counted_rejects(self) -> dict[str, int]:
         """Rejects by kind."""
         return dict(sorted(Counter(reject.kind for reject in self.rejects).items()))
-
-
-def recipe(settings: config.Config, encoder: weights.Model) -> str:
-    """What the passages and vectors of a document depend on beside itself; only within one recipe can they be kept."""
-    return checksums.digest(
-        {
-            "format": versions.INDEX_FORMAT,
-            "max_document_bytes": settings.corpus.max_document_bytes,
-            "chunking": settings.chunking.model_dump(mode="json"),
-            "encoder": [encoder.fingerprint, settings.encoder.query_prefix, settings.encoder.passage_prefix],
-            "language": settings.index.language,
-        }
-    )
 
 
 def segment_settings(settings: config.Config) -> list[Any]:
@@ -151,7 +137,7 @@ def build(
         )
     sources = segmenting.blocks_as_sources(blocks)
     num_passages = sum(source["rows"] for source in sources)
-    facts: dict[str, Any] = {"recipe": recipe(settings, encoder), "language": settings.index.language}
+    facts: dict[str, Any] = {"recipe": versions.recipe(settings, encoder), "language": settings.index.language}
     if blocks:
         described = {"model": settings.encoder.model, "fingerprint": blocks[0]["encoder"]}
         facts["encoder"] = {**described, "dimension": blocks[0]["dimension"]}

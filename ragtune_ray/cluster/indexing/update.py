@@ -96,7 +96,7 @@ def _build_id(
 ) -> str:
     """Of all that the segments of an upsert depend on; the folder too, since ids of files are relative to it."""
     content = [input_units.input_fingerprint(plan), plan.units[0].root]
-    recipe = [pipeline.recipe(settings, encoder), *pipeline.segment_settings(settings)]
+    recipe = [versions.recipe(settings, encoder), *pipeline.segment_settings(settings)]
     return checksums.digest(["upsert", recipe, content, base.content_id if base else ""])
 
 
@@ -109,7 +109,7 @@ def _root(corpus: str, path: str) -> str | None:
 
 
 def _refuse_other_recipe(settings: config.Config, encoder: weights.Model, base: versions.Version | None) -> None:
-    if base is not None and base.manifest.get("recipe") != pipeline.recipe(settings, encoder):
+    if base is not None and base.manifest.get("recipe") != versions.recipe(settings, encoder):
         raise UpdateError(
             f"index version {base.name} was made with another encoder, chunking, language or format than this config "
             "names, so that old and new passages would not compare; run: ragtune index CONFIG"
