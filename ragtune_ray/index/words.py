@@ -5,15 +5,12 @@ In: texts and a language. Out: words, and tokens without stop words and endings.
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import re
-import runpy
 import unicodedata
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import regex  # type: ignore[import-untyped]  # the library has no stubs
 
@@ -73,12 +70,8 @@ def _pairs(word: str) -> list[str]:
 
 @cache
 def _stop_words() -> frozenset[str]:
-    """bm25s's list, read beside its package: that starts JAX where it is installed, which takes most of a GPU's memory."""
-    package = importlib.util.find_spec("bm25s")
-    assert package is not None
-    assert package.submodule_search_locations
-    listed: dict[str, Any] = runpy.run_path(str(Path(package.submodule_search_locations[0]) / "stopwords.py"))
-    return frozenset(listed["STOPWORDS_EN_PLUS"])
+    lines = Path(__file__).with_name("stop_words_en.txt").read_text(encoding="utf-8").splitlines()
+    return frozenset(word for line in lines if not line.startswith("#") for word in line.split())
 
 
 @cache

@@ -1,9 +1,12 @@
+"""Tokens of texts: languages, scripts, stop words."""
+
 import subprocess
 import sys
 
 import pytest
+from bm25s import stopwords
 
-from ragtune_ray.index.words import tokens
+from ragtune_ray.index.words import _stop_words, tokens
 
 
 @pytest.mark.parametrize(
@@ -30,7 +33,12 @@ def test_tokens_follow_the_language(text: str, language: str, expected: list[str
     assert tokens([text], language) == [expected]
 
 
-def test_english_stop_words_are_known_without_what_starts_jax_where_that_is_installed() -> None:
+def test_english_stop_words_are_those_of_bm25s() -> None:
+    assert frozenset(stopwords.STOPWORDS_EN_PLUS) == _stop_words()
+
+
+def test_english_stop_words_need_no_import_of_bm25s() -> None:
+    """Importing bm25s starts JAX where that is installed, which then takes most of a GPU's memory."""
     seen = "from ragtune_ray.index import words; import sys; print(words.tokens(['the dogs'], 'en'), 'bm25s' in sys.modules)"
     printed = subprocess.run([sys.executable, "-c", seen], check=True, capture_output=True, text=True).stdout
     assert printed.strip() == "[['dog']] False"
