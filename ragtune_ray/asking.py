@@ -14,6 +14,7 @@ from typing import Any
 
 from ragtune_ray import config, schema
 from ragtune_ray.answering.pipeline import Task, stream_answer
+from ragtune_ray.answering.prompts import PromptError
 from ragtune_ray.models import arms, weights
 
 __all__ = ["Asked", "ask"]
@@ -36,7 +37,7 @@ def ask(settings: config.Config, question: str) -> Iterator[str | Asked]:
     """Answer one question in the arm of `answer.arm`: the pieces of the text, then `Asked`.
 
     Raises:
-        ValueError: the question is empty or too long for the prompt's budget.
+        PromptError: the question is empty or too long for the prompt's budget.
         storage.ArtifactError: an arm that retrieves, and there is no sound index.
         models.ModelError: a model cannot be had.
     """
@@ -44,7 +45,7 @@ def ask(settings: config.Config, question: str) -> Iterator[str | Asked]:
     from ragtune_ray.index.retriever import open_retriever
 
     if not question.strip():
-        raise ValueError("the question is empty; ask something")
+        raise PromptError("the question is empty; ask something")
     query = schema.Query("ask", question, None, (), (), "all")
     task = Task(query, (), (), "", "")
     settings = arms.with_tuned_models(settings)

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 import typer.core
 
-from ragtune_ray import config
+from ragtune_ray import RagtuneError, config
 
 __all__ = ["app", "main"]
 
@@ -61,11 +61,11 @@ def _exit_code(arguments: list[str], debug: bool) -> int:
     except config.ConfigError as error:
         _complain(str(error))
         return WRONG_USAGE
-    except Exception as error:  # what stores and Ray raise has no class in common with ours
+    except Exception as error:
         if debug:
             raise
-        ours = isinstance(error, ValueError | RuntimeError | OSError) and str(error)
-        _complain(str(error) if ours else f"{type(error).__name__}: {error}; --debug shows where")
+        explained = isinstance(error, RagtuneError | OSError) and str(error)
+        _complain(str(error) if explained else f"{type(error).__name__}: {error}; --debug shows where")
         return FAILED
     if result == INTERRUPTED:  # typer makes this number of a KeyboardInterrupt
         _complain("interrupted; the same command goes on where this one stopped")

@@ -16,6 +16,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
+from ragtune_ray import RagtuneError
+
 __all__ = [
     "Config",
     "ConfigError",
@@ -56,7 +58,7 @@ def is_tuned(arm: Arm) -> bool:
     return arm in ("ft", "rag+ft") or is_mode(arm)
 
 
-class ConfigError(ValueError):
+class ConfigError(RagtuneError, ValueError):
     """The configuration is wrong; the message names the field, the value and the rule."""
 
 

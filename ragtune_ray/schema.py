@@ -26,6 +26,8 @@ from typing import Any, Literal, TypeVar
 
 import pyarrow as pa
 
+from ragtune_ray import RagtuneError
+
 __all__ = [
     "Answer",
     "Citation",
@@ -45,7 +47,7 @@ __all__ = [
 ]
 
 
-class SchemaError(ValueError):
+class SchemaError(RagtuneError, ValueError):
     """A table does not hold the records it should; the message names the record, the column and both types."""
 
 

@@ -113,3 +113,18 @@ def test_no_module_unpickles_or_trusts_remote_code() -> None:
     forbidden = re.compile(r"\bpickle\b\.|trust_remote_code=True|allow_pickle=True|torch\.load\(|\beval\(|\bexec\(")
     for name, path in MODULES.items():
         assert not forbidden.search(path.read_text(encoding="utf-8").replace(".eval()", "")), name
+
+
+def test_every_error_class_derives_from_the_packages_base_error() -> None:
+    classes = [
+        (f"{name}.{node.name}", {ast.unparse(base).rpartition(".")[2] for base in node.bases})
+        for name, path in MODULES.items()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ClassDef)
+    ]
+    raised = {"RagtuneError"}
+    while more := {name.rpartition(".")[2] for name, bases in classes if bases & raised} - raised:
+        raised |= more
+    builtin = {"Exception", "ValueError", "RuntimeError", "TypeError", "OSError", "KeyError", "LookupError"}
+    assert [name for name, bases in classes if bases & builtin and name.rpartition(".")[2] not in raised] == []
+    assert len(raised) > 20

@@ -13,6 +13,7 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from ragtune_ray import RagtuneError
 from ragtune_ray.answering.citations import MARK, SENTENCE_END, UNSPACED
 from ragtune_ray.generation.interface import Prompt
 from ragtune_ray.schema import Passage
@@ -35,7 +36,7 @@ _USEFUL_CHARACTERS = 40
 _NUMBER_TOKENS = 5  # about what "[12] " and the empty line between passages take
 
 
-class PromptError(ValueError):
+class PromptError(RagtuneError, ValueError):
     """The question does not fit the budget; the message names both sizes."""
 
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ragtune_ray import config
+from ragtune_ray import RagtuneError, config
 from ragtune_ray.models import weights
 from ragtune_ray.storage import filesystem
 
@@ -185,7 +185,7 @@ def _probe(settings: config.Config) -> Finding:
     with tempfile.TemporaryDirectory(prefix="ragtune-doctor-") as folder:
         try:
             answer = _end_to_end(settings, Path(folder))
-        except (ValueError, RuntimeError, OSError) as error:
+        except (RagtuneError, ValueError, RuntimeError, OSError) as error:
             logger.debug("the probe failed", exc_info=True)
             return Finding("end to end", "failed", str(error), "run again with --debug for the whole story")
     text = f"10 documents indexed and one question answered ({answer!r}) in {time.monotonic() - started:.1f} s"
@@ -207,7 +207,7 @@ def _end_to_end(settings: config.Config, folder: Path) -> str:
     expected = "probe-7.txt"
     found = [passage.document_id for passage in asked.passages]
     if expected not in found:
-        raise RuntimeError(f"retrieval found {found}, expected {expected} among them")
+        raise RagtuneError(f"retrieval found {found}, expected {expected} among them")
     return asked.answer.answer
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ragtune_ray import progress
+from ragtune_ray import RagtuneError, progress
 from ragtune_ray.storage import filesystem
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ Worker = Callable[[dict[str, np.ndarray]], dict[str, list[str]]]
 """Takes units as JSON under "unit" and gives `commit_unit`'s results under "summary"."""
 
 
-class StageError(RuntimeError):
+class StageError(RagtuneError, RuntimeError):
     """A stage of a job failed; the message names the stage and the root cause."""
 
 

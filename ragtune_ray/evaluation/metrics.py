@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
+from ragtune_ray import RagtuneError
 from ragtune_ray.answering.abstention import is_abstention
 from ragtune_ray.schema import Citation, Hit
 
@@ -35,7 +36,7 @@ __all__ = [
 Language = Literal["en", "zh"]
 
 
-class MetricError(ValueError):
+class MetricError(RagtuneError, ValueError):
     """Records or values that cannot be scored; the message names them and the rule."""
 
 

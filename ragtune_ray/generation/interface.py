@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias
 
+from ragtune_ray import RagtuneError
 from ragtune_ray.schema import Passage
 
 __all__ = ["Completion", "Finish", "Generator", "GeneratorError", "Prompt", "Tokenizer", "settled_text"]
@@ -17,7 +18,7 @@ __all__ = ["Completion", "Finish", "Generator", "GeneratorError", "Prompt", "Tok
 _INCOMPLETE = "\ufffd"  # what a tokenizer shows for the first bytes of an unfinished character
 
 
-class GeneratorError(ValueError):
+class GeneratorError(RagtuneError, ValueError):
     """A generator cannot be loaded or cannot do what was asked; the message says what to do next."""
 
 

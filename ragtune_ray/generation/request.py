@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Literal
 
+from ragtune_ray import RagtuneError
 from ragtune_ray.generation.interface import Completion
 from ragtune_ray.generation.sampling import Row
 
@@ -20,11 +21,11 @@ __all__ = ["Overloaded", "Reason", "Request", "RequestFailed"]
 Reason = Literal["deadline", "cancelled", "failed"]
 
 
-class Overloaded(RuntimeError):  # noqa: N818 - a state of the generator, no mistake
+class Overloaded(RagtuneError, RuntimeError):  # noqa: N818 - a state of the generator, no mistake
     """A request is not taken now: the queue is full, or the generator closes; another time or replica may take it."""
 
 
-class RequestFailed(RuntimeError):  # noqa: N818 - an end of a request, no mistake
+class RequestFailed(RagtuneError, RuntimeError):  # noqa: N818 - an end of a request, no mistake
     """A request has no completion.
 
     Args:

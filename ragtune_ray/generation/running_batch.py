@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from ragtune_ray import RagtuneError
 from ragtune_ray.generation.generator import TransformersGenerator
 from ragtune_ray.generation.lora import Adapters
 from ragtune_ray.generation.request import Request
@@ -24,7 +25,7 @@ __all__ = ["RunningBatch"]
 _logger = logging.getLogger(__name__)
 
 
-class _AbandonedError(Exception):
+class _AbandonedError(RagtuneError):
     """Nobody waits for what is being prefilled."""
 
 

@@ -3,3 +3,11 @@
 In: passages and unit vectors. Out: immutable segments, versions that name them, and ranked hits.
 This room knows nothing of generators.
 """
+
+from ragtune_ray import RagtuneError
+
+__all__ = ["IndexDataError"]
+
+
+class IndexDataError(RagtuneError, ValueError):
+    """Files or vectors of an index are damaged or do not belong together; the message names them."""

@@ -25,6 +25,7 @@ from typing import Literal, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from ragtune_ray.index import IndexDataError
 from ragtune_ray.index.words import term_of, tokens, words_of
 from ragtune_ray.storage import filesystem
 
@@ -65,7 +66,7 @@ class Postings:
 
         Raises:
             FileNotFoundError: a file is missing.
-            ValueError: the files do not belong together.
+            IndexDataError: the files do not belong together.
         """
         mode: Literal["r"] | None = "r" if mmap else None
         arrays = {  # plain arrays over the mapped files: slicing a numpy.memmap costs ten times as much
@@ -394,14 +395,14 @@ def _merge(batches: list[_Batch], terms: list[str]) -> Postings:
 def _check(postings: Postings, directory: Path) -> None:
     for name, dtype in _ARRAYS.items():
         if getattr(postings, name).dtype != dtype:
-            raise ValueError(f"{directory}/{name}.npy holds {getattr(postings, name).dtype}, not {np.dtype(dtype)}")
+            raise IndexDataError(f"{directory}/{name}.npy holds {getattr(postings, name).dtype}, not {np.dtype(dtype)}")
     num_postings = int(postings.indptr[-1]) if len(postings.indptr) else -1
     if (
         len(postings.indptr) != len(postings.vocabulary) + 1
         or len(postings.passages) != num_postings
         or len(postings.counts) != num_postings
     ):
-        raise ValueError(
+        raise IndexDataError(
             f"{directory}: vocabulary of {len(postings.vocabulary)}, indptr of {len(postings.indptr)} and "
             f"{len(postings.passages)} postings do not belong together; build this segment again"
         )

@@ -28,6 +28,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ragtune_ray import config
+from ragtune_ray.index import IndexDataError
 
 __all__ = [
     "EXACT_KINDS",
@@ -238,7 +239,7 @@ def build(trained: Any, vectors: np.ndarray) -> Any:
     """A filled copy of a trained, empty structure.
 
     Raises:
-        ValueError: the vectors have another dimension, are not finite or not of length 1.
+        IndexDataError: the vectors have another dimension, are not finite or not of length 1.
     """
     import faiss
 
@@ -263,7 +264,7 @@ def load(path: Path, *, mmap: bool = False) -> Any:
         mmap: leave vectors, codes and graphs on disk until a search touches them.
 
     Raises:
-        ValueError: it is no FAISS file, or its header claims more than the file holds.
+        IndexDataError: it is no FAISS file, or its header claims more than the file holds.
     """
     import faiss
 
@@ -274,12 +275,12 @@ def load(path: Path, *, mmap: bool = False) -> Any:
     try:
         structure = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC if mmap else 0)
     except RuntimeError as error:
-        raise ValueError(f"{path}: is not a readable FAISS index ({str(error).splitlines()[0]})") from error
+        raise IndexDataError(f"{path}: is not a readable FAISS index ({str(error).splitlines()[0]})") from error
     if isinstance(structure, faiss.IndexIVF):
         # Mapped lists are not read here, so FAISS does not notice when the file ends before they do.
         claimed = structure.ntotal * (structure.code_size + 8) + 4 * structure.nlist * structure.d
         if claimed > path.stat().st_size:
-            raise ValueError(
+            raise IndexDataError(
                 f"{path}: is not a readable FAISS index (its lists hold {claimed:,} bytes, the file "
                 f"{path.stat().st_size:,})"
             )
@@ -290,7 +291,7 @@ def kind_of(structure: Any) -> ConcreteKind:
     """The kind of a FAISS structure.
 
     Raises:
-        ValueError: it is none that this module builds.
+        IndexDataError: it is none that this module builds.
     """
     import faiss
 
@@ -304,7 +305,9 @@ def kind_of(structure: Any) -> ConcreteKind:
     for kind, name in kinds:
         if isinstance(structure, kind):
             return name
-    raise ValueError(f"a FAISS structure of type {type(structure).__name__} is none of {[name for _, name in kinds]}")
+    raise IndexDataError(
+        f"a FAISS structure of type {type(structure).__name__} is none of {[name for _, name in kinds]}"
+    )
 
 
 def stored_vectors(structure: Any, beside: np.ndarray | None) -> np.ndarray:
@@ -323,11 +326,11 @@ def stored_vectors(structure: Any, beside: np.ndarray | None) -> np.ndarray:
 def _checked(vectors: np.ndarray, dimension: int) -> np.ndarray:
     """FAISS takes NaN without a word and then never finds the row, and answers a wrong dimension with a bare assertion."""
     if vectors.ndim != 2 or vectors.shape[1] != dimension:
-        raise ValueError(f"vectors have shape {vectors.shape}, the index holds dimension {dimension}")
+        raise IndexDataError(f"vectors have shape {vectors.shape}, the index holds dimension {dimension}")
     norms = np.linalg.norm(vectors, axis=1)
     wrong = np.flatnonzero(~(np.abs(norms - 1) < 1e-3))
     if len(wrong):
-        raise ValueError(f"vector {wrong[0]} has length {norms[wrong[0]]}, every vector must have length 1")
+        raise IndexDataError(f"vector {wrong[0]} has length {norms[wrong[0]]}, every vector must have length 1")
     return np.ascontiguousarray(vectors, dtype=np.float32)
 
 

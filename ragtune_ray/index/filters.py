@@ -27,6 +27,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ragtune_ray import RagtuneError
+
 __all__ = [
     "MAX_FIELDS",
     "Condition",
@@ -59,7 +61,7 @@ _INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
-class SelectionError(ValueError):
+class SelectionError(RagtuneError, ValueError):
     """A filter is wrong, or what it is applied to; the message names the field or row, the value and the rule."""
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ragtune_ray import config, schema
+from ragtune_ray import RagtuneError, config, schema
 from ragtune_ray.index import bm25, faiss_index
 from ragtune_ray.ingest import chunking, input_units, inputs, readers
 
@@ -44,7 +44,7 @@ Read = tuple[str, float, list[schema.Document]]
 """Format and size of a stretch of the input, and its documents."""
 
 
-class ForecastError(ValueError):
+class ForecastError(RagtuneError, ValueError):
     """Nothing can be said of this corpus; the message names what was read and the next step."""
 
 

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from ragtune_ray import config, schema
-from ragtune_ray.index import filters, segments, snapshot
+from ragtune_ray.index import IndexDataError, filters, segments, snapshot
 from ragtune_ray.models.encoder import Encoder, Reranker, load_encoder
 from ragtune_ray.storage import artifacts
 
@@ -114,7 +114,7 @@ class Retriever:
             top_k: how many hits each.
 
         Raises:
-            ValueError: the encoder gave a query no finite vector.
+            IndexDataError: the encoder gave a query no finite vector.
         """
         scores, ordinals = self.search(texts, top_k)
         return to_hits(query_ids, scores, ordinals, self._column)
@@ -123,7 +123,7 @@ class Retriever:
         """The passages of each query's hits, best first, with their scores: what a prompt is built from.
 
         Raises:
-            ValueError: the encoder gave a query no finite vector.
+            IndexDataError: the encoder gave a query no finite vector.
         """
         scores, ordinals = self.search(texts, top_k)
         return [
@@ -223,13 +223,13 @@ def encode_queries(encoder: Encoder | None, texts: Sequence[str]) -> np.ndarray:
     """The vectors of queries, (num_texts, dimension), all of them finite.
 
     Raises:
-        ValueError: the encoder gave a query no finite vector; the message names the first.
+        IndexDataError: the encoder gave a query no finite vector; the message names the first.
     """
     assert encoder is not None
     vectors = encoder.encode_queries(texts)
     wrong = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
     if len(wrong):
-        raise ValueError(f"the encoder gave no finite vector for the query {texts[wrong[0]]!r}")
+        raise IndexDataError(f"the encoder gave no finite vector for the query {texts[wrong[0]]!r}")
     return vectors
 
 

@@ -25,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 
 from ragtune_ray import schema
-from ragtune_ray.index import bm25, faiss_index, filters, vectors
+from ragtune_ray.index import IndexDataError, bm25, faiss_index, filters, vectors
 from ragtune_ray.storage import artifacts, failpoints, filesystem
 
 __all__ = [
@@ -87,10 +87,10 @@ def write_segment(
         language: of the lexical index.
 
     Raises:
-        ValueError: there are not as many vectors as passages, or a vector is not of length 1.
+        IndexDataError: there are not as many vectors as passages, or a vector is not of length 1.
     """
     if len(embedded) != passages.num_rows:
-        raise ValueError(f"segment {directory.name}: {len(embedded)} vectors for {passages.num_rows} passages")
+        raise IndexDataError(f"segment {directory.name}: {len(embedded)} vectors for {passages.num_rows} passages")
     schema.check(passages.schema, schema.Passage)
     passages = passages.combine_chunks()
     documents, metadata = _documents(passages, fingerprints)

@@ -21,9 +21,10 @@ import numpy as np
 import numpy.typing as npt
 import regex  # type: ignore[import-untyped]  # the library has no stubs
 
+from ragtune_ray import RagtuneError
 from ragtune_ray.schema import Document, Passage
 
-__all__ = ["UNSPACED", "TokenSpans", "chunk", "chunk_all", "tokenizer_spans", "word_spans"]
+__all__ = ["UNSPACED", "TokenSpans", "TokenizerError", "chunk", "chunk_all", "tokenizer_spans", "word_spans"]
 
 Spans = npt.NDArray[np.int32]
 TokenSpans = Callable[[list[str]], list[npt.NDArray[np.int32]]]
@@ -71,6 +72,10 @@ _ABBREVIATION = regex.compile(
 _WORD = regex.compile(rf"[{UNSPACED}]\p{{M}}*|(?:(?![{UNSPACED}])\w)+|\S")
 
 
+class TokenizerError(RagtuneError, TypeError):
+    """The tokenizer reports no character offsets."""
+
+
 def tokenizer_spans(tokenizer: Any) -> TokenSpans:
     """The token offsets of a fast Hugging Face tokenizer, without special tokens, truncation or padding.
 
@@ -81,13 +86,13 @@ def tokenizer_spans(tokenizer: Any) -> TokenSpans:
         a function from texts to int32 arrays (num_tokens, 2) of character offsets; tokens of no width are left out.
 
     Raises:
-        TypeError: the tokenizer has no fast backend, hence no offsets.
+        TokenizerError: the tokenizer has no fast backend, hence no offsets.
     """
     from tokenizers import Tokenizer
 
     backend = tokenizer if isinstance(tokenizer, Tokenizer) else getattr(tokenizer, "backend_tokenizer", None)
     if not isinstance(backend, Tokenizer):
-        raise TypeError(f"{type(tokenizer).__name__} gives no offsets; load the fast tokenizer (use_fast=True)")
+        raise TokenizerError(f"{type(tokenizer).__name__} gives no offsets; load the fast tokenizer (use_fast=True)")
     private = Tokenizer.from_str(backend.to_str())
     private.no_truncation()
     private.no_padding()

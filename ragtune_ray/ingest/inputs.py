@@ -19,6 +19,7 @@ from typing import Any, Literal
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
+from ragtune_ray import RagtuneError
 from ragtune_ray.ingest import parsers
 from ragtune_ray.ingest.parsers import ParseError
 from ragtune_ray.ingest.rows import Context, parse_json, reject, squad_contexts
@@ -56,7 +57,7 @@ BLOCK_BYTES = 4 * 2**20
 """Bytes read at once."""
 
 
-class InputError(ValueError):
+class InputError(RagtuneError, ValueError):
     """The input as a whole cannot be used; the message names the path, the rule and what is accepted."""
 
 

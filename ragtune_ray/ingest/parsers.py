@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
+from ragtune_ray import RagtuneError
+
 __all__ = ["FILE_SUFFIXES", "ParseError", "clean", "decode", "missing_extra", "parse_file"]
 
 FILE_SUFFIXES = (".md", ".markdown", ".txt", ".html", ".htm", ".pdf", ".docx")
@@ -44,7 +46,7 @@ _BLOCK_TAGS = (
 )
 
 
-class ParseError(ValueError):
+class ParseError(RagtuneError, ValueError):
     """This row or file cannot be read; the message says why and, where it helps, what to do."""
 
 

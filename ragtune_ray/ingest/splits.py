@@ -15,7 +15,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
-from ragtune_ray import config
+from ragtune_ray import RagtuneError, config
 from ragtune_ray.ingest.queries import read_queries
 from ragtune_ray.schema import Query, Reject
 
@@ -25,7 +25,7 @@ SPLITS = ("train", "validation", "test")
 SHOWN_DOCUMENTS = 3
 
 
-class LeakError(ValueError):
+class LeakError(RagtuneError, ValueError):
     """A document is a positive of queries of two splits; the message names some and the way out."""
 
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-from ragtune_ray import config
+from ragtune_ray import RagtuneError, config
 from ragtune_ray.storage import artifacts, checksums, filesystem
 
 __all__ = [
@@ -49,7 +49,7 @@ HASHING_PREFIX = "hashing-"
 logger = logging.getLogger(__name__)
 
 
-class ModelError(RuntimeError):
+class ModelError(RagtuneError, RuntimeError):
     """A model cannot be had or is not acceptable; the message says which command or change helps."""
 
 

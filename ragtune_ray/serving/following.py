@@ -15,12 +15,18 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-__all__ = ["Follower", "Lease", "Refusal"]
+from ragtune_ray import RagtuneError
+
+__all__ = ["FollowError", "Follower", "Lease", "Refusal"]
 
 Held = TypeVar("Held")
 RETRY_SECONDS = 30.0
 
 logger = logging.getLogger(__name__)
+
+
+class FollowError(RagtuneError):
+    """The thread that looks for new versions has died."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,10 +136,10 @@ class Follower(Generic[Held]):
         """Whether it still looks.
 
         Raises:
-            RuntimeError: its thread has died.
+            FollowError: its thread has died.
         """
         if self._thread is not None and not self._thread.is_alive() and not self._stopped.is_set():
-            raise RuntimeError(f"what follows the {self._kind} has died")
+            raise FollowError(f"what follows the {self._kind} has died")
 
     def stop(self) -> None:
         """Look no more, and release what is held once its last lease ends."""

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ragtune_ray import config
+from ragtune_ray import RagtuneError, config
 
 __all__ = [
     "ApiError",
@@ -39,7 +39,7 @@ Turn = tuple[str, str]
 Body = TypeVar("Body", bound=BaseModel)
 
 
-class ApiError(Exception):
+class ApiError(RagtuneError):
     """A request that is answered with an error object.
 
     Args:

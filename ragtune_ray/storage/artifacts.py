@@ -27,6 +27,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 import ragtune_ray
+from ragtune_ray import RagtuneError
 from ragtune_ray.storage import checksums, filesystem
 
 __all__ = [
@@ -55,7 +56,7 @@ RECEIPT_MIN_AGE_NS = 10**9
 logger = logging.getLogger(__name__)
 
 
-class ArtifactError(RuntimeError):
+class ArtifactError(RagtuneError, RuntimeError):
     """An artifact is missing, unfinished or damaged; the message names it and the next step."""
 
 

@@ -19,8 +19,11 @@ import fsspec
 import numpy as np
 from fsspec.implementations.local import LocalFileSystem
 
+from ragtune_ray import RagtuneError
+
 __all__ = [
     "SpaceError",
+    "UrlError",
     "cache_directory",
     "commit_file",
     "copy_tree",
@@ -43,7 +46,11 @@ __all__ = [
 ]
 
 
-class SpaceError(RuntimeError):
+class UrlError(RagtuneError, ValueError):
+    """Nothing installed reads such a URL; the message names what to install."""
+
+
+class SpaceError(RagtuneError, RuntimeError):
     """The disk cannot hold what is about to be written; the message says how much is missing where."""
 
 
@@ -51,12 +58,12 @@ def locate(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """What holds a place, and the path within it.
 
     Raises:
-        ValueError: nothing installed reads such a URL.
+        UrlError: nothing installed reads such a URL.
     """
     try:
         filesystem, path = fsspec.core.url_to_fs(url)
     except ImportError as error:
-        raise ValueError(f"{url}: {error}; for s3:// run: pip install 'ragtune-ray[s3]'") from None
+        raise UrlError(f"{url}: {error}; for s3:// run: pip install 'ragtune-ray[s3]'") from None
     return filesystem, str(path)
 
 

@@ -22,7 +22,7 @@ import torch.distributed
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ragtune_ray import config
+from ragtune_ray import RagtuneError, config
 from ragtune_ray.training.objectives.sft import Objective, Piece, on_device
 
 __all__ = [
@@ -47,7 +47,7 @@ BETAS = (0.9, 0.999)
 Item = TypeVar("Item")
 
 
-class TrainingError(RuntimeError):
+class TrainingError(RagtuneError, RuntimeError):
     """Training cannot go on or give a usable result; the message says what to change."""
 
 

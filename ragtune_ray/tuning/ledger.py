@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from ragtune_ray import RagtuneError
 from ragtune_ray.storage import failpoints, filesystem
 
 __all__ = ["Ledger", "LedgerError", "Row", "judged_rows", "ledger_lines"]
@@ -20,7 +21,7 @@ Row = dict[str, Any]
 """A line of a ledger: `round`, `step`, `seconds`, and what the step gave."""
 
 
-class LedgerError(RuntimeError):
+class LedgerError(RagtuneError, RuntimeError):
     """A ledger is damaged; the message names file and line."""
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from ragtune_ray import config, progress, schema
+from ragtune_ray import RagtuneError, config, progress, schema
 from ragtune_ray.cluster import runs, session, staged_queries, stages
 from ragtune_ray.cluster.answering.workers import GenerateUnit, RetrieveUnit
 from ragtune_ray.index import retention
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["AnswerError", "answer", "generator_fingerprint"]
 
 
-class AnswerError(RuntimeError):
+class AnswerError(RagtuneError, RuntimeError):
     """A bulk job ended without a usable result; the message says what failed and what the next run will do."""
 
 

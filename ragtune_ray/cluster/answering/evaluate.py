@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ragtune_ray import config, progress, schema
+from ragtune_ray import RagtuneError, config, progress, schema
 from ragtune_ray.cluster import session, staged_queries
 from ragtune_ray.cluster.answering import answer, retrieve
 from ragtune_ray.evaluation import intervals, scoring
@@ -47,7 +47,7 @@ Scores = dict[str, dict[str, float]]
 MAX_CHANGES = 3
 
 
-class EvaluationError(ValueError):
+class EvaluationError(RagtuneError, ValueError):
     """The arms cannot be scored or compared; the message says what to change."""
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ragtune_ray import config, progress, schema
+from ragtune_ray import RagtuneError, config, progress, schema
 from ragtune_ray.cluster import runs, staged_queries
 from ragtune_ray.cluster.answering import answer
 from ragtune_ray.cluster.answering import evaluate as evaluate_module
@@ -25,7 +25,7 @@ from ragtune_ray.storage import artifacts, filesystem
 __all__ = ["Forgetting", "MeasureError", "Measured", "measure"]
 
 
-class MeasureError(ValueError):
+class MeasureError(RagtuneError, ValueError):
     """Something asked for cannot be measured; the message names the setting."""
 
 

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from ragtune_ray import config, progress, schema
+from ragtune_ray import RagtuneError, config, progress, schema
 from ragtune_ray.cluster import session
 from ragtune_ray.cluster.indexing import embedding, reading, segmenting
 from ragtune_ray.index import faiss_index, versions
@@ -49,11 +49,11 @@ IN_PROCESS_BYTES = 512 * 2**10
 Result = TypeVar("Result")
 
 
-class CorpusError(ValueError):
+class CorpusError(RagtuneError, ValueError):
     """The corpus cannot be indexed as it is; the message names the document or the reject and the next step."""
 
 
-class OvertakenError(RuntimeError):
+class OvertakenError(RagtuneError, RuntimeError):
     """While documents were read, another publisher changed some that the build took as they were; the next step is named."""
 
 

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ragtune_ray import config, progress, schema
+from ragtune_ray import RagtuneError, config, progress, schema
 from ragtune_ray.cluster import stages
 from ragtune_ray.index import contents, segments, versions
 from ragtune_ray.ingest import input_units, readers
@@ -56,7 +56,7 @@ _DOCUMENTS_SCHEMA = pa.schema(
 )
 
 
-class DuplicateError(ValueError):
+class DuplicateError(RagtuneError, ValueError):
     """Two documents of different text share an id; the message names both places."""
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ragtune_ray import config, progress, schema
+from ragtune_ray import RagtuneError, config, progress, schema
 from ragtune_ray.cluster.indexing import compact, pipeline
 from ragtune_ray.cluster.indexing.pipeline import Built
 from ragtune_ray.index import contents, retention, versions
@@ -24,7 +24,7 @@ from ragtune_ray.storage import checksums, failpoints, filesystem
 __all__ = ["UpdateError", "delete_documents", "document_ids", "upsert_documents"]
 
 
-class UpdateError(ValueError):
+class UpdateError(RagtuneError, ValueError):
     """The index cannot be changed like this; the message says why and what to do."""
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from ragtune_ray import config, progress
+from ragtune_ray import RagtuneError, config, progress
 from ragtune_ray.cluster import session
 from ragtune_ray.evaluation import adaptive
 from ragtune_ray.index import versions
@@ -30,11 +30,15 @@ from ragtune_ray.serving import api_keys, middleware
 from ragtune_ray.serving.admission import capacity, places
 from ragtune_ray.storage import artifacts
 
-__all__ = ["APPLICATION", "Arguments", "application", "bound", "running", "serve"]
+__all__ = ["APPLICATION", "Arguments", "ServeError", "application", "bound", "running", "serve"]
 
 APPLICATION = "ragtune"
 PROXY_SECONDS = 120.0
 logger = logging.getLogger(__name__)
+
+
+class ServeError(RagtuneError, RuntimeError):
+    """The endpoint cannot start on this cluster; the message says why."""
 
 
 class Arguments(BaseModel):
@@ -285,7 +289,7 @@ def _refuse_other_serve() -> None:
         ray.get_actor("SERVE_CONTROLLER_ACTOR", namespace="serve")
     except ValueError:
         return
-    raise RuntimeError(
+    raise ServeError(
         "Serve runs on this cluster already, with a host and port of its own; add this endpoint to it with: serve deploy "
         "deploy/serve.yaml"
     )
@@ -314,7 +318,7 @@ def _wait_for_proxy(host: str, port: int) -> None:
             return
         except OSError as error:
             if time.monotonic() > deadline:
-                raise RuntimeError(
+                raise ServeError(
                     f"nothing listens at {host} port {port} {PROXY_SECONDS:.0f} seconds after Serve called the endpoint ready; "
                     "see the logs of Ray Serve's proxy"
                 ) from error

@@ -13,7 +13,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ragtune_ray import config, progress, schema
+from ragtune_ray import RagtuneError, config, progress, schema
 from ragtune_ray.cluster.indexing import index
 from ragtune_ray.cluster.training import prepare, train
 from ragtune_ray.cluster.tuning import judging
@@ -27,7 +27,7 @@ from ragtune_ray.tuning.ledger import Ledger, Row
 __all__ = ["Rounds", "TuneError"]
 
 
-class TuneError(ValueError):
+class TuneError(RagtuneError, ValueError):
     """Nothing can be tuned like this; the message says what to change."""
 
 

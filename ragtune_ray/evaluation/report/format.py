@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ragtune_ray import RagtuneError
 from ragtune_ray.config import Arm
 
 __all__ = [
@@ -50,7 +51,7 @@ _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 Metrics = dict[str, "Interval | None"]
 
 
-class ComparisonError(ValueError):
+class ComparisonError(RagtuneError, ValueError):
     """Not a comparison that this version can show; the message names the field, the value and the rule."""
 
 
