@@ -19,7 +19,7 @@ from ragtune_ray import config
 from ragtune_ray.cluster.answering.retrieve import retrieve
 from ragtune_ray.cluster.indexing.index import build_index
 from ragtune_ray.evaluation import intervals
-from ragtune_ray.models import weights
+from ragtune_ray.models import arms
 
 SHOWN = ("recall@1", "recall@5", "MRR@10")
 
@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*")
     options = parser.parse_args()
     before = config.load(options.config, ["queries.split=test", *options.overrides])
-    tuned = weights.tuned_model(before.workspace, weights.tuned_name(before.training))
+    tuned = arms.tuned_model(before.workspace, arms.tuned_name(before.training))
     with tempfile.TemporaryDirectory(prefix="ragtune-bench-") as folder:
         if before.training.objective == "query_side":
             after = before.using(f"encoder.query_model={tuned}")

@@ -41,6 +41,7 @@ __all__ = [
     "SchemaError",
     "arrow_schema",
     "check",
+    "document_id_of",
     "from_table",
     "reject_lines",
     "to_table",
@@ -84,6 +85,15 @@ class Passage:
     """First character in the document."""
     end: int
     """One past its last character in the document."""
+
+
+def document_id_of(passage_id: str) -> str:
+    """The document of a passage, whose id is the document's id, `#` and a number.
+
+    >>> document_id_of("notes/a#b.md#12")
+    'notes/a#b.md'
+    """
+    return passage_id.rpartition("#")[0]
 
 
 @dataclass(frozen=True, slots=True)

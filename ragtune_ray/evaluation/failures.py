@@ -18,21 +18,12 @@ from ragtune_ray import config
 from ragtune_ray.evaluation import intervals
 from ragtune_ray.evaluation.scoring import PerQuery
 from ragtune_ray.ingest.splits import positives
-from ragtune_ray.schema import Answer, Passage, Query
+from ragtune_ray.schema import Answer, Passage, Query, document_id_of
 
-__all__ = ["as_json", "cited_share", "document_of", "interval_of", "losses", "most_telling", "shown_answer", "subset"]
+__all__ = ["as_json", "cited_share", "interval_of", "losses", "most_telling", "shown_answer", "subset"]
 
 RIGHT = 0.5
 """An answer that scores as much, or holds a gold answer, counts as correct where losses are sorted."""
-
-
-def document_of(passage_id: str) -> str:
-    """The document of a passage, whose id is the document's and a number (`chunking`).
-
-    >>> document_of("notes/a#b.md#12")
-    'notes/a#b.md'
-    """
-    return passage_id.rpartition("#")[0]
 
 
 def losses(
@@ -68,7 +59,7 @@ def _fate(query: Query, answer: Answer, values: Mapping[str, float], metric: str
         return "correct"
     if not query.answers or not (relevant and config.retrieves(arm)):
         return "abstained" if query.answers and answer.abstained else "wrong"
-    if not relevant & {document_of(name) for name in answer.passage_ids}:
+    if not relevant & {document_id_of(name) for name in answer.passage_ids}:
         return "not_retrieved"
     return "abstained" if answer.abstained else "misread"
 

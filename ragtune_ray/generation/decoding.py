@@ -22,7 +22,7 @@ from transformers.cache_utils import Cache
 
 from ragtune_ray.generation.interface import GeneratorError
 from ragtune_ray.generation.kv_cache import RowLayer, WatchedCache
-from ragtune_ray.models.hardware import padded_length
+from ragtune_ray.models.token_batches import padded_length
 
 __all__ = ["DecodingBatch", "check_architecture", "context_tokens"]
 

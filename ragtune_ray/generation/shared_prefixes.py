@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ragtune_ray.models.encoder import batches_by_length
+from ragtune_ray.models.token_batches import batches_by_length
 
 __all__ = ["IGNORED", "batches", "collate", "groups", "logits", "mask", "num_tokens", "suits"]
 

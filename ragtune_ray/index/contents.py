@@ -178,7 +178,7 @@ def _fingerprints(workspace: str, version: versions.Version, without: set[versio
 
 
 def index_problems(
-    workspace: str, version: str | None = None, check: Callable[[str], Sequence[str]] = artifacts.problems
+    workspace: str, version: str | None = None, check: Callable[[str], Sequence[str]] = artifacts.find_problems
 ) -> list[str]:
     """Everything wrong with a version, its segments and deletions, one sentence each; empty when it is sound.
 

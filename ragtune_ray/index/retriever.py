@@ -16,7 +16,8 @@ import numpy as np
 
 from ragtune_ray import config, schema
 from ragtune_ray.index import IndexDataError, filters, segments, snapshot
-from ragtune_ray.models.encoder import Encoder, Reranker, load_encoder
+from ragtune_ray.models.encoder import Encoder, load_encoder
+from ragtune_ray.models.reranker import Reranker
 from ragtune_ray.storage import artifacts
 
 __all__ = [

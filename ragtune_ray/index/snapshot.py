@@ -65,7 +65,7 @@ class Index:
             storage.ArtifactError: a segment is too old to name its documents.
         """
         wanted = set(passage_ids)
-        (owned,) = self.of_documents([sorted({name.rpartition("#")[0] for name in wanted})])
+        (owned,) = self.of_documents([sorted({schema.document_id_of(name) for name in wanted})])
         names = segments.take_rows(self.passages.select(["passage_id"]), owned)["passage_id"].to_pylist()
         kept = [ordinal for ordinal, name in zip(owned.tolist(), names, strict=True) if name in wanted]
         return {passage.passage_id: passage for passage in self.take(kept)}

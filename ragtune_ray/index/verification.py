@@ -17,7 +17,7 @@ __all__ = ["verify_artifact", "verify_workspace"]
 
 def verify_artifact(url: str) -> tuple[list[str], int]:
     """What is wrong with one artifact, and that one was checked."""
-    return artifacts.problems(url), 1
+    return artifacts.find_problems(url), 1
 
 
 def verify_workspace(workspace: str) -> tuple[list[str], int]:
@@ -40,7 +40,7 @@ def verify_workspace(workspace: str) -> tuple[list[str], int]:
             found += _pointer_problems(folder, names)
             plain += [filesystem.join(folder, name) for name in names if name != artifacts.CURRENT]
     for url in plain:
-        found += artifacts.problems(url)
+        found += artifacts.find_problems(url)
     checked += len(plain)
     for tune in filesystem.list_names(filesystem.join(workspace, "rounds")):
         folder = filesystem.join(workspace, "rounds", tune)
@@ -59,7 +59,7 @@ def _index_problems(workspace: str) -> tuple[list[str], int]:
     names = filesystem.list_names(filesystem.join(workspace, "index", "versions"))
     if names:
         found += _current_problems(workspace)
-    check = functools.cache(artifacts.problems)  # versions share segments
+    check = functools.cache(artifacts.find_problems)  # versions share segments
     for version in names:
         found += contents.index_problems(workspace, version, check)
     parts = [

@@ -27,7 +27,7 @@ from ragtune_ray.ingest.parquet import check_columns, parquet_errors
 from ragtune_ray.ingest.parsers import ParseError
 from ragtune_ray.ingest.rows import DOCUMENT_IDS, parse_json, reject, squad_contexts
 from ragtune_ray.schema import Reject
-from ragtune_ray.storage import checksums
+from ragtune_ray.storage import checksums, filesystem
 
 __all__ = ["InputFile", "Plan", "Unit", "input_fingerprint", "plan_units"]
 
@@ -95,7 +95,7 @@ def plan_units(path: str, unit_bytes: int, root: str | None = None) -> Plan:
     files: list[InputFile] = []
     group: list[InputFile] = []
     for name in names:
-        place = inputs.join(folder, name)
+        place = filesystem.join(folder, name)
         try:
             form = inputs.format_of(name)
             file, ranges = _scan(place, form, unit_bytes)
@@ -132,10 +132,10 @@ def input_fingerprint(plan: Plan) -> str:
 def _list_input(path: str) -> tuple[str, list[str], list[Reject]]:
     """The corpus folder, the sorted names of the files in it, and what was refused by name alone."""
     store, inner = inputs.locate(path)
-    root = inputs.root_of(path)
+    root = filesystem.absolute(path)
     if not store.isdir(inner):
         return posixpath.dirname(root), [posixpath.basename(root)], []
-    if store.exists(inputs.join(inner, "corpus.jsonl")):
+    if store.exists(filesystem.join(inner, "corpus.jsonl")):
         return root, ["corpus.jsonl"], []
     if isinstance(store, LocalFileSystem):
         names, rejects = _walk(inner)

@@ -9,21 +9,20 @@ from __future__ import annotations
 
 import io
 import itertools
-import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any, Literal
 
-from fsspec.core import url_to_fs
-from fsspec.implementations.local import LocalFileSystem
+import fsspec
 
 from ragtune_ray import RagtuneError
 from ragtune_ray.ingest import parsers
 from ragtune_ray.ingest.parsers import ParseError
 from ragtune_ray.ingest.rows import Context, parse_json, reject, squad_contexts
 from ragtune_ray.schema import Reject
+from ragtune_ray.storage import filesystem
 
 __all__ = [
     "ACCEPTED",
@@ -32,14 +31,11 @@ __all__ = [
     "InputError",
     "Row",
     "format_of",
-    "join",
     "jsonl_rows",
     "locate",
     "open_file",
     "read_lines",
     "read_squad",
-    "resolve",
-    "root_of",
     "why_unreadable",
 ]
 
@@ -61,66 +57,26 @@ class InputError(RagtuneError, ValueError):
     """The input as a whole cannot be used; the message names the path, the rule and what is accepted."""
 
 
-def resolve(path: str) -> tuple[Any, str]:
-    """The filesystem of a path, and the path within it.
+def locate(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The file system of an input, and the path within it.
 
     Raises:
-        InputError: nothing installed reads such a URL.
+        InputError: there is no such file or folder, or no installed package reads this kind of URL.
     """
-    if "://" not in path:  # url_to_fs would take a `::` in a local file name for a chain of filesystems
-        return LocalFileSystem(), root_of(path)
     try:
-        filesystem, inner = url_to_fs(path)
-    except ImportError as error:
-        raise InputError(f"{path}: {error}; for s3:// run: pip install 'ragtune-ray[s3]'") from None
-    except ValueError as error:
-        raise InputError(f"{path}: {error}; accepted: {ACCEPTED}") from None
-    return filesystem, inner
-
-
-def locate(path: str) -> tuple[Any, str]:
-    """The filesystem of a path that must exist, and the path within it.
-
-    Raises:
-        InputError: there is no such file or folder, or nothing installed reads such a URL.
-    """
-    filesystem, inner = resolve(path)
-    if not path or not filesystem.exists(inner):
+        store, inner = filesystem.locate(filesystem.absolute(path))
+    except filesystem.UrlError as error:
+        raise InputError(f"{error}; accepted: {ACCEPTED}") from None
+    if not path or not store.exists(inner):
         raise InputError(f"{path}: no such file or folder; accepted: {ACCEPTED}")
-    return filesystem, inner
-
-
-def root_of(path: str) -> str:
-    """The path by which tasks elsewhere find the same file or folder.
-
-    >>> root_of("s3://bucket/corpus/")
-    's3://bucket/corpus'
-    """
-    if "://" in path:
-        return path.rstrip("/")
-    # Without its dots, so that a file below a folder begins with the folder's path; links stay as the user names them, but for
-    # one before `..`, which leads out of where the link does.
-    place = Path(path).expanduser().absolute()
-    plain = Path(os.path.normpath(place))
-    if not place.exists() or (plain.exists() and plain.samefile(place)):
-        return str(plain)
-    return str(place.resolve())
-
-
-def join(root: str, name: str) -> str:
-    """The path of a file in a folder.
-
-    >>> join("s3://bucket/corpus/", "a.md")
-    's3://bucket/corpus/a.md'
-    """
-    return f"{root.rstrip('/')}/{name}"
+    return store, inner
 
 
 @contextmanager
 def open_file(path: str) -> Iterator[Any]:
     """A file opened for reading bytes; closed at the end of the `with`."""
-    filesystem, inner = resolve(path)
-    with filesystem.open(inner, "rb") as file:
+    store, inner = filesystem.locate(path)
+    with store.open(inner, "rb") as file:
         yield file
 
 

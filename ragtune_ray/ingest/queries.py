@@ -18,6 +18,7 @@ from ragtune_ray.ingest.parquet import parquet_rows
 from ragtune_ray.ingest.parsers import ParseError, clean
 from ragtune_ray.ingest.rows import QUERY_IDS, QUERY_TEXTS, query_from_row, reject, split_name
 from ragtune_ray.schema import Query, Reject
+from ragtune_ray.storage import filesystem
 
 __all__ = ["read_queries"]
 
@@ -35,15 +36,15 @@ def read_queries(path: str, split: str = "all") -> Iterator[Query | Reject]:
     Raises:
         InputError: the path is missing or unreadable, one id has two texts, or nothing carries the split.
     """
-    filesystem, inner = inputs.locate(path)
-    root = inputs.root_of(path)
-    if not filesystem.isdir(inner):
-        if filesystem.size(inner) == 0:
+    store, inner = inputs.locate(path)
+    root = filesystem.absolute(path)
+    if not store.isdir(inner):
+        if store.size(inner) == 0:
             raise inputs.InputError(f"{path}: the file is empty (0 bytes)")
         if PurePosixPath(root).suffix.lower() not in (".jsonl", ".parquet", ".json"):
             raise inputs.InputError(f"{path}: queries are read from .jsonl, .parquet, SQuAD .json or a BEIR folder")
         return _unique(_with_split(_queries(_query_rows(root)), split, path))
-    if not filesystem.exists(inputs.join(inner, "queries.jsonl")):
+    if not store.exists(filesystem.join(inner, "queries.jsonl")):
         raise inputs.InputError(f"{path}: a folder of queries must be BEIR and hold queries.jsonl; or name a file")
     return _unique(_beir_queries(root, _qrels_files(root, split), split))
 
@@ -120,11 +121,11 @@ def _unique(queries: Iterable[Placed]) -> Iterator[Query | Reject]:
 
 def _qrels_files(root: str, split: str) -> dict[str, str]:
     """Paths of the qrels files to use, with the split that each stands for."""
-    folder = inputs.join(root, "qrels")
-    filesystem, inner = inputs.resolve(folder)
-    names = filesystem.ls(inner, detail=False) if filesystem.isdir(inner) else []
+    folder = filesystem.join(root, "qrels")
+    store, inner = filesystem.locate(folder)
+    names = store.ls(inner, detail=False) if store.isdir(inner) else []
     stems = sorted(PurePosixPath(name).stem for name in names if name.endswith(".tsv"))
-    files = {inputs.join(folder, f"{stem}.tsv"): split_name(stem) for stem in stems}
+    files = {filesystem.join(folder, f"{stem}.tsv"): split_name(stem) for stem in stems}
     kept = {path: name for path, name in files.items() if split in ("all", name)}
     if split != "all" and not kept:
         raise inputs.InputError(
@@ -146,7 +147,7 @@ def _beir_queries(root: str, files: dict[str, str], split: str) -> Iterator[Plac
             documents[document_id] = max(relevance, documents.get(document_id, relevance))
             splits[query_id] = name if splits.get(query_id, name) == name else "all"
     missing = set(judged)
-    path = inputs.join(root, "queries.jsonl")
+    path = filesystem.join(root, "queries.jsonl")
     for item in _queries(inputs.jsonl_rows(inputs.read_lines(path, _MAX_QUERY_BYTES))):
         if isinstance(item, Reject):
             yield item

@@ -10,13 +10,13 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from ragtune_ray import config
 from ragtune_ray.models import weights
-from ragtune_ray.storage import artifacts
+from ragtune_ray.storage import artifacts, filesystem
 
-__all__ = ["Pair", "with_tuned_models"]
+__all__ = ["Pair", "base_model", "current_generator", "tuned_model", "tuned_name", "with_tuned_models"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ def with_tuned_models(settings: config.Config) -> config.Config:
     arm = settings.answer.arm
     if not config.is_tuned(arm):
         return settings
-    url = weights.tuned_model(settings.workspace, arm)
+    url = tuned_model(settings.workspace, arm)
     if config.is_mode(arm):
         pair: dict[str, Any] = artifacts.read_manifest(url)["pair"]
         return Pair(**pair).used_in(settings)
@@ -76,3 +76,57 @@ def with_tuned_models(settings: config.Config) -> config.Config:
         .used_in(settings)
         .using("generator.engine=transformers")
     )
+
+
+def base_model(settings: config.Config) -> weights.Model:
+    """The model that `training.objective` is about: what its training starts from; of `joint` the generator.
+
+    Raises:
+        weights.ModelError: it cannot be had, or has no weights.
+    """
+    model = weights.resolve(settings.generator.model if settings.training.trains_generator else settings.encoder.model)
+    weights.weights_of(model)
+    return model
+
+
+def tuned_name(settings: config.Training) -> str:
+    """The name of what a training run makes: the config's, or its arm, or `retriever`, or `both`.
+
+    >>> tuned_name(config.Training(arm="ft"))
+    'ft'
+    """
+    if settings.name:
+        return settings.name
+    match settings.objective:
+        case "sft":
+            return settings.arm
+        case "joint":
+            return "both"
+    return "retriever"
+
+
+def tuned_model(workspace: str, name: str) -> str:
+    """The directory of the model that training last made under a name.
+
+    Raises:
+        weights.ModelError: there is none.
+    """
+    folder = filesystem.join(workspace, "models", name)
+    url = artifacts.current(folder)
+    if url is None:
+        arm = f" training.arm={name}" if name in ("ft", "rag+ft") else ""
+        verb = f"tune CONFIG tune.mode={name}" if name in get_args(config.Mode) else f"train CONFIG{arm}"
+        raise weights.ModelError(f"{folder}: no tuned model stands there; run: ragtune {verb}")
+    return url
+
+
+def current_generator(settings: config.Config) -> str:
+    """What the generator of a config is at this moment: a name, or the directory that a CURRENT points to. Cheap.
+
+    Raises:
+        weights.ModelError: the arm wants a tuned model and nothing was trained for it yet.
+    """
+    if config.is_tuned(settings.answer.arm):
+        return tuned_model(settings.workspace, settings.answer.arm)
+    model = settings.generator.model
+    return model if settings.generator.engine == "openai" else artifacts.current(model) or model

@@ -22,20 +22,16 @@ import numpy as np
 from ragtune_ray import config
 from ragtune_ray.ingest.chunking import TokenSpans, tokenizer_spans, word_spans
 from ragtune_ray.models import weights
-from ragtune_ray.models.hardware import choose_device, padded_length, resolve_precision
+from ragtune_ray.models.hardware import choose_device, resolve_precision
+from ragtune_ray.models.token_batches import batches_by_length, padded_tokens, token_ids
 
 __all__ = [
     "Encoder",
     "HashingEncoder",
-    "Reranker",
     "SentenceEncoder",
     "TokenCounter",
-    "batches_by_length",
     "load_encoder",
     "load_token_counter",
-    "max_tokens_of",
-    "padded_tokens",
-    "token_ids",
 ]
 
 CPU_BATCH_TOKENS = 2_048
@@ -250,71 +246,3 @@ class HashingEncoder:
     def encode_queries(self, texts: Sequence[str]) -> np.ndarray:
         """Queries to unit vectors (num_texts, dimension), float32."""
         return self.encode_passages(texts)
-
-
-class Reranker:
-    """A cross-encoder: reads query and passage together and scores the pair; slow, so only for candidates."""
-
-    def __init__(self, name: str, device: str = "auto") -> None:
-        from sentence_transformers import CrossEncoder
-
-        model = weights.resolve(name)
-        target = choose_device(device)
-        self.fingerprint = model.fingerprint
-        with weights.quiet_transformers():
-            self._model = CrossEncoder(
-                str(model.directory),
-                device=target,
-                local_files_only=True,
-                trust_remote_code=False,
-                model_kwargs={"dtype": resolve_precision("auto", target), "use_safetensors": True},
-            )
-
-    def score(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
-        """Scores (num_pairs,) of (query, passage) pairs, float32; larger is better."""
-        if not pairs:
-            return np.empty(0, dtype=np.float32)
-        return np.asarray(self._model.predict(list(pairs), show_progress_bar=False), dtype=np.float32)
-
-
-def max_tokens_of(model: Any) -> int:
-    """Longest text that a sentence-transformers model reads, special tokens included."""
-    return int(model.max_seq_length or model.tokenizer.model_max_length)
-
-
-def token_ids(model: Any, texts: Sequence[str]) -> list[list[int]]:
-    """The tokens of each text as a sentence-transformers model reads them, special ones included, cut where it stops reading."""
-    found: list[list[int]] = model.tokenizer(
-        list(texts),
-        truncation=True,
-        max_length=max_tokens_of(model),
-        padding=False,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-    )["input_ids"]
-    return found
-
-
-def padded_tokens(model: Any, rows: Sequence[Sequence[int]]) -> dict[str, Any]:
-    """Rows of `token_ids` as tensors (num_rows, length): `input_ids` and `attention_mask`, of a length that comes often."""
-    length = padded_length(max(map(len, rows)), max_tokens_of(model))
-    return dict(model.tokenizer.pad({"input_ids": rows}, padding="max_length", max_length=length, return_tensors="pt"))
-
-
-def batches_by_length(lengths: np.ndarray, batch_tokens: int) -> list[np.ndarray]:
-    """Row numbers in batches of similar length, each at most `batch_tokens` when padded (a single row may be longer).
-
-    >>> [batch.tolist() for batch in batches_by_length(np.array([1, 9, 8, 2]), 18)]
-    [[1, 2], [3, 0]]
-
-    Args:
-        lengths: tokens per row, (num_rows,).
-        batch_tokens: longest row times number of rows, at most.
-    """
-    order = np.argsort(-lengths, kind="stable")
-    batches, first = [], 0
-    while first < len(order):
-        rows = max(1, batch_tokens // max(1, int(lengths[order[first]])))
-        batches.append(order[first : first + rows])
-        first += rows
-    return batches

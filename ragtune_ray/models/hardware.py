@@ -20,7 +20,6 @@ __all__ = [
     "avoid_cudnn_attention",
     "choose_device",
     "keep_freed_memory",
-    "padded_length",
     "resolve_precision",
     "return_freed_memory",
     "supports_bfloat16",
@@ -30,7 +29,6 @@ Precision = Literal["auto", "float32", "bfloat16"]
 
 _logger = logging.getLogger(__name__)
 _MMAP_MAX, _TRIM_THRESHOLD, _TOP_PAD = -4, -1, -2  # as malloc.h of glibc numbers them
-_LENGTH_MULTIPLE = 16  # rows of a CPU's matrix unit, and what a GPU's want to divide by
 _PLAIN_ATTENTION_TOKENS = 1024  # the products are written out: their memory grows with the square
 _CPU_INFO = Path("/proc/cpuinfo")
 _BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})  # x86 twice; Arm calls its extension bf16
@@ -89,22 +87,6 @@ def attention_for_training(device: str, longest: int) -> str:
     ('sdpa', 'eager', 'sdpa')
     """
     return "eager" if device == "cpu" and longest <= _PLAIN_ATTENTION_TOKENS else "sdpa"
-
-
-def padded_length(longest: int, limit: int) -> int:
-    """Tokens that a batch is padded to: the next multiple of 16, within a model's limit.
-
-    Kernels for a CPU's matrix units are made for one shape, which takes as long as a prompt of several hundred tokens; so shapes
-    must be few and come often.
-
-    >>> padded_length(33, 512), padded_length(509, 510), padded_length(1000, 510)
-    (48, 510, 1000)
-
-    Args:
-        longest: tokens of the longest text.
-        limit: what the model reads at most; a text that is longer is left as it is.
-    """
-    return max(longest, min(-(-longest // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE, limit))
 
 
 def supports_bfloat16(device: str = "cpu") -> bool:

@@ -19,7 +19,6 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
 
 from ragtune_ray import RagtuneError, config
 from ragtune_ray.storage import artifacts, checksums, filesystem
@@ -29,16 +28,12 @@ __all__ = [
     "HASHING_PREFIX",
     "Model",
     "ModelError",
-    "base_model",
     "encoder_fingerprint",
     "fetch",
     "fingerprint",
-    "generator_meant",
     "passage_encoder",
     "quiet_transformers",
     "resolve",
-    "tuned_model",
-    "tuned_name",
     "weights_of",
 ]
 
@@ -131,17 +126,6 @@ def resolve(name: str) -> Model:
     return Model(name, directory, fingerprint(directory))
 
 
-def base_model(settings: config.Config) -> Model:
-    """The model that `training.objective` is about: what its training starts from; of `joint` the generator.
-
-    Raises:
-        ModelError: it cannot be had, or has no weights.
-    """
-    model = resolve(settings.generator.model if settings.training.trains_generator else settings.encoder.model)
-    weights_of(model)
-    return model
-
-
 def weights_of(model: Model) -> Path:
     """The directory of a model that has weights.
 
@@ -151,49 +135,6 @@ def weights_of(model: Model) -> Path:
     if model.directory is None:
         raise ModelError(f"encoder.model {model.name!r} has no weights to train; name a model")
     return model.directory
-
-
-def tuned_name(settings: config.Training) -> str:
-    """The name of what a training run makes: the config's, or its arm, or `retriever`, or `both`.
-
-    >>> tuned_name(config.Training(arm="ft"))
-    'ft'
-    """
-    if settings.name:
-        return settings.name
-    match settings.objective:
-        case "sft":
-            return settings.arm
-        case "joint":
-            return "both"
-    return "retriever"
-
-
-def tuned_model(workspace: str, name: str) -> str:
-    """The directory of the model that training last made under a name.
-
-    Raises:
-        ModelError: there is none.
-    """
-    folder = filesystem.join(workspace, "models", name)
-    url = artifacts.current(folder)
-    if url is None:
-        arm = f" training.arm={name}" if name in ("ft", "rag+ft") else ""
-        verb = f"tune CONFIG tune.mode={name}" if name in get_args(config.Mode) else f"train CONFIG{arm}"
-        raise ModelError(f"{folder}: no tuned model stands there; run: ragtune {verb}")
-    return url
-
-
-def generator_meant(settings: config.Config) -> str:
-    """What the generator of a config is at this moment: a name, or the directory that a CURRENT points to. Cheap.
-
-    Raises:
-        ModelError: the arm wants a tuned model and nothing was trained for it yet.
-    """
-    if config.is_tuned(settings.answer.arm):
-        return tuned_model(settings.workspace, settings.answer.arm)
-    model = settings.generator.model
-    return model if settings.generator.engine == "openai" else artifacts.current(model) or model
 
 
 def encoder_fingerprint(model: str, settings: config.Encoder) -> str:

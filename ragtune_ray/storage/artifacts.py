@@ -36,10 +36,10 @@ __all__ = [
     "Artifact",
     "ArtifactError",
     "current",
+    "find_problems",
     "is_finished",
     "make_current",
     "open_artifact",
-    "problems",
     "publish",
     "read_manifest",
     "stage",
@@ -131,7 +131,7 @@ def open_artifact(url: str, kind: str | None = None, names: Collection[str] | No
     """Read an artifact after checking its files; a remote one is copied into the local cache first.
 
     A file is hashed once per machine and state: a receipt in the cache says that a file of this size, inode and time of
-    change had the right sha256, and any write to it makes the receipt void. `problems` hashes every time. A file in the cache
+    change had the right sha256; any write invalidates it. `find_problems` hashes every time. A file in the cache
     that was damaged there is copied once more.
 
     Args:
@@ -183,7 +183,7 @@ def read_manifest(url: str) -> dict[str, Any]:
     return {**manifest, "manifest_sha256": claimed}
 
 
-def problems(url: str) -> list[str]:
+def find_problems(url: str) -> list[str]:
     """Everything wrong with an artifact, one sentence each; empty when it is sound.
 
     The files are read where they lie, a remote one piece by piece: what the local cache holds is neither asked nor changed.
@@ -267,7 +267,7 @@ def _copy_and_check(url: str, name: str, entry: dict[str, Any], version: str) ->
         found = _check_once(filesystem.local_copy(url, [name], version), name, entry)
         if found and not filesystem.is_local(url):
             # The copy may have been damaged here: only what the store gives now can accuse the artifact.
-            found = _check_once(filesystem.local_copy(url, [name], version, again=True), name, entry)
+            found = _check_once(filesystem.local_copy(url, [name], version, refresh=True), name, entry)
     except FileNotFoundError:
         return [f"{name} is missing"]
     return found

@@ -1,7 +1,7 @@
-"""Files and folders at a URL, on a local disk or in an object store, through one code path.
+"""Reads and writes files at a URL, on a local disk or in an object store, through one code path.
 
-In: a URL: a path of this machine, or any that fsspec knows, such as s3://. Out: names, texts, copies. A file that is replaced is
-seen old or new, never in part. This module knows nothing of what the files mean, nor of artifacts.
+A URL is a path on this machine or any URL that fsspec supports, such as s3://. A file is replaced atomically: a reader
+sees the old content or the new, never a part of either.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from ragtune_ray import RagtuneError
 __all__ = [
     "SpaceError",
     "UrlError",
+    "absolute",
     "cache_directory",
     "commit_file",
     "copy_tree",
@@ -47,24 +48,45 @@ __all__ = [
 
 
 class UrlError(RagtuneError, ValueError):
-    """Nothing installed reads such a URL; the message names what to install."""
+    """No installed package reads this kind of URL."""
 
 
 class SpaceError(RagtuneError, RuntimeError):
-    """The disk cannot hold what is about to be written; the message says how much is missing where."""
+    """The disk has too little space for the next write; the message says how much is needed and where."""
 
 
 def locate(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """What holds a place, and the path within it.
+    """The file system of a URL, and the path within it.
 
     Raises:
-        UrlError: nothing installed reads such a URL.
+        UrlError: no installed package reads this kind of URL.
     """
+    if "://" not in url:  # fsspec would read a `::` in a local file name as a chain of file systems
+        return LocalFileSystem(), str(Path(url).expanduser().absolute())
     try:
-        filesystem, path = fsspec.core.url_to_fs(url)
+        store, path = fsspec.core.url_to_fs(url)
     except ImportError as error:
         raise UrlError(f"{url}: {error}; for s3:// run: pip install 'ragtune-ray[s3]'") from None
-    return filesystem, str(path)
+    except ValueError as error:
+        raise UrlError(f"{url}: {error}") from None
+    return store, str(path)
+
+
+def absolute(url: str) -> str:
+    """The URL under which another process finds the same file or folder.
+
+    >>> absolute("s3://bucket/corpus/")
+    's3://bucket/corpus'
+    """
+    if "://" in url:
+        return url.rstrip("/")
+    # Without `..`, so that the path of a file begins with the path of its folder. Symlinks stay as the user wrote them,
+    # except before `..`, where the parent of the link's target is meant.
+    path = Path(url).expanduser().absolute()
+    plain = Path(os.path.normpath(path))
+    if not path.exists() or (plain.exists() and plain.samefile(path)):
+        return str(plain)
+    return str(path.resolve())
 
 
 def join(url: str, *parts: str) -> str:
@@ -78,7 +100,7 @@ def join(url: str, *parts: str) -> str:
 
 @contextlib.contextmanager
 def discarding(path: Path) -> Iterator[None]:
-    """Remove what is being written at a local path if the block fails: a full disk must not get fuller with every try."""
+    """Remove a partly written local file or directory if the block fails, so that retries do not fill the disk."""
     try:
         yield
     except BaseException:
@@ -90,14 +112,14 @@ def discarding(path: Path) -> Iterator[None]:
 
 
 def is_local(url: str) -> bool:
-    """Whether a URL names a place in this machine's file system."""
+    """Whether a URL names a path on this machine."""
     return isinstance(locate(url)[0], LocalFileSystem)
 
 
 def free_bytes(url: str) -> int | None:
-    """Bytes that can still be written at a local place; None where nobody can say, as in an object store."""
-    filesystem, path = locate(url)
-    if not isinstance(filesystem, LocalFileSystem):
+    """Free bytes on the disk of a local path; None for an object store, which has no such limit."""
+    store, path = locate(url)
+    if not isinstance(store, LocalFileSystem):
         return None
     place = Path(path)
     while not place.exists():
@@ -106,10 +128,10 @@ def free_bytes(url: str) -> int | None:
 
 
 def require_space(url: str, num_bytes: int, purpose: str) -> None:
-    """Refuse to begin what the disk cannot hold.
+    """Raise if the disk has fewer than `num_bytes` free.
 
     Raises:
-        SpaceError: with what is needed and what is there.
+        SpaceError: names the bytes needed and the bytes free.
     """
     free = free_bytes(url)
     if free is not None and free < num_bytes:
@@ -120,33 +142,30 @@ def require_space(url: str, num_bytes: int, purpose: str) -> None:
 
 
 def exists(url: str) -> bool:
-    """Whether a file or directory is there."""
-    filesystem, path = locate(url)
-    return bool(filesystem.exists(path))
+    """Whether a file or directory exists."""
+    store, path = locate(url)
+    return bool(store.exists(path))
 
 
 def last_change(url: str) -> float | None:
-    """When a local file, or the newest in a local directory, was last changed, in seconds since 1970; None: unknown.
-
-    Object stores: the time of the newest object, where the store tells.
-    """
-    filesystem, path = locate(url)
-    if isinstance(filesystem, LocalFileSystem):
+    """When a file, or the newest file of a directory, was last modified: seconds since 1970, or None if unknown."""
+    store, path = locate(url)
+    if isinstance(store, LocalFileSystem):
         times = []
         for place in [Path(path), *Path(path).rglob("*")]:
-            with contextlib.suppress(FileNotFoundError):  # it may be on its way to its final name
+            with contextlib.suppress(FileNotFoundError):  # it may have been renamed to its final name meanwhile
                 times.append(place.stat().st_mtime)
         return max(times, default=None)
-    found = [info.get("LastModified") for info in filesystem.find(path, detail=True).values()]
+    found = [info.get("LastModified") for info in store.find(path, detail=True).values()]
     return max((time_.timestamp() for time_ in found if time_ is not None), default=None)
 
 
 def list_names(url: str) -> list[str]:
-    """Names directly below a directory, sorted; empty when it does not exist. Staging directories are left out."""
-    filesystem, path = locate(url)
-    filesystem.invalidate_cache(path)
+    """Sorted names directly below a directory, without hidden ones such as staging; empty if it does not exist."""
+    store, path = locate(url)
+    store.invalidate_cache(path)
     try:
-        entries = filesystem.ls(path, detail=False)
+        entries = store.ls(path, detail=False)
     except (FileNotFoundError, NotADirectoryError):
         return []
     names = {str(entry).rstrip("/").rsplit("/", 1)[-1] for entry in entries}
@@ -154,20 +173,20 @@ def list_names(url: str) -> list[str]:
 
 
 def read_text(url: str) -> str:
-    """A small UTF-8 file.
+    """The content of a small UTF-8 file.
 
     Raises:
-        FileNotFoundError: it is not there.
+        FileNotFoundError: the file does not exist.
     """
-    filesystem, path = locate(url)
-    return bytes(filesystem.cat_file(path)).decode("utf-8")
+    store, path = locate(url)
+    return bytes(store.cat_file(path)).decode("utf-8")
 
 
 def replace_text(url: str, text: str) -> None:
-    """Write a small file in one atomic step: a reader sees the old text or the new."""
-    filesystem, path = locate(url)
-    if not isinstance(filesystem, LocalFileSystem):
-        filesystem.pipe_file(path, text.encode())
+    """Write a small file atomically: a reader sees the old text or the new."""
+    store, path = locate(url)
+    if not isinstance(store, LocalFileSystem):
+        store.pipe_file(path, text.encode())
         return
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -180,27 +199,27 @@ def replace_text(url: str, text: str) -> None:
 
 
 def save_array(path: Path, array: np.ndarray) -> None:
-    """Write a .npy file as `numpy.save` does, which on a full disk would not say that the disk is full.
+    """Write a .npy file like `numpy.save`, but raise the operating system's error when the disk is full.
 
     Raises:
-        OSError: the disk is full or fails; the operating system's own words.
+        OSError: the disk is full or fails.
     """
     with path.open("wb") as file:
-        # What is no file of its own numpy writes piece by piece, and leaves the errors alone.
+        # numpy writes to a non-file object in pieces, so write errors are raised.
         np.save(types.SimpleNamespace(write=file.write), array, allow_pickle=False)
 
 
 def commit_file(local: Path, url: str) -> None:
-    """Move a finished local file to `url` in one atomic step; the last of several writers stands."""
-    filesystem, path = locate(url)
-    if not isinstance(filesystem, LocalFileSystem):
-        filesystem.put_file(str(local), path)
+    """Move a finished local file to `url` atomically; of several writers the last one wins."""
+    store, path = locate(url)
+    if not isinstance(store, LocalFileSystem):
+        store.put_file(str(local), path)
         local.unlink()
         return
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     if local.stat().st_dev != target.parent.stat().st_dev:
-        # A rename works within one file system only, and temporary directories are often on another than the workspace.
+        # A rename works only within one file system, and the temporary directory is often on another than the workspace.
         near = target.with_name(f".{target.name}-{uuid.uuid4().hex[:12]}")
         with discarding(near):
             shutil.copyfile(local, near)
@@ -214,83 +233,81 @@ def commit_file(local: Path, url: str) -> None:
 
 @contextlib.contextmanager
 def fetched(url: str) -> Iterator[Path]:
-    """Where a file can be read locally within the block; a remote one is downloaded for it, whatever the cache holds.
+    """A local path to a file for the duration of the block; a remote file is downloaded each time, bypassing the cache.
 
-    For files whose place says nothing of their content, such as the parts of a run: a run that is done again has others there.
+    For files whose content may change under the same name, such as the parts of a run that is repeated.
 
     Raises:
-        FileNotFoundError: a remote file is not there.
+        FileNotFoundError: a remote file does not exist.
     """
-    filesystem, path = locate(url)
-    if isinstance(filesystem, LocalFileSystem):
+    store, path = locate(url)
+    if isinstance(store, LocalFileSystem):
         yield Path(path)
         return
     with tempfile.TemporaryDirectory(prefix="ragtune-fetched-") as temporary:
         local = Path(temporary) / path.rpartition("/")[2]
-        filesystem.get_file(path, str(local))
+        store.get_file(path, str(local))
         yield local
 
 
-def local_copy(url: str, names: list[str], version: str, *, again: bool = False) -> Path:
-    """Where the files of a directory can be read locally; remote ones are downloaded once per `version`.
+def local_copy(url: str, names: list[str], version: str, *, refresh: bool = False) -> Path:
+    """A local directory with the given files of `url`; remote files are downloaded once per `version`.
 
     Args:
         url: the directory.
-        names: files below it, relative.
+        names: relative paths of files in it.
         version: changes when the content does; part of the cache's path.
-        again: download remote files even if they are at hand, and put them in the place of those.
+        refresh: download remote files even if the cache has them, and replace those.
 
     Raises:
-        FileNotFoundError: a remote file is not there.
+        FileNotFoundError: a remote file does not exist.
     """
-    filesystem, path = locate(url)
-    if isinstance(filesystem, LocalFileSystem):
+    store, path = locate(url)
+    if isinstance(store, LocalFileSystem):
         return Path(path)
     target = cache_directory() / "artifacts" / version[:32]
     for name in names:
-        if again or not (target / name).exists():
+        if refresh or not (target / name).exists():
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             temporary = target / f"{name}.{uuid.uuid4().hex[:12]}"
             with discarding(temporary):
-                filesystem.get_file(f"{path}/{name}", str(temporary))
+                store.get_file(f"{path}/{name}", str(temporary))
                 temporary.replace(target / name)
     target.mkdir(parents=True, exist_ok=True)
     return target
 
 
 def cache_directory() -> Path:
-    """Where models and copies of remote artifacts are kept: RAGTUNE_CACHE, else the user's cache directory."""
+    """Where models and copies of remote artifacts are cached: RAGTUNE_CACHE, else the user's cache directory."""
     if os.environ.get("RAGTUNE_CACHE"):
         return Path(os.environ["RAGTUNE_CACHE"])
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ragtune-ray"
 
 
 def remove(url: str) -> None:
-    """Delete a file or a directory tree; nothing happens when it is not there."""
-    filesystem, path = locate(url)
-    if filesystem.exists(path):
-        filesystem.rm(path, recursive=True)
+    """Delete a file or a directory tree, if it exists."""
+    store, path = locate(url)
+    if store.exists(path):
+        store.rm(path, recursive=True)
 
 
 def copy_tree(source: str, target: str) -> None:
-    """A copy of a directory whose files are never changed in place; what stood at the target is gone.
-
-    On a local disk the copy is of links and takes no room.
-    """
+    """Copy a directory and replace the target. Local files become hard links, so they must never be changed in place."""
     remove(target)
-    filesystem, path = locate(source)
-    other, copied = locate(target)
-    if isinstance(filesystem, LocalFileSystem) and isinstance(other, LocalFileSystem):
-        Path(copied).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copytree(path, copied, copy_function=_link_or_copy)
+    source_store, source_path = locate(source)
+    target_store, target_path = locate(target)
+    if isinstance(source_store, LocalFileSystem) and isinstance(target_store, LocalFileSystem):
+        Path(target_path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(source_path, target_path, copy_function=_link_or_copy)
         return
-    for found in filesystem.find(path):
-        with filesystem.open(found, "rb") as old, other.open(join(copied, found.removeprefix(f"{path}/")), "wb") as new:
+    for path in source_store.find(source_path):
+        copied = join(target_path, path.removeprefix(f"{source_path}/"))
+        with source_store.open(path, "rb") as old, target_store.open(copied, "wb") as new:
             shutil.copyfileobj(old, new, 2**22)
 
 
 def sync(path: Path) -> None:
-    """Wait until a local file or directory is on the disk, not only in memory."""
+    """Wait until a local file or directory is written to the disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -301,5 +318,5 @@ def sync(path: Path) -> None:
 def _link_or_copy(source: str, target: str) -> None:
     try:
         os.link(source, target)
-    except OSError:  # a file system without links
+    except OSError:  # a file system without hard links
         shutil.copy2(source, target)

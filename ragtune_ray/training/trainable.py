@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ragtune_ray import config
 from ragtune_ray.models import hardware
 from ragtune_ray.models import weights as weights_module
-from ragtune_ray.models.encoder import max_tokens_of
+from ragtune_ray.models.token_batches import max_tokens_of
 from ragtune_ray.training import optimization
 from ragtune_ray.training.objectives.contrastive import Contrastive, Distillation
 from ragtune_ray.training.objectives.joint import Joint

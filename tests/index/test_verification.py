@@ -59,13 +59,13 @@ def test_a_missing_a_short_and_a_stray_file_are_found(workspace: Path) -> None:
 def test_a_segment_that_versions_share_is_hashed_once(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     delete(str(workspace), "moon")
     checked: list[str] = []
-    plain = artifacts.problems
+    plain = artifacts.find_problems
 
     def spy(url: str) -> list[str]:
         checked.append(url)
         return plain(url)
 
-    monkeypatch.setattr(artifacts, "problems", spy)
+    monkeypatch.setattr(artifacts, "find_problems", spy)
     assert verify_workspace(str(workspace)) == ([], 3 + 3 + 1)
     assert len(checked) == len(set(checked)) == 3 + 3 + 1
 

@@ -16,6 +16,7 @@ from ragtune_ray.ingest.input_units import plan_units
 from ragtune_ray.ingest.inputs import InputError
 from ragtune_ray.ingest.queries import read_queries
 from ragtune_ray.schema import Document, Reject
+from ragtune_ray.storage import filesystem
 from tests.support.corpora import beir, doc, documents, read, squad, write, write_parquet
 
 LIMIT = 1_000_000
@@ -67,8 +68,8 @@ def test_a_remote_filesystem_reads_like_a_local_one(tmp_path: Path) -> None:
     write(tmp_path / "f.png", "x")
     beir(tmp_path / "beir")
     root = "memory://readers-test"
-    filesystem = fsspec.filesystem("memory")
-    filesystem.put(str(tmp_path) + "/", "/readers-test/", recursive=True)
+    store = fsspec.filesystem("memory")
+    store.put(str(tmp_path) + "/", "/readers-test/", recursive=True)
     try:
         local, remote = plan_units(str(tmp_path), 200), plan_units(root + "/", 200)
         assert [file.sha256 for file in remote.files] == [file.sha256 for file in local.files]
@@ -84,7 +85,7 @@ def test_a_remote_filesystem_reads_like_a_local_one(tmp_path: Path) -> None:
         with pytest.raises(InputError, match="no such file"):
             plan_units(f"{root}/missing.jsonl", 200)
     finally:
-        filesystem.rm("/readers-test", recursive=True)
+        store.rm("/readers-test", recursive=True)
 
 
 def test_a_path_with_dots_is_the_same_place_and_links_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,16 +94,16 @@ def test_a_path_with_dots_is_the_same_place_and_links_are_kept(tmp_path: Path, m
     (tmp_path / "link").symlink_to("docs")
     monkeypatch.chdir(tmp_path / "work")
     file = str(tmp_path / "docs" / "sub" / "a.md")
-    assert inputs.root_of("../docs/./sub/a.md") == file
-    assert inputs.root_of(f"{tmp_path}/docs/sub/../sub//a.md") == file
-    assert inputs.root_of("../link/sub/a.md") == str(tmp_path / "link" / "sub" / "a.md")
-    assert inputs.root_of("s3://bucket/a/../b/") == "s3://bucket/a/../b"
+    assert filesystem.absolute("../docs/./sub/a.md") == file
+    assert filesystem.absolute(f"{tmp_path}/docs/sub/../sub//a.md") == file
+    assert filesystem.absolute("../link/sub/a.md") == str(tmp_path / "link" / "sub" / "a.md")
+    assert filesystem.absolute("s3://bucket/a/../b/") == "s3://bucket/a/../b"
 
 
 def test_a_link_before_dots_leads_out_of_where_the_link_does(tmp_path: Path) -> None:
     (tmp_path / "real" / "deep").mkdir(parents=True)
     (tmp_path / "real" / "docs").mkdir()
     (tmp_path / "current").symlink_to("real/deep")
-    assert inputs.root_of(f"{tmp_path}/current/../docs") == str(tmp_path.resolve() / "real" / "docs")
+    assert filesystem.absolute(f"{tmp_path}/current/../docs") == str(tmp_path.resolve() / "real" / "docs")
     (tmp_path / "docs").mkdir()  # what the path would name without the link
-    assert inputs.root_of(f"{tmp_path}/current/../docs") == str(tmp_path.resolve() / "real" / "docs")
+    assert filesystem.absolute(f"{tmp_path}/current/../docs") == str(tmp_path.resolve() / "real" / "docs")

@@ -4,8 +4,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from ragtune_ray import config
 from ragtune_ray.ingest.chunking import word_spans
@@ -14,8 +12,6 @@ from ragtune_ray.models import weights as weights_module
 from ragtune_ray.models.encoder import (
     Encoder,
     HashingEncoder,
-    Reranker,
-    batches_by_length,
     load_encoder,
     load_token_counter,
 )
@@ -110,21 +106,6 @@ def test_bfloat16_vectors_point_where_float32_ones_do(tiny: Encoder, encoder_dir
     np.testing.assert_allclose(np.linalg.norm(half, axis=1), 1, atol=1e-5)
 
 
-@given(st.lists(st.integers(0, 600), max_size=60), st.integers(1, 2048))
-def test_batches_hold_every_row_once_within_the_budget(lengths: list[int], budget: int) -> None:
-    batches = batches_by_length(np.array(lengths, dtype=np.int64), budget)
-    assert sorted(row for batch in batches for row in batch.tolist()) == list(range(len(lengths)))
-    for batch in batches:
-        assert len(batch) == 1 or len(batch) * max(lengths[row] for row in batch) <= budget
-    # Longest first, so that memory runs out at once or never.
-    in_order = [lengths[row] for batch in batches for row in batch.tolist()]
-    assert in_order == sorted(lengths, reverse=True)
-
-
-def test_batches_are_as_full_as_the_budget_allows() -> None:
-    assert [len(batch) for batch in batches_by_length(np.full(10, 16), 64)] == [4, 4, 2]
-
-
 def test_the_hashing_encoder_is_the_same_everywhere_and_has_unit_vectors() -> None:
     first, second = HashingEncoder("hashing-64"), HashingEncoder("hashing-64")
     vectors = first.encode_passages(TEXTS)
@@ -169,28 +150,6 @@ def test_without_a_model_tokens_are_words() -> None:
     assert (counter.num_added_tokens, counter.max_tokens) == (0, 1_000_000)
     (spans,) = counter.token_spans(["Two words"])
     np.testing.assert_array_equal(spans, word_spans(["Two words"])[0])
-
-
-def test_the_reranker_scores_like_the_model_itself(encoder_directory: Path, tmp_path: Path) -> None:
-    import torch
-    from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
-
-    torch.manual_seed(1)
-    tokenizer = AutoTokenizer.from_pretrained(encoder_directory)
-    tokenizer.save_pretrained(tmp_path)
-    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    described = BertConfig(vocab_size=len(tokenizer), num_labels=1, initializer_range=0.5, **shape)
-    model = BertForSequenceClassification(described).eval()
-    model.save_pretrained(tmp_path)
-    pairs = [("moon", "the moon"), ("mars", "a much longer passage about mars and its moons"), ("sun", "x")]
-    scores = Reranker(str(tmp_path), "cpu").score(pairs)
-    with torch.inference_mode():
-        logits = [float(model(**tokenizer(*pair, return_tensors="pt")).logits[0, 0]) for pair in pairs]
-    # One label: sentence-transformers passes the logit through a sigmoid; the order is what counts.
-    expected = 1 / (1 + np.exp(-np.array(logits)))
-    np.testing.assert_allclose(scores, expected, atol=0.02)  # bfloat16 where the CPU has it
-    assert scores.argsort().tolist() == expected.argsort().tolist()
-    assert Reranker(str(tmp_path), "cpu").score([]).shape == (0,)
 
 
 # --- Queries by another model than passages

@@ -132,14 +132,14 @@ def test_a_tuned_model_in_a_store_is_copied_checked_and_resolved(
     ],
 )
 def test_a_tuned_model_is_named_by_the_config_its_arm_or_what_it_is(overrides: list[str], name: str) -> None:
-    assert weights_module.tuned_name(config.Config().using(*overrides).training) == name
+    assert arms.tuned_name(config.Config().using(*overrides).training) == name
 
 
 def test_the_tuned_model_of_a_name_is_its_last(directory: Path, tmp_path: Path) -> None:
     workspace = str(tmp_path / "workspace")
     for weights in (b"first", b"second"):
         url = tuned(f"{workspace}/models/mine", directory, weights)
-        assert weights_module.tuned_model(workspace, "mine") == url
+        assert arms.tuned_model(workspace, "mine") == url
 
 
 @pytest.mark.parametrize(
@@ -147,12 +147,12 @@ def test_the_tuned_model_of_a_name_is_its_last(directory: Path, tmp_path: Path) 
 )
 def test_where_nothing_is_tuned_yet_the_command_is_named(tmp_path: Path, name: str, argument: str) -> None:
     with pytest.raises(weights_module.ModelError) as error:
-        weights_module.tuned_model(str(tmp_path), name)
+        arms.tuned_model(str(tmp_path), name)
     assert str(error.value).startswith(f"{tmp_path}/models/{name}: ")
     assert str(error.value).endswith(f"run: ragtune train CONFIG{argument}")
     (tmp_path / "models" / name / "half-written").mkdir(parents=True)
     with pytest.raises(weights_module.ModelError, match="no tuned model"):
-        weights_module.tuned_model(str(tmp_path), name)
+        arms.tuned_model(str(tmp_path), name)
 
 
 @pytest.mark.parametrize("workspace", ["workspace", "a b: {c} #1 'd' \"e\"", "工作 🚀 𠮷", "{x}"])

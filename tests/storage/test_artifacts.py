@@ -30,7 +30,7 @@ def test_an_artifact_comes_back_with_its_files_and_facts(root: str) -> None:
     artifact = artifacts.open_artifact(url, "thing")
     assert (artifact.path / "sub" / "y.txt").read_text() == "two"
     assert artifact.manifest["rows"] == 3
-    assert artifacts.problems(url) == []
+    assert artifacts.find_problems(url) == []
 
 
 def test_nothing_stands_at_the_place_before_publish(root: str) -> None:
@@ -73,11 +73,11 @@ def test_one_flipped_bit_anywhere_in_any_file_is_found(tmp_path: Path) -> None:
         sound = file.read_bytes()
         for position, bit in itertools.product(range(len(sound)), (0, 5)):
             file.write_bytes(sound[:position] + bytes([sound[position] ^ (1 << bit)]) + sound[position + 1 :])
-            assert artifacts.problems(str(url)), (file.name, position, bit)
+            assert artifacts.find_problems(str(url)), (file.name, position, bit)
             with pytest.raises(artifacts.ArtifactError):
                 artifacts.open_artifact(str(url))
         file.write_bytes(sound)
-    assert artifacts.problems(str(url)) == []
+    assert artifacts.find_problems(str(url)) == []
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated", "stray"])
@@ -91,7 +91,7 @@ def test_missing_truncated_and_stray_files_are_named(tmp_path: Path, damage: str
             (url / "x.txt").write_text("some")
         case "stray":
             (url / "z.txt").write_text("?")
-    (problem,) = artifacts.problems(str(url))
+    (problem,) = artifacts.find_problems(str(url))
     assert ("z.txt" if damage == "stray" else "x.txt") in problem
 
 
@@ -122,7 +122,7 @@ def test_a_remote_artifact_is_verified_where_it_lies_whatever_the_cache_holds(
     _publish(url, {"sub/x.txt": "some text", "y.txt": "more"})
     if is_cached:
         artifacts.open_artifact(url)
-    assert artifacts.problems(url) == []
+    assert artifacts.find_problems(url) == []
     match damage:
         case "flipped":
             store.pipe_file(f"{tmp_path}/a/sub/x.txt", b"same size")
@@ -132,7 +132,7 @@ def test_a_remote_artifact_is_verified_where_it_lies_whatever_the_cache_holds(
             store.rm_file(f"{tmp_path}/a/sub/x.txt")
         case "stray":
             store.pipe_file(f"{tmp_path}/a/sub/z.txt", b"?")
-    assert artifacts.problems(url) == ([f"{url}: {problem}"] if problem else [])
+    assert artifacts.find_problems(url) == ([f"{url}: {problem}"] if problem else [])
     if damage != "stray" and not is_cached:
         with pytest.raises(artifacts.ArtifactError, match=re.escape(f"{url}: damaged: {problem}; run the command")):
             artifacts.open_artifact(url)

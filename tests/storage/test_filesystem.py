@@ -77,9 +77,9 @@ def test_a_file_is_fetched_as_it_stands_now(root: str) -> None:
 def test_a_copy_is_made_once_per_version_and_again_when_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAGTUNE_CACHE", str(tmp_path))
     folder = f"memory://{tmp_path}/a"
-    for number, (again, expected) in enumerate([(False, "0"), (False, "0"), (True, "2")]):
+    for number, (refresh, expected) in enumerate([(False, "0"), (False, "0"), (True, "2")]):
         filesystem.replace_text(filesystem.join(folder, "x.txt"), str(number))
-        assert (filesystem.local_copy(folder, ["x.txt"], "v", again=again) / "x.txt").read_text() == expected
+        assert (filesystem.local_copy(folder, ["x.txt"], "v", refresh=refresh) / "x.txt").read_text() == expected
     with pytest.raises(FileNotFoundError):
         filesystem.local_copy(folder, ["x.txt", "y.txt"], "v")
     assert [path.name for path in (tmp_path / "artifacts" / "v").iterdir()] == ["x.txt"], "no half file is left"

@@ -24,7 +24,7 @@ from ragtune_ray.cluster import session, staged_queries
 from ragtune_ray.cluster.answering import answer, retrieve
 from ragtune_ray.evaluation import intervals, scoring
 from ragtune_ray.index import versions
-from ragtune_ray.models import weights
+from ragtune_ray.models import arms, weights
 from ragtune_ray.storage import artifacts, checksums, filesystem
 
 __all__ = [
@@ -150,7 +150,7 @@ def _learns_from_these(settings: config.Config, arm: config.Arm) -> bool:
     if not config.is_tuned(arm):
         return False
     try:
-        manifest = artifacts.read_manifest(weights.tuned_model(settings.workspace, arm))
+        manifest = artifacts.read_manifest(arms.tuned_model(settings.workspace, arm))
     except weights.ModelError:
         return True
     learnt: str = _queries_of(manifest).get("path", settings.queries.path)
@@ -176,7 +176,7 @@ def check_tuned(settings: config.Config, arm: config.Arm) -> None:
         EvaluationError: it was trained on other splits than are asked now, or from another model than `generator.model`.
         models.ModelError: nothing was trained for it yet, or `generator.model` cannot be had.
     """
-    model = weights.tuned_model(settings.workspace, arm)
+    model = arms.tuned_model(settings.workspace, arm)
     manifest = artifacts.read_manifest(model)
     again = f"tune CONFIG tune.mode={arm}" if config.is_mode(arm) else f"train CONFIG training.arm={arm}"
     learnt, asked = _queries_of(manifest), settings.queries.model_dump(mode="json")

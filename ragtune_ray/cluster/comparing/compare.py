@@ -154,7 +154,7 @@ def _train_if_missing(settings: config.Config, arm: config.Arm) -> None:
     if not config.is_tuned(arm):
         return
     try:
-        weights.tuned_model(settings.workspace, arm)
+        arms_module.tuned_model(settings.workspace, arm)
     except weights.ModelError:
         progress.say(f"compare: arm {arm} has no tuned model yet; training it")
         if config.is_mode(arm):

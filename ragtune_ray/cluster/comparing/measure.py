@@ -19,7 +19,7 @@ from ragtune_ray.cluster.answering import evaluate as evaluate_module
 from ragtune_ray.cluster.comparing import calibrate, freshness, latency
 from ragtune_ray.evaluation import costs, decision, failures, intervals, scoring
 from ragtune_ray.index import versions
-from ragtune_ray.models import arms, weights
+from ragtune_ray.models import arms
 from ragtune_ray.storage import artifacts, filesystem
 
 __all__ = ["Forgetting", "MeasureError", "Measured", "measure"]
@@ -99,7 +99,7 @@ def measure(
     rows = {row.query_id: row for row in evaluate_module.read_answers(run)}
     of_arm = arms.with_tuned_models(settings.using(f"answer.arm={arm}"))
     manifest["index_version"] = runs.living_version(of_arm.workspace, manifest)
-    tuned = artifacts.read_manifest(weights.tuned_model(settings.workspace, arm)) if config.is_tuned(arm) else None
+    tuned = artifacts.read_manifest(arms.tuned_model(settings.workspace, arm)) if config.is_tuned(arm) else None
     asked = _spread(queries, settings.compare.latency_queries)
     progress.say(f"compare: arm {arm} answers {len(asked)} questions one at a time")
     indexed = _index_seconds(of_arm, manifest)

@@ -17,7 +17,7 @@ from ragtune_ray import RagtuneError, config, progress, schema
 from ragtune_ray.cluster.indexing import compact, pipeline
 from ragtune_ray.cluster.indexing.pipeline import Built
 from ragtune_ray.index import contents, retention, versions
-from ragtune_ray.ingest import input_units, inputs, parsers, rows
+from ragtune_ray.ingest import input_units, parsers, rows
 from ragtune_ray.models import weights
 from ragtune_ray.storage import checksums, failpoints, filesystem
 
@@ -104,8 +104,8 @@ def _root(corpus: str, path: str) -> str | None:
     """The corpus folder if the path lies in it: ids are then relative to it, as when the corpus is indexed."""
     if not corpus:
         return None
-    folder = inputs.root_of(corpus).rstrip("/")
-    return folder if inputs.root_of(path).startswith(f"{folder}/") else None
+    folder = filesystem.absolute(corpus).rstrip("/")
+    return folder if filesystem.absolute(path).startswith(f"{folder}/") else None
 
 
 def _refuse_other_recipe(settings: config.Config, encoder: weights.Model, base: versions.Version | None) -> None:

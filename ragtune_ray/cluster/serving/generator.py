@@ -201,7 +201,10 @@ class GeneratorReplica(Following):
         """The model, then the tuned model of each arm whose adapter is served beside it, as they are at this moment."""
         settings = self._settings
         arms = () if config.is_tuned(settings.answer.arm) else settings.serve.adapter_arms
-        return [weights.generator_meant(settings), *(weights.tuned_model(settings.workspace, arm) for arm in arms)]
+        return [
+            arms_module.current_generator(settings),
+            *(arms_module.tuned_model(settings.workspace, arm) for arm in arms),
+        ]
 
     def _load(self, name: str, _: _Loaded | None) -> _Loaded:
         """Load a model and its adapters beside those that serve, and try it."""

@@ -25,7 +25,7 @@ from ragtune_ray import RagtuneError, config, progress
 from ragtune_ray.cluster import session
 from ragtune_ray.evaluation import adaptive
 from ragtune_ray.index import versions
-from ragtune_ray.models import arms, weights
+from ragtune_ray.models import arms
 from ragtune_ray.serving import api_keys, middleware
 from ragtune_ray.serving.admission import capacity, places
 from ragtune_ray.storage import artifacts
@@ -117,7 +117,7 @@ def _checked(settings: config.Config) -> tuple[config.Config, bool]:
             "RAY_SERVE_ENABLE_HA_PROXY=1: HAProxy listens on all interfaces and every request seems to come from this machine, "
             "which is all that an endpoint without API keys goes by; name some in serve.keys_path or RAGTUNE_API_KEYS"
         )
-    weights.generator_meant(settings)
+    arms.current_generator(settings)
     if (
         settings.serve.adapter_arms
         and settings.generator.engine == "openai"
@@ -128,7 +128,7 @@ def _checked(settings: config.Config) -> tuple[config.Config, bool]:
             "generator.engine=openai has none; leave them out, or set generator.engine=transformers"
         )
     for arm in settings.serve.adapter_arms:
-        weights.tuned_model(settings.workspace, arm)
+        arms.tuned_model(settings.workspace, arm)
     if settings.serve.retrieval == "auto" and adaptive.read_calibration(settings) is None:
         raise config.ConfigError(
             f"serve.retrieval=auto: nothing says when the arm {settings.answer.arm} may answer without retrieval; run: "

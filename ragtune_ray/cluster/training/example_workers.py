@@ -190,7 +190,7 @@ class PrepareUnit:
         """passage_id and stored vector of every passage of the examples, once each."""
         assert self._retriever is not None
         names = list(dict.fromkeys(name for example in made for name in example.passage_ids))
-        documents = [[name.rpartition("#")[0]] for name in names]
+        documents = [[schema.document_id_of(name)] for name in names]
         index = self._retriever.index
         ordinals = np.unique(np.concatenate([np.empty(0, np.int64), *index.of_documents(documents)]))
         found = segments.take_rows(index.passages.select(["passage_id"]), ordinals)["passage_id"].to_pylist()
@@ -249,7 +249,7 @@ def _teacher(settings: config.Config) -> Any:
     learns = training.objective == "distillation" or training.learns_from_generator
     if not learns or not settings.retrieval.reranker:
         return None
-    from ragtune_ray.models.encoder import Reranker
+    from ragtune_ray.models.reranker import Reranker
 
     reranker = Reranker(settings.retrieval.reranker)
     return lambda query, texts: reranker.score([(query, text) for text in texts]).tolist()

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from ragtune_ray import config, progress
 from ragtune_ray.cluster import session
 from ragtune_ray.cluster.training import feeding, prepare, worker
-from ragtune_ray.models import weights
+from ragtune_ray.models import arms, weights
 from ragtune_ray.storage import artifacts, checksums, filesystem
 from ragtune_ray.training import batching
 
@@ -73,7 +73,7 @@ def train(settings: config.Config) -> str:
     """
     training = settings.training
     _require_strategy(training)
-    base = weights.base_model(settings)
+    base = arms.base_model(settings)
     examples = prepare.prepare(settings)
     identity = {
         "format": FORMAT,
@@ -88,7 +88,7 @@ def train(settings: config.Config) -> str:
     encoder = weights.resolve(settings.encoder.model) if training.objective == "joint" else None
     if encoder is not None:  # no key of the others: it would make all that is trained already another model
         identity["encoder"] = encoder.fingerprint
-    name = weights.tuned_name(training)
+    name = arms.tuned_name(training)
     folder = filesystem.join(settings.workspace, "models", name)
     url = filesystem.join(folder, checksums.digest(identity))
     if artifacts.is_finished(url):

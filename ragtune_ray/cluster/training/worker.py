@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from ragtune_ray import config
 from ragtune_ray.cluster.training import feeding
+from ragtune_ray.models import arms
 from ragtune_ray.models import weights as weights_module
 from ragtune_ray.storage import artifacts, filesystem
 from ragtune_ray.training import batching, model_card
@@ -108,7 +109,7 @@ def _begin(arguments: dict[str, Any]) -> _Run:
     validation = feeding.read_validation(settings, arguments["examples"])
     objective = trainable.load_objective(
         settings,
-        weights_module.weights_of(weights_module.base_model(settings)),
+        weights_module.weights_of(arms.base_model(settings)),
         feeding.read_pool(settings, arguments["examples"]),
     )
     module = _spread(objective, settings.training, validation[:1])
@@ -328,7 +329,7 @@ def _publish(
 
     from ragtune_ray.training import trainable
 
-    base = weights_module.base_model(settings)
+    base = arms.base_model(settings)
     staging = artifacts.stage(url)
     trainable.save_model(settings, weights_module.weights_of(base), weights, staging)
     (staging / METRICS).write_text("".join(json.dumps(row) + "\n" for row in run.metrics), encoding="utf-8")

@@ -16,8 +16,8 @@ import torch.distributed
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ragtune_ray.models.encoder import batches_by_length, padded_tokens, token_ids
-from ragtune_ray.schema import RetrieverExample
+from ragtune_ray.models.token_batches import batches_by_length, padded_tokens, token_ids
+from ragtune_ray.schema import RetrieverExample, document_id_of
 from ragtune_ray.training.objectives.sft import VALIDATION_TOKENS, Piece, on_device
 
 __all__ = [
@@ -282,8 +282,7 @@ def listwise_divergence(student: Tensor, columns: Piece, teacher_temperature: fl
 
 def document_number(passage_id: str) -> int:
     """A number that stands for the document of a passage, alike on every worker; never negative."""
-    document_id = passage_id.rpartition("#")[0]
-    return int.from_bytes(hashlib.blake2b(document_id.encode(), digest_size=8).digest(), "big") >> 1
+    return int.from_bytes(hashlib.blake2b(document_id_of(passage_id).encode(), digest_size=8).digest(), "big") >> 1
 
 
 def _gathered(local: Tensor) -> tuple[Tensor, int]:

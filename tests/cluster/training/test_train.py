@@ -17,6 +17,7 @@ from ragtune_ray.cluster.training import prepare
 from ragtune_ray.cluster.training import train as train_module
 from ragtune_ray.cluster.training.train import train
 from ragtune_ray.ingest import inputs, splits
+from ragtune_ray.models import arms
 from ragtune_ray.models import weights as weights_module
 from ragtune_ray.storage import artifacts, filesystem
 from ragtune_ray.training.optimization import TrainingError
@@ -74,7 +75,7 @@ def test_the_four_arms_are_trained_answered_and_compared(
         assert Path(url).parent == Path(given.workspace) / "models" / arm
         assert manifest["best"]["score"] >= manifest["start"]["score"]
         assert len(steps(url)) == manifest["num_steps"]
-        assert weights_module.tuned_model(given.workspace, arm) == url
+        assert arms.tuned_model(given.workspace, arm) == url
         assert (Path(url) / "README.md").read_text().startswith("---\nbase_model:")
         assert list((Path(url) / "tensorboard").glob("events.*"))
     shown = pq.read_table(Path(artifacts.read_manifest(urls["rag+ft"])["examples"]) / "train.parquet").to_pylist()
@@ -116,10 +117,7 @@ def test_two_workers_learn_what_one_learns(
     for workers in (1, 2):
         apart = settings.using(f"training.workers={workers}", f"training.name=with{workers}")
         runs[workers] = steps(train(apart))
-        assert (
-            artifacts.read_manifest(weights_module.tuned_model(settings.workspace, f"with{workers}"))["num_workers"]
-            == workers
-        )
+        assert artifacts.read_manifest(arms.tuned_model(settings.workspace, f"with{workers}"))["num_workers"] == workers
     one, two = runs[1], runs[2]
     assert len(one) == len(two) == 20
     assert two[0]["gradient_norm"] == pytest.approx(one[0]["gradient_norm"], rel=1e-5)
@@ -153,7 +151,7 @@ def test_tuned_weights_are_refused_by_an_index_of_others(
         "training.objective=distillation", "training.evaluate_steps=1", "training.max_steps=3"
     )
     tuned = settings.using(f"encoder.model={Path(train(settings)).parent}")
-    if artifacts.read_manifest(weights_module.tuned_model(settings.workspace, "retriever"))["best"]["step"]:
+    if artifacts.read_manifest(arms.tuned_model(settings.workspace, "retriever"))["best"]["step"]:
         with pytest.raises(artifacts.ArtifactError, match="was built by encoder"):
             open_retriever(tuned)
 

@@ -64,7 +64,7 @@ def test_a_mode_takes_over_what_is_better_and_is_an_arm_afterwards(
     url = world.tune(mode)
     assert verdicts(url)[: len(expected)] == expected
     settings = settings_of(world.folder, mode)
-    assert weights.tuned_model(settings.workspace, mode) == url
+    assert arms.tuned_model(settings.workspace, mode) == url
     pair = artifacts.read_manifest(url)["pair"]
     tuned = arms.with_tuned_models(settings.using(f"answer.arm={mode}"))
     assert arms.Pair.of(tuned).facts() == pair
@@ -411,10 +411,10 @@ def test_killed_before_readers_were_told_the_same_command_tells_them(
             world.tune("staged")
     settings = settings_of(world.folder, "staged")
     with pytest.raises(weights.ModelError, match=r"ragtune tune CONFIG tune.mode=staged"):
-        weights.tuned_model(settings.workspace, "staged")
+        arms.tuned_model(settings.workspace, "staged")
     calls = world.calls()
     url = world.tune("staged")
-    assert weights.tuned_model(settings.workspace, "staged") == url
+    assert arms.tuned_model(settings.workspace, "staged") == url
     assert world.calls() == calls
 
 
