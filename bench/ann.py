@@ -160,8 +160,8 @@ def _open(shards: list[Path]) -> list[vectors.Part]:
     ]
 
 
-def _calibrate(shards: list[Path], held_out: search_effort.HeldOut) -> search_effort.Calibration:
-    return search_effort.calibrate(vectors.VectorIndex(_open(shards)), held_out, Config().index.target_recall)
+def _calibrate(shards: list[Path], held_out: search_effort.HeldOut) -> search_effort.MeasuredEffort:
+    return search_effort.find_effort(vectors.VectorIndex(_open(shards)), held_out, Config().index.target_recall)
 
 
 def _theirs(python: str, given: Path, queries: np.ndarray, truth: np.ndarray, folder: Path) -> dict[str, Any]:

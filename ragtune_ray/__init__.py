@@ -19,7 +19,7 @@ class RagtuneError(Exception):
             storage     ArtifactError > ConflictError (two publishers of an index), SpaceError, UrlError
             ingest      InputError, ParseError, LeakError, TokenizerError
             models      ModelError
-            index       IndexDataError, SelectionError, ForecastError
+            index       IndexDataError, SelectionError, PlanError
             generation  GeneratorError, Overloaded, RequestFailed
             answering   PromptError
             evaluation  MetricError, ComparisonError

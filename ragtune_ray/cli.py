@@ -91,11 +91,11 @@ def plan(path: ConfigPath, overrides: Overrides = None, as_json: AsJson = False)
     """Say what `index` would take, from a probe of the corpus: passages, bytes, time, money. Builds nothing."""
     settings = config.load(path, overrides or ())
     from ragtune_ray import terminal
-    from ragtune_ray.index import forecast
+    from ragtune_ray.index.plan import plan_index, read_plan
 
-    url = forecast.plan_index(settings)
-    found = forecast.read_plan(url)
-    for line in terminal.forecast_lines(found):
+    url = plan_index(settings)
+    found = read_plan(url)
+    for line in terminal.plan_lines(found):
         typer.echo(line, err=True)
     typer.echo(json.dumps({"path": url, **found}, ensure_ascii=False) if as_json else url)
 

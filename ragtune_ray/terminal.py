@@ -18,7 +18,7 @@ __all__ = [
     "answer_lines",
     "citation_lines",
     "difference_lines",
-    "forecast_lines",
+    "plan_lines",
     "score_lines",
     "source_lines",
     "version_lines",
@@ -115,11 +115,11 @@ def difference_lines(changes: Mapping[str, Sequence[str]], shown: int = 20) -> l
     return lines
 
 
-def forecast_lines(plan: Mapping[str, Any]) -> list[str]:
+def plan_lines(plan: Mapping[str, Any]) -> list[str]:
     """What indexing a corpus would take: counts, bytes of each kind of index, seconds, disk, cost, warnings.
 
     Args:
-        plan: from `forecast.read_plan`.
+        plan: from `plan.read_plan`.
     """
     corpus, probe, sizes, disk = plan["corpus"], plan["probe"], plan["bytes"], plan["disk"]
     files = f"{_many(corpus['num_files'], 'file')}, {_size(corpus['bytes'])}, {_many(corpus['num_units'], 'unit')}"

@@ -136,7 +136,7 @@ def write_index() -> Callable[..., str]:
         }
         files = {"rejects.jsonl": '{"place": "x", "reason": "y", "kind": "file"}\n'}
         draft = versions.Draft(tuple(entries), facts, files)
-        return versions.publish_version(workspace, versions.head(workspace), draft).name
+        return versions.publish_version(workspace, versions.latest_version(workspace), draft).name
 
     return write
 

@@ -83,10 +83,10 @@ class Condition:
     bounds: tuple[tuple[str, Number | str], ...] = ()
     """Or, where no values are given, all of these: (gt, gte, lt or lte, bound), all numbers or all text."""
 
-    def facts(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, Any]:
         """The condition as `parse_filter` reads it.
 
-        >>> Condition("year", bounds=(("gte", 2020),)).facts()
+        >>> Condition("year", bounds=(("gte", 2020),)).as_json()
         {'year': {'gte': 2020}}
         """
         values = [*self.booleans, *self.numbers, *self.texts]
@@ -105,19 +105,19 @@ class Filter:
     """In canonical order, each once, whatever order they were given in."""
 
     def __post_init__(self) -> None:
-        ordered = sorted(set(self.conditions), key=lambda condition: json.dumps(condition.facts()))
+        ordered = sorted(set(self.conditions), key=lambda condition: json.dumps(condition.as_json()))
         object.__setattr__(self, "conditions", tuple(ordered))
 
     def __bool__(self) -> bool:
         return bool(self.conditions)
 
-    def facts(self) -> list[dict[str, Any]]:
+    def as_json(self) -> list[dict[str, Any]]:
         """The same for equal filters, ready for JSON; `combine(*map(parse_filter, facts))` gives the filter back.
 
-        >>> parse_filter({"year": {"lt": 2024, "gte": 2020.0}, "product": ["pump"]}).facts()
+        >>> parse_filter({"year": {"lt": 2024, "gte": 2020.0}, "product": ["pump"]}).as_json()
         [{'product': 'pump'}, {'year': {'gte': 2020, 'lt': 2024}}]
         """
-        return [condition.facts() for condition in self.conditions]
+        return [condition.as_json() for condition in self.conditions]
 
 
 def parse_filter(conditions: Mapping[str, Any]) -> Filter:
@@ -149,7 +149,7 @@ def tenant_filter(field: str, tenant: str) -> Filter:
     Raises:
         SelectionError: the field or the tenant is empty or not text.
 
-    >>> tenant_filter("tenant", "acme").facts()
+    >>> tenant_filter("tenant", "acme").as_json()
     [{'tenant': 'acme'}]
     """
     for name, value in (("field", field), ("tenant", tenant)):
@@ -163,7 +163,7 @@ def tenant_filter(field: str, tenant: str) -> Filter:
 def combine(*filters: Filter) -> Filter:
     """All conditions of all filters must hold, so no filter widens another, even where both name the same field.
 
-    >>> combine(tenant_filter("tenant", "acme"), parse_filter({"tenant": "other"})).facts()
+    >>> combine(tenant_filter("tenant", "acme"), parse_filter({"tenant": "other"})).as_json()
     [{'tenant': 'acme'}, {'tenant': 'other'}]
     """
     return Filter(tuple(condition for each in filters for condition in each.conditions))

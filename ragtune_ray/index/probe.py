@@ -27,7 +27,7 @@ from ragtune_ray.ingest import chunking, input_units, inputs, readers
 if TYPE_CHECKING:
     from ragtune_ray.models.encoder import Encoder, TokenCounter
 
-__all__ = ["ForecastError", "Piece", "Probe", "probe", "sizes", "totals"]
+__all__ = ["Piece", "PlanError", "Probe", "probe", "sizes", "totals"]
 
 PROBE_DOCUMENTS = 200
 PROBE_CHARACTERS = 8 * 2**20
@@ -44,7 +44,7 @@ Read = tuple[str, float, list[schema.Document]]
 """Format and size of a stretch of the input, and its documents."""
 
 
-class ForecastError(RagtuneError, ValueError):
+class PlanError(RagtuneError, ValueError):
     """Nothing can be said of this corpus; the message names what was read and the next step."""
 
 
@@ -100,7 +100,7 @@ def probe(settings: config.Config, plan: input_units.Plan) -> Probe:
     """Read, chunk, embed and index a part of the corpus on one thread, and time each step.
 
     Raises:
-        ForecastError: nothing in the probe is a document, or no passage has a finite vector.
+        PlanError: nothing in the probe is a document, or no passage has a finite vector.
     """
     from ragtune_ray.models.encoder import load_encoder, load_token_counter
 
@@ -114,7 +114,7 @@ def probe(settings: config.Config, plan: input_units.Plan) -> Probe:
         documents = [document for _, _, members in read for document in members]
         if not documents:
             first = f" (the first: {rejects[0].place}: {rejects[0].reason})" if rejects else ""
-            raise ForecastError(
+            raise PlanError(
                 f"{settings.corpus.path}: nothing to plan, none of {len(rejects):,} inputs that were read is a document{first}; "
                 "repair the input or name another corpus.path"
             )
@@ -170,7 +170,7 @@ def _measure(
     lexical_seconds = (time.perf_counter() - started) / count
     vectors = vectors[np.isfinite(vectors).all(axis=1)]
     if not len(vectors):
-        raise ForecastError(
+        raise PlanError(
             f"encoder.model {settings.encoder.model!r} gave no finite vector for any of {count} passages; name another"
         )
     add_seconds, product_seconds = _time_structure(vectors, kind, settings.seed)

@@ -19,7 +19,7 @@ import numpy as np
 
 from ragtune_ray.index import faiss_index, vectors
 
-__all__ = ["CUTOFF", "NUM_QUERIES", "Calibration", "HeldOut", "calibrate", "exact_neighbors"]
+__all__ = ["CUTOFF", "NUM_QUERIES", "HeldOut", "MeasuredEffort", "exact_neighbors", "find_effort"]
 
 CUTOFF = 10
 """The k of the recall@k that is calibrated."""
@@ -44,7 +44,7 @@ class HeldOut:
 
 
 @dataclass(frozen=True, slots=True)
-class Calibration:
+class MeasuredEffort:
     """What a search effort is worth."""
 
     effort: vectors.SearchEffort
@@ -76,7 +76,7 @@ def exact_neighbors(queries: np.ndarray, stored: np.ndarray) -> np.ndarray:
     return scores
 
 
-def calibrate(searched: vectors.VectorIndex, held_out: HeldOut, target_recall: float) -> Calibration:
+def find_effort(searched: vectors.VectorIndex, held_out: HeldOut, target_recall: float) -> MeasuredEffort:
     """The least effort that reaches the target, one standard error of the measurement included.
 
     Args:
@@ -89,14 +89,14 @@ def calibrate(searched: vectors.VectorIndex, held_out: HeldOut, target_recall: f
     """
     kinds = {faiss_index.kind_of(part.structure) for part in searched.parts}
     if kinds <= set(faiss_index.EXACT_KINDS) or not len(held_out.queries):
-        return _measured(searched, held_out, vectors.SearchEffort(), _recalls(searched, held_out, searched.effort))
+        return _measure(searched, held_out, vectors.SearchEffort(), _recalls(searched, held_out, searched.effort))
     lists = max((part.structure.nlist for part in searched.parts if hasattr(part.structure, "nlist")), default=0)
     field, most = ("lists", lists) if lists else ("graph", MOST_GRAPH)
     effort = vectors.SearchEffort(lists=1, graph=16)
     before, failed = 0.0, 0
     while True:
         recalls = _recalls(searched, held_out, effort)
-        if _sure(recalls) >= target_recall:
+        if _lower_bound(recalls) >= target_recall:
             break
         failed = getattr(effort, field)
         saturated = recalls.mean() - before < SATURATED or failed >= most
@@ -105,13 +105,13 @@ def calibrate(searched: vectors.VectorIndex, held_out: HeldOut, target_recall: f
             effort = dataclasses.replace(effort, rescored=effort.rescored * 4)
             before = 0.0
         elif failed >= most:
-            return _measured(searched, held_out, effort, recalls)
+            return _measure(searched, held_out, effort, recalls)
         else:
             effort = dataclasses.replace(effort, **{field: min(most, failed * 2)})
-    return _least(searched, held_out, effort, field, failed, recalls, target_recall)
+    return _halve(searched, held_out, effort, field, failed, recalls, target_recall)
 
 
-def _least(
+def _halve(
     searched: vectors.VectorIndex,
     held_out: HeldOut,
     effort: vectors.SearchEffort,
@@ -119,20 +119,20 @@ def _least(
     failed: int,
     recalls: np.ndarray,
     target_recall: float,
-) -> Calibration:
+) -> MeasuredEffort:
     """Between an effort that failed and one that did not, by halving, to within a thirtieth."""
     while getattr(effort, field) - failed > max(1, failed // 30):
         middle = (failed + getattr(effort, field)) // 2
         tried = dataclasses.replace(effort, **{field: middle})
         found = _recalls(searched, held_out, tried)
-        if _sure(found) >= target_recall:
+        if _lower_bound(found) >= target_recall:
             effort, recalls = tried, found
         else:
             failed = middle
-    return _measured(searched, held_out, effort, recalls)
+    return _measure(searched, held_out, effort, recalls)
 
 
-def _sure(recalls: np.ndarray) -> float:
+def _lower_bound(recalls: np.ndarray) -> float:
     """The mean less its standard error: what another draw of queries will find, five times in six."""
     return float(recalls.mean() - recalls.std() / math.sqrt(len(recalls)))
 
@@ -154,9 +154,9 @@ def _recalls(searched: vectors.VectorIndex, held_out: HeldOut, effort: vectors.S
     return recalls
 
 
-def _measured(
+def _measure(
     searched: vectors.VectorIndex, held_out: HeldOut, effort: vectors.SearchEffort, recalls: np.ndarray
-) -> Calibration:
+) -> MeasuredEffort:
     timed = vectors.VectorIndex(searched.parts, effort)
     seconds = []
     with faiss_index.one_thread():
@@ -166,4 +166,4 @@ def _measured(
             seconds.append(time.perf_counter() - started)
     milliseconds = float(np.median(seconds)) * 1000 if seconds else 0.0
     recall = float(recalls.mean()) if len(recalls) else 1.0
-    return Calibration(effort, recall, milliseconds, len(held_out.queries))
+    return MeasuredEffort(effort, recall, milliseconds, len(held_out.queries))

@@ -37,7 +37,7 @@ __all__ = [
     "corpus_id",
     "current_version",
     "entry_of",
-    "head",
+    "latest_version",
     "list_versions",
     "planned_corpus_id",
     "publish_rebasing",
@@ -153,7 +153,7 @@ def list_versions(workspace: str) -> list[str]:
     return [name for name in _numbers(workspace) if artifacts.is_finished(version_url(workspace, name))]
 
 
-def head(workspace: str) -> Version | None:
+def latest_version(workspace: str) -> Version | None:
     """The latest version, on which the next one is based; None when there is none."""
     for name in reversed(_numbers(workspace)):
         if artifacts.is_finished(version_url(workspace, name)):
@@ -202,7 +202,7 @@ def advance_current(workspace: str) -> None:
     that the last to write has seen the latest.
     """
     url = filesystem.join(workspace, "index", "CURRENT")
-    while (latest := head(workspace)) is not None:
+    while (latest := latest_version(workspace)) is not None:
         try:
             if filesystem.read_text(url) == f"{latest.name}\n":
                 return
@@ -305,7 +305,7 @@ def publish_rebasing(workspace: str, prepare: Callable[[Version | None], Draft |
         storage.ArtifactError: CURRENT names a version that is damaged, which must be seen to first.
     """
     for attempt in range(MAX_REBASES):
-        base = head(workspace)
+        base = latest_version(workspace)
         _refuse_damaged(workspace, base)
         draft = prepare(base)
         if draft is None:
@@ -341,7 +341,7 @@ def roll_back(workspace: str, target: str | None = None) -> Version:
     Raises:
         storage.ArtifactError: there is no such version, or its segments are gone.
     """
-    base = head(workspace)
+    base = latest_version(workspace)
     if base is None:
         raise artifacts.ArtifactError(f"{workspace}: holds no index; run: ragtune index CONFIG")
     name = target if target is not None else _previous(workspace, base)

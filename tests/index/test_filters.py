@@ -125,11 +125,11 @@ def test_columns_and_json_answer_as_a_naive_reading_does(documents: list[Any], c
 @given(documents=DOCUMENTS, conditions=CONDITIONS)
 def test_facts_are_json_that_gives_the_filter_back(documents: list[Any], conditions: Any) -> None:
     chosen = filters.parse_filter(conditions)
-    facts = json.loads(json.dumps(chosen.facts()))
+    facts = json.loads(json.dumps(chosen.as_json()))
     again = filters.combine(*map(filters.parse_filter, facts))
     assert again == chosen
     assert hash(again) == hash(chosen)
-    assert again.facts() == chosen.facts()
+    assert again.as_json() == chosen.as_json()
     assert bool(chosen) == bool(conditions)
 
 

@@ -53,7 +53,7 @@ def naive_recalls(found: np.ndarray, ordinals: np.ndarray) -> np.ndarray:
 def test_fresh_queries_find_what_was_calibrated(kind: faiss_index.ConcreteKind, target: float) -> None:
     first, fresh = draws(400, 400)
     whole = searched(kind)
-    found = search_effort.calibrate(whole, held_out(first), target)
+    found = search_effort.find_effort(whole, held_out(first), target)
     assert found.recall >= target
     assert (found.num_queries, found.milliseconds_per_query > 0) == (400, True)
     _, ordinals = vectors.VectorIndex(whole.parts, found.effort).search(STORED[fresh], search_effort.CUTOFF + 1)
@@ -64,7 +64,7 @@ def test_fresh_queries_find_what_was_calibrated(kind: faiss_index.ConcreteKind, 
 def test_a_higher_target_never_takes_fewer_lists(kind: faiss_index.ConcreteKind) -> None:
     whole, asked = searched(kind), held_out(draws(300)[0])
     targets = [0.3, 0.6, 0.8, 0.9, 0.97, 0.99]
-    found = [search_effort.calibrate(whole, asked, target) for target in targets]
+    found = [search_effort.find_effort(whole, asked, target) for target in targets]
     lists = [calibrated.effort.lists for calibrated in found]
     assert lists == sorted(lists)
     assert lists[0] < lists[-1] <= faiss_index.num_lists(NUM_VECTORS)
@@ -73,27 +73,27 @@ def test_a_higher_target_never_takes_fewer_lists(kind: faiss_index.ConcreteKind)
 
 def test_a_higher_target_never_takes_a_smaller_part_of_the_graph() -> None:
     whole, asked = searched("hnsw"), held_out(draws(300)[0])
-    graph = [search_effort.calibrate(whole, asked, target).effort.graph for target in (0.5, 0.9, 0.99)]
+    graph = [search_effort.find_effort(whole, asked, target).effort.graph for target in (0.5, 0.9, 0.99)]
     assert graph == sorted(graph)
 
 
 def test_a_list_fewer_would_miss_the_target() -> None:
     whole, asked = searched("ivf"), held_out(draws(300)[0])
-    effort = search_effort.calibrate(whole, asked, 0.9).effort
+    effort = search_effort.find_effort(whole, asked, 0.9).effort
     assert effort.lists > 1
     fewer = search_effort._recalls(whole, asked, vectors.SearchEffort(effort.lists - 1, effort.graph, effort.rescored))
-    assert search_effort._sure(fewer) < 0.9
+    assert search_effort._lower_bound(fewer) < 0.9
 
 
 def test_where_nothing_reaches_the_target_everything_is_looked_at() -> None:
-    found = search_effort.calibrate(searched("ivf_pq"), held_out(draws(100)[0]), 1.01)
+    found = search_effort.find_effort(searched("ivf_pq"), held_out(draws(100)[0]), 1.01)
     assert found.effort.lists == faiss_index.num_lists(NUM_VECTORS)
     assert found.effort.rescored == search_effort.MOST_RESCORED
     assert found.recall <= 1
 
 
 def test_exact_search_has_recall_one() -> None:
-    found = search_effort.calibrate(searched("flat"), held_out(draws(100)[0]), 0.95)
+    found = search_effort.find_effort(searched("flat"), held_out(draws(100)[0]), 0.95)
     assert found.recall == 1
     assert found.facts() == {
         "recall@10": 1.0,
@@ -104,7 +104,7 @@ def test_exact_search_has_recall_one() -> None:
 
 @pytest.mark.parametrize("kind", ["flat", "ivf", "ivf_pq"])
 def test_nothing_is_measured_without_queries(kind: faiss_index.ConcreteKind) -> None:
-    found = search_effort.calibrate(searched(kind), held_out(np.empty(0, dtype=np.int64)), 0.95)
+    found = search_effort.find_effort(searched(kind), held_out(np.empty(0, dtype=np.int64)), 0.95)
     assert (found.num_queries, found.milliseconds_per_query) == (0, 0)
 
 
@@ -138,7 +138,7 @@ def test_copies_of_a_query_count_as_its_neighbours() -> None:
 def test_an_index_of_few_vectors_is_calibrated_too(count: int) -> None:
     stored = STORED[:count]
     for kind in ("flat", "ivf", "ivf_sq", "ivf_pq", "hnsw"):
-        found = search_effort.calibrate(searched(kind, stored, 1), held_out(np.arange(count), stored), 0.95)
+        found = search_effort.find_effort(searched(kind, stored, 1), held_out(np.arange(count), stored), 0.95)
         assert found.recall == 1
 
 

@@ -19,7 +19,7 @@ ENCODER = HashingEncoder("hashing-64")
 
 
 def only_entries(workspace: Path) -> tuple[versions.Entry, ...]:
-    latest = versions.head(str(workspace))
+    latest = versions.latest_version(str(workspace))
     assert latest is not None
     return latest.entries
 

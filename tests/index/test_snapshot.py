@@ -145,11 +145,11 @@ def test_passages_of_deleted_documents_are_not_found_and_new_ones_are(
         if row.document_id in {"mars", "china"}
     ]
     write_index(tmp_path, again, ENCODER, num_segments=1)
-    second = versions.head(str(tmp_path))
+    second = versions.latest_version(str(tmp_path))
     write_index(tmp_path, passages, ENCODER, num_segments=2)
     first = delete(str(tmp_path), "mars", "hubble")
     merged = versions.Draft((*first.entries, *second.entries), {})
-    versions.publish_version(str(tmp_path), versions.head(str(tmp_path)), merged)
+    versions.publish_version(str(tmp_path), versions.latest_version(str(tmp_path)), merged)
     opened = snapshot.open_index(str(tmp_path))
     found = opened.of_documents([["mars"], ["hubble"], ["china"], ["moon", "hubble", "mars"]])
     assert [part.tolist() for part in found] == [[8, 9], [], [7, 10], [0, 1, 8, 9]]

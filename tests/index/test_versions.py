@@ -19,7 +19,7 @@ ENCODER = HashingEncoder("hashing-64")
 
 
 def latest(workspace: str) -> versions.Version:
-    found = versions.head(workspace)
+    found = versions.latest_version(workspace)
     assert found is not None
     return found
 
@@ -172,7 +172,7 @@ def test_a_workspace_without_an_index_says_which_command_makes_one(tmp_path: Pat
     for read in (versions.current_version, snapshot.open_index):
         with pytest.raises(artifacts.ArtifactError, match=r"holds no index; run: ragtune index CONFIG"):
             read(str(tmp_path))
-    assert versions.head(str(tmp_path)) is None
+    assert versions.latest_version(str(tmp_path)) is None
     assert contents.index_problems(str(tmp_path)) == [f"{tmp_path}: holds no index; run: ragtune index CONFIG"]
 
 

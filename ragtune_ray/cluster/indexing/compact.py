@@ -25,7 +25,7 @@ HOLLOW_MIN_PASSAGES = 1000
 
 def compact_if_needed(settings: config.Config, *, in_process: bool) -> versions.Version | None:
     """Compact if small segments have piled up or much is deleted; the new version, None if nothing was done."""
-    latest = versions.head(settings.workspace)
+    latest = versions.latest_version(settings.workspace)
     if latest is None or not _needs_it(settings, latest):
         return None
     return compact(settings, in_process=in_process)
@@ -56,7 +56,7 @@ def compact(settings: config.Config, *, in_process: bool) -> versions.Version | 
         stages.StageError: a segment could not be built.
         filesystem.SpaceError: the disk cannot hold the new segments.
     """
-    latest = versions.head(settings.workspace)
+    latest = versions.latest_version(settings.workspace)
     chosen = [
         entry
         for entry in (latest.entries if latest else ())

@@ -19,7 +19,8 @@ import pyarrow.compute as pc
 from ragtune_ray import config, progress, schema
 from ragtune_ray.cluster.indexing import compact, pipeline
 from ragtune_ray.cluster.indexing.pipeline import Built, CorpusError
-from ragtune_ray.index import contents, forecast, retention, segments, versions
+from ragtune_ray.index import contents, retention, segments, versions
+from ragtune_ray.index.plan import outcome_line, planned_for
 from ragtune_ray.ingest import input_units
 from ragtune_ray.models import weights
 from ragtune_ray.storage import checksums, failpoints, filesystem
@@ -55,7 +56,7 @@ def build_index(settings: config.Config) -> Path | str:
 
 
 def _build(settings: config.Config, plan: input_units.Plan, encoder: weights.Model, started: float) -> str:
-    base = versions.head(settings.workspace)
+    base = versions.latest_version(settings.workspace)
     wanted = versions.recipe(settings, encoder)
     corpus_id = versions.corpus_id(settings, plan, encoder)
     published = _published(settings, base, corpus_id)
@@ -74,7 +75,7 @@ def _build(settings: config.Config, plan: input_units.Plan, encoder: weights.Mod
             raise CorpusError(
                 f"{settings.corpus.path}: nothing was left to index, {len(built.rejects)} inputs were rejected{first}"
             )
-        planned = forecast.planned_for(settings.workspace, versions.planned_corpus_id(settings, plan, encoder))
+        planned = planned_for(settings.workspace, versions.planned_corpus_id(settings, plan, encoder))
         # None too is written: else the plan of an earlier corpus would be inherited.
         facts = {**_facts(settings, plan, built, corpus_id, build_id, started), "planned": planned}
         version, _ = versions.publish_rebasing(
@@ -86,7 +87,7 @@ def _build(settings: config.Config, plan: input_units.Plan, encoder: weights.Mod
         failpoints.reach("build.cleaned")
         _summarize(version, built)
         if planned:
-            progress.say(forecast.comparison(planned, version.manifest, built.num_passages))
+            progress.say(outcome_line(planned, version.manifest, built.num_passages))
         compacted = compact.compact_if_needed(settings, in_process=False)
     return compacted.name if compacted else version.name
 

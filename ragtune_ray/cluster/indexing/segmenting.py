@@ -295,7 +295,7 @@ def _calibrate(job: Job, segment_ids: list[str]) -> dict[str, Any]:
     if job.kind not in faiss_index.EXACT_KINDS:
         found = [_exact_scores(job, number) for number in range(len(segment_ids))]
         scores = -np.sort(-np.concatenate(found, axis=1), axis=1)[:, : search_effort.CUTOFF + 1]
-    calibrated = search_effort.calibrate(
+    calibrated = search_effort.find_effort(
         vectors.VectorIndex(parts), search_effort.HeldOut(queries, ordinals, scores), job.target_recall
     )
     files = [artifacts.read_manifest(segments.segment_url(job.workspace, name))["files"] for name in segment_ids]

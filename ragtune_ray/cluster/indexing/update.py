@@ -64,7 +64,7 @@ def _upsert(
     *,
     in_process: bool,
 ) -> str:
-    base = versions.head(settings.workspace)
+    base = versions.latest_version(settings.workspace)
     _refuse_other_recipe(settings, encoder, base)
     build_id = _build_id(settings, plan, encoder, base)
     held = retention.held(settings.workspace, base.name if base else "")

@@ -13,7 +13,8 @@ import pytest
 from ragtune_ray import cli, config, schema, terminal
 from ragtune_ray.cluster.indexing import index as index_module
 from ragtune_ray.cluster.indexing import pipeline
-from ragtune_ray.index import faiss_index, forecast, probe, versions
+from ragtune_ray.index import faiss_index, probe, versions
+from ragtune_ray.index import plan as planning
 from ragtune_ray.ingest import input_units, inputs
 from ragtune_ray.ingest.chunking import chunk_all, word_spans
 from ragtune_ray.ingest.input_units import plan_units
@@ -48,7 +49,7 @@ def settings_of(tmp_path: Path, path: Any, *overrides: str) -> config.Config:
 
 
 def planned(settings: config.Config) -> dict[str, Any]:
-    return forecast.read_plan(forecast.plan_index(settings))
+    return planning.read_plan(planning.plan_index(settings))
 
 
 def everything(settings: config.Config) -> tuple[int, int]:
@@ -94,7 +95,7 @@ def plan_of(num_units: int = 100) -> input_units.Plan:
 
 
 def estimated(tmp_path: Path, *overrides: str, **changes: Any) -> dict[str, Any]:
-    return forecast.estimate(settings_of(tmp_path, "/c", *overrides), plan_of(), probe_of(**changes), 0.5)
+    return planning.estimate(settings_of(tmp_path, "/c", *overrides), plan_of(), probe_of(**changes), 0.5)
 
 
 # --- estimates against reading everything ---
@@ -213,7 +214,7 @@ def test_an_interval_covers_unequal_documents_and_is_missing_where_one_piece_was
     assert found["passages"]["high"] == pytest.approx(20_000 + 1.96 * error, rel=0.02)
     found = estimated(tmp_path, pieces=uneven[2:3])
     assert found["passages"] == {"value": 20_000, "low": None, "high": None}
-    assert "too little was probed" in "\n".join(terminal.forecast_lines(found))
+    assert "too little was probed" in "\n".join(terminal.plan_lines(found))
 
 
 def test_segments_and_shards(tmp_path: Path) -> None:
@@ -231,7 +232,7 @@ def test_seconds_are_the_work_over_the_workers_that_can_share_it(tmp_path: Path)
     segment = 20_000 * (0.001 + 1e-5) / 2  # two segments, so two workers
     expected = {
         "plan": 0.5,
-        "start": forecast.RAY_START_SECONDS + 4,
+        "start": planning.RAY_START_SECONDS + 4,
         "read": 10_000_000 * 1e-6 / 4,
         "embed": 50.0,
         "segment": segment,
@@ -239,7 +240,7 @@ def test_seconds_are_the_work_over_the_workers_that_can_share_it(tmp_path: Path)
     assert found["seconds"] == pytest.approx({**expected, "total": sum(expected.values())})
     alone = estimated(tmp_path)
     assert alone["workers"]["from"] == "the cores of this machine"
-    assert alone["workers"]["count"] == forecast._cores()
+    assert alone["workers"]["count"] == planning._cores()
 
 
 def test_training_and_lists_are_counted_in_inner_products(tmp_path: Path) -> None:
@@ -253,17 +254,17 @@ def test_training_and_lists_are_counted_in_inner_products(tmp_path: Path) -> Non
 def test_costs_are_those_computed_by_hand(tmp_path: Path) -> None:
     prices = ["prices.core_hour=0.04", "prices.gpu_hour=2.5", "prices.gibibyte_month=0.1", "prices.currency=EUR"]
     settings = settings_of(tmp_path, "/c", *prices, "cluster.gpus_per_worker=0.5")
-    assert forecast.costs(settings, 8, 1800.0, 3 * 2**30) == pytest.approx(
+    assert planning.costs(settings, 8, 1800.0, 3 * 2**30) == pytest.approx(
         {"core_hours": 4.0, "gpu_hours": 2.0, "compute": 5.16, "storage_month": 0.3, "currency": "EUR"}
     )
 
 
 def test_prices_that_are_not_known_leave_hours(tmp_path: Path) -> None:
-    found = forecast.costs(settings_of(tmp_path, "/c"), 8, 1800.0, 2**30)
+    found = planning.costs(settings_of(tmp_path, "/c"), 8, 1800.0, 2**30)
     assert (found["core_hours"], found["compute"], found["storage_month"]) == (4.0, None, None)
     gpus = settings_of(tmp_path, "/c", "prices.core_hour=1", "cluster.gpus_per_worker=1")
-    assert forecast.costs(gpus, 8, 1800.0, 1)["compute"] is None, "the price of half of it is no price"
-    shown = " ".join("\n".join(terminal.forecast_lines(estimated(tmp_path))).split())
+    assert planning.costs(gpus, 8, 1800.0, 1)["compute"] is None, "the price of half of it is no price"
+    shown = " ".join("\n".join(terminal.plan_lines(estimated(tmp_path))).split())
     assert "core-hours; their price is not known (prices.core_hour" in shown
 
 
@@ -291,7 +292,7 @@ def test_nothing_of_the_index_is_written_and_a_finished_plan_is_returned(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = settings_of(tmp_path, jsonl(tmp_path / "c.jsonl", [50] * 30))
-    url = forecast.plan_index(settings)
+    url = planning.plan_index(settings)
     files = sorted(path.relative_to(tmp_path / "workspace") for path in (tmp_path / "workspace").rglob("*"))
     name = Path(url).name
     assert [str(path) for path in files] == [
@@ -301,16 +302,16 @@ def test_nothing_of_the_index_is_written_and_a_finished_plan_is_returned(
         f"runs/{name}/plan.json",
     ]
     manifest = artifacts.read_manifest(url)
-    found = forecast.read_plan(url)
+    found = planning.read_plan(url)
     assert (manifest["kind"], manifest["planned"]["passages"]) == ("plan", found["passages"]["value"])
-    monkeypatch.setattr(forecast, "probe", lambda *_: pytest.fail("probed again"))
-    assert forecast.plan_index(settings) == url
+    monkeypatch.setattr(planning, "probe", lambda *_: pytest.fail("probed again"))
+    assert planning.plan_index(settings) == url
 
 
 def test_another_setting_gives_another_plan_of_the_same_corpus(tmp_path: Path) -> None:
     settings = settings_of(tmp_path, jsonl(tmp_path / "c.jsonl", [50] * 30))
     names = [
-        Path(forecast.plan_index(settings.using(*overrides))).name
+        Path(planning.plan_index(settings.using(*overrides))).name
         for overrides in ([], ["prices.core_hour=1"], ["chunking.size_tokens=64"])
     ]
     assert len(set(names)) == 3
@@ -323,15 +324,15 @@ def test_the_newest_sound_plan_of_a_corpus_is_found(tmp_path: Path) -> None:
     identity = versions.planned_corpus_id(
         settings, plan_units(settings.corpus.path, 2**22), weights.resolve("hashing-64")
     )
-    assert forecast.planned_for(settings.workspace, identity) is None
-    first = forecast.plan_index(settings.using("cluster.encoder_workers=1"))
-    second = forecast.plan_index(settings.using("cluster.encoder_workers=2"))
+    assert planning.planned_for(settings.workspace, identity) is None
+    first = planning.plan_index(settings.using("cluster.encoder_workers=1"))
+    second = planning.plan_index(settings.using("cluster.encoder_workers=2"))
     newest = artifacts.read_manifest(second)["planned"]
     assert set(newest) == {"documents", "passages", "seconds", "disk_bytes"}
-    assert forecast.planned_for(settings.workspace, identity) == newest
+    assert planning.planned_for(settings.workspace, identity) == newest
     (Path(second) / "manifest.json").write_text("{}")
-    assert forecast.planned_for(settings.workspace, identity) == artifacts.read_manifest(first)["planned"]
-    assert forecast.planned_for(settings.workspace, "0" * 16) is None
+    assert planning.planned_for(settings.workspace, identity) == artifacts.read_manifest(first)["planned"]
+    assert planning.planned_for(settings.workspace, "0" * 16) is None
 
 
 def test_an_index_says_what_was_planned_beside_what_happened(
@@ -340,12 +341,12 @@ def test_an_index_says_what_was_planned_beside_what_happened(
     monkeypatch.setattr(pipeline, "session_for", lambda *_, **__: contextlib.nullcontext())
     monkeypatch.setattr(pipeline, "build", functools.partial(pipeline.build, in_process=True))
     settings = settings_of(tmp_path, jsonl(tmp_path / "c.jsonl", [50] * 30))
-    url = forecast.plan_index(settings)
+    url = planning.plan_index(settings)
     manifest = artifacts.read_manifest(str(index_module.build_index(settings)))
     assert manifest["planned"] == artifacts.read_manifest(url)["planned"]
     assert manifest["planned"]["passages"] == manifest["num_passages"] == 60
     assert re.search(
-        r"^index: planned 60 passages in [\d.]+s, were 60 in [\d.]+s$", capsys.readouterr().err, re.MULTILINE
+        r"^index: planned 60 passages in [\d.]+s, actual 60 in [\d.]+s$", capsys.readouterr().err, re.MULTILINE
     )
     jsonl(tmp_path / "c.jsonl", [50] * 31)
     manifest = artifacts.read_manifest(str(index_module.build_index(settings)))
@@ -355,12 +356,12 @@ def test_an_index_says_what_was_planned_beside_what_happened(
 
 
 def test_passages_that_were_taken_over_are_not_counted_as_work() -> None:
-    line = forecast.comparison(
+    line = planning.outcome_line(
         {"passages": 1040, "seconds": 12.0}, {"num_passages": 1095, "seconds": {"total": 14.2}}, 1095
     )
-    assert line == "index: planned 1,040 passages in 12s, were 1,095 in 14s"
-    line = forecast.comparison({"passages": 9, "seconds": 2.0}, {"num_passages": 8, "seconds": {"total": 1.0}}, 3)
-    assert line == "index: planned 9 passages in 2.0s, were 8 (3 of them new) in 1.0s"
+    assert line == "index: planned 1,040 passages in 12s, actual 1,095 in 14s"
+    line = planning.outcome_line({"passages": 9, "seconds": 2.0}, {"num_passages": 8, "seconds": {"total": 1.0}}, 3)
+    assert line == "index: planned 9 passages in 2.0s, actual 8 (3 of them new) in 1.0s"
 
 
 # --- bad input ---
@@ -373,10 +374,10 @@ def test_bad_inputs_name_the_rule_and_the_next_step(tmp_path: Path) -> None:
         (tmp_path / "empty", inputs.InputError, "nothing readable"),
         (tmp_path / "nowhere", inputs.InputError, "no such file or folder"),
         ("", config.ConfigError, "corpus.path is empty"),
-        (rejects, probe.ForecastError, r"none of \d+ inputs .* is a document \(the first: .*bad.jsonl.*repair"),
+        (rejects, probe.PlanError, r"none of \d+ inputs .* is a document \(the first: .*bad.jsonl.*repair"),
     ):
         with pytest.raises(error, match=message):
-            forecast.plan_index(settings_of(tmp_path, path))
+            planning.plan_index(settings_of(tmp_path, path))
     assert not (tmp_path / "workspace").exists(), "no plan of nothing"
 
 
@@ -412,7 +413,7 @@ def test_of_a_huge_document_only_the_head_is_chunked(tmp_path: Path, monkeypatch
 def test_a_huge_document_in_one_line_is_found_wherever_the_probe_looks(tmp_path: Path) -> None:
     settings = settings_of(tmp_path, jsonl(tmp_path / "c.jsonl", [60_000, 10, 60_000]), "seed=3")
     assert planned(settings)["documents"]["value"] == 3
-    with pytest.raises(probe.ForecastError, match="longer than max_document_bytes"):
+    with pytest.raises(probe.PlanError, match="longer than max_document_bytes"):
         planned(settings.using("corpus.max_document_bytes=20"))
 
 
@@ -471,6 +472,6 @@ def test_no_line_of_the_table_is_wider_than_a_terminal(tmp_path: Path, scale: in
         "num_units": scale,
         "num_rejected_files": 0,
     }
-    lines = terminal.forecast_lines(found)
+    lines = terminal.plan_lines(found)
     assert max(map(columns, lines)) <= 80
     assert len([line for line in lines if line.startswith(("flat", "ivf", "hnsw"))]) == 5

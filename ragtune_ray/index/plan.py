@@ -29,9 +29,9 @@ from ragtune_ray.models import weights
 from ragtune_ray.storage import artifacts, checksums, filesystem
 
 __all__ = [
-    "comparison",
     "costs",
     "estimate",
+    "outcome_line",
     "plan_index",
     "planned_for",
     "read_plan",
@@ -62,7 +62,7 @@ def planned_for(workspace: str, corpus: str) -> dict[str, Any] | None:
     return dict(newest["planned"]) if newest else None
 
 
-def comparison(planned: Mapping[str, Any], manifest: Mapping[str, Any], num_embedded: int) -> str:
+def outcome_line(planned: Mapping[str, Any], manifest: Mapping[str, Any], num_embedded: int) -> str:
     """One line that puts what was planned beside what happened.
 
     Args:
@@ -70,11 +70,11 @@ def comparison(planned: Mapping[str, Any], manifest: Mapping[str, Any], num_embe
         manifest: of the published version.
         num_embedded: passages that were new to the index.
     """
-    were = int(manifest["num_passages"])
-    new = "" if num_embedded >= were else f" ({num_embedded:,} of them new)"
+    actual = int(manifest["num_passages"])
+    new = "" if num_embedded >= actual else f" ({num_embedded:,} of them new)"
     return (
         f"index: planned {planned['passages']:,} passages in {progress.duration(planned['seconds'])}, "
-        f"were {were:,}{new} in {progress.duration(manifest['seconds']['total'])}"
+        f"actual {actual:,}{new} in {progress.duration(manifest['seconds']['total'])}"
     )
 
 
@@ -90,7 +90,7 @@ def plan_index(settings: config.Config) -> str:
     Raises:
         config.ConfigError: no corpus is named.
         inputs.InputError: the corpus cannot be read at all.
-        ForecastError: nothing in the probe is a document.
+        PlanError: nothing in the probe is a document.
         models.ModelError: the encoder cannot be had.
     """
     if not settings.corpus.path:
@@ -105,14 +105,14 @@ def plan_index(settings: config.Config) -> str:
     if artifacts.is_finished(url):
         progress.say("plan: this plan is already finished; here it is again")
         return url
-    forecast = estimate(settings, plan, probe(settings, plan), plan_seconds)
+    estimated = estimate(settings, plan, probe(settings, plan), plan_seconds)
     staging = artifacts.stage(url)
-    (staging / "plan.json").write_text(json.dumps(forecast, ensure_ascii=False, indent=1), encoding="utf-8")
+    (staging / "plan.json").write_text(json.dumps(estimated, ensure_ascii=False, indent=1), encoding="utf-8")
     planned = {
-        "documents": forecast["documents"]["value"],
-        "passages": forecast["passages"]["value"],
-        "seconds": forecast["seconds"]["total"],
-        "disk_bytes": forecast["disk"]["index"],
+        "documents": estimated["documents"]["value"],
+        "passages": estimated["passages"]["value"],
+        "seconds": estimated["seconds"]["total"],
+        "disk_bytes": estimated["disk"]["index"],
     }
     created = dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     dumped = settings.model_dump(mode="json")
