@@ -21,8 +21,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ragtune_ray.answering.prompts import build_prompts
 from ragtune_ray.config import Config
-from ragtune_ray.generation.generator import Completion, TransformersGenerator
-from ragtune_ray.generation.interface import Prompt
+from ragtune_ray.generation.generator import TransformersGenerator
+from ragtune_ray.generation.interface import Completion, Prompt
 from ragtune_ray.models import weights
 from ragtune_ray.schema import Passage
 

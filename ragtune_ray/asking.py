@@ -15,7 +15,7 @@ from typing import Any
 from ragtune_ray import config, schema
 from ragtune_ray.answering.pipeline import Task, stream_answer
 from ragtune_ray.answering.prompts import PromptError
-from ragtune_ray.models import arms, weights
+from ragtune_ray.models import arms
 
 __all__ = ["Asked", "ask"]
 
@@ -41,7 +41,7 @@ def ask(settings: config.Config, question: str) -> Iterator[str | Asked]:
         storage.ArtifactError: an arm that retrieves, and there is no sound index.
         models.ModelError: a model cannot be had.
     """
-    from ragtune_ray.generation.generator import load_generator
+    from ragtune_ray.generation.generator import open_generator
     from ragtune_ray.index.retriever import open_retriever
 
     if not question.strip():
@@ -53,11 +53,9 @@ def ask(settings: config.Config, question: str) -> Iterator[str | Asked]:
         retriever = open_retriever(settings)
         ((passages, scores),) = retriever.retrieve_passages([question], settings.retrieval.top_k)
         task = Task(query, tuple(passages), tuple(scores), retriever.index.version, "")
-    transformers = settings.generator.engine == "transformers"
-    model = weights.resolve(settings.generator.model) if transformers else None
-    generator = load_generator(settings.generator, model.directory if model else None)
+    generator, fingerprint = open_generator(settings)
     started = time.monotonic()
-    for piece in stream_answer(task, generator, settings, model.fingerprint if model else settings.generator.model):
+    for piece in stream_answer(task, generator, settings, fingerprint):
         if isinstance(piece, schema.Answer):
             by_id = {passage.passage_id: passage for passage in task.passages}
             shown = tuple(by_id[passage_id] for passage_id in piece.passage_ids)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Generator as Stream
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -20,23 +20,49 @@ from ragtune_ray import config
 from ragtune_ray.generation import shared_prefixes
 from ragtune_ray.generation.chat import ChatTokenizer
 from ragtune_ray.generation.decoding import DecodingBatch, check_architecture, context_tokens
-from ragtune_ray.generation.interface import Completion, Finish, Generator, GeneratorError, Prompt, settled_text
+from ragtune_ray.generation.interface import Completion, Finish, GeneratorError, Prompt, settled_text
 from ragtune_ray.generation.lora import Adapters
 from ragtune_ray.generation.openai_client import OpenAIGenerator
 from ragtune_ray.generation.sampling import Row, choose_tokens, row_seed
 from ragtune_ray.generation.shared_prefixes import IGNORED
+from ragtune_ray.models import weights
 from ragtune_ray.models.hardware import Precision, choose_device, resolve_precision
 from ragtune_ray.models.packing import pack
 from ragtune_ray.models.weights import quiet_transformers
 
-__all__ = ["Completion", "Generator", "GeneratorError", "TransformersGenerator", "load_generator"]
+__all__ = ["OpenedGenerator", "TransformersGenerator", "load_generator", "open_generator"]
 
 _logger = logging.getLogger(__name__)
 _FORWARD_TOKENS = {"cpu": 512, "cuda": 16384}  # padded tokens of several prompts in one pass; more gains 10 % on a CPU
 
 
+class OpenedGenerator(NamedTuple):
+    """A generator that is ready to answer, and what identifies its answers."""
+
+    generator: TransformersGenerator | OpenAIGenerator
+    fingerprint: str
+    """Of the model's files; with engine `openai`, the server's name for the model."""
+
+
+def open_generator(settings: config.Config, model: str | None = None) -> OpenedGenerator:
+    """Find the model that a config names and load it, or connect to the server that has it.
+
+    Args:
+        settings: the whole config; only the section `generator` is used.
+        model: overrides `generator.model` with engine `transformers`.
+
+    Raises:
+        weights.ModelError: the model cannot be found or fetched.
+        GeneratorError: the model cannot be loaded, or the server's API key is missing.
+    """
+    if settings.generator.engine == "openai":
+        return OpenedGenerator(load_generator(settings.generator, None), settings.generator.model)
+    found = weights.resolve(settings.generator.model if model is None else model)
+    return OpenedGenerator(load_generator(settings.generator, found.directory), found.fingerprint)
+
+
 def load_generator(settings: config.Generator, directory: Path | None) -> TransformersGenerator | OpenAIGenerator:
-    """The generator that a config names.
+    """Load the generator that a config names from a directory that is already at hand.
 
     Args:
         settings: the section `generator`.

@@ -13,8 +13,9 @@ from ragtune_ray import config
 from ragtune_ray.answering.prompts import build_prompt
 from ragtune_ray.generation import generator
 from ragtune_ray.generation.decoding import DecodingBatch, check_architecture
-from ragtune_ray.generation.generator import TransformersGenerator, load_generator
+from ragtune_ray.generation.generator import TransformersGenerator, load_generator, open_generator
 from ragtune_ray.generation.interface import GeneratorError, Prompt, settled_text
+from ragtune_ray.models import weights
 from ragtune_ray.schema import Passage
 
 TEMPLATE = (
@@ -387,3 +388,14 @@ def test_the_engine_chooses_the_generator(directory: Path) -> None:
     assert load_generator(config.Generator(engine="openai"), None).count_tokens(["abcd"]) == [2]
     with pytest.raises(GeneratorError, match="directory"):
         load_generator(config.Generator(), None)
+
+
+def test_opening_a_generator_returns_what_identifies_it(directory: Path, tmp_path: Path) -> None:
+    local = config.Config(generator=config.Generator(model=str(directory), precision="float32"))
+    remote = config.Config(generator=config.Generator(engine="openai", model="served"))
+    opened, fingerprint = open_generator(local)
+    assert isinstance(opened, TransformersGenerator)
+    assert fingerprint == weights.fingerprint(directory)
+    assert open_generator(remote).fingerprint == "served"
+    with pytest.raises(weights.ModelError, match="missing"):
+        open_generator(local, str(tmp_path / "missing"))

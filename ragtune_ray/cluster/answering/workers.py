@@ -24,7 +24,6 @@ from ragtune_ray.answering.pipeline import Task, answer_tasks, failed_answer
 from ragtune_ray.cluster import session, staged_queries, stages
 from ragtune_ray.evaluation import scoring
 from ragtune_ray.ingest.splits import positives
-from ragtune_ray.models import weights
 from ragtune_ray.storage import filesystem
 from ragtune_ray.training.examples import Candidates, positive_passage
 
@@ -165,12 +164,10 @@ class GenerateUnit:
     """An actor that holds the generator and answers one unit of queries at a time."""
 
     def __init__(self, settings: config.Config, version: str, queries: str, directory: str, fingerprint: str) -> None:
-        from ragtune_ray.generation.generator import load_generator
+        from ragtune_ray.generation.generator import open_generator
 
         session.use_one_thread()
-        engine = settings.generator.engine
-        model = weights.resolve(settings.generator.model).directory if engine == "transformers" else None
-        self._generator = load_generator(settings.generator, model)
+        self._generator, _ = open_generator(settings)
         self._settings, self._version, self._queries = settings, version, queries
         self._directory, self._fingerprint = directory, fingerprint
 

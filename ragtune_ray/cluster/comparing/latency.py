@@ -15,7 +15,6 @@ import numpy as np
 
 from ragtune_ray import config, schema
 from ragtune_ray.cluster import session
-from ragtune_ray.models import weights
 
 __all__ = ["measure"]
 
@@ -50,14 +49,12 @@ def _asked_one_by_one(settings: config.Config, queries: list[schema.Query], vers
     import torch
 
     from ragtune_ray.answering.pipeline import Task, answer_tasks
-    from ragtune_ray.generation.generator import load_generator
+    from ragtune_ray.generation.generator import open_generator
     from ragtune_ray.index.retriever import open_retriever
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     retriever = open_retriever(settings, version) if settings.answer.shows_passages else None
-    is_local = settings.generator.engine == "transformers"
-    model = weights.resolve(settings.generator.model) if is_local else None
-    generator = load_generator(settings.generator, model.directory if model else None)
+    generator, _ = open_generator(settings)
     seconds = []
     for query in [queries[0], *queries]:
         started = time.perf_counter()

@@ -208,16 +208,14 @@ class GeneratorReplica(Following):
 
     def _load(self, name: str, _: _Loaded | None) -> _Loaded:
         """Load a model and its adapters beside those that serve, and try it."""
-        from ragtune_ray.generation.generator import load_generator
+        from ragtune_ray.generation.generator import open_generator
         from ragtune_ray.generation.threaded import PassThroughGenerator
 
         settings = arms_module.with_tuned_models(self._settings)
         if settings.generator.engine == "openai":
-            generator = load_generator(settings.generator, None)
+            generator, fingerprint = open_generator(settings)
             num_threads = settings.serve.generator.max_ongoing_requests
-            return _Loaded(
-                generator, PassThroughGenerator(generator, max_running=num_threads), settings.generator.model, {}
-            )
+            return _Loaded(generator, PassThroughGenerator(generator, max_running=num_threads), fingerprint, {})
         model, *tuned = json.loads(name)
         loaded = _loaded(settings, model, dict(zip(settings.serve.adapter_arms, tuned, strict=False)))
         try:
@@ -254,10 +252,9 @@ class GeneratorReplica(Following):
 
 def _loaded(settings: config.Config, name: str, tuned: dict[str, str]) -> _Loaded:
     from ragtune_ray.generation.continuous import ContinuousGenerator
-    from ragtune_ray.generation.generator import TransformersGenerator, load_generator
+    from ragtune_ray.generation.generator import TransformersGenerator, open_generator
     from ragtune_ray.training.trainable import ADAPTER
 
-    model = weights.resolve(name)
     adapters = {arm: weights.weights_of(weights.resolve(directory)) / ADAPTER for arm, directory in tuned.items()}
     for arm, directory in adapters.items():
         if not directory.is_dir():
@@ -265,7 +262,7 @@ def _loaded(settings: config.Config, name: str, tuned: dict[str, str]) -> _Loade
                 f"serve.adapter_arms: the model of the arm {arm} was tuned whole, so it is no adapter; serve it with "
                 f"answer.arm={arm}, or train it with training.lora_rank=16"
             )
-    generator = load_generator(settings.generator, model.directory)
+    generator, fingerprint = open_generator(settings, name)
     assert isinstance(generator, TransformersGenerator)
     limits = settings.serve.generator
     num_prompts = settings.serve.max_top_k if settings.answer.reading == "apart" else 1
@@ -274,10 +271,9 @@ def _loaded(settings: config.Config, name: str, tuned: dict[str, str]) -> _Loade
         generator, max_running=limits.max_ongoing_requests, max_waiting=max_waiting, adapters=adapters
     )
     marks = {
-        arm: checksums.digest([model.fingerprint, weights.fingerprint(directory)])
-        for arm, directory in adapters.items()
+        arm: checksums.digest([fingerprint, weights.fingerprint(directory)]) for arm, directory in adapters.items()
     }
-    return _Loaded(generator, engine, model.fingerprint, marks)
+    return _Loaded(generator, engine, fingerprint, marks)
 
 
 def _failed(error: Exception) -> Failed:

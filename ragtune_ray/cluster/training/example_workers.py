@@ -259,8 +259,6 @@ def _judge(settings: config.Config) -> Any:
     """The generator of the config, where it is the teacher; else None."""
     if not settings.training.learns_from_generator:
         return None
-    from ragtune_ray.generation.generator import load_generator
+    from ragtune_ray.generation.generator import open_generator
 
-    engine = settings.generator.engine
-    model = weights.resolve(settings.generator.model).directory if engine == "transformers" else None
-    return load_generator(settings.generator, model)
+    return open_generator(settings).generator
