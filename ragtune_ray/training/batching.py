@@ -1,8 +1,7 @@
-"""Examples -> the optimiser steps of a run: which examples, in which order.
+"""Decides which examples each optimizer step trains on.
 
-In: which passages each example shows and the settings of training. Out: row numbers per step. They depend on nothing else: not
-on the workers, not on when a run was interrupted. So a run that is killed and resumed sees the same batches. This module knows
-nothing of texts, tensors or Ray.
+The plan depends only on the examples and the settings, not on the number of workers or on interruptions,
+so a resumed run sees the same batches.
 """
 
 from __future__ import annotations
@@ -15,11 +14,11 @@ import pyarrow.compute as pc
 
 from ragtune_ray import config
 
-__all__ = ["num_steps", "own_rows", "same_passages", "smallest_step", "steps", "steps_per_epoch"]
+__all__ = ["num_steps", "passage_groups", "smallest_step", "steps", "steps_per_epoch", "worker_rows"]
 
 
 def steps_per_epoch(num_examples: int, batch_examples: int) -> int:
-    """Steps of one pass.
+    """Number of steps in one epoch.
 
     >>> steps_per_epoch(33, 16)
     3
@@ -28,7 +27,7 @@ def steps_per_epoch(num_examples: int, batch_examples: int) -> int:
 
 
 def smallest_step(num_examples: int, batch_examples: int) -> int:
-    """Examples of the smallest step: the most workers of which each has one in every step.
+    """Number of examples in the smallest step, which is also the largest number of workers that all get one.
 
     >>> smallest_step(33, 16)
     11
@@ -37,19 +36,19 @@ def smallest_step(num_examples: int, batch_examples: int) -> int:
 
 
 def num_steps(num_examples: int, settings: config.Training) -> int:
-    """Optimiser steps of the whole run."""
-    every = settings.epochs * steps_per_epoch(num_examples, settings.batch_examples)
-    return min(every, settings.max_steps or every)
+    """Number of optimizer steps in the whole run."""
+    total = settings.epochs * steps_per_epoch(num_examples, settings.batch_examples)
+    return min(total, settings.max_steps or total)
 
 
-def same_passages(passage_ids: pa.ChunkedArray) -> np.ndarray:
-    """A number for each example, alike where the same passages are shown in the same order: (num_examples,).
+def passage_groups(passage_ids: pa.ChunkedArray) -> np.ndarray:
+    """Number the groups of examples that show the same passages in the same order: (num_examples,).
 
-    >>> same_passages(pa.chunked_array([[["a", "b"], ["b"], ["a", "b"], [], []]])).tolist()
+    >>> passage_groups(pa.chunked_array([[["a", "b"], ["b"], ["a", "b"], [], []]])).tolist()
     [0, 1, 0, 2, 3]
 
     Args:
-        passage_ids: lists; an example without passages is like no other.
+        passage_ids: one list per example; an example without passages forms its own group.
     """
     shown = pc.dictionary_encode(pc.binary_join(passage_ids, "\0"))
     numbers = shown.combine_chunks().indices.to_numpy().astype(np.int64)
@@ -58,41 +57,41 @@ def same_passages(passage_ids: pa.ChunkedArray) -> np.ndarray:
     return np.unique(numbers, return_inverse=True)[1]
 
 
-def steps(alike: np.ndarray, settings: config.Training, seed: int, first: int = 0) -> Iterator[np.ndarray]:
-    """The rows of each step from the `first` on, to the end of the run.
+def steps(groups: np.ndarray, settings: config.Training, seed: int, first: int = 0) -> Iterator[np.ndarray]:
+    """Yield the row numbers of each step, from step `first` to the end of the run.
 
-    Each epoch draws its own order, of passages and of the examples that show the same ones: those come one after the other, so
-    that a step reads their passages once. The steps of an epoch differ by one example at most, so that none is a remnant.
+    Every epoch shuffles the groups and the examples within each group. Examples of one group stay adjacent, so
+    that a step encodes their passages once. The steps of an epoch differ in size by at most one example.
 
     Args:
-        alike: (num_examples,) a number per example, as `same_passages` gives; all different: no two go together.
+        groups: (num_examples,) group of each example, from `passage_groups`; all different to shuffle freely.
         settings: batch_examples, epochs and max_steps are used.
-        seed: another one draws other orders.
-        first: steps that are done already.
+        seed: seed of the shuffling.
+        first: number of steps already done.
     """
-    num_examples = len(alike)
-    each = steps_per_epoch(num_examples, settings.batch_examples)
+    num_examples = len(groups)
+    per_epoch = steps_per_epoch(num_examples, settings.batch_examples)
     total = num_steps(num_examples, settings)
-    for epoch in range(first // max(each, 1), -(-total // max(each, 1))):
-        source = np.random.default_rng([seed, epoch])
-        order = source.permutation(num_examples)
+    for epoch in range(first // max(per_epoch, 1), -(-total // max(per_epoch, 1))):
+        rng = np.random.default_rng([seed, epoch])
+        order = rng.permutation(num_examples)
         if num_examples:
-            place_of = source.permutation(int(alike.max()) + 1)
-            order = order[np.argsort(place_of[alike[order]], kind="stable")]
-        for number, rows in enumerate(np.array_split(order, each), start=epoch * each):
+            group_order = rng.permutation(int(groups.max()) + 1)
+            order = order[np.argsort(group_order[groups[order]], kind="stable")]
+        for number, rows in enumerate(np.array_split(order, per_epoch), start=epoch * per_epoch):
             if first <= number < total:
                 yield rows
 
 
-def own_rows(lengths: np.ndarray, worker: int, workers: int) -> np.ndarray:
-    """Which of a step's rows a worker takes: every `workers`-th by length, so that all have about as much to do.
+def worker_rows(lengths: np.ndarray, worker: int, num_workers: int) -> np.ndarray:
+    """Select a worker's rows of a step: every `num_workers`-th by length, which balances the work.
 
-    >>> own_rows(np.array([5, 9, 7, 1]), 1, 2).tolist()
+    >>> worker_rows(np.array([5, 9, 7, 1]), 1, 2).tolist()
     [2, 3]
 
     Args:
-        lengths: tokens of each row of the step.
-        worker: from 0.
-        workers: how many there are.
+        lengths: number of tokens of each row of the step.
+        worker: rank of the worker, from 0.
+        num_workers: number of workers.
     """
-    return np.argsort(-lengths, kind="stable")[worker::workers]
+    return np.argsort(-lengths, kind="stable")[worker::num_workers]

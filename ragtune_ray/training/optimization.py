@@ -1,10 +1,7 @@
-"""One optimiser step, wherever it runs; and the state between two steps as files.
+"""Takes optimizer steps, on one worker or many, and saves and loads the state between two steps.
 
-In: an objective, the rows of a step, an optimiser. Out: moved weights and what the step measured. The bare loop, the workers of a
-cluster and the tests all take their steps here. This module knows nothing of where examples come from or of Ray.
-
-A step's gradient is that of the loss summed over all rows of all workers, divided by the weight of all of them:
-DistributedDataParallel averages over workers, so each worker's part is multiplied by their number first.
+The gradient of a step is that of the loss summed over all rows of all workers, divided by their total weight.
+DistributedDataParallel averages over workers, so each worker first multiplies its loss by the number of workers.
 """
 
 from __future__ import annotations
@@ -41,28 +38,28 @@ __all__ = [
 ]
 
 WEIGHTS, OPTIMIZER, BEST, FACTS = "weights.safetensors", "optimizer.safetensors", "best.safetensors", "state.json"
-"""The files of a state."""
+"""The files of a saved state."""
 BETAS = (0.9, 0.999)
 
 Item = TypeVar("Item")
 
 
 class TrainingError(RagtuneError, RuntimeError):
-    """Training cannot go on or give a usable result; the message says what to change."""
+    """Training cannot continue or yields no usable result; the message says what to change."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What a step measured."""
+    """Measurements of one step."""
 
     loss: float
-    """Of the whole step, over all workers: a mean per answer token or per query."""
+    """Mean over the whole step and all workers, per answer token or per query."""
     gradient_norm: float
     """Before clipping."""
 
 
 def peak_learning_rate(settings: config.Training) -> float:
-    """The learning rate that the config gives, or the objective's own."""
+    """The configured learning rate, or the default of the objective."""
     if settings.learning_rate:
         return settings.learning_rate
     if settings.objective != "sft":
@@ -71,15 +68,15 @@ def peak_learning_rate(settings: config.Training) -> float:
 
 
 def learning_rate_factor(step: int, num_steps: int, warmup_share: float) -> float:
-    """The share of the peak learning rate at a step: a linear rise, then half a cosine down to a tenth.
+    """Share of the peak learning rate at a step: linear warmup, then cosine decay to a tenth.
 
     >>> [round(learning_rate_factor(step, 10, 0.2), 2) for step in (0, 1, 2, 9)]
     [0.5, 1.0, 1.0, 0.13]
 
     Args:
         step: from 0.
-        num_steps: of the run.
-        warmup_share: share of the steps in which it rises.
+        num_steps: number of steps of the run.
+        warmup_share: share of the steps that warm up.
     """
     warmup = math.ceil(num_steps * warmup_share)
     if step < warmup:
@@ -88,7 +85,7 @@ def learning_rate_factor(step: int, num_steps: int, warmup_share: float) -> floa
 
 
 def make_optimizer(module: nn.Module, settings: config.Training) -> torch.optim.AdamW:
-    """AdamW (Loshchilov and Hutter 2019); weight decay is for matrices alone."""
+    """AdamW (Loshchilov and Hutter 2019), with weight decay on matrices only."""
     weights = [weight for weight in module.parameters() if weight.requires_grad]
     groups = [
         {"params": [weight for weight in weights if weight.ndim >= 2], "weight_decay": settings.weight_decay},
@@ -98,7 +95,7 @@ def make_optimizer(module: nn.Module, settings: config.Training) -> torch.optim.
 
 
 def autocast(device: str, dtype: torch.dtype) -> contextlib.AbstractContextManager[Any]:
-    """Matrix products in `dtype`, weights as they are; nothing for float32."""
+    """A context that computes matrix products in `dtype` and leaves the weights unchanged; does nothing for float32."""
     if dtype == torch.float32:
         return contextlib.nullcontext()
     return torch.autocast(torch.device(device).type, dtype=dtype)
@@ -111,58 +108,59 @@ def take_step(
     weight: float,
     optimizer: torch.optim.Optimizer,
     clip_norm: float,
-    computing: Callable[[], contextlib.AbstractContextManager[Any]],
+    make_context: Callable[[], contextlib.AbstractContextManager[Any]],
 ) -> StepResult:
-    """Accumulate the gradient of this worker's rows, share it once, and move the weights.
+    """Accumulate the gradient of this worker's rows, exchange it once, and update the weights.
 
     Args:
-        module: the objective, as it was wrapped for several workers.
-        objective: the same, bare.
-        rows: this worker's.
-        weight: of the rows of all workers together.
-        optimizer: over the module's weights.
-        clip_norm: longest gradient.
-        computing: makes the context of the forward passes, `autocast`.
+        module: the objective, wrapped for several workers.
+        objective: the same, unwrapped.
+        rows: this worker's rows.
+        weight: total weight of all workers' rows.
+        optimizer: of the module's weights.
+        clip_norm: the gradient is clipped to this norm.
+        make_context: returns the context of the forward passes, such as `autocast`.
 
     Returns:
-        Loss and gradient norm; where either is not finite the weights have not been moved.
+        Loss and gradient norm; the weights are not updated unless both are finite.
     """
     workers = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
     optimizer.zero_grad(set_to_none=True)
     total = torch.zeros((), device=next(module.parameters()).device)
-    with computing():
-        for (piece, share), is_last in _marked_last(_shares(module, objective.pieces(rows))):
-            with _sharing(module, is_last=is_last):
-                loss = module(on_device(module, piece)) * share
+    with make_context():
+        for (piece, factor), is_last in _mark_last(_with_factors(module, objective.pieces(rows))):
+            with _gradient_sync(module, is_last=is_last):
+                loss = module(on_device(module, piece)) * factor
                 (loss * (workers / weight)).backward()
             total += loss.detach()
     if workers > 1:
         torch.distributed.all_reduce(total)
     weights = [item for item in module.parameters() if item.requires_grad]
-    norm = float(_whole(nn.utils.clip_grad_norm_(weights, clip_norm)))
+    norm = float(_full(nn.utils.clip_grad_norm_(weights, clip_norm)))
     result = StepResult(float(total) / weight, norm)
     if math.isfinite(result.loss) and math.isfinite(norm):
         optimizer.step()
     return result
 
 
-def _shares(module: nn.Module, pieces: Iterator[Piece]) -> Iterator[tuple[Piece, float]]:
-    """Each piece and how much of its loss counts: all of it.
+def _with_factors(module: nn.Module, pieces: Iterator[Piece]) -> Iterator[tuple[Piece, float]]:
+    """Yield each piece with the factor of its loss, which is 1 except for repeated pieces.
 
-    With FSDP every pass through the module is one of all workers together. So a worker with fewer pieces than another goes on
-    with its last one, of which nothing counts any more.
+    With FSDP all workers must run the module equally often, so a worker with fewer pieces repeats its last one with
+    factor 0.
     """
-    if not _is_spread(module) or not torch.distributed.is_initialized():
+    if not _is_fsdp(module) or not torch.distributed.is_initialized():
         yield from ((piece, 1.0) for piece in pieces)
         return
-    own = list(pieces)  # tokens alone: `sft`, which is what can be spread, keeps nothing else for its pieces
+    own = list(pieces)  # only `sft` can use FSDP, and its pieces hold only tokens
     most = torch.tensor(len(own), device=next(module.parameters()).device)
     torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
     yield from ((piece, 1.0) for piece in own)
     yield from [(own[-1], 0.0)] * (int(most) - len(own))
 
 
-def _marked_last(items: Iterator[Item]) -> Iterator[tuple[Item, bool]]:
+def _mark_last(items: Iterator[Item]) -> Iterator[tuple[Item, bool]]:
+    """Yield each item and whether it is the last."""
     before = next(items)
     for item in items:
         yield before, False
@@ -171,29 +169,29 @@ def _marked_last(items: Iterator[Item]) -> Iterator[tuple[Item, bool]]:
 
 
 @contextlib.contextmanager
-def _sharing(module: nn.Module, *, is_last: bool) -> Iterator[None]:
-    """Let workers exchange gradients only with a step's last piece: until then they add up where they are."""
+def _gradient_sync(module: nn.Module, *, is_last: bool) -> Iterator[None]:
+    """Let workers exchange gradients only for the last piece of a step; before that they accumulate locally."""
     if isinstance(module, nn.parallel.DistributedDataParallel):
         with contextlib.nullcontext() if is_last else module.no_sync():
             yield
         return
-    if _is_spread(module):
+    if _is_fsdp(module):
         cast(Any, module).set_requires_gradient_sync(is_last)
     yield
 
 
-def _is_spread(module: nn.Module) -> bool:
-    """Whether FSDP has spread its weights over the workers."""
+def _is_fsdp(module: nn.Module) -> bool:
+    """Whether FSDP shards the module's weights over the workers."""
     return hasattr(module, "set_requires_gradient_sync")
 
 
 def freeze_unreached(module: nn.Module, objective: Objective, rows: Sequence[Any]) -> list[str]:
-    """Take the weights that the loss does not depend on (a pooler that nothing reads, say) out of training.
+    """Freeze the weights that the loss does not depend on, such as an unused pooler.
 
-    DistributedDataParallel waits for the gradient of every weight, so one that never comes would stop it.
+    DistributedDataParallel waits for the gradient of every trained weight and would wait forever for these.
 
     Returns:
-        The names of what was frozen.
+        The names of the frozen weights.
     """
     module.zero_grad(set_to_none=True)
     for piece in objective.pieces(rows):
@@ -208,9 +206,9 @@ def freeze_unreached(module: nn.Module, objective: Objective, rows: Sequence[Any
 
 
 def trainable_weights(module: nn.Module) -> dict[str, Tensor]:
-    """Copies of what is trained, by name, on the CPU. With FSDP all workers must ask together."""
+    """CPU copies of the trained weights, by name. With FSDP all workers must call this together."""
     return {
-        _plain_name(name): _whole(weight.detach()).cpu().clone()
+        _plain_name(name): _full(weight.detach()).cpu().clone()
         for name, weight in module.named_parameters()
         if weight.requires_grad
     }
@@ -218,38 +216,38 @@ def trainable_weights(module: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def restore_weights(module: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Set weights by name to the values of `trainable_weights`; the others stay.
+    """Set the weights that `trainable_weights` returned; the others stay unchanged.
 
     Raises:
-        TrainingError: the module has no weight of such a name or shape.
+        TrainingError: the module has no weight of this name and shape.
     """
     own = {_plain_name(name): weight for name, weight in module.named_parameters()}
     for name, value in weights.items():
         if name not in own or own[name].shape != value.shape:
             raise TrainingError(
-                f"the saved weights are of another model: {name} {tuple(value.shape)}; train from the start"
+                f"the saved weights belong to another model: {name} {tuple(value.shape)}; train from the start"
             )
-        own[name].copy_(_like(value, own[name]))
+        own[name].copy_(_placed_like(value, own[name]))
 
 
 def save_state(
     directory: Path, module: nn.Module, optimizer: torch.optim.Optimizer, best: dict[str, Tensor], facts: dict[str, Any]
 ) -> None:
-    """Write everything that the next step depends on. With FSDP all workers must call it together.
+    """Write everything that the next step depends on. With FSDP all workers must call this together.
 
     Args:
-        directory: an empty one; only the first worker's is kept.
+        directory: an empty directory; only the first worker's is kept.
         module: its trained weights are written.
         optimizer: its moments and step counts are written.
-        best: the best weights so far; empty: the present ones, or those of the start.
-        facts: JSON values: the step, scores, metrics.
+        best: the best weights so far; empty if these are the current or the initial ones.
+        facts: JSON values such as the step, scores and metrics.
     """
     save_file(trainable_weights(module), directory / WEIGHTS)
     moments = {}
     names = {id(weight): _plain_name(name) for name, weight in module.named_parameters()}
     for weight, state in optimizer.state.items():
         for key, value in state.items():
-            moments[f"{names[id(weight)]}:{key}"] = _whole(value.detach()).cpu().clone()
+            moments[f"{names[id(weight)]}:{key}"] = _full(value.detach()).cpu().clone()
     save_file(moments, directory / OPTIMIZER)
     if best:
         save_file(best, directory / BEST)
@@ -259,41 +257,40 @@ def save_state(
 def load_state(
     directory: Path, module: nn.Module, optimizer: torch.optim.Optimizer
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Go back to a saved state.
+    """Restore a saved state.
 
     Returns:
-        Its facts, and the best weights if it holds other ones than the present.
+        Its facts, and the best weights, empty if they were not saved separately.
 
     Raises:
-        TrainingError: it is of another model.
+        TrainingError: it belongs to another model.
     """
     restore_weights(module, load_file(directory / WEIGHTS))
     weights = {_plain_name(name): weight for name, weight in module.named_parameters()}
     for name, value in load_file(directory / OPTIMIZER).items():
-        of, _, key = name.rpartition(":")
-        # The count of steps too stands where its weight does: the fused AdamW of a GPU refuses one on the CPU.
-        optimizer.state[weights[of]][key] = (
-            value.to(weights[of].device) if value.ndim == 0 else _like(value, weights[of])
-        )
+        weight_name, _, key = name.rpartition(":")
+        weight = weights[weight_name]
+        # The step count too moves to the weight's device: the fused AdamW of a GPU refuses one on the CPU.
+        optimizer.state[weight][key] = value.to(weight.device) if value.ndim == 0 else _placed_like(value, weight)
     best = load_file(directory / BEST) if (directory / BEST).is_file() else {}
     facts: dict[str, Any] = json.loads((directory / FACTS).read_text(encoding="utf-8"))
     return facts, best
 
 
 def _plain_name(name: str) -> str:
-    """The name of a weight without what a wrapper puts before it."""
+    """The name of a weight without the prefix of a DDP wrapper."""
     return name.removeprefix("module.")
 
 
-def _whole(tensor: Tensor) -> Tensor:
-    """All of a tensor that FSDP may have spread over the workers."""
+def _full(tensor: Tensor) -> Tensor:
+    """The full tensor, gathered from all workers if FSDP shards it."""
     from torch.distributed.tensor import DTensor
 
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def _like(value: Tensor, weight: Tensor) -> Tensor:
-    """A whole tensor, spread as a weight is."""
+def _placed_like(value: Tensor, weight: Tensor) -> Tensor:
+    """A full tensor on the device of a weight, sharded like it."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     if isinstance(weight, DTensor):

@@ -1,8 +1,7 @@
-"""A model as something to train, and as plain files again.
+"""Loads a model for training and writes the trained model as plain files.
 
-In: a model's directory and the settings of training. Out: an `Objective` around the model with float32 weights; and, after
-training, a directory in safetensors that transformers, sentence-transformers and PEFT load without this project. This module
-knows nothing of steps, examples or Ray.
+In: a model directory. Out: an `Objective` around the model; after training, a directory in safetensors that
+transformers, sentence-transformers and PEFT load without this project.
 """
 
 from __future__ import annotations
@@ -27,21 +26,21 @@ from ragtune_ray.training.objectives.sft import Sft
 __all__ = ["ADAPTER", "load_objective", "part_weights", "save_model"]
 
 ADAPTER = "adapter"
-"""Folder of a LoRA result that holds the adapter alone, as PEFT writes it; the rest is the merged model."""
+"""Folder of a LoRA model that contains only the adapter, in PEFT's format; the rest is the merged model."""
 
 
 def load_objective(
     settings: config.Config, directory: Path, pool: dict[str, np.ndarray]
 ) -> Sft | Contrastive | Distillation | QuerySide | Joint:
-    """The model of a directory inside the objective of `training.objective`, ready to be trained.
+    """Load a model into the objective that `training.objective` names, ready for training.
 
     Args:
         settings: training and encoder are used.
-        directory: a causal language model for `sft` and `joint`, else a sentence-transformers model.
-        pool: passage_id -> stored vector, for `query_side` and `joint`; else empty.
+        directory: of a causal language model for `sft` and `joint`, otherwise of a sentence-transformers model.
+        pool: passage_id -> stored vector, for `query_side` and `joint`; otherwise empty.
 
     Raises:
-        models.ModelError: the directory does not hold such a model.
+        ModelError: the directory does not contain such a model.
     """
     training, encoder = settings.training, settings.encoder
     shared: dict[str, Any] = {
@@ -50,16 +49,16 @@ def load_objective(
         "passage_prefix": encoder.passage_prefix,
         "chunk_tokens": training.micro_batch_tokens,
     }
-    taught = {"teacher_temperature": training.teacher_temperature, "contrastive_weight": training.contrastive_weight}
+    teacher = {"teacher_temperature": training.teacher_temperature, "contrastive_weight": training.contrastive_weight}
     match training.objective:
         case "sft":
             return _sft(training, directory)
         case "contrastive":
             return Contrastive(_encoder(directory), **shared)
         case "distillation":
-            return Distillation(_encoder(directory), **taught, **shared)
+            return Distillation(_encoder(directory), **teacher, **shared)
         case "query_side":
-            return QuerySide(_encoder(directory), pool=pool, **taught, **shared)
+            return QuerySide(_encoder(directory), pool=pool, **teacher, **shared)
         case "joint":
             encoder_directory = weights_module.weights_of(weights_module.resolve(encoder.model))
             return Joint(_sft(training, directory), QuerySide(_encoder(encoder_directory), pool=pool, **shared))
@@ -73,7 +72,7 @@ def _sft(settings: config.Training, directory: Path) -> Sft:
             tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
             model = AutoModelForCausalLM.from_pretrained(
                 directory,
-                # Small steps are lost in bfloat16 weights. Below adapters nothing moves, so there they stay as they are.
+                # bfloat16 weights would lose small updates; the frozen weights under adapters keep their type.
                 dtype="auto" if settings.lora_rank else torch.float32,
                 attn_implementation=hardware.attention_for_training(hardware.choose_device(), settings.max_tokens),
                 use_safetensors=True,
@@ -87,7 +86,7 @@ def _sft(settings: config.Training, directory: Path) -> Sft:
     if end_token is None:
         end_token = tokenizer.eos_token_id
     if end_token is None:
-        raise weights_module.ModelError(f"model {directory}: names no token that ends a text (eos_token); set one")
+        raise weights_module.ModelError(f"model {directory}: has no eos_token; set one in its generation_config.json")
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     if settings.lora_rank:
@@ -117,7 +116,7 @@ def _encoder(directory: Path) -> Any:
             trust_remote_code=False,
             model_kwargs={"dtype": torch.float32, "use_safetensors": True},
         )
-    # The other kind is what transformers takes by itself, where the model has it.
+    # transformers chooses the other implementation by itself if the model has it.
     if hardware.attention_for_training(hardware.choose_device(), max_tokens_of(encoder)) == "eager":
         cast(Any, encoder[0]).auto_model.set_attn_implementation("eager")
     encoder.train()
@@ -126,7 +125,7 @@ def _encoder(directory: Path) -> Any:
 
 
 def _without_dropout(module: nn.Module) -> None:
-    """Off: one or two passes overfit little, and without it a text encoded twice gives one vector."""
+    """Switch dropout off: few epochs overfit little, and a text encoded twice must have the same vector."""
     for part in module.modules():
         if isinstance(part, nn.Dropout):
             part.p = 0.0
@@ -135,14 +134,14 @@ def _without_dropout(module: nn.Module) -> None:
 
 
 def save_model(settings: config.Config, source: Path, weights: dict[str, Tensor], directory: Path) -> None:
-    """Write a model with trained weights, in the number format and layout of the one it came from.
+    """Write a model with trained weights, in the number format and layout of its source.
 
     Args:
-        settings: as for `load_objective`; with `joint` each of its two models is written by itself, with the objective `sft` or
-            `query_side` and the weights that `part_weights` gives.
-        source: directory that the training started from.
-        weights: from `fitting.trainable_weights`; empty gives the model as it was.
-        directory: where to; with LoRA the merged model, and the adapter alone in `ADAPTER`.
+        settings: as for `load_objective`; write the two models of `joint` separately, with the objective `sft` or
+            `query_side` and the weights from `part_weights`.
+        source: model directory that training started from.
+        weights: from `optimization.trainable_weights`; if empty, the source's weights are written.
+        directory: target; with LoRA it gets the merged model, and the adapter in `ADAPTER`.
     """
     dtype = _stored_dtype(source)
     if settings.training.objective != "sft":
@@ -159,7 +158,7 @@ def save_model(settings: config.Config, source: Path, weights: dict[str, Tensor]
     model: Any = objective.model
     if settings.training.lora_rank:
         model.save_pretrained(directory / ADAPTER)
-        (directory / ADAPTER / "README.md").unlink(missing_ok=True)  # a template without content
+        (directory / ADAPTER / "README.md").unlink(missing_ok=True)  # an empty template
         model = model.merge_and_unload()
     with weights_module.quiet_transformers():
         model.to(dtype).save_pretrained(directory)
@@ -167,21 +166,21 @@ def save_model(settings: config.Config, source: Path, weights: dict[str, Tensor]
 
 
 def part_weights(weights: dict[str, Tensor], part: str) -> dict[str, Tensor]:
-    """The weights of one part of `Joint` (`generator` or `retriever`), under the names that it has by itself."""
+    """The weights of one part of `Joint` (`generator` or `retriever`), named as in the separate model."""
     prefix = f"{part}."
     return {name.removeprefix(prefix): weight for name, weight in weights.items() if name.startswith(prefix)}
 
 
 def _stored_dtype(directory: Path) -> torch.dtype:
-    """The number format of most weights in a model's directory."""
+    """The number format of most weights in a model directory."""
     from safetensors import safe_open
 
     counts: dict[torch.dtype, int] = {}
     for path in directory.rglob("*.safetensors"):
         with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 - no mapping, it cannot be iterated over
+            for name in file.keys():  # noqa: SIM118 - not iterable
                 part = file.get_slice(name)
-                if part.get_dtype() in _DTYPES:  # positions and such are integers
+                if part.get_dtype() in _DTYPES:  # positions, for example, are integers
                     dtype = _DTYPES[part.get_dtype()]
                     counts[dtype] = counts.get(dtype, 0) + int(np.prod(part.get_shape()))
     return max(counts, key=lambda dtype: counts[dtype])

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ragtune_ray import config
-from ragtune_ray.training.batching import num_steps, own_rows, same_passages, steps, steps_per_epoch
+from ragtune_ray.training.batching import num_steps, passage_groups, steps, steps_per_epoch, worker_rows
 
 
 def training(batch_examples: int, epochs: int = 1, max_steps: int = 0) -> config.Training:
@@ -79,7 +79,7 @@ def test_each_epoch_and_each_seed_has_an_order_of_its_own() -> None:
 
 def test_examples_about_the_same_passages_come_together_in_an_order_of_their_own() -> None:
     shown = [["b", "a"], ["a"], ["b", "a"], [], ["a", "b"], ["a"], [], ["b", "a"]]
-    alike = same_passages(pa.chunked_array([shown[:3], shown[3:]], pa.list_(pa.string())))
+    alike = passage_groups(pa.chunked_array([shown[:3], shown[3:]], pa.list_(pa.string())))
     assert alike.tolist() == [0, 1, 0, 3, 2, 1, 4, 0]
     orders = {tuple(next(steps(alike, training(8), seed)).tolist()) for seed in range(40)}
     assert len(orders) > 30
@@ -114,7 +114,7 @@ LENGTHS = st.lists(st.integers(1, 2000), max_size=40)
 
 @given(LENGTHS, st.integers(1, 50))
 def test_workers_take_every_row_of_a_step_once_and_about_as_much_each(lengths: list[int], workers: int) -> None:
-    taken = [own_rows(np.array(lengths, dtype=np.int64), worker, workers).tolist() for worker in range(workers)]
+    taken = [worker_rows(np.array(lengths, dtype=np.int64), worker, workers).tolist() for worker in range(workers)]
     assert sorted(row for rows in taken for row in rows) == list(range(len(lengths)))
     counts = [len(rows) for rows in taken]
     assert max(counts) - min(counts) <= 1
@@ -123,6 +123,6 @@ def test_workers_take_every_row_of_a_step_once_and_about_as_much_each(lengths: l
 
 
 def test_rows_of_equal_length_go_to_the_workers_in_turn() -> None:
-    assert [own_rows(np.full(5, 7), worker, 2).tolist() for worker in (0, 1)] == [[0, 2, 4], [1, 3]]
+    assert [worker_rows(np.full(5, 7), worker, 2).tolist() for worker in (0, 1)] == [[0, 2, 4], [1, 3]]
     # By length: 90, 80 | 70, 40 | 30.
-    assert [own_rows(np.array([40, 90, 30, 70, 80]), worker, 2).tolist() for worker in (0, 1)] == [[1, 3, 2], [4, 0]]
+    assert [worker_rows(np.array([40, 90, 30, 70, 80]), worker, 2).tolist() for worker in (0, 1)] == [[1, 3, 2], [4, 0]]

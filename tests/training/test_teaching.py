@@ -123,9 +123,9 @@ def candidates(*names: str, cosines: Sequence[float], answering: str = "") -> Ca
 
 def test_the_encoder_as_it_is_now_chooses_and_an_answering_hit_takes_the_last_place() -> None:
     given = candidates("a", "b", "c", "d", cosines=[0.1, 0.9, 0.5, 0.2])
-    assert [each.document_id for each in teaching.chosen(query(), given, 2)] == ["b", "c"]
+    assert [each.document_id for each in teaching.choose_candidates(query(), given, 2)] == ["b", "c"]
     given = candidates("a", "b", "c", "d", cosines=[0.1, 0.9, 0.5, 0.2], answering="d")
-    assert [each.document_id for each in teaching.chosen(query(), given, 2)] == ["b", "d"]
+    assert [each.document_id for each in teaching.choose_candidates(query(), given, 2)] == ["b", "d"]
 
 
 def taught(gains: Sequence[float], given: Candidates, **options: Any) -> tuple[RetrieverExample | Reject, Any]:
@@ -155,7 +155,7 @@ def test_an_example_lists_its_passages_as_the_teacher_does_whatever_their_order(
     [
         ([0.05, 0.0, -1.0], "a", "no passage makes its answer likelier"),
         ([0.2, 1.5, 0.0], "a", "prefers a passage that does not hold the answer"),
-        ([0.5, 0.5, 0.5], "", "tells its passages apart too little"),
+        ([0.5, 0.5, 0.5], "", "hardly distinguish its passages"),
         ([1.5, 0.2, 0.0], "", ""),
     ],
 )

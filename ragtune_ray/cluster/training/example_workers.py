@@ -80,7 +80,7 @@ class PrepareUnit:
     ) -> tuple[list[Any], list[teaching.Judgement]]:
         count = self._settings.training.hard_negatives + 1
         asked = [
-            (row, teaching.chosen(row, candidates, count))
+            (row, teaching.choose_candidates(row, candidates, count))
             for row, candidates in zip(rows, found, strict=True)
             if row.answers and candidates.retrieved
         ]
@@ -107,7 +107,7 @@ class PrepareUnit:
                 gained,
                 self._settings,
                 self._count,
-                reranked=self._teacher(row.text, [each.text for each in passages]) if self._teacher else None,
+                reranker_scores=self._teacher(row.text, [each.text for each in passages]) if self._teacher else None,
             )
             made.append(example)
             judgements.append(judgement)
@@ -123,7 +123,9 @@ class PrepareUnit:
             assert self._chat is not None
             count = self._settings.training.hard_negatives + 1
             return [
-                examples.joint_example(row, teaching.chosen(row, candidates, count), self._chat, self._settings)
+                examples.joint_example(
+                    row, teaching.choose_candidates(row, candidates, count), self._chat, self._settings
+                )
                 for row, candidates in zip(rows, found, strict=True)
             ]
         if self._chat is not None:

@@ -41,7 +41,7 @@ def plan(settings: config.Config, examples: str) -> list[np.ndarray]:
     """The rows of each step of a run. Only a generator reads passages that several examples show once (`objectives.Sft`)."""
     passage_ids = _table(examples, prepare.TRAIN)["passage_ids"]
     together = settings.training.objective == "sft"
-    alike = batching.same_passages(passage_ids) if together else np.arange(len(passage_ids))
+    alike = batching.passage_groups(passage_ids) if together else np.arange(len(passage_ids))
     return list(batching.steps(alike, settings.training, settings.seed))
 
 

@@ -196,7 +196,7 @@ def _take(run: _Run, step: int, rows: list[Any]) -> None:
 
     training = run.settings.training
     lengths = np.array([row.num_tokens for row in rows])
-    own = [rows[place] for place in batching.own_rows(lengths, run.worker, run.workers)]
+    own = [rows[place] for place in batching.worker_rows(lengths, run.worker, run.workers)]
     factor = optimization.learning_rate_factor(step, run.num_steps, training.warmup_share)
     for group in run.optimizer.param_groups:
         group["lr"] = optimization.peak_learning_rate(training) * factor

@@ -1,8 +1,4 @@
-"""What an encoder learns from, with its passages: contrastive and distillation. `objectives` says what all objectives share.
-
-In: a sentence-transformers model and retriever examples. Out: tensors to run, the loss of each, and MRR@10 on validation ones.
-This module knows nothing of optimisers, files or Ray.
-"""
+"""Trains the encoder of queries and passages, by contrast or from a teacher's scores."""
 
 from __future__ import annotations
 
@@ -31,12 +27,21 @@ __all__ = [
 ]
 
 PADDING = -1
-"""Stands where a worker has fewer passages than another."""
+"""Fills the rows of a worker that has fewer passages than another."""
 MRR_DEPTH = 10
 
 
 class EncoderObjective(nn.Module):
-    """What the objectives of an encoder share: texts of a step are encoded once each, in chunks where they are many."""
+    """Base of the encoder's objectives: encodes each distinct text of a step once, in chunks if there are many.
+
+    Args:
+        encoder: a sentence-transformers model.
+        temperature: divides cosines.
+        query_prefix: prepended to queries.
+        passage_prefix: prepended to passages.
+        chunk_tokens: padded tokens to encode at once with gradient. A larger step is encoded in chunks, twice, so that
+            memory does not grow with it (GradCache, Gao et al. 2021); the gradient is the same.
+    """
 
     def __init__(
         self,
@@ -54,7 +59,7 @@ class EncoderObjective(nn.Module):
         self._chunk_tokens = chunk_tokens
 
     def texts(self, rows: Sequence[RetrieverExample]) -> tuple[list[str], list[str]]:
-        """The queries of the rows, one per row, and the passages that are encoded with gradient, row after row."""
+        """The queries, one per row, and the passages to encode with gradient, row after row."""
         queries = [self._query_prefix + row.query for row in rows]
         return queries, [self._passage_prefix + text for row in rows for text in row.passages]
 
@@ -64,18 +69,18 @@ class EncoderObjective(nn.Module):
         Args:
             queries: (num_rows, dimension) unit vectors.
             passages: (num_passages, dimension) unit vectors.
-            columns: from `columns`.
+            columns: from `batch_columns`.
         """
         raise NotImplementedError
 
     def weight(self, rows: Sequence[RetrieverExample]) -> float:
-        """Queries: the loss of a step is their mean."""
+        """Number of queries: the loss of a step is a mean over them."""
         return float(len(rows))
 
     def pieces(self, rows: Sequence[RetrieverExample]) -> Iterator[Piece]:
-        """The rows as one piece or, where they are larger than `chunk_tokens`, a piece per chunk of texts with its gradient."""
+        """The rows as one piece, or a piece per chunk of texts with the gradient of their vectors."""
         queries, passages = self.texts(rows)
-        columns, chunks = self.columns(rows), self._chunks([*queries, *passages], self._chunk_tokens)
+        columns, chunks = self.batch_columns(rows), self._chunks([*queries, *passages], self._chunk_tokens)
         if len(chunks) == 1:
             yield columns | chunks[0]
             return
@@ -87,7 +92,7 @@ class EncoderObjective(nn.Module):
         (gradient,) = torch.autograd.grad(loss, embedded)
         value = loss.detach()
         for chunk in chunks:
-            # The first piece carries the value of the whole loss, whose gradient they carry together.
+            # All pieces together carry the gradient of the loss; only the first carries its value.
             yield chunk | {"gradient": gradient[chunk["rows"].to(gradient.device)], "value": value}
             value = torch.zeros_like(value)
 
@@ -99,12 +104,12 @@ class EncoderObjective(nn.Module):
             return surrogate - surrogate.detach() + piece["value"]
         return self._loss_of_texts(self._assembled([piece], [embedded]), piece)
 
-    def columns(self, rows: Sequence[RetrieverExample]) -> Piece:
-        """Which vector is what.
+    def batch_columns(self, rows: Sequence[RetrieverExample]) -> Piece:
+        """Describe the vectors of a batch.
 
         `queries` (num_rows,) and `passages` (num_passages,): places among the distinct texts; `owner` and `place`
-        (num_passages,): the row that shows the passage, and where, 0 being its positive; `document` (num_passages,): a number per
-        document; `taught` (num_passages,): the teacher's scores, NaN where there are none.
+        (num_passages,): the passage's row, and its place in it, 0 for the positive; `document` (num_passages,): a number
+        per document; `taught` (num_passages,): the teacher's scores, NaN if there are none.
         """
         queries, passages = self.texts(rows)
         places = {text: number for number, text in enumerate(dict.fromkeys([*queries, *passages]))}
@@ -124,7 +129,7 @@ class EncoderObjective(nn.Module):
         return self.loss(embedded[columns["queries"]], embedded[columns["passages"]], columns)
 
     def _chunks(self, texts: Sequence[str], chunk_tokens: int) -> list[Piece]:
-        """The distinct texts as token tensors of similar length; `rows` says which of them they are."""
+        """The distinct texts in batches of similar length; `rows` holds the place of each text."""
         ids = token_ids(self.encoder, list(dict.fromkeys(texts)))
         lengths = np.array([len(row) for row in ids])
         return [
@@ -133,63 +138,53 @@ class EncoderObjective(nn.Module):
         ]
 
     def _embed(self, piece: Piece) -> Tensor:
-        """Unit vectors (num_texts, dimension) of a chunk, float32."""
+        """Unit vectors of a chunk's texts, (num_texts, dimension) float32."""
         features = {name: piece[name] for name in ("input_ids", "attention_mask")}
         return functional.normalize(cast(Any, self.encoder)(features)["sentence_embedding"].float(), dim=1)
 
     def _embedded(self, chunks: Sequence[Piece]) -> Tensor:
-        """The vectors of all chunks' texts, in their order."""
+        """The vectors of the distinct texts, in their order."""
         return self._assembled(chunks, [self._embed(on_device(self, chunk)) for chunk in chunks])
 
     def _assembled(self, chunks: Sequence[Piece], embedded: Sequence[Tensor]) -> Tensor:
-        """The vectors of all chunks in the order of the distinct texts."""
+        """The chunks' vectors in the order of the distinct texts."""
         order = torch.cat([chunk["rows"] for chunk in chunks]).to(embedded[0].device)
         return torch.cat(list(embedded))[order.argsort()]
 
     @torch.no_grad()
     def vectors(self, texts: Sequence[str]) -> Tensor:
-        """Unit vectors (num_texts, dimension) of texts that carry their prefix already."""
+        """Unit vectors (num_texts, dimension) of texts that include their prefix."""
         places = {text: number for number, text in enumerate(dict.fromkeys(texts))}
         return self._embedded(self._chunks(texts, VALIDATION_TOKENS))[[places[text] for text in texts]]
 
     def passage_pool(self, rows: Sequence[RetrieverExample]) -> tuple[list[str], Tensor]:
-        """The passages that validation ranks, by id, and their vectors."""
+        """The ids of the passages that validation ranks, and their vectors."""
         texts = {name: text for row in rows for name, text in zip(row.passage_ids, row.passages, strict=True)}
         return list(texts), self.vectors([self._passage_prefix + text for text in texts.values()])
 
     @torch.no_grad()
     def validate(self, rows: Sequence[RetrieverExample]) -> dict[str, float]:
-        """`MRR@10` of the positives among the passages of all rows together, and `score`, the same.
+        """`MRR@10` of the positives among the passages of all rows, and `score`, the same.
 
-        What scores as much as the positive stands before it: an encoder that makes one vector of all texts has found nothing.
+        Ties rank before the positive, so an encoder that maps all texts to one vector ranks it last.
         """
         names, pool = self.passage_pool(rows)
         numbers = {name: number for number, name in enumerate(names)}
         positive = torch.tensor([numbers[row.passage_ids[0]] for row in rows], device=pool.device)
         scores = cosines(self.vectors([self._query_prefix + row.query for row in rows]), pool)
-        # Not below, rather than at least as much: of NaN neither is true, and it must not come first. The positive counts itself.
+        # "Not below" instead of ">=", so that NaN ranks before the positive too. The positive counts itself.
         rank = (~(scores < scores.gather(1, positive.unsqueeze(1)))).sum(dim=1)
         reciprocal = torch.where(rank <= MRR_DEPTH, 1 / rank, 0.0).mean()
         return {f"MRR@{MRR_DEPTH}": float(reciprocal), "score": float(reciprocal)}
 
 
 class Contrastive(EncoderObjective):
-    """InfoNCE of each query against every passage of the step, those of other workers included.
-
-    Args:
-        encoder: a sentence-transformers model.
-        temperature: divides cosines.
-        query_prefix: put before queries.
-        passage_prefix: put before passages.
-        chunk_tokens: padded tokens that are encoded with gradient at once. A larger step is encoded in chunks, twice, so
-            that memory does not grow with it (GradCache, Gao et al. 2021); the gradient is the same.
-    """
+    """InfoNCE of each query against every passage of the step, including those of other workers."""
 
     def loss(self, queries: Tensor, passages: Tensor, columns: Piece) -> Tensor:
         """Cross-entropy of each row's positive among the passages of all workers.
 
-        What else is shown of the positive's document, by this row or another, is left out: the document answers the query, so
-        none of it is a negative.
+        Other passages of the positive's document are left out, because the document answers the query.
         """
         everywhere, first = _gathered(passages)
         document, _ = _gathered(columns["document"])
@@ -202,18 +197,15 @@ class Contrastive(EncoderObjective):
 
 
 class Distillation(Contrastive):
-    """A teacher's distribution over the query's own passages (listwise KL), plus a small contrastive term.
+    """Listwise KL from a teacher's distribution over the query's own passages, plus a weighted contrastive term.
 
-    A teacher that scores all passages of a query alike says nothing about them: such a row has no KL term.
+    A row whose passages all have the same teacher score has no KL term.
 
     Args:
         encoder: a sentence-transformers model.
-        temperature: divides the cosines of the student.
         teacher_temperature: divides the teacher's scores.
-        contrastive_weight: of the contrastive term.
-        query_prefix: put before queries.
-        passage_prefix: put before passages.
-        chunk_tokens: as for `Contrastive`.
+        contrastive_weight: weight of the contrastive term.
+        **options: those of `EncoderObjective`.
     """
 
     def __init__(
@@ -224,7 +216,7 @@ class Distillation(Contrastive):
         self._contrastive_weight = contrastive_weight
 
     def loss(self, queries: Tensor, passages: Tensor, columns: Piece) -> Tensor:
-        """KL of the teacher's distribution from the student's, and the weighted contrastive term."""
+        """KL from the teacher's distribution, plus the weighted contrastive term."""
         student = (queries[columns["owner"]] * passages).sum(dim=1)
         divergence = listwise_divergence(student / self._temperature, columns, self._teacher_temperature)
         if not self._contrastive_weight:
@@ -233,9 +225,9 @@ class Distillation(Contrastive):
 
 
 def cosines(queries: Tensor, passages: Tensor) -> Tensor:
-    """The products of unit vectors, (num_queries, num_passages) float32, whatever `autocast` has matrices multiplied in.
+    """Products of unit vectors in float32, even under `autocast`: (num_queries, num_passages).
 
-    In bfloat16 cosines that differ by less than 0.004 would be the same, and over a temperature of 0.05 far off.
+    bfloat16 rounds cosines to steps of 0.004, which is too coarse at a temperature of 0.05.
 
     Args:
         queries: (num_queries, dimension).
@@ -246,12 +238,12 @@ def cosines(queries: Tensor, passages: Tensor) -> Tensor:
 
 
 def contrast(logits: Tensor, positive: Tensor, left_out: Tensor) -> Tensor:
-    """The summed cross-entropy of each row's positive against what is not left out.
+    """Summed cross-entropy of each row's positive against the passages that are not left out.
 
     Args:
         logits: (num_rows, num_passages).
-        positive: (num_rows,) its place in the row.
-        left_out: (num_rows, num_passages) bool; of the positive it is not heeded.
+        positive: (num_rows,) place of the positive in its row.
+        left_out: (num_rows, num_passages) bool; ignored for the positive.
     """
     shown = ~left_out
     shown[torch.arange(len(positive), device=positive.device), positive] = True
@@ -259,44 +251,45 @@ def contrast(logits: Tensor, positive: Tensor, left_out: Tensor) -> Tensor:
 
 
 def listwise_divergence(student: Tensor, columns: Piece, teacher_temperature: float) -> Tensor:
-    """The summed KL of the teacher's distribution over each query's own passages from the student's.
+    """Summed KL(teacher || student) over each query's own passages.
 
     Args:
-        student: (num_passages,) the student's scores, divided by its temperature.
-        columns: from `columns`.
+        student: (num_passages,) the student's scores divided by its temperature.
+        columns: from `batch_columns`.
         teacher_temperature: divides the teacher's scores.
     """
     owner, place = columns["owner"], columns["place"]
     shape = (int(owner.max()) + 1, int(place.max()) + 1)
-    learnt = student.new_full(shape, -torch.inf)
-    learnt[owner, place] = student
+    # Both (num_queries, max_passages_per_query), padded with -inf.
+    learner = student.new_full(shape, -torch.inf)
+    learner[owner, place] = student
     teacher = student.new_full(shape, -torch.inf)
     teacher[owner, place] = columns["taught"].to(teacher.dtype) / teacher_temperature
     shown = torch.isfinite(teacher)
-    taught = teacher.softmax(dim=1)
-    terms = taught * (torch.where(shown, teacher.log_softmax(dim=1) - learnt.log_softmax(dim=1), 0.0))
+    difference = torch.where(shown, teacher.log_softmax(dim=1) - learner.log_softmax(dim=1), 0.0)
+    terms = teacher.softmax(dim=1) * difference
     lowest = teacher.masked_fill(~shown, torch.inf).amin(dim=1)
-    says_something = teacher.amax(dim=1) > lowest
-    return (terms.sum(dim=1) * says_something).sum()
+    is_informative = teacher.amax(dim=1) > lowest
+    return (terms.sum(dim=1) * is_informative).sum()
 
 
 def document_number(passage_id: str) -> int:
-    """A number that stands for the document of a passage, alike on every worker; never negative."""
+    """A non-negative number that identifies the document of a passage, the same on every worker."""
     return int.from_bytes(hashlib.blake2b(document_id_of(passage_id).encode(), digest_size=8).digest(), "big") >> 1
 
 
 def _gathered(local: Tensor) -> tuple[Tensor, int]:
-    """The rows of all workers, with gradient, and the place of this worker's first; shorter ones are padded.
+    """Gather the rows of all workers, padded to equal numbers, and the place of this worker's first row.
 
-    The gradient that other workers' losses have with respect to these rows flows back into them.
+    Gradients of other workers' losses flow back into this worker's rows.
     """
     if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
         return local, 0
     from torch.distributed.nn.functional import all_gather
 
-    most = torch.tensor(len(local), device=local.device)
-    torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
-    size = int(most)
+    longest = torch.tensor(len(local), device=local.device)
+    torch.distributed.all_reduce(longest, torch.distributed.ReduceOp.MAX)
+    size = int(longest)
     padding = local.new_full((size - len(local), *local.shape[1:]), PADDING)
     padded = torch.cat([local, padding]).contiguous()
     if local.requires_grad:

@@ -1,8 +1,4 @@
-"""What generator and encoder of queries learn from at once. `objectives` says what all objectives share.
-
-In: the objectives of both, and joint examples. Out: tensors to run, the loss of each, and a validation score. This module knows
-nothing of optimisers, files or Ray.
-"""
+"""Trains the generator and the encoder of queries under one loss."""
 
 from __future__ import annotations
 
@@ -19,41 +15,45 @@ __all__ = ["Joint"]
 
 
 class Joint(nn.Module):
-    """Retriever and generator under one loss: the likelihood of the answer, whichever candidate passage it was read in.
+    """The negative log-likelihood of the answer, marginalized over the candidate passages.
 
-    -log sum over passages of p(passage | query) p(answer | query, passage), the first by the retriever among the candidates, the
-    second by the generator: RAG-Sequence (Lewis et al. 2020). So the generator learns most from the passages that explain the
-    answer, and the retriever to find those. Passages keep their stored vectors.
+    RAG-Sequence (Lewis et al. 2020): -log sum over passages of p(passage | query) p(answer | query, passage), where the
+    retriever computes the first factor over the candidates and the generator the second. The generator learns most from
+    the passages that explain the answer, and the retriever learns to find them. Passage vectors stay fixed.
 
     Args:
-        generator: reads.
-        retriever: of which the encoder of queries learns.
+        generator: its model is trained.
+        retriever: its encoder of queries is trained.
     """
 
-    _ASKED = "asked_"
+    _RETRIEVER = "asked_"
 
     def __init__(self, generator: Sft, retriever: QuerySide) -> None:
         super().__init__()
         self.generator, self.retriever = generator, retriever
 
     def pieces(self, rows: Sequence[JointExample]) -> Iterator[Piece]:
-        """Row by row: the passages of one query must be weighed against each other."""
+        """One piece per row, because the loss sums over all passages of a query."""
         for row in rows:
             yield self.collate(row)
 
     def collate(self, row: JointExample) -> Piece:
-        """Those of `Sft.collate`, a row per passage, and those of `QuerySide.asked`, named `asked_...`."""
+        """The tensors of `Sft.collate`, a row per passage, and those of `QuerySide.collate`, prefixed with `asked_`."""
         read = self.generator.collate(row.prompts, [row.answer] * len(row.prompts))
-        asked = self.retriever.asked(row.query, row.passage_ids)
-        return read | {f"{self._ASKED}{name}": value for name, value in asked.items()}
+        retrieved = self.retriever.collate(row.query, row.passage_ids)
+        return read | {f"{self._RETRIEVER}{name}": value for name, value in retrieved.items()}
 
     def forward(self, piece: Piece) -> Tensor:
         """The negative log-likelihood of one query's answer."""
-        asked = {name.removeprefix(self._ASKED): value for name, value in piece.items() if name.startswith(self._ASKED)}
-        return -torch.logsumexp(self.retriever.log_shares(asked) - self.generator.losses(piece), dim=0)
+        retrieved = {
+            name.removeprefix(self._RETRIEVER): value
+            for name, value in piece.items()
+            if name.startswith(self._RETRIEVER)
+        }
+        return -torch.logsumexp(self.retriever.log_probabilities(retrieved) - self.generator.losses(piece), dim=0)
 
     def weight(self, rows: Sequence[JointExample]) -> float:
-        """Queries: the loss of a step is their mean."""
+        """Number of queries: the loss of a step is a mean over them."""
         return float(len(rows))
 
     @torch.no_grad()

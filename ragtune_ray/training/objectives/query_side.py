@@ -1,8 +1,4 @@
-"""What an encoder of queries alone learns from: the vectors that the index holds, which stay. See `encoder_objectives`.
-
-In: a sentence-transformers model, stored vectors and retriever examples. Out: tensors to run, the loss of each, and MRR@10 of
-validation examples. This module knows nothing of optimisers, files or Ray.
-"""
+"""Trains only the encoder of queries, against the fixed passage vectors of the index."""
 
 from __future__ import annotations
 
@@ -28,18 +24,16 @@ __all__ = ["QuerySide"]
 
 
 class QuerySide(EncoderObjective):
-    """InfoNCE of each query against stored vectors: the passages' encoder, and so the index, stays as it is.
+    """InfoNCE of each query against stored vectors; the encoder of passages, and so the index, stays unchanged.
 
-    Of rows with a teacher's scores its distribution over their own passages is learnt, plus a small contrastive term.
+    If a teacher scored the rows, the loss is the KL from its distribution, plus a weighted contrastive term.
 
     Args:
         encoder: a sentence-transformers model, which becomes the encoder of queries.
-        pool: passage_id -> vector of everything that queries are contrasted with.
-        temperature: divides cosines.
+        pool: passage_id -> vector of every passage that queries are contrasted with.
         teacher_temperature: divides the teacher's scores.
-        contrastive_weight: of the contrastive term beside a teacher's.
-        query_prefix: put before queries.
-        chunk_tokens: as for `Contrastive`.
+        contrastive_weight: weight of the contrastive term when a teacher scored.
+        **options: those of `EncoderObjective`.
     """
 
     def __init__(
@@ -58,18 +52,18 @@ class QuerySide(EncoderObjective):
         self.register_buffer("_documents", torch.tensor([document_number(name) for name in pool]), persistent=False)
 
     def texts(self, rows: Sequence[RetrieverExample]) -> tuple[list[str], list[str]]:
-        """The queries alone."""
+        """The queries only."""
         return [self._query_prefix + row.query for row in rows], []
 
-    def columns(self, rows: Sequence[RetrieverExample]) -> Piece:
-        """As for every encoder, and `stored` (num_passages,): the place of each passage in the pool."""
+    def batch_columns(self, rows: Sequence[RetrieverExample]) -> Piece:
+        """Adds `stored` (num_passages,): the place of each passage in the pool."""
         stored = torch.tensor([self._places[name] for row in rows for name in row.passage_ids])
-        return super().columns(rows) | {"stored": stored}
+        return super().batch_columns(rows) | {"stored": stored}
 
     def loss(self, queries: Tensor, passages: Tensor, columns: Piece) -> Tensor:
-        """Cross-entropy of each positive in the pool; where a teacher scored, mostly KL from its distribution.
+        """Cross-entropy of each positive among the pool, or mostly KL from a teacher's distribution.
 
-        As in `Contrastive`, what else the pool holds of the positive's document is left out.
+        As in `Contrastive`, other passages of the positive's document are left out.
         """
         del passages
         pool, documents, stored = cast(Tensor, self._pool), cast(Tensor, self._documents), columns["stored"]
@@ -82,17 +76,17 @@ class QuerySide(EncoderObjective):
         divergence = listwise_divergence(student / self._temperature, columns, self._teacher_temperature)
         return divergence + self._contrastive_weight * contrasted
 
-    def asked(self, query: str, passage_ids: Sequence[str]) -> Piece:
-        """A query's tokens, and as `stored` (num_passages,) the places of passages in the pool: what `log_shares` takes."""
+    def collate(self, query: str, passage_ids: Sequence[str]) -> Piece:
+        """The input of `log_probabilities`: a query's tokens, and as `stored` (num_passages,) places in the pool."""
         (tokens,) = self._chunks([self._query_prefix + query], VALIDATION_TOKENS)
         return {**tokens, "stored": torch.tensor([self._places[name] for name in passage_ids])}
 
-    def log_shares(self, piece: Piece) -> Tensor:
-        """How likely each passage is for the query, log of the softmax of the cosines over the temperature: (num_passages,)."""
-        (shown,) = cosines(self._embed(piece), cast(Tensor, self._pool)[piece["stored"]])
-        return functional.log_softmax(shown / self._temperature, dim=0)
+    def log_probabilities(self, piece: Piece) -> Tensor:
+        """The log-softmax of the passages' cosines with the query over the temperature: (num_passages,)."""
+        (scores,) = cosines(self._embed(piece), cast(Tensor, self._pool)[piece["stored"]])
+        return functional.log_softmax(scores / self._temperature, dim=0)
 
     def passage_pool(self, rows: Sequence[RetrieverExample]) -> tuple[list[str], Tensor]:
-        """The stored vectors of the rows' passages."""
+        """The ids of the rows' passages, and their stored vectors."""
         names = list(dict.fromkeys(name for row in rows for name in row.passage_ids))
         return names, cast(Tensor, self._pool)[[self._places[name] for name in names]]

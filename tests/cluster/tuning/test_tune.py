@@ -187,7 +187,7 @@ def test_what_the_generator_teaches_in_bulk_is_what_it_teaches_here(given: confi
         found = Candidates(
             (), tuple(retriever.index.take(hits.tolist())), tuple(scores[number].tolist()), (), tuple(cosines.tolist())
         )
-        chosen = teaching.chosen(row, found, 4)
+        chosen = teaching.choose_candidates(row, found, 4)
         (gains,) = teaching.passage_gains([(row, chosen)], generator, settings)
         assert not isinstance(gains, str)
         example, judgement = teaching.taught_example(row, found, chosen, gains, settings, count)

@@ -222,13 +222,13 @@ def test_no_passage_of_the_positives_document_is_a_negative(
         RetrieverExample("q1", "second", ("d1#1", "y#0"), ("two", "y"), (), 4),
     ]
     query = torch.full((1, 4), 0.5, requires_grad=True)
-    passages, columns = torch.eye(4), objective.columns(rows)
+    passages, columns = torch.eye(4), objective.batch_columns(rows)
     if other_worker:
         whole = {"passages": passages, "document": columns["document"]}
         monkeypatch.setattr(
             contrastive, "_gathered", lambda local: (whole["passages" if local.ndim == 2 else "document"], 0)
         )
-        objective.loss(query, passages[:2], objective.columns(rows[:1])).backward()
+        objective.loss(query, passages[:2], objective.batch_columns(rows[:1])).backward()
     else:
         second = torch.full((1, 4), 0.5)
         objective.loss(torch.cat([query, second]), passages, columns).backward()
@@ -240,7 +240,7 @@ def test_no_passage_of_the_positives_document_is_a_negative(
 def test_no_stored_passage_of_the_positives_document_is_a_negative(load) -> None:
     stored = dict(zip(("d1#0", "d1#1", "x#0"), np.eye(3), strict=True))
     objective: QuerySide = load("query_side", pool=stored)
-    columns = objective.columns([RetrieverExample("q", "first", ("d1#0",), ("one",), (), 4)])
+    columns = objective.batch_columns([RetrieverExample("q", "first", ("d1#0",), ("one",), (), 4)])
     query = torch.full((1, 3), 3**-0.5, requires_grad=True)
     objective.loss(query, query[:0], columns).backward()
     positive, same_document, distractor = query.grad[0].tolist()
@@ -364,8 +364,8 @@ def test_the_joint_loss_teaches_the_retriever_to_find_what_explains_the_answer(l
     row = joint_row(0)
     piece = objective.collate(row)
     likelihoods = torch.exp(-objective.generator.losses(piece).detach().double())
-    asked = objective.retriever.asked(row.query, row.passage_ids)
-    before = objective.retriever.log_shares(asked)
+    asked = objective.retriever.collate(row.query, row.passage_ids)
+    before = objective.retriever.log_probabilities(asked)
     before.retain_grad()
     (-torch.logsumexp(before - objective.generator.losses(piece).detach(), dim=0)).backward()
     posterior = torch.exp(before.detach().double()) * likelihoods
@@ -418,7 +418,7 @@ def test_vectors_are_compared_in_float32_whatever_the_encoder_computes_in(
     )
 
     def found() -> list[float]:
-        loss = float(objective.loss(queries, passages, objective.columns(rows)))
+        loss = float(objective.loss(queries, passages, objective.batch_columns(rows)))
         return [loss, objective.validate(rows)["score"]]
 
     with torch.autocast("cpu", torch.bfloat16):
@@ -428,12 +428,12 @@ def test_vectors_are_compared_in_float32_whatever_the_encoder_computes_in(
 
 def test_the_shares_of_passages_are_computed_in_float32(load, pool, monkeypatch: pytest.MonkeyPatch) -> None:
     objective: QuerySide = load("query_side", pool=pool)
-    asked = objective.asked("what is moon?", list(pool))
+    asked = objective.collate("what is moon?", list(pool))
     vector = objective.vectors(["what is moon?"])
     monkeypatch.setattr(objective, "_embed", lambda _: vector)
     with torch.autocast("cpu", torch.bfloat16):
-        under = objective.log_shares(asked)
-    assert torch.equal(under, objective.log_shares(asked))
+        under = objective.log_probabilities(asked)
+    assert torch.equal(under, objective.log_probabilities(asked))
 
 
 def test_a_planted_corpus_is_learnt(load) -> None:
