@@ -201,7 +201,7 @@ def _end_to_end(settings: config.Config, folder: Path) -> str:
     for number in range(10):
         text = f"Probe number {number} weighs {number + 10} kilograms and was painted in colour {number}.\n"
         (documents / f"probe-{number}.txt").write_text(text, encoding="utf-8")
-    probe = settings.using(f"corpus.path={documents}", f"workspace={folder / 'workspace'}", *PROBED)
+    probe = settings.with_values({"corpus.path": documents, "workspace": folder / "workspace", **PROBED})
     build_index(probe)
     (asked,) = (piece for piece in ask(probe, "How much does probe number 7 weigh?") if isinstance(piece, Asked))
     expected = "probe-7.txt"
@@ -212,15 +212,15 @@ def _end_to_end(settings: config.Config, folder: Path) -> str:
 
 
 # What a config says of its own documents and models that ten made-up documents do not have.
-PROBED = (
-    "generator.max_new_tokens=16",
-    "answer.arm=rag",
-    "answer.closed_book=false",
-    "answer.gold_passage=false",
-    "retrieval.filter={}",
-    "retrieval.tenant=",
-    "index.tenant_field=",
-)
+PROBED: dict[str, object] = {
+    "generator.max_new_tokens": 16,
+    "answer.arm": "rag",
+    "answer.closed_book": False,
+    "answer.gold_passage": False,
+    "retrieval.filter": {},
+    "retrieval.tenant": "",
+    "index.tenant_field": "",
+}
 
 
 def _gib(num_bytes: float) -> str:

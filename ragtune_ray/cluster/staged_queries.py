@@ -92,8 +92,9 @@ def fingerprint(settings: config.Config) -> str:
 
 def asking(settings: config.Config, path: str) -> config.Config:
     """The config that asks all queries of another file."""
-    path = json.dumps(path, ensure_ascii=False)
-    return settings.using(f"queries.path={path}", "queries.split=all", "queries.split_by=given", "queries.limit=0")
+    return settings.with_values(
+        {"queries.path": path, "queries.split": "all", "queries.split_by": "given", "queries.limit": 0}
+    )
 
 
 def selected_queries(settings: config.Config) -> list[schema.Query]:

@@ -8,7 +8,6 @@ no index is ever searched with another round's encoder. This module knows nothin
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -48,8 +47,7 @@ class Pair:
             "encoder.query_model": self.query_model,
             "generator.model": self.generator_model,
         }
-        # YAML does not join the two escapes that JSON writes for a character such as an emoji.
-        return settings.using(*(f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in values.items()))
+        return settings.with_values(values)
 
     def facts(self) -> dict[str, str]:
         """As JSON values, for a ledger or a manifest; `Pair(**facts)` is the way back."""
@@ -71,11 +69,7 @@ def with_tuned_models(settings: config.Config) -> config.Config:
     if config.is_mode(arm):
         pair: dict[str, Any] = artifacts.read_manifest(url)["pair"]
         return Pair(**pair).used_in(settings)
-    return (
-        dataclasses.replace(Pair.of(settings), generator_model=url)
-        .used_in(settings)
-        .using("generator.engine=transformers")
-    )
+    return settings.with_values({"generator.model": url, "generator.engine": "transformers"})
 
 
 def base_model(settings: config.Config) -> weights.Model:

@@ -117,7 +117,7 @@ def _answered(settings: config.Config) -> dict[config.Arm, str]:
     arms = settings.evaluate.arms
     for _ in range(MAX_CHANGES):
         before = _index_content(settings)
-        runs = {arm: str(answer.answer(settings.using(f"answer.arm={arm}"))) for arm in arms}
+        runs = {arm: str(answer.answer(settings.with_values({"answer.arm": arm}))) for arm in arms}
         if sum(map(config.retrieves, arms)) < 2 or _index_content(settings) == before:
             return runs
         progress.say("evaluate: the index changed meanwhile; arms that searched it before are answered again")
@@ -142,7 +142,7 @@ def held_out(settings: config.Config, arms: Sequence[config.Arm]) -> config.Conf
     progress.say(
         "queries: an arm is tuned, so of queries.split=all only the test split is asked: it learnt from the rest"
     )
-    return settings.using("queries.split=test")
+    return settings.with_values({"queries.split": "test"})
 
 
 def _learns_from_these(settings: config.Config, arm: config.Arm) -> bool:

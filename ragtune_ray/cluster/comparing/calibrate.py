@@ -37,7 +37,7 @@ def calibrate(settings: config.Config) -> str:
     """
     if not config.retrieves(settings.answer.arm):
         raise config.ConfigError(f"answer.arm={settings.answer.arm} never retrieves; name one that does, such as rag")
-    validation = settings.using("queries.split=validation")
+    validation = settings.with_values({"queries.split": "validation"})
     if arms.with_tuned_models(validation).generator.engine != "transformers":
         raise config.ConfigError(
             f"generator.engine={settings.generator.engine} does not say how sure it is of an answer; use transformers"
@@ -45,8 +45,8 @@ def calibrate(settings: config.Config) -> str:
     metric, rule = settings.compare.metric, settings.evaluate
     with session.ray_session(settings.cluster):
         queries = staged_queries.judged_queries(validation)
-        closed = str(answer.answer(validation.using("answer.closed_book=true")))
-        opened = str(answer.answer(validation.using("answer.closed_book=false")))
+        closed = str(answer.answer(validation.with_values({"answer.closed_book": True})))
+        opened = str(answer.answer(validation.with_values({"answer.closed_book": False})))
     rows, scores, against = _paired(queries, closed, opened, validation)
     if not rows:
         raise evaluate.EvaluationError(
@@ -90,7 +90,7 @@ def effect(settings: config.Config, queries: Sequence[schema.Query], opened: str
         return None
     if calibration.model != artifacts.read_manifest(opened)["model"]:
         return None
-    closed = str(answer.answer(settings.using("answer.closed_book=true")))
+    closed = str(answer.answer(settings.with_values({"answer.closed_book": True})))
     rows, scores, against = _paired(queries, closed, opened, settings)
     if not rows:
         return None

@@ -63,7 +63,7 @@ def compare(settings: config.Config, command: str = "") -> str:
     with session.ray_session(settings.cluster, for_training=any(map(config.is_tuned, arms))):
         for arm in arms:
             _train_if_missing(settings, arm)
-        evaluated = str(evaluate.evaluate(settings.using(f"evaluate.arms={json.dumps(arms)}")))
+        evaluated = str(evaluate.evaluate(settings.with_values({"evaluate.arms": arms})))
         queries = staged_queries.judged_queries(settings)
         golden = _gold_runs(settings, queries)
         found = _retrieval(settings, queries)
@@ -76,7 +76,7 @@ def compare(settings: config.Config, command: str = "") -> str:
                 dataclasses.asdict(calibrated)
                 for arm in arms
                 if config.retrieves(arm)
-                and (calibrated := adaptive.read_calibration(settings.using(f"answer.arm={arm}")))
+                and (calibrated := adaptive.read_calibration(settings.with_values({"answer.arm": arm})))
             ],
             "files": _fingerprints(settings),
             "prices": settings.prices.model_dump(mode="json"),
@@ -107,7 +107,9 @@ def _require_inputs(settings: config.Config) -> None:
 
 def _indexes(settings: config.Config) -> dict[str, config.Config]:
     """Workspace -> the config of an arm that searches its index: a mode that tuned the encoder has an index of its own."""
-    of_arms = [arms_module.with_tuned_models(settings.using(f"answer.arm={arm}")) for arm in settings.compare.arms]
+    of_arms = [
+        arms_module.with_tuned_models(settings.with_values({"answer.arm": arm})) for arm in settings.compare.arms
+    ]
     return {of_arm.workspace: of_arm for of_arm in of_arms}
 
 
@@ -158,9 +160,9 @@ def _train_if_missing(settings: config.Config, arm: config.Arm) -> None:
     except weights.ModelError:
         progress.say(f"compare: arm {arm} has no tuned model yet; training it")
         if config.is_mode(arm):
-            tune.tune(settings.using(f"tune.mode={arm}"))
+            tune.tune(settings.with_values({"tune.mode": arm}))
         else:
-            train.train(settings.using("training.objective=sft", f"training.arm={arm}", "training.name="))
+            train.train(settings.with_values({"training.objective": "sft", "training.arm": arm, "training.name": ""}))
         return
     evaluate.check_tuned(settings, arm)
 
@@ -177,7 +179,9 @@ def _gold_runs(settings: config.Config, queries: Sequence[schema.Query]) -> dict
         return {}
     return {
         arm: str(
-            answer.answer(settings.using(f"answer.arm={arm}", "answer.gold_passage=true", "answer.max_failed_share=1"))
+            answer.answer(
+                settings.with_values({"answer.arm": arm, "answer.gold_passage": True, "answer.max_failed_share": 1})
+            )
         )
         for arm in arms
     }

@@ -6,7 +6,6 @@ of the index; the index itself stays as it is.
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from typing import Any
@@ -35,7 +34,7 @@ def follow_changes(settings: config.Config) -> tuple[config.Config, float]:
 
     scratch = _scratch(settings)
     filesystem.copy_tree(filesystem.join(settings.workspace, "index"), filesystem.join(scratch, "index"))
-    changed = settings.using(f"workspace={json.dumps(scratch, ensure_ascii=False)}")
+    changed = settings.with_values({"workspace": scratch})
     started = time.monotonic()
     if settings.compare.changes_path:
         update.upsert_documents(changed, settings.compare.changes_path)
@@ -54,10 +53,10 @@ def changed_scores(settings: config.Config, changed: config.Config, arm: config.
         changed: from `follow_changes` for this arm; its workspace has the changed index.
         arm: tuned arms answer with what they learnt before the change.
     """
-    tuned = arms.with_tuned_models(settings.using(f"answer.arm={arm}"))
+    tuned = arms.with_tuned_models(settings.with_values({"answer.arm": arm}))
     plain: config.Arm = "rag" if config.retrieves(arm) else "base"
-    asked = staged_queries.asking(tuned, settings.compare.changed_queries_path).using(
-        f"workspace={json.dumps(changed.workspace, ensure_ascii=False)}", f"answer.arm={plain}"
+    asked = staged_queries.asking(tuned, settings.compare.changed_queries_path).with_values(
+        {"workspace": changed.workspace, "answer.arm": plain}
     )
     rows = evaluate.read_answers(str(answer.answer(asked)))
     scores = scoring.score_answers(_questions(settings), rows, settings.evaluate.language)

@@ -97,7 +97,7 @@ def measure(
     run = artifacts.read_manifest(evaluated)["runs"][arm]
     manifest = artifacts.read_manifest(run)
     rows = {row.query_id: row for row in evaluate_module.read_answers(run)}
-    of_arm = arms.with_tuned_models(settings.using(f"answer.arm={arm}"))
+    of_arm = arms.with_tuned_models(settings.with_values({"answer.arm": arm}))
     manifest["index_version"] = runs.living_version(of_arm.workspace, manifest)
     tuned = artifacts.read_manifest(arms.tuned_model(settings.workspace, arm)) if config.is_tuned(arm) else None
     asked = _spread(queries, settings.compare.latency_queries)
@@ -120,7 +120,7 @@ def measure(
         visible_seconds=freshness.visible_seconds(arm, to_index, tuned),
         changed=freshness.changed_scores(settings, follows[0], arm) if follows else None,
         forgetting=_forgetting(settings, of_arm) if tuned and settings.compare.probe_path else None,
-        adaptive=_adaptive(settings.using(f"answer.arm={arm}"), queries, asked, run, timed),
+        adaptive=_adaptive(settings.with_values({"answer.arm": arm}), queries, asked, run, timed),
     )
 
 
@@ -135,7 +135,7 @@ def _adaptive(
     found = calibrate.effect(settings, queries, run) if config.retrieves(settings.answer.arm) else None
     if found is None:
         return None
-    closed = latency.measure(arms.with_tuned_models(settings.using("answer.closed_book=true")), asked, "")
+    closed = latency.measure(arms.with_tuned_models(settings.with_values({"answer.closed_book": True})), asked, "")
     # Every question is first answered closed-book; those that are not sure are then answered as ever.
     saved = found["share"].value * always["total"]["p50_seconds"] - closed["total"]["p50_seconds"]
     return {**found, "saved_seconds": round(saved, 4)}
@@ -193,12 +193,12 @@ def _forgetting(settings: config.Config, tuned: config.Config) -> Forgetting:
     queries = staged_queries.judged_queries(asked)
     if not queries:
         raise MeasureError(f"compare.probe_path={settings.compare.probe_path}: no question has `answers`")
-    model = json.dumps(tuned.generator.model, ensure_ascii=False)
+    base = asked.with_values({"answer.arm": "base"})
     before, after = (
         evaluate_module.scores_of(queries, evaluate_module.read_answers(str(answer.answer(each))), settings)
         for each in (
-            asked.using("answer.arm=base"),
-            asked.using("answer.arm=base", f"generator.model={model}", "generator.engine=transformers"),
+            base,
+            base.with_values({"generator.model": tuned.generator.model, "generator.engine": "transformers"}),
         )
     )
     metric, evaluate = settings.compare.metric, settings.evaluate

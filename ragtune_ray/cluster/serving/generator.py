@@ -193,8 +193,9 @@ class GeneratorReplica(Following):
 
     def _settings_of(self, job: Job) -> config.Config:
         if (job.arm, job.closed_book) not in self._of_job:
-            chosen = (f"answer.arm={job.arm}", f"answer.closed_book={json.dumps(job.closed_book)}")
-            self._of_job[job.arm, job.closed_book] = self._settings.using(*chosen)
+            self._of_job[job.arm, job.closed_book] = self._settings.with_values(
+                {"answer.arm": job.arm, "answer.closed_book": job.closed_book}
+            )
         return self._of_job[job.arm, job.closed_book]
 
     def _meant(self) -> list[str]:

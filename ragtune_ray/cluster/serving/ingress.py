@@ -258,7 +258,7 @@ def _publish(settings: config.Config, change: Change) -> tuple[str, dict[str, An
             path = Path(folder) / "documents.jsonl"
             path.write_text("".join(json.dumps(dict(row)) + "\n" for row in change.upserted), encoding="utf-8")
             # The copies of the endpoint may hold all cores, and then a task of Ray Data would never get one.
-            url = upsert_documents(settings.using("corpus.path="), str(path), in_process=True)
+            url = upsert_documents(settings.with_values({"corpus.path": ""}), str(path), in_process=True)
     name = str(url).rstrip("/").rsplit("/", 1)[-1]
     manifest = versions.read_version(settings.workspace, name).manifest
     return name, {"change": manifest.get("change", {}), "num_rejects": manifest.get("num_rejects", 0)}

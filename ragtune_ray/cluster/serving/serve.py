@@ -110,7 +110,7 @@ def _checked(settings: config.Config) -> tuple[config.Config, bool]:
                 f"serve.retrieval=auto: a tuned pair (answer.arm={settings.answer.arm}) always retrieves; use always"
             )
         # The pair of a mode is that of this moment: its models and its index belong together.
-        settings = arms.with_tuned_models(settings).using("answer.arm=rag")
+        settings = arms.with_tuned_models(settings).with_values({"answer.arm": "rag"})
     keys = api_keys.load_keys(settings)
     if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1" and not keys:
         raise config.ConfigError(

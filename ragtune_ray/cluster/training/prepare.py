@@ -7,7 +7,6 @@ In: a config with queries that have splits. Out: a run directory with `train.par
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -79,10 +78,7 @@ def prepare(settings: config.Config) -> str:
         for split in ("train", "validation"):
             staged[split] = stack.enter_context(_staged(settings, split))
         if settings.training.objective == "sft" and settings.training.replay_path:
-            replay = settings.using(
-                f"queries.path={json.dumps(settings.training.replay_path, ensure_ascii=False)}",
-                "queries.split_by=given",
-            )
+            replay = settings.with_values({"queries.path": settings.training.replay_path, "queries.split_by": "given"})
             staged["replay"] = stack.enter_context(_staged(replay, "all"))
         _refuse_leaks(settings, staged)
         return _prepare(settings, staged)
@@ -92,7 +88,7 @@ def prepare(settings: config.Config) -> str:
 def _staged(settings: config.Config, split: str) -> Iterator[staged_queries.StagedQueries]:
     with ExitStack() as stack:
         try:
-            staged = stack.enter_context(staged_queries.staged_queries(settings.using(f"queries.split={split}")))
+            staged = stack.enter_context(staged_queries.staged_queries(settings.with_values({"queries.split": split})))
         except inputs.InputError as error:
             raise inputs.InputError(
                 f"{error}; training needs queries of split {split}: set queries.split_by"

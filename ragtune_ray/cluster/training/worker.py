@@ -305,9 +305,9 @@ def _finish(run: _Run, arguments: dict[str, Any]) -> None:
     if settings.training.objective == "joint":
         query_model = f"{url}-retriever"
         if not artifacts.is_finished(query_model):
-            retriever = settings.using("training.objective=query_side", "training.lora_rank=0")
+            retriever = settings.with_values({"training.objective": "query_side", "training.lora_rank": 0})
             _publish(run, arguments, retriever, trainable.part_weights(weights, "retriever"), query_model, {})
-        generator = settings.using("training.objective=sft", "training.arm=rag+ft")
+        generator = settings.with_values({"training.objective": "sft", "training.arm": "rag+ft"})
         _publish(
             run, arguments, generator, trainable.part_weights(weights, "generator"), url, {"query_model": query_model}
         )

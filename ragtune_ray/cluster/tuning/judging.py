@@ -39,14 +39,17 @@ def judge_generator(settings: config.Config, pair: Pair, changed: Pair, num_exam
     """
     metric = settings.compare.metric
     before, after = (
-        _scores(each.used_in(settings).using("queries.split=validation", "answer.arm=rag"), metric)
+        _scores(each.used_in(settings).with_values({"queries.split": "validation", "answer.arm": "rag"}), metric)
         for each in (pair, changed)
     )
     problems = []
     if settings.tune.probe_path:
         known, kept = (
             _scores(
-                staged_queries.asking(each.used_in(settings).using("answer.arm=base"), settings.tune.probe_path), metric
+                staged_queries.asking(
+                    each.used_in(settings).with_values({"answer.arm": "base"}), settings.tune.probe_path
+                ),
+                metric,
             )
             for each in (pair, changed)
         )
@@ -60,7 +63,8 @@ def judge_retriever(settings: config.Config, pair: Pair, changed: Pair, num_exam
     Arguments are those of `judge_generator`.
     """
     before, after = (
-        reciprocal_ranks(each.used_in(settings).using("queries.split=validation")) for each in (pair, changed)
+        reciprocal_ranks(each.used_in(settings).with_values({"queries.split": "validation"}))
+        for each in (pair, changed)
     )
     problems = []
     if changed.workspace != pair.workspace:
@@ -130,7 +134,7 @@ def reciprocal_ranks(settings: config.Config) -> dict[str, float]:
 
 def hits_of(settings: config.Config, depth: int) -> dict[str, list[schema.Hit]]:
     """query_id -> its hits, best first."""
-    run = str(retrieve.retrieve(settings.using(f"evaluate.depth={depth}")))
+    run = str(retrieve.retrieve(settings.with_values({"evaluate.depth": depth})))
     path = artifacts.open_artifact(run, "retrieve").path / "hits.parquet"
     found: dict[str, list[schema.Hit]] = {}
     rows: Iterable[schema.Hit] = schema.from_table(pq.read_table(path), schema.Hit)

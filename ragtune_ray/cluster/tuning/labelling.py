@@ -7,7 +7,6 @@ why. This module knows nothing of what is learnt from them.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -78,7 +77,7 @@ def pseudo_labels(rounds: Rounds, asked: Sequence[schema.Query]) -> list[schema.
             lambda number=number: {  # type: ignore[misc]  # bound at once, on purpose
                 "path": str(
                     answer.answer(
-                        rounds.asking(path, f"generator.temperature={rule.sample_temperature}", f"seed={seed + number}")
+                        rounds.asking(path, {"generator.temperature": rule.sample_temperature, "seed": seed + number})
                     )
                 )
             },
@@ -89,7 +88,7 @@ def pseudo_labels(rounds: Rounds, asked: Sequence[schema.Query]) -> list[schema.
     if not kept["count"]:
         return []
     again = rounds.step(
-        "regenerated", lambda: {"path": str(answer.answer(rounds.asking(kept["path"], "answer.gold_passage=true")))}
+        "regenerated", lambda: {"path": str(answer.answer(rounds.asking(kept["path"], {"answer.gold_passage": True})))}
     )["path"]
     passed = rounds.step("passed", lambda: _passed(rounds, kept["path"], again))
     return _read(passed["path"])
@@ -100,7 +99,7 @@ def _trusted(rounds: Rounds) -> dict[str, Any]:
     rule, language = rounds.settings.tune, rounds.settings.evaluate.language
     if not rule.min_precision:
         return {"confidence": 0.0, "precision": None, "num_answers": 0}
-    settings = rounds.using(rounds.pair, "queries.split=validation", "answer.arm=rag")
+    settings = rounds.settings_with(rounds.pair, {"queries.split": "validation", "answer.arm": "rag"})
     gold = {row.query_id: row.answers for row in queries_of(settings, "validation") if row.answers is not None}
     rows = [row for row in evaluate.read_answers(str(answer.answer(settings))) if row.query_id in gold]
     index = snapshot.open_index(rounds.pair.workspace)
@@ -158,7 +157,7 @@ def _passed(rounds: Rounds, path: str, again: str) -> dict[str, Any]:
 def made_questions(rounds: Rounds) -> list[schema.Query]:
     """Questions that the generator makes of passages and that find their documents again; each passage stands as the answer."""
     chosen = rounds.step("chosen", lambda: {"path": rounds.write("chosen", _chosen(rounds))})["path"]
-    asking = _of_the_passage(rounds, chosen, f"prompt.system={json.dumps(QUESTION_SYSTEM)}")
+    asking = _of_the_passage(rounds, chosen, {"prompt.system": QUESTION_SYSTEM})
     made = rounds.step("made", lambda: {"path": str(answer.answer(asking))})["path"]
     asked = rounds.step("questions", lambda: _questions(rounds, chosen, made))
     if not asked["count"]:
@@ -171,15 +170,14 @@ def answered(rounds: Rounds, made: Sequence[schema.Query]) -> list[schema.Query]
     if not made:
         return []
     path = rounds.step("asked", lambda: {"path": rounds.write("asked", made)})["path"]
-    replied = rounds.step("replied", lambda: {"path": str(answer.answer(_of_the_passage(rounds, path)))})["path"]
+    replied = rounds.step("replied", lambda: {"path": str(answer.answer(_of_the_passage(rounds, path, {})))})["path"]
     return _read(rounds.step("passed", lambda: _supported(rounds, path, replied))["path"])
 
 
-def _of_the_passage(rounds: Rounds, path: str, *overrides: str) -> config.Config:
+def _of_the_passage(rounds: Rounds, path: str, values: Mapping[str, Any]) -> config.Config:
     """The config that asks the generator that makes questions, showing it the passage that each question is about."""
     model = rounds.settings.tune.question_model or rounds.pair.generator_model
-    model = json.dumps(model, ensure_ascii=False)
-    return rounds.asking(path, "answer.gold_passage=true", f"generator.model={model}", *overrides)
+    return rounds.asking(path, {"answer.gold_passage": True, "generator.model": model, **values})
 
 
 def _chosen(rounds: Rounds) -> list[schema.Query]:

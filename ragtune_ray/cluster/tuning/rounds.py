@@ -60,21 +60,23 @@ class Rounds:
         about = {"components": list(components)} if components else {}
         return self.ledger.step(self.number, name, lambda: {**about, **work()})
 
-    def using(self, pair: Pair, *overrides: str) -> config.Config:
-        """The config with a pair and further changes."""
-        return pair.used_in(self.settings).using(*overrides)
+    def settings_with(self, pair: Pair, values: Mapping[str, Any]) -> config.Config:
+        """The config with a pair's models and other values."""
+        return pair.used_in(self.settings).with_values(values)
 
-    def asking(self, path: str, *overrides: str, pair: Pair | None = None) -> config.Config:
+    def asking(self, path: str, values: Mapping[str, Any] | None = None, pair: Pair | None = None) -> config.Config:
         """The config that asks the questions of a file of this tune, by splits as they stand there, in the arm rag."""
-        return self.using(
+        return self.settings_with(
             pair or self.pair,
-            f"queries.path={json.dumps(path, ensure_ascii=False)}",
-            "queries.split_by=given",
-            "queries.limit=0",
-            "queries.split=train",
-            "answer.arm=rag",
-            "answer.max_failed_share=1",
-            *overrides,
+            {
+                "queries.path": path,
+                "queries.split_by": "given",
+                "queries.limit": 0,
+                "queries.split": "train",
+                "answer.arm": "rag",
+                "answer.max_failed_share": 1,
+                **(values or {}),
+            },
         )
 
     def write(self, name: str, learnt: Sequence[schema.Query]) -> str:
@@ -100,11 +102,16 @@ class Rounds:
         if not self._is_due("generator", num_questions):
             return False
         name = f"{self.settings.tune.mode}-generator"
-        start = json.dumps(start or self.pair.generator_model, ensure_ascii=False)
         wanted = self.asking(
-            path, "training.objective=sft", "training.teacher=retrieval", "training.arm=rag+ft",
-            f"training.name={name}", f"generator.model={start}",
-        )  # fmt: skip
+            path,
+            {
+                "training.objective": "sft",
+                "training.teacher": "retrieval",
+                "training.arm": "rag+ft",
+                "training.name": name,
+                "generator.model": start or self.pair.generator_model,
+            },
+        )
         trained = self._trained(["generator"], wanted)
         if trained is None:
             return False
@@ -129,11 +136,16 @@ class Rounds:
         if rule.reindex:
             objective = "distillation" if taught or self.settings.retrieval.reranker else "contrastive"
         wanted = self.asking(
-            path, f"training.objective={objective}", f"training.name={rule.mode}-retriever",
-            f"training.teacher={'generator' if taught else 'retrieval'}", "training.lora_rank=0",
-            f"training.learning_rate={rule.retriever_learning_rate}",
-            *([f"training.hard_negatives={rule.candidates - 1}"] if taught else []),
-        )  # fmt: skip
+            path,
+            {
+                "training.objective": objective,
+                "training.name": f"{rule.mode}-retriever",
+                "training.teacher": "generator" if taught else "retrieval",
+                "training.lora_rank": 0,
+                "training.learning_rate": rule.retriever_learning_rate,
+                **({"training.hard_negatives": rule.candidates - 1} if taught else {}),
+            },
+        )
         trained = self._trained(["retriever"], wanted)
         if trained is None:
             return False
@@ -159,12 +171,16 @@ class Rounds:
         due = [self._is_due(component, num_questions) for component in both]
         if not all(due):
             return False
-        start = json.dumps(self.pair.generator_model, ensure_ascii=False)
         wanted = self.asking(
-            path, "training.objective=joint", f"training.name={self.settings.tune.mode}-both",
-            "training.teacher=retrieval", f"training.hard_negatives={self.settings.tune.candidates - 1}",
-            f"generator.model={start}",
-        )  # fmt: skip
+            path,
+            {
+                "training.objective": "joint",
+                "training.name": f"{self.settings.tune.mode}-both",
+                "training.teacher": "retrieval",
+                "training.hard_negatives": self.settings.tune.candidates - 1,
+                "generator.model": self.pair.generator_model,
+            },
+        )
         trained = self._trained(both, wanted)
         if trained is None:
             return False
@@ -232,7 +248,7 @@ class Rounds:
     def _indexed(self, changed: Pair) -> dict[str, Any]:
         """The corpus, indexed with a tuned encoder in a workspace of its own, beside the one that is in use."""
         version = versions.read_version(self.pair.workspace, versions.current_version(self.pair.workspace))
-        url = str(index.build_index(self.using(changed)))
+        url = str(index.build_index(changed.used_in(self.settings)))
         found = artifacts.read_manifest(url)["num_documents"]
         if found != version.manifest["num_documents"]:
             raise TuneError(

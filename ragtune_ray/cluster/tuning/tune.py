@@ -56,7 +56,7 @@ def tune(settings: config.Config) -> str:
         storage.ArtifactError: there is no sound index.
         ledger.LedgerError: the ledger of an earlier run is damaged.
     """
-    settings = settings.using("queries.split=all", "answer.arm=rag")
+    settings = settings.with_values({"queries.split": "all", "answer.arm": "rag"})
     _refuse_hopeless(settings)
     identity = checksums.digest(_identity(settings))
     mode = settings.tune.mode
@@ -151,7 +151,9 @@ def _staged(rounds: Rounds) -> None:
 
 
 def _answered(rounds: Rounds) -> dict[str, Any]:
-    settings = rounds.using(rounds.pair, "queries.split=train", "answer.arm=rag", "answer.max_failed_share=1")
+    settings = rounds.settings_with(
+        rounds.pair, {"queries.split": "train", "answer.arm": "rag", "answer.max_failed_share": 1}
+    )
     return {"path": str(answer.answer(settings))}
 
 
@@ -162,7 +164,7 @@ def _routed(rounds: Rounds, path: str) -> dict[str, Any]:
     asked = [query for query in queries_of(settings, "train") if query.answers is not None]
     scores = evaluate.scores_of(asked, list(rows.values()), settings)
     values = {name: each.get(settings.compare.metric) for name, each in scores.items()}
-    deep = hits_of(rounds.using(rounds.pair, "queries.split=train"), rule.deep_hits)
+    deep = hits_of(rounds.settings_with(rounds.pair, {"queries.split": "train"}), rule.deep_hits)
     index = snapshot.open_index(rounds.pair.workspace, None)
     failed = [
         query.query_id for query in asked if query.answers and (values[query.query_id] or 0.0) < rule.success_score

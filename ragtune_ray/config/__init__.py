@@ -1,0 +1,56 @@
+"""The typed settings tree: defaults < YAML file < `section.field=value` arguments.
+
+In: a YAML file and dotted overrides. Out: one frozen `Config`, every field checked. One file holds the settings of one room;
+the string under a field is its documentation. Importing this room loads neither torch nor Ray.
+"""
+
+from ragtune_ray.config.answering import Answer, Prompt
+from ragtune_ray.config.arms import Arm, Mode, is_mode, is_tuned, retrieves
+from ragtune_ray.config.cluster import Cluster
+from ragtune_ray.config.evaluation import Compare, Evaluate, Prices
+from ragtune_ray.config.generation import Generator
+from ragtune_ray.config.index import Index, IndexKind, Retrieval, RetrievalMode
+from ragtune_ray.config.ingest import Chunking, Corpus, Queries, SplitName
+from ragtune_ray.config.models import Encoder, Precision
+from ragtune_ray.config.section import Section
+from ragtune_ray.config.serving import Replicas, RetrievalUse, Serve
+from ragtune_ray.config.training import Objective, Training
+from ragtune_ray.config.tree import Config, ConfigError, describe, load
+from ragtune_ray.config.tuning import Component, Tune
+
+__all__ = [
+    "Answer",
+    "Arm",
+    "Chunking",
+    "Cluster",
+    "Compare",
+    "Component",
+    "Config",
+    "ConfigError",
+    "Corpus",
+    "Encoder",
+    "Evaluate",
+    "Generator",
+    "Index",
+    "IndexKind",
+    "Mode",
+    "Objective",
+    "Precision",
+    "Prices",
+    "Prompt",
+    "Queries",
+    "Replicas",
+    "Retrieval",
+    "RetrievalMode",
+    "RetrievalUse",
+    "Section",
+    "Serve",
+    "SplitName",
+    "Training",
+    "Tune",
+    "describe",
+    "is_mode",
+    "is_tuned",
+    "load",
+    "retrieves",
+]

@@ -1,0 +1,186 @@
+"""The tree of all settings: defaults < YAML file < `section.field=value` arguments."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
+
+from ragtune_ray import RagtuneError
+from ragtune_ray.config.answering import Answer, Prompt
+from ragtune_ray.config.cluster import Cluster
+from ragtune_ray.config.evaluation import Compare, Evaluate, Prices
+from ragtune_ray.config.generation import Generator
+from ragtune_ray.config.index import Index, Retrieval
+from ragtune_ray.config.ingest import Chunking, Corpus, Queries
+from ragtune_ray.config.models import Encoder
+from ragtune_ray.config.section import Section
+from ragtune_ray.config.serving import Serve
+from ragtune_ray.config.training import Training
+from ragtune_ray.config.tuning import Tune
+
+__all__ = ["Config", "ConfigError", "describe", "load"]
+
+
+class ConfigError(RagtuneError, ValueError):
+    """The configuration is wrong; the message names the field, the value and the rule."""
+
+
+class Config(Section):
+    """Everything a run depends on; the resolved tree stands in every manifest."""
+
+    workspace: str = Field("workspace", min_length=1)
+    """Where runs write: index/, models/ and runs/ below it; local or s3://."""
+    seed: int = Field(0, ge=0)
+    """Behind everything random."""
+    corpus: Corpus = Corpus()
+    queries: Queries = Queries()
+    chunking: Chunking = Chunking()
+    encoder: Encoder = Encoder()
+    index: Index = Index()
+    retrieval: Retrieval = Retrieval()
+    prompt: Prompt = Prompt()
+    generator: Generator = Generator()
+    answer: Answer = Answer()
+    training: Training = Training()
+    evaluate: Evaluate = Evaluate()
+    compare: Compare = Compare()
+    tune: Tune = Tune()
+    cluster: Cluster = Cluster()
+    serve: Serve = Serve()
+    prices: Prices = Prices()
+
+    @model_validator(mode="after")
+    def _reading_apart_needs_probabilities(self) -> Self:
+        if self.answer.reading == "apart" and self.generator.engine != "transformers":
+            raise ValueError(
+                f"answer.reading=apart weighs answers by their probabilities, which generator.engine={self.generator.engine} "
+                "does not tell; use generator.engine=transformers or answer.reading=together"
+            )
+        return self
+
+    def with_values(self, values: Mapping[str, Any]) -> Config:
+        """A copy with other values, by dotted name, validated again.
+
+        >>> Config().with_values({"retrieval.top_k": 3}).retrieval.top_k
+        3
+
+        Raises:
+            ConfigError: a name is unknown or a value breaks its rule.
+        """
+        tree = self.model_dump(mode="json")
+        for name, value in values.items():
+            _set(tree, name, os.fspath(value) if isinstance(value, os.PathLike) else value)
+        return _validated(tree, source="settings")
+
+    def using(self, *overrides: str) -> Config:
+        """A copy with `section.field=value` texts applied, as on the command line; validated again.
+
+        >>> Config().using("retrieval.top_k=3").retrieval.top_k
+        3
+        """
+        tree = self.model_dump(mode="json")
+        for override in overrides:
+            _apply(tree, override)
+        return _validated(tree, source="overrides")
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file and apply `section.field=value` overrides.
+
+    Raises:
+        ConfigError: the file is missing or no mapping, a key is unknown, or a value breaks its rule.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"config {path}: cannot be read ({error.strerror}); name a YAML file") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"config {path}: is not UTF-8 text ({error.reason} at byte {error.start})") from error
+    try:
+        values = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that is none, such as 2024-02-30
+        raise ConfigError(f"config {path}: is not YAML: {' '.join(str(error).split())}") from error
+    if values is None:
+        values = {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"config {path}: must hold a mapping of sections, found {type(values).__name__}")
+    for override in overrides:
+        _apply(values, override)
+    return _validated(values, source=str(path))
+
+
+def describe() -> Iterator[tuple[str, str, str]]:
+    """Every setting as (dotted name, default, meaning), in the order of the tree.
+
+    >>> next(describe())[0]
+    'workspace'
+    """
+    yield from _describe(Config(), "")
+
+
+def _describe(section: BaseModel, prefix: str) -> Iterator[tuple[str, str, str]]:
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        if isinstance(value, BaseModel):
+            yield from _describe(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", str(value), field.description or ""
+
+
+def _section_of(field: FieldInfo) -> type[BaseModel] | None:
+    kind = field.annotation
+    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+
+
+def _validated(values: dict[str, Any], source: str) -> Config:
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(item, source) for item in error.errors())) from error
+
+
+def _explain(item: Any, source: str) -> str:
+    field = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        known = _known_fields(item["loc"][:-1])
+        return f"{source}: unknown setting {field!r}; known here: {', '.join(known)}"
+    message = str(item["msg"]).removeprefix("Value error, ")
+    given = "" if isinstance(item["input"], dict) else f" (given: {item['input']!r})"
+    return f"{source}: {field or 'config'}: {message}{given}"
+
+
+def _known_fields(location: Sequence[Any]) -> list[str]:
+    section: type[BaseModel] = Config
+    for part in location:
+        nested = _section_of(section.model_fields[str(part)])
+        if nested is None:
+            return []
+        section = nested
+    return list(section.model_fields)
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    name, separator, text = override.partition("=")
+    if not separator or not name:
+        raise ConfigError(f"override {override!r}: must read section.field=value")
+    try:
+        value = yaml.safe_load(text) if text.strip() else ""
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"override {override!r}: the value is not YAML; quote it") from error
+    _set(values, name.strip(), value)
+
+
+def _set(values: dict[str, Any], name: str, value: Any) -> None:
+    *sections, field = name.split(".")
+    for section in sections:
+        child = values.setdefault(section, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"{name}: {section!r} is not a section")
+        values = child
+    values[field] = value
