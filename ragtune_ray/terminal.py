@@ -8,11 +8,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ragtune_ray import progress, schema
 from ragtune_ray.evaluation.report.plain_text import WIDTH, wrapped
 from ragtune_ray.storage import artifacts
+
+if TYPE_CHECKING:
+    from ragtune_ray.index.versions import IndexManifest
 
 __all__ = [
     "answer_lines",
@@ -88,7 +91,7 @@ def _place(document_id: str, start: int, end: int, titles: Mapping[str, str]) ->
     return f"{document_id}, characters {start}-{end}"
 
 
-def version_lines(manifests: Sequence[Mapping[str, Any]], current: str) -> list[str]:
+def version_lines(manifests: Sequence[IndexManifest], current: str) -> list[str]:
     """One line per index version, oldest first; `*` marks the current one."""
     lines = [f"  {'number':<7}{'created':<17}{'documents':>9}{'passages':>10}  {'kind':<7}{'made by':<10}encoder"]
     for manifest in manifests:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -99,9 +99,12 @@ def live_documents(
         storage.ArtifactError: a segment is missing, damaged, or too old to name its documents.
     """
     for entry in version.entries:
-        rows = segments.open_documents(workspace, entry.segment_id, entry.manifest_sha256)
-        dead = np.isin(rows.first, deleted_passages(workspace, entry))
-        yield entry, rows, np.flatnonzero(~dead)
+        yield entry, *_live_rows(workspace, entry)
+
+
+def _live_rows(workspace: str, entry: versions.Entry) -> tuple[segments.DocumentRows, np.ndarray]:
+    rows = segments.open_documents(workspace, entry.segment_id, entry.manifest_sha256)
+    return rows, np.flatnonzero(~np.isin(rows.first, deleted_passages(workspace, entry)))
 
 
 class KnownDocuments:
@@ -156,7 +159,7 @@ def difference(workspace: str, old: versions.Version, new: versions.Version) -> 
         storage.ArtifactError: a segment is missing, damaged, or too old to name its documents.
     """
     shared = set(old.entries) & set(new.entries)
-    before, after = (_fingerprints(workspace, version, shared) for version in (old, new))
+    before, after = (_fingerprints(workspace, set(version.entries) - shared) for version in (old, new))
     # A document that compaction has moved is in both; one that was changed is in both with another fingerprint.
     return {
         "added": sorted(after.keys() - before.keys()),
@@ -165,13 +168,10 @@ def difference(workspace: str, old: versions.Version, new: versions.Version) -> 
     }
 
 
-def _fingerprints(workspace: str, version: versions.Version, without: set[versions.Entry]) -> dict[str, bytes]:
-    narrowed = dataclasses.replace(
-        version,
-        manifest={"segments": [dataclasses.asdict(entry) for entry in version.entries if entry not in without]},
-    )
+def _fingerprints(workspace: str, entries: Iterable[versions.Entry]) -> dict[str, bytes]:
     contents: dict[str, bytes] = {}
-    for _, rows, alive in live_documents(workspace, narrowed):
+    for entry in entries:
+        rows, alive = _live_rows(workspace, entry)
         table = rows.table.select(["document_id", "fingerprint"]).take(pa.array(alive))
         contents.update(zip(*(column.to_pylist() for column in table.columns), strict=True))
     return contents

@@ -45,7 +45,7 @@ PQ_CENTROIDS, PQ_ITERATIONS = 256, 25
 GIBIBYTE = 2**30
 
 
-def planned_for(workspace: str, corpus: str) -> dict[str, Any] | None:
+def planned_for(workspace: str, corpus: str) -> versions.PlannedFacts | None:
     """The newest plan of this corpus: its `documents`, `passages`, `seconds` and `disk_bytes`; None: there is no sound one.
 
     Args:
@@ -59,10 +59,10 @@ def planned_for(workspace: str, corpus: str) -> dict[str, Any] | None:
             with contextlib.suppress(artifacts.ArtifactError):
                 found.append(artifacts.read_manifest(filesystem.join(runs, name)))
     newest = max(found, key=lambda manifest: str(manifest["created"]), default=None)
-    return dict(newest["planned"]) if newest else None
+    return newest["planned"] if newest else None
 
 
-def outcome_line(planned: Mapping[str, Any], manifest: Mapping[str, Any], num_embedded: int) -> str:
+def outcome_line(planned: versions.PlannedFacts, manifest: versions.IndexManifest, num_embedded: int) -> str:
     """One line that puts what was planned beside what happened.
 
     Args:
@@ -70,7 +70,7 @@ def outcome_line(planned: Mapping[str, Any], manifest: Mapping[str, Any], num_em
         manifest: of the published version.
         num_embedded: passages that were new to the index.
     """
-    actual = int(manifest["num_passages"])
+    actual = manifest["num_passages"]
     new = "" if num_embedded >= actual else f" ({num_embedded:,} of them new)"
     return (
         f"index: planned {planned['passages']:,} passages in {progress.duration(planned['seconds'])}, "
@@ -108,7 +108,7 @@ def plan_index(settings: config.Config) -> str:
     estimated = estimate(settings, plan, probe(settings, plan), plan_seconds)
     staging = artifacts.stage(url)
     (staging / "plan.json").write_text(json.dumps(estimated, ensure_ascii=False, indent=1), encoding="utf-8")
-    planned = {
+    planned: versions.PlannedFacts = {
         "documents": estimated["documents"]["value"],
         "passages": estimated["passages"]["value"],
         "seconds": estimated["seconds"]["total"],

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from ragtune_ray import config, schema
-from ragtune_ray.index import IndexDataError, filters, segments, snapshot
+from ragtune_ray.index import IndexDataError, filters, segments, snapshot, versions
 from ragtune_ray.models.encoder import Encoder, load_encoder
 from ragtune_ray.models.reranker import Reranker
 from ragtune_ray.storage import artifacts
@@ -206,7 +206,7 @@ def search_lists(
     return lists
 
 
-def check_encoder(encoder: Encoder, version: str, manifest: dict[str, Any]) -> None:
+def check_encoder(encoder: Encoder, version: str, manifest: versions.IndexManifest) -> None:
     """Refuse an encoder other than the one that built an index version.
 
     Raises:

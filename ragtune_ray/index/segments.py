@@ -19,7 +19,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
 
 import numpy as np
 import pyarrow as pa
@@ -34,10 +34,12 @@ __all__ = [
     "STRUCTURE",
     "DocumentRows",
     "Segment",
+    "SegmentManifest",
     "document_fingerprint",
     "open_documents",
     "open_segment",
     "publish_segment",
+    "read_segment_manifest",
     "segment_url",
     "take_rows",
     "write_segment",
@@ -61,6 +63,24 @@ _DOCUMENTS_SCHEMA = pa.schema(
 def segment_url(workspace: str, segment_id: str) -> str:
     """Directory of a segment."""
     return filesystem.join(workspace, "index", "segments", segment_id)
+
+
+class SegmentManifest(TypedDict):
+    """The manifest of a segment."""
+
+    files: dict[str, dict[str, Any]]  # name -> bytes, sha256
+    manifest_sha256: str
+    num_passages: int  # deleted ones included
+    trained_id: str  # of the structure it was built from; "" where nothing in it was trained
+
+
+def read_segment_manifest(workspace: str, segment_id: str) -> SegmentManifest:
+    """The manifest of a finished segment, without reading the segment's files.
+
+    Raises:
+        ArtifactError: the segment is missing or its manifest is damaged.
+    """
+    return cast(SegmentManifest, artifacts.read_manifest(segment_url(workspace, segment_id)))
 
 
 def document_fingerprint(document: schema.Document) -> bytes:

@@ -33,7 +33,7 @@ class Index:
     """One version, open for searching; ordinals count its passages through the segments, deleted ones included."""
 
     version: str
-    manifest: dict[str, Any]
+    manifest: versions.IndexManifest
     segments: tuple[segments.Segment, ...]
     alive: Selection
     """What is not deleted."""
@@ -176,7 +176,7 @@ def _alive(workspace: str, entry: versions.Entry) -> np.ndarray | None:
     return mask
 
 
-def _effort(manifest: dict[str, Any], found: Sequence[segments.Segment]) -> vectors.SearchEffort:
+def _effort(manifest: versions.IndexManifest, found: Sequence[segments.Segment]) -> vectors.SearchEffort:
     """As calibrated; versions of before that was done carry it in their structures."""
     if "search" in manifest:
         return vectors.SearchEffort(**manifest["search"])
@@ -194,7 +194,7 @@ def shards(workspace: str, version: versions.Version, shard_bytes: int) -> list[
     groups: list[list[int]] = []
     size = 0
     for place, entry in enumerate(version.entries):
-        files = artifacts.read_manifest(segments.segment_url(workspace, entry.segment_id))["files"]
+        files = segments.read_segment_manifest(workspace, entry.segment_id)["files"]
         num_bytes = sum(file["bytes"] for file in files.values())
         if not groups or size + num_bytes > shard_bytes:
             groups.append([])

@@ -19,10 +19,10 @@ import logging
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, NotRequired, TypedDict, cast
 
 from ragtune_ray import config
-from ragtune_ray.index import segments
+from ragtune_ray.index import faiss_index, segments
 from ragtune_ray.ingest import input_units
 from ragtune_ray.models import weights
 from ragtune_ray.storage import artifacts, checksums, failpoints, filesystem
@@ -31,8 +31,12 @@ __all__ = [
     "INDEX_FORMAT",
     "ConflictError",
     "Draft",
+    "EncoderFacts",
     "Entry",
+    "IndexManifest",
+    "PlannedFacts",
     "Version",
+    "VersionFacts",
     "advance_current",
     "corpus_id",
     "current_version",
@@ -59,6 +63,60 @@ class ConflictError(artifacts.ArtifactError):
     """Another publisher took the number of the next version; the message names it."""
 
 
+class EncoderFacts(TypedDict):
+    """The encoder that embedded an index."""
+
+    model: str
+    fingerprint: str
+    dimension: int
+
+
+class PlannedFacts(TypedDict):
+    """What `ragtune plan` estimated for a corpus."""
+
+    documents: int
+    passages: int
+    seconds: float
+    disk_bytes: int
+
+
+class VersionFacts(TypedDict, total=False):
+    """What an operation records in the manifest of the version that it publishes."""
+
+    operation: Literal["index", "upsert", "delete", "compact", "rollback"]
+    restores: str  # of a rollback: the version whose content this is
+    change: dict[str, int]  # documents added, changed, removed, unchanged
+    config: dict[str, Any]
+    input: dict[str, Any]  # num_files, fingerprint
+    recipe: str
+    corpus_id: str
+    build_id: str
+    language: str
+    index_kind: faiss_index.ConcreteKind
+    trained_id: str
+    search: dict[str, int]  # the fields of a SearchEffort
+    calibration: dict[str, float]
+    bytes_per_vector: dict[str, float]  # searched, stored
+    encoder: EncoderFacts
+    encoding: dict[str, float]  # workers, busy_seconds
+    num_documents: int
+    num_rejects: dict[str, int]  # by kind
+    seconds: dict[str, float]  # by stage, and total
+    planned: PlannedFacts | None
+
+
+class IndexManifest(VersionFacts):
+    """The manifest of an index version."""
+
+    version: str
+    created: str
+    segments: list[dict[str, Any]]  # the fields of an Entry each
+    num_passages: int  # that are not deleted
+    manifest_sha256: str
+    index_format: NotRequired[int]  # this and the next are missing from manifests of format 1
+    parent: NotRequired[str]
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """A segment as one version sees it."""
@@ -82,7 +140,7 @@ class Version:
     """A published version."""
 
     name: str
-    manifest: dict[str, Any]
+    manifest: IndexManifest
 
     @property
     def entries(self) -> tuple[Entry, ...]:
@@ -101,7 +159,7 @@ class Draft:
     """What the next version shall be."""
 
     entries: tuple[Entry, ...]
-    facts: Mapping[str, Any]
+    facts: VersionFacts
     """For the manifest; those of the base that are not named here are kept."""
     files: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Small text files to stand beside the manifest, name -> content."""
@@ -168,7 +226,7 @@ def read_version(workspace: str, name: str) -> Version:
         storage.ArtifactError: it is missing, damaged, or of a later format.
     """
     url = version_url(workspace, name)
-    manifest = artifacts.read_manifest(url)
+    manifest = cast(IndexManifest, artifacts.read_manifest(url))
     if manifest.get("index_format", 1) > INDEX_FORMAT:
         raise artifacts.ArtifactError(
             f"{url}: index format {manifest['index_format']}, this version of ragtune-ray reads up to {INDEX_FORMAT}; "
@@ -217,7 +275,7 @@ def entry_of(workspace: str, segment_id: str) -> Entry:
     Raises:
         storage.ArtifactError: it is missing.
     """
-    manifest = artifacts.read_manifest(segments.segment_url(workspace, segment_id))
+    manifest = segments.read_segment_manifest(workspace, segment_id)
     return Entry(segment_id, manifest["manifest_sha256"], manifest["num_passages"])
 
 
@@ -234,7 +292,7 @@ def publish_version(workspace: str, base: Version | None, draft: Draft) -> Versi
         storage.ArtifactError: a segment is missing.
     """
     for entry in draft.entries:
-        found = artifacts.read_manifest(segments.segment_url(workspace, entry.segment_id))["manifest_sha256"]
+        found = segments.read_segment_manifest(workspace, entry.segment_id)["manifest_sha256"]
         if found != entry.manifest_sha256:
             raise artifacts.ArtifactError(f"{entry.segment_id}: is not the segment that was to be published; run again")
     name = _next_name(workspace, base)
@@ -246,7 +304,7 @@ def publish_version(workspace: str, base: Version | None, draft: Draft) -> Versi
             unique = file_name if filesystem.is_local(url) else f"{checksums.digest(content)}-{file_name}"
             (staging / unique).write_text(content, encoding="utf-8")
     kept = tuple(entry for entry in draft.entries if entry.num_live)
-    inherited = {key: value for key, value in (base.manifest if base else {}).items() if key not in _OWN_FACTS}
+    inherited = {key: value for key, value in (base.manifest.items() if base else ()) if key not in _OWN_FACTS}
     facts = {
         **inherited,
         **draft.facts,
@@ -346,11 +404,10 @@ def roll_back(workspace: str, target: str | None = None) -> Version:
         raise artifacts.ArtifactError(f"{workspace}: holds no index; run: ragtune index CONFIG")
     name = target if target is not None else _previous(workspace, base)
     wanted = read_version(workspace, name)
-    facts: dict[str, Any] = {key: value for key, value in wanted.manifest.items() if key not in _OWN_FACTS}
-    names = ("corpus_id", "build_id", "num_rejects")
-    kept: dict[str, Any] = {key: wanted.manifest[key] for key in names if key in wanted.manifest}
-    draft = Draft(wanted.entries, {**facts, **kept, "operation": "rollback", "restores": name})
-    return publish_version(workspace, base, draft)
+    of_content = {"corpus_id", "build_id", "num_rejects"}
+    kept = {key: value for key, value in wanted.manifest.items() if key not in _OWN_FACTS or key in of_content}
+    facts = cast(VersionFacts, {**kept, "operation": "rollback", "restores": name})
+    return publish_version(workspace, base, Draft(wanted.entries, facts))
 
 
 def _previous(workspace: str, base: Version) -> str:
@@ -362,4 +419,4 @@ def _previous(workspace: str, base: Version) -> str:
     content = read_version(workspace, seen.manifest["restores"]) if seen.manifest.get("restores") else seen
     if not content.manifest.get("parent"):
         raise artifacts.ArtifactError(f"{workspace}: version {content.name} has no version before it to return to")
-    return str(content.manifest["parent"])
+    return content.manifest["parent"]

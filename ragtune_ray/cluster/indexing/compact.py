@@ -8,7 +8,6 @@ knows nothing of documents' sources or encoders.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -126,10 +125,12 @@ def _draft(
     kept = [entry for entry in base.entries if entry.segment_id not in names]
     before = sum(entry.segment_id not in names for entry in base.entries[:place])
     entries = (*kept[:before], *replaced, *kept[before:])
-    facts: dict[str, Any] = {
-        name: base.manifest[name] for name in ("corpus_id", "num_rejects") if name in base.manifest
-    }
-    return versions.Draft(entries, {**facts, "operation": "compact"})
+    facts: versions.VersionFacts = {"operation": "compact"}
+    if "corpus_id" in base.manifest:
+        facts["corpus_id"] = base.manifest["corpus_id"]
+    if "num_rejects" in base.manifest:
+        facts["num_rejects"] = base.manifest["num_rejects"]
+    return versions.Draft(entries, facts)
 
 
 def _still_deleted(workspace: str, then: versions.Entry, now: versions.Entry) -> bool:

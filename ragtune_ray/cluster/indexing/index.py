@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -77,7 +76,10 @@ def _build(settings: config.Config, plan: input_units.Plan, encoder: weights.Mod
             )
         planned = planned_for(settings.workspace, versions.planned_corpus_id(settings, plan, encoder))
         # None too is written: else the plan of an earlier corpus would be inherited.
-        facts = {**_facts(settings, plan, built, corpus_id, build_id, started), "planned": planned}
+        facts: versions.VersionFacts = {
+            **_facts(settings, plan, built, corpus_id, build_id, started),
+            "planned": planned,
+        }
         version, _ = versions.publish_rebasing(
             settings.workspace,
             lambda latest: _draft(settings, latest, base, built, facts),
@@ -135,7 +137,7 @@ def _holds_any(built: Built) -> bool:
 
 def _facts(
     settings: config.Config, plan: input_units.Plan, built: Built, corpus_id: str, build_id: str, started: float
-) -> dict[str, Any]:
+) -> versions.VersionFacts:
     return {
         **built.facts,
         "operation": "index",
@@ -154,7 +156,7 @@ def _draft(
     latest: versions.Version | None,
     base: versions.Version | None,
     built: Built,
-    facts: dict[str, Any],
+    facts: versions.VersionFacts,
 ) -> versions.Draft:
     """The latest version without what is not in the corpus, and the segments of what is new.
 

@@ -67,7 +67,7 @@ class Built:
     rejects: list[schema.Reject]
     num_passages: int
     """That were embedded."""
-    facts: dict[str, Any]
+    facts: versions.VersionFacts
     """For the version's manifest."""
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -137,10 +137,13 @@ def build(
         )
     sources = segmenting.blocks_as_sources(blocks)
     num_passages = sum(source["rows"] for source in sources)
-    facts: dict[str, Any] = {"recipe": versions.recipe(settings, encoder), "language": settings.index.language}
+    facts: versions.VersionFacts = {"recipe": versions.recipe(settings, encoder), "language": settings.index.language}
     if blocks:
-        described = {"model": settings.encoder.model, "fingerprint": blocks[0]["encoder"]}
-        facts["encoder"] = {**described, "dimension": blocks[0]["dimension"]}
+        facts["encoder"] = {
+            "model": settings.encoder.model,
+            "fingerprint": blocks[0]["encoder"],
+            "dimension": blocks[0]["dimension"],
+        }
         facts["encoding"] = {
             "workers": 1 if in_process else embedding.num_workers(settings, len(blocks)),
             "busy_seconds": round(sum(block["seconds"] for block in blocks), 3),

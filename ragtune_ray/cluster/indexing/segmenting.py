@@ -76,7 +76,7 @@ def segments_as_sources(entries: Sequence[versions.Entry]) -> list[Source]:
     return [{"entry": dataclasses.asdict(entry), "rows": entry.num_live} for entry in entries]
 
 
-def build_segments(job: Job, sources: Sequence[Source], *, calibrate: bool) -> tuple[list[str], dict[str, Any]]:
+def build_segments(job: Job, sources: Sequence[Source], *, calibrate: bool) -> tuple[list[str], versions.VersionFacts]:
     """Build and publish segments, in parallel.
 
     Args:
@@ -115,7 +115,7 @@ def build_segments(job: Job, sources: Sequence[Source], *, calibrate: bool) -> t
         in_process=(lambda: lambda batch: _build_units(batch, job)) if job.in_process else None,
     )
     names = [str(unit["segment_id"]) for unit in units]
-    facts: dict[str, Any] = {"index_kind": job.kind, "trained_id": job.trained_id}
+    facts: versions.VersionFacts = {"index_kind": job.kind, "trained_id": job.trained_id}
     if calibrate:
         facts |= _run(job, _calibrate, job, names)
     failpoints.reach("build.calibrated")
@@ -287,7 +287,7 @@ def _held_out(job: Job) -> tuple[np.ndarray, np.ndarray]:
         return arrays["queries"], arrays["ordinals"]
 
 
-def _calibrate(job: Job, segment_ids: list[str]) -> dict[str, Any]:
+def _calibrate(job: Job, segment_ids: list[str]) -> versions.VersionFacts:
     queries, ordinals = _held_out(job)
     entries = [versions.entry_of(job.workspace, name) for name in segment_ids]
     parts = [segments.open_segment(job.workspace, each.segment_id, each.manifest_sha256).part for each in entries]
@@ -298,7 +298,7 @@ def _calibrate(job: Job, segment_ids: list[str]) -> dict[str, Any]:
     calibrated = search_effort.find_effort(
         vectors.VectorIndex(parts), search_effort.HeldOut(queries, ordinals, scores), job.target_recall
     )
-    files = [artifacts.read_manifest(segments.segment_url(job.workspace, name))["files"] for name in segment_ids]
+    files = [segments.read_segment_manifest(job.workspace, name)["files"] for name in segment_ids]
     num_vectors = max(1, sum(entry.num_passages for entry in entries))
     searched = sum(each[segments.STRUCTURE]["bytes"] for each in files)
     beside = sum(each[segments.EXACT]["bytes"] for each in files if segments.EXACT in each)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -138,7 +137,7 @@ def _upserted(
         return None  # a run that was killed after it published, started again
     entries, replaced = _without(settings.workspace, latest, new_ids)
     before = latest.manifest["num_documents"] if latest else 0
-    facts = {
+    facts: versions.VersionFacts = {
         **built.facts,
         "operation": "upsert",
         "num_documents": before - len(replaced) + len(new_ids),
@@ -223,7 +222,7 @@ def delete_documents(settings: config.Config, ids: Sequence[str]) -> Path | str:
     return versions.version_url(settings.workspace, (compacted or version).name)
 
 
-def _deletion_facts(latest: versions.Version, found: Sequence[str]) -> dict[str, Any]:
+def _deletion_facts(latest: versions.Version, found: Sequence[str]) -> versions.VersionFacts:
     return {
         "operation": "delete",
         "num_documents": latest.manifest["num_documents"] - len(found),
