@@ -87,6 +87,25 @@ app.add_typer(
 
 
 @app.command()
+def init(
+    folder: Annotated[str, typer.Argument(help="A folder or file of documents, as corpus.path may be.")],
+    questions: Annotated[
+        str, typer.Option(help="A file of questions, as queries.path may be; default: one in or next to FOLDER.")
+    ] = "",
+    output: Annotated[str, typer.Option(help="The YAML file to write.")] = "ragtune.yaml",
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the output.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Look at a folder of documents, and write a commented config that runs."""
+    from ragtune_ray.ingest.init import init as write_config
+
+    result = write_config(folder, questions, output, force=force)
+    for line in result.lines():
+        typer.echo(line, err=True)
+    typer.echo(json.dumps(result.facts(), ensure_ascii=False) if as_json else result.path)
+
+
+@app.command()
 def plan(path: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Say what `index` would take, from a probe of the corpus: passages, bytes, time, money. Builds nothing."""
     settings = config.load(path, overrides or ())

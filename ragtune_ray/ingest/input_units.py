@@ -29,7 +29,7 @@ from ragtune_ray.ingest.rows import DOCUMENT_IDS, parse_json, reject, squad_cont
 from ragtune_ray.schema import Reject
 from ragtune_ray.storage import checksums, filesystem
 
-__all__ = ["InputFile", "Plan", "Unit", "input_fingerprint", "plan_units"]
+__all__ = ["InputFile", "Plan", "Unit", "input_fingerprint", "list_input", "plan_units"]
 
 Range = tuple[int, int, int]
 """Start, stop and first_line of a unit."""
@@ -89,7 +89,7 @@ def plan_units(path: str, unit_bytes: int, root: str | None = None) -> Plan:
     Raises:
         InputError: the path is missing, holds nothing readable, or needs an extra that is not installed.
     """
-    folder, names, rejects = _list_input(path)
+    folder, names, rejects = list_input(path)
     root = root or folder
     units: list[Unit] = []
     files: list[InputFile] = []
@@ -129,7 +129,7 @@ def input_fingerprint(plan: Plan) -> str:
     )
 
 
-def _list_input(path: str) -> tuple[str, list[str], list[Reject]]:
+def list_input(path: str) -> tuple[str, list[str], list[Reject]]:
     """The corpus folder, the sorted names of the files in it, and what was refused by name alone."""
     store, inner = inputs.locate(path)
     root = filesystem.absolute(path)

@@ -1,0 +1,264 @@
+"""Looks at a corpus and its questions: kinds and sizes of files, scripts, what cannot be read, what questions provide.
+
+Every file is listed, but only a sample of documents is read. Questions are read completely.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Literal
+
+import numpy as np
+import regex  # type: ignore[import-untyped]  # the library has no stubs
+
+from ragtune_ray.ingest import inputs, parsers
+from ragtune_ray.ingest.chunking import word_spans
+from ragtune_ray.ingest.input_units import Unit, list_input
+from ragtune_ray.ingest.parsers import ParseError
+from ragtune_ray.ingest.queries import read_queries
+from ragtune_ray.ingest.readers import read_documents
+from ragtune_ray.schema import Document, Query, Reject
+from ragtune_ray.storage import filesystem
+
+__all__ = ["CorpusSurvey", "QuestionSurvey", "Script", "Unread", "find_questions", "survey_corpus", "survey_questions"]
+
+Script = Literal["Latin", "CJK", "other"]
+"""CJK is Han, hiragana and katakana: scripts without spaces between words. Hangul counts as other."""
+
+SAMPLE_FILES, SAMPLE_ROWS = 40, 25
+"""Most files of a corpus that are read, and most documents of each."""
+LONG_ANSWER_WORDS, LONG_ANSWER_CHARACTERS = 12, 30
+"""Answers whose median length is above this many words, or CJK characters, are long."""
+_MAX_DOCUMENT_BYTES = 32 * 2**20
+_SCRIPTS = regex.compile(
+    r"(?P<Latin>\p{Latin}+)|(?P<CJK>[\p{Han}\p{Hiragana}\p{Katakana}]+)|(?P<other>\p{L}+)", regex.V1
+)
+_QUESTION_NAMES = ("question", "queries", "query")
+_QUESTION_SUFFIXES = (".jsonl", ".parquet", ".json")
+
+
+@dataclass(frozen=True, slots=True)
+class Unread:
+    """Files of one type that cannot be read."""
+
+    suffix: str
+    num_files: int
+    reason: str
+    """Of the first of them."""
+    extra: str = ""
+    """The optional dependency that reads them: `pip install 'ragtune-ray[EXTRA]'`; empty if none does."""
+
+
+@dataclass(frozen=True, slots=True)
+class CorpusSurvey:
+    """What a corpus holds."""
+
+    path: str
+    kinds: dict[str, int]
+    """Suffix -> number of files that can be read."""
+    num_bytes: int
+    """Of these files."""
+    unread: tuple[Unread, ...]
+    scripts: dict[Script, float]
+    """Share of the letters in the sampled documents."""
+
+    @property
+    def num_files(self) -> int:
+        """Files that can be read."""
+        return sum(self.kinds.values())
+
+    @property
+    def extras(self) -> tuple[str, ...]:
+        """Optional dependencies to install before all files can be read."""
+        return tuple(sorted({item.extra for item in self.unread if item.extra}))
+
+
+@dataclass(frozen=True, slots=True)
+class QuestionSurvey:
+    """What a file of questions holds."""
+
+    path: str
+    num_questions: int
+    num_answered: int
+    """Questions with a gold answer."""
+    num_unanswerable: int
+    """Questions known to have no answer."""
+    num_judged: int
+    """Questions that name the documents relevant to them."""
+    splits: dict[str, int]
+    """Split -> number of questions, for the questions that name one."""
+    median_words: float
+    """Length of the first gold answers: words, or characters in unspaced scripts. 0 without answers."""
+    long_words: float
+    """95 of 100 first gold answers are no longer than this."""
+    scripts: dict[Script, float]
+    num_rejects: int
+    first_reject: str
+    """Place and reason; empty without rejects."""
+
+    @property
+    def has_long_answers(self) -> bool:
+        """Whether answers are sentences rather than phrases."""
+        limit = LONG_ANSWER_CHARACTERS if main_script(self.scripts) == "CJK" else LONG_ANSWER_WORDS
+        return self.median_words > limit
+
+
+def main_script(scripts: dict[Script, float]) -> Script | None:
+    """The script of most letters; None where there are none.
+
+    >>> main_script({"Latin": 0.2, "CJK": 0.8})
+    'CJK'
+    """
+    return max(scripts, key=lambda script: scripts[script], default=None)
+
+
+def survey_corpus(path: str) -> CorpusSurvey:
+    """List the files of a corpus and read a sample of its documents.
+
+    Args:
+        path: as `corpus.path`.
+
+    Raises:
+        InputError: the path is missing, or holds nothing that can be read, even with every extra installed.
+    """
+    store, _ = inputs.locate(path)
+    folder, names, refused = list_input(path)
+    kinds: Counter[str] = Counter()
+    readable: list[str] = []
+    failures = [(_suffix(item.place), item.reason, "") for item in refused]
+    num_bytes = 0
+    for name in names:
+        place, suffix = filesystem.join(folder, name), _suffix(name)
+        try:
+            inputs.format_of(name)
+            size_bytes = int(store.size(filesystem.locate(place)[1]))
+        except (ParseError, OSError) as error:
+            failures.append((suffix, inputs.why_unreadable(error), ""))
+        except inputs.InputError as error:
+            failures.append((suffix, str(error).removeprefix(f"{name}: "), parsers.missing_extra(suffix) or ""))
+        else:
+            if not size_bytes:
+                failures.append((suffix, "the file is empty (0 bytes)", ""))
+                continue
+            readable.append(name)
+            kinds[suffix] += 1
+            num_bytes += size_bytes
+    texts: list[str] = []
+    step = max(1, len(readable) // SAMPLE_FILES)
+    for name in readable[::step][:SAMPLE_FILES]:
+        for item in _sample(folder, name):
+            if isinstance(item, Document):
+                texts.append(item.text)
+            else:
+                failures.append((_suffix(name), item.reason, ""))
+    unread = _grouped(failures)
+    if not texts and not any(item.extra for item in unread):
+        reasons = "; ".join(f"{item.num_files} {item.suffix or 'file'}: {item.reason}" for item in unread[:3])
+        raise inputs.InputError(f"{path}: nothing readable ({reasons or 'it is empty'}); accepted: {inputs.ACCEPTED}")
+    return CorpusSurvey(path, dict(kinds.most_common()), num_bytes, unread, _scripts_of(texts))
+
+
+def find_questions(path: str) -> str | None:
+    """A file of questions in the corpus folder, or next to it; None if there is none.
+
+    A BEIR folder holds its own questions, and a SQuAD file is both corpus and questions.
+    """
+    store, inner = inputs.locate(path)
+    if not store.isdir(inner):
+        return path if _suffix(path) == ".json" else None
+    if store.exists(filesystem.join(inner, "queries.jsonl")) and store.exists(filesystem.join(inner, "corpus.jsonl")):
+        return path
+    folders = [path.rstrip("/") or path]
+    if "://" not in path:
+        folders.append(str(PurePosixPath(path).parent) if PurePosixPath(path).name else "..")
+    for folder in folders:
+        for name in filesystem.list_names(folder):
+            if _suffix(name) in _QUESTION_SUFFIXES and any(part in name.lower() for part in _QUESTION_NAMES):
+                return name if folder == "." else filesystem.join(folder, name)
+    squad = [name for name in filesystem.list_names(folders[0]) if _suffix(name) == ".json"]
+    return filesystem.join(folders[0], squad[0]) if len(squad) == 1 else None
+
+
+def survey_questions(path: str) -> QuestionSurvey:
+    """Read all questions of a file.
+
+    Args:
+        path: as `queries.path`.
+
+    Raises:
+        InputError: the file is missing or unreadable, or holds no questions.
+    """
+    counts: Counter[str] = Counter()
+    splits: Counter[str] = Counter()
+    lengths: list[int] = []
+    texts: list[str] = []
+    first_reject = ""
+    for row in read_queries(path):
+        if isinstance(row, Reject):
+            counts["rejects"] += 1
+            first_reject = first_reject or f"{row.place}: {row.reason}"
+            continue
+        counts["questions"] += 1
+        counts["judged"] += bool(row.document_ids)
+        counts["unanswerable"] += row.answers == ()
+        if row.split != "all":
+            splits[row.split] += 1
+        if row.answers:
+            lengths.append(len(word_spans([row.answers[0]])[0]))
+        texts += _first_texts(row, len(texts))
+    if not counts["questions"]:
+        found = f" (the first of {counts['rejects']} rejected rows: {first_reject})" if first_reject else ""
+        raise inputs.InputError(f"{path}: holds no questions{found}; see docs/data-formats.md for their columns")
+    return QuestionSurvey(
+        path=path,
+        num_questions=counts["questions"],
+        num_answered=len(lengths),
+        num_unanswerable=counts["unanswerable"],
+        num_judged=counts["judged"],
+        splits=dict(splits),
+        median_words=float(np.median(lengths)) if lengths else 0.0,
+        long_words=float(np.percentile(lengths, 95)) if lengths else 0.0,
+        scripts=_scripts_of(texts),
+        num_rejects=counts["rejects"],
+        first_reject=first_reject,
+    )
+
+
+def _first_texts(query: Query, num_texts: int) -> list[str]:
+    return [query.text, *(query.answers or ())[:1]] if num_texts < SAMPLE_FILES * SAMPLE_ROWS else []
+
+
+def _suffix(name: str) -> str:
+    return PurePosixPath(name).suffix.lower()
+
+
+def _sample(folder: str, name: str) -> Iterator[Document | Reject]:
+    """The first documents of a file, and the rejects among them."""
+    place = filesystem.join(folder, name)
+    unit = Unit(0, inputs.format_of(name), (place,), 0, sys.maxsize, 1, folder)
+    try:
+        yield from itertools.islice(read_documents(unit, _MAX_DOCUMENT_BYTES), SAMPLE_ROWS)
+    except OSError as error:
+        yield Reject(place, inputs.why_unreadable(error), "file")
+
+
+def _grouped(failures: Iterable[tuple[str, str, str]]) -> tuple[Unread, ...]:
+    """Failures (suffix, reason, extra) by suffix and extra, in the order of the suffixes."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for suffix, reason, extra in failures:
+        groups.setdefault((suffix, extra), []).append(reason)
+    return tuple(Unread(suffix, len(reasons), reasons[0], extra) for (suffix, extra), reasons in sorted(groups.items()))
+
+
+def _scripts_of(texts: Sequence[str]) -> dict[Script, float]:
+    letters: Counter[Script] = Counter()
+    for text in texts:
+        for match in _SCRIPTS.finditer(text[:100_000]):
+            letters[match.lastgroup] += len(match[0])
+    total = sum(letters.values())
+    return {script: count / total for script, count in letters.most_common()}
