@@ -1,7 +1,8 @@
-"""One question, answered in this process: retrieve, prompt, stream.
+"""Answers one question in this process: the whole product on one page. Start reading here.
 
-In: a config and a question. Out: the pieces of the answer, then the whole of it with its passages. This module knows
-nothing of Ray: it is the product in one process, where a reader can follow it.
+    question -> retriever -> passages -> prompt -> generator -> text -> answer with citations
+
+`cluster/answering` takes the same path for millions of questions, `cluster/serving` for an HTTP endpoint.
 """
 
 from __future__ import annotations
@@ -13,52 +14,98 @@ from dataclasses import dataclass
 from typing import Any
 
 from ragtune_ray import config, schema
-from ragtune_ray.answering.pipeline import Task, stream_answer
+from ragtune_ray.answering.pipeline import Task, answer_tasks, finished_answer, parts_of, task_prompt
 from ragtune_ray.answering.prompts import PromptError
+from ragtune_ray.generation.generator import open_generator
+from ragtune_ray.generation.interface import Completion, Generator
+from ragtune_ray.index.retriever import open_retriever
 from ragtune_ray.models import arms
 
-__all__ = ["Asked", "ask"]
+__all__ = ["SourcedAnswer", "ask", "ask_streaming", "retrieve", "stream_answer"]
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """A finished answer and what it was shown."""
+class SourcedAnswer:
+    """An answer and the passages that its prompt showed."""
 
     answer: schema.Answer
     passages: tuple[schema.Passage, ...]
 
+    @property
+    def text(self) -> str:
+        """The answer's text, without citation marks."""
+        return self.answer.answer
+
     def facts(self) -> dict[str, Any]:
-        """The answer's row and its sources, as JSON values."""
+        """The fields of the answer, and its passages under `sources`, as JSON values."""
         sources = [dataclasses.asdict(passage) for passage in self.passages]
         return {**dataclasses.asdict(self.answer), "sources": sources}
 
 
-def ask(settings: config.Config, question: str) -> Iterator[str | Asked]:
-    """Answer one question in the arm of `answer.arm`: the pieces of the text, then `Asked`.
+def ask(settings: config.Config, question: str) -> SourcedAnswer:
+    """Answer one question in the arm that `answer.arm` names.
 
     Raises:
-        PromptError: the question is empty or too long for the prompt's budget.
-        storage.ArtifactError: an arm that retrieves, and there is no sound index.
-        models.ModelError: a model cannot be had.
+        PromptError: the question is empty or too long for `prompt.max_tokens`.
+        ArtifactError: the arm retrieves, and the workspace has no sound index.
+        ModelError: a model cannot be found or fetched.
     """
-    from ragtune_ray.generation.generator import open_generator
-    from ragtune_ray.index.retriever import open_retriever
+    *_, answer = ask_streaming(settings, question)
+    assert isinstance(answer, SourcedAnswer)
+    return answer
 
+
+def ask_streaming(settings: config.Config, question: str) -> Iterator[str | SourcedAnswer]:
+    """Like `ask`, but yields the text piece by piece while it is generated, and the `SourcedAnswer` last."""
     if not question.strip():
         raise PromptError("the question is empty; ask something")
-    query = schema.Query("ask", question, None, (), (), "all")
-    task = Task(query, (), (), "", "")
     settings = arms.with_tuned_models(settings)
-    if settings.answer.shows_passages:
-        retriever = open_retriever(settings)
-        ((passages, scores),) = retriever.retrieve_passages([question], settings.retrieval.top_k)
-        task = Task(query, tuple(passages), tuple(scores), retriever.index.version, "")
+    task = retrieve(settings, question)
     generator, fingerprint = open_generator(settings)
     started = time.monotonic()
     for piece in stream_answer(task, generator, settings, fingerprint):
-        if isinstance(piece, schema.Answer):
-            by_id = {passage.passage_id: passage for passage in task.passages}
-            shown = tuple(by_id[passage_id] for passage_id in piece.passage_ids)
-            yield Asked(dataclasses.replace(piece, seconds=time.monotonic() - started), shown)
-        else:
+        if isinstance(piece, str):
             yield piece
+            continue
+        by_id = {passage.passage_id: passage for passage in task.passages}
+        shown = tuple(by_id[passage_id] for passage_id in piece.passage_ids)
+        yield SourcedAnswer(dataclasses.replace(piece, seconds=time.monotonic() - started), shown)
+
+
+def retrieve(settings: config.Config, question: str) -> Task:
+    """The question with its best passages from the current index version; without any if the arm does not retrieve."""
+    query = schema.Query("ask", question, None, (), (), "all")
+    if not settings.answer.shows_passages:
+        return Task(query)
+    retriever = open_retriever(settings)
+    ((passages, scores),) = retriever.retrieve_passages([question], settings.retrieval.top_k)
+    return Task(query, tuple(passages), tuple(scores), retriever.index.version)
+
+
+def stream_answer(
+    task: Task, generator: Generator, settings: config.Config, model: str
+) -> Iterator[str | schema.Answer]:
+    """Build the prompt, generate, and cite: yields the pieces of the text, then the whole `Answer`.
+
+    Raises:
+        PromptError: the question does not fit `prompt.max_tokens`.
+    """
+    if len(parts_of(task, settings)) > 1:  # the likeliest of several answers is known only after the last one
+        (answer,) = answer_tasks([task], generator, settings, model)
+        yield answer.answer
+        yield answer
+        return
+    prompt = task_prompt(task, generator, settings)
+    limits = settings.generator
+    text = ""
+    for piece in generator.stream(
+        prompt,
+        max_new_tokens=limits.max_new_tokens,
+        temperature=limits.temperature,
+        stop=limits.stop,
+        seed=settings.seed,
+    ):
+        text += piece
+        yield piece
+    completion = Completion(text, prompt.num_tokens, generator.count_tokens([text])[0], 0.0, "stop", "")
+    yield finished_answer(task, prompt, completion, model, settings.training.abstention)

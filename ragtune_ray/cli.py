@@ -264,9 +264,9 @@ def tune(path: ConfigPath, overrides: Overrides = None, as_json: AsJson = False)
 def ask(path: ConfigPath, question: str, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Answer one question in this process, streaming, and show its sources."""
     settings = config.load(path, overrides or ())
-    from ragtune_ray.asking import ask as ask_question
+    from ragtune_ray.asking import ask_streaming
 
-    _write_answer(ask_question(settings, question), as_json)
+    _write_answer(ask_streaming(settings, question), as_json)
 
 
 @app.command("serve")
@@ -454,10 +454,10 @@ def _finish(path: Path | str, as_json: bool) -> None:
 
 def _write_answer(pieces: Any, as_json: bool) -> None:
     from ragtune_ray import terminal
-    from ragtune_ray.asking import Asked
+    from ragtune_ray.asking import SourcedAnswer
 
     for piece in pieces:
-        if isinstance(piece, Asked):
+        if isinstance(piece, SourcedAnswer):
             if as_json:
                 typer.echo(json.dumps(piece.facts(), ensure_ascii=False))
                 return

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ragtune_ray import config, schema
@@ -24,7 +24,6 @@ __all__ = [
     "finished_answer",
     "likeliest",
     "parts_of",
-    "stream_answer",
     "task_prompt",
 ]
 
@@ -34,14 +33,14 @@ class Task:
     """One query with what was retrieved for it."""
 
     query: schema.Query
-    passages: tuple[schema.Passage, ...]
-    """Best first; empty in the base arm."""
-    scores: tuple[float, ...]
+    passages: tuple[schema.Passage, ...] = ()
+    """Best first; empty in arms that do not retrieve."""
+    scores: tuple[float, ...] = ()
     """Retrieval score of each passage."""
-    index_version: str
-    """Empty in the base arm."""
-    error: str
-    """Why retrieval failed; empty when it did not."""
+    index_version: str = ""
+    """Empty in arms that do not retrieve."""
+    error: str = ""
+    """Why retrieval failed; empty if it succeeded."""
     history: tuple[tuple[str, str], ...] = ()
     """(role, content) of what was said before the query, oldest first."""
     instruction: str = ""
@@ -138,31 +137,6 @@ def likeliest(read: Sequence[tuple[schema.Answer, float]], rank_weight: float) -
 
 def _said(answer: schema.Answer) -> str:
     return answer.answer.casefold().strip(" .")
-
-
-def stream_answer(
-    task: Task, generator: Generator, settings: config.Config, model: str
-) -> Iterator[str | schema.Answer]:
-    """The pieces of one answer as they are generated, then the whole `Answer`.
-
-    Raises:
-        prompts.PromptError: the question does not fit `prompt.max_tokens`.
-    """
-    if len(parts_of(task, settings)) > 1:  # which answer is the likeliest is not known before the last is read
-        (answer,) = answer_tasks([task], generator, settings, model)
-        yield answer.answer
-        yield answer
-        return
-    prompt = task_prompt(task, generator, settings)
-    given = settings.generator
-    text = ""
-    for piece in generator.stream(
-        prompt, max_new_tokens=given.max_new_tokens, temperature=given.temperature, stop=given.stop, seed=settings.seed
-    ):
-        text += piece
-        yield piece
-    completion = Completion(text, prompt.num_tokens, generator.count_tokens([text])[0], 0.0, "stop", "")
-    yield finished_answer(task, prompt, completion, model, settings.training.abstention)
 
 
 def failed_answer(task: Task, reason: str, model: str) -> schema.Answer:

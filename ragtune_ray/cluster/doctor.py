@@ -193,7 +193,7 @@ def _probe(settings: config.Config) -> Finding:
 
 
 def _end_to_end(settings: config.Config, folder: Path) -> str:
-    from ragtune_ray.asking import Asked, ask
+    from ragtune_ray.asking import ask
     from ragtune_ray.cluster.indexing.index import build_index
 
     documents = folder / "documents"
@@ -203,12 +203,12 @@ def _end_to_end(settings: config.Config, folder: Path) -> str:
         (documents / f"probe-{number}.txt").write_text(text, encoding="utf-8")
     probe = settings.with_values({"corpus.path": documents, "workspace": folder / "workspace", **PROBED})
     build_index(probe)
-    (asked,) = (piece for piece in ask(probe, "How much does probe number 7 weigh?") if isinstance(piece, Asked))
+    answered = ask(probe, "How much does probe number 7 weigh?")
     expected = "probe-7.txt"
-    found = [passage.document_id for passage in asked.passages]
+    found = [passage.document_id for passage in answered.passages]
     if expected not in found:
         raise RagtuneError(f"retrieval found {found}, expected {expected} among them")
-    return asked.answer.answer
+    return answered.text
 
 
 # What a config says of its own documents and models that ten made-up documents do not have.
