@@ -25,7 +25,7 @@ class RagtuneError(Exception):
             evaluation  MetricError, ComparisonError
             training    TrainingError
             tuning      LedgerError
-            serving     ApiError (an HTTP status and message), FollowError
+            serving     ApiError (an HTTP status and message), HotSwapError
             cluster     StageError, CorpusError, DuplicateError, UpdateError, OvertakenError, AnswerError,
                         EvaluationError, MeasureError, TuneError, ServeError
     """

@@ -1,7 +1,4 @@
-"""Whether a request is let in: how many are under way, and whether its turn would come in time.
-
-In: requests as they come and end. Out: 429 for one that would only fail later. This module knows nothing of what they ask.
-"""
+"""Admission control: limits the requests in flight and refuses those that would time out while they wait."""
 
 from __future__ import annotations
 
@@ -14,81 +11,80 @@ from dataclasses import dataclass, field
 from ragtune_ray import config
 from ragtune_ray.serving.requests import ApiError
 
-__all__ = ["Load", "capacity", "places"]
+__all__ = ["Load", "capacity", "slots_per_replica"]
 
-FEWEST_ENDS = 4
-"""Of requests under load, before which nothing is said about how fast they pass."""
-RECENT_ENDS = 32
-"""After which an end is forgotten."""
+MIN_INTERVALS = 4
+"""Intervals needed before the throughput counts as known."""
+MAX_INTERVALS = 32
+"""Intervals kept. With this many, one stall (a replica that died and restarted) does not pass for the throughput."""
 
 
 @dataclass(slots=True)
 class Load:
-    """How many requests wait for or use something, and how fast they pass."""
+    """The requests that wait for or use one resource, and how fast they complete."""
 
     capacity: int
     current: int = 0
-    gaps_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT_ENDS))
-    """Between the last ends of requests, while there were others; their mean says how fast requests pass. Over so many, one
-    stall (a copy that died and was started anew) does not pass for the pace."""
-    last_end: float = 0.0
-    """On the monotonic clock; 0: nobody has been there since it was quiet."""
+    intervals_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=MAX_INTERVALS))
+    """Seconds between recent completions, measured only while other requests were in flight."""
+    last_completion: float = 0.0
+    """Monotonic time; 0 means idle since then."""
 
     @property
-    def seconds_each(self) -> float:
-        """Between two ends; a second as long as too few are known."""
-        return sum(self.gaps_seconds) / len(self.gaps_seconds) if len(self.gaps_seconds) >= FEWEST_ENDS else 1.0
+    def _throughput_is_known(self) -> bool:
+        return len(self.intervals_seconds) >= MIN_INTERVALS
+
+    @property
+    def seconds_per_request(self) -> float:
+        """Mean seconds between completions; 1 until the throughput is known."""
+        return sum(self.intervals_seconds) / len(self.intervals_seconds) if self._throughput_is_known else 1.0
 
     @contextlib.contextmanager
-    def entered(self, seconds: float) -> Iterator[None]:
-        """Count a request in for the length of the block.
-
-        Args:
-            seconds: that it has. One whose turn would come later than that is refused now: it would only fail later.
+    def admit(self, timeout_seconds: float) -> Iterator[None]:
+        """Count a request as in flight for the length of the block.
 
         Raises:
-            ApiError: 429: there are too many.
+            ApiError: 429; all slots are taken, or the request's turn would come after its timeout.
         """
-        too_late = len(self.gaps_seconds) >= FEWEST_ENDS and self.current * self.seconds_each > seconds
-        if too_late:
-            raise self._refusal()
+        if self._throughput_is_known and self.current * self.seconds_per_request > timeout_seconds:
+            raise self._overloaded()
         self.refuse_if_full()
         self.current += 1
         try:
             yield
         finally:
-            self._leave()
+            self._complete()
 
     def refuse_if_full(self) -> None:
-        """Let nothing pass where no more may come in: what can be known before a request was read.
+        """Check the capacity alone, which is possible before a request has been read.
 
         Raises:
-            ApiError: 429: there are too many.
+            ApiError: 429; all slots are taken.
         """
         if self.current >= self.capacity:
-            raise self._refusal()
+            raise self._overloaded()
 
-    def _refusal(self) -> ApiError:
+    def _overloaded(self) -> ApiError:
         return ApiError(
             429,
-            "more requests are under way than can be served; try again later",
+            "too many requests are in flight; try again later",
             code="overloaded",
-            retry_after_seconds=min(60.0, max(1.0, self.current * self.seconds_each)),
+            retry_after_seconds=min(60.0, max(1.0, self.current * self.seconds_per_request)),
         )
 
-    def _leave(self) -> None:
+    def _complete(self) -> None:
         now = time.monotonic()
-        if self.last_end and self.current > 1:
-            self.gaps_seconds.append(min(now - self.last_end, 10.0))
+        if self.last_completion and self.current > 1:
+            self.intervals_seconds.append(min(now - self.last_completion, 10.0))
         self.current -= 1
-        self.last_end = now if self.current else 0.0  # what passes until the next comes is nobody's pace
+        self.last_completion = now if self.current else 0.0  # idle time does not count towards the throughput
 
 
 def capacity(replicas: config.Replicas) -> int:
-    """How many requests all copies of a deployment may hold, those that wait included."""
+    """How many requests all replicas of a deployment accept, including those that wait."""
     return replicas.max_replicas * replicas.max_ongoing_requests + replicas.max_queued_requests
 
 
-def places(generator: config.Replicas) -> int:
-    """How many requests one copy of the generator holds: its batch, and a quarter as many that are next."""
+def slots_per_replica(generator: config.Replicas) -> int:
+    """How many requests one replica of the generator accepts: its batch, and a quarter as many that are next."""
     return generator.max_ongoing_requests + max(1, generator.max_ongoing_requests // 4)

@@ -1,14 +1,13 @@
-"""Who may do what: API keys, their tenants, rates and rights, and which route asks for which right.
+"""API keys: what each key may see and do, and how often.
 
-In: a YAML file or an environment variable of keys, and the key that a request presents. Out: the key's rights, or a refusal. Of a
-key only its sha256 is kept. This module knows nothing of HTTP servers or Ray.
+Keys come from a YAML file or an environment variable. Only their sha256 is kept in memory.
 
     keys:
-      - name: search-page            shown in logs; the key itself never is
-        key: 3f9c...                 at least 16 characters; or sha256: its digest, so that the file holds no secret
-        tenant: acme                 wanted where index.tenant_field is set: all this key ever sees
+      - name: search-page            appears in logs; the key itself never does
+        key: 3f9c...                 at least 16 characters; or `sha256`, its digest, so that the file contains no secret
+        tenant: acme                 required if index.tenant_field is set: the only documents that this key sees
         requests_per_minute: 600     0: no limit
-        concurrency: 8               requests under way at once; 0: no limit
+        concurrency: 8               requests in flight at once; 0: no limit
       - name: operator
         sha256: 9b74...
         admin: true                  may change documents and read metrics; has no tenant
@@ -29,17 +28,18 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ragtune_ray import config
+from ragtune_ray.index import filters
 from ragtune_ray.serving.requests import ApiError
 
-__all__ = ["ANYONE", "Key", "Keys", "Right", "Usage", "is_loopback", "key_digest", "load_keys"]
+__all__ = ["ANYONE", "Key", "Keys", "Right", "Usage", "is_loopback", "key_digest", "load_keys", "visible_filter"]
 
 Right = Literal["public", "key", "admin"]
-"""What a route asks for: nothing, any key, or an admin's."""
+"""What a route requires: nothing, any key, or an admin key."""
 MIN_KEY_CHARACTERS = 16
 
 
 class Key(BaseModel):
-    """One key's rights."""
+    """One API key and its rights."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
@@ -52,31 +52,31 @@ class Key(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _only_the_digest_stays(cls, given: Any) -> Any:
+    def _replace_key_by_digest(cls, given: Any) -> Any:
         if not isinstance(given, dict) or "key" not in given:
             return given
         secret = given["key"]
         if "sha256" in given:
-            raise ValueError("give `key` or `sha256`, not both")
+            raise ValueError("set `key` or `sha256`, not both")
         if not isinstance(secret, str) or len(secret) < MIN_KEY_CHARACTERS or not secret.isascii():
             raise ValueError(f"`key` must be at least {MIN_KEY_CHARACTERS} ASCII characters, quoted")
         return {**{name: value for name, value in given.items() if name != "key"}, "sha256": key_digest(secret)}
 
     @model_validator(mode="after")
-    def _rights_fit(self) -> Self:
+    def _check_rights(self) -> Self:
         if not self.sha256 and self.name != "anyone":
-            raise ValueError("names neither `key` nor `sha256`")
+            raise ValueError("has neither `key` nor `sha256`; set one of them")
         if self.admin and self.tenant:
-            raise ValueError("an admin's key has no `tenant`: it changes the documents of all")
+            raise ValueError("an admin key can have no `tenant`, since it changes the documents of all tenants")
         return self
 
 
 ANYONE = Key(name="anyone", admin=True)
-"""Whoever asks from this machine where no keys are configured."""
+"""The key of every local client if no keys are configured, and of every client on public routes."""
 
 
 def key_digest(secret: str) -> str:
-    """What is kept of a key.
+    """The sha256 of a key, in hexadecimal.
 
     >>> key_digest("a")[:8]
     'ca978112'
@@ -85,7 +85,7 @@ def key_digest(secret: str) -> str:
 
 
 class Keys:
-    """All keys; empty where none are configured."""
+    """All configured keys; false if there are none."""
 
     def __init__(self, keys: Sequence[Key]) -> None:
         self._keys = tuple(keys)
@@ -95,7 +95,7 @@ class Keys:
         return bool(self._keys)
 
     def find(self, presented: str) -> Key | None:
-        """The key that was presented, in a time that does not depend on which it is or how much of it is right."""
+        """The matching key, in a time that depends neither on which key matches nor on how many characters do."""
         digest = hashlib.sha256(presented.encode("utf-8", "surrogatepass")).digest()
         found = None
         for key, known in zip(self._keys, self._digests, strict=True):
@@ -104,11 +104,31 @@ class Keys:
         return found
 
 
+def visible_filter(settings: config.Config, key: Key, requested: dict[str, Any] | None) -> filters.Filter:
+    """What a request may see: `retrieval.filter`, the key's tenant and the request's own filter, all of which narrow it.
+
+    Raises:
+        ApiError: 400, the request's filter is malformed; 403, documents have tenants and the key has none.
+    """
+    parts = [filters.parse_filter(settings.retrieval.filter)]
+    field_name = settings.index.tenant_field
+    if field_name:
+        tenant = settings.retrieval.tenant if key is ANYONE else key.tenant
+        if not tenant:
+            raise ApiError(403, "documents here belong to tenants, and this key has no tenant", code="no_tenant")
+        parts.append(filters.tenant_filter(field_name, tenant))
+    try:
+        parts.append(filters.parse_filter(requested or {}))
+    except (ValueError, RecursionError, TypeError) as error:
+        raise ApiError(400, str(error)[:300], code="invalid_filter", param="filter") from None
+    return filters.combine(*parts)
+
+
 def load_keys(settings: config.Config) -> Keys:
     """The keys of `serve.keys_path` and of the environment variable `serve.keys_env`.
 
     Raises:
-        config.ConfigError: the file cannot be read, a key is malformed, or two are the same or of one name.
+        config.ConfigError: the file cannot be read, a key is malformed, or two share a name or a secret.
     """
     found = _from_file(settings.serve.keys_path) if settings.serve.keys_path else []
     variable = settings.serve.keys_env
@@ -118,12 +138,12 @@ def load_keys(settings: config.Config) -> Keys:
     for attribute in ("name", "sha256"):
         values = [getattr(key, attribute) for key in found]
         if len(set(values)) < len(values):
-            raise config.ConfigError(f"API keys: two have the same {'name' if attribute == 'name' else 'key'}")
+            raise config.ConfigError(f"API keys: two entries have the same {'name' if attribute == 'name' else 'key'}")
     field_name = settings.index.tenant_field
     for key in found:
         if bool(key.tenant) != bool(field_name) and not key.admin:
             raise config.ConfigError(
-                f"API key {key.name}: tenant is {key.tenant!r} and index.tenant_field is {field_name!r}: set both, or neither"
+                f"API key {key.name}: tenant is {key.tenant!r} but index.tenant_field is {field_name!r}; set both or neither"
             )
     return Keys(found)
 
@@ -133,12 +153,12 @@ def _from_file(path: str) -> list[Key]:
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise config.ConfigError(f"{where}: cannot be read ({error.strerror}); name a YAML file") from error
+        raise config.ConfigError(f"{where}: cannot read the file ({error.strerror}); name a YAML file") from error
     except (yaml.YAMLError, UnicodeDecodeError):
-        raise config.ConfigError(f"{where}: is not YAML in UTF-8") from None  # the cause would quote a key
+        raise config.ConfigError(f"{where}: is not YAML in UTF-8") from None  # the cause could quote a key
     rows = values.get("keys") if isinstance(values, dict) else None
     if not isinstance(rows, list) or not rows:
-        raise config.ConfigError(f"{where}: must hold a list `keys:` of at least one key")
+        raise config.ConfigError(f"{where}: must contain a list `keys:` of at least one key")
     return [_key(row, f"{where}, key {number}") for number, row in enumerate(rows, start=1)]
 
 
@@ -153,7 +173,7 @@ def _key(row: Any, where: str) -> Key:
 
 
 @dataclass(slots=True)
-class _Bucket:
+class _TokenBucket:
     tokens: float
     updated: float
     running: int = 0
@@ -161,29 +181,29 @@ class _Bucket:
 
 @dataclass(slots=True)
 class Usage:
-    """How much each key has asked for lately; one for each process that takes requests."""
+    """Recent use of each key, counted per ingress process."""
 
     clock: Callable[[], float] = time.monotonic
-    _buckets: dict[str, _Bucket] = field(default_factory=dict)
+    _buckets: dict[str, _TokenBucket] = field(default_factory=dict)
 
     def enter(self, key: Key) -> None:
-        """Count a request in; `leave` must follow, unless it is refused.
+        """Count a request; call `leave` when it ends, unless it was refused here.
 
-        The rate is a token bucket that holds a tenth of a minute's requests, at least one.
+        The rate is limited by a token bucket that holds a tenth of `requests_per_minute`, but at least one token.
 
         Raises:
-            ApiError: 429 with Retry-After: the key's rate or concurrency is used up.
+            ApiError: 429 with Retry-After; the key's rate or concurrency is used up.
         """
         now = self.clock()
         per_second = key.requests_per_minute / 60
         burst = max(1.0, key.requests_per_minute / 10)
-        bucket = self._buckets.setdefault(key.name, _Bucket(burst, now))
+        bucket = self._buckets.setdefault(key.name, _TokenBucket(burst, now))
         bucket.tokens = min(burst, bucket.tokens + (now - bucket.updated) * per_second)
         bucket.updated = now
         if key.concurrency and bucket.running >= key.concurrency:
             raise ApiError(
                 429,
-                f"this key has {bucket.running} requests under way, which is its limit",
+                f"this key has {bucket.running} requests in flight, which is its limit",
                 code="concurrency_limit",
                 retry_after_seconds=1,
             )
@@ -191,7 +211,7 @@ class Usage:
             if bucket.tokens < 1:
                 raise ApiError(
                     429,
-                    f"this key may make {key.requests_per_minute:g} requests per minute",
+                    f"this key is limited to {key.requests_per_minute:g} requests per minute",
                     code="rate_limit",
                     retry_after_seconds=(1 - bucket.tokens) / per_second,
                 )
@@ -199,12 +219,12 @@ class Usage:
         bucket.running += 1
 
     def leave(self, key: Key) -> None:
-        """The request has ended."""
+        """Count the end of a request."""
         self._buckets[key.name].running -= 1
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address, or the host of a Host header, is this machine itself.
+    """Whether an address, or the value of a Host header, means this machine.
 
     >>> is_loopback("[::1]:8000"), is_loopback("127.0.0.1.evil.example")
     (True, False)

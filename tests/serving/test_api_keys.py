@@ -1,3 +1,5 @@
+"""API keys: parsing, lookup, rights and limits."""
+
 import hashlib
 from pathlib import Path
 
@@ -15,7 +17,7 @@ def write(path: Path, text: str) -> config.Config:
     return config.Config().using(f"serve.keys_path={path}")
 
 
-def test_a_key_is_found_by_its_text_and_only_its_digest_is_kept(tmp_path: Path) -> None:
+def test_only_the_digest_of_a_key_is_kept(tmp_path: Path) -> None:
     keys = load_keys(write(tmp_path / "k.yaml", f"keys: [{{name: a, key: {SECRET}}}]"))
     found = keys.find(SECRET)
     assert found is not None
@@ -26,7 +28,7 @@ def test_a_key_is_found_by_its_text_and_only_its_digest_is_kept(tmp_path: Path) 
     assert keys.find("\ud800") is None
 
 
-def test_every_key_is_compared_whichever_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_key_is_compared_whichever_matches(monkeypatch: pytest.MonkeyPatch) -> None:
     compared = []
     monkeypatch.setattr("ragtune_ray.serving.api_keys.hmac.compare_digest", lambda a, b: compared.append(b) or a == b)
     keys = Keys([Key.model_validate({"name": f"k{n}", "key": f"{SECRET}-{n}"}) for n in range(3)])
@@ -36,7 +38,7 @@ def test_every_key_is_compared_whichever_is_right(monkeypatch: pytest.MonkeyPatc
         assert len(compared) == 3
 
 
-def test_a_file_may_hold_digests_and_the_environment_more_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keys_come_from_the_file_and_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAGTUNE_API_KEYS", "environment-key-1, environment-key-2")
     digest = hashlib.sha256(SECRET.encode()).hexdigest()
     keys = load_keys(write(tmp_path / "k.yaml", f"keys: [{{name: a, sha256: {digest}, admin: true}}]"))
@@ -65,7 +67,7 @@ def test_a_file_may_hold_digests_and_the_environment_more_keys(tmp_path: Path, m
         pytest.param(f'keys: [{{name: a, key: "{SECRET}', "is not YAML", id="broken"),
     ],
 )
-def test_a_wrong_file_is_refused_and_the_message_never_holds_the_key(tmp_path: Path, text: str, named: str) -> None:
+def test_an_invalid_file_is_refused_without_quoting_the_key(tmp_path: Path, text: str, named: str) -> None:
     with pytest.raises(config.ConfigError) as error:
         load_keys(write(tmp_path / "k.yaml", text))
     assert named in str(error.value)
@@ -73,23 +75,23 @@ def test_a_wrong_file_is_refused_and_the_message_never_holds_the_key(tmp_path: P
     assert error.value.__cause__ is None
 
 
-def test_where_documents_have_tenants_every_key_but_an_admins_must_name_one(tmp_path: Path) -> None:
+def test_keys_must_name_a_tenant_if_documents_have_tenants(tmp_path: Path) -> None:
     settings = write(tmp_path / "k.yaml", f"keys: [{{name: a, key: {SECRET}}}]").using("index.tenant_field=tenant")
     with pytest.raises(config.ConfigError, match=r"tenant_field is 'tenant'"):
         load_keys(settings)
 
 
-def test_a_rate_is_a_bucket_that_fills_with_time_and_says_when_to_come_back() -> None:
+def test_the_rate_limit_is_a_token_bucket_with_retry_after() -> None:
     now = [0.0]
     usage = Usage(clock=lambda: now[0])
     key = Key.model_validate({"name": "a", "key": SECRET, "requests_per_minute": 30})
-    for _ in range(3):  # a tenth of a minute's
+    for _ in range(3):  # a tenth of the rate per minute
         usage.enter(key)
     with pytest.raises(ApiError) as error:
         usage.enter(key)
     assert (error.value.status, error.value.code) == (429, "rate_limit")
     assert error.value.headers() == {"Retry-After": "2"}
-    now[0] += 2.0  # one every two seconds
+    now[0] += 2.0  # one token every two seconds
     usage.enter(key)
     with pytest.raises(ApiError):
         usage.enter(key)
@@ -100,7 +102,7 @@ def test_a_rate_is_a_bucket_that_fills_with_time_and_says_when_to_come_back() ->
         usage.enter(key)
 
 
-def test_concurrency_is_counted_per_key() -> None:
+def test_the_concurrency_limit_counts_per_key() -> None:
     usage = Usage()
     one, other = (Key.model_validate({"name": n, "key": SECRET + n, "concurrency": 2}) for n in "ab")
     usage.enter(one)
@@ -130,5 +132,5 @@ def test_concurrency_is_counted_per_key() -> None:
         ("127.0.0.1@evil.example", False),
     ],
 )
-def test_this_machine_is_told_from_others(host: str, expected: bool) -> None:
+def test_loopback_hosts_are_recognized(host: str, expected: bool) -> None:
     assert is_loopback(host) is expected

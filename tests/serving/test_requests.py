@@ -1,3 +1,5 @@
+"""Parsing and validating request bodies."""
+
 import json
 
 import pytest
@@ -23,17 +25,17 @@ def chat(*turns: tuple[str, str], **fields) -> ChatRequest:
         pytest.param(b"[]", "invalid_body", id="array"),
         pytest.param(b"null", "invalid_body", id="null"),
         pytest.param(b"3", "invalid_body", id="number"),
-        pytest.param(b'"x"', "invalid_body", id="text"),
+        pytest.param(b'"x"', "invalid_body", id="string"),
         pytest.param(b"[" * 100_000, "invalid_json", id="deep"),
         pytest.param(b'{"messages": [], "messages": []}', "invalid_json", id="a field twice"),
         pytest.param(b'{"temperature": NaN}', "invalid_json", id="NaN"),
-        pytest.param(b'{"\\ud800": 1}', "invalid_json", id="half a character"),
+        pytest.param(b'{"\\ud800": 1}', "invalid_json", id="lone surrogate"),
         pytest.param(b'{"messages": []}', "invalid_value", id="no message"),
         pytest.param(b'{"messages": [{"role": "user"}]}', "invalid_value", id="no content"),
         pytest.param(b'{"messages": [{"role": "tool", "content": "x"}]}', "invalid_value", id="role"),
     ],
 )
-def test_a_body_that_is_no_request_is_refused(raw: bytes, code: str) -> None:
+def test_an_invalid_body_is_refused(raw: bytes, code: str) -> None:
     with pytest.raises(ApiError) as error:
         requests.parse(ChatRequest, raw)
     assert (error.value.status, error.value.code) == (400, code)
@@ -58,15 +60,15 @@ def test_a_body_that_is_no_request_is_refused(raw: bytes, code: str) -> None:
         ("seed", -1),
     ],
 )
-def test_what_cannot_be_honoured_is_refused_by_name_and_not_ignored(field: str, value: object) -> None:
+def test_an_unsupported_field_is_refused_by_name(field: str, value: object) -> None:
     with pytest.raises(ApiError) as error:
         chat(("user", "x"), **{field: value})
     assert error.value.status == 400
     assert (error.value.param or "").split(".")[0] == field
-    assert str(value) not in error.value.message or len(str(value)) < 4, "what was sent is not repeated"
+    assert str(value) not in error.value.message or len(str(value)) < 4, "the value is not quoted"
 
 
-def test_the_last_message_is_the_question_and_what_was_said_before_is_kept() -> None:
+def test_the_last_message_is_the_question_and_earlier_ones_history() -> None:
     said = requests.conversation(
         chat(("system", "Be brief."), ("user", "What is Mars?"), ("assistant", "A planet."), ("user", "Its moons?")),
         LIMITS,
@@ -78,7 +80,7 @@ def test_the_last_message_is_the_question_and_what_was_said_before_is_kept() -> 
     assert requests.conversation(chat(("user", "What is Mars?")), LIMITS).search == "What is Mars?"
 
 
-def test_content_may_come_in_parts_of_text_alone() -> None:
+def test_content_may_have_parts_if_all_are_text() -> None:
     parts = [{"type": "text", "text": "What is "}, {"type": "text", "text": "Mars?"}]
     request = requests.parse(ChatRequest, json.dumps({"messages": [{"role": "user", "content": parts}]}).encode())
     assert requests.conversation(request, LIMITS).question == "What is Mars?"
@@ -98,13 +100,13 @@ def test_content_may_come_in_parts_of_text_alone() -> None:
         ([("user", "x")] * 65, "too_many_messages"),
     ],
 )
-def test_a_conversation_that_cannot_be_answered_is_refused(turns: list[tuple[str, str]], code: str) -> None:
+def test_an_unanswerable_conversation_is_refused(turns: list[tuple[str, str]], code: str) -> None:
     with pytest.raises(ApiError) as error:
         requests.conversation(chat(*turns), LIMITS)
     assert error.value.code == code
 
 
-def test_limits_of_tokens_and_stops() -> None:
+def test_limits_on_tokens_and_stop_sequences() -> None:
     settings = config.Config()
     assert requests.max_new_tokens_of(chat(("user", "x")), settings) == settings.generator.max_new_tokens
     assert requests.max_new_tokens_of(chat(("user", "x"), max_completion_tokens=7), settings) == 7

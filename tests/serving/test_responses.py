@@ -1,3 +1,5 @@
+"""Response bodies in OpenAI's format."""
+
 import base64
 import struct
 
@@ -7,7 +9,7 @@ from ragtune_ray import schema
 from ragtune_ray.serving import responses
 
 
-def test_a_source_names_an_address_only_where_a_browser_may_open_it() -> None:
+def test_a_source_has_a_url_only_if_it_is_http() -> None:
     def url(metadata: str) -> object:
         return responses.source(1, schema.Passage("d#0", "d", "x", "", metadata, 0, 1), 0.5)["url"]
 
@@ -22,7 +24,7 @@ def test_a_source_names_an_address_only_where_a_browser_may_open_it() -> None:
         assert url(bad) is None
 
 
-def test_annotations_name_each_cited_document_once_by_its_address_or_a_urn() -> None:
+def test_annotations_name_each_cited_source_once_by_url_or_urn() -> None:
     passages = [
         schema.Passage("a b#0", "a b", "x", "A", "{}", 0, 1),
         schema.Passage("c#1", "c", "y", "C", '{"url": "https://c.example/"}', 5, 6),

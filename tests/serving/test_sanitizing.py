@@ -1,3 +1,5 @@
+"""Removing links and HTML from answers, whole and streamed."""
+
 import random
 import re
 import time
@@ -51,12 +53,12 @@ texts = st.lists(st.sampled_from(ATOMS), max_size=14).map("".join)
         ("Is 2 > 1? Yes! [sic] At 10:30, ratio 3:4.", "Is 2 > 1? Yes! [sic] At 10:30, ratio 3:4."),
     ],
 )
-def test_links_images_and_tags_are_taken_out(text: str, expected: str) -> None:
+def test_links_images_and_tags_are_removed(text: str, expected: str) -> None:
     assert without_links(text, ["nasa.gov"]) == expected
 
 
 @given(texts)
-def test_nothing_is_left_that_markdown_or_html_would_make_a_link_or_an_image_of(text: str) -> None:
+def test_no_text_renders_as_a_link_or_image_afterwards(text: str) -> None:
     clean = without_links(text)
     assert "](" not in clean
     assert "]:" not in clean
@@ -83,7 +85,7 @@ DEFINITIONS = [
 
 
 @pytest.mark.parametrize("raw", DEFINITIONS)
-def test_no_reference_definition_stays_a_link_wherever_it_stands_and_however_it_comes(raw: str) -> None:
+def test_no_reference_definition_remains_a_link(raw: str) -> None:
     text = AnswerText(PASSAGES)
     streamed = "".join(map(text.add, raw)) + text.end()
     assert streamed == text.whole()
@@ -91,7 +93,7 @@ def test_no_reference_definition_stays_a_link_wherever_it_stands_and_however_it_
 
 
 @given(texts, st.lists(st.integers(1, 9), min_size=1))
-def test_the_pieces_of_a_stream_are_the_whole_answer_however_it_is_cut(raw: str, sizes: list[int]) -> None:
+def test_pieces_of_a_stream_add_up_to_the_whole_answer(raw: str, sizes: list[int]) -> None:
     text, pieces, start = AnswerText(PASSAGES, ["nasa.gov"]), [], 0
     while start < len(raw):
         size = sizes[len(pieces) % len(sizes)]
@@ -111,19 +113,19 @@ def test_the_pieces_of_a_stream_are_the_whole_answer_however_it_is_cut(raw: str,
         "The data:。And more of it.",
     ],
 )
-def test_what_stands_within_a_link_does_not_end_a_stream_early(raw: str) -> None:
+def test_text_inside_a_link_does_not_end_a_stream_early(raw: str) -> None:
     text = AnswerText(PASSAGES)
     assert "".join(map(text.add, raw)) + text.end() == text.whole()
 
 
-def test_an_answer_without_links_is_what_the_bulk_job_writes() -> None:
+def test_an_answer_without_links_equals_that_of_the_bulk_job() -> None:
     raw = " It was 1969 [1], said  NASA (see [2]). 嫦娥四号【3】。"
     text = AnswerText(PASSAGES)
     text.add(raw)
     assert text.whole() == parse_citations(raw.strip(), PASSAGES)[0]
 
 
-def test_words_are_shown_as_they_come_and_not_at_the_end() -> None:
+def test_words_are_shown_while_they_arrive() -> None:
     text = AnswerText(PASSAGES)
     shown = [text.add(piece) for piece in ["The", " Moon", " orbits", " the", " Earth", "."]]
     assert shown == ["", "The", " Moon", " orbits", " the", ""]
@@ -132,7 +134,7 @@ def test_words_are_shown_as_they_come_and_not_at_the_end() -> None:
     assert AnswerText(PASSAGES).add("Yes! As 5 < 6, the Moon orbits") == "Yes! As 5 < 6, the Moon"
 
 
-def test_hostile_text_takes_no_longer_than_its_length_warrants() -> None:
+def test_hostile_text_is_sanitized_in_time() -> None:
     source = random.Random(0)
     for text in [
         "[" * 4000,
@@ -150,17 +152,17 @@ def test_hostile_text_takes_no_longer_than_its_length_warrants() -> None:
 
 
 @pytest.mark.parametrize("run", ["-", "A1+/", "a.", "[a]", "【1】", "(", "<a", "<月", "月"])
-def test_a_long_run_costs_later_pieces_no_more_than_the_length_of_the_answer(run: str) -> None:
+def test_the_cost_of_a_piece_grows_linearly_with_the_answer(run: str) -> None:
     def seconds(length: int) -> float:
-        """Of a few pieces after a run; the least of several tries, as whatever else the machine does only adds."""
-        tries = []
+        """CPU time of a few pieces after a run of characters: the minimum of three attempts, as other load only adds to it."""
+        attempts = []
         for _ in range(3):
             text = AnswerText(PASSAGES)
             text.add("x " + (run * length)[:length])
             started = time.process_time()
             for _ in range(3):
                 text.add(" w")
-            tries.append(time.process_time() - started)
-        return min(tries)
+            attempts.append(time.process_time() - started)
+        return min(attempts)
 
-    assert seconds(8000) < 0.01 + 16 * seconds(1000), "8 times the length is at most about 8 times the work, not 64"
+    assert seconds(8000) < 0.01 + 16 * seconds(1000), "8 times the length may cost about 8 times the work, not 64"

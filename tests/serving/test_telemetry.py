@@ -1,3 +1,5 @@
+"""The metrics, and the dashboard that shows them."""
+
 import json
 import re
 from pathlib import Path
@@ -7,7 +9,7 @@ from ragtune_ray.serving.telemetry import Telemetry
 ROOT = Path(__file__).parents[2]
 
 
-def test_every_meter_that_the_dashboard_draws_is_there() -> None:
+def test_every_metric_on_the_dashboard_exists() -> None:
     text = Telemetry().text((), ()).decode()
     offered = {line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")}
     offered |= {f"{name}_bucket" for name in offered}
@@ -22,7 +24,7 @@ def test_every_meter_that_the_dashboard_draws_is_there() -> None:
     assert drawn <= offered
 
 
-def test_what_several_processes_counted_is_added_up() -> None:
+def test_counts_of_several_processes_are_added() -> None:
     one, other = Telemetry(), Telemetry()
     one.requests.labels("/a", "200").inc(2)
     other.requests.labels("/a", "200").inc(3)
@@ -36,4 +38,4 @@ def test_what_several_processes_counted_is_added_up() -> None:
     assert 'ragtune_request_seconds_bucket{le="0.025",route="/a"} 1.0' in lines
     assert 'ragtune_request_seconds_count{route="/a"} 2.0' in lines
     assert 'ragtune_copies{deployment="retriever"} 1.0' in lines
-    assert len(lines) == len(set(lines)), "no sample stands twice"
+    assert len(lines) == len(set(lines)), "no sample appears twice"

@@ -1,4 +1,4 @@
-"""What the tests of the endpoint share: quick settings, questions, and a look at the copies."""
+"""Helpers for tests of the endpoint on Ray: quick settings, questions, waiting, and its processes."""
 
 import subprocess
 import time
@@ -8,7 +8,7 @@ from typing import Any
 import httpx2 as httpx
 
 CHAT = "/v1/chat/completions"
-WAIT_SECONDS = 600  # against a hang: a busy machine takes most of a minute to start a copy
+WAIT_SECONDS = 600  # only against a hang: a busy machine takes most of a minute to start a replica
 QUICK = (
     "serve.port=0",
     "serve.poll_seconds=0.1",
@@ -28,7 +28,7 @@ def eventually(condition: Callable[[], bool], what: str) -> None:
 
 
 def wait_until_ready(http: httpx.Client, process: subprocess.Popen[Any], said: Callable[[], str]) -> None:
-    """Wait until the endpoint that a process starts would answer; what it `said` is shown where it ends instead."""
+    """Wait until the endpoint that a process starts is ready; if the process ends instead, fail with what it `said`."""
 
     def ready() -> bool:
         assert process.poll() is None, said()
@@ -37,7 +37,7 @@ def wait_until_ready(http: httpx.Client, process: subprocess.Popen[Any], said: C
         except httpx.TransportError:
             return False
 
-    eventually(ready, "it serves")
+    eventually(ready, "the endpoint is ready")
 
 
 def question(number: int = 7, **fields: Any) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def question(number: int = 7, **fields: Any) -> dict[str, Any]:
 
 
 def replica_processes(deployment: str) -> list[int]:
-    """Process ids of the running copies of a deployment."""
+    """Process ids of the running replicas of a deployment."""
     import ray
     from ray.serve.context import _get_global_client
 

@@ -1,4 +1,4 @@
-"""A backend without models, and the gateway over it, in this process."""
+"""A fake backend without models, and the endpoint over it, in this process."""
 
 import asyncio
 import socket
@@ -26,7 +26,7 @@ SECRETS = {"user": "user-key-0123456789", "admin": "admin-key-0123456789", "othe
 
 
 class FakeBackend:
-    """Answers `self.raw` in pieces of 3 characters; what it was asked stays in `asked`."""
+    """Answers with `self.raw` in pieces of 3 characters, and records its calls in `asked`."""
 
     def __init__(self) -> None:
         self.raw = "It is secret0 [1]."
@@ -38,8 +38,8 @@ class FakeBackend:
         self.confidence = 0.5
         self.closed = 0
 
-    async def retrieve(self, text, top_k, chosen, seconds) -> Found:
-        self.asked.append(("retrieve", text, top_k, chosen, seconds))
+    async def retrieve(self, text, top_k, visible, seconds) -> Found:
+        self.asked.append(("retrieve", text, top_k, visible, seconds))
         if self.retrieval_error:
             raise self.retrieval_error
         return Found("000007", PASSAGES[:top_k], (0.3, 0.2, 0.1)[:top_k], 0.001)
@@ -106,7 +106,7 @@ class FakeBackend:
             ({"model": "m", "refused": None, "running": 0, "waiting": 0},),
         )
 
-    async def counted_elsewhere(self) -> list[bytes]:
+    async def metrics_of_other_processes(self) -> list[bytes]:
         return []
 
 
@@ -122,13 +122,13 @@ def client(
     address: str = "127.0.0.1",
     **headers: str,
 ) -> httpx.AsyncClient:
-    """A client of a gateway without any network; `client.keeper` and `client.backend` are behind it."""
+    """An HTTP client of an endpoint in this process, with its `middleware`, `handlers` and `backend` as attributes."""
     settings = config.Config().using(*overrides)
     backend = backend or FakeBackend()
-    keeper, gateway = build_app(settings, backend, keys or Keys([]), lambda: adaptive.read_calibration(settings))
-    transport = httpx.ASGITransport(app=keeper, client=(address, 4242))
+    middleware, handlers = build_app(settings, backend, keys or Keys([]), lambda: adaptive.read_calibration(settings))
+    transport = httpx.ASGITransport(app=middleware, client=(address, 4242))
     made = httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8000", headers=headers)
-    made.keeper, made.backend, made.gateway = keeper, backend, gateway
+    made.middleware, made.backend, made.handlers = middleware, backend, handlers
     return made
 
 
@@ -141,13 +141,13 @@ def question(text: str = "What is the code of vessel0?", **fields: Any) -> dict[
 
 
 class Served:
-    """The page at an address, in a thread of its own."""
+    """The endpoint on a local port, in a thread of its own."""
 
     def __init__(self, backend: FakeBackend, allowed: Keys) -> None:
-        keeper, _ = build_app(config.Config(), backend, allowed, lambda: None)
+        middleware, _ = build_app(config.Config(), backend, allowed, lambda: None)
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.address = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
-        self._server = uvicorn.Server(uvicorn.Config(keeper, log_level="error", lifespan="off"))
+        self._server = uvicorn.Server(uvicorn.Config(middleware, log_level="error", lifespan="off"))
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]}, daemon=True)
         self._thread.start()
 

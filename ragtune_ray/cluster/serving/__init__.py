@@ -1,1 +1,1 @@
-"""Ray Serve: three deployments, each scaling on its own."""
+"""The HTTP endpoint on Ray Serve: ingress, retriever and generator, each scaling on its own."""

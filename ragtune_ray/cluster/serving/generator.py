@@ -1,7 +1,6 @@
-"""Ray Serve: the copy that generates.
+"""The generator replica of Ray Serve: generates answers with the published model and hot-swaps to the next.
 
-In: jobs of `backend`. Out: answers as they are generated. It follows the models that are published; what a client may not see
-of a failure stays in the log of the copy, without the question. This module knows nothing of HTTP.
+Details of a failure go to the replica's log, without the question; the client gets a general message.
 """
 
 from __future__ import annotations
@@ -17,106 +16,112 @@ from collections.abc import AsyncGenerator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple
 
 from ragtune_ray import config, schema
 from ragtune_ray.answering import prompts
 from ragtune_ray.answering.pipeline import Task, finished_answer, likeliest, parts_of, task_prompt
 from ragtune_ray.cluster import session
-from ragtune_ray.cluster.serving.replicas import TOO_LATE, TRIAL_QUESTION, Following, prepare_process, refusal_of
-from ragtune_ray.generation.interface import GeneratorError, Prompt
+from ragtune_ray.cluster.serving.replicas import TRIAL_QUESTION, SwappingReplica, prepare_process
+from ragtune_ray.generation.interface import Completion, GeneratorError, Prompt
 from ragtune_ray.generation.request import Overloaded, Request, RequestFailed
 from ragtune_ray.models import arms as arms_module
 from ragtune_ray.models import hardware, weights
-from ragtune_ray.serving.admission import places
-from ragtune_ray.serving.backend import Failed, Finished, Job, Shown
-from ragtune_ray.serving.following import Follower
+from ragtune_ray.serving.admission import slots_per_replica
+from ragtune_ray.serving.backend import TOO_LATE, Event, Failed, Finished, Job, Shown
+from ragtune_ray.serving.hot_swap import HotSwap
 from ragtune_ray.storage import checksums
 
 __all__ = ["GeneratorReplica"]
 
 TRIAL_SECONDS = 60.0
 
-_Submitted: TypeAlias = tuple[Task, Prompt, Request]
-"""What is read, its prompt, and the request on its way."""
-
 logger = logging.getLogger(__name__)
+
+
+class _Reading(NamedTuple):
+    """One prompt of a job and its request. A job has one, or with `answer.reading=apart` one per passage."""
+
+    task: Task
+    prompt: Prompt
+    request: Request
 
 
 @dataclass(frozen=True, slots=True)
 class _Loaded:
-    """A generator that serves."""
+    """A loaded generator."""
 
     tokenizer: Any
     engine: Any
     fingerprint: str
     adapters: dict[str, str]
-    """By arm, the fingerprint of model and adapter together."""
+    """Per arm, the fingerprint of model and adapter together."""
 
 
-class GeneratorReplica(Following):
+class GeneratorReplica(SwappingReplica):
     """The language model in one process; requests join and leave its running batch."""
 
     def __init__(self, settings: config.Config) -> None:
         limits = settings.serve.generator
         prepare_process(limits.num_threads or int(session.cores_of_this_machine() / limits.max_replicas))
         self._settings = settings
-        self._of_job: dict[tuple[config.Arm, bool], config.Config] = {}
-        # A tokenizer must not be used by two threads at once, and a long prompt must not hold up the others' pieces.
-        self._work = ThreadPoolExecutor(1, thread_name_prefix="tokenize")
-        self._follower = Follower(
-            "model", latest=lambda: json.dumps(self._meant()), load=self._load, release=self._release
+        self._settings_by_job: dict[tuple[config.Arm, bool], config.Config] = {}
+        # A tokenizer must not be used by two threads at once, and a long prompt must not block the event loop.
+        self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="tokenize")
+        self._current = HotSwap(
+            "model", latest=lambda: json.dumps(self._published()), load=self._load, release=self._release
         )
-        self._follower.follow(settings.serve.poll_seconds)
+        self._current.poll(settings.serve.poll_seconds)
 
-    async def stream(self, job: Job, seconds: float) -> AsyncGenerator[Shown | str | Finished | Failed, None]:
-        """`Shown`, pieces and `Finished`; or `Failed`."""
+    async def stream(self, job: Job, seconds: float) -> AsyncGenerator[Event, None]:
+        """`Shown`, pieces of text, then `Finished`; or `Failed` at any point."""
         started = time.monotonic()
-        with self._follower.lease() as lease:
-            loaded = lease.held
+        with self._current.lease() as lease:
+            loaded = lease.resource
             try:
-                submitted = await self._submitted(loaded, job, seconds)
+                readings = await self._submit(loaded, job, seconds)
             except (prompts.PromptError, Overloaded, GeneratorError, RequestFailed) as error:
                 yield _failed(error)
                 return
             try:
-                passages = tuple(passage for _, prompt, _ in submitted for passage in prompt.passages)
-                yield Shown(passages, job.scores[: len(passages)], sum(prompt.num_tokens for _, prompt, _ in submitted))
+                passages = tuple(passage for reading in readings for passage in reading.prompt.passages)
+                prompt_tokens = sum(reading.prompt.num_tokens for reading in readings)
+                yield Shown(passages, job.scores[: len(passages)], prompt_tokens)
                 first_token_seconds = 0.0
-                for _, _, request in submitted:
-                    async with contextlib.aclosing(request.apieces()) as pieces:  # type: ignore[type-var]
+                for reading in readings:
+                    async with contextlib.aclosing(reading.request.apieces()) as pieces:  # type: ignore[type-var]
                         async for piece in pieces:
                             first_token_seconds = first_token_seconds or time.monotonic() - started
-                            if len(submitted) == 1:
+                            if len(readings) == 1:
                                 yield piece
-                fingerprint = loaded.adapters.get(job.arm, loaded.fingerprint)
-                completions = [request.completion() for _, _, request in submitted]
-                taught = self._settings.training.abstention
-                place, answer = likeliest(
-                    [
-                        (
-                            finished_answer(task, prompt, completion, fingerprint, taught),
-                            completion.log_probability or 0.0,
-                        )
-                        for (task, prompt, _), completion in zip(submitted, completions, strict=True)
-                    ],
-                    self._settings.answer.rank_weight,
-                )
-                chosen, seconds = completions[place], time.monotonic() - started
-                text = chosen.text
-                if len(submitted) > 1:
-                    # Which answer is the likeliest is not known before, and its marks number one passage alone.
+                answer, completion = self._likeliest(readings, loaded.adapters.get(job.arm, loaded.fingerprint))
+                seconds = time.monotonic() - started
+                text = completion.text
+                if len(readings) > 1:
+                    # The likeliest answer is known only now, and its citation marks refer to a prompt of one passage.
                     text = answer.answer
                     yield text
-                yield Finished(answer, text, chosen.finish, first_token_seconds or seconds, seconds)
+                yield Finished(answer, text, completion.finish, first_token_seconds or seconds, seconds)
             except RequestFailed as error:
                 yield _failed(error)
             finally:
-                for _, _, request in submitted:
-                    request.cancel()
+                _cancel(readings)
+
+    def _likeliest(self, readings: list[_Reading], fingerprint: str) -> tuple[schema.Answer, Completion]:
+        completions = [reading.request.completion() for reading in readings]
+        abstention = self._settings.training.abstention
+        answers = [
+            (
+                finished_answer(reading.task, reading.prompt, completion, fingerprint, abstention),
+                completion.log_probability or 0.0,
+            )
+            for reading, completion in zip(readings, completions, strict=True)
+        ]
+        index, answer = likeliest(answers, self._settings.answer.rank_weight)
+        return answer, completions[index]
 
     async def complete(self, job: Job, seconds: float) -> tuple[Shown, Finished] | Failed:
-        """The same, at once."""
+        """The same without the pieces."""
         shown: Shown | None = None
         async with contextlib.aclosing(self.stream(job, seconds)) as events:
             async for event in events:
@@ -130,76 +135,63 @@ class GeneratorReplica(Following):
                         return event
         raise AssertionError("a stream ends with Finished or Failed")
 
-    async def refresh(self) -> str:
-        """Look for a new model now; the name of the one that serves then."""
-        await asyncio.to_thread(self._follower.refresh, again=True)
-        return self._follower.name
-
     async def status(self) -> dict[str, Any]:
-        """Which model serves, which was refused, and how many requests there are."""
-        with self._follower.lease() as lease:
-            stats = lease.held.engine.stats()
+        """The model in use, the one that was refused, and the number of requests."""
+        with self._current.lease() as lease:
+            stats = lease.resource.engine.stats()
             return {
-                "model": lease.held.fingerprint,
-                "adapters": dict(lease.held.adapters),
-                "refused": refusal_of(self._follower),
+                "model": lease.resource.fingerprint,
+                "adapters": dict(lease.resource.adapters),
+                "refused": self._refused(),
                 "running": stats.running,
                 "waiting": stats.waiting,
             }
 
-    async def _submitted(self, loaded: _Loaded, job: Job, seconds: float) -> list[_Submitted]:
-        submit = partial(self._submit, loaded, job, time.monotonic() + seconds)
-        future: Future[list[_Submitted]] = self._work.submit(submit)
+    async def _submit(self, loaded: _Loaded, job: Job, seconds: float) -> list[_Reading]:
+        submit = partial(self._submit_all, loaded, job, time.monotonic() + seconds)
+        future: Future[list[_Reading]] = self._tokenizing.submit(submit)
         try:
             return await asyncio.shield(asyncio.wrap_future(future))
-        except asyncio.CancelledError:  # the client has left meanwhile; what the thread begins must not run for nobody
+        except asyncio.CancelledError:  # the client has disconnected; cancel what the thread may still submit
             if not future.cancel():
-                future.add_done_callback(_cancel)
+                future.add_done_callback(_cancel_result)
             raise
 
-    def _submit(self, loaded: _Loaded, job: Job, deadline: float) -> list[_Submitted]:
-        """One request, or with answer.reading=apart one per passage; all of them or none."""
+    def _submit_all(self, loaded: _Loaded, job: Job, deadline: float) -> list[_Reading]:
+        """Submit all readings of a job, or none."""
         query = schema.Query("ask", job.question, None, (), (), "all")
         task = Task(query, job.passages, job.scores, job.index_version, "", job.history, job.instruction)
-        submitted: list[_Submitted] = []
+        readings: list[_Reading] = []
         try:
             parts = parts_of(task, self._settings_of(job))
-            submitted.extend(self._submit_part(loaded, job, part, deadline) for part in parts)
+            readings.extend(self._submit_one(loaded, job, part, deadline) for part in parts)
         except BaseException:
-            for _, _, request in submitted:
-                request.cancel()
+            _cancel(readings)
             raise
-        return submitted
+        return readings
 
-    def _submit_part(self, loaded: _Loaded, job: Job, task: Task, deadline: float) -> _Submitted:
-        if (
-            time.monotonic() >= deadline
-        ):  # others' long prompts came first; this one must not hold up those behind it too
-            raise RequestFailed("deadline", "the deadline passed before the prompt was built")
+    def _submit_one(self, loaded: _Loaded, job: Job, task: Task, deadline: float) -> _Reading:
+        _seconds_left(deadline)  # before the prompt is built: a job that is late must not delay those behind it
         prompt = task_prompt(task, loaded.tokenizer, self._settings_of(job))
-        seconds = deadline - time.monotonic()
-        if seconds <= 0:
-            raise RequestFailed("deadline", "the deadline passed before the prompt was built")
         request = loaded.engine.submit(
             prompt,
             max_new_tokens=job.max_new_tokens,
             temperature=job.temperature,
             stop=job.stop,
             seed=job.seed,
-            deadline_seconds=seconds,
+            deadline_seconds=_seconds_left(deadline),
             adapter=job.arm if job.arm in loaded.adapters else "",
         )
-        return task, prompt, request
+        return _Reading(task, prompt, request)
 
     def _settings_of(self, job: Job) -> config.Config:
-        if (job.arm, job.closed_book) not in self._of_job:
-            self._of_job[job.arm, job.closed_book] = self._settings.with_values(
-                {"answer.arm": job.arm, "answer.closed_book": job.closed_book}
-            )
-        return self._of_job[job.arm, job.closed_book]
+        if (job.arm, job.closed_book) not in self._settings_by_job:
+            changed = {"answer.arm": job.arm, "answer.closed_book": job.closed_book}
+            self._settings_by_job[job.arm, job.closed_book] = self._settings.with_values(changed)
+        return self._settings_by_job[job.arm, job.closed_book]
 
-    def _meant(self) -> list[str]:
-        """The model, then the tuned model of each arm whose adapter is served beside it, as they are at this moment."""
+    def _published(self) -> list[str]:
+        """The published model, then the tuned model of each arm in `serve.adapter_arms`."""
         settings = self._settings
         arms = () if config.is_tuned(settings.answer.arm) else settings.serve.adapter_arms
         return [
@@ -208,7 +200,7 @@ class GeneratorReplica(Following):
         ]
 
     def _load(self, name: str, _: _Loaded | None) -> _Loaded:
-        """Load a model and its adapters beside those that serve, and try it."""
+        """Load a model and its adapters while the previous ones are in use, and test them."""
         from ragtune_ray.generation.generator import open_generator
         from ragtune_ray.generation.threaded import PassThroughGenerator
 
@@ -216,27 +208,28 @@ class GeneratorReplica(Following):
         if settings.generator.engine == "openai":
             generator, fingerprint = open_generator(settings)
             num_threads = settings.serve.generator.max_ongoing_requests
-            return _Loaded(generator, PassThroughGenerator(generator, max_running=num_threads), fingerprint, {})
+            engine = PassThroughGenerator(generator, max_running=num_threads)
+            return _Loaded(generator, engine, fingerprint, {})
         model, *tuned = json.loads(name)
-        loaded = _loaded(settings, model, dict(zip(settings.serve.adapter_arms, tuned, strict=False)))
+        loaded = _load_transformers(settings, model, dict(zip(settings.serve.adapter_arms, tuned, strict=False)))
         try:
-            self._try(loaded)
+            self._test(loaded)
         except BaseException:
             loaded.engine.close(0)
             raise
         return loaded
 
-    def _try(self, loaded: _Loaded) -> None:
+    def _test(self, loaded: _Loaded) -> None:
         job = Job(TRIAL_QUESTION, self._settings.answer.arm, (), (), "", (), "", 2, 0.0, (), 0)
-        ((_, _, request),) = self._submit(loaded, job, time.monotonic() + TRIAL_SECONDS)
-        request.completion()
+        (reading,) = self._submit_all(loaded, job, time.monotonic() + TRIAL_SECONDS)
+        reading.request.completion()
 
     def _release(self, loaded: _Loaded) -> None:
-        """In a thread: the last lease may end in the event loop, and an engine takes a moment to stop."""
+        """Close the engine in a thread: the last lease may end in the event loop, and closing takes time."""
 
         def close(engine: Any) -> None:
             engine.close(self._settings.serve.grace_seconds)
-            # Weights and threads may refer to each other in circles; by then nobody else refers to them.
+            # Weights and threads may refer to each other in cycles, which only the collector frees.
             collecting = threading.Timer(1.0, _collect)
             collecting.daemon = True
             collecting.start()
@@ -244,14 +237,14 @@ class GeneratorReplica(Following):
         threading.Thread(target=close, args=(loaded.engine,), name="release", daemon=True).start()
 
     def check_health(self) -> None:
-        """Also whether its thread lives."""
+        """Raise if polling or the generation thread has died."""
         super().check_health()
-        with self._follower.lease() as lease:
-            if not lease.held.engine.is_alive():
-                raise RuntimeError("the generation thread has died; the log says why")
+        with self._current.lease() as lease:
+            if not lease.resource.engine.is_alive():
+                raise RuntimeError("the generation thread has died; see the log of this replica")
 
 
-def _loaded(settings: config.Config, name: str, tuned: dict[str, str]) -> _Loaded:
+def _load_transformers(settings: config.Config, name: str, tuned: dict[str, str]) -> _Loaded:
     from ragtune_ray.generation.continuous import ContinuousGenerator
     from ragtune_ray.generation.generator import TransformersGenerator, open_generator
     from ragtune_ray.training.trainable import ADAPTER
@@ -260,39 +253,46 @@ def _loaded(settings: config.Config, name: str, tuned: dict[str, str]) -> _Loade
     for arm, directory in adapters.items():
         if not directory.is_dir():
             raise weights.ModelError(
-                f"serve.adapter_arms: the model of the arm {arm} was tuned whole, so it is no adapter; serve it with "
-                f"answer.arm={arm}, or train it with training.lora_rank=16"
+                f"serve.adapter_arms: the model of the arm {arm} has no adapter, since all its weights were tuned; serve "
+                f"it with answer.arm={arm}, or train it with training.lora_rank=16"
             )
     generator, fingerprint = open_generator(settings, name)
     assert isinstance(generator, TransformersGenerator)
     limits = settings.serve.generator
     num_prompts = settings.serve.max_top_k if settings.answer.reading == "apart" else 1
-    max_waiting = places(limits) * num_prompts
+    max_waiting = slots_per_replica(limits) * num_prompts
     engine = ContinuousGenerator(
         generator, max_running=limits.max_ongoing_requests, max_waiting=max_waiting, adapters=adapters
     )
-    marks = {
+    fingerprints = {
         arm: checksums.digest([fingerprint, weights.fingerprint(directory)]) for arm, directory in adapters.items()
     }
-    return _Loaded(generator, engine, fingerprint, marks)
+    return _Loaded(generator, engine, fingerprint, fingerprints)
+
+
+def _seconds_left(deadline: float) -> float:
+    seconds = deadline - time.monotonic()
+    if seconds <= 0:
+        raise RequestFailed("deadline", "the deadline passed before the prompt was built")
+    return seconds
 
 
 def _failed(error: Exception) -> Failed:
-    """What a client may know of a failure; its message may hold the question."""
+    """The failure that a client sees; the message of the exception may quote the question."""
     match error:
         case prompts.PromptError():
-            return Failed(400, "the question is too long for the prompt's budget", "question_too_long")
+            return Failed(400, "the question does not fit into the prompt; shorten it", "question_too_long")
         case Overloaded():
-            return Failed(429, "more requests wait than may; try again later", "overloaded", 1.0)
+            return Failed(429, "too many requests are waiting; try again later", "overloaded", 1.0)
         case RequestFailed(reason="deadline"):
             return TOO_LATE
         case RequestFailed(reason="cancelled"):
             return Failed(499, "the request was cancelled", "cancelled")
         case RequestFailed():
             logger.error("a generation failed: %s", error)
-            return Failed(502, "the generator failed; the log says why", "generation_failed")
+            return Failed(502, "the generator failed; see its log", "generation_failed")
         case _:
-            return Failed(400, "this cannot be generated with this model", "not_generable")
+            return Failed(400, "this model cannot generate an answer to this request", "not_generable")
 
 
 def _collect() -> None:
@@ -300,7 +300,11 @@ def _collect() -> None:
     hardware.return_freed_memory()
 
 
-def _cancel(future: Future[list[_Submitted]]) -> None:
+def _cancel(readings: list[_Reading]) -> None:
+    for reading in readings:
+        reading.request.cancel()
+
+
+def _cancel_result(future: Future[list[_Reading]]) -> None:
     if not future.cancelled() and future.exception() is None:
-        for _, _, request in future.result():
-            request.cancel()
+        _cancel(future.result())

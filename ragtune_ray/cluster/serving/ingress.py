@@ -1,7 +1,6 @@
-"""Ray Serve: the copy that takes HTTP requests, and its way to the copies that retrieve and generate.
+"""The ingress replica of Ray Serve: accepts HTTP requests and calls the retriever and generator replicas.
 
-In: requests from Serve's proxy. Out: the gateway's answers. Calls to a copy that died are made again as long as the client has
-seen no text of theirs; what is over a deployment's limits becomes 429. This module knows nothing of prompts or indexes.
+A call to a replica that dies is retried, unless the client has already received text from it.
 """
 
 from __future__ import annotations
@@ -34,10 +33,10 @@ from ragtune_ray.cluster import session
 from ragtune_ray.evaluation import adaptive
 from ragtune_ray.index import filters
 from ragtune_ray.serving import api_keys
-from ragtune_ray.serving.admission import places
+from ragtune_ray.serving.admission import slots_per_replica
 from ragtune_ray.serving.app import build_app
-from ragtune_ray.serving.backend import Change, Embedded, Failed, Finished, Found, Job, Shown, Status
-from ragtune_ray.serving.following import Follower
+from ragtune_ray.serving.backend import Change, Embedded, Event, Failed, Finished, Found, Job, Shown, Status
+from ragtune_ray.serving.hot_swap import HotSwap
 from ragtune_ray.serving.requests import ApiError
 from ragtune_ray.serving.telemetry import Telemetry
 
@@ -46,10 +45,10 @@ __all__ = ["Ingress", "ServeBackend"]
 ATTEMPTS = 4
 BACKOFF_SECONDS = 0.1
 STATUS_SECONDS = 1.0
-"""So long a status counts as the present one: probes are many, and public."""
+"""How long a status is cached, since anyone may send probes."""
 BROADCAST_SECONDS = 3.0
 NO_CALIBRATION = "none"
-# A copy died with the call in it, or could not be reached: nothing is known of the call, and all calls only read.
+# The replica died during the call or could not be reached. A retry is safe, because calls to replicas change nothing.
 _DIED = (RayActorError, ReplicaUnavailableError, AioRpcError)
 
 Result = TypeVar("Result")
@@ -60,49 +59,49 @@ class ServeBackend:
     """`backend.Backend` over the handles of two deployments.
 
     Args:
-        settings: the whole tree.
-        retriever: its handle; None where there is no index to serve.
-        generator: its handle.
+        settings: the whole config.
+        retriever: the handle of its deployment; None if there is no index.
+        generator: the handle of its deployment.
     """
 
     def __init__(self, settings: config.Config, retriever: Any | None, generator: Any) -> None:
         self._settings, self._retriever, self._generator = settings, retriever, generator
         self._streaming = generator.options(stream=True)
-        # Who waits for a place waits here: Serve would send each waiting request to a full copy, again and again, and look for a
-        # free place every half second only.
-        held = settings.serve.generator
-        self._places = asyncio.Semaphore(held.max_replicas * places(held))
-        self._status: tuple[float, Status] = (0.0, Status(problems=("no copy has been asked yet",)))
-        self._asking, self._publishing = asyncio.Lock(), asyncio.Lock()
+        # Requests for the generator wait here. Serve would send each of them to full replicas again and again, and look for a
+        # free slot only every half second.
+        limits = settings.serve.generator
+        self._slots = asyncio.Semaphore(limits.max_replicas * slots_per_replica(limits))
+        self._status: tuple[float, Status] = (0.0, Status(problems=("the state of the replicas is not known yet",)))
+        self._status_lock, self._publish_lock = asyncio.Lock(), asyncio.Lock()
         self.telemetry: Telemetry | None = None
 
-    async def retrieve(self, text: str, top_k: int, chosen: filters.Filter, seconds: float) -> Found:
+    async def retrieve(self, text: str, top_k: int, visible: filters.Filter, seconds: float) -> Found:
         """The hits of one query."""
         deadline = time.monotonic() + seconds
-        retriever = self._needed_retriever()
-        result: Found | Failed = await self._again_if_died(
-            "retriever", lambda: retriever.retrieve.remote(text, top_k, chosen, deadline - time.monotonic())
+        retriever = self._require_retriever()
+        result: Found | Failed = await self._retry_if_died(
+            "retriever", lambda: retriever.retrieve.remote(text, top_k, visible, deadline - time.monotonic())
         )
-        return _sound(result)
+        return _checked(result)
 
     async def embed(self, texts: Sequence[str], input_type: str, seconds: float) -> Embedded:
-        """Vectors of texts."""
-        retriever = self._needed_retriever()
-        call = self._again_if_died("retriever", lambda: retriever.embed.remote(list(texts), input_type))
+        """The embeddings of texts."""
+        retriever = self._require_retriever()
+        call = self._retry_if_died("retriever", lambda: retriever.embed.remote(list(texts), input_type))
         result: Embedded | Failed = await asyncio.wait_for(call, seconds)
-        return _sound(result)
+        return _checked(result)
 
     async def complete(self, job: Job, seconds: float) -> tuple[Shown, Finished] | Failed:
-        """An answer at once."""
+        """A complete answer."""
         deadline = time.monotonic() + seconds
-        async with self._places:
-            result: tuple[Shown, Finished] | Failed = await self._again_if_died(
+        async with self._slots:
+            result: tuple[Shown, Finished] | Failed = await self._retry_if_died(
                 "generator", lambda: self._generator.complete.remote(job, deadline - time.monotonic())
             )
         return result
 
-    async def stream(self, job: Job, seconds: float) -> AsyncGenerator[Shown | str | Finished | Failed, None]:
-        """An answer as it is generated; begun anew where its copy dies before the client has seen text."""
+    async def stream(self, job: Job, seconds: float) -> AsyncGenerator[Event, None]:
+        """An answer while it is generated; restarted if its replica dies before the client has received text."""
         deadline = time.monotonic() + seconds
         shown: Shown | None = None
         for attempt in range(ATTEMPTS):
@@ -112,7 +111,7 @@ class ServeBackend:
                     async for event in events:
                         if isinstance(event, Shown) and shown is not None:
                             if event != shown:
-                                break  # another model, which sees other passages than the client was told
+                                break  # another model, whose prompt has other passages than the client has received
                             continue
                         shown = event if isinstance(event, Shown) else shown
                         has_text = has_text or isinstance(event, str)
@@ -123,12 +122,12 @@ class ServeBackend:
                 pass
             if has_text:
                 break
-            await self._before_again("generator", attempt)
-        yield Failed(502, "the copy that was answering died; ask again", "replica_died")
+            await self._before_retry("generator", attempt)
+        yield Failed(502, "the replica that was answering died; ask again", "replica_died")
 
-    async def _events(self, job: Job, deadline: float) -> AsyncGenerator[Shown | str | Finished | Failed, None]:
-        """What one copy sends. Left early, the copy stops."""
-        async with self._places:
+    async def _events(self, job: Job, deadline: float) -> AsyncGenerator[Event, None]:
+        """The events from one replica; closing this generator cancels its work."""
+        async with self._slots:
             response = self._streaming.stream.remote(job, deadline - time.monotonic())
             try:
                 async for event in response:
@@ -136,35 +135,35 @@ class ServeBackend:
             except _DIED:
                 raise
             except (RayError, RayServeException) as error:
-                raise _refusal_of(error) from None
+                raise _client_error(error) from None
             finally:
                 response.cancel()
 
     async def change_documents(self, change: Change, seconds: float) -> Mapping[str, Any]:
-        """Publish a version in a task of its own, then tell the retrievers of it."""
-        async with self._publishing:
+        """Publish an index version in a Ray task, then have the retrievers swap to it."""
+        async with self._publish_lock:
             call = _publish.options(num_cpus=0, max_retries=2).remote(self._settings, change)
             try:
                 name, facts = await asyncio.wait_for(call, seconds)
             except RayError as error:
-                logger.error("documents could not be published: %s", type(error).__name__)  # noqa: TRY400  # no content
+                logger.error("publishing documents failed: %s", type(error).__name__)  # noqa: TRY400  # the message may quote them
                 raise ApiError(
-                    422, "the documents could not be published; the log of the task says why", code="not_published"
+                    422, "the documents could not be published; see the log of the task", code="not_published"
                 ) from None
         serving = await self._broadcast(self._retriever, "refresh", seconds) if self._retriever else []
         return {"index_version": name, **facts, "copies_that_serve_it": sum(each == name for each in serving)}
 
     async def status(self) -> Status:
-        """How the copies stand, at most a second ago."""
-        async with self._asking:
-            since, status = self._status
-            if time.monotonic() - since > STATUS_SECONDS:
-                status = await self._asked_status()
+        """The state of the replicas, at most `STATUS_SECONDS` old."""
+        async with self._status_lock:
+            updated, status = self._status
+            if time.monotonic() - updated > STATUS_SECONDS:
+                status = await self._fetch_status()
                 self._status = (time.monotonic(), status)
             return status
 
-    async def counted_elsewhere(self) -> list[bytes]:
-        """What the other copies of the ingress have counted."""
+    async def metrics_of_other_processes(self) -> list[bytes]:
+        """The metrics that the other ingress replicas have counted."""
         if self._settings.serve.ingress.max_replicas == 1:
             return []
         context = serve.get_replica_context()
@@ -172,29 +171,28 @@ class ServeBackend:
         counted = await self._broadcast(handle, "counted", BROADCAST_SECONDS)
         return [text for name, text in counted if name != context.replica_tag]
 
-    async def _asked_status(self) -> Status:
+    async def _fetch_status(self) -> Status:
         retrievers, generators = await asyncio.gather(
             self._broadcast(self._retriever, "status", BROADCAST_SECONDS) if self._retriever else _nothing(),
             self._broadcast(self._generator, "status", BROADCAST_SECONDS),
         )
         problems = []
         if not retrievers and config.retrieves(self._settings.answer.arm):
-            problems.append("no retriever has its index loaded")
+            problems.append("no retriever replica has loaded its index")
         if not generators and self._settings.serve.generator.min_replicas:
-            problems.append("no generator has its model loaded")
+            problems.append("no generator replica has loaded its model")
         return Status(tuple(retrievers), tuple(generators), tuple(problems))
 
     async def _broadcast(self, handle: Any, method: str, seconds: float) -> list[Any]:
-        """What every copy answers; one that cannot be asked is left out."""
+        """The result of every replica; those that do not respond are left out."""
         try:
-            call = handle.broadcast(method).results_async(timeout_s=seconds, return_exceptions=True)
-            results = await call
+            results = await handle.broadcast(method).results_async(timeout_s=seconds, return_exceptions=True)
         except (TimeoutError, RayError, RayServeException) as error:
-            logger.warning("the copies could not be asked for %s: %s", method, type(error).__name__)
+            logger.warning("calling %s on all replicas failed: %s", method, type(error).__name__)
             return []
         return [result for result in results if not isinstance(result, BaseException)]
 
-    async def _again_if_died(self, deployment: str, call: Callable[[], Any]) -> Any:
+    async def _retry_if_died(self, deployment: str, call: Callable[[], Any]) -> Any:
         for attempt in range(ATTEMPTS):
             response = call()
             try:
@@ -202,40 +200,42 @@ class ServeBackend:
             except _DIED:
                 if attempt == ATTEMPTS - 1:
                     raise ApiError(
-                        503, f"no {deployment} can be reached", code="unavailable", retry_after_seconds=2
+                        503, f"no {deployment} replica can be reached", code="unavailable", retry_after_seconds=2
                     ) from None
-                await self._before_again(deployment, attempt)
+                await self._before_retry(deployment, attempt)
             except (RayError, RayServeException) as error:
-                raise _refusal_of(error) from None
+                raise _client_error(error) from None
             except BaseException:
                 response.cancel()
                 raise
         raise AssertionError("unreachable")
 
-    async def _before_again(self, deployment: str, attempt: int) -> None:
+    async def _before_retry(self, deployment: str, attempt: int) -> None:
         if self.telemetry is not None:
             self.telemetry.retries.labels(deployment).inc()
-        logger.warning("a %s died with a call in it; the call is made again", deployment)
+        logger.warning("a %s replica died during a call; retrying", deployment)
         await asyncio.sleep(BACKOFF_SECONDS * 2**attempt)
 
-    def _needed_retriever(self) -> Any:
+    def _require_retriever(self) -> Any:
         if self._retriever is None:
-            raise ApiError(409, "this endpoint serves no index", code="no_index")
+            raise ApiError(409, "this endpoint has no index; run `ragtune index` and restart it", code="no_index")
         return self._retriever
 
 
-def _sound(result: Result | Failed) -> Result:
+def _checked(result: Result | Failed) -> Result:
     if isinstance(result, Failed):
-        raise ApiError(result.status, result.message, code=result.code, retry_after_seconds=result.retry_after_seconds)
+        raise result.error()
     return result
 
 
-def _refusal_of(error: Exception) -> Exception:
-    """What the client gets for what Ray or Serve raised."""
+def _client_error(error: Exception) -> Exception:
+    """The error that the client gets for an exception of Ray or Serve."""
     if isinstance(error, BackPressureError):
-        return ApiError(429, "more requests wait than may; try again later", code="overloaded", retry_after_seconds=1)
+        return ApiError(429, "too many requests are waiting; try again later", code="overloaded", retry_after_seconds=1)
     if isinstance(error, DeploymentUnavailableError):
-        return ApiError(503, "a deployment is not there", code="unavailable", retry_after_seconds=2)
+        return ApiError(
+            503, "a part of this endpoint is not available; try again later", code="unavailable", retry_after_seconds=2
+        )
     if isinstance(error, RequestCancelledError | TaskCancelledError):
         return ApiError(499, "the request was cancelled", code="cancelled")
     return error
@@ -247,7 +247,7 @@ async def _nothing() -> list[Any]:
 
 @ray.remote  # type: ignore[untyped-decorator]
 def _publish(settings: config.Config, change: Change) -> tuple[str, dict[str, Any]]:
-    """Upsert or delete, in a process that ends; a version's name and what changed."""
+    """Upsert or delete documents in a process of its own; returns the name of the new version and what changed."""
     from ragtune_ray.cluster.indexing.update import delete_documents, upsert_documents
     from ragtune_ray.index import versions
 
@@ -257,61 +257,60 @@ def _publish(settings: config.Config, change: Change) -> tuple[str, dict[str, An
         with tempfile.TemporaryDirectory(prefix="ragtune-documents-") as folder:
             path = Path(folder) / "documents.jsonl"
             path.write_text("".join(json.dumps(dict(row)) + "\n" for row in change.upserted), encoding="utf-8")
-            # The copies of the endpoint may hold all cores, and then a task of Ray Data would never get one.
+            # The replicas of the endpoint may occupy all cores, and then a task of Ray Data would wait forever.
             url = upsert_documents(settings.with_values({"corpus.path": ""}), str(path), in_process=True)
     name = str(url).rstrip("/").rsplit("/", 1)[-1]
     manifest = versions.read_version(settings.workspace, name).manifest
     return name, {"change": manifest.get("change", {}), "num_rejects": manifest.get("num_rejects", 0)}
 
 
-class _LeavingClients:
-    """ASGI middleware: what Serve raises where a client has left becomes the message that ASGI has for it."""
+class _DisconnectMiddleware:
+    """Turns the exceptions that Serve raises when a client disconnects into ASGI's disconnect message."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def received() -> Message:
+        async def receive_or_disconnect() -> Message:
             try:
                 return await receive()
             except (TaskCancelledError, RequestCancelledError):
                 return {"type": "http.disconnect"}
 
-        await self._app(scope, received, send)
+        await self._app(scope, receive_or_disconnect, send)
 
 
 @serve.ingress()
 class Ingress:
-    """One copy of the ingress: keys, limits and streams."""
+    """An ingress replica: API keys, limits and streams."""
 
     def __init__(self, settings: config.Config, retriever: Any | None, generator: Any) -> None:
         session.log_with_serve()
         self._backend = ServeBackend(settings, retriever, generator)
-        self._calibrations = Follower[adaptive.Calibration | None](
+        self._calibration = HotSwap[adaptive.Calibration | None](
             "calibration",
             latest=lambda: adaptive.current_calibration(settings) or NO_CALIBRATION,
             load=lambda url, _: None if url == NO_CALIBRATION else adaptive.load_calibration(url),
             fallbacks=lambda: [NO_CALIBRATION],
         )
-        self._calibrations.follow(settings.serve.poll_seconds)
-        self._keeper, gateway = build_app(
-            settings, self._backend, api_keys.load_keys(settings), lambda: self._calibrations.held
-        )
-        self._telemetry = self._backend.telemetry = gateway.telemetry
+        self._calibration.poll(settings.serve.poll_seconds)
+        keys = api_keys.load_keys(settings)
+        self._middleware, handlers = build_app(settings, self._backend, keys, lambda: self._calibration.resource)
+        self._telemetry = self._backend.telemetry = handlers.telemetry
 
     def __serve_build_asgi_app__(self) -> Any:
-        """The application that Serve puts behind its proxy."""
-        return _LeavingClients(self._keeper)
+        """The application that Serve runs behind its proxy."""
+        return _DisconnectMiddleware(self._middleware)
 
     async def drain(self) -> int:
-        """Refuse what is new from now on; how many requests are still under way."""
-        self._keeper.draining = True
-        return self._keeper.in_flight
+        """Refuse new requests from now on; returns the number still in flight."""
+        self._middleware.draining = True
+        return self._middleware.in_flight
 
     def check_health(self) -> None:
-        """Whether the copy can go on; Serve replaces it where this raises."""
-        self._calibrations.check()
+        """Raise if the replica cannot continue; Serve then replaces it."""
+        self._calibration.check_health()
 
     async def counted(self) -> tuple[str, bytes]:
-        """This copy's name, and what it has counted."""
+        """The name of this replica, and the metrics that it has counted."""
         return serve.get_replica_context().replica_tag, self._telemetry.counted()

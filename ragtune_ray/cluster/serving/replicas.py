@@ -1,44 +1,44 @@
-"""Ray Serve: what the copies that retrieve and those that generate share: they follow what is published.
-
-In: what a copy follows. Out: its health, and what it had to refuse. This module knows nothing of indexes and models.
-"""
+"""What the retriever and generator replicas share: they hot-swap what is published."""
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from ragtune_ray.cluster import session
-from ragtune_ray.serving.backend import Failed
-from ragtune_ray.serving.following import Follower
+from ragtune_ray.serving.hot_swap import HotSwap
 
-__all__ = ["TOO_LATE", "TRIAL_QUESTION", "Following", "prepare_process", "refusal_of"]
+__all__ = ["TRIAL_QUESTION", "SwappingReplica", "prepare_process"]
 
 TRIAL_QUESTION = "Is this a trial?"
-"""What a copy asks of a new index or model before it takes it."""
-TOO_LATE = Failed(504, "the answer was not ready in time", "deadline_exceeded")
+"""Put to a new index or model before it is used."""
 
 
-class Following:
-    """A copy that follows what is published."""
+class SwappingReplica:
+    """A replica that hot-swaps its index version or its models."""
 
-    _follower: Follower[Any]
+    _current: HotSwap[Any]
+
+    async def refresh(self) -> str:
+        """Check for a new version now, including one that was refused; returns the name of the one in use."""
+        await asyncio.to_thread(self._current.refresh, retry=True)
+        return self._current.name
 
     def check_health(self) -> None:
-        """Whether the copy can go on; Serve replaces it where this raises."""
-        self._follower.check()
+        """Raise if the replica cannot continue; Serve then replaces it."""
+        self._current.check_health()
+
+    def _refused(self) -> dict[str, str] | None:
+        """The published version that failed to load; None if there is none."""
+        refused = self._current.refused
+        return {"version": refused.name.strip('"[]').rstrip("/").rsplit("/", 1)[-1]} if refused else None
 
     def __del__(self) -> None:
-        if hasattr(self, "_follower"):
-            self._follower.stop()
-
-
-def refusal_of(follower: Follower[Any]) -> dict[str, str] | None:
-    """What was published and refused last; None: nothing was."""
-    refused = follower.refused
-    return {"version": refused.name.strip('"[]').rstrip("/").rsplit("/", 1)[-1]} if refused else None
+        if hasattr(self, "_current"):
+            self._current.stop()
 
 
 def prepare_process(num_threads: int) -> None:
-    """Logs where Serve's are, and so many threads to compute with; before anything is loaded."""
+    """Set up the log and the number of threads; call it before loading a model."""
     session.log_with_serve()
     session.use_threads(max(1, num_threads))

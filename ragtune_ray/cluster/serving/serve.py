@@ -1,8 +1,8 @@
-"""Ray Serve: the endpoint as an application of three deployments, each scaling on its own: ingress -> retriever, generator.
+"""`ragtune serve`: runs the endpoint as a Ray Serve application of three deployments: ingress -> retriever, generator.
 
-In: a config. Out: a running endpoint, from `ragtune serve`, `serve deploy deploy/serve.yaml` or a KubeRay RayService, all of the
-same application. Serve's defaults are not safe here (an unbounded queue, a rolling update that stops the old copy first, twenty
-tries of a constructor that cannot succeed), so each is set. This module knows nothing of HTTP or models.
+`ragtune serve`, `serve deploy deploy/serve.yaml` and a KubeRay RayService all run the same application. Serve's defaults are
+unsafe here (an unbounded queue, a rolling update that stops the old replica first, twenty attempts of a constructor that cannot
+succeed), so each is set.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ragtune_ray.evaluation import adaptive
 from ragtune_ray.index import versions
 from ragtune_ray.models import arms
 from ragtune_ray.serving import api_keys, middleware
-from ragtune_ray.serving.admission import capacity, places
+from ragtune_ray.serving.admission import capacity, slots_per_replica
 from ragtune_ray.storage import artifacts
 
 __all__ = ["APPLICATION", "Arguments", "ServeError", "application", "bound", "running", "serve"]
@@ -42,41 +42,41 @@ class ServeError(RagtuneError, RuntimeError):
 
 
 class Arguments(BaseModel):
-    """What `args` of a Serve config file may hold."""
+    """The `args` in a Serve config file."""
 
     model_config = ConfigDict(extra="forbid")
 
     config: str
-    """Path of the YAML file, on every node."""
+    """Path of the YAML file on every node."""
     overrides: list[str] = []
-    """`section.field=value`."""
+    """Settings as `section.field=value`."""
 
 
 def application(arguments: dict[str, Any]) -> Any:
-    """The application of a config file; what `import_path` of a Serve config names.
+    """Build the application of a config file; the `import_path` of a Serve config names this function.
 
-    The host and port of the config do not count there: Serve's own `http_options` do. Without API keys the endpoint answers the
-    machine of its proxy alone, whatever those say.
+    Serve's `http_options` replace `serve.host` and `serve.port`. Without API keys, only requests from the machine of the
+    proxy are served, whatever the host.
 
     Args:
-        arguments: `args` of the Serve config, a plain dictionary as Serve gives it; see `Arguments`.
+        arguments: `args` of the Serve config, as a plain dictionary; see `Arguments`.
 
     Raises:
         pydantic.ValidationError: an argument is missing or unknown.
-        config.ConfigError: the config or a file of keys is wrong.
-        storage.ArtifactError: the arm retrieves, and there is no index.
-        models.ModelError: a model cannot be had.
+        config.ConfigError: the config or a file of keys is invalid.
+        artifacts.ArtifactError: the arm retrieves, and there is no index.
+        weights.ModelError: a model cannot be found.
     """
-    given = Arguments.model_validate(arguments)
-    return bound(config.load(given.config, given.overrides))
+    parsed = Arguments.model_validate(arguments)
+    return bound(config.load(parsed.config, parsed.overrides))
 
 
 def bound(settings: config.Config, generator_kind: type | None = None) -> Any:
-    """The application of a config, everything that can be known of its failing checked.
+    """Check a config and build its application.
 
     Args:
-        settings: the whole tree.
-        generator_kind: a class with the face of `GeneratorReplica`, in its place: for benchmarks.
+        settings: the whole config.
+        generator_kind: a class with the interface of `GeneratorReplica` that replaces it, for benchmarks.
     """
     return _graph(*_checked(settings), generator_kind)
 
@@ -93,29 +93,35 @@ def _graph(settings: config.Config, has_index: bool, generator_kind: type | None
     def deployment(kind: type, name: str, replicas: config.Replicas) -> Any:
         return serve.deployment(kind, **_options(name, replicas, limits))
 
-    # Serve's own limits never come first: the gateway refuses before anything was done for a request.
-    of_retriever = limits.retriever.model_copy(update={"max_queued_requests": capacity(limits.retriever)})
-    most = {"max_ongoing_requests": places(limits.generator), "max_queued_requests": capacity(limits.generator)}
-    of_generator = limits.generator.model_copy(update=most)
-    retriever = deployment(RetrieverReplica, "Retriever", of_retriever).bind(settings) if has_index else None
-    generator = deployment(generator_kind or GeneratorReplica, "Generator", of_generator).bind(settings)
-    return deployment(Ingress, "Ingress", limits.ingress).bind(settings, retriever, generator)
+    # Serve's own limits are never reached first: the ingress refuses a request before any work is done for it.
+    of_retriever = {"max_queued_requests": capacity(limits.retriever)}
+    of_generator = {
+        "max_ongoing_requests": slots_per_replica(limits.generator),
+        "max_queued_requests": capacity(limits.generator),
+    }
+    retriever = deployment(RetrieverReplica, "Retriever", limits.retriever.model_copy(update=of_retriever))
+    generator = deployment(
+        generator_kind or GeneratorReplica, "Generator", limits.generator.model_copy(update=of_generator)
+    )
+    return deployment(Ingress, "Ingress", limits.ingress).bind(
+        settings, retriever.bind(settings) if has_index else None, generator.bind(settings)
+    )
 
 
 def _checked(settings: config.Config) -> tuple[config.Config, bool]:
-    """The config with its models named, and whether there is an index; what would fail in every copy fails here instead."""
+    """The config with its models resolved, and whether there is an index. Fails here rather than in every replica."""
     if config.is_mode(settings.answer.arm):
         if settings.serve.retrieval == "auto":
             raise config.ConfigError(
-                f"serve.retrieval=auto: a tuned pair (answer.arm={settings.answer.arm}) always retrieves; use always"
+                f"serve.retrieval=auto: the models of a mode (answer.arm={settings.answer.arm}) always retrieve; use always"
             )
-        # The pair of a mode is that of this moment: its models and its index belong together.
+        # A mode's models and index belong together, so they are fixed here and never hot-swapped apart.
         settings = arms.with_tuned_models(settings).with_values({"answer.arm": "rag"})
     keys = api_keys.load_keys(settings)
     if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1" and not keys:
         raise config.ConfigError(
-            "RAY_SERVE_ENABLE_HA_PROXY=1: HAProxy listens on all interfaces and every request seems to come from this machine, "
-            "which is all that an endpoint without API keys goes by; name some in serve.keys_path or RAGTUNE_API_KEYS"
+            "RAY_SERVE_ENABLE_HA_PROXY=1 needs API keys: HAProxy listens on all interfaces, and behind it every request seems "
+            "to come from localhost; set serve.keys_path or RAGTUNE_API_KEYS"
         )
     arms.current_generator(settings)
     if (
@@ -124,15 +130,14 @@ def _checked(settings: config.Config) -> tuple[config.Config, bool]:
         and not config.is_tuned(settings.answer.arm)
     ):
         raise config.ConfigError(
-            f"serve.adapter_arms={list(settings.serve.adapter_arms)}: adapters are applied to a model in this process, and "
-            "generator.engine=openai has none; leave them out, or set generator.engine=transformers"
+            f"serve.adapter_arms={list(settings.serve.adapter_arms)}: adapters need a model in this process, and with "
+            "generator.engine=openai there is none; remove them, or set generator.engine=transformers"
         )
     for arm in settings.serve.adapter_arms:
         arms.tuned_model(settings.workspace, arm)
     if settings.serve.retrieval == "auto" and adaptive.read_calibration(settings) is None:
         raise config.ConfigError(
-            f"serve.retrieval=auto: nothing says when the arm {settings.answer.arm} may answer without retrieval; run: "
-            "ragtune calibrate CONFIG"
+            f"serve.retrieval=auto: the arm {settings.answer.arm} has no calibration; run: ragtune calibrate CONFIG"
         )
     try:
         versions.current_version(settings.workspace)
@@ -162,7 +167,7 @@ def _options(name: str, replicas: config.Replicas, limits: config.Serve) -> dict
         "graceful_shutdown_wait_loop_s": 0.5,
         "max_constructor_retry_count": 2,
         "max_surge_percent": 100,
-        # At INFO Serve makes a line of each call, which costs more than the gateway does for a refusal.
+        # At INFO, Serve logs every call, which costs more than refusing a request.
         "logging_config": {"enable_access_log": False, "log_level": "WARNING"},
     }
 
@@ -172,7 +177,7 @@ def _autoscaling(replicas: config.Replicas) -> Any:
 
     look_back = min(30.0, max(2.0, replicas.upscale_delay_seconds, replicas.downscale_delay_seconds / 4))
     with warnings.catch_warnings():
-        # The interval is to become an environment variable of each process; until then it belongs here.
+        # Serve plans to read the interval from the environment instead; until then it is set here.
         warnings.simplefilter("ignore", DeprecationWarning)
         return AutoscalingConfig(
             min_replicas=replicas.min_replicas,
@@ -187,11 +192,11 @@ def _autoscaling(replicas: config.Replicas) -> Any:
 
 @contextlib.contextmanager
 def running(settings: config.Config, generator_kind: type | None = None) -> Iterator[str]:
-    """The endpoint, for the length of the block; gives its address. At the end what is under way may finish.
+    """Run the endpoint for the length of the block and yield its address. At the end, requests in flight may finish.
 
     Raises:
         config.ConfigError: the host needs keys, the port is taken, or there are too few cores.
-        RuntimeError: a deployment does not start; the message says which and why.
+        RuntimeError: a deployment does not start; the message names it and the reason.
     """
     keys = api_keys.load_keys(settings)
     middleware.check_exposure(settings, keys)
@@ -203,8 +208,8 @@ def running(settings: config.Config, generator_kind: type | None = None) -> Iter
         from ray import serve
 
         _refuse_other_serve()
-        _check_room(settings)
-        app = _graph(*checked, generator_kind)  # not before: it imports Ray, which reads its environment then
+        _check_cores(settings)
+        app = _graph(*checked, generator_kind)  # not earlier: this imports Ray, which reads its environment on import
         serve.start(
             proxy_location="HeadOnly",
             http_options={"host": host, "port": port},
@@ -222,7 +227,7 @@ def running(settings: config.Config, generator_kind: type | None = None) -> Iter
 
 
 def serve(settings: config.Config, stopped: threading.Event | None = None) -> None:
-    """Serve until SIGTERM or Ctrl-C, then let what is under way finish.
+    """Serve until SIGTERM or Ctrl-C, then let requests in flight finish.
 
     Raises:
         config.ConfigError: the host needs keys, or the port is taken.
@@ -231,15 +236,15 @@ def serve(settings: config.Config, stopped: threading.Event | None = None) -> No
     stop = stopped or threading.Event()
     progress.say("serve: loading")
     with running(settings) as address, _stopping(stop):
-        progress.say(f"serve: {address}/ is the page, {address}/v1 the API; Ctrl-C stops it")
+        progress.say(f"serve: web page at {address}/, API at {address}/v1; press Ctrl-C to stop")
         _wait(stop)
-        progress.say("serve: stopping; what is under way may finish")
+        progress.say("serve: stopping; requests in flight may finish")
 
 
 def _sigterm_as_interrupt() -> contextlib.AbstractContextManager[None]:
-    """Within the block SIGTERM is as Ctrl-C, so that what is half loaded is taken down: Ray's own handler aborts the process.
+    """Handle SIGTERM like Ctrl-C in the block, so that a half-started endpoint shuts down; Ray's own handler aborts.
 
-    Python hands signals to the main thread alone; in another one this does nothing.
+    Python delivers signals only to the main thread; in any other thread this does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         return contextlib.nullcontext()
@@ -247,7 +252,7 @@ def _sigterm_as_interrupt() -> contextlib.AbstractContextManager[None]:
 
 
 def _stopping(stop: threading.Event) -> contextlib.AbstractContextManager[None]:
-    """Within the block SIGTERM and Ctrl-C set the event. Not to be entered before Ray runs: it takes SIGTERM for itself."""
+    """Set the event on SIGTERM and Ctrl-C in the block. Enter it after Ray has started, which installs its own handler."""
     return _handling(lambda *_: stop.set(), signal.SIGTERM, signal.SIGINT)
 
 
@@ -262,23 +267,22 @@ def _handling(handler: Callable[[int, FrameType | None], object], *numbers: sign
 
 
 def _wait(stop: threading.Event) -> None:
-    while not stop.wait(1.0):  # not for ever at once: a signal is seen between two waits
+    while not stop.wait(1.0):  # with a timeout, because signals are handled between two waits
         pass
 
 
-def _check_room(settings: config.Config) -> None:
-    """What would otherwise wait for ever for cores that a single machine does not have."""
+def _check_cores(settings: config.Config) -> None:
+    """Refuse to start on a single machine without enough cores; Serve would wait forever."""
     import ray
 
     limits = settings.serve
-    wanted = sum(
-        copies.min_replicas * copies.num_cpus for copies in (limits.ingress, limits.retriever, limits.generator)
-    )
-    there = ray.cluster_resources().get("CPU", 0.0)
-    if wanted > there and len(ray.nodes()) == 1:
+    deployments = (limits.ingress, limits.retriever, limits.generator)
+    required = sum(replicas.min_replicas * replicas.num_cpus for replicas in deployments)
+    available = ray.cluster_resources().get("CPU", 0.0)
+    if required > available and len(ray.nodes()) == 1:
         raise config.ConfigError(
-            f"serve: the fewest copies reserve {wanted:g} cores and Ray has {there:g}; lower serve.generator.num_cpus or "
-            "serve.retriever.num_cpus"
+            f"serve: the replicas reserve at least {required:g} cores and Ray has {available:g}; lower "
+            "serve.generator.num_cpus or serve.retriever.num_cpus"
         )
 
 
@@ -290,8 +294,8 @@ def _refuse_other_serve() -> None:
     except ValueError:
         return
     raise ServeError(
-        "Serve runs on this cluster already, with a host and port of its own; add this endpoint to it with: serve deploy "
-        "deploy/serve.yaml"
+        "Serve runs on this cluster already, with its own host and port; add this endpoint to it with: "
+        "serve deploy deploy/serve.yaml"
     )
 
 
@@ -306,11 +310,11 @@ def _drain(grace_seconds: float) -> None:
         while sum(handle.broadcast("drain").results(timeout_s=5)) and time.monotonic() < deadline:
             time.sleep(0.2)
     except (RayError, RayServeException, TimeoutError, RuntimeError) as error:
-        logger.warning("what was under way could not be waited for: %s", error)
+        logger.warning("stopped without waiting for requests in flight: %s", error)
 
 
 def _wait_for_proxy(host: str, port: int) -> None:
-    """Serve calls an application ready before its proxy listens, which takes long on a busy machine."""
+    """Wait until the proxy listens: Serve reports an application as ready earlier."""
     deadline = time.monotonic() + PROXY_SECONDS
     while True:
         try:
@@ -319,8 +323,8 @@ def _wait_for_proxy(host: str, port: int) -> None:
         except OSError as error:
             if time.monotonic() > deadline:
                 raise ServeError(
-                    f"nothing listens at {host} port {port} {PROXY_SECONDS:.0f} seconds after Serve called the endpoint ready; "
-                    "see the logs of Ray Serve's proxy"
+                    f"{host} port {port} does not accept connections {PROXY_SECONDS:.0f} seconds after the endpoint became "
+                    "ready; see the log of Ray Serve's proxy"
                 ) from error
             time.sleep(0.1)
 
@@ -335,7 +339,7 @@ def _check_port(host: str, port: int) -> None:
         _listening(host, port).close()
     except OSError as error:
         raise config.ConfigError(
-            f"serve.port {port}: {host} cannot be listened to there ({error.strerror}); stop what does, or name another port"
+            f"serve.port {port}: cannot listen on {host} ({error.strerror}); stop the other program, or choose another port"
         ) from error
 
 

@@ -1,9 +1,9 @@
 "use strict";
 
-// Answers and sources reach the page only as text (textContent, Text nodes): whatever a document holds, it is never markup.
+// Answers and sources enter the page only as text (textContent, Text nodes), so a document can never add markup.
 
 const byId = (id) => document.getElementById(id);
-let asking = null; // the AbortController of the question under way
+let pending = null; // the AbortController of the current question
 
 function element(name, text, className) {
   const made = document.createElement(name);
@@ -23,18 +23,18 @@ function showError(message) {
 }
 
 async function errorOf(reply) {
-  let message = `The endpoint answered ${reply.status}.`;
+  let message = `The endpoint returned status ${reply.status}.`;
   try {
     message = (await reply.json()).error.message;
-  } catch { /* not an error object: the status must do */ }
+  } catch { /* not an error object: show the status alone */ }
   const wait = reply.headers.get("Retry-After");
-  return new Error(wait ? `${message} (try again in ${wait} s)` : message);
+  return new Error(wait ? `${message} (retry in ${wait} s)` : message);
 }
 
 async function loadModels() {
   const reply = await fetch("/v1/models", { headers: headers() });
   if (reply.status === 401) {
-    byId("state").textContent = "Give an API key to begin";
+    byId("state").textContent = "Enter an API key";
     return;
   }
   if (!reply.ok) throw await errorOf(reply);
@@ -49,7 +49,7 @@ async function loadModels() {
   byId("state").textContent = "Ready";
 }
 
-// Offsets of the API count Unicode characters; a JavaScript string counts UTF-16 units.
+// Splits the text of a source into [text, isCited] pieces. The API counts Unicode characters, JavaScript UTF-16 units.
 function pieces(source, citations) {
   const characters = Array.from(source.text);
   const spans = citations
@@ -58,14 +58,14 @@ function pieces(source, citations) {
     .filter(([start, end]) => start < end)
     .sort((a, b) => a[0] - b[0]);
   const found = [];
-  let at = 0;
+  let done = 0;
   for (const [start, end] of spans) {
-    if (end <= at) continue;
-    const from = Math.max(start, at);
-    found.push([characters.slice(at, from).join(""), false], [characters.slice(from, end).join(""), true]);
-    at = end;
+    if (end <= done) continue;
+    const from = Math.max(start, done);
+    found.push([characters.slice(done, from).join(""), false], [characters.slice(from, end).join(""), true]);
+    done = end;
   }
-  found.push([characters.slice(at).join(""), false]);
+  found.push([characters.slice(done).join(""), false]);
   return found.filter(([text]) => text);
 }
 
@@ -78,8 +78,8 @@ function sourceItem(source, citations) {
   if (cited) summary.append(element("span", "cited", "badge"));
   const text = element("p");
   for (const [piece, isCited] of pieces(source, citations)) text.append(isCited ? element("mark", piece) : piece);
-  const place = `${source.document_id}, characters ${source.start} to ${source.end}, score ${source.score.toFixed(3)}`;
-  details.append(summary, text, element("p", place, "quiet"));
+  const location = `${source.document_id}, characters ${source.start} to ${source.end}, score ${source.score.toFixed(3)}`;
+  details.append(summary, text, element("p", location, "quiet"));
   item.append(details);
   return item;
 }
@@ -144,14 +144,14 @@ async function ask(question, signal) {
       showSources(sources, chunk.citations);
     }
   }
-  if (!ended) throw new Error("The answer broke off.");
+  if (!ended) throw new Error("The answer ended early. Please ask again.");
 }
 
 async function submit(event) {
   event.preventDefault();
   const question = byId("question").value.trim();
-  if (!question || asking) return;
-  asking = new AbortController();
+  if (!question || pending) return;
+  pending = new AbortController();
   showError("");
   byId("answer").replaceChildren();
   byId("facts").replaceChildren();
@@ -161,13 +161,13 @@ async function submit(event) {
   byId("answer").setAttribute("aria-busy", "true");
   byId("state").textContent = "Answering";
   try {
-    await ask(question, asking.signal);
+    await ask(question, pending.signal);
     byId("state").textContent = "Done";
   } catch (error) {
     byId("state").textContent = error.name === "AbortError" ? "Stopped" : "Failed";
     if (error.name !== "AbortError") showError(error.message);
   } finally {
-    asking = null;
+    pending = null;
     byId("send").disabled = false;
     byId("stop").hidden = true;
     byId("answer").setAttribute("aria-busy", "false");
@@ -175,7 +175,7 @@ async function submit(event) {
 }
 
 byId("ask").addEventListener("submit", submit);
-byId("stop").addEventListener("click", () => asking?.abort());
+byId("stop").addEventListener("click", () => pending?.abort());
 byId("question").addEventListener("keydown", (event) => {
   if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
     event.preventDefault();

@@ -1,4 +1,4 @@
-"""The copy that generates, in this process: what it sends is what bulk answering gives."""
+"""The generator replica in this process: its answers equal those of bulk answering."""
 
 import asyncio
 import dataclasses
@@ -13,11 +13,10 @@ from ragtune_ray.answering.pipeline import Task, answer_tasks
 from ragtune_ray.cluster import session
 from ragtune_ray.cluster.serving import generator as generator_module
 from ragtune_ray.cluster.serving.generator import GeneratorReplica
-from ragtune_ray.cluster.serving.replicas import TOO_LATE
 from ragtune_ray.generation.generator import load_generator
 from ragtune_ray.models import weights
-from ragtune_ray.serving.admission import places
-from ragtune_ray.serving.backend import Finished, Job, Shown
+from ragtune_ray.serving.admission import slots_per_replica
+from ragtune_ray.serving.backend import TOO_LATE, Finished, Job, Shown
 from tests.support.endpoints import eventually
 
 pytestmark = pytest.mark.cluster
@@ -38,9 +37,7 @@ def settings(request: pytest.FixtureRequest, tmp_path: Path, generator_directory
 
 @pytest.fixture
 def replica(settings: config.Config, monkeypatch: pytest.MonkeyPatch) -> Iterator[GeneratorReplica]:
-    monkeypatch.setattr(
-        session, "log_with_serve", lambda: None
-    )  # the logs of this process stay where pytest reads them
+    monkeypatch.setattr(session, "log_with_serve", lambda: None)  # so that pytest captures the logs
     made = GeneratorReplica(settings)
     yield made
     made.__del__()
@@ -51,7 +48,7 @@ def job_of(question: str, passages: list[schema.Passage]) -> Job:
     return Job(question, "rag", tuple(passages), scores, "000001", (), "", 8, 0.0, (), 0)
 
 
-def test_a_job_is_answered_as_in_bulk_whole_and_streamed(
+def test_served_answers_equal_bulk_answers_whole_and_streamed(
     settings: config.Config, replica: GeneratorReplica, passages: list[schema.Passage]
 ) -> None:
     shown = passages[:3]
@@ -80,7 +77,7 @@ def test_a_job_is_answered_as_in_bulk_whole_and_streamed(
         assert end.answer.answer == bulk.answer
 
 
-def test_a_client_that_leaves_stops_every_reading(
+def test_a_disconnected_client_stops_every_reading(
     settings: config.Config, replica: GeneratorReplica, passages: list[schema.Passage]
 ) -> None:
     async def left_early() -> None:
@@ -89,25 +86,25 @@ def test_a_client_that_leaves_stops_every_reading(
         await events.aclose()
 
     asyncio.run(left_early())
-    eventually(lambda: _at_work(replica) == 0, "nothing is generated for nobody")
+    eventually(lambda: _num_requests(replica) == 0, "generation stops")
 
 
-def test_no_prompt_is_built_for_who_left_or_was_too_late_while_others_were(
+def test_no_prompt_is_built_for_a_cancelled_or_late_job(
     replica: GeneratorReplica, passages: list[schema.Passage], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     built: list[object] = []
     monkeypatch.setattr(generator_module, "task_prompt", lambda *given: built.append(given))
     go = threading.Event()
-    replica._work.submit(go.wait, 60)  # somebody's long prompt
+    replica._tokenizing.submit(go.wait, 60)  # the long prompt of another job
 
     async def leave() -> None:
         task = asyncio.create_task(replica.complete(job_of(QUESTIONS[0], passages[:3]), 60))
-        await asyncio.to_thread(eventually, lambda: replica._work._work_queue.qsize() > 0, "the prompt is queued")
+        await asyncio.to_thread(eventually, lambda: replica._tokenizing._work_queue.qsize() > 0, "the prompt is queued")
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
         late = asyncio.create_task(replica.complete(job_of(QUESTIONS[0], passages[:3]), 0))
-        await asyncio.to_thread(eventually, lambda: replica._work._work_queue.qsize() > 1, "the next is queued")
+        await asyncio.to_thread(eventually, lambda: replica._tokenizing._work_queue.qsize() > 1, "the next is queued")
         go.set()
         assert await late == TOO_LATE
 
@@ -115,25 +112,25 @@ def test_no_prompt_is_built_for_who_left_or_was_too_late_while_others_were(
     assert built == []
 
 
-def test_as_many_as_serve_sends_find_room_though_none_has_begun(
+def test_the_engine_queues_as_many_jobs_as_serve_sends(
     settings: config.Config, replica: GeneratorReplica, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with replica._follower.lease() as lease:
-        engine = lease.held.engine
+    with replica._current.lease() as lease:
+        engine = lease.resource.engine
     taken = engine._next
-    monkeypatch.setattr(engine, "_next", lambda: None)  # none begins
-    num_jobs = places(settings.serve.generator)
+    monkeypatch.setattr(engine, "_next", lambda: None)  # no request starts
+    num_jobs = slots_per_replica(settings.serve.generator)
 
     async def ask_all() -> list[object]:
         tasks = [asyncio.create_task(replica.complete(job_of(QUESTIONS[0], []), 60)) for _ in range(num_jobs)]
         told = [lambda: engine.stats().waiting == num_jobs, lambda: any(task.done() for task in tasks)]
-        await asyncio.to_thread(eventually, lambda: any(each() for each in told), "all wait, or one was refused")
+        await asyncio.to_thread(eventually, lambda: any(each() for each in told), "all are waiting, or one was refused")
         monkeypatch.setattr(engine, "_next", taken)
         return await asyncio.gather(*tasks)
 
     assert [type(each) for each in asyncio.run(ask_all())] == [tuple] * num_jobs
 
 
-def _at_work(replica: GeneratorReplica) -> int:
+def _num_requests(replica: GeneratorReplica) -> int:
     status = asyncio.run(replica.status())
     return int(status["running"]) + int(status["waiting"])

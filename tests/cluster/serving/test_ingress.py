@@ -1,4 +1,4 @@
-"""The way from the ingress to the copies that generate, with handles that are not Serve's."""
+"""The queue between the ingress and the generator replicas, over fake handles."""
 
 import asyncio
 from typing import Any
@@ -12,8 +12,8 @@ from ragtune_ray.serving.backend import Job
 pytestmark = pytest.mark.cluster
 
 
-class Copies:
-    """A handle of a deployment whose calls end when they are told to."""
+class FakeHandle:
+    """The handle of a deployment whose calls end when the test allows it."""
 
     def __init__(self) -> None:
         self.complete = self.stream = self
@@ -22,7 +22,7 @@ class Copies:
         self.seconds: list[float] = []
         self.running = self.most = 0
 
-    def options(self, *, stream: bool) -> "Copies":
+    def options(self, *, stream: bool) -> "FakeHandle":
         assert stream
         return self
 
@@ -33,8 +33,8 @@ class Copies:
 
 
 class Call:
-    def __init__(self, copies: Copies, job: Job) -> None:
-        self.copies, self.job = copies, job
+    def __init__(self, handle: FakeHandle, job: Job) -> None:
+        self.handle, self.job = handle, job
 
     def __await__(self) -> Any:
         return self._ended().__await__()
@@ -43,12 +43,12 @@ class Call:
         yield await self._ended()
 
     async def _ended(self) -> str:
-        self.copies.running += 1
-        self.copies.most = max(self.copies.most, self.copies.running)
+        self.handle.running += 1
+        self.handle.most = max(self.handle.most, self.handle.running)
         try:
-            await self.copies.may_end.wait()
+            await self.handle.may_end.wait()
         finally:
-            self.copies.running -= 1
+            self.handle.running -= 1
         return self.job.question
 
     def cancel(self) -> None:
@@ -59,12 +59,12 @@ def job(number: int) -> Job:
     return Job(str(number), "rag", (), (), "", (), "", 1, 0.0, (), 0)
 
 
-def test_what_waits_for_a_full_copy_waits_in_the_ingress_in_its_order_and_what_leaves_takes_no_place() -> None:
-    copies = Copies()
+def test_requests_for_full_replicas_wait_in_the_ingress_in_order() -> None:
+    handle = FakeHandle()
     settings = config.Config().using("serve.generator.max_ongoing_requests=4", "serve.generator.max_replicas=2")
 
     async def ask_all() -> list[Any]:
-        backend = ServeBackend(settings, None, copies)
+        backend = ServeBackend(settings, None, handle)
 
         async def ask(number: int) -> str:
             if number % 2:
@@ -74,15 +74,15 @@ def test_what_waits_for_a_full_copy_waits_in_the_ingress_in_its_order_and_what_l
         tasks = [asyncio.create_task(ask(number)) for number in range(20)]
         for _ in range(100):
             await asyncio.sleep(0)
-        assert copies.begun == [str(number) for number in range(10)], (
-            "two copies; a batch of 4 and one that is next in each"
+        assert handle.begun == [str(number) for number in range(10)], (
+            "two replicas, each with a batch of 4 and one that is next"
         )
         tasks[12].cancel()
-        copies.may_end.set()
+        handle.may_end.set()
         return await asyncio.gather(*tasks, return_exceptions=True)
 
     found = asyncio.run(ask_all())
     assert isinstance(found.pop(12), asyncio.CancelledError)
-    assert found == copies.begun == [str(number) for number in range(20) if number != 12]
-    assert copies.most == 10
-    assert all(0 < seconds <= 60 for seconds in copies.seconds)
+    assert found == handle.begun == [str(number) for number in range(20) if number != 12]
+    assert handle.most == 10
+    assert all(0 < seconds <= 60 for seconds in handle.seconds)

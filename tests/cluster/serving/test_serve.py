@@ -1,4 +1,4 @@
-"""The endpoint on a local Ray, asked over HTTP with the real OpenAI client."""
+"""The endpoint on a local Ray, called over HTTP and with the real OpenAI client."""
 
 import concurrent.futures
 import json
@@ -39,13 +39,13 @@ pytestmark = [pytest.mark.timeout(1500), pytest.mark.serve, pytest.mark.cluster,
 def settings(
     tmp_path_factory: pytest.TempPathFactory, settings_for, generator_directory: Path, shared_ray: None
 ) -> config.Config:
-    """An index, a generator that was tuned for the arm ft with LoRA, and one that is always sure enough in the arm rag."""
+    """An index, a LoRA adapter for the arm ft, and a calibration that always trusts the closed-book answer of the arm rag."""
     workspace = tmp_path_factory.mktemp("workspace")
     made = settings_for(workspace, *QUICK, "serve.adapter_arms=[ft]")
     build_index(made)
     folder = workspace / "models" / "ft"
     staging = artifacts.stage(str(folder / "tuned"))
-    shutil.copytree(generator_directory, staging, dirs_exist_ok=True)  # the merged model, which is not used here
+    shutil.copytree(generator_directory, staging, dirs_exist_ok=True)  # the merged model, unused here
     save_adapter(generator_directory, staging / trainable.ADAPTER, 1)
     artifacts.publish(staging, str(folder / "tuned"), "model")
     artifacts.make_current(str(folder), "tuned")
@@ -72,7 +72,7 @@ def sdk(address: str) -> Iterator[openai.OpenAI]:
         yield client
 
 
-def test_the_openai_client_gets_plain_and_streamed_answers_that_are_the_same(sdk: openai.OpenAI) -> None:
+def test_the_openai_client_gets_equal_plain_and_streamed_answers(sdk: openai.OpenAI) -> None:
     plain = sdk.chat.completions.create(model="rag", **question())
     assert plain.choices[0].message.content is not None
     assert plain.usage is not None
@@ -95,7 +95,7 @@ def test_the_openai_client_gets_plain_and_streamed_answers_that_are_the_same(sdk
         sdk.chat.completions.create(model="rag", n=2, **question())
 
 
-def test_an_answer_served_equals_the_answer_of_the_bulk_job(http: httpx.Client, settings: config.Config) -> None:
+def test_a_served_answer_equals_that_of_the_bulk_job(http: httpx.Client, settings: config.Config) -> None:
     rows = {row.query: row for row in read_answers(str(answer(settings)))}
     for number in range(0, 40, 4):
         served = http.post(CHAT, json=question(number)).json()
@@ -111,7 +111,7 @@ def test_an_answer_served_equals_the_answer_of_the_bulk_job(http: httpx.Client, 
         assert served["usage"]["prompt_tokens"] == row.prompt_tokens
 
 
-def test_a_sure_answer_needs_no_retrieval_and_equals_the_closed_book_answer_of_the_bulk_job(
+def test_a_confident_answer_skips_retrieval_and_equals_the_bulk_one(
     http: httpx.Client, settings: config.Config
 ) -> None:
     closed = {row.query: row for row in read_answers(str(answer(settings.using("answer.closed_book=true"))))}
@@ -124,14 +124,19 @@ def test_a_sure_answer_needs_no_retrieval_and_equals_the_closed_book_answer_of_t
         if not row.abstained:
             assert served["choices"][0]["message"]["content"] == row.answer
             assert (served["sources"], served["index_version"], served["generator"]) == ([], "", row.model)
-    # A calibration of another generator says nothing of this one, and is followed like all else.
+    # A calibration of another generator does not apply; calibrations are hot-swapped, too.
     adaptive.publish_calibration(settings, "other", adaptive.Calibration(1e-9, 1.0, None, "another generator"))
-    eventually(lambda: http.post(CHAT, json=question(retrieval="auto")).json()["retrieved"], "it is followed")
+    eventually(
+        lambda: http.post(CHAT, json=question(retrieval="auto")).json()["retrieved"], "the new calibration is used"
+    )
     adaptive.publish_calibration(settings, "sure", adaptive.Calibration(1e-9, 1.0, None, row.model))
-    eventually(lambda: not http.post(CHAT, json=question(retrieval="auto")).json()["retrieved"], "and given up again")
+    eventually(
+        lambda: not http.post(CHAT, json=question(retrieval="auto")).json()["retrieved"],
+        "the first calibration is used again",
+    )
 
 
-def test_a_tuned_arm_is_served_beside_the_base_model_by_the_same_copy(
+def test_one_replica_serves_a_tuned_arm_and_the_base_model(
     http: httpx.Client, settings: config.Config, generator_directory: Path
 ) -> None:
     (adapter,) = (Path(settings.workspace) / "models" / "ft" / "tuned").glob(trainable.ADAPTER)
@@ -153,12 +158,12 @@ def test_a_tuned_arm_is_served_beside_the_base_model_by_the_same_copy(
     engine.close(0)
     assert len({reply["generator"] for reply in served}) == 2
     texts = [reply["choices"][0]["message"]["content"] for reply in served]
-    assert texts[::2] != texts[1::2], "the adapter says something else"
+    assert texts[::2] != texts[1::2], "the adapter changes the answer"
 
 
-def test_a_client_that_leaves_in_mid_stream_frees_its_place(http: httpx.Client) -> None:
+def test_a_client_that_disconnects_frees_its_slot(http: httpx.Client) -> None:
     def running_now() -> int:
-        return sum(copy["running"] + copy["waiting"] for copy in http.get("/readyz").json()["generators"])
+        return sum(replica["running"] + replica["waiting"] for replica in http.get("/readyz").json()["generators"])
 
     long = question(stream=True, max_tokens=512, temperature=1.0, top_k=1)
     with http.stream("POST", CHAT, json=long) as reply:
@@ -167,13 +172,13 @@ def test_a_client_that_leaves_in_mid_stream_frees_its_place(http: httpx.Client) 
             if '"content":"' in line and '"content":""' not in line:
                 break
     left = time.monotonic()
-    eventually(lambda: running_now() == 0, "the generation goes on for nobody")
+    eventually(lambda: running_now() == 0, "generation continues after the client has left")
     assert time.monotonic() - left < 20
     text = http.get("/metrics").text
     assert "ragtune_cancelled_total" in text
 
 
-def test_a_copy_that_is_killed_fails_no_plain_request(http: httpx.Client, address: str) -> None:
+def test_a_killed_replica_fails_no_plain_request(http: httpx.Client, address: str) -> None:
     def ask(number: int) -> int:
         with httpx.Client(base_url=address, timeout=300) as own:
             return own.post(CHAT, json=question(number % 40)).status_code
@@ -185,10 +190,10 @@ def test_a_copy_that_is_killed_fails_no_plain_request(http: httpx.Client, addres
             os.kill(process, signal.SIGKILL)
             replies += [pool.submit(ask, number) for number in range(12)]
             assert [reply.result() for reply in replies] == [200] * 24, deployment
-        eventually(lambda: http.get("/readyz").status_code == 200, "the copy comes back")
+        eventually(lambda: http.get("/readyz").status_code == 200, "the replica is replaced")
 
 
-def test_a_published_version_is_followed_and_no_answer_mixes_two(
+def test_a_published_version_is_swapped_in_and_never_mixed(
     http: httpx.Client, address: str, settings: config.Config, tmp_path: Path
 ) -> None:
     before = versions.current_version(settings.workspace)
@@ -206,7 +211,9 @@ def test_a_published_version_is_followed_and_no_answer_mixes_two(
         asked = [pool.submit(ask, number) for number in range(40)]
         upsert_documents(settings, str(path))
         after = versions.current_version(settings.workspace)
-        eventually(lambda: http.get("/readyz").json()["retrievers"][0]["index_version"] == after, "it follows")
+        eventually(
+            lambda: http.get("/readyz").json()["retrievers"][0]["index_version"] == after, "the version is swapped in"
+        )
         asked += [pool.submit(ask, number) for number in range(10)]
         concurrent.futures.wait(asked)
     assert {status for status, _, _ in seen} == {200}
@@ -216,15 +223,15 @@ def test_a_published_version_is_followed_and_no_answer_mixes_two(
     folder = Path(settings.workspace) / "index" / "readers"
     holders = [json.loads(path.read_text()) for path in folder.glob("*.json")]
     alive = {holder["version"] for holder in holders if psutil.pid_exists(holder["process"])}
-    assert alive == {after}, "the old version is held no more"
+    assert alive == {after}, "the old version is no longer held"
 
 
-def test_documents_are_added_and_taken_out_and_found_at_once(http: httpx.Client) -> None:
+def test_added_documents_are_found_and_deleted_ones_are_not(http: httpx.Client) -> None:
     def first() -> str:
         found = http.post("/v1/retrieve", json={"query": "What is the code of kraken?", "top_k": 1}).json()["data"]
         return found[0]["text"]
 
-    # More than what is built on Ray elsewhere, and than copies may send each other.
+    # Larger than Ray's limit for small objects and than replicas may send each other.
     metadata = {"kind": "beast", "page": "<p>" * 2**21, "url": "https://kraken.example/"}
     row = {"document_id": "kraken", "text": "The code of kraken is tentacle.", "metadata": metadata}
     reply = http.post("/v1/documents", json={"documents": [row]})
@@ -237,7 +244,7 @@ def test_documents_are_added_and_taken_out_and_found_at_once(http: httpx.Client)
     assert "tentacle" not in first()
 
 
-def test_a_broken_version_is_refused_and_reported_and_the_old_one_serves(
+def test_a_broken_version_is_refused_while_the_old_one_serves(
     http: httpx.Client, settings: config.Config, tmp_path: Path
 ) -> None:
     serving = versions.current_version(settings.workspace)
@@ -249,7 +256,9 @@ def test_a_broken_version_is_refused_and_reported_and_the_old_one_serves(
     current = Path(settings.workspace) / "index" / "CURRENT"
     current.write_text(f"{broken}\n")
     try:
-        eventually(lambda: http.get("/readyz").json()["retrievers"][0]["refused"] is not None, "it is reported")
+        eventually(
+            lambda: http.get("/readyz").json()["retrievers"][0]["refused"] is not None, "the refusal is reported"
+        )
         state = http.get("/readyz")
         assert state.status_code == 200, "the old version serves"
         assert state.json()["retrievers"] == [{"index_version": serving, "refused": {"version": broken}}]
@@ -258,4 +267,4 @@ def test_a_broken_version_is_refused_and_reported_and_the_old_one_serves(
     finally:
         current.write_text(f"{serving}\n")
         shutil.rmtree(url)
-    eventually(lambda: http.get("/readyz").json()["retrievers"][0]["refused"] is None, "it recovers")
+    eventually(lambda: http.get("/readyz").json()["retrievers"][0]["refused"] is None, "the refusal is cleared")

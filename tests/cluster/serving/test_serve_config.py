@@ -1,4 +1,4 @@
-"""The Serve config files are what Serve and the builder take, and one of them is served as Serve's own command does it."""
+"""The Serve config files in deploy/, and the options of the deployments."""
 
 import importlib
 import os
@@ -33,22 +33,22 @@ def serve_configs() -> list[dict]:
 
 
 @pytest.mark.parametrize("number", [0, 1])
-def test_the_files_are_what_serve_takes_and_name_a_builder_and_a_config_that_are_there(number: int) -> None:
+def test_serve_accepts_the_files_and_their_builder_and_config_exist(number: int) -> None:
     from ray.serve.schema import ServeDeploySchema
 
     values = serve_configs()[number]
     (application,) = ServeDeploySchema.model_validate(values).applications
     module, _, name = application.import_path.partition(":")
     assert callable(getattr(importlib.import_module(module), name))
-    with pytest.raises(ValueError, match="nonsense"):  # by the builder, as Serve calls it: with a plain dictionary
+    with pytest.raises(ValueError, match="nonsense"):  # Serve calls the builder with a plain dictionary
         getattr(importlib.import_module(module), name)({**application.args, "nonsense": 1})
     arguments = Arguments.model_validate(application.args)
     settings = config.load(ROOT / arguments.config.removeprefix("/opt/ragtune-ray/"), arguments.overrides)
     exposed = values["http_options"]["host"] != "127.0.0.1"
-    assert bool(settings.serve.keys_path) is exposed, "whoever is let in needs a key"
+    assert bool(settings.serve.keys_path) is exposed, "an endpoint open to other machines has keys"
 
 
-def test_an_application_that_cannot_serve_is_refused_before_anything_starts(tmp_path: Path) -> None:
+def test_an_application_that_cannot_serve_is_refused_early(tmp_path: Path) -> None:
     with pytest.raises(Exception, match="ragtune index"):
         bound(config.Config().using(f"workspace={tmp_path}"))
     with pytest.raises(Exception, match="ragtune train"):
@@ -59,9 +59,7 @@ def test_an_application_that_cannot_serve_is_refused_before_anything_starts(tmp_
         bound(config.Config().using(f"workspace={tmp_path}", "serve.retrieval=auto", "answer.arm=joint"))
 
 
-def test_behind_haproxy_which_hides_who_asks_there_must_be_keys(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_haproxy_requires_keys_since_it_hides_the_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = config.Config().using(f"workspace={tmp_path}", "answer.arm=base")
     monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "1")
     with pytest.raises(config.ConfigError, match="HAProxy"):
@@ -70,13 +68,13 @@ def test_behind_haproxy_which_hides_who_asks_there_must_be_keys(
     assert bound(settings)
 
 
-def test_adapters_are_refused_where_the_model_is_elsewhere(tmp_path: Path) -> None:
+def test_adapters_are_refused_if_the_model_is_remote(tmp_path: Path) -> None:
     elsewhere = ("generator.engine=openai", "generator.base_url=http://127.0.0.1:9/v1", "serve.adapter_arms=[rag+ft]")
     with pytest.raises(config.ConfigError, match=r"serve\.adapter_arms=\['rag\+ft'\].*generator\.engine"):
         bound(config.Config().using(f"workspace={tmp_path}", "answer.arm=base", *elsewhere))
 
 
-def test_every_deployment_has_its_limits_and_none_of_serves_unsafe_defaults(tmp_path: Path) -> None:
+def test_every_deployment_replaces_the_unsafe_defaults_of_serve(tmp_path: Path) -> None:
     application = bound(
         config.Config().using(f"workspace={tmp_path}", "answer.arm=base", "serve.generator.min_replicas=0")
     )
@@ -93,23 +91,21 @@ def test_every_deployment_has_its_limits_and_none_of_serves_unsafe_defaults(tmp_
         assert settings.backpressure_config.status_code == 429
     generator = found["Generator"]._deployment_config
     assert generator.autoscaling_config.min_replicas == 0
-    assert generator.max_ongoing_requests == 16 + 4, "a batch, and those that take a place of it at once"
-    assert generator.max_queued_requests == 16 + 64, (
-        "all that the gateway lets in, so that it refuses before it retrieves"
-    )
+    assert generator.max_ongoing_requests == 16 + 4, "a batch, and a quarter as many that are next"
+    assert generator.max_queued_requests == 16 + 64, "all that the ingress admits, since it refuses before it retrieves"
 
 
-def test_a_copy_computes_on_what_ray_has_of_its_machine(shared_ray: None) -> None:
+def test_a_replica_uses_the_cores_ray_has_on_its_machine(shared_ray: None) -> None:
     import ray
 
-    assert session.cores_of_this_machine() == 4.0, "as the tests' Ray was told, whatever the machine has"
+    assert session.cores_of_this_machine() == 4.0, "the cores that Ray was started with, not those of the machine"
     assert ray.get(ray.remote(session.cores_of_this_machine).remote()) == 4.0
 
 
 @pytest.mark.serve
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-def test_the_file_is_served_by_serves_own_command(tmp_path: Path, settings_for) -> None:
+def test_the_serve_command_runs_the_file(tmp_path: Path, settings_for) -> None:
     settings = settings_for(tmp_path / "workspace", *QUICK, "answer.arm=base")
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(settings.model_dump(mode="json")))
     values = serve_configs()[0]

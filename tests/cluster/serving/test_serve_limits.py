@@ -1,4 +1,4 @@
-"""The endpoint on a local Ray: tenants, overload, autoscaling, models that are followed, and its end."""
+"""The endpoint on a local Ray: tenants, overload, autoscaling, hot-swapped models and shutdown."""
 
 import concurrent.futures
 import json
@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.timeout(1500), pytest.mark.serve, pytest.mark.cluster,
 
 @pytest.fixture(scope="module")
 def shared_documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two tenants with the same texts, so that only isolation tells them apart."""
+    """Two tenants with equal texts, so that only isolation separates them."""
     path = tmp_path_factory.mktemp("tenants") / "corpus.jsonl"
     with path.open("w") as file:
         for number in range(40):
@@ -44,7 +44,7 @@ def shared_documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_two_tenants_never_see_each_other_and_each_limit_is_kept(
+def test_tenants_are_isolated_and_limits_enforced(
     tmp_path: Path, shared_documents: Path, settings_for, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     secrets = {name: f"{name}-secret-0123456789" for name in ("acme", "umbra")}
@@ -90,7 +90,7 @@ def test_two_tenants_never_see_each_other_and_each_limit_is_kept(
 
 
 def _overload(address: str, headers: dict[str, str]) -> None:
-    """Of ten at once two have room; the others are told at once when to come back."""
+    """Send ten requests to an endpoint with room for two; the others are refused with Retry-After."""
 
     def ask(number: int) -> tuple[int, float, str | None]:
         with httpx.Client(base_url=address, timeout=300, headers=headers) as own:
@@ -107,7 +107,7 @@ def _overload(address: str, headers: dict[str, str]) -> None:
 
 
 @pytest.mark.slow
-def test_copies_come_with_the_load_and_go_with_it_and_a_tuned_model_is_followed(
+def test_replicas_scale_with_load_and_swap_in_a_tuned_model(
     tmp_path: Path, settings_for, generator_directory: Path
 ) -> None:
     folder = tmp_path / "workspace" / "models" / "rag+ft"
@@ -115,7 +115,7 @@ def test_copies_come_with_the_load_and_go_with_it_and_a_tuned_model_is_followed(
     def publish(name: str) -> None:
         staging = artifacts.stage(str(folder / name))
         shutil.copytree(generator_directory, staging, dirs_exist_ok=True)
-        (staging / "note.json").write_text(json.dumps(name))  # another fingerprint
+        (staging / "note.json").write_text(json.dumps(name))  # changes the fingerprint
         artifacts.publish(staging, str(folder / name), "model")
         artifacts.make_current(str(folder), name)
 
@@ -146,16 +146,16 @@ def test_copies_come_with_the_load_and_go_with_it_and_a_tuned_model_is_followed(
                 answers.extend(pool.submit(ask, number) for number in range(6 - sum(not a.done() for a in answers)))
                 return len(replica_processes("Generator")) == 2
 
-            eventually(loaded, "a second generator comes")
-            assert len(replica_processes("Retriever")) == 1, "each scales on its own"
+            eventually(loaded, "a second generator replica starts")
+            assert len(replica_processes("Retriever")) == 1, "each deployment scales on its own"
             (before,) = {future.result() for future in answers}
             publish("second")
-            eventually(lambda: ask(0) != before, "the new model is followed")
-        eventually(lambda: len(replica_processes("Generator")) == 1, "the second generator goes")
+            eventually(lambda: ask(0) != before, "the new model is swapped in")
+        eventually(lambda: len(replica_processes("Generator")) == 1, "the second generator replica stops")
         assert http.post(CHAT, json=question()).status_code == 200
 
 
-def test_a_second_endpoint_on_the_same_cluster_is_refused_and_the_first_goes_on(tmp_path: Path, settings_for) -> None:
+def test_a_second_endpoint_on_a_cluster_is_refused(tmp_path: Path, settings_for) -> None:
     settings = settings_for(tmp_path, *QUICK, "answer.arm=base")
     with running(settings) as address:
         with pytest.raises(RuntimeError, match="Serve runs on this cluster already"), running(settings):
@@ -168,7 +168,7 @@ def test_a_second_endpoint_on_the_same_cluster_is_refused_and_the_first_goes_on(
             pass
 
 
-def test_sigterm_lets_a_stream_end_whole_and_leaves_with_0(tmp_path: Path, settings_for) -> None:
+def test_sigterm_lets_a_stream_finish_and_exits_with_0(tmp_path: Path, settings_for) -> None:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     settings = settings_for(tmp_path / "w", *QUICK, "answer.arm=base", f"serve.port={port}", "serve.grace_seconds=30")
@@ -182,7 +182,7 @@ def test_sigterm_lets_a_stream_end_whole_and_leaves_with_0(tmp_path: Path, setti
     ):
         wait_until_ready(http, process, lambda: process.stderr.read() if process.stderr else "")
         assert process.stderr is not None
-        next(line for line in process.stderr if "Ctrl-C" in line)  # only then it takes signals for itself
+        next(line for line in process.stderr if "Ctrl-C" in line)  # its signal handlers are installed only now
         with http.stream("POST", CHAT, json=long) as reply:
             lines = reply.iter_lines()
             next(lines)
@@ -192,13 +192,13 @@ def test_sigterm_lets_a_stream_end_whole_and_leaves_with_0(tmp_path: Path, setti
         assert process.wait(600) == 0
 
 
-def test_sigterm_while_it_loads_takes_everything_down(tmp_path: Path, settings_for) -> None:
+def test_sigterm_during_startup_stops_every_process(tmp_path: Path, settings_for) -> None:
     settings = settings_for(tmp_path / "w", *QUICK, "answer.arm=base")
     path = tmp_path / "c.yaml"
     path.write_text(yaml.safe_dump(settings.model_dump(mode="json")))
     command = Command(["serve", str(path)], tmp_path / "log.txt")
     try:
-        eventually(lambda: bool(command.workers("ServeController")), "Serve begins to load")
+        eventually(lambda: bool(command.workers("ServeController")), "Serve starts")
         workers = command.workers("ray::")
         command.process.send_signal(signal.SIGTERM)
         assert command.process.wait(600) == 130, command.log.read_text()

@@ -1,0 +1,190 @@
+"""Hot-swaps a resource (index version, model) while requests use it.
+
+A version that fails to load is refused and reported, and the old one stays in use. The old one is released when the
+last request that uses it ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from ragtune_ray import RagtuneError
+
+__all__ = ["HotSwap", "HotSwapError", "Lease", "Refusal"]
+
+Resource = TypeVar("Resource")
+RETRY_SECONDS = 30.0
+
+logger = logging.getLogger(__name__)
+
+
+class HotSwapError(RagtuneError):
+    """The thread that polls for new versions has died."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A version that failed to load."""
+
+    name: str
+    reason: str
+    """For the log; may contain paths."""
+    since: float
+    """Unix time."""
+
+
+@dataclass(slots=True)
+class Lease(Generic[Resource]):
+    """A loaded resource, its name, and the number of its users."""
+
+    name: str
+    resource: Resource
+    users: int = 0
+    is_current: bool = True
+
+
+class HotSwap(Generic[Resource]):
+    """Holds the resource that is current, and replaces it when another becomes current.
+
+    Args:
+        kind: what the resource is, for the log.
+        latest: returns the name that is current now; called often, so it must be cheap.
+        load: loads and tests the resource of a name, given the one in use (None at the start); may be slow.
+        release: frees a resource; called exactly once for each that was in use.
+        fallbacks: names to try, best first, if the latest fails to load at the start.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        latest: Callable[[], str],
+        load: Callable[[str, Resource | None], Resource],
+        release: Callable[[Resource], None] = lambda _: None,
+        fallbacks: Callable[[], Sequence[str]] = tuple,
+    ) -> None:
+        self._kind, self._latest, self._load, self._release = kind, latest, load, release
+        self.refused: Refusal | None = None
+        """The last version that failed to load; None once another has been swapped in."""
+        self.num_swaps = 0
+        self._swapping, self._counting, self._stopped = threading.Lock(), threading.Lock(), threading.Event()
+        self._current = self._load_first(fallbacks)
+        self._thread: threading.Thread | None = None
+
+    @property
+    def name(self) -> str:
+        """The name of the resource in use."""
+        return self._current.name
+
+    @property
+    def resource(self) -> Resource:
+        """The resource in use, without a lease: only for kinds that are never released."""
+        return self._current.resource
+
+    @contextlib.contextmanager
+    def lease(self) -> Iterator[Lease[Resource]]:
+        """The current resource; it is not released before the block ends, even if it is replaced."""
+        with self._counting:
+            lease = self._current
+            lease.users += 1
+        try:
+            yield lease
+        finally:
+            with self._counting:
+                lease.users -= 1
+                unused = not lease.users and not lease.is_current
+            if unused:
+                self._release(lease.resource)
+
+    def refresh(self, *, retry: bool = False) -> bool:
+        """Check the current name once, and swap if it has changed.
+
+        Args:
+            retry: try a refused version again, even within `RETRY_SECONDS`.
+
+        Returns:
+            Whether another resource is in use than before.
+        """
+        with self._swapping:
+            try:
+                name = self._latest()
+            except Exception as error:  # noqa: BLE001  # see _refuse
+                self._refuse("", error)
+                return False
+            if name == self.name:
+                self.refused = None
+                return False
+            refused = self.refused
+            if refused and refused.name == name and not retry and time.time() - refused.since < RETRY_SECONDS:
+                return False
+            return self._swap(name)
+
+    def poll(self, interval_seconds: float) -> None:
+        """Refresh at this interval, in a thread of its own, until `stop`."""
+
+        def run() -> None:
+            while not self._stopped.wait(interval_seconds):
+                self.refresh()
+
+        self._thread = threading.Thread(target=run, name=f"poll-{self._kind}", daemon=True)
+        self._thread.start()
+
+    def check_health(self) -> None:
+        """Check that polling still runs.
+
+        Raises:
+            HotSwapError: its thread has died.
+        """
+        if self._thread is not None and not self._thread.is_alive() and not self._stopped.is_set():
+            raise HotSwapError(f"the thread that polls for a new {self._kind} has died")
+
+    def stop(self) -> None:
+        """Stop polling, and release the resource when its last lease ends."""
+        self._stopped.set()
+        with self._swapping:
+            self._retire(self._current)
+
+    def _load_first(self, fallbacks: Callable[[], Sequence[str]]) -> Lease[Resource]:
+        name = ""
+        try:
+            name = self._latest()
+            return Lease(name, self._load(name, None))
+        except Exception as error:
+            self._refuse(name, error)
+            for other in fallbacks():
+                if other != name:
+                    with contextlib.suppress(Exception):
+                        return Lease(other, self._load(other, None))
+            raise
+
+    def _swap(self, name: str) -> bool:
+        started = time.monotonic()
+        try:
+            resource = self._load(name, self._current.resource)
+        except Exception as error:  # noqa: BLE001  # see _refuse
+            self._refuse(name, error)
+            return False
+        old, self._current = self._current, Lease(name, resource)
+        self.refused = None
+        self.num_swaps += 1
+        logger.info("now using %s %s, loaded in %.1f s", self._kind, name, time.monotonic() - started)
+        self._retire(old)
+        return True
+
+    def _retire(self, lease: Lease[Resource]) -> None:
+        with self._counting:
+            lease.is_current = False
+            unused = not lease.users
+        if unused:
+            self._release(lease.resource)
+
+    def _refuse(self, name: str, error: Exception) -> None:
+        """Report any exception: stores, formats and templates raise their own kinds, and none may end the service."""
+        if self.refused is None or (self.refused.name, self.refused.reason) != (name, str(error)):
+            logger.error("%s %s is refused: %s: %s", self._kind, name, type(error).__name__, error)
+        self.refused = Refusal(name, str(error), time.time())
