@@ -86,7 +86,7 @@ def generator_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The Llama of 2 layers that the tests of the generator use, with a longer context."""
     import torch
 
-    from tests.generation.test_generator import save_model, save_tokenizer
+    from tests.support.models import save_model, save_tokenizer
 
     directory = tmp_path_factory.mktemp("generator")
     torch.set_num_threads(1)

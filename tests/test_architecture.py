@@ -128,3 +128,19 @@ def test_every_error_class_derives_from_the_packages_base_error() -> None:
     builtin = {"Exception", "ValueError", "RuntimeError", "TypeError", "OSError", "KeyError", "LookupError"}
     assert [name for name, bases in classes if bases & builtin and name.rpartition(".")[2] not in raised] == []
     assert len(raised) > 20
+
+
+def test_tests_share_helpers_through_support_alone() -> None:
+    """No file imports a test module or a conftest: shared helpers are in `tests/support/`."""
+    wrong = {
+        f"{path.relative_to(ROOT)} imports {found}"
+        for path in (ROOT / "tests").rglob("*.py")
+        for found in _imports(path)
+        if re.match(r"tests\.(.*\.)?(test_\w+|conftest)\b", found)
+    }
+    assert wrong == set()
+
+
+def test_the_readme_lists_the_rooms_in_their_order() -> None:
+    block = (ROOT / "README.md").read_text(encoding="utf-8").split("<!-- rooms -->")[1]
+    assert re.findall(r"^  (\w+)(?:/|\.py) ", block, re.MULTILINE) == ORDER

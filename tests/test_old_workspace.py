@@ -89,7 +89,9 @@ def test_the_corpus_is_indexed_to_the_same_bytes(settings: config.Config) -> Non
     old, new = Path("workspace/index/segments", name), Path("new/index/segments", name)
     files = {path.relative_to(new) for path in new.rglob("*") if path.is_file()}
     assert files == {path.relative_to(old) for path in old.rglob("*") if path.is_file()}
-    assert [file for file in files - {Path("manifest.json")} if (new / file).read_bytes() != (old / file).read_bytes()] == []
+    assert [
+        file for file in files - {Path("manifest.json")} if (new / file).read_bytes() != (old / file).read_bytes()
+    ] == []
     manifests = [artifacts.read_manifest(str(folder)) for folder in (old, new)]
     assert manifests[0]["files"] == manifests[1]["files"]
 
@@ -108,7 +110,9 @@ def test_the_old_index_is_updated_and_rolled_back(settings: config.Config) -> No
     workspace = settings.workspace
     assert versions.current_version(workspace) == "000003"
     old = versions.read_version(workspace, "000003")
-    Path("more.jsonl").write_text('{"document_id": "n2", "text": "A freighter of velvet and walnut."}\n', encoding="utf-8")
+    Path("more.jsonl").write_text(
+        '{"document_id": "n2", "text": "A freighter of velvet and walnut."}\n', encoding="utf-8"
+    )
     upsert_documents(settings, "more.jsonl")
     assert "n2" in {hit.document_id for hit in open_retriever(settings).retrieve(["1"], ["freighter of velvet"], 1)[0]}
     delete_documents(settings, ["n1"])

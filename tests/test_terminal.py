@@ -1,17 +1,9 @@
 import re
-import unicodedata
 
 import pytest
 
 from ragtune_ray import schema, terminal
-
-LONG = "a-document-with-a-rather-long-name-" * 5
-CHINESE = "中华人民共和国航天史上的重要任务与嫦娥四号月球背面着陆" * 4
-
-
-def columns(line: str) -> int:
-    """Terminal cells: wide characters take two."""
-    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in line)
+from tests.support.texts import CHINESE, LONG, columns
 
 
 def interval(value: float, low: float, high: float, n: int = 100) -> dict[str, float]:

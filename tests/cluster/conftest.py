@@ -3,7 +3,6 @@
 import http.server
 import json
 import os
-import random
 import shutil
 import threading
 from collections.abc import Iterator
@@ -12,39 +11,12 @@ from pathlib import Path
 import pytest
 
 from ragtune_ray.cluster.session import SERVE_ENVIRONMENT
+from tests.support.corpora import write_corpus, write_queries
 
 # Before any test module imports Ray, which reads these once.
 os.environ.update({"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token", "RAY_BACKEND_LOG_LEVEL": "fatal"})
 os.environ.update(SERVE_ENVIRONMENT)
 os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"  # else each training ends two seconds late
-
-WORDS = (
-    "amber basalt cedar delta ember fjord garnet harbor island jasper kelp lagoon meadow nectar orchid pebble quartz river "
-    "sable tundra umber valley willow zephyr copper marble silver velvet walnut cobalt"
-).split()
-
-
-def write_corpus(path: Path, num_documents: int, seed: int = 0) -> None:
-    """Documents of a few sentences; document N alone says that its number is N."""
-    source = random.Random(seed)
-    with path.open("w", encoding="utf-8") as file:
-        for number in range(num_documents):
-            sentences = [" ".join(source.choices(WORDS, k=12)).capitalize() + "." for _ in range(source.randint(2, 9))]
-            sentences.insert(source.randint(0, len(sentences)), f"The code of vessel{number} is secret{number}.")
-            row = {"document_id": f"d{number}", "title": f"Vessel {number}", "text": " ".join(sentences)}
-            file.write(json.dumps(row) + "\n")
-
-
-def write_queries(path: Path, num_queries: int) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        for number in range(num_queries):
-            row = {
-                "query_id": f"q{number}",
-                "text": f"What is the code of vessel{number}?",
-                "answers": [f"secret{number}"],
-                "document_ids": [f"d{number}"],
-            }
-            file.write(json.dumps(row) + "\n")
 
 
 @pytest.fixture(scope="session")

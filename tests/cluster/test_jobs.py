@@ -13,7 +13,7 @@ import jsonschema
 import pytest
 import yaml
 
-from tests.cluster.conftest import write_corpus
+from tests.support.corpora import write_corpus
 
 ROOT = Path(__file__).parent.parent.parent
 

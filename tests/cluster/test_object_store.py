@@ -11,7 +11,7 @@ import fsspec
 import pytest
 import yaml
 
-from tests.cluster.conftest import write_corpus, write_queries
+from tests.support.corpora import write_corpus, write_queries
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from tests.cluster.conftest import write_corpus, write_queries
-from tests.faults.conftest import eventually
+from tests.support.corpora import write_corpus, write_queries
+from tests.support.processes import eventually
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 

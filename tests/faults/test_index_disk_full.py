@@ -12,15 +12,7 @@ import pytest
 
 from ragtune_ray.index import versions
 from ragtune_ray.storage import filesystem
-from tests.faults.test_index_failpoints import (
-    ADDED,
-    STANDING,
-    assert_converged,
-    assert_whole,
-    sandbox,  # noqa: F401
-    starts,  # noqa: F401
-    upsert,
-)
+from tests.support.index_changes import ADDED, STANDING, assert_converged, assert_whole, upsert
 
 SIZE_BYTES = 8 * 2**20
 STEP_BYTES = 4096
@@ -28,7 +20,7 @@ STEP_BYTES = 4096
 
 
 @pytest.fixture
-def folder(tmp_path: Path, sandbox: Path) -> Iterator[Path]:  # noqa: F811
+def folder(tmp_path: Path, sandbox: Path) -> Iterator[Path]:
     """A folder whose `workspace` is a small file system of its own."""
     workspace = tmp_path / "case" / "workspace"
     workspace.mkdir(parents=True)
@@ -75,7 +67,7 @@ def runs_full(folder: Path) -> bool:
 
 def test_a_corpus_larger_than_the_disk_is_refused_before_anything_is_written(
     folder: Path,
-    starts: dict[str, Path],  # noqa: F811
+    starts: dict[str, Path],
 ) -> None:
     workspace = begin(folder, starts["standing"], 200 * 1024)
     before = used_bytes(workspace)
@@ -92,7 +84,7 @@ def test_a_corpus_larger_than_the_disk_is_refused_before_anything_is_written(
 
 def test_wherever_the_disk_runs_full_the_old_contents_stand_and_with_space_the_same_command_succeeds(
     folder: Path,
-    starts: dict[str, Path],  # noqa: F811
+    starts: dict[str, Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(filesystem, "require_space", lambda *_: None)
@@ -114,7 +106,7 @@ def test_wherever_the_disk_runs_full_the_old_contents_stand_and_with_space_the_s
     assert_converged(workspace, STANDING | ADDED)
 
 
-def test_an_array_that_does_not_fit_is_told_from_any_other_failure(folder: Path, starts: dict[str, Path]) -> None:  # noqa: F811
+def test_an_array_that_does_not_fit_is_told_from_any_other_failure(folder: Path, starts: dict[str, Path]) -> None:
     workspace = begin(folder, starts["standing"], 200 * 1024)
     with pytest.raises(OSError, match="No space left") as raised:
         filesystem.save_array(workspace / "large.npy", np.zeros(2**20))

@@ -5,122 +5,31 @@ second; the other fault tests of the index share its corpus, its commands and it
 """
 
 import json
-import os
 import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from shutil import copytree
-from typing import Any
 
 import psutil
 import pytest
 
-from ragtune_ray import config, schema
-from ragtune_ray.cluster.indexing import compact as compact_module
-from ragtune_ray.cluster.indexing import update
-from ragtune_ray.index import contents, retention, snapshot, versions
+from ragtune_ray.index import versions
 from ragtune_ray.storage import failpoints
-from tests.cluster.conftest import write_corpus
-from tests.faults.conftest import DEADLINE_SECONDS, Command, end_remains, eventually, warm_process
-
-Contents = dict[str, str]
-"""document_id -> text; {}: nothing is indexed."""
-
-FIRST: Contents = {
-    "moon": "the moon orbits the earth and apollo landed on the moon in the year of 1969",
-    "mars": "mars is the red planet and its two moons are phobos and deimos",
-    "sun": "the sun is a star that fuses hydrogen into helium",
-}
-SECOND: Contents = {
-    "mars": "mars has a thin air and dust storms",
-    "rover": "the rover drives over dust and rocks of mars",
-}
-STANDING: Contents = {name: text for name, text in (FIRST | SECOND).items() if name != "sun"}
-"""What the prepared index holds in its third version."""
-ADDED: Contents = {
-    "moon": "the moon is made of rock and has no air",
-    "comet": "a comet is a ball of ice and dust with a tail",
-}
-
-
-def documents_file(folder: Path, documents: Contents, name: str = "documents") -> str:
-    path = folder / f"{name}.jsonl"
-    rows = [json.dumps({"document_id": each, "text": text}) + "\n" for each, text in documents.items()]
-    path.write_text("".join(rows))
-    return str(path)
-
-
-def settings_of(folder: Path) -> config.Config:
-    return config.Config().using(
-        f"workspace={folder / 'workspace'}",
-        "encoder.model=hashing-32",
-        "chunking.size_tokens=8",
-        "chunking.overlap_tokens=2",
-    )
-
-
-def upsert(folder: Path, documents: Contents = ADDED, *overrides: str) -> None:
-    update.upsert_documents(settings_of(folder).using(*overrides), documents_file(folder, documents))
-
-
-def first(folder: Path) -> None:
-    upsert(folder, FIRST, "index.kind=ivf")
-
-
-def delete(folder: Path) -> None:
-    update.delete_documents(settings_of(folder), ["moon", "rover"])
-
-
-def compact(folder: Path) -> None:
-    compact_module.compact(settings_of(folder), in_process=True)
-
-
-def roll_back(folder: Path) -> None:
-    versions.roll_back(settings_of(folder).workspace, "000001")
-
-
-def collect(folder: Path) -> None:
-    retention.collect(settings_of(folder).workspace, keep=1, min_age_seconds=0)
-
-
-def build_standing(folder: Path) -> None:
-    """Three versions, two segments, one of them with a deleted document."""
-    upsert(folder, FIRST)
-    upsert(folder, SECOND)
-    update.delete_documents(settings_of(folder), ["sun"])
-
-
-@dataclass(frozen=True)
-class Change:
-    """A command, where it starts, what it makes of that, and the failpoints that it passes, in order."""
-
-    run: Callable[[Path], None]
-    start: str
-    old: Contents
-    new: Contents
-    passes: tuple[str, ...]
-
-
-_BUILD = ("build.read", "build.embedded", "build.trained", "segment.staged", "segment.published", "build.calibrated")
-_PUBLISH = ("publish.staged", "publish.version", "publish.current")
-_MERGE = ("build.trained", "segment.staged", "segment.published", "build.calibrated")
-CHANGES = {
-    "first upsert": Change(first, "empty", {}, FIRST, (*_BUILD, *_PUBLISH, "build.cleaned")),
-    "upsert": Change(
-        upsert, "standing", STANDING, STANDING | ADDED, (*_BUILD, "delete.tombstones", *_PUBLISH, "build.cleaned")
-    ),
-    "delete": Change(delete, "standing", STANDING, {"mars": SECOND["mars"]}, ("delete.tombstones", *_PUBLISH)),
-    "compact": Change(
-        compact, "standing", STANDING, STANDING, ("compact.planned", *_MERGE, "compact.merged", *_PUBLISH)
-    ),
-    "rollback": Change(roll_back, "standing", STANDING, FIRST, _PUBLISH),
-    "gc": Change(collect, "compacted", STANDING, STANDING, ("gc.planned", "gc.version", "gc.segment", "gc.rest")),
-}
-CASES = [(name, failpoint) for name, change in CHANGES.items() for failpoint in change.passes]
+from tests.support.corpora import write_corpus
+from tests.support.index_changes import (
+    CASES,
+    CHANGES,
+    FIRST,
+    SECOND,
+    Contents,
+    assert_converged,
+    assert_whole,
+    texts_of,
+)
+from tests.support.processes import DEADLINE_SECONDS, Command, end_remains, eventually, warm_process
 
 IN_DRIVER = ("build.read", "build.embedded", "build.trained", "build.calibrated", "publish.staged", "publish.version")
 IN_DRIVER_OF_A_LATER_BUILD = ("delete.tombstones", "publish.current")
@@ -130,78 +39,13 @@ WITH_RAY = {*IN_DRIVER, *IN_DRIVER_OF_A_LATER_BUILD, *IN_DRIVER_AT_THE_END, *IN_
 """Failpoints of the `index` command, each of which a test below passes with Ray."""
 
 
-def texts_of(workspace: Path | str, version: str | None = None) -> Contents:
-    """What a version holds, its texts put together from their passages again."""
-    if version is None and not (Path(workspace) / "index" / "CURRENT").exists():
-        return {}
-    opened = snapshot.open_index(str(workspace), version)
-    texts: Contents = {}
-    passages = sorted(schema.from_table(opened.live_passages(), schema.Passage), key=lambda each: each.start)
-    for passage in passages:
-        text = texts.get(passage.document_id, "")
-        texts[passage.document_id] = text[: passage.start].ljust(passage.start) + passage.text
-    assert opened.manifest["num_documents"] == len(texts)
-    assert opened.manifest["num_passages"] == len(passages)
-    return texts
-
-
-def assert_whole(workspace: Path, *allowed: Contents) -> None:
-    """Every version is sound, and the current one holds exactly one of the allowed contents."""
-    names = versions.list_versions(str(workspace))
-    assert [problem for name in names for problem in contents.index_problems(str(workspace), name)] == []
-    assert texts_of(workspace) in allowed
-
-
-def assert_converged(workspace: Path, new: Contents) -> None:
-    """Exactly the new contents, readers see the latest version, and gc leaves nothing that no version names."""
-    assert_whole(workspace, new)
-    assert versions.list_versions(str(workspace))[-1] == versions.current_version(str(workspace))
-    retention.collect(str(workspace), keep=1, min_age_seconds=0)
-    assert_whole(workspace, new)
-    index = workspace / "index"
-    name = versions.current_version(str(workspace))
-    entries = versions.read_version(str(workspace), name).entries
-    assert {path.name for path in (index / "versions").iterdir()} == {name}
-    assert {path.name for path in (index / "segments").iterdir()} == {entry.segment_id for entry in entries}
-    deleted = {path.name for path in (index / "deleted").glob("*")}
-    assert deleted == {entry.deleted for entry in entries if entry.deleted}
-    assert list((index / "building").glob("*")) == []
-    assert list(index.rglob(".*")) == [], "staging directories and unfinished files"
-
-
-@pytest.fixture(scope="session")
-def starts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A folder per state that a change starts from; its tests copy it."""
-    folders = {name: tmp_path_factory.mktemp(name) for name in ("empty", "standing", "compacted")}
-    for name in ("standing", "compacted"):
-        build_standing(folders[name])
-    compact(folders["compacted"])
-    return folders
-
-
-@pytest.fixture
-def sandbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A temporary directory of the test's own, so that its gc never meets what other processes stage; no waiting for disks."""
-    place = tmp_path / "tmp"
-    place.mkdir()
-    monkeypatch.setattr(os, "fsync", lambda _: None)
-    monkeypatch.setattr(tempfile, "tempdir", str(place))
-    return place
-
-
-def work(asked: dict[str, Any]) -> None:
-    """What a child of the warm process does."""
-    tempfile.tempdir = asked["temporary"]
-    CHANGES[asked["change"]].run(Path(asked["folder"]))
-
-
 Exit = Callable[[str, Path, str], int]
 
 
 @pytest.fixture(scope="module")
 def exit_at(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exit]:
     """A function that runs a change in a process of its own with a failpoint set; its exit code, negative for a signal."""
-    with warm_process("tests.faults.test_index_failpoints", tmp_path_factory.mktemp("warm") / "log.txt") as ask:
+    with warm_process("tests.support.index_changes", tmp_path_factory.mktemp("warm") / "log.txt") as ask:
 
         def run(change: str, folder: Path, failpoint: str) -> int:
             asked = {"change": change, "folder": str(folder), "temporary": tempfile.gettempdir()}

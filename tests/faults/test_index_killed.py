@@ -7,8 +7,8 @@ import pytest
 
 from ragtune_ray.index import contents, versions
 from ragtune_ray.storage import artifacts
-from tests.cluster.conftest import write_corpus
-from tests.faults.conftest import eventually
+from tests.support.corpora import write_corpus
+from tests.support.processes import eventually
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 

@@ -11,15 +11,8 @@ import pytest
 import yaml
 
 from ragtune_ray.index import versions
-from tests.faults.conftest import DEADLINE_SECONDS, ROOT
-from tests.faults.test_index_failpoints import (
-    STANDING,
-    Contents,
-    assert_whole,
-    documents_file,
-    starts,  # noqa: F401
-    texts_of,
-)
+from tests.support.index_changes import STANDING, Contents, assert_whole, documents_file, texts_of
+from tests.support.processes import DEADLINE_SECONDS, ROOT
 
 ONE: Contents = {"comet": "a comet is a ball of ice and dust", "moon": "the moon has no air at all"}
 OTHER: Contents = {"probe": "the probe flew past the comet", "rover": "the rover sleeps through the night"}
@@ -81,7 +74,7 @@ Publish = Callable[..., list[tuple[int, str]]]
 
 
 @pytest.fixture
-def publish_both(tmp_path: Path, starts: dict[str, Path]) -> Iterator[Publish]:  # noqa: F811
+def publish_both(tmp_path: Path, starts: dict[str, Path]) -> Iterator[Publish]:
     """A function that lets two publishers change the prepared index at once; how both ended. None outlives the test."""
     folder = Path(copytree(starts["standing"], tmp_path / "case"))
     started: list[Publisher] = []

@@ -18,13 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ragtune_ray.storage import artifacts
-from tests.faults.test_index_failpoints import (
-    CHANGES,
-    assert_converged,
-    assert_whole,
-    sandbox,  # noqa: F401
-    starts,  # noqa: F401
-)
+from tests.support.index_changes import CHANGES, assert_converged, assert_whole
 
 WRITES = ((os, "fsync"), (os, "rename"), (os, "replace"), (shutil, "copyfile"), (np, "save"))
 WRITES_OF_LIBRARIES = ((faiss, "write_index"), (pq.ParquetWriter, "write_table"))
@@ -110,9 +104,9 @@ def fails(run: Callable[[], None], disk: FailingDisk) -> bool:
 @pytest.mark.parametrize("name", CHANGES)
 def test_wherever_the_disk_fails_nothing_is_half_published_and_the_next_run_converges(
     name: str,
-    starts: dict[str, Path],  # noqa: F811
+    starts: dict[str, Path],
     tmp_path: Path,
-    sandbox: Path,  # noqa: F811
+    sandbox: Path,
 ) -> None:
     change = CHANGES[name]
     num_failed = 0

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file
 
 from ragtune_ray.storage import artifacts
-from tests.cluster.conftest import write_corpus, write_queries
-from tests.faults.conftest import DEADLINE_SECONDS, eventually
+from tests.support.corpora import write_corpus, write_queries
+from tests.support.processes import DEADLINE_SECONDS, eventually
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from tests.faults.conftest import warm_process
 from tests.support import tuning_world
+from tests.support.processes import warm_process
 from tests.support.tuning_world import World
 
 pytestmark = pytest.mark.slow

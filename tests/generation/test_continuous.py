@@ -21,7 +21,7 @@ from ragtune_ray.generation.generator import TransformersGenerator
 from ragtune_ray.generation.interface import GeneratorError, Prompt
 from ragtune_ray.generation.running_batch import RunningBatch
 from ragtune_ray.models import packing
-from tests.generation.test_generator import prompt_of, some_prompts
+from tests.support.models import prompt_of, save_adapter, some_prompts
 
 LONG = 1500  # tokens that take the tiny model a second or two
 
@@ -552,18 +552,6 @@ def test_next_to_no_temperature_is_greedy(tiny: TransformersGenerator, temperatu
 
 
 # LoRA adapters
-
-
-def save_adapter(model_directory: Path, directory: Path, seed: int, **changes: Any) -> Path:
-    """As PEFT writes it, with weights that are not zero."""
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    torch.manual_seed(seed)
-    base = AutoModelForCausalLM.from_pretrained(model_directory, dtype=torch.float32)
-    options = {"r": 4, "lora_alpha": 16, "target_modules": "all-linear", "init_lora_weights": False} | changes
-    get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", **options)).save_pretrained(directory)
-    return directory
 
 
 @pytest.fixture(scope="module")

@@ -1,13 +1,11 @@
 import math
-import random
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig
 
 from ragtune_ray import config
 from ragtune_ray.answering.prompts import build_prompt
@@ -17,44 +15,7 @@ from ragtune_ray.generation.generator import TransformersGenerator, load_generat
 from ragtune_ray.generation.interface import GeneratorError, Prompt, settled_text
 from ragtune_ray.models import weights
 from ragtune_ray.schema import Passage
-
-TEMPLATE = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
-)
-CONTEXT = 256
-
-
-def save_tokenizer(directory: Path, template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({letter: n for n, letter in enumerate(alphabet)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    wrapped = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token="<|im_end|>",
-        bos_token="<|im_start|>",
-        pad_token="<|im_end|>",
-        chat_template=template,
-    )
-    wrapped.save_pretrained(directory)
-    return wrapped
-
-
-def save_model(directory: Path, seed: int = 0, **changes: Any) -> None:
-    torch.manual_seed(seed)
-    shape = {
-        "vocab_size": 258,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": CONTEXT,
-        "bos_token_id": 256,
-        "eos_token_id": 257,
-        "initializer_range": 0.5,
-    }
-    LlamaForCausalLM(LlamaConfig(**(shape | changes))).save_pretrained(directory)
+from tests.support.models import CONTEXT, prompt_of, save_model, save_tokenizer, some_prompts
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -77,15 +38,6 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def tiny(directory: Path) -> TransformersGenerator:
     return TransformersGenerator(directory, precision="float32", batch_tokens=1000, device="cpu")
-
-
-def prompt_of(text: str) -> Prompt:
-    return Prompt((("user", text),), (), 0)
-
-
-def some_prompts(count: int = 12) -> list[Prompt]:
-    source = random.Random(3)
-    return [prompt_of("".join(source.choices("abc def", k=source.randint(1, 90)))) for _ in range(count)]
 
 
 def reference_ids(tiny: TransformersGenerator, prompt: Prompt, max_new_tokens: int) -> list[int]:

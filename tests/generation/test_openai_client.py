@@ -268,7 +268,7 @@ def test_tokens_are_estimated_from_bytes_and_rendering_joins_contents(connect: C
 def test_a_real_server_answers(tmp_path: Path) -> None:
     pytest.importorskip("fastapi")
     pytest.importorskip("uvicorn")
-    from tests.generation.test_generator import save_model, save_tokenizer
+    from tests.support.models import save_model, save_tokenizer
 
     save_tokenizer(tmp_path)
     save_model(tmp_path)

@@ -11,7 +11,7 @@ from ragtune_ray import schema
 from ragtune_ray.index import contents, segments, snapshot, versions
 from ragtune_ray.models.encoder import HashingEncoder
 from ragtune_ray.storage import artifacts
-from tests.index.test_versions import delete, latest, living
+from tests.support.indexes import delete, latest, living
 
 Write = Callable[..., str]
 ENCODER = HashingEncoder("hashing-64")

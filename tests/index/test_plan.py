@@ -22,7 +22,7 @@ from ragtune_ray.ingest.readers import read_documents
 from ragtune_ray.models import weights
 from ragtune_ray.storage import artifacts, filesystem
 from tests.support.corpora import squad, write, write_parquet
-from tests.test_terminal import CHINESE, LONG, columns
+from tests.support.texts import CHINESE, LONG, columns
 
 WORDS = "the moon orbits earth while mars keeps two small dusty companions far away from warmer inner worlds".split()
 

@@ -15,7 +15,7 @@ from ragtune_ray.index import bm25, contents, faiss_index, filters, snapshot, ve
 from ragtune_ray.index.retriever import Retriever
 from ragtune_ray.models.encoder import HashingEncoder
 from ragtune_ray.storage import artifacts
-from tests.index.test_versions import delete
+from tests.support.indexes import delete
 
 Write = Callable[..., str]
 ENCODER = HashingEncoder("hashing-64")

@@ -8,7 +8,7 @@ from ragtune_ray.index import segments, versions
 from ragtune_ray.index.verification import verify_artifact, verify_workspace
 from ragtune_ray.models.encoder import HashingEncoder
 from ragtune_ray.storage import artifacts
-from tests.index.test_versions import delete
+from tests.support.indexes import delete
 
 
 @pytest.fixture

@@ -13,29 +13,10 @@ from ragtune_ray.ingest.input_units import plan_units
 from ragtune_ray.models import weights
 from ragtune_ray.models.encoder import HashingEncoder
 from ragtune_ray.storage import artifacts, filesystem
+from tests.support.indexes import delete, latest, living
 
 Write = Callable[..., str]
 ENCODER = HashingEncoder("hashing-64")
-
-
-def latest(workspace: str) -> versions.Version:
-    found = versions.latest_version(workspace)
-    assert found is not None
-    return found
-
-
-def delete(workspace: str, *document_ids: str) -> versions.Version:
-    base = latest(workspace)
-    found = contents.find_documents(workspace, base, document_ids)
-    entries = []
-    for entry in base.entries:
-        doomed = [places[entry.segment_id] for places in found.values() if entry.segment_id in places]
-        entries.append(contents.delete_passages(workspace, entry, np.concatenate([np.empty(0, int), *doomed])))
-    return versions.publish_version(workspace, base, versions.Draft(tuple(entries), {}))
-
-
-def living(workspace: str, version: str | None = None) -> set[str]:
-    return set(snapshot.open_index(workspace, version).live_passages()["document_id"].to_pylist())
 
 
 def test_identities_of_a_corpus_are_pinned(tmp_path: Path) -> None:

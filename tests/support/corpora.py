@@ -1,6 +1,7 @@
 """Small inputs for the tests of the readers, and short ways to read them."""
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -62,3 +63,32 @@ def beir(root: Path) -> Path:
     write(root / "qrels" / "dev.tsv", header, "q1\td1\t2", "q1\td2\t0", "q0\td2\t1", "q1\td1\t1")
     write(root / "qrels" / "test.tsv", header, "q2\td2\t1", "broken", "q2\td1\tnan", "gone\td1\t1")
     return root
+
+
+WORDS = (
+    "amber basalt cedar delta ember fjord garnet harbor island jasper kelp lagoon meadow nectar orchid pebble quartz river "
+    "sable tundra umber valley willow zephyr copper marble silver velvet walnut cobalt"
+).split()
+
+
+def write_corpus(path: Path, num_documents: int, seed: int = 0) -> None:
+    """Documents of a few sentences; document N alone says that its number is N."""
+    source = random.Random(seed)
+    with path.open("w", encoding="utf-8") as file:
+        for number in range(num_documents):
+            sentences = [" ".join(source.choices(WORDS, k=12)).capitalize() + "." for _ in range(source.randint(2, 9))]
+            sentences.insert(source.randint(0, len(sentences)), f"The code of vessel{number} is secret{number}.")
+            row = {"document_id": f"d{number}", "title": f"Vessel {number}", "text": " ".join(sentences)}
+            file.write(json.dumps(row) + "\n")
+
+
+def write_queries(path: Path, num_queries: int) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        for number in range(num_queries):
+            row = {
+                "query_id": f"q{number}",
+                "text": f"What is the code of vessel{number}?",
+                "answers": [f"secret{number}"],
+                "document_ids": [f"d{number}"],
+            }
+            file.write(json.dumps(row) + "\n")

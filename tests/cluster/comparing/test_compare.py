@@ -20,7 +20,7 @@ from ragtune_ray.cluster.tuning import judging
 from ragtune_ray.evaluation import adaptive
 from ragtune_ray.index import versions
 from ragtune_ray.storage import artifacts, filesystem
-from tests.cluster.conftest import write_corpus, write_queries
+from tests.support.corpora import write_corpus, write_queries
 
 pytestmark = [pytest.mark.timeout(1500), pytest.mark.cluster, pytest.mark.slow, pytest.mark.usefixtures("shared_ray")]
 

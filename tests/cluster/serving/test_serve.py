@@ -29,8 +29,8 @@ from ragtune_ray.models import weights
 from ragtune_ray.serving.sanitizing import AnswerText
 from ragtune_ray.storage import artifacts
 from ragtune_ray.training import trainable
-from tests.generation.test_continuous import save_adapter
 from tests.support.endpoints import CHAT, QUICK, eventually, question, replica_processes
+from tests.support.models import save_adapter
 
 pytestmark = [pytest.mark.timeout(1500), pytest.mark.serve, pytest.mark.cluster, pytest.mark.usefixtures("shared_ray")]
 

@@ -16,8 +16,8 @@ import yaml
 from ragtune_ray import config
 from ragtune_ray.cluster import session
 from ragtune_ray.cluster.serving.serve import Arguments, bound
-from tests.faults.conftest import end_remains
 from tests.support.endpoints import CHAT, QUICK, question, wait_until_ready
+from tests.support.processes import end_remains
 
 ROOT = Path(__file__).parents[3]
 

@@ -21,8 +21,8 @@ from ragtune_ray import config
 from ragtune_ray.cluster.indexing.index import build_index
 from ragtune_ray.cluster.serving.serve import running
 from ragtune_ray.storage import artifacts
-from tests.faults.conftest import Command
 from tests.support.endpoints import CHAT, QUICK, eventually, question, replica_processes, wait_until_ready
+from tests.support.processes import Command
 
 pytestmark = [pytest.mark.timeout(1500), pytest.mark.serve, pytest.mark.cluster, pytest.mark.usefixtures("shared_ray")]
 

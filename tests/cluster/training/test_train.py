@@ -21,7 +21,7 @@ from ragtune_ray.models import arms
 from ragtune_ray.models import weights as weights_module
 from ragtune_ray.storage import artifacts, filesystem
 from ragtune_ray.training.optimization import TrainingError
-from tests.cluster.conftest import write_queries
+from tests.support.corpora import write_queries
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("shared_ray")]
 

@@ -22,7 +22,7 @@ from ragtune_ray.models import arms, weights
 from ragtune_ray.storage import artifacts, filesystem
 from ragtune_ray.training import teaching
 from ragtune_ray.tuning.ledger import Ledger
-from tests.cluster.conftest import WORDS, write_corpus, write_queries
+from tests.support.corpora import WORDS, write_corpus, write_queries
 
 pytestmark = [pytest.mark.timeout(1500), pytest.mark.cluster, pytest.mark.slow, pytest.mark.usefixtures("shared_ray")]
 

@@ -1,0 +1,69 @@
+"""Tiny generators with seeded weights, and prompts for them."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from ragtune_ray.generation.interface import Prompt
+
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
+)
+CONTEXT = 256
+
+
+def save_tokenizer(directory: Path, template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({letter: n for n, letter in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        bos_token="<|im_start|>",
+        pad_token="<|im_end|>",
+        chat_template=template,
+    )
+    wrapped.save_pretrained(directory)
+    return wrapped
+
+
+def save_model(directory: Path, seed: int = 0, **changes: Any) -> None:
+    torch.manual_seed(seed)
+    shape = {
+        "vocab_size": 258,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": CONTEXT,
+        "bos_token_id": 256,
+        "eos_token_id": 257,
+        "initializer_range": 0.5,
+    }
+    LlamaForCausalLM(LlamaConfig(**(shape | changes))).save_pretrained(directory)
+
+
+def prompt_of(text: str) -> Prompt:
+    return Prompt((("user", text),), (), 0)
+
+
+def some_prompts(count: int = 12) -> list[Prompt]:
+    source = random.Random(3)
+    return [prompt_of("".join(source.choices("abc def", k=source.randint(1, 90)))) for _ in range(count)]
+
+
+def save_adapter(model_directory: Path, directory: Path, seed: int, **changes: Any) -> Path:
+    """As PEFT writes it, with weights that are not zero."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(seed)
+    base = AutoModelForCausalLM.from_pretrained(model_directory, dtype=torch.float32)
+    options = {"r": 4, "lora_alpha": 16, "target_modules": "all-linear", "init_lora_weights": False} | changes
+    get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", **options)).save_pretrained(directory)
+    return directory
