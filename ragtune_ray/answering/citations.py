@@ -14,12 +14,15 @@ from ragtune_ray.answering.abstention import is_abstention
 from ragtune_ray.index.words import tokens
 from ragtune_ray.schema import Citation, Passage
 
-__all__ = ["MARK", "SENTENCE_END", "UNSPACED", "parse_citations", "supporting_citations"]
+__all__ = ["MARK", "SENTENCE_END", "UNSPACED_BLOCKS", "parse_citations", "supporting_citations"]
 
-UNSPACED = re.compile(
+UNSPACED_BLOCKS = re.compile(
     r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3001-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
 )
-"""One character of a script that puts no spaces between words."""
+"""One character of a Unicode block of a script without spaces between words, CJK punctuation included.
+
+`chunking.UNSPACED_SCRIPTS` is another set: letters by script, without punctuation, with Tibetan, Javanese and Balinese.
+"""
 SENTENCE_END = re.compile(r"""[.!?]["'”’)\]]*(?=\s)|[。！？]["”’』」）]*|\n(?=\s*\n)""")
 """The end of a sentence, or of a paragraph."""
 _MIN_ANSWER_CHARACTERS = 2
@@ -145,7 +148,7 @@ def _numbers(mark: str, num_passages: int) -> Iterator[int]:
 def _gap(text: str, start: int, end: int) -> str:
     """What stands in place of a mark: a space if it would join two words."""
     before, after = text[:start][-1:], text[end:][:1]
-    joins = before.isalnum() and after.isalnum() and not (UNSPACED.match(before) or UNSPACED.match(after))
+    joins = before.isalnum() and after.isalnum() and not (UNSPACED_BLOCKS.match(before) or UNSPACED_BLOCKS.match(after))
     return " " if joins else ""
 
 
@@ -163,7 +166,7 @@ def _citation(passage: Passage, start: int = 0, end: int | None = None) -> Citat
     return Citation(passage.passage_id, passage.document_id, passage.start + start, stop)
 
 
-_WORD = re.compile(rf"{UNSPACED.pattern}|(?:(?!{UNSPACED.pattern})[^\W_])+")
+_WORD = re.compile(rf"{UNSPACED_BLOCKS.pattern}|(?:(?!{UNSPACED_BLOCKS.pattern})[^\W_])+")
 
 
 def _words(text: str) -> Iterator[tuple[str, int, int]]:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ragtune_ray import RagtuneError
-from ragtune_ray.answering.citations import MARK, SENTENCE_END, UNSPACED
+from ragtune_ray.answering.citations import MARK, SENTENCE_END, UNSPACED_BLOCKS
 from ragtune_ray.generation.interface import Prompt
 from ragtune_ray.schema import Passage
 
@@ -236,10 +236,10 @@ def _is_inside_word(text: str, cut: int) -> bool:
     before, after = text[cut - 1], text[cut]
     if unicodedata.combining(after):
         return True
-    return not (before.isspace() or after.isspace() or UNSPACED.match(before) or UNSPACED.match(after))
+    return not (before.isspace() or after.isspace() or UNSPACED_BLOCKS.match(before) or UNSPACED_BLOCKS.match(after))
 
 
 def _first_word(passage: Passage) -> Passage:
-    match = re.match(rf"\s*(?:{UNSPACED.pattern}|\S{{1,100}})", passage.text)
+    match = re.match(rf"\s*(?:{UNSPACED_BLOCKS.pattern}|\S{{1,100}})", passage.text)
     text = match[0] if match else passage.text
     return dataclasses.replace(passage, text=text, title="", end=passage.start + len(text))

@@ -14,16 +14,16 @@ from pathlib import Path
 
 import regex  # type: ignore[import-untyped]  # the library has no stubs
 
-from ragtune_ray.ingest.chunking import UNSPACED
+from ragtune_ray.ingest.chunking import UNSPACED_SCRIPTS
 
 __all__ = ["term_of", "tokens", "words_of"]
 
 _ASCII_WORD = re.compile(r"[a-z0-9]+")
 _ASCII_WORD_EN = re.compile(r"[a-z0-9]+(?:'[a-z0-9]+)*")  # "don't" is one word, so that stop words and stemmer know it
-_LETTER = rf"(?:(?![{UNSPACED}_])\w)"
-_WORD = regex.compile(rf"[{UNSPACED}][{UNSPACED}\p{{M}}]*|{_LETTER}+")
-_WORD_EN = regex.compile(rf"[{UNSPACED}][{UNSPACED}\p{{M}}]*|{_LETTER}+(?:'{_LETTER}+)*")
-_UNSPACED_START = regex.compile(rf"[{UNSPACED}]")
+_LETTER = rf"(?:(?![{UNSPACED_SCRIPTS}_])\w)"
+_WORD = regex.compile(rf"[{UNSPACED_SCRIPTS}][{UNSPACED_SCRIPTS}\p{{M}}]*|{_LETTER}+")
+_WORD_EN = regex.compile(rf"[{UNSPACED_SCRIPTS}][{UNSPACED_SCRIPTS}\p{{M}}]*|{_LETTER}+(?:'{_LETTER}+)*")
+_UNSPACED_START = regex.compile(rf"[{UNSPACED_SCRIPTS}]")
 
 
 def tokens(texts: Sequence[str], language: str) -> list[list[str]]:

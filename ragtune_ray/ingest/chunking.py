@@ -24,13 +24,13 @@ import regex  # type: ignore[import-untyped]  # the library has no stubs
 from ragtune_ray import RagtuneError
 from ragtune_ray.schema import Document, Passage
 
-__all__ = ["UNSPACED", "TokenSpans", "TokenizerError", "chunk", "chunk_all", "tokenizer_spans", "word_spans"]
+__all__ = ["UNSPACED_SCRIPTS", "TokenSpans", "TokenizerError", "chunk", "chunk_all", "tokenizer_spans", "word_spans"]
 
 Spans = npt.NDArray[np.int32]
 TokenSpans = Callable[[list[str]], list[npt.NDArray[np.int32]]]
 """Texts -> for each an int array (num_tokens, 2): first character and one past the last, in the order of the text."""
 
-UNSPACED = (
+UNSPACED_SCRIPTS = (
     r"\p{Han}\p{Hiragana}\p{Katakana}\p{Bopomofo}\u30fc\uff70\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}"
     r"\p{Javanese}\p{Balinese}"
 )
@@ -54,7 +54,7 @@ _CLAUSE_BREAK = regex.compile(rf"[,;:—–،؛]{_CLOSERS}*(?!\S)|[，、：]{_C
 _WORD_BREAK = (
     regex.compile(  # the lookahead stands first: a long run of marks must not be scanned back from each of them
         rf"\s+|{_JOINS_LEFT}(?![\p{{Pe}}\p{{Pf}}。！？；，、：…]){_JOINS_RIGHT}(?<![\p{{Ps}}\p{{Pi}}])"
-        rf"(?:(?<=\S)(?=[{UNSPACED}])|(?=\S)(?<=[{UNSPACED}{_UNSPACED_MARKS}]\p{{M}}*))"
+        rf"(?:(?<=\S)(?=[{UNSPACED_SCRIPTS}])|(?=\S)(?<=[{UNSPACED_SCRIPTS}{_UNSPACED_MARKS}]\p{{M}}*))"
     )
 )
 _GRAPHEME = regex.compile(r"\X")
@@ -69,7 +69,7 @@ _ABBREVIATION = regex.compile(
     r"|(?i:al|approx|apr|aug|ave|ca|capt|cf|ch|co|col|corp|dec|dept|dr|eds?|eq|est|etc|feb|figs?|ft|gen|gov|hon|inc|jan|jr"
     r"|jul|jun|lt|ltd|maj|mar|messrs|mrs?|ms|mt|nos?|nov|oct|op|pp?|pres|prof|ref|rep|rev|sec|sen|sept?|sgt|sr|st|viz|vol|vs)"
 )
-_WORD = regex.compile(rf"[{UNSPACED}]\p{{M}}*|(?:(?![{UNSPACED}])\w)+|\S")
+_WORD = regex.compile(rf"[{UNSPACED_SCRIPTS}]\p{{M}}*|(?:(?![{UNSPACED_SCRIPTS}])\w)+|\S")
 
 
 class TokenizerError(RagtuneError, TypeError):

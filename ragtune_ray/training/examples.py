@@ -20,7 +20,7 @@ import numpy as np
 
 from ragtune_ray import config
 from ragtune_ray.answering import prompts
-from ragtune_ray.answering.citations import UNSPACED
+from ragtune_ray.answering.citations import UNSPACED_BLOCKS
 from ragtune_ray.ingest.splits import positives
 from ragtune_ray.schema import ExampleKind, GeneratorExample, JointExample, Passage, Query, Reject, RetrieverExample
 
@@ -89,7 +89,7 @@ def _contains(text: str, answer: str) -> bool:
 
 def _is_spaced(character: str) -> bool:
     """Whether this is a letter or digit of a script that separates words by spaces."""
-    return character.isalnum() and not UNSPACED.match(character)
+    return character.isalnum() and not UNSPACED_BLOCKS.match(character)
 
 
 def _folded(text: str) -> str:

@@ -107,7 +107,7 @@ def test_words_and_grapheme_clusters_are_cut_only_when_alone_they_exceed_the_siz
     spans, (size, overlap) = COUNTERS[counter], sizes
     runs = [(match.start(), match[0]) for match in re.finditer(r"\S+", text)]  # a space is a boundary, whatever follows
     graphemes = [(at + m.start(), at + m.end()) for at, run in runs for m in regex.finditer(r"\X", run)]
-    pieces = [match.span() for match in regex.finditer(rf"[^\s{chunking.UNSPACED}]+", text)]
+    pieces = [match.span() for match in regex.finditer(rf"[^\s{chunking.UNSPACED_SCRIPTS}]+", text)]
     words = [(a, b) for a, b in pieces if regex.fullmatch(r"[^\W\p{M}\u200d]\w*", text[a:b])]
     for passage in chunk(document(text), spans, size, overlap):
         for cut in (passage.start, passage.end):
