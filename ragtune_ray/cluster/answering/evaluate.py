@@ -1,18 +1,17 @@
-"""Arms answered, scored, compared.
+"""Answers the same questions in several arms, scores the answers and compares the arms.
 
-In: a config with queries that have gold answers. Out: a run directory with, for each arm, `ARM/metrics.json` (name ->
-{value, low, high, n}) and `ARM/scores.parquet` (one row per query), and `differences.json`: each arm less the first, with paired
-intervals over the same queries. The answers themselves stand in the run directories of `answer`, and nothing is answered twice.
+Out: for each arm `ARM/metrics.json` (metric -> {value, low, high, n}) and `ARM/scores.parquet` (one row per query); and
+`differences.json`, each arm minus the first, with paired intervals over the same queries. The answers stay in the runs of `answer`:
+nothing is answered twice.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,14 +19,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ragtune_ray import RagtuneError, config, progress, schema
-from ragtune_ray.cluster import session, staged_queries
+from ragtune_ray.cluster import runs, session, staged_queries
 from ragtune_ray.cluster.answering import answer, retrieve
 from ragtune_ray.evaluation import intervals, scoring
 from ragtune_ray.index import versions
 from ragtune_ray.models import arms, weights
-from ragtune_ray.storage import artifacts, checksums, filesystem
+from ragtune_ray.storage import artifacts
+from ragtune_ray.storage.results import Result
 
 __all__ = [
+    "Evaluation",
     "EvaluationError",
     "check_tuned",
     "evaluate",
@@ -38,32 +39,57 @@ __all__ = [
     "scores_of",
 ]
 
-logger = logging.getLogger(__name__)
-
 SPLITTING = ("split_by", "split_shares", "split_seed")
-"""Fields of `queries` that say which split a query falls into."""
+"""Fields of `queries` that decide which split a query belongs to."""
 
 Scores = dict[str, dict[str, float]]
+"""Query id -> metric -> value."""
 MAX_CHANGES = 3
+"""How many changes of the index during an evaluation are tolerated."""
 
 
 class EvaluationError(RagtuneError, ValueError):
     """The arms cannot be scored or compared; the message says what to change."""
 
 
-def evaluate(settings: config.Config) -> Path | str:
+@dataclass(frozen=True)
+class Evaluation(Result):
+    """A run of `evaluate`; `to_arrow()` has one row per arm (or difference of two arms) and metric: value, low, high, n."""
+
+    @property
+    def metrics(self) -> dict[str, dict[str, dict[str, float]]]:
+        """Arm -> metric -> {value, low, high, n}."""
+        path = artifacts.open_artifact(self.path, "evaluate").path
+        evaluated = self.manifest["runs"]
+        return {arm: json.loads((path / arm / "metrics.json").read_text(encoding="utf-8")) for arm in evaluated}
+
+    @property
+    def differences(self) -> dict[str, dict[str, dict[str, float]]]:
+        """Such as "rag - base" -> metric -> {value, low, high, n}, paired over the same queries."""
+        path = artifacts.open_artifact(self.path, "evaluate").path / "differences.json"
+        found: dict[str, dict[str, dict[str, float]]] = json.loads(path.read_text(encoding="utf-8"))
+        return found
+
+    def to_arrow(self) -> pa.Table:
+        """Columns arm, metric, value, low, high, n; a difference such as "rag - base" is a row like an arm."""
+        rows = [
+            {"arm": arm, "metric": metric, **interval}
+            for arm, intervals_of in (self.metrics | self.differences).items()
+            for metric, interval in intervals_of.items()
+        ]
+        return pa.Table.from_pylist(rows)
+
+
+def evaluate(settings: config.Config) -> Evaluation:
     """Answer the queries in each arm of `evaluate.arms`, score the answers and compare the arms.
 
     Args:
-        settings: where an arm is tuned, the queries of the test split are taken if `queries.split` is `all`.
-
-    Returns:
-        The run's directory.
+        settings: if an arm is tuned, `queries.split=all` means the test split.
 
     Raises:
         EvaluationError: no query has gold answers, or `check_tuned` refuses an arm.
-        models.ModelError: nothing was trained for a tuned arm yet.
-        answers.AnswerError: too many rows of an arm failed.
+        ModelError: no model was trained yet for a tuned arm.
+        AnswerError: too many rows of an arm failed.
     """
     started = time.monotonic()
     settings = held_out(settings, settings.evaluate.arms)
@@ -75,78 +101,78 @@ def evaluate(settings: config.Config) -> Path | str:
     require_judged(settings, judged)
     require_index(settings, settings.evaluate.arms)
     with session.ray_session(settings.cluster):
-        runs = _answered(settings)
+        answered = _answered(settings)
     identity = {
-        "runs": {arm: artifacts.read_manifest(run)["manifest_sha256"] for arm, run in runs.items()},
+        "runs": {arm: artifacts.read_manifest(run)["manifest_sha256"] for arm, run in answered.items()},
         "evaluate": settings.evaluate.model_dump(mode="json"),
         "seed": settings.seed,
     }
-    url = filesystem.join(settings.workspace, "runs", f"evaluate-{checksums.digest(identity)}")
-    if artifacts.is_finished(url):
-        progress.say("evaluate: this run is already finished; nothing to do")
-        return url
-    scores = {arm: scores_of(judged, read_answers(run), settings) for arm, run in runs.items()}
-    staging = artifacts.stage(url)
+    run = runs.Run.of(settings, "evaluate", identity, started=started)
+    if not run.is_finished():
+        _publish(run, judged, staged, answered)
+    return Evaluation(run.url)
+
+
+def _publish(
+    run: runs.Run,
+    judged: Sequence[schema.Query],
+    staged: staged_queries.StagedQueries,
+    answered: dict[config.Arm, str],
+) -> None:
+    settings, options = run.settings, run.settings.evaluate
+    scores = {arm: scores_of(judged, read_answers(url), settings) for arm, url in answered.items()}
+    staging = artifacts.stage(run.url)
     for arm, per_query in scores.items():
         (staging / arm).mkdir()
-        summary = intervals.summarize(
-            per_query, settings.evaluate.resamples, settings.evaluate.confidence, settings.seed
-        )
+        summary = intervals.summarize(per_query, options.resamples, options.confidence, settings.seed)
         (staging / arm / "metrics.json").write_text(retrieve.metrics_json(summary), encoding="utf-8")
         rows = [{"query_id": query_id, **values} for query_id, values in per_query.items()]
         pq.write_table(_score_table(rows), staging / arm / "scores.parquet", write_page_checksum=True)
     differences = _differences(scores, settings)
     (staging / "differences.json").write_text(json.dumps(differences, indent=1) + "\n", encoding="utf-8")
-    artifacts.publish(
-        staging,
-        url,
-        "evaluate",
-        config=settings.model_dump(mode="json"),
-        runs=runs,
-        input={"fingerprint": staged.fingerprint, "num_queries": staged.num_queries, "num_judged": len(judged)},
-        seconds={"total": round(time.monotonic() - started, 3)},
-    )
-    return url
+    counts = {"fingerprint": staged.fingerprint, "num_queries": staged.num_queries, "num_judged": len(judged)}
+    run.publish(staging, runs=answered, input=counts)
 
 
 def _answered(settings: config.Config) -> dict[config.Arm, str]:
-    """Each arm's run, all of those that search the index on the same content of it.
+    """Each arm's run of `answer`; all arms that retrieve search the same content of the index.
 
-    What was answered before another publisher changed it is answered again: else an arm would win by what its index held.
+    If another process changes the index meanwhile, arms that searched the old content are answered again. Otherwise an arm
+    could win because its index held other documents.
     """
-    arms = settings.evaluate.arms
+    evaluated = settings.evaluate.arms
     for _ in range(MAX_CHANGES):
         before = _index_content(settings)
-        runs = {arm: str(answer.answer(settings.with_values({"answer.arm": arm}))) for arm in arms}
-        if sum(map(config.retrieves, arms)) < 2 or _index_content(settings) == before:
-            return runs
-        progress.say("evaluate: the index changed meanwhile; arms that searched it before are answered again")
+        answered = {arm: str(answer.answer(settings.with_values({"answer.arm": arm}))) for arm in evaluated}
+        if sum(map(config.retrieves, evaluated)) < 2 or _index_content(settings) == before:
+            return answered
+        progress.say("evaluate: the index changed meanwhile; answering again in the arms that searched the old content")
     raise EvaluationError(
-        f"{settings.workspace}: its index changed {MAX_CHANGES} times while arms were answered, which would compare them on "
-        "different documents; run the command again when nothing is published"
+        f"{settings.workspace}: its index changed {MAX_CHANGES} times during the evaluation, so the arms would be compared on "
+        "different documents; run the command again when no other process changes the index"
     )
 
 
 def _index_content(settings: config.Config) -> str:
     try:
         name = versions.current_version(settings.workspace)
-    except artifacts.ArtifactError:  # the arms search other indexes, or none
+    except artifacts.ArtifactError:  # no arm searches this index
         return ""
     return versions.read_version(settings.workspace, name).content_id
 
 
-def held_out(settings: config.Config, arms: Sequence[config.Arm]) -> config.Config:
-    """The config that asks only what no arm learnt from: where one is tuned on these queries, the test split and not all."""
-    if settings.queries.split != "all" or not any(_learns_from_these(settings, arm) for arm in arms):
+def held_out(settings: config.Config, compared: Sequence[config.Arm]) -> config.Config:
+    """The config restricted to queries that no arm was trained on: the test split if an arm is tuned on these queries."""
+    if settings.queries.split != "all" or not any(_learns_from_these(settings, arm) for arm in compared):
         return settings
     progress.say(
-        "queries: an arm is tuned, so of queries.split=all only the test split is asked: it learnt from the rest"
+        "queries: an arm was tuned on the other splits, so only the test split is asked instead of queries.split=all"
     )
     return settings.with_values({"queries.split": "test"})
 
 
 def _learns_from_these(settings: config.Config, arm: config.Arm) -> bool:
-    """Whether an arm was tuned on queries of `queries.path`, or is to be."""
+    """Whether an arm was or will be tuned on queries of `queries.path`."""
     if not config.is_tuned(arm):
         return False
     try:
@@ -158,7 +184,7 @@ def _learns_from_these(settings: config.Config, arm: config.Arm) -> bool:
 
 
 def _queries_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """The queries of the config that a model was tuned with."""
+    """Section `queries` of the config that a model was tuned with."""
     found: dict[str, Any] = manifest.get("config", {}).get("queries", {})
     return found
 
@@ -166,51 +192,50 @@ def _queries_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
 def check_tuned(settings: config.Config, arm: config.Arm) -> None:
     """Refuse a tuned arm that cannot be compared with others: trained on other splits, or from another generator.
 
-    What a model's manifest has no record of is not checked, nor are splits of other queries; a line says so.
+    Splits of other queries, and facts that the model's manifest does not record, are not checked; a progress line says so.
 
     Args:
-        settings: workspace, queries and generator are used.
-        arm: a tuned one.
+        settings: uses workspace, queries and generator.
+        arm: a tuned arm.
 
     Raises:
-        EvaluationError: it was trained on other splits than are asked now, or from another model than `generator.model`.
-        models.ModelError: nothing was trained for it yet, or `generator.model` cannot be had.
+        EvaluationError: the model was trained on other splits, or from another model than `generator.model`.
+        ModelError: no model was trained yet for the arm, or `generator.model` cannot be found.
     """
     model = arms.tuned_model(settings.workspace, arm)
     manifest = artifacts.read_manifest(model)
     again = f"tune CONFIG tune.mode={arm}" if config.is_mode(arm) else f"train CONFIG training.arm={arm}"
     learnt, asked = _queries_of(manifest), settings.queries.model_dump(mode="json")
     if learnt.get("path", asked["path"]) != asked["path"]:
-        progress.say(f"{model}: learnt from {learnt['path']}: whether it saw these questions there is not known")
-        learnt = asked  # other questions are split otherwise
+        progress.say(f"{model}: was trained on {learnt['path']}; whether that file contains these questions is unknown")
+        learnt = asked  # the splits of other questions do not matter
     if missing := [field for field in SPLITTING if field not in learnt]:
         progress.say(
-            f"{model}: has no record of queries.{missing[0]}: whether it learnt from these questions is not known"
+            f"{model}: does not record queries.{missing[0]}; whether it was trained on these questions is unknown"
         )
     for field in SPLITTING:
         if learnt.get(field, asked[field]) != asked[field]:
             raise EvaluationError(
-                f"{model}: was trained with queries.{field}={learnt[field]}, and this config has {asked[field]}: what it learnt "
-                f"may be among the questions it would be examined on; train it again (ragtune {again}), or compare with the "
-                "same splits"
+                f"{model}: was trained with queries.{field}={learnt[field]}, but this config has {asked[field]}: some of these "
+                f"questions may have been training data; train it again (ragtune {again}), or set queries.{field} back"
             )
-    if settings.generator.engine != "transformers":  # what a server answers with has no fingerprint
+    if settings.generator.engine != "transformers":  # the model behind a server has no fingerprint
         return
     now = weights.resolve(settings.generator.model)
     base, fingerprint = _base(arm, manifest, now)
     if fingerprint != now.fingerprint:
         raise EvaluationError(
-            f"{model}: was trained from {base} ({fingerprint}), and generator.model={now.name} is another model "
-            f"({now.fingerprint}): arms that start from different models say nothing of what training is worth; train it again "
-            f"(ragtune {again}), or set generator.model back to what it was trained from"
+            f"{model}: was trained from {base} ({fingerprint}), but generator.model={now.name} is another model "
+            f"({now.fingerprint}): a comparison of arms with different base models does not show what training is worth; train it "
+            f"again (ragtune {again}), or set generator.model back"
         )
 
 
 def _base(arm: config.Arm, manifest: Mapping[str, Any], now: weights.Model) -> tuple[str, str]:
-    """Name and fingerprint of the generator that a tuned arm started from; those of now where nothing is recorded."""
+    """Name and fingerprint of the generator that a tuned arm started from; the current ones if nothing is recorded."""
     if not config.is_mode(arm):
         return manifest.get("base", "another model"), manifest.get("base_fingerprint", now.fingerprint)
-    # A tune records by name what it started from, and one model may have two names: a path may be relative.
+    # A tune records only the name of its start, and one model can have two names, such as a relative and an absolute path.
     name = manifest.get("start", {}).get("generator_model", now.name)
     if name == now.name:
         return name, now.fingerprint
@@ -220,18 +245,18 @@ def _base(arm: config.Arm, manifest: Mapping[str, Any], now: weights.Model) -> t
         return name, "no longer at hand"
 
 
-def require_index(settings: config.Config, arms: Sequence[config.Arm]) -> None:
-    """Find out before anything is answered whether arms that retrieve have an index to search; a mode brings its own.
+def require_index(settings: config.Config, compared: Sequence[config.Arm]) -> None:
+    """Check, before anything is answered, that arms that retrieve have an index to search; a mode has its own.
 
     Raises:
-        storage.ArtifactError: there is none.
+        ArtifactError: there is none.
     """
-    if any(config.retrieves(arm) and not config.is_mode(arm) for arm in arms):
+    if any(config.retrieves(arm) and not config.is_mode(arm) for arm in compared):
         versions.current_version(settings.workspace)
 
 
 def require_judged(settings: config.Config, judged: Sequence[schema.Query]) -> None:
-    """Refuse questions of which none has gold answers.
+    """Check that at least one question has gold answers.
 
     Raises:
         EvaluationError: there are none.
@@ -241,7 +266,7 @@ def require_judged(settings: config.Config, judged: Sequence[schema.Query]) -> N
 
 
 def scores_of(queries: Sequence[schema.Query], rows: Sequence[schema.Answer], settings: config.Config) -> Scores:
-    """Per query, every metric of one arm's answers; answers to other queries are ignored."""
+    """Every metric of one arm's answers, per query; answers to other queries are ignored."""
     per_query = scoring.score_answers(queries, rows, settings.evaluate.language)
     for query_id, values in scoring.score_abstention(queries, rows).items():
         per_query[query_id].update(values)
@@ -263,7 +288,7 @@ def _score_table(rows: list[dict[str, Any]]) -> pa.Table:
 def _differences(
     scores: Mapping[config.Arm, Scores], settings: config.Config
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Each arm less the first: metric -> {value, low, high, n}, over the queries that both have."""
+    """Each arm minus the first: metric -> {value, low, high, n}, over the queries that both answered."""
     (first, baseline), *others = scores.items()
     differences: dict[str, dict[str, dict[str, float]]] = {}
     for arm, per_query in others:

@@ -1,134 +1,115 @@
-"""Ray Data: queries -> hits, in bulk, scored where the queries have qrels.
+"""Retrieves the hits of many queries in parallel, and scores them if the queries have qrels.
 
-In: a config that names queries and an index. Out: a run directory: `hits.parquet`, `run.trec`, `rejects.jsonl` and, when the
-queries have qrels, `scores.parquet` (one row per query) and `metrics.json`. A query that cannot be retrieved becomes a reject.
-An index of more than `cluster.shard_bytes` is searched in shards, with the same hits.
+Out: `hits.parquet`, `run.trec`, `rejects.jsonl` and, with qrels, `scores.parquet` (one row per query) and `metrics.json`. A query
+that cannot be retrieved becomes a reject. An index larger than `cluster.shard_bytes` is searched in shards, with the same hits.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import time
-from collections.abc import Iterable
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ragtune_ray import config, progress, schema
-from ragtune_ray.cluster import runs, session, staged_queries, stages
+from ragtune_ray.cluster import runs, staged_queries, stages
 from ragtune_ray.cluster.answering import sharded
 from ragtune_ray.cluster.answering.workers import RetrieveUnit
 from ragtune_ray.evaluation import intervals
-from ragtune_ray.index import retention, snapshot, versions
-from ragtune_ray.storage import artifacts, checksums, filesystem
+from ragtune_ray.index import snapshot, versions
+from ragtune_ray.storage import artifacts, filesystem
+from ragtune_ray.storage.results import Result
 
-__all__ = ["metrics_json", "retrieve", "summarize", "trec_lines"]
+__all__ = ["Hits", "metrics_json", "retrieve", "summarize", "trec_lines"]
 
 RETRIEVE_UNIT_QUERIES = 512
 
 
-def retrieve(settings: config.Config) -> Path | str:
+@dataclass(frozen=True)
+class Hits(Result):
+    """A run of `retrieve`; `to_arrow()` has one row per hit, as `schema.Hit`."""
+
+    table: ClassVar[str | None] = "hits.parquet"
+
+    @property
+    def metrics(self) -> dict[str, dict[str, float]]:
+        """Metric -> {value, low, high, n}; empty if no query has qrels."""
+        path = artifacts.open_artifact(self.path, "retrieve").path / "metrics.json"
+        found: dict[str, dict[str, float]] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        return found
+
+
+def retrieve(settings: config.Config) -> Hits:
     """Find the hits of every query.
 
     Args:
-        settings: workspace, queries, encoder, retrieval, evaluate and cluster are used.
-
-    Returns:
-        The run's directory.
+        settings: uses workspace, queries, encoder, retrieval, evaluate and cluster.
 
     Raises:
-        storage.ArtifactError: there is no sound index.
-        inputs.InputError: the queries cannot be read.
-        stages.StageError: the stage failed.
+        ArtifactError: there is no sound index.
+        InputError: the queries cannot be read.
+        StageError: the stage failed.
     """
     with staged_queries.staged_queries(settings) as staged:
-        return _retrieve(settings, staged)
+        version, opened = runs.index_version(settings)
+        fields = {"depth", "cutoffs", "resamples", "confidence"}
+        identity = {
+            **runs.inputs_identity(settings, staged, opened),
+            "retrieval": settings.retrieval.model_dump(mode="json"),
+            "evaluate": settings.evaluate.model_dump(mode="json", include=fields),
+            "seed": settings.seed,
+        }
+        run = runs.Run.of(settings, "retrieve", identity)
+        if not run.is_finished():
+            _retrieve(run, version, staged)
+    return Hits(run.url)
 
 
-def _retrieve(settings: config.Config, staged: staged_queries.StagedQueries) -> Path | str:
-    version, opened = runs.index_version(settings)
-    identity = {
-        **runs.common(settings, staged, opened),
-        "retrieval": settings.retrieval.model_dump(mode="json"),
-        "evaluate": settings.evaluate.model_dump(mode="json", include={"depth", "cutoffs", "resamples", "confidence"}),
-        "seed": settings.seed,
-    }
-    url, work = runs.places(settings, f"retrieve-{checksums.digest(identity)}")
-    if runs.already(url, "retrieve"):
-        return url
-    started = time.monotonic()
+def _retrieve(run: runs.Run, version: str, staged: staged_queries.StagedQueries) -> None:
+    settings = run.settings
     depth = max(settings.retrieval.top_k, settings.evaluate.depth)
-    directory = filesystem.join(work, "hits")
+    directory = filesystem.join(run.work, "hits")
     units = staged_queries.units(staged, RETRIEVE_UNIT_QUERIES)
-    with retention.held(settings.workspace, version), session.ray_session(settings.cluster):
-        shards = snapshot.shards(
-            settings.workspace, versions.read_version(settings.workspace, version), settings.cluster.shard_bytes
-        )
+    with run.session(version):
+        opened = versions.read_version(settings.workspace, version)
+        shards = snapshot.shards(settings.workspace, opened, settings.cluster.shard_bytes)
         if len(shards) > 1:
             places = tuple(map(tuple, shards))
-            job = sharded.Job(settings, version, staged.url, len(units), depth, places, work, directory)
+            job = sharded.Job(settings, version, staged.url, len(units), depth, places, run.work, directory)
             summaries, timed = sharded.scatter_gather(job, units)
         else:
-            summaries = timed = _from_the_whole(settings, version, staged, depth, directory, units)
-    facts = {
-        **runs.facts(settings, version, staged, started),
-        "queries_per_second": runs.rate(staged, timed),
-        "num_shards": max(1, len(shards)),
-    }
-    _publish_hits(settings, url, directory, summaries, staged, facts)
-    filesystem.remove(work)
-    return url
+            shared = {"settings": settings, "version": version, "queries": staged.url}
+            arguments = {**shared, "depth": depth, "directory": directory}
+            summaries = timed = runs.run_over_queries(
+                "retrieve", directory, units, RetrieveUnit, arguments, settings.cluster
+            )
+    facts = runs.index_facts(settings, version, staged)
+    facts |= {"queries_per_second": runs.rate(staged, timed), "num_shards": max(1, len(shards))}
+    _publish(run, directory, summaries, staged, facts)
 
 
-def _from_the_whole(
-    settings: config.Config,
-    version: str,
-    staged: staged_queries.StagedQueries,
-    depth: int,
+def _publish(
+    run: runs.Run,
     directory: str,
-    units: list[dict[str, Any]],
-) -> list[dict[str, Any]]:
-    """Retrieval by workers that have the whole index open."""
-    arguments = {
-        "settings": settings,
-        "version": version,
-        "queries": staged.url,
-        "depth": depth,
-        "directory": directory,
-    }
-    count = min(len(units), session.workers(settings.cluster.encoder_workers, settings.cluster.gpus_per_worker))
-    return stages.run_stage(
-        "retrieve",
-        directory,
-        units,
-        lambda dataset: runs.pool(dataset, RetrieveUnit, count, arguments, session.worker_options(settings.cluster)),
-        counted="queries",
-        rows_of=lambda unit: int(unit["stop"] - unit["start"]),
-    )
-
-
-def _publish_hits(
-    settings: config.Config,
-    url: str,
-    directory: str,
-    summaries: list[dict[str, Any]],
+    summaries: Sequence[stages.Summary],
     staged: staged_queries.StagedQueries,
-    facts: dict[str, Any],
+    facts: runs.RunFacts,
 ) -> None:
-    staging = artifacts.stage(url)
+    staging = artifacts.stage(run.url)
     num_hits = 0
     hit_schema = schema.arrow_schema(schema.Hit)
     with (
         pq.ParquetWriter(staging / "hits.parquet", hit_schema, write_page_checksum=True) as writer,
-        (staging / "run.trec").open("w", encoding="utf-8") as run,
+        (staging / "run.trec").open("w", encoding="utf-8") as trec,
     ):
         for table in runs.merged(directory, summaries, "hits.parquet"):
             writer.write_table(table)
             num_hits += table.num_rows
-            run.writelines(trec_lines(schema.from_table(table, schema.Hit)))
+            trec.writelines(trec_lines(schema.from_table(table, schema.Hit)))
     rejects = [*staged.rejects, *(schema.Reject(**row) for summary in summaries for row in summary["rejects"])]
     (staging / "rejects.jsonl").write_text(schema.reject_lines(rejects), encoding="utf-8")
     scores = [table for table in runs.merged(directory, summaries, "scores.parquet") if table.num_columns > 1]
@@ -136,15 +117,15 @@ def _publish_hits(
     if scores:
         table = pa.concat_tables(scores)
         pq.write_table(table, staging / "scores.parquet", write_page_checksum=True)
-        summary = summarize(table, settings)
+        summary = summarize(table, run.settings)
         (staging / "metrics.json").write_text(metrics_json(summary), encoding="utf-8")
-    artifacts.publish(staging, url, "retrieve", num_hits=num_hits, num_rejects=len(rejects), **facts)
+    run.publish(staging, num_hits=num_hits, num_rejects=len(rejects), **facts)
     shown = "  ".join(f"{name} {interval.value:.4f}" for name, interval in summary.items())
     progress.say(f"retrieve: {staged.num_queries:,} queries, {num_hits:,} hits  {shown}".rstrip())
 
 
 def trec_lines(hits: Iterable[schema.Hit]) -> Iterable[str]:
-    r"""Hits as lines of a TREC run: query, Q0, passage, rank, score, name of the run.
+    r"""Hits as lines of a TREC run file: query, Q0, passage, rank, score, run name.
 
     >>> list(trec_lines([schema.Hit("q1", "d#0", "d", 1, 0.5)]))
     ['q1 Q0 d#0 1 0.5 ragtune\n']
@@ -154,12 +135,12 @@ def trec_lines(hits: Iterable[schema.Hit]) -> Iterable[str]:
 
 
 def _word(text: str) -> str:
-    """An id as one word: the fields of a TREC run are separated by spaces."""
+    """An id without spaces, which separate the fields of a TREC run file."""
     return "_".join(text.split())
 
 
 def summarize(scores: pa.Table, settings: config.Config) -> dict[str, intervals.Interval]:
-    """One interval per metric column of a table of per-query scores; null means not scored."""
+    """One interval per metric column of a table of scores per query; null means not scored."""
     per_query: dict[str, dict[str, float]] = {}
     for row in scores.to_pylist():
         query_id = row.pop("query_id")

@@ -124,16 +124,8 @@ def _run(
     cluster = job.settings.cluster
     if not holds_model:
         cluster = cluster.model_copy(update={"gpus_per_worker": 0.0})
-    count = min(len(units), session.workers(cluster.encoder_workers, cluster.gpus_per_worker))
-    options = session.worker_options(cluster)
-    return stages.run_stage(
-        name,
-        directory,
-        units,
-        lambda dataset: runs.pool(dataset, worker, count, {"job": job}, options),
-        counted="shards" if name == "count" else "queries",
-        rows_of=lambda unit: int(unit["stop"] - unit["start"]) if "stop" in unit else 1,
-    )
+    counted = "shards" if name == "count" else "queries"
+    return runs.run_over_queries(name, directory, units, worker, {"job": job}, cluster, counted=counted)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,6 @@ In: a config with queries that have splits. Out: a run directory with `train.par
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -17,12 +16,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ragtune_ray import config, progress, schema
-from ragtune_ray.cluster import runs, session, staged_queries, stages
+from ragtune_ray.cluster import runs, staged_queries
 from ragtune_ray.cluster.training.example_workers import PrepareUnit
-from ragtune_ray.index import retention
 from ragtune_ray.ingest import inputs, splits
 from ragtune_ray.models import weights
-from ragtune_ray.storage import artifacts, checksums, filesystem
+from ragtune_ray.storage import artifacts, filesystem
 from ragtune_ray.training import examples, teaching
 
 __all__ = ["POOL", "TRAIN", "VALIDATION", "needs_index", "prepare"]
@@ -125,52 +123,30 @@ def _prepare(settings: config.Config, staged: dict[str, staged_queries.StagedQue
         "teaching": training.teacher_temperature if training.learns_from_generator else None,
         "seed": settings.seed,
     }
-    url, work = runs.places(settings, f"examples-{checksums.digest(identity)}")
-    if runs.already(url, "examples"):
-        return url
-    started = time.monotonic()
+    run = runs.Run.of(settings, "examples", identity)
+    if run.is_finished():
+        return run.url
     summaries = {}
-    with retention.held(settings.workspace, version), session.ray_session(settings.cluster):
+    shared = {"settings": settings, "version": version}
+    with run.session(version):
         for split, part in staged.items():
-            directory = filesystem.join(work, split)
-            arguments = {
-                "settings": settings,
-                "version": version,
-                "staged": part.url,
-                "split": split,
-                "directory": directory,
-            }
+            directory = filesystem.join(run.work, split)
+            arguments = {**shared, "staged": part.url, "split": split, "directory": directory}
             units = staged_queries.units(part, TAUGHT_UNIT_QUERIES if training.learns_from_generator else UNIT_QUERIES)
-            count = min(len(units), session.workers(settings.cluster.encoder_workers, settings.cluster.gpus_per_worker))
-            summaries[split] = stages.run_stage(
-                f"examples ({split})",
-                directory,
-                units,
-                lambda dataset, arguments=arguments, count=count: runs.pool(  # type: ignore[misc]  # bound at once, on purpose
-                    dataset, PrepareUnit, count, arguments, session.worker_options(settings.cluster)
-                ),
-                counted="queries",
-                rows_of=lambda unit: int(unit["stop"] - unit["start"]),
+            summaries[split] = runs.run_over_queries(
+                f"examples ({split})", directory, units, PrepareUnit, arguments, settings.cluster
             )
-    facts = {
-        "config": settings.model_dump(mode="json"),
-        "index_version": version,
-        "input": {split: {"fingerprint": p.fingerprint, "num_queries": p.num_queries} for split, p in staged.items()},
-        "seconds": {"total": round(time.monotonic() - started, 3)},
-    }
-    _publish(settings, url, work, staged, summaries, facts)
-    filesystem.remove(work)
-    return url
+    _publish(run, version, staged, summaries)
+    return run.url
 
 
 def _publish(
-    settings: config.Config,
-    url: str,
-    work: str,
+    run: runs.Run,
+    version: str,
     staged: dict[str, staged_queries.StagedQueries],
     summaries: dict[str, list[dict[str, Any]]],
-    facts: dict[str, Any],
 ) -> None:
+    settings, work = run.settings, run.work
     tables = {split: _together(filesystem.join(work, split), summaries[split], "examples.parquet") for split in staged}
     rejects = [reject for part in staged.values() for reject in part.rejects]
     rejects += [schema.Reject(**row) for parts in summaries.values() for part in parts for row in part["rejects"]]
@@ -187,7 +163,7 @@ def _publish(
     if "replay" in tables:
         count = examples.replay_count(train.num_rows, settings.training.replay_share)
         train = pa.concat_tables([train, _drawn(tables["replay"], count, settings.seed)])
-    staging = artifacts.stage(url)
+    staging = artifacts.stage(run.url)
     pq.write_table(train, staging / TRAIN, write_page_checksum=True)
     pq.write_table(validation, staging / VALIDATION, write_page_checksum=True)
     if settings.training.keeps_index:
@@ -197,14 +173,16 @@ def _publish(
         ]
         pq.write_table(_distinct(pa.concat_tables(pools)), staging / POOL, write_page_checksum=True)
     (staging / "rejects.jsonl").write_text(schema.reject_lines(rejects), encoding="utf-8")
+    facts: runs.RunFacts = {
+        "index_version": version,
+        "input": {split: {"fingerprint": p.fingerprint, "num_queries": p.num_queries} for split, p in staged.items()},
+    }
     if settings.training.learns_from_generator:
         judged = [teaching.Judgement(**each) for part in summaries["train"] for each in part["judgements"]]
         facts["teacher"] = teaching.teacher_facts(judged)
     kinds = train["kind"].value_counts().to_pylist() if "kind" in train.column_names else []
-    artifacts.publish(
+    run.publish(
         staging,
-        url,
-        "examples",
         num_train=train.num_rows,
         num_validation=validation.num_rows,
         kinds={row["values"]: row["counts"] for row in kinds},
