@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -440,7 +440,7 @@ def _divided(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return [argument for argument in arguments if argument not in overrides], overrides
 
 
-def _finish(path: Path | str, as_json: bool) -> None:
+def _finish(path: os.PathLike[str] | str, as_json: bool) -> None:
     """The last line of stdout: where the artifact stands, or that and its facts."""
     if not as_json:
         typer.echo(str(path))

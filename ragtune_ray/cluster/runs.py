@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -154,10 +154,10 @@ class Run:
         """The time since the job began."""
         return {"total": round(time.monotonic() - self.started, 3)}
 
-    def publish(self, staging: Path, **facts: Unpack[RunFacts]) -> None:
+    def publish(self, staging: Path, facts: RunFacts) -> None:
         """Publish the staged files with the config, the time taken and these facts, then remove the unfinished work."""
-        facts.setdefault("seconds", self.seconds())
-        artifacts.publish(staging, self.url, self.kind, config=self.settings.model_dump(mode="json"), **facts)
+        complete: RunFacts = {"seconds": self.seconds(), **facts}
+        artifacts.publish(staging, self.url, self.kind, config=self.settings.model_dump(mode="json"), **complete)
         filesystem.remove(self.work)
 
 

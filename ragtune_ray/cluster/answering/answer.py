@@ -159,18 +159,18 @@ def _publish(
     if num_answers != staged.num_queries:
         raise AnswerError(f"{run.url}: {num_answers} answers for {staged.num_queries} queries; run the command again")
     (staging / "rejects.jsonl").write_text(schema.reject_lines(staged.rejects), encoding="utf-8")
-    run.publish(
-        staging,
+    facts: runs.RunFacts = {
         **runs.index_facts(run.settings, version, staged),
-        num_answers=num_answers,
-        statuses=dict(sorted(statuses.items())),
-        queries_per_second=runs.rate(staged, summaries),
-        busy_seconds={
+        "num_answers": num_answers,
+        "statuses": dict(sorted(statuses.items())),
+        "queries_per_second": runs.rate(staged, summaries),
+        "busy_seconds": {
             "retrieval": round(sum(summary["retrieval_seconds"] for summary in summaries), 3),
             "generation": round(sum(summary["ended"] - summary["started"] for summary in summaries), 3),
         },
-        arm=run.settings.answer.arm,
-        model=generator,
-    )
+        "arm": run.settings.answer.arm,
+        "model": generator,
+    }
+    run.publish(staging, facts)
     failed = f", {statuses['failed']:,} failed" if statuses["failed"] else ""
     progress.say(f"answer: {num_answers:,} answers{failed}")

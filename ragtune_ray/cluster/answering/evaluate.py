@@ -1,8 +1,8 @@
 """Answers the same questions in several arms, scores the answers and compares the arms.
 
 Out: for each arm `ARM/metrics.json` (metric -> {value, low, high, n}) and `ARM/scores.parquet` (one row per query); and
-`differences.json`, each arm minus the first, with paired intervals over the same queries. The answers stay in the runs of `answer`:
-nothing is answered twice.
+`differences.json`, each arm minus the first, with paired intervals over the same queries. The answers stay in the runs of
+`answer`: nothing is answered twice.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def _publish(
     differences = _differences(scores, settings)
     (staging / "differences.json").write_text(json.dumps(differences, indent=1) + "\n", encoding="utf-8")
     counts = {"fingerprint": staged.fingerprint, "num_queries": staged.num_queries, "num_judged": len(judged)}
-    run.publish(staging, runs=answered, input=counts)
+    run.publish(staging, {"runs": answered, "input": counts})
 
 
 def _answered(settings: config.Config) -> dict[config.Arm, str]:
@@ -146,7 +146,7 @@ def _answered(settings: config.Config) -> dict[config.Arm, str]:
         answered = {arm: str(answer.answer(settings.with_values({"answer.arm": arm}))) for arm in evaluated}
         if sum(map(config.retrieves, evaluated)) < 2 or _index_content(settings) == before:
             return answered
-        progress.say("evaluate: the index changed meanwhile; answering again in the arms that searched the old content")
+        progress.say("evaluate: the index changed meanwhile; arms that searched the old content are answered again")
     raise EvaluationError(
         f"{settings.workspace}: its index changed {MAX_CHANGES} times during the evaluation, so the arms would be compared on "
         "different documents; run the command again when no other process changes the index"
@@ -211,7 +211,7 @@ def check_tuned(settings: config.Config, arm: config.Arm) -> None:
         learnt = asked  # the splits of other questions do not matter
     if missing := [field for field in SPLITTING if field not in learnt]:
         progress.say(
-            f"{model}: does not record queries.{missing[0]}; whether it was trained on these questions is unknown"
+            f"{model}: has no record of queries.{missing[0]}; whether it was trained on these questions is unknown"
         )
     for field in SPLITTING:
         if learnt.get(field, asked[field]) != asked[field]:
@@ -226,8 +226,8 @@ def check_tuned(settings: config.Config, arm: config.Arm) -> None:
     if fingerprint != now.fingerprint:
         raise EvaluationError(
             f"{model}: was trained from {base} ({fingerprint}), but generator.model={now.name} is another model "
-            f"({now.fingerprint}): a comparison of arms with different base models does not show what training is worth; train it "
-            f"again (ragtune {again}), or set generator.model back"
+            f"({now.fingerprint}): arms with different base models do not show what training is worth; train it again "
+            f"(ragtune {again}), or set generator.model back"
         )
 
 

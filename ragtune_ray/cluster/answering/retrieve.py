@@ -10,7 +10,7 @@ import dataclasses
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -119,7 +119,7 @@ def _publish(
         pq.write_table(table, staging / "scores.parquet", write_page_checksum=True)
         summary = summarize(table, run.settings)
         (staging / "metrics.json").write_text(metrics_json(summary), encoding="utf-8")
-    run.publish(staging, num_hits=num_hits, num_rejects=len(rejects), **facts)
+    run.publish(staging, {**facts, "num_hits": num_hits, "num_rejects": len(rejects)})
     shown = "  ".join(f"{name} {interval.value:.4f}" for name, interval in summary.items())
     progress.say(f"retrieve: {staged.num_queries:,} queries, {num_hits:,} hits  {shown}".rstrip())
 

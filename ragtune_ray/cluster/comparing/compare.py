@@ -30,7 +30,7 @@ from ragtune_ray.index import snapshot
 from ragtune_ray.ingest import input_units, splits
 from ragtune_ray.models import arms as arms_module
 from ragtune_ray.models import weights
-from ragtune_ray.storage import artifacts, checksums, filesystem
+from ragtune_ray.storage import artifacts, filesystem
 
 __all__ = ["compare", "read_comparison"]
 
@@ -82,20 +82,20 @@ def compare(settings: config.Config, command: str = "") -> str:
             "prices": settings.prices.model_dump(mode="json"),
             "evaluate": settings.evaluate.model_dump(mode="json", exclude={"arms"}),
         }
-        url = filesystem.join(settings.workspace, "runs", f"compare-{checksums.digest(identity)}")
-        if runs.already(url, "compare"):
-            return url
+        run = runs.Run.of(settings, "compare", identity, started=started)
+        if run.is_finished():
+            return run.url
         indexes = _indexes(settings) if settings.compare.changed_queries_path else {}
         changed = {workspace: freshness.follow_changes(of_arm) for workspace, of_arm in indexes.items()}
         measured = {arm: measure.measure(settings, arm, evaluated, queries, changed) for arm in arms}
         ceilings = _ceilings(settings, measured, golden, queries)
         result = _comparison(settings, measured, queries, found, ceilings)
     result["command"] = command
-    result["seconds"] = {"total": round(time.monotonic() - started, 3)}
-    _publish(url, result, settings, evaluated, golden)
+    result["seconds"] = run.seconds()
+    _publish(run, result, evaluated, golden)
     for of_arm in indexes.values():
         freshness.remove_copy(of_arm)
-    return url
+    return run.url
 
 
 def _require_inputs(settings: config.Config) -> None:
@@ -131,23 +131,16 @@ def read_comparison(url: str) -> dict[str, Any]:
     return found
 
 
-def _publish(
-    url: str, result: dict[str, Any], settings: config.Config, evaluated: str, golden: Mapping[str, str]
-) -> None:
-    staging = artifacts.stage(url)
+def _publish(run: runs.Run, result: dict[str, Any], evaluated: str, golden: Mapping[str, str]) -> None:
+    staging = artifacts.stage(run.url)
     result = failures.as_json(result)
     text = json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     (staging / "comparison.json").write_text(text, encoding="utf-8")
     (staging / "report.html").write_text(html_page.render(result), encoding="utf-8")
-    artifacts.publish(
+    verdict = {name: result["verdict"][name] for name in ("outcome", "arm", "headline")}
+    run.publish(
         staging,
-        url,
-        "compare",
-        config=settings.model_dump(mode="json"),
-        evaluated=evaluated,
-        golden=dict(golden),
-        verdict={name: result["verdict"][name] for name in ("outcome", "arm", "headline")},
-        seconds=result["seconds"],
+        {"evaluated": evaluated, "golden": dict(golden), "verdict": verdict, "seconds": result["seconds"]},
     )
 
 

@@ -181,14 +181,13 @@ def _publish(
         judged = [teaching.Judgement(**each) for part in summaries["train"] for each in part["judgements"]]
         facts["teacher"] = teaching.teacher_facts(judged)
     kinds = train["kind"].value_counts().to_pylist() if "kind" in train.column_names else []
-    run.publish(
-        staging,
-        num_train=train.num_rows,
-        num_validation=validation.num_rows,
-        kinds={row["values"]: row["counts"] for row in kinds},
-        num_rejects=len(rejects),
-        **facts,
-    )
+    facts |= {
+        "num_train": train.num_rows,
+        "num_validation": validation.num_rows,
+        "kinds": {row["values"]: row["counts"] for row in kinds},
+        "num_rejects": len(rejects),
+    }
+    run.publish(staging, facts)
     progress.say(
         f"examples: {train.num_rows:,} to learn, {validation.num_rows:,} to validate"
         + (f", {len(rejects):,} queries gave none; the first: {rejects[0].reason}" if rejects else "")

@@ -92,7 +92,7 @@ def test_questions_of_another_file_are_all_asked(
     others.write_text('{"query_id": "a", "text": "Who?", "answers": ["me"]}\n')
     given = settings.using(f"queries.path={others}", "queries.split_by=given")
     assert asked(given, monkeypatch).queries.split == "all"
-    assert f"learnt from {settings.queries.path}" in capsys.readouterr().err
+    assert f"was trained on {settings.queries.path}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("changes", [1, evaluate.MAX_CHANGES])
