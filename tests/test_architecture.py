@@ -144,3 +144,12 @@ def test_tests_share_helpers_through_support_alone() -> None:
 def test_the_readme_lists_the_rooms_in_their_order() -> None:
     block = (ROOT / "README.md").read_text(encoding="utf-8").split("<!-- rooms -->")[1]
     assert re.findall(r"^  (\w+)(?:/|\.py) ", block, re.MULTILINE) == ORDER
+
+
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda page: page.name
+)
+def test_modules_named_in_the_docs_exist(page: Path) -> None:
+    rooms = "|".join(ORDER)
+    named = re.findall(rf"(?<![\w./])((?:{rooms})/[\w/]*\w\.py)", page.read_text(encoding="utf-8"))
+    assert [path for path in named if not (PACKAGE / path).exists()] == []
