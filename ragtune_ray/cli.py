@@ -218,7 +218,7 @@ def calibrate(path: ConfigPath, overrides: Overrides = None, as_json: AsJson = F
     settings = config.load(path, overrides or ())
     from ragtune_ray.cluster.comparing.calibrate import calibrate as calibrate_arm
 
-    _finish(calibrate_arm(settings), as_json)
+    _finish(str(calibrate_arm(settings)), as_json)
 
 
 @app.command()
@@ -235,7 +235,7 @@ def compare(path: ConfigPath, overrides: Overrides = None, as_json: AsJson = Fal
     for line in plain_text.comparison_lines(read_comparison(run)):
         typer.echo(line, err=True)
     typer.echo(f"report: {run}/report.html", err=True)
-    _finish(run, as_json)
+    _finish(str(run), as_json)
 
 
 @app.command()

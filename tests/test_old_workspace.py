@@ -19,7 +19,7 @@ from ragtune_ray.cluster.comparing.compare import compare
 from ragtune_ray.cluster.indexing.index import build_index
 from ragtune_ray.cluster.indexing.update import delete_documents, upsert_documents
 from ragtune_ray.cluster.training.train import train
-from ragtune_ray.evaluation.report.format import Comparison
+from ragtune_ray.evaluation.comparison import Comparison
 from ragtune_ray.index import versions
 from ragtune_ray.index.retriever import open_retriever
 from ragtune_ray.index.verification import verify_workspace

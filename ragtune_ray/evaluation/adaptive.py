@@ -1,9 +1,7 @@
-"""Which questions need no retrieval: those to which the generator is sure enough of its own, closed-book answer.
+"""Decides which questions need no retrieval: those where the generator is confident enough of its closed-book answer.
 
-In: for validation questions, how sure the generator was of its closed-book answer, and what that answer and the one with
-passages scored. Out: from which confidence on a closed-book answer is as good. The measure of sureness is the geometric mean of
-the tokens' probabilities, as in FLARE (Jiang et al. 2023), here over the whole answer; what it is worth is not assumed but
-measured. This module knows nothing of generators, servers or Ray.
+Confidence is the geometric mean of the token probabilities, as in FLARE (Jiang et al. 2023) but over the whole answer. The
+threshold is not assumed: it is measured on validation questions.
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ from ragtune_ray.evaluation import intervals, significance
 from ragtune_ray.storage import artifacts, filesystem
 
 __all__ = [
-    "Calibration",
+    "RetrievalCalibration",
     "calibrate",
     "confidence_of",
     "current_calibration",
@@ -31,24 +29,24 @@ __all__ = [
     "read_calibration",
 ]
 
-CUTS = 10
-"""Confidences that are tried: those that leave a tenth, two tenths, ... of the questions without retrieval."""
-FEWEST_QUESTIONS = 30
-"""Of which a confidence must have been right on average: fewer say nothing."""
+NUM_THRESHOLDS = 10
+"""Number of thresholds tried: they leave a tenth, two tenths, ... of the questions without retrieval."""
+MIN_CONFIDENT = 30
+"""Fewer confident questions than this are too few to judge a threshold."""
 
 
 @dataclass(frozen=True, slots=True)
-class Calibration:
-    """From which confidence on an arm answers without retrieval."""
+class RetrievalCalibration:
+    """When an arm answers without retrieval."""
 
     threshold: float | None
-    """None: no confidence was found from which a closed-book answer is as good; every question is retrieved for."""
+    """Least confidence of a closed-book answer that is used; None: every question needs retrieval."""
     share: float
-    """Of the validation questions, those that this leaves without retrieval."""
+    """Share of the validation questions that this leaves without retrieval."""
     difference: intervals.Interval | None
-    """On these: the closed-book answers' scores less those with passages. None where there is no threshold."""
+    """On these questions: scores without passages minus scores with passages. None without a threshold."""
     model: str = ""
-    """Fingerprint of the generator that was asked: of another one this says nothing."""
+    """Fingerprint of the calibrated generator; the threshold holds for no other."""
 
 
 def calibrate(
@@ -60,20 +58,20 @@ def calibrate(
     confidence: float,
     resamples: int,
     seed: int,
-) -> Calibration:
-    """The lowest confidence from which on closed-book answers are not worse by more than a margin.
+) -> RetrievalCalibration:
+    """Find the lowest threshold at which closed-book answers are not worse by more than a margin.
 
-    Of `CUTS` confidences that is the lowest for which a loss of more than `margin` lies below the interval of the paired
-    difference. They are `CUTS` looks at the same questions, so each interval is as wide as that many need (Bonferroni), and no
-    narrower than what so many questions may not show (`significance.with_unseen`).
+    That is the lowest of `NUM_THRESHOLDS` confidences where the interval of the paired difference is above -margin. Each interval
+    is widened for the number of thresholds tried (Bonferroni) and for unseen losses (`significance.with_unseen`).
 
-    >>> sure = [0.9] * 400 + [0.2] * 400
-    >>> found = calibrate(sure, [1.0] * 400 + [0.0] * 400, [1.0] * 800, margin=0.02, confidence=0.95, resamples=200, seed=0)
+    >>> confidences = [0.9] * 400 + [0.2] * 400
+    >>> closed_book, retrieved = [1.0] * 400 + [0.0] * 400, [1.0] * 800
+    >>> found = calibrate(confidences, closed_book, retrieved, margin=0.02, confidence=0.95, resamples=200, seed=0)
     >>> found.threshold, found.share
     (0.9, 0.5)
 
     Args:
-        confidences: (num_queries,) of the closed-book answers, 0 to 1; 0 for those that must not stand.
+        confidences: (num_queries,) of the closed-book answers, 0 to 1; 0 for those that must not be used.
         closed_book: (num_queries,) scores of the closed-book answers.
         retrieved: (num_queries,) scores of the answers with passages.
         margin: a smaller loss does not matter.
@@ -86,33 +84,34 @@ def calibrate(
     """
     sure, closed, opened = (np.asarray(values, dtype=np.float64) for values in (confidences, closed_book, retrieved))
     if not len(sure):
-        return Calibration(None, 0.0, None)
-    each = 1 - (1 - confidence) / CUTS
-    cuts = {float(value) for value in np.quantile(sure, np.arange(CUTS) / CUTS, method="higher")}
-    for cut in sorted(cuts - {0.0}):
-        kept = sure >= cut
-        if kept.sum() < FEWEST_QUESTIONS:
+        return RetrievalCalibration(None, 0.0, None)
+    each = 1 - (1 - confidence) / NUM_THRESHOLDS
+    shares = np.arange(NUM_THRESHOLDS) / NUM_THRESHOLDS
+    thresholds = {float(value) for value in np.quantile(sure, shares, method="higher")}
+    for threshold in sorted(thresholds - {0.0}):
+        kept = sure >= threshold
+        if kept.sum() < MIN_CONFIDENT:
             break
         bootstrapped = intervals.paired_bootstrap(opened[kept], closed[kept], resamples, each, seed)
         found = significance.with_unseen(bootstrapped, closed[kept] - opened[kept], each)
         if found.low >= -margin:
-            return Calibration(cut, float(kept.mean()), found)
-    return Calibration(None, 0.0, None)
+            return RetrievalCalibration(threshold, float(kept.mean()), found)
+    return RetrievalCalibration(None, 0.0, None)
 
 
-def is_sure(answer: schema.Answer, calibration: Calibration) -> bool:
-    """Whether a closed-book answer stands: given by the calibrated generator, and sure enough."""
-    threshold, sure = calibration.threshold, confidence_of(answer)
-    return threshold is not None and answer.model == calibration.model and sure >= threshold
+def is_sure(answer: schema.Answer, calibration: RetrievalCalibration) -> bool:
+    """Whether a closed-book answer is used: the calibrated generator gave it with enough confidence."""
+    threshold = calibration.threshold
+    return threshold is not None and answer.model == calibration.model and confidence_of(answer) >= threshold
 
 
 def confidence_of(answer: schema.Answer) -> float:
-    """How sure the generator was, 0 to 1; 0 where it abstained or failed, since such an answer must not stand."""
+    """Confidence of the generator, 0 to 1; 0 if it abstained or failed, since such an answer must not be used."""
     return 0.0 if answer.abstained or answer.status != "ok" else answer.confidence or 0.0
 
 
-def publish_calibration(settings: config.Config, name: str, calibration: Calibration, **facts: Any) -> str:
-    """Make a calibration of the arm of `answer.arm` the one that is read from now on; its directory."""
+def publish_calibration(settings: config.Config, name: str, calibration: RetrievalCalibration, **facts: Any) -> str:
+    """Write a calibration of the arm `answer.arm` and make it the current one; returns its directory."""
     folder = _folder(settings)
     url = filesystem.join(folder, name)
     if not artifacts.is_finished(url):
@@ -124,8 +123,8 @@ def publish_calibration(settings: config.Config, name: str, calibration: Calibra
     return url
 
 
-def read_calibration(settings: config.Config) -> Calibration | None:
-    """The last calibration of the arm of `answer.arm`; None where there is none.
+def read_calibration(settings: config.Config) -> RetrievalCalibration | None:
+    """The current calibration of the arm `answer.arm`; None if it has none.
 
     Raises:
         storage.ArtifactError: it is damaged.
@@ -135,12 +134,12 @@ def read_calibration(settings: config.Config) -> Calibration | None:
 
 
 def current_calibration(settings: config.Config) -> str | None:
-    """The directory of the last calibration of the arm of `answer.arm`; None where there is none. Cheap."""
+    """The directory of the current calibration of the arm `answer.arm`; None if it has none. Cheap."""
     return artifacts.current(_folder(settings))
 
 
-def load_calibration(url: str) -> Calibration:
-    """The calibration of a directory.
+def load_calibration(url: str) -> RetrievalCalibration:
+    """Read the calibration in a directory.
 
     Raises:
         storage.ArtifactError: it is damaged.
@@ -148,7 +147,7 @@ def load_calibration(url: str) -> Calibration:
     path = artifacts.open_artifact(url, "calibration").path
     found: dict[str, Any] = json.loads((path / "calibration.json").read_text(encoding="utf-8"))
     difference = found.pop("difference")
-    return Calibration(**found, difference=intervals.Interval(**difference) if difference else None)
+    return RetrievalCalibration(**found, difference=intervals.Interval(**difference) if difference else None)
 
 
 def _folder(settings: config.Config) -> str:

@@ -1,8 +1,4 @@
-"""What an arm costs: once, for each thousand answers, and in all.
-
-In: seconds that cores and GPUs were held, and prices. Out: amounts, in money where prices are known, else in seconds. This module
-knows nothing of how the seconds were measured.
-"""
+"""Computes what an arm costs: once, per thousand answers, and in total; in money where prices are known, else in seconds."""
 
 from __future__ import annotations
 
@@ -16,7 +12,7 @@ __all__ = ["Compute", "Cost", "amount", "break_even", "cost_of", "unit_of"]
 
 @dataclass(frozen=True, slots=True)
 class Compute:
-    """How long hardware was held."""
+    """Time for which hardware was reserved."""
 
     core_seconds: float = 0.0
     gpu_seconds: float = 0.0
@@ -25,7 +21,7 @@ class Compute:
         return Compute(self.core_seconds + other.core_seconds, self.gpu_seconds + other.gpu_seconds)
 
     def times(self, factor: float) -> Compute:
-        """So many times as long.
+        """The time multiplied by a factor.
 
         >>> Compute(2.0, 1.0).times(3)
         Compute(core_seconds=6.0, gpu_seconds=3.0)
@@ -35,23 +31,24 @@ class Compute:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What an arm costs, in `unit`."""
+    """The cost of an arm, in `unit`."""
 
     index: float
     training: float
     one_off: float
-    """Index and training together."""
+    """Index plus training."""
     per_1000: float
-    """For each thousand answers."""
+    """Of a thousand answers."""
     answers: int
-    """How many answers `total` is for."""
+    """Number of answers in `total`."""
     total: float
+    """One-off cost plus all answers."""
     unit: str
     """A currency, `core-seconds` or `GPU-seconds`."""
 
 
 def unit_of(prices: config.Prices, *, with_gpus: bool) -> str:
-    """In what costs are given: money where the hardware's price is known, else the time that it is held.
+    """The unit of costs: a currency if the price of the hardware is set, else the time it is reserved.
 
     >>> unit_of(config.Prices(), with_gpus=False), unit_of(config.Prices(core_hour=0.05), with_gpus=False)
     ('core-seconds', 'USD')
@@ -62,7 +59,7 @@ def unit_of(prices: config.Prices, *, with_gpus: bool) -> str:
 
 
 def amount(compute: Compute, prices: config.Prices, unit: str) -> float:
-    """What holding the hardware so long costs, in the unit."""
+    """The cost of reserving the hardware for this time, in the unit."""
     match unit:
         case "core-seconds":
             return compute.core_seconds
@@ -94,7 +91,7 @@ def cost_of(
 
 
 def break_even(arm: Cost, against: Cost) -> int | None:
-    """From how many answers on an arm that is dearer to set up is cheaper in all; None where it never is, or always.
+    """Number of answers from which an arm that costs more to set up is cheaper in total; None: never, or from the start.
 
     >>> dear = Cost(0, 90, 90, 10, 1000, 100, "USD")
     >>> cheap = Cost(0, 0, 0, 100, 1000, 100, "USD")

@@ -1,18 +1,15 @@
-"""Per-query scores and costs of the arms -> paired differences and one recommendation, with its reasons.
+"""Compares the arms on the same questions and recommends one, with reasons that cite numbers.
 
-In: what was measured of each arm. Out: differences with intervals and p-values, and a verdict of sentences that cite numbers.
-This module knows nothing of models, files or Ray.
+The rule: among the arms that keep the user's constraints, the best is the one with the highest score. Another arm is as good if
+the whole interval of its difference to the best is above -margin (a non-inferiority test: Piaggio et al. 2012). The cheapest of
+these arms is recommended. "No difference" and "too few questions" are verdicts too.
 
-The rule: of the arms that keep the user's constraints, the best is the one that scores highest. An arm is as good if the whole
-interval of its difference to the best lies above -margin (a test of non-inferiority: Piaggio et al. 2012). Of the best and those,
-the cheapest is recommended. "No difference" and "too few questions to tell" are verdicts too.
+With few questions, seeing no difference proves little: two in five samples of 30 questions do not show what 3 % of all questions
+would lose. A bootstrap cannot draw what was not observed. So for "as good", no interval is narrower than unseen losses and gains
+allow (`significance.unseen_share`). Whether an arm is better is decided by the bootstrap interval alone.
 
-That no question told two arms apart proves little where questions are few: what 3 % of all questions would lose is lost by none
-of 30 in two samples of five. A bootstrap cannot draw what was not seen, so where "as good" is asked, no interval is narrower than
-unseen losses and gains allow (`significance.unseen_share`). Whether an arm is better is asked of the bootstrap alone.
-
-Several pairs are looked at, so intervals are widened (Bonferroni) and p-values adjusted (Holm): all statements together hold with
-the stated confidence.
+Several pairs are compared, so intervals are widened (Bonferroni) and p-values adjusted (Holm): all statements together have the
+configured confidence.
 """
 
 from __future__ import annotations
@@ -22,9 +19,10 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
+from pydantic import Field
 
 from ragtune_ray import config
 from ragtune_ray.evaluation import intervals, significance
@@ -35,8 +33,8 @@ __all__ = [
     "MIN_QUESTIONS",
     "Difference",
     "Evidence",
-    "Outcome",
     "Verdict",
+    "VerdictOutcome",
     "Weighed",
     "decide",
     "differences",
@@ -44,8 +42,8 @@ __all__ = [
 ]
 
 MIN_QUESTIONS = 20
-"""With fewer questions no interval is to be trusted, whatever it says: a bootstrap cannot draw what it has not seen."""
-Outcome = Literal["recommended", "no_difference", "too_few_questions", "none_qualifies"]
+"""With fewer questions no bootstrap interval is reliable."""
+VerdictOutcome = Literal["recommended", "no_difference", "too_few_questions", "none_qualifies"]
 MEANINGS = {
     "base": "ask the model as it is",
     "rag": "retrieve, with the generator as it is",
@@ -60,24 +58,24 @@ MEANINGS = {
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What was measured of one arm."""
+    """The measurements of one arm that the decision uses."""
 
     scores: PerQuery
-    """Every arm has the same queries."""
+    """Of the same queries for every arm."""
     cost: Cost
     p95_seconds: float
-    """Of 100 answers given one at a time, 95 take no longer."""
+    """95th percentile of the time for one question."""
     visible_seconds: float
-    """From a change of the documents until answers show it; infinite where they never do."""
+    """From a change of the documents until answers show it; infinite: never."""
     cited_share: float
-    """Of the answers that were given, the share that names a passage."""
+    """Share of the given answers that cite a passage."""
     forgotten: intervals.Interval | None = None
-    """What the arm's generator lost on the probe questions, as a difference to the base model; None: not measured."""
+    """Score on the probe questions minus that of the base model; None: not measured."""
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One arm less another, over the same queries."""
+    """`arm` minus `against`, over the same questions."""
 
     arm: str
     against: str
@@ -85,19 +83,19 @@ class Difference:
     value: float
     low: float
     high: float
-    """Ends of an interval that is widened so that those of all pairs hold together."""
+    """Ends of an interval that is wide enough for all pairs to hold together."""
     n: int
-    p_value: float
-    p_adjusted: float
-    needed: int | None
-    """Questions that would show a difference of this size; None where there is none."""
-    needed_for_margin: int | None
-    """Questions that would show a difference of the size of the margin; None where the margin is 0."""
+    p_value: float = 1.0
+    p_adjusted: float = 1.0
+    needed: int | None = None
+    """Questions needed to show a difference of this size; None where the difference is 0."""
+    needed_for_margin: int | None = None
+    """Questions needed to show a difference as large as the margin; None where the margin is 0."""
 
 
 @dataclass(frozen=True, slots=True)
 class Weighed:
-    """What one dimension was asked, and what it said."""
+    """One step of the decision: a dimension, the rule applied to it, and the result."""
 
     dimension: str
     rule: str
@@ -106,36 +104,65 @@ class Weighed:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Which arm, and why."""
+    """The recommended arm and the reasons."""
 
-    outcome: Outcome
+    outcome: VerdictOutcome
     arm: str
     """Empty where no arm keeps the constraints."""
     headline: str
-    reason: tuple[str, ...]
-    warnings: tuple[str, ...]
-    weighed: tuple[Weighed, ...]
-    violations: Mapping[str, tuple[str, ...]]
-    """Arm -> the constraints that it breaks."""
+    reason: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    weighed: tuple[Weighed, ...] = ()
+    violations: Annotated[Mapping[str, tuple[str, ...]], Field(exclude=True)] = dataclasses.field(default_factory=dict)
+    """Arm -> the constraints that it breaks. `comparison.json` lists them with each arm instead."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Ranking:
+    """The eligible arms: which is best, which are as good, and which of those is cheapest."""
+
+    rule: config.Compare
+    means: Mapping[str, float]
+    """Eligible arm -> mean score."""
+    costs: Mapping[str, Cost]
+    num_questions: int
+    best: str
+    to_best: Mapping[str, Difference]
+    """Arm -> its difference to the best."""
+    as_good: tuple[str, ...]
+    """The best and the arms as good as it."""
+    chosen: str
+    tied: tuple[str, ...]
+    """Arms with the same score as the best that were not shown to be as good: the best is the best only by its cost."""
+    undecided: tuple[str, ...]
+    """Cheaper arms that may be as good but were not shown to be, and the tied ones."""
+
+    @property
+    def outcome(self) -> VerdictOutcome:
+        if self.undecided or self.num_questions < MIN_QUESTIONS:
+            return "too_few_questions"
+        if len(self.means) > 1 and len(self.as_good) == len(self.means):
+            return "no_difference"
+        return "recommended"
 
 
 def differences(scores: Mapping[str, PerQuery], settings: config.Config) -> list[Difference]:
-    """Each arm less each arm before it, in `compare.metric`.
+    """The difference of each pair of arms in `compare.metric`.
 
-    The intervals are those of the paired bootstrap, or wider: where an arm is not ahead and lost no question, `low` is at most
-    value - p, where p is the share of losses that so many questions may hide (`significance.unseen_share`; a question loses 1 at
-    most). Where it lost some, `low` is no nearer than without them. So is `high`, of one that is not behind, for gains.
+    Intervals are those of the paired bootstrap, widened for losses and gains that may be unseen (`significance.with_unseen`).
 
     Args:
         scores: arm -> scores of the same queries.
         settings: compare, evaluate and seed are used.
     """
     metric, pairs = settings.compare.metric, list(itertools.combinations(scores, 2))
-    confidence = _confidence_of_each(settings, len(pairs))
+    # Bonferroni: the pairs share the probability of an error.
+    confidence = 1 - (1 - settings.evaluate.confidence) / max(1, len(pairs))
+    resamples, seed = settings.evaluate.resamples, settings.seed
     found = []
     for against, arm in pairs:
         a, b = (_values(scores[name], metric) for name in (against, arm))
-        bootstrapped = intervals.paired_bootstrap(a, b, settings.evaluate.resamples, confidence, settings.seed)
+        bootstrapped = intervals.paired_bootstrap(a, b, resamples, confidence, seed)
         interval = significance.with_unseen(bootstrapped, b - a, confidence)
         deviation = float(np.std(b - a, ddof=1)) if len(a) > 1 else 0.0
         found.append(
@@ -143,31 +170,27 @@ def differences(scores: Mapping[str, PerQuery], settings: config.Config) -> list
                 arm,
                 against,
                 metric,
-                interval.value,
-                interval.low,
-                interval.high,
-                interval.n,
-                significance.sign_flip_test(b - a, settings.evaluate.resamples, settings.seed),
-                1.0,
-                _needed(deviation, interval.value, confidence),
-                _needed(deviation, settings.compare.margin, confidence),
+                **dataclasses.asdict(interval),
+                p_value=significance.sign_flip_test(b - a, resamples, seed),
+                needed=_needed(deviation, interval.value, confidence),
+                needed_for_margin=_needed(deviation, settings.compare.margin, confidence),
             )
         )
     adjusted = significance.holm([each.p_value for each in found])
-    return [_with_p(each, p) for each, p in zip(found, adjusted, strict=True)]
+    return [dataclasses.replace(each, p_adjusted=p) for each, p in zip(found, adjusted, strict=True)]
 
 
 def decide(evidence: Mapping[str, Evidence], found: Sequence[Difference], settings: config.Config) -> Verdict:
-    """The verdict over some arms.
+    """Recommend one of the arms.
 
     Args:
-        evidence: arm -> what was measured.
-        found: their `differences`.
-        settings: `compare` is used.
+        evidence: arm -> measurements.
+        found: the `differences` of these arms.
+        settings: compare and evaluate are used.
     """
     rule = settings.compare
     violations = {arm: tuple(_violations(each, rule)) for arm, each in evidence.items()}
-    eligible = [arm for arm in evidence if not violations[arm]]
+    eligible = {arm: each for arm, each in evidence.items() if not violations[arm]}
     if not eligible:
         return Verdict(
             "none_qualifies",
@@ -178,12 +201,11 @@ def decide(evidence: Mapping[str, Evidence], found: Sequence[Difference], settin
             tuple(_weighed(evidence, violations, (), settings)),
             violations,
         )
-    ranking = _Ranking(evidence, found, eligible, rule)
-    outcome = ranking.outcome()
+    ranking = _rank(eligible, found, rule)
     return Verdict(
-        outcome,
+        ranking.outcome,
         ranking.chosen,
-        _headline(outcome, ranking),
+        _headline(ranking),
         tuple(_reason(ranking, violations)),
         tuple(_warnings(ranking, evidence)),
         tuple(_weighed(evidence, violations, ranking.as_good, settings)),
@@ -191,41 +213,30 @@ def decide(evidence: Mapping[str, Evidence], found: Sequence[Difference], settin
     )
 
 
-class _Ranking:
-    """Which eligible arms are as good as the best, and which of those is cheapest."""
-
-    def __init__(
-        self,
-        evidence: Mapping[str, Evidence],
-        found: Sequence[Difference],
-        eligible: Sequence[str],
-        rule: config.Compare,
-    ) -> None:
-        self.rule, self.evidence, self.eligible = rule, evidence, eligible
-        self.means = {arm: float(_values(evidence[arm].scores, rule.metric).mean()) for arm in eligible}
-        self.num_questions = len(_values(evidence[eligible[0]].scores, rule.metric))
-        # Of arms with equal scores the cheapest is the best.
-        self.best = max(eligible, key=lambda arm: (self.means[arm], -evidence[arm].cost.total))
-        self.to_best = {arm: _between(found, arm, self.best) for arm in eligible if arm != self.best}
-        self.as_good = (
-            self.best,
-            *(arm for arm, difference in self.to_best.items() if difference.low >= -rule.margin),
-        )
-        self.chosen = min(self.as_good, key=lambda arm: evidence[arm].cost.total)
-        cheaper = [arm for arm in eligible if evidence[arm].cost.total < evidence[self.chosen].cost.total]
-        self.undecided = [arm for arm in cheaper if arm not in self.as_good and self.to_best[arm].high >= 0]
-        # The best for its cost alone: that it is not worse than they are was not shown either.
-        self.tied = [
-            arm for arm, difference in self.to_best.items() if difference.value >= 0 and arm not in self.as_good
-        ]
-        self.undecided += self.tied
-
-    def outcome(self) -> Outcome:
-        if self.undecided or self.num_questions < MIN_QUESTIONS:
-            return "too_few_questions"
-        if len(self.eligible) > 1 and len(self.as_good) == len(self.eligible):
-            return "no_difference"
-        return "recommended"
+def _rank(eligible: Mapping[str, Evidence], found: Sequence[Difference], rule: config.Compare) -> _Ranking:
+    values = {arm: _values(each.scores, rule.metric) for arm, each in eligible.items()}
+    means = {arm: float(column.mean()) for arm, column in values.items()}
+    costs = {arm: each.cost for arm, each in eligible.items()}
+    # Among arms with equal scores the cheapest is the best.
+    best = max(eligible, key=lambda arm: (means[arm], -costs[arm].total))
+    to_best = {arm: _between(found, arm, best) for arm in eligible if arm != best}
+    as_good = (best, *(arm for arm, difference in to_best.items() if difference.low >= -rule.margin))
+    chosen = min(as_good, key=lambda arm: costs[arm].total)
+    others = {arm: difference for arm, difference in to_best.items() if arm not in as_good}
+    cheaper = [arm for arm in others if costs[arm].total < costs[chosen].total]
+    tied = tuple(arm for arm, difference in others.items() if difference.value >= 0)
+    return _Ranking(
+        rule=rule,
+        means=means,
+        costs=costs,
+        num_questions=len(values[next(iter(values))]),
+        best=best,
+        to_best=to_best,
+        as_good=as_good,
+        chosen=chosen,
+        tied=tied,
+        undecided=(*(arm for arm in cheaper if others[arm].high >= 0), *tied),
+    )
 
 
 def _values(scores: PerQuery, metric: str) -> np.ndarray:
@@ -233,29 +244,20 @@ def _values(scores: PerQuery, metric: str) -> np.ndarray:
 
 
 def _needed(deviation: float, difference: float, confidence: float) -> int | None:
-    """Questions that would show a difference, by how much questions differ and by what may be unseen; None: it is 0."""
+    """Questions that show a difference, considering both the spread of scores and unseen losses; None for a difference of 0."""
     needed = significance.questions_needed(deviation, difference, confidence)
     if needed is None or abs(difference) >= 1:
         return needed
     return max(needed, significance.questions_to_rule_out(abs(difference), confidence))
 
 
-def _confidence_of_each(settings: config.Config, num_pairs: int) -> float:
-    """Bonferroni: the chance to err is shared out over the pairs."""
-    return 1 - (1 - settings.evaluate.confidence) / max(1, num_pairs)
-
-
-def _with_p(difference: Difference, p_adjusted: float) -> Difference:
-    return dataclasses.replace(difference, p_adjusted=p_adjusted)
-
-
 def _between(found: Sequence[Difference], arm: str, best: str) -> Difference:
-    """The arm less the best, whichever way round the pair was taken."""
+    """The arm minus the best, in whichever order the pair was compared."""
     for each in found:
         if (each.arm, each.against) == (arm, best):
             return each
         if (each.arm, each.against) == (best, arm):
-            value = 0.0 - each.value  # of no difference 0, not -0, which would be shown
+            value = 0.0 - each.value  # 0, not -0, which would be printed
             return dataclasses.replace(each, arm=arm, against=best, value=value, low=-each.high, high=-each.low)
     raise AssertionError(f"no difference between {arm} and {best}")
 
@@ -282,9 +284,9 @@ def _violations(each: Evidence, rule: config.Compare) -> list[str]:
     return broken
 
 
-def _headline(outcome: Outcome, ranking: _Ranking) -> str:
+def _headline(ranking: _Ranking) -> str:
     arm, meaning = ranking.chosen, MEANINGS[ranking.chosen]
-    match outcome:
+    match ranking.outcome:
         case "recommended":
             return f"Use {arm}: {meaning}."
         case "no_difference":
@@ -296,25 +298,25 @@ def _headline(outcome: Outcome, ranking: _Ranking) -> str:
 
 
 def _reason(ranking: _Ranking, violations: Mapping[str, tuple[str, ...]]) -> list[str]:
-    """One sentence per arm, each with its numbers, then what the choice costs."""
+    """One sentence per arm with its numbers, then the costs that decided."""
     rule, best = ranking.rule, ranking.best
-    highest = f"{best} scores highest of {len(ranking.eligible)}: {rule.metric} {ranking.means[best]:.3f}"
+    highest = f"{best} scores highest of {len(ranking.means)}: {rule.metric} {ranking.means[best]:.3f}"
     lines = [f"{highest} over {ranking.num_questions:,} questions."]
     for arm, difference in ranking.to_best.items():
-        lines.append(f"{arm} less {best}: {difference.value:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}], ")
-        lines[-1] += _judged(difference, rule.margin, is_as_good=arm in ranking.as_good)
+        interval = f"{difference.value:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]"
+        lines.append(f"{arm} - {best}: {interval}, {_judged(difference, rule.margin, arm in ranking.as_good)}")
     lines += [f"{arm} does not qualify: {'; '.join(broken)}." for arm, broken in violations.items() if broken]
     if len(ranking.as_good) > 1:
-        costs = ", ".join(f"{arm} {three_digits(ranking.evidence[arm].cost.total)}" for arm in ranking.as_good)
-        unit = ranking.evidence[best].cost
+        totals = ", ".join(f"{arm} {three_digits(ranking.costs[arm].total)}" for arm in ranking.as_good)
+        cost = ranking.costs[best]
         lines.append(
-            f"Of {len(ranking.as_good)} arms that are as good, {ranking.chosen} is the cheapest over {unit.answers:,} answers, "
-            f"all included: {costs} {unit.unit}."
+            f"Of {len(ranking.as_good)} arms that are as good, {ranking.chosen} is the cheapest over {cost.answers:,} answers, "
+            f"all included: {totals} {cost.unit}."
         )
     return lines
 
 
-def _judged(difference: Difference, margin: float, *, is_as_good: bool) -> str:
+def _judged(difference: Difference, margin: float, is_as_good: bool) -> str:
     p_value = f"p {'< 0.001' if difference.p_adjusted < 0.001 else f'= {difference.p_adjusted:.3f}'}"
     if is_as_good:
         return f"not worse by more than {margin:g}: as good ({p_value})."
@@ -322,21 +324,21 @@ def _judged(difference: Difference, margin: float, *, is_as_good: bool) -> str:
         return f"worse ({p_value})."
     needed = difference.needed_for_margin
     more = f"; about {needed:,} questions would show a difference of {margin:g}" if needed else ""
-    return f"which leaves open whether it is worse ({p_value}{more})."
+    return f"inconclusive ({p_value}{more})."
 
 
 def _warnings(ranking: _Ranking, evidence: Mapping[str, Evidence]) -> list[str]:
     rule, lines = ranking.rule, []
     if ranking.num_questions < MIN_QUESTIONS:
         lines.append(
-            f"{ranking.num_questions} questions are fewer than {MIN_QUESTIONS}: no interval is to be trusted, and no arm "
+            f"{ranking.num_questions} questions are fewer than {MIN_QUESTIONS}: the intervals are unreliable and no arm is "
             "recommended; add questions."
         )
-    needed = [each.needed_for_margin or 0 for each in ranking.to_best.values()]
-    if ranking.undecided and max(needed) > ranking.num_questions:
+    needed = max((each.needed_for_margin or 0 for each in ranking.to_best.values()), default=0)
+    if ranking.undecided and needed > ranking.num_questions:
         lines.append(
-            f"To tell {', '.join(ranking.undecided)} from {ranking.best} to within {rule.margin:g} takes about "
-            f"{max(needed):,} questions; there are {ranking.num_questions:,}."
+            f"To tell {', '.join(ranking.undecided)} from {ranking.best} to within {rule.margin:g} takes about {needed:,} "
+            f"questions; there are {ranking.num_questions:,}."
         )
     if ranking.means[ranking.best] < rule.margin:
         lines.append(f"Every arm scores under {rule.margin:g} in {rule.metric}: none answers these questions.")
@@ -345,10 +347,9 @@ def _warnings(ranking: _Ranking, evidence: Mapping[str, Evidence]) -> list[str]:
         if failed:
             lines.append(f"{failed:.1%} of the rows of {arm} failed; they count as wrong.")
         if each.forgotten is not None and each.forgotten.high < 0:
-            lines.append(
-                f"The generator of {arm} lost {-each.forgotten.value:.3f} "
-                f"[{-each.forgotten.high:.3f}, {-each.forgotten.low:.3f}] on the probe questions."
-            )
+            lost = each.forgotten
+            ends = f"[{-lost.high:.3f}, {-lost.low:.3f}]"
+            lines.append(f"The generator of {arm} lost {-lost.value:.3f} {ends} on the probe questions.")
     return lines
 
 
@@ -358,7 +359,7 @@ def _weighed(
     as_good: Sequence[str],
     settings: config.Config,
 ) -> list[Weighed]:
-    """What each dimension weighed: constraints keep arms out, quality ranks, cost chooses."""
+    """How each dimension counted: constraints exclude arms, quality ranks them, cost chooses."""
     rule = settings.compare
     out = [arm for arm in evidence if not violations[arm] and arm not in as_good]
     ranked = f"as good as the best: {', '.join(as_good) or 'none'}" + (
@@ -408,7 +409,7 @@ def _listed(values: Mapping[str, float], unit: str) -> str:
 
 
 def three_digits(number: float) -> str:
-    """A number to three digits, or to the whole, with an exponent only where it is tiny or huge.
+    """A number with three significant digits, whole from 100 on, with an exponent only where it is tiny or huge.
 
     >>> three_digits(0.1), three_digits(12), three_digits(123456.7), three_digits(0)
     ('0.100', '12.0', '123,457', '0')

@@ -1,8 +1,4 @@
-"""Bootstrap intervals around the means of metrics.
-
-In: one number per query, as `metrics` gives them. Out: `Interval`s: mean, ends and how many queries are behind them; the same
-seed gives the same ends. This module knows nothing of what the numbers measure, of files, models or Ray.
-"""
+"""Computes bootstrap intervals of the means of metrics; the same seed gives the same ends."""
 
 from __future__ import annotations
 
@@ -13,13 +9,14 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from ragtune_ray import config
 from ragtune_ray.evaluation.metrics import MetricError
 
-__all__ = ["Interval", "bootstrap", "paired_bootstrap", "summarize"]
+__all__ = ["Interval", "bootstrap", "mean_of", "paired_bootstrap", "summarize"]
 
 FloatArray = npt.NDArray[np.float64]
 
-# Indices drawn at once: half a megabyte of them, small enough for the processor's cache.
+# Indices drawn at once: half a megabyte, which fits the cache of the CPU.
 _BLOCK_INDICES = 2**16
 
 
@@ -28,13 +25,10 @@ class Interval:
     """A mean with its bootstrap interval."""
 
     value: float
-    """Mean of the values themselves."""
     low: float
-    """Lower end."""
     high: float
-    """Upper end."""
     n: int
-    """Values behind it: the queries that have the metric."""
+    """Number of values: the queries that have the metric."""
 
 
 def bootstrap(values: FloatArray, resamples: int, confidence: float, seed: int) -> Interval:
@@ -42,16 +36,16 @@ def bootstrap(values: FloatArray, resamples: int, confidence: float, seed: int) 
 
     Args:
         values: (n,), n >= 1, one number per query.
-        resamples: how often n values are drawn with replacement, at least 1.
+        resamples: number of times that n values are drawn with replacement, at least 1.
         confidence: coverage of the interval, between 0 and 1.
-        seed: behind the draws, at least 0; the same seed and n draw the same queries.
+        seed: at least 0; the same seed and n draw the same queries.
 
     Returns:
-        Mean, ends and n. Equal values, and so a single one, give an interval of width 0.
+        Equal values, and so a single one, have an interval of width 0.
 
     Raises:
-        MetricError: no values, not one dimension, a value that is not finite (its index is named), or a setting out of
-            its range.
+        MetricError: no values, more than one dimension, a value that is not finite (the message names its index), or a
+            setting out of range.
 
     >>> bootstrap(np.array([0.5, 0.5]), resamples=100, confidence=0.95, seed=0)
     Interval(value=0.5, low=0.5, high=0.5, n=2)
@@ -60,7 +54,7 @@ def bootstrap(values: FloatArray, resamples: int, confidence: float, seed: int) 
 
 
 def paired_bootstrap(a: FloatArray, b: FloatArray, resamples: int, confidence: float, seed: int) -> Interval:
-    """Percentile bootstrap of mean(b - a), where every resample takes the same queries of both.
+    """Percentile bootstrap of mean(b - a); every resample uses the same queries for both.
 
     Args:
         a: (n,), one number per query.
@@ -70,7 +64,7 @@ def paired_bootstrap(a: FloatArray, b: FloatArray, resamples: int, confidence: f
         seed: as for `bootstrap`.
 
     Returns:
-        Above 0 where b is larger. An interval that leaves out 0 is a difference at this confidence.
+        Above 0 where b is larger. If the interval does not contain 0, there is a difference at this confidence.
 
     Raises:
         MetricError: a and b differ in length, or as for `bootstrap`.
@@ -92,13 +86,13 @@ def summarize(
     The result does not depend on the order of the queries. Metrics are sorted by name, then by k as a number.
 
     Args:
-        per_query: query_id -> metric -> value, as the `score_` functions of `metrics` give it.
+        per_query: query_id -> metric -> value, from the functions of `scoring`.
         resamples: as for `bootstrap`.
         confidence: as for `bootstrap`.
         seed: as for `bootstrap`.
 
     Raises:
-        MetricError: a value is not finite (query and metric are named), or a setting is out of its range.
+        MetricError: a value is not finite (the message names query and metric), or a setting is out of range.
 
     >>> list(summarize({"q": {"recall@10": 1.0, "recall@5": 0.0, "EM": 1.0}}, 100, 0.95, 0))
     ['EM', 'recall@5', 'recall@10']
@@ -107,7 +101,7 @@ def summarize(
     for query_id in sorted(per_query):
         for name, value in per_query[query_id].items():
             if not math.isfinite(value):
-                raise MetricError(f"query {query_id!r}: {name} is {value}; leave out a metric that is not defined")
+                raise MetricError(f"query {query_id!r}: {name} is {value}; leave out a metric that is undefined")
             values.setdefault(name, []).append(value)
     names_by_n: dict[int, list[str]] = {}
     for name in sorted(values, key=_metric_order):
@@ -119,6 +113,20 @@ def summarize(
     return {name: intervals[name] for name in sorted(intervals, key=_metric_order)}
 
 
+def mean_of(per_query: Mapping[str, Mapping[str, float]], metric: str, settings: config.Config) -> Interval | None:
+    """The interval of one metric over the queries that have it; None if no query has it.
+
+    Args:
+        per_query: query_id -> metric -> value.
+        metric: its name.
+        settings: evaluate and seed are used.
+    """
+    values = np.array([row[metric] for row in per_query.values() if metric in row])
+    if not len(values):
+        return None
+    return bootstrap(values, settings.evaluate.resamples, settings.evaluate.confidence, settings.seed)
+
+
 def _intervals(values: FloatArray, resamples: int, confidence: float, seed: int) -> list[Interval]:
     """One interval per column of (n, columns)."""
     if resamples < 1 or not 0 < confidence < 1 or seed < 0:
@@ -128,7 +136,7 @@ def _intervals(values: FloatArray, resamples: int, confidence: float, seed: int)
         )
     ends = [(1 - confidence) / 2, (1 + confidence) / 2]
     lows, highs = np.quantile(_resampled_means(values, resamples, seed), ends, axis=0)
-    # Equal values: no resample differs, and rounding alone would give the interval a width.
+    # Equal values: all resamples are equal, but rounding would give the interval a width.
     return [
         Interval(float(column[0]), float(column[0]), float(column[0]), column.size)
         if column.min() == column.max()
@@ -140,7 +148,7 @@ def _intervals(values: FloatArray, resamples: int, confidence: float, seed: int)
 def _resampled_means(values: FloatArray, resamples: int, seed: int) -> FloatArray:
     """(resamples, columns): means of (n, columns) over n rows drawn with replacement, the same rows for every column.
 
-    How often each row was drawn, times the values, is a matrix product: ten times faster than gathering every column.
+    Counts of drawn rows times values, as a matrix product: ten times faster than indexing every column.
     """
     generator = np.random.default_rng(seed)
     n, columns = values.shape
@@ -163,7 +171,7 @@ def _metric_order(name: str) -> tuple[str, int, str]:
 def _checked(values: FloatArray, name: str) -> FloatArray:
     values = np.asarray(values, dtype=np.float64)
     if values.ndim != 1 or values.size == 0:
-        raise MetricError(f"{name} has shape {values.shape}; it must hold at least one number in one dimension")
+        raise MetricError(f"{name} has shape {values.shape}; it must have one dimension and at least one number")
     wrong = np.flatnonzero(~np.isfinite(values))
     if wrong.size:
         index = int(wrong[0])

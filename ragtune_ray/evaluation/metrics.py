@@ -1,8 +1,4 @@
-"""Retrieval, answer and citation metrics of one query.
-
-In: a ranking, an answer or its citations, and what is right. Out: a number from 0 to 1, larger is better; `scoring` computes them
-for whole sets of records. This module knows nothing of files, models or Ray.
-"""
+"""Retrieval, answer and citation metrics of one query: numbers from 0 to 1, larger is better."""
 
 from __future__ import annotations
 
@@ -40,17 +36,14 @@ class MetricError(RagtuneError, ValueError):
     """Records or values that cannot be scored; the message names them and the rule."""
 
 
-# --- Retrieval ------------------------------------------------------------------------------------------------------
-
-
 def documents_of(hits: Sequence[Hit]) -> list[str]:
-    """Documents of one query's hits, each once, in the order of its best passage.
+    """Distinct documents of one query's hits, each at the rank of its best passage.
 
     Args:
         hits: hits of one query, in any order.
 
     Raises:
-        MetricError: a rank stands twice, so hits of two queries or of two runs are mixed.
+        MetricError: a rank is repeated, so hits of two queries or two runs are mixed.
 
     >>> documents_of([Hit("q", "b#1", "b", 2, 0.8), Hit("q", "a#0", "a", 1, 0.9), Hit("q", "a#4", "a", 3, 0.1)])
     ['a', 'b']
@@ -59,14 +52,14 @@ def documents_of(hits: Sequence[Hit]) -> list[str]:
     if len(by_rank) < len(hits):
         (rank, count), *_ = Counter(hit.rank for hit in hits).most_common(1)
         raise MetricError(
-            f"hits of query {hits[0].query_id!r}: rank {rank} stands {count} times; "
+            f"hits of query {hits[0].query_id!r}: rank {rank} occurs {count} times; "
             "give the hits of one query from one run"
         )
     return list(dict.fromkeys(by_rank[rank] for rank in sorted(by_rank)))
 
 
 def recall_at_k(qrels: Mapping[str, float], ranking: Sequence[str], k: int) -> float:
-    """Share of the relevant ids that stand among the first k.
+    """Share of the relevant ids that are among the first k.
 
     Args:
         qrels: id -> relevance; above 0 is relevant.
@@ -77,7 +70,7 @@ def recall_at_k(qrels: Mapping[str, float], ranking: Sequence[str], k: int) -> f
         A number from 0 to 1.
 
     Raises:
-        MetricError: k is below 1, an id stands twice, or nothing is relevant (such a query is not scored).
+        MetricError: k is below 1, an id is repeated, or nothing is relevant (such a query is not scored).
 
     >>> recall_at_k({"a": 1, "b": 1}, ["x", "a", "b"], 2)
     0.5
@@ -87,7 +80,7 @@ def recall_at_k(qrels: Mapping[str, float], ranking: Sequence[str], k: int) -> f
 
 
 def mrr_at_k(qrels: Mapping[str, float], ranking: Sequence[str], k: int) -> float:
-    """Reciprocal rank of the first relevant id among the first k, 0 when there is none; its mean over queries is MRR@k.
+    """Reciprocal rank of the first relevant id among the first k, 0 if there is none; its mean over queries is MRR@k.
 
     Arguments, range and errors are those of `recall_at_k`.
 
@@ -122,7 +115,7 @@ def _gains(qrels: Mapping[str, float], ranking: Sequence[str], k: int) -> list[f
     first = ranking[:k]
     if len(set(first)) < len(first):
         name = Counter(first).most_common(1)[0][0]
-        raise MetricError(f"id {name!r} stands twice in the ranking; ids must be distinct")
+        raise MetricError(f"id {name!r} occurs twice in the ranking; ids must be distinct")
     if not any(relevance > 0 for relevance in qrels.values()):
         raise MetricError(f"no relevance above 0 among {len(qrels)} qrels; a query without a relevant id is not scored")
     return [max(qrels.get(name, 0.0), 0.0) for name in first]
@@ -131,8 +124,6 @@ def _gains(qrels: Mapping[str, float], ranking: Sequence[str], k: int) -> list[f
 def _discounted(gains: Iterable[float]) -> float:
     return sum(gain / math.log2(rank + 1) for rank, gain in enumerate(gains, start=1))
 
-
-# --- Answers --------------------------------------------------------------------------------------------------------
 
 _ASCII_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ENGLISH_ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -145,14 +136,14 @@ _CHINESE_TOKEN = re.compile(r"[0-9a-zß-öø-ɏ]+|\S")
 
 
 def normalize_answer(text: str, language: Language) -> str:
-    """An answer as tokens with one space between them, without what should not count when answers are compared.
+    """The tokens of an answer, separated by single spaces, without what should not count in a comparison.
 
-    "en" is the normalisation of the official SQuAD v1.1 evaluation: lower case, no ASCII punctuation, no articles, single
-    spaces. "zh" follows the CMRC 2018 evaluation: lower case, no ASCII or Chinese punctuation, every character a token of
-    its own, but a run of Latin letters and digits one token.
+    "en" is the normalisation of the official SQuAD v1.1 evaluation: lower case, no ASCII punctuation, no articles. "zh"
+    follows the CMRC 2018 evaluation: lower case, no ASCII or Chinese punctuation, every character is a token, and so is a run
+    of Latin letters and digits.
 
     Raises:
-        MetricError: another language.
+        MetricError: the language is unknown.
 
     >>> normalize_answer("The U.S.  Navy!", "en")
     'us navy'
@@ -174,8 +165,8 @@ def exact_match(answer: str, answers: Sequence[str], language: Language) -> floa
 
     Args:
         answer: the generated text.
-        answers: gold answers, any one suffices; empty for an unanswerable query: then 1 if the answer abstains (SQuAD v2).
-        language: how answers are normalised.
+        answers: gold answers, any one suffices; empty for an unanswerable query, which scores 1 if the answer abstains.
+        language: selects the normalisation of answers.
 
     >>> exact_match("the Moon.", ["moon", "Luna"], "en"), exact_match("I don't know.", [], "en")
     (1.0, 1.0)
@@ -187,11 +178,10 @@ def exact_match(answer: str, answers: Sequence[str], language: Language) -> floa
 
 
 def token_f1(answer: str, answers: Sequence[str], language: Language) -> float:
-    """Harmonic mean of token precision and recall against the nearest gold answer, tokens counted as bags, from 0 to 1.
+    """Harmonic mean of token precision and recall, over bags of tokens, against the closest gold answer.
 
-    Where the answer or a gold answer has no token left after `normalize_answer`, F1 is 1 if neither has, else 0, as in SQuAD
-    v2. Chinese uses the same bags over characters (the CMRC script takes the longest common substring instead).
-    Arguments as for `exact_match`.
+    If the answer or a gold answer has no token after `normalize_answer`, F1 is 1 if neither has, else 0, as in SQuAD v2.
+    Chinese uses bags of characters (the CMRC script uses the longest common substring instead). Arguments as for `exact_match`.
 
     >>> token_f1("on the far side of the Moon", ["the far side"], "en")  # 2 of 5 tokens, 2 of 2
     0.5714285714285715
@@ -213,10 +203,10 @@ def _f1(found: list[str], gold: list[str]) -> float:
 
 
 def contains_answer(answer: str, answers: Sequence[str], language: Language) -> float:
-    """1 if the tokens of a gold answer stand one after another in the answer, else 0; whole tokens, after `normalize_answer`.
+    """1 if the answer contains the tokens of a gold answer in sequence after `normalize_answer`, else 0.
 
-    A gold answer without a token left never counts. Arguments as for `exact_match`, but an unanswerable query has nothing
-    to contain and gives 0 (`score_answers` leaves it out).
+    A gold answer without tokens never counts. Arguments as for `exact_match`; an unanswerable query scores 0 (`score_answers`
+    leaves it out).
 
     >>> contains_answer("It was Neil Armstrong, in 1969.", ["Armstrong"], "en"), contains_answer("1969", ["196"], "en")
     (1.0, 0.0)
@@ -226,25 +216,22 @@ def contains_answer(answer: str, answers: Sequence[str], language: Language) -> 
     return float(any(gold and f" {gold} " in found for gold in golds))
 
 
-# --- Citations ------------------------------------------------------------------------------------------------------
-
-
 def citation_precision(citations: Sequence[Citation], qrels: Mapping[str, float]) -> float:
     """Share of the cited documents that are relevant.
 
     Args:
-        citations: of one answer, at least one; several passages of a document count as one document.
+        citations: at least one, of one answer; several passages of a document count as one document.
         qrels: document_id -> relevance; above 0 is relevant.
 
     Raises:
-        MetricError: nothing is cited or nothing is relevant, so the share is not defined.
+        MetricError: nothing is cited or nothing is relevant, so the share is undefined.
 
     >>> citation_precision([Citation("a#0", "a", 0, 9), Citation("b#0", "b", 0, 9)], {"a": 1})
     0.5
     """
     cited = {citation.document_id for citation in citations}
     if not cited:
-        raise MetricError("the answer cites nothing; its citation precision is not defined")
+        raise MetricError("the answer cites nothing; its citation precision is undefined")
     return len(cited & _judged(qrels)) / len(cited)
 
 
@@ -254,7 +241,7 @@ def citation_recall(citations: Sequence[Citation], qrels: Mapping[str, float]) -
     Arguments as for `citation_precision`.
 
     Raises:
-        MetricError: nothing is relevant, so the share is not defined.
+        MetricError: nothing is relevant, so the share is undefined.
 
     >>> citation_recall([Citation("a#0", "a", 0, 9)], {"a": 1, "b": 2, "c": 0})
     0.5

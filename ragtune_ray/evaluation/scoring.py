@@ -1,10 +1,8 @@
-"""Queries, hits and answers -> the scores of every query.
+"""Scores every query: retrieval, answers, citations and abstention.
 
-In: records of `schema`. Out: one number per query and metric; `intervals` summarises them. Larger is better except for
-`false_abstention_rate` and `failed`. This module knows nothing of files, models or Ray.
-
-A metric that is not defined for a query is left out of that query's dict, never replaced by a number. Except for the
-precisions, whether it is defined depends on the query alone, so that two arms are scored on the same queries:
+Larger is better except for `false_abstention_rate` and `failed`. A metric that is undefined for a query is left out of that
+query's dict, never replaced by a number. Except for the precisions, whether a metric is defined depends on the query alone, so
+all arms are scored on the same queries:
 
 | metrics | defined for |
 |---|---|
@@ -12,7 +10,7 @@ precisions, whether it is defined depends on the query alone, so that two arms a
 | EM, token_F1 | queries whose `answers` are known |
 | contains_answer | queries with at least one gold answer |
 | citation_recall | queries with a relevant document that are not known to be unanswerable |
-| citation_precision | the same, where the answer cites something |
+| citation_precision | the same, if the answer cites something |
 | abstained, failed | every query |
 | abstention_recall; false_abstention_rate | unanswerable; answerable queries |
 | abstention_precision | abstaining answers to queries whose `answers` are known |
@@ -23,31 +21,33 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from ragtune_ray.evaluation import metrics
+import numpy as np
+
+from ragtune_ray import config
+from ragtune_ray.evaluation import intervals, metrics
 from ragtune_ray.schema import Answer, Hit, Query
 
-__all__ = ["PerQuery", "score_abstention", "score_answers", "score_retrieval"]
+__all__ = ["PerQuery", "cited_share", "score_abstention", "score_answers", "score_retrieval"]
 
 PerQuery = dict[str, dict[str, float]]
-"""query_id -> metric -> value, with only the metrics that are defined for the query."""
+"""query_id -> metric -> value; undefined metrics are left out."""
 
 
 def score_retrieval(queries: Sequence[Query], hits: Sequence[Hit], cutoffs: Sequence[int]) -> PerQuery:
-    """recall@k, MRR@k and nDCG@k of every query that has a relevant document, over documents.
+    """recall@k, MRR@k and nDCG@k over documents, for every query with a relevant document.
 
     Args:
-        queries: distinct ids.
-        hits: one run, in any order; hits of other queries are ignored, a query without hits scores 0. A document counts
-            once, at its best passage, so k documents may take more than k hits: retrieve deeper than the largest cutoff.
+        queries: with distinct ids.
+        hits: one run, in any order; hits of other queries are ignored, a query without hits scores 0. A document counts once,
+            at its best passage, so k documents may need more than k hits: retrieve deeper than the largest cutoff.
         cutoffs: the values of k, each at least 1.
 
     Returns:
-        query_id -> {"recall@k", "MRR@k", "nDCG@k" for each k}. A query without a relevant document has no entry; the
-        difference to `len(queries)` is the number of queries that could not be scored.
+        query_id -> {"recall@k", "MRR@k", "nDCG@k" for each k}. A query without a relevant document has no entry.
 
     Raises:
-        metrics.MetricError: a query stands twice, a query's relevances do not fit its documents, a rank stands twice within a
-            query, or a cutoff is below 1.
+        metrics.MetricError: a query id or a rank within a query is repeated, a query has not one relevance per document, or a
+            cutoff is below 1.
 
     >>> query = Query("q", "Who?", None, ("a",), (1.0,), "all")
     >>> score_retrieval([query], [Hit("q", "b#0", "b", 1, 0.9), Hit("q", "a#0", "a", 2, 0.8)], [1, 5])["q"]["MRR@5"]
@@ -76,18 +76,18 @@ def score_retrieval(queries: Sequence[Query], hits: Sequence[Hit], cutoffs: Sequ
 def score_answers(queries: Sequence[Query], answers: Sequence[Answer], language: metrics.Language) -> PerQuery:
     """EM, token_F1, contains_answer, citation_precision, citation_recall, abstained and failed of every query.
 
-    An unanswerable query has EM and token_F1 1 if the answer abstained, else 0 (SQuAD v2). An answer that abstained from
-    an answerable query has 0 in all three answer metrics, whatever words it chose. A failed answer counts as no
-    abstention, cites nothing and has 0 in every answer metric. The table at the top of the module says which metric a
-    query has.
+    For an unanswerable query, EM and token_F1 are 1 if the answer abstained, else 0 (SQuAD v2). An answer that abstained from
+    an answerable query scores 0 in all three answer metrics, whatever its words. A failed answer is not an abstention, cites
+    nothing and scores 0 in every answer metric. The table at the top of the module says which metrics a query has.
 
     Args:
-        queries: distinct ids.
+        queries: with distinct ids.
         answers: exactly one per query, in any order; answers to other queries are ignored.
-        language: how answers are normalised.
+        language: selects the normalisation of answers.
 
     Raises:
-        metrics.MetricError: a query stands twice, has no answer or several (the ids are named), or its relevances do not fit.
+        metrics.MetricError: a query id is repeated, or a query has not exactly one answer (the message names the ids) or not one
+            relevance per document.
     """
     answer_of = _answer_of(queries, answers)
     return {
@@ -102,16 +102,14 @@ def score_answers(queries: Sequence[Query], answers: Sequence[Answer], language:
 
 
 def score_abstention(queries: Sequence[Query], answers: Sequence[Answer]) -> PerQuery:
-    """Abstention quality, as values whose means over the set are the metrics; give them to `intervals.summarize`.
+    """Abstention quality per query, as values whose means are the metrics (`intervals.summarize`).
 
     - abstention_precision: of the abstentions, the share on unanswerable queries;
     - abstention_recall: of the unanswerable queries, the share abstained from;
     - false_abstention_rate: of the answerable queries, the share abstained from (smaller is better).
 
-    A metric whose share is of nothing is not in the result, nor are precision and recall where no query is unanswerable.
-    Queries whose `answers` are None do not count. A failed answer is no abstention.
-
-    Arguments and errors are those of `score_answers`.
+    A share of nothing is left out, and so are precision and recall if no query is unanswerable. Queries whose `answers` are
+    None do not count. A failed answer is not an abstention. Arguments and errors are those of `score_answers`.
     """
     answer_of = _answer_of(queries, answers)
     judged = [query for query in queries if query.answers is not None]
@@ -126,10 +124,19 @@ def score_abstention(queries: Sequence[Query], answers: Sequence[Answer]) -> Per
     return scores
 
 
+def cited_share(answers: Sequence[Answer], settings: config.Evaluate, seed: int) -> intervals.Interval:
+    """Share of the given answers (neither failed nor abstained) that cite a passage; 0 if no answer was given."""
+    given = [answer for answer in answers if answer.status == "ok" and not answer.abstained]
+    if not given:
+        return intervals.Interval(0.0, 0.0, 0.0, 0)
+    cites = np.array([float(bool(answer.citations)) for answer in given])
+    return intervals.bootstrap(cites, settings.resamples, settings.confidence, seed)
+
+
 def _distinct_ids(queries: Sequence[Query]) -> list[str]:
     counts = Counter(query.query_id for query in queries)
     if repeated := [query_id for query_id, count in counts.items() if count > 1]:
-        raise metrics.MetricError(f"queries that stand more than once: {_name(repeated)}; query ids must be distinct")
+        raise metrics.MetricError(f"repeated queries: {_name(repeated)}; query ids must be distinct")
     return list(counts)
 
 

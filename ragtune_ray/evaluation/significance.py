@@ -1,8 +1,4 @@
-"""Is a difference between two arms real, and how many questions would show it?
-
-In: paired differences, p-values, numbers of questions. Out: p-values, shares and numbers of questions. The intervals themselves
-are `intervals`'; this module knows nothing of arms, files or Ray.
-"""
+"""Tests whether a difference between two arms is real, and computes how many questions would show it."""
 
 from __future__ import annotations
 
@@ -20,20 +16,20 @@ __all__ = ["holm", "questions_needed", "questions_to_rule_out", "sign_flip_test"
 
 _BLOCK_SIGNS = 2**24
 POWER = 0.8
-"""The chance that `questions_needed` gives to see a difference that is there."""
+"""Probability with which `questions_needed` questions show a real difference."""
 
 
 def sign_flip_test(differences: np.ndarray, resamples: int, seed: int) -> float:
-    """Two-sided p-value of a paired permutation test: each pair's sign is flipped at random (Edgington and Onghena 2007).
+    """Two-sided p-value of a paired permutation test that flips signs at random (Edgington and Onghena 2007).
 
-    The observed signs count as one of the permutations, so that p is never 0. Pairs without a difference change nothing.
+    The observed signs count as one of the permutations, so p is never 0. Pairs without a difference have no effect.
 
     >>> sign_flip_test(np.zeros(10), 1000, 0)
     1.0
 
     Args:
-        differences: (n,) of one metric, one arm less the other, over the same queries.
-        resamples: random flips.
+        differences: (n,) of one metric, one arm minus the other, over the same queries.
+        resamples: number of random flips.
         seed: of the flips.
 
     Raises:
@@ -52,13 +48,13 @@ def sign_flip_test(differences: np.ndarray, resamples: int, seed: int) -> float:
     for start in range(0, resamples, block):
         shape = (min(block, resamples - start), moved.size)
         sums = (generator.integers(0, 2, size=shape, dtype=np.int8) * 2 - 1) @ moved
-        # Sums that are equal but for rounding are as large.
+        # A sum that differs only by rounding counts as equally large.
         as_large += int(np.count_nonzero(np.abs(sums) >= observed * (1 - 1e-12)))
     return (1 + as_large) / (1 + resamples)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """The p-values of a family of tests, each adjusted so that the family errs as seldom as one test (Holm 1979).
+    """Adjust the p-values of several tests so that together they err as rarely as one test (Holm 1979).
 
     >>> holm([0.01, 0.04, 0.03])
     [0.03, 0.06, 0.06]
@@ -72,20 +68,20 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def questions_needed(deviation: float, difference: float, confidence: float) -> int | None:
-    """How many paired questions would show a difference, with a chance of `POWER`, by a two-sided test.
+    """Number of paired questions with which a two-sided test shows a difference with probability `POWER`.
 
-    The usual normal approximation: ((z of confidence + z of power) * deviation / difference) squared.
+    Normal approximation: ((z of confidence + z of power) * deviation / difference) squared.
 
     >>> questions_needed(0.5, 0.1, 0.95)
     197
 
     Args:
         deviation: standard deviation of the paired differences.
-        difference: what is to be seen; its sign does not matter.
+        difference: the size to show; its sign does not matter.
         confidence: 0 to 1.
 
     Returns:
-        The number, or None where there is no difference to be seen.
+        The number; None if the difference is 0.
     """
     if difference == 0:
         return None
@@ -95,16 +91,16 @@ def questions_needed(deviation: float, difference: float, confidence: float) -> 
 
 
 def unseen_share(n: int, confidence: float) -> float:
-    """The largest share of all questions in which something may happen that happened in none of n of them.
+    """The largest plausible share of all questions with an event that none of n questions showed.
 
-    The upper end of the two-sided interval of Clopper and Pearson (1934) for no event in n: the "rule of three" (Hanley and
-    Lippman-Hand 1983), which at one-sided 95 % is about 3 / n.
+    The upper end of the two-sided Clopper-Pearson interval (1934) for no event in n: the "rule of three" (Hanley and
+    Lippman-Hand 1983), about 3 / n at one-sided 95 %.
 
     >>> round(unseen_share(100, 0.95), 4)
     0.0362
 
     Args:
-        n: questions that were asked, at least 1.
+        n: number of questions, at least 1.
         confidence: of the interval, 0 to 1.
     """
     tail = (1 - confidence) / 2
@@ -112,11 +108,11 @@ def unseen_share(n: int, confidence: float) -> float:
 
 
 def with_unseen(interval: Interval, differences: np.ndarray, confidence: float) -> Interval:
-    """The interval of a mean difference, its ends no nearer than losses and gains allow that no question showed.
+    """Widen the interval of a mean difference for losses and gains that no question showed.
 
-    Where an arm is not ahead and lost no question, the lower end is at most value - `unseen_share`; where it lost some, no nearer
-    than without them. So is the upper end, for gains, where it is not behind. Whether one that is ahead is better is asked of the
-    interval as it was.
+    If the difference is at most 0 and no question lost, `low` is at most value - `unseen_share`. If some lost, `low` is at least
+    as far from the value as if none had. `high` follows the same rule for gains, if the difference is at least 0. The other end
+    stays: whether an arm that is ahead is better is decided by the bootstrap interval.
 
     Args:
         interval: of the bootstrap, at the same confidence.
@@ -124,7 +120,7 @@ def with_unseen(interval: Interval, differences: np.ndarray, confidence: float) 
         confidence: 0 to 1.
     """
     unseen = unseen_share(interval.n, confidence)
-    # Less what was lost: else one loss would prove more than none.
+    # Seen losses are subtracted: otherwise one loss would prove more than none.
     gained, lost = (float(np.maximum(sign * differences, 0).mean()) for sign in (1, -1))
     low = min(interval.low, gained - unseen) if interval.value <= 0 else interval.low
     high = max(interval.high, unseen - lost) if interval.value >= 0 else interval.high
@@ -132,7 +128,7 @@ def with_unseen(interval: Interval, differences: np.ndarray, confidence: float) 
 
 
 def questions_to_rule_out(share: float, confidence: float) -> int:
-    """How many questions without an event rule out that it happens in more than a share of all; the inverse of `unseen_share`.
+    """Number of questions without an event that rules out more than this share; the inverse of `unseen_share`.
 
     >>> questions_to_rule_out(0.02, 0.95)
     183

@@ -36,7 +36,7 @@ def build_app(
     settings: config.Config,
     backend: Backend,
     keys: Keys,
-    calibration: Callable[[], adaptive.Calibration | None],
+    calibration: Callable[[], adaptive.RetrievalCalibration | None],
 ) -> tuple[AccessMiddleware, Handlers]:
     """Build the ASGI application of the endpoint.
 

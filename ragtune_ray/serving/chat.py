@@ -86,7 +86,7 @@ class _AcceptedRequest:
     stop: tuple[str, ...]
     started: float
     timeout_seconds: float
-    calibration: adaptive.Calibration | None
+    calibration: adaptive.RetrievalCalibration | None
     """Decides when a closed-book answer is confident enough; None: always retrieve."""
     retrieval_seconds: float = 0.0
     closed_book_seconds: float = 0.0
@@ -123,7 +123,7 @@ class ChatHandler:
     settings: config.Config
     backend: Backend
     telemetry: Telemetry
-    calibration: Callable[[], adaptive.Calibration | None]
+    calibration: Callable[[], adaptive.RetrievalCalibration | None]
     """Returns the current calibration of adaptive retrieval; None if `ragtune calibrate` has not run."""
     load: Load = field(init=False)
 
@@ -162,7 +162,7 @@ class ChatHandler:
             calibration=self._calibration_for(request),
         )
 
-    def _calibration_for(self, request: requests.ChatRequest) -> adaptive.Calibration | None:
+    def _calibration_for(self, request: requests.ChatRequest) -> adaptive.RetrievalCalibration | None:
         if (request.retrieval or self.settings.serve.retrieval) == "always":
             return None
         # The calibration belongs to the arm of the config; the adapter of another arm makes another generator.

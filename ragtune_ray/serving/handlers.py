@@ -32,7 +32,7 @@ class Handlers:
     settings: config.Config
     backend: Backend
     telemetry: Telemetry
-    calibration: Callable[[], adaptive.Calibration | None]
+    calibration: Callable[[], adaptive.RetrievalCalibration | None]
     """See `ChatHandler`."""
     chat: ChatHandler = field(init=False)
     retrieving: Load = field(init=False)

@@ -1,4 +1,7 @@
-"""Computes checksums of files, bytes and JSON values."""
+"""Checksums: of files and bytes, and of any value that JSON can hold.
+
+In: content. Out: hexadecimal digits that are equal where the content is. This module knows nothing of where content lies.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ __all__ = ["bytes_sha256", "canonical_json", "digest", "file_sha256"]
 
 
 def digest(value: Any) -> str:
-    """A short fingerprint of a JSON value; equal values have equal fingerprints.
+    """A short fingerprint of anything JSON can hold; equal values give equal fingerprints.
 
     >>> digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
     True
@@ -20,7 +23,7 @@ def digest(value: Any) -> str:
 
 
 def canonical_json(value: Any) -> bytes:
-    """The canonical encoding of a value: sorted keys, UTF-8, no NaN."""
+    """The one way in which a value is written: keys sorted, UTF-8, no NaN."""
     return (json.dumps(value, sort_keys=True, ensure_ascii=False, indent=1, allow_nan=False) + "\n").encode()
 
 

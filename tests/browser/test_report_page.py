@@ -1,4 +1,4 @@
-"""The report in a real browser: nothing leaves the file, nothing runs, nothing overflows, everything can be read."""
+"""The report in a real browser: it loads nothing, runs nothing, does not overflow, and is readable."""
 
 import base64
 import itertools
@@ -123,7 +123,7 @@ def show(browser: Any, width: int, theme: str, media: str = "screen") -> None:
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": media, "features": [feature]})
 
 
-def test_nothing_is_asked_for_and_nothing_is_complained_about(browser: Any, opened: Open) -> None:
+def test_page_loads_nothing_and_logs_no_error(browser: Any, opened: Open) -> None:
     for make in ALL:
         address = opened(html_page.render(make()))
         assert browser.find_element("css selector", "h1").text == make()["verdict"]["headline"]
@@ -134,7 +134,7 @@ def test_nothing_is_asked_for_and_nothing_is_complained_about(browser: Any, open
         assert asked == [address]
 
 
-def test_the_policy_holds_even_where_text_became_markup(browser: Any, opened: Open) -> None:
+def test_policy_blocks_injected_markup(browser: Any, opened: Open) -> None:
     page = html_page.render(comparison())
     markup = (
         "<script>document.title = 'taken'</script><img src='data:image/gif;base64,R0lGODlhAQABAAAAACw=' onload='document.title=1'>"
@@ -151,9 +151,7 @@ def test_the_policy_holds_even_where_text_became_markup(browser: Any, opened: Op
 
 
 @pytest.mark.parametrize("make", ALL)
-def test_it_can_be_read_on_a_phone_and_on_a_screen_by_day_and_by_night(
-    browser: Any, opened: Open, make: Any, tmp_path: Path
-) -> None:
+def test_page_is_readable_at_both_widths_and_themes(browser: Any, opened: Open, make: Any, tmp_path: Path) -> None:
     opened(html_page.render(make()))
     papers = set()
     for width, theme in itertools.product(WIDTHS, THEMES):
@@ -176,7 +174,7 @@ def test_it_can_be_read_on_a_phone_and_on_a_screen_by_day_and_by_night(
     assert papers == {("light", "rgb(255, 255, 255)"), ("dark", "rgb(20, 23, 26)")}
 
 
-def test_long_tables_scroll_inside_their_own_box(browser: Any, opened: Open) -> None:
+def test_wide_tables_scroll_inside_their_own_box(browser: Any, opened: Open) -> None:
     opened(html_page.render(comparison()))
     show(browser, 400, "light")
     box = browser.find_element("css selector", ".scroll:has(.measures)")
@@ -192,7 +190,7 @@ def test_long_tables_scroll_inside_their_own_box(browser: Any, opened: Open) -> 
         assert browser.execute_script("return arguments[0].scrollWidth <= arguments[0].clientWidth", each)
 
 
-def test_paper_shows_what_is_folded_up_and_is_white(browser: Any, opened: Open) -> None:
+def test_print_shows_folded_parts_on_white(browser: Any, opened: Open) -> None:
     opened(html_page.render(comparison()))
     show(browser, 794, "dark", media="print")
     folded = "return [...document.querySelectorAll('details:not([open])')].map(each => each.lastElementChild.checkVisibility())"

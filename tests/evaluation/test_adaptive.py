@@ -1,4 +1,4 @@
-"""From which confidence on retrieval is left out: against hand computation, and never against the margin."""
+"""The confidence threshold for skipping retrieval, against hand computation."""
 
 import dataclasses
 from pathlib import Path
@@ -14,10 +14,10 @@ from ragtune_ray.storage import artifacts
 
 RULE = {"margin": 0.02, "confidence": 0.95, "resamples": 500, "seed": 0}
 ANSWER = schema.Answer("q", "?", "yes", (), (), (), False, 0.1, 9, 1, "ok", "", "", "model", 0.8)
-FOUND = adaptive.Calibration(0.75, 0.5, intervals.Interval(0.1, 0.0, 0.2, 40), "model")
+FOUND = adaptive.RetrievalCalibration(0.75, 0.5, intervals.Interval(0.1, 0.0, 0.2, 40), "model")
 
 
-def test_the_lowest_confidence_is_taken_from_which_on_nothing_is_lost() -> None:
+def test_lowest_threshold_without_loss_is_found() -> None:
     confidences = np.arange(2000) / 2000
     closed = (confidences >= 0.6).astype(float)  # right from there on, as the answers with passages always are
     found = adaptive.calibrate(confidences, closed, np.ones(2000), **RULE)
@@ -27,23 +27,25 @@ def test_the_lowest_confidence_is_taken_from_which_on_nothing_is_lost() -> None:
     assert dataclasses.astuple(found.difference) == pytest.approx((0.0, -unseen, unseen, 800))
 
 
-def test_that_a_few_sure_answers_lost_nothing_proves_little() -> None:
+def test_few_confident_answers_give_no_threshold() -> None:
     found = adaptive.calibrate([0.9] * 100 + [0.1] * 100, [1.0] * 100 + [0.0] * 100, [1.0] * 200, **RULE)
     assert found.threshold is None
 
 
-def test_where_passages_are_always_needed_they_are_always_retrieved() -> None:
+def test_no_threshold_where_passages_are_always_needed() -> None:
     confidences = np.arange(200) / 200
-    assert adaptive.calibrate(confidences, np.zeros(200), np.ones(200), **RULE) == adaptive.Calibration(None, 0.0, None)
+    assert adaptive.calibrate(confidences, np.zeros(200), np.ones(200), **RULE) == adaptive.RetrievalCalibration(
+        None, 0.0, None
+    )
 
 
-def test_fewer_than_thirty_sure_answers_prove_nothing() -> None:
+def test_fewer_than_thirty_confident_answers_give_no_threshold() -> None:
     confidences = [0.9] * 29 + [0.1] * 29
     found = adaptive.calibrate(confidences, [1.0] * 29 + [0.0] * 29, [1.0] * 58, **RULE)
     assert found.threshold is None
 
 
-def test_no_question_at_all_calibrates_nothing() -> None:
+def test_no_questions_give_no_threshold() -> None:
     assert adaptive.calibrate([], [], [], **RULE).threshold is None
 
 
@@ -51,7 +53,7 @@ def test_no_question_at_all_calibrates_nothing() -> None:
     st.lists(st.tuples(st.floats(0, 1), st.booleans(), st.booleans()), min_size=60, max_size=120),
     st.floats(0, 0.2),
 )
-def test_what_is_left_out_loses_no_more_than_the_margin(rows: list[tuple[float, bool, bool]], margin: float) -> None:
+def test_skipping_retrieval_loses_at_most_the_margin(rows: list[tuple[float, bool, bool]], margin: float) -> None:
     sure, closed, opened = (np.array(column, dtype=float) for column in zip(*rows, strict=True))
     found = adaptive.calibrate(sure, closed, opened, margin=margin, confidence=0.95, resamples=200, seed=0)
     if found.threshold is None:
@@ -64,7 +66,7 @@ def test_what_is_left_out_loses_no_more_than_the_margin(rows: list[tuple[float, 
 
 
 @pytest.mark.parametrize(
-    ("change", "stands"),
+    ("change", "is_used"),
     [
         ({}, True),
         ({"confidence": 0.75}, True),
@@ -75,11 +77,11 @@ def test_what_is_left_out_loses_no_more_than_the_margin(rows: list[tuple[float, 
         ({"model": "another"}, False),
     ],
 )
-def test_an_answer_stands_only_if_sure_and_of_the_calibrated_model(change: dict[str, object], stands: bool) -> None:
-    assert adaptive.is_sure(dataclasses.replace(ANSWER, **change), FOUND) is stands
+def test_answer_is_used_only_if_confident_and_from_calibrated_model(change: dict[str, object], is_used: bool) -> None:
+    assert adaptive.is_sure(dataclasses.replace(ANSWER, **change), FOUND) is is_used
 
 
-def test_a_calibration_is_read_as_it_was_published_for_its_arm_alone(tmp_path: Path) -> None:
+def test_calibration_is_read_back_for_its_arm_only(tmp_path: Path) -> None:
     settings = config.Config().using(f"workspace={tmp_path}")
     assert adaptive.read_calibration(settings) is None
     adaptive.publish_calibration(settings, "first", dataclasses.replace(FOUND, threshold=None, difference=None))

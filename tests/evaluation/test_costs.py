@@ -1,10 +1,12 @@
+"""Costs of an arm, against hand computation."""
+
 import pytest
 
 from ragtune_ray import config
 from ragtune_ray.evaluation.costs import Compute, break_even, cost_of, unit_of
 
 
-def test_money_by_hand() -> None:
+def test_costs_in_money_equal_hand_computed_values() -> None:
     prices = config.Prices(core_hour=0.04, gpu_hour=2.0, currency="EUR")
     unit = unit_of(prices, with_gpus=True)
     cost = cost_of(Compute(3600, 0), Compute(0, 1800), Compute(0.36, 0.72), answers=1000, prices=prices, unit=unit)
@@ -14,7 +16,7 @@ def test_money_by_hand() -> None:
     assert cost.unit == "EUR"
 
 
-def test_without_prices_costs_are_the_time_that_hardware_is_held() -> None:
+def test_costs_without_prices_are_reserved_time() -> None:
     compute = Compute(10, 4)
     for with_gpus, unit, amount in ((False, "core-seconds", 10), (True, "GPU-seconds", 4)):
         assert unit_of(config.Prices(), with_gpus=with_gpus) == unit
@@ -22,7 +24,7 @@ def test_without_prices_costs_are_the_time_that_hardware_is_held() -> None:
         assert (cost.unit, cost.total) == (unit, amount)
 
 
-def test_at_the_break_even_both_cost_the_same_and_one_answer_less_the_other_is_cheaper() -> None:
+def test_break_even_is_where_the_cheaper_arm_changes() -> None:
     prices = config.Prices()
     costs = [
         lambda answers: cost_of(

@@ -1,3 +1,5 @@
+"""The decision rule: which arm is recommended, when none is, and how often it errs."""
+
 import dataclasses
 import math
 import re
@@ -16,7 +18,7 @@ CHEAP_TO_DEAR = {"base": 10.0, "ft": 20.0, "rag": 30.0, "rag+ft": 40.0}
 
 
 def evidence(values: dict[str, np.ndarray], **facts: dict[str, float]) -> dict[str, decision.Evidence]:
-    """Arms that score these values, cost as listed above, and differ in nothing else unless told."""
+    """Arms with these scores and the costs above, equal in everything else unless given."""
     return {
         arm: decision.Evidence(
             scores={f"q{n}": {"token_F1": float(value), "failed": 0.0} for n, value in enumerate(column)},
@@ -39,7 +41,7 @@ def rights(share: float, n: int, seed: int) -> np.ndarray:
     return (np.random.default_rng(seed).random(n) < share).astype(float)
 
 
-def test_an_arm_that_is_clearly_better_is_recommended_though_it_costs_most() -> None:
+def test_a_clearly_better_arm_is_recommended_despite_its_cost() -> None:
     found = verdict(
         {
             "base": rights(0.1, 200, 1),
@@ -52,38 +54,38 @@ def test_an_arm_that_is_clearly_better_is_recommended_though_it_costs_most() -> 
     assert found.headline == "Use rag+ft: retrieve, with the tuned generator."
 
 
-def test_arms_that_answer_alike_leave_the_choice_to_the_cost() -> None:
+def test_cost_decides_between_arms_with_equal_answers() -> None:
     same = rights(0.7, 300, 5)
     found = verdict(dict.fromkeys(("rag+ft", "rag", "ft", "base"), same))
     assert (found.outcome, found.arm) == ("no_difference", "base")
 
 
-def test_that_too_few_questions_show_no_difference_proves_none() -> None:
+def test_too_few_questions_prove_no_equality() -> None:
     found = verdict(dict.fromkeys(("rag", "base"), rights(0.7, 100, 5)))
     assert (found.outcome, found.arm) == ("too_few_questions", "base")
     assert found.headline.endswith("base (ask the model as it is) is the cheapest of those that are ahead so far.")
     assert found.reason[1] == (
-        "rag less base: +0.000 [-0.036, +0.036], which leaves open whether it is worse "
+        "rag - base: +0.000 [-0.036, +0.036], inconclusive "
         "(p = 1.000; about 183 questions would show a difference of 0.02)."
     )
     assert "To tell rag from base to within 0.02 takes about 183 questions; there are 100." in found.warnings
     assert verdict(dict.fromkeys(("rag", "base"), rights(0.7, 183, 5))).outcome == "no_difference"
 
 
-def test_a_loss_that_a_small_sample_seldom_shows_is_seldom_called_none() -> None:
-    """30 questions lose nothing in two samples of five where .03 of all would be lost, more than the margin of .02."""
+def test_unseen_losses_rarely_pass_as_no_loss() -> None:
+    """Two in five samples of 30 questions show no loss where .03 of all would lose, more than the margin of .02."""
     settings = config.Config().using("evaluate.resamples=200")
     wrong = 0
     for trial in range(200):
         found = evidence({"base": rights(0.97, 30, trial), "rag+ft": np.ones(30)})
         compared = decision.differences({a: e.scores for a, e in found.items()}, settings)
-        wrong += compared[0].high <= settings.compare.margin  # base less rag+ft is not below -.02
+        wrong += compared[0].high <= settings.compare.margin  # base - rag+ft is not below -.02
         made = decision.decide(found, compared, settings)
         wrong += made.arm == "base" and made.outcome != "too_few_questions"
     assert wrong < 0.05 * 200
 
 
-def test_an_interval_holds_what_may_be_unseen_and_one_loss_proves_no_more_than_none() -> None:
+def test_intervals_allow_for_unseen_losses_and_gains() -> None:
     unseen = 1 - 0.025 ** (1 / 160)  # Clopper and Pearson, no event in 160
     ends = []
     for lost, won in ((0, 0), (1, 0), (0, 40), (30, 40)):
@@ -94,14 +96,14 @@ def test_an_interval_holds_what_may_be_unseen_and_one_loss_proves_no_more_than_n
         ends.append((one.low, one.high))
     assert ends[0] == pytest.approx((-unseen, unseen))
     assert ends[1][0] <= ends[0][0]
-    assert ends[1][1] == 0, "an arm that is behind and never won: that is asked of the bootstrap alone"
-    assert 0.15 < ends[2][0] < 0.25, "and so is whether one that is ahead is better"
+    assert ends[1][1] == 0, "whether an arm that is behind is worse is decided by the bootstrap alone"
+    assert 0.15 < ends[2][0] < 0.25, "and so is whether an arm that is ahead is better"
     before, after = np.repeat([1.0, 0.0], 80), np.concatenate([np.zeros(30), np.ones(50), np.zeros(40), np.ones(40)])
     plain = intervals.paired_bootstrap(before, after, 2000, 0.95, 0)
-    assert ends[3] == (plain.low, plain.high), "what was seen often is wider than what may be unseen"
+    assert ends[3] == (plain.low, plain.high), "frequent losses and gains make a wider interval than unseen ones"
 
 
-def test_so_many_questions_are_asked_for_as_rule_out_unseen_losses() -> None:
+def test_needed_questions_rule_out_unseen_losses() -> None:
     scores = {arm: each.scores for arm, each in evidence({"base": np.zeros(50), "rag": np.full(50, 0.1)}).items()}
     (one,) = decision.differences(scores, SETTINGS)
     assert (one.needed, one.needed_for_margin) == (36, 183)  # log(.025) / log(.9), log(.025) / log(.98)
@@ -112,7 +114,7 @@ def test_so_many_questions_are_asked_for_as_rule_out_unseen_losses() -> None:
     assert one.needed == 1
 
 
-def test_a_cheaper_arm_within_the_margin_is_taken() -> None:
+def test_a_cheaper_arm_within_the_margin_is_recommended() -> None:
     best = np.ones(2000)
     near = best.copy()
     near[:10] = 0  # worse by .005
@@ -121,18 +123,18 @@ def test_a_cheaper_arm_within_the_margin_is_taken() -> None:
     assert verdict({"base": np.zeros(2000), "ft": near, "rag+ft": best}, "compare.margin=0.001").arm == "rag+ft"
 
 
-def test_where_the_interval_holds_both_nothing_and_too_much_more_questions_are_asked_for() -> None:
+def test_inconclusive_intervals_ask_for_more_questions() -> None:
     rag = np.repeat([1.0, 0.0], 30)
     tuned = np.concatenate([np.ones(24), np.zeros(6), np.ones(9), np.zeros(21)])  # 6 lost, 9 won
     found = verdict({"rag": rag, "rag+ft": tuned})
     assert found.outcome == "too_few_questions"
     needed = int(re.search(r"about ([\d,]+) questions", " ".join(found.warnings))[1].replace(",", ""))
     assert needed > 60
-    # ... and what is both best and cheapest needs no more.
+    # The best arm, if it is also the cheapest, needs no more questions.
     assert verdict({"rag": tuned, "rag+ft": rag}).outcome == "recommended"
 
 
-def test_few_questions_are_never_enough_whatever_the_interval_says() -> None:
+def test_fewer_than_twenty_questions_recommend_nothing() -> None:
     for n in (1, decision.MIN_QUESTIONS - 1):
         found = verdict({"base": np.zeros(n), "rag+ft": np.ones(n)})
         assert found.outcome == "too_few_questions"
@@ -149,7 +151,7 @@ def test_few_questions_are_never_enough_whatever_the_interval_says() -> None:
         ("compare.max_cost_per_1000=350", {}, "a thousand answers cost 400 USD"),
     ],
 )
-def test_constraints_keep_even_the_best_arm_out(override: str, facts: dict[str, dict[str, float]], words: str) -> None:
+def test_constraints_exclude_even_the_best_arm(override: str, facts: dict[str, dict[str, float]], words: str) -> None:
     values = {"base": np.zeros(50), "rag": rights(0.5, 50, 1), "rag+ft": np.ones(50)}
     assert verdict(values, **facts).arm == "rag+ft"
     found = verdict(values, override, **facts)
@@ -158,12 +160,12 @@ def test_constraints_keep_even_the_best_arm_out(override: str, facts: dict[str, 
     assert any("rag+ft does not qualify" in line for line in found.reason)
 
 
-def test_no_arm_may_qualify() -> None:
+def test_verdict_when_no_arm_qualifies() -> None:
     found = verdict({"base": np.ones(50)}, "compare.max_p95_seconds=0.1")
     assert (found.outcome, found.arm) == ("none_qualifies", "")
 
 
-def test_the_order_of_the_arms_does_not_matter() -> None:
+def test_order_of_the_arms_does_not_matter() -> None:
     values = {
         "base": rights(0.3, 120, 1),
         "rag": rights(0.5, 120, 2),
@@ -175,7 +177,7 @@ def test_the_order_of_the_arms_does_not_matter() -> None:
 
 
 @given(st.integers(0, 10_000), st.integers(20, 60), st.floats(0, 1), st.floats(0, 1))
-def test_the_choice_is_never_dearer_than_an_arm_that_is_as_good(seed: int, n: int, first: float, second: float) -> None:
+def test_choice_never_costs_more_than_an_equally_good_arm(seed: int, n: int, first: float, second: float) -> None:
     settings = config.Config().using("evaluate.resamples=100")
     found = evidence(
         {"base": rights(first, n, seed), "ft": rights(second, n, seed + 1), "rag": rights(0.5, n, seed + 2)}
@@ -191,8 +193,8 @@ def test_the_choice_is_never_dearer_than_an_arm_that_is_as_good(seed: int, n: in
             assert found[chosen].cost.total <= found[arm].cost.total
 
 
-def test_an_arm_that_is_worse_by_more_than_the_margin_is_seldom_taken() -> None:
-    """The promise of the rule: at 95 % confidence an arm that is .1 worse passes for as good in few of 100 trials."""
+def test_a_worse_arm_is_rarely_recommended() -> None:
+    """At 95 % confidence, an arm that is .1 worse passes as good in few of 100 trials."""
     settings = config.Config().using("evaluate.resamples=300", "compare.margin=0.05")
     wrong = 0
     for trial in range(100):
@@ -218,7 +220,7 @@ def test_differences_are_paired_widened_and_adjusted() -> None:
     assert all(d.p_value <= d.p_adjusted <= min(1, 3 * d.p_value) for d in found.values())
 
 
-def test_failed_rows_and_forgetting_are_warned_of() -> None:
+def test_failed_rows_and_forgetting_cause_warnings() -> None:
     found = evidence({"base": np.zeros(40), "rag+ft": np.ones(40)})
     scores = {name: {**row, "failed": float(name in ("q0", "q1"))} for name, row in found["rag+ft"].scores.items()}
     lost = intervals.Interval(-0.2, -0.3, -0.1, 50)
@@ -229,13 +231,13 @@ def test_failed_rows_and_forgetting_are_warned_of() -> None:
     assert "The generator of rag+ft lost 0.200 [0.100, 0.300] on the probe questions." in warnings
 
 
-def test_arms_that_answer_nothing_are_not_called_good() -> None:
+def test_arms_that_answer_nothing_cause_a_warning() -> None:
     found = verdict({"base": np.zeros(200), "rag": np.zeros(200)})
     assert (found.outcome, found.arm) == ("no_difference", "base")
     assert any("none answers these questions" in line for line in found.warnings)
 
 
-def test_every_dimension_says_what_it_weighed() -> None:
+def test_every_dimension_reports_its_result() -> None:
     found = verdict({"base": np.zeros(40), "rag": np.ones(40)}, visible_seconds={"base": math.inf})
     assert [each.dimension for each in found.weighed] == [
         "quality",

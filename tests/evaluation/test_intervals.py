@@ -1,4 +1,4 @@
-"""Intervals against the exact resampling distribution, the normal approximation and sums done by hand."""
+"""Bootstrap intervals, against exact distributions, the normal approximation and hand computation."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ def ends(interval: Interval) -> tuple[float, float, float]:
     return interval.value, interval.low, interval.high
 
 
-def test_equal_values_and_a_single_value_give_an_interval_of_no_width() -> None:
+def test_equal_values_have_an_interval_of_zero_width() -> None:
     for n in (1, 7, 1000):
         assert intervals.bootstrap(np.full(n, 0.1), 500, 0.95, 0) == Interval(0.1, 0.1, 0.1, n)
 
 
-def test_the_95_percent_interval_covers_the_true_mean_about_95_times_in_100() -> None:
+def test_intervals_cover_the_true_mean_as_often_as_promised() -> None:
     covered = 0
     for seed in range(200):
         values = np.random.default_rng(seed).normal(3.0, 2.0, size=50)
@@ -30,7 +30,7 @@ def test_the_95_percent_interval_covers_the_true_mean_about_95_times_in_100() ->
     assert 0.88 <= covered / 200 <= 0.99
 
 
-def test_the_interval_ends_are_quantiles_of_the_exact_resampling_distribution() -> None:
+def test_ends_are_quantiles_of_the_exact_resampling_distribution() -> None:
     # Of 4 values 0 and 6 values 1 a resampled mean is Binomial(10, 0.6) / 10; its cumulative probabilities by hand:
     # P(X <= 2) = 0.0123, P(X <= 3) = 0.0548, P(X <= 4) = 0.1662, P(X <= 7) = 0.8327, P(X <= 8) = 0.9536, P(X <= 9) = 0.9940.
     values = np.array([0.0] * 4 + [1.0] * 6)
@@ -51,14 +51,14 @@ def test_resampled_means_are_those_of_the_drawn_rows() -> None:
     np.testing.assert_allclose(intervals._resampled_means(values, 25, 7), values[drawn].mean(axis=1), rtol=1e-12)
 
 
-def test_the_width_is_that_of_the_normal_approximation_for_many_values() -> None:
+def test_width_equals_the_normal_approximation_for_many_values() -> None:
     values = np.random.default_rng(1).random(5000)
     interval = intervals.bootstrap(values, 5000, 0.95, 2)
     assert interval.value == pytest.approx(values.mean())
     assert interval.high - interval.low == pytest.approx(2 * 1.96 * values.std() / math.sqrt(5000), rel=0.05)
 
 
-def test_a_seed_fixes_the_interval_and_another_seed_moves_it() -> None:
+def test_seed_determines_the_interval() -> None:
     values = np.random.default_rng(0).random(300)
     assert intervals.bootstrap(values, 1000, 0.95, 5) == intervals.bootstrap(values, 1000, 0.95, 5)
     assert intervals.bootstrap(values, 1000, 0.95, 5) != intervals.bootstrap(values, 1000, 0.95, 6)
@@ -72,7 +72,7 @@ def test_the_block_size_does_not_change_the_interval(block: int, monkeypatch: py
     assert ends(intervals.bootstrap(values, 1001, 0.95, 5)) == pytest.approx(ends(expected), abs=1e-12)
 
 
-def test_a_paired_interval_is_narrower_than_an_unpaired_one_when_the_arms_correlate() -> None:
+def test_paired_intervals_are_narrower_when_arms_correlate() -> None:
     generator = np.random.default_rng(0)
     a = generator.random(200)
     b = a + generator.normal(0.1, 0.05, size=200)
@@ -85,7 +85,7 @@ def test_a_paired_interval_is_narrower_than_an_unpaired_one_when_the_arms_correl
     assert ends(swapped) == pytest.approx((-paired.value, -paired.high, -paired.low))
 
 
-def test_values_and_settings_that_have_no_interval_are_refused() -> None:
+def test_invalid_values_and_settings_are_refused() -> None:
     two = np.array([0.0, 1.0])
     with pytest.raises(MetricError, match=r"values has shape \(0,\)"):
         intervals.bootstrap(np.array([]), 100, 0.95, 0)
@@ -100,7 +100,7 @@ def test_values_and_settings_that_have_no_interval_are_refused() -> None:
             intervals.bootstrap(two, resamples, confidence, seed)
 
 
-def test_a_summary_has_one_interval_per_metric_over_the_queries_that_have_it() -> None:
+def test_summary_has_one_interval_per_defined_metric() -> None:
     generator = np.random.default_rng(0)
     per_query = {f"q{number:02}": {"recall@10": float(generator.random()), "failed": 0.0} for number in range(30)}
     for number in range(10):

@@ -1,4 +1,4 @@
-"""Metrics against a plain copy of the SQuAD v2 evaluation, and sums done by hand."""
+"""Metrics of one query, against a copy of the SQuAD v2 evaluation and hand-computed values."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def make_hits(query_id: str, document_ids: list[str]) -> list[Hit]:
 # --- Retrieval
 
 
-def test_retrieval_metrics_have_their_hand_computed_values() -> None:
+def test_retrieval_metrics_equal_hand_computed_values() -> None:
     qrels = {"a": 3.0, "b": 0.0, "c": 1.0, "d": 0.5}
     ranking = ["x", "b", "c", "a"]
     assert metrics.recall_at_k(qrels, ranking, 2) == 0
@@ -56,7 +56,7 @@ def test_metrics_stay_in_range_and_a_perfect_ranking_has_ndcg_1(
     assert metrics.recall_at_k(qrels, ranking, 8) == 1
 
 
-def test_a_document_stands_at_its_best_passage_whatever_the_order_of_the_hits() -> None:
+def test_documents_rank_by_their_best_passage() -> None:
     hits = make_hits("q", ["b", "a", "b", "c", "a"])
     assert metrics.documents_of(hits) == ["b", "a", "c"]
     assert metrics.documents_of(hits[::-1]) == ["b", "a", "c"]
@@ -91,7 +91,7 @@ TEXTS = st.one_of(st.text(), WORDS.map(" ".join))
 
 
 @given(TEXTS, st.lists(TEXTS, min_size=1, max_size=4))
-def test_english_em_and_f1_are_those_of_the_squad_evaluation(answer: str, golds: list[str]) -> None:
+def test_english_em_and_f1_equal_the_squad_evaluation(answer: str, golds: list[str]) -> None:
     assert metrics.normalize_answer(answer, "en") == squad_normalize(answer)
     expected = max(float(squad_normalize(gold) == squad_normalize(answer)) for gold in golds)
     assert metrics.exact_match(answer, golds, "en") == expected
@@ -114,7 +114,7 @@ def test_english_em_and_f1_are_those_of_the_squad_evaluation(answer: str, golds:
         ("", ""),
     ],
 )
-def test_chinese_is_cut_into_characters_and_latin_runs(text: str, normalized: str) -> None:
+def test_chinese_is_tokenised_into_characters_and_latin_runs(text: str, normalized: str) -> None:
     assert metrics.normalize_answer(text, "zh") == normalized
 
 
@@ -128,7 +128,7 @@ def test_chinese_em_and_f1_count_characters(answer: str, gold: str) -> None:
     assert metrics.exact_match(answer, [gold], "zh") == float(same)
 
 
-def test_chinese_f1_has_its_hand_computed_value() -> None:
+def test_chinese_f1_equals_the_hand_computed_value() -> None:
     # 6 tokens against 3, 3 in common: precision 1/2, recall 1
     assert metrics.token_f1("他生于1969年。", ["1969年生"], "zh") == pytest.approx(2 * 3 / (5 + 3))
     assert metrics.exact_match("1969 年", ["１９６９", "1969年"], "zh") == 1
@@ -149,13 +149,13 @@ def test_chinese_f1_has_its_hand_computed_value() -> None:
         ("他生于1969年。", ["生年"], "zh", 0),
     ],
 )
-def test_contains_answer_wants_whole_tokens_in_a_row(
+def test_contains_answer_needs_whole_tokens_in_sequence(
     answer: str, golds: list[str], language: Any, expected: int
 ) -> None:
     assert metrics.contains_answer(answer, golds, language) == expected
 
 
-def test_without_gold_answers_an_abstention_is_right() -> None:
+def test_abstention_is_correct_without_gold_answers() -> None:
     for metric in (metrics.exact_match, metrics.token_f1):
         assert metric("I don't know.", (), "en") == 1
         assert metric("无法回答", (), "zh") == 1
@@ -167,7 +167,7 @@ def test_an_unknown_language_is_refused_by_name() -> None:
         metrics.normalize_answer("Mond", "de")  # type: ignore[arg-type]  # what a plain caller could do
 
 
-def test_citation_shares_that_are_not_defined_are_refused() -> None:
+def test_undefined_citation_shares_are_refused() -> None:
     with pytest.raises(MetricError, match="cites nothing"):
         metrics.citation_precision([], {"a": 1})
     with pytest.raises(MetricError, match="no relevance above 0"):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from ir_measures import RR, R, nDCG
 
+from ragtune_ray import config
 from ragtune_ray.evaluation import intervals, metrics, scoring
 from ragtune_ray.evaluation.metrics import MetricError
 from ragtune_ray.schema import Answer, Citation, Hit, Query
@@ -66,7 +67,7 @@ def random_run(seed: int) -> tuple[list[Query], list[Hit]]:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_retrieval_scores_are_those_of_trec_eval_on_graded_random_runs(seed: int) -> None:
+def test_retrieval_scores_equal_trec_eval_on_random_runs(seed: int) -> None:
     queries, hits = random_run(seed)
     qrels = {
         query.query_id: {name: int(grade) for name, grade in zip(query.document_ids, query.relevances, strict=True)}
@@ -91,13 +92,13 @@ def test_retrieval_scores_are_those_of_trec_eval_on_graded_random_runs(seed: int
         assert scores[query_id] == pytest.approx(expected[query_id], abs=1e-12)
 
 
-def test_hits_of_one_document_do_not_push_others_beyond_the_cutoff() -> None:
+def test_several_hits_of_a_document_count_as_one() -> None:
     query = make_query(qrels={"a": 1.0})
     scores = scoring.score_retrieval([query], make_hits("q", ["b", "b", "b", "a"]), [2])
     assert scores == {"q": {"recall@2": 1.0, "MRR@2": 0.5, "nDCG@2": pytest.approx(1 / math.log2(3))}}
 
 
-def test_a_query_without_hits_scores_0_and_one_without_relevant_documents_is_left_out() -> None:
+def test_queries_without_hits_score_zero_without_qrels_nothing() -> None:
     queries = [make_query("no hits", qrels={"a": 1.0}), make_query("no qrels"), make_query("zero", qrels={"a": 0.0})]
     scores = scoring.score_retrieval(queries, make_hits("zero", ["a"]) + make_hits("other", ["a"]), [5])
     assert scores == {"no hits": {"recall@5": 0.0, "MRR@5": 0.0, "nDCG@5": 0.0}}
@@ -106,14 +107,14 @@ def test_a_query_without_hits_scores_0_and_one_without_relevant_documents_is_lef
 def test_retrieval_input_that_cannot_be_scored_is_refused() -> None:
     with pytest.raises(MetricError, match="k is 0"):
         metrics.recall_at_k({"a": 1}, ["a"], 0)
-    with pytest.raises(MetricError, match="'a' stands twice"):
+    with pytest.raises(MetricError, match="'a' occurs twice"):
         metrics.ndcg_at_k({"a": 1}, ["b", "a", "a"], 3)
     with pytest.raises(MetricError, match="no relevance above 0"):
         metrics.mrr_at_k({"a": 0}, ["a"], 3)
     query = make_query(qrels={"a": 1.0})
-    with pytest.raises(MetricError, match="'q': rank 1 stands 2 times"):
+    with pytest.raises(MetricError, match="'q': rank 1 occurs 2 times"):
         scoring.score_retrieval([query], [*make_hits("q", ["a"]), *make_hits("q", ["b"])], [1])
-    with pytest.raises(MetricError, match="more than once: 'q'"):
+    with pytest.raises(MetricError, match="repeated queries: 'q'"):
         scoring.score_retrieval([query, query], [], [1])
     with pytest.raises(MetricError, match="2 document_ids and 1 relevances"):
         scoring.score_retrieval([Query("q", "?", None, ("a", "b"), (1.0,), "all")], [], [1])
@@ -182,7 +183,7 @@ NO_FLAG = {"abstained": 0.0, "failed": 0.0}
         (make_query(qrels={"a": 0.0}), make_answer(cited=("a",)), NO_FLAG),
     ],
 )
-def test_an_answer_has_exactly_the_metrics_that_are_defined_for_it(
+def test_answers_have_exactly_the_metrics_defined_for_them(
     query: Query, answer: Answer, expected: dict[str, float]
 ) -> None:
     assert scoring.score_answers([query], [answer], "en") == {"q": expected}
@@ -195,7 +196,7 @@ def test_missing_and_repeated_answers_are_named() -> None:
     answers = [make_answer(query.query_id) for query in queries]
     with pytest.raises(MetricError, match="more than one answer: 'q3'"):
         scoring.score_answers(queries, [*answers, answers[3]], "en")
-    with pytest.raises(MetricError, match="more than once: 'q0'"):
+    with pytest.raises(MetricError, match="repeated queries: 'q0'"):
         scoring.score_abstention([*queries, queries[0]], answers)
     assert list(scoring.score_answers(queries[:2], answers, "en")) == ["q0", "q1"]
 
@@ -204,7 +205,7 @@ def means(per_query: dict[str, dict[str, float]]) -> dict[str, float]:
     return {name: interval.value for name, interval in intervals.summarize(per_query, 100, 0.95, 0).items()}
 
 
-def test_abstention_metrics_have_their_hand_computed_values() -> None:
+def test_abstention_metrics_equal_hand_computed_values() -> None:
     gold = {"u": (), "a": ("Moon",), "n": None}
     names = ["u1", "u2", "u3", "a1", "a2", "a3", "a4", "a5", "n1"]
     queries = [make_query(name, answers=gold[name[0]]) for name in names]
@@ -231,3 +232,17 @@ def test_abstention_shares_of_nothing_are_left_out() -> None:
         "abstention_recall": 1.0,
     }
     assert scoring.score_abstention([], []) == {}
+
+
+def test_cited_share_counts_only_given_answers() -> None:
+    rows = [
+        make_answer("a", "x", ("d1",)),
+        make_answer("b", "x"),
+        make_answer("c", "x", ("d1",)),
+        make_answer("d", "x", ("d1",)),
+        make_answer("e", status="failed"),
+        make_answer("f", "I don't know", abstained=True),
+    ]
+    found = scoring.cited_share(rows, config.Evaluate(), 0)
+    assert (found.value, found.n) == (0.75, 4)
+    assert scoring.cited_share(rows[4:], config.Evaluate(), 0).n == 0

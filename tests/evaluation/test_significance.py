@@ -1,3 +1,5 @@
+"""p-values, Holm adjustment and numbers of questions, against definitions and simulation."""
+
 import itertools
 import math
 
@@ -25,22 +27,22 @@ def exact(differences: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_random_flips_come_near_the_p_value_of_all_flips(seed: int) -> None:
+def test_random_flips_approximate_the_exact_p_value(seed: int) -> None:
     differences = np.random.default_rng(seed).normal(0.3, 1, size=11)
     p = exact(differences)
     assert sign_flip_test(differences, 20_000, seed) == pytest.approx(p, abs=4 * math.sqrt(p * (1 - p) / 20_000) + 1e-3)
 
 
-def test_pairs_without_a_difference_change_nothing() -> None:
+def test_pairs_without_a_difference_have_no_effect() -> None:
     moved = np.array([1.0, 1.0, 1.0, -1.0, 1.0])
     assert sign_flip_test(np.concatenate([moved, np.zeros(50)]), 5000, 1) == sign_flip_test(moved, 5000, 1)
 
 
-def test_many_equal_gains_are_as_unlikely_as_the_resamples_can_tell() -> None:
+def test_many_equal_gains_have_the_smallest_p_value() -> None:
     assert sign_flip_test(np.ones(100), 9999, 0) == pytest.approx(1 / 10_000)
 
 
-def test_the_test_keeps_its_level_where_nothing_differs() -> None:
+def test_test_keeps_its_level_without_a_difference() -> None:
     source = np.random.default_rng(7)
     wrong = sum(sign_flip_test(source.choice([-1.0, 0.0, 1.0], size=40), 500, trial) <= 0.05 for trial in range(400))
     assert wrong / 400 < 0.05 + 3 * math.sqrt(0.05 * 0.95 / 400)
@@ -57,9 +59,7 @@ def test_holm_equals_the_definition() -> None:
 
 
 @pytest.mark.parametrize(("deviation", "difference"), [(0.5, 0.1), (0.3, 0.05)])
-def test_with_as_many_questions_as_needed_four_of_five_trials_see_the_difference(
-    deviation: float, difference: float
-) -> None:
+def test_needed_questions_show_the_difference_with_power_80_percent(deviation: float, difference: float) -> None:
     n = questions_needed(deviation, difference, 0.95)
     assert n is not None
     trials = np.random.default_rng(3).normal(difference, deviation, size=(2000, n))
@@ -67,7 +67,7 @@ def test_with_as_many_questions_as_needed_four_of_five_trials_see_the_difference
     assert np.mean(np.abs(z) > 1.959964) == pytest.approx(0.8, abs=0.035)
 
 
-def test_no_difference_needs_no_number_and_bad_values_are_refused() -> None:
+def test_zero_difference_needs_no_number_bad_values_are_refused() -> None:
     assert questions_needed(0.5, 0.0, 0.95) is None
     with pytest.raises(MetricError, match="finite"):
         sign_flip_test(np.array([math.nan]), 10, 0)
@@ -76,12 +76,12 @@ def test_no_difference_needs_no_number_and_bad_values_are_refused() -> None:
 
 
 @pytest.mark.parametrize(("n", "upper"), [(1, 0.975), (10, 0.3085), (100, 0.0362)])
-def test_what_was_never_seen_may_happen_as_often_as_clopper_and_pearson_say(n: int, upper: float) -> None:
+def test_unseen_share_equals_clopper_pearson(n: int, upper: float) -> None:
     assert unseen_share(n, 0.95) == pytest.approx(upper, abs=5e-5)
     assert (1 - unseen_share(n, 0.95)) ** n == pytest.approx(0.025)
 
 
 @pytest.mark.parametrize("share", [0.001, 0.02, 0.5])
-def test_as_many_questions_as_are_asked_for_rule_a_share_out_and_one_fewer_does_not(share: float) -> None:
+def test_needed_questions_are_exactly_enough_to_rule_out(share: float) -> None:
     n = questions_to_rule_out(share, 0.95)
     assert unseen_share(n, 0.95) <= share < unseen_share(n - 1, 0.95)

@@ -39,7 +39,7 @@ def events(text: str) -> list[Any]:
 def calibrated(tmp_path: Path) -> config.Config:
     settings = config.Config().using(f"workspace={tmp_path}")
     certain = intervals.Interval(0.0, 0.0, 0.0, 40)
-    adaptive.publish_calibration(settings, "one", adaptive.Calibration(0.6, 0.5, certain, "model"))
+    adaptive.publish_calibration(settings, "one", adaptive.RetrievalCalibration(0.6, 0.5, certain, "model"))
     return settings
 
 

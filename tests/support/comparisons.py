@@ -1,7 +1,9 @@
-"""A comparison as `ragtune compare` writes it, for the tests of what shows it."""
+"""Comparisons as `ragtune compare` writes them, and rows of answers, for the tests that show or count them."""
 
 import json
 from typing import Any
+
+from ragtune_ray.schema import Answer
 
 SOURCES = [
     {
@@ -33,6 +35,16 @@ def interval(value: float, low: float, high: float, n: int = 113) -> dict[str, f
 def answer(text: str, score: float, sources: list[dict[str, Any]] | None = None, **changes: Any) -> dict[str, Any]:
     known = {"text": text, "score": score, "abstained": False, "status": "ok", "error": "", "sources": sources or []}
     return known | changes
+
+
+def answer_row(name: str, text: str = "", passages: tuple[str, ...] = (), **changes: object) -> Answer:
+    """A row of answers.parquet."""
+    facts = {
+        "query_id": name, "query": f"{name}?", "answer": text, "citations": (), "passage_ids": passages, "scores": (1.0,) * len(passages),
+        "abstained": False, "seconds": 0.1, "prompt_tokens": 1, "completion_tokens": 1, "status": "ok", "error": "",
+        "index_version": "", "model": "m",
+    }  # fmt: skip
+    return Answer(**{**facts, **changes})
 
 
 def _arm(
@@ -212,7 +224,7 @@ def _examples() -> list[dict[str, Any]]:
 
 
 def comparison() -> dict[str, Any]:
-    """Four arms on 119 questions about space: rag+ft is recommended."""
+    """Four arms on 119 questions about space; rag+ft is recommended."""
     value = {
         "format": 1,
         "title": "data/space/questions.jsonl",
@@ -270,11 +282,11 @@ def comparison() -> dict[str, Any]:
         "created": "2026-11-26T12:00:00Z",
         "seconds": {"answer": 151.2, "latency": 37.4, "freshness": 8.9, "total": 200.1},
     }
-    return json.loads(json.dumps(value))  # parts that stand in it twice may be changed one by one
+    return json.loads(json.dumps(value))  # a deep copy, so that a test can change each part by itself
 
 
 def half_failed() -> dict[str, Any]:
-    """rag lost more than half of its rows, rag+ft all; prices are not set; nothing could be told apart."""
+    """More than half of the rows of rag failed, all of rag+ft; no prices are set; all differences are inconclusive."""
     value = comparison()
     value["verdict"] |= {
         "outcome": "no_difference",
@@ -343,7 +355,7 @@ UNBROKEN = "x" * 5000
 
 
 def hostile() -> dict[str, Any]:
-    """Markup, scripts, right-to-left text, control characters, 5,000 characters without a space, Chinese: everywhere."""
+    """Markup, scripts, right-to-left text, control characters, 5,000 characters without a space and Chinese in every text."""
     value = comparison()
     value["title"] = MARKUP
     value["verdict"]["reason"] += [MARKUP, OVERRIDE]

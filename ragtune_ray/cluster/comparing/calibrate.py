@@ -1,46 +1,54 @@
-"""Calibrate when an arm may answer without retrieval, on the validation questions, and what that brings.
+"""The verb `calibrate`: finds out, on the validation questions, when an arm may answer without retrieval.
 
-In: a config whose arm retrieves, and queries with gold answers. Out: `calibrations/ARM/ID/calibration.json`, and `CURRENT` beside
-it, which names the last one. Both answers to each question are given in bulk, and kept: nothing is answered twice.
+In: a config whose arm retrieves, and queries with gold answers. Out: `calibrations/ARM/ID/calibration.json`; the file
+`CURRENT` next to these directories names the latest. Answers are produced in bulk and kept: nothing is answered twice.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from ragtune_ray import config, progress, schema
 from ragtune_ray.cluster import session, staged_queries
 from ragtune_ray.cluster.answering import answer, evaluate
+from ragtune_ray.cluster.comparing import latency
 from ragtune_ray.evaluation import adaptive, intervals
+from ragtune_ray.evaluation.comparison import Adaptive, Latency
 from ragtune_ray.models import arms
 from ragtune_ray.storage import artifacts, checksums
+from ragtune_ray.storage.results import Result
 
-__all__ = ["calibrate", "effect"]
+__all__ = ["CalibrationResult", "calibrate", "effect"]
 
 
-def calibrate(settings: config.Config) -> str:
-    """Find from which confidence on the arm of `answer.arm` answers as well without passages, by `compare.metric`.
+class CalibrationResult(Result):
+    """A finished calibration: a directory with `calibration.json`."""
+
+    @property
+    def calibration(self) -> adaptive.RetrievalCalibration:
+        """The threshold and what it was found from."""
+        return adaptive.load_calibration(self.path)
+
+
+def calibrate(settings: config.Config) -> CalibrationResult:
+    """Find the confidence from which the arm `answer.arm` answers as well without passages, by `compare.metric`.
 
     Args:
-        settings: as for `answer`; of `compare`, metric and margin, and the intervals' settings of `evaluate` are used.
-
-    Returns:
-        The calibration's directory.
+        settings: as for `answer`, with `compare.metric`, `compare.margin` and the interval settings of `evaluate`.
 
     Raises:
-        config.ConfigError: the arm does not retrieve, or its generator does not say how sure it is.
-        evaluation.EvaluationError: no validation question has that metric.
+        config.ConfigError: the arm does not retrieve, or its generator reports no confidence.
+        evaluation.EvaluationError: no validation question has this metric.
     """
     if not config.retrieves(settings.answer.arm):
         raise config.ConfigError(f"answer.arm={settings.answer.arm} never retrieves; name one that does, such as rag")
     validation = settings.with_values({"queries.split": "validation"})
     if arms.with_tuned_models(validation).generator.engine != "transformers":
         raise config.ConfigError(
-            f"generator.engine={settings.generator.engine} does not say how sure it is of an answer; use transformers"
+            f"generator.engine={settings.generator.engine} reports no confidence of its answers; use transformers"
         )
     metric, rule = settings.compare.metric, settings.evaluate
     with session.ray_session(settings.cluster):
@@ -50,7 +58,7 @@ def calibrate(settings: config.Config) -> str:
     rows, scores, against = _paired(queries, closed, opened, validation)
     if not rows:
         raise evaluate.EvaluationError(
-            f"{settings.queries.path}: no validation question has {metric}; give validation questions with `answers`, or "
+            f"{settings.queries.path}: no validation question has {metric}; add validation questions with `answers`, or set "
             "another compare.metric"
         )
     found = adaptive.calibrate(
@@ -69,59 +77,71 @@ def calibrate(settings: config.Config) -> str:
     }
     name = checksums.digest(identity)
     url = adaptive.publish_calibration(settings, name, found, closed_book=closed, retrieved=opened)
-    progress.say(f"calibrate ({settings.answer.arm}): {_told(found, len(rows))}")
-    return url
+    progress.say(f"calibrate ({settings.answer.arm}): {_summary(found, len(rows))}")
+    return CalibrationResult(url)
 
 
-def effect(settings: config.Config, queries: Sequence[schema.Query], opened: str) -> dict[str, Any] | None:
-    """What the last calibration of an arm does to other questions, such as the test split's.
+def effect(
+    settings: config.Config,
+    queries: Sequence[schema.Query],
+    opened: str,
+    timed: Sequence[schema.Query],
+    always: Latency,
+) -> Adaptive | None:
+    """The effect of an arm's current calibration on other questions, such as the test split's.
 
     Args:
-        settings: of the arm; the Ray session must be open.
-        queries: judged ones, of those that the config selects.
+        settings: of the arm; a Ray session must be open.
+        queries: judged ones, from those that the config selects.
         opened: the run of `answer` in which they were answered with passages.
+        timed: queries to measure the latency without passages with.
+        always: the arm's latency with passages.
 
     Returns:
-        {"threshold", "share", "difference"}: the share that is answered without retrieval, and the scores with this less those
-        with passages for all; None where there is no calibration of this generator, or none that leaves anything out.
+        None if there is no calibration of this generator, or none that skips any retrieval.
     """
     calibration = adaptive.read_calibration(settings)
     if calibration is None or calibration.threshold is None:
         return None
     if calibration.model != artifacts.read_manifest(opened)["model"]:
         return None
-    closed = str(answer.answer(settings.with_values({"answer.closed_book": True})))
-    rows, scores, against = _paired(queries, closed, opened, settings)
+    without_passages = settings.with_values({"answer.closed_book": True})
+    rows, scores, against = _paired(queries, str(answer.answer(without_passages)), opened, settings)
     if not rows:
         return None
     sure = np.array([adaptive.is_sure(row, calibration) for row in rows])
+    rule, seed = settings.evaluate, settings.seed
+    share = intervals.bootstrap(sure.astype(float), rule.resamples, rule.confidence, seed)
     mixed = np.where(sure, scores, against)
-    rule = settings.evaluate
-    return {
-        "threshold": calibration.threshold,
-        "share": intervals.bootstrap(sure.astype(float), rule.resamples, rule.confidence, settings.seed),
-        "difference": intervals.paired_bootstrap(against, mixed, rule.resamples, rule.confidence, settings.seed),
-    }
+    closed = latency.measure(arms.with_tuned_models(without_passages), timed, "")
+    # Every question is first answered closed-book; the uncertain ones are then answered with passages.
+    saved = share.value * always.total.p50_seconds - closed.total.p50_seconds
+    return Adaptive(
+        threshold=calibration.threshold,
+        share=share,
+        difference=intervals.paired_bootstrap(against, mixed, rule.resamples, rule.confidence, seed),
+        saved_seconds=round(saved, 4),
+    )
 
 
 def _paired(
     queries: Sequence[schema.Query], closed: str, opened: str, settings: config.Config
 ) -> tuple[list[schema.Answer], np.ndarray, np.ndarray]:
-    """The closed-book answers of the questions that both runs have a score for, and both scores, each (num_questions,)."""
+    """The closed-book answers to the questions that both runs have a score for, and both scores, (num_questions,) each."""
     metric = settings.compare.metric
     rows = {row.query_id: row for row in evaluate.read_answers(closed)}
-    ours = evaluate.scores_of(queries, list(rows.values()), settings)
-    theirs = evaluate.scores_of(queries, evaluate.read_answers(opened), settings)
-    shared = [name for name, values in ours.items() if metric in values and metric in theirs.get(name, {})]
-    scores, against = (np.array([found[name][metric] for name in shared]) for found in (ours, theirs))
+    without = evaluate.scores_of(queries, list(rows.values()), settings)
+    having = evaluate.scores_of(queries, evaluate.read_answers(opened), settings)
+    shared = [name for name, values in without.items() if metric in values and metric in having.get(name, {})]
+    scores, against = (np.array([found[name][metric] for name in shared]) for found in (without, having))
     return [rows[name] for name in shared], scores, against
 
 
-def _told(found: adaptive.Calibration, num_questions: int) -> str:
+def _summary(found: adaptive.RetrievalCalibration, num_questions: int) -> str:
     if found.threshold is None or found.difference is None:
-        return f"on {num_questions:,} validation questions no closed-book answers are as good; all are retrieved for"
+        return f"no threshold found: every question needs retrieval ({num_questions:,} validation questions)"
     return (
-        f"from a confidence of {found.threshold:.3f} on closed-book answers are as good: {found.share:.0%} of "
+        f"from confidence {found.threshold:.3f}, closed-book answers are as good: {found.share:.0%} of "
         f"{num_questions:,} validation questions, difference {found.difference.value:+.3f} "
         f"[{found.difference.low:+.3f}, {found.difference.high:+.3f}]"
     )

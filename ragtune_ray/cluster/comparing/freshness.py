@@ -1,7 +1,6 @@
-"""What each arm makes of knowledge that changes: how soon it shows in answers, and whether the answers are right.
+"""Measures how soon a change of the documents shows in each arm's answers, and whether those answers are right.
 
-In: an index, documents that changed or went, and questions about them. Out: seconds and scores. The changes are applied to a copy
-of the index; the index itself stays as it is.
+The changes are applied to a copy of the index; the index itself is not changed.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from ragtune_ray import config, schema
 from ragtune_ray.cluster import staged_queries
 from ragtune_ray.cluster.answering import answer, evaluate
 from ragtune_ray.cluster.indexing import update
-from ragtune_ray.evaluation import failures, intervals, scoring
+from ragtune_ray.evaluation import intervals, scoring
 from ragtune_ray.models import arms
 from ragtune_ray.storage import checksums, filesystem
 
@@ -25,10 +24,10 @@ def follow_changes(settings: config.Config) -> tuple[config.Config, float]:
     """Apply the changes to a copy of the index.
 
     Args:
-        settings: of an arm; its workspace and encoder, the changes of `compare`, and all that upserting uses.
+        settings: of an arm; its workspace and encoder, the changes named in `compare`, and the settings of upserting are used.
 
     Returns:
-        The config with the copy as its workspace, and the seconds until a question found its answer in it.
+        The config with the copy as its workspace, and the seconds until the changed index has answered a query.
     """
     from ragtune_ray.index.retriever import open_retriever
 
@@ -46,12 +45,12 @@ def follow_changes(settings: config.Config) -> tuple[config.Config, float]:
 
 
 def changed_scores(settings: config.Config, changed: config.Config, arm: config.Arm) -> intervals.Interval | None:
-    """How well an arm answers the questions about what changed: `compare.metric` with its interval.
+    """An arm's `compare.metric` on the questions about the change.
 
     Args:
-        settings: of the comparison; its workspace has the tuned models.
+        settings: of the comparison, whose workspace has the tuned models.
         changed: from `follow_changes` for this arm; its workspace has the changed index.
-        arm: tuned arms answer with what they learnt before the change.
+        arm: a tuned arm answers with the model trained before the change.
     """
     tuned = arms.with_tuned_models(settings.with_values({"answer.arm": arm}))
     plain: config.Arm = "rag" if config.retrieves(arm) else "base"
@@ -60,18 +59,18 @@ def changed_scores(settings: config.Config, changed: config.Config, arm: config.
     )
     rows = evaluate.read_answers(str(answer.answer(asked)))
     scores = scoring.score_answers(_questions(settings), rows, settings.evaluate.language)
-    return failures.interval_of(scores, settings.compare.metric, settings)
+    return intervals.mean_of(scores, settings.compare.metric, settings)
 
 
 def visible_seconds(arm: config.Arm, seconds_to_index: float, training: dict[str, Any] | None) -> float:
-    """When a change shows in an arm's answers: when it is indexed; when it is trained; never."""
+    """Seconds until a change shows in an arm's answers: until it is indexed, or trained; infinite: never."""
     if config.retrieves(arm):
         return seconds_to_index
     return float(training["seconds"]["steps"]) if training else math.inf
 
 
 def remove_copy(settings: config.Config) -> None:
-    """Take the copy away, with what was answered from it."""
+    """Remove the copy of the index and the answers made from it."""
     filesystem.remove(_scratch(settings))
 
 
@@ -79,7 +78,9 @@ def _questions(settings: config.Config) -> list[schema.Query]:
     path = settings.compare.changed_queries_path
     found = staged_queries.judged_queries(staged_queries.asking(settings, path))
     if not found:
-        raise evaluate.EvaluationError(f"{path}: no question has `answers`, so nothing can be said of what changed")
+        raise evaluate.EvaluationError(
+            f"{path}: no question has `answers`, so answers about the change cannot be scored; add gold answers"
+        )
     return found
 
 

@@ -1,7 +1,6 @@
-"""How long one answer takes, retrieval and generation apart, when answers are asked for one at a time.
+"""Measures how long one answer takes when questions are asked one at a time, without the network.
 
-In: the config of an arm and some queries. Out: quantiles of seconds. Bulk answering is faster a row, since rows share passes
-through the model; this is what a person who asks would wait, less the network.
+Bulk answering takes less time per row, because rows are processed in batches.
 """
 
 from __future__ import annotations
@@ -9,43 +8,45 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from ragtune_ray import config, schema
 from ragtune_ray.cluster import session
+from ragtune_ray.evaluation.comparison import Latency, Percentiles
 
 __all__ = ["measure"]
 
 
-def measure(settings: config.Config, queries: Sequence[schema.Query], version: str) -> dict[str, Any]:
-    """Answer some queries one at a time, on one machine of the cluster with nothing else to do.
+def measure(settings: config.Config, queries: Sequence[schema.Query], version: str) -> Latency:
+    """Answer some queries one at a time, on one otherwise idle machine of the cluster.
 
     Args:
-        settings: of an arm; the Ray session must be open.
-        queries: which are asked; the first one once more, unmeasured, before the others.
+        settings: of an arm; a Ray session must be open.
+        queries: the first one is asked twice, once unmeasured to warm up.
         version: of the index, for arms that retrieve.
-
-    Returns:
-        {"retrieval", "generation", "total"} -> {"p50_seconds", "p95_seconds"}, and {"n"}: how many queries.
     """
     import ray
 
     options = {**session.worker_options(settings.cluster), "max_retries": 1}
-    asked = ray.remote(_asked_one_by_one).options(**options).remote(settings, list(queries), version)
-    seconds = np.array(ray.get(asked))
-    parts = {"retrieval": seconds[:, 0], "generation": seconds[:, 1], "total": seconds.sum(axis=1)}
-    return {**{name: _quantiles(values) for name, values in parts.items()}, "n": len(queries)}
+    seconds = np.array(
+        ray.get(ray.remote(_answer_one_by_one).options(**options).remote(settings, list(queries), version))
+    )
+    return Latency(
+        retrieval=_percentiles(seconds[:, 0]),
+        generation=_percentiles(seconds[:, 1]),
+        total=_percentiles(seconds.sum(axis=1)),
+        n=len(queries),
+    )
 
 
-def _quantiles(values: np.ndarray) -> dict[str, float]:
-    median, high = np.quantile(values, [0.5, 0.95])
-    return {"p50_seconds": round(float(median), 4), "p95_seconds": round(float(high), 4)}
+def _percentiles(seconds: np.ndarray) -> Percentiles:
+    median, high = np.quantile(seconds, [0.5, 0.95])
+    return Percentiles(p50_seconds=round(float(median), 4), p95_seconds=round(float(high), 4))
 
 
-def _asked_one_by_one(settings: config.Config, queries: list[schema.Query], version: str) -> list[tuple[float, float]]:
-    """(seconds of retrieval, seconds of generation) of each query, with all cores of this machine."""
+def _answer_one_by_one(settings: config.Config, queries: list[schema.Query], version: str) -> list[tuple[float, float]]:
+    """(seconds of retrieval, seconds of generation) per query, on all cores of this machine."""
     import torch
 
     from ragtune_ray.answering.pipeline import Task, answer_tasks

@@ -1,7 +1,4 @@
-"""What is measured of one arm: its answers, how long one takes, what it costs, what it makes of changes, what it forgot.
-
-In: an arm whose answers are there. Out: `Measured`. This module compares nothing.
-"""
+"""Measures one arm: its answers, latency, cost, freshness, forgetting, and the effect of its calibration."""
 
 from __future__ import annotations
 
@@ -17,58 +14,51 @@ from ragtune_ray.cluster import runs, staged_queries
 from ragtune_ray.cluster.answering import answer
 from ragtune_ray.cluster.answering import evaluate as evaluate_module
 from ragtune_ray.cluster.comparing import calibrate, freshness, latency
-from ragtune_ray.evaluation import costs, decision, failures, intervals, scoring
+from ragtune_ray.evaluation import costs, decision, intervals, scoring
+from ragtune_ray.evaluation.comparison import Adaptive, Forgetting, Latency
 from ragtune_ray.index import versions
 from ragtune_ray.models import arms
 from ragtune_ray.storage import artifacts, filesystem
 
-__all__ = ["Forgetting", "MeasureError", "Measured", "measure"]
+__all__ = ["MeasureError", "Measured", "measure"]
 
 
 class MeasureError(RagtuneError, ValueError):
-    """Something asked for cannot be measured; the message names the setting."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Forgetting:
-    """What a tuned generator scores on the probe questions, and the base model before it."""
-
-    before: intervals.Interval
-    after: intervals.Interval
-    difference: intervals.Interval
+    """A measurement is impossible; the message names the setting."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Measured:
-    """What was found out about one arm."""
+    """The measurements of one arm."""
 
     settings: config.Config
     """With the arm's own generator."""
     rows: dict[str, schema.Answer]
+    """query_id -> answer."""
     scores: scoring.PerQuery
     manifest: dict[str, Any]
     """Of its run of `answer`."""
     training: dict[str, Any] | None
     """The manifest of its tuned model."""
-    summary: dict[str, dict[str, float]]
-    """The means of its scores with their intervals, as `evaluate` wrote them."""
+    summary: dict[str, intervals.Interval]
+    """Metric -> mean, as `evaluate` wrote them."""
     cited: intervals.Interval
-    """The share of its answers that cite."""
-    latency: dict[str, Any]
+    """Share of its answers that cite."""
+    latency: Latency
     cost: costs.Cost
     visible_seconds: float
     changed: intervals.Interval | None
-    """What it scores on the questions about what changed."""
+    """Score on the questions about the change."""
     forgetting: Forgetting | None
-    adaptive: dict[str, Any] | None
-    """What answering without retrieval brings where the generator is sure; None where it was not calibrated."""
+    adaptive: Adaptive | None
+    """None: the arm was not calibrated."""
 
     def evidence(self) -> decision.Evidence:
-        """What the decision looks at."""
+        """The measurements that the decision uses."""
         return decision.Evidence(
             scores=self.scores,
             cost=self.cost,
-            p95_seconds=self.latency["total"]["p95_seconds"],
+            p95_seconds=self.latency.total.p95_seconds,
             visible_seconds=self.visible_seconds,
             cited_share=self.cited.value,
             forgotten=self.forgetting.difference if self.forgetting else None,
@@ -86,13 +76,13 @@ def measure(
 
     Args:
         settings: of the comparison.
-        arm: which.
+        arm: the one to measure.
         evaluated: the finished run of `evaluate` with its answers.
-        queries: judged ones.
-        changed: workspace of an index -> what `freshness.follow_changes` gave for it; empty where nothing changed.
+        queries: the judged ones.
+        changed: workspace of an index -> result of `freshness.follow_changes` for it; empty if nothing changed.
 
     Raises:
-        MeasureError: the probe holds no judged question.
+        MeasureError: the file of probe questions has no gold answers.
     """
     run = artifacts.read_manifest(evaluated)["runs"][arm]
     manifest = artifacts.read_manifest(run)
@@ -100,55 +90,40 @@ def measure(
     of_arm = arms.with_tuned_models(settings.with_values({"answer.arm": arm}))
     manifest["index_version"] = runs.living_version(of_arm.workspace, manifest)
     tuned = artifacts.read_manifest(arms.tuned_model(settings.workspace, arm)) if config.is_tuned(arm) else None
-    asked = _spread(queries, settings.compare.latency_queries)
-    progress.say(f"compare: arm {arm} answers {len(asked)} questions one at a time")
+    timed = _spread(queries, settings.compare.latency_queries)
+    progress.say(f"compare: arm {arm} answers {len(timed)} questions one at a time")
     indexed = _index_seconds(of_arm, manifest)
     follows = changed.get(of_arm.workspace)
     to_index = follows[1] if follows else sum(each["total"] for each in indexed[-1:])
-    summary = artifacts.open_artifact(evaluated, "evaluate").path / arm / "metrics.json"
-    timed = latency.measure(of_arm, asked, manifest["index_version"])
+    metrics = artifacts.open_artifact(evaluated, "evaluate").path / arm / "metrics.json"
+    means = json.loads(metrics.read_text(encoding="utf-8"))
+    one_by_one = latency.measure(of_arm, timed, manifest["index_version"])
+    plain = settings.with_values({"answer.arm": arm})
     return Measured(
         settings=of_arm,
         rows=rows,
         scores=evaluate_module.scores_of(queries, list(rows.values()), settings),
         manifest=manifest,
         training=tuned,
-        summary=json.loads(summary.read_text(encoding="utf-8")),
-        cited=failures.cited_share(list(rows.values()), settings.evaluate, settings.seed),
-        latency=timed,
+        summary={metric: intervals.Interval(**ends) for metric, ends in means.items()},
+        cited=scoring.cited_share(list(rows.values()), settings.evaluate, settings.seed),
+        latency=one_by_one,
         cost=_cost(of_arm, indexed, manifest["busy_seconds"], tuned, len(rows)),
         visible_seconds=freshness.visible_seconds(arm, to_index, tuned),
         changed=freshness.changed_scores(settings, follows[0], arm) if follows else None,
         forgetting=_forgetting(settings, of_arm) if tuned and settings.compare.probe_path else None,
-        adaptive=_adaptive(settings.with_values({"answer.arm": arm}), queries, asked, run, timed),
+        adaptive=calibrate.effect(plain, queries, run, timed, one_by_one) if config.retrieves(arm) else None,
     )
 
 
-def _adaptive(
-    settings: config.Config,
-    queries: Sequence[schema.Query],
-    asked: Sequence[schema.Query],
-    run: str,
-    always: dict[str, Any],
-) -> dict[str, Any] | None:
-    """The effect of the arm's calibration, with the time that it saves; `always` is the latency of retrieving always."""
-    found = calibrate.effect(settings, queries, run) if config.retrieves(settings.answer.arm) else None
-    if found is None:
-        return None
-    closed = latency.measure(arms.with_tuned_models(settings.with_values({"answer.closed_book": True})), asked, "")
-    # Every question is first answered closed-book; those that are not sure are then answered as ever.
-    saved = found["share"].value * always["total"]["p50_seconds"] - closed["total"]["p50_seconds"]
-    return {**found, "saved_seconds": round(saved, 4)}
-
-
 def _spread(queries: Sequence[schema.Query], count: int) -> list[schema.Query]:
-    """So many queries, evenly from the first to the last."""
+    """This many queries, evenly from the first to the last."""
     places = np.linspace(0, len(queries) - 1, min(count, len(queries))).round().astype(int)
     return [queries[place] for place in places]
 
 
 def _index_seconds(settings: config.Config, manifest: dict[str, Any]) -> list[dict[str, float]]:
-    """Seconds and workers of each version that led to the one answered from, oldest first, as far as they are kept."""
+    """Seconds and workers of the version answered from and its ancestors, oldest first, as far as they still exist."""
     name, found = manifest["index_version"], list[dict[str, float]]()
     while name and filesystem.exists(versions.version_url(settings.workspace, name)):
         facts = versions.read_version(settings.workspace, name).manifest
@@ -207,7 +182,7 @@ def _forgetting(settings: config.Config, tuned: config.Config) -> Forgetting:
         raise MeasureError(f"compare.probe_path={settings.compare.probe_path}: no question has {metric}")
     resamples, confidence, seed = evaluate.resamples, evaluate.confidence, settings.seed
     return Forgetting(
-        intervals.bootstrap(a, resamples, confidence, seed),
-        intervals.bootstrap(b, resamples, confidence, seed),
-        intervals.paired_bootstrap(a, b, resamples, confidence, seed),
+        before=intervals.bootstrap(a, resamples, confidence, seed),
+        after=intervals.bootstrap(b, resamples, confidence, seed),
+        difference=intervals.paired_bootstrap(a, b, resamples, confidence, seed),
     )

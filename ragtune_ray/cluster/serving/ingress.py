@@ -287,7 +287,7 @@ class Ingress:
     def __init__(self, settings: config.Config, retriever: Any | None, generator: Any) -> None:
         session.log_with_serve()
         self._backend = ServeBackend(settings, retriever, generator)
-        self._calibration = HotSwap[adaptive.Calibration | None](
+        self._calibration = HotSwap[adaptive.RetrievalCalibration | None](
             "calibration",
             latest=lambda: adaptive.current_calibration(settings) or NO_CALIBRATION,
             load=lambda url, _: None if url == NO_CALIBRATION else adaptive.load_calibration(url),

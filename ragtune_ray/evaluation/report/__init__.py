@@ -1,4 +1,4 @@
-"""Shows a comparison: as `comparison.json`, an HTML page, plots, and text for a terminal.
+"""Shows a comparison: as an HTML page with plots and as text in a terminal.
 
-In: what `compare` measured. Out: files and lines of text. It measures nothing and decides nothing.
+In: the content of `comparison.json`. Out: HTML and lines of text. It measures nothing and decides nothing.
 """

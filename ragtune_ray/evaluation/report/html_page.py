@@ -1,8 +1,7 @@
-"""A comparison as one HTML file that needs nothing else: no network, no script, no font, no image.
+"""Renders a comparison as one HTML file that needs nothing else: no network, no script, no font, no image.
 
-In: the JSON of `comparison.json`. Out: the page as text; equal input gives an equal page. What comes from documents, questions
-and models is shown as text, never as markup, and a content security policy forbids everything but the page's own style. This
-module knows nothing of how anything was measured.
+Equal input gives an equal page. Texts from documents, questions and models are shown as text, never as markup, and a content
+security policy forbids everything but the page's own style.
 """
 
 from __future__ import annotations
@@ -18,14 +17,16 @@ from typing import Any
 import jinja2
 import yaml
 
-from ragtune_ray.evaluation.report import format as comparisons
+from ragtune_ray.evaluation.comparison import ARMS, BreakEven, Comparison, Latency, Round, read
+from ragtune_ray.evaluation.costs import Cost
+from ragtune_ray.evaluation.decision import Difference
+from ragtune_ray.evaluation.intervals import Interval
 from ragtune_ray.evaluation.report import plots, table
-from ragtune_ray.evaluation.report.format import Comparison, Cost, Difference, Interval, Latency, Round
 
 __all__ = ["render"]
 
-FURTHER = 4
-"""The kind of arms that have no colour and shape of their own."""
+OTHER_ARM = 4
+"""Colour and shape of arms that have none of their own."""
 
 _OUTCOMES = {
     "recommended": "Recommendation",
@@ -33,19 +34,19 @@ _OUTCOMES = {
     "too_few_questions": "Too few questions",
     "none_qualifies": "No arm qualifies",
 }
-_SIGNS = {"better": "▲", "worse": "▼", "not told apart": "○"}
+_SIGNS = {"better": "▲", "worse": "▼", "inconclusive": "○"}
 
 
-def render(comparison: Mapping[str, Any]) -> str:
-    """The report as a whole HTML document, to be written in UTF-8.
+def render(content: Mapping[str, Any]) -> str:
+    """The report as an HTML document, to be written in UTF-8.
 
     Args:
-        comparison: the content of `comparison.json`; see `ragtune_ray.evaluation.report.format` for its fields.
+        content: of `comparison.json`.
 
     Raises:
-        ComparisonError: a field is missing, of the wrong type, or a number is not finite.
+        ComparisonError: a field is missing or has the wrong type, or a number is not finite.
     """
-    facts = comparisons.read(comparison)
+    facts = read(content)
     names = facts.names()
     style = _packaged("report.css")
     return _template().render(
@@ -91,17 +92,17 @@ def _template() -> jinja2.Template:
 
 
 def _kind(name: str) -> int:
-    """Which colour and shape an arm has: the same whichever arms stand beside it; the modes of `tune` are alike."""
-    return min(comparisons.ARMS.index(name), FURTHER) if name in comparisons.ARMS else FURTHER
+    """Colour and shape of an arm, whichever arms are compared; all modes of `tune` share one."""
+    return min(ARMS.index(name), OTHER_ARM) if name in ARMS else OTHER_ARM
 
 
 def _piece(kind: str) -> int:
-    """Which colour a kind of loss has."""
+    """Colour of an outcome of a question."""
     return list(table.LOSSES).index(kind) if kind in table.LOSSES else len(table.LOSSES)
 
 
 def _plots(facts: Comparison) -> dict[str, str]:
-    """Name of the plot -> SVG; empty where there is nothing to draw."""
+    """Name of the plot -> SVG; empty if there is nothing to draw."""
     metric, names = table.metric_label(facts.metric), facts.names()
     quality = {name: value for name in names if (value := facts.arms[name].quality.get(facts.metric)) is not None}
     found = dict.fromkeys(("quality", "cost", "latency", "recall", "differences", "losses", "rounds"), "")
@@ -127,7 +128,7 @@ def _plots(facts: Comparison) -> dict[str, str]:
         found["losses"] = _losses_plot(facts)
     marks = [_round_mark(name, each) for name in names for each in facts.arms[name].rounds if each.after is not None]
     if marks:
-        found["rounds"] = plots.interval_plot(marks, "What the rounds of tuning gained", "gain on validation questions")
+        found["rounds"] = plots.interval_plot(marks, "Gain of each round of tuning", "gain on validation questions")
     return found
 
 
@@ -185,7 +186,7 @@ def _recalls(retrieval: Mapping[str, Interval | None]) -> list[tuple[int, Interv
 
 
 def _strips(group: table.Group, names: list[str]) -> list[list[str]]:
-    """For each row and arm a small picture of the interval, empty where the value is no share."""
+    """For each row and arm a small plot of the interval; empty if the value is not a share."""
     return [
         [
             plots.strip(_mark(name, _kind(name), cell.interval)) if cell is not None and cell.interval else ""
@@ -195,7 +196,7 @@ def _strips(group: table.Group, names: list[str]) -> list[list[str]]:
     ]
 
 
-def _break_even(each: comparisons.BreakEven) -> str:
+def _break_even(each: BreakEven) -> str:
     if each.answers is None:
         return f"{each.arm} never becomes cheaper than {each.against}."
     if each.answers <= 0:

@@ -1,7 +1,4 @@
-"""A comparison as a person reads it in a terminal: verdict, table, differences.
-
-In: the JSON of `comparison.json`. Out: plain lines of at most 80 columns. This module knows nothing of where they go.
-"""
+"""Shows a comparison in a terminal: verdict, table and differences, in lines of at most 80 columns."""
 
 from __future__ import annotations
 
@@ -11,45 +8,44 @@ import textwrap
 from collections.abc import Mapping
 from typing import Any
 
-from ragtune_ray.evaluation.report import format as comparisons
+from ragtune_ray.evaluation import comparison
+from ragtune_ray.evaluation.comparison import Comparison
+from ragtune_ray.evaluation.decision import Difference
+from ragtune_ray.evaluation.intervals import Interval
 from ragtune_ray.evaluation.report import table
-from ragtune_ray.evaluation.report.format import Comparison, Difference, Interval
 
 __all__ = ["WIDTH", "comparison_lines", "wrapped"]
 
 WIDTH = 80
 """Columns of text for a terminal."""
 
-_LABEL, _CELL = 20, 15  # columns: a label and four cells are a line
-# Turn the direction of what follows, beyond the end of their own text.
+_LABEL, _CELL = 20, 15  # columns: a label and four cells fill a line
+# They change the writing direction of the text that follows.
 _DIRECTIONS = re.compile(r"[\u202a-\u202e\u2066-\u2069]")
 
 
-def comparison_lines(comparison: Mapping[str, Any]) -> list[str]:
+def comparison_lines(content: Mapping[str, Any]) -> list[str]:
     """The verdict, one row per measure with one column per arm, and the differences between arms.
 
     Args:
-        comparison: the content of `comparison.json`; see `ragtune_ray.evaluation.report.format` for its fields.
-
-    Returns:
-        Values with their intervals; what does not fit one line of a cell goes on in the next.
+        content: of `comparison.json`.
 
     Raises:
-        ComparisonError: a field is missing, of the wrong type, or a number is not finite.
+        ComparisonError: a field is missing or has the wrong type, or a number is not finite.
     """
-    facts = comparisons.read(comparison)
+    facts = comparison.read(content)
     names = facts.names()
     lines = [*_verdict_lines(facts), "", *_heading_lines(facts)]
     losses = table.Group("Where the points are lost", tuple(table.losses(facts).values()))
     for group in [*table.groups(facts), losses]:
         if group.rows:
-            lines += _said("", f"{group.name}, {group.note}" if group.note else group.name)
+            lines += _paragraph("", f"{group.name}, {group.note}" if group.note else group.name)
             lines += [line for row in group.rows for line in _row_lines(row)]
     if facts.differences:
         lines += ["", f"{'difference':<15}{'metric':<16}{'value and interval':>21}{'n':>5}{'p adj.':>8}"]
         lines += [_difference_line(each) for each in facts.differences]
     for name in names:
-        lines += [line for text in facts.arms[name].violations for line in _said(f"{_cut(name, 10):<11}", text)]
+        lines += [line for text in facts.arms[name].violations for line in _paragraph(f"{_cut(name, 10):<11}", text)]
     return lines
 
 
@@ -59,10 +55,10 @@ def _verdict_lines(facts: Comparison) -> list[str]:
     warnings = [("warning", text) for text in facts.verdict.warnings]
     questions = (
         f"{count.total:,} ({count.answerable:,} answerable, {count.unanswerable:,} not) of {facts.title}; "
-        f"brackets hold {100 * facts.confidence:g} % intervals"
+        f"brackets are {100 * facts.confidence:g} % intervals"
     )
     rows = [*verdict, *warnings, ("questions", questions)]
-    return [line for name, text in rows for line in _said(f"{name:<11}", text)]
+    return [line for name, text in rows for line in _paragraph(f"{name:<11}", text)]
 
 
 def _heading_lines(facts: Comparison) -> list[str]:
@@ -74,7 +70,7 @@ def _heading_lines(facts: Comparison) -> list[str]:
 
 
 def _row_lines(row: table.Row) -> list[str]:
-    """A label and its cells: value and interval side by side, or one under the other where a cell is too wide for both."""
+    """A label and its cells: value and interval next to each other, or below each other if a cell is too narrow for both."""
     cells = [_cell_texts(cell) for cell in row.cells]
     joined = [" ".join(filter(None, cell)) for cell in cells]
     columns = [textwrap.wrap(row.label, _LABEL - 2)] + (
@@ -89,7 +85,7 @@ def _row_lines(row: table.Row) -> list[str]:
 
 
 def _cell_texts(cell: table.Cell | None) -> tuple[str, str]:
-    """A value and what stands beside it; shares with two decimals, so that their interval fits."""
+    """A value and its detail; shares with two decimals, so that their interval fits."""
     if cell is None:
         return "-", ""
     if cell.interval is None:
@@ -106,7 +102,7 @@ def _difference_line(each: Difference) -> str:
 
 
 def _ends(interval: Interval | Difference, sign: str = "") -> str:
-    """Both ends to two decimals, without the 0 before the point.
+    """Both ends with two decimals, without the 0 before the point.
 
     >>> _ends(Interval(value=0.5, low=0.25, high=1, n=8))
     '[.25,1.0]'
@@ -115,7 +111,7 @@ def _ends(interval: Interval | Difference, sign: str = "") -> str:
     return re.sub(r"\b0\.", ".", f"[{low},{high}]")
 
 
-def _said(start: str, text: str) -> list[str]:
+def _paragraph(start: str, text: str) -> list[str]:
     return wrapped(start, _DIRECTIONS.sub("\N{REPLACEMENT CHARACTER}", text))
 
 
@@ -124,7 +120,7 @@ def _cut(text: str, width: int) -> str:
 
 
 def wrapped(start: str, text: str) -> list[str]:
-    """`text` after `start`, in lines that fill a terminal, in which a Chinese character is two columns wide.
+    """`start` and `text` in lines as wide as a terminal; a Chinese character counts as two columns.
 
     >>> wrapped("A  ", "word " * 20)[1]
     '   word word word word word'

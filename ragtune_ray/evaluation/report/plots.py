@@ -1,7 +1,6 @@
-"""Plots as inline SVG: points with error bars, a curve, intervals in rows, stacked bars.
+"""Draws plots as inline SVG: points with error bars, a curve, intervals in rows, stacked bars.
 
-In: labelled numbers. Out: one `<svg>` element as text, every label escaped; it is styled by classes alone, so that it follows the
-page into the dark, into print and under a policy without inline styles. This module knows nothing of arms, metrics or pages.
+Styled by CSS classes alone, so that a plot follows the page's dark mode and print style, and a policy without inline styles.
 """
 
 from __future__ import annotations
@@ -26,8 +25,8 @@ __all__ = [
 
 WIDTH = 380
 _TOP, _RIGHT, _BOTTOM, _LEFT = 14, 14, 40, 50
-_LETTER = 6.6  # width of a letter, on the generous side: fonts differ
-_LOGARITHMIC_FROM = 30  # largest / smallest
+_LETTER = 6.6  # width of a letter, generous because fonts differ
+_LOGARITHMIC_FROM = 30  # ratio of the largest to the smallest value
 
 _SHAPES = ["M-5,0a5,5 0 1 0 10,0a5,5 0 1 0 -10,0Z", "M-4.5,-4.5h9v9h-9Z", "M0,-6L6,4.5H-6Z", "M0,-6.5L6,0L0,6.5L-6,0Z"]
 
@@ -41,17 +40,17 @@ class Mark:
 
     label: str
     kind: int
-    """Chooses colour and shape: 0 to 3, then all alike."""
+    """Selects colour and shape: 0 to 3, then all alike."""
     value: float
     low: float
     high: float
     text: str = ""
-    """The value as it is printed beside the interval."""
+    """The value as printed next to the interval."""
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A mark of a plane: `mark` is drawn upwards at `x`, from which a line runs right to `x_high`."""
+    """A mark in a plane: the error bar of `mark` at `x`, with a line from there to `x_high`."""
 
     mark: Mark
     x: float
@@ -60,17 +59,14 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """One bar: how many there are of each kind."""
+    """One bar: a count per kind."""
 
     label: str
     counts: tuple[int, ...]
 
 
 def scatter_plot(points: Sequence[Point], title: str, x_label: str, y_label: str, height: int = 270) -> str:
-    """Points with error bars and their names; x is logarithmic where it spans more than a factor of 30.
-
-    The y axis starts at 0.
-    """
+    """Points with error bars and names; y starts at 0, x is logarithmic if it spans more than a factor of 30."""
     xs = [x for point in points for x in (point.x, point.x_high) if x is not None]
     logarithmic = min(xs) > 0 and max(xs) > _LOGARITHMIC_FROM * min(xs)
     across = _scale(xs, _LEFT, WIDTH - _RIGHT - 6, logarithmic=logarithmic)
@@ -97,7 +93,7 @@ def scatter_plot(points: Sequence[Point], title: str, x_label: str, y_label: str
 
 
 def curve_plot(points: Sequence[Point], title: str, x_label: str, y_label: str, height: int = 270) -> str:
-    """Points with error bars, joined from left to right, over whole numbers at equal distances; y from 0 to 1."""
+    """Points with error bars, joined from left to right, at equal distances; y from 0 to 1."""
     left, right = _LEFT + 24, WIDTH - _RIGHT - 24
     places = [left + (right - left) * (n / (len(points) - 1) if len(points) > 1 else 0.5) for n in range(len(points))]
     up = _Scale(0, 1, height - _BOTTOM, _TOP)
@@ -119,9 +115,9 @@ def interval_plot(marks: Sequence[Mark], title: str, x_label: str, margin: float
 
     Args:
         marks: from top to bottom.
-        title: what is shown, for those who do not see it.
-        x_label: what the axis is.
-        margin: where given, the axis crosses 0, and from -margin to margin it is shaded.
+        title: for screen readers.
+        x_label: of the axis.
+        margin: if given, the range from -margin to margin is shaded.
     """
     row, names = 24, max(len(mark.label) for mark in marks) * _LETTER
     left = min(names + 12, WIDTH * 0.45)
@@ -149,12 +145,12 @@ def interval_plot(marks: Sequence[Mark], title: str, x_label: str, margin: float
 
 
 def stacked_plot(stacks: Sequence[Stack], pieces: Mapping[str, int], title: str) -> str:
-    """One bar per stack, as long as its counts are of the largest; each piece with its count where that fits.
+    """One bar per stack, its length proportional to the sum of its counts; counts are printed where they fit.
 
     Args:
         stacks: from top to bottom, with a count for each piece.
-        pieces: what they are called -> the number of their class, such as piece-0.
-        title: what is shown, for those who do not see it.
+        pieces: name -> number of its CSS class, such as piece-0.
+        title: for screen readers.
     """
     row = 30
     left = min(max(len(stack.label) for stack in stacks) * _LETTER + 10, WIDTH * 0.45)
@@ -180,14 +176,14 @@ def stacked_plot(stacks: Sequence[Stack], pieces: Mapping[str, int], title: str)
 
 
 def symbol(kind: int) -> str:
-    """The shape of a kind, to stand beside its name; it says nothing to those who do not see it."""
+    """The shape of a kind, shown next to its name; hidden from screen readers."""
     svg = ET.Element("svg", {"viewBox": "-8 -8 16 16", "class": "symbol", "aria-hidden": "true"})
     ET.SubElement(svg, "path", {"d": _shape(kind), "class": "shape"})
     return ET.tostring(svg, encoding="unicode")
 
 
 def strip(mark: Mark) -> str:
-    """An interval on a line from 0 to 1, as small as a cell of a table; the cell says the same in words."""
+    """An interval on a line from 0 to 1, small enough for a table cell that also has the numbers."""
     svg = ET.Element("svg", {"viewBox": "0 0 104 8", "class": f"strip kind-{min(mark.kind, 4)}", "aria-hidden": "true"})
     _line(svg, (2, 4), (102, 4), "rail")
     value, low, high = (2 + 100 * min(max(each, 0.0), 1.0) for each in (mark.value, mark.low, mark.high))
@@ -202,7 +198,7 @@ def _shape(kind: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Scale:
-    """Values -> places."""
+    """Maps values to coordinates."""
 
     low: float
     high: float
@@ -220,7 +216,7 @@ class _Scale:
 
 
 def ticks(low: float, high: float, *, logarithmic: bool = False) -> list[float]:
-    """Round numbers from low to high, about five of them; powers of ten where logarithmic.
+    """About five round numbers from low to high; powers of ten if logarithmic.
 
     >>> ticks(0, 0.93)
     [0.0, 0.2, 0.4, 0.6, 0.8]
@@ -239,7 +235,7 @@ def _step(span: float) -> float:
 
 
 def _scale(values: Sequence[float], start: float, end: float, *, logarithmic: bool = False) -> _Scale:
-    """From the smallest to the largest, widened to round numbers; 0 belongs to it unless it is logarithmic."""
+    """A scale from the smallest to the largest value, widened to round numbers; contains 0 unless logarithmic."""
     low, high = min(values), max(values)
     if logarithmic:
         return _Scale(
@@ -275,7 +271,7 @@ def _axes(svg: ET.Element, across: _Scale | None, up: _Scale, height: float, x_l
 
 
 def _mark(svg: ET.Element, mark: Mark, x: float, y: float, ends: tuple[float, float] | None) -> ET.Element:
-    """A shape, upright error bar below it, in a group of its kind."""
+    """A shape over a vertical error bar, in a group with the class of its kind."""
     group = ET.SubElement(svg, "g", {"class": f"kind-{min(mark.kind, 4)}"})
     if ends is not None:
         _bar(group, (x, ends[0]), (x, ends[1]), both=True)
@@ -293,7 +289,7 @@ def _bar(group: ET.Element, start: tuple[float, float], end: tuple[float, float]
 
 
 def _free_place(label: str, x: float, y: float, taken: list[Box], frame: Box) -> tuple[float, float]:
-    """Where a label stands free, near its point; the place is taken from then on."""
+    """A free place for a label near its point, which is then marked as taken."""
     width = len(label) * _LETTER
     places = [
         (x + side if side > 0 else x + side - width, y + 4 + rise)

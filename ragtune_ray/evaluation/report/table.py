@@ -1,16 +1,15 @@
-"""The table of a comparison: one row per measure, one cell per arm.
-
-In: a `Comparison`. Out: groups of rows whose cells hold text and, where there is one, the interval. This module knows nothing of
-HTML or terminals; both show what it gives.
-"""
+"""Turns a comparison into a table: one row per measure, one cell per arm. The web page and the terminal both show it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ragtune_ray.evaluation.decision import three_digits
-from ragtune_ray.evaluation.report.format import ArmFacts, Comparison, Cost, Difference, Interval
+from ragtune_ray.evaluation import failures
+from ragtune_ray.evaluation.comparison import ArmResult, Comparison
+from ragtune_ray.evaluation.costs import Cost
+from ragtune_ray.evaluation.decision import Difference, three_digits
+from ragtune_ray.evaluation.intervals import Interval
 
 __all__ = [
     "LOSSES",
@@ -26,39 +25,32 @@ __all__ = [
     "probability",
 ]
 
-LOSSES = {
-    "correct": "a gold answer was given",
-    "not_retrieved": "the passage that holds the answer was not found",
-    "misread": "it was found, and the answer is wrong",
-    "abstained": "no answer was given, though there is one",
-    "wrong": "the answer is wrong",
-    "failed": "no answer came: an error",
-}
-"""What can become of an answerable question -> what it means, from best to worst."""
+LOSSES: dict[str, str] = {str(outcome): meaning for outcome, meaning in failures.MEANINGS.items()}
+"""Outcome of an answerable question -> its meaning, from best to worst."""
 
 _NOTES = {
     "EM": "equals a gold answer",
     "token_F1": "words shared with a gold answer",
-    "contains_answer": "a gold answer stands in it",
-    "abstention_recall": "of the unanswerable, left unanswered",
-    "abstention_precision": "of the unanswered, unanswerable",
-    "false_abstention_rate": "of the answerable, left unanswered; less is better",
-    "cited_share": "answers that cite a passage",
-    "citation_precision": "of the cited documents, relevant",
-    "citation_recall": "of the relevant documents, cited",
+    "contains_answer": "contains a gold answer",
+    "abstention_recall": "share of unanswerable questions left unanswered",
+    "abstention_precision": "share of unanswered questions that are unanswerable",
+    "false_abstention_rate": "share of answerable questions left unanswered; lower is better",
+    "cited_share": "share of answers that cite a passage",
+    "citation_precision": "share of cited documents that are relevant",
+    "citation_recall": "share of relevant documents that are cited",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """What one arm has of one measure."""
+    """One measure of one arm."""
 
     text: str
     """The value with its unit."""
     detail: str = ""
-    """What stands beside it, such as an interval."""
+    """Shown after the value, such as an interval."""
     interval: Interval | None = None
-    """The same as numbers, where the value is a share."""
+    """The same as numbers, if the value is a share."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +59,13 @@ class Row:
 
     label: str
     cells: tuple[Cell | None, ...]
-    """One per arm; None where it was not measured."""
+    """One per arm; None: not measured."""
     note: str = ""
-    """What the measure means."""
+    """Meaning of the measure."""
     n: str = ""
-    """Questions behind it; "110-113" where the arms differ."""
+    """Number of questions; "110-113" if the arms differ."""
     decides: bool = False
-    """Whether the decision rests on it."""
+    """Whether the decision is based on it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +78,17 @@ class Group:
 
 
 def groups(comparison: Comparison) -> list[Group]:
-    """All that was measured, in the order in which it is shown; a measure that no arm has is left out."""
+    """All measures in the order in which they are shown; a measure that no arm has is left out."""
     arms = [comparison.arms[name] for name in comparison.names()]
     found = [
         Group("Quality", _metric_rows([arm.quality for arm in arms], decides=comparison.metric)),
         Group("Explainability", _metric_rows([arm.explainability for arm in arms])),
         Group("Latency", _latency_rows(arms), "of one question"),
-        Group("Adaptive retrieval", _adaptive_rows(arms), "none where the generator is sure enough; against always"),
+        Group(
+            "Adaptive retrieval",
+            _adaptive_rows(arms),
+            "skipped where the generator is confident; against always",
+        ),
         Group("Cost", _cost_rows(arms), _cost_note(arms)),
         Group("Freshness", _freshness_rows(arms), "after a document has changed"),
         Group("Forgetting", _forgetting_rows(arms), "questions from outside the corpus, before and after tuning"),
@@ -102,7 +98,7 @@ def groups(comparison: Comparison) -> list[Group]:
 
 
 def losses(comparison: Comparison) -> dict[str, Row]:
-    """What became of the answerable questions: kind of loss -> a row of counts, with their share of the arm's questions."""
+    """Outcome of the answerable questions -> a row of counts with their share of the arm's questions."""
     counts = [comparison.arms[name].losses for name in comparison.names()]
     totals = [sum(count.values()) for count in counts]
     return {
@@ -122,7 +118,7 @@ def losses(comparison: Comparison) -> dict[str, Row]:
 
 
 def metric_label(name: str) -> str:
-    """A metric as a person reads it.
+    """A metric's name for people.
 
     >>> metric_label("token_F1")
     'token F1'
@@ -131,7 +127,7 @@ def metric_label(name: str) -> str:
 
 
 def interval_text(interval: Interval | Difference, *, signed: bool = False) -> str:
-    """The ends of an interval, to two decimals.
+    """The ends of an interval with two decimals.
 
     >>> interval_text(Interval(value=0.5, low=0.25, high=1, n=8))
     '[0.25, 1.00]'
@@ -141,7 +137,7 @@ def interval_text(interval: Interval | Difference, *, signed: bool = False) -> s
 
 
 def duration(seconds: float) -> str:
-    """A time to three digits, in ms or s.
+    """A time with three digits, in ms or s.
 
     >>> duration(0.0851), duration(1.2), duration(5025)
     ('85.1 ms', '1.20 s', '5,025 s')
@@ -150,7 +146,7 @@ def duration(seconds: float) -> str:
 
 
 def probability(p: float | None) -> str:
-    """A p-value; `-` where there is none.
+    """A p-value; `-` if there is none.
 
     >>> probability(0.0321), probability(0.00004)
     ('0.032', '<0.001')
@@ -161,8 +157,8 @@ def probability(p: float | None) -> str:
 
 
 def direction(difference: Difference) -> str:
-    """What an interval says: `better`, `worse`, or `not told apart` where it holds 0."""
-    return "better" if difference.low > 0 else "worse" if difference.high < 0 else "not told apart"
+    """`better`, `worse`, or `inconclusive` if the interval contains 0."""
+    return "better" if difference.low > 0 else "worse" if difference.high < 0 else "inconclusive"
 
 
 def _metric_rows(metrics: Sequence[Mapping[str, Interval | None]], decides: str = "") -> tuple[Row, ...]:
@@ -194,7 +190,7 @@ def _interval_row(
     return Row(label, cells, note, n, decides)
 
 
-def _latency_rows(arms: Sequence[ArmFacts]) -> tuple[Row, ...]:
+def _latency_rows(arms: Sequence[ArmResult]) -> tuple[Row, ...]:
     rows = []
     counts = {arm.latency.n for arm in arms if arm.latency is not None}
     n = "–".join(f"{count:,}" for count in sorted({min(counts), max(counts)})) if counts else ""
@@ -213,7 +209,7 @@ def _latency_rows(arms: Sequence[ArmFacts]) -> tuple[Row, ...]:
     return tuple(rows)
 
 
-def _adaptive_rows(arms: Sequence[ArmFacts]) -> tuple[Row, ...]:
+def _adaptive_rows(arms: Sequence[ArmResult]) -> tuple[Row, ...]:
     facts = [arm.adaptive for arm in arms]
     if not any(facts):
         return ()
@@ -224,13 +220,13 @@ def _adaptive_rows(arms: Sequence[ArmFacts]) -> tuple[Row, ...]:
         for each in facts
     )
     return (
-        _interval_row("without retrieval", [each.share if each else None for each in facts], "share of the questions"),
+        _interval_row("without retrieval", [each.share if each else None for each in facts], "share of questions"),
         _interval_row("quality gained", [each.difference if each else None for each in facts], signed=True),
-        Row("time saved", saved, "of the median answer"),
+        Row("time saved", saved, "on the median answer"),
     )
 
 
-def _cost_rows(arms: Sequence[ArmFacts]) -> tuple[Row, ...]:
+def _cost_rows(arms: Sequence[ArmResult]) -> tuple[Row, ...]:
     costs = [arm.cost for arm in arms]
     if not any(costs):
         return ()
@@ -252,12 +248,12 @@ def _total_note(costs: Iterable[Cost | None]) -> str:
     return f"once, and {answers} answer{'' if counts == [1] else 's'}"
 
 
-def _cost_note(arms: Sequence[ArmFacts]) -> str:
+def _cost_note(arms: Sequence[ArmResult]) -> str:
     units = " or ".join(sorted({arm.cost.unit for arm in arms if arm.cost is not None}))
     return f"in {units}" + (", since no prices are set" if units == "core-seconds" else "")
 
 
-def _freshness_rows(arms: Sequence[ArmFacts]) -> tuple[Row, ...]:
+def _freshness_rows(arms: Sequence[ArmResult]) -> tuple[Row, ...]:
     facts = [arm.freshness for arm in arms]
     rows = []
     visible = [each.visible_seconds if each is not None else None for each in facts]
@@ -265,10 +261,10 @@ def _freshness_rows(arms: Sequence[ArmFacts]) -> tuple[Row, ...]:
         cells = tuple(Cell(duration(seconds)) if seconds is not None else None for seconds in visible)
         rows.append(Row("visible after", cells, "the index has it"))
     measured = (
-        ("new fact told", "answers that tell the new fact", [each.changed if each else None for each in facts]),
+        ("new fact stated", "answers that state the new fact", [each.changed if each else None for each in facts]),
         (
-            "old fact told",
-            "answers that still tell the old one; less is better",
+            "old fact stated",
+            "answers that still state the old one; lower is better",
             [each.stale_share if each else None for each in facts],
         ),
     )
@@ -276,7 +272,7 @@ def _freshness_rows(arms: Sequence[ArmFacts]) -> tuple[Row, ...]:
     return tuple(rows)
 
 
-def _forgetting_rows(arms: Sequence[ArmFacts]) -> tuple[Row, ...]:
+def _forgetting_rows(arms: Sequence[ArmResult]) -> tuple[Row, ...]:
     facts = [arm.forgetting for arm in arms]
     measured = (
         ("before", [each.before if each else None for each in facts]),
@@ -296,7 +292,7 @@ def _count_rows(counts: Sequence[Mapping[str, int]]) -> tuple[Row, ...]:
 
 
 def _keys(mappings: Iterable[Mapping[str, object]], order: Iterable[str]) -> list[str]:
-    """Every key, those of `order` first and the rest by name."""
+    """All keys: those in `order` first, then the rest by name."""
     found = {key for mapping in mappings for key in mapping}
     known = [key for key in order if key in found]
     return known + sorted(found - set(known))

@@ -1,4 +1,4 @@
-"""`ragtune compare` from queries to a verdict and its files, on tiny models; what changes, what fails, what goes on where it stopped."""
+"""`ragtune compare` on tiny models: verdict and files, resuming, refusals, changed documents, calibration."""
 
 import dataclasses
 import json
@@ -13,7 +13,7 @@ from ragtune_ray.cluster import staged_queries
 from ragtune_ray.cluster.answering import answer, evaluate
 from ragtune_ray.cluster.comparing import calibrate, freshness, measure
 from ragtune_ray.cluster.comparing import compare as compare_module
-from ragtune_ray.cluster.comparing.compare import compare, read_comparison
+from ragtune_ray.cluster.comparing.compare import ComparisonResult, compare, read_comparison
 from ragtune_ray.cluster.indexing.index import build_index
 from ragtune_ray.cluster.training.train import train
 from ragtune_ray.cluster.tuning import judging
@@ -37,7 +37,7 @@ TIMED = {
     "config",
     "model",
 }
-"""What two runs of one seed may differ in: timings, sentences that cite them, and where the workspaces lie."""
+"""Keys in which two runs with the same seed may differ: timings, sentences that cite them, and paths."""
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,9 @@ def options(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def compared(settings_for, options: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[config.Config, str]:
+def compared(
+    settings_for, options: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[config.Config, ComparisonResult]:
     settings = settings_for(tmp_path_factory.mktemp("compare") / "workspace", *options)
     build_index(settings)
     return settings, compare(settings, "ragtune compare a.yaml")
@@ -83,7 +85,7 @@ def without_timings(value: Any) -> Any:
     return value
 
 
-def test_four_arms_are_trained_answered_and_weighed(compared: tuple[config.Config, str]) -> None:
+def test_four_arms_are_trained_and_compared(compared: tuple[config.Config, ComparisonResult]) -> None:
     url = compared[1]
     found = read_comparison(url)
     assert list(found["arms"]) == ["base", "rag", "ft", "rag+ft"]
@@ -102,38 +104,43 @@ def test_four_arms_are_trained_answered_and_weighed(compared: tuple[config.Confi
     assert set(found["ceilings"]["tuned model"]) == {"closed_book", "retrieved", "gold_passage"}
     assert found["retrieval"]["recall@5"]["n"] == num_test
     assert found["command"] == "ragtune compare a.yaml"
-    assert artifacts.read_manifest(url)["verdict"]["arm"] == found["verdict"]["arm"]
+    assert url.manifest["verdict"]["arm"] == found["verdict"]["arm"]
     report = (Path(url) / "report.html").read_text()
     assert found["verdict"]["headline"] in report
+    table = url.to_arrow().to_pylist()
+    assert {row["arm"] for row in table} == set(found["arms"])
+    assert {row["metric"]: row["value"] for row in table if row["arm"] == "rag"}["EM"] == (
+        found["arms"]["rag"]["quality"]["EM"]["value"]
+    )
 
 
-def test_scores_of_the_comparison_are_those_of_the_answers(compared: tuple[config.Config, str]) -> None:
+def test_scores_are_recomputed_from_the_answers(compared: tuple[config.Config, ComparisonResult]) -> None:
     settings, url = compared
     found = read_comparison(url)
     judged = staged_queries.judged_queries(settings.using("queries.split=test"))
     for name, arm in found["arms"].items():
-        run = artifacts.read_manifest(artifacts.read_manifest(url)["evaluated"])["runs"][name]
+        run = artifacts.read_manifest(url.manifest["evaluated"])["runs"][name]
         rows = {row.query_id: row for row in evaluate.read_answers(run)}
         contained = [any(gold in rows[query.query_id].answer for gold in query.answers or ()) for query in judged]
         assert arm["quality"]["contains_answer"]["value"] == pytest.approx(sum(contained) / len(contained))
 
 
-def test_a_finished_comparison_is_taken_as_it_is(
-    compared: tuple[config.Config, str], monkeypatch: pytest.MonkeyPatch
+def test_finished_comparison_is_not_repeated(
+    compared: tuple[config.Config, ComparisonResult], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings, url = compared
 
     def never(*_: Any) -> None:
-        raise AssertionError("nothing is to be measured again")
+        raise AssertionError("nothing must be measured again")
 
     monkeypatch.setattr(measure, "measure", never)
     assert compare(settings) == url
 
 
-def test_one_seed_gives_one_comparison(settings_for, options: list[str], tmp_path: Path) -> None:
+def test_same_seed_gives_the_same_comparison(settings_for, options: list[str], tmp_path: Path) -> None:
     found = []
     for name in ("first", "second"):
-        # For one answer the training decides which arm costs less, and no timing of two answers that take as long.
+        # With one answer, the cost of training decides which arm is cheaper, not a close race of two timings.
         plain = [*(option for option in options if "_path" not in option), "compare.answers=1"]
         settings = settings_for(tmp_path / name, *plain, "compare.arms=[rag, rag+ft]", "compare.gold_passages=false")
         build_index(settings)
@@ -141,10 +148,10 @@ def test_one_seed_gives_one_comparison(settings_for, options: list[str], tmp_pat
     assert found[0] == found[1]
 
 
-def test_what_was_killed_on_the_way_answers_nothing_twice(
-    compared: tuple[config.Config, str], monkeypatch: pytest.MonkeyPatch
+def test_killed_comparison_answers_nothing_twice(
+    compared: tuple[config.Config, ComparisonResult], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = compared[0].using("compare.margin=0.5")  # another comparison of the same answers
+    settings = compared[0].using("compare.margin=0.5")  # a different comparison of the same answers
 
     def dies(*_: Any) -> None:
         raise RuntimeError("killed")
@@ -160,7 +167,7 @@ def test_what_was_killed_on_the_way_answers_nothing_twice(
     assert read_comparison(url)["margin"] == 0.5
 
 
-def test_changes_show_in_arms_that_retrieve_and_leave_the_index_as_it_was(compared: tuple[config.Config, str]) -> None:
+def test_changes_are_applied_to_a_copy_of_the_index(compared: tuple[config.Config, ComparisonResult]) -> None:
     settings = compared[0]
     assert versions.current_version(settings.workspace) == "000001"
     assert not [
@@ -176,14 +183,14 @@ def test_changes_show_in_arms_that_retrieve_and_leave_the_index_as_it_was(compar
     freshness.remove_copy(settings)
 
 
-def test_a_model_that_was_trained_on_other_splits_is_refused(settings_for, options: list[str], tmp_path: Path) -> None:
+def test_model_trained_on_other_splits_is_refused(settings_for, options: list[str], tmp_path: Path) -> None:
     settings = settings_for(tmp_path / "workspace", *options, "compare.arms=[ft]")
     train(settings.using("queries.split_seed=5", "training.arm=ft"))
     with pytest.raises(evaluate.EvaluationError, match=r"queries.split_seed=5, and this config has 0"):
         compare(settings)
 
 
-def test_arms_that_start_from_different_generators_are_not_compared(
+def test_arms_from_different_generators_are_refused(
     settings_for, options: list[str], generator_directory: Path, tmp_path: Path
 ) -> None:
     settings = settings_for(tmp_path / "workspace", *options, "compare.arms=[base, ft]")
@@ -196,7 +203,7 @@ def test_arms_that_start_from_different_generators_are_not_compared(
 
 
 def other_questions(settings: config.Config, path: Path, rows: list[dict[str, Any]], *overrides: str) -> config.Config:
-    """The compared workspace, asked other questions."""
+    """A config that asks other questions in the compared workspace."""
     path.write_text("".join(json.dumps({**row, "split": "test"}) + "\n" for row in rows))
     return settings.using(
         f"queries.path={path}",
@@ -213,8 +220,8 @@ def rows(queries: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in queries.read_text().splitlines()]
 
 
-def test_an_arm_that_failed_half_its_rows_stands_in_the_table_with_them(
-    compared: tuple[config.Config, str], rows: list[dict[str, Any]], tmp_path: Path
+def test_failed_rows_are_counted_in_the_comparison(
+    compared: tuple[config.Config, ComparisonResult], rows: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     for row in rows[:30:2]:
         row["text"] += " please" * 400
@@ -226,8 +233,8 @@ def test_an_arm_that_failed_half_its_rows_stands_in_the_table_with_them(
 
 
 @pytest.mark.parametrize(("number", "gold", "arms"), [(1, ["secret0"], "[base]"), (25, [], "[base, rag]")])
-def test_one_question_and_nothing_but_unanswerable_ones_give_a_verdict(
-    compared: tuple[config.Config, str],
+def test_one_question_or_only_unanswerable_ones_give_a_verdict(
+    compared: tuple[config.Config, ComparisonResult],
     rows: list[dict[str, Any]],
     tmp_path: Path,
     number: int,
@@ -238,15 +245,15 @@ def test_one_question_and_nothing_but_unanswerable_ones_give_a_verdict(
     found = read_comparison(
         compare(other_questions(compared[0], tmp_path / "queries.jsonl", asked, f"compare.arms={arms}"))
     )
-    # That 25 questions tell no arms apart proves little.
+    # 25 questions without a difference prove little.
     assert found["verdict"]["outcome"] == "too_few_questions"
     assert found["verdict"]["arm"] == "base"
     answerable = number if gold else 0
     assert sum(found["arms"]["base"]["losses"].values()) == answerable
 
 
-def test_questions_without_answers_are_refused_by_name(
-    compared: tuple[config.Config, str], rows: list[dict[str, Any]], tmp_path: Path
+def test_questions_without_gold_answers_are_refused(
+    compared: tuple[config.Config, ComparisonResult], rows: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     asked = [{"query_id": row["query_id"], "text": row["text"]} for row in rows[:3]]
     with pytest.raises(evaluate.EvaluationError, match="no query has `answers`"):
@@ -262,8 +269,8 @@ def test_questions_without_answers_are_refused_by_name(
         (("compare.changes_path=nowhere",), "nowhere"),
     ],
 )
-def test_what_cannot_be_read_is_found_before_anything_is_trained(
-    compared: tuple[config.Config, str],
+def test_unreadable_inputs_are_refused_before_training(
+    compared: tuple[config.Config, ComparisonResult],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     wrong: tuple[str, ...],
@@ -275,7 +282,7 @@ def test_what_cannot_be_read_is_found_before_anything_is_trained(
         compare(asked)
 
 
-def test_a_calibrated_arm_is_reported_with_what_leaving_retrieval_out_brings(
+def test_calibrated_arm_reports_the_effect_of_skipping_retrieval(
     settings_for, options: list[str], tmp_path: Path
 ) -> None:
     plain = settings_for(
@@ -287,12 +294,12 @@ def test_a_calibrated_arm_is_reported_with_what_leaving_retrieval_out_brings(
     build_index(plain)
     url = calibrate.calibrate(plain)
     found = adaptive.read_calibration(plain)
-    closed = evaluate.read_answers(artifacts.read_manifest(url)["closed_book"])
+    closed = evaluate.read_answers(url.manifest["closed_book"])
     assert {row.query_id for row in closed} == {row.query_id for row in judging.queries_of(plain, "validation")}
     assert not any(row.passage_ids for row in closed)
     assert calibrate.calibrate(plain) == url
-    # The questions are too few to prove anything: nothing is left out, and nothing reported.
-    assert found == adaptive.Calibration(None, 0.0, None, closed[0].model)
+    # Too few questions to find a threshold: retrieval is never skipped, and nothing is reported.
+    assert found == adaptive.RetrievalCalibration(None, 0.0, None, closed[0].model)
     first = compare(plain)
     assert read_comparison(first)["arms"]["rag"]["adaptive"] is None
     adaptive.publish_calibration(plain, "sure", dataclasses.replace(found, threshold=1e-9, share=1.0))
@@ -301,7 +308,7 @@ def test_a_calibrated_arm_is_reported_with_what_leaving_retrieval_out_brings(
     arms = read_comparison(second)["arms"]
     told = arms["rag"]["adaptive"]
     assert told["share"]["value"] == 1
-    # One generator, shown no passages: that is the base arm.
+    # The same generator without passages is the base arm.
     gained = arms["base"]["quality"]["token_F1"]["value"] - arms["rag"]["quality"]["token_F1"]["value"]
     assert told["difference"]["value"] == pytest.approx(gained)
     assert told["saved_seconds"] < arms["rag"]["latency"]["total"]["p50_seconds"]

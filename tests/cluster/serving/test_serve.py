@@ -50,7 +50,7 @@ def settings(
     artifacts.publish(staging, str(folder / "tuned"), "model")
     artifacts.make_current(str(folder), "tuned")
     model = weights.resolve(str(generator_directory)).fingerprint
-    adaptive.publish_calibration(made, "sure", adaptive.Calibration(1e-9, 1.0, None, model))
+    adaptive.publish_calibration(made, "sure", adaptive.RetrievalCalibration(1e-9, 1.0, None, model))
     return made
 
 
@@ -125,11 +125,11 @@ def test_a_confident_answer_skips_retrieval_and_equals_the_bulk_one(
             assert served["choices"][0]["message"]["content"] == row.answer
             assert (served["sources"], served["index_version"], served["generator"]) == ([], "", row.model)
     # A calibration of another generator does not apply; calibrations are hot-swapped, too.
-    adaptive.publish_calibration(settings, "other", adaptive.Calibration(1e-9, 1.0, None, "another generator"))
+    adaptive.publish_calibration(settings, "other", adaptive.RetrievalCalibration(1e-9, 1.0, None, "another generator"))
     eventually(
         lambda: http.post(CHAT, json=question(retrieval="auto")).json()["retrieved"], "the new calibration is used"
     )
-    adaptive.publish_calibration(settings, "sure", adaptive.Calibration(1e-9, 1.0, None, row.model))
+    adaptive.publish_calibration(settings, "sure", adaptive.RetrievalCalibration(1e-9, 1.0, None, row.model))
     eventually(
         lambda: not http.post(CHAT, json=question(retrieval="auto")).json()["retrieved"],
         "the first calibration is used again",

@@ -1,3 +1,5 @@
+"""The HTML report: complete, self-contained, and safe with hostile text."""
+
 import base64
 import copy
 import hashlib
@@ -12,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from selectolax.lexbor import LexborHTMLParser, LexborNode
 
+from ragtune_ray.evaluation.comparison import ComparisonError
 from ragtune_ray.evaluation.report import html_page
-from ragtune_ray.evaluation.report.format import ComparisonError
 from tests.support.comparisons import (
     CHINESE,
     MARKUP,
@@ -43,7 +45,7 @@ def cells(page: LexborHTMLParser, table: str, label: str) -> list[str]:
     return [words(cell) for cell in rows[0].css("td")]
 
 
-def test_the_rounds_of_a_tuned_arm_are_drawn_and_told() -> None:
+def test_rounds_of_a_tuned_arm_are_drawn_and_listed() -> None:
     value = comparison()
     assert not page_of(value).css("#rounds")
     base = {"metric": "EM", "before": 0.1, "num_examples": 90}
@@ -66,15 +68,15 @@ def test_the_rounds_of_a_tuned_arm_are_drawn_and_told() -> None:
     (figure,) = page.css("section[aria-labelledby=rounds] figure")
     assert "staged 1, generator accepted" in words(figure)
     assert "+0.200" in words(figure)
-    told = [words(item) for item in page.css("section[aria-labelledby=rounds] li")]
-    assert told == [
+    listed = [words(item) for item in page.css("section[aria-labelledby=rounds] li")]
+    assert listed == [
         "staged round 1, generator: accepted, better (90 examples; EM 0.100 → 0.300)",
         "staged round 1, retriever: refused, <b>no</b> teacher (4 examples)",
     ]
 
 
 @pytest.mark.parametrize("make", ALL)
-def test_the_page_has_its_own_style_and_nothing_else(make: Any) -> None:
+def test_page_contains_its_style_and_loads_nothing(make: Any) -> None:
     text = html_page.render(make())
     page = LexborHTMLParser(text)
     (style,) = page.css("style")
@@ -91,7 +93,7 @@ def test_the_page_has_its_own_style_and_nothing_else(make: Any) -> None:
     assert text.encode("utf-8")
 
 
-def test_the_verdict_is_on_top_with_its_reasons() -> None:
+def test_verdict_comes_first_with_its_reasons() -> None:
     page = page_of(comparison())
     (h1,) = page.css("h1")
     assert words(h1) == "Use rag+ft: retrieve, with the tuned generator."
@@ -111,7 +113,7 @@ def test_the_verdict_is_on_top_with_its_reasons() -> None:
         ("none_qualifies", "No arm qualifies", False),
     ],
 )
-def test_every_outcome_is_said_and_only_an_advised_arm_is_marked(outcome: str, said: str, marked: bool) -> None:
+def test_every_outcome_is_named_and_only_a_recommended_arm_marked(outcome: str, said: str, marked: bool) -> None:
     value = comparison()
     value["verdict"] |= {"outcome": outcome, "arm": "" if outcome == "none_qualifies" else "rag"}
     page = page_of(value)
@@ -120,7 +122,7 @@ def test_every_outcome_is_said_and_only_an_advised_arm_is_marked(outcome: str, s
     assert [words(each.css_first("bdi")) for each in page.css("thead .chosen")] == ["rag"] * marked
 
 
-def test_the_table_holds_the_numbers_of_the_comparison() -> None:
+def test_table_shows_the_numbers_of_the_comparison() -> None:
     page = page_of(comparison())
     assert cells(page, ".measures", "token F1 decides") == [
         "113",
@@ -140,19 +142,19 @@ def test_the_table_holds_the_numbers_of_the_comparison() -> None:
 def test_differences_are_marked_by_words_and_signs() -> None:
     page = page_of(comparison())
     marks = [words(each) for each in page.css(".way")]
-    assert marks == ["▲ better"] * 5 + ["▼ worse", "○ not told apart980 questions would tell"]
+    assert marks == ["▲ better"] * 5 + ["▼ worse", "○ inconclusive980 questions would tell"]
     assert words(page.css_first("#differences ~ .beside tbody tr")) == (
         "rag+ft − basetoken F1+0.533 [+0.45, +0.61]▲ better113<0.001<0.001"
     )
 
 
-def test_tables_say_what_their_headings_head() -> None:
+def test_tables_have_scopes_labels_and_heading_levels() -> None:
     page = page_of(comparison())
     headings = page.css("th")
     assert headings
     assert {heading.attributes.get("scope") for heading in headings} == {"col", "row", "rowgroup"}
     for box in page.css(".scroll"):
-        assert box.attributes["tabindex"] == "0", "scrolled by keyboard too"
+        assert box.attributes["tabindex"] == "0", "can be scrolled with the keyboard"
         named = box.attributes.get("aria-labelledby")
         assert box.attributes.get("aria-label") or page.css_first(f"#{named}")
     levels = [int(node.tag[1]) for node in page.css("h1, h2, h3, h4")]
@@ -162,7 +164,7 @@ def test_tables_say_what_their_headings_head() -> None:
     assert len(ids) == len(set(ids))
 
 
-def test_every_plot_says_what_it_is() -> None:
+def test_every_plot_has_a_title_and_description() -> None:
     plots = page_of(comparison()).css("svg.plot")
     assert [svg.css_first("title").text() for svg in plots] == [
         "token F1 of each arm",
@@ -174,10 +176,10 @@ def test_every_plot_says_what_it_is() -> None:
     ]
     assert all(svg.attributes["role"] == "img" for svg in plots)
     recall = plots[4].css_first("desc").text()
-    assert re.findall(r"recall@(\d+)", recall) == ["1", "3", "5", "10"], "by k as a number"
+    assert re.findall(r"recall@(\d+)", recall) == ["1", "3", "5", "10"], "sorted by k as a number"
 
 
-def test_how_it_was_made_is_there_to_the_letter() -> None:
+def test_command_config_and_machine_are_shown_verbatim() -> None:
     page = page_of(comparison())
     assert page.css_first(".command").text() == comparison()["command"]
     facts = {words(each.css_first("dt")): words(each.css_first("dd")) for each in page.css("dl div")}
@@ -205,14 +207,14 @@ def test_an_example_shows_every_arm_with_its_sources() -> None:
         "Messier 13, a cluster of stars in the constellation Hercules."
     )
     assert "cited" not in uncited.attributes["class"].split()
-    assert "No answer stands in the documents." in words(second)
+    assert "The documents contain no answer." in words(second)
     assert words(second.css("article")[1].css_first("h4")).endswith("abstained")
     assert words(second.css("article")[3].css_first(".failed")) == (
         "failed: prompt of 1,630 tokens is over prompt.max_tokens=1536"
     )
 
 
-def test_hostile_text_is_text() -> None:
+def test_hostile_text_is_shown_as_text() -> None:
     page, plain = page_of(hostile()), page_of(comparison())
     tags = {node.tag for node in page.css("*")} - {node.tag for node in plain.css("*")}
     assert not tags
@@ -222,12 +224,12 @@ def test_hostile_text_is_text() -> None:
     prose = [each.text() for each in page.css(".answers > article > .prose, .answers > article > .long > .prose")]
     for text in (MARKUP, OVERRIDE, CHINESE * 250, UNBROKEN):
         assert text in prose
-        assert f"{{{{ {text} }}}}" in prose, "no template within the template"
+        assert f"{{{{ {text} }}}}" in prose, "text is not rendered as a template"
     assert "{{ 7 * 7 }}" in [words(each) for each in page.css("dd")]
-    assert all(each.attributes.get("dir") == "auto" for each in page.css(".prose")), "its direction ends with it"
+    assert all(each.attributes.get("dir") == "auto" for each in page.css(".prose")), "its writing direction is isolated"
 
 
-def test_long_answers_are_folded_up_and_whole() -> None:
+def test_long_answers_are_folded_but_complete() -> None:
     page = page_of(hostile())
     folded = [each for each in page.css("details.long") if each.css_first(".prose").text() == UNBROKEN]
     assert folded
@@ -238,7 +240,7 @@ def test_long_answers_are_folded_up_and_whole() -> None:
 
 @settings(max_examples=40)
 @given(st.text(st.characters(exclude_categories=("Cc", "Cs")), min_size=1, max_size=120))
-def test_any_text_comes_through_unchanged(text: str) -> None:
+def test_any_text_is_shown_unchanged(text: str) -> None:
     value = one_question()
     example = comparison()["examples"][0]
     example["query"] = example["answers"]["base"]["text"] = text
@@ -249,7 +251,7 @@ def test_any_text_comes_through_unchanged(text: str) -> None:
     assert page.css_first("#verdict .about bdi").text() == text
 
 
-def test_what_was_not_measured_is_left_out() -> None:
+def test_missing_measurements_are_left_out() -> None:
     page = page_of(one_question())
     assert not page.css("#differences, #examples, #ceilings, #weighed")
     assert [svg.css_first("title").text() for svg in page.css("svg.plot")] == [
@@ -265,7 +267,7 @@ def test_what_was_not_measured_is_left_out() -> None:
     )
 
 
-def test_a_failed_arm_is_counted_and_its_gaps_are_said() -> None:
+def test_failed_arm_shows_counts_and_missing_values() -> None:
     page = page_of(half_failed())
     assert cells(page, ".measures", "failed")[1:] == ["0", "60", "0", "119"]
     assert cells(page, ".measures", "EM")[4] == "–"
@@ -274,7 +276,7 @@ def test_a_failed_arm_is_counted_and_its_gaps_are_said() -> None:
     assert "60 of 119 answers failed; p95 latency 1.03 s is over compare.max_p95_seconds=1." in words(violations)
 
 
-def test_break_even_is_said_in_words() -> None:
+def test_break_even_is_written_in_words() -> None:
     value = comparison()
     value["break_even"].append({"arm": "ft", "against": "rag+ft", "answers": 0})
     assert [words(each) for each in page_of(value).css(".plain li")] == [
@@ -303,6 +305,6 @@ def test_equal_input_gives_an_equal_page(make: Any) -> None:
     assert html_page.render(json.loads(json.dumps(value, sort_keys=True))) == page
 
 
-def test_a_comparison_that_is_none_is_refused() -> None:
+def test_content_that_is_no_comparison_is_refused() -> None:
     with pytest.raises(ComparisonError, match="verdict: Field required"):
         html_page.render({"format": 1})

@@ -1,3 +1,5 @@
+"""A comparison as terminal text: 80 columns, aligned, harmless."""
+
 import re
 import unicodedata
 from typing import Any
@@ -14,13 +16,13 @@ def columns(line: str) -> int:
 
 
 @pytest.mark.parametrize("make", [comparison, half_failed, hostile, one_question])
-def test_no_line_is_wider_than_a_terminal_or_steers_it(make: Any) -> None:
+def test_lines_fit_a_terminal_and_contain_no_control_characters(make: Any) -> None:
     lines = comparison_lines(make())
     assert max(map(columns, lines)) <= 80
     assert not re.search(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", "".join(lines))
 
 
-def test_the_verdict_comes_first_and_the_recommended_arm_is_marked() -> None:
+def test_verdict_comes_first_and_recommended_arm_is_marked() -> None:
     lines = comparison_lines(comparison())
     assert lines[0] == "verdict    Use rag+ft: retrieve, with the tuned generator."
     (heading,) = [line for line in lines if line.startswith("*")]
@@ -28,7 +30,7 @@ def test_the_verdict_comes_first_and_the_recommended_arm_is_marked() -> None:
     assert not [line for line in comparison_lines(half_failed()) if "*" in line], "base is named, not recommended"
 
 
-def test_cells_stand_under_their_arms_with_their_intervals() -> None:
+def test_cells_are_aligned_under_their_arms() -> None:
     lines = comparison_lines(comparison())
     heading = next(line for line in lines if line.startswith("*")).replace("*", " ").rstrip()
     row = next(line for line in lines if line.startswith(" token F1"))
@@ -36,38 +38,38 @@ def test_cells_stand_under_their_arms_with_their_intervals() -> None:
     assert [heading[:35].split()[-1], heading[:50].split()[-1]] == ["base", "rag"]
     at = next(place for place, line in enumerate(lines) if line.startswith(" generation p50"))
     assert [line.split("  ")[-1].strip() for line in lines[at : at + 2]] == ["410 ms", "(p95 656 ms)"]
-    assert columns(lines[at + 1]) == columns(row), "what goes on below is right under its value"
+    assert columns(lines[at + 1]) == columns(row), "the second line is aligned with its value"
 
 
-def test_a_long_label_goes_on_below() -> None:
+def test_long_label_is_wrapped() -> None:
     lines = comparison_lines(comparison())
     at = next(place for place, line in enumerate(lines) if line.startswith(" false abstention"))
     assert lines[at].split() == ["false", "abstention", *["0.04", "[.01,.09]"] * 4]
     assert lines[at + 1] == " rate"
 
 
-def test_differences_say_in_words_what_they_are() -> None:
+def test_differences_are_labelled_in_words() -> None:
     lines = comparison_lines(comparison())
     assert "rag+ft - rag   token F1           +0.410 [+.33,+.48]  113  <0.001 better" in lines
     assert "ft - rag       token F1           -0.074 [-.12,-.03]  113   0.004 worse" in lines
-    assert "ft - base      contains answer    -0.018 [-.07,+.04]  113   0.510 not told apart" in lines
+    assert "ft - base      contains answer    -0.018 [-.07,+.04]  113   0.510 inconclusive" in lines
     assert not [line for line in comparison_lines(one_question()) if line.startswith("difference")]
 
 
-def test_failures_and_broken_limits_are_said() -> None:
+def test_failures_and_violations_are_shown() -> None:
     lines = comparison_lines(half_failed())
     assert ["failed", "0", "60", "0", "119"] in [line.split() for line in lines]
     assert "rag        p95 latency 1.03 s is over compare.max_p95_seconds=1" in lines
     assert "warning    rag failed on 60 of 119 questions." in lines
 
 
-def test_text_that_turns_its_direction_is_disarmed() -> None:
+def test_direction_overrides_are_removed() -> None:
     text = "\n".join(comparison_lines(hostile()))
     assert OVERRIDE[1:8] in text
     assert OVERRIDE not in text
 
 
-def test_long_names_of_arms_do_not_break_the_table() -> None:
+def test_long_arm_names_are_cut() -> None:
     given = comparison()
     name = "an-arm-of-a-later-version"
     given["arms"] = {"base": given["arms"]["base"], name: given["arms"]["rag"]}
@@ -77,7 +79,7 @@ def test_long_names_of_arms_do_not_break_the_table() -> None:
     assert "base  an-arm-of-a-…" in next(line for line in lines if "base  an" in line)
 
 
-def test_no_number_breaks_the_table() -> None:
+def test_extreme_numbers_fit_the_table() -> None:
     given = comparison()
     for arm in given["arms"].values():
         arm["cost"] |= {"total": 1.2e15, "index": 123456789.0}

@@ -1,4 +1,4 @@
-"""Plots are read back: where a mark stands, measured against the ticks of its axes, must give the number that was drawn."""
+"""Plots, read back: the position of a mark, measured against the ticks, must equal the value drawn."""
 
 import itertools
 import re
@@ -58,7 +58,7 @@ def lines(svg: ET.Element, group: ET.Element) -> list[tuple[float, ...]]:
     return [tuple(float(line.get(name)) for name in ("x1", "y1", "x2", "y2")) for line in group.iter("line")]
 
 
-def test_a_point_stands_where_its_numbers_say() -> None:
+def test_points_are_drawn_at_their_values() -> None:
     points = [
         plots.Point(mark("a", 0.2, 0.1, 0.4), 2.0, 5.0),
         plots.Point(mark("b", 0.7, 0.5, 0.75, kind=2), 9.0),
@@ -78,7 +78,7 @@ def test_a_point_stands_where_its_numbers_say() -> None:
     assert first.find("path").get("d") != second.find("path").get("d"), "kinds differ by shape, not by colour alone"
 
 
-def test_an_axis_over_several_powers_of_ten_is_logarithmic() -> None:
+def test_axis_over_several_powers_of_ten_is_logarithmic() -> None:
     points = [plots.Point(mark(str(x), 0.5, 0.4, 0.6), x) for x in (1.0, 10.0, 1000.0)]
     svg = svg_of(plots.scatter_plot(points, "title", "USD", "EM"))
     assert [value for _, value in ticks_of(svg, "x")] == [1, 10, 100, 1000]
@@ -87,13 +87,13 @@ def test_an_axis_over_several_powers_of_ten_is_logarithmic() -> None:
     assert "logarithmic" in "".join(element.text for element in texts(svg, "axis"))
 
 
-def test_an_axis_with_a_zero_is_not_logarithmic() -> None:
+def test_axis_with_zero_is_linear() -> None:
     points = [plots.Point(mark("free", 0.1, 0, 0.2), 0.0), plots.Point(mark("dear", 0.5, 0.4, 0.6), 1000.0)]
     assert "logarithmic" not in plots.scatter_plot(points, "title", "USD", "EM")
 
 
 @given(st.lists(st.tuples(AMOUNT | st.just(0.0), SHARE), min_size=1, max_size=6))
-def test_whatever_is_drawn_stays_inside(places: list[tuple[float, float]]) -> None:
+def test_everything_stays_inside_the_plot(places: list[tuple[float, float]]) -> None:
     points = [
         plots.Point(mark(f"arm {n}", y, y * 0.5, min(1, y * 1.5), kind=n), x, x * 2) for n, (x, y) in enumerate(places)
     ]
@@ -109,7 +109,7 @@ def test_whatever_is_drawn_stays_inside(places: list[tuple[float, float]]) -> No
     assert "nan" not in ET.tostring(svg, encoding="unicode")
 
 
-def test_names_of_neighbours_do_not_cover_each_other() -> None:
+def test_labels_of_neighbours_do_not_overlap() -> None:
     points = [plots.Point(mark(f"arm {n}", 0.5 + n * 0.01, 0.4, 0.6), 1.0 + n * 0.01) for n in range(4)]
     svg = svg_of(plots.scatter_plot([*points, plots.Point(mark("far", 0.1, 0, 0.2), 2)], "title", "USD", "EM"))
     names = texts(svg, "name")
@@ -119,7 +119,7 @@ def test_names_of_neighbours_do_not_cover_each_other() -> None:
             assert abs(y1 - y2) >= 11 or x1 + w1 <= x2 or x2 + w2 <= x1
 
 
-def test_intervals_are_read_off_the_common_axis() -> None:
+def test_intervals_share_one_axis() -> None:
     marks = [mark("rag - base", 0.12, 0.05, 0.3, kind=1), mark("ft - base", -0.04, -0.1, 0.02, kind=2)]
     svg = svg_of(plots.interval_plot(marks, "title", "difference", margin=0.02))
     for each, group in zip(marks, svg.iter("g"), strict=True):
@@ -139,7 +139,7 @@ def test_intervals_without_a_margin_have_no_band() -> None:
     assert not [line for line in svg.iter("line") if line.get("class") == "zero"]
 
 
-def test_a_curve_runs_through_its_points() -> None:
+def test_curve_passes_through_its_points() -> None:
     points = [plots.Point(mark(f"recall@{k}", y, y - 0.1, y + 0.1), k) for k, y in ((1, 0.3), (5, 0.6), (10, 0.8))]
     svg = svg_of(plots.curve_plot(points, "title", "k", "recall@k"))
     (curve,) = svg.iter("polyline")
@@ -149,7 +149,7 @@ def test_a_curve_runs_through_its_points() -> None:
     assert [tick.text for tick in texts(svg, "tick") if "middle" in tick.get("class")] == ["1", "5", "10"]
 
 
-def test_pieces_are_as_long_as_their_counts() -> None:
+def test_pieces_are_proportional_to_counts() -> None:
     stacks = [plots.Stack("rag", (60, 0, 40)), plots.Stack("ft", (1, 49, 0))]
     svg = svg_of(plots.stacked_plot(stacks, {"correct": 0, "misread": 2, "failed": 5}, "title"))
     found = [(each.get("class"), float(each.get("width")) + 1) for each in svg.iter("rect")]
@@ -161,7 +161,7 @@ def test_pieces_are_as_long_as_their_counts() -> None:
     assert svg.find("desc").text == "rag: correct 60, misread 0, failed 40; ft: correct 1, misread 49, failed 0"
 
 
-def test_a_strip_shows_an_interval_from_0_to_1() -> None:
+def test_strip_shows_an_interval_from_0_to_1() -> None:
     svg = svg_of(plots.strip(mark("", 0.5, 0.25, 0.75, kind=3)))
     rail, bar = (tuple(float(line.get(name)) for name in ("x1", "x2")) for line in svg.iter("line"))
     length = rail[1] - rail[0]
@@ -179,7 +179,7 @@ def test_a_strip_shows_an_interval_from_0_to_1() -> None:
         lambda label: plots.stacked_plot([plots.Stack(label, (1,))], {label: 0}, label),
     ],
 )
-def test_labels_are_text_and_the_picture_says_what_it_is(draw: Any) -> None:
+def test_labels_are_escaped_and_plots_have_descriptions(draw: Any) -> None:
     label = "<script>alert('\"&')</script>"
     text = draw(label)
     assert "<script" not in text

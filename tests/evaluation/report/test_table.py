@@ -1,7 +1,10 @@
-from ragtune_ray.evaluation.decision import three_digits
-from ragtune_ray.evaluation.report import format as comparisons
+"""The rows and cells of the comparison table."""
+
+from ragtune_ray.evaluation import comparison as comparisons
+from ragtune_ray.evaluation.comparison import Comparison
+from ragtune_ray.evaluation.decision import Difference, three_digits
+from ragtune_ray.evaluation.intervals import Interval
 from ragtune_ray.evaluation.report import table
-from ragtune_ray.evaluation.report.format import Comparison, Difference, Interval
 from tests.support.comparisons import comparison, half_failed, one_question
 
 
@@ -36,7 +39,7 @@ def test_every_measure_has_one_cell_per_arm() -> None:
     assert texts(found["Forgetting", "difference"])[2:] == ["−0.063 [−0.09, −0.03]"] * 2
 
 
-def test_an_arm_that_failed_shows_its_counts_and_nothing_else() -> None:
+def test_failed_arm_shows_only_its_counts() -> None:
     facts = comparisons.read(half_failed())
     found = rows(facts)
     assert texts(found["Answers", "ok"]) == ["119", "59", "119", "0"]
@@ -46,13 +49,13 @@ def test_an_arm_that_failed_shows_its_counts_and_nothing_else() -> None:
     assert texts(table.losses(facts)["failed"]) == ["0 (0 %)", "57 (50 %)", "0 (0 %)", "113 (100 %)"]
 
 
-def test_counts_that_differ_between_arms_are_a_range() -> None:
+def test_differing_counts_are_shown_as_a_range() -> None:
     given = comparison()
     given["arms"]["ft"]["quality"]["EM"]["n"] = 90
     assert rows(comparisons.read(given))["Quality", "EM"].n == "90–113"
 
 
-def test_what_no_arm_has_is_left_out() -> None:
+def test_measures_that_no_arm_has_are_left_out() -> None:
     facts = comparisons.read(one_question())
     assert [group.name for group in table.groups(facts)] == ["Quality", "Latency", "Cost", "Answers"]
     assert [group.note for group in table.groups(facts) if group.name == "Cost"] == [
@@ -61,7 +64,7 @@ def test_what_no_arm_has_is_left_out() -> None:
     assert list(table.losses(facts)) == ["wrong"]
 
 
-def test_metrics_and_losses_of_a_later_version_are_shown_too() -> None:
+def test_unknown_metrics_and_outcomes_are_shown() -> None:
     given = comparison()
     given["arms"]["rag"]["quality"]["new_metric"] = given["arms"]["rag"]["quality"]["EM"]
     given["arms"]["rag"]["losses"]["new_loss"] = 3
@@ -70,17 +73,17 @@ def test_metrics_and_losses_of_a_later_version_are_shown_too() -> None:
     assert list(table.losses(facts)) == ["correct", "not_retrieved", "misread", "abstained", "wrong", "new_loss"]
 
 
-def test_a_difference_is_one_only_where_the_interval_leaves_out_0() -> None:
-    def told(low: float, high: float) -> str:
+def test_difference_counts_only_if_its_interval_excludes_zero() -> None:
+    def direction(low: float, high: float) -> str:
         return table.direction(
             Difference(arm="a", against="b", metric="EM", value=(low + high) / 2, low=low, high=high, n=9)
         )
 
-    assert [told(0.01, 0.2), told(-0.2, -0.01), told(-0.1, 0.2)] == ["better", "worse", "not told apart"]
-    assert [told(0, 0.2), told(-0.2, 0), told(0, 0)] == ["not told apart"] * 3
+    assert [direction(0.01, 0.2), direction(-0.2, -0.01), direction(-0.1, 0.2)] == ["better", "worse", "inconclusive"]
+    assert [direction(0, 0.2), direction(-0.2, 0), direction(0, 0)] == ["inconclusive"] * 3
 
 
-def test_numbers_are_short_at_every_size() -> None:
+def test_numbers_are_short_at_any_magnitude() -> None:
     numbers = (0, 0.00012, 0.0642, 0.1, 1.2, 12, 99.94, 99.96, 1234.5, 12345678.9, 1.2e15, -0.5)
     shown = "0 0.00012 0.0642 0.100 1.20 12.0 99.9 100 1,234 12,345,679 1.2e+15 -0.500".split()
     assert [three_digits(number) for number in numbers] == shown

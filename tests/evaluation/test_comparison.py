@@ -1,3 +1,5 @@
+"""The content of comparison.json: what is read, refused and replaced."""
+
 import json
 import math
 import random
@@ -5,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from ragtune_ray.evaluation.report import format as comparisons
-from ragtune_ray.evaluation.report.format import ComparisonError
+from ragtune_ray.evaluation import comparison as comparisons
+from ragtune_ray.evaluation.comparison import ComparisonError
 from tests.support.comparisons import comparison, half_failed, hostile, one_question
 
 
 @pytest.mark.parametrize("make", [comparison, half_failed, hostile, one_question])
-def test_what_is_written_is_read_back(make: Any) -> None:
+def test_written_content_is_read_back(make: Any) -> None:
     given = make()
     dumped = comparisons.read(given).model_dump(mode="json")
     assert dumped["questions"] == {"needed": None} | given["questions"]
@@ -21,7 +23,7 @@ def test_what_is_written_is_read_back(make: Any) -> None:
     assert json.dumps(dumped, allow_nan=False)
 
 
-def test_arms_stand_in_their_order_and_not_in_that_of_the_file() -> None:
+def test_arms_have_a_fixed_order() -> None:
     given = comparison()
     arms = [*given["arms"].items(), ("another", given["arms"]["base"])]
     random.Random(0).shuffle(arms)
@@ -29,7 +31,7 @@ def test_arms_stand_in_their_order_and_not_in_that_of_the_file() -> None:
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_number_that_is_none_is_refused_by_name(bad: float) -> None:
+def test_a_number_that_is_not_finite_is_refused_by_name(bad: float) -> None:
     given = comparison()
     given["arms"]["rag"]["quality"]["EM"]["low"] = bad
     with pytest.raises(ComparisonError, match=r"arms\.rag\.quality\.EM\.low: .*finite.*`ragtune compare`"):
@@ -40,7 +42,7 @@ def test_a_number_that_is_none_is_refused_by_name(bad: float) -> None:
     ("field", "value", "message"),
     [("format", 2, "format: .*1"), ("arms", {}, "arms: .*at least 1"), ("confidence", 95, "confidence: .*less than 1")],
 )
-def test_another_format_is_refused_by_name(field: str, value: Any, message: str) -> None:
+def test_unsupported_values_are_refused_by_name(field: str, value: Any, message: str) -> None:
     with pytest.raises(ComparisonError, match=message):
         comparisons.read(comparison() | {field: value})
 
@@ -52,7 +54,7 @@ def test_a_missing_field_is_named() -> None:
         comparisons.read(given)
 
 
-def test_control_characters_are_replaced_everywhere_and_other_text_is_kept() -> None:
+def test_only_control_characters_are_replaced() -> None:
     given = comparison()
     given["title"] = (
         "bell \x07, escape \x1b[31m, C1 \x9b, half a pair \ud83d, tab \t, line \n, 嫦娥, \N{HEBREW LETTER ALEF}"
@@ -61,4 +63,4 @@ def test_control_characters_are_replaced_everywhere_and_other_text_is_kept() -> 
     facts = comparisons.read(given)
     assert facts.title == "bell �, escape �[31m, C1 �, half a pair �, tab \t, line \n, 嫦娥, א"
     assert "na�me" in facts.versions
-    assert "\x07" in given["title"], "what was given is left as it was"
+    assert "\x07" in given["title"], "the input is not changed"

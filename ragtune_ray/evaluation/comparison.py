@@ -1,0 +1,281 @@
+"""The content of `comparison.json`: what was measured for each arm, and which arm is recommended.
+
+`read` checks a file's content, `Comparison.content` returns it. Every number is finite; what was not measured is None or empty.
+"""
+
+from __future__ import annotations
+
+import re
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ragtune_ray import RagtuneError
+from ragtune_ray.config import Arm
+from ragtune_ray.evaluation.costs import Cost
+from ragtune_ray.evaluation.decision import Difference, Verdict
+from ragtune_ray.evaluation.intervals import Interval
+
+__all__ = [
+    "ARMS",
+    "FORMAT",
+    "Adaptive",
+    "ArmResult",
+    "BreakEven",
+    "Ceilings",
+    "Comparison",
+    "ComparisonError",
+    "Example",
+    "ExampleAnswer",
+    "Forgetting",
+    "Freshness",
+    "Latency",
+    "Percentiles",
+    "Questions",
+    "Round",
+    "Source",
+    "Throughput",
+    "read",
+]
+
+FORMAT: Literal[1] = 1
+"""Version of the file format."""
+ARMS: tuple[str, ...] = typing.get_args(Arm)
+"""All arms, in the order in which they are shown."""
+
+# Control characters and lone surrogates: they would steer a terminal, and neither HTML nor UTF-8 allows them.
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
+
+Metrics = dict[str, Interval | None]
+"""Metric -> its mean with an interval."""
+
+
+class ComparisonError(RagtuneError, ValueError):
+    """The content is not a comparison that this version can show; the message names the field, the value and the rule."""
+
+
+class _Part(BaseModel):
+    # This config also applies to the dataclasses of other modules that a part contains.
+    model_config = ConfigDict(
+        frozen=True, allow_inf_nan=False, revalidate_instances="always", use_attribute_docstrings=True
+    )
+
+
+class Percentiles(_Part):
+    """Median and 95th percentile of a duration."""
+
+    p50_seconds: float
+    p95_seconds: float
+
+
+class Latency(_Part):
+    """How long one question takes when questions are asked one at a time."""
+
+    retrieval: Percentiles | None = None
+    generation: Percentiles | None = None
+    total: Percentiles
+    n: int
+    """Number of questions timed."""
+
+
+class Throughput(_Part):
+    """Speed of bulk answering."""
+
+    answers_per_second: float
+
+
+class Freshness(_Part):
+    """How an arm follows a changed document."""
+
+    visible_seconds: float | None = None
+    """Seconds from the change until answers can use it; None: never."""
+    changed: Interval | None = None
+    """Share of answers that state the new fact."""
+    stale_share: Interval | None = None
+    """Share of answers that still state the old fact."""
+
+
+class Forgetting(_Part):
+    """Score on questions from outside the corpus, before and after tuning."""
+
+    before: Interval | None = None
+    after: Interval | None = None
+    difference: Interval | None = None
+
+
+class Adaptive(_Part):
+    """The effect of skipping retrieval where the generator is confident enough (`ragtune calibrate`)."""
+
+    threshold: float
+    """Confidence from which retrieval is skipped, found on the validation questions."""
+    share: Interval
+    """Share of questions answered without retrieval."""
+    difference: Interval
+    """Score with skipping minus score with retrieval for every question."""
+    saved_seconds: float
+    """Time saved on the median answer; negative: it takes longer."""
+
+
+class Round(_Part):
+    """What one round of `tune` did to one component. The fields are in the order of the model's manifest."""
+
+    accepted: bool
+    after: float | None = None
+    """Mean score on the validation questions; None: nothing was trained."""
+    before: float | None = None
+    component: str
+    high: float | None = None
+    """Upper end of the interval of the gain."""
+    low: float | None = None
+    metric: str = ""
+    num_examples: int
+    reason: str
+    round: int
+
+
+class ArmResult(_Part):
+    """All measurements of one arm."""
+
+    model: str = ""
+    model_fingerprint: str = ""
+    index_version: str = ""
+    statuses: dict[str, int] = {}
+    """`Answer.status` -> number of answers."""
+    quality: Metrics = {}
+    explainability: Metrics = {}
+    latency: Latency | None = None
+    throughput: Throughput | None = None
+    cost: Cost | None = None
+    freshness: Freshness | None = None
+    forgetting: Forgetting | None = None
+    adaptive: Adaptive | None = None
+    losses: dict[str, int] = {}
+    """`failures.Outcome` -> number of answerable questions."""
+    violations: tuple[str, ...] = ()
+    """Constraints of the config that the arm breaks."""
+    rounds: tuple[Round, ...] = ()
+    """Of an arm that `tune` made."""
+
+
+class Ceilings(_Part):
+    """Score of one generator without passages, with retrieved passages, and with the passage that contains the answer."""
+
+    closed_book: Interval | None = None
+    retrieved: Interval | None = None
+    gold_passage: Interval | None = None
+
+
+class Questions(_Part):
+    """The questions that all arms answered."""
+
+    total: int
+    answerable: int
+    unanswerable: int
+    needed: int | None = None
+    """Questions needed to show a difference as large as the margin."""
+
+
+class BreakEven(_Part):
+    """Number of answers from which `arm` is cheaper than `against`; None: never."""
+
+    arm: str
+    against: str
+    answers: int | float | None = None
+
+
+class Source(_Part):
+    """A passage that the prompt contained."""
+
+    number: int
+    """Its number in the prompt, from 1."""
+    title: str = ""
+    document_id: str
+    start: int
+    end: int
+    text: str
+    cited: bool = False
+
+
+class ExampleAnswer(_Part):
+    """One arm's answer to an example question."""
+
+    text: str
+    score: float | None = None
+    abstained: bool = False
+    status: str = "ok"
+    error: str = ""
+    sources: tuple[Source, ...] = ()
+
+
+class Example(_Part):
+    """One question with the answers of all arms."""
+
+    query_id: str
+    query: str
+    gold: tuple[str, ...] = ()
+    """Gold answers; empty: unanswerable."""
+    answers: dict[str, ExampleAnswer] = {}
+
+
+class Comparison(_Part):
+    """The content of `comparison.json`."""
+
+    format: Literal[1]
+    title: str
+    verdict: Verdict
+    metric: str
+    """The metric that decides, such as token_F1."""
+    margin: float
+    """Differences smaller than this do not matter."""
+    confidence: float = Field(gt=0, lt=1)
+    questions: Questions
+    arms: dict[str, ArmResult] = Field(min_length=1)
+    ceilings: dict[str, Ceilings] = {}
+    differences: tuple[Difference, ...] = ()
+    retrieval: Metrics | None = None
+    break_even: tuple[BreakEven, ...] = ()
+    examples: tuple[Example, ...] = ()
+    config: dict[str, Any] = {}
+    versions: dict[str, str] = {}
+    hardware: dict[str, Any] = {}
+    created: str = ""
+    command: str = ""
+    seconds: dict[str, float] = {}
+
+    def names(self) -> list[str]:
+        """The arms in the order in which they are shown: base, rag, ft, rag+ft, then all others by name."""
+        return sorted(self.arms, key=lambda name: (ARMS.index(name) if name in ARMS else len(ARMS), name))
+
+    def content(self) -> dict[str, Any]:
+        """The JSON content, without fields that were never set."""
+        return self.model_dump(mode="json", exclude_unset=True)
+
+
+def read(content: Mapping[str, Any]) -> Comparison:
+    """Check the content of `comparison.json`.
+
+    Control characters in texts become U+FFFD. Mappings are sorted by key, so that equal files are shown alike.
+
+    Raises:
+        ComparisonError: a field is missing or has the wrong type, or a number is not finite.
+    """
+    try:
+        return Comparison.model_validate(_printable(content))
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()]
+        raise ComparisonError(
+            f"not a comparison of format {FORMAT} ({'; '.join(problems[:3])}); make it again with `ragtune compare`"
+        ) from error
+
+
+def _printable(value: Any) -> Any:
+    match value:
+        case str():
+            return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", value)
+        case Mapping():
+            return {_printable(key): _printable(value[key]) for key in sorted(value, key=str)}
+        case list() | tuple():
+            return [_printable(each) for each in value]
+    return value

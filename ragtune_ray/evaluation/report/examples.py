@@ -1,0 +1,66 @@
+"""Chooses questions on which the arms differ most, and shows each arm's answer with its sources."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+
+import numpy as np
+
+from ragtune_ray import config
+from ragtune_ray.evaluation.comparison import ExampleAnswer, Source
+from ragtune_ray.evaluation.scoring import PerQuery
+from ragtune_ray.schema import Answer, Passage
+
+__all__ = ["most_telling", "shown_answer"]
+
+
+def most_telling(scores: Mapping[config.Arm, PerQuery], metric: str, count: int) -> list[str]:
+    """The queries on which the arms differ most. The arms take turns: each names the query on which it leads most.
+
+    Args:
+        scores: arm -> scores of the same queries.
+        metric: the one compared.
+        count: number of queries, at most.
+
+    Returns:
+        Query ids; ties in the order of the queries.
+    """
+    arms = list(scores)
+    ids = [query_id for query_id, values in scores[arms[0]].items() if metric in values]
+    table = np.array([[scores[arm][query_id][metric] for query_id in ids] for arm in arms])
+    leads = table - table.mean(axis=0) if ids else table
+    orders = np.argsort(-leads, axis=1, kind="stable")
+    turns = (int(order[turn]) for turn in range(len(ids)) for order in orders)
+    return [ids[place] for place in dict.fromkeys(turns)][:count]
+
+
+def shown_answer(answer: Answer, score: float, found: Mapping[str, Passage]) -> ExampleAnswer:
+    """An answer with its sources.
+
+    Args:
+        answer: of one arm.
+        score: of the metric that decides.
+        found: passage id -> passage, for those in the prompt that still exist.
+    """
+    cited = Counter(citation.passage_id for citation in answer.citations)
+    return ExampleAnswer(
+        text=answer.answer,
+        score=score,
+        abstained=answer.abstained,
+        status=answer.status,
+        error=answer.error,
+        sources=tuple(
+            Source(
+                number=number,
+                title=passage.title,
+                document_id=passage.document_id,
+                start=passage.start,
+                end=passage.end,
+                text=passage.text,
+                cited=cited[passage.passage_id] > 0,
+            )
+            for number, passage in enumerate(map(found.get, answer.passage_ids), start=1)
+            if passage is not None
+        ),
+    )
