@@ -1,12 +1,10 @@
-"""Continuous batching: requests join and leave a running batch, in one process, with one thread that decodes.
+"""Continuous batching: requests join and leave a running batch that one thread decodes.
 
-In: prompts from any thread. Out: requests, to be read as text comes. It knows nothing of HTTP or Ray.
-
-Requests come in first in, first out, so none is overtaken for ever; one too large for what is left of `batch_tokens` waits at
-the head until enough have left. Between two steps prompts are prefilled for at most half a second: a prefill that takes longer is
-interrupted between two layers for a step of those that run. So the longest prompt delays a token, a cancellation or a deadline by
-no more than that, and is still one pass. Every prompt is prefilled alone, and in a step no row sees another, so an answer
-does not depend on what else runs, but for the last bits of a kernel's sums (see `decoding`).
+Requests join in the order of arrival, so none waits forever. One that is too large for the rest of `batch_tokens` waits at the
+head of the queue until enough others have left. Between two steps, prompts are prefilled for at most half a second; a longer
+prefill is interrupted between two layers for a step of the running requests. So the longest prompt delays a token, a cancellation
+or a deadline by no more than that, and is still one pass. Every prompt is prefilled alone and no row attends to another, so
+an answer does not depend on other requests, except for rounding (see `decoding`).
 """
 
 from __future__ import annotations
@@ -27,16 +25,17 @@ from ragtune_ray.generation.lora import Adapters
 from ragtune_ray.generation.request import Overloaded, Request, RequestFailed
 from ragtune_ray.generation.running_batch import RunningBatch
 
-__all__ = ["ContinuousGenerator", "Overloaded", "Request", "RequestFailed", "Stats"]
+__all__ = ["ContinuousGenerator", "Stats"]
 
 _logger = logging.getLogger(__name__)
-_PREFILL_SECONDS = 0.5  # between two steps; shorter, and fewer rows run at once: they leave faster than others come
-_LAST_STEP_SECONDS = 10.0  # what the step or prefill under way may still take when the grace is over
+_DIED = "the generation thread has died; see the log"
+_PREFILL_SECONDS = 0.5  # if shorter, fewer rows run at once, because they leave faster than others join
+_LAST_STEP_SECONDS = 10.0  # for the current step or prefill after the grace period
 
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """What a generator does and has done since it started; all but the first two only grow."""
+    """Counts of requests and tokens since the generator started; all but `running` and `waiting` only grow."""
 
     running: int
     waiting: int
@@ -44,25 +43,25 @@ class Stats:
     failed: int
     cancelled: int
     expired: int
-    """Their deadline passed, before or while they ran."""
+    """Requests whose deadline passed while they waited or ran."""
     refused: int
-    """Not taken, since as many waited as may."""
+    """Requests refused because the queue was full."""
     prompt_tokens: int
-    """Prefilled."""
+    """Prefilled tokens."""
     generated_tokens: int
 
 
 class ContinuousGenerator:
-    """One model; a thread of its own decodes whatever requests are there, one token per row and step.
+    """A model and a thread that decodes all running requests, one token per request and step.
 
     Args:
-        generator: the model. Its `batch_tokens` bound the keys and values of the requests that run.
+        generator: the model; its `batch_tokens` limits the keys and values of the running requests.
         max_running: most requests that run at once.
-        max_waiting: most requests that wait for that.
+        max_waiting: most requests in the queue.
         adapters: directories of LoRA adapters for this model, as PEFT writes them, by the name that requests use.
 
     Raises:
-        GeneratorError: an adapter cannot be used with this model.
+        GeneratorError: an adapter does not fit this model.
     """
 
     def __init__(
@@ -76,11 +75,11 @@ class ContinuousGenerator:
         self._generator = generator
         self._max_waiting = max_waiting
         self._adapters: Adapters | None = generator.load_adapters(adapters) if adapters else None
-        generator.count_tokens([""])  # a tokenizer's first call changes its settings, which threads must not do at once
+        generator.count_tokens([""])  # a tokenizer's first call changes its settings and is not thread-safe
         self._running = RunningBatch(generator, max_running, self._adapters)
         self._waiting: deque[Request] = deque()
         self._counts: Counter[str] = Counter()
-        self._changed = threading.Condition()  # guards the three below and everything that is counted
+        self._changed = threading.Condition()  # guards the queue, the counts and the three flags below
         self._closing = self._cut = self._died = False
         self._stepped = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="generation", daemon=True)
@@ -97,7 +96,7 @@ class ContinuousGenerator:
         deadline_seconds: float = 0.0,
         adapter: str = "",
     ) -> Request:
-        """Ask for an answer; safe from any thread. The prompt is tokenised in the calling one: some milliseconds.
+        """Queue a prompt; safe from any thread. Tokenizing takes the calling thread a few milliseconds.
 
         Args:
             prompt: as bulk answering builds it.
@@ -105,37 +104,39 @@ class ContinuousGenerator:
             temperature: 0 is greedy.
             stop: texts at which the answer ends.
             seed: of a sampled answer; the same prompt and seed give the same answer whatever else runs.
-            deadline_seconds: from now until the end of the answer; 0: none.
-            adapter: the name of an adapter; "": the model as it is.
+            deadline_seconds: limit from now until the end of the answer; 0: none.
+            adapter: the name of an adapter; "": the base model.
 
         Raises:
             GeneratorError: the prompt is empty or too long, or no adapter has this name.
-            Overloaded: `max_waiting` requests wait already, or the generator closes.
+            Overloaded: `max_waiting` requests are in the queue, or the generator is closing.
             RequestFailed: the generation thread has died.
         """
         known = self._adapters.names if self._adapters else ()
         if adapter and adapter not in known:
-            raise GeneratorError(f"adapter {adapter!r} is not served; those that are: {', '.join(known) or 'none'}")
+            raise GeneratorError(f"adapter {adapter!r} is not served; available: {', '.join(known) or 'none'}")
         if max_new_tokens < 1:
-            raise GeneratorError(f"max_new_tokens={max_new_tokens}: an answer has at least one token")
-        row = self._generator.row(prompt, max_new_tokens=max_new_tokens, temperature=temperature, stop=stop, seed=seed)
+            raise GeneratorError(f"max_new_tokens={max_new_tokens}: must be at least 1")
+        row = self._generator.to_row(
+            prompt, max_new_tokens=max_new_tokens, temperature=temperature, stop=stop, seed=seed
+        )
         request = Request(row, deadline_seconds=deadline_seconds, adapter=adapter)
         with self._changed:
             if self._died:
-                raise RequestFailed("failed", "the generation thread has died; the log says why. Start a new replica")
+                raise RequestFailed("failed", f"{_DIED}; start a new replica")
             if self._closing:
                 raise Overloaded("the generator is closing; ask another replica")
             if len(self._waiting) >= self._max_waiting:
                 self._sweep_waiting()
             if len(self._waiting) >= self._max_waiting:
                 self._counts["refused"] += 1
-                raise Overloaded(f"{self._max_waiting} requests wait already; try again later")
+                raise Overloaded(f"{self._max_waiting} requests wait already; retry later")
             self._waiting.append(request)
             self._changed.notify_all()
         return request
 
     def stats(self) -> Stats:
-        """Counts for metrics; cheap."""
+        """Counts for metrics."""
         with self._changed:
             counts = self._counts
             return Stats(
@@ -151,14 +152,14 @@ class ContinuousGenerator:
             )
 
     def is_alive(self) -> bool:
-        """Whether requests are still being decoded; False after `close`, and when the thread has died."""
+        """Whether the generation thread runs; False after `close`, or if the thread has died."""
         return self._thread.is_alive()
 
     def close(self, grace_seconds: float = 30.0) -> None:
-        """Take no more requests, finish those that are here, and cut what is left after the grace.
+        """Refuse new requests, finish the present ones, and fail those that are left after the grace period.
 
         Args:
-            grace_seconds: how long requests may go on.
+            grace_seconds: how long present requests may continue.
         """
         with self._changed:
             self._closing = True
@@ -168,14 +169,14 @@ class ContinuousGenerator:
             self._cut = True
         self._thread.join(_LAST_STEP_SECONDS)
         if self._thread.is_alive():
-            _logger.error("a step has not ended %g seconds after the generator was closed", _LAST_STEP_SECONDS)
+            _logger.error("a step is still running %g seconds after the generator was closed", _LAST_STEP_SECONDS)
 
     @torch.inference_mode()
     def _run(self) -> None:
-        message = "the generation thread has died; the log says why"
+        message = _DIED
         try:
-            while self._has_work():
-                self._turn()
+            while self._wait_for_work():
+                self._admit_and_step()
             message = "the generator was closed before the request was finished"
         except Exception:
             _logger.exception("the generation thread has died")
@@ -188,13 +189,13 @@ class ContinuousGenerator:
                     self._count(request)
                 self._waiting.clear()
 
-    def _has_work(self) -> bool:
-        """Wait until there is some; False when the generator is closed and there is none, or its grace is over."""
+    def _wait_for_work(self) -> bool:
+        """Wait for requests; False if the generator is closed and none are left, or its grace period is over."""
         with self._changed:
             self._changed.wait_for(lambda: self._closing or self._waiting or len(self._running))
             return not self._cut and bool(self._waiting or len(self._running))
 
-    def _turn(self) -> None:
+    def _admit_and_step(self) -> None:
         self._sweep()
         while (request := self._next()) is not None:
             self._running.admit(request, self._step_if_due)
@@ -202,7 +203,7 @@ class ContinuousGenerator:
         self._step()
 
     def _next(self) -> Request | None:
-        """The request whose turn it is, if there is one and it has room."""
+        """The request at the head of the queue, if the batch has room for it."""
         with self._changed:
             if not self._waiting or not self._running.has_room(self._waiting[0]):
                 return None
@@ -220,7 +221,7 @@ class ContinuousGenerator:
         self._stepped = time.monotonic()
 
     def _sweep(self) -> None:
-        """Those that are over or late leave, computed or not."""
+        """Release finished, cancelled and expired requests, running or waiting."""
         for request in self._running.requests:
             request.expire()
         left = self._running.release()

@@ -1,14 +1,14 @@
-"""Many prompts through one causal language model at once: prefill, then one token per row and step.
+"""Runs many prompts through one causal language model: prefill, then one token per row and step.
 
-In: token ids. Out: logits. It knows nothing of text, tokenizers or stop strings.
+Differences from transformers' `model.generate`:
 
-Why not `model.generate`: (1) Keys and values lie in buffers allocated once, each row from position 0, instead of being
-copied at every step. (2) A prompt longer than half of `prefill_tokens` is prefilled alone, shorter ones in small groups
-padded on the right, where causal attention never looks; no prefill needs an attention mask. (3) So a row's numbers do not
-depend on its neighbours, but for how kernels round: they sum in another order for another shape, and near-ties between tokens
-flip where numbers are coarse. In float32 logits moved by up to 6e-5 and no text changed. In bfloat16 every tenth text did; there
-a CPU's prompts are prefilled alone (`prefill_tokens` 0) and its steps multiply a few rows at a time (`packing`), which gives
-each row the same bits whatever stands beside it.
+1. Keys and values are written into buffers that are allocated once, each row from position 0, and are never copied.
+2. A prompt longer than half of `prefill_tokens` is prefilled alone, shorter ones in small groups. Padding is on the right,
+   where causal attention never looks, so a prefill needs no attention mask.
+3. A row's numbers do not depend on the other rows, except for rounding: kernels sum in another order for another shape,
+   which can decide near-ties between tokens. In float32, logits differed by up to 6e-5 and no text changed. In bfloat16, one
+   text in ten changed. So on a CPU in bfloat16 every prompt is prefilled alone (`prefill_tokens` 0) and a step multiplies a
+   few rows at a time (`packing`), and each row gets the same bits in every batch.
 """
 
 from __future__ import annotations
@@ -31,40 +31,40 @@ _BLOCK_POSITIONS = 64  # attention always sees a multiple of this many positions
 
 
 def context_tokens(config: Any) -> int:
-    """Tokens that a model reads at most, prompt and answer."""
+    """Most tokens that a model reads, prompt and answer together."""
     return int(getattr(config.get_text_config(decoder=True), "max_position_embeddings", None) or 2**30)
 
 
 def check_architecture(config: Any) -> None:
-    """Refuse a model whose layers keep more than keys and values (recurrent and linear-attention layers).
+    """Refuse a model with state other than keys and values, such as recurrent or linear-attention layers.
 
     Raises:
-        GeneratorError: names the kinds of layers.
+        GeneratorError: the message names the kinds of layers.
     """
     text = config.get_text_config(decoder=True)
     others = set(getattr(text, "layer_types", None) or ()) - _ATTENTION_LAYERS
     if others or getattr(text, "is_encoder_decoder", False):
         raise GeneratorError(
             f"generator.model: {text.model_type} has layers of kind {sorted(others) or 'encoder-decoder'}; this engine "
-            "runs decoders with full or sliding attention. Serve the model and set generator.engine=openai"
+            "runs decoders with full or sliding attention; serve the model elsewhere and set generator.engine=openai"
         )
 
 
 class DecodingBatch:
-    """Rows that decode together, each with its keys and values; they join and leave between steps.
+    """Rows that are decoded together and join or leave between steps.
 
-    Rows stand in the order in which they joined, except that the last takes the place of one that leaves (`drop`).
+    Rows are ordered by when they joined, except that the last row moves to the position of one that leaves (`drop`).
 
     Args:
         model: a transformers causal language model, in eval mode.
         prompts: token ids of the first rows, none empty; there may be no first rows.
-        max_new_tokens: room for the answer of each of them.
-        prefill_tokens: padded tokens per prefill forward (a longer prompt goes alone); 0: every prompt goes alone.
-        max_rows: most rows at once, for which memory is reserved; 0: as many as first prompts.
-        max_tokens: most positions to reserve, rows times the longest; 0: no limit. A first row always has room.
+        max_new_tokens: longest answer of each of them.
+        prefill_tokens: padded tokens per prefill pass (a longer prompt is prefilled alone); 0: every prompt alone.
+        max_rows: most rows at once, for which memory is reserved; 0: the number of first prompts.
+        max_tokens: most positions to reserve, rows times the longest row; 0: no limit. A first row always has room.
 
     Attributes:
-        logits: those after each row's last token, shape (rows, vocabulary).
+        logits: after each row's last token, shape (rows, vocabulary).
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class DecodingBatch:
         self._prefill_tokens = prefill_tokens
         self._max_rows, self._max_tokens = max_rows or len(prompts), max_tokens
         self._layers: list[RowLayer] = []
-        self._limits: list[int] = []  # of each row, prompt and answer at their longest
+        self._limits: list[int] = []  # per row: tokens of the prompt and of the longest answer
         self._lengths = torch.zeros(0, dtype=torch.long, device=self._device)
         self.logits = torch.zeros(0, 0, device=self._device)
         if prompts:
@@ -93,7 +93,7 @@ class DecodingBatch:
         return len(self._limits)
 
     def has_room(self, num_tokens: int) -> bool:
-        """Whether a row of so many tokens, prompt and answer, may join now."""
+        """Whether a row of `num_tokens`, prompt and longest answer, may join now."""
         num_rows = len(self) + 1
         num_positions = num_rows * self._capacity([num_tokens])
         return num_rows == 1 or (
@@ -108,29 +108,29 @@ class DecodingBatch:
 
         Args:
             prompts: token ids, none empty.
-            max_new_tokens: room for the answer of each.
-            between_layers: called once per layer of a prefill. It may step or drop the rows that are here already, so that they
-                need not wait for a long prompt, and may raise to give the group up.
+            max_new_tokens: longest answer of each.
+            between_layers: called once per layer of a prefill. It may step or drop rows that have already joined, so that
+                they need not wait for a long prompt, and may raise to abandon the group.
         """
         limits = [len(prompt) + max_new_tokens for prompt in prompts]
         for group in _groups(prompts, self._prefill_tokens):
-            some = [prompts[row] for row in group]
-            cache, logits = self._prefill(some, between_layers)
+            group_prompts = [prompts[row] for row in group]
+            cache, logits = self._prefill(group_prompts, between_layers)
             first = len(self)
             self._reserve(cache, first + len(group), self._capacity(limits))
             for layer, filled in zip(self._layers, cache.layers, strict=True):
                 layer.fill(first, filled.keys, filled.values)
-            lengths = torch.tensor([len(prompt) for prompt in some], device=self._device)
+            lengths = torch.tensor([len(prompt) for prompt in group_prompts], device=self._device)
             self._lengths = torch.cat([self._lengths, lengths])
             self.logits = torch.cat([self.logits, logits]) if first else logits
             self._limits += limits[group.start : group.stop]
 
     @torch.inference_mode()
     def drop(self, row: int) -> None:
-        """A row leaves; the last row takes its place."""
+        """Remove a row; the last row moves to its position."""
         last = len(self) - 1
         if row != last:
-            tokens = int(self._lengths[[row, last]].max())  # behind them all is zero
+            tokens = int(self._lengths[[row, last]].max())  # zeros follow
             for layer in self._layers:
                 layer.move(last, row, tokens)
             self._lengths[row], self.logits[row] = self._lengths[last], self.logits[last]
@@ -138,12 +138,12 @@ class DecodingBatch:
         self._lengths, self.logits = self._lengths[:last], self.logits[:last]
         self._limits.pop()
         if not self._limits:
-            self._layers = []  # memory is held while there is work
+            self._layers = []  # frees the memory
 
     def _prefill(
         self, prompts: Sequence[Sequence[int]], between_layers: Callable[[], None] | None
     ) -> tuple[DynamicCache, torch.Tensor]:
-        """One forward over prompts padded on the right: keys and values, and the logits after each prompt."""
+        """One forward pass over prompts padded on the right: keys and values, and the logits after each prompt."""
         longest = max(len(prompt) for prompt in prompts)
         ids = torch.zeros(len(prompts), padded_length(longest, self._context_tokens), dtype=torch.long)
         for place, prompt in enumerate(prompts):
@@ -158,7 +158,7 @@ class DecodingBatch:
         return _round_up(max([*self._limits, *more]), _BLOCK_POSITIONS)
 
     def _reserve(self, like: DynamicCache, num_rows: int, capacity: int) -> None:
-        """Make the buffers hold so many rows and positions, keeping what the present rows have in theirs."""
+        """Grow the buffers to this many rows and positions, keeping the keys and values of the present rows."""
         affordable = min(self._max_rows, self._max_tokens // capacity) if self._max_tokens else self._max_rows
         reserved = max(num_rows, affordable)
         if not self._layers:
@@ -205,7 +205,7 @@ class DecodingBatch:
 
 
 def _groups(prompts: Sequence[Sequence[int]], prefill_tokens: int) -> list[range]:
-    """Neighbouring rows whose padded tokens fit `prefill_tokens`."""
+    """Runs of consecutive rows whose padded tokens fit `prefill_tokens`."""
     groups: list[range] = []
     start = longest = 0
     for row, prompt in enumerate(prompts):

@@ -1,8 +1,4 @@
-"""Prompts -> answers, batched or streamed; log-likelihood of a given answer.
-
-In: prompts and a model directory (or an OpenAI-compatible server). Out: completions. It knows nothing of retrieval,
-files other than the model's, or Ray.
-"""
+"""Opens the generator that a config names, and runs a causal language model of transformers in this process."""
 
 from __future__ import annotations
 
@@ -20,10 +16,11 @@ from ragtune_ray import config
 from ragtune_ray.generation import shared_prefixes
 from ragtune_ray.generation.chat import ChatTokenizer
 from ragtune_ray.generation.decoding import DecodingBatch, check_architecture, context_tokens
-from ragtune_ray.generation.interface import Completion, Finish, GeneratorError, Prompt, settled_text
+from ragtune_ray.generation.interface import Completion, Finish, GeneratorError, Prompt
 from ragtune_ray.generation.lora import Adapters
 from ragtune_ray.generation.openai_client import OpenAIGenerator
-from ragtune_ray.generation.sampling import Row, choose_tokens, row_seed
+from ragtune_ray.generation.row import Row
+from ragtune_ray.generation.sampling import choose_tokens, row_seed
 from ragtune_ray.generation.shared_prefixes import IGNORED
 from ragtune_ray.models import weights
 from ragtune_ray.models.hardware import Precision, choose_device, resolve_precision
@@ -33,7 +30,7 @@ from ragtune_ray.models.weights import quiet_transformers
 __all__ = ["OpenedGenerator", "TransformersGenerator", "load_generator", "open_generator"]
 
 _logger = logging.getLogger(__name__)
-_FORWARD_TOKENS = {"cpu": 512, "cuda": 16384}  # padded tokens of several prompts in one pass; more gains 10 % on a CPU
+_FORWARD_TOKENS = {"cpu": 512, "cuda": 16384}  # padded tokens per prefill pass; on a CPU larger passes gain 10 %
 
 
 class OpenedGenerator(NamedTuple):
@@ -88,16 +85,19 @@ def load_generator(settings: config.Generator, directory: Path | None) -> Transf
 
 
 class TransformersGenerator:
-    """A causal language model in this process, from a directory in transformers' format with safetensors weights.
+    """A causal language model in this process.
 
     Args:
-        directory: config, tokenizer and weights.
-        precision: `auto` is bfloat16 where the hardware computes in it, else float32.
-        batch_tokens: most tokens of a batch: rows times (longest prompt + `max_new_tokens`).
-        device: a torch device; `auto` is the GPU where there is one, else the CPU.
+        directory: config, tokenizer and safetensors weights, as transformers saves them.
+        precision: `auto` is bfloat16 if the hardware supports it, else float32.
+        batch_tokens: limit for a batch: rows times (longest prompt + `max_new_tokens`).
+        device: a torch device; `auto` is the GPU if there is one, else the CPU.
+
+    Attributes:
+        end_tokens: token ids that end an answer.
 
     Raises:
-        GeneratorError: the directory holds no such model, or one whose architecture this engine cannot run.
+        GeneratorError: the directory contains no such model, or this engine cannot run its architecture.
     """
 
     def __init__(self, directory: Path, *, precision: Precision, batch_tokens: int, device: str = "auto") -> None:
@@ -122,20 +122,24 @@ class TransformersGenerator:
             ) from error
         check_architecture(model.config)
         self._model = model.to(self.device).eval()
-        # Packed layers round by the shape of a pass, so a prompt beside others would give other texts than alone; see `decoding`.
+        # Packed layers round differently in passes of other shapes, so each prompt is prefilled alone; see `decoding`.
         self._prefill_tokens = 0 if pack(self._model) else self._forward_tokens
         self.context_tokens = context_tokens(model.config)
-        self._ends = _end_tokens(self._model, tokenizer)
+        self.end_tokens = _end_tokens(self._model, tokenizer)
         self._chat = ChatTokenizer(tokenizer)
         self._pad_token = int(tokenizer.pad_token_id or 0)
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        """Tokens of each text, exactly as `generate` would count a rendered prompt."""
+        """Number of tokens of each text, exactly as `generate` counts a rendered prompt."""
         return [len(ids) for ids in self._chat.encode(texts)]
 
     def render(self, messages: Sequence[tuple[str, str]]) -> str:
         """Messages (role, content) in the model's chat template; see `ChatTokenizer.render`."""
         return self._chat.render(messages)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Token ids to text, without special tokens."""
+        return self._chat.decode(ids)
 
     def generate(
         self,
@@ -146,15 +150,16 @@ class TransformersGenerator:
         stop: Sequence[str] = (),
         seed: int = 0,
     ) -> list[Completion]:
-        """Answer every prompt; greedy at temperature 0. On a CPU no batch was found to change a prompt's text; see `decoding`.
+        """Answer every prompt; temperature 0 is greedy. `decoding` says how far a text depends on its batch.
 
-        Rows are sorted by length and cut into batches of `batch_tokens`. A batch that fails (out of memory, say) is
-        halved and tried again; a row that fails alone carries the error. So does an empty or too long prompt.
+        Rows are sorted by length and cut into batches of `batch_tokens`. A batch that fails (out of memory, for example)
+        is halved and retried.
 
         Returns:
-            One completion per prompt, in their order.
+            One completion per prompt, in the same order. Empty prompts, prompts that are too long and rows that fail
+            alone have an `error`.
         """
-        rows, completions = self._rows(prompts, max_new_tokens, temperature, stop, seed)
+        rows, completions = self._to_rows(prompts, max_new_tokens, temperature, stop, seed)
         for batch in _batches(rows, self._batch_tokens):
             completions.update(self._complete(batch))
         return [completions[index] for index in range(len(prompts))]
@@ -168,12 +173,12 @@ class TransformersGenerator:
         stop: Sequence[str] = (),
         seed: int = 0,
     ) -> Stream[str, None, Finish]:
-        """Pieces of text whose concatenation is `generate`'s text for this prompt, never half a character; then why it ended.
+        """Yield the text that `generate` returns for this prompt in pieces of whole characters; return why it ended.
 
         Raises:
             GeneratorError: the prompt is empty or too long.
         """
-        row = self.row(prompt, max_new_tokens=max_new_tokens, temperature=temperature, stop=stop, seed=seed)
+        row = self.to_row(prompt, max_new_tokens=max_new_tokens, temperature=temperature, stop=stop, seed=seed)
         shown = 0
         for _ in self._decode([row], watch=True):
             if len(row.text) > shown:
@@ -182,7 +187,7 @@ class TransformersGenerator:
         assert row.finish is not None
         return row.finish
 
-    def row(
+    def to_row(
         self,
         prompt: Prompt,
         *,
@@ -191,57 +196,42 @@ class TransformersGenerator:
         stop: Sequence[str] = (),
         seed: int = 0,
     ) -> Row:
-        """A prompt ready to be decoded: what `generate` makes of it first.
+        """Tokenize a prompt for a batch of `open_batch`.
 
         Raises:
             GeneratorError: the prompt is empty or too long.
         """
-        rows, failed = self._rows([prompt], max_new_tokens, temperature, stop, seed)
+        rows, failed = self._to_rows([prompt], max_new_tokens, temperature, stop, seed)
         if failed:
             raise GeneratorError(failed[0].error)
         return rows[0]
 
     def open_batch(self, max_rows: int) -> DecodingBatch:
-        """A batch without rows yet, which up to `max_rows` may join, within `batch_tokens`."""
+        """An empty batch that at most `max_rows` rows may join, within `batch_tokens`."""
         return DecodingBatch(self._model, [], 0, self._prefill_tokens, max_rows, self._batch_tokens)
 
     def load_adapters(self, directories: Mapping[str, Path]) -> Adapters:
-        """LoRA adapters for the batches of this model; without one applied, everything stays as it was.
+        """Load LoRA adapters for this model; batches that apply none compute the same bits as before.
+
+        Args:
+            directories: by the name of the adapter.
 
         Raises:
-            GeneratorError: one cannot be used with this model.
+            GeneratorError: an adapter does not fit this model.
         """
         return Adapters(self._model, directories)
 
-    def append(self, row: Row, token: int, *, watch: bool) -> None:
-        """Give a row its next token, and find out whether it ends there.
-
-        With `watch` its text is settled at once (stop strings and streams need that), not only when the row ends.
-        """
-        if token in self._ends:
-            row.finish = "stop"
-        else:
-            row.generated.append(token)
-            if len(row.generated) >= row.room:
-                row.finish = "length"
-        ended = row.finish is not None
-        if not (watch or ended):
-            return
-        row.text, stopped = settled_text(self._chat.decode(row.generated), row.stop, ended=ended)
-        if stopped:
-            row.finish = "stop"
-
     @torch.inference_mode()
     def log_likelihood(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[tuple[float, int]]:
-        """The sum of ln p over the tokens of each answer, given its prompt, and the number of those tokens.
+        """For each answer, the sum of ln p over its tokens given its prompt, and the number of those tokens.
 
-        The prompt's own tokens do not count, nor does the end-of-sequence token after the answer. The answer is
-        tokenised by itself and follows the rendered prompt directly. An empty answer gives (0.0, 0).
+        An answer is tokenized by itself and follows its rendered prompt directly. Tokens of the prompt and an
+        end-of-sequence token do not count. An empty answer yields (0.0, 0).
 
         Raises:
             GeneratorError: a prompt is empty, or prompt and answer exceed the model's context.
         """
-        answer_ids = self._chat.encode([self._chat.defused(answer) for answer in answers])
+        answer_ids = self._chat.encode([self._chat.escape_special_tokens(answer) for answer in answers])
         prompt_ids = self._chat.encode([self.render(prompt.messages) for prompt in prompts])
         for index, (before, after) in enumerate(zip(prompt_ids, answer_ids, strict=True)):
             if not before or len(before) + len(after) > self.context_tokens:
@@ -249,29 +239,29 @@ class TransformersGenerator:
                     f"prompt {index}: {len(before)} tokens and {len(after)} of the answer do not fit 1 to "
                     f"{self.context_tokens}; lower prompt.max_tokens"
                 )
-        told = [index for index, ids in enumerate(answer_ids) if ids]
-        sums = self._answer_sums([prompt_ids[index] for index in told], [answer_ids[index] for index in told])
-        found = dict(zip(told, sums, strict=True))
-        return [(found.get(index, 0.0), len(ids)) for index, ids in enumerate(answer_ids)]
+        nonempty = [index for index, ids in enumerate(answer_ids) if ids]
+        values = self._answer_sums([prompt_ids[index] for index in nonempty], [answer_ids[index] for index in nonempty])
+        sums = dict(zip(nonempty, values, strict=True))
+        return [(sums.get(index, 0.0), len(ids)) for index, ids in enumerate(answer_ids)]
 
     def _answer_sums(self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> list[float]:
-        """The sum of ln p of each answer, none of them empty; prompts that begin alike are read once."""
+        """The sum of ln p of each answer, none empty; a beginning that prompts share is computed once."""
         sums = torch.zeros(len(prompts), dtype=torch.float64)
         for groups in shared_prefixes.batches(self._model, prompts, answers, self._forward_tokens):
             piece = shared_prefixes.collate(prompts, answers, groups, self._pad_token)
             logits = shared_prefixes.logits(self._model, {name: value.to(self.device) for name, value in piece.items()})
             for place, group in enumerate(groups):  # one by one: float32 logits of a whole batch may not fit in memory
-                taught = (piece["labels"][place] != IGNORED).nonzero().flatten()
-                scores = logits[place, -len(taught) :].float()
-                wanted = piece["labels"][place, taught].to(scores.device)
-                each = (scores.gather(1, wanted[:, None])[:, 0] - scores.logsumexp(1)).double().cpu()
-                sums.index_add_(0, torch.tensor(group)[piece["segments"][place, taught] - 1], each)
+                labelled = (piece["labels"][place] != IGNORED).nonzero().flatten()
+                scores = logits[place, -len(labelled) :].float()
+                tokens = piece["labels"][place, labelled].to(scores.device)
+                each = (scores.gather(1, tokens[:, None])[:, 0] - scores.logsumexp(1)).double().cpu()
+                sums.index_add_(0, torch.tensor(group)[piece["segments"][place, labelled] - 1], each)
         return sums.tolist()
 
-    def _rows(
+    def _to_rows(
         self, prompts: Sequence[Prompt], max_new_tokens: int, temperature: float, stop: Sequence[str], seed: int
     ) -> tuple[list[Row], dict[int, Completion]]:
-        """Prompts that can be answered, and the completions of those that cannot."""
+        """The rows of the prompts that can be answered, and the completions, with errors, of those that cannot."""
         rows: list[Row] = []
         failed: dict[int, Completion] = {}
         for index, ids in enumerate(self._chat.encode([self.render(prompt.messages) for prompt in prompts])):
@@ -305,19 +295,16 @@ class TransformersGenerator:
         seconds = (time.perf_counter() - started) / len(batch)
         return {row.index: row.completion(seconds) for row in batch}
 
-    def _start(self, batch: Sequence[Row]) -> DecodingBatch:
-        room = max(row.room for row in batch)
-        return DecodingBatch(self._model, [row.ids for row in batch], room, self._prefill_tokens)
-
     def _decode(self, batch: Sequence[Row], *, watch: bool) -> Iterator[None]:
-        """Generate for a batch, filling its rows; pauses after each token. `watch` is that of `append`."""
+        """Generate until every row of the batch is finished; yield after each token. For `watch` see `Row.append`."""
         alive = list(batch)
-        decoding = self._start(alive)
+        room = max(row.room for row in alive)
+        decoding = DecodingBatch(self._model, [row.ids for row in alive], room, self._prefill_tokens)
         while True:
             for row, token in zip(alive, choose_tokens(decoding.logits, alive), strict=True):
                 if token is None:
-                    raise GeneratorError("the model gave logits that are not numbers")
-                self.append(row, token, watch=watch)
+                    raise GeneratorError("the model's logits are not numbers")
+                row.append(token, self.end_tokens, self.decode, watch=watch)
             yield
             for place in reversed(range(len(alive))):
                 if alive[place].finish is not None:
@@ -334,9 +321,9 @@ def _failure(prompt_tokens: int, error: str) -> Completion:
 
 
 def _batches(rows: list[Row], batch_tokens: int) -> Iterator[list[Row]]:
-    """Rows by length, longest first (memory runs out early or never), in batches of at most `batch_tokens`.
+    """Rows by length, longest first (so memory runs out early or never), in batches of at most `batch_tokens`.
 
-    The batches hold about as many rows each: a last batch of a few rows would read all weights for little.
+    All batches have about the same number of rows: a small last batch would read all weights for a few rows.
     """
     ordered = sorted(rows, key=lambda row: len(row.ids), reverse=True)
     fewest = sum(1 for _ in _greedy_batches(ordered, batch_tokens, len(ordered)))

@@ -1,7 +1,4 @@
-"""What a generator takes and gives, whichever engine does the work, and where an answer ends.
-
-In and out: plain values. This module knows nothing of torch, HTTP or files.
-"""
+"""The interface of every generation engine: prompts, completions, and the rule where an answer ends."""
 
 from __future__ import annotations
 
@@ -15,61 +12,61 @@ from ragtune_ray.schema import Passage
 
 __all__ = ["Completion", "Finish", "Generator", "GeneratorError", "Prompt", "Tokenizer", "settled_text"]
 
-_INCOMPLETE = "\ufffd"  # what a tokenizer shows for the first bytes of an unfinished character
+_INCOMPLETE = "\ufffd"  # decoders write this for a character whose last bytes are still to come
 
 
 class GeneratorError(RagtuneError, ValueError):
-    """A generator cannot be loaded or cannot do what was asked; the message says what to do next."""
+    """A generator cannot be loaded or cannot handle the request; the message says what to do next."""
 
 
 Finish: TypeAlias = Literal["stop", "length"]
-"""`stop`: the model ended it or a stop string did; `length`: `max_new_tokens` or the model's context did."""
+"""`stop`: an end token or a stop string ended the answer; `length`: `max_new_tokens` or the model's context did."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What the generator is shown for one query."""
+    """What the generator reads for one query."""
 
     messages: tuple[tuple[str, str], ...]
     """(role, content); the system message comes first."""
     passages: tuple[Passage, ...]
-    """The passages in the prompt, in the order of their numbers, which start at 1. A shortened passage has its shortened text."""
+    """The passages in the prompt, numbered from 1 in this order; the text of a shortened one is the shortened text."""
     num_tokens: int
-    """Tokens of the rendered messages."""
+    """Number of tokens of the rendered messages."""
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What a generator made of one prompt."""
+    """The text generated for one prompt, and what it cost."""
 
     text: str
-    """The answer; a stop string and what follows it are cut off. Empty when the row failed."""
+    """The answer, cut off before the first stop string. Empty if the row failed."""
     prompt_tokens: int
     completion_tokens: int
-    """Tokens generated, those of a stop string included, the end-of-sequence token not."""
+    """Number of generated tokens, including those of a stop string but not the end-of-sequence token."""
     seconds: float
-    """Wall time of its batch divided by the rows in it; of the request, with engine `openai`."""
+    """Wall time of the batch divided by its number of rows; with engine `openai`, wall time of the request."""
     finish: Finish
     error: str
-    """Why the row failed; empty when ok."""
+    """Why the row failed; empty if it succeeded."""
     confidence: float | None = None
-    """The geometric mean of the probabilities of its tokens, 0 to 1; None where the engine does not tell."""
+    """The geometric mean of the probabilities of its tokens, 0 to 1; None if the engine does not report them."""
     log_probability: float | None = None
-    """The sum of ln p over its tokens, the end included where it came to one; None where the engine does not tell."""
+    """The sum of ln p over its tokens, including an end token; None if the engine does not report it."""
 
 
 class Tokenizer(Protocol):
-    """What prompts are measured with."""
+    """What a prompt builder needs in order to keep to a token budget."""
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        """Tokens of each text."""
+        """Number of tokens of each text."""
 
     def render(self, messages: Sequence[tuple[str, str]]) -> str:
-        """Messages (role, content) as the text the model reads."""
+        """Messages (role, content) as the text that the model reads."""
 
 
 class Generator(Tokenizer, Protocol):
-    """What bulk answering and serving need of an engine."""
+    """What bulk answering and serving need from an engine."""
 
     def generate(
         self,
@@ -80,7 +77,7 @@ class Generator(Tokenizer, Protocol):
         stop: Sequence[str] = (),
         seed: int = 0,
     ) -> list[Completion]:
-        """One completion per prompt, in their order; a failed row carries its error."""
+        """One completion per prompt, in the same order; the completion of a prompt that failed has an `error`."""
 
     def stream(
         self,
@@ -91,22 +88,22 @@ class Generator(Tokenizer, Protocol):
         stop: Sequence[str] = (),
         seed: int = 0,
     ) -> Stream[str, None, Finish]:
-        """Pieces of the text that `generate` gives for this prompt; returns why it ended."""
+        """Yields the text that `generate` returns for this prompt piece by piece; returns why it ended."""
 
     def log_likelihood(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[tuple[float, int]]:
-        """Sum of ln p over the tokens of each answer after its prompt, and their number."""
+        """For each answer, the sum of ln p over its tokens given its prompt, and the number of those tokens."""
 
 
 def settled_text(text: str, stop: Sequence[str], *, ended: bool) -> tuple[str, bool]:
-    """The part of a growing text that no later token can take back, and whether a stop string ends it there.
+    """The part of a growing text that later tokens cannot change, and whether a stop string ends it.
 
-    Held back while the text grows: an unfinished character and whatever may be the beginning of a stop string. So the
-    settled text of a prefix is always a prefix of the settled text of the whole.
+    While the text grows, an incomplete character and a possible beginning of a stop string are held back. So the settled
+    text only ever grows, and a stream never has to take back what it showed.
 
     Args:
         text: what was generated so far.
         stop: texts at which an answer ends; the empty string is ignored.
-        ended: no more will come, so nothing is held back.
+        ended: the text is complete, so nothing is held back.
 
     >>> settled_text("Paris</", ["</s>"], ended=False)
     ('Paris', False)

@@ -1,10 +1,8 @@
-"""LoRA adapters on a model that serves several at once: every row of a batch has its own, or none.
+"""Serves several LoRA adapters on one model; every row of a batch has its own adapter or none.
 
-In: a model for inference, directories as PEFT writes them. Out: the same model, whose layers add to each row what the row's
-adapter says: W x + s B A x (Hu et al. 2021, arXiv:2106.09685). This module knows nothing of requests.
-
-Why not PEFT itself: it wraps `nn.Linear`, which a CPU's packed layers (`packing`) are no longer, and a base model beside adapters
-must give the bits that it gives alone. Rows without an adapter take the very path that they took before.
+A layer computes W x + s B A x with the A and B of the row's adapter (Hu et al. 2021, arXiv:2106.09685). PEFT is not used
+here because it wraps `nn.Linear`, which a CPU's packed layers (`packing`) are not, and because rows without an adapter must
+get the same bits as without any adapters loaded: their computation is unchanged.
 """
 
 from __future__ import annotations
@@ -31,33 +29,22 @@ __all__ = ["Adapters"]
 _PREFIX = "base_model.model."
 _DOWN, _UP = ".lora_A.weight", ".lora_B.weight"
 _GATED = ("gate_proj", "up_proj", "down_proj")
-# Settings of a LoRA config that leave the formula above as it is. Any other must be unset, whatever PEFT invents next.
+# Settings of a LoRA config that do not change the formula above. All others, including future ones of PEFT, must be unset.
 _HARMLESS = {
-    *(
-        "peft_type",
-        "peft_version",
-        "task_type",
-        "auto_mapping",
-        "base_model_name_or_path",
-        "revision",
-        "inference_mode",
-    ),
-    *("r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "qalora_group_size", "megatron_core"),
-    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "init_lora_weights"),
+    *("peft_type", "peft_version", "task_type", "auto_mapping", "base_model_name_or_path", "revision"),
+    *("inference_mode", "r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "qalora_group_size"),
+    *("megatron_core", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
+    "init_lora_weights",
 }
-_UNCHANGED_BASE = (
-    True,
-    False,
-    "gaussian",
-    "orthogonal",
-)  # the other ways to begin also change the base model's weights
+# Other initializations also change the base model's weights.
+_UNCHANGED_BASE = (True, False, "gaussian", "orthogonal")
 
 _Weights = tuple[torch.Tensor, torch.Tensor]
-"""A of shape (rank, in features) and s B of shape (out features, rank)."""
+"""A of shape (rank, in_features) and s B of shape (out_features, rank)."""
 
 
 class _Selection(threading.local):
-    """Which rows of the batch under way have which adapter; each thread has its own."""
+    """Which rows of the current batch have which adapter, per thread."""
 
     def __init__(self) -> None:
         self.num_rows = 0
@@ -65,14 +52,14 @@ class _Selection(threading.local):
 
 
 class Adapters:
-    """The adapters of one model; changes the model's layers in place.
+    """The adapters of one model; replaces the model's layers in place.
 
     Args:
         model: a transformers causal language model for inference.
-        directories: adapter_config.json and adapter_model.safetensors, by the name of the adapter.
+        directories: with adapter_config.json and adapter_model.safetensors, by the name of the adapter.
 
     Raises:
-        GeneratorError: a directory holds no adapter, one of another kind than plain LoRA, or one for another model.
+        GeneratorError: a directory contains no adapter, one that is not plain LoRA, or one for another model.
     """
 
     def __init__(self, model: nn.Module, directories: Mapping[str, Path]) -> None:
@@ -89,10 +76,10 @@ class Adapters:
 
     @contextlib.contextmanager
     def applied(self, names: Sequence[str]) -> Iterator[None]:
-        """Inside, this thread's batches have these adapters.
+        """Inside this context, this thread's batches use these adapters.
 
         Args:
-            names: one per row of the batch; "" is none.
+            names: one per row of the batch; "": none.
         """
         selection = self._selection
         before = selection.num_rows, selection.rows
@@ -108,24 +95,24 @@ class Adapters:
 
 
 class _Deltas:
-    """What the adapters add to one linear layer."""
+    """The adapters' additions to one linear layer."""
 
     def __init__(self, by_adapter: dict[str, _Weights], selection: _Selection) -> None:
         self._by_adapter, self._selection = by_adapter, selection
 
     def rows(self, inputs: torch.Tensor) -> dict[str, list[int]]:
-        """Of each adapter that has something to add here, its rows of `inputs` (rows, tokens, features)."""
+        """The rows of `inputs` (rows, tokens, features) of each adapter that changes this layer."""
         selection = self._selection
         rows = {name: rows for name, rows in selection.rows.items() if name in self._by_adapter}
         if rows and (inputs.dim() != 3 or len(inputs) != selection.num_rows):
             raise GeneratorError(
-                f"a layer with adapters was given the shape {tuple(inputs.shape)} for {selection.num_rows} rows; this engine "
-                "adapts layers that see (rows, tokens, features). Merge the adapter into its model and serve that"
+                f"a layer with adapters got inputs of shape {tuple(inputs.shape)} for {selection.num_rows} rows; this "
+                "engine adapts layers with inputs (rows, tokens, features). Merge the adapter into its model and serve that"
             )
         return rows
 
     def of(self, name: str, inputs: torch.Tensor) -> torch.Tensor | float:
-        """What one adapter adds, s B A x; 0 where it leaves this layer alone."""
+        """The addition of one adapter, s B A x; 0 if it does not change this layer."""
         if name not in self._by_adapter:
             return 0.0
         down, up = self._by_adapter[name]
@@ -133,22 +120,22 @@ class _Deltas:
 
 
 class _AdaptedLinear(nn.Module):
-    """A linear layer, plain or packed."""
+    """A linear layer, plain or packed, with adapters."""
 
     def __init__(self, layer: nn.Module, deltas: _Deltas) -> None:
         super().__init__()
         self.layer, self.deltas = layer, deltas
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """(rows, tokens, in features) to (rows, tokens, out features)."""
-        made: torch.Tensor = self.layer(inputs)
+        """(rows, tokens, in_features) to (rows, tokens, out_features)."""
+        outputs: torch.Tensor = self.layer(inputs)
         for name, rows in self.deltas.rows(inputs).items():
-            made[rows] += self.deltas.of(name, inputs[rows])
-        return made
+            outputs[rows] += self.deltas.of(name, inputs[rows])
+        return outputs
 
 
 class _AdaptedGatedLayers(nn.Module):
-    """A packed feed-forward: fused for rows without adapters, in single operators for the others."""
+    """A packed feed-forward with adapters: fused for rows without adapters, separate operators for the others."""
 
     def __init__(self, layers: PackedGatedLayers, selection: _Selection) -> None:
         super().__init__()
@@ -156,29 +143,29 @@ class _AdaptedGatedLayers(nn.Module):
         self.deltas = {part: _Deltas({}, selection) for part in _GATED}
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """(rows, tokens, hidden) to the same."""
+        """(rows, tokens, hidden) to the same shape."""
         adapted = {name: rows for deltas in self.deltas.values() for name, rows in deltas.rows(inputs).items()}
         if not adapted:
             fused: torch.Tensor = self.layers(inputs)
             return fused
-        made = torch.empty_like(inputs)
-        taken = {row for rows in adapted.values() for row in rows}
-        if rest := [row for row in range(len(inputs)) if row not in taken]:
-            made[rest] = self.layers(inputs[rest])
+        outputs = torch.empty_like(inputs)
+        with_adapter = {row for rows in adapted.values() for row in rows}
+        if without := [row for row in range(len(inputs)) if row not in with_adapter]:
+            outputs[without] = self.layers(inputs[without])
         for name, rows in adapted.items():
-            made[rows] = self._with(name, inputs[rows])
-        return made
+            outputs[rows] = self._with_adapter(name, inputs[rows])
+        return outputs
 
-    def _with(self, name: str, inputs: torch.Tensor) -> torch.Tensor:
+    def _with_adapter(self, name: str, inputs: torch.Tensor) -> torch.Tensor:
         layers, deltas = self.layers, self.deltas
         gate = functional.silu(layers.gate.linear(inputs) + deltas["gate_proj"].of(name, inputs))
         product = gate * (layers.up(inputs) + deltas["up_proj"].of(name, inputs))
-        made: torch.Tensor = layers.down(product) + deltas["down_proj"].of(name, product)
-        return made
+        outputs: torch.Tensor = layers.down(product) + deltas["down_proj"].of(name, product)
+        return outputs
 
 
 def _attach(model: nn.Module, layer: str, deltas: _Deltas, selection: _Selection) -> None:
-    """Put the deltas of a layer, named as PEFT names it, where the layer is now."""
+    """Replace a layer, named as in PEFT, by one that adds the deltas."""
     parent, _, name = layer.rpartition(".")
     module = model.get_submodule(parent)
     if isinstance(module, PackedGatedLayers):
@@ -192,7 +179,7 @@ def _attach(model: nn.Module, layer: str, deltas: _Deltas, selection: _Selection
 
 
 def _check(name: str, model: nn.Module, layer: str, down: torch.Tensor, up: torch.Tensor) -> None:
-    """Refuse weights that do not fit the layer that they are for."""
+    """Refuse weights that do not fit their layer."""
     try:
         found = model.get_submodule(_unpacked(model, layer))
     except AttributeError:
@@ -202,30 +189,30 @@ def _check(name: str, model: nn.Module, layer: str, down: torch.Tensor, up: torc
     elif isinstance(found, PackedLinear):
         shape = tuple(found.packed.shape)
     else:
-        raise GeneratorError(f"adapter {name!r} is for the layer {layer}, which is no linear layer of this model")
+        raise GeneratorError(f"adapter {name!r} is for {layer}, which is not a linear layer of this model")
     if shape != (up.shape[0], down.shape[1]):
         raise GeneratorError(
-            f"adapter {name!r} has the shape {(up.shape[0], down.shape[1])} for the layer {layer}, the model {shape}; it was "
+            f"adapter {name!r} has shape {(up.shape[0], down.shape[1])} for {layer}, the model has {shape}; it was "
             "made for another model"
         )
 
 
 def _unpacked(model: nn.Module, layer: str) -> str:
-    """The name of a layer in a model that may be packed: the parts of a packed feed-forward have names of their own."""
+    """The name of a layer in a model that may be packed: the layers of a packed feed-forward have other names."""
     parent, _, name = layer.rpartition(".")
     packed = isinstance(model.get_submodule(parent), PackedGatedLayers) and name in _GATED
     return f"{parent}.{name.removesuffix('_proj')}" if packed else layer
 
 
 def _load(name: str, directory: Path) -> dict[str, _Weights]:
-    """The weights of an adapter by the layer that they are for."""
+    """The weights of an adapter by layer."""
     where = f"adapter {name!r} in {directory}"
     try:
         settings = json.loads((directory / "adapter_config.json").read_text(encoding="utf-8"))
         tensors = load_file(directory / "adapter_model.safetensors")
     except (OSError, ValueError, SafetensorError) as error:
         raise GeneratorError(
-            f"{where} cannot be loaded ({error}); it needs adapter_config.json and adapter_model.safetensors as PEFT's "
+            f"{where} cannot be loaded ({error}); it needs adapter_config.json and adapter_model.safetensors, as PEFT's "
             "save_pretrained writes them"
         ) from error
     _check_settings(where, settings)
@@ -238,7 +225,7 @@ def _load(name: str, directory: Path) -> dict[str, _Weights]:
             weights[layer] = (down, up * (settings["lora_alpha"] / rank))
     if 2 * len(weights) != len(tensors) or not weights:
         raise GeneratorError(
-            f"{where} holds other tensors than pairs of *{_DOWN} and *{_UP}, so it is no plain LoRA adapter"
+            f"{where} contains other tensors than pairs of *{_DOWN} and *{_UP}, so it is not a plain LoRA adapter"
         )
     if not all(part.isfinite().all() for pair in weights.values() for part in pair):
         raise GeneratorError(f"{where} has weights that are not numbers")
@@ -253,5 +240,5 @@ def _check_settings(where: str, settings: dict[str, Any]) -> None:
         given["init_lora_weights"] = settings["init_lora_weights"]
     if given or not isinstance(settings.get("lora_alpha"), (int, float)):
         raise GeneratorError(
-            f"{where} is no plain LoRA adapter ({given or 'no lora_alpha'}); merge it into its model and serve that"
+            f"{where} is not a plain LoRA adapter ({given or 'no lora_alpha'}); merge it into its model and serve that"
         )

@@ -1,7 +1,4 @@
-"""Prompts -> answers by asking any OpenAI-compatible server (vLLM, Ray Serve LLM, `transformers serve`).
-
-In: prompts and a server's address. Out: completions. It knows nothing of weights or tokenizers: the server owns both.
-"""
+"""Generates with any OpenAI-compatible server, such as vLLM, Ray Serve LLM or `transformers serve`."""
 
 from __future__ import annotations
 
@@ -16,28 +13,29 @@ from urllib.parse import urlsplit
 
 from ragtune_ray.generation.interface import Completion, Finish, GeneratorError, Prompt
 
-__all__ = ["OpenAIGenerator"]
+__all__ = ["MAX_STOPS", "OpenAIGenerator", "is_loopback"]
 
-_BYTES_PER_TOKEN = 3  # English has 4 to 5, Chinese 3 to 4 bytes per token: counting 3 errs on the safe side
-_MAX_STOPS = 4  # what the API accepts
+MAX_STOPS = 4
+"""Most stop strings of a request in OpenAI's API."""
+_BYTES_PER_TOKEN = 3  # English has 4 to 5 bytes per token, Chinese 3 to 4, so that 3 overestimates the number of tokens
 
 
 class OpenAIGenerator:
     """A chat model behind an OpenAI-compatible HTTP API.
 
-    Retries are the SDK's: exponential back-off with jitter on 408, 409, 429, 5xx and lost connections, or the wait that
-    the server's Retry-After names.
+    The SDK retries on 408, 409, 429, 5xx and lost connections, with exponential backoff and jitter, or after the time in the
+    server's Retry-After header.
 
     Args:
-        base_url: where the API is rooted, with its /v1.
+        base_url: the root of the API, including /v1.
         model: the server's name for the model.
-        api_key_env: the environment variable that holds the key. Unset, a loopback server gets a dummy key.
-        concurrency: requests under way at once.
-        timeout_seconds: longest wait for one attempt.
-        max_attempts: tries per request.
+        api_key_env: the environment variable with the API key. If it is not set, a loopback server gets a dummy key.
+        concurrency: most requests in flight.
+        timeout_seconds: limit for one attempt.
+        max_attempts: attempts per request.
 
     Raises:
-        GeneratorError: the package `openai` or the key is missing, or `stop` has more entries than the API accepts.
+        GeneratorError: the package `openai` or the API key is missing.
     """
 
     def __init__(
@@ -56,11 +54,11 @@ class OpenAIGenerator:
         self._concurrency, self._timeout_seconds, self._max_attempts = concurrency, timeout_seconds, max_attempts
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        """An estimate, a third of the UTF-8 bytes rounded up: usually too high, so that prompts stay within budget."""
+        """An estimate, UTF-8 bytes / 3 rounded up: usually too high, so that prompts stay within their budget."""
         return [-(-len(text.encode()) // _BYTES_PER_TOKEN) for text in texts]
 
     def render(self, messages: Sequence[tuple[str, str]]) -> str:
-        """The contents joined, for counting; the server applies its own chat template."""
+        """The contents joined, for counting only; the server applies its own chat template."""
         return "\n".join(content for _, content in messages)
 
     def generate(
@@ -72,7 +70,11 @@ class OpenAIGenerator:
         stop: Sequence[str] = (),
         seed: int = 0,
     ) -> list[Completion]:
-        """One completion per prompt, in their order; a request that failed carries its status and reason."""
+        """One completion per prompt, in the same order; the `error` of a failed request has its status and reason.
+
+        Raises:
+            GeneratorError: `stop` has more than `MAX_STOPS` texts.
+        """
         request = self._request(max_new_tokens, temperature, stop, seed)
         return asyncio.run(self._ask_all(prompts, request))
 
@@ -85,10 +87,10 @@ class OpenAIGenerator:
         stop: Sequence[str] = (),
         seed: int = 0,
     ) -> Stream[str, None, Finish]:
-        """Pieces of text as the server sends them; returns why it ended, as the server says.
+        """Yield the text in the pieces that the server sends; return why it ended.
 
         Raises:
-            GeneratorError: the request failed; names the status.
+            GeneratorError: the request failed; the message has the status.
         """
         request = self._request(max_new_tokens, temperature, stop, seed)
         finish: Finish = "stop"
@@ -100,11 +102,11 @@ class OpenAIGenerator:
                         if choice.delta.content:
                             yield choice.delta.content
             except (self._openai.OpenAIError, ValueError) as error:
-                raise GeneratorError(self._reason(error)) from None  # the cause may hold the request with its key
+                raise GeneratorError(self._reason(error)) from None  # the cause may contain the request with its key
         return finish
 
     def log_likelihood(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[tuple[float, int]]:
-        """Never available: the API does not score given answers.
+        """Not available: the API does not score given answers.
 
         Raises:
             GeneratorError: always.
@@ -125,14 +127,14 @@ class OpenAIGenerator:
             try:
                 reply = await client.chat.completions.create(**request, messages=_messages(prompt))
                 completion = _completion(reply, prompt, time.perf_counter() - started)
-            except (self._openai.OpenAIError, ValueError) as error:  # ValueError: the body is no JSON
+            except (self._openai.OpenAIError, ValueError) as error:  # ValueError: the body is not JSON
                 seconds = time.perf_counter() - started
                 return Completion("", prompt.num_tokens, 0, seconds, "stop", self._reason(error))
         return completion
 
     def _request(self, max_new_tokens: int, temperature: float, stop: Sequence[str], seed: int) -> dict[str, Any]:
-        if len(stop) > _MAX_STOPS:
-            raise GeneratorError(f"generator.stop: {len(stop)} texts, an OpenAI-compatible server takes {_MAX_STOPS}")
+        if len(stop) > MAX_STOPS:
+            raise GeneratorError(f"generator.stop: {len(stop)} texts; an OpenAI-compatible server accepts {MAX_STOPS}")
         request: dict[str, Any] = {"model": self._model, "max_tokens": max_new_tokens, "temperature": temperature}
         if stop:
             request["stop"] = list(stop)
@@ -147,7 +149,7 @@ class OpenAIGenerator:
         }
 
     def _reason(self, error: Exception) -> str:
-        """Status and message in one line, with the key taken out should the server echo it."""
+        """Status and message in one line, without the key, which the server may have echoed."""
         status = getattr(error, "status_code", None)
         text = " ".join(str(error).split())[:500].replace(self._key, "***")
         return f"{type(error).__name__}{f' (status {status})' if status else ''} from {_host(self._base_url)}: {text}"
@@ -167,26 +169,35 @@ def _api_key(name: str, base_url: str) -> str:
     key = os.environ.get(name, "").strip()
     if key:
         return key
-    if _is_loopback(base_url):
+    if is_loopback(urlsplit(base_url).hostname or ""):
         return "no-key-needed-on-loopback"
     raise GeneratorError(
-        f"generator.api_key_env: the environment variable {name} is not set, and {_host(base_url)} is not this machine; "
+        f"generator.api_key_env: environment variable {name} is not set, and {_host(base_url)} is not this machine; "
         f"export {name} or name another variable"
     )
 
 
-def _is_loopback(base_url: str) -> bool:
-    host = urlsplit(base_url).hostname or ""
-    if host == "localhost":
+def is_loopback(host: str) -> bool:
+    """Whether an address, or the value of a Host header, is this machine itself.
+
+    >>> is_loopback("[::1]:8000"), is_loopback("127.0.0.1.evil.example")
+    (True, False)
+    """
+    name = host.strip()
+    if name.startswith("["):
+        name = name[1:].partition("]")[0]
+    elif name.count(":") == 1:
+        name = name.partition(":")[0]
+    if name.casefold() == "localhost":
         return True
     try:
-        return ipaddress.ip_address(host).is_loopback
+        return ipaddress.ip_address(name).is_loopback
     except ValueError:  # a name, not an address
         return False
 
 
 def _host(base_url: str) -> str:
-    """Host and port only: a user name or password in the address must not reach a message."""
+    """Host and port only, because the URL may contain a user name and password."""
     parts = urlsplit(base_url)
     return f"{parts.hostname}:{parts.port}" if parts.port else str(parts.hostname)
 
@@ -196,11 +207,11 @@ def _messages(prompt: Prompt) -> list[dict[str, str]]:
 
 
 def _completion(reply: Any, prompt: Prompt, seconds: float) -> Completion:
-    """The server's reply as a completion; whatever is not shaped like one becomes the row's error."""
+    """The server's reply as a completion; with an `error` if it does not have the expected form."""
     choices = getattr(reply, "choices", None)
     message = getattr(choices[0], "message", None) if choices else None
     if choices is None or message is None:
-        return Completion("", prompt.num_tokens, 0, seconds, "stop", "the server's reply holds no choices[0].message")
+        return Completion("", prompt.num_tokens, 0, seconds, "stop", "the server's reply has no choices[0].message")
     usage = getattr(reply, "usage", None)
     return Completion(
         text=message.content or "",

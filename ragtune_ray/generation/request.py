@@ -1,8 +1,4 @@
-"""A request on its way: text as it comes, its end, and ways to wait for both from threads and from asyncio.
-
-In: a row to be decoded. Out: pieces of text, then a completion or the reason why there is none. This module knows nothing of
-models, queues or HTTP.
-"""
+"""A request to a generator, whose text threads or asyncio tasks read while it is generated."""
 
 from __future__ import annotations
 
@@ -14,27 +10,27 @@ from typing import Literal
 
 from ragtune_ray import RagtuneError
 from ragtune_ray.generation.interface import Completion
-from ragtune_ray.generation.sampling import Row
+from ragtune_ray.generation.row import Row
 
 __all__ = ["Overloaded", "Reason", "Request", "RequestFailed"]
 
 Reason = Literal["deadline", "cancelled", "failed"]
 
 
-class Overloaded(RagtuneError, RuntimeError):  # noqa: N818 - a state of the generator, no mistake
-    """A request is not taken now: the queue is full, or the generator closes; another time or replica may take it."""
+class Overloaded(RagtuneError, RuntimeError):  # noqa: N818 - a state, not an error
+    """The queue is full or the generator is closing; retry later or at another replica."""
 
 
-class RequestFailed(RagtuneError, RuntimeError):  # noqa: N818 - an end of a request, no mistake
-    """A request has no completion.
+class RequestFailed(RagtuneError, RuntimeError):  # noqa: N818 - an outcome, not an error
+    """A request ended without a completion.
 
     Args:
-        reason: `deadline`: its time ran out; `cancelled`: whoever asked has left; `failed`: the message says what happened.
+        reason: `deadline`: its time ran out; `cancelled`: the client left; `failed`: the message says what happened.
         message: for a person.
     """
 
     def __init__(self, reason: Reason, message: str) -> None:
-        super().__init__(reason, message)  # both, so that it survives pickling on its way between processes
+        super().__init__(reason, message)  # both, so that it survives pickling
         self.reason: Reason = reason
 
     def __str__(self) -> str:
@@ -44,10 +40,12 @@ class RequestFailed(RagtuneError, RuntimeError):  # noqa: N818 - an end of a req
 class Request:
     """One prompt that is being answered; every method may be called from any thread.
 
+    Readers call `pieces`, `apieces`, `completion` and `cancel`; the generator calls `expire`, `advance` and `fail`.
+
     Args:
-        row: the prompt, and what is generated for it.
-        deadline_seconds: from now; 0: none.
-        adapter: the name of the LoRA adapter that answers; "" is the model as it is.
+        row: the prompt, and the text generated so far.
+        deadline_seconds: limit from now until the end of the answer; 0: none.
+        adapter: the name of the LoRA adapter that answers; "": the base model.
     """
 
     def __init__(self, row: Row, *, deadline_seconds: float = 0.0, adapter: str = "") -> None:
@@ -62,26 +60,28 @@ class Request:
 
     @property
     def is_over(self) -> bool:
-        """Whether it has its end, a good one or not."""
+        """Whether it has ended, with or without a completion."""
         return self._end is not None
 
     @property
     def failure(self) -> Reason | None:
-        """Why it has no completion; None when it has one or still goes on."""
+        """Why it has no completion; None if it has one or is still running."""
         end = self._end
         return end[0] if isinstance(end, tuple) else None
 
     def expire(self) -> bool:
-        """For the one who decodes: end it if its deadline has passed, and say whether it is over."""
+        """End it if its deadline has passed; return whether it is over."""
         if 0 < self._deadline_seconds <= time.monotonic() - self._started:
             self.fail("deadline", f"no answer within {self._deadline_seconds:g} seconds")
         return self.is_over
 
     def pieces(self) -> Iterator[str]:
-        """Settled text as it comes; the pieces add up to the completion's text. Left early, the request is cancelled.
+        """Yield the text while it is generated; the pieces concatenate to the completion's text.
+
+        Closing the iterator early cancels the request.
 
         Raises:
-            RequestFailed: in place of an end.
+            RequestFailed: the request ended without a completion.
         """
         shown = 0
         try:
@@ -96,13 +96,13 @@ class Request:
         self._result()
 
     async def apieces(self) -> AsyncIterator[str]:
-        """The same for asyncio, whose loop is never blocked."""
+        """`pieces` for asyncio; it never blocks the event loop."""
         loop, changed = asyncio.get_running_loop(), asyncio.Event()
 
         def listener() -> None:
             try:
                 loop.call_soon_threadsafe(changed.set)
-            except RuntimeError:  # the loop was closed: nobody reads any more
+            except RuntimeError:  # the loop was closed, so nobody reads any more
                 self.cancel()
 
         with self._changed:
@@ -129,18 +129,18 @@ class Request:
         """Wait for the end.
 
         Raises:
-            RequestFailed: there is no completion.
+            RequestFailed: the request ended without a completion.
         """
         with self._changed:
             self._changed.wait_for(lambda: self.is_over)
         return self._result()
 
     def cancel(self) -> None:
-        """Whoever asked has left: nothing more is computed. Without effect on a request that is over."""
+        """Stop computing it; no effect if it is over."""
         self.fail("cancelled", "the request was cancelled")
 
     def advance(self) -> None:
-        """For the one who decodes: the row has changed; its text is shown, and its end where it has come to it."""
+        """Publish the row's new text, and its completion if it has finished."""
         row = self.row
         end = None
         if row.finish is not None:
@@ -148,11 +148,11 @@ class Request:
         self._change(row.text, end)
 
     def fail(self, reason: Reason, message: str) -> None:
-        """For the one who decodes: it ends here; without effect on a request that is over."""
+        """End it without a completion; no effect if it is over."""
         self._change(self._text, (reason, message))
 
     def _wait(self, shown: int) -> str:
-        """The text behind its first `shown` characters, as soon as there is some; "" when there will be none."""
+        """Wait for text after the first `shown` characters and return it; "" if the request is over without more."""
         with self._changed:
             self._changed.wait_for(lambda: len(self._text) > shown or self.is_over)
             return self._text[shown:]
@@ -170,5 +170,5 @@ class Request:
         end = self._end
         if isinstance(end, Completion):
             return end
-        assert end is not None, "asked for the result before the end"
+        assert end is not None, "the result was read before the end"
         raise RequestFailed(*end)

@@ -1,9 +1,7 @@
-"""The requests that are being decoded together, one token per request and step; they come and go between steps.
+"""Decodes several requests together, one token per request and step; they join and leave between steps.
 
-In: requests. Out: their texts and ends. It knows nothing of queues, threads or time: `continuous` decides who comes when.
-
-One request's failure is its own. Whatever it raises while its prompt is prefilled or its token is chosen ends it alone; an
-error in a step that all share ends those that shared it, and the next ones start afresh.
+`continuous` decides when a request joins. An error while a prompt is prefilled or a token is chosen fails only that request;
+an error in a shared step fails the requests that shared it, and later requests start with an empty batch.
 """
 
 from __future__ import annotations
@@ -26,19 +24,19 @@ _logger = logging.getLogger(__name__)
 
 
 class _AbandonedError(RagtuneError):
-    """Nobody waits for what is being prefilled."""
+    """The request that is being prefilled is over."""
 
 
 class RunningBatch:
     """Requests whose rows share every step.
 
     Args:
-        generator: the model; its `batch_tokens` bound the keys and values.
+        generator: the model; its `batch_tokens` limits the memory for keys and values.
         max_running: most requests at once.
-        adapters: the LoRA adapters that requests may name; None where there are none.
+        adapters: the LoRA adapters that requests may name, if any.
 
     Attributes:
-        generated_tokens: of all requests so far, end tokens included.
+        generated_tokens: total of all requests so far, including end tokens.
     """
 
     def __init__(self, generator: TransformersGenerator, max_running: int, adapters: Adapters | None = None) -> None:
@@ -46,7 +44,7 @@ class RunningBatch:
         self._adapters = adapters
         self._batch = generator.open_batch(max_running)
         self._requests: list[Request] = []  # in the order of the batch's rows
-        self._left: list[Request] = []
+        self._left: list[Request] = []  # since the last `release`
         self.generated_tokens = 0
 
     def __len__(self) -> int:
@@ -54,43 +52,43 @@ class RunningBatch:
 
     @property
     def requests(self) -> tuple[Request, ...]:
-        """Those that run, and those that are over and have not been let go yet."""
+        """The running requests, and those that are over but not yet released."""
         return tuple(self._requests)
 
     def has_room(self, request: Request) -> bool:
-        """Whether a request may come in now."""
+        """Whether a request may join now."""
         return self._batch.has_room(len(request.row.ids) + request.row.room)
 
     def admit(self, request: Request, between_layers: Callable[[], None]) -> None:
-        """Prefill a request's prompt and give it its first token.
+        """Prefill a request's prompt and append its first token.
 
         Args:
-            request: one that fits.
-            between_layers: called once per layer of the prefill; it may call `release` and `step`. A request that is over by
-                then is given up at once.
+            request: one that `has_room` accepts.
+            between_layers: called once per layer of the prefill; it may call `release` and `step`. If the request is over
+                after such a call, the prefill is abandoned.
         """
         row = request.row
 
-        def go_on() -> None:
+        def check_between_layers() -> None:
             between_layers()
             if request.expire():
                 raise _AbandonedError
 
         try:
             with self._adapted([request]):
-                self._batch.join([row.ids], row.room, go_on)
+                self._batch.join([row.ids], row.room, check_between_layers)
         except _AbandonedError:
             self._left.append(request)
             return
         except Exception as error:
             _logger.exception("a request's prompt of %d tokens failed", len(row.ids))
-            self._lose([request], error)
+            self._fail([request], error)
             return
         self._requests.append(request)
         self._extend([request], self._batch.logits[-1:])
 
     def step(self) -> None:
-        """The next token of every request."""
+        """Append the next token of every request."""
         if not self._requests:
             return
         try:
@@ -98,7 +96,7 @@ class RunningBatch:
                 self._batch.step(torch.tensor([request.row.generated[-1] for request in self._requests]))
         except Exception as error:
             _logger.exception("a step of %d requests failed", len(self._requests))
-            self._lose(self._requests, error)
+            self._fail(self._requests, error)
             self._requests = []
             while len(self._batch):
                 self._batch.drop(len(self._batch) - 1)
@@ -106,10 +104,10 @@ class RunningBatch:
         self._extend(self._requests, self._batch.logits)
 
     def release(self) -> list[Request]:
-        """Let those go that are over.
+        """Remove the requests that are over.
 
         Returns:
-            All that have left since the last call.
+            All requests that left since the last call.
         """
         for place in reversed(range(len(self._requests))):
             request = self._requests[place]
@@ -122,7 +120,7 @@ class RunningBatch:
         return left
 
     def clear(self) -> list[Request]:
-        """Forget all requests, whatever state the batch is in, and give them."""
+        """Remove all requests, whatever state the batch is in, and return them."""
         left = [*self._left, *self._requests]
         self._left, self._requests = [], []
         return left
@@ -131,14 +129,14 @@ class RunningBatch:
         tokens = choose_tokens(logits, [request.row for request in requests])
         for request, token in zip(requests, tokens, strict=True):
             if token is None:
-                request.fail("failed", "the model gave logits that are not numbers")
+                request.fail("failed", "the model's logits are not numbers")
                 continue
             self.generated_tokens += 1
             try:
-                self._generator.append(request.row, token, watch=True)
+                request.row.append(token, self._generator.end_tokens, self._generator.decode, watch=True)
             except Exception as error:
-                _logger.exception("a request's token %d could not be read", token)
-                request.fail("failed", _named(error))
+                _logger.exception("a request's token %d could not be decoded", token)
+                request.fail("failed", _describe(error))
             request.advance()
 
     def _adapted(self, requests: Sequence[Request]) -> contextlib.AbstractContextManager[None]:
@@ -146,13 +144,13 @@ class RunningBatch:
             return contextlib.nullcontext()
         return self._adapters.applied([request.adapter for request in requests])
 
-    def _lose(self, requests: Sequence[Request], error: Exception) -> None:
+    def _fail(self, requests: Sequence[Request], error: Exception) -> None:
         for request in requests:
-            request.fail("failed", _named(error))
+            request.fail("failed", _describe(error))
             self._left.append(request)
         if self._generator.device.startswith("cuda"):
             torch.cuda.empty_cache()
 
 
-def _named(error: Exception) -> str:
+def _describe(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"

@@ -1,9 +1,8 @@
-"""Prompts that begin alike, read once: several questions about the same passages as one row of tokens.
+"""Packs prompts with a common beginning into one row, so that a model computes that beginning once.
 
-In: token ids of prompts and of the answers that follow them. Out: tensors in which a beginning that several prompts share stands
-once, and each own rest sees it and itself alone; and what a causal language model makes of them. Every token's logits are
-what they would be in a row of its own (as in Wang and Hegde 2024, Accelerating Direct Preference Optimization with Prefix
-Sharing). This module knows nothing of losses.
+For example, several questions about the same passages. Each prompt's own tokens attend to the shared beginning and to
+themselves, so every token's logits are those of a row of its own (Wang and Hegde 2024, Accelerating Direct Preference
+Optimization with Prefix Sharing).
 """
 
 from __future__ import annotations
@@ -18,20 +17,20 @@ from torch import Tensor
 
 from ragtune_ray.models.token_batches import batches_by_length
 
-__all__ = ["IGNORED", "batches", "collate", "groups", "logits", "mask", "num_tokens", "suits"]
+__all__ = ["IGNORED", "batches", "collate", "groups", "logits", "mask", "num_tokens", "supports_sharing"]
 
 IGNORED = -100
-"""A label that costs nothing, as torch's cross-entropy has it."""
+"""The label of tokens that do not count in the loss, as in torch's cross-entropy."""
 OWN_TOKENS = 512
-"""Most tokens of a group beside its shared beginning: each is weighed against every other, though most may not see each other."""
+"""Most tokens of a group without its shared beginning: attention computes all their pairs, though most are masked."""
 _PADDING, _SHARED = -1, 0
-"""Segments of a token; a prompt's own rest has one from 1 on."""
+"""Segments of padding and of the shared beginning; the own tokens of the prompts have segments from 1 on."""
 
 TokenIds = Sequence[int]
 
 
-def suits(model: Any) -> bool:
-    """Whether a model of transformers sees what an attention mask shows it and no more: no state, no sliding window."""
+def supports_sharing(model: Any) -> bool:
+    """Whether an attention mask alone decides what a transformers model sees: no state and no sliding window."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     layers = getattr(base.config, "layer_types", None) or ()
     return (
@@ -43,39 +42,41 @@ def suits(model: Any) -> bool:
 
 
 def batches(
-    model: Any, prompts: Sequence[TokenIds], taught: Sequence[TokenIds], batch_tokens: int
+    model: Any, prompts: Sequence[TokenIds], answers: Sequence[TokenIds], batch_tokens: int
 ) -> Iterator[list[list[int]]]:
-    """The rows as batches of groups of similar length; where the model does not suit, a group is a row.
+    """Yield batches of groups of similar length; if the model does not support sharing, a group is one prompt.
 
     Args:
-        model: that is to read them.
-        prompts: token ids, per row.
-        taught: token ids of what follows each.
-        batch_tokens: of a batch when padded, at most (a single row may be longer).
+        model: the model that reads them.
+        prompts: token ids.
+        answers: token ids of the answer to each prompt.
+        batch_tokens: most tokens of a padded batch; a single longer group is a batch of its own.
     """
-    found = groups(prompts, taught, batch_tokens) if suits(model) else [[row] for row in range(len(prompts))]
-    lengths = [num_tokens([prompts[row] for row in group], [taught[row] for row in group]) for group in found]
+    found = (
+        groups(prompts, answers, batch_tokens) if supports_sharing(model) else [[row] for row in range(len(prompts))]
+    )
+    lengths = [num_tokens([prompts[row] for row in group], [answers[row] for row in group]) for group in found]
     for batch in batches_by_length(np.array(lengths), batch_tokens):
         yield [found[number] for number in batch]
 
 
-def groups(prompts: Sequence[TokenIds], taught: Sequence[TokenIds], longest: int) -> list[list[int]]:
-    """Row numbers in groups whose prompts share at least half of their tokens, from the first on.
+def groups(prompts: Sequence[TokenIds], answers: Sequence[TokenIds], longest: int) -> list[list[int]]:
+    """Indices of prompts in groups whose prompts share at least the first half of their tokens.
 
     >>> groups([[1, 2, 3], [7, 8], [1, 2, 4]], [[5], [5], [5]], 100)
     [[0, 2], [1]]
 
     Args:
-        prompts: token ids, per row.
-        taught: token ids of what follows each.
-        longest: tokens of a group, at most, but for a group of one row.
+        prompts: token ids.
+        answers: token ids of the answer to each prompt.
+        longest: most tokens of a group of several prompts.
     """
     found: list[list[int]] = []
     for number in sorted(range(len(prompts)), key=lambda row: list(prompts[row])):
         if found:
             joined = [*found[-1], number]
             shared = _num_shared([prompts[row] for row in joined])
-            total = _total([prompts[row] for row in joined], [taught[row] for row in joined], shared)
+            total = _total([prompts[row] for row in joined], [answers[row] for row in joined], shared)
             half = all(2 * shared >= len(prompts[row]) for row in joined)
             if half and total - shared <= OWN_TOKENS and total <= longest:
                 found[-1] = joined
@@ -84,22 +85,22 @@ def groups(prompts: Sequence[TokenIds], taught: Sequence[TokenIds], longest: int
     return found
 
 
-def num_tokens(prompts: Sequence[TokenIds], taught: Sequence[TokenIds]) -> int:
-    """Tokens of a group in one row.
+def num_tokens(prompts: Sequence[TokenIds], answers: Sequence[TokenIds]) -> int:
+    """Number of tokens of a group in one row.
 
     >>> num_tokens([[1, 2, 3], [1, 2, 4]], [[5, 6], [5]])
     5
     """
-    return _total(prompts, taught, _num_shared(prompts))
+    return _total(prompts, answers, _num_shared(prompts))
 
 
-def _total(prompts: Sequence[TokenIds], taught: Sequence[TokenIds], shared: int) -> int:
-    # The last token taught is predicted, and predicts nothing.
-    return shared + sum(len(prompt) - shared + len(told) - 1 for prompt, told in zip(prompts, taught, strict=True))
+def _total(prompts: Sequence[TokenIds], answers: Sequence[TokenIds], shared: int) -> int:
+    # The last token of an answer is predicted but predicts nothing, so it is not read.
+    return shared + sum(len(prompt) - shared + len(answer) - 1 for prompt, answer in zip(prompts, answers, strict=True))
 
 
 def _num_shared(prompts: Sequence[TokenIds]) -> int:
-    """Tokens at the beginning that all prompts share; the last of a prompt is its own, as the first answer token follows it."""
+    """Length of the common beginning, without any prompt's last token: its logits predict that prompt's answer."""
     if len(prompts) == 1:
         return 0
     columns = zip(*(prompt[:-1] for prompt in prompts), strict=False)
@@ -107,22 +108,24 @@ def _num_shared(prompts: Sequence[TokenIds]) -> int:
 
 
 def collate(
-    prompts: Sequence[TokenIds], taught: Sequence[TokenIds], rows: Sequence[Sequence[int]], pad_token: int
+    prompts: Sequence[TokenIds], answers: Sequence[TokenIds], rows: Sequence[Sequence[int]], pad_token: int
 ) -> dict[str, Tensor]:
-    """Groups as tensors, one row each, padded on the left: (num_groups, longest).
+    """Groups as tensors of shape (num_groups, longest), one row each, padded on the left.
 
-    `input_ids`; `position_ids`, each token's place in its own prompt; `segments`, which of the group's prompts it belongs to
-    (from 1; 0 is all of them); `attention_mask`, 1 where it is no padding; `labels`, the token that should come next, or IGNORED.
-    Places with a label stand last in a row, so that the last few suffice for all; what sees what is said by `mask`, not by the
-    order.
+    - `input_ids`
+    - `position_ids`: each token's position in its own prompt.
+    - `segments`: which of the group's prompts a token belongs to, from 1; 0: all of them; -1: padding.
+    - `attention_mask`: 0 for padding, else 1.
+    - `labels`: the next token of an answer, or IGNORED. Tokens with a label come last in a row, so that logits of the
+      last few suffice; `mask`, not their order, decides which tokens see each other.
 
     Args:
         prompts: token ids.
-        taught: token ids of what follows each, at least one.
-        rows: of which a group consists, such as `groups` finds.
-        pad_token: where a row ends early.
+        answers: token ids of the answer to each prompt, at least one.
+        rows: indices of the prompts of each group, as `groups` returns them.
+        pad_token: fills shorter rows.
     """
-    packed = [_packed([prompts[row] for row in group], [taught[row] for row in group]) for group in rows]
+    packed = [_packed([prompts[row] for row in group], [answers[row] for row in group]) for group in rows]
     width = max(len(places) for places in packed)
     names = {
         "input_ids": pad_token,
@@ -137,24 +140,24 @@ def collate(
     return tensors | {"attention_mask": (tensors["segments"] != _PADDING).long()}
 
 
-def _packed(prompts: Sequence[TokenIds], taught: Sequence[TokenIds]) -> list[tuple[int, int, int, int]]:
-    """The places of a group: token, position, segment and label of each, those with a label last."""
+def _packed(prompts: Sequence[TokenIds], answers: Sequence[TokenIds]) -> list[tuple[int, int, int, int]]:
+    """The (token, position, segment, label) of each token of a group, those with a label last."""
     shared = _num_shared(prompts)
     places = [(token, position, _SHARED, IGNORED) for position, token in enumerate(prompts[0][:shared])]
-    for segment, (prompt, told) in enumerate(zip(prompts, taught, strict=True), start=1):
-        read = [*prompt, *told[:-1]]
-        labels = [*([IGNORED] * (len(prompt) - 1)), *told]
+    for segment, (prompt, answer) in enumerate(zip(prompts, answers, strict=True), start=1):
+        read = [*prompt, *answer[:-1]]
+        labels = [*([IGNORED] * (len(prompt) - 1)), *answer]
         places += [(read[place], place, segment, labels[place]) for place in range(shared, len(read))]
-    return sorted(places, key=lambda place: place[-1] != IGNORED)  # stable: the order within is kept
+    return sorted(places, key=lambda place: place[-1] != IGNORED)  # a stable sort
 
 
 def logits(model: Any, piece: dict[str, Tensor]) -> Tensor:
-    """A causal language model's logits at the last places of each row, as many as have a label: (num_rows, kept, vocabulary).
+    """Logits of the last positions of each row, enough for all labels: (num_rows, num_kept, vocabulary).
 
-    The vocabulary is the widest matrix of a small model: only places that are taught go through it.
+    The projection to the vocabulary is the largest matrix of a small model, so only labelled positions go through it.
 
     Args:
-        model: of transformers; one that `suits`, or rows of a prompt each.
+        model: a transformers causal language model; if it does not support sharing, each row must be one prompt.
         piece: from `collate`, on the model's device.
     """
     kept = int((piece["labels"] != IGNORED).sum(dim=1).max())
@@ -162,7 +165,7 @@ def logits(model: Any, piece: dict[str, Tensor]) -> Tensor:
     if bool((piece["segments"] > 1).any()):
         seen = mask(piece["segments"], piece["position_ids"]).unsqueeze(1)
         dtype = next(model.parameters()).dtype
-        # What is added to the scores of attention. Without a shared beginning the model's own causal mask says the same.
+        # Added to the attention scores. For rows of one prompt the model's own causal mask is the same.
         shown = torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
     found: Tensor = model(
         input_ids=piece["input_ids"],
@@ -175,9 +178,10 @@ def logits(model: Any, piece: dict[str, Tensor]) -> Tensor:
 
 
 def mask(segments: Tensor, position_ids: Tensor) -> Tensor:
-    """Which token (third axis) each token (second axis) sees: (num_groups, longest, longest), bool.
+    """Which token (third axis) each token (second axis) attends to: bool (num_groups, longest, longest).
 
-    Those before it in its own prompt: the shared beginning, and its own rest. Padding sees itself, so that no row is empty.
+    A token sees the tokens before it in its own prompt, including the shared beginning. Padding sees itself, because
+    attention over nothing is NaN.
     """
     seeing, seen = segments.unsqueeze(2), segments.unsqueeze(1)
     own = (seen == seeing) | ((seen == _SHARED) & (seeing != _PADDING))

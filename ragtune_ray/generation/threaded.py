@@ -1,8 +1,7 @@
-"""Any generator asked by many at once, each request in a thread of its own: for engines that batch elsewhere (engine `openai`).
+"""Serves an engine that batches elsewhere (`openai`) with one thread per request.
 
-In: prompts from any thread. Out: requests, to be read as text comes. It has the face of `continuous.ContinuousGenerator`. A
-request that is cancelled lets go of its caller at once; its thread ends when the next piece comes. This module knows nothing of
-HTTP or Ray.
+Same interface as `continuous.ContinuousGenerator`. A cancelled request releases its caller at once; its thread ends with the
+next piece of text.
 """
 
 from __future__ import annotations
@@ -14,26 +13,26 @@ from dataclasses import dataclass
 
 from ragtune_ray.generation.interface import Finish, Generator, Prompt
 from ragtune_ray.generation.request import Overloaded, Request, RequestFailed
-from ragtune_ray.generation.sampling import Row
+from ragtune_ray.generation.row import Row
 
 __all__ = ["PassThroughGenerator", "PassThroughStats"]
 
 
 @dataclass(frozen=True, slots=True)
 class PassThroughStats:
-    """How many requests there are."""
+    """Current numbers of requests."""
 
     running: int
     waiting: int
 
 
 class PassThroughGenerator:
-    """A generator whose requests each have a thread.
+    """A generator with a thread for each request.
 
     Args:
-        generator: must bear being used by several threads.
-        max_running: threads.
-        max_waiting: requests that wait for one.
+        generator: must be thread-safe.
+        max_running: number of threads.
+        max_waiting: most requests in the queue.
     """
 
     def __init__(self, generator: Generator, *, max_running: int = 16, max_waiting: int = 64) -> None:
@@ -54,17 +53,17 @@ class PassThroughGenerator:
         deadline_seconds: float = 0.0,
         adapter: str = "",
     ) -> Request:
-        """Begin a request.
+        """Queue a prompt; the arguments are those of `ContinuousGenerator.submit`.
 
         Raises:
-            Overloaded: as many run and wait as may.
-            RequestFailed: an adapter was asked for, and there are none.
+            Overloaded: the threads and the queue are full.
+            RequestFailed: `adapter` is not empty; this engine has no adapters.
         """
         if adapter:
             raise RequestFailed("failed", f"adapter {adapter!r} is not served by this engine")
         with self._lock:
             if self._num_requests >= self._max_running + self._max_waiting:
-                raise Overloaded(f"{self._num_requests} requests run or wait; try again later")
+                raise Overloaded(f"{self._num_requests} requests run or wait; retry later")
             self._num_requests += 1
         row = Row(0, [0] * prompt.num_tokens, max_new_tokens, seed=seed, temperature=temperature, stop=stop)
         request = Request(row, deadline_seconds=deadline_seconds)
@@ -72,17 +71,17 @@ class PassThroughGenerator:
         return request
 
     def stats(self) -> PassThroughStats:
-        """How many requests there are."""
+        """Numbers of requests that run and wait."""
         with self._lock:
             running = min(self._num_requests, self._max_running)
             return PassThroughStats(running, self._num_requests - running)
 
     def is_alive(self) -> bool:
-        """Always: the engine is elsewhere."""
+        """Always True: the engine runs elsewhere."""
         return True
 
     def close(self, grace_seconds: float = 0.0) -> None:
-        """Take no more; what runs is not waited for."""
+        """Refuse new requests; running ones are not waited for."""
         del grace_seconds
         self._pool.shutdown(wait=False, cancel_futures=True)
 
@@ -91,7 +90,7 @@ class PassThroughGenerator:
         try:
             if request.expire():
                 return
-            finish = self._follow(request, prompt)
+            finish = self._stream_into(request, prompt)
             if finish is None:
                 return
             row.generated = [0] * self._generator.count_tokens([row.text])[0]
@@ -103,8 +102,8 @@ class PassThroughGenerator:
             with self._lock:
                 self._num_requests -= 1
 
-    def _follow(self, request: Request, prompt: Prompt) -> Finish | None:
-        """Hand on the pieces as they come; why they ended, or None where the request was over first."""
+    def _stream_into(self, request: Request, prompt: Prompt) -> Finish | None:
+        """Add the engine's pieces to the request; return why they ended, or None if the request was over first."""
         row = request.row
         pieces = self._generator.stream(
             prompt, max_new_tokens=row.room, temperature=row.temperature, stop=row.stop, seed=row.seed

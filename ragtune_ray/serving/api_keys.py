@@ -31,7 +31,7 @@ from ragtune_ray import config
 from ragtune_ray.index import filters
 from ragtune_ray.serving.requests import ApiError
 
-__all__ = ["ANYONE", "Key", "Keys", "Right", "Usage", "is_loopback", "key_digest", "load_keys", "visible_filter"]
+__all__ = ["ANYONE", "Key", "Keys", "Right", "Usage", "key_digest", "load_keys", "visible_filter"]
 
 Right = Literal["public", "key", "admin"]
 """What a route requires: nothing, any key, or an admin key."""
@@ -221,24 +221,3 @@ class Usage:
     def leave(self, key: Key) -> None:
         """Count the end of a request."""
         self._buckets[key.name].running -= 1
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address, or the value of a Host header, means this machine.
-
-    >>> is_loopback("[::1]:8000"), is_loopback("127.0.0.1.evil.example")
-    (True, False)
-    """
-    import ipaddress
-
-    name = host.strip()
-    if name.startswith("["):
-        name = name[1:].partition("]")[0]
-    elif name.count(":") == 1:
-        name = name.partition(":")[0]
-    if name.casefold() == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False

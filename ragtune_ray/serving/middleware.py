@@ -18,8 +18,9 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ragtune_ray import config
+from ragtune_ray.generation.openai_client import is_loopback
 from ragtune_ray.serving.admission import Load
-from ragtune_ray.serving.api_keys import ANYONE, Key, Keys, Right, Usage, is_loopback
+from ragtune_ray.serving.api_keys import ANYONE, Key, Keys, Right, Usage
 from ragtune_ray.serving.requests import ApiError
 from ragtune_ray.serving.telemetry import Telemetry
 

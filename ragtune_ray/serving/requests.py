@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ragtune_ray import RagtuneError, config
+from ragtune_ray.generation.openai_client import MAX_STOPS
 
 __all__ = [
     "ApiError",
@@ -32,8 +33,6 @@ __all__ = [
     "timeout_of",
     "top_k_of",
 ]
-
-MAX_STOPS = 4
 
 Turn = tuple[str, str]
 """(role, content)."""

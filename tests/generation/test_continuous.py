@@ -15,10 +15,11 @@ import torch
 from hypothesis import given, settings
 
 from ragtune_ray.generation import continuous, request
-from ragtune_ray.generation.continuous import ContinuousGenerator, Overloaded, Request, RequestFailed
+from ragtune_ray.generation.continuous import ContinuousGenerator
 from ragtune_ray.generation.decoding import DecodingBatch
 from ragtune_ray.generation.generator import TransformersGenerator
 from ragtune_ray.generation.interface import GeneratorError, Prompt
+from ragtune_ray.generation.request import Overloaded, Request, RequestFailed
 from ragtune_ray.generation.running_batch import RunningBatch
 from ragtune_ray.models import packing
 from tests.support.models import prompt_of, save_adapter, some_prompts
@@ -40,7 +41,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory, generator_directory: Path) ->
 def endless(generator_directory: Path) -> TransformersGenerator:
     """The same, which never ends an answer by itself."""
     generator = load(generator_directory)
-    generator._ends = frozenset()
+    generator.end_tokens = frozenset()
     return generator
 
 
@@ -105,7 +106,7 @@ def alone(generator: TransformersGenerator, asked: tuple[int, int, float, int]) 
 
 def row_request(generator: TransformersGenerator, asked: tuple[int, int, float, int]) -> Request:
     number, longest, temperature, seed = asked
-    return Request(generator.row(PROMPTS[number], max_new_tokens=longest, temperature=temperature, seed=seed))
+    return Request(generator.to_row(PROMPTS[number], max_new_tokens=longest, temperature=temperature, seed=seed))
 
 
 @settings(max_examples=40)
@@ -535,7 +536,7 @@ def test_what_cannot_be_asked_is_refused_by_name(start: Callable[..., Continuous
         engine.submit(prompt_of("a" * 3000), max_new_tokens=5)
     with pytest.raises(GeneratorError, match="max_new_tokens=0"):
         engine.submit(PROMPTS[0], max_new_tokens=0)
-    with pytest.raises(GeneratorError, match="adapter 'x' is not served; those that are: none"):
+    with pytest.raises(GeneratorError, match="adapter 'x' is not served; available: none"):
         engine.submit(PROMPTS[0], max_new_tokens=5, adapter="x")
 
 
@@ -604,7 +605,7 @@ def test_base_and_adapters_together_answer_as_each_alone(
         assert one.completion().text == expected[name][number], name
     bulk = adapted.generate(PROMPTS, max_new_tokens=15)
     assert [one.text for one in bulk] == expected[""], "another thread is not concerned"
-    with pytest.raises(GeneratorError, match="those that are: a, b"):
+    with pytest.raises(GeneratorError, match="available: a, b"):
         engine.submit(PROMPTS[0], max_new_tokens=5, adapter="c")
 
 
@@ -630,7 +631,7 @@ def test_adapters_of_another_kind_are_refused(
     for path in adapters["b"].iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     edit_settings(tmp_path, **changes)
-    with pytest.raises(GeneratorError, match=f"no plain LoRA adapter.*{message}"):
+    with pytest.raises(GeneratorError, match=f"not a plain LoRA adapter.*{message}"):
         tiny.load_adapters({"x": tmp_path})
 
 
@@ -649,14 +650,14 @@ def test_adapters_that_do_not_fit_are_refused_by_name(
     for key, value, message in [
         (first, torch.zeros(7, 2), "made for another model"),
         (first, good[first] * float("inf"), "not numbers"),
-        (first.replace("layers.0", "layers.9"), good[first], "no plain LoRA"),
+        (first.replace("layers.0", "layers.9"), good[first], "not a plain LoRA"),
         ("lm_head.weight", good[first], "other tensors"),
     ]:
         save_file(good | {key: value.clone()}, weights)
         with pytest.raises(GeneratorError, match=message):
             tiny.load_adapters({"x": tmp_path})
     save_file({key.replace("layers.0", "layers.9"): value for key, value in good.items()}, weights)
-    with pytest.raises(GeneratorError, match=r"layers\.9.*no linear layer of this model"):
+    with pytest.raises(GeneratorError, match=r"layers\.9.*not a linear layer of this model"):
         tiny.load_adapters({"x": tmp_path})
     weights.write_bytes(b"no weights")
     with pytest.raises(GeneratorError, match="cannot be loaded"):

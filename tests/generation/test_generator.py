@@ -275,9 +275,9 @@ def test_likelihoods_of_prompts_that_begin_alike_are_those_of_each_alone_from_fe
 def test_confidence_is_the_geometric_mean_of_the_tokens_probabilities(tiny: TransformersGenerator) -> None:
     prompts = some_prompts(5)
     for prompt, completion in zip(prompts, tiny.generate(prompts, max_new_tokens=6), strict=True):
-        row = tiny.row(prompt, max_new_tokens=6)
+        row = tiny.to_row(prompt, max_new_tokens=6)
         list(tiny._decode([row], watch=False))
-        chosen = row.generated + [next(iter(tiny._ends))] * (row.finish == "stop")
+        chosen = row.generated + [next(iter(tiny.end_tokens))] * (row.finish == "stop")
         scores = tiny._model(torch.tensor([row.ids + chosen])).logits[0].detach().log_softmax(-1)
         expected = [float(scores[len(row.ids) - 1 + n, token]) for n, token in enumerate(chosen)]
         assert completion.confidence == pytest.approx(math.exp(sum(expected) / len(expected)), rel=1e-3)

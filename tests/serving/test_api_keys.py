@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from ragtune_ray import config
-from ragtune_ray.serving.api_keys import Key, Keys, Usage, is_loopback, load_keys
+from ragtune_ray.generation.openai_client import is_loopback
+from ragtune_ray.serving.api_keys import Key, Keys, Usage, load_keys
 from ragtune_ray.serving.requests import ApiError
 
 SECRET = "correct-horse-battery"

@@ -94,7 +94,7 @@ class Sft(nn.Module):
 
     def _token_ids(self, prompts: Sequence[str], answers: Sequence[str]) -> tuple[list[list[int]], list[list[int]]]:
         """Token ids of the prompts, and of the answers with the end token."""
-        answer_ids = self._chat.encode([self._chat.defused(answer) for answer in answers])
+        answer_ids = self._chat.encode([self._chat.escape_special_tokens(answer) for answer in answers])
         return self._chat.encode(prompts), [[*ids, self._end_token] for ids in answer_ids]
 
 

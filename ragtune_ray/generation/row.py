@@ -1,0 +1,84 @@
+"""One prompt while it is decoded: what was asked, and what was generated so far."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from ragtune_ray.generation.interface import Completion, Finish, settled_text
+
+__all__ = ["Row"]
+
+
+@dataclass(slots=True)
+class Row:
+    """One row of a decoding batch."""
+
+    index: int
+    """Position of its prompt among the prompts of one call."""
+    ids: list[int]
+    """Token ids of the rendered prompt."""
+    room: int
+    """Most tokens it may generate: `max_new_tokens`, or fewer if the model's context ends earlier."""
+    seed: int = 0
+    """Its own seed, so that a sampled answer does not depend on other rows."""
+    temperature: float = 0.0
+    """0 is greedy."""
+    stop: Sequence[str] = ()
+    """Texts at which the answer ends."""
+    generated: list[int] = field(default_factory=list)
+    finish: Finish | None = None
+    """None while it is being decoded."""
+    text: str = ""
+    """Text that later tokens cannot change; see `interface.settled_text`."""
+    source: torch.Generator | None = None
+    """The state of its random numbers; None before the first draw."""
+    log_probability: float = 0.0
+    """Sum of ln p over the tokens chosen so far, including the token that ends the answer, before any temperature."""
+    num_chosen: int = 0
+    """Number of those tokens."""
+
+    @property
+    def confidence(self) -> float:
+        """The geometric mean of the probabilities of its tokens, 0 to 1."""
+        return math.exp(self.log_probability / max(1, self.num_chosen))
+
+    def append(
+        self, token: int, end_tokens: frozenset[int], decode: Callable[[Sequence[int]], str], *, watch: bool
+    ) -> None:
+        """Add the next token and check whether the answer ends with it.
+
+        Args:
+            token: chosen for this row.
+            end_tokens: token ids that end an answer.
+            decode: turns token ids into text.
+            watch: update `text` with every token, as stop strings and streams require, instead of only at the end.
+        """
+        if token in end_tokens:
+            self.finish = "stop"
+        else:
+            self.generated.append(token)
+            if len(self.generated) >= self.room:
+                self.finish = "length"
+        ended = self.finish is not None
+        if not (watch or ended):
+            return
+        self.text, stopped = settled_text(decode(self.generated), self.stop, ended=ended)
+        if stopped:
+            self.finish = "stop"
+
+    def completion(self, seconds: float) -> Completion:
+        """The finished row as a completion that took `seconds`."""
+        return Completion(
+            self.text,
+            len(self.ids),
+            len(self.generated),
+            seconds,
+            self.finish or "length",
+            "",
+            self.confidence,
+            self.log_probability,
+        )
