@@ -170,7 +170,7 @@ def _staged(settings: config.Config, folder: Path) -> list[str]:
     kept = [row for row in queries_of(settings, "all") if row.split != "train" or row.query_id in drawn]
     _write(folder / "random.jsonl", kept)
     plain = settings.using(f"queries.path={folder / 'random.jsonl'}", "training.name=random")
-    other = dataclasses.replace(Pair.of(settings), generator_model=train.train(plain))
+    other = dataclasses.replace(Pair.of(settings), generator_model=train.train(plain).path)
     routes = ", ".join(f"{name} {row['count']}" for name, row in routed["routes"].items())
     return [
         _line("EM", f"random {count}", _exact(other.used_in(settings)), "staged", _exact(pair.used_in(settings))),
@@ -241,14 +241,14 @@ def _independent(settings: config.Config, folder: Path) -> list[str]:
     pair, _ = _tuned(hidden, "joint")
     total = settings.training.max_steps * settings.tune.rounds
     longer = hidden.using(f"training.max_steps={total}", "training.epochs=4")
-    generator = train.train(longer.using("training.name=alone"))
+    generator = train.train(longer.using("training.name=alone")).path
     retriever = train.train(
         longer.using(
             f"training.objective={'contrastive' if settings.tune.reindex else 'query_side'}",
             "training.name=alone-retriever",
             f"training.learning_rate={settings.tune.retriever_learning_rate}",
         )
-    )
+    ).path
     if settings.tune.reindex:
         apart = Pair(str(folder / "alone"), retriever, "", generator)
         index.build_index(apart.used_in(settings))

@@ -108,7 +108,7 @@ def _bare(settings: config.Config, rows: list[schema.GeneratorExample], plan: li
 
 def _under_ray(settings: config.Config) -> tuple[float, float]:
     """The same of `ragtune train`, waiting for examples included."""
-    url = train(settings)
+    url = train(settings).path
     lines = (Path(artifacts.open_artifact(url).path) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     steps = [row for row in map(json.loads, lines) if "seconds" in row][WARM_UP_STEPS:]
     seconds = [row["seconds"] for row in steps]

@@ -244,7 +244,7 @@ def train(path: ConfigPath, overrides: Overrides = None, as_json: AsJson = False
     settings = config.load(path, overrides or ())
     from ragtune_ray.cluster.training.train import train as train_model
 
-    _finish(train_model(settings), as_json)
+    _finish(train_model(settings).path, as_json)
 
 
 @app.command()

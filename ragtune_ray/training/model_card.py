@@ -1,55 +1,53 @@
-"""What a tuned model says of itself: base, data, settings, scores.
-
-In: the facts of a training run and its config. Out: a README.md as model hubs read it (Mitchell et al. 2019). This module knows
-nothing of weights or files.
-"""
+"""Writes the model card of a tuned model: base, data, settings and scores (Mitchell et al. 2019)."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import cast
 
 import yaml
 
 from ragtune_ray import config
+from ragtune_ray.training.manifest import ModelManifest
 
 __all__ = ["model_card"]
 
-_GENERATOR = ("transformers", "text-generation")
-_RETRIEVER = ("sentence-transformers", "sentence-similarity")
 
-
-def model_card(facts: dict[str, Any], settings: config.Config) -> str:
-    """The card of a model.
+def model_card(facts: ModelManifest, settings: config.Config) -> str:
+    """The README.md of a model, in the format of model hubs.
 
     Args:
-        facts: as its manifest holds them.
-        settings: of the run.
+        facts: the model's manifest.
+        settings: config of the training.
     """
-    objective = facts["objective"]
-    library, task = _GENERATOR if facts["arm"] else _RETRIEVER  # only a generator is trained for an arm
+    objective, arm = facts["objective"], facts["arm"]  # only a generator is trained for an arm
     header = {
         "base_model": facts["base"],
-        "library_name": library,
-        "pipeline_tag": task,
+        "library_name": "transformers" if arm else "sentence-transformers",
+        "pipeline_tag": "text-generation" if arm else "sentence-similarity",
         "tags": ["ragtune-ray", objective],
     }
-    data, best, start = facts["input"], facts["best"], facts["start"]
+    data, start, best = (
+        facts["input"],
+        cast(Mapping[str, float], facts["start"]),
+        cast(Mapping[str, float], facts["best"]),
+    )
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(data.get("kinds", {}).items()))
     lines = [
         "---",
         yaml.safe_dump(header, sort_keys=False).strip(),
         "---",
         "",
-        f"# {facts['base']}, fine-tuned ({objective}{', ' + facts['arm'] if facts['arm'] else ''})",
+        f"# {facts['base']}, fine-tuned ({objective}{', ' + arm if arm else ''})",
         "",
         f"Trained by ragtune-ray on {data['num_train']:,} examples{' (' + kinds + ')' if kinds else ''}.",
-        "No document that they are about is one that validation or test queries are about.",
+        "No document of these examples is relevant to a validation or test query.",
         "",
         "| | at the start | this model |",
         "|---|---|---|",
         *(f"| validation {name} | {start[name]:.4f} | {best[name]:.4f} |" for name in start if name != "score"),
         "",
-        _verdict(facts),
+        _summary(facts),
         "",
         "## Settings",
         "",
@@ -59,17 +57,14 @@ def model_card(facts: dict[str, Any], settings: config.Config) -> str:
         ).strip(),
         "```",
     ]
-    if facts["arm"]:
-        lines += ["", "## Instruction", "", "Ask it as it was trained:", "", "```", _system(facts, settings), "```"]
+    if arm:
+        system = settings.prompt.system if arm == "rag+ft" else settings.prompt.system_without_passages
+        lines += ["", "## Instruction", "", "Use the instruction it was trained with:", "", "```", system, "```"]
     return "\n".join(lines) + "\n"
 
 
-def _verdict(facts: dict[str, Any]) -> str:
+def _summary(facts: ModelManifest) -> str:
     validated = f"{facts['input']['num_validation']:,} validation examples"
     if not facts["best"]["step"]:
         return f"No step was better than the start on {validated}: these are the weights it started from."
     return f"Weights of step {facts['best']['step']:,} of {facts['num_steps']:,}, the best on {validated}."
-
-
-def _system(facts: dict[str, Any], settings: config.Config) -> str:
-    return settings.prompt.system if facts["arm"] == "rag+ft" else settings.prompt.system_without_passages

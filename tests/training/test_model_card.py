@@ -28,7 +28,7 @@ RETRIEVER = SFT | {
 SETTINGS = config.Config().using("seed=5", "training.epochs=3", "training.learning_rate=0.0002")
 
 
-def parts(facts: dict[str, Any], settings: config.Config = SETTINGS) -> tuple[dict[str, Any], str]:
+def parts(facts: Any, settings: config.Config = SETTINGS) -> tuple[dict[str, Any], str]:
     """The header as hubs parse it, and the text below it."""
     before, header, body = model_card(facts, settings).split("---\n", 2)
     assert before == ""

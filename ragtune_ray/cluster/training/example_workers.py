@@ -1,7 +1,6 @@
-"""Ray Data: the actor that makes the examples of a unit of queries.
+"""The Ray Data actor that makes the examples of a unit of queries.
 
-In: staged queries, an index and the models that objectives need. Out: per unit a file of examples, and for `query_side` the
-stored vectors of their passages. This module knows nothing of how units are cut or put together (`preparation`).
+Out: per unit a file of examples and, for objectives that keep the index, the stored vectors of their passages.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ __all__ = ["PrepareUnit", "pool_table"]
 
 
 class PrepareUnit:
-    """An actor that makes the examples of a unit of queries; it holds a retriever where examples need passages."""
+    """An actor that makes the examples of a unit of queries; it loads only the models that the objective needs."""
 
     def __init__(self, settings: config.Config, version: str, staged: str, split: str, directory: str) -> None:
         from ragtune_ray.index.retriever import open_retriever
@@ -42,11 +41,11 @@ class PrepareUnit:
         self._sft = settings.training.objective == "sft"
         self._retriever = open_retriever(settings, version) if version and split != "replay" else None
         self._encoder = _encoder(settings, self._retriever) if self._retriever and not self._sft else None
-        self._count = _token_counter(settings)
+        self._count_tokens = _token_counter(settings)
         self._chat = _chat(settings) if settings.training.trains_generator else None
-        self._teacher = _teacher(settings)
-        # Validation asks where the positive stands, which needs no teacher.
-        self._generator = None if split == "validation" else _judge(settings)
+        self._reranker = _teaching_reranker(settings)
+        # Validation measures the rank of the positive, which needs no teacher.
+        self._generator = None if split == "validation" else _teaching_generator(settings)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[str]]:
         """Make and commit the examples of the units of the batch."""
@@ -70,7 +69,7 @@ class PrepareUnit:
             )
 
     def _examples(self, rows: Sequence[schema.Query]) -> tuple[list[Any], list[teaching.Judgement]]:
-        """An example or a reject per row; and, where the generator teaches, how well it judged."""
+        """An example or a reject per row, and the generator's judgements if it teaches."""
         if self._generator is not None:
             return self._taught(rows, self._candidates(rows), self._generator)
         return self._plain_examples(rows), []
@@ -84,64 +83,50 @@ class PrepareUnit:
             for row, candidates in zip(rows, found, strict=True)
             if row.answers and candidates.retrieved
         ]
-        gains = dict(
-            zip(
-                (row.query_id for row, _ in asked),
-                teaching.passage_gains(asked, generator, self._settings),
-                strict=True,
-            )
-        )
-        shown = {row.query_id: passages for row, passages in asked}
+        gains_of = teaching.passage_gains(asked, generator, self._settings)
+        scored = {row.query_id: (passages, gains) for (row, passages), gains in zip(asked, gains_of, strict=True)}
         made: list[Any] = []
         judgements = []
         for row, candidates in zip(rows, found, strict=True):
-            gained = gains.get(row.query_id, "has no answer to ask the generator about")
-            if isinstance(gained, str):
-                made.append(schema.Reject(row.query_id, gained, "row"))
+            passages, gains = scored.get(row.query_id, ([], "has no answer to ask the generator about"))
+            if isinstance(gains, str):
+                made.append(schema.Reject(row.query_id, gains, "row"))
                 continue
-            passages = shown[row.query_id]
             example, judgement = teaching.taught_example(
                 row,
                 candidates,
                 passages,
-                gained,
+                gains,
                 self._settings,
-                self._count,
-                reranker_scores=self._teacher(row.text, [each.text for each in passages]) if self._teacher else None,
+                self._count_tokens,
+                reranker_scores=self._reranker(row.text, [each.text for each in passages]) if self._reranker else None,
             )
             made.append(example)
             judgements.append(judgement)
         return made, judgements
 
     def _plain_examples(self, rows: Sequence[schema.Query]) -> list[Any]:
+        settings, chat = self._settings, self._chat
         if self._retriever is None:
-            assert self._chat is not None
+            assert chat is not None
             kind: schema.ExampleKind = "replay" if self._split == "replay" else "question_only"
-            return [examples.generator_example(row, None, self._chat, self._settings, kind) for row in rows]
+            return [examples.generator_example(row, None, chat, settings, kind) for row in rows]
         found = self._candidates(rows)
-        if self._settings.training.objective == "joint":
-            assert self._chat is not None
-            count = self._settings.training.hard_negatives + 1
-            return [
-                examples.joint_example(
-                    row, teaching.choose_candidates(row, candidates, count), self._chat, self._settings
-                )
-                for row, candidates in zip(rows, found, strict=True)
-            ]
-        if self._chat is not None:
-            if self._settings.training.distractors == "passage":
-                found = self._with_neighbors(rows, found)
-            return [
-                examples.generator_example(row, candidates, self._chat, self._settings)
-                for row, candidates in zip(rows, found, strict=True)
-            ]
-        return [
-            examples.retriever_example(row, candidates, self._settings, self._count, self._teacher)
-            for row, candidates in zip(rows, found, strict=True)
-        ]
+        if settings.training.distractors == "passage" and self._sft:
+            found = self._with_neighbors(rows, found)
+        return [self._plain_example(row, candidates) for row, candidates in zip(rows, found, strict=True)]
+
+    def _plain_example(self, row: schema.Query, candidates: examples.Candidates) -> Any:
+        settings, chat = self._settings, self._chat
+        if chat is None:
+            return examples.retriever_example(row, candidates, settings, self._count_tokens, self._reranker)
+        if self._sft:
+            return examples.generator_example(row, candidates, chat, settings)
+        count = settings.training.hard_negatives + 1
+        return examples.joint_example(row, teaching.choose_candidates(row, candidates, count), chat, settings)
 
     def _depth(self) -> int:
-        """Hits to choose passages from: of the best some are gold or hold the answer, and are no distractors."""
+        """Number of hits to choose passages from; some of the best answer the query, so they are no distractors."""
         training = self._settings.training
         return 4 * (training.passages or self._settings.retrieval.top_k) if self._sft else training.negative_depth
 
@@ -174,7 +159,7 @@ class PrepareUnit:
     def _with_neighbors(
         self, rows: Sequence[schema.Query], found: Sequence[examples.Candidates]
     ) -> list[examples.Candidates]:
-        """The candidates with the neighbours of each query's positive passage, which are retrieved once for all its queries."""
+        """Add the neighbors of each query's positive passage, retrieved once per distinct passage."""
         assert self._retriever is not None
         golds = [examples.positive_passage(row, candidates) for row, candidates in zip(rows, found, strict=True)]
         texts = {gold.passage_id: gold.text for gold in golds if gold is not None}
@@ -189,7 +174,7 @@ class PrepareUnit:
         ]
 
     def _pool(self, made: Sequence[schema.RetrieverExample | schema.JointExample]) -> pa.Table:
-        """passage_id and stored vector of every passage of the examples, once each."""
+        """The passage_id and stored vector of each distinct passage of the examples."""
         assert self._retriever is not None
         names = list(dict.fromkeys(name for example in made for name in example.passage_ids))
         documents = [[schema.document_id_of(name)] for name in names]
@@ -202,7 +187,7 @@ class PrepareUnit:
 
 
 def pool_table(names: Sequence[str], vectors: np.ndarray) -> pa.Table:
-    """Passage ids and their vectors (num_passages, dimension) as a table."""
+    """A table of passage ids and their vectors (num_passages, dimension)."""
     flat = pa.array(vectors.astype(np.float32).ravel())
     return pa.table(
         {
@@ -213,7 +198,7 @@ def pool_table(names: Sequence[str], vectors: np.ndarray) -> pa.Table:
 
 
 def _encoder(settings: config.Config, retriever: Retriever) -> Encoder:
-    """What makes the vectors of queries that are held against stored ones: lexical retrieval loads none of its own."""
+    """The encoder of queries to compare with stored vectors; loaded here if retrieval is lexical."""
     from ragtune_ray.index.retriever import check_encoder
     from ragtune_ray.models.encoder import load_encoder
 
@@ -245,8 +230,8 @@ def _token_counter(settings: config.Config) -> Any:
     return count
 
 
-def _teacher(settings: config.Config) -> Any:
-    """The reranker of the config, as a teacher; None where there is none."""
+def _teaching_reranker(settings: config.Config) -> Any:
+    """The reranker as a teacher's scoring function; None if the objective or the config uses none."""
     training = settings.training
     learns = training.objective == "distillation" or training.learns_from_generator
     if not learns or not settings.retrieval.reranker:
@@ -257,8 +242,8 @@ def _teacher(settings: config.Config) -> Any:
     return lambda query, texts: reranker.score([(query, text) for text in texts]).tolist()
 
 
-def _judge(settings: config.Config) -> Any:
-    """The generator of the config, where it is the teacher; else None."""
+def _teaching_generator(settings: config.Config) -> Any:
+    """The generator if it is the teacher, otherwise None."""
     if not settings.training.learns_from_generator:
         return None
     from ragtune_ray.generation.generator import open_generator

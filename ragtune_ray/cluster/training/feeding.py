@@ -1,8 +1,4 @@
-"""Ray Data: training examples -> the stream of steps that every training worker reads.
-
-In: a run of `preparation`. Out: a dataset of one row per step, in order, and its rows as examples again. This module knows
-nothing of models or losses.
-"""
+"""Streams the examples of each step from Ray Data to the training workers."""
 
 from __future__ import annotations
 
@@ -29,7 +25,7 @@ STEPS_PER_BLOCK = 16
 
 
 def in_order() -> Any:
-    """Ray Data's options for streams whose order matters."""
+    """Ray Data's options to preserve the order of rows."""
     import ray.data
 
     options = ray.data.ExecutionOptions()
@@ -38,20 +34,23 @@ def in_order() -> Any:
 
 
 def plan(settings: config.Config, examples: str) -> list[np.ndarray]:
-    """The rows of each step of a run. Only a generator reads passages that several examples show once (`objectives.Sft`)."""
+    """The row numbers of each step of a run.
+
+    `sft` keeps examples with the same passages together, because it computes their common prefix once.
+    """
     passage_ids = _table(examples, prepare.TRAIN)["passage_ids"]
-    together = settings.training.objective == "sft"
-    alike = batching.passage_groups(passage_ids) if together else np.arange(len(passage_ids))
-    return list(batching.steps(alike, settings.training, settings.seed))
+    is_grouped = settings.training.objective == "sft"
+    groups = batching.passage_groups(passage_ids) if is_grouped else np.arange(len(passage_ids))
+    return list(batching.steps(groups, settings.training, settings.seed))
 
 
 def steps_dataset(settings: config.Config, examples: str) -> ray.data.Dataset:
-    """One row per step, in order: its number and its examples."""
+    """A dataset with one row per step, in order: its number and its examples."""
     import ray.data
 
     planned = [{"step": step, "rows": rows.tolist()} for step, rows in enumerate(plan(settings, examples))]
     dataset = ray.data.from_items(planned, override_num_blocks=-(-len(planned) // STEPS_PER_BLOCK))
-    # No CPU of its own: training workers may hold all of them, and reading is little beside it.
+    # num_cpus=0: training workers may occupy all CPUs, and reading takes little time.
     return dataset.map_batches(
         functools.partial(_load_step, examples),
         batch_size=1,
@@ -62,7 +61,7 @@ def steps_dataset(settings: config.Config, examples: str) -> ray.data.Dataset:
 
 
 def _load_step(examples: str, batch: pa.Table) -> pa.Table:
-    """The row numbers of a step -> its examples, as a list of structs."""
+    """Replace the row numbers of a step by its examples, as a list of structs."""
     rows = _table(examples, prepare.TRAIN).take(batch["rows"].combine_chunks().flatten()).combine_chunks()
     packed = pa.ListArray.from_arrays(pa.array([0, rows.num_rows], pa.int32()), rows.to_struct_array().combine_chunks())
     return pa.table({"step": batch["step"], "examples": packed})
@@ -75,7 +74,7 @@ def _table(examples: str, name: str) -> pa.Table:
 
 
 def steps_from(first: int, record: type) -> Iterator[tuple[int, list[Any]]]:
-    """This worker's stream of steps: number and examples of each, from the `first` on."""
+    """Yield the number and the examples of each step, starting with step `first`, on a training worker."""
     import ray.train
 
     stream = ray.train.get_dataset_shard("train")
@@ -84,7 +83,7 @@ def steps_from(first: int, record: type) -> Iterator[tuple[int, list[Any]]]:
         step = batch["step"][0].as_py()
         if step < first:
             continue
-        assert step == expected, f"step {step} came where {expected} should"
+        assert step == expected, f"got step {step} instead of {expected}"
         expected += 1
         rows = batch["examples"].combine_chunks().flatten()
         yield step, list(schema.from_table(pa.Table.from_struct_array(rows), record))
@@ -97,7 +96,7 @@ def read_validation(settings: config.Config, examples: str) -> list[Any]:
 
 
 def read_pool(settings: config.Config, examples: str) -> dict[str, np.ndarray]:
-    """Stored vectors by passage_id, where the index stays as it is; else nothing."""
+    """passage_id -> stored vector if the objective keeps the index, otherwise empty."""
     if not settings.training.keeps_index:
         return {}
     table = _table(examples, prepare.POOL)

@@ -1,8 +1,4 @@
-"""What a Ray Train worker does: load, resume, step, validate, save, and at the end publish the model.
-
-In: the arguments that `training` gives every worker. Out: checkpoints in the run's directory and, from the first worker, the
-finished model. The loop knows nothing of losses: `objectives` has them. It goes on from the newest checkpoint that is sound.
-"""
+"""Runs on each Ray Train worker: load, resume, step, validate, save, and at the end publish the model."""
 
 from __future__ import annotations
 
@@ -16,7 +12,7 @@ import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from ragtune_ray import config
 from ragtune_ray.cluster.training import feeding
@@ -25,74 +21,96 @@ from ragtune_ray.models import weights as weights_module
 from ragtune_ray.storage import artifacts, filesystem
 from ragtune_ray.training import batching, model_card
 from ragtune_ray.training.examples import example_type
+from ragtune_ray.training.manifest import BestScores, ExamplesSummary, ModelManifest, Scores, read_examples_manifest
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["EVENTS", "METRICS", "RUN_NAME", "work"]
+__all__ = ["EVENTS", "METRICS", "RUN_NAME", "WorkerArguments", "run_worker"]
 
 RUN_NAME = "train"
 """Ray Train's directory within the working directory of a training."""
 METRICS, EVENTS = "metrics.jsonl", "tensorboard"
 MEMORY_STEPS = 20
-"""After so many steps memory that was freed goes back to the system: kept for good, it would grow with every step."""
+"""Return freed memory to the system every this many steps; otherwise memory use would grow with every step."""
+
+
+class WorkerArguments(TypedDict):
+    """What `train` passes to every worker."""
+
+    settings: dict[str, Any]
+    """The config as JSON values."""
+    examples: str
+    """Directory of the examples."""
+    url: str
+    """Where to publish the model."""
+    work: str
+    """Working directory, with the checkpoints."""
+    num_steps: int
+    board: Any
+    """Actor that collects progress for the driver."""
 
 
 @dataclass
-class _Run:
-    """What a worker holds while it trains."""
+class _TrainingState:
+    """The mutable state of a worker during training."""
 
     settings: config.Config
     worker: int
-    workers: int
+    num_workers: int
     objective: Any
     module: nn.Module
+    """The objective, wrapped for several workers."""
     optimizer: Any
     num_steps: int
     validation: list[Any]
     board: Any
     dtype: Any
     step: int = 0
-    start: dict[str, float] = field(default_factory=dict)
-    best: dict[str, Any] = field(default_factory=dict)
+    start: Scores = field(default_factory=lambda: Scores(score=math.nan))
+    best: BestScores = field(default_factory=lambda: BestScores(step=0, score=math.nan))
     best_weights: dict[str, Tensor] = field(default_factory=dict)
     metrics: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
-    """Of all steps, waiting for their examples included; evaluations and checkpoints not."""
+    """Time of all steps, including waiting for examples but not evaluations and checkpoints."""
     num_tokens: int = 0
-    clock: float = 0.0
-    """When the present step began to wait for its examples."""
+    step_began: float = 0.0
+    """When the current step began to wait for its examples."""
 
     def facts(self) -> dict[str, Any]:
-        """What of this a checkpoint holds beside the tensors."""
+        """The part that a checkpoint stores next to the tensors."""
         names = ("step", "start", "best", "metrics", "seconds", "num_tokens")
         return {name: getattr(self, name) for name in names}
 
 
-def work(arguments: dict[str, Any]) -> dict[str, Any]:
-    """What every training worker does; the first one writes."""
+def run_worker(arguments: WorkerArguments) -> dict[str, str]:
+    """Train on one worker; the first worker also publishes the model.
+
+    Returns:
+        `error`: why training stopped, or an empty string.
+    """
     from ragtune_ray.training.optimization import TrainingError
 
-    run = _begin(arguments)
-    checkpoints = filesystem.join(arguments["work"], RUN_NAME)
-    _resume(run, checkpoints)
-    if not run.start:
-        run.start = _validate(run)
-        run.best = {"step": 0, **run.start}
-        run.metrics.append({"step": 0, **run.start})
+    state = _load(arguments)
+    if not _resume(state, filesystem.join(arguments["work"], RUN_NAME)):
+        state.start = _validate(state)
+        state.best = BestScores(step=0, **state.start)
+        state.metrics.append({"step": 0, **state.start})
     try:
-        run.clock = time.perf_counter()
-        for step, rows in feeding.steps_from(run.step, example_type(run.settings.training)):
-            _take(run, step, rows)
-            _after_step(run)
-            run.clock = time.perf_counter()
+        state.step_began = time.perf_counter()
+        for step, rows in feeding.steps_from(state.step, example_type(state.settings.training)):
+            _take_step(state, step, rows)
+            _after_step(state)
+            state.step_began = time.perf_counter()
     except TrainingError as error:
         return {"error": str(error)}
-    _finish(run, arguments)
+    if state.worker == 0:
+        _publish(state, arguments)
+        state.board.write.remote(state.num_steps)
     return {"error": ""}
 
 
-def _begin(arguments: dict[str, Any]) -> _Run:
+def _load(arguments: WorkerArguments) -> _TrainingState:
     """Load the model and the examples, and join the other workers."""
     import ray.train
     import torch
@@ -112,12 +130,12 @@ def _begin(arguments: dict[str, Any]) -> _Run:
         weights_module.weights_of(arms.base_model(settings)),
         feeding.read_pool(settings, arguments["examples"]),
     )
-    module = _spread(objective, settings.training, validation[:1])
+    module = _distribute(objective, settings.training, validation[:1])
     device = next(module.parameters()).device
-    return _Run(
+    return _TrainingState(
         settings=settings,
         worker=context.get_world_rank(),
-        workers=context.get_world_size(),
+        num_workers=context.get_world_size(),
         objective=objective,
         module=module,
         optimizer=optimization.make_optimizer(module, settings.training),
@@ -128,23 +146,23 @@ def _begin(arguments: dict[str, Any]) -> _Run:
     )
 
 
-def _spread(objective: Any, training: config.Training, rows: list[Any]) -> nn.Module:
-    """The objective as all workers train it together, without the weights that its loss of the rows does not reach."""
+def _distribute(objective: Any, training: config.Training, rows: list[Any]) -> nn.Module:
+    """Wrap the objective for all workers, after freezing the weights that the loss of `rows` does not reach."""
     import ray.train.torch
 
     from ragtune_ray.training import optimization
 
     if training.strategy == "ddp":
-        # First, as losses gather what other workers have: those of GPUs exchange nothing that lies on the CPU.
+        # Move first: losses gather from other workers, and GPU workers exchange nothing that is on the CPU.
         objective.to(ray.train.torch.get_device())
         optimization.freeze_unreached(objective, objective, rows)
-        # Buffers are constants here, and sending them would come between the exchanges of the objectives themselves.
+        # Buffers are constant, and broadcasting them would interleave with the objectives' own exchanges.
         options = {"broadcast_buffers": False, "gradient_as_bucket_view": True}
         wrapped: nn.Module = ray.train.torch.prepare_model(objective, parallel_strategy_kwargs=options)
         return wrapped
     from torch.distributed.fsdp import fully_shard
 
-    # On the CPU: no such loss gathers anything, and beside the whole model a GPU may have no room for its gradient.
+    # On the CPU: these losses gather nothing, and a GPU may have no room for the full model and its gradient.
     optimization.freeze_unreached(objective, objective, rows)
     module: nn.Module = objective.to(ray.train.torch.get_device())
     layers = {name for part in module.modules() for name in getattr(part, "_no_split_modules", None) or ()}
@@ -155,26 +173,27 @@ def _spread(objective: Any, training: config.Training, rows: list[Any]) -> nn.Mo
     return module
 
 
-def _resume(run: _Run, checkpoints: str) -> None:
-    """Go back to the newest sound checkpoint, if there is one; the first worker chooses for all."""
+def _resume(state: _TrainingState, checkpoints: str) -> bool:
+    """Restore the newest sound checkpoint, which the first worker chooses for all; False if there is none."""
     from ray.train.collective import broadcast_from_rank_zero
 
     from ragtune_ray.training import optimization
 
-    chosen = broadcast_from_rank_zero(_newest_sound(run, checkpoints) if run.worker == 0 else "")
-    if not chosen:
-        return
-    path = artifacts.open_artifact(chosen, "checkpoint").path
-    facts, run.best_weights = optimization.load_state(path, run.module, run.optimizer)
+    checkpoint = broadcast_from_rank_zero(_newest_sound(state, checkpoints) if state.worker == 0 else "")
+    if not checkpoint:
+        return False
+    path = artifacts.open_artifact(checkpoint, "checkpoint").path
+    facts, state.best_weights = optimization.load_state(path, state.module, state.optimizer)
     for name, value in facts.items():
-        setattr(run, name, value)
-    if not run.best_weights and run.best["step"] == run.step:
-        run.best_weights = optimization.trainable_weights(run.module)
-    _tell(run, f"train: going on from the checkpoint of step {run.step:,}")
+        setattr(state, name, value)
+    if not state.best_weights and state.best["step"] == state.step:
+        state.best_weights = optimization.trainable_weights(state.module)
+    _tell(state, f"train: resuming from the checkpoint of step {state.step:,}")
+    return True
 
 
-def _newest_sound(run: _Run, checkpoints: str) -> str:
-    """The directory of the newest checkpoint that is whole; "" where there is none."""
+def _newest_sound(state: _TrainingState, checkpoints: str) -> str:
+    """The directory of the newest undamaged checkpoint; "" if there is none."""
     for name in sorted(filesystem.list_names(checkpoints), reverse=True):
         if not name.startswith("step-"):
             continue
@@ -182,89 +201,98 @@ def _newest_sound(run: _Run, checkpoints: str) -> str:
         try:
             artifacts.open_artifact(url, "checkpoint")
         except artifacts.ArtifactError as error:
-            _tell(run, f"train: warning: {error}; the checkpoint before it is used")
+            _tell(state, f"train: warning: {error}; the checkpoint before it is used")
             continue
         return url
     return ""
 
 
-def _take(run: _Run, step: int, rows: list[Any]) -> None:
-    """One optimiser step of all workers."""
+def _take_step(state: _TrainingState, step: int, rows: list[Any]) -> None:
+    """Take one optimizer step together with the other workers."""
     import numpy as np
 
     from ragtune_ray.training import optimization
 
-    training = run.settings.training
+    training = state.settings.training
     lengths = np.array([row.num_tokens for row in rows])
-    own = [rows[place] for place in batching.worker_rows(lengths, run.worker, run.workers)]
-    factor = optimization.learning_rate_factor(step, run.num_steps, training.warmup_share)
-    for group in run.optimizer.param_groups:
-        group["lr"] = optimization.peak_learning_rate(training) * factor
-    weight = run.objective.weight(rows)
+    own = [rows[place] for place in batching.worker_rows(lengths, state.worker, state.num_workers)]
+    factor = optimization.learning_rate_factor(step, state.num_steps, training.warmup_share)
+    learning_rate = optimization.peak_learning_rate(training) * factor
+    for group in state.optimizer.param_groups:
+        group["lr"] = learning_rate
+    weight = state.objective.weight(rows)
     result = optimization.take_step(
-        run.module, run.objective, own, weight, run.optimizer, training.clip_norm, functools.partial(_computing, run)
+        state.module,
+        state.objective,
+        own,
+        weight,
+        state.optimizer,
+        training.clip_norm,
+        functools.partial(_autocast, state),
     )
     if not (math.isfinite(result.loss) and math.isfinite(result.gradient_norm)):
         shown = ", ".join(row.query_id for row in rows[:3])
         raise optimization.TrainingError(
-            f"step {step + 1}: the loss is {result.loss} and the length of its gradient {result.gradient_norm}; the weights were "
-            f"not moved. Lower training.learning_rate, set training.precision=float32, or look at its examples ({shown}, ...)"
+            f"step {step + 1}: loss {result.loss}, gradient norm {result.gradient_norm}; the weights were not updated. "
+            "Lower training.learning_rate, set training.precision=float32, or inspect the step's examples "
+            f"({shown}, ...)"
         )
-    run.step = step + 1
-    seconds = time.perf_counter() - run.clock
-    run.seconds += seconds
-    run.num_tokens += int(lengths.sum())
-    run.metrics.append(
+    state.step = step + 1
+    seconds = time.perf_counter() - state.step_began
+    state.seconds += seconds
+    state.num_tokens += int(lengths.sum())
+    state.metrics.append(
         {
-            "step": run.step,
+            "step": state.step,
             "loss": result.loss,
             "gradient_norm": result.gradient_norm,
-            "learning_rate": optimization.peak_learning_rate(training) * factor,
+            "learning_rate": learning_rate,
             "seconds": round(seconds, 4),
             "tokens_per_second": round(float(lengths.sum()) / seconds, 1),
         },
     )
 
 
-def _computing(run: _Run) -> contextlib.AbstractContextManager[Any]:
+def _autocast(state: _TrainingState) -> contextlib.AbstractContextManager[Any]:
     from ragtune_ray.training import optimization
 
-    return optimization.autocast(str(next(run.module.parameters()).device), run.dtype)
+    return optimization.autocast(str(next(state.module.parameters()).device), state.dtype)
 
 
-def _after_step(run: _Run) -> None:
-    """Give memory back, evaluate and save where it is due."""
+def _after_step(state: _TrainingState) -> None:
+    """Return memory, evaluate and save when due."""
     from ragtune_ray.models import hardware
     from ragtune_ray.training import optimization
 
-    training = run.settings.training
-    last = run.step == run.num_steps
-    if run.step % MEMORY_STEPS == 0:
+    training = state.settings.training
+    is_last = state.step == state.num_steps
+    if state.step % MEMORY_STEPS == 0:
         hardware.return_freed_memory()
-    if run.step % training.evaluate_steps == 0 or last:
-        scores = _validate(run)
-        run.metrics.append({"step": run.step, **scores})
-        if scores["score"] > run.best["score"]:
-            run.best = {"step": run.step, **scores}
-            run.best_weights = optimization.trainable_weights(run.module)
+    if state.step % training.evaluate_steps == 0 or is_last:
+        scores = _validate(state)
+        state.metrics.append({"step": state.step, **scores})
+        if scores["score"] > state.best["score"]:
+            state.best = BestScores(step=state.step, **scores)
+            state.best_weights = optimization.trainable_weights(state.module)
         shown = ", ".join(f"{name} {value:.4f}" for name, value in scores.items() if name != "score")
-        _tell(run, f"train: step {run.step:,}: validation {shown} (at the start {abs(run.start['score']):.4f})")
-    elif run.worker == 0:
-        run.board.write.remote(run.step)
-    if run.step % training.checkpoint_steps == 0 and not last:
-        _save(run)
+        start = abs(state.start["score"])
+        _tell(state, f"train: step {state.step:,}: validation {shown} (at the start {start:.4f})")
+    elif state.worker == 0:
+        state.board.write.remote(state.step)
+    if state.step % training.checkpoint_steps == 0 and not is_last:
+        _save(state)
 
 
-def _validate(run: _Run) -> dict[str, float]:
-    run.module.eval()
-    with _computing(run):
-        scores: dict[str, float] = run.objective.validate(run.validation)
-    run.module.train()
+def _validate(state: _TrainingState) -> Scores:
+    state.module.eval()
+    with _autocast(state):
+        scores: Scores = state.objective.validate(state.validation)
+    state.module.train()
     return scores
 
 
-def _save(run: _Run) -> None:
-    """Hand a checkpoint to Ray Train, which uploads it while the next steps are taken."""
+def _save(state: _TrainingState) -> None:
+    """Pass a checkpoint to Ray Train, which uploads it during the next steps."""
     import ray.train
     from ray.train import CheckpointUploadMode
 
@@ -272,59 +300,56 @@ def _save(run: _Run) -> None:
 
     staging = Path(tempfile.mkdtemp(prefix="ragtune-checkpoint-"))
     finished = staging.with_name(f"{staging.name}-finished")
-    best = run.best_weights if run.best["step"] not in (0, run.step) else {}
+    best = state.best_weights if state.best["step"] not in (0, state.step) else {}
     with filesystem.discarding(staging):
-        optimization.save_state(staging, run.module, run.optimizer, best, run.facts())
+        optimization.save_state(staging, state.module, state.optimizer, best, state.facts())
     checkpoint = None
-    if run.worker == 0:
-        artifacts.publish(staging, str(finished), "checkpoint", step=run.step)
+    if state.worker == 0:
+        artifacts.publish(staging, str(finished), "checkpoint", step=state.step)
         checkpoint = ray.train.Checkpoint.from_directory(str(finished))
     else:
         shutil.rmtree(staging)
     ray.train.report(
-        {"step": run.step},
+        {"step": state.step},
         checkpoint=checkpoint,
-        checkpoint_dir_name=f"step-{run.step:08d}",
+        checkpoint_dir_name=f"step-{state.step:08d}",
         checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
         delete_local_checkpoint_after_upload=True,
     )
 
 
-def _tell(run: _Run, line: str) -> None:
-    if run.worker == 0:
-        run.board.write.remote(run.step, line)
+def _tell(state: _TrainingState, line: str) -> None:
+    if state.worker == 0:
+        state.board.write.remote(state.step, line)
 
 
-def _finish(run: _Run, arguments: dict[str, Any]) -> None:
-    """Write the best weights as a plain model directory and publish it; of `joint` the retriever first, beside it."""
+def _publish(state: _TrainingState, arguments: WorkerArguments) -> None:
+    """Publish the best weights as a plain model directory; for `joint`, publish the retriever first, at `URL-retriever`."""
     from ragtune_ray.training import trainable
 
-    if run.worker != 0:
+    settings, url, weights = state.settings, arguments["url"], state.best_weights
+    if settings.training.objective != "joint":
+        _publish_model(state, arguments["examples"], settings, weights, url)
         return
-    settings, url, weights = run.settings, arguments["url"], run.best_weights
-    if settings.training.objective == "joint":
-        query_model = f"{url}-retriever"
-        if not artifacts.is_finished(query_model):
-            retriever = settings.with_values({"training.objective": "query_side", "training.lora_rank": 0})
-            _publish(run, arguments, retriever, trainable.part_weights(weights, "retriever"), query_model, {})
-        generator = settings.with_values({"training.objective": "sft", "training.arm": "rag+ft"})
-        _publish(
-            run, arguments, generator, trainable.part_weights(weights, "generator"), url, {"query_model": query_model}
-        )
-    else:
-        _publish(run, arguments, settings, weights, url, {})
-    run.board.write.remote(run.num_steps)
+    query_model = f"{url}-retriever"
+    if not artifacts.is_finished(query_model):
+        retriever = settings.with_values({"training.objective": "query_side", "training.lora_rank": 0})
+        retriever_weights = trainable.part_weights(weights, "retriever")
+        _publish_model(state, arguments["examples"], retriever, retriever_weights, query_model)
+    generator = settings.with_values({"training.objective": "sft", "training.arm": "rag+ft"})
+    generator_weights = trainable.part_weights(weights, "generator")
+    _publish_model(state, arguments["examples"], generator, generator_weights, url, query_model)
 
 
-def _publish(
-    run: _Run,
-    arguments: dict[str, Any],
+def _publish_model(
+    state: _TrainingState,
+    examples: str,
     settings: config.Config,
     weights: dict[str, Tensor],
     url: str,
-    more: dict[str, Any],
+    query_model: str = "",
 ) -> None:
-    """One model with its card, its metrics and what is known of how it came about; `settings` are as if it had been alone."""
+    """Publish one model with its card, metrics and manifest; `settings` are those of training this model alone."""
     import torch
 
     from ragtune_ray.training import trainable
@@ -332,36 +357,42 @@ def _publish(
     base = arms.base_model(settings)
     staging = artifacts.stage(url)
     trainable.save_model(settings, weights_module.weights_of(base), weights, staging)
-    (staging / METRICS).write_text("".join(json.dumps(row) + "\n" for row in run.metrics), encoding="utf-8")
-    _write_events(staging / EVENTS, run.metrics)
-    facts = {
-        "objective": run.settings.training.objective,
+    (staging / METRICS).write_text("".join(json.dumps(row) + "\n" for row in state.metrics), encoding="utf-8")
+    _write_events(staging / EVENTS, state.metrics)
+    given = read_examples_manifest(examples)
+    facts: ModelManifest = {
+        "config": settings.model_dump(mode="json"),
+        "objective": state.settings.training.objective,
         "arm": settings.training.arm if settings.training.objective == "sft" else None,
         "base": base.name,
         "base_fingerprint": base.fingerprint,
-        **more,
-        "examples": arguments["examples"],
-        "input": {
-            name: value
-            for name, value in artifacts.read_manifest(arguments["examples"]).items()
-            if name in ("num_train", "num_validation", "kinds", "num_rejects", "input", "index_version")
-        },
-        "num_steps": run.num_steps,
-        "num_workers": run.workers,
-        "start": run.start,
-        "best": run.best,
-        "seconds": {"steps": round(run.seconds, 3)},
+        "examples": examples,
+        "input": ExamplesSummary(
+            num_train=given["num_train"],
+            num_validation=given["num_validation"],
+            kinds=given["kinds"],
+            num_rejects=given["num_rejects"],
+            input=given["input"],
+            index_version=given["index_version"],
+        ),
+        "num_steps": state.num_steps,
+        "num_workers": state.num_workers,
+        "start": state.start,
+        "best": state.best,
+        "seconds": {"steps": round(state.seconds, 3)},
         "cores_per_worker": torch.get_num_threads(),
-        "tokens_per_second": round(run.num_tokens / max(run.seconds, 1e-9), 1),
+        "tokens_per_second": round(state.num_tokens / max(state.seconds, 1e-9), 1),
     }
+    if query_model:
+        facts["query_model"] = query_model
     if settings.training.objective == "query_side":
         facts["passage_encoder"] = weights_module.encoder_fingerprint(base.fingerprint, settings.encoder)
     (staging / "README.md").write_text(model_card.model_card(facts, settings), encoding="utf-8")
-    artifacts.publish(staging, url, "model", config=settings.model_dump(mode="json"), **facts)
+    artifacts.publish(staging, url, "model", **facts)
 
 
 def _write_events(directory: Path, metrics: list[dict[str, Any]]) -> None:
-    """The metrics as TensorBoard events."""
+    """Write the metrics as TensorBoard events."""
     from tensorboardX import SummaryWriter
 
     with SummaryWriter(logdir=str(directory)) as writer:

@@ -277,10 +277,10 @@ def _prepared(settings: config.Config) -> dict[str, Any]:
 
 
 def _model(settings: config.Config) -> dict[str, Any]:
-    url = train.train(settings)
-    manifest = artifacts.read_manifest(url)
+    result = train.train(settings)
+    manifest = result.manifest
     return {
-        "model": url,
+        "model": result.path,
         "query_model": manifest.get("query_model", ""),
         "num_examples": manifest["input"]["num_train"],
         "best_step": manifest["best"]["step"],

@@ -27,5 +27,5 @@ def test_what_the_loss_does_not_reach_is_looked_for_where_training_computes(monk
     monkeypatch.setattr(ray.train.torch, "get_device", lambda: torch.device("meta"))
     monkeypatch.setattr(ray.train.torch, "prepare_model", lambda module, **_: module)
     monkeypatch.setattr(optimization, "freeze_unreached", lambda module, *_: seen.append(module.weight.device.type))
-    worker._spread(torch.nn.Linear(2, 2), config.Training(), [])
+    worker._distribute(torch.nn.Linear(2, 2), config.Training(), [])
     assert seen == ["meta"]

@@ -1,0 +1,102 @@
+"""The manifests that preparing examples and training write, as types."""
+
+from __future__ import annotations
+
+from typing import Any, NotRequired, TypedDict, cast
+
+from ragtune_ray.storage import artifacts
+
+__all__ = [
+    "BestScores",
+    "ExamplesManifest",
+    "ModelManifest",
+    "Scores",
+    "StepSeconds",
+    "read_examples_manifest",
+    "read_model_manifest",
+]
+
+
+class Scores(TypedDict):
+    """Validation metrics: also holds each metric under its name, such as `loss` or `MRR@10`."""
+
+    score: float
+    """The metric that training maximizes."""
+
+
+class BestScores(Scores):
+    """Validation metrics of the best step."""
+
+    step: int
+    """0: no step was better than the start."""
+
+
+class StepSeconds(TypedDict):
+    """Time spent in training steps, without evaluations and checkpoints."""
+
+    steps: float
+
+
+class ExamplesManifest(TypedDict):
+    """Manifest of `runs/examples-ID/`."""
+
+    config: dict[str, Any]
+    index_version: str
+    input: dict[str, dict[str, Any]]
+    """Per split the fingerprint and number of its queries."""
+    num_train: int
+    num_validation: int
+    kinds: dict[str, int]
+    """Number of training examples of each kind."""
+    num_rejects: int
+    teacher: NotRequired[dict[str, float]]
+    """From `teaching.teacher_facts`, if the generator teaches."""
+    seconds: dict[str, float]
+    manifest_sha256: str
+
+
+class ExamplesSummary(TypedDict):
+    """The part of an `ExamplesManifest` that a model's manifest repeats."""
+
+    index_version: str
+    input: dict[str, dict[str, Any]]
+    num_train: int
+    num_validation: int
+    kinds: dict[str, int]
+    num_rejects: int
+
+
+class ModelManifest(TypedDict):
+    """Manifest of `models/NAME/ID/`, a trained model."""
+
+    config: dict[str, Any]
+    objective: str
+    arm: str | None
+    """`ft` or `rag+ft` for a generator; None for a retriever."""
+    base: str
+    """Name of the model that training started from."""
+    base_fingerprint: str
+    query_model: NotRequired[str]
+    """Directory of the retriever that was trained jointly."""
+    passage_encoder: NotRequired[str]
+    """Fingerprint of the encoder whose passage vectors a `query_side` model was trained for."""
+    examples: str
+    """Directory of the examples."""
+    input: ExamplesSummary
+    num_steps: int
+    num_workers: int
+    cores_per_worker: int
+    start: Scores
+    best: BestScores
+    seconds: StepSeconds
+    tokens_per_second: float
+
+
+def read_examples_manifest(url: str) -> ExamplesManifest:
+    """Read the manifest of a directory of examples."""
+    return cast(ExamplesManifest, artifacts.read_manifest(url))
+
+
+def read_model_manifest(url: str) -> ModelManifest:
+    """Read the manifest of a trained model."""
+    return cast(ModelManifest, artifacts.read_manifest(url))
