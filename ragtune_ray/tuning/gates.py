@@ -1,7 +1,7 @@
-"""Is what a round made taken over? Paired scores, and guards against models that score well and are broken.
+"""Decides whether to accept the model that a tuning round produced.
 
-In: scores of the same questions before and after, and what the guards measured. Out: a `Verdict` with its numbers and its reason.
-This module knows nothing of how anything was trained, of files or of Ray.
+In: scores of the same questions before and after, and problems found by guards against models that score well but are
+broken. Out: a `Verdict` with its numbers and its reason.
 """
 
 from __future__ import annotations
@@ -16,18 +16,17 @@ import numpy as np
 from ragtune_ray import config
 from ragtune_ray.evaluation import intervals
 from ragtune_ray.evaluation.decision import MIN_QUESTIONS
+from ragtune_ray.training import teaching
 
 __all__ = ["Verdict", "judge", "mean_cosine", "probe_problem", "refused", "spread_problem", "teacher_problem"]
 
 RANDOM_PASSAGES = 512
-"""Whose mean cosine tells a collapsed encoder."""
-MAX_ENTROPY = 0.95
-"""Of a teacher's distributions, as a share of the most that they could have: beyond it the teacher says nothing."""
+"""Number of passages whose mean cosine shows whether an encoder has collapsed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What became of a round's work on one component."""
+    """Whether a round's change of one component was accepted, and why."""
 
     component: config.Component
     accepted: bool
@@ -35,15 +34,16 @@ class Verdict:
     num_examples: int
     metric: str = ""
     before: float | None = None
-    """Means over the validation questions."""
+    """Mean score over the validation questions."""
     after: float | None = None
     low: float | None = None
-    """Ends of the interval of the gain."""
+    """Lower end of the gain's confidence interval."""
     high: float | None = None
     n: int = 0
+    """Number of questions."""
 
     def facts(self) -> dict[str, Any]:
-        """As JSON values, for a ledger."""
+        """The fields as JSON values, for the ledger."""
         return dataclasses.asdict(self)
 
 
@@ -56,21 +56,22 @@ def judge(
     num_examples: int,
     settings: config.Config,
 ) -> Verdict:
-    """Accept what is better on the same questions, unless a guard objects or a loss cannot be ruled out.
+    """Accept a change that scores better on the same questions, unless a guard objects or a loss cannot be ruled out.
 
     Args:
-        component: that was tuned.
-        metric: what the scores are.
-        before: query_id -> score, as it was.
-        after: with what the round made.
-        problems: what guards found, a sentence each; an empty one is a guard that found nothing.
-        num_examples: learnt from.
+        component: the tuned component.
+        metric: name of the scores.
+        before: query_id -> score before the change.
+        after: query_id -> score after it.
+        problems: one sentence per guard, empty if the guard found nothing.
+        num_examples: number of training examples.
         settings: tune, evaluate and seed are used.
     """
-    a, b = _paired(before, after)
-    if len(a) < MIN_QUESTIONS:
-        return refused(component, f"{len(a)} validation questions are scored, fewer than {MIN_QUESTIONS}", num_examples)
-    rule, gain = settings.tune, _gain(a, b, settings)
+    old, new = _paired(before, after)
+    if len(old) < MIN_QUESTIONS:
+        reason = f"{len(old)} validation questions are scored, fewer than {MIN_QUESTIONS}"
+        return refused(component, reason, num_examples)
+    rule, gain = settings.tune, _gain(old, new, settings)
     objections = [problem for problem in problems if problem]
     if objections:
         reason = "; ".join(objections)
@@ -80,28 +81,27 @@ def judge(
         reason = f"a loss of more than {rule.margin:g} cannot be ruled out"
     else:
         reason = "better" if gain.low > 0 else f"better, and not worse by more than {rule.margin:g}"
-    accepted = not objections and gain.value > 0 and gain.low >= -rule.margin
     return Verdict(
         component,
-        accepted,
-        reason,
-        num_examples,
-        metric,
-        float(a.mean()),
-        float(b.mean()),
-        gain.low,
-        gain.high,
-        gain.n,
+        accepted=not objections and gain.value > 0 and gain.low >= -rule.margin,
+        reason=reason,
+        num_examples=num_examples,
+        metric=metric,
+        before=float(old.mean()),
+        after=float(new.mean()),
+        low=gain.low,
+        high=gain.high,
+        n=gain.n,
     )
 
 
 def refused(component: config.Component, reason: str, num_examples: int = 0) -> Verdict:
-    """The verdict on what was not even tried."""
+    """The verdict on a change that was not tried."""
     return Verdict(component, False, reason, num_examples)
 
 
 def mean_cosine(vectors: np.ndarray) -> float:
-    """The mean cosine of all pairs of different rows; near 1 where an encoder has collapsed.
+    """Mean cosine of all pairs of different rows; near 1 if an encoder has collapsed.
 
     >>> mean_cosine(np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]))
     0.3333333333333333
@@ -115,12 +115,12 @@ def mean_cosine(vectors: np.ndarray) -> float:
 
 
 def spread_problem(before: float, after: float, most: float) -> str:
-    """What is wrong with an encoder's spread of random passages; empty: nothing.
+    """Whether a tuned encoder has collapsed: the problem as a sentence, or an empty string.
 
     Args:
-        before: mean cosine of random passages, as it was.
-        after: with the tuned encoder.
-        most: by which it may rise.
+        before: mean cosine of random passages before tuning.
+        after: mean cosine after tuning.
+        most: largest accepted rise.
     """
     if after <= before + most:
         return ""
@@ -128,37 +128,36 @@ def spread_problem(before: float, after: float, most: float) -> str:
 
 
 def probe_problem(before: Mapping[str, float], after: Mapping[str, float], settings: config.Config) -> str:
-    """What was lost on the probe questions; empty: nothing that the interval of the difference does not leave open."""
-    a, b = _paired(before, after)
-    if not len(a):
+    """Whether scores on the probe questions dropped significantly: the problem as a sentence, or an empty string."""
+    old, new = _paired(before, after)
+    if not len(old):
         return ""
-    lost = _gain(a, b, settings)
-    if lost.high >= 0:
+    change = _gain(old, new, settings)
+    if change.high >= 0:
         return ""
-    return f"it forgets: {lost.value:+.3f} [{lost.low:+.3f}, {lost.high:+.3f}] on the probe questions"
+    return f"it forgets: {change.value:+.3f} [{change.low:+.3f}, {change.high:+.3f}] on the probe questions"
 
 
 def teacher_problem(teacher: Mapping[str, float]) -> str:
-    """Why a teacher must not teach; empty: it may.
+    """Why the generator must not teach the retriever; empty if it may.
 
     Args:
-        teacher: `MRR` of the passages that answer, as the teacher ranks the candidates; `retriever_MRR`, as the retriever does;
-            `entropy`, the mean of the teacher's distributions, 1 being even; `n`, questions with such a passage.
+        teacher: from `teaching.teacher_facts`.
     """
     if not teacher["n"]:
-        return "no question has a candidate that answers it, so nobody can tell whether the generator teaches well"
+        return "no question has a candidate that answers it, so the generator's ranking cannot be checked"
     if teacher["MRR"] <= teacher["retriever_MRR"]:
         return (
-            f"the generator is no better a judge of passages than the retriever (MRR {teacher['MRR']:.3f}, "
-            f"the retriever's {teacher['retriever_MRR']:.3f} over {teacher['n']:,} questions)"
+            f"the generator ranks passages no better than the retriever (MRR {teacher['MRR']:.3f} against "
+            f"{teacher['retriever_MRR']:.3f} over {teacher['n']:,} questions)"
         )
-    if teacher["entropy"] > MAX_ENTROPY:
-        return f"the generator tells its passages apart too little (entropy {teacher['entropy']:.3f} of 1)"
+    if teacher["entropy"] > teaching.MAX_ENTROPY:
+        return f"{teaching.UNDECIDED} (entropy {teacher['entropy']:.3f} of 1)"
     return ""
 
 
 def _paired(before: Mapping[str, float], after: Mapping[str, float]) -> tuple[np.ndarray, np.ndarray]:
-    """The scores of the questions that both have, in one order."""
+    """The scores of the questions that both contain, in the same order."""
     ids = sorted(before.keys() & after.keys())
     return np.array([before[name] for name in ids]), np.array([after[name] for name in ids])
 

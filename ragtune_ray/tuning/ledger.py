@@ -1,8 +1,7 @@
-r"""What a run in steps has done so far: a file that anyone can read, and from which the same command goes on.
+r"""Records the finished steps of a tune in a readable file, from which the same command resumes.
 
-In: the facts of a finished step. Out: `ledger.jsonl`, one line per step in the order in which they ended, and a table of the
-rounds that were judged. Lines are added, never changed. A step that stands in the ledger is not done again: its facts are taken
-from there. This module knows nothing of what steps do.
+Out: `ledger.jsonl`, one line per step in the order in which they finished, and a table of the verdicts. Lines are appended,
+never changed. A step in the ledger is not repeated; its recorded facts are returned.
 """
 
 from __future__ import annotations
@@ -18,18 +17,18 @@ from ragtune_ray.storage import failpoints, filesystem
 __all__ = ["Ledger", "LedgerError", "Row", "judged_rows", "ledger_lines"]
 
 Row = dict[str, Any]
-"""A line of a ledger: `round`, `step`, `seconds`, and what the step gave."""
+"""A line of a ledger: `round`, `step`, `seconds`, and the facts that the step returned."""
 
 
 class LedgerError(RagtuneError, RuntimeError):
-    """A ledger is damaged; the message names file and line."""
+    """A ledger is damaged; the message names the file and the line."""
 
 
 class Ledger:
-    """The steps of one run.
+    """The steps of one tune.
 
     Args:
-        url: the file; it need not exist yet.
+        url: the file, which need not exist yet.
     """
 
     def __init__(self, url: str) -> None:
@@ -37,15 +36,15 @@ class Ledger:
         self.rows: list[Row] = _read(url)
 
     def step(self, number: int, name: str, work: Callable[[], Mapping[str, Any]]) -> Row:
-        """Do a step, unless it is done.
+        """Run a step, unless it is recorded as finished.
 
         Args:
-            number: of the round.
-            name: of the step; unique in its round.
-            work: does it, and gives what later steps need, as JSON values. It may be killed and done again.
+            number: number of the round.
+            name: name of the step, unique in its round.
+            work: runs the step and returns facts for later steps, as JSON values. It may be killed and run again.
 
         Returns:
-            What `work` gave, in this run or an earlier one.
+            The facts that `work` returned, now or in an earlier run.
         """
         for row in self.rows:
             if (row["round"], row["step"]) == (number, name):
@@ -54,7 +53,7 @@ class Ledger:
         facts = dict(work())
         failpoints.reach("tune.worked")
         row = {"round": number, "step": name, **facts, "seconds": round(time.monotonic() - started, 3)}
-        # As it will be read: a resumed run must not see tuples where this one does.
+        # As a resumed run reads it, with lists instead of tuples.
         self.rows.append(json.loads(json.dumps(row, allow_nan=False)))
         filesystem.replace_text(self.url, self.text())
         failpoints.reach("tune.noted")
@@ -66,7 +65,7 @@ class Ledger:
 
     @property
     def seconds(self) -> float:
-        """Of all steps together."""
+        """Total time of all steps."""
         return float(sum(row["seconds"] for row in self.rows))
 
 
@@ -74,7 +73,7 @@ def _read(url: str) -> list[Row]:
     if not filesystem.exists(url):
         return []
     rows = []
-    # Not splitlines: it also splits at separators such as U+2028, which JSON text may hold as they are.
+    # Not splitlines: it also splits at separators such as U+2028, which JSON strings may contain.
     for number, line in enumerate(filesystem.read_text(url).split("\n"), start=1):
         if not line.strip():
             continue
@@ -83,19 +82,19 @@ def _read(url: str) -> list[Row]:
             row["round"], row["step"], row["seconds"]
         except (ValueError, KeyError, TypeError) as error:
             raise LedgerError(
-                f"{url}:{number}: is no step of a ledger; remove this line and those after it, and run the command again"
+                f"{url}:{number}: not a step of a ledger; remove this line and all after it, then run the command again"
             ) from error
         rows.append(row)
     return rows
 
 
 def judged_rows(rows: Sequence[Row]) -> list[Row]:
-    """The steps that ended in a verdict."""
+    """The rows with a verdict."""
     return [row for row in rows if "accepted" in row]
 
 
 def ledger_lines(rows: Sequence[Row]) -> list[str]:
-    """The verdicts as a table, for a terminal.
+    """The verdicts as a table for a terminal.
 
     >>> facts = {"component": "generator", "num_examples": 9, "metric": "EM", "before": 0.1, "after": 0.3}
     >>> facts |= {"low": 0.1, "high": 0.3, "accepted": True, "reason": "better", "seconds": 5.0, "round": 1, "step": "gate"}
@@ -118,6 +117,6 @@ def ledger_lines(rows: Sequence[Row]) -> list[str]:
 
 
 def _led_to(step: Row, verdict: Row) -> bool:
-    """Whether a step belongs to what the verdict is about; one that both components share belongs to both."""
+    """Whether a step contributed to a verdict; a step of both components contributes to both."""
     components = [step.get("component"), *step.get("components", ())]
     return bool(step["round"] == verdict["round"] and verdict["component"] in components)

@@ -1,17 +1,13 @@
-"""Answers of the model itself, as answers to learn from: which of them can be trusted.
+"""Decides which of the model's own answers can serve as training labels, without looking at gold answers.
 
-In: a question, what was answered to it, and what was found out about that answer. Out: why it is refused, or nothing; and
-questions with pseudo-labels. Every check looks at the answer and its passages alone, never at a gold answer. This module knows
-nothing of how anything was answered, of files or of Ray.
-
-| check | an answer is refused that |
+| check | refuses an answer if |
 |---|---|
-| support | is none, or does not stand in the passage it cites (or none is cited) |
-| likelihood | the generator is less sure of than of answers to validation questions that were right often enough |
-| agreement | too few of further, sampled answers say too |
-| round trip | is not given again from its cited passage alone; of made questions: does not find its passage again |
+| support | it is missing, or no passage that it cites contains it |
+| likelihood | the generator is less confident than in validation answers that were correct often enough |
+| agreement | too few sampled answers say the same |
+| round trip | the cited passage alone leads to another answer; or a generated question does not find its passage |
 
-Whether its passage makes it likelier is asked where the retriever's teacher is (`teaching`), which rejects others.
+`teaching` checks later whether the passage makes the answer more likely.
 """
 
 from __future__ import annotations
@@ -43,24 +39,24 @@ __all__ = [
 ]
 
 SAME_F1 = 0.6
-"""Token F1 from which two answers say the same."""
+"""Two answers with at least this token F1 say the same."""
 FEWEST_ANSWERS = 20
-"""Of which a share must have been right: fewer say nothing."""
+"""With fewer answers their share of correct ones is not reliable."""
 MIN_QUESTION_WORDS = 3
 MAX_ANSWER_WORDS = 20
-"""A longer text is a passage told again, not an answer."""
+"""A longer text retells a passage instead of answering."""
 _POINTS_AWAY = ("passage", "the text", "the article", "the author", "this question", "the question")
-"""What only means something beside the passage."""
+"""Words that make sense only next to the passage."""
 _LABEL = re.compile(r"^\W*(?:question|q|问题|問題)\s*\d*\s*[:：]\W*", re.IGNORECASE)
 _QUESTION_END = re.compile(r"[?？]")
 
 
 def cited_passage(answer: Answer, passages: Mapping[str, Passage]) -> Passage | None:
-    """The passage that an answer cites first and that holds it; None: there is none.
+    """The first cited passage that contains the answer, or None.
 
     Args:
         answer: with citations.
-        passages: by passage_id, the shown ones at least.
+        passages: passage_id -> passage, at least for the passages that were shown.
     """
     for citation in answer.citations:
         passage = passages.get(citation.passage_id)
@@ -70,53 +66,53 @@ def cited_passage(answer: Answer, passages: Mapping[str, Passage]) -> Passage | 
 
 
 def _bare(text: str) -> str:
-    """An answer without what ends a sentence, which its passage may not have there."""
+    """An answer without the final punctuation, which its passage may lack."""
     return text.strip().rstrip(".。!！")
 
 
 def support_problem(answer: Answer, passages: Mapping[str, Passage]) -> str:
-    """Why nothing supports an answer; empty: a passage does.
+    """Why no passage supports an answer; empty if one does.
 
     Args:
-        answer: as bulk answering gives it.
-        passages: by passage_id.
+        answer: a row of a bulk run.
+        passages: passage_id -> passage.
     """
     if answer.status != "ok" or answer.abstained:
         return "was not answered"
     if len(answer.answer.split()) > MAX_ANSWER_WORDS:
-        return "its answer is no short phrase"
-    return "" if cited_passage(answer, passages) else "its answer does not stand in a passage that it cites"
+        return "its answer is not a short phrase"
+    return "" if cited_passage(answer, passages) else "its answer is not in a passage that it cites"
 
 
 def says_the_same(answer: str, others: Sequence[str], language: Language) -> bool:
-    """Whether an answer says what any of the others does (token F1 of `SAME_F1` or more)."""
+    """Whether an answer has a token F1 of `SAME_F1` or more with any of the others."""
     return token_f1(answer, others, language) >= SAME_F1
 
 
 def confidence_problem(answer: Answer, least: float) -> str:
-    """Why an answer is not sure enough; empty: it is. An engine that tells no confidence is not sure."""
-    return "" if (answer.confidence or 0.0) >= least else "the generator is not sure enough of it"
+    """Why the generator is not confident enough of an answer; empty if it is. No confidence counts as 0."""
+    return "" if (answer.confidence or 0.0) >= least else "the generator is not confident enough"
 
 
 def trusted_confidence(confidences: npt.ArrayLike, is_right: npt.ArrayLike, least: float) -> tuple[float | None, float]:
-    """From which confidence on answers are right often enough, by the rule of succession (right + 1 of all + 2); None: from none.
+    """The lowest confidence above which enough answers are correct, by the rule of succession (correct + 1) / (all + 2).
 
     >>> trusted_confidence([0.9] * 38 + [0.5] * 30, [True] * 38 + [False] * 30, 0.8)
     (0.9, 0.975)
 
     Args:
-        confidences: (num_answers,) of answers whose gold answer is known, 0 to 1.
-        is_right: (num_answers,) whether they were right.
-        least: share of them that must be.
+        confidences: (num_answers,) 0 to 1, of answers to questions with gold answers.
+        is_right: (num_answers,) whether the answers were correct.
+        least: share of correct answers that is required.
 
     Returns:
-        The lowest such confidence; and that share of the answers from there on or, where there is none, of the `FEWEST_ANSWERS`
-        surest (0 where there are not so many).
+        The lowest such confidence, or None; and the share of correct answers above it, or if there is none, of the most
+        confident `FEWEST_ANSWERS` (0 if there are fewer).
     """
-    sure, right = np.asarray(confidences, dtype=np.float64), np.asarray(is_right, dtype=np.float64)
+    values, right = np.asarray(confidences, dtype=np.float64), np.asarray(is_right, dtype=np.float64)
     share = 0.0
-    for cut in np.unique(sure):
-        kept = right[sure >= cut]
+    for cut in np.unique(values):
+        kept = right[values >= cut]
         if len(kept) < FEWEST_ANSWERS:
             break
         share = float((kept.sum() + 1) / (len(kept) + 2))
@@ -126,16 +122,16 @@ def trusted_confidence(confidences: npt.ArrayLike, is_right: npt.ArrayLike, leas
 
 
 def agreement_problem(answer: str, samples: Sequence[str], least: float, language: Language) -> str:
-    """Why an answer is too lonely among samples of the same model; empty: it is not.
+    """Why too few samples of the same model agree with an answer; empty if enough do.
 
     >>> agreement_problem("in 1969", ["1969", "1969", "Mars"], 0.6, "en")
     ''
 
     Args:
-        answer: that was given without sampling.
-        samples: further answers; none: nothing is asked.
-        least: share of them that must say the same.
-        language: of the answers.
+        answer: generated without sampling.
+        samples: sampled answers; if empty, nothing is checked.
+        least: share of the samples that must say the same.
+        language: language of the answers.
     """
     if not samples:
         return ""
@@ -143,30 +139,30 @@ def agreement_problem(answer: str, samples: Sequence[str], least: float, languag
     return "" if same >= least else "samples of its answer do not agree"
 
 
-def regenerated_problem(answer: str, again: Answer | None, least: float, language: Language) -> str:
-    """Why an answer did not survive the round trip through its passage; empty: it did.
+def regenerated_problem(answer: str, regenerated: Answer | None, least: float, language: Language) -> str:
+    """Why the cited passage alone does not lead to the same answer; empty if it does.
 
     Args:
         answer: the pseudo-label.
-        again: what was answered from its cited passage alone; None: nothing was.
-        least: token F1 of both.
-        language: of the answers.
+        regenerated: the answer from the cited passage alone; None if there is none.
+        least: required token F1 of the two.
+        language: language of the answers.
     """
-    if again is None or again.status != "ok":
+    if regenerated is None or regenerated.status != "ok":
         return "was not answered from its passage alone"
-    if token_f1(again.answer, [answer], language) >= least:
+    if token_f1(regenerated.answer, [answer], language) >= least:
         return ""
-    return "another answer is given from its passage alone"
+    return "its passage alone leads to another answer"
 
 
 def question_of(text: str) -> str:
-    """The question in what a generator wrote when asked for one: its first, without a label before it.
+    """Extract the first question from generated text, without a label before it.
 
     >>> question_of("Question: Who was first on the Moon? Answer: Armstrong. Who was second?")
     'Who was first on the Moon?'
 
     Args:
-        text: as generated; one that asks nothing is given back whole, to be refused.
+        text: generated text; returned whole if it contains no question.
     """
     plain = _LABEL.sub("", " ".join(text.split()))
     end = _QUESTION_END.search(plain)
@@ -174,34 +170,34 @@ def question_of(text: str) -> str:
 
 
 def question_problem(question: str, passage: str) -> str:
-    """Why a made question is none to ask; empty: it is one.
+    """Why a generated question is not usable; empty if it is.
 
     >>> question_problem("this passage?", "...")
-    'is no question that stands by itself'
+    'is not a self-contained question'
 
     Args:
-        question: that a generator made.
-        passage: of which it was made.
+        question: generated from the passage.
+        passage: text of the passage.
     """
     text = question.strip()
     if "\n" in text or not text.endswith(("?", "？")) or len(text) < 2 * MIN_QUESTION_WORDS:
-        return "is no question"
+        return "is not a question"
     if any(word in text.casefold() for word in _POINTS_AWAY):
-        return "is no question that stands by itself"
+        return "is not a self-contained question"
     if len(text.split()) < MIN_QUESTION_WORDS and text.isascii():
-        return "is no question"
+        return "is not a question"
     return "is copied from its passage" if text.rstrip("?？").casefold() in passage.casefold() else ""
 
 
 def labelled(query: Query, answer: str, passage: Passage) -> Query:
-    """The question with its pseudo-label, as a training question; its passage's document is the positive."""
+    """The question as a training question with a pseudo-label; the passage's document becomes relevant."""
     return dataclasses.replace(
         query, answers=(_bare(answer),), document_ids=(passage.document_id,), relevances=(1.0,), split="train"
     )
 
 
 def capped(pseudo: Sequence[Query], num_gold: int, share: float, seed: int) -> list[Query]:
-    """As many pseudo-labelled questions as the share of all allows, drawn by the seed and their ids; all where no gold ones are.
+    """Limit pseudo-labelled questions to a share of all, drawn by the seed and their ids; all if there are no gold ones.
 
     >>> query = Query("q", "Why?", ("so",), (), (), "train")
     >>> len(capped([query] * 5, num_gold=3, share=0.5, seed=0))

@@ -1,15 +1,12 @@
-"""Where retrieval with generation failed, question by question, and what each failure can teach.
-
-In: questions with gold answers, what was answered, and the passages that were shown and found. Out: a route per question, and the
-questions that each component learns from, successes mixed in. This module knows nothing of indexes, models, files or Ray.
+"""Sorts the failures of retrieval and generation by the component that can learn from them.
 
 | route | means | teaches |
 |---|---|---|
-| success | answered right, or rightly not answered | both components, as what must be kept |
-| reading | a shown passage holds the answer, and the reply is wrong | the generator, with those passages |
-| retrieval | no shown passage holds it, a deeper one does | the retriever, with that passage |
-| unanswerable | known to have no answer, or nothing that was found holds one | the generator, to abstain |
-| failed | was not answered at all | nothing |
+| success | answered correctly, or correctly not answered | both components, so that they keep it |
+| reading | a shown passage contains the answer, and the reply is wrong | the generator, with those passages |
+| retrieval | no shown passage contains it, a lower-ranked one does | the retriever, with that passage |
+| unanswerable | has no answer, or no retrieved passage contains one | the generator, to abstain |
+| failed | an error instead of an answer | nothing |
 """
 
 from __future__ import annotations
@@ -32,12 +29,12 @@ Route = Literal["success", "reading", "retrieval", "unanswerable", "failed"]
 
 @dataclass(frozen=True, slots=True)
 class Routed:
-    """A question and what became of it."""
+    """A question and its route."""
 
     query: Query
     route: Route
     positive: Passage | None = None
-    """Route `retrieval`: the passage that should have been retrieved."""
+    """For the route `retrieval`: the passage that should have been shown."""
 
 
 def route(
@@ -48,15 +45,15 @@ def route(
     success_score: float,
     forbidden: Collection[str] = (),
 ) -> Routed:
-    """What became of one question.
+    """Choose the route of one question.
 
     Args:
-        query: with gold answers, or `()` where it is known to have none.
-        answer: to it.
-        score: of the answer; None for a question without answers.
-        passages: all that were found, best first, the shown ones among them.
-        success_score: from here on an answer is right.
-        forbidden: documents that must not be learnt from: those of other splits.
+        query: with gold answers, or `()` if it is known to have none.
+        answer: the answer to it.
+        score: score of the answer; None for a question without gold answers.
+        passages: all retrieved passages, best first, including the shown ones.
+        success_score: an answer with at least this score is correct.
+        forbidden: documents of other splits, which must not be learned from.
     """
     if answer.status != "ok":
         return Routed(query, "failed")
@@ -72,27 +69,27 @@ def route(
 
 
 def _positive(query: Query, found: Sequence[Passage], forbidden: Collection[str]) -> Passage | None:
-    """The first passage that answers: of a relevant document where these are known, else one that also speaks of the question.
+    """The first passage that answers: of a relevant document if these are known, else one that also matches the question.
 
-    A date or a name stands in many passages by chance; a sentence that holds it and half of the question's words seldom does.
+    Many passages contain a date or a name by chance; few have it in a sentence with half of the question's words.
     """
     relevant = set(positives(query))
     answers = query.answers or ()
     for passage in found:
         if passage.document_id in forbidden or not holds_answer(passage.text, answers):
             continue
-        if passage.document_id in relevant or (not relevant and _speaks_of(query, passage)):
+        if passage.document_id in relevant or (not relevant and _matches_question(query, passage)):
             return passage
     return None
 
 
-def _speaks_of(query: Query, passage: Passage) -> bool:
-    # The longer text, asked with the question, takes the rule of `citations` that looks at the question's words too.
+def _matches_question(query: Query, passage: Passage) -> bool:
+    # A text of question and answer makes `supporting_citations` compare the question's words too.
     return any(supporting_citations(f"{query.text} {answer}", [passage], query.text) for answer in query.answers or ())
 
 
 def generator_queries(routed: Sequence[Routed], success_share: float, seed: int) -> list[Query]:
-    """What the generator learns from: failures of reading, abstentions, and successes mixed in; empty: nothing failed."""
+    """Training questions of the generator: reading failures, abstentions and a share of successes; empty without failures."""
     failures = [each.query for each in routed if each.route == "reading"]
     abstentions = [
         dataclasses.replace(each.query, answers=(), document_ids=(), relevances=())
@@ -103,7 +100,7 @@ def generator_queries(routed: Sequence[Routed], success_share: float, seed: int)
 
 
 def retriever_queries(routed: Sequence[Routed], success_share: float, seed: int) -> list[Query]:
-    """What the retriever learns from: questions with the passage that it should have found, and successes mixed in."""
+    """Training questions of the retriever: those with the passage it should have found, and a share of successes."""
     failures = [
         dataclasses.replace(each.query, document_ids=(each.positive.document_id,), relevances=(1.0,))
         for each in routed
@@ -113,7 +110,7 @@ def retriever_queries(routed: Sequence[Routed], success_share: float, seed: int)
 
 
 def _mixed(failures: list[Query], routed: Iterable[Routed], share: float, seed: int) -> list[Query]:
-    """Failures and as many successes as make up the share, drawn by the seed and their ids; in the order of the ids."""
+    """Failures plus a share of successes, drawn by the seed and their ids; sorted by id."""
     if not failures:
         return []
     successes = [each.query for each in routed if each.route == "success"]
@@ -123,7 +120,7 @@ def _mixed(failures: list[Query], routed: Iterable[Routed], share: float, seed: 
 
 
 def routing_table(routed: Sequence[Routed], num_examples: int = 3) -> dict[str, dict[str, object]]:
-    """Route -> how many questions took it, and the first few of them.
+    """Route -> its number of questions, and the first few of them.
 
     >>> routing_table([Routed(Query("q", "Why?", (), (), (), "train"), "success")])["success"]
     {'count': 1, 'questions': ['Why?']}
@@ -139,7 +136,7 @@ def routing_table(routed: Sequence[Routed], num_examples: int = 3) -> dict[str, 
 
 
 def route_lines(table: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """A `routing_table` for a terminal: why answers are wrong.
+    """A `routing_table` as lines for a terminal.
 
     >>> route_lines({"reading": {"count": 2, "questions": ["Why?"]}})[1]
     'reading           2  Why?'

@@ -188,7 +188,7 @@ class World:
             artifacts.publish(artifacts.stage(url), url, "examples", **facts)
         return url
 
-    def train(self, settings: config.Config) -> str:
+    def train(self, settings: config.Config) -> train_module.TrainResult:
         examples = self.prepare(settings)
         name = settings.training.name
         url = filesystem.join(settings.workspace, "models", name, checksums.digest(Path(examples).name))
@@ -206,7 +206,7 @@ class World:
             }
             artifacts.publish(artifacts.stage(url), url, "model", **facts)
         artifacts.make_current(filesystem.join(settings.workspace, "models", name), Path(url).name)
-        return url
+        return train_module.TrainResult(url)
 
     def build_index(self, settings: config.Config) -> str:
         url = filesystem.join(settings.workspace, "index", "versions", "000001")

@@ -45,7 +45,7 @@ def test_a_step_that_fails_leaves_no_line(tmp_path: Path) -> None:
 def test_a_damaged_line_is_named(tmp_path: Path, line: str) -> None:
     path = tmp_path / "ledger.jsonl"
     path.write_text('{"round": 1, "step": "answered", "seconds": 1}\n' + line + "\n")
-    with pytest.raises(LedgerError, match=r"ledger.jsonl:2: is no step"):
+    with pytest.raises(LedgerError, match=r"ledger.jsonl:2: not a step"):
         Ledger(str(path))
 
 

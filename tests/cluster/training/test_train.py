@@ -69,7 +69,7 @@ def test_the_four_arms_are_trained_answered_and_compared(
     arms = given.using("evaluate.arms=[base, rag, ft, rag+ft]", "queries.split=test", "training.epochs=2")
     with pytest.raises(weights_module.ModelError, match=r"ragtune train CONFIG training.arm=ft"):
         evaluate.evaluate(arms)
-    urls = {arm: train(given.using(f"training.arm={arm}", "training.epochs=2")) for arm in ("ft", "rag+ft")}
+    urls = {arm: train(given.using(f"training.arm={arm}", "training.epochs=2")).path for arm in ("ft", "rag+ft")}
     for arm, url in urls.items():
         manifest = artifacts.read_manifest(url)
         assert Path(url).parent == Path(given.workspace) / "models" / arm
@@ -84,7 +84,7 @@ def test_the_four_arms_are_trained_answered_and_compared(
     fingerprints = {arm: evaluate.read_answers(artifacts.read_manifest(run)["runs"][arm])[0].model for arm in urls}
     assert fingerprints == {arm: weights_module.resolve(url).fingerprint for arm, url in urls.items()}
     capfd.readouterr()
-    assert train(given.using("training.arm=ft", "training.epochs=2")) == urls["ft"]
+    assert train(given.using("training.arm=ft", "training.epochs=2")).path == urls["ft"]
     assert "already trained; nothing to do" in capfd.readouterr().err
 
 
@@ -116,7 +116,7 @@ def test_two_workers_learn_what_one_learns(
     runs = {}
     for workers in (1, 2):
         apart = settings.using(f"training.workers={workers}", f"training.name=with{workers}")
-        runs[workers] = steps(train(apart))
+        runs[workers] = steps(train(apart).path)
         assert artifacts.read_manifest(arms.tuned_model(settings.workspace, f"with{workers}"))["num_workers"] == workers
     one, two = runs[1], runs[2]
     assert len(one) == len(two) == 20
@@ -134,7 +134,7 @@ def test_a_query_side_encoder_needs_no_new_index_and_another_index_refuses_it(
     settings = with_encoder(given, encoder_directory, tmp_path / "workspace").using(
         "training.objective=query_side", "training.learning_rate=0.01", "training.epochs=4"
     )
-    url = train(settings)
+    url = train(settings).path
     assert artifacts.read_manifest(url)["best"]["step"] > 0
     tuned = settings.using(f"encoder.query_model={url}")
     assert open_retriever(tuned).search(["What is the code of vessel1?"], 3)[1].shape == (1, 3)
@@ -150,7 +150,7 @@ def test_tuned_weights_are_refused_by_an_index_of_others(
     settings = with_encoder(given, encoder_directory, tmp_path / "workspace").using(
         "training.objective=distillation", "training.evaluate_steps=1", "training.max_steps=3"
     )
-    tuned = settings.using(f"encoder.model={Path(train(settings)).parent}")
+    tuned = settings.using(f"encoder.model={Path(train(settings).path).parent}")
     if artifacts.read_manifest(arms.tuned_model(settings.workspace, "retriever"))["best"]["step"]:
         with pytest.raises(artifacts.ArtifactError, match="was built by encoder"):
             open_retriever(tuned)
@@ -161,10 +161,14 @@ def test_a_run_that_learns_nothing_gives_the_start_and_says_so(
 ) -> None:
     from safetensors.torch import load_file
 
-    url = train(given.using("training.arm=ft", "training.name=hopeless", "training.learning_rate=1e-30"))
+    result = train(given.using("training.arm=ft", "training.name=hopeless", "training.learning_rate=1e-30"))
+    url = result.path
     assert "no step was better than the start" in capfd.readouterr().err
     start, end = (load_file(Path(path) / "model.safetensors") for path in (given.generator.model, url))
     assert all((start[name] == end[name]).all() for name in start)
+    assert result.to_arrow().to_pylist() == [
+        dict.fromkeys(result.to_arrow().column_names) | row for row in metrics(url)
+    ]
 
 
 def test_a_loss_that_is_not_finite_is_an_error_that_names_the_step(
@@ -179,7 +183,7 @@ def test_a_loss_that_is_not_finite_is_an_error_that_names_the_step(
     weights = load_file(broken / "model.safetensors")
     weights["model.norm.weight"][0] = float("nan")
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(TrainingError, match=r"step 1: the loss is nan .* Lower training.learning_rate"):
+    with pytest.raises(TrainingError, match=r"step 1: loss nan, .* Lower training.learning_rate"):
         train(given.using(f"generator.model={broken}", "training.arm=ft", "training.name=broken"))
 
 
@@ -341,7 +345,7 @@ def test_weights_spread_over_workers_learn_what_whole_ones_learn(given: config.C
         "training.micro_batch_tokens=64",
     )
     runs = {
-        strategy: steps(train(settings.using(f"training.strategy={strategy}", f"training.name={strategy}")))
+        strategy: steps(train(settings.using(f"training.strategy={strategy}", f"training.name={strategy}")).path)
         for strategy in ("ddp", "fsdp")
     }
     losses = {strategy: [row["loss"] for row in rows] for strategy, rows in runs.items()}

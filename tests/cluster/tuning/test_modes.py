@@ -128,7 +128,7 @@ def test_a_teacher_that_is_no_better_than_its_pupil_teaches_nobody(
     monkeypatch.setattr(world, "prepare", weak)
     url = world.tune("joint", "tune.rounds=1")
     assert verdicts(url) == [(1, "generator", True), (1, "retriever", False)]
-    assert "no better a judge of passages than the retriever" in step(url, "retriever judged")["reason"]
+    assert "ranks passages no better than the retriever" in step(url, "retriever judged")["reason"]
     assert not any("retriever" in line for line in world.calls() if line.startswith("train")), world.calls()
     assert filesystem.list_names(filesystem.join(settings_of(world.folder, "joint").workspace, "models")) == [
         "joint",
@@ -180,7 +180,7 @@ def test_iterative_learns_only_from_answers_as_sure_as_those_that_were_right(
     assert passed
     right = [row.answers == (f"secret{row.query_id.removeprefix('asked-q')}",) for row in passed]
     assert sum(right) / len(right) >= 0.8
-    assert step(url, "filtered")["refused"]["the generator is not sure enough of it"] > 0
+    assert step(url, "filtered")["refused"]["the generator is not confident enough"] > 0
 
 
 def test_iterative_stops_where_a_gain_is_not_sure(world: World) -> None:
@@ -271,9 +271,7 @@ def test_domain_makes_questions_of_passages_that_are_nobodys_exam(world: World) 
     is_read = {name for name in is_found if splits.draw(f"What is the code of vessel{name}?", 2) < 0.3}
     assert {row.document_ids[0][1:] for row in passed} == is_read
     assert all(row.answers == (f"secret{row.document_ids[0][1:]}",) for row in passed)
-    assert step(url, "passed")["refused"] == {
-        "its answer does not stand in a passage that it cites": len(found) - len(passed)
-    }
+    assert step(url, "passed")["refused"] == {"its answer is not in a passage that it cites": len(found) - len(passed)}
     assert step(url, "generator mixed")["pseudo"] == len(passed) < len(found)
 
 
