@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -34,6 +34,7 @@ __all__ = [
     "pool",
     "query_model_fingerprint",
     "rate",
+    "read_run_manifest",
     "run_over_queries",
 ]
 
@@ -93,6 +94,11 @@ class RunManifest(RunFacts):
     config: dict[str, Any]
     files: dict[str, dict[str, Any]]
     manifest_sha256: str
+
+
+def read_run_manifest(url: str) -> RunManifest:
+    """Read the manifest of a finished run."""
+    return cast(RunManifest, artifacts.read_manifest(url))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The manifests that preparing examples and training write, as types."""
+"""The manifest of a trained model, as a type."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from ragtune_ray.storage import artifacts
 
 __all__ = [
     "BestScores",
-    "ExamplesManifest",
+    "ExamplesSummary",
     "ModelManifest",
     "Scores",
     "StepSeconds",
-    "read_examples_manifest",
     "read_model_manifest",
 ]
 
@@ -37,26 +36,8 @@ class StepSeconds(TypedDict):
     steps: float
 
 
-class ExamplesManifest(TypedDict):
-    """Manifest of `runs/examples-ID/`."""
-
-    config: dict[str, Any]
-    index_version: str
-    input: dict[str, dict[str, Any]]
-    """Per split the fingerprint and number of its queries."""
-    num_train: int
-    num_validation: int
-    kinds: dict[str, int]
-    """Number of training examples of each kind."""
-    num_rejects: int
-    teacher: NotRequired[dict[str, float]]
-    """From `teaching.teacher_facts`, if the generator teaches."""
-    seconds: dict[str, float]
-    manifest_sha256: str
-
-
 class ExamplesSummary(TypedDict):
-    """The part of an `ExamplesManifest` that a model's manifest repeats."""
+    """The part of the examples' manifest that a model's manifest repeats."""
 
     index_version: str
     input: dict[str, dict[str, Any]]
@@ -90,11 +71,6 @@ class ModelManifest(TypedDict):
     best: BestScores
     seconds: StepSeconds
     tokens_per_second: float
-
-
-def read_examples_manifest(url: str) -> ExamplesManifest:
-    """Read the manifest of a directory of examples."""
-    return cast(ExamplesManifest, artifacts.read_manifest(url))
 
 
 def read_model_manifest(url: str) -> ModelManifest:

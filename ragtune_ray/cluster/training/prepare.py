@@ -7,7 +7,6 @@ of the objective's record type; with stored vectors also `pool.parquet`, the vec
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -19,10 +18,9 @@ import pyarrow.parquet as pq
 from ragtune_ray import config, progress, schema
 from ragtune_ray.cluster import runs, session, staged_queries, stages
 from ragtune_ray.cluster.training.example_workers import PrepareUnit
-from ragtune_ray.index import retention
 from ragtune_ray.ingest import inputs, splits
 from ragtune_ray.models import weights
-from ragtune_ray.storage import artifacts, checksums, filesystem
+from ragtune_ray.storage import artifacts, filesystem
 from ragtune_ray.training import examples, teaching
 
 __all__ = ["POOL", "TRAIN", "VALIDATION", "needs_index", "prepare"]
@@ -155,9 +153,7 @@ def _make_split(run: runs.Run, version: str, split: str, staged: staged_queries.
         "split": split,
         "directory": directory,
     }
-    return runs.run_over_queries(
-        f"examples ({split})", directory, units, PrepareUnit, arguments, settings.cluster
-    )
+    return runs.run_over_queries(f"examples ({split})", directory, units, PrepareUnit, arguments, settings.cluster)
 
 
 def _publish(

@@ -22,14 +22,14 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from ragtune_ray import config, progress
-from ragtune_ray.cluster import session
+from ragtune_ray.cluster import runs, session
 from ragtune_ray.cluster.training import feeding, prepare, worker
 from ragtune_ray.cluster.training.worker import WorkerArguments
 from ragtune_ray.models import arms, weights
 from ragtune_ray.storage import artifacts, checksums, filesystem
 from ragtune_ray.storage.results import Result
 from ragtune_ray.training import batching
-from ragtune_ray.training.manifest import ModelManifest, read_examples_manifest, read_model_manifest
+from ragtune_ray.training.manifest import ModelManifest, read_model_manifest
 
 if TYPE_CHECKING:
     import ray.data
@@ -125,7 +125,7 @@ def _identity(
     prefixes = [settings.encoder.query_prefix, settings.encoder.passage_prefix]
     identity = {
         "format": FORMAT,
-        "examples": read_examples_manifest(examples)["manifest_sha256"],
+        "examples": runs.read_run_manifest(examples)["manifest_sha256"],
         "base": base.fingerprint,
         "training": training.model_dump(mode="json", exclude=UNRELATED),
         "prefixes": prefixes if training.objective != "sft" else None,
@@ -158,7 +158,7 @@ def _fit(settings: config.Config, examples: str, url: str, work: str) -> None:
 
     from ragtune_ray.training.optimization import TrainingError
 
-    num_examples = read_examples_manifest(examples)["num_train"]
+    num_examples = runs.read_run_manifest(examples)["num_train"]
     _require_room(settings)
     _require_rows(settings.training, num_examples)
     _mend_snapshot(filesystem.join(work, worker.RUN_NAME))

@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from ragtune_ray import config
+from ragtune_ray.cluster import runs
 from ragtune_ray.cluster.training import feeding
 from ragtune_ray.models import arms
 from ragtune_ray.models import weights as weights_module
 from ragtune_ray.storage import artifacts, filesystem
 from ragtune_ray.training import batching, model_card
 from ragtune_ray.training.examples import example_type
-from ragtune_ray.training.manifest import BestScores, ExamplesSummary, ModelManifest, Scores, read_examples_manifest
+from ragtune_ray.training.manifest import BestScores, ExamplesSummary, ModelManifest, Scores
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -359,7 +360,7 @@ def _publish_model(
     trainable.save_model(settings, weights_module.weights_of(base), weights, staging)
     (staging / METRICS).write_text("".join(json.dumps(row) + "\n" for row in state.metrics), encoding="utf-8")
     _write_events(staging / EVENTS, state.metrics)
-    given = read_examples_manifest(examples)
+    given = runs.read_run_manifest(examples)
     facts: ModelManifest = {
         "config": settings.model_dump(mode="json"),
         "objective": state.settings.training.objective,
