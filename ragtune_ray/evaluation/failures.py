@@ -45,8 +45,9 @@ def outcome_of(query: Query, answer: Answer, *, is_correct: bool, was_shown: boo
         query: with gold answers, or `()` if it is unanswerable.
         answer: to it.
         is_correct: whether the answer counts as correct (for an unanswerable question: whether it abstained).
-        was_shown: whether the prompt contained a passage with the answer; None where that is undefined, because the arm
-            does not retrieve or no document is judged relevant.
+        was_shown: whether the prompt contained a passage with the answer. `compare` asks for a passage of a relevant document,
+            `tune` for one whose text contains a gold answer. None: undefined, because the arm does not retrieve or no
+            document is judged relevant.
     """
     if answer.status != "ok":
         return Outcome.FAILED

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from ragtune_ray.answering.citations import supporting_citations
+from ragtune_ray.evaluation.failures import Outcome, outcome_of
 from ragtune_ray.ingest.splits import draw, positives
 from ragtune_ray.schema import Answer, Passage, Query
 from ragtune_ray.training.examples import holds_answer
@@ -25,6 +26,16 @@ from ragtune_ray.training.examples import holds_answer
 __all__ = ["Route", "Routed", "generator_queries", "retriever_queries", "route", "route_lines", "routing_table"]
 
 Route = Literal["success", "reading", "retrieval", "unanswerable", "failed"]
+
+_ROUTES: dict[Outcome, Route] = {
+    Outcome.CORRECT: "success",
+    Outcome.MISREAD: "reading",
+    Outcome.ABSTAINED: "reading",
+    Outcome.NOT_RETRIEVED: "retrieval",
+    Outcome.WRONG: "unanswerable",
+    Outcome.FAILED: "failed",
+}
+"""What each outcome of a question can teach."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,17 +66,17 @@ def route(
         success_score: an answer with at least this score is correct.
         forbidden: documents of other splits, which must not be learned from.
     """
-    if answer.status != "ok":
-        return Routed(query, "failed")
-    if not query.answers:
-        return Routed(query, "success" if answer.abstained else "unanswerable")
-    if score is not None and score >= success_score:
-        return Routed(query, "success")
-    shown = set(answer.passage_ids)
-    if any(passage.passage_id in shown and holds_answer(passage.text, query.answers) for passage in passages):
-        return Routed(query, "reading")
+    golds, shown = query.answers or (), set(answer.passage_ids)
+    outcome = outcome_of(
+        query,
+        answer,
+        is_correct=score is not None and score >= success_score if golds else answer.abstained,
+        was_shown=any(passage.passage_id in shown and holds_answer(passage.text, golds) for passage in passages),
+    )
+    if outcome != Outcome.NOT_RETRIEVED:
+        return Routed(query, _ROUTES[outcome])
     positive = _positive(query, [each for each in passages if each.passage_id not in shown], forbidden)
-    return Routed(query, "retrieval", positive) if positive else Routed(query, "unanswerable")
+    return Routed(query, _ROUTES[outcome], positive) if positive else Routed(query, "unanswerable")
 
 
 def _positive(query: Query, found: Sequence[Passage], forbidden: Collection[str]) -> Passage | None:
