@@ -1,5 +1,5 @@
-"""Reads input files: documents, questions and qrels, then splits documents into passages.
+"""Reads documents, questions and qrels from files, and splits documents into passages.
 
 In: files in any supported format. Out: records of `schema`, and a reject with file, line and reason for each bad row.
-This room knows nothing of models, except for the token counter that it is given to measure passages.
+This room may not know about models; chunking receives a token counter as an argument.
 """

@@ -1,12 +1,9 @@
-"""Cut a document into passages that a reader would not find odd.
+"""Splits documents into passages at natural boundaries.
 
-In: documents and a function that says where the tokens of a text stand. Out: passages, each an exact slice of its
-document. This module knows nothing of Ray, files or models.
-
-A passage ends where the text itself pauses: in the last third of its window at a paragraph break, else a sentence end,
-else a clause mark, else a space or a character of an unspaced script (Chinese, Japanese, Thai, ...). Subword
-tokenisers may count a slice otherwise than the same characters in their context, so every passage is tokenised again
-as it stands, and shortened until it fits. Each step looks at one window only: time is linear in the text.
+A passage is an exact slice of its document. It ends in the last third of its window at a paragraph break, else at the
+end of a sentence, else at a clause mark, else at a space or a character of an unspaced script (Chinese, Japanese, Thai,
+...). Subword tokenizers may count the tokens of a slice differently than in context, so every passage is tokenized again
+by itself and shortened until it fits. Each step looks at one window only, so time is linear in the text.
 """
 
 from __future__ import annotations
@@ -28,17 +25,20 @@ __all__ = ["UNSPACED_SCRIPTS", "TokenSpans", "TokenizerError", "chunk", "chunk_a
 
 Spans = npt.NDArray[np.int32]
 TokenSpans = Callable[[list[str]], list[npt.NDArray[np.int32]]]
-"""Texts -> for each an int array (num_tokens, 2): first character and one past the last, in the order of the text."""
+"""Texts -> for each text an int array (num_tokens, 2): first character of each token, and one past its last."""
 
 UNSPACED_SCRIPTS = (
     r"\p{Han}\p{Hiragana}\p{Katakana}\p{Bopomofo}\u30fc\uff70\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}"
     r"\p{Javanese}\p{Balinese}"
 )
-"""Letters of scripts that put no space between words: the inside of a `regex` character set."""
+"""Letters of scripts without spaces between words, as the inside of a `regex` character set.
 
-_WINDOW_CHARACTERS = 2**15  # tokenisers slow down on longer texts, and hold ~100 bytes per token of a batch
+`answering.citations.UNSPACED_BLOCKS` is another set: Unicode blocks, with punctuation.
+"""
+
+_WINDOW_CHARACTERS = 2**15  # tokenizers slow down on longer texts, and use ~100 bytes per token of a batch
 _BATCH_CHARACTERS = 2**18
-_PEEK = 32  # characters looked at beyond a window to judge a boundary
+_PEEK = 32  # characters beyond a window that decide whether its end is a boundary
 
 _CLOSERS = r"[\"'”’»\)\]\}」』】》〉）］]"
 _UNSPACED_MARKS = r"\u3001-\u303f\uff01-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff65"
@@ -52,17 +52,17 @@ _SENTENCE_BREAK = regex.compile(
 )
 _CLAUSE_BREAK = regex.compile(rf"[,;:—–،؛]{_CLOSERS}*(?!\S)|[，、：]{_CLOSERS}*{_JOINS_LEFT}")
 _WORD_BREAK = (
-    regex.compile(  # the lookahead stands first: a long run of marks must not be scanned back from each of them
+    regex.compile(  # the lookahead comes first, so that a long run of marks is not scanned backwards from each mark
         rf"\s+|{_JOINS_LEFT}(?![\p{{Pe}}\p{{Pf}}。！？；，、：…]){_JOINS_RIGHT}(?<![\p{{Ps}}\p{{Pi}}])"
         rf"(?:(?<=\S)(?=[{UNSPACED_SCRIPTS}])|(?=\S)(?<=[{UNSPACED_SCRIPTS}{_UNSPACED_MARKS}]\p{{M}}*))"
     )
 )
 _GRAPHEME = regex.compile(r"\X")
 LONGEST_TOKEN_CHARACTERS = 64
-"""A longer token counts as several."""
+"""A longer token is counted as several."""
 
 _IN_WORD = regex.compile(r"(?<=\w)(?=\w)")
-_NON_SPACE = re.compile(r"\S")  # of `re`, since its whitespace is that of str.strip: U+001C to U+001F are in
+_NON_SPACE = re.compile(r"\S")  # `re`, not `regex`: like str.strip it counts U+001C to U+001F as whitespace
 _LAST_WORD = regex.compile(r"[\w.]+$")
 _ABBREVIATION = regex.compile(
     r"\p{Lu}|\p{L}(?:\.\p{L})+"  # "J", "U.S", "e.g", "a.m"
@@ -77,22 +77,24 @@ class TokenizerError(RagtuneError, TypeError):
 
 
 def tokenizer_spans(tokenizer: Any) -> TokenSpans:
-    """The token offsets of a fast Hugging Face tokenizer, without special tokens, truncation or padding.
+    """Token offsets from a fast Hugging Face tokenizer, without special tokens, truncation or padding.
 
     Args:
         tokenizer: a `tokenizers.Tokenizer` or a fast transformers tokenizer; it is copied, never changed.
 
     Returns:
-        a function from texts to int32 arrays (num_tokens, 2) of character offsets; tokens of no width are left out.
+        A function from texts to int32 arrays (num_tokens, 2) of character offsets; empty tokens are left out.
 
     Raises:
-        TokenizerError: the tokenizer has no fast backend, hence no offsets.
+        TokenizerError: the tokenizer has no fast backend, so it reports no offsets.
     """
     from tokenizers import Tokenizer
 
     backend = tokenizer if isinstance(tokenizer, Tokenizer) else getattr(tokenizer, "backend_tokenizer", None)
     if not isinstance(backend, Tokenizer):
-        raise TokenizerError(f"{type(tokenizer).__name__} gives no offsets; load the fast tokenizer (use_fast=True)")
+        raise TokenizerError(
+            f"{type(tokenizer).__name__} reports no character offsets; load the fast tokenizer (use_fast=True)"
+        )
     private = Tokenizer.from_str(backend.to_str())
     private.no_truncation()
     private.no_padding()
@@ -104,7 +106,7 @@ def tokenizer_spans(tokenizer: Any) -> TokenSpans:
 
 
 def word_spans(texts: list[str]) -> list[Spans]:
-    """Tokens without a tokenizer: words, single marks, and each character of an unspaced script.
+    """Token offsets without a tokenizer: words, punctuation marks, and each character of an unspaced script.
 
     >>> word_spans(["So, 你好"])[0].tolist()
     [[0, 2], [2, 3], [4, 5], [5, 6]]
@@ -113,7 +115,7 @@ def word_spans(texts: list[str]) -> list[Spans]:
 
 
 def chunk(document: Document, token_spans: TokenSpans, size_tokens: int, overlap_tokens: int) -> list[Passage]:
-    """Cut one document; see `chunk_all`, which is faster for many.
+    """Split one document; see `chunk_all`, which is faster for many.
 
     >>> document = Document("d", "One two. Three four. Five six.", "", "{}", "")
     >>> [passage.text for passage in chunk(document, word_spans, 6, 0)]
@@ -125,19 +127,19 @@ def chunk(document: Document, token_spans: TokenSpans, size_tokens: int, overlap
 def chunk_all(
     documents: Sequence[Document], token_spans: TokenSpans, size_tokens: int, overlap_tokens: int
 ) -> list[list[Passage]]:
-    """Cut each document into passages that cover all of it but outer whitespace.
+    """Split each document into passages that cover all of it except leading and trailing whitespace.
 
-    A word, or a grapheme cluster, is cut only when it alone is longer than `size_tokens`.
+    A word or grapheme cluster is split only if it alone is longer than `size_tokens`.
 
     Args:
-        documents: in any order; one of nothing but whitespace has no passages.
-        token_spans: how tokens are counted: `tokenizer_spans(...)` or `word_spans`.
-        size_tokens: most tokens of a passage, counted on its own text; a single character is never divided.
-        overlap_tokens: most tokens that a passage shares with the one before it, below `size_tokens`; it begins at the
-            start of a sentence if it can, else of a word, and never holds more than half of the passage before.
+        documents: in any order; a document of only whitespace has no passages.
+        token_spans: how to count tokens: `tokenizer_spans(...)` or `word_spans`.
+        size_tokens: most tokens of a passage, counted on its own text; a single character is never split.
+        overlap_tokens: most tokens that a passage shares with the previous one, below `size_tokens`; the overlap begins
+            at the start of a sentence if possible, else of a word, and is at most half of the previous passage.
 
     Returns:
-        the passages of each document, in the order of the text.
+        The passages of each document, in the order of the text.
 
     Raises:
         ValueError: a size is out of range.
@@ -149,7 +151,7 @@ def chunk_all(
         )
     texts = [document.text.strip() for document in documents]
     results = []
-    for document, text, spans in zip(documents, texts, _tokenise(texts, token_spans), strict=True):
+    for document, text, spans in zip(documents, texts, _tokenize(texts, token_spans), strict=True):
         source = _Source(
             text,
             np.maximum.accumulate(spans[:, 0]),
@@ -166,7 +168,7 @@ def chunk_all(
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """A stripped text, where its tokens start and end, and the sizes asked for."""
+    """A stripped text, the offsets of its tokens, and the requested sizes."""
 
     text: str
     starts: Spans
@@ -195,7 +197,7 @@ def _offsets(pairs: Sequence[tuple[int, int]]) -> Spans:
     widths = spans[:, 1] - spans[:, 0]
     if not (widths > LONGEST_TOKEN_CHARACTERS).any():
         return spans
-    # A tokenizer may call a megabyte without a space one unknown token; counted like that it would be one passage.
+    # A tokenizer may return a megabyte without spaces as one unknown token, which would become one passage.
     pieces = -(-widths // LONGEST_TOKEN_CHARACTERS)
     places = np.arange(pieces.sum(), dtype=np.int32) - np.repeat(np.cumsum(pieces) - pieces, pieces).astype(np.int32)
     starts = np.repeat(spans[:, 0], pieces) + places * LONGEST_TOKEN_CHARACTERS
@@ -203,8 +205,8 @@ def _offsets(pairs: Sequence[tuple[int, int]]) -> Spans:
     return np.stack([starts, ends], axis=1).astype(np.int32)
 
 
-def _tokenise(texts: Sequence[str], token_spans: TokenSpans) -> Iterator[Spans]:
-    """The spans of each text; long texts are tokenised in windows, short ones together."""
+def _tokenize(texts: Sequence[str], token_spans: TokenSpans) -> Iterator[Spans]:
+    """Tokenize long texts in windows and short ones together; yields the spans of each text."""
     parts: list[Spans] = []
     for batch in _batches(texts):
         windows = [texts[number][start:end] for number, start, end in batch]
@@ -241,7 +243,9 @@ def _windows(text: str) -> Iterator[tuple[int, int]]:
 
 def _ranges(source: _Source) -> Iterator[tuple[int, int]]:
     text = source.text
-    if len(source.starts) <= source.size and len(text) <= _WINDOW_CHARACTERS:  # counted on this very text
+    if (
+        len(source.starts) <= source.size and len(text) <= _WINDOW_CHARACTERS
+    ):  # these tokens were counted on the whole text
         if text:
             yield 0, len(text)
         return
@@ -253,7 +257,7 @@ def _ranges(source: _Source) -> Iterator[tuple[int, int]]:
 
 
 def _next(source: _Source, previous_start: int, previous_end: int) -> tuple[int, int]:
-    """The passage after [previous_start, previous_end): overlapping it if that leaves room for something new."""
+    """The range of the next passage; it overlaps the previous one if there is room for new text."""
     fresh = _skip_space(source.text, previous_end)
     budget = source.overlap
     while budget > 0:
@@ -271,7 +275,7 @@ def _next(source: _Source, previous_start: int, previous_end: int) -> tuple[int,
 
 
 def _overlap_start(source: _Source, start: int, end: int, budget: int) -> int:
-    """Where the last `budget` tokens of [start, end) begin a sentence, else a word; `end` if they do neither."""
+    """The first start of a sentence, else of a word, in the last `budget` tokens of [start, end); `end` if none."""
     first = _count(source.ends, start, "right")
     last = _count(source.starts, end, "left")
     budget = min(budget, (last - first) // 2)
@@ -288,7 +292,7 @@ def _overlap_start(source: _Source, start: int, end: int, budget: int) -> int:
 
 
 def _end(source: _Source, start: int) -> tuple[int, Spans]:
-    """Where the passage from `start` ends, and the tokens of its own text."""
+    """The end of the passage that begins at `start`, and the token spans of its own text."""
     text, size = source.text, source.size
     first = _count(source.ends, start, "right")
     upcoming = source.starts[first : first + size + size // 4 + 1]
@@ -303,12 +307,12 @@ def _end(source: _Source, start: int) -> tuple[int, Spans]:
 
 
 def _cut(source: _Source, start: int, upcoming: Spans, *, is_last: bool) -> int:
-    """The best cut after `start`, given where the upcoming tokens begin; `is_last`: they reach the end of the text."""
+    """The best end of a passage from `start`, given the starts of the next tokens; `is_last`: no more tokens follow."""
     text, size, num_upcoming = source.text, source.size, len(upcoming)
     if is_last and num_upcoming <= size:
         return len(text)
     half = (num_upcoming + source.overlap + 1) // 2
-    if is_last and num_upcoming <= size + size // 4 and half < size:  # else the last passage would be tiny
+    if is_last and num_upcoming <= size + size // 4 and half < size:  # otherwise the last passage would be tiny
         low = min(half, max(2 * half // 3, num_upcoming + source.overlap - size))
         cut = _near_boundary(text, max(start, int(upcoming[low])), int(upcoming[half]))
         if cut is not None:
@@ -319,7 +323,7 @@ def _cut(source: _Source, start: int, upcoming: Spans, *, is_last: bool) -> int:
 
 
 def _near_boundary(text: str, low: int, high: int) -> int | None:
-    """The best boundary in (low, high]: paragraph, sentence, clause, word; the last of its kind."""
+    """The last paragraph break in (low, high]; else sentence end, clause mark or word boundary; None if there is none."""
     for pattern in (_PARAGRAPH_BREAK, _SENTENCE_BREAK, _CLAUSE_BREAK, _WORD_BREAK):
         position = _last_break(pattern, text, low, high)
         if position is not None:
@@ -328,11 +332,11 @@ def _near_boundary(text: str, low: int, high: int) -> int | None:
 
 
 def _far_boundary(text: str, start: int, high: int) -> int:
-    """The last boundary in (start, high] of words; failing that, inside the word that fills the window."""
+    """The last word boundary in (start, high]; if there is none, a boundary inside the word that fills the window."""
     position = _last_break(_WORD_BREAK, text, start, high)
     if position is not None:
         return position
-    window = text[start : high + _PEEK]  # a slice, since \X counts flags from the beginning of what it is given
+    window = text[start : high + _PEEK]  # a slice, since \X pairs flag characters from the beginning of its text
     ends: list[int] = [start + match.end() for match in _GRAPHEME.finditer(window)]
     graphemes = [end for end in ends if end <= high]
     between = [end for end in graphemes if not _IN_WORD.match(text, end)]
@@ -351,7 +355,7 @@ def _last_break(pattern: regex.Pattern[str], text: str, low: int, high: int) -> 
 
 
 def _is_break(text: str, match: regex.Match[str]) -> bool:
-    """False for a full stop after an abbreviation, an initial or a list number, or before a small letter."""
+    """False for a full stop after an abbreviation, an initial or a list number, or before a lower-case letter."""
     if match.re is not _SENTENCE_BREAK or match["mark"] != ".":
         return True
     if text[match.end() : match.end() + _PEEK].lstrip()[:1].islower():
@@ -371,5 +375,5 @@ def _skip_space(text: str, position: int) -> int:
 
 
 def _count(positions: Spans, position: int, side: Literal["left", "right"]) -> int:
-    """How many sorted positions lie before `position`; "right" counts those equal to it too."""
+    """How many sorted positions are less than `position`; side "right" also counts equal ones."""
     return int(np.searchsorted(positions, np.int32(position), side))  # a Python int would copy the array to int64

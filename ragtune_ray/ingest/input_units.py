@@ -1,8 +1,7 @@
-"""An input -> the units that tasks can read one by one.
+"""Divides an input into units that tasks read in parallel.
 
-In: a folder, a .jsonl or .parquet file, a BEIR folder or SQuAD JSON, local or any fsspec URL. Out: a `Plan`: its `Unit`s,
-the files they rest on with their sha256, and a `Reject` for every file left out. This module knows nothing of Ray,
-models or chunking, and makes no documents.
+In: a folder, a .jsonl or .parquet file, a BEIR folder or SQuAD JSON. Out: a `Plan` with the units, the sha256 of every
+file, and a reject for each file that is left out.
 """
 
 from __future__ import annotations
@@ -32,13 +31,13 @@ from ragtune_ray.storage import checksums, filesystem
 __all__ = ["InputFile", "Plan", "Unit", "input_fingerprint", "list_input", "plan_units"]
 
 Range = tuple[int, int, int]
-"""Start, stop and first_line of a unit."""
+"""`start`, `stop` and `first_line` of a unit."""
 _MAX_RANGES_PER_ROW_GROUP = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class InputFile:
-    """A file that was read while planning."""
+    """A file that was read for planning."""
 
     path: str
     size_bytes: int
@@ -47,25 +46,25 @@ class InputFile:
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """A piece of the input that one task reads; the same input and `unit_bytes` always give the same units."""
+    """A part of the input that one task reads; it depends only on the input and `unit_bytes`."""
 
     number: int
     format: Format
     paths: tuple[str, ...]
-    """One file, or a group of files of a folder."""
+    """One file, or several document files."""
     start: int
     """First byte (jsonl), row (parquet) or context (squad); 0 for files."""
     stop: int
     """One past the last."""
     first_line: int
-    """1-based number of the line that begins at byte `start`; 0 where there are no lines."""
+    """1-based number of the line that begins at byte `start`; 0 for formats without lines."""
     root: str
-    """The corpus folder, to which the ids of files are relative."""
+    """The corpus folder; the ids of document files are relative to it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """All units of an input, the files they rest on, and what was left out already."""
+    """All units of an input, the files they are read from, and the files that were left out."""
 
     units: tuple[Unit, ...]
     files: tuple[InputFile, ...]
@@ -73,21 +72,21 @@ class Plan:
 
 
 def plan_units(path: str, unit_bytes: int, root: str | None = None) -> Plan:
-    """Cut an input into units of about `unit_bytes`, reading every file once, in blocks.
+    """Divide an input into units of about `unit_bytes`, reading every file once, in blocks.
 
-    Only SQuAD JSON is held in memory whole. A row group of Parquet larger than `unit_bytes` is cut into ranges of rows;
-    reading a later range decodes the earlier ones of its group again.
+    Only SQuAD JSON is loaded into memory completely. A Parquet row group larger than `unit_bytes` is divided into ranges
+    of rows; reading a later range decodes the earlier ones of its group again.
 
     Args:
-        path: a folder or a file, local or any fsspec URL; a folder that holds corpus.jsonl is BEIR.
+        path: a folder or a file, local or any fsspec URL; a folder with a corpus.jsonl is BEIR.
         unit_bytes: input bytes per unit, at least 1.
-        root: the folder to which the ids of document files are relative; None: the path, or the folder of a single file.
+        root: the folder to which ids of document files are relative; None means the path, or the folder of a single file.
 
     Returns:
         Units, files and rejects, sorted by path.
 
     Raises:
-        InputError: the path is missing, holds nothing readable, or needs an extra that is not installed.
+        InputError: the path is missing, contains nothing readable, or needs an extra that is not installed.
     """
     folder, names, rejects = list_input(path)
     root = root or folder
@@ -121,7 +120,7 @@ def plan_units(path: str, unit_bytes: int, root: str | None = None) -> Plan:
 
 
 def input_fingerprint(plan: Plan) -> str:
-    """Of the files' contents and their paths below the corpus folder, since those are in the ids of documents."""
+    """A fingerprint of the files' contents and of their paths below the corpus folder, which become document ids."""
     root = plan.units[0].root.rstrip("/") + "/" if plan.units else ""
     return checksums.digest(
         [[file.path.removeprefix(root), file.size_bytes, file.sha256] for file in plan.files]
@@ -130,7 +129,7 @@ def input_fingerprint(plan: Plan) -> str:
 
 
 def list_input(path: str) -> tuple[str, list[str], list[Reject]]:
-    """The corpus folder, the sorted names of the files in it, and what was refused by name alone."""
+    """The corpus folder, the sorted relative names of its files, and rejects for those that are not even opened."""
     store, inner = inputs.locate(path)
     root = filesystem.absolute(path)
     if not store.isdir(inner):
@@ -166,7 +165,7 @@ def _walk(root: str) -> tuple[list[str], list[Reject]]:
             except ParseError as error:
                 rejects.append(reject(str(entry), str(error), "file"))
                 continue
-            if entry.is_file():  # else a link to a folder in here, whose files are read where they really are
+            if entry.is_file():  # else a link to a folder inside `root`, whose files are read at their real path
                 names.append(entry.relative_to(root).as_posix())
     return names, rejects
 
@@ -187,7 +186,7 @@ def _group_unit(number: int, group: list[InputFile], root: str) -> Unit:
 
 
 def _scan(path: str, form: Format, unit_bytes: int) -> tuple[InputFile, list[Range]]:
-    """Hash a file and find where to cut it, in one pass."""
+    """Hash a file and find where to divide it, in one pass."""
     digest = hashlib.sha256()
     ranges: list[Range] = []
     with inputs.open_file(path) as file:
@@ -218,7 +217,7 @@ def _hashed_blocks(file: Any, digest: Any) -> Iterator[bytes]:
 
 
 def _line_ranges(blocks: Iterable[bytes], unit_bytes: int) -> list[Range]:
-    """Byte ranges that end at the first line end at or after `unit_bytes`, with the number of their first line."""
+    """Byte ranges with the number of their first line; each ends with the line in which it reaches `unit_bytes`."""
     ranges: list[Range] = []
     position = start = 0
     line = first_line = 1
@@ -234,14 +233,14 @@ def _line_ranges(blocks: Iterable[bytes], unit_bytes: int) -> list[Range]:
 
 
 def _even_ranges(start: int, stop: int, size_bytes: int, unit_bytes: int) -> list[Range]:
-    # A broken file may claim any size for any number of rows, so the number of ranges has a limit of its own.
+    # A broken file may claim any size for any number of rows, so the number of ranges is limited separately.
     num_ranges = max(1, min(stop - start, math.ceil(size_bytes / unit_bytes), _MAX_RANGES_PER_ROW_GROUP))
     edges = [start + (stop - start) * number // num_ranges for number in range(num_ranges + 1)]
     return [(first, last, 0) for first, last in itertools.pairwise(edges) if first < last]
 
 
 def _row_ranges(file: Any, unit_bytes: int) -> list[Range]:
-    """Ranges of rows: whole row groups together up to `unit_bytes` uncompressed, and pieces of larger ones."""
+    """Ranges of rows: consecutive row groups of at most `unit_bytes` uncompressed bytes, and parts of larger groups."""
     with parquet_errors():
         parquet = pq.ParquetFile(file)
         groups = [parquet.metadata.row_group(number) for number in range(parquet.num_row_groups)]
@@ -254,7 +253,7 @@ def _row_ranges(file: Any, unit_bytes: int) -> list[Range]:
             start, gathered_bytes = row, 0
         row += group.num_rows
         gathered_bytes += group.total_byte_size
-        if gathered_bytes > unit_bytes:  # then it is this group alone
+        if gathered_bytes > unit_bytes:  # this group alone is too large
             ranges += _even_ranges(start, row, gathered_bytes, unit_bytes)
             start, gathered_bytes = row, 0
     return [*ranges, (start, row, 0)] if row > start else ranges

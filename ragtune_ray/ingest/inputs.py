@@ -1,8 +1,6 @@
-"""Where the files of an input are, and what lines they hold.
+"""Finds and opens input files, and reads the lines of JSONL and the paragraphs of SQuAD JSON with their locations.
 
-In: a path as a user names it, local or any fsspec URL. Out: its filesystem, the file opened, its format; the lines of a
-.jsonl file and the paragraphs of SQuAD JSON with their places. This module knows nothing of records, units or Ray.
-What a user names is kept in places and ids; a local path is made absolute, since tasks run elsewhere.
+A path is local or any fsspec URL. The *place* of a row, as rejects name it, is `PATH:LINE` or `PATH#ROW`.
 """
 
 from __future__ import annotations
@@ -41,20 +39,20 @@ __all__ = [
 
 Format = Literal["files", "jsonl", "parquet", "squad"]
 Row = tuple[str, Any] | Reject
-"""A row's place and its value; nothing is checked yet."""
+"""A row's place and its unchecked value."""
 _FORMATS: dict[str, Format] = {".jsonl": "jsonl", ".parquet": "parquet", ".json": "squad"}
 _FORMATS |= dict.fromkeys(parsers.FILE_SUFFIXES, "files")
 ACCEPTED = (
     "a folder of .md .txt .html .pdf .docx .jsonl .parquet, one such file, a BEIR folder (corpus.jsonl, queries.jsonl, "
     "qrels/*.tsv) or SQuAD .json"
 )
-"""What an input may be, in the words of an error."""
+"""What an input may be, for error messages."""
 BLOCK_BYTES = 4 * 2**20
-"""Bytes read at once."""
+"""Bytes per read."""
 
 
 class InputError(RagtuneError, ValueError):
-    """The input as a whole cannot be used; the message names the path, the rule and what is accepted."""
+    """An input as a whole cannot be used."""
 
 
 def locate(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -74,7 +72,7 @@ def locate(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 @contextmanager
 def open_file(path: str) -> Iterator[Any]:
-    """A file opened for reading bytes; closed at the end of the `with`."""
+    """Open a file for reading bytes; the `with` block closes it."""
     store, inner = filesystem.locate(path)
     with store.open(inner, "rb") as file:
         yield file
@@ -84,8 +82,8 @@ def format_of(path: str) -> Format:
     """How a file is read, by its suffix.
 
     Raises:
-        ParseError: files of this type are not read.
-        InputError: they are, once an extra is installed.
+        ParseError: files of this type cannot be read.
+        InputError: they can be, once an extra is installed.
 
     >>> format_of("a/b.JSONL")
     'jsonl'
@@ -100,18 +98,23 @@ def format_of(path: str) -> Format:
 
 
 def why_unreadable(error: Exception) -> str:
-    """The reason of a reject for what opening or parsing a file raised."""
+    """The reason of a reject, from an error in opening or parsing a file."""
     return f"cannot be read: {error.strerror}" if isinstance(error, OSError) else str(error)
 
 
 def read_lines(path: str, max_bytes: int, start: int = 0, stop: int = sys.maxsize, line: int = 1) -> Iterator[Row]:
-    """The lines that are not blank, as bytes, from byte `start`, whose line is number `line`, to byte `stop`.
+    """Read the lines between two bytes that are not blank; a line longer than `max_bytes` is skipped as a reject.
 
-    A line longer than `max_bytes` is skipped without loading it and comes out as a reject.
+    Args:
+        path: the file.
+        max_bytes: longest line; longer ones are never loaded whole.
+        start: first byte.
+        stop: one past the last byte.
+        line: number of the line that begins at `start`.
     """
     with open_file(path) as raw:
         raw.seek(start)
-        file = io.BufferedReader(raw, BLOCK_BYTES)  # its readline takes a limit; that of some remote files does not
+        file = io.BufferedReader(raw, BLOCK_BYTES)  # unlike that of some remote files, its readline takes a limit
         for number in itertools.count(line):
             data = file.readline(min(max_bytes + 2, stop - start)) if start < stop else b""
             if not data:
@@ -129,7 +132,7 @@ def read_lines(path: str, max_bytes: int, start: int = 0, stop: int = sys.maxsiz
 
 
 def jsonl_rows(lines: Iterable[Row]) -> Iterator[Row]:
-    """The JSON value of each line from `read_lines`, at its place; a reject for a line that is not JSON."""
+    """Parse each line from `read_lines` as JSON; a line that is not JSON becomes a reject."""
     for line in lines:
         if isinstance(line, Reject):
             yield line
@@ -142,7 +145,7 @@ def jsonl_rows(lines: Iterable[Row]) -> Iterator[Row]:
 
 
 def read_squad(path: str) -> Iterator[Context]:
-    """The paragraphs of a SQuAD file, which is held in memory whole.
+    """Read the paragraphs of a SQuAD file, which is loaded into memory completely.
 
     Raises:
         ParseError: the file is not SQuAD JSON.

@@ -1,7 +1,6 @@
-"""Rows of a Parquet file, and what its schema must be for them to become records.
+"""Reads rows of Parquet files in batches of a few megabytes, and checks their schema first.
 
-In: an opened file, or a path and a range of rows. Out: each row's place and values, in batches of a few megabytes. This
-module knows nothing of records, units or Ray; a column of a type that may carry code or bytes is refused before any is read.
+A column whose type can contain code or raw bytes is refused before anything is read.
 """
 
 from __future__ import annotations
@@ -28,13 +27,13 @@ _BATCH_BYTES = 4 * 2**20
 
 @contextmanager
 def parquet_errors() -> Iterator[None]:
-    """Turn what pyarrow raises on a broken file into a `ParseError`; errors of the disk or the network pass."""
+    """Turn pyarrow's errors about a broken file into a `ParseError`; errors of the disk or network are not caught."""
     try:
         yield
-    except (pa.ArrowException, UnicodeDecodeError) as error:  # the latter: a column's name
+    except (pa.ArrowException, UnicodeDecodeError) as error:  # UnicodeDecodeError: a column's name
         raise ParseError(f"Parquet is broken: {error}") from None
     except OSError as error:
-        if error.errno is not None:  # the disk or the network failed, not the file
+        if error.errno is not None:  # the disk or the network failed; the file may be sound
             raise
         raise ParseError(f"Parquet is broken: {error}") from None
 
@@ -42,13 +41,13 @@ def parquet_errors() -> Iterator[None]:
 def parquet_rows(
     path: str, ids: Columns, texts: Columns, nested: Columns, start: int = 0, stop: int = sys.maxsize
 ) -> Iterator[Row]:
-    """Rows `start` to `stop` of the columns that hold scalars, and of those in `nested`.
+    """Read rows `start` to `stop`: all columns of scalars, and those in `nested`.
 
     Args:
-        path: of the file.
-        ids: columns of which one must be there.
-        texts: columns of which one must be there, as text.
-        nested: columns that may hold lists and objects.
+        path: the file.
+        ids: id columns, of which the file needs one.
+        texts: text columns, of which the file needs one.
+        nested: columns that may contain lists and objects.
         start: first row.
         stop: one past the last row.
 
@@ -86,12 +85,10 @@ def _batch_rows(path: str, batch: Any, first: int) -> Iterator[Row]:
 
 
 def check_columns(schema: Any, ids: Columns, texts: Columns, nested: Columns = ()) -> list[str]:
-    """The columns to read; refuses a file that lacks one, or that holds one of a type that may carry code or bytes.
-
-    Arguments as for `parquet_rows`, with the file's Arrow schema.
+    """The names of the columns to read, given a file's Arrow schema and the arguments of `parquet_rows`.
 
     Raises:
-        ParseError: the schema is refused; the message names the column.
+        ParseError: a required column is missing or not text, a name is used twice, or a type can contain code or bytes.
     """
     for field in schema:
         if _is_opaque(field):
@@ -99,9 +96,9 @@ def check_columns(schema: Any, ids: Columns, texts: Columns, nested: Columns = (
     found = ", ".join(schema.names)
     if len(set(schema.names)) < len(schema.names):
         raise ParseError(f"two columns have one name; found {found}")
-    for wanted in (ids, texts):
-        if not set(wanted) & set(schema.names):
-            raise ParseError(f"no column {' or '.join(map(repr, wanted))}; found {found}")
+    for names in (ids, texts):
+        if not set(names) & set(schema.names):
+            raise ParseError(f"no column {' or '.join(map(repr, names))}; found {found}")
     for field in schema:
         if field.name in texts and not _is_text(field.type):
             raise ParseError(f"column {field.name!r} must be text, found {field.type}")

@@ -1,8 +1,4 @@
-"""Bytes of one small file -> its title and its text.
-
-In: the content of a .md, .txt, .html, .pdf or .docx file. Out: text that is safe to hand on. This module knows nothing of
-filesystems, rows, tasks, models or Ray. Whatever cannot be read raises `ParseError`.
-"""
+"""Extracts the title and text of a .md, .txt, .html, .pdf or .docx file."""
 
 from __future__ import annotations
 
@@ -21,7 +17,7 @@ from ragtune_ray import RagtuneError
 __all__ = ["FILE_SUFFIXES", "ParseError", "clean", "decode", "missing_extra", "parse_file"]
 
 FILE_SUFFIXES = (".md", ".markdown", ".txt", ".html", ".htm", ".pdf", ".docx")
-"""Files of which each is one document."""
+"""Files of these types are one document each."""
 _EXTRAS = {
     ".pdf": ("pypdfium2", "pdf"),
     ".docx": ("docx", "docx"),
@@ -30,12 +26,12 @@ _EXTRAS = {
 }
 _MAX_PDF_PAGES = 5_000
 _MAX_ZIP_RATIO = 20
-# Building a tree of nested blocks takes time with the square of its depth: 0.03 s at 5,000, 15 s at 80,000.
+# Building a tree of nested blocks takes time quadratic in its depth: 0.03 s at 5,000, 15 s at 80,000.
 _MAX_HTML_DEPTH = 5_000
 _HTML_TAG = re.compile(r"<(/?)([A-Za-z][^\s/<>]*)([^<>]*)")
 _UNSAFE = re.compile("[\x00\ud800-\udfff]")
 _DROPPED_TAGS = ["script", "style", "nav", "footer", "header", "aside", "template", "noscript"]
-# HTML lets authors leave out the ends of these, or they have none; so open ones do not mean nesting.
+# The end tags of these elements are optional or do not exist, so an unclosed one does not mean nesting.
 _TAGS_WITHOUT_END = (
     "area,base,body,br,caption,col,colgroup,dd,dt,embed,head,hr,html,img,input,li,link,meta,optgroup,option,p,param,rp,rt,"
     "source,tbody,td,tfoot,th,thead,tr,track,wbr"
@@ -47,11 +43,11 @@ _BLOCK_TAGS = (
 
 
 class ParseError(RagtuneError, ValueError):
-    """This row or file cannot be read; the message says why and, where it helps, what to do."""
+    """A row or file cannot be read; the caller, which knows the location, turns it into a `Reject`."""
 
 
 def clean(text: str) -> str:
-    r"""Text that Arrow and tokenizers accept: no BOM, NUL or lone surrogate, `\n` as the only newline; never NFC.
+    r"""Make a text safe for Arrow and tokenizers: no BOM, NUL or lone surrogate, and only `\n` as newline; no NFC.
 
     >>> clean("\ufeffa\r\nb\x00")
     'a\nb\ufffd'
@@ -62,12 +58,12 @@ def clean(text: str) -> str:
 
 
 def decode(data: bytes) -> str:
-    """Bytes as text: UTF-8, or another encoding where charset-normalizer finds exactly one that fits.
+    """Decode UTF-8, or another encoding if charset-normalizer finds exactly one that fits.
 
-    Several single-byte encodings fit most Western texts; then a guess would swap letters silently, so it is refused.
+    Several single-byte encodings fit most Western texts; a guess could silently swap letters, so it is refused.
 
     Raises:
-        ParseError: neither.
+        ParseError: the encoding is not certain.
     """
     try:
         return data.decode("utf-8")
@@ -85,7 +81,7 @@ def decode(data: bytes) -> str:
 
 
 def missing_extra(suffix: str) -> str | None:
-    """The extra to install before files of this suffix can be read; None where nothing is missing.
+    """The extra to install before files of this suffix can be read; None if nothing is missing.
 
     >>> missing_extra(".txt") is None
     True
@@ -95,7 +91,7 @@ def missing_extra(suffix: str) -> str | None:
 
 
 def parse_file(name: str, data: bytes, max_document_bytes: int) -> tuple[str, str]:
-    """The title and the text of one .md, .txt, .html, .pdf or .docx file; the file's stem where it has no title.
+    """The title and text of one file; a file without a title gets its name without the suffix.
 
     >>> parse_file("a/mars.md", b"# Mars", 100)
     ('Mars', '# Mars')
@@ -129,7 +125,7 @@ def _markdown_title(text: str) -> str:
 
 
 def _html_depth(source: str) -> int:
-    """How deeply the tags of a page nest, read off in one pass before the parser builds its tree."""
+    """How deeply the tags of a page nest, found in one pass before the parser builds its tree."""
     without_end = frozenset(_TAGS_WITHOUT_END.split(","))
     depth = deepest = 0
     num_open: Counter[str] = Counter()
@@ -141,7 +137,7 @@ def _html_depth(source: str) -> int:
             num_open[tag] += 1
             depth += 1
             deepest = max(deepest, depth)
-        elif slash and num_open[tag]:  # an end without a start closes nothing
+        elif slash and num_open[tag]:  # an end tag without a start tag closes nothing
             num_open[tag] -= 1
             depth -= 1
     return deepest
@@ -155,7 +151,7 @@ def _parse_html(source: str) -> tuple[str, str]:
         raise ParseError(
             f"HTML nested {depth:,} elements deep; at most {_MAX_HTML_DEPTH:,} are read, so save the page as plain text"
         )
-    mark = "\x1e"  # stands for a line break, since newlines of the source are only spaces
+    mark = "\x1e"  # marks a line break, since newlines in the source are only spaces
     tree = LexborHTMLParser(source.replace(mark, " "))
     heading = tree.css_first("title") or tree.css_first("h1")
     title = heading.text() if heading else ""
@@ -196,7 +192,7 @@ def _parse_pdf(data: bytes) -> tuple[str, str]:
 def _pdf_page_text(page: Any) -> str:
     text_page = page.get_textpage()
     try:
-        # PDFium marks a word's hyphen at a line's end by one of these characters.
+        # PDFium replaces the hyphen of a word divided at the end of a line by one of these characters.
         return re.sub("[\x02\ufffe](\r?\n)?", "", text_page.get_text_range())
     finally:
         text_page.close()
@@ -207,7 +203,7 @@ def _parse_docx(data: bytes, max_document_bytes: int) -> tuple[str, str]:
     import docx
     from docx.opc.exceptions import OpcError
 
-    # What python-docx and lxml raise on broken files has no common base; lxml's XMLSyntaxError is a SyntaxError.
+    # The errors of python-docx and lxml on broken files have no common base; lxml's XMLSyntaxError is a SyntaxError.
     broken = (
         OpcError,
         OSError,
@@ -242,6 +238,6 @@ def _docx_blocks(container: Any) -> Iterator[str]:
             yield block.text
             continue
         for row in block.rows:
-            # A merged cell stands once in the row for every column it spans.
-            cells = {cell._tc: cell for cell in row.cells}.values()  # noqa: SLF001  (python-docx shows no other identity)
+            # A merged cell is listed once for every column that it spans.
+            cells = {cell._tc: cell for cell in row.cells}.values()  # noqa: SLF001  (python-docx has no other identity)
             yield "\t".join(" ".join(_docx_blocks(cell)) for cell in cells)

@@ -1,8 +1,4 @@
-"""A file or a BEIR folder -> queries with their gold answers and judged documents.
-
-In: a .jsonl or .parquet file, SQuAD JSON or a BEIR folder, local or any fsspec URL. Out: `Query`s in order, and a `Reject`
-for each row that gives none. This module knows nothing of Ray, models or the corpus that the queries are asked of.
-"""
+"""Reads queries with their gold answers and judged documents."""
 
 from __future__ import annotations
 
@@ -27,14 +23,14 @@ _MAX_QUERY_BYTES = 8 * 2**20
 
 
 def read_queries(path: str, split: str = "all") -> Iterator[Query | Reject]:
-    """The queries of a .jsonl or .parquet file, SQuAD JSON or a BEIR folder, and a reject for each row that gives none.
+    """Read the queries of a .jsonl or .parquet file, SQuAD JSON or a BEIR folder, with a reject for each bad row.
 
     Args:
         path: local or any fsspec URL.
-        split: `all`, or only the queries whose split it is; in BEIR, those judged in the qrels file of that name.
+        split: `all`, or only the queries of this split; in BEIR, those judged in the qrels file of that name.
 
     Raises:
-        InputError: the path is missing or unreadable, one id has two texts, or nothing carries the split.
+        InputError: the path is missing or unreadable, one id has two texts, or no query has the split.
     """
     store, inner = inputs.locate(path)
     root = filesystem.absolute(path)
@@ -45,7 +41,7 @@ def read_queries(path: str, split: str = "all") -> Iterator[Query | Reject]:
             raise inputs.InputError(f"{path}: queries are read from .jsonl, .parquet, SQuAD .json or a BEIR folder")
         return _unique(_with_split(_queries(_query_rows(root)), split, path))
     if not store.exists(filesystem.join(inner, "queries.jsonl")):
-        raise inputs.InputError(f"{path}: a folder of queries must be BEIR and hold queries.jsonl; or name a file")
+        raise inputs.InputError(f"{path}: a folder of queries must be BEIR, with a queries.jsonl; or name a file")
     return _unique(_beir_queries(root, _qrels_files(root, split), split))
 
 
@@ -116,11 +112,11 @@ def _unique(queries: Iterable[Placed]) -> Iterator[Query | Reject]:
         if first_place == place:
             yield query
         else:
-            yield reject(place, f"query id {query.query_id!r} stands already at {first_place}", "row")
+            yield reject(place, f"query id {query.query_id!r} is already used at {first_place}", "row")
 
 
 def _qrels_files(root: str, split: str) -> dict[str, str]:
-    """Paths of the qrels files to use, with the split that each stands for."""
+    """Paths of the qrels files to use, with the split of each."""
     folder = filesystem.join(root, "qrels")
     store, inner = filesystem.locate(folder)
     names = store.ls(inner, detail=False) if store.isdir(inner) else []
@@ -129,7 +125,7 @@ def _qrels_files(root: str, split: str) -> dict[str, str]:
     kept = {path: name for path, name in files.items() if split in ("all", name)}
     if split != "all" and not kept:
         raise inputs.InputError(
-            f"{root}: no qrels file for split {split!r}; qrels/ holds: {', '.join(stems) or 'nothing'}"
+            f"{root}: no qrels file for split {split!r}; qrels/ contains: {', '.join(stems) or 'nothing'}"
         )
     return kept
 
@@ -160,7 +156,7 @@ def _beir_queries(root: str, files: dict[str, str], split: str) -> Iterator[Plac
         if documents or split == "all":
             yield place, query
     if missing:
-        yield reject(path, f"{len(missing):,} judged queries are not here, such as {min(missing)!r}", "file")
+        yield reject(path, f"{len(missing):,} judged queries are missing here, such as {min(missing)!r}", "file")
 
 
 def _qrels_rows(path: str) -> Iterator[tuple[str, str, float] | Reject]:

@@ -1,8 +1,4 @@
-"""Units -> documents.
-
-In: a `Unit` that `planning` cut. Out: its `Document`s in order, and a `Reject` for each row or file that gives none. This
-module knows nothing of Ray, models or chunking; what stands in a file or a row is the business of `parsers` and `rows`.
-"""
+"""Reads the documents of a unit of the input."""
 
 from __future__ import annotations
 
@@ -23,11 +19,11 @@ __all__ = ["read_documents"]
 
 
 def read_documents(unit: Unit, max_document_bytes: int) -> Iterator[Document | Reject]:
-    """The documents of one unit in order, and a reject for each row or file that gives none; memory stays flat.
+    """Read the documents of one unit in order, with a reject for each bad row or file; memory use stays constant.
 
     Args:
-        unit: from `planning.plan_units`.
-        max_document_bytes: longer files, lines and texts are rejected; a long line is skipped without loading it.
+        unit: from `input_units.plan_units`.
+        max_document_bytes: longer files, lines and texts are rejected; a longer line is never loaded whole.
     """
     if unit.format == "files":
         yield from _file_documents(unit, max_document_bytes)
@@ -35,7 +31,7 @@ def read_documents(unit: Unit, max_document_bytes: int) -> Iterator[Document | R
     try:
         for row in _document_rows(unit, max_document_bytes):
             yield row if isinstance(row, Reject) else _document(*row, max_document_bytes)
-    except ParseError as error:  # the file as a whole: broken inside, or changed since it was planned
+    except ParseError as error:  # the whole file is broken, or changed since it was planned
         yield reject(unit.paths[0], str(error), "file")
 
 

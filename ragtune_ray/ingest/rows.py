@@ -1,8 +1,4 @@
-"""A row of JSON, Parquet or SQuAD -> a `Document`, a `Query` or a `Reject`.
-
-In: JSON text, or one parsed row. Out: records that are checked and safe to hand on. This module knows nothing of files,
-tasks, models or Ray. A row that gives no record raises `ParseError`; who knows its place makes that a `Reject`.
-"""
+"""Turns rows of JSON, Parquet and SQuAD into checked documents and queries."""
 
 from __future__ import annotations
 
@@ -30,17 +26,17 @@ __all__ = [
 ]
 
 DOCUMENT_IDS = ("document_id", "_id", "id")
-"""Columns that may hold a document's id; the first that is not null counts."""
+"""Columns for a document's id; the first that is not null is used."""
 QUERY_IDS = ("query_id", "_id", "id")
-"""Columns that may hold a query's id."""
+"""Columns for a query's id."""
 QUERY_TEXTS = ("text", "query", "question")
-"""Columns that may hold a query's text."""
+"""Columns for a query's text."""
 _SPLITS = {"dev": "validation", "val": "validation", "valid": "validation"}
 
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """A paragraph of a SQuAD file, as it stands there: nothing is checked yet."""
+    """An unchecked paragraph of a SQuAD file."""
 
     ordinal: int
     """Counted from 0 over the whole file."""
@@ -49,11 +45,11 @@ class Context:
     text: Any
     questions: tuple[Any, ...]
     is_repeat: bool
-    """An earlier paragraph of the same article has the same text, and so the same document."""
+    """An earlier paragraph of the article has the same text, so both are the same document."""
 
 
 def reject(place: str, reason: str, kind: Literal["file", "row"]) -> Reject:
-    """A record of what was left out; place and reason may hold any text.
+    """Record what was left out; place and reason may contain any text.
 
     >>> reject("a.jsonl:2", "no id", "row")
     Reject(place='a.jsonl:2', reason='no id', kind='row')
@@ -62,10 +58,10 @@ def reject(place: str, reason: str, kind: Literal["file", "row"]) -> Reject:
 
 
 def parse_json(data: str | bytes) -> Any:
-    """One strict JSON value from UTF-8.
+    """Parse one strict JSON value from UTF-8.
 
     Raises:
-        ParseError: not UTF-8, not JSON, NaN or Infinity, a number too long to read, or too deeply nested.
+        ParseError: not UTF-8, not JSON, NaN or Infinity, a number too long to parse, or too deeply nested.
     """
     try:
         text = data if isinstance(data, str) else data.decode("utf-8")
@@ -85,7 +81,9 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 def document_from_row(row: Any, place: str, max_document_bytes: int) -> Document:
-    """A document from a row with an id, `text`, and optionally `title` and `metadata`; other scalars become metadata.
+    """Make a document from a row with an id, `text`, and optionally `title` and `metadata`.
+
+    Other scalar columns are added to the metadata.
 
     >>> document_from_row({"_id": 7, "text": "Mars is red.", "year": 1877}, "a.jsonl:1", 100).metadata
     '{"year": 1877}'
@@ -107,7 +105,7 @@ def document_from_row(row: Any, place: str, max_document_bytes: int) -> Document
 
 
 def query_from_row(row: Any) -> Query:
-    """A query from a row with an id and a text, and optionally answers, judged documents and a split.
+    """Make a query from a row with an id and a text, and optionally answers, judged documents and a split.
 
     >>> query_from_row({"id": 1, "question": "Why?", "answers": [], "document_id": "d"}).document_ids
     ('d',)
@@ -129,7 +127,7 @@ def query_from_row(row: Any) -> Query:
 
 
 def split_name(name: str) -> str:
-    """The name of a split in this project.
+    """The project's name for a split: `dev`, `val` and `valid` mean `validation`.
 
     >>> split_name("dev")
     'validation'
@@ -172,14 +170,14 @@ def _text(row: dict[str, Any], name: str) -> str:
 
 def _metadata(row: dict[str, Any], id_name: str) -> str:
     given = row.get("metadata")
-    if isinstance(given, str):  # a table of Documents written by this project holds it as JSON text
+    if isinstance(given, str):  # in a table of documents written by this project it is JSON text
         given = parse_json(given)
     if given is not None and not isinstance(given, dict):
         raise ParseError(f"metadata must be an object, found {type(given).__name__}")
     scalars = {
         name: value
         for name, value in row.items()
-        # NaN is how Parquet files made by pandas spell a missing number.
+        # pandas writes missing numbers to Parquet as NaN.
         if name not in (id_name, "text", "title", "metadata")
         and isinstance(value, str | int | float)
         and not (isinstance(value, float) and math.isnan(value))
@@ -227,8 +225,8 @@ def _judgements(row: dict[str, Any]) -> tuple[tuple[str, ...], tuple[float, ...]
 def squad_contexts(data: Any) -> Iterator[Context]:
     """The paragraphs of SQuAD v1.1, v2.0 or CMRC 2018 JSON (Rajpurkar et al. 2016, 2018; Cui et al. 2019), in order.
 
-    Document ids are `TITLE/NUMBER`, the number of the context within its article; a later article with the same title
-    is called `TITLE (2)`. Malformed articles and paragraphs come out with text None.
+    Document ids are `TITLE/NUMBER`, the number of the context within its article; a second article with the same title
+    is named `TITLE (2)`. Malformed articles and paragraphs have text None.
 
     Raises:
         ParseError: the JSON is not SQuAD.
@@ -242,7 +240,7 @@ def squad_contexts(data: Any) -> Iterator[Context]:
         title, paragraphs = _article(article)
         name = _unused(title or "untitled", used)
         seen: dict[Any, str] = {}
-        for paragraph, ordinal in zip(paragraphs, ordinals, strict=False):  # in this order no ordinal is lost
+        for paragraph, ordinal in zip(paragraphs, ordinals, strict=False):  # paragraphs first, so no ordinal is skipped
             entry = paragraph if isinstance(paragraph, dict) else {}
             text, questions = entry.get("context"), entry.get("qas")
             key = clean(text) if isinstance(text, str) else ordinal

@@ -1,10 +1,7 @@
-"""Queries -> train, validation and test, drawn by document so that nothing learnt can be looked up in the exam.
+"""Divides queries into train, validation and test so that no document is relevant in two of them.
 
-In: queries with their judged documents, and how documents belong together. Out: the split of each query, or an error where one
-document stands on two sides. This module knows nothing of models, indexes or Ray.
-
-Documents that one query judges relevant together are kept together, and so are those that share a folder where that is asked
-for. A group's name and the seed alone decide its split: it stays there whatever is added to the corpus, and two files of
+Documents that are relevant to the same query stay together, and so do documents of one folder if `by` is `folder`. The
+split of such a group depends only on its name and the seed: it does not change when the corpus grows, and two files of
 questions on the same documents agree.
 """
 
@@ -26,11 +23,11 @@ SHOWN_DOCUMENTS = 3
 
 
 class LeakError(RagtuneError, ValueError):
-    """A document is a positive of queries of two splits; the message names some and the way out."""
+    """A document is relevant to queries of two splits."""
 
 
 def group_of(document_id: str, by: Literal["document", "folder"]) -> str:
-    """What a document must not be parted from.
+    """The name of the group of documents that stay in one split.
 
     >>> group_of("Amazon_rainforest/3", "folder"), group_of("notes.md", "folder")
     ('Amazon_rainforest', 'notes.md')
@@ -46,15 +43,15 @@ def positives(query: Query) -> tuple[str, ...]:
 def assign_splits(
     queries: Iterable[Query], by: Literal["document", "folder"], shares: Sequence[float], seed: int
 ) -> dict[str, str]:
-    """The split of every query, by query_id.
+    """Draw the split of every query, by query_id.
 
-    A query without relevant documents is a group of its own: nothing is known that it could leak.
+    A query without relevant documents is a group of its own.
 
     Args:
-        queries: all of them, whatever their own split says.
-        by: what belongs together, `group_of`.
-        shares: relative sizes of train, validation and test: the chance of a group to fall there.
-        seed: another one draws other splits.
+        queries: all queries; their own `split` is ignored.
+        by: which documents stay together; see `group_of`.
+        shares: relative sizes of train, validation and test, as chances of a group.
+        seed: another seed draws other splits.
     """
     parents: dict[str, str] = {}
 
@@ -80,18 +77,18 @@ def assign_splits(
 
 
 def draw(name: str, seed: int) -> float:
-    """A number in [0, 1) that only the seed and the name decide."""
+    """A pseudo-random number in [0, 1) that depends only on the seed and the name."""
     digest = hashlib.sha256(f"{seed}\0{name}".encode()).digest()
     return int.from_bytes(digest[:6], "big") / 2**48
 
 
 def selected_queries(settings: config.Queries) -> Iterator[Query | Reject]:
-    """The queries of `queries.split`, and a reject for each row that gives none.
+    """The queries of `queries.split`, with a reject for each bad row.
 
-    With `split_by` other than `given` the file is read twice: once for its documents, once for its queries.
+    Unless `split_by` is `given` the file is read twice: once to draw the splits, once for the queries.
 
     Raises:
-        inputs.InputError: they cannot be read.
+        InputError: the queries cannot be read.
     """
     if settings.split_by == "given":
         yield from read_queries(settings.path, settings.split)
@@ -106,13 +103,13 @@ def selected_queries(settings: config.Queries) -> Iterator[Query | Reject]:
 
 
 def check_leaks(splits: Mapping[str, Iterable[Query]]) -> None:
-    """Refuse splits of which two share a relevant document.
+    """Raise if two splits share a relevant document.
 
     Args:
-        splits: name -> its queries.
+        splits: name of the split -> its queries.
 
     Raises:
-        LeakError: names the splits and some documents.
+        LeakError: names the splits and some of the documents.
     """
     seen: dict[str, str] = {}
     for split, queries in splits.items():
@@ -124,6 +121,6 @@ def check_leaks(splits: Mapping[str, Iterable[Query]]) -> None:
         for other, names in shared.items():
             shown = ", ".join(map(repr, names[:SHOWN_DOCUMENTS])) + (", ..." if len(names) > SHOWN_DOCUMENTS else "")
             raise LeakError(
-                f"{len(names)} document(s) are relevant to queries of both {other} and {split} ({shown}): what is trained on "
-                "them would be examined on them; set queries.split_by=document, or mend the queries' split column"
+                f"{len(names)} document(s) are relevant to queries of both {other} and {split} ({shown}): a model would be "
+                "tested on documents that it was trained on; set queries.split_by=document, or correct the split column"
             )

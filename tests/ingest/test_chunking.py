@@ -1,4 +1,4 @@
-"""The rules of `chunk`, as properties over mixed text and as named cases."""
+"""Properties of chunking over mixed text, and named cases of boundaries."""
 
 import itertools
 import re
@@ -75,9 +75,7 @@ def num_tokens(spans: TokenSpans, text: str) -> int:
 @pytest.mark.parametrize("counter", COUNTERS)
 @settings(max_examples=150, deadline=None)
 @given(text=TEXTS, sizes=SIZES)
-def test_passages_are_slices_that_cover_the_text_fit_the_size_and_move_forward(
-    counter: str, text: str, sizes: tuple[int, int]
-) -> None:
+def test_passages_are_slices_that_fit_and_cover_the_text(counter: str, text: str, sizes: tuple[int, int]) -> None:
     spans, (size, overlap) = COUNTERS[counter], sizes
     passages = chunk(document(text), spans, size, overlap)
     covered = np.zeros(len(text), dtype=bool)
@@ -101,9 +99,7 @@ def test_passages_are_slices_that_cover_the_text_fit_the_size_and_move_forward(
 @pytest.mark.parametrize("counter", COUNTERS)
 @settings(max_examples=150, deadline=None)
 @given(text=TEXTS, sizes=SIZES)
-def test_words_and_grapheme_clusters_are_cut_only_when_alone_they_exceed_the_size(
-    counter: str, text: str, sizes: tuple[int, int]
-) -> None:
+def test_words_and_graphemes_are_split_only_if_too_long_alone(counter: str, text: str, sizes: tuple[int, int]) -> None:
     spans, (size, overlap) = COUNTERS[counter], sizes
     runs = [(match.start(), match[0]) for match in re.finditer(r"\S+", text)]  # a space is a boundary, whatever follows
     graphemes = [(at + m.start(), at + m.end()) for at, run in runs for m in regex.finditer(r"\X", run)]
@@ -117,7 +113,7 @@ def test_words_and_grapheme_clusters_are_cut_only_when_alone_they_exceed_the_siz
 
 @settings(max_examples=150, deadline=None)
 @given(texts=st.lists(TEXTS, max_size=5), sizes=SIZES)
-def test_a_document_is_cut_the_same_alone_and_among_others(texts: list[str], sizes: tuple[int, int]) -> None:
+def test_document_is_split_equally_alone_and_in_a_batch(texts: list[str], sizes: tuple[int, int]) -> None:
     documents = [document(text) for text in texts]
     together = chunk_all(documents, COUNTERS["byte_bpe"], *sizes)
     assert together == [chunk(one, COUNTERS["byte_bpe"], *sizes) for one in documents]
@@ -125,23 +121,23 @@ def test_a_document_is_cut_the_same_alone_and_among_others(texts: list[str], siz
 
 @settings(max_examples=150, deadline=None)
 @given(num_words=st.integers(41, 400), overlap=st.integers(0, 20))
-def test_the_last_passage_is_at_least_a_quarter_of_the_size(num_words: int, overlap: int) -> None:
+def test_last_passage_is_at_least_a_quarter_of_the_size(num_words: int, overlap: int) -> None:
     passages = chunk(document("word " * num_words), word_spans, 40, overlap)
     assert num_tokens(word_spans, passages[-1].text) >= 10
     assert len(passages) <= 2 + num_words // (40 * 2 // 3 - overlap)
 
 
-def test_a_document_that_fits_is_one_passage_without_outer_whitespace() -> None:
+def test_document_that_fits_is_one_stripped_passage() -> None:
     (passage,) = chunk(document("  One two.\n\nThree. \n"), word_spans, 8, 2)
     assert (passage.start, passage.end, passage.text) == (2, 18, "One two.\n\nThree.")
 
 
 @pytest.mark.parametrize("text", ["", " \n\t\u3000"])
-def test_a_document_of_whitespace_has_no_passages(text: str) -> None:
+def test_document_of_whitespace_has_no_passages(text: str) -> None:
     assert texts_of(text, 8) == []
 
 
-TEN = "aa bb cc dd ee ff gg hh ii jj"  # ten tokens; passages of sixteen look for a boundary after these
+TEN = "aa bb cc dd ee ff gg hh ii jj"  # ten tokens; a passage of sixteen looks for a boundary after them
 REST = " kk ll mm nn oo pp qq rr ss tt uu vv ww xx yy zz"
 TEN_CHINESE = "一二三四五六七八九十"
 
@@ -152,13 +148,13 @@ TEN_CHINESE = "一二三四五六七八九十"
         pytest.param(f"{TEN} kk\n\nll. Mm{REST}", f"{TEN} kk", id="paragraph_before_sentence"),
         pytest.param(f"{TEN}. Kk, ll{REST}", f"{TEN}.", id="sentence_before_clause"),
         pytest.param(f'{TEN} "kk." Ll{REST}', f'{TEN} "kk."', id="closing_quote_stays"),
-        pytest.param(f"{TEN}? Kk Dr. Ll{REST}", f"{TEN}?", id="title_is_no_end"),
-        pytest.param(f"{TEN}! U.S. Army{REST}", f"{TEN}!", id="initials_are_no_end"),
-        pytest.param(f"{TEN}. J. Smith{REST}", f"{TEN}.", id="initial_is_no_end"),
-        pytest.param(f"{TEN}. Kk e.g. Ll{REST}", f"{TEN}.", id="eg_is_no_end"),
-        pytest.param(f"{TEN}. Kk 3.14 Ll{REST}", f"{TEN}.", id="decimal_is_no_end"),
-        pytest.param(f"{TEN}. Kk cell. ll{REST}", f"{TEN}.", id="small_letter_starts_none"),
-        pytest.param(f"{TEN}.\n1. Kk ll{REST}", f"{TEN}.", id="list_number_is_no_end"),
+        pytest.param(f"{TEN}? Kk Dr. Ll{REST}", f"{TEN}?", id="title_ends_no_sentence"),
+        pytest.param(f"{TEN}! U.S. Army{REST}", f"{TEN}!", id="initials_end_no_sentence"),
+        pytest.param(f"{TEN}. J. Smith{REST}", f"{TEN}.", id="initial_ends_no_sentence"),
+        pytest.param(f"{TEN}. Kk e.g. Ll{REST}", f"{TEN}.", id="eg_ends_no_sentence"),
+        pytest.param(f"{TEN}. Kk 3.14 Ll{REST}", f"{TEN}.", id="decimal_ends_no_sentence"),
+        pytest.param(f"{TEN}. Kk cell. ll{REST}", f"{TEN}.", id="lower_case_letter_starts_no_sentence"),
+        pytest.param(f"{TEN}.\n1. Kk ll{REST}", f"{TEN}.", id="list_number_ends_no_sentence"),
         pytest.param(f"{TEN}. Kk 1969. Ll{REST}", f"{TEN}. Kk 1969.", id="year_may_end"),
         pytest.param(f"{TEN}, ll{REST}", f"{TEN},", id="clause_before_space"),
         pytest.param(f"{TEN}{REST}", f"{TEN} kk ll mm nn oo pp", id="space"),
@@ -166,29 +162,31 @@ TEN_CHINESE = "一二三四五六七八九十"
         pytest.param(f"{TEN_CHINESE}？”三，四{TEN_CHINESE * 2}", f"{TEN_CHINESE}？”", id="chinese_closing_quote"),
         pytest.param(f"{TEN_CHINESE}二，三四{TEN_CHINESE * 2}", f"{TEN_CHINESE}二，", id="chinese_clause"),
         pytest.param(f"{TEN_CHINESE * 3}", f"{TEN_CHINESE}一二三四五六", id="chinese_characters"),
-        pytest.param(f"{TEN_CHINESE}一二三四五六」{TEN_CHINESE}", f"{TEN_CHINESE}一二三四五", id="no_mark_in_front"),
+        pytest.param(
+            f"{TEN_CHINESE}一二三四五六」{TEN_CHINESE}", f"{TEN_CHINESE}一二三四五", id="no_closing_mark_at_the_start"
+        ),
     ],
 )
-def test_a_passage_ends_at_the_best_boundary_near_the_end_of_its_window(text: str, first: str) -> None:
+def test_passage_ends_at_the_best_boundary_of_its_window(text: str, first: str) -> None:
     assert texts_of(text, 16)[0] == first
 
 
-def test_the_overlap_starts_with_a_sentence_when_one_begins_in_reach() -> None:
+def test_overlap_starts_with_a_sentence_within_reach() -> None:
     text = "A b c d e f g h. I j k l. M n o p q r s t u v w x y z."
     assert texts_of(text, 15, 6)[:2] == ["A b c d e f g h. I j k l.", "I j k l. M n o p q r s t u v"]
 
 
-def test_the_overlap_starts_with_a_word_when_no_sentence_begins_in_reach() -> None:
+def test_overlap_starts_with_a_word_without_a_sentence_within_reach() -> None:
     one, two = texts_of("aa bb cc dd ee ff gg hh ii jj kk ll mm nn", 9, 3)
     assert (one, two) == ("aa bb cc dd ee ff gg hh ii", "gg hh ii jj kk ll mm nn")
 
 
-def test_the_overlap_of_chinese_starts_with_a_sentence() -> None:
+def test_overlap_of_chinese_starts_with_a_sentence() -> None:
     text = "一二三四五六七八。九十。一二三四五六七八九十一二三四五六七八九十"
     assert texts_of(text, 12, 5)[:2] == ["一二三四五六七八。九十。", "九十。一二三四五六七八九"]
 
 
-def test_a_word_longer_than_the_size_is_the_only_word_cut() -> None:
+def test_only_a_word_longer_than_the_size_is_split() -> None:
     spans = COUNTERS["byte_bpe"]
     passages = texts_of("fox " + "ACGT" * 30 + " dog", 20, 4, spans)
     assert passages[0] == "fox"
@@ -197,7 +195,7 @@ def test_a_word_longer_than_the_size_is_the_only_word_cut() -> None:
 
 
 def first_word_costs_more(texts: list[str]) -> list[np.ndarray]:
-    """Words, but the first of a text is one token per letter: as where a tokenizer merges a word with its space."""
+    """Words, except that the first is one token per letter, as with tokenizers that merge a word and its space."""
     results = []
     for spans in word_spans(texts):
         letters = [(i, i + 1) for i in range(*spans[0])]
@@ -206,16 +204,14 @@ def first_word_costs_more(texts: list[str]) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("overlap", [0, 3])
-def test_a_passage_fits_as_it_stands_even_where_its_text_alone_has_more_tokens_than_in_its_context(
-    overlap: int,
-) -> None:
+def test_passage_fits_even_if_it_has_more_tokens_than_in_context(overlap: int) -> None:
     text = " ".join(["abcd"] * 60)
     passages = texts_of(text, 10, overlap, first_word_costs_more)
     assert max(num_tokens(first_word_costs_more, passage) for passage in passages) == 10
     assert {word for passage in passages for word in passage.split()} == {"abcd"}
 
 
-def test_a_long_text_is_tokenised_in_windows_that_change_nothing() -> None:
+def test_long_text_is_tokenized_in_windows_without_effect() -> None:
     text = " ".join(f"Sentence {i} says something, more or less." for i in range(3000))
     assert len(text) > 3 * chunking._WINDOW_CHARACTERS
     longest = 0
@@ -231,7 +227,7 @@ def test_a_long_text_is_tokenised_in_windows_that_change_nothing() -> None:
     assert passages[0].text == texts_of(text[:1000], 50, 10)[0]
 
 
-def test_tokenizer_spans_ignores_truncation_padding_and_special_tokens_and_leaves_the_tokenizer_alone() -> None:
+def test_tokenizer_spans_ignores_and_keeps_truncation_and_padding() -> None:
     tokenizer = wordpiece()
     tokenizer.enable_truncation(4)
     tokenizer.enable_padding(length=16)
@@ -242,18 +238,18 @@ def test_tokenizer_spans_ignores_truncation_padding_and_special_tokens_and_leave
     assert tokenizer.padding is not None
 
 
-def test_a_tokenizer_without_offsets_is_refused() -> None:
-    with pytest.raises(TypeError, match="str gives no offsets"):
+def test_tokenizer_without_offsets_is_refused() -> None:
+    with pytest.raises(TypeError, match="str reports no character offsets"):
         tokenizer_spans("bert")
 
 
 @pytest.mark.parametrize(("size", "overlap"), [(8, 8), (8, -1), (0, 0)])
-def test_sizes_out_of_range_are_refused_with_their_values(size: int, overlap: int) -> None:
+def test_sizes_out_of_range_are_refused(size: int, overlap: int) -> None:
     with pytest.raises(ValueError, match=f"got {overlap} and {size}"):
         chunk(document("a"), word_spans, size, overlap)
 
 
-def test_a_run_without_a_space_is_no_single_passage_whatever_the_tokenizer_calls_it() -> None:
+def test_long_run_without_spaces_becomes_several_passages() -> None:
     document = Document("d", "before " + "x" * 10_000 + " after", "", "{}", "")
     passages = chunk(document, word_spans, 20, 0)
     assert max(len(passage.text) for passage in passages) <= 20 * 64

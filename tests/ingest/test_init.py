@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from ragtune_ray import cli, config
-from ragtune_ray.index import forecast
+from ragtune_ray.index.plan import plan_index, read_plan
 from ragtune_ray.ingest import parsers, survey
 from ragtune_ray.ingest.init import init
 from ragtune_ray.ingest.input_units import plan_units
@@ -58,7 +58,7 @@ def test_the_written_config_loads_and_plans_an_index(text: str, with_questions: 
     assert settings.corpus.path == "docs"
     assert settings.queries.path == ("questions.jsonl" if with_questions else "")
     assert settings.evaluate.language == ("zh" if text == CHINESE and with_questions else settings.evaluate.language)
-    assert forecast.read_plan(forecast.plan_index(settings))["passages"]["value"] >= 4
+    assert read_plan(plan_index(settings))["passages"]["value"] >= 4
     assert result.commands[0] == "ragtune index ragtune.yaml"
     assert result.commands[-1] == (
         "ragtune compare ragtune.yaml" if with_questions else 'ragtune ask ragtune.yaml "YOUR QUESTION"'

@@ -1,4 +1,4 @@
-"""An input is cut into units that, together, hold all of it once; what cannot be used is named."""
+"""An input is divided into units that cover it once; unusable files become rejects."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.corpora import doc, documents, read, write, write_parquet
 LIMIT = 1_000_000
 
 
-def test_files_are_grouped_into_units_of_about_unit_bytes_and_hashed(tmp_path: Path) -> None:
+def test_files_are_hashed_and_grouped_by_unit_bytes(tmp_path: Path) -> None:
     for number in range(5):
         (tmp_path / f"{number}.txt").write_bytes(b"x" * 10)
     plan = plan_units(str(tmp_path), 20)
@@ -31,7 +31,7 @@ def test_files_are_grouped_into_units_of_about_unit_bytes_and_hashed(tmp_path: P
     assert plan == plan_units(str(tmp_path), 20)
 
 
-def test_a_folder_may_mix_every_format(tmp_path: Path) -> None:
+def test_folder_may_mix_all_formats(tmp_path: Path) -> None:
     write(tmp_path / "a.txt", "A")
     write(tmp_path / "b.jsonl", doc("b1"), doc("b2"))
     write_parquet(tmp_path / "c.parquet", {"id": ["c"], "text": ["C"]})
@@ -42,7 +42,7 @@ def test_a_folder_may_mix_every_format(tmp_path: Path) -> None:
     assert sorted(item.document_id for item in documents(tmp_path)) == ["D/0", "a.txt", "b1", "b2", "c", "e.TXT"]
 
 
-def test_hidden_files_are_ignored_and_unknown_ones_rejected(tmp_path: Path) -> None:
+def test_hidden_files_are_ignored_and_unknown_types_rejected(tmp_path: Path) -> None:
     for name in (".git/a.txt", ".DS_Store", "x/.hidden.md", "~$open.docx", "picture.png", "Makefile", "good.md"):
         write(tmp_path / name, "text")
     plan = plan_units(str(tmp_path), LIMIT)
@@ -54,7 +54,7 @@ def test_hidden_files_are_ignored_and_unknown_ones_rejected(tmp_path: Path) -> N
     assert "files of type '.png' are not read; accepted: " in plan.rejects[1].reason
 
 
-def test_links_that_leave_the_folder_and_things_that_are_no_files_are_refused(tmp_path: Path) -> None:
+def test_links_leaving_the_folder_and_special_files_are_rejected(tmp_path: Path) -> None:
     secret = write(tmp_path / "outside" / "secret.txt", "secret")
     inside = write(tmp_path / "corpus" / "sub" / "inside.txt", "inside")
     corpus = tmp_path / "corpus"
@@ -72,7 +72,7 @@ def test_links_that_leave_the_folder_and_things_that_are_no_files_are_refused(tm
     assert [item.document_id for item in documents(tmp_path / "link")] == ["stays.txt", "sub/inside.txt"]
 
 
-def test_a_file_name_that_is_not_utf8_is_rejected_in_text_that_can_be_written(tmp_path: Path) -> None:
+def test_file_name_that_is_not_utf8_is_rejected_in_valid_text(tmp_path: Path) -> None:
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/bad\xff.txt")).write_text("x")
     write(tmp_path / "good.txt", "x")
     (reject,) = plan_units(str(tmp_path), LIMIT).rejects
@@ -80,7 +80,7 @@ def test_a_file_name_that_is_not_utf8_is_rejected_in_text_that_can_be_written(tm
     assert reject.place.encode().endswith("bad\ufffd.txt".encode())
 
 
-def test_an_input_with_nothing_readable_says_what_is_accepted(tmp_path: Path) -> None:
+def test_input_with_nothing_readable_lists_accepted_formats(tmp_path: Path) -> None:
     for path, expected in (
         (tmp_path, "nothing readable"),
         (tmp_path / "missing", "no such file or folder"),
@@ -95,7 +95,7 @@ def test_an_input_with_nothing_readable_says_what_is_accepted(tmp_path: Path) ->
         assert "SQuAD" in str(caught.value)
 
 
-def test_a_missing_extra_stops_the_planning_and_names_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_extra_is_an_error_that_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "a.pdf", "x")
     monkeypatch.setattr(inputs.parsers, "missing_extra", lambda suffix: "pdf" if suffix == ".pdf" else None)
     with pytest.raises(InputError, match=r"a\.pdf.*pip install 'ragtune-ray\[pdf\]'"):
@@ -119,7 +119,7 @@ LINES = st.one_of(
     st.integers(1, 300),
     st.integers(1, 64),
 )
-def test_any_cutting_of_jsonl_reads_the_same_rows_at_the_same_lines(
+def test_any_division_of_jsonl_reads_the_same_rows_and_lines(
     tmp_path_factory: pytest.TempPathFactory, lines: list[bytes], end: bytes, ends: bool, unit_bytes: int, block: int
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "cut.jsonl"
@@ -141,7 +141,7 @@ def test_any_cutting_of_jsonl_reads_the_same_rows_at_the_same_lines(
 
 
 @pytest.mark.parametrize("unit_bytes", [1, 300, 2000, 10**9])
-def test_parquet_is_cut_by_row_groups_and_inside_large_ones(tmp_path: Path, unit_bytes: int) -> None:
+def test_parquet_is_divided_by_row_groups_and_inside_large_ones(tmp_path: Path, unit_bytes: int) -> None:
     texts = [f"text {number}" for number in range(100)]
     path = write_parquet(
         tmp_path / "a.parquet", {"id": range(100), "text": texts, "year": [1] * 100}, row_group_size=30

@@ -1,4 +1,4 @@
-"""Files are found and opened wherever they are, and their lines come with their places."""
+"""Files are found and opened locally and remotely, and lines are read with their places."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from tests.support.corpora import beir, doc, documents, read, squad, write, writ
 LIMIT = 1_000_000
 
 
-def test_odd_local_names_are_read_as_they_are(tmp_path: Path) -> None:
+def test_local_names_with_special_characters_are_read(tmp_path: Path) -> None:
     names = ["a b#1?.txt", "c::d.txt", "[e]*.txt", "百.txt", "~x.txt"]
     for name in names:
         write(tmp_path / name, "x")
     assert sorted(item.document_id for item in documents(tmp_path)) == sorted(names)
 
 
-def test_a_long_line_is_skipped_without_loading_it_and_its_size_is_named(tmp_path: Path) -> None:
+def test_long_line_is_rejected_with_its_size_but_never_loaded(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     with path.open("wb") as file:
         file.write(json.dumps(doc(1)).encode() + b"\n")
@@ -44,9 +44,7 @@ def test_a_long_line_is_skipped_without_loading_it_and_its_size_is_named(tmp_pat
     assert peak_bytes < 25_000_000
 
 
-def test_a_remote_file_whose_readline_takes_no_limit_is_read_like_a_local_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_remote_file_without_readline_limit_is_read_like_local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "a.jsonl", doc(1), "x" * 500, doc(2), "{", doc(3))
     data, expected = path.read_bytes(), [read(path, size, limit=100) for size in (1, 200, 10**6)]
 
@@ -59,7 +57,7 @@ def test_a_remote_file_whose_readline_takes_no_limit_is_read_like_a_local_one(
     assert [type(item) for item in expected[0]] == [Document, Reject, Document, Reject, Document]
 
 
-def test_a_remote_filesystem_reads_like_a_local_one(tmp_path: Path) -> None:
+def test_remote_file_system_is_read_like_a_local_one(tmp_path: Path) -> None:
     write(tmp_path / "a.md", "# A")
     write(tmp_path / "b" / "b.jsonl", *(doc(number) for number in range(50)))
     write(tmp_path / "b" / ".git" / "c.txt", "hidden")
@@ -88,7 +86,7 @@ def test_a_remote_filesystem_reads_like_a_local_one(tmp_path: Path) -> None:
         store.rm("/readers-test", recursive=True)
 
 
-def test_a_path_with_dots_is_the_same_place_and_links_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_absolute_removes_dots_and_keeps_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "work").mkdir()
     (tmp_path / "docs" / "sub").mkdir(parents=True)
     (tmp_path / "link").symlink_to("docs")
@@ -100,7 +98,7 @@ def test_a_path_with_dots_is_the_same_place_and_links_are_kept(tmp_path: Path, m
     assert filesystem.absolute("s3://bucket/a/../b/") == "s3://bucket/a/../b"
 
 
-def test_a_link_before_dots_leads_out_of_where_the_link_does(tmp_path: Path) -> None:
+def test_dots_after_a_link_lead_to_the_parent_of_its_target(tmp_path: Path) -> None:
     (tmp_path / "real" / "deep").mkdir(parents=True)
     (tmp_path / "real" / "docs").mkdir()
     (tmp_path / "current").symlink_to("real/deep")

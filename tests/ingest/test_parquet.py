@@ -1,4 +1,4 @@
-"""Parquet gives its rows one by one; a broken file, a bad row or a type that may carry code is named."""
+"""Rows of Parquet are read one by one; broken files, bad rows and unsafe types become rejects."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from tests.support.corpora import documents, only_reject, read, write, write_par
 LIMIT = 1_000_000
 
 
-def test_a_parquet_file_whose_column_name_is_not_utf8_is_rejected(tmp_path: Path) -> None:
+def test_column_name_that_is_not_utf8_is_rejected(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "a.parquet", {"id": ["a"], "text": ["x"], "kind_of": ["x"]})
     path.write_bytes(path.read_bytes().replace(b"kind_of", b"kind\xff\xffo"))
     with pytest.raises(InputError, match=r"Parquet is broken"):
         plan_units(str(path), LIMIT)
 
 
-def test_parquet_reads_objects_categories_and_leaves_other_types_out(tmp_path: Path) -> None:
+def test_objects_and_categories_are_read_and_other_types_ignored(tmp_path: Path) -> None:
     columns = {
         "id": pa.array(["a"]),
         "text": pa.array(["x"]).dictionary_encode(),
@@ -37,7 +37,7 @@ def test_parquet_reads_objects_categories_and_leaves_other_types_out(tmp_path: P
     assert document.metadata == '{"deep": {"n": [1]}, "large": "y"}'
 
 
-def test_bad_rows_of_parquet_are_rejected_one_by_one(tmp_path: Path) -> None:
+def test_bad_rows_are_rejected_one_by_one(tmp_path: Path) -> None:
     bad = pa.Array.from_buffers(pa.string(), 3, pa.array([b"ok", b"\xff", b" "], pa.binary()).buffers())
     path = write_parquet(tmp_path / "a.parquet", {"id": ["a", "b", "c"], "text": bad})
     items = read(path)
@@ -56,7 +56,7 @@ class Opaque(pa.ExtensionType):  # type: ignore[misc]  # pyarrow has no types
         return b""
 
 
-def test_broken_or_unfit_parquet_files_are_one_file_reject_each_found_at_planning(tmp_path: Path) -> None:
+def test_broken_or_unsuitable_files_are_rejected_when_planning(tmp_path: Path) -> None:
     write(tmp_path / "good.txt", "x")
     whole = write_parquet(tmp_path / "0.parquet", {"id": ["a"] * 100, "text": ["x"] * 100}).read_bytes()
     (tmp_path / "0.parquet").unlink()
@@ -85,7 +85,7 @@ def test_broken_or_unfit_parquet_files_are_one_file_reject_each_found_at_plannin
     assert [text for text, item in zip(expected, rejects, strict=True) if text not in item.reason] == []
 
 
-def test_parquet_that_breaks_after_planning_is_one_file_reject(tmp_path: Path) -> None:
+def test_file_that_breaks_after_planning_is_one_reject(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "a.parquet", {"id": ["a"] * 1000, "text": ["x y z"] * 1000})
     plan = plan_units(str(path), LIMIT)
     data = bytearray(path.read_bytes())

@@ -1,4 +1,4 @@
-"""The bytes of a file become text; or a ParseError that says why."""
+"""Files of every type become text, or a ParseError with the reason."""
 
 from __future__ import annotations
 
@@ -64,13 +64,13 @@ def reason(call: Any, *arguments: Any) -> str:
     return str(caught.value)
 
 
-def test_clean_drops_what_arrow_and_tokenizers_refuse_and_keeps_the_rest() -> None:
+def test_clean_replaces_only_what_arrow_and_tokenizers_refuse() -> None:
     assert clean("\ufeffa\r\nb\rc\x00\ud800\ufeff") == "a\nb\nc\ufffd\ufffd\ufeff"
     assert clean("e\u0301") == "e\u0301"
 
 
 @given(st.text(st.characters()))
-def test_clean_is_idempotent_but_for_a_second_bom_and_can_always_be_encoded(text: str) -> None:
+def test_cleaned_text_is_stable_and_can_be_encoded(text: str) -> None:
     cleaned = clean(text)
     cleaned.encode()
     assert "\r" not in cleaned
@@ -78,7 +78,7 @@ def test_clean_is_idempotent_but_for_a_second_bom_and_can_always_be_encoded(text
     assert clean(cleaned) == cleaned.removeprefix("\ufeff")
 
 
-def test_decode_reads_other_encodings_only_when_one_alone_fits() -> None:
+def test_decode_accepts_another_encoding_only_if_certain() -> None:
     chinese = "人工智能是计算机科学的一个分支，它企图了解智能的实质。中国的首都是北京，上海是最大的城市。"
     assert decode(chinese.encode("gb18030")) == chinese
     assert decode("Hello wörld".encode("utf-16")) == "Hello wörld"
@@ -96,15 +96,15 @@ def test_decode_reads_other_encodings_only_when_one_alone_fits() -> None:
         ("", "notes"),
     ],
 )
-def test_markdown_is_kept_whole_and_titled_by_its_first_heading(text: str, title: str) -> None:
+def test_markdown_is_unchanged_and_titled_by_its_first_heading(text: str, title: str) -> None:
     assert parse_file("a/notes.md", text.encode(), LIMIT) == (title, text)
 
 
-def test_plain_text_is_titled_by_its_stem() -> None:
+def test_plain_text_is_titled_by_its_file_name() -> None:
     assert parse_file("a/log.v2.txt", b"\xef\xbb\xbfx\r\ny", LIMIT) == ("log.v2", "x\ny")
 
 
-def test_html_keeps_blocks_apart_and_drops_what_is_not_content() -> None:
+def test_html_separates_blocks_and_drops_navigation_and_scripts() -> None:
     page = """<html><head><title> Red
       planet</title><style>p{}</style></head><body><header>H</header><nav>N</nav><p>One
       <b>bo</b>ld</p><p>two<br>three</p><script>alert(1)</script><template>T</template><noscript>S</noscript>
@@ -128,7 +128,7 @@ def test_pdf_pages_are_joined_by_a_blank_line() -> None:
     assert parse_file("x.pdf", make_pdf("One"), LIMIT) == ("x", "One")
 
 
-def test_a_pdf_that_is_broken_empty_encrypted_or_endless_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_broken_empty_encrypted_or_endless_pdf_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "cannot be opened" in reason(parse_file, "x.pdf", b"%PDF-1.4 garbage", LIMIT)
     assert "run OCR" in reason(parse_file, "x.pdf", make_pdf(""), LIMIT)
     encryption = (
@@ -140,14 +140,14 @@ def test_a_pdf_that_is_broken_empty_encrypted_or_endless_is_refused(monkeypatch:
     assert "PDF of 2 pages; at most 1" in reason(parse_file, "x.pdf", make_pdf("One", "Two"), LIMIT)
 
 
-def test_docx_paragraphs_and_table_cells_come_in_order_and_merged_cells_once() -> None:
+def test_docx_text_keeps_its_order_with_merged_cells_once() -> None:
     title, text = parse_file("x.docx", make_docx("Probe"), LIMIT)
     assert title == "Probe"
     assert text == "Before.\na\tb\nc d\nAfter."
     assert parse_file("x.docx", make_docx(), LIMIT)[0] == "x"
 
 
-def test_a_docx_that_unpacks_to_far_too_much_is_refused_before_it_is_opened() -> None:
+def test_docx_that_unpacks_to_too_much_is_refused_unopened() -> None:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("word/document.xml", b"0" * 30_000)
@@ -155,7 +155,7 @@ def test_a_docx_that_unpacks_to_far_too_much_is_refused_before_it_is_opened() ->
     assert "DOCX is broken" in reason(parse_file, "x.docx", buffer.getvalue(), LIMIT)
 
 
-def test_damaged_docx_and_pdf_files_give_text_or_a_reason_and_nothing_else() -> None:
+def test_damaged_docx_and_pdf_return_text_or_raise_parse_error() -> None:
     generator = random.Random(0)
     read = refused = 0
     for name, whole in (("x.docx", make_docx()), ("x.pdf", make_pdf("Page one", "Page two"))):
@@ -172,14 +172,14 @@ def test_damaged_docx_and_pdf_files_give_text_or_a_reason_and_nothing_else() -> 
     assert refused
 
 
-def test_every_extra_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_extras_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parsers.importlib.util, "find_spec", lambda _: None)
     found = [parsers.missing_extra(suffix) for suffix in (".pdf", ".docx", ".html", ".htm", ".md", ".jsonl")]
     assert found == ["pdf", "docx", "html", "html", None, None]
 
 
 @pytest.mark.parametrize("tag", ["div", "span", "B", "my-tag class=x"])
-def test_html_nested_too_deeply_is_refused_before_the_parser_takes_minutes_over_it(tag: str) -> None:
+def test_html_nested_too_deeply_is_refused_before_parsing(tag: str) -> None:
     assert parse_file("x.html", f"<{tag}>x".encode() * 5_000, LIMIT)[1]
     message = reason(parse_file, "x.html", f"<{tag}>x".encode() * 5_001, LIMIT)
     assert "HTML nested 5,001 elements deep; at most 5,000" in message
@@ -188,9 +188,9 @@ def test_html_nested_too_deeply_is_refused_before_the_parser_takes_minutes_over_
 @pytest.mark.parametrize(
     "element", ["<p>x", "<LI>x", "<br>x", "<td>x", "<div><b>x</b></div>", "<img/>x", "<svg/>x", "</i>x"]
 )
-def test_html_with_many_elements_side_by_side_is_read_however_they_end(element: str) -> None:
+def test_html_with_many_sibling_elements_is_read(element: str) -> None:
     assert parse_file("x.html", element.encode() * 6_000, LIMIT)[1].count("x") == 6_000
 
 
-def test_an_end_tag_without_a_start_does_not_hide_nesting() -> None:
+def test_end_tag_without_start_does_not_hide_nesting() -> None:
     assert "nested 5,001" in reason(parse_file, "x.html", b"<div></i>x" * 5_001, LIMIT)

@@ -1,4 +1,4 @@
-"""Queries of every format come with their answers and qrels; what cannot be read is named."""
+"""Queries of every format are read with answers and qrels; bad rows become rejects."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def queries(path: Any, split: str = "all") -> list[Query]:
     return [item for item in read_queries(str(path), split) if isinstance(item, Query)]
 
 
-def test_squad_contexts_become_documents_and_their_questions_point_to_them(tmp_path: Path) -> None:
+def test_squad_questions_name_the_documents_of_their_contexts(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     write(
         path,
@@ -49,7 +49,7 @@ def test_squad_contexts_become_documents_and_their_questions_point_to_them(tmp_p
     ("name", "num_documents", "num_queries", "num_unanswerable"),
     [("squad/squad-v1.1-24articles.json", 1095, 5322, 0), ("squad/squad-v2.0-articles.json", 501, 5048, 2497)],
 )
-def test_real_squad_files_are_read_whole(
+def test_real_squad_files_are_read_completely(
     name: str, num_documents: int, num_queries: int, num_unanswerable: int
 ) -> None:
     if not (SHARED / name).exists():
@@ -63,7 +63,7 @@ def test_real_squad_files_are_read_whole(
     assert all(answer in texts[item.document_ids[0]] for item in asked for answer in item.answers or ())
 
 
-def test_beir_reads_the_corpus_alone_and_queries_by_their_qrels(tmp_path: Path) -> None:
+def test_beir_reads_only_the_corpus_and_joins_queries_with_qrels(tmp_path: Path) -> None:
     write(beir(tmp_path) / "notes.md", "ignored")
     assert [(item.document_id, item.metadata) for item in documents(tmp_path)] == [("d1", '{"u": 1}'), ("d2", "{}")]
     (judged, also) = queries(tmp_path, "validation")
@@ -85,12 +85,12 @@ def test_beir_reads_the_corpus_alone_and_queries_by_their_qrels(tmp_path: Path) 
     assert "'gone'" in rejects[2].reason
 
 
-def test_beir_without_the_asked_qrels_says_which_there_are(tmp_path: Path) -> None:
+def test_beir_without_the_requested_qrels_lists_existing_ones(tmp_path: Path) -> None:
     (beir(tmp_path) / "qrels" / "test.tsv").unlink()
-    with pytest.raises(InputError, match=r"'test'; qrels/ holds: dev, train"):
+    with pytest.raises(InputError, match=r"'test'; qrels/ contains: dev, train"):
         read_queries(str(tmp_path), "test")
     (tmp_path / "queries.jsonl").unlink()
-    with pytest.raises(InputError, match=r"hold queries\.jsonl"):
+    with pytest.raises(InputError, match=r"with a queries\.jsonl"):
         read_queries(str(tmp_path))
 
 
@@ -108,18 +108,18 @@ def test_queries_are_filtered_by_split(tmp_path: Path, suffix: str) -> None:
         queries(path, "test")
 
 
-def test_a_repeated_query_id_is_dropped_and_one_with_two_texts_is_an_error(tmp_path: Path) -> None:
+def test_repeated_query_is_rejected_and_two_texts_are_an_error(tmp_path: Path) -> None:
     path = write(tmp_path / "q.jsonl", doc("a", "One?"), doc("b", "Two?"), doc("a", "One?"))
     assert [item.query_id for item in queries(path)] == ["a", "b"]
     assert only_reject(read_queries(str(path))) == Reject(
-        f"{path}:3", f"query id 'a' stands already at {path}:1", "row"
+        f"{path}:3", f"query id 'a' is already used at {path}:1", "row"
     )
     write(path, doc("a", "One?"), doc("a", "Other?"))
     with pytest.raises(InputError, match=r"'a' has two texts, at .*q\.jsonl:1 and .*q\.jsonl:2"):
         queries(path)
 
 
-def test_a_file_of_queries_that_cannot_be_used_is_an_error(tmp_path: Path) -> None:
+def test_unusable_query_files_are_errors(tmp_path: Path) -> None:
     (tmp_path / "zero.jsonl").touch()
     write(tmp_path / "a.md", "x")
     write(tmp_path / "a.json", "{")

@@ -1,4 +1,4 @@
-"""Units become documents; what cannot be read is named, counted and left out."""
+"""Units become documents; unreadable files and rows become rejects."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support.corpora import doc, documents, only_reject, read, write
 LIMIT = 1_000_000
 
 
-def test_a_folder_gives_one_document_per_file_named_by_its_relative_path(tmp_path: Path) -> None:
+def test_each_file_of_a_folder_is_a_document_with_its_path_as_id(tmp_path: Path) -> None:
     write(tmp_path / "b" / "two.txt", "Two")
     write(tmp_path / "a.md", "# One")
     write(tmp_path / "c.html", "<p>Three</p>")
@@ -27,7 +27,7 @@ def test_a_folder_gives_one_document_per_file_named_by_its_relative_path(tmp_pat
     assert documents(tmp_path / "b" / "two.txt")[0].document_id == "two.txt"
 
 
-def test_a_text_file_that_is_not_utf8_is_rejected_with_what_to_do(tmp_path: Path) -> None:
+def test_file_that_is_not_utf8_is_rejected_with_a_fix(tmp_path: Path) -> None:
     (tmp_path / "bad.txt").write_bytes(b"caf\xe9 cr\xe8me")
     write(tmp_path / "good.txt", "x")
     reject = only_reject(read(tmp_path))
@@ -53,13 +53,13 @@ def test_empty_and_oversized_files_are_rejected(tmp_path: Path) -> None:
     assert [item.document_id for item in items if isinstance(item, Document)] == ["fits.txt"]
 
 
-def test_a_file_that_vanished_after_planning_is_rejected(tmp_path: Path) -> None:
+def test_file_deleted_after_planning_is_rejected(tmp_path: Path) -> None:
     plan = plan_units(str(write(tmp_path / "a.txt", "x")), LIMIT)
     (tmp_path / "a.txt").unlink()
     assert "No such file" in only_reject(read_documents(plan.units[0], LIMIT)).reason
 
 
-def test_bad_lines_are_rejected_by_number_and_the_rest_is_read(tmp_path: Path) -> None:
+def test_bad_lines_are_rejected_by_number_and_others_read(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     deep = b'{"_id": "deep", "text": ' + b"[" * 100_000
     bad = [b"{", b"\xff\xfe", b'{"_id": 1, "text": NaN}', b"[]", b'{"_id": 1, "body": "x"}', b'{"text": "x"}', deep]
@@ -82,7 +82,7 @@ def test_bad_lines_are_rejected_by_number_and_the_rest_is_read(tmp_path: Path) -
     assert {item.kind for item in items if isinstance(item, Reject)} == {"row"}
 
 
-def test_a_lone_surrogate_in_a_line_is_replaced(tmp_path: Path) -> None:
+def test_lone_surrogate_in_a_line_is_replaced(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", '{"_id": "a\\ud800", "text": "b\\udc00\\ud83d\\ude00"}')
     (document,) = documents(path)
     assert (document.document_id, document.text) == ("a\ufffd", "b\ufffd😀")

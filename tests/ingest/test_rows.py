@@ -1,4 +1,4 @@
-"""Rows become documents and queries; or a ParseError that says why."""
+"""Rows become documents and queries, or a ParseError with the reason."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def reason(call: Any, *arguments: Any) -> str:
         (b"1" * 5_000, "not JSON"),
     ],
 )
-def test_json_is_strict(data: bytes, expected: str) -> None:
+def test_json_is_parsed_strictly(data: bytes, expected: str) -> None:
     assert expected in reason(parse_json, data)
 
 
-def test_a_document_takes_its_metadata_from_the_object_and_from_other_scalars() -> None:
+def test_metadata_combines_its_object_and_other_scalar_columns() -> None:
     document = document_from_row(
         row(metadata={"b": [1], "year": 1}, year=2, z=True, lost=[1], none=None, nan=float("nan"), document_id=7),
         "p",
@@ -52,7 +52,7 @@ def test_a_document_takes_its_metadata_from_the_object_and_from_other_scalars() 
     assert document_from_row(row(), "p", LIMIT).metadata == "{}"
 
 
-def test_lone_surrogates_are_replaced_in_every_field_of_a_document() -> None:
+def test_lone_surrogates_are_replaced_in_every_document_field() -> None:
     bad = json.loads('"x\\ud800"')
     document = document_from_row(row(id=bad, text=bad, title=bad, metadata={bad: bad}), "p", LIMIT)
     assert (document.document_id, document.text, document.title) == ("x\ufffd",) * 3
@@ -79,11 +79,11 @@ def test_lone_surrogates_are_replaced_in_every_field_of_a_document() -> None:
         (row(score=float("inf")), "metadata cannot be written as JSON"),
     ],
 )
-def test_a_bad_document_row_says_what_is_wrong(value: Any, expected: str) -> None:
+def test_bad_document_row_raises_with_the_reason(value: Any, expected: str) -> None:
     assert expected in reason(document_from_row, value, "p", 11)
 
 
-def test_a_query_takes_every_spelling_of_its_fields() -> None:
+def test_query_accepts_every_name_of_its_fields() -> None:
     query = query_from_row(
         {"_id": 3, "query": "Why?\r\n", "document_ids": ["a", 2], "relevances": [2, 0.5], "split": "dev"}
     )
@@ -105,7 +105,7 @@ def test_a_query_takes_every_spelling_of_its_fields() -> None:
         ([{"text": "x", "answer_start": 1}], ("x",)),
     ],
 )
-def test_answers_that_are_unknown_none_or_many_stay_apart(answers: Any, expected: Any) -> None:
+def test_unknown_empty_and_several_answers_are_distinguished(answers: Any, expected: Any) -> None:
     assert query_from_row({"id": "q", "text": "x", "answers": answers}).answers == expected
 
 
@@ -124,11 +124,11 @@ def test_answers_that_are_unknown_none_or_many_stay_apart(answers: Any, expected
         ({"split": 1}, "split must be text"),
     ],
 )
-def test_a_bad_query_row_says_what_is_wrong(fields: dict[str, Any], expected: str) -> None:
+def test_bad_query_row_raises_with_the_reason(fields: dict[str, Any], expected: str) -> None:
     assert expected in reason(query_from_row, row(**fields))
 
 
-def test_squad_ids_are_unique_and_a_context_repeats_only_within_its_article() -> None:
+def test_squad_ids_are_unique_and_contexts_repeat_within_an_article() -> None:
     same = {"context": "same", "qas": []}
     articles = [
         {"title": "X_y", "paragraphs": [same, {"context": "other"}, same]},

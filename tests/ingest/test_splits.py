@@ -1,4 +1,4 @@
-"""Splits: nothing learnt is examined, nothing moves when a corpus grows, and the shares are what was asked for."""
+"""Splits share no document, do not change when a corpus grows, and have the requested sizes."""
 
 import dataclasses
 import itertools
@@ -46,12 +46,12 @@ def query(name: str, *relevant: str, irrelevant: tuple[str, ...] = ()) -> Query:
         ("/notes.md", "/notes.md"),
     ],
 )
-def test_a_folder_is_what_stands_before_the_last_slash(document_id: str, folder: str) -> None:
+def test_folder_of_a_document_is_the_part_before_the_last_slash(document_id: str, folder: str) -> None:
     assert group_of(document_id, "folder") == folder
     assert group_of(document_id, "document") == document_id
 
 
-def test_only_what_is_more_than_irrelevant_is_a_positive() -> None:
+def test_only_documents_with_positive_relevance_are_positives() -> None:
     judged = Query("q", "?", None, ("a", "b", "c", "d"), (1.0, 0.0, -1.0, 0.25), "all")
     assert positives(judged) == ("a", "d")
     assert positives(query("q", irrelevant=("a",))) == ()
@@ -81,7 +81,7 @@ SOME_SHARES = st.tuples(*[st.integers(0, 5)] * 3).filter(any)
 
 
 @given(QUERIES, BY, SOME_SHARES, st.integers(0, 10**6))
-def test_no_document_or_folder_stands_in_two_splits(queries: list[Query], by: By, shares: Any, seed: int) -> None:
+def test_no_document_or_folder_is_in_two_splits(queries: list[Query], by: By, shares: Any, seed: int) -> None:
     splits = assign_splits(queries, by, shares, seed)
     assert list(splits) == [row.query_id for row in queries]
     seen: dict[str, set[str]] = {}
@@ -90,18 +90,18 @@ def test_no_document_or_folder_stands_in_two_splits(queries: list[Query], by: By
             seen.setdefault(group_of(name, by), set()).add(splits[row.query_id])
     assert all(len(found) == 1 for found in seen.values())
     for linked in components(queries, by):
-        assert len(set.union(*(seen[group] for group in linked))) == 1, "what queries link stays together"
+        assert len(set.union(*(seen[group] for group in linked))) == 1, "groups that a query links stay together"
     check_leaks({split: [row for row in queries if splits[row.query_id] == split] for split in SPLITS})
     shuffled = random.Random(seed).sample(queries, len(queries))
-    assert assign_splits(shuffled, by, shares, seed) == splits, "nor does the order count"
+    assert assign_splits(shuffled, by, shares, seed) == splits, "the order of the queries does not matter"
 
 
 @given(QUERIES, st.lists(st.sampled_from([*DOCUMENTS, "new/1", "new/2", "other"])), BY, st.integers(0, 10**6))
-def test_a_group_keeps_its_split_when_queries_are_added(
+def test_group_keeps_its_split_when_queries_are_added(
     queries: list[Query], documents: list[str], by: By, seed: int
 ) -> None:
     before = assign_splits(queries, by, SHARES, seed)
-    # One relevant document each, so that they link nothing; and queries without any.
+    # Queries with one relevant document, which link no groups, and queries without any.
     added = [query(f"new{number}", name) for number, name in enumerate(documents)] + [query("unjudged")]
     after = assign_splits([*added, *queries], by, SHARES, seed)
     assert {name: after[name] for name in before} == before
@@ -111,7 +111,7 @@ def test_a_group_keeps_its_split_when_queries_are_added(
                 assert after[other.query_id] == before[row.query_id]
 
 
-def test_groups_that_a_new_query_links_end_in_one_of_their_splits() -> None:
+def test_groups_linked_by_a_new_query_keep_one_of_their_splits() -> None:
     alone = [query(f"q{number}", f"d{number}") for number in range(60)]
     before = assign_splits(alone, "document", (1, 1, 1), 0)
     moved = 0
@@ -125,22 +125,22 @@ def test_groups_that_a_new_query_links_end_in_one_of_their_splits() -> None:
     assert moved > 10
 
 
-def test_links_go_through_any_number_of_queries() -> None:
+def test_links_are_transitive_over_queries() -> None:
     chain = [query(f"q{number}", f"d{number}", f"d{number + 1}") for number in range(200)]
     for seed in range(5):
         for order in (chain, chain[::-1], random.Random(seed).sample(chain, 200)):
             assert len(set(assign_splits(order, "document", (1, 1, 1), seed).values())) == 1
 
 
-def test_two_files_of_questions_on_the_same_documents_agree() -> None:
+def test_two_query_files_on_the_same_documents_agree() -> None:
     first = [query(f"q{number}", f"d{number}") for number in range(300)]
     second = [query(f"other{number}", f"d{number}", irrelevant=("d0", "d1")) for number in reversed(range(300))]
     one, other = (assign_splits(rows, "document", SHARES, 3) for rows in (first, second))
     assert [one[f"q{number}"] for number in range(300)] == [other[f"other{number}"] for number in range(300)]
 
 
-def test_what_was_drawn_once_is_drawn_for_ever() -> None:
-    # Else an upgrade would move documents between training and examination.
+def test_drawn_splits_are_pinned() -> None:
+    # Otherwise an upgrade would move documents between training and test.
     splits = assign_splits([query(f"q{number}", f"d{number}") for number in range(12)], "document", SHARES, 0)
     assert {name: split for name, split in splits.items() if split != "train"} == {
         "q7": "validation",
@@ -150,7 +150,7 @@ def test_what_was_drawn_once_is_drawn_for_ever() -> None:
 
 @pytest.mark.parametrize("shares", [(4, 1, 1), (1, 1, 1), (0.5, 0.25, 0.25), (90, 0, 10), (0, 1, 0), (3, 1, 0)])
 @pytest.mark.parametrize("groups", ["documents", "folders", "unjudged queries"])
-def test_each_split_gets_its_share_of_2000_groups(shares: tuple[float, float, float], groups: str) -> None:
+def test_each_split_receives_its_share_of_groups(shares: tuple[float, float, float], groups: str) -> None:
     by: By = "folder" if groups == "folders" else "document"
     relevant = [(f"{number}/0", f"{number}/1") if groups != "unjudged queries" else () for number in range(2000)]
     queries = [query(f"q{number}", *names) for number, names in enumerate(relevant)]
@@ -172,7 +172,7 @@ def test_another_seed_draws_other_splits() -> None:
 # --- Leaks
 
 
-def test_a_leak_names_the_documents_and_both_splits() -> None:
+def test_leak_error_names_the_documents_and_both_splits() -> None:
     splits = {
         "train": [query("a", "d1", "d2"), query("b", "d3")],
         "validation": [query("c", "d4")],
@@ -186,7 +186,7 @@ def test_a_leak_names_the_documents_and_both_splits() -> None:
     assert "validation" not in message
 
 
-def test_of_many_leaking_documents_three_are_named() -> None:
+def test_leak_error_names_three_of_many_documents() -> None:
     names = [f"d{number}" for number in range(8)]
     with pytest.raises(LeakError, match=r"^5 document.* both validation and test \('d3', 'd4', 'd5', \.\.\.\): "):
         check_leaks({"train": [], "validation": [query("q", *names[3:])], "test": [query("r", *names)]})
@@ -194,7 +194,7 @@ def test_of_many_leaking_documents_three_are_named() -> None:
         check_leaks({"train": [query("q", *names[:3])], "validation": (query(name, name) for name in names)})
 
 
-def test_what_is_judged_irrelevant_or_shared_within_a_split_is_no_leak() -> None:
+def test_irrelevant_or_same_split_documents_are_no_leak() -> None:
     check_leaks(
         {
             "train": [query("a", "d1", irrelevant=("d3",)), query("b", "d1", "d2")],
@@ -206,7 +206,7 @@ def test_what_is_judged_irrelevant_or_shared_within_a_split_is_no_leak() -> None
 
 
 @given(QUERIES, st.lists(st.sampled_from(SPLITS), min_size=14, max_size=14))
-def test_leaks_are_found_exactly_where_a_document_has_two_splits(queries: list[Query], names: list[str]) -> None:
+def test_leak_is_raised_only_for_documents_in_two_splits(queries: list[Query], names: list[str]) -> None:
     splits = {split: [row for row, name in zip(queries, names, strict=False) if name == split] for split in SPLITS}
     seen = [{name for row in rows for name in positives(row)} for rows in splits.values()]
     if any(one & other for one, other in itertools.combinations(seen, 2)):
@@ -242,7 +242,7 @@ def chosen(path: Path, split: str, by: str, **changed: Any) -> tuple[list[Query]
     return [row for row in rows if isinstance(row, Query)], [row for row in rows if isinstance(row, Reject)]
 
 
-def test_by_folder_the_questions_of_a_squad_article_stay_together(tmp_path: Path) -> None:
+def test_split_by_folder_keeps_questions_of_an_article_together(tmp_path: Path) -> None:
     path = squad_file(tmp_path / "squad.json", 40)
     every, rejects = chosen(path, "all", "folder")
     assert [row.query_id for row in every[:4]] == ["0-what", "0-why", "0-other", "1-what"]
@@ -259,17 +259,17 @@ def test_by_folder_the_questions_of_a_squad_article_stay_together(tmp_path: Path
     for split in SPLITS:
         rows, found = chosen(path, split, "folder")
         assert rows == [row for row in every if row.split == split]
-        assert found == rejects, "each split names the rows that give no query"
+        assert found == rejects, "each split yields the rejects"
 
 
-def test_by_document_only_the_questions_of_a_paragraph_stay_together(tmp_path: Path) -> None:
+def test_split_by_document_keeps_questions_of_a_paragraph_together(tmp_path: Path) -> None:
     every, _ = chosen(squad_file(tmp_path / "squad.json", 40), "all", "document")
     split_of = {row.query_id: row.split for row in every}
     assert all(split_of[f"{number}-what"] == split_of[f"{number}-why"] for number in range(40))
     assert any(split_of[f"{number}-what"] != split_of[f"{number}-other"] for number in range(40))
 
 
-def test_drawn_splits_follow_shares_and_their_own_seed(tmp_path: Path) -> None:
+def test_drawn_splits_follow_shares_and_split_seed(tmp_path: Path) -> None:
     path = squad_file(tmp_path / "squad.json", 40)
     assert len(chosen(path, "test", "folder", split_shares=(0, 0, 2))[0]) == 120
     assert chosen(path, "train", "folder", split_shares=(0, 0, 2))[0] == []
@@ -277,7 +277,7 @@ def test_drawn_splits_follow_shares_and_their_own_seed(tmp_path: Path) -> None:
     assert draws[0] != draws[1]
 
 
-def test_given_splits_are_taken_as_they_stand_and_drawn_ones_replace_them(tmp_path: Path) -> None:
+def test_given_splits_are_used_unless_splits_are_drawn(tmp_path: Path) -> None:
     rows = [
         {"id": number, "text": f"{number}?", "document_id": "same", "split": split}
         for number, split in enumerate(["train", "dev", "test", "train"])
@@ -287,7 +287,7 @@ def test_given_splits_are_taken_as_they_stand_and_drawn_ones_replace_them(tmp_pa
     assert [row.query_id for row in given_rows] == ["0", "3"]
     assert [*given_rows, *rejects] == list(read_queries(str(path), "train"))
     drawn, _ = chosen(path, "all", "document")
-    assert len({row.split for row in drawn}) == 1, "they ask about one document"
+    assert len({row.split for row in drawn}) == 1, "all queries are about one document"
     assert [dataclasses.replace(row, split="") for row in drawn] == [
         dataclasses.replace(row, split="") for row in read_queries(str(path)) if isinstance(row, Query)
     ]
