@@ -15,6 +15,7 @@ from ragtune_ray.evaluation import adaptive
 from ragtune_ray.serving import requests
 from ragtune_ray.serving.api_keys import Key, Keys, Right
 from ragtune_ray.serving.backend import Backend
+from ragtune_ray.serving.chat import ChatHandler
 from ragtune_ray.serving.handlers import Handlers
 from ragtune_ray.serving.middleware import INTERNAL_ERROR, AccessMiddleware, Route
 from ragtune_ray.serving.requests import ApiError
@@ -37,7 +38,7 @@ def build_app(
     backend: Backend,
     keys: Keys,
     calibration: Callable[[], adaptive.RetrievalCalibration | None],
-) -> tuple[AccessMiddleware, Handlers]:
+) -> AccessMiddleware:
     """Build the ASGI application of the endpoint.
 
     Args:
@@ -45,24 +46,21 @@ def build_app(
         backend: retrieves and generates.
         keys: the API keys; without any, only localhost is served.
         calibration: called for each request; see `ChatHandler`.
-
-    Returns:
-        The application, and the handlers of its routes.
     """
     telemetry = Telemetry()
-    handlers = Handlers(settings, backend, telemetry, calibration)
+    chat = ChatHandler(settings, backend, telemetry, calibration)
+    handlers = Handlers(settings, backend, telemetry)
     app = FastAPI(title="ragtune-ray", version=ragtune_ray.__version__, docs_url=None, redoc_url=None)
     middleware = AccessMiddleware(app, {}, keys, telemetry)
     max_bytes, max_document_bytes = settings.serve.max_body_bytes, settings.serve.max_document_bytes
-    generating, retrieving = handlers.generating, handlers.retrieving
 
     async def ready() -> Response:
         return await handlers.ready(draining=middleware.draining)
 
     with_body: list[tuple[str, str, type[BaseModel], BodyHandler, Route]] = [
-        ("POST", "/v1/chat/completions", requests.ChatRequest, handlers.chat, Route("key", max_bytes, generating)),
-        ("POST", "/v1/retrieve", requests.RetrieveRequest, handlers.retrieve, Route("key", max_bytes, retrieving)),
-        ("POST", "/v1/embeddings", requests.EmbeddingsRequest, handlers.embed, Route("key", max_bytes, retrieving)),
+        ("POST", "/v1/chat/completions", requests.ChatRequest, chat, Route("key", max_bytes, chat.load)),
+        ("POST", "/v1/retrieve", requests.RetrieveRequest, handlers.retrieve, Route("key", max_bytes, handlers.load)),
+        ("POST", "/v1/embeddings", requests.EmbeddingsRequest, handlers.embed, Route("key", max_bytes, handlers.load)),
         ("POST", "/v1/documents", requests.DocumentsRequest, handlers.upsert, Route("admin", max_document_bytes)),
         ("DELETE", "/v1/documents", requests.DeletedDocuments, handlers.delete, Route("admin", max_document_bytes)),
     ]
@@ -85,7 +83,7 @@ def build_app(
     }
     _send_errors(app, telemetry)
     _describe_bodies(app, [body for _, _, body, _, _ in with_body])
-    return middleware, handlers
+    return middleware
 
 
 def _add_with_body(app: FastAPI, method: str, path: str, body: type[BaseModel], handler: BodyHandler) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
@@ -25,8 +26,6 @@ from ragtune_ray.serving.sanitizing import AnswerText
 from ragtune_ray.serving.telemetry import Telemetry
 
 __all__ = ["ChatHandler", "retrieve_before", "served_arms", "timeout_as_504"]
-
-NO_PASSAGES = Found("", (), (), 0.0)
 
 Item = TypeVar("Item")
 logger = logging.getLogger(__name__)
@@ -64,7 +63,7 @@ async def retrieve_before(
     """
     started = time.monotonic()
     if not text.strip():
-        raise ApiError(400, "query: must not be empty", code="invalid_value", param="query")
+        raise requests.invalid("query", "must not be empty")
     with timeout_as_504():
         async with asyncio.timeout(deadline - started):
             found = await backend.retrieve(text, top_k, visible, deadline - started)
@@ -76,14 +75,14 @@ async def retrieve_before(
 class _AcceptedRequest:
     """A chat request after validation."""
 
-    request: requests.ChatRequest
     request_id: str
-    arm: config.Arm
-    conversation: requests.Conversation
+    job: Job
+    """The closed-book job, without passages."""
+    query: str
+    """The text to retrieve for."""
     visible: filters.Filter
     top_k: int
-    max_new_tokens: int
-    stop: tuple[str, ...]
+    include_usage: bool
     started: float
     timeout_seconds: float
     calibration: adaptive.RetrievalCalibration | None
@@ -110,7 +109,7 @@ class _AcceptedRequest:
         self, delta: dict[str, Any], extensions: dict[str, Any] | None = None, finish: str | None = None
     ) -> dict[str, Any]:
         """One chunk of the streamed answer."""
-        return responses.chunk(self.request_id, self.arm, delta, extensions, finish)
+        return responses.chunk(self.request_id, self.job.arm, delta, extensions, finish)
 
 
 _Completion: TypeAlias = tuple[Job, Shown, Finished]
@@ -132,8 +131,9 @@ class ChatHandler:
 
     async def __call__(self, body: bytes, key: Key) -> Response:
         """POST /v1/chat/completions."""
-        accepted = self._accept(requests.parse(requests.ChatRequest, body), key)
-        if not accepted.request.stream:
+        request = requests.parse(requests.ChatRequest, body)
+        accepted = self._accept(request, key)
+        if not request.stream:
             with self.load.admit(accepted.timeout_seconds):
                 return await self._complete_response(accepted)
         events = self._stream_events(accepted)
@@ -145,18 +145,32 @@ class ChatHandler:
         started = time.monotonic()
         arms = served_arms(self.settings)
         if request.model and request.model not in arms:
-            raise ApiError(
-                404, f"model: not served here; use one of: {', '.join(arms)}", code="model_not_found", param="model"
-            )
-        return _AcceptedRequest(
-            request=request,
-            request_id=responses.new_id(),
+            reason = f"not served here; use one of: {', '.join(arms)}"
+            raise requests.invalid("model", reason, status=404, code="model_not_found")
+        conversation, generator = requests.conversation(request, self.settings.serve), self.settings.generator
+        visible = visible_filter(self.settings, key, request.filter)
+        top_k = requests.top_k_of(request.top_k, self.settings)
+        job = Job(
+            question=conversation.question,
             arm=next(arm for arm in arms if request.model in ("", arm)),
-            conversation=requests.conversation(request, self.settings.serve),
-            visible=visible_filter(self.settings, key, request.filter),
-            top_k=requests.top_k_of(request.top_k, self.settings),
+            passages=(),
+            scores=(),
+            index_version="",
+            history=conversation.history,
+            instruction=conversation.instruction,
             max_new_tokens=requests.max_new_tokens_of(request, self.settings),
-            stop=requests.stops_of(request),
+            temperature=generator.temperature if request.temperature is None else request.temperature,
+            stop=(*generator.stop, *requests.stops_of(request)),
+            seed=self.settings.seed if request.seed is None else request.seed,
+            closed_book=True,
+        )
+        return _AcceptedRequest(
+            request_id=responses.new_id(),
+            job=job,
+            query=conversation.search,
+            visible=visible,
+            top_k=top_k,
+            include_usage=request.stream_options is not None and request.stream_options.include_usage,
             started=started,
             timeout_seconds=requests.timeout_of(request.timeout_seconds, self.settings),
             calibration=self._calibration_for(request),
@@ -170,12 +184,8 @@ class ChatHandler:
         if calibration is None or request.model not in ("", self.settings.answer.arm):
             if request.retrieval is None:
                 return None
-            raise ApiError(
-                409,
-                "retrieval: `auto` needs a calibration, and this arm has none; leave the field out",
-                code="not_calibrated",
-                param="retrieval",
-            )
+            reason = "`auto` needs a calibration, and this arm has none; leave the field out"
+            raise requests.invalid("retrieval", reason, status=409, code="not_calibrated")
         return calibration
 
     async def _complete_response(self, accepted: _AcceptedRequest) -> Response:
@@ -188,10 +198,9 @@ class ChatHandler:
         text = AnswerText(shown.passages, self.settings.serve.link_hosts)
         text.add(finished.raw)
         extensions = self._extensions(accepted, job, shown, finished)
+        request_id, answer = accepted.request_id, finished.answer
         return JSONResponse(
-            responses.completion_body(
-                accepted.request_id, accepted.arm, finished.answer, text.whole(), extensions, finished.finish
-            )
+            responses.completion_body(request_id, job.arm, answer, text.whole(), extensions, finished.finish)
         )
 
     async def _confident_closed_book_answer(self, accepted: _AcceptedRequest) -> _Completion | None:
@@ -199,39 +208,22 @@ class ChatHandler:
         if accepted.calibration is None:
             return None
         started = time.monotonic()
-        completion = await self._complete(accepted, self._job(accepted, NO_PASSAGES, closed_book=True))
+        completion = await self._complete(accepted, accepted.job)
         accepted.closed_book_seconds = time.monotonic() - started
         is_confident = adaptive.is_sure(completion[2].answer, accepted.calibration)
         self.telemetry.adaptive.labels("closed_book" if is_confident else "retrieved").inc()
         return completion if is_confident else None
 
     async def _open_book_job(self, accepted: _AcceptedRequest) -> Job:
-        if not config.retrieves(accepted.arm):
-            return self._job(accepted, NO_PASSAGES, closed_book=False)
+        job = dataclasses.replace(accepted.job, closed_book=False)
+        if not config.retrieves(job.arm):
+            return job
         started = time.monotonic()
-        query = accepted.conversation.search
         found = await retrieve_before(
-            accepted.deadline, self.backend, self.telemetry, query, accepted.top_k, accepted.visible
+            accepted.deadline, self.backend, self.telemetry, accepted.query, accepted.top_k, accepted.visible
         )
         accepted.retrieval_seconds = time.monotonic() - started
-        return self._job(accepted, found, closed_book=False)
-
-    def _job(self, accepted: _AcceptedRequest, found: Found, *, closed_book: bool) -> Job:
-        generator, request = self.settings.generator, accepted.request
-        return Job(
-            question=accepted.conversation.question,
-            arm=accepted.arm,
-            passages=found.passages,
-            scores=found.scores,
-            index_version=found.index_version,
-            history=accepted.conversation.history,
-            instruction=accepted.conversation.instruction,
-            max_new_tokens=accepted.max_new_tokens,
-            temperature=generator.temperature if request.temperature is None else request.temperature,
-            stop=(*generator.stop, *accepted.stop),
-            seed=self.settings.seed if request.seed is None else request.seed,
-            closed_book=closed_book,
-        )
+        return dataclasses.replace(job, passages=found.passages, scores=found.scores, index_version=found.index_version)
 
     async def _complete(self, accepted: _AcceptedRequest, job: Job) -> _Completion:
         result = await self.backend.complete(job, accepted.seconds_left)
@@ -298,8 +290,7 @@ class ChatHandler:
         annotations = responses.url_citations(text.shown, finished.answer.citations, sources)
         extensions["citations"] = responses.citations_body(finished.answer)
         yield accepted.chunk({"annotations": annotations}, extensions, finished.finish)
-        options = accepted.request.stream_options
-        if options is not None and options.include_usage:
+        if accepted.include_usage:
             yield accepted.chunk({}, {"choices": [], "usage": responses.usage_body(finished.answer)})
 
     def _extensions(self, accepted: _AcceptedRequest, job: Job, shown: Shown, finished: Finished) -> dict[str, Any]:
@@ -320,8 +311,8 @@ class ChatHandler:
         return {
             "sources": responses.sources(shown.passages, shown.scores),
             "index_version": job.index_version,
-            "arm": accepted.arm,
-            "retrieved": config.retrieves(accepted.arm) and not job.closed_book,
+            "arm": job.arm,
+            "retrieved": config.retrieves(job.arm) and not job.closed_book,
             "abstained": answer.abstained,
             "generator": answer.model,
             "timings": {name: round(seconds, 4) for name, seconds in timings.items()},

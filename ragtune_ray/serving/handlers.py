@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from starlette.responses import JSONResponse, Response
 
 from ragtune_ray import config
-from ragtune_ray.evaluation import adaptive
 from ragtune_ray.serving import requests, responses
 from ragtune_ray.serving.admission import Load, capacity
 from ragtune_ray.serving.api_keys import Key, visible_filter
 from ragtune_ray.serving.backend import Backend, Change
-from ragtune_ray.serving.chat import ChatHandler, retrieve_before, served_arms, timeout_as_504
-from ragtune_ray.serving.requests import ApiError
+from ragtune_ray.serving.chat import retrieve_before, served_arms, timeout_as_504
 from ragtune_ray.serving.telemetry import Telemetry
 
 __all__ = ["Handlers"]
@@ -32,20 +29,11 @@ class Handlers:
     settings: config.Config
     backend: Backend
     telemetry: Telemetry
-    calibration: Callable[[], adaptive.RetrievalCalibration | None]
-    """See `ChatHandler`."""
-    chat: ChatHandler = field(init=False)
-    retrieving: Load = field(init=False)
+    load: Load = field(init=False)
     """The requests that retrieve or embed without generating."""
 
     def __post_init__(self) -> None:
-        self.chat = ChatHandler(self.settings, self.backend, self.telemetry, self.calibration)
-        self.retrieving = Load(capacity(self.settings.serve.retriever))
-
-    @property
-    def generating(self) -> Load:
-        """The requests that generate."""
-        return self.chat.load
+        self.load = Load(capacity(self.settings.serve.retriever))
 
     async def retrieve(self, body: bytes, key: Key) -> Response:
         """POST /v1/retrieve."""
@@ -54,7 +42,7 @@ class Handlers:
         query = requests.checked_text(request.query, "query", self.settings.serve.max_question_characters)
         visible = visible_filter(self.settings, key, request.filter)
         seconds = requests.timeout_of(request.timeout_seconds, self.settings)
-        with self.retrieving.admit(seconds):
+        with self.load.admit(seconds):
             top_k = requests.top_k_of(request.top_k, self.settings)
             found = await retrieve_before(started + seconds, self.backend, self.telemetry, query, top_k, visible)
         return JSONResponse(
@@ -73,21 +61,15 @@ class Handlers:
         texts = [requests.checked_text(text, "input", limits.max_question_characters) for text in request.texts()]
         requests.limited(len(texts), limits.max_texts, "input")
         if not all(text.strip() for text in texts):
-            raise ApiError(400, "input: texts must not be empty", code="invalid_value", param="input")
-        with self.retrieving.admit(limits.timeout_seconds), timeout_as_504():
+            raise requests.invalid("input", "texts must not be empty")
+        with self.load.admit(limits.timeout_seconds), timeout_as_504():
             found = await self.backend.embed(texts, request.input_type, limits.timeout_seconds)
         if request.model and request.model != found.model:
-            raise ApiError(
-                404,
-                "model: not served here; GET /v1/models lists those that are",
-                code="model_not_found",
-                param="model",
-            )
+            reason = f"this endpoint embeds with {found.model}"
+            raise requests.invalid("model", reason, status=404, code="model_not_found")
         dimension = found.vectors.shape[1]
         if request.dimensions not in (None, dimension):
-            raise ApiError(
-                400, f"dimensions: must be {dimension} for this encoder", code="invalid_value", param="dimensions"
-            )
+            raise requests.invalid("dimensions", f"must be {dimension} for this encoder")
         return JSONResponse(
             responses.embeddings_body(found.vectors, found.model, request.encoding_format, found.num_tokens)
         )
@@ -96,16 +78,12 @@ class Handlers:
         """POST /v1/documents."""
         request = requests.parse(requests.DocumentsRequest, body)
         field_name = self.settings.index.tenant_field
-        for document in request.documents:
+        for number, document in enumerate(request.documents, start=1):
             requests.checked_text(document.document_id, "documents.document_id", 512)
             tenant = document.metadata.get(field_name) if field_name else "-"
             if not isinstance(tenant, str) or not tenant:
-                raise ApiError(
-                    400,
-                    f"documents.metadata.{field_name}: must name the document's tenant",
-                    code="tenant_missing",
-                    param="documents",
-                )
+                reason = f"metadata.{field_name} of number {number} must name its tenant"
+                raise requests.invalid("documents", reason, code="tenant_missing")
         return await self._publish(Change(upserted=tuple(document.model_dump() for document in request.documents)))
 
     async def delete(self, body: bytes, _: Key) -> Response:

@@ -71,7 +71,6 @@ class HotSwap(Generic[Resource]):
         self._kind, self._latest, self._load, self._release = kind, latest, load, release
         self.refused: Refusal | None = None
         """The last version that failed to load; None once another has been swapped in."""
-        self.num_swaps = 0
         self._swapping, self._counting, self._stopped = threading.Lock(), threading.Lock(), threading.Event()
         self._current = self._load_first(fallbacks)
         self._thread: threading.Thread | None = None
@@ -171,7 +170,6 @@ class HotSwap(Generic[Resource]):
             return False
         old, self._current = self._current, Lease(name, resource)
         self.refused = None
-        self.num_swaps += 1
         logger.info("now using %s %s, loaded in %.1f s", self._kind, name, time.monotonic() - started)
         self._retire(old)
         return True

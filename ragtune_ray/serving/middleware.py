@@ -7,7 +7,6 @@ localhost to localhost are served; the latter keeps out web pages that use DNS r
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import time
 import traceback
@@ -15,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ragtune_ray import config
@@ -81,7 +81,7 @@ class AccessMiddleware:
             await self._admit(scope, receive, reply)
         except ApiError as error:
             self.telemetry.refused.labels(error.code).inc()
-            await reply.error(error)
+            await reply.error(error, scope, receive)
         except asyncio.CancelledError:
             reply.status = reply.status or 499
             raise
@@ -89,7 +89,7 @@ class AccessMiddleware:
             logger.error(  # noqa: TRY400  # the exception's message may quote a question
                 "%s %s failed: %s", scope["method"], path, traceback_without_message(error)
             )
-            await reply.error(INTERNAL_ERROR)
+            await reply.error(INTERNAL_ERROR, scope, receive)
         finally:
             if not reply.is_complete:
                 self.telemetry.cancelled.inc()
@@ -207,17 +207,12 @@ class _Reply:
                 headers.setdefault(name, value)
         await self.send(message)
 
-    async def error(self, error: ApiError) -> None:
+    async def error(self, error: ApiError, scope: Scope, receive: Receive) -> None:
         """Send an error object, unless a response has already begun."""
         if self.status:
             return
-        body = json.dumps(error.body()).encode()
-        headers = {"content-type": "application/json", "content-length": str(len(body)), **error.headers()}
-        if error.status == 401:
-            headers["www-authenticate"] = "Bearer"
-        raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
-        await self({"type": "http.response.start", "status": error.status, "headers": raw})
-        await self({"type": "http.response.body", "body": body})
+        challenge = {"WWW-Authenticate": "Bearer"} if error.status == 401 else {}
+        await JSONResponse(error.body(), error.status, {**error.headers(), **challenge})(scope, receive, self)
 
 
 def check_exposure(settings: config.Config, keys: Keys) -> None:

@@ -25,7 +25,7 @@ __all__ = [
     "Turn",
     "checked_text",
     "conversation",
-    "error_body",
+    "invalid",
     "limited",
     "max_new_tokens_of",
     "parse",
@@ -64,8 +64,13 @@ class ApiError(RagtuneError):
         self.retry_after_seconds = retry_after_seconds
 
     def body(self) -> dict[str, Any]:
-        """The error object."""
-        return error_body(self.status, self.message, self.code, self.param)
+        """The error object.
+
+        >>> ApiError(429, "too many", code="overloaded").body()["error"]["type"]
+        'rate_limit_error'
+        """
+        kind = _TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
     def headers(self) -> dict[str, str]:
         """Its HTTP headers: Retry-After, in whole seconds."""
@@ -84,14 +89,9 @@ _TYPES = {
 }
 
 
-def error_body(status: int, message: str, code: str, param: str | None = None) -> dict[str, Any]:
-    """An OpenAI error object.
-
-    >>> error_body(429, "too many", "overloaded")["error"]["type"]
-    'rate_limit_error'
-    """
-    kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+def invalid(field: str, reason: str, *, status: int = 400, code: str = "invalid_value") -> ApiError:
+    """The error for a field of a request."""
+    return ApiError(status, f"{field}: {reason}", code=code, param=field or None)
 
 
 class _Request(BaseModel):
@@ -236,7 +236,7 @@ def parse(kind: type[Body], raw: bytes) -> Body:
         unknown = first["type"] == "extra_forbidden"
         reason = "this endpoint does not support this field; leave it out" if unknown else str(first["msg"])
         code = "unknown_parameter" if unknown else "invalid_value"
-        raise ApiError(400, f"{field}: {reason}", code=code, param=field or None) from None
+        raise invalid(field, reason, code=code) from None
 
 
 def _refuse_constant(name: str) -> Any:
@@ -282,12 +282,8 @@ def conversation(request: ChatRequest, limits: config.Serve) -> Conversation:
         ApiError: 400; too many messages, the last is not from the user, or a text is too long, empty or not Unicode.
     """
     if len(request.messages) > limits.max_messages:
-        raise ApiError(
-            400,
-            f"messages: {len(request.messages)} messages; the limit is {limits.max_messages}",
-            code="too_many_messages",
-            param="messages",
-        )
+        count = f"{len(request.messages)} messages; the limit is {limits.max_messages}"
+        raise invalid("messages", count, code="too_many_messages")
     system, turns = [], []
     for message in request.messages:
         text = checked_text(message.text(), "messages", limits.max_question_characters)
@@ -296,9 +292,7 @@ def conversation(request: ChatRequest, limits: config.Serve) -> Conversation:
         else:
             turns.append((message.role, text))
     if not turns or turns[-1][0] != "user" or not turns[-1][1].strip():
-        raise ApiError(
-            400, "messages: the last one must be a non-empty user message", code="invalid_value", param="messages"
-        )
+        raise invalid("messages", "the last one must be a non-empty user message")
     questions = [text for role, text in turns if role == "user"]
     return Conversation(
         question=turns[-1][1],
@@ -315,14 +309,9 @@ def checked_text(text: str, field: str, max_characters: int) -> str:
         ApiError: 400; it is too long or contains NUL or a lone surrogate.
     """
     if len(text) > max_characters:
-        raise ApiError(
-            400,
-            f"{field}: {len(text):,} characters; the limit is {max_characters:,}",
-            code="text_too_long",
-            param=field,
-        )
+        raise invalid(field, f"{len(text):,} characters; the limit is {max_characters:,}", code="text_too_long")
     if "\0" in text or _has_surrogate(text):
-        raise ApiError(400, f"{field}: contains NUL or a lone surrogate", code="invalid_text", param=field)
+        raise invalid(field, "contains NUL or a lone surrogate", code="invalid_text")
     return text
 
 
@@ -334,9 +323,7 @@ def stops_of(request: ChatRequest) -> tuple[str, ...]:
     """
     stops = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ())
     if len(stops) > MAX_STOPS or any(not 0 < len(stop) <= 256 for stop in stops):
-        raise ApiError(
-            400, f"stop: at most {MAX_STOPS} strings of 1 to 256 characters", code="invalid_value", param="stop"
-        )
+        raise invalid("stop", f"at most {MAX_STOPS} strings of 1 to 256 characters")
     return stops
 
 
@@ -375,5 +362,5 @@ def limited(requested: int, limit: int, field: str) -> int:
         ApiError: 400.
     """
     if requested > limit:
-        raise ApiError(400, f"{field}: {requested}; the limit is {limit}", code="over_limit", param=field)
+        raise invalid(field, f"{requested}; the limit is {limit}", code="over_limit")
     return requested

@@ -110,11 +110,7 @@ def completion_body(
         "annotations": url_citations(text, answer.citations, extensions["sources"]),
     }
     return {
-        "id": request_id,
-        "object": "chat.completion",
-        "created": int(time.time()),
-        "model": arm,
-        "choices": [{"index": 0, "message": message, "finish_reason": finish, "logprobs": None}],
+        **_envelope(request_id, "chat.completion", arm, {"message": message}, finish),
         "usage": usage_body(answer),
         "citations": citations_body(answer),
         **extensions,
@@ -123,12 +119,8 @@ def completion_body(
 
 def usage_body(answer: schema.Answer) -> dict[str, int]:
     """The tokens of an answer, as OpenAI's `usage`."""
-    total = answer.prompt_tokens + answer.completion_tokens
-    return {
-        "prompt_tokens": answer.prompt_tokens,
-        "completion_tokens": answer.completion_tokens,
-        "total_tokens": total,
-    }
+    prompt, completion = answer.prompt_tokens, answer.completion_tokens
+    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 
 def citations_body(answer: schema.Answer) -> list[dict[str, Any]]:
@@ -148,12 +140,18 @@ def chunk(
 ) -> dict[str, Any]:
     """One `chat.completion.chunk`; the arguments are as in `completion_body`."""
     return {
+        **_envelope(request_id, "chat.completion.chunk", arm, {"delta": dict(delta)}, finish),
+        **(extensions or {}),
+    }
+
+
+def _envelope(request_id: str, kind: str, arm: str, content: dict[str, Any], finish: str | None) -> dict[str, Any]:
+    return {
         "id": request_id,
-        "object": "chat.completion.chunk",
+        "object": kind,
         "created": int(time.time()),
         "model": arm,
-        "choices": [{"index": 0, "delta": dict(delta), "finish_reason": finish, "logprobs": None}],
-        **(extensions or {}),
+        "choices": [{"index": 0, **content, "finish_reason": finish, "logprobs": None}],
     }
 
 

@@ -381,7 +381,9 @@ async def test_a_full_endpoint_refuses_before_reading_the_body() -> None:
         sent.append(message)
 
     async with client() as http:
-        http.handlers.generating.capacity = http.handlers.retrieving.capacity = 0
+        for route in http.middleware.routes.values():
+            if route.load is not None:
+                route.load.capacity = 0
         headers = [(b"host", b"127.0.0.1"), (b"content-type", b"application/json"), (b"content-length", b"9")]
         scope = {"type": "http", "method": "POST", "headers": headers, "client": ("127.0.0.1", 1)}
         for path in (CHAT, "/v1/retrieve", "/v1/embeddings"):

@@ -122,13 +122,13 @@ def client(
     address: str = "127.0.0.1",
     **headers: str,
 ) -> httpx.AsyncClient:
-    """An HTTP client of an endpoint in this process, with its `middleware`, `handlers` and `backend` as attributes."""
+    """An HTTP client of an endpoint in this process, with its `middleware` and `backend` as attributes."""
     settings = config.Config().using(*overrides)
     backend = backend or FakeBackend()
-    middleware, handlers = build_app(settings, backend, keys or Keys([]), lambda: adaptive.read_calibration(settings))
+    middleware = build_app(settings, backend, keys or Keys([]), lambda: adaptive.read_calibration(settings))
     transport = httpx.ASGITransport(app=middleware, client=(address, 4242))
     made = httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8000", headers=headers)
-    made.middleware, made.backend, made.handlers = middleware, backend, handlers
+    made.middleware, made.backend = middleware, backend
     return made
 
 
@@ -144,7 +144,7 @@ class Served:
     """The endpoint on a local port, in a thread of its own."""
 
     def __init__(self, backend: FakeBackend, allowed: Keys) -> None:
-        middleware, _ = build_app(config.Config(), backend, allowed, lambda: None)
+        middleware = build_app(config.Config(), backend, allowed, lambda: None)
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.address = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
         self._server = uvicorn.Server(uvicorn.Config(middleware, log_level="error", lifespan="off"))

@@ -147,10 +147,9 @@ class ServeBackend:
                 name, facts = await asyncio.wait_for(call, seconds)
             except RayError as error:
                 logger.error("publishing documents failed: %s", type(error).__name__)  # noqa: TRY400  # the message may quote them
-                raise ApiError(
-                    422, "the documents could not be published; see the log of the task", code="not_published"
-                ) from None
-        serving = await self._broadcast(self._retriever, "refresh", seconds) if self._retriever else []
+                message = "the documents could not be published; see the log of the task"
+                raise ApiError(422, message, code="not_published") from None
+        serving = await self._broadcast(self._retriever, "refresh", seconds)
         return {"index_version": name, **facts, "copies_that_serve_it": sum(each == name for each in serving)}
 
     async def status(self) -> Status:
@@ -173,7 +172,7 @@ class ServeBackend:
 
     async def _fetch_status(self) -> Status:
         retrievers, generators = await asyncio.gather(
-            self._broadcast(self._retriever, "status", BROADCAST_SECONDS) if self._retriever else _nothing(),
+            self._broadcast(self._retriever, "status", BROADCAST_SECONDS),
             self._broadcast(self._generator, "status", BROADCAST_SECONDS),
         )
         problems = []
@@ -184,7 +183,9 @@ class ServeBackend:
         return Status(tuple(retrievers), tuple(generators), tuple(problems))
 
     async def _broadcast(self, handle: Any, method: str, seconds: float) -> list[Any]:
-        """The result of every replica; those that do not respond are left out."""
+        """The result of every replica; those that do not respond are left out. Empty if there is no deployment."""
+        if handle is None:
+            return []
         try:
             results = await handle.broadcast(method).results_async(timeout_s=seconds, return_exceptions=True)
         except (TimeoutError, RayError, RayServeException) as error:
@@ -199,9 +200,7 @@ class ServeBackend:
                 return await response
             except _DIED:
                 if attempt == ATTEMPTS - 1:
-                    raise ApiError(
-                        503, f"no {deployment} replica can be reached", code="unavailable", retry_after_seconds=2
-                    ) from None
+                    raise _unavailable(f"no {deployment} replica can be reached; try again later") from None
                 await self._before_retry(deployment, attempt)
             except (RayError, RayServeException) as error:
                 raise _client_error(error) from None
@@ -233,16 +232,14 @@ def _client_error(error: Exception) -> Exception:
     if isinstance(error, BackPressureError):
         return ApiError(429, "too many requests are waiting; try again later", code="overloaded", retry_after_seconds=1)
     if isinstance(error, DeploymentUnavailableError):
-        return ApiError(
-            503, "a part of this endpoint is not available; try again later", code="unavailable", retry_after_seconds=2
-        )
+        return _unavailable("a part of this endpoint is not available; try again later")
     if isinstance(error, RequestCancelledError | TaskCancelledError):
         return ApiError(499, "the request was cancelled", code="cancelled")
     return error
 
 
-async def _nothing() -> list[Any]:
-    return []
+def _unavailable(message: str) -> ApiError:
+    return ApiError(503, message, code="unavailable", retry_after_seconds=2)
 
 
 @ray.remote  # type: ignore[untyped-decorator]
@@ -295,8 +292,8 @@ class Ingress:
         )
         self._calibration.poll(settings.serve.poll_seconds)
         keys = api_keys.load_keys(settings)
-        self._middleware, handlers = build_app(settings, self._backend, keys, lambda: self._calibration.resource)
-        self._telemetry = self._backend.telemetry = handlers.telemetry
+        self._middleware = build_app(settings, self._backend, keys, lambda: self._calibration.resource)
+        self._telemetry = self._backend.telemetry = self._middleware.telemetry
 
     def __serve_build_asgi_app__(self) -> Any:
         """The application that Serve runs behind its proxy."""

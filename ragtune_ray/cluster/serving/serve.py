@@ -202,8 +202,7 @@ def running(settings: config.Config, generator_kind: type | None = None) -> Iter
     middleware.check_exposure(settings, keys)
     checked = _checked(settings)
     host = settings.serve.host
-    port = settings.serve.port or _free_port(host)
-    _check_port(host, port)
+    port = _available_port(host, settings.serve.port)
     with session.ray_session(settings.cluster), _sigterm_as_interrupt():
         from ray import serve
 
@@ -329,27 +328,15 @@ def _wait_for_proxy(host: str, port: int) -> None:
             time.sleep(0.1)
 
 
-def _free_port(host: str) -> int:
-    with _listening(host, 0) as probe:
-        return int(probe.getsockname()[1])
-
-
-def _check_port(host: str, port: int) -> None:
-    try:
-        _listening(host, port).close()
-    except OSError as error:
-        raise config.ConfigError(
-            f"serve.port {port}: cannot listen on {host} ({error.strerror}); stop the other program, or choose another port"
-        ) from error
-
-
-def _listening(host: str, port: int) -> socket.socket:
+def _available_port(host: str, port: int) -> int:
+    """The port if it is free; 0 finds a free one."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    probe = socket.socket(family, socket.SOCK_STREAM)
-    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        probe.bind((host, port))
-    except OSError:
-        probe.close()
-        raise
-    return probe
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise config.ConfigError(
+                f"serve.port {port}: cannot listen on {host} ({error.strerror}); stop the other program, or choose another port"
+            ) from error
+        return int(probe.getsockname()[1])
