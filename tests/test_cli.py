@@ -102,7 +102,7 @@ def test_settings_after_names_are_settings(run: Run, config_path: str, arguments
     arguments.insert(place, config_path)
     code, _, err = run(*arguments, f"workspace={tmp_path / 'another'}")
     assert code == 1
-    assert f"{tmp_path / 'another'}: holds no index" in err
+    assert f"{tmp_path / 'another'}: has no index" in err
 
 
 def test_a_name_with_an_equals_sign_may_be_a_documents(
@@ -136,7 +136,7 @@ def test_whatever_fails_is_one_line(
 
 
 def test_debug_shows_where_a_failure_came_from(config_path: str) -> None:
-    with pytest.raises(RuntimeError, match="holds no index"):
+    with pytest.raises(RuntimeError, match="has no index"):
         cli.main(["versions", config_path, "--debug"])
 
 

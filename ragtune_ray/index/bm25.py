@@ -1,13 +1,11 @@
-"""BM25 over passages: Robertson & Zaragoza (2009), in Lucene's variant, as bm25s computes it (Lù, 2024).
+"""Ranks passages with BM25: Robertson & Zaragoza (2009), in Lucene's variant, as bm25s computes it (Lù, 2024).
 
     score(q, p) = sum over the tokens t of q of  idf(t) * tf / (tf + k1 * (1 - b + b * length(p) / average length))
     idf(t)      = ln(1 + (N - df(t) + 0.5) / (df(t) + 0.5))
 
-In: texts. Out: segments of token counts, and for a query the best passages. A segment holds counts only; N, df and the
-average length belong to the live passages of the whole index, so scores depend neither on how passages fall into
-segments, processes or versions nor on deleted ones. They are computed for the tokens of a query, from memory-mapped
-counts, so that an index opens at once. Stop words are counted like any word and left out of queries, unless a query has
-nothing else. This module knows nothing of FAISS or Ray.
+A segment stores only token counts. N, df and the average length are those of the live passages of the whole index, so
+scores do not depend on segmentation, sharding or deleted passages. Scores are computed at query time from memory-mapped
+counts, so an index opens immediately. Stop words are indexed, but dropped from queries that have other words.
 """
 
 from __future__ import annotations
@@ -33,28 +31,31 @@ __all__ = ["LexicalIndex", "Postings", "Statistics", "add_statistics", "build_se
 
 _Hits: TypeAlias = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]
 _Mask: TypeAlias = npt.NDArray[np.bool_]
-_BATCH_PASSAGES = 2000  # their words are Python strings, 70 bytes each, until they are counted
+_BATCH_PASSAGES = 2000  # bounds memory: until counted, words are Python strings of about 70 bytes
 _ARRAYS = {"indptr": np.int64, "passages": np.int32, "counts": np.int32, "lengths": np.int32}
 _VOCABULARY_FILE = "vocabulary.txt"
 
 
 @dataclass(frozen=True, slots=True)
 class Postings:
-    """The token counts of one immutable segment, by token: those of token t stand at indptr[t]:indptr[t + 1]."""
+    """Token counts of one immutable segment; the postings of token t are at indptr[t]:indptr[t + 1].
+
+    Attributes:
+        vocabulary: tokens, sorted.
+        indptr: (num_tokens + 1,).
+        passages: (num_postings,) ordinals of passages within the segment, ascending per token.
+        counts: (num_postings,) occurrences of the token in that passage.
+        lengths: (num_passages,) tokens per passage.
+    """
 
     vocabulary: tuple[str, ...]
-    """Tokens, sorted."""
     indptr: npt.NDArray[np.int64]
-    """(num_tokens + 1,)"""
     passages: npt.NDArray[np.int32]
-    """(num_postings,) ordinals of passages within the segment, ascending for each token."""
     counts: npt.NDArray[np.int32]
-    """(num_postings,) how often the token stands in that passage."""
     lengths: npt.NDArray[np.int32]
-    """(num_passages,) tokens of each passage."""
 
     def save(self, directory: Path) -> None:
-        """Write four .npy files and `vocabulary.txt` (one token a line); the same postings give the same bytes."""
+        """Write four .npy files and `vocabulary.txt` (one token per line); equal postings have equal bytes."""
         directory.mkdir(parents=True, exist_ok=True)
         for name in _ARRAYS:
             filesystem.save_array(directory / f"{name}.npy", getattr(self, name))
@@ -62,14 +63,14 @@ class Postings:
 
     @classmethod
     def load(cls, directory: Path, *, mmap: bool) -> Postings:
-        """Read what `save` wrote; with `mmap` the arrays stay on disk until they are touched.
+        """Read what `save` wrote; with `mmap` the arrays are memory-mapped.
 
         Raises:
             FileNotFoundError: a file is missing.
             IndexDataError: the files do not belong together.
         """
         mode: Literal["r"] | None = "r" if mmap else None
-        arrays = {  # plain arrays over the mapped files: slicing a numpy.memmap costs ten times as much
+        arrays = {  # plain arrays over the mapped files: slicing a numpy.memmap is ten times slower
             name: np.asarray(np.load(directory / f"{name}.npy", mmap_mode=mode, allow_pickle=False)) for name in _ARRAYS
         }
         text = (directory / _VOCABULARY_FILE).read_bytes().decode()
@@ -80,31 +81,32 @@ class Postings:
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """What scores rest on: of a whole index or a part of it, for some tokens."""
+    """Statistics of the live passages of an index, or a part of it, from which scores are computed.
+
+    Attributes:
+        num_passages: live passages.
+        num_tokens: tokens in all live passages, including repeated ones.
+        frequencies: token -> number of live passages that contain it.
+    """
 
     num_passages: int
-    """Live passages."""
     num_tokens: int
-    """Tokens of all live passages, repeated ones included."""
     frequencies: Mapping[str, int]
-    """Token -> how many live passages hold it."""
 
 
 def add_statistics(parts: Sequence[Statistics]) -> Statistics:
-    """The statistics of a whole index from those of its parts, each for the same tokens.
+    """Add the statistics of an index's parts.
 
     Raises:
-        ValueError: the parts know different tokens, so that a sum would be too small.
+        ValueError: the parts have frequencies of different tokens, so that a sum would be too small.
 
     >>> add_statistics([Statistics(2, 9, {"moon": 1}), Statistics(1, 4, {"moon": 1})])
     Statistics(num_passages=3, num_tokens=13, frequencies={'moon': 2})
     """
     frequencies: Counter[str] = Counter()
     for part in parts:
-        if odd := sorted(part.frequencies.keys() ^ parts[0].frequencies.keys()):
-            raise ValueError(
-                f"some parts know the frequency of {odd[0]!r} and some do not; ask each for the same tokens"
-            )
+        if different := sorted(part.frequencies.keys() ^ parts[0].frequencies.keys()):
+            raise ValueError(f"only some parts have a frequency of {different[0]!r}; request the same tokens from each")
         frequencies.update(part.frequencies)
     return Statistics(
         sum(part.num_passages for part in parts), sum(part.num_tokens for part in parts), dict(frequencies)
@@ -112,11 +114,11 @@ def add_statistics(parts: Sequence[Statistics]) -> Statistics:
 
 
 def build_segment(texts: Iterable[str], language: str) -> Postings:
-    """Count the tokens of passages, stop words included. The texts are read once, in batches, and not kept.
+    """Count the tokens of passages, including stop words; the texts are read once, in batches.
 
     Args:
         texts: the passages, in the order of their ordinals.
-        language: as in `tokens`.
+        language: as for `tokens`.
 
     Raises:
         ValueError: the language is unknown.
@@ -129,17 +131,17 @@ def build_segment(texts: Iterable[str], language: str) -> Postings:
 
 
 class LexicalIndex:
-    """All segments, ready to search. It reads no postings and no vocabulary until a search needs some of them.
+    """A searchable list of segments; postings are read only when a search needs them.
 
     Args:
         segments: in the order of their passages' ordinals.
-        language: the one the segments were built with.
+        language: the language the segments were built with.
         k1: how slowly repeated tokens saturate.
-        b: how much long passages are discounted, 0 to 1.
-        alive: for each segment a mask (num_passages,), False for deleted passages, or None where all are alive. Deleted
-            passages keep their ordinals, are never hits and count in no statistics.
-        statistics: those of the whole index where the segments are a part of it; None takes the segments' own. The
-            frequencies are read at each search, so their mapping may grow between searches.
+        b: how strongly long passages are discounted, 0 to 1.
+        alive: per segment a mask (num_passages,), False for deleted passages, or None if none are deleted. Deleted
+            passages keep their ordinals, but are never hits and not counted in statistics.
+        statistics: of the whole index, if the segments are a part of it; None uses those of the segments. Frequencies are
+            read at each search, so the mapping may grow between searches.
 
     Raises:
         ValueError: the language is unknown, or a mask does not fit its segment.
@@ -159,41 +161,40 @@ class LexicalIndex:
         self._segments = tuple(segments)
         self._language, self._k1, self._b = language, k1, b
         self._alive = _masks("alive", alive, self._segments)
-        self._whole = statistics
-        self._frequencies: dict[str, int] = {}  # own ones, of tokens that were asked for
+        self._index_statistics = statistics
+        self._frequencies: dict[str, int] = {}  # a cache, in these segments
 
     @property
     def num_passages(self) -> int:
-        """Live passages of all segments; deleted ones do not count."""
-        return self._totals[0]
+        """Number of live passages in these segments."""
+        return self._num_passages_and_tokens[0]
 
     def statistics(self, tokens: Collection[str]) -> Statistics:
-        """Those of these segments' live passages, whatever statistics the index was given to score with.
+        """Return the statistics of these segments, even if searches use those of a whole index.
 
         Args:
-            tokens: as the function `tokens` returns them; each becomes a key, with frequency 0 where nothing holds it.
+            tokens: from the function `tokens`; each gets a frequency, 0 if no live passage contains it.
         """
-        return Statistics(*self._totals, {token: self._frequency(token) for token in tokens})
+        return Statistics(*self._num_passages_and_tokens, {token: self._frequency(token) for token in tokens})
 
     def search(
         self, queries: Sequence[str], top_k: int, allowed: Sequence[npt.NDArray[np.bool_] | None] | None = None
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-        """The best passages of each query.
+        """Return the best passages of each query.
 
         Args:
             queries: texts.
             top_k: hits per query, at least 1.
-            allowed: for each segment a mask (num_passages,) of the passages that may be hits, or None for all of them.
-                It changes no score.
+            allowed: per segment a mask (num_passages,) of the passages that may be hits; None allows all. Scores do not
+                depend on it.
 
         Returns:
-            scores and ids, each (num_queries, top_k). An id is the passage's ordinal over all segments, deleted passages
-            included. Ordered by score, best first, then by id. Only passages that share a token with the query are hits;
-            places without a hit hold score -inf and id -1.
+            Scores and ids, each (num_queries, top_k), best first, equal scores by id. An id is the passage's ordinal over
+            all segments, deleted passages included. Only passages that share a token with the query are hits; missing
+            hits have score -inf and id -1.
 
         Raises:
-            ValueError: `top_k` is below 1, a mask does not fit its segment, or the statistics given to the index do not
-                know a token of a query.
+            ValueError: `top_k` is below 1, a mask does not fit its segment, or the given statistics lack a token.
         """
         if top_k < 1:
             raise ValueError(f"top_k must be at least 1, got {top_k}")
@@ -210,7 +211,7 @@ class LexicalIndex:
         return scores, ids
 
     def _best(self, weights: Mapping[str, np.float32], masks: Sequence[_Mask | None], top_k: int) -> _Hits:
-        """Hits of all segments, best first; each segment has only to find those that beat the hits before it."""
+        """Merge the hits of all segments, best first; each segment returns only hits that beat the earlier ones."""
         scores, ids = np.zeros(0, dtype=np.float32), np.zeros(0, dtype=np.int64)
         offset = 0
         for segment, norms, mask in zip(self._segments, self._norms, masks, strict=True):
@@ -223,28 +224,29 @@ class LexicalIndex:
         return scores, ids
 
     def _weights(self, query_tokens: list[str]) -> dict[str, np.float32]:
-        """Token -> idf times its count in the query, in the query's order, so that all parts of an index round alike."""
-        num_passages = self._totals[0] if self._whole is None else self._whole.num_passages
+        """Return token -> idf times its count in the query, in the query's order, so that all shards round alike."""
+        given = self._index_statistics
+        num_passages = self.num_passages if given is None else given.num_passages
         weights = {}
         for token, count in Counter(query_tokens).items():
-            frequency = self._frequency(token) if self._whole is None else _known_frequency(self._whole, token)
+            frequency = self._frequency(token) if given is None else _given_frequency(given, token)
             weights[token] = np.float32(count * math.log1p((num_passages - frequency + 0.5) / (frequency + 0.5)))
         return weights
 
     def _frequency(self, token: str) -> int:
-        """How many live passages of these segments hold the token."""
+        """Return how many live passages of these segments contain the token."""
         frequency = self._frequencies.get(token, 0)
         if not frequency:
             for segment, mask in zip(self._segments, self._alive, strict=True):
                 holders = segment.passages[_span(segment, token)]
                 frequency += len(holders) if mask is None else int(np.count_nonzero(mask[holders]))
-            if frequency:  # unknown tokens are not kept: there is no end of them
+            if frequency:  # unknown tokens are not cached: their number has no limit
                 self._frequencies[token] = frequency
         return frequency
 
     @cached_property
-    def _totals(self) -> tuple[int, int]:
-        """How many live passages these segments have, and tokens in them."""
+    def _num_passages_and_tokens(self) -> tuple[int, int]:
+        """Numbers of live passages in these segments and of their tokens."""
         lengths = [
             segment.lengths if mask is None else segment.lengths[mask]
             for segment, mask in zip(self._segments, self._alive, strict=True)
@@ -253,10 +255,10 @@ class LexicalIndex:
 
     @cached_property
     def _norms(self) -> list[npt.NDArray[np.float32]]:
-        """For each segment the term k1 * (1 - b + b * length / average length) of each passage."""
-        num_passages, num_tokens = self._totals
-        if self._whole is not None:
-            num_passages, num_tokens = self._whole.num_passages, self._whole.num_tokens
+        """Per segment, k1 * (1 - b + b * length / average length) of each passage."""
+        num_passages, num_tokens = self._num_passages_and_tokens
+        if self._index_statistics is not None:
+            num_passages, num_tokens = self._index_statistics.num_passages, self._index_statistics.num_tokens
         average_length = max(num_tokens / max(1, num_passages), 1e-9)
         slope, least = np.float32(self._k1 * self._b / average_length), np.float32(self._k1 * (1 - self._b))
         return [segment.lengths.astype(np.float32) * slope + least for segment in self._segments]
@@ -270,11 +272,13 @@ def _segment_hits(
     top_k: int,
     floor: float,
 ) -> _Hits:
-    """Scores and passages, in the order of passages, among which are the segment's `top_k` best of those above `floor`."""
+    """Return passages with a score above `floor`, in their order, including the `top_k` best of the segment."""
     scores = np.zeros(len(segment.lengths), dtype=np.float32)
     for token, weight in weights.items():
         span = _span(segment, token)
-        holders = segment.passages[span].astype(np.intp)  # what numpy indexes with; it would convert them twice
+        holders = segment.passages[span].astype(
+            np.intp
+        )  # numpy indexes with this type and would otherwise convert twice
         impacts = segment.counts[span].astype(np.float32)
         impacts /= impacts + norms[holders]
         impacts *= weight
@@ -290,45 +294,47 @@ def _segment_hits(
 
 
 def _span(segment: Postings, token: str) -> slice:
-    """Where the token's postings stand. The vocabulary is sorted, so it needs no table beside it."""
+    """Find the token's postings by binary search in the vocabulary."""
     number = bisect.bisect_left(segment.vocabulary, token)
     if number == len(segment.vocabulary) or segment.vocabulary[number] != token:
         return slice(0, 0)
     return slice(int(segment.indptr[number]), int(segment.indptr[number + 1]))
 
 
-def _known_frequency(statistics: Statistics, token: str) -> int:
+def _given_frequency(statistics: Statistics, token: str) -> int:
     frequency = statistics.frequencies.get(token)
     if frequency is None:
         raise ValueError(
-            f"the statistics given to this index have no frequency of {token!r}, a token of the query; "
-            "collect them from all parts of the index for the tokens of all queries"
+            f"the given statistics have no frequency of {token!r}, a token of the query; collect them from all parts of the "
+            "index for the tokens of all queries"
         )
     if not 0 <= frequency <= statistics.num_passages:
         raise ValueError(
-            f"the statistics given to this index count {frequency} of {statistics.num_passages} passages with {token!r}; "
-            "collect them from parts of one version"
+            f"the given statistics count {frequency} of {statistics.num_passages} passages with {token!r}; collect them from "
+            "parts of one version"
         )
     return frequency
 
 
 def _masks(name: str, masks: Sequence[_Mask | None] | None, segments: Sequence[Postings]) -> Sequence[_Mask | None]:
-    """One mask or None for each segment."""
+    """Return one mask or None per segment, after checking them."""
     if masks is None:
         return [None] * len(segments)
     if len(masks) != len(segments):
-        raise ValueError(f"{name} has {len(masks)} masks for {len(segments)} segments; give one mask or None for each")
+        raise ValueError(
+            f"{name} has {len(masks)} masks for {len(segments)} segments; pass one mask or None per segment"
+        )
     for number, (mask, segment) in enumerate(zip(masks, segments, strict=True)):
         if mask is not None and (mask.dtype != np.bool_ or mask.shape != segment.lengths.shape):
             raise ValueError(
                 f"{name}[{number}] is {mask.dtype} of shape {mask.shape}; it must be bool of shape "
-                f"{segment.lengths.shape}, one for each passage of its segment"
+                f"{segment.lengths.shape}, one entry per passage of its segment"
             )
     return masks
 
 
 class _TermNumbers(dict[str, int]):
-    """Word -> the number of its term, in the order in which terms are met; a new word is stemmed and numbered."""
+    """Word -> number of its term, in the order in which terms first occur; a new word is stemmed and numbered."""
 
     def __init__(self, term: Callable[[str], str]) -> None:
         super().__init__()
@@ -341,18 +347,13 @@ class _TermNumbers(dict[str, int]):
 
 
 class _Batch(NamedTuple):
-    """The postings of some consecutive passages, by term number, then passage."""
+    """The postings of consecutive passages, sorted by term number, then passage."""
 
-    terms: npt.NDArray[np.int32]
-    """(num_distinct_terms,) numbers, ascending."""
-    frequencies: npt.NDArray[np.int32]
-    """(num_distinct_terms,) how many postings each has."""
-    passages: npt.NDArray[np.int32]
-    """(num_postings,) counted from the batch's first passage."""
-    counts: npt.NDArray[np.int32]
-    """(num_postings,)"""
-    lengths: npt.NDArray[np.int32]
-    """(num_passages,)"""
+    terms: npt.NDArray[np.int32]  # (num_distinct_terms,) numbers, ascending
+    frequencies: npt.NDArray[np.int32]  # (num_distinct_terms,) postings of each term
+    passages: npt.NDArray[np.int32]  # (num_postings,) counted from the batch's first passage
+    counts: npt.NDArray[np.int32]  # (num_postings,)
+    lengths: npt.NDArray[np.int32]  # (num_passages,)
 
 
 def _count(words: list[list[str]], numbers: _TermNumbers) -> _Batch:
@@ -368,7 +369,7 @@ def _count(words: list[list[str]], numbers: _TermNumbers) -> _Batch:
 
 
 def _merge(batches: list[_Batch], terms: list[str]) -> Postings:
-    """One segment of consecutive batches, which are used up on the way, so that postings are never held twice."""
+    """Merge consecutive batches into one segment; each batch is freed on the way, to halve the peak of memory."""
     order = sorted(range(len(terms)), key=terms.__getitem__)
     rank = np.empty(len(terms), dtype=np.int64)
     rank[order] = np.arange(len(terms))
@@ -378,7 +379,7 @@ def _merge(batches: list[_Batch], terms: list[str]) -> Postings:
         indptr[rank[batch.terms] + 1] += batch.frequencies
     np.cumsum(indptr, out=indptr)
     passages, counts = np.empty(indptr[-1], dtype=np.int32), np.empty(indptr[-1], dtype=np.int32)
-    free, offset = indptr[:-1].copy(), 0  # where each term's next posting goes
+    free, offset = indptr[:-1].copy(), 0  # position of each term's next posting
     batches.reverse()
     while batches:
         batch = batches.pop()
@@ -395,7 +396,9 @@ def _merge(batches: list[_Batch], terms: list[str]) -> Postings:
 def _check(postings: Postings, directory: Path) -> None:
     for name, dtype in _ARRAYS.items():
         if getattr(postings, name).dtype != dtype:
-            raise IndexDataError(f"{directory}/{name}.npy holds {getattr(postings, name).dtype}, not {np.dtype(dtype)}")
+            raise IndexDataError(
+                f"{directory}/{name}.npy contains {getattr(postings, name).dtype}, not {np.dtype(dtype)}"
+            )
     num_postings = int(postings.indptr[-1]) if len(postings.indptr) else -1
     if (
         len(postings.indptr) != len(postings.vocabulary) + 1
@@ -404,5 +407,5 @@ def _check(postings: Postings, directory: Path) -> None:
     ):
         raise IndexDataError(
             f"{directory}: vocabulary of {len(postings.vocabulary)}, indptr of {len(postings.indptr)} and "
-            f"{len(postings.passages)} postings do not belong together; build this segment again"
+            f"{len(postings.passages)} postings do not belong together; run: ragtune index CONFIG"
         )

@@ -1,9 +1,8 @@
-"""What a version of an index holds: its living documents and passages, what is deleted, what differs from another version.
-
-In: versions. Out: documents, ordinals of passages, and entries in which more is deleted. This module knows nothing of FAISS,
-encoders or Ray, nor of how a version is published (`versions`).
+"""Looks up, deletes and compares the documents of index versions.
 
     WORKSPACE/index/deleted/SEGMENT-HASH.npy       ordinals of a segment's deleted passages, int32, ascending
+
+Nothing here publishes a version: `versions` does.
 """
 
 from __future__ import annotations
@@ -36,22 +35,22 @@ def _deleted_url(workspace: str, name: str = "") -> str:
 
 
 def deleted_passages(workspace: str, entry: versions.Entry, *, stored: bool = False) -> np.ndarray:
-    """Ordinals of the deleted passages of a segment, ascending, int32.
+    """Return the ordinals of a segment's deleted passages, ascending, int32.
 
     Args:
-        workspace: where.
+        workspace: the index's workspace.
         entry: the segment.
-        stored: read the file where it lies, even if the local cache holds a copy.
+        stored: read the stored file even if the local cache contains a copy.
 
     Raises:
-        storage.ArtifactError: the file is missing or damaged.
+        ArtifactError: the file is missing or damaged.
     """
     if not entry.deleted:
         return np.empty(0, dtype=np.int32)
     url = _deleted_url(workspace, entry.deleted)
     try:
         content = b"" if stored else _cached(workspace, entry.deleted)
-        # A copy that was damaged in the cache says nothing of the file itself.
+        # A damaged copy in the cache does not mean that the stored file is damaged.
         if checksums.bytes_sha256(content) != entry.deleted_sha256:
             store, path = filesystem.locate(url)
             content = bytes(store.cat_file(path))
@@ -68,12 +67,12 @@ def _cached(workspace: str, name: str) -> bytes:
 
 
 def delete_passages(workspace: str, entry: versions.Entry, doomed: np.ndarray) -> versions.Entry:
-    """The entry with these passages deleted too; the file that says so is written, and nothing is published yet.
+    """Write which passages are deleted and return the changed entry, which is not published yet.
 
     Args:
-        workspace: where.
+        workspace: the index's workspace.
         entry: a segment.
-        doomed: ordinals within it, in any order; those that are deleted already change nothing.
+        doomed: ordinals within it, in any order; they may already be deleted.
     """
     before = deleted_passages(workspace, entry)
     ordinals = np.union1d(before, doomed).astype(np.int32)
@@ -93,10 +92,10 @@ def delete_passages(workspace: str, entry: versions.Entry, doomed: np.ndarray) -
 def live_documents(
     workspace: str, version: versions.Version
 ) -> Iterator[tuple[versions.Entry, segments.DocumentRows, np.ndarray]]:
-    """Per segment: its entry, its documents, and which rows of them are alive.
+    """Yield the entry of each segment, its documents, and the numbers of their rows that are not deleted.
 
     Raises:
-        storage.ArtifactError: a segment is missing, damaged, or too old to name its documents.
+        ArtifactError: a segment is missing or damaged, or its format does not list documents.
     """
     for entry in version.entries:
         yield entry, *_live_rows(workspace, entry)
@@ -108,11 +107,11 @@ def _live_rows(workspace: str, entry: versions.Entry) -> tuple[segments.Document
 
 
 class KnownDocuments:
-    """The living documents of a version, asked by id and fingerprint; opening it reads no documents.
+    """The documents of a version, found by id and fingerprint; opening it reads no documents.
 
     Args:
-        workspace: where.
-        version: None: nothing is known.
+        workspace: the index's workspace.
+        version: None if there is no version, and so no document.
     """
 
     def __init__(self, workspace: str, version: versions.Version | None) -> None:
@@ -125,7 +124,7 @@ class KnownDocuments:
         ]
 
     def hold(self, document_ids: Sequence[str], fingerprints: Sequence[bytes]) -> list[bool]:
-        """Whether each document is alive there with that very fingerprint."""
+        """Return for each document whether the version contains it with this fingerprint."""
         found: set[tuple[str, bytes]] = set()
         for rows, deleted in self._segments:
             near = rows.find(document_ids)
@@ -138,7 +137,7 @@ class KnownDocuments:
 def find_documents(
     workspace: str, version: versions.Version, document_ids: Sequence[str]
 ) -> dict[str, dict[str, np.ndarray]]:
-    """Where documents are alive: document_id -> segment_id -> ordinals of its passages there."""
+    """Find documents that are not deleted: document_id -> segment_id -> ordinals of its passages in that segment."""
     found: dict[str, dict[str, np.ndarray]] = {}
     for entry, rows, alive in live_documents(workspace, version):
         near = np.intersect1d(rows.find(document_ids), alive)
@@ -151,16 +150,15 @@ def find_documents(
 
 
 def difference(workspace: str, old: versions.Version, new: versions.Version) -> dict[str, list[str]]:
-    """The ids of the documents that were added, removed and changed from one version to another, sorted.
+    """Return the sorted ids of the documents that were added, removed and changed from one version to another.
 
-    Segments that both see alike are not read.
+    Segments that are the same in both are not read.
 
     Raises:
-        storage.ArtifactError: a segment is missing, damaged, or too old to name its documents.
+        ArtifactError: a segment is missing or damaged, or its format does not list documents.
     """
     shared = set(old.entries) & set(new.entries)
     before, after = (_fingerprints(workspace, set(version.entries) - shared) for version in (old, new))
-    # A document that compaction has moved is in both; one that was changed is in both with another fingerprint.
     return {
         "added": sorted(after.keys() - before.keys()),
         "removed": sorted(before.keys() - after.keys()),
@@ -180,12 +178,12 @@ def _fingerprints(workspace: str, entries: Iterable[versions.Entry]) -> dict[str
 def index_problems(
     workspace: str, version: str | None = None, check: Callable[[str], Sequence[str]] = artifacts.find_problems
 ) -> list[str]:
-    """Everything wrong with a version, its segments and deletions, one sentence each; empty when it is sound.
+    """Return the problems of a version, its segments and deletions, one sentence each; empty if it is sound.
 
     Args:
-        workspace: where.
-        version: None takes the current one.
-        check: what is wrong with an artifact; one that remembers spares hashing a segment once per version that names it.
+        workspace: the index's workspace.
+        version: the version's name; None checks the current one.
+        check: returns the problems of an artifact; a caching one hashes a segment once for all versions.
     """
     try:
         name = version or versions.current_version(workspace)
@@ -203,7 +201,9 @@ def index_problems(
         try:
             deleted = deleted_passages(workspace, entry, stored=True)
             if len(deleted) != entry.num_deleted:
-                damage.append(f"{url}: {len(deleted)} passages are deleted, the version says {entry.num_deleted}")
+                damage.append(
+                    f"{url}: {len(deleted)} passages are deleted, not {entry.num_deleted} as its version records"
+                )
         except artifacts.ArtifactError as error:
             damage.append(str(error))
         found += damage

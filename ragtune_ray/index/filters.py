@@ -1,11 +1,8 @@
-"""Which documents a retrieval may see: filters over their metadata, and the isolation of tenants, as one selector.
+"""Filters documents by their metadata, and isolates tenants with the same means.
 
-In: metadata of documents as JSON text, and conditions as a user writes them in YAML. Out: a table of typed attributes, and
-masks over documents and passages. This module knows nothing of texts, vectors, scores, the files of an index or Ray.
-
-Every condition asks for something that a document has, so one without the field is never seen: filters fail closed. Types
-are strict: 1 is neither "1" nor true, while 1 is 1.0. Null, objects and lists of mixed types match nothing, and neither do
-numbers that are neither an exact float64 nor an int64 (10**30 + 1), nor text with lone surrogates.
+Filters fail closed: a document without a condition's field never matches. Types are strict: 1 equals 1.0, but neither "1"
+nor true. Null, objects, lists of mixed types, numbers that are neither an exact float64 nor an int64 (10**30 + 1), and
+text with lone surrogates match nothing.
 """
 
 from __future__ import annotations
@@ -46,13 +43,13 @@ Number = int | float
 BoolArray = npt.NDArray[np.bool_]
 
 MAX_FIELDS = 256
-"""Columns of attributes that a table holds at most; hostile metadata may have thousands of keys."""
+"""Limit on the columns of attributes, because hostile metadata may have thousands of keys."""
 
-# Integers that float64 would round have columns of their own, so that no other number is taken for them. Text and lists
-# have 64-bit offsets, since a single document may bring megabytes.
+# Integers that float64 would round have their own columns, so that they equal no other number. Text and lists have 64-bit
+# offsets, because a single document may contain megabytes.
 _SCALAR_TYPES = {"number": pa.float64(), "integer": pa.int64(), "text": pa.large_string(), "boolean": pa.bool_()}
 _TYPES = _SCALAR_TYPES | {f"{kind}s": pa.large_list(scalar) for kind, scalar in _SCALAR_TYPES.items()}
-# Without a colon, so no field's column bears this name.
+# Contains no colon, so that no field's column has this name.
 _LEFT_OUT = "left_out"
 _LOWER, _UPPER = ("gt", "gte"), ("lt", "lte")
 _COMPARE = {"gt": operator.gt, "gte": operator.ge, "lt": operator.lt, "lte": operator.le}
@@ -62,29 +59,29 @@ _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 class SelectionError(RagtuneError, ValueError):
-    """A filter is wrong, or what it is applied to; the message names the field or row, the value and the rule."""
+    """A filter, or the data it is applied to, is invalid; the message names the field or row, the value and the rule."""
 
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """What one field must hold: any of some values, or a value within bounds. `parse_filter` makes and checks them.
+    """One field's condition, made by `parse_filter`: it equals one of some values, or is within bounds.
 
-    Values stand apart by type because Python takes 1 and True for equal.
+    Attributes:
+        field: name of the metadata field.
+        numbers: allowed numbers, sorted; whole numbers within int64 are of type int.
+        texts: allowed texts, sorted.
+        booleans: allowed booleans, sorted; a tuple of their own because 1 == True in Python.
+        bounds: without allowed values, one or two of (gt, gte, lt or lte; bound), all numbers or all text.
     """
 
     field: str
-    """Name of the metadata field."""
     numbers: tuple[Number, ...] = ()
-    """Any of these, sorted; whole numbers within int64 as int."""
     texts: tuple[str, ...] = ()
-    """Or any of these, sorted."""
     booleans: tuple[bool, ...] = ()
-    """Or any of these, sorted."""
     bounds: tuple[tuple[str, Number | str], ...] = ()
-    """Or, where no values are given, all of these: (gt, gte, lt or lte, bound), all numbers or all text."""
 
     def as_json(self) -> dict[str, Any]:
-        """The condition as `parse_filter` reads it.
+        """Return the condition as `parse_filter` reads it.
 
         >>> Condition("year", bounds=(("gte", 2020),)).as_json()
         {'year': {'gte': 2020}}
@@ -95,14 +92,14 @@ class Condition:
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """Conditions that must all hold; equal and hashed by content, false where there is none.
+    """Conditions that a document must all meet; compared and hashed by content, false if empty.
 
     >>> bool(Filter()), parse_filter({"a": [2, 1.0]}) == parse_filter({"a": [1, 2]})
     (False, True)
     """
 
     conditions: tuple[Condition, ...] = ()
-    """In canonical order, each once, whatever order they were given in."""
+    """Sorted, without duplicates."""
 
     def __post_init__(self) -> None:
         ordered = sorted(set(self.conditions), key=lambda condition: json.dumps(condition.as_json()))
@@ -112,7 +109,7 @@ class Filter:
         return bool(self.conditions)
 
     def as_json(self) -> list[dict[str, Any]]:
-        """The same for equal filters, ready for JSON; `combine(*map(parse_filter, facts))` gives the filter back.
+        """Return the conditions as JSON; `combine(*map(parse_filter, conditions))` restores the filter.
 
         >>> parse_filter({"year": {"lt": 2024, "gte": 2020.0}, "product": ["pump"]}).as_json()
         [{'product': 'pump'}, {'year': {'gte': 2020, 'lt': 2024}}]
@@ -121,30 +118,30 @@ class Filter:
 
 
 def parse_filter(conditions: Mapping[str, Any]) -> Filter:
-    """A filter from its form in the config.
+    """Parse a filter as written in the config.
 
     Args:
-        conditions: field -> a scalar (equal to it), a list of scalars (any of them), or bounds, some of `gt`, `gte`, `lt`
-            and `lte`, over numbers or over text (ISO dates are ordered as text). YAML's dates are taken as ISO text. Of a
-            field that holds a list, one element must meet the condition. An empty mapping filters nothing.
+        conditions: field -> a scalar (equals it), a list of scalars (equals any of them), or bounds: one or two of `gt`,
+            `gte`, `lt` and `lte`, numbers or text (ISO dates sort as text; YAML dates become ISO text). If a document's
+            field is a list, one element must meet the condition. An empty mapping allows every document.
 
     Raises:
-        SelectionError: names the field, the value and the rule it breaks.
+        SelectionError: a condition is invalid; the message names the field, the value and the rule.
 
     >>> parse_filter({"language": ["en", "de"]}).conditions
     (Condition(field='language', numbers=(), texts=('de', 'en'), booleans=(), bounds=()),)
     """
     if not isinstance(conditions, Mapping):
         raise SelectionError(
-            f"filter: {_shown(conditions)} must map fields to conditions, as in {{year: {{gte: 2020}}}}"
+            f"filter: {_shown(conditions)} must map fields to conditions, for example {{year: {{gte: 2020}}}}"
         )
     return Filter(tuple(_condition(field, value) for field, value in conditions.items()))
 
 
 def tenant_filter(field: str, tenant: str) -> Filter:
-    """Only the documents of one tenant: those whose `field` is, or is a list that holds, the text `tenant`.
+    """Allow only the documents of one tenant: their `field` equals `tenant`, or is a list that contains it.
 
-    Documents without the field belong to nobody and are never seen.
+    Documents without the field belong to no tenant and never match.
 
     Raises:
         SelectionError: the field or the tenant is empty or not text.
@@ -154,14 +151,12 @@ def tenant_filter(field: str, tenant: str) -> Filter:
     """
     for name, value in (("field", field), ("tenant", tenant)):
         if not isinstance(value, str) or not value.strip():
-            raise SelectionError(
-                f"tenant filter: {name} is {_shown(value)}; it must be text that is not empty: name one"
-            )
+            raise SelectionError(f"tenant filter: {name} is {_shown(value)}; it must be non-empty text")
     return parse_filter({field: tenant})
 
 
 def combine(*filters: Filter) -> Filter:
-    """All conditions of all filters must hold, so no filter widens another, even where both name the same field.
+    """Combine filters: a document must meet the conditions of all of them, even for the same field.
 
     >>> combine(tenant_filter("tenant", "acme"), parse_filter({"tenant": "other"})).as_json()
     [{'tenant': 'acme'}, {'tenant': 'other'}]
@@ -170,19 +165,16 @@ def combine(*filters: Filter) -> Filter:
 
 
 def attributes(metadata: Sequence[str]) -> pa.Table:
-    """The fields of metadata as typed columns, which `matches` compares without reading JSON again.
+    """Turn metadata into typed columns that `matches` compares without reading JSON again.
 
     Args:
-        metadata: a JSON object as text per document. Objects nested too deep to be read count as empty.
+        metadata: one JSON object per document, as text; objects nested too deeply to parse count as empty.
 
     Returns:
-        One row per document, in order. The first column, `left_out`, marks documents with fields that are not columns;
-        then, sorted, `FIELD:KIND`, null where a document has none: number (float64), integer (int64: those that float64
-        would round), text, boolean, and numbers, integers, texts, booleans for lists of one type. Of more than
-        MAX_FIELDS columns, those of the fields that most documents have are kept, a field's always together.
-
-    Raises:
-        SelectionError: a text is not a JSON object; its number is named.
+        One row per document, in order. The first column, `left_out`, marks documents with fields that have no column.
+        Then, sorted, `FIELD:KIND`, null if a document has no such value: number (float64), integer (int64, if float64
+        would round it), text, boolean; and numbers, integers, texts, booleans for lists of one type. If there are more
+        than MAX_FIELDS columns, the fields of the most documents are kept, each with all its columns.
 
     >>> attributes(['{"year": 1877, "tags": ["a", "b"]}', "{}"]).column_names
     ['left_out', 'tags:texts', 'year:number']
@@ -210,31 +202,27 @@ def attributes(metadata: Sequence[str]) -> pa.Table:
     return pa.table({_LEFT_OUT: pa.array(left_out)} | {name: columns[name] for name in sorted(columns)})
 
 
-def matches(wanted: Filter, attributes: pa.Table, metadata: Callable[[], Sequence[str]]) -> BoolArray:
-    """Which documents meet every condition of a filter.
+def matches(chosen: Filter, attributes: pa.Table, metadata: Callable[[], Sequence[str]]) -> BoolArray:
+    """Return which documents meet every condition of a filter, bool (num_documents,).
 
     Args:
-        wanted: the filter; an empty one is met by every document.
-        attributes: as the function `attributes` gives it, for one segment: joined tables forget whose fields were left out.
-        metadata: gives the same documents' JSON. It is called only if a condition names a field that is not a column, and
-            then read only of documents marked as having such fields which meet the other conditions.
-
-    Returns:
-        bool (num_documents,).
-
-    Raises:
-        SelectionError: the table is not one of attributes, or differs from the metadata in length.
+        chosen: the filter; every document matches an empty one.
+        attributes: from the function `attributes`, for one segment (joined tables lose which fields were left out).
+        metadata: returns the JSON of the same documents. It is called only if a condition's field has no column, and
+            parsed only for documents that `left_out` marks and that meet the other conditions.
 
     >>> table = attributes(['{"year": 1877}', '{"year": "1877"}', "{}"])
     >>> matches(parse_filter({"year": {"lt": 1900}}), table, list).tolist()
     [True, False, False]
     """
     if _LEFT_OUT not in attributes.column_names:
-        raise SelectionError(f"attributes: no column {_LEFT_OUT!r} in {attributes.column_names}; build them again")
+        raise SelectionError(
+            f"attributes: no column {_LEFT_OUT!r} in {attributes.column_names}; run: ragtune index CONFIG"
+        )
     names = set(attributes.column_names)
     mask = np.ones(attributes.num_rows, dtype=bool)
     others = []
-    for condition in wanted.conditions:
+    for condition in chosen.conditions:
         kinds = [kind for kind in _TYPES if f"{condition.field}:{kind}" in names]
         if kinds:
             mask &= _column_mask(condition, {kind: attributes[f"{condition.field}:{kind}"] for kind in kinds})
@@ -245,43 +233,41 @@ def matches(wanted: Filter, attributes: pa.Table, metadata: Callable[[], Sequenc
     if others and mask.any():
         texts = metadata()
         if len(texts) != len(mask):
-            raise SelectionError(f"metadata: {len(texts)} texts for {len(mask)} rows of attributes; give one segment's")
+            raise SelectionError(
+                f"metadata: {len(texts)} texts for {len(mask)} rows of attributes; both must be of one segment"
+            )
         for row in np.flatnonzero(mask).tolist():
             values = _read(texts[row], row)
-            mask[row] = all(_met(condition, values.get(condition.field)) for condition in others)
+            mask[row] = all(_meets(condition, values.get(condition.field)) for condition in others)
     return mask
 
 
 def spread(mask: BoolArray, first: npt.NDArray[Any], count: npt.NDArray[Any], num_passages: int) -> BoolArray:
-    """From a mask over documents to one over passages.
+    """Turn a mask over documents into a mask over passages, bool (num_passages,).
 
     Args:
         mask: bool (num_documents,).
-        first: integers (num_documents,), a document's first passage.
-        count: integers (num_documents,), how many passages it owns from there on; may be 0.
-        num_passages: of all documents; passages that no document owns are False.
-
-    Raises:
-        SelectionError: the arrays differ in length, or a document's passages are not among them (the first such is named).
+        first: (num_documents,), the ordinal of a document's first passage.
+        count: (num_documents,), a document's number of passages; may be 0.
+        num_passages: of all documents; passages without a document are False.
 
     >>> spread(np.array([False, True]), np.array([0, 2]), np.array([2, 1]), 4).tolist()
     [False, False, True, False]
     """
     first, count = np.asarray(first, dtype=np.int64), np.asarray(count, dtype=np.int64)
     if not mask.shape == first.shape == count.shape or mask.ndim != 1:
-        raise SelectionError(
-            f"mask {mask.shape}, first {first.shape}, count {count.shape}: one entry per document in each"
-        )
+        shapes = f"mask {mask.shape}, first {first.shape}, count {count.shape}"
+        raise SelectionError(f"{shapes}: each must have one entry per document")
     wrong = np.flatnonzero((first < 0) | (count < 0) | (first > num_passages - count))
     if wrong.size:
         start, length = first[wrong[0]], count[wrong[0]]
-        raise SelectionError(f"document {wrong[0]}: {length} passages from {start} on are not all below {num_passages}")
+        raise SelectionError(f"document {wrong[0]}: {length} passages from {start} on exceed the {num_passages} in all")
     first, count = first[mask], count[mask]
-    # Every passage's place within its document, counted over all documents at once.
-    places = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
-    seen = np.zeros(num_passages, dtype=bool)
-    seen[np.repeat(first, count) + places] = True
-    return seen
+    # Each passage's offset within its document, computed for all documents at once.
+    offsets = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
+    matching = np.zeros(num_passages, dtype=bool)
+    matching[np.repeat(first, count) + offsets] = True
+    return matching
 
 
 def _condition(field: Any, value: Any) -> Condition:
@@ -290,7 +276,7 @@ def _condition(field: Any, value: Any) -> Condition:
     if isinstance(value, Mapping):
         return Condition(field, bounds=_bounds(field, value))
     if isinstance(value, list | tuple) and not value:
-        raise SelectionError(f"filter field {field!r}: {value!r} allows no value; name one, or leave the field out")
+        raise SelectionError(f"filter field {field!r}: {value!r} allows no value; list one, or remove the field")
     values = [_checked(field, item) for item in (value if isinstance(value, list | tuple) else [value])]
     return Condition(
         field,
@@ -303,30 +289,30 @@ def _condition(field: Any, value: Any) -> Condition:
 def _bounds(field: str, value: Mapping[Any, Any]) -> tuple[tuple[str, Number | str], ...]:
     where = f"filter field {field!r}: {_shown(dict(value))}"
     if not value or not value.keys() <= _COMPARE.keys():
-        raise SelectionError(f"{where} must be one or two bounds, named {', '.join(_COMPARE)}; correct their names")
+        raise SelectionError(f"{where} must be one or two bounds named {', '.join(_COMPARE)}")
     if set(_LOWER) <= value.keys() or set(_UPPER) <= value.keys():
         raise SelectionError(f"{where} has two bounds on one side; keep one of {', '.join(sorted(value))}")
     bounds: dict[str, Any] = {name: _checked(field, value[name]) for name in sorted(value)}
     if any(isinstance(bound, bool) for bound in bounds.values()):
-        raise SelectionError(f"{where}: a boolean is no bound; write {field}: true or {field}: false")
+        raise SelectionError(f"{where}: a boolean cannot be a bound; write {field}: true or {field}: false")
     if len({isinstance(bound, str) for bound in bounds.values()}) > 1:
-        raise SelectionError(f"{where} mixes text and a number; both bounds must be of one type: quote both or neither")
+        raise SelectionError(f"{where} mixes text and a number; quote both bounds or neither")
     if len(bounds) == 2:
         (lower, low), (upper, high) = sorted(bounds.items())
         if low > high or (low == high and (lower, upper) != ("gte", "lte")):
-            raise SelectionError(f"{where}: no value lies between these bounds; exchange or widen them")
+            raise SelectionError(f"{where}: no value is within these bounds; swap or widen them")
     return tuple(bounds.items())
 
 
 def _checked(field: str, value: Any) -> Number | str | bool:
-    """A value of a condition in the one form that equal values share."""
+    """Convert a condition's value to the form that all equal values share."""
     if isinstance(value, dt.date) and not isinstance(value, dt.datetime):
         return value.isoformat()
     kind, cell = _scalar(value)
     if not kind:
         raise SelectionError(
-            f"filter field {field!r}: {_shown(value)} is not a value to compare with; it must be text, a boolean or a finite "
-            "number that is an exact float64 or an int64: correct it, or quote it if the metadata holds it as text"
+            f"filter field {field!r}: {_shown(value)} cannot be compared; it must be text, a boolean or a finite number "
+            "that is an exact float64 or an int64. Quote it if it is text in the metadata"
         )
     is_whole = kind == "number" and cell.is_integer() and _INT64_MIN <= cell <= _INT64_MAX
     checked: Number | str | bool = int(cell) if is_whole else cell
@@ -352,7 +338,7 @@ def _read(text: str, row: int) -> dict[str, Any]:
 
 
 def _cells(value: Any) -> Sequence[tuple[str, Any]]:
-    """Kinds of columns and the cells that a field's value puts there; none for what matches nothing."""
+    """Return the kinds of columns, and the cells, of a field's value; none if it matches nothing."""
     if not isinstance(value, list):
         kind, cell = _scalar(value)
         return ((kind, cell),) if kind else ()
@@ -365,13 +351,13 @@ def _cells(value: Any) -> Sequence[tuple[str, Any]]:
 
 
 def _scalar(value: Any) -> tuple[str, Any]:
-    """A scalar's kind and cell; the kind is empty for what matches nothing."""
+    """Return a scalar's kind and cell; the kind is "" if it matches nothing."""
     if isinstance(value, str):
         return ("text", value) if _is_unicode(value) else ("", None)
     if isinstance(value, bool):
         return "boolean", value
     if isinstance(value, float):
-        # Plus 0.0, since Arrow tells -0.0 from 0.0.
+        # Adding 0.0 turns -0.0 into 0.0; Arrow treats them as different.
         return ("number", value + 0.0) if math.isfinite(value) else ("", None)
     if isinstance(value, int):
         rounded = float(value) if abs(value) <= sys.float_info.max else math.inf
@@ -392,7 +378,7 @@ def _column(kind: str, rows: array[int], cells: list[Any], num_rows: int) -> pa.
 
 
 def _column_mask(condition: Condition, columns: Mapping[str, pa.ChunkedArray]) -> BoolArray:
-    """Which rows have, in any column of the condition's field, a value or an element that meets it."""
+    """Return which rows have a value, or an element of a list, that meets the condition in any of its field's columns."""
     masks: list[BoolArray] = []
     for kind, column in columns.items():
         parts: list[BoolArray] = [np.zeros(0, dtype=bool)]
@@ -414,18 +400,17 @@ def _values_mask(condition: Condition, kind: str, values: pa.Array) -> BoolArray
         bounds = [_fitted(name, bound, kind) for name, bound in condition.bounds if _comparable(bound, kind)]
         parts = [_COMPARE_COLUMNS[name](values, pa.scalar(bound, values.type)) for name, bound in bounds]
     else:
-        wanted = [cell for of_kind, cell in map(_scalar, _members(condition, kind)) if of_kind == kind]
-        if len(wanted) == 1:
-            parts = [pc.equal(values, pa.scalar(wanted[0], values.type))]  # twice as fast as hashing
-        else:
-            parts = [pc.is_in(values, value_set=pa.array(wanted, values.type))] if wanted else []
+        cells = [cell for of_kind, cell in map(_scalar, _allowed(condition, kind)) if of_kind == kind]
+        allowed = pa.array(cells, values.type)
+        # For one value `equal` is twice as fast as `is_in`, which hashes.
+        parts = [pc.equal(values, allowed[0]) if len(cells) == 1 else pc.is_in(values, allowed)] if cells else []
     if not parts:
         return np.zeros(len(values), dtype=bool)
     both = pc.and_(*parts) if len(parts) == 2 else parts[0]
     return np.asarray(pc.fill_null(both, False), dtype=bool)
 
 
-def _members(condition: Condition, kind: str) -> tuple[Number | str | bool, ...]:
+def _allowed(condition: Condition, kind: str) -> tuple[Number | str | bool, ...]:
     if kind in ("number", "integer"):
         return condition.numbers
     return condition.texts if kind == "text" else condition.booleans
@@ -436,13 +421,13 @@ def _comparable(bound: Number | str, kind: str) -> bool:
 
 
 def _fitted(name: str, bound: Any, kind: str) -> tuple[str, Any]:
-    """The bound in a column's own type, letting the same of its values pass: Arrow would round one side or the other."""
+    """Convert a bound to a column's type so that the same values pass; Arrow would round one of the two."""
     is_lower = name in _LOWER
     if kind == "text":
         return name, bound
     if kind == "number":
         rounded = float(bound)
-        # No float64 lies between an integer and its rounded self, which is inside the bound or just outside it.
+        # No float64 is between an integer and its rounded value, which is just inside or just outside the bound.
         is_inside = (rounded > bound) == is_lower
         return name if rounded == bound else (_LOWER if is_lower else _UPPER)[is_inside], rounded
     if is_lower:
@@ -452,12 +437,12 @@ def _fitted(name: str, bound: Any, kind: str) -> tuple[str, Any]:
     return ("lte", min(largest, _INT64_MAX)) if largest >= _INT64_MIN else ("lt", _INT64_MIN)
 
 
-def _met(condition: Condition, value: Any) -> bool:
-    """What a column would answer, for one value of JSON."""
+def _meets(condition: Condition, value: Any) -> bool:
+    """Check one JSON value, with the same result as `_column_mask`."""
     for kind, cell in _cells(value):
         single = kind.removesuffix("s")
         for item in cell if kind not in _SCALAR_TYPES else [cell]:
             bounds = [_comparable(bound, single) and _COMPARE[name](item, bound) for name, bound in condition.bounds]
-            if all(bounds) if bounds else item in _members(condition, single):
+            if all(bounds) if bounds else item in _allowed(condition, single):
                 return True
     return False

@@ -1,12 +1,7 @@
-"""What an index still needs, and the rest removed.
+"""Removes old index versions and everything that no version, reader or resumable build needs.
 
-In: a workspace. Out: old versions, and segments, deletions, trained structures and leftovers that nothing names, are gone, with
-what killed runs, trainings and tunes left half-way.
-Nothing is removed that a kept version, a job that reads, or a build that can be resumed needs. This module knows nothing of
-Ray.
-
-A job that reads a version holds it by a small file in `index/readers/`, which counts while its process lives or, on another
-machine, for a day.
+A job protects the version it reads with a small file in `index/readers/`. The file counts while the job's process
+exists or, if that runs on another machine, for a day.
 """
 
 from __future__ import annotations
@@ -32,30 +27,30 @@ from ragtune_ray.storage import artifacts, checksums, failpoints, filesystem
 __all__ = ["Removed", "collect", "held", "trained_id"]
 
 HOLD_SECONDS = 24 * 3600
-"""How long a job of another machine is taken to go on, if it does not say that it has ended."""
+"""How long a job on another machine protects its version if it is killed before it removes its file."""
 
 STAGED = tuple(
     f"{place}/.staging-*"
     for place in ("index/*", "runs", "models/*", "calibrations/*", "rounds/*/*/index/*", "rounds/*/*/runs")
 )
-"""Where what is being written stands until it is published, below a workspace."""
+"""Staging directories of unpublished artifacts, below a workspace."""
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Removed:
-    """How much is gone."""
+    """What was removed."""
 
     versions: tuple[str, ...]
     num_segments: int
     num_other: int
-    """Deletions, trained structures, staging directories, and builds, runs, trainings and tunes left half-way."""
+    """Deletions, trained structures, staging directories, and abandoned builds, runs, trainings and tunes."""
 
 
 @contextlib.contextmanager
 def held(workspace: str, version: str) -> Iterator[None]:
-    """Keep a version from being removed while the block runs; "" holds nothing."""
+    """Protect a version from removal while the block runs; "" protects nothing."""
     if not version:
         yield
         return
@@ -69,31 +64,31 @@ def held(workspace: str, version: str) -> Iterator[None]:
 
 
 def collect(workspace: str, keep: int, min_age_seconds: float) -> Removed:
-    """Remove all but the newest versions, and whatever nothing needs any more.
+    """Remove all but the newest versions, and everything that is not needed any more.
 
     Args:
-        workspace: where.
-        keep: how many of the newest versions stay, at least 1; the current one and those that are read stay too.
-        min_age_seconds: what is unfinished and was touched since then may still be at work.
+        workspace: the index's workspace.
+        keep: number of newest versions to keep, at least 1; the current one and those being read are kept too.
+        min_age_seconds: keep unfinished work that changed more recently than this; it may still be running.
 
     Raises:
         ValueError: `keep` is below 1.
-        storage.ArtifactError: there is no index.
+        ArtifactError: the workspace has no index.
     """
     if keep < 1:
-        raise ValueError(f"keep is {keep}; at least one version must stay")
+        raise ValueError(f"keep is {keep}; it must be at least 1")
     current = versions.current_version(workspace)
     names = versions.list_versions(workspace)
-    kept = {*names[-keep:], current, *_read_versions(workspace)}
+    kept = {*names[-keep:], current, *_versions_in_use(workspace)}
     failpoints.reach("gc.planned")
     doomed = tuple(name for name in names if name not in kept)
     for name in doomed:
-        # The manifest goes first: without it the rest is no version.
+        # Remove the manifest first, so that a partly removed version is not taken for a finished one.
         filesystem.remove(filesystem.join(versions.version_url(workspace, name), artifacts.MANIFEST))
         failpoints.reach("gc.version")
         filesystem.remove(versions.version_url(workspace, name))
-    other = _remove_abandoned(workspace, min_age_seconds) + _remove_remains(workspace, names[-1], min_age_seconds)
-    # Read again: what was published meanwhile is needed too.
+    other = _remove_abandoned(workspace, min_age_seconds) + _remove_partial(workspace, names[-1], min_age_seconds)
+    # List the versions again: new ones may have been published meanwhile.
     opened = [versions.read_version(workspace, name) for name in versions.list_versions(workspace)]
     building = _segments_of_builds(workspace)
     needed = {entry.segment_id for version in opened for entry in version.entries} | building
@@ -110,8 +105,8 @@ def collect(workspace: str, keep: int, min_age_seconds: float) -> Removed:
     return Removed(doomed, num_segments, other + _remove_staging(workspace, min_age_seconds))
 
 
-def _read_versions(workspace: str) -> set[str]:
-    """Versions that a living job holds; the files of dead ones are removed."""
+def _versions_in_use(workspace: str) -> set[str]:
+    """Return the versions that running jobs read; remove the files of jobs that ended."""
     found = set()
     folder = filesystem.join(workspace, "index", "readers")
     for name in filesystem.list_names(folder):
@@ -121,7 +116,7 @@ def _read_versions(workspace: str) -> set[str]:
             alive = psutil.pid_exists(reader["process"]) if is_here else time.time() - reader["since"] < HOLD_SECONDS
             version = str(reader["version"])
         except FileNotFoundError:
-            continue  # it has ended just now
+            continue  # the job has just ended
         except (ValueError, KeyError, TypeError):
             logger.warning("%s/%s is damaged and is removed", folder, name)
             alive, version = False, ""
@@ -137,21 +132,21 @@ def _is_old(url: str, min_age_seconds: float) -> bool:
     return changed is None or time.time() - changed >= min_age_seconds
 
 
-def _remove_remains(workspace: str, newest: str, min_age_seconds: float) -> int:
-    """Versions of which a run that was killed removed no more than the manifest."""
+def _remove_partial(workspace: str, newest: str, min_age_seconds: float) -> int:
+    """Remove versions whose manifest alone was removed by a killed process."""
     folder = filesystem.join(workspace, "index", "versions")
     urls = [versions.version_url(workspace, name) for name in filesystem.list_names(folder) if name < newest]
-    remains = [url for url in urls if not filesystem.exists(filesystem.join(url, artifacts.MANIFEST))]
-    old = [url for url in remains if _is_old(url, min_age_seconds)]
+    partial = [url for url in urls if not filesystem.exists(filesystem.join(url, artifacts.MANIFEST))]
+    old = [url for url in partial if _is_old(url, min_age_seconds)]
     for url in old:
         filesystem.remove(url)
     return len(old)
 
 
 def _remove_abandoned(workspace: str, min_age_seconds: float) -> int:
-    """Builds, runs, trainings and tunes that were left half-way and have not gone on since.
+    """Remove unfinished builds, runs, trainings and tunes that have not changed recently.
 
-    What is finished stays: a model, and the rounds of a tune whose models may be in use.
+    The rounds of a finished tune are kept, because their models may be in use.
     """
     unfinished = [
         filesystem.join(workspace, *place, name)
@@ -160,9 +155,9 @@ def _remove_abandoned(workspace: str, min_age_seconds: float) -> int:
     ]
     old = [url for url in unfinished if _is_old(url, min_age_seconds)]
     if any(_is_work(url) for url in unfinished if url not in old):
-        # A job reads its questions to its end, and writes them at its beginning alone.
+        # A running job still needs its questions, which it wrote when it started.
         old = [url for url in old if not _is_questions(url)]
-    if old == unfinished:  # a tune writes nothing of its own while a model of it trains
+    if old == unfinished:  # a tune's own files do not change while it trains a model
         for name in filesystem.list_names(filesystem.join(workspace, "rounds")):
             mode, _, identity = name.rpartition("-")
             url = filesystem.join(workspace, "rounds", name)
@@ -184,7 +179,7 @@ def _is_questions(url: str) -> bool:
 
 
 def _segments_of_builds(workspace: str) -> set[str]:
-    """Segments that builds which can be resumed have finished."""
+    """Return the finished segments of builds that can be resumed."""
     folder = filesystem.join(workspace, "index", "building")
     found = set()
     for build in filesystem.list_names(folder):
@@ -197,18 +192,18 @@ def _segments_of_builds(workspace: str) -> set[str]:
 
 
 def _trained_of_builds(workspace: str) -> set[str]:
-    """Trained structures of builds that stand; see `cluster.structures`."""
+    """Return the trained structures of builds that can be resumed."""
     builds = filesystem.list_names(filesystem.join(workspace, "index", "building"))
     return {trained_id(build) for build in builds}
 
 
 def trained_id(build_id: str) -> str:
-    """The name of the structure that a build trains."""
+    """Return the id of the structure that a build trains."""
     return checksums.digest([build_id, "trained"])
 
 
 def _remove_unnamed(workspace: str, opened: list[versions.Version], min_age_seconds: float) -> int:
-    """Deletions and trained structures that no version names."""
+    """Remove deletions and trained structures that no version names."""
     named = {
         "deleted": {entry.deleted for version in opened for entry in version.entries},
         "trained": {version.manifest.get("trained_id", "") for version in opened} | _trained_of_builds(workspace),
@@ -225,7 +220,7 @@ def _remove_unnamed(workspace: str, opened: list[versions.Version], min_age_seco
 
 
 def _remove_staging(workspace: str, min_age_seconds: float) -> int:
-    """Staging directories that killed processes left, here and in the temporary directory of this machine."""
+    """Remove staging directories of killed processes, in the workspace and in this machine's temporary directory."""
     if not filesystem.is_local(workspace):
         return 0
     left = [path for pattern in STAGED for path in Path(workspace).glob(pattern)]

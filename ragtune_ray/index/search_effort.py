@@ -1,10 +1,7 @@
-"""How much of an approximate index a search must look at to find what exact search finds.
+"""Measures how much of an approximate index a search must look at to reach a recall.
 
-In: an index, held-out queries, and what exact search over all vectors finds for them. Out: the least search effort that reaches
-a recall, and what was measured at it. This module knows nothing of texts, files or Ray.
-
-The queries are vectors of the index itself, drawn apart from the training sample; each is left out of its own results. Real
-questions lie elsewhere than passages do, so this measures the approximation, not retrieval.
+The queries are vectors of the index that are not in the training sample; each is removed from its own results. Vectors
+of real questions differ from those of passages, so this measures the approximation, not the quality of retrieval.
 """
 
 from __future__ import annotations
@@ -13,7 +10,6 @@ import dataclasses
 import math
 import time
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -26,36 +22,44 @@ CUTOFF = 10
 NUM_QUERIES = 500
 TIMED_QUERIES = 100
 SATURATED = 0.002
-"""Twice the lists for less gain than this: it is the codes that lose neighbours, so more candidates are re-scored."""
+"""If doubling the lists gains less recall than this, the codes lose neighbours, so more candidates are re-scored."""
 MOST_RESCORED = 64
 MOST_GRAPH = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class HeldOut:
-    """Queries with known neighbours."""
+    """Queries with known neighbours.
+
+    Attributes:
+        queries: (num_queries, dimension) unit vectors.
+        ordinals: (num_queries,) of the queries in the index.
+        scores: (num_queries, CUTOFF + 1) of the nearest vectors, including the query itself, best first.
+    """
 
     queries: np.ndarray
-    """(num_queries, dimension) unit vectors."""
     ordinals: np.ndarray
-    """(num_queries,) where each stands in the index."""
     scores: np.ndarray
-    """(num_queries, CUTOFF + 1) of its nearest vectors, itself among them, best first."""
 
 
 @dataclass(frozen=True, slots=True)
 class MeasuredEffort:
-    """What a search effort is worth."""
+    """A search effort and what was measured with it.
+
+    Attributes:
+        effort: the search effort.
+        recall: mean recall@CUTOFF over the held-out queries.
+        milliseconds_per_query: median, one query at a time on one thread.
+        num_queries: held-out queries.
+    """
 
     effort: vectors.SearchEffort
     recall: float
-    """Of the `CUTOFF` nearest neighbours, over the held-out queries."""
     milliseconds_per_query: float
-    """Median, one query at a time on one thread."""
     num_queries: int
 
-    def facts(self) -> dict[str, Any]:
-        """For the manifest."""
+    def facts(self) -> dict[str, float]:
+        """Return the facts for the version's manifest."""
         return {
             f"recall@{CUTOFF}": round(self.recall, 4),
             "milliseconds_per_query": round(self.milliseconds_per_query, 3),
@@ -64,7 +68,7 @@ class MeasuredEffort:
 
 
 def exact_neighbors(queries: np.ndarray, stored: np.ndarray) -> np.ndarray:
-    """Scores (num_queries, CUTOFF + 1) of the nearest of some vectors, best first; -inf where there are fewer."""
+    """Return the scores of the nearest stored vectors, (num_queries, CUTOFF + 1), best first; -inf if there are fewer."""
     import faiss
 
     scores = np.full((len(queries), CUTOFF + 1), -np.inf, dtype=np.float32)
@@ -77,15 +81,15 @@ def exact_neighbors(queries: np.ndarray, stored: np.ndarray) -> np.ndarray:
 
 
 def find_effort(searched: vectors.VectorIndex, held_out: HeldOut, target_recall: float) -> MeasuredEffort:
-    """The least effort that reaches the target, one standard error of the measurement included.
+    """Find the least effort whose recall, minus its standard error, reaches the target.
 
     Args:
         searched: the whole index.
         held_out: queries with their exact neighbours.
-        target_recall: of the `CUTOFF` nearest, 0 to 1.
+        target_recall: target of recall@CUTOFF, 0 to 1.
 
     Returns:
-        the effort and what was measured at it; where nothing reaches the target, the most effort.
+        The effort and its measurements; the largest effort if none reaches the target.
     """
     kinds = {faiss_index.kind_of(part.structure) for part in searched.parts}
     if kinds <= set(faiss_index.EXACT_KINDS) or not len(held_out.queries):
@@ -108,10 +112,10 @@ def find_effort(searched: vectors.VectorIndex, held_out: HeldOut, target_recall:
             return _measure(searched, held_out, effort, recalls)
         else:
             effort = dataclasses.replace(effort, **{field: min(most, failed * 2)})
-    return _halve(searched, held_out, effort, field, failed, recalls, target_recall)
+    return _bisect(searched, held_out, effort, field, failed, recalls, target_recall)
 
 
-def _halve(
+def _bisect(
     searched: vectors.VectorIndex,
     held_out: HeldOut,
     effort: vectors.SearchEffort,
@@ -120,7 +124,7 @@ def _halve(
     recalls: np.ndarray,
     target_recall: float,
 ) -> MeasuredEffort:
-    """Between an effort that failed and one that did not, by halving, to within a thirtieth."""
+    """Bisect between an effort that failed and one that reached the target, to within 1/30."""
     while getattr(effort, field) - failed > max(1, failed // 30):
         middle = (failed + getattr(effort, field)) // 2
         tried = dataclasses.replace(effort, **{field: middle})
@@ -133,23 +137,22 @@ def _halve(
 
 
 def _lower_bound(recalls: np.ndarray) -> float:
-    """The mean less its standard error: what another draw of queries will find, five times in six."""
+    """Return the mean minus its standard error, which five of six other samples of queries exceed."""
     return float(recalls.mean() - recalls.std() / math.sqrt(len(recalls)))
 
 
 def _recalls(searched: vectors.VectorIndex, held_out: HeldOut, effort: vectors.SearchEffort) -> np.ndarray:
-    """Per query the share of its nearest neighbours that is found, by score: of equal neighbours any will do."""
-    index_ = vectors.VectorIndex(searched.parts, effort)
-    scores, ordinals = index_.search(held_out.queries, CUTOFF + 1)
+    """Return the share of nearest neighbours found per query, compared by score because neighbours may be equal."""
+    scores, ordinals = vectors.VectorIndex(searched.parts, effort).search(held_out.queries, CUTOFF + 1)
     own = ordinals == held_out.ordinals[:, None]
-    # The last one goes where a query did not find itself.
+    # A query that did not find itself loses its last hit instead.
     own[~own.any(axis=1), -1] = True
     others = scores[~own].reshape(len(scores), CUTOFF)
-    wanted = held_out.scores[:, 1:]
-    num_wanted = np.isfinite(wanted).sum(axis=1)
-    least = np.where(np.isfinite(wanted), wanted, np.inf).min(axis=1)
+    expected = held_out.scores[:, 1:]
+    num_expected = np.isfinite(expected).sum(axis=1)
+    least = np.where(np.isfinite(expected), expected, np.inf).min(axis=1)
     hits = (others >= least[:, None] - 1e-5) & np.isfinite(others)
-    shares = np.where(num_wanted > 0, hits.sum(axis=1) / np.maximum(1, num_wanted), 1.0)
+    shares = np.where(num_expected > 0, hits.sum(axis=1) / np.maximum(1, num_expected), 1.0)
     recalls: np.ndarray = np.minimum(shares, 1.0)
     return recalls
 

@@ -1,14 +1,11 @@
-"""A segment: an immutable piece of an index, complete in itself.
+"""Writes and opens segments, the immutable and self-contained pieces of an index.
 
-In: passages with their vectors. Out: a directory of files, and the same opened again. This module knows nothing of versions,
-encoders, prompts or Ray.
-
-    WORKSPACE/index/segments/ID/passages.arrow    `Passage` rows, an Arrow IPC file, read by memory mapping
-    WORKSPACE/index/segments/ID/documents.arrow   which document owns which passages, by hash of its id, and its fingerprint
-    WORKSPACE/index/segments/ID/attributes.arrow  what documents can be filtered by, a row for each row of documents.arrow
-    WORKSPACE/index/segments/ID/vectors.faiss     one vector per passage, in the same order
-    WORKSPACE/index/segments/ID/vectors.npy       the vectors themselves, where vectors.faiss holds quantised codes
-    WORKSPACE/index/segments/ID/lexical/          BM25 postings, numpy arrays
+WORKSPACE/index/segments/ID/passages.arrow    `Passage` rows, a memory-mapped Arrow IPC file
+WORKSPACE/index/segments/ID/documents.arrow   fingerprint and passages of each document, sorted by hash of its id
+WORKSPACE/index/segments/ID/attributes.arrow  metadata to filter by, one row per row of documents.arrow
+WORKSPACE/index/segments/ID/vectors.faiss     one vector per passage, in the same order
+WORKSPACE/index/segments/ID/vectors.npy       exact vectors, if vectors.faiss contains quantised codes
+WORKSPACE/index/segments/ID/lexical/          BM25 postings, numpy arrays
 """
 
 from __future__ import annotations
@@ -61,7 +58,7 @@ _DOCUMENTS_SCHEMA = pa.schema(
 
 
 def segment_url(workspace: str, segment_id: str) -> str:
-    """Directory of a segment."""
+    """Return the directory of a segment."""
     return filesystem.join(workspace, "index", "segments", segment_id)
 
 
@@ -75,7 +72,7 @@ class SegmentManifest(TypedDict):
 
 
 def read_segment_manifest(workspace: str, segment_id: str) -> SegmentManifest:
-    """The manifest of a finished segment, without reading the segment's files.
+    """Read the manifest of a finished segment, but none of its files.
 
     Raises:
         ArtifactError: the segment is missing or its manifest is damaged.
@@ -84,7 +81,7 @@ def read_segment_manifest(workspace: str, segment_id: str) -> SegmentManifest:
 
 
 def document_fingerprint(document: schema.Document) -> bytes:
-    """What a document's passages depend on: another fingerprint, and it is embedded again.
+    """Return the fingerprint of a document's content; if it changes, the document is embedded again.
 
     >>> len(document_fingerprint(schema.Document("d", "text", "", "{}", "a.md")))
     16
@@ -99,15 +96,15 @@ def write_segment(
     """Write the files of a segment into a staging directory.
 
     Args:
-        directory: from `storage.stage`.
-        passages: `Passage` rows; those of a document stand together.
-        fingerprints: of each passage's document, binary of 16 bytes, (num_passages,).
+        directory: from `artifacts.stage`.
+        passages: `Passage` rows; all passages of a document are consecutive.
+        fingerprints: each passage's document's, binary of 16 bytes, (num_passages,).
         embedded: (num_passages, dimension) unit vectors in the same order.
-        trained: the empty FAISS structure that segments of the version share.
+        trained: the empty FAISS structure that the segments of a version share.
         language: of the lexical index.
 
     Raises:
-        IndexDataError: there are not as many vectors as passages, or a vector is not of length 1.
+        IndexDataError: the numbers of vectors and passages differ, or a vector's length is not 1.
     """
     if len(embedded) != passages.num_rows:
         raise IndexDataError(f"segment {directory.name}: {len(embedded)} vectors for {passages.num_rows} passages")
@@ -127,13 +124,13 @@ def write_segment(
 
 
 def publish_segment(staging: Path, url: str, num_passages: int, trained_id: str) -> None:
-    """Make a written segment appear, unless it already stands there.
+    """Publish a staged segment, unless it already exists.
 
     Args:
-        staging: what `write_segment` filled.
+        staging: the directory that `write_segment` filled.
         url: from `segment_url`.
-        num_passages: in it.
-        trained_id: of the structure it was built from; "" where that holds nothing trained.
+        num_passages: passages in the segment.
+        trained_id: of the structure it was built from; "" if that needs no training.
     """
     failpoints.reach("segment.staged")
     artifacts.publish(staging, url, "segment", num_passages=num_passages, trained_id=trained_id)
@@ -141,7 +138,7 @@ def publish_segment(staging: Path, url: str, num_passages: int, trained_id: str)
 
 
 def _documents(passages: pa.Table, fingerprints: pa.Array) -> tuple[pa.Table, list[str]]:
-    """A row for each run of passages of one document, sorted by the hash of its id; and the metadata of each."""
+    """Return a row per run of passages of one document, sorted by hash of the document's id, and their metadata."""
     ids = passages["document_id"].to_numpy(zero_copy_only=False)
     starts = np.flatnonzero(np.concatenate([[True], ids[1:] != ids[:-1]])) if len(ids) else np.empty(0, dtype=np.int64)
     counts = np.diff(np.append(starts, len(ids)))
@@ -163,23 +160,22 @@ def _documents(passages: pa.Table, fingerprints: pa.Array) -> tuple[pa.Table, li
 
 
 def take_rows(table: pa.Table, numbers: Sequence[int] | np.ndarray) -> pa.Table:
-    """The rows of a table at these numbers, in this order; chunks that hold none of them are not touched.
+    """Return the rows of a table with these numbers, in this order, without touching other chunks.
 
-    `Table.take` would join all chunks of a column of texts first: a copy of a whole index for a few of its rows, and an error
-    where they hold more than 2 GiB.
+    `Table.take` joins all chunks of a text column first: it copies a whole index for a few rows, and fails beyond 2 GiB.
 
     Raises:
-        IndexError: the table has no such row.
+        IndexError: a number is not that of a row.
     """
-    wanted = np.asarray(numbers, dtype=np.int64)
-    outside = wanted[(wanted < 0) | (wanted >= table.num_rows)]
+    chosen = np.asarray(numbers, dtype=np.int64)
+    outside = chosen[(chosen < 0) | (chosen >= table.num_rows)]
     if len(outside):
-        raise IndexError(f"row {outside[0]}: the table has {table.num_rows} rows, counted from 0; ask for one of them")
+        raise IndexError(f"row {outside[0]} is not in the table; it has rows 0 to {table.num_rows - 1}")
     chunks = table.to_batches()
     ends = np.cumsum([chunk.num_rows for chunk in chunks])
-    owners = np.searchsorted(ends, wanted, side="right")
+    owners = np.searchsorted(ends, chosen, side="right")
     parts = [
-        chunks[owner].take(pa.array(wanted[owners == owner] - (ends[owner] - chunks[owner].num_rows)))
+        chunks[owner].take(pa.array(chosen[owners == owner] - (ends[owner] - chunks[owner].num_rows)))
         for owner in np.unique(owners)
     ]
     places = np.argsort(np.argsort(owners, kind="stable"))
@@ -187,7 +183,7 @@ def take_rows(table: pa.Table, numbers: Sequence[int] | np.ndarray) -> pa.Table:
 
 
 def _keys(document_ids: Sequence[str] | np.ndarray) -> np.ndarray:
-    """64 bits of a hash of each id: sorted, they are searched without reading the ids themselves."""
+    """Hash each id to 64 bits; once sorted, hashes can be searched without reading ids."""
     digests = b"".join(hashlib.blake2b(name.encode(), digest_size=8).digest() for name in document_ids)
     return np.frombuffer(digests, dtype="<u8").astype(np.uint64)
 
@@ -202,32 +198,35 @@ def _map_arrow(path: Path) -> pa.Table:
 
 
 def _numbers(column: pa.ChunkedArray) -> np.ndarray:
-    """A column as an array, memory-mapped where the file is one batch (`np.asarray` would import pandas first)."""
-    found: np.ndarray = column.combine_chunks().to_numpy(zero_copy_only=False)
-    return found
+    """Return a column as an array, memory-mapped if the file is one batch (`np.asarray` would import pandas)."""
+    numbers: np.ndarray = column.combine_chunks().to_numpy(zero_copy_only=False)
+    return numbers
 
 
 @dataclass(frozen=True)
 class DocumentRows:
-    """Which document owns which passages of a segment; sorted by `keys`."""
+    """Which document owns which passages of a segment; sorted by `keys`.
+
+    Attributes:
+        keys: (num_rows,) uint64, hashes of the document ids.
+        table: document_id, fingerprint, first, count.
+    """
 
     keys: np.ndarray
-    """(num_rows,) uint64."""
     table: pa.Table
-    """document_id, fingerprint, first, count."""
 
     @functools.cached_property
     def first(self) -> np.ndarray:
-        """(num_rows,) first passage of each row."""
+        """First passage of each row, (num_rows,)."""
         return _numbers(self.table["first"])
 
     @functools.cached_property
     def count(self) -> np.ndarray:
-        """(num_rows,) passages of each row."""
+        """Number of passages of each row, (num_rows,)."""
         return _numbers(self.table["count"])
 
     def fingerprints(self) -> np.ndarray:
-        """(num_rows,) of dtype S16; memory-mapped where the file is one batch."""
+        """Return the fingerprint of each row, (num_rows,) of dtype S16; memory-mapped if the file is one batch."""
         column = self.table["fingerprint"].combine_chunks()
         if isinstance(column, pa.ChunkedArray):  # an empty table has no chunk to combine
             return np.empty(0, dtype=f"S{FINGERPRINT_BYTES}")
@@ -236,17 +235,17 @@ class DocumentRows:
         return found[column.offset : column.offset + len(column)]
 
     def find(self, document_ids: Sequence[str]) -> np.ndarray:
-        """The rows of these documents, ascending; ids that are not here have none."""
-        wanted = _keys(document_ids)
-        low, high = (np.searchsorted(self.keys, wanted, side=side) for side in ("left", "right"))
+        """Return the numbers of these documents' rows, ascending; unknown ids are ignored."""
+        keys = _keys(document_ids)
+        low, high = (np.searchsorted(self.keys, keys, side=side) for side in ("left", "right"))
         ranges = [np.arange(first, last) for first, last in zip(low, high, strict=True)]
         near = np.unique(np.concatenate([np.empty(0, dtype=np.int64), *ranges]))
-        # Two ids may share a hash: the ids themselves decide.
+        # Two ids may share a hash, so compare the ids.
         names = set(document_ids)
         return near[[name in names for name in self.table["document_id"].take(pa.array(near)).to_pylist()]]
 
     def passages(self, rows: np.ndarray) -> np.ndarray:
-        """The ordinals of the passages of these rows, ascending."""
+        """Return the ordinals of the passages of these rows, ascending."""
         first, count = self.first[rows], self.count[rows]
         offsets = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
         return np.sort(np.repeat(first, count) + offsets)
@@ -254,40 +253,40 @@ class DocumentRows:
 
 @dataclass(frozen=True)
 class Segment:
-    """A segment's files, checked and open."""
+    """An open segment whose files have been checked."""
 
     segment_id: str
     manifest_sha256: str
     passages: pa.Table
-    """`Passage` rows; memory-mapped: only what is touched is read."""
+    """`Passage` rows, memory-mapped."""
     part: vectors.Part
     postings: bm25.Postings
     path: Path
 
     @property
     def num_passages(self) -> int:
-        """Passages, those that are deleted included."""
+        """Number of passages, including deleted ones."""
         return int(self.passages.num_rows)
 
     @functools.cached_property
     def documents(self) -> DocumentRows:
-        """Which document owns which passages; read when first asked for."""
+        """Which document owns which passages; read at the first use."""
         return _document_rows(self.path)
 
     @functools.cached_property
     def attributes(self) -> pa.Table:
-        """What documents can be filtered by, a row for each row of `documents`."""
+        """Metadata to filter by, one row per row of `documents`."""
         return _map_arrow(self.path / ATTRIBUTES)
 
     def fingerprints(self) -> pa.Array:
-        """The fingerprint of each passage's document, binary of 16 bytes, (num_passages,)."""
+        """Return the fingerprint of each passage's document, binary of 16 bytes, (num_passages,)."""
         rows = self.documents
         order = np.argsort(rows.first)
         content = np.repeat(rows.fingerprints()[order], rows.count[order]).tobytes()
         return pa.Array.from_buffers(pa.binary(FINGERPRINT_BYTES), self.num_passages, [None, pa.py_buffer(content)])
 
     def matching(self, chosen: filters.Filter) -> np.ndarray:
-        """The passages whose documents a filter lets through, bool (num_passages,)."""
+        """Return which passages' documents match a filter, bool (num_passages,)."""
         rows = self.documents
 
         def metadata() -> list[str]:
@@ -301,7 +300,7 @@ class Segment:
 def _document_rows(path: Path) -> DocumentRows:
     if not (path / DOCUMENTS).is_file():
         raise artifacts.ArtifactError(
-            f"{path}: was written by an earlier version of ragtune-ray, without {DOCUMENTS}: it can be searched, but not "
+            f"{path}: was written by an earlier version of ragtune-ray, without {DOCUMENTS}, so it can be searched but not "
             "filtered or changed; run: ragtune index CONFIG"
         )
     table = _map_arrow(path / DOCUMENTS)
@@ -309,17 +308,17 @@ def _document_rows(path: Path) -> DocumentRows:
 
 
 def open_segment(workspace: str, segment_id: str, manifest_sha256: str) -> Segment:
-    """Open a segment, its files checked and memory-mapped.
+    """Check the files of a segment and open it, memory-mapped.
 
     Args:
-        workspace: where the index lies, local or remote.
-        segment_id: which.
-        manifest_sha256: what the version expects of it.
+        workspace: a local or remote workspace.
+        segment_id: the segment's id.
+        manifest_sha256: the sha256 that the version records for it.
 
     Raises:
-        storage.ArtifactError: it is missing, damaged, or another segment than the version names.
+        ArtifactError: the segment is missing, damaged, or not the one that the version names.
     """
-    artifact = _expected(workspace, segment_id, manifest_sha256, None)
+    artifact = _open_checked(workspace, segment_id, manifest_sha256, None)
     exact = artifact.path / EXACT
     return Segment(
         segment_id,
@@ -336,17 +335,19 @@ def open_segment(workspace: str, segment_id: str, manifest_sha256: str) -> Segme
 
 
 def open_documents(workspace: str, segment_id: str, manifest_sha256: str) -> DocumentRows:
-    """The documents of a segment, without reading or checking its other files.
+    """Open the documents of a segment without reading or checking its other files.
 
     Raises:
-        storage.ArtifactError: as for `open_segment`, or the segment is too old to name its documents.
+        ArtifactError: as for `open_segment`, or the segment's format does not list documents.
     """
-    return _document_rows(_expected(workspace, segment_id, manifest_sha256, [DOCUMENTS]).path)
+    return _document_rows(_open_checked(workspace, segment_id, manifest_sha256, [DOCUMENTS]).path)
 
 
-def _expected(workspace: str, segment_id: str, manifest_sha256: str, names: Sequence[str] | None) -> artifacts.Artifact:
+def _open_checked(
+    workspace: str, segment_id: str, manifest_sha256: str, names: Sequence[str] | None
+) -> artifacts.Artifact:
     url = segment_url(workspace, segment_id)
     artifact = artifacts.open_artifact(url, "segment", names)
     if artifact.manifest["manifest_sha256"] != manifest_sha256:
-        raise artifacts.ArtifactError(f"{url}: is not the segment that the version names; build it again")
+        raise artifacts.ArtifactError(f"{url}: is not the segment that the version names; run: ragtune index CONFIG")
     return artifact

@@ -1,8 +1,6 @@
-"""One version of an index, open for searching.
+"""Opens an index version for searching: vectors, BM25 and passages of all its segments, numbered as one.
 
-In: a workspace and a version's name. Out: an `Index`: vectors, BM25 and passages of all its segments, numbered as one, and which
-of them may be found. An open version never changes; opening the next one reuses the segments both have, so that it costs
-what is new. This module knows nothing of encoders, prompts or Ray.
+An open version never changes. Opening the next one reuses the segments that both have.
 """
 
 from __future__ import annotations
@@ -22,47 +20,47 @@ from ragtune_ray.storage import artifacts
 __all__ = ["Index", "Selection", "open_index", "shards"]
 
 Selection = Sequence[np.ndarray | None]
-"""Per segment the passages that may be found, bool (num_passages,); None: all of them."""
+"""Per segment, which passages may be hits, bool (num_passages,); None allows all of them."""
 
 KEPT_FILTERS = 64
-"""Filters whose passages are remembered per open version."""
+"""Size of the cache of filters, per open version."""
 
 
 @dataclass(frozen=True)
 class Index:
-    """One version, open for searching; ordinals count its passages through the segments, deleted ones included."""
+    """An open version. Ordinals number its passages through all segments, including deleted ones."""
 
     version: str
     manifest: versions.IndexManifest
     segments: tuple[segments.Segment, ...]
     alive: Selection
-    """What is not deleted."""
+    """Passages that are not deleted."""
     vectors: vectors.VectorIndex
     lexical: bm25.LexicalIndex
     passages: pa.Table
-    """`Passage` rows; row number = ordinal. Memory-mapped: only what is touched is read."""
+    """`Passage` rows, memory-mapped; the row number is the ordinal."""
 
     @property
     def num_passages(self) -> int:
-        """Passages that are not deleted."""
+        """Number of passages that are not deleted."""
         return sum(
             segment.num_passages if mask is None else int(np.count_nonzero(mask))
             for segment, mask in zip(self.segments, self.alive, strict=True)
         )
 
     def take(self, ordinals: Sequence[int]) -> list[schema.Passage]:
-        """The passages at these ordinals, in this order.
+        """Return the passages with these ordinals, in this order.
 
         Raises:
-            IndexError: there is no such ordinal.
+            IndexError: an ordinal is not in the index.
         """
         return list(schema.from_table(segments.take_rows(self.passages, ordinals), schema.Passage))
 
     def by_id(self, passage_ids: Iterable[str]) -> dict[str, schema.Passage]:
-        """The living passages of these ids; unknown ones are left out.
+        """Return the passages with these ids; unknown and deleted ones are left out.
 
         Raises:
-            storage.ArtifactError: a segment is too old to name its documents.
+            ArtifactError: the format of a segment does not list documents.
         """
         wanted = set(passage_ids)
         (owned,) = self.of_documents([sorted({schema.document_id_of(name) for name in wanted})])
@@ -71,12 +69,13 @@ class Index:
         return {passage.passage_id: passage for passage in self.take(kept)}
 
     def of_documents(self, document_ids: Sequence[Sequence[str]]) -> list[np.ndarray]:
-        """The ordinals of the passages of each group of documents; those that are deleted or unknown have none.
+        """Return the passages of each group of documents; unknown and deleted documents have none.
 
-        They stand in the order of the group's documents, and ascend within each.
+        Returns:
+            Per group, ordinals in the order of its documents, ascending within each.
 
         Raises:
-            storage.ArtifactError: a segment is too old to name its documents.
+            ArtifactError: the format of a segment does not list documents.
         """
         wanted = list(dict.fromkeys(name for group in document_ids for name in group))
         owned: dict[str, list[np.ndarray]] = {}
@@ -95,7 +94,7 @@ class Index:
         ]
 
     def live_passages(self) -> pa.Table:
-        """`Passage` rows of what is not deleted, in the order of the ordinals."""
+        """Return the `Passage` rows that are not deleted, in the order of their ordinals."""
         tables = [
             segment.passages if mask is None else segment.passages.filter(pa.array(mask))
             for segment, mask in zip(self.segments, self.alive, strict=True)
@@ -103,10 +102,10 @@ class Index:
         return pa.concat_tables(tables) if tables else self.passages
 
     def allowed(self, chosen: filters.Filter) -> Selection:
-        """What may be found: what is alive and, if the filter has conditions, let through by it.
+        """Return which passages may be hits: those that are not deleted and match the filter.
 
         Raises:
-            storage.ArtifactError: a segment is too old to be filtered.
+            ArtifactError: the format of a segment does not support filters.
         """
         return self._filtered(chosen) if chosen else self.alive
 
@@ -128,17 +127,17 @@ def open_index(
     shard: Sequence[int] | None = None,
     statistics: bm25.Statistics | None = None,
 ) -> Index:
-    """Open a version for searching, its files checked and memory-mapped.
+    """Check the files of a version and open it for searching, memory-mapped.
 
     Args:
-        workspace: where the index lies, local or remote.
-        version: None takes the current one.
-        reuse: a version that is open already, whose segments are taken over where both have them.
-        shard: open only the segments at these places of the version; ordinals then count through those alone.
-        statistics: BM25 statistics of the whole index, where this is a shard of it.
+        workspace: a local or remote workspace.
+        version: the version's name; None opens the current one.
+        reuse: an open version whose segments are reused if this version has them too.
+        shard: positions of the segments to open; ordinals then number only their passages. None opens all.
+        statistics: BM25 statistics of the whole index, if only a shard is opened.
 
     Raises:
-        storage.ArtifactError: it is missing or damaged.
+        ArtifactError: the version is missing or damaged.
     """
     name = version or versions.current_version(workspace)
     opened = versions.read_version(workspace, name)
@@ -171,13 +170,13 @@ def _alive(workspace: str, entry: versions.Entry) -> np.ndarray | None:
     mask[contents.deleted_passages(workspace, entry)] = False
     if np.count_nonzero(mask) != entry.num_live:
         raise artifacts.ArtifactError(
-            f"{entry.deleted}: deletes other passages than the version says; run: ragtune rollback CONFIG"
+            f"{entry.deleted}: does not match the version that names it; run: ragtune rollback CONFIG"
         )
     return mask
 
 
 def _effort(manifest: versions.IndexManifest, found: Sequence[segments.Segment]) -> vectors.SearchEffort:
-    """As calibrated; versions of before that was done carry it in their structures."""
+    """Return the calibrated effort; in format 1 the structures contain it."""
     if "search" in manifest:
         return vectors.SearchEffort(**manifest["search"])
     structures = [segment.part.structure for segment in found]
@@ -187,9 +186,10 @@ def _effort(manifest: versions.IndexManifest, found: Sequence[segments.Segment])
 
 
 def shards(workspace: str, version: versions.Version, shard_bytes: int) -> list[list[int]]:
-    """The places of a version's segments, in consecutive groups of at most so many bytes of files.
+    """Group a version's segments into consecutive shards of at most `shard_bytes` of files.
 
-    A segment that is larger than that has a shard of its own.
+    Returns:
+        Positions of the segments of each shard; a segment that is larger than the limit is a shard of its own.
     """
     groups: list[list[int]] = []
     size = 0

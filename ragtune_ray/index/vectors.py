@@ -1,10 +1,8 @@
-"""The vectors of all segments, searched as one; only what is allowed is ranked.
+"""Searches the vectors of all segments as one index.
 
-In: the FAISS structures of the segments, queries, and which vectors may be found. Out: scores (cosines, larger is better) and
-ordinals, which count through the segments in their order. This module knows nothing of texts, files or Ray.
-
-What is deleted or filtered out is passed over before ranking, never after, so a result is full whenever enough is allowed.
-Codes of quantised segments only nominate candidates; their scores are computed from the stored vectors.
+Scores are cosines; ordinals number the vectors through the segments in their order. Deleted and filtered vectors are
+skipped before ranking, so a result is complete whenever enough vectors are allowed. Quantised segments only nominate
+candidates, whose scores are then computed from the stored vectors.
 """
 
 from __future__ import annotations
@@ -22,14 +20,14 @@ import numpy as np
 __all__ = ["Allowed", "Part", "SearchEffort", "VectorIndex", "top"]
 
 Allowed = Sequence[np.ndarray | None]
-"""Per segment the vectors that may be found, bool (num_vectors,); None: all of them."""
+"""Per segment, which vectors may be hits, bool (num_vectors,); None allows all of them."""
 
 TIED_VECTORS = 64
-"""Equal scores at the end of a result list that are still put in the order of their ordinals."""
+"""Equal scores at the end of a result that are still ordered by ordinal."""
 QUERIES_AT_ONCE = 64
-"""Queries re-scored together: their candidates' vectors are in memory at the same time."""
+"""Queries re-scored together; limits the memory for their candidates' vectors."""
 GRAPH_SHARE = 0.2
-"""A graph is not walked where less than this share of it is allowed: it would be left before enough is found."""
+"""If less than this share of a graph is allowed, all its vectors are searched: a walk would end with too few hits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,31 +35,31 @@ class Part:
     """The vectors of one segment."""
 
     structure: Any
-    """FAISS; `index` built it."""
+    """FAISS structure from `faiss_index.build`."""
     exact: np.ndarray | None
-    """(num_vectors, dimension) float32, memory-mapped: what quantised codes are re-scored from."""
+    """(num_vectors, dimension) float32, memory-mapped, to re-score quantised codes; None if the structure is exact."""
     trained_id: str
-    """Parts of one id share centroids and codes, so that a query is compared with the centroids once. "": none."""
+    """Parts with the same id share centroids, so that a query is compared with them once; "" shares none."""
 
 
 @dataclass(frozen=True, slots=True)
 class SearchEffort:
-    """How much a search looks at; `calibration` finds it."""
+    """How much of an approximate index a search looks at; `search_effort.find_effort` measures it."""
 
     lists: int = 1
-    """Inverted lists probed, FAISS's `nprobe`."""
+    """Inverted lists to search, FAISS's `nprobe`."""
     graph: int = 128
-    """Candidates kept while a graph is walked, FAISS's `efSearch`."""
+    """Candidates to keep during a graph walk, FAISS's `efSearch`."""
     rescored: int = 4
-    """Candidates re-scored per hit that is asked for, where codes are quantised."""
+    """Candidates to re-score per requested hit, if codes are quantised."""
 
 
 class VectorIndex:
     """The vectors of all segments.
 
     Args:
-        parts: in the order that numbers the passages.
-        effort: for the approximate ones among them.
+        parts: in the order in which passages are numbered.
+        effort: for approximate parts; None uses the defaults.
     """
 
     def __init__(self, parts: Sequence[Part], effort: SearchEffort | None = None) -> None:
@@ -71,19 +69,19 @@ class VectorIndex:
 
     @property
     def num_vectors(self) -> int:
-        """Vectors in all segments, those that are deleted included."""
+        """Number of vectors in all segments, including deleted ones."""
         return int(self._first[-1])
 
     def search(self, queries: np.ndarray, top_k: int, allowed: Allowed | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """The nearest allowed vectors of each query, best first; equal scores in the order of the ordinals.
+        """Return the nearest allowed vectors of each query, best first; equal scores are ordered by ordinal.
 
         Args:
             queries: (num_queries, dimension) unit vectors, float32.
-            top_k: how many; places that cannot be filled hold score -inf and ordinal -1.
-            allowed: per segment which vectors may be found; None: all of them.
+            top_k: hits per query.
+            allowed: per segment, which vectors may be hits; None allows all.
 
         Returns:
-            scores (num_queries, top_k) float32 and ordinals (num_queries, top_k) int64.
+            Scores (float32) and ordinals (int64), each (num_queries, top_k); missing hits are -inf and -1.
         """
         if not len(queries) or not self.num_vectors:
             return top([np.empty((len(queries), 0))], [np.empty((len(queries), 0))], top_k)
@@ -96,12 +94,12 @@ class VectorIndex:
         scores, ordinals = self._search(queries, top_k, masks, counts, every_list=False)
         short = np.flatnonzero((ordinals >= 0).sum(axis=1) < min(top_k, sum(counts)))
         if len(short):
-            # The lists or the neighbourhood that were looked at hold too little of what is allowed: look at everything.
+            # The searched lists or neighbourhoods contain too few allowed vectors: search everything.
             scores[short], ordinals[short] = self._search(queries[short], top_k, masks, counts, every_list=True)
         return scores, ordinals
 
     def take(self, ordinals: np.ndarray) -> np.ndarray:
-        """The vectors at these ordinals, (num_ordinals, dimension) float32, exact for every kind of index."""
+        """Return the exact vectors with these ordinals, (num_ordinals, dimension) float32."""
         dimension = self.parts[0].structure.d if self.parts else 0
         found = np.empty((len(ordinals), dimension), dtype=np.float32)
         which = np.searchsorted(self._first, ordinals, side="right") - 1
@@ -119,32 +117,32 @@ class VectorIndex:
         *,
         every_list: bool,
     ) -> tuple[np.ndarray, np.ndarray]:
-        # FAISS keeps any of several vectors with the same score at the end of its list: look a little deeper, so that the
-        # cut among equals (copies of a text, say) is made by ordinal, and the same however the vectors are segmented.
+        # Among equal scores at the end of its list FAISS keeps arbitrary ones. Searching a little deeper makes sure that
+        # equal vectors (of duplicate texts) are cut by ordinal, however the vectors are segmented.
         depth = top_k + TIED_VECTORS
-        searched = _Probes(queries, self.effort, sum(counts) / self.num_vectors, every_list=every_list)
-        wanted = max(depth, self.effort.rescored * top_k)
+        batch = _QueryBatch(queries, self.effort, sum(counts) / self.num_vectors, every_list=every_list)
+        num_candidates = max(depth, self.effort.rescored * top_k)
 
         def search_part(number: int) -> tuple[np.ndarray, np.ndarray]:
             part = self.parts[number]
-            most = min(depth if part.exact is None else wanted, part.structure.ntotal)
-            scores, found = searched.search(part, most, masks[number])
+            most = min(depth if part.exact is None else num_candidates, part.structure.ntotal)
+            scores, found = batch.search(part, most, masks[number])
             return scores, np.where(found >= 0, found + self._first[number], -1)
 
-        # FAISS answers a search of nothing with a bare assertion, so parts without anything allowed are left out.
+        # FAISS fails with an assertion if nothing is allowed, so such parts are left out.
         numbers = [number for number, count in enumerate(counts) if count]
-        found = list(_side_by_side(search_part, numbers, len(queries)))
+        found = list(_search_parts(search_part, numbers, len(queries)))
         exact = [hits for number, hits in zip(numbers, found, strict=True) if self.parts[number].exact is None]
         coded = [hits for number, hits in zip(numbers, found, strict=True) if self.parts[number].exact is not None]
         if coded:
-            nominated = _merged(coded, wanted)[1]
+            nominated = _merged(coded, num_candidates)[1]
             exact.append((self._exact_scores(queries, nominated), nominated))
         if not exact:
             return top([np.empty((len(queries), 0))], [np.empty((len(queries), 0))], top_k)
         return _merged(exact, top_k)
 
     def _exact_scores(self, queries: np.ndarray, ordinals: np.ndarray) -> np.ndarray:
-        """Inner products of queries with the stored vectors at (num_queries, depth) ordinals; -inf at -1."""
+        """Return inner products of queries and stored vectors for (num_queries, depth) ordinals; -inf for -1."""
         scores = np.full(ordinals.shape, -np.inf, dtype=np.float32)
         for start in range(0, len(queries), QUERIES_AT_ONCE):
             rows, columns = np.nonzero(ordinals[start : start + QUERIES_AT_ONCE] >= 0)
@@ -155,16 +153,16 @@ class VectorIndex:
 
 
 def _stored(part: Part, places: np.ndarray) -> np.ndarray:
-    """The vectors at these places of a part, float32."""
+    """Return the vectors at these positions of a part, float32."""
     if part.exact is not None:
         return np.asarray(part.exact[places])
     if isinstance(part.structure, _faiss().IndexIVF):
-        part.structure.make_direct_map()  # says where in which list a vector stands; made once
+        part.structure.make_direct_map()  # maps vectors to their positions in lists; made once
     return np.asarray(part.structure.reconstruct_batch(places))
 
 
-class _Probes:
-    """One batch of queries on its way through the parts; what parts have in common is computed once."""
+class _QueryBatch:
+    """Searches one batch of queries in each part; computes what parts share once."""
 
     def __init__(self, queries: np.ndarray, effort: SearchEffort, share: float, *, every_list: bool) -> None:
         self._queries, self._effort, self._share, self._every_list = queries, effort, share, every_list
@@ -172,9 +170,8 @@ class _Probes:
         self._comparing = threading.Lock()
 
     def search(self, part: Part, depth: int, mask: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-        """Scores and places within the part, (num_queries, depth)."""
+        """Return scores and positions within the part, (num_queries, depth)."""
         faiss = _faiss()
-
         selector, bits = _selector(mask)
         if isinstance(part.structure, faiss.IndexIVF):
             found = self._search_lists(part, depth, selector)
@@ -182,16 +179,15 @@ class _Probes:
             found = self._search_graph(part, depth, selector, mask)
         else:
             found = part.structure.search(self._queries, depth, params=faiss.SearchParameters(sel=selector))
-        del bits  # the selector points into it: it had to live until here
+        del bits  # the selector points to it, so it must live until here
         scores, places = found
         scores[places < 0] = -np.inf
         return scores, places
 
     def _search_lists(self, part: Part, depth: int, selector: Any) -> tuple[np.ndarray, np.ndarray]:
         faiss = _faiss()
-
         lists = part.structure.nlist
-        # As many allowed vectors are looked at as without a filter.
+        # With a filter, search more lists, so that as many allowed vectors are compared as without one.
         probed = lists if self._every_list else min(lists, round(self._effort.lists / max(self._share, 1e-9)))
         key = part.trained_id or str(id(part))
         with self._comparing:
@@ -200,7 +196,7 @@ class _Probes:
         nearness, nearest = self._nearest[key]
         scores = np.empty((len(self._queries), depth), dtype=np.float32)
         places = np.empty((len(self._queries), depth), dtype=np.int64)
-        # The wrapper of this method takes no selector for some kinds, so the call goes to the C++ method itself.
+        # For some kinds the Python wrapper takes no selector, so call the C++ method.
         part.structure.search_preassigned_c(
             len(self._queries),
             faiss.swig_ptr(self._queries),
@@ -218,7 +214,6 @@ class _Probes:
         self, part: Part, depth: int, selector: Any, mask: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray]:
         faiss = _faiss()
-
         if self._every_list or (mask is not None and np.count_nonzero(mask) < GRAPH_SHARE * len(mask)):
             every_vector = faiss.downcast_index(part.structure.storage)
             found: tuple[np.ndarray, np.ndarray] = every_vector.search(
@@ -231,10 +226,10 @@ class _Probes:
         return scores, places
 
 
-def _side_by_side(
+def _search_parts(
     search_part: Callable[[int], tuple[np.ndarray, np.ndarray]], numbers: Sequence[int], num_queries: int
 ) -> Iterable[tuple[np.ndarray, np.ndarray]]:
-    """The parts' results, in order: FAISS spreads queries over its threads, so a single one has its parts spread instead."""
+    """Return the parts' results in order. FAISS parallelises over queries; for a single query, parts run in parallel."""
     threads = _faiss().omp_get_max_threads()
     if num_queries > 1 or threads == 1 or len(numbers) < 2:
         return map(search_part, numbers)
@@ -246,7 +241,7 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="ragtune-search")
 
 
-# A child process has none of its parent's threads, and must not wait for them.
+# A forked child has none of its parent's threads and must not wait for them.
 os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
@@ -255,24 +250,23 @@ def _merged(found: Sequence[tuple[np.ndarray, np.ndarray]], top_k: int) -> tuple
 
 
 def _faiss() -> Any:
-    """FAISS, imported where it is needed, without its stubs: they lack the arguments of search parameters."""
+    """Import FAISS late, and without its stubs, which lack the arguments of search parameters."""
     import faiss
 
     return faiss
 
 
 def _selector(mask: np.ndarray | None) -> tuple[Any, np.ndarray | None]:
-    """FAISS's view of a mask, and the bits that it points into; (None, None): no restriction."""
+    """Return a FAISS selector for a mask, and the bits it points to; both are None without a mask."""
     if mask is None:
         return None, None
     faiss = _faiss()
-
     bits = np.packbits(mask, bitorder="little")
     return faiss.IDSelectorBitmap(len(mask), faiss.swig_ptr(bits)), bits
 
 
 def top(scores: Sequence[np.ndarray], ordinals: Sequence[np.ndarray], top_k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The best of several lists of hits for the same queries, merged query by query.
+    """Merge several lists of hits of the same queries.
 
     >>> scores, ordinals = top([np.array([[0.5, 0.1]]), np.array([[0.4]])], [np.array([[3, 1]]), np.array([[7]])], 2)
     >>> ordinals.tolist(), [round(float(score), 1) for score in scores[0]]
@@ -280,12 +274,12 @@ def top(scores: Sequence[np.ndarray], ordinals: Sequence[np.ndarray], top_k: int
 
     Args:
         scores: (num_queries, any depth) each, larger is better.
-        ordinals: as many, of the same shapes; -1 where there is no hit.
-        top_k: how many to keep.
+        ordinals: of the same shapes; -1 for missing hits.
+        top_k: hits to keep per query.
 
     Returns:
-        scores (num_queries, top_k) float32 and ordinals int64, best first, equal scores in the order of the ordinals;
-        places that cannot be filled hold -inf and -1.
+        Scores (float32) and ordinals (int64), each (num_queries, top_k), best first, equal scores by ordinal; missing
+        hits are -inf and -1.
     """
     all_scores = np.concatenate(scores, axis=1).astype(np.float32, copy=False)
     all_ordinals = np.concatenate(ordinals, axis=1).astype(np.int64, copy=False)

@@ -1,8 +1,4 @@
-"""Every file of a workspace against its checksum.
-
-In: a workspace, or one artifact's directory. Out: what is wrong, one sentence each. This module knows nothing of what the files
-mean.
-"""
+"""Checks every file of a workspace against its checksum."""
 
 from __future__ import annotations
 
@@ -16,18 +12,17 @@ __all__ = ["verify_artifact", "verify_workspace"]
 
 
 def verify_artifact(url: str) -> tuple[list[str], int]:
-    """What is wrong with one artifact, and that one was checked."""
+    """Return the problems of one artifact, and how many artifacts were checked (1)."""
     return artifacts.find_problems(url), 1
 
 
 def verify_workspace(workspace: str) -> tuple[list[str], int]:
-    """What is wrong with the artifacts of a workspace, and how many were checked.
+    """Return the problems of all artifacts in a workspace, one sentence each, and how many artifacts were checked.
 
-    These are its index versions and their segments, runs, tuned models and calibrations, and the indexes that rounds of a tune
-    made for their encoders.
+    They are index versions, segments, trained structures, runs, models, calibrations and the indexes of tuning rounds.
 
     Raises:
-        storage.ArtifactError: the workspace holds none of them.
+        ArtifactError: the workspace contains no artifacts.
     """
     found, checked = _index_problems(workspace)
     plain = [
@@ -49,12 +44,12 @@ def verify_workspace(workspace: str) -> tuple[list[str], int]:
             found += problems
             checked += num_checked
     if not checked:
-        raise artifacts.ArtifactError(f"{workspace}: holds no index, runs or models; run: ragtune index CONFIG")
+        raise artifacts.ArtifactError(f"{workspace}: has no index, runs or models; run: ragtune index CONFIG")
     return list(dict.fromkeys(found)), checked
 
 
 def _index_problems(workspace: str) -> tuple[list[str], int]:
-    """What is wrong with the index, if the workspace has one."""
+    """Return the problems of a workspace's index, if it has one, and the number of artifacts checked."""
     found: list[str] = []
     names = filesystem.list_names(filesystem.join(workspace, "index", "versions"))
     if names:
@@ -73,9 +68,9 @@ def _index_problems(workspace: str) -> tuple[list[str], int]:
 
 
 def _pointer_problems(folder: str, names: Sequence[str]) -> list[str]:
-    """What is wrong with the file that names the last of a folder of models or calibrations."""
+    """Check the file that names the current model or calibration of a folder."""
     named = artifacts.current(folder)
-    if named is None:  # a training that was killed before it named its model; the same command names it
+    if named is None:  # a training was killed before it wrote this file; the same command writes it
         return []
     name = named.removeprefix(f"{folder}/")
     return [] if name in names else [f"{folder}/{artifacts.CURRENT}: names {name}, which does not exist"]

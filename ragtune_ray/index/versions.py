@@ -1,14 +1,11 @@
-"""Versions of an index: small manifests that name immutable segments and what is deleted in them.
+"""Publishes and reads versions of an index: small manifests that name immutable segments and their deleted passages.
 
-In: segments and changes to them. Out: the next version, published by exactly one of several publishers; CURRENT. This module
-knows nothing of FAISS, encoders or Ray; which documents a version holds is in `contents`.
+    WORKSPACE/index/CURRENT                        "000002": the version that readers use
+    WORKSPACE/index/versions/000002/manifest.json  its segments, deletions, encoder, counts, and the config of the build
 
-    WORKSPACE/index/CURRENT                        "000002": the version that readers take
-    WORKSPACE/index/versions/000002/manifest.json  its segments, deletions, encoder, counts, the config that made it
-
-History is a line: each version has the number after its base's, and a number can be taken once. Who loses the race for it
-learns so and applies his change to the winner's version. Rolling back publishes the old content under a new number, so
-CURRENT only ever moves forwards and no publisher can undo another's work unseen.
+History is linear: each version has its base's number plus 1, and each number is published once. The publisher that
+loses the race for a number gets a ConflictError and rebases its change. A rollback publishes old content under a new
+number, so CURRENT only moves forward and no publisher can silently undo another's work.
 """
 
 from __future__ import annotations
@@ -53,14 +50,15 @@ __all__ = [
 ]
 
 INDEX_FORMAT = 2
-"""Of a version's manifest and its segments' files; earlier ones can be read."""
+"""Format of version manifests and segment files; earlier formats can be read."""
 MAX_REBASES = 20
+"""Attempts to publish a change before giving up."""
 
 logger = logging.getLogger(__name__)
 
 
 class ConflictError(artifacts.ArtifactError):
-    """Another publisher took the number of the next version; the message names it."""
+    """Another publisher published the next version first; the message names it."""
 
 
 class EncoderFacts(TypedDict):
@@ -119,19 +117,19 @@ class IndexManifest(VersionFacts):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A segment as one version sees it."""
+    """A segment in one version."""
 
     segment_id: str
     manifest_sha256: str
     num_passages: int
     deleted: str = ""
-    """Name of the file of its deleted passages; "" when all are alive."""
+    """File that lists its deleted passages; "" if none are deleted."""
     deleted_sha256: str = ""
     num_deleted: int = 0
 
     @property
     def num_live(self) -> int:
-        """Passages that are not deleted."""
+        """Number of passages that are not deleted."""
         return self.num_passages - self.num_deleted
 
 
@@ -144,52 +142,49 @@ class Version:
 
     @property
     def entries(self) -> tuple[Entry, ...]:
-        """Its segments, in the order that numbers the passages."""
+        """Its segments, in the order in which passages are numbered."""
         return tuple(Entry(**entry) for entry in self.manifest["segments"])
 
     @property
     def content_id(self) -> str:
-        """Equal for versions in which every search finds the same."""
+        """Identity of the content; versions with the same one return the same hits."""
         content = [[entry.segment_id, entry.deleted] for entry in self.entries]
         return checksums.digest([content, self.manifest.get("search")])
 
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """What the next version shall be."""
+    """The next version, before it is published."""
 
     entries: tuple[Entry, ...]
     facts: VersionFacts
-    """For the manifest; those of the base that are not named here are kept."""
+    """For the manifest, in addition to the facts that are inherited from the base."""
     files: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """Small text files to stand beside the manifest, name -> content."""
+    """Small text files to store next to the manifest: name -> content."""
 
 
 def recipe(settings: config.Config, encoder: weights.Model) -> str:
-    """Identity of everything but a document itself that its passages and vectors depend on.
+    """Return the identity of all settings that determine a document's passages and vectors.
 
-    A build keeps the documents of an earlier version only if both have the same recipe.
+    A build reuses documents of an earlier version only if both have the same recipe.
     """
     return _fingerprint(settings, encoder, format=INDEX_FORMAT, language=settings.index.language)
 
 
 def corpus_id(settings: config.Config, plan: input_units.Plan, encoder: weights.Model) -> str:
-    """Identity of what an index of this corpus contains, wherever the corpus's files are stored."""
+    """Return the identity of an index of this corpus; it does not depend on where the corpus is stored."""
     content = {"kind": settings.index.kind, "input": input_units.input_fingerprint(plan)}
     return checksums.digest({"recipe": recipe(settings, encoder), **content})
 
 
 def planned_corpus_id(settings: config.Config, plan: input_units.Plan, encoder: weights.Model) -> str:
-    """Identity of what a plan is about; equal to that of a build exactly if the build's `corpus_id` is the same.
-
-    It is a digest of its own because the names of finished plans contain it.
-    """
+    """Return the identity by which a build finds the plan of its corpus; the names of plans contain it."""
     chosen = [settings.index.kind, settings.index.language]
     return _fingerprint(settings, encoder, input=input_units.input_fingerprint(plan), index=chosen)
 
 
 def _fingerprint(settings: config.Config, encoder: weights.Model, **scope: Any) -> str:
-    """Digest of how documents are read, chunked and embedded, and of the given facts."""
+    """Digest the settings of reading, chunking and embedding together with the given values."""
     chunking = settings.chunking.model_dump(mode="json")
     embedding = [encoder.fingerprint, settings.encoder.query_prefix, settings.encoder.passage_prefix]
     limit = settings.corpus.max_document_bytes
@@ -197,7 +192,7 @@ def _fingerprint(settings: config.Config, encoder: weights.Model, **scope: Any) 
 
 
 def version_url(workspace: str, version: str) -> str:
-    """Directory of a version."""
+    """Return the directory of a version."""
     return filesystem.join(workspace, "index", "versions", version)
 
 
@@ -207,12 +202,12 @@ def _numbers(workspace: str) -> list[str]:
 
 
 def list_versions(workspace: str) -> list[str]:
-    """The finished versions, oldest first."""
+    """Return the names of all finished versions, oldest first."""
     return [name for name in _numbers(workspace) if artifacts.is_finished(version_url(workspace, name))]
 
 
 def latest_version(workspace: str) -> Version | None:
-    """The latest version, on which the next one is based; None when there is none."""
+    """Return the newest version, the base of the next one; None if there is no version."""
     for name in reversed(_numbers(workspace)):
         if artifacts.is_finished(version_url(workspace, name)):
             return read_version(workspace, name)
@@ -220,44 +215,45 @@ def latest_version(workspace: str) -> Version | None:
 
 
 def read_version(workspace: str, name: str) -> Version:
-    """A version by name.
+    """Read a version.
 
     Raises:
-        storage.ArtifactError: it is missing, damaged, or of a later format.
+        ArtifactError: the version is missing, damaged, or written in a later format.
     """
     url = version_url(workspace, name)
     manifest = cast(IndexManifest, artifacts.read_manifest(url))
     if manifest.get("index_format", 1) > INDEX_FORMAT:
         raise artifacts.ArtifactError(
-            f"{url}: index format {manifest['index_format']}, this version of ragtune-ray reads up to {INDEX_FORMAT}; "
-            "upgrade ragtune-ray"
+            f"{url}: index format {manifest['index_format']} is newer than {INDEX_FORMAT}, the latest that this version "
+            "of ragtune-ray reads; upgrade ragtune-ray"
         )
     return Version(name, manifest)
 
 
 def current_version(workspace: str) -> str:
-    """The version that readers take.
+    """Return the name of the version that readers use.
 
     Raises:
-        storage.ArtifactError: nothing is indexed there yet, or CURRENT is damaged.
+        ArtifactError: the workspace has no index, or CURRENT is damaged.
     """
     url = filesystem.join(workspace, "index", "CURRENT")
     try:
         text = filesystem.read_text(url)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise artifacts.ArtifactError(f"{workspace}: holds no index; run: ragtune index CONFIG") from error
+        raise artifacts.ArtifactError(f"{workspace}: has no index; run: ragtune index CONFIG") from error
     except UnicodeDecodeError as error:
         raise artifacts.ArtifactError(f"{url}: is damaged; run: ragtune rollback CONFIG --repair") from error
     if not re.fullmatch(r"[0-9]{6,}\n", text):
-        raise artifacts.ArtifactError(f"{url}: is damaged (holds {text[:20]!r}); run: ragtune rollback CONFIG --repair")
+        raise artifacts.ArtifactError(
+            f"{url}: is damaged (contains {text[:20]!r}); run: ragtune rollback CONFIG --repair"
+        )
     return text.strip()
 
 
 def advance_current(workspace: str) -> None:
-    """Make readers take the latest version, in one atomic step.
+    """Let readers use the latest version, in one atomic step.
 
-    A publisher that was slow may write an older number after a quicker one: whoever writes looks again afterwards, so
-    that the last to write has seen the latest.
+    A slow publisher may write an older number after a faster one, so each publisher checks again after it writes.
     """
     url = filesystem.join(workspace, "index", "CURRENT")
     while (latest := latest_version(workspace)) is not None:
@@ -265,42 +261,42 @@ def advance_current(workspace: str) -> None:
             if filesystem.read_text(url) == f"{latest.name}\n":
                 return
         except (FileNotFoundError, UnicodeDecodeError):
-            logger.debug("%s does not stand yet, or is damaged; it is written", url)
+            logger.debug("%s is missing or damaged and is written again", url)
         filesystem.replace_text(url, f"{latest.name}\n")
 
 
 def entry_of(workspace: str, segment_id: str) -> Entry:
-    """A finished segment, all of its passages alive.
+    """Return the entry of a finished segment with no deleted passages.
 
     Raises:
-        storage.ArtifactError: it is missing.
+        ArtifactError: the segment is missing.
     """
     manifest = segments.read_segment_manifest(workspace, segment_id)
     return Entry(segment_id, manifest["manifest_sha256"], manifest["num_passages"])
 
 
 def publish_version(workspace: str, base: Version | None, draft: Draft) -> Version:
-    """Write the version after `base` and make it current.
+    """Publish the version after `base` and make it current.
 
     Args:
-        workspace: where.
-        base: the latest version when the draft was made.
-        draft: what it shall be; segments without a living passage are left out.
+        workspace: the index's workspace.
+        base: the latest version when the draft was made; None for the first version.
+        draft: the new version; segments whose passages are all deleted are left out.
 
     Raises:
-        ConflictError: another publisher took that number first.
-        storage.ArtifactError: a segment is missing.
+        ConflictError: another publisher published that number first.
+        ArtifactError: a segment is missing.
     """
     for entry in draft.entries:
         found = segments.read_segment_manifest(workspace, entry.segment_id)["manifest_sha256"]
         if found != entry.manifest_sha256:
-            raise artifacts.ArtifactError(f"{entry.segment_id}: is not the segment that was to be published; run again")
+            raise artifacts.ArtifactError(f"{entry.segment_id}: has changed since it was built; run the command again")
     name = _next_name(workspace, base)
     url = version_url(workspace, name)
     staging = artifacts.stage(url)
     with filesystem.discarding(staging):
         for file_name, content in draft.files.items():
-            # In an object store two publishers write into one directory until one of them wins: never the same file.
+            # In an object store, two publishers write into one directory until one wins: their files need unique names.
             unique = file_name if filesystem.is_local(url) else f"{checksums.digest(content)}-{file_name}"
             (staging / unique).write_text(content, encoding="utf-8")
     kept = tuple(entry for entry in draft.entries if entry.num_live)
@@ -328,20 +324,20 @@ _OWN_FACTS = {
     "format", "kind", "package_version", "files", "manifest_sha256", "version", "parent", "created", "segments",
     "restores", "operation", "change", "seconds", "rejects", "num_rejects", "build_id", "corpus_id", "planned",
 }  # fmt: skip
-"""Facts that belong to one version alone; all others are inherited by the next."""
+"""Facts of one version; all other facts are inherited by the next version."""
 
 
 def _next_name(workspace: str, base: Version | None) -> str:
-    """The number after the base's at which nothing stands.
+    """Return the first unused number after the base's.
 
-    What stands there without being finished is damage, since on a disk versions appear whole, and is passed over; in an
-    object store it may be a publisher at work, with whom the manifest's conditional put decides.
+    On a disk, versions appear atomically, so an unfinished one is damaged and its number is skipped. In an object store
+    another publisher may be writing it; the manifest's conditional put then decides who wins.
     """
     number = int(base.name) + 1 if base else 1
     while True:
         url = version_url(workspace, f"{number:06d}")
-        place = url if filesystem.is_local(url) else filesystem.join(url, artifacts.MANIFEST)
-        if not filesystem.exists(place):
+        marker = url if filesystem.is_local(url) else filesystem.join(url, artifacts.MANIFEST)
+        if not filesystem.exists(marker):
             return f"{number:06d}"
         if artifacts.is_finished(url):
             raise ConflictError(f"{url}: another publisher took this version first; run the command again")
@@ -349,18 +345,18 @@ def _next_name(workspace: str, base: Version | None) -> str:
 
 
 def publish_rebasing(workspace: str, prepare: Callable[[Version | None], Draft | None]) -> tuple[Version | None, bool]:
-    """Publish a change on top of whatever is the latest version, again if another publisher was quicker.
+    """Publish a change on top of the latest version; rebase and retry if another publisher was faster.
 
     Args:
-        workspace: where.
-        prepare: from the latest version to the draft of the next; None: the version already is as it shall be.
+        workspace: the index's workspace.
+        prepare: returns the draft of the next version for the latest one, or None if there is nothing to change.
 
     Returns:
-        the latest version, and whether this call published it.
+        The latest version, and whether this call published it.
 
     Raises:
-        ConflictError: others were quicker every time.
-        storage.ArtifactError: CURRENT names a version that is damaged, which must be seen to first.
+        ConflictError: other publishers were faster in every attempt.
+        ArtifactError: CURRENT names a damaged version, which must be repaired first.
     """
     for attempt in range(MAX_REBASES):
         base = latest_version(workspace)
@@ -382,7 +378,7 @@ def _refuse_damaged(workspace: str, base: Version | None) -> None:
     try:
         current = current_version(workspace)
     except artifacts.ArtifactError:
-        return  # nothing is indexed yet, or CURRENT is damaged and is about to be written anew
+        return  # there is no index yet, or CURRENT is damaged and is about to be rewritten
     if base is None or int(current) > int(base.name):
         raise artifacts.ArtifactError(
             f"{version_url(workspace, current)}: the current version is damaged or missing; run: ragtune rollback CONFIG"
@@ -393,30 +389,32 @@ def roll_back(workspace: str, target: str | None = None) -> Version:
     """Publish the content of an earlier version under a new number.
 
     Args:
-        workspace: where.
-        target: the version to return to; None: the one before what is current.
+        workspace: the index's workspace.
+        target: the version to restore; None restores the version before the current content.
 
     Raises:
-        storage.ArtifactError: there is no such version, or its segments are gone.
+        ArtifactError: the version does not exist, or its segments were removed.
     """
     base = latest_version(workspace)
     if base is None:
-        raise artifacts.ArtifactError(f"{workspace}: holds no index; run: ragtune index CONFIG")
-    name = target if target is not None else _previous(workspace, base)
-    wanted = read_version(workspace, name)
+        raise artifacts.ArtifactError(f"{workspace}: has no index; run: ragtune index CONFIG")
+    name = target if target is not None else _previous_name(workspace, base)
+    restored = read_version(workspace, name)
     of_content = {"corpus_id", "build_id", "num_rejects"}
-    kept = {key: value for key, value in wanted.manifest.items() if key not in _OWN_FACTS or key in of_content}
+    kept = {key: value for key, value in restored.manifest.items() if key not in _OWN_FACTS or key in of_content}
     facts = cast(VersionFacts, {**kept, "operation": "rollback", "restores": name})
-    return publish_version(workspace, base, Draft(wanted.entries, facts))
+    return publish_version(workspace, base, Draft(restored.entries, facts))
 
 
-def _previous(workspace: str, base: Version) -> str:
+def _previous_name(workspace: str, base: Version) -> str:
     current = current_version(workspace)
     if int(current) > int(base.name) or not artifacts.is_finished(version_url(workspace, current)):
-        return base.name  # what CURRENT names is damaged: the latest sound one is what comes before it
-    # Readers may see less than the latest version, if its publisher was killed: what they see is what is left behind.
-    seen = read_version(workspace, current)
-    content = read_version(workspace, seen.manifest["restores"]) if seen.manifest.get("restores") else seen
+        return base.name  # the current version is damaged: restore the latest sound one
+    # If a publisher was killed before it moved CURRENT, the version to leave is the one that readers use.
+    used = read_version(workspace, current)
+    content = read_version(workspace, used.manifest["restores"]) if used.manifest.get("restores") else used
     if not content.manifest.get("parent"):
-        raise artifacts.ArtifactError(f"{workspace}: version {content.name} has no version before it to return to")
+        raise artifacts.ArtifactError(
+            f"{workspace}: version {content.name} is the first, so there is none to roll back to"
+        )
     return content.manifest["parent"]

@@ -1,7 +1,4 @@
-"""Texts to the tokens under which lexical search indexes and finds them.
-
-In: texts and a language. Out: words, and tokens without stop words and endings. This module knows nothing of passages or scores.
-"""
+"""Splits texts into the words and stemmed tokens that lexical search uses."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ from ragtune_ray.ingest.chunking import UNSPACED_SCRIPTS
 __all__ = ["term_of", "tokens", "words_of"]
 
 _ASCII_WORD = re.compile(r"[a-z0-9]+")
-_ASCII_WORD_EN = re.compile(r"[a-z0-9]+(?:'[a-z0-9]+)*")  # "don't" is one word, so that stop words and stemmer know it
+_ASCII_WORD_EN = re.compile(r"[a-z0-9]+(?:'[a-z0-9]+)*")  # "don't" is one word: stop words contain it
 _LETTER = rf"(?:(?![{UNSPACED_SCRIPTS}_])\w)"
 _WORD = regex.compile(rf"[{UNSPACED_SCRIPTS}][{UNSPACED_SCRIPTS}\p{{M}}]*|{_LETTER}+")
 _WORD_EN = regex.compile(rf"[{UNSPACED_SCRIPTS}][{UNSPACED_SCRIPTS}\p{{M}}]*|{_LETTER}+(?:'{_LETTER}+)*")
@@ -27,14 +24,14 @@ _UNSPACED_START = regex.compile(rf"[{UNSPACED_SCRIPTS}]")
 
 
 def tokens(texts: Sequence[str], language: str) -> list[list[str]]:
-    """The query tokens of each text: as they are indexed, without stop words unless there is nothing else.
+    """Return the query tokens of each text: stemmed, without stop words unless the text has no other words.
 
-    Words are compatibility-normalised (NFKC) and case-folded; a run of an unspaced script (Chinese, Thai, ...) becomes
-    its overlapping character pairs, or the one character it is.
+    Words are normalised (NFKC) and case-folded. A run of an unspaced script (Chinese, Thai, ...) becomes its
+    overlapping pairs of characters, or one token if it is a single character.
 
     Args:
-        texts: any texts.
-        language: "en" stems (Porter2) and knows stop words; "none" does neither.
+        texts: queries or passages.
+        language: "en" stems (Porter2) and drops stop words; "none" does neither.
 
     Raises:
         ValueError: the language is unknown.
@@ -52,7 +49,7 @@ def tokens(texts: Sequence[str], language: str) -> list[list[str]]:
 
 
 def words_of(text: str, language: str) -> list[str]:
-    """Normalised words, before stop words and stemming."""
+    """Split a text into normalised words; stop words are kept and nothing is stemmed."""
     if text.isascii():
         return (_ASCII_WORD_EN if language == "en" else _ASCII_WORD).findall(text.lower())
     text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold()).replace("’", "'")
@@ -76,7 +73,7 @@ def _stop_words() -> frozenset[str]:
 
 @cache
 def term_of(language: str) -> Callable[[str], str]:
-    """Word -> the term under which it is indexed."""
+    """Return the function that maps a word to its index term."""
     match language:
         case "en":
             import Stemmer

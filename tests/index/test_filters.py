@@ -288,28 +288,28 @@ def test_attributes_survive_a_memory_mapped_file(
         ({2020: "x"}, r"field 2020 must be valid text"),
         ({"\ud800": 1}, r"field '\\ud800' must be valid text"),
         ({"a": []}, r"'a': \[\] allows no value"),
-        ({"a": None}, r"'a': None is not a value"),
-        ({"a": math.nan}, r"'a': nan is not a value"),
-        ({"a": [1, math.inf]}, r"'a': inf is not a value"),
-        ({"a": 10**30 + 1}, r"'a': 1000000000000000000000000000001 is not a value"),
-        ({"a": 10**400}, r"'a': 1000.*\.\.\. is not a value"),
-        ({"a": "\ud800"}, r"'a': '\\ud800' is not a value"),
-        ({"a": [[1]]}, r"'a': \[1\] is not a value"),
-        ({"a": [{"gte": 1}]}, r"'a': {'gte': 1} is not a value"),
-        ({"a": {"gte": [1]}}, r"'a': \[1\] is not a value"),
-        ({"a": {"gte": None}}, r"'a': None is not a value"),
-        ({"a": {"gte": math.nan}}, r"'a': nan is not a value"),
-        ({"a": dt.datetime(2020, 1, 1, tzinfo=dt.UTC)}, r"'a': datetime.* is not a value.*quote it"),
-        ({"a": b"x"}, r"'a': b'x' is not a value"),
-        ({"a": {}}, r"'a': {} must be one or two bounds, named gt, gte, lt, lte"),
+        ({"a": None}, r"'a': None cannot be compared"),
+        ({"a": math.nan}, r"'a': nan cannot be compared"),
+        ({"a": [1, math.inf]}, r"'a': inf cannot be compared"),
+        ({"a": 10**30 + 1}, r"'a': 1000000000000000000000000000001 cannot be compared"),
+        ({"a": 10**400}, r"'a': 1000.*\.\.\. cannot be compared"),
+        ({"a": "\ud800"}, r"'a': '\\ud800' cannot be compared"),
+        ({"a": [[1]]}, r"'a': \[1\] cannot be compared"),
+        ({"a": [{"gte": 1}]}, r"'a': {'gte': 1} cannot be compared"),
+        ({"a": {"gte": [1]}}, r"'a': \[1\] cannot be compared"),
+        ({"a": {"gte": None}}, r"'a': None cannot be compared"),
+        ({"a": {"gte": math.nan}}, r"'a': nan cannot be compared"),
+        ({"a": dt.datetime(2020, 1, 1, tzinfo=dt.UTC)}, r"'a': datetime.* cannot be compared.*Quote it"),
+        ({"a": b"x"}, r"'a': b'x' cannot be compared"),
+        ({"a": {}}, r"'a': {} must be one or two bounds named gt, gte, lt, lte"),
         ({"a": {"eq": 1}}, r"'a': {'eq': 1} must be one or two bounds"),
         ({"a": {1: 1}}, r"'a': {1: 1} must be one or two bounds"),
         ({"a": {"gt": 1, "gte": 1}}, r"'a': .* has two bounds on one side"),
         ({"a": {"lt": 1, "lte": 1, "gt": 0}}, r"'a': .* has two bounds on one side"),
         ({"a": {"gte": 1, "lt": "2"}}, r"'a': .* mixes text and a number"),
-        ({"a": {"gte": True}}, r"'a': .* a boolean is no bound"),
-        ({"a": {"gte": 2, "lt": 2}}, r"'a': .* no value lies between"),
-        ({"a": {"gt": "b", "lte": "a"}}, r"'a': .* no value lies between"),
+        ({"a": {"gte": True}}, r"'a': .* a boolean cannot be a bound"),
+        ({"a": {"gte": 2, "lt": 2}}, r"'a': .* no value is within"),
+        ({"a": {"gt": "b", "lte": "a"}}, r"'a': .* no value is within"),
     ],
 )
 def test_a_wrong_filter_is_refused_by_field_and_value(conditions: Any, message: str) -> None:
@@ -375,7 +375,7 @@ def test_spread_is_the_loop_over_documents(documents: list[tuple[bool, int, int]
 
 @pytest.mark.parametrize(("first", "count"), [([0, 3], [2, 2]), ([-1, 0], [1, 1]), ([0, 2], [1, -1]), ([0, 5], [1, 0])])
 def test_spread_refuses_passages_that_are_not_there(first: list[int], count: list[int]) -> None:
-    with pytest.raises(filters.SelectionError, match=r"document [01]: -?\d passages from -?\d on are not all below 4"):
+    with pytest.raises(filters.SelectionError, match=r"document [01]: -?\d passages from -?\d on exceed the 4 in all"):
         filters.spread(np.ones(2, dtype=bool), np.array(first), np.array(count), 4)
 
 

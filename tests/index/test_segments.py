@@ -39,7 +39,7 @@ def test_rows_are_taken_from_chunks_as_from_the_whole(chunks: list[list[str]], d
 @pytest.mark.parametrize("number", [-1, 3])
 def test_a_row_that_a_table_does_not_have_is_named(number: int) -> None:
     table = pa.table({"text": pa.chunked_array([["a"], [], ["b", "c"]], pa.string())})
-    with pytest.raises(IndexError, match=f"row {number}: the table has 3 rows"):
+    with pytest.raises(IndexError, match=f"row {number} is not in the table; it has rows 0 to 2"):
         segments.take_rows(table, [0, number])
 
 

@@ -90,7 +90,7 @@ def test_a_segment_that_a_version_misses_is_named_once(workspace: Path) -> None:
     [
         (b"000009\n", "CURRENT: names version 000009, which does not exist"),
         (b"00000\x11\n", "CURRENT: is damaged"),
-        (None, "holds no index"),
+        (None, "has no index"),
     ],
 )
 def test_a_wrong_current_is_a_problem(workspace: Path, content: bytes | None, message: str) -> None:
@@ -107,7 +107,7 @@ def test_runs_without_an_index_are_enough(tmp_path: Path) -> None:
 
 
 def test_a_workspace_that_holds_nothing_says_what_to_run(tmp_path: Path) -> None:
-    with pytest.raises(artifacts.ArtifactError, match="holds no index, runs or models; run: ragtune index CONFIG"):
+    with pytest.raises(artifacts.ArtifactError, match="has no index, runs or models; run: ragtune index CONFIG"):
         verify_workspace(str(tmp_path))
 
 

@@ -141,20 +141,20 @@ def test_rolling_back_publishes_the_content_of_an_earlier_version(workspace: str
 
 
 def test_rolling_back_needs_something_to_return_to(tmp_path: Path, workspace: str) -> None:
-    with pytest.raises(artifacts.ArtifactError, match="has no version before it"):
+    with pytest.raises(artifacts.ArtifactError, match="is the first, so there is none to roll back to"):
         versions.roll_back(workspace)
     with pytest.raises(artifacts.ArtifactError, match=r"versions/000009: no manifest\.json"):
         versions.roll_back(workspace, "000009")
-    with pytest.raises(artifacts.ArtifactError, match=r"holds no index; run: ragtune index CONFIG"):
+    with pytest.raises(artifacts.ArtifactError, match=r"has no index; run: ragtune index CONFIG"):
         versions.roll_back(str(tmp_path / "nothing"))
 
 
 def test_a_workspace_without_an_index_says_which_command_makes_one(tmp_path: Path) -> None:
     for read in (versions.current_version, snapshot.open_index):
-        with pytest.raises(artifacts.ArtifactError, match=r"holds no index; run: ragtune index CONFIG"):
+        with pytest.raises(artifacts.ArtifactError, match=r"has no index; run: ragtune index CONFIG"):
             read(str(tmp_path))
     assert versions.latest_version(str(tmp_path)) is None
-    assert contents.index_problems(str(tmp_path)) == [f"{tmp_path}: holds no index; run: ragtune index CONFIG"]
+    assert contents.index_problems(str(tmp_path)) == [f"{tmp_path}: has no index; run: ragtune index CONFIG"]
 
 
 @pytest.mark.parametrize("content", [b"", b"000001", b"1\n", b"000001\n000002\n", b"\xff\xfe\n", b"../../etc\n"])

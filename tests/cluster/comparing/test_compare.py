@@ -263,7 +263,7 @@ def test_questions_without_gold_answers_are_refused(
 @pytest.mark.parametrize(
     ("wrong", "error"),
     [
-        (("workspace=WORKSPACE",), "holds no index"),
+        (("workspace=WORKSPACE",), "has no index"),
         (("queries.split_shares=[1, 0, 0]",), "holds no usable query"),
         (("compare.probe_path=nowhere.jsonl",), r"nowhere\.jsonl"),
         (("compare.changes_path=nowhere",), "nowhere"),
