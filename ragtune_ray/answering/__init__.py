@@ -1,4 +1,4 @@
-"""Turns a question and passages into a prompt, and a completion into an answer with citations.
+"""Builds a prompt from a question and passages, and an answer with citations from the generated text.
 
-In: queries with hits. Out: answers. This room does not score answers.
+In: queries with retrieved passages. Out: `Answer` rows. This room does not score answers.
 """

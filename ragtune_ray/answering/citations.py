@@ -1,8 +1,4 @@
-"""Which passages an answer rests on: by its citation marks, or by the passage that holds it.
-
-In: an answer and the passages of its prompt. Out: citations with offsets in their documents. This module knows nothing
-of models or prompts.
-"""
+"""Finds the passages that support an answer, from its citation marks or from its words."""
 
 from __future__ import annotations
 
@@ -24,27 +20,32 @@ UNSPACED_BLOCKS = re.compile(
 `chunking.UNSPACED_SCRIPTS` is another set: letters by script, without punctuation, with Tibetan, Javanese and Balinese.
 """
 SENTENCE_END = re.compile(r"""[.!?]["'”’)\]]*(?=\s)|[。！？]["”’』」）]*|\n(?=\s*\n)""")
-"""The end of a sentence, or of a paragraph."""
+"""The end of a sentence or paragraph, for citing a sentence or shortening a passage.
+
+`chunking` and `abstention` use other patterns on purpose: chunking knows more scripts and abbreviations, and the texts that a
+pattern decides about must not change.
+"""
+_SENTENCE_OR_LINE_END = re.compile(rf"{SENTENCE_END.pattern}|\n")
 _MIN_ANSWER_CHARACTERS = 2
 _NUMBERS = r"\d+(?:\s*(?:[,，、;；&]|[-–—~]|and)\s*\d+)*"
 MARK = re.compile(rf"[\[【]\s*({_NUMBERS})\s*(?:†[^\]】\n]{{0,40}})?[\]】]")
-"""A citation mark; its first group holds the numbers."""
+"""A citation mark; its first group has the numbers."""
 _RANGE = re.compile(r"(\d+)\s*[-–—~]\s*(\d+)")
 
 
 def parse_citations(answer: str, passages: Sequence[Passage]) -> tuple[str, tuple[Citation, ...]]:
-    """Take the citation marks out of an answer.
+    """Remove the citation marks from an answer and return the passages that they name.
 
-    Marks are [n], [n, m], [n][m], [n-m], 【n】 and 【n†source】. Numbers that name no passage are dropped with their mark.
-    A mark whose numbers all have more digits than a citation could ([1969] with five passages: more than two digits, or
-    than the number of passages has) is part of the answer and stays.
+    Marks are [n], [n, m], [n][m], [n-m], 【n】 and 【n†source】. Numbers without a passage are removed too. A mark stays in
+    the text if all its numbers have more digits than a citation could have: more than two, and more than the number of
+    passages has. So [1969] with five passages is part of the answer.
 
     Args:
         answer: the generated text.
-        passages: those of the prompt, as shown.
+        passages: of the prompt, in its order.
 
     Returns:
-        The answer without marks and tidied; the citations in order of first mention, each once.
+        The answer without marks and with spacing and punctuation repaired; the citations in order of first mention.
 
     >>> parse_citations("Paris [1].", [])
     ('Paris.', ())
@@ -52,55 +53,56 @@ def parse_citations(answer: str, passages: Sequence[Passage]) -> tuple[str, tupl
     most_digits = max(2, len(str(len(passages))))
     cited: dict[int, None] = {}
 
-    def taken(mark: re.Match[str]) -> str:
+    def remove(mark: re.Match[str]) -> str:
         if all(len(digits) > most_digits for digits in re.findall(r"\d+", mark[1])):
             return mark[0]
         cited.update(dict.fromkeys(_numbers(mark[1], len(passages))))
         return _gap(mark.string, mark.start(), mark.end())
 
     text, before = answer, ""
-    while text != before:  # again, since "[[1]2]" leaves "[2]"
-        text, before = MARK.sub(taken, text), text
+    while text != before:  # repeat, because "[[1]2]" becomes "[2]"
+        text, before = MARK.sub(remove, text), text
     if text != answer:
         text = _tidied(text)
     return text.strip(), tuple(_citation(passages[number - 1]) for number in cited)
 
 
 def supporting_citations(answer: str, passages: Sequence[Passage], question: str = "") -> tuple[Citation, ...]:
-    """The sentences that hold an answer, for answers without marks: small models rarely write any.
+    """Find the sentences that support an answer without citation marks, which small models rarely write.
 
-    First, word for word: the best-ranked passage that holds the whole answer. Failing that, sentence by sentence of the
-    answer: what it says beyond the question, stop words apart, must stand in one sentence of a passage, which with its title
-    must hold half of the question's words too; of several such sentences, that which shares most words is cited.
+    1. Cite the sentence of the best-ranked passage that contains the whole answer word for word.
+    2. Otherwise, for each sentence of the answer, cite a sentence of a passage that contains all its words that are not in
+       the question, stop words aside, and together with the passage's title at least half of the question's words. Of
+       several such sentences, the one that shares most words is cited.
 
     Args:
         answer: without marks.
-        passages: those of the prompt, best first.
-        question: what was asked; empty leaves only the first rule.
+        passages: of the prompt, best first.
+        question: if empty, only the first rule applies.
 
     Returns:
-        Citations whose offsets are those of a sentence in its document; empty when nothing supports the answer, it is an
-        abstention, or it is shorter than two characters.
+        Citations with the offsets of sentences in their documents; empty if nothing supports the answer, it is an
+        abstention, or it has fewer than two characters.
 
     >>> moon = Passage("m#0", "m", "It is far. Apollo 11 landed there in July 1969.", "", "{}", 0, 47)
     >>> supporting_citations("It was 1969.", [moon], "When did Apollo 11 land on the Moon?")
     (Citation(passage_id='m#0', document_id='m', start=11, end=47),)
     """
-    wanted = [word for word, _, _ in _words(answer)]
-    if len(wanted) > 1 and wanted[0] in {"a", "an", "the"}:
-        wanted = wanted[1:]
-    if len("".join(wanted)) < _MIN_ANSWER_CHARACTERS or is_abstention(answer):
+    answer_words = [word for word, _, _ in _words(answer)]
+    if len(answer_words) > 1 and answer_words[0] in {"a", "an", "the"}:
+        answer_words = answer_words[1:]
+    if len("".join(answer_words)) < _MIN_ANSWER_CHARACTERS or is_abstention(answer):
         return ()
     for passage in passages:
         words = list(_words(passage.text))
-        found = _find(wanted, [word for word, _, _ in words])
+        found = _find(answer_words, [word for word, _, _ in words])
         if found is not None:
-            start, end = _sentence(passage.text, words[found][1], words[found + len(wanted) - 1][2])
+            start, end = _sentence_around(passage.text, words[found][1], words[found + len(answer_words) - 1][2])
             return (_citation(passage, start, end),)
-    return _sentence_by_sentence(answer, passages, question) if question else ()
+    return _cite_each_sentence(answer, passages, question) if question else ()
 
 
-def _sentence_by_sentence(answer: str, passages: Sequence[Passage], question: str) -> tuple[Citation, ...]:
+def _cite_each_sentence(answer: str, passages: Sequence[Passage], question: str) -> tuple[Citation, ...]:
     asked = _content(question)
     places = [(passage, *place) for passage in passages for place in _sentences(passage.text)]
     contents = [_content(passage.text[start:end]) for passage, start, end in places]
@@ -122,13 +124,13 @@ def _sentence_by_sentence(answer: str, passages: Sequence[Passage], question: st
 
 
 def _content(text: str) -> set[str]:
-    """The words of a text that carry meaning, as BM25 sees them."""
+    """The words of a text as BM25 indexes them: without stop words."""
     return set(tokens([text], "en")[0])
 
 
 def _sentences(text: str) -> list[tuple[int, int]]:
-    """Where the sentences of a text start and end, outer whitespace left out."""
-    ends = [found.end() for found in re.finditer(rf"{SENTENCE_END.pattern}|\n", text)]
+    """The (start, end) of each sentence, without surrounding whitespace."""
+    ends = [found.end() for found in _SENTENCE_OR_LINE_END.finditer(text)]
     found = []
     for first, last in zip([0, *ends], [*ends, len(text)], strict=True):
         part = text[first:last]
@@ -138,7 +140,7 @@ def _sentences(text: str) -> list[tuple[int, int]]:
 
 
 def _numbers(mark: str, num_passages: int) -> Iterator[int]:
-    """The passage numbers of a mark, ranges spelled out, those outside 1..num_passages left out."""
+    """The passage numbers of a mark, with ranges expanded, limited to 1..num_passages."""
     for part in re.split(r"[,，、;；&]|and", mark):
         span = _RANGE.search(part)
         low, high = sorted(map(int, span.groups())) if span else (int(part), int(part))
@@ -146,18 +148,17 @@ def _numbers(mark: str, num_passages: int) -> Iterator[int]:
 
 
 def _gap(text: str, start: int, end: int) -> str:
-    """What stands in place of a mark: a space if it would join two words."""
+    """The replacement of a mark: a space if removing it would join two words, else nothing."""
     before, after = text[:start][-1:], text[end:][:1]
     joins = before.isalnum() and after.isalnum() and not (UNSPACED_BLOCKS.match(before) or UNSPACED_BLOCKS.match(after))
     return " " if joins else ""
 
 
 def _tidied(text: str) -> str:
-    text = re.sub(
-        r"\(\s*(?:[,;]+\s*)?\)|（\s*）", "", text
-    )  # the brackets of "(see [1])" stay, those of "([1])" do not
+    # "([1])" leaves empty brackets; "(see [1])" does not.
+    text = re.sub(r"\(\s*(?:[,;]+\s*)?\)|（\s*）", "", text)
     text = re.sub(r"(?<![ \t])[ \t]+(?=[,.;:!?)\]](?:\s|[.,;:!?)]|$)|[，。；：！？、）])", "", text)
-    text = re.sub(r"(?<![.])([.。!?！？])[.。](?=\s|$)", r"\1", text)  # "Paris. [1]." leaves two stops
+    text = re.sub(r"(?<![.])([.。!?！？])[.。](?=\s|$)", r"\1", text)  # "Paris. [1]." leaves two full stops
     return re.sub(r"[ \t]{2,}", " ", text)
 
 
@@ -170,20 +171,21 @@ _WORD = re.compile(rf"{UNSPACED_BLOCKS.pattern}|(?:(?!{UNSPACED_BLOCKS.pattern})
 
 
 def _words(text: str) -> Iterator[tuple[str, int, int]]:
-    """(normalised word, start, end); a character of an unspaced script is a word."""
+    """The (normalized word, start, end) of each word; each character of an unspaced script is a word."""
     for found in _WORD.finditer(text):
         if any(character.isalnum() for character in found[0]):
             yield unicodedata.normalize("NFKC", found[0]).casefold(), found.start(), found.end()
 
 
-def _find(wanted: list[str], words: list[str]) -> int | None:
-    size = len(wanted)
-    return next((at for at in range(len(words) - size + 1) if words[at : at + size] == wanted), None)
+def _find(sequence: list[str], words: list[str]) -> int | None:
+    """Where the words contain a sequence of words; None if nowhere."""
+    size = len(sequence)
+    return next((at for at in range(len(words) - size + 1) if words[at : at + size] == sequence), None)
 
 
-def _sentence(text: str, start: int, end: int) -> tuple[int, int]:
-    """The sentence, or sentences, that hold text[start:end]."""
-    breaks = [found.end() for found in re.finditer(rf"{SENTENCE_END.pattern}|\n", text)]
+def _sentence_around(text: str, start: int, end: int) -> tuple[int, int]:
+    """The (start, end) of the sentence or sentences that contain text[start:end]."""
+    breaks = [found.end() for found in _SENTENCE_OR_LINE_END.finditer(text)]
     first = max((at for at in breaks if at <= start), default=0)
     last = min((at for at in breaks if at >= end), default=len(text))
     first += len(text[first:start]) - len(text[first:start].lstrip())

@@ -1,8 +1,4 @@
-"""Queries with their passages to answers: the one path that bulk jobs, `ask` and the endpoint share.
-
-In: queries, the passages retrieved for them, and a generator. Out: `Answer` rows with citations, cost and status. This
-module knows nothing of where passages came from or where answers go.
-"""
+"""Answers queries from their passages with a generator; bulk jobs, `ask` and the endpoint share this path."""
 
 from __future__ import annotations
 
@@ -30,7 +26,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One query with what was retrieved for it."""
+    """One query with the passages that were retrieved for it."""
 
     query: schema.Query
     passages: tuple[schema.Passage, ...] = ()
@@ -42,31 +38,31 @@ class Task:
     error: str = ""
     """Why retrieval failed; empty if it succeeded."""
     history: tuple[tuple[str, str], ...] = ()
-    """(role, content) of what was said before the query, oldest first."""
+    """(role, content) of the conversation before the query, oldest first."""
     instruction: str = ""
-    """Put after the system prompt: what the client of the endpoint adds to it."""
+    """Appended to the system prompt; a client of the endpoint may send one."""
 
 
 def answer_tasks(
     tasks: Sequence[Task], generator: Generator, settings: config.Config, model: str
 ) -> list[schema.Answer]:
-    """An answer per task, in their order; all are generated together, and a task that fails becomes a failed row.
+    """One answer per task, in the same order; a task that fails gets a row with status `failed`.
 
     Args:
         tasks: the queries with their passages.
-        generator: of `settings.generator`.
+        generator: opened from `settings.generator`.
         settings: prompt, generator, answer, training.abstention and seed are used.
         model: the generator's fingerprint, for the rows.
     """
     parts = [parts_of(task, settings) for task in tasks]
-    read = iter(_read([part for some in parts for part in some], generator, settings, model))
-    return [likeliest([next(read) for _ in some], settings.answer.rank_weight)[1] for some in parts]
+    answers = iter(_answer_parts([part for of_task in parts for part in of_task], generator, settings, model))
+    return [likeliest([next(answers) for _ in of_task], settings.answer.rank_weight)[1] for of_task in parts]
 
 
-def _read(
+def _answer_parts(
     tasks: Sequence[Task], generator: Generator, settings: config.Config, model: str
 ) -> list[tuple[schema.Answer, float]]:
-    """An answer per task, and the logarithm of its probability."""
+    """One answer per task, and ln of its probability."""
     built = _prompts(tasks, generator, settings)
     ready = [prompt for prompt in built if isinstance(prompt, Prompt)]
     given = settings.generator
@@ -91,7 +87,7 @@ def _read(
 
 
 def parts_of(task: Task, settings: config.Config) -> list[Task]:
-    """What is read apart: the task with each of its passages alone, best first; the task itself where all are read together."""
+    """With `answer.reading=apart`, one task for each passage, best first; otherwise the task itself."""
     if settings.answer.reading == "together" or not settings.answer.shows_passages or len(task.passages) < 2:
         return [task]
     return [
@@ -100,33 +96,33 @@ def parts_of(task: Task, settings: config.Config) -> list[Task]:
     ]
 
 
-def likeliest(read: Sequence[tuple[schema.Answer, float]], rank_weight: float) -> tuple[int, schema.Answer]:
-    """Of answers to one query, each from one passage, the likeliest, carrying the passages and the cost of all.
+def likeliest(answers: Sequence[tuple[schema.Answer, float]], rank_weight: float) -> tuple[int, schema.Answer]:
+    """The likeliest of several answers to one query, each from one passage.
 
-    ln p(answer | query) = ln sum of p(passage | query) p(answer | query, passage) over the passages that gave it, where the first
-    factor is taken as 1 / rank ** rank_weight (RAG-Sequence, Lewis et al. 2020, section 2.1, with the answers themselves as
-    hypotheses). One that does not know counts only where none does.
+    p(answer | query) is the sum of p(passage | query) p(answer | query, passage) over the passages with that answer, and
+    p(passage | query) is taken to be proportional to 1 / rank ** rank_weight (RAG-Sequence, Lewis et al. 2020, section 2.1,
+    with the answers themselves as hypotheses). Abstentions count only if all answers are abstentions.
 
     Args:
-        read: answers with ln p(answer | query, passage), in the order of their passages, best first; at least one.
+        answers: with ln p(answer | query, passage), in the order of their passages, best first; at least one.
         rank_weight: as `answer.rank_weight`.
 
     Returns:
-        The place among them of the answer that is given, and its row.
+        The index of the likeliest answer, and its row with the passages and the cost of all answers.
     """
-    sound = [place for place, (answer, _) in enumerate(read) if answer.status == "ok"]
-    knowing = [place for place in sound if not read[place][0].abstained]
-    terms = {place: read[place][1] - rank_weight * math.log(place + 1) for place in knowing or sound}
+    ok = [place for place, (answer, _) in enumerate(answers) if answer.status == "ok"]
+    answered = [place for place in ok if not answers[place][0].abstained]
+    terms = {place: answers[place][1] - rank_weight * math.log(place + 1) for place in answered or ok}
     if not terms:
-        return 0, read[0][0]
+        return 0, answers[0][0]
     shares: dict[str, float] = {}
     for place, term in terms.items():
-        said = _said(read[place][0])
-        shares[said] = shares.get(said, 0.0) + math.exp(term)
-    best = max(terms, key=lambda place: (shares[_said(read[place][0])], terms[place]))
-    rows = [read[place][0] for place in sound]
+        text = _normalized(answers[place][0])
+        shares[text] = shares.get(text, 0.0) + math.exp(term)
+    best = max(terms, key=lambda place: (shares[_normalized(answers[place][0])], terms[place]))
+    rows = [answers[place][0] for place in ok]
     return best, dataclasses.replace(
-        read[best][0],
+        answers[best][0],
         passage_ids=tuple(name for row in rows for name in row.passage_ids),
         scores=tuple(score for row in rows for score in row.scores),
         seconds=sum(row.seconds for row in rows),
@@ -135,12 +131,12 @@ def likeliest(read: Sequence[tuple[schema.Answer, float]], rank_weight: float) -
     )
 
 
-def _said(answer: schema.Answer) -> str:
+def _normalized(answer: schema.Answer) -> str:
     return answer.answer.casefold().strip(" .")
 
 
 def failed_answer(task: Task, reason: str, model: str) -> schema.Answer:
-    """The row of a task that could not be answered."""
+    """The row of a task that failed for the given reason."""
     return schema.Answer(
         query_id=task.query.query_id,
         query=task.query.text,
@@ -160,13 +156,13 @@ def failed_answer(task: Task, reason: str, model: str) -> schema.Answer:
 
 
 def _prompts(tasks: Sequence[Task], generator: Generator, settings: config.Config) -> list[Prompt | str]:
-    """The prompt of each task, or why it has none."""
-    sound = [task for task in tasks if not task.error]
+    """The prompt of each task, or the reason why it has none."""
+    retrieved = [task for task in tasks if not task.error]
     try:
         together = iter(
             prompts.build_prompts(
-                [task.query.text for task in sound],
-                [task.passages for task in sound],
+                [task.query.text for task in retrieved],
+                [task.passages for task in retrieved],
                 system=_system(settings),
                 max_tokens=settings.prompt.max_tokens,
                 count_tokens=generator.count_tokens,
@@ -174,17 +170,17 @@ def _prompts(tasks: Sequence[Task], generator: Generator, settings: config.Confi
             )
         )
     except (prompts.PromptError, GeneratorError):
-        # One question is too long for the budget, or has turns that the template refuses: build one by one to find it.
+        # A question is too long for the budget, or the template refuses its turns: build one by one to find it.
         return [task.error or _prompt_or_reason(task, generator, settings) for task in tasks]
     return [task.error or next(together) for task in tasks]
 
 
 def task_prompt(task: Task, generator: Tokenizer, settings: config.Config) -> Prompt:
-    """What the generator is shown for a task.
+    """The prompt of one task, with its history and instruction.
 
     Args:
-        task: may have a history and an instruction of its own.
-        generator: counts and renders.
+        task: the query with its passages.
+        generator: counts tokens and renders messages.
         settings: prompt and answer.arm are used.
 
     Raises:
@@ -205,7 +201,7 @@ def task_prompt(task: Task, generator: Tokenizer, settings: config.Config) -> Pr
 def _prompt_or_reason(task: Task, generator: Generator, settings: config.Config) -> Prompt | str:
     try:
         return task_prompt(task, generator, settings)
-    except (prompts.PromptError, GeneratorError) as error:  # it has no room, or the model's template refuses its turns
+    except (prompts.PromptError, GeneratorError) as error:
         return str(error)
 
 
@@ -214,14 +210,14 @@ def _system(settings: config.Config) -> str:
 
 
 def finished_answer(task: Task, prompt: Prompt, completion: Completion, model: str, taught: str = "") -> schema.Answer:
-    """The row of a task whose prompt was completed: marks taken out, citations found.
+    """The row of a task from its completion, with citations in place of marks.
 
     Args:
-        task: what was asked.
-        prompt: that was shown.
-        completion: what came of it; one with an error gives a failed row.
+        task: the query with its passages.
+        prompt: what the generator read.
+        completion: what it generated; one with an error becomes a failed row.
         model: the generator's fingerprint.
-        taught: what generators are taught to say instead of an answer, `training.abstention`.
+        taught: what generators are trained to say instead of an answer, `training.abstention`.
     """
     if completion.error:
         return failed_answer(task, completion.error, model)

@@ -1,8 +1,4 @@
-"""Query + passages -> a prompt inside a token budget; the way back, citations out of an answer, is `citations`.
-
-In: texts, and two functions of the generator: one counts tokens, one applies its chat template. Out: prompts. This
-module knows nothing of models, files, torch or Ray.
-"""
+"""Builds a prompt from a question and its passages, within a token budget."""
 
 from __future__ import annotations
 
@@ -27,17 +23,17 @@ __all__ = [
 ]
 
 CountTokens = Callable[[Sequence[str]], list[int]]
-"""Texts -> the number of tokens of each."""
+"""Returns the number of tokens of each text."""
 Render = Callable[[Sequence[tuple[str, str]]], str]
-"""Messages (role, content) -> the text that the model reads."""
+"""Turns messages (role, content) into the text that the model reads."""
 
-_USEFUL_TOKENS = 32  # a last passage shortened below this is dropped instead
+_USEFUL_TOKENS = 32  # a last passage that would be shortened below this is dropped
 _USEFUL_CHARACTERS = 40
-_NUMBER_TOKENS = 5  # about what "[12] " and the empty line between passages take
+_NUMBER_TOKENS = 5  # estimate for "[12] " and the empty line between passages
 
 
 class PromptError(RagtuneError, ValueError):
-    """The question does not fit the budget; the message names both sizes."""
+    """The question is empty or does not fit the token budget."""
 
 
 def build_prompt(
@@ -50,27 +46,26 @@ def build_prompt(
     render: Render,
     history: Sequence[tuple[str, str]] = (),
 ) -> Prompt:
-    """`build_prompts` for one query, which may have a conversation before it.
+    """`build_prompts` for one query, with `history`: the (role, content) of earlier turns, oldest first.
 
-    Of its history, (role, content) of what was said before, oldest first, the latest turns are kept, as many as leave half of
-    the budget to the rest, beginning with one of the user's.
+    As many of the latest turns as fit half of the budget are kept, beginning with a turn of the user.
     """
-    kept = _latest(history, max_tokens // 2, count_tokens, render)
+    kept = _latest_turns(history, max_tokens // 2, count_tokens, render)
     (prompt,) = _build([_Draft(query, tuple(passages), system, kept)], max_tokens, count_tokens, render)
     return prompt
 
 
-def _latest(
+def _latest_turns(
     history: Sequence[tuple[str, str]], max_tokens: int, count_tokens: CountTokens, render: Render
 ) -> tuple[tuple[str, str], ...]:
-    """As many of the latest turns as fit, beginning with one of the user's."""
+    """As many of the latest turns as fit, beginning with a turn of the user."""
 
     def fits(start: int) -> bool:
         return count_tokens([render(history[start:])])[0] <= max_tokens
 
     starts = [place for place, (role, _) in enumerate(history) if role == "user"]
     if starts and not fits(starts[0]):
-        # Fewer turns are never longer, so halving finds the first that fits; one by one would count a long history many times.
+        # Fewer turns are never longer, so a binary search finds the first start that fits.
         starts = starts[bisect.bisect_left(starts, True, lo=1, key=fits) :]
     return tuple(history[starts[0] :]) if starts else ()
 
@@ -86,20 +81,20 @@ def build_prompts(
 ) -> list[Prompt]:
     """Chat messages for every query: the system's, then the user's with numbered passages and the question.
 
-    Whole passages are dropped from the end until the rest fits; the last that stays is shortened at the end of a sentence
-    or word when that keeps useful text. The question is never shortened, and one passage always stays. All texts are
-    counted in one call, then the finished prompts in one call (and those still too long again).
+    Passages are dropped from the end until the prompt fits. The last one kept may be shortened after a sentence or word.
+    The question is never shortened, and at least one passage is kept. All texts are counted in one call and the finished
+    prompts in another, which is repeated for those that are still too long.
 
     Args:
         queries: the questions.
-        passages: best first, per query; none gives the prompt of the base arm.
-        system: the instruction; empty means no system message.
+        passages: of each query, best first; may be empty.
+        system: the system message; empty: no system message.
         max_tokens: longest rendered prompt.
         count_tokens: the generator's.
         render: the generator's.
 
     Raises:
-        PromptError: system and question, or they and the shortest piece of a passage, exceed `max_tokens`.
+        PromptError: system message, question and the first word of a passage exceed `max_tokens`.
     """
     drafts = [_Draft(query, tuple(shown), system) for query, shown in zip(queries, passages, strict=True)]
     return _build(drafts, max_tokens, count_tokens, render)
@@ -133,7 +128,7 @@ def _build(drafts: list[_Draft], max_tokens: int, count_tokens: CountTokens, ren
 
 @dataclass(slots=True)
 class _Draft:
-    """A prompt on its way into the budget."""
+    """A prompt while it is fitted into the budget."""
 
     query: str
     offered: tuple[Passage, ...]
@@ -147,12 +142,12 @@ class _Draft:
         self.write()
 
     def write(self) -> None:
-        """The messages with the passages that are kept so far."""
+        """Write the messages with the passages kept so far."""
         before = (("system", self.system), *self.history) if self.system else self.history
         self.messages = (*before, ("user", _user_message(self.query, self.kept)))
 
     def plan(self, sizes: dict[str, int], room: int) -> None:
-        """Keep the passages that fit by the estimate, a sum of `sizes` of the bodies."""
+        """Keep the passages that fit, estimated by the sum of their `sizes`."""
         for passage in self.offered:
             size = sizes[_body(passage)] + _NUMBER_TOKENS
             if size <= room:
@@ -166,9 +161,9 @@ class _Draft:
             return
 
     def shrink(self, excess: int, max_tokens: int) -> None:
-        """Take `excess` tokens or a little more from the last passage, or drop it when nothing useful would stay."""
+        """Shorten the last passage by about `excess` tokens, or drop it if nothing useful would remain."""
         last = self.kept[-1]
-        # A token has 1 (Chinese) to 5 (English) characters; where 3 are too few the caller comes back.
+        # A token has 1 (Chinese) to 5 (English) characters; if 3 per token are too few, the caller calls again.
         shorter = _shortened(last, len(last.text) - 3 * excess)
         if len(self.kept) > 1:
             useful = shorter is not None and len(shorter.text) >= _USEFUL_CHARACTERS
@@ -183,12 +178,13 @@ class _Draft:
 
 
 def _counts(texts: Sequence[str], count_tokens: CountTokens) -> dict[str, int]:
-    unique = list(dict.fromkeys(texts))  # one passage is often a hit of many queries
+    unique = list(dict.fromkeys(texts))  # one passage is often retrieved for many queries
     return dict(zip(unique, count_tokens(unique), strict=True))
 
 
 def _user_message(query: str, passages: Sequence[Passage]) -> str:
-    blocks = [f"[{number}] {_shown(_body(passage), len(passages))}" for number, passage in enumerate(passages, start=1)]
+    bodies = [_neutralize_prompt_syntax(_body(passage), len(passages)) for passage in passages]
+    blocks = [f"[{number}] {body}" for number, body in enumerate(bodies, start=1)]
     return "\n\n".join([*blocks, f"Question: {query.strip()}"])
 
 
@@ -197,19 +193,23 @@ def _body(passage: Passage) -> str:
     return f"{title}\n{passage.text}" if title else passage.text
 
 
-def _shown(body: str, num_passages: int) -> str:
-    """A passage's own "[2]" becomes "(2)", lest a copied one be read as a citation; its "Question:" lines are quoted."""
+def _neutralize_prompt_syntax(body: str, num_passages: int) -> str:
+    """Keep a passage from imitating the prompt around it (prompt injection).
 
-    def defused(mark: re.Match[str]) -> str:
+    Its own "[2]" becomes "(2)", because a generator that copies the mark would cite another passage; its "Question:" at the
+    beginning of a line is put in quotes.
+    """
+
+    def to_parentheses(mark: re.Match[str]) -> str:
         return f"({mark[1]})" if any(int(digits) <= num_passages for digits in re.findall(r"\d+", mark[1])) else mark[0]
 
-    return re.sub(r"(?m)^(\s*)(Question:)", r'\1"\2"', MARK.sub(defused, body))
+    return re.sub(r"(?m)^(\s*)(Question:)", r'\1"\2"', MARK.sub(to_parentheses, body))
 
 
 def _shortened(passage: Passage, num_characters: int) -> Passage | None:
-    """The passage cut to at most so many characters: after a sentence if that keeps over half, else after a word.
+    """The passage cut to at most `num_characters`, after a sentence if that keeps over half of them, else after a word.
 
-    None when nothing would be left.
+    None if nothing would remain.
     """
     text = passage.text[: max(num_characters, 0)]
     if len(text) < len(passage.text):
@@ -223,7 +223,7 @@ def _shortened(passage: Passage, num_characters: int) -> Passage | None:
 
 
 def _word_boundary(text: str, cut: int) -> int:
-    """The last place at or before `cut` that splits no word and no combined character."""
+    """The last position at or before `cut` that splits neither a word nor a combined character."""
     boundary = cut
     while boundary > 0 and _is_inside_word(text, boundary):
         boundary -= 1
