@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import logging
-import os
+import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -20,6 +22,7 @@ from ragtune_ray import RagtuneError, config
 
 __all__ = ["app", "main"]
 
+INDENTED: dict[str, Any] = {"initial_indent": "    ", "subsequent_indent": "    ", "break_on_hyphens": False}
 DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
 
 app = typer.Typer(
@@ -218,7 +221,7 @@ def calibrate(path: ConfigPath, overrides: Overrides = None, as_json: AsJson = F
     settings = config.load(path, overrides or ())
     from ragtune_ray.cluster.comparing.calibrate import calibrate as calibrate_arm
 
-    _finish(str(calibrate_arm(settings)), as_json)
+    _finish(calibrate_arm(settings), as_json)
 
 
 @app.command()
@@ -235,7 +238,7 @@ def compare(path: ConfigPath, overrides: Overrides = None, as_json: AsJson = Fal
     for line in plain_text.comparison_lines(read_comparison(run)):
         typer.echo(line, err=True)
     typer.echo(f"report: {run}/report.html", err=True)
-    _finish(str(run), as_json)
+    _finish(run, as_json)
 
 
 @app.command()
@@ -427,10 +430,17 @@ def models(
 
 
 @app.command()
-def settings() -> None:
+def settings(
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print docs/settings.md instead.")] = False,
+) -> None:
     """List every setting with its default and meaning."""
+    if markdown:
+        typer.echo(config.settings_page(), nl=False)
+        return
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     for name, default, meaning in config.describe():
-        typer.echo(f"{name} = {default}\n    {meaning}")
+        typer.echo(f"{name} = {default}")
+        typer.echo(f"    {meaning}" if width is None else textwrap.fill(meaning, width, **INDENTED))
 
 
 def _divided(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -440,7 +450,7 @@ def _divided(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return [argument for argument in arguments if argument not in overrides], overrides
 
 
-def _finish(path: os.PathLike[str] | str, as_json: bool) -> None:
+def _finish(path: Path | str, as_json: bool) -> None:
     """The last line of stdout: where the artifact stands, or that and its facts."""
     if not as_json:
         typer.echo(str(path))

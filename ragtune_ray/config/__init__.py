@@ -15,7 +15,7 @@ from ragtune_ray.config.models import Encoder, Precision
 from ragtune_ray.config.section import Section
 from ragtune_ray.config.serving import Replicas, RetrievalUse, Serve
 from ragtune_ray.config.training import Objective, Training
-from ragtune_ray.config.tree import Config, ConfigError, describe, load
+from ragtune_ray.config.tree import Config, ConfigError, describe, load, settings_page
 from ragtune_ray.config.tuning import Component, Tune
 
 __all__ = [
@@ -53,4 +53,5 @@ __all__ = [
     "is_tuned",
     "load",
     "retrieves",
+    "settings_page",
 ]

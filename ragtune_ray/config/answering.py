@@ -19,35 +19,37 @@ class Prompt(Section):
         "Answer the question with a short phrase from the passages and cite the passage like [1]. "
         "If the passages do not hold the answer, say: I don't know."
     )
-    """The instruction when passages are shown."""
+    """Instruction used when passages are shown."""
     system_without_passages: str = "Answer the question with a short phrase. If you do not know, say: I don't know."
-    """The instruction in the base arm."""
+    """Instruction used when no passages are shown."""
     max_tokens: int = Field(1536, ge=64)
-    """Longest prompt, in tokens of the generator; passages are shortened or dropped to fit, the question never is."""
+    """Maximum prompt length, in tokens of the generator. Passages are shortened or dropped to fit; the question is
+    never shortened."""
 
 
 class Answer(Section):
-    """Bulk answering."""
+    """How questions are answered."""
 
     arm: Arm = "rag"
-    """`rag` shows the generator the retrieved passages, `base` does not; `ft` and `rag+ft`: the same with the generator that
-    `ragtune train` last made for them; a mode's name: rag with the retriever and generator that `ragtune tune` made in it."""
+    """Models and passages to answer with. `base`: no passages. `rag`: retrieved passages. `ft` and `rag+ft`: the
+    same two with the generator that `ragtune train` made last. `staged`, `joint`, `iterative` or `domain`: `rag`
+    with the models that `ragtune tune` made in that mode."""
     gold_passage: bool = False
-    """Show the passage that holds the answer in place of what is retrieved: how far the generator alone comes. Queries without
-    such a passage fail."""
+    """Show the passage that contains the answer instead of retrieved passages. Measures the generator without the
+    retriever. Queries that have no such passage fail."""
     closed_book: bool = False
-    """Show no passages, though the arm retrieves: what its generator knows by itself."""
+    """Show no passages, even in an arm that retrieves. Measures what the generator knows without them."""
     reading: Literal["together", "apart"] = "together"
-    """`together`: all retrieved passages stand in one prompt. `apart`: each in a prompt of its own, and the likeliest of the
-    answers is given, as in RAG-Sequence (Lewis et al. 2020). That takes retrieval.top_k times the work, and suits a small
-    generator that was tuned on one passage a prompt (training.passages=1)."""
+    """`together`: one prompt with all retrieved passages. `apart`: one prompt per passage, and the most likely
+    answer is kept (RAG-Sequence, Lewis et al. 2020). `apart` takes `retrieval.top_k` times the work; it suits
+    small generators tuned with `training.passages=1`."""
     rank_weight: float = Field(1.5, ge=0)
-    """reading `apart`: how much retrieval's order counts beside how likely the generator finds an answer: the passage of rank r
-    counts as 1 / r ** rank_weight. 0: not at all. Choose it on validation questions."""
+    """`answer.reading=apart`: weight of the rank of a passage. The likelihood of its answer is multiplied by 1 /
+    rank ** rank_weight. 0: the rank is ignored. Choose the value on validation questions."""
     unit_queries: int = Field(32, gt=0)
-    """Queries per unit of work: what a killed worker costs at most."""
+    """Queries per task. A task is repeated as a whole if its worker dies."""
     max_failed_share: float = Field(0.5, ge=0, le=1)
-    """The job ends as failed when more than this share of its rows has status `failed`."""
+    """The command fails if more than this share of the answers has status `failed`."""
 
     @property
     def shows_passages(self) -> bool:
@@ -57,9 +59,9 @@ class Answer(Section):
     @model_validator(mode="after")
     def _arm_shows_passages(self) -> Self:
         if self.closed_book and self.gold_passage:
-            raise ValueError("answer.closed_book shows no passage and answer.gold_passage one; give one of them")
+            raise ValueError("answer.closed_book and answer.gold_passage are both true; set only one of them")
         if self.gold_passage and not retrieves(self.arm):
             raise ValueError(
-                f"answer.gold_passage shows a passage, and answer.arm={self.arm} shows none; use rag or rag+ft"
+                f"answer.gold_passage needs an arm that shows passages, answer.arm={self.arm} does not; use rag or rag+ft"
             )
         return self

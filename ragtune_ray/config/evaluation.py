@@ -13,78 +13,86 @@ __all__ = ["Compare", "Evaluate", "Prices"]
 
 
 class Evaluate(Section):
-    """Scoring."""
+    """How hits and answers are scored."""
 
     arms: tuple[Arm, ...] = Field(("base", "rag"), min_length=1)
-    """Which arms answer the queries; the first is what the others are compared with."""
+    """Arms that answer the queries. The others are compared with the first."""
     cutoffs: tuple[int, ...] = Field((1, 3, 5, 10), min_length=1)
-    """The k of recall@k, MRR@k and nDCG@k."""
+    """Values of k for recall@k, MRR@k and nDCG@k."""
     depth: int = Field(20, gt=0)
-    """Hits per query in the run of `retrieve` (at least retrieval.top_k); answers always see top_k."""
+    """Hits per query that `ragtune retrieve` writes (at least `retrieval.top_k`). Answers always use
+    `retrieval.top_k`."""
     resamples: int = Field(10_000, ge=100)
-    """Bootstrap resamples behind every interval."""
+    """Bootstrap resamples per confidence interval."""
     confidence: float = Field(0.95, gt=0, lt=1)
-    """Coverage of the intervals."""
+    """Confidence level of the intervals."""
     language: Literal["en", "zh"] = "en"
-    """How EM and token F1 cut an answer: SQuAD words, or characters for Chinese."""
+    """How EM and token F1 split an answer. `en`: SQuAD words. `zh`: characters."""
 
 
 class Compare(Section):
-    """Choosing an arm by measurement, on `queries`; where an arm is tuned, on their test split if no other is named."""
+    """Choosing an arm by measurement.
+
+    Arms answer the questions of `queries`; if an arm is tuned and no split is named, those of the test split.
+    """
 
     arms: tuple[Arm, ...] = Field(("base", "rag", "ft", "rag+ft"), min_length=1)
-    """Which arms stand for choice; tuned ones are trained first where no tuned model stands in models/. The name of a mode of
-    `ragtune tune` is an arm too."""
+    """Arms to compare. A tuned arm without a model in the workspace's `models/` is trained first. A mode of
+    `ragtune tune` is an arm, too."""
     metric: Literal["EM", "token_F1", "contains_answer"] = "token_F1"
-    """What quality means here."""
+    """Quality metric."""
     margin: float = Field(0.02, ge=0, lt=1)
-    """An arm that is worse than the best by no more than this is as good: then the cheapest is taken."""
+    """An arm whose score is at most this much below the best counts as equally good; of those, the cheapest is
+    recommended."""
     answers: int = Field(10_000, gt=0)
-    """How many answers indexing and training are spread over when costs are compared."""
+    """Number of answers over which the costs of indexing and training are spread."""
     latency_queries: int = Field(20, gt=0)
-    """Queries that each arm answers one at a time, to measure how long an answer takes."""
+    """Queries that each arm answers one at a time to measure latency."""
     gold_passages: bool = True
-    """Also let the generators answer from the passage that holds the answer: how far reading alone would come."""
+    """Also answer from the passage that contains the answer, to measure the generators without retrieval."""
     max_p95_seconds: float = Field(0.0, ge=0)
-    """Constraint: 95 of 100 answers take no longer; 0: none."""
+    """Constraint: 95 of 100 answers take at most this many seconds. 0: no limit."""
     max_cost_per_1000: float = Field(0.0, ge=0)
-    """Constraint: of a thousand answers, indexing and training spread over `answers`; in prices.currency, or in seconds where
-    prices are not known. 0: none."""
+    """Constraint: cost of 1,000 answers, including their part of indexing and training, in `prices.currency` (in
+    seconds if prices are unknown). 0: no limit."""
     max_visible_seconds: float = Field(0.0, ge=0)
-    """Constraint: a changed document shows in answers after so long, with all training that this takes; 0: none."""
+    """Constraint: seconds until a changed document shows in answers, including any training this takes. 0: no
+    limit."""
     min_cited_share: float = Field(0.0, ge=0, le=1)
-    """Constraint: so many of the answers name a passage; 0: none."""
+    """Constraint: share of the answers that cite a passage. 0: no limit."""
     changes_path: str = ""
-    """Documents that changed (as corpus.path may be): upserted in a copy of the index, to see what each arm makes of them."""
+    """Changed documents (formats as for corpus.path). They are upserted into a copy of the index to measure how
+    each arm follows changes. Empty: not measured."""
     deleted: tuple[str, ...] = ()
-    """Ids of documents that went."""
+    """Ids of deleted documents."""
     changed_queries_path: str = ""
-    """Questions about what changed, with the new answers."""
+    """Questions about the changes, with the new answers."""
     probe_path: str = ""
-    """Questions with answers that training never saw, on other things than the corpus: what tuned generators forget."""
+    """Questions with answers on topics outside the corpus that training never used; they measure what a tuned
+    generator forgets. Empty: not measured."""
     num_examples: int = Field(8, ge=0)
-    """Questions whose answers stand side by side in the report."""
+    """Number of questions in the report with the answers of all arms next to each other."""
 
     @model_validator(mode="after")
     def _changes_are_whole(self) -> Self:
         if bool(self.changes_path or self.deleted) != bool(self.changed_queries_path):
             raise ValueError(
-                "compare.changed_queries_path and what changed (compare.changes_path or compare.deleted) go together: "
-                "give both or neither"
+                "compare.changed_queries_path needs compare.changes_path or compare.deleted, and each of them needs it; "
+                "set both sides or neither"
             )
         if len(set(self.arms)) < len(self.arms):
-            raise ValueError(f"compare.arms names an arm twice: {', '.join(self.arms)}")
+            raise ValueError(f"compare.arms: {', '.join(self.arms)}: each arm may be named only once")
         return self
 
 
 class Prices(Section):
-    """What computing costs, for `plan` and `compare`; 0 means not known, and costs are then given in hours alone."""
+    """Prices of computing, for `ragtune plan` and `ragtune compare`; if all are 0, costs are given in hours."""
 
     core_hour: float = Field(0.0, ge=0)
-    """One CPU core for an hour."""
+    """Price of one CPU core for one hour. 0: unknown."""
     gpu_hour: float = Field(0.0, ge=0)
-    """One GPU for an hour."""
+    """Price of one GPU for one hour. 0: unknown."""
     gibibyte_month: float = Field(0.0, ge=0)
-    """One GiB stored for a month."""
+    """Price of storing one GiB for one month. 0: unknown."""
     currency: str = "USD"
-    """In which the prices are."""
+    """Currency of the prices."""

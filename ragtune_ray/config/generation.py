@@ -13,29 +13,31 @@ __all__ = ["Generator"]
 
 
 class Generator(Section):
-    """The causal language model."""
+    """The causal language model that writes answers."""
 
     model: str = "SmolLM2-135M-Instruct"
-    """An embedded model's name, a directory or a hub name; with engine `openai`, the server's name for it."""
+    """Name of an embedded model, a directory or a hub name. With engine `openai`, the name the server gives the
+    model."""
     engine: Literal["transformers", "openai"] = "transformers"
-    """Generate in this process, or ask any OpenAI-compatible server (vLLM, Ray Serve LLM)."""
+    """`transformers` generates in this process. `openai` sends requests to an OpenAI-compatible server (vLLM, Ray
+    Serve LLM)."""
     precision: Precision = "auto"
-    """`auto`: bfloat16 where the hardware computes in it, else float32."""
+    """Number format of the computation. `auto`: bfloat16 if the hardware supports it, otherwise float32."""
     max_new_tokens: int = Field(48, gt=0)
-    """Longest answer, in tokens."""
+    """Maximum answer length, in tokens."""
     temperature: float = Field(0.0, ge=0)
-    """0 is greedy."""
+    """Sampling temperature. 0: greedy decoding."""
     stop: tuple[str, ...] = ()
-    """Texts at which an answer ends (they are not part of it)."""
+    """Texts that end an answer; they are not part of it."""
     batch_tokens: int = Field(32768, gt=0)
-    """Prompt and answer tokens of one batch, padding included; their keys and values are what memory must hold."""
+    """Prompt and answer tokens per batch, padding included. Bounds the memory of the key-value cache."""
     base_url: str = "http://127.0.0.1:8000/v1"
-    """engine `openai`: where the server listens."""
+    """Engine `openai`: address of the server."""
     api_key_env: str = "OPENAI_API_KEY"
-    """engine `openai`: the environment variable that holds the key; the key itself never stands in a config."""
+    """Engine `openai`: environment variable that holds the API key. The key itself is never written to a config."""
     concurrency: int = Field(16, gt=0)
-    """engine `openai`: requests under way at once, per worker."""
+    """Engine `openai`: concurrent requests per worker."""
     timeout_seconds: float = Field(60.0, gt=0)
-    """engine `openai`: longest wait for one request."""
+    """Engine `openai`: timeout of one request, in seconds."""
     max_attempts: int = Field(5, gt=0)
-    """engine `openai`: tries per request, with exponential back-off between them."""
+    """Engine `openai`: attempts per request, with exponential backoff between them."""

@@ -15,41 +15,48 @@ IndexKind = Literal["auto", "flat", "ivf", "ivf_sq", "ivf_pq", "hnsw"]
 
 
 class Index(Section):
-    """The searchable whole."""
+    """How the vectors and words of all passages are stored."""
 
     kind: IndexKind = "auto"
-    """FAISS structure; `auto`: exact (flat) up to 100,000 vectors of 384 dimensions, beyond that inverted lists of 8-bit codes
-    (ivf_sq), or of product-quantised codes (ivf_pq) where the former exceed `memory_bytes`; both are re-scored exactly."""
+    """FAISS structure. `auto` uses exact search (`flat`) up to 100,000 vectors of 384 dimensions. Beyond that it
+    uses inverted lists of 8-bit codes (`ivf_sq`), or of product-quantized codes (`ivf_pq`) if the former would
+    exceed `index.memory_bytes`; hits of both are re-scored exactly."""
     memory_bytes: int = Field(8 * 2**30, gt=0)
-    """Memory that what is searched of the vectors may take, for `auto` to choose by."""
+    """Memory for searching vectors, in bytes; `index.kind=auto` chooses a structure that fits."""
     target_recall: float = Field(0.95, gt=0, le=1)
-    """Share of the true ten nearest vectors that an approximate index must find; how much it looks at is calibrated to it."""
+    """Share of the ten nearest vectors that an approximate index must find. Search effort is calibrated to reach
+    it."""
     segment_passages: int = Field(250_000, gt=0)
-    """Passages per segment: the parallel, immutable piece of an index."""
+    """Passages per segment. A segment is an immutable part of the index; segments are built and searched in
+    parallel."""
     compact_segments: int = Field(8, ge=2)
-    """More small segments than this, left by upserts, are merged at the end of the next upsert or index."""
+    """Merge small segments once upserts have left more than this many. Happens at the end of an upsert or `ragtune
+    index`."""
     compact_deleted_share: float = Field(0.2, gt=0, le=1)
-    """A segment of which more than this share is deleted is rewritten without it at the same occasion."""
+    """Rewrite a segment once more than this share of its passages is deleted. Happens on the same occasions."""
     tenant_field: str = ""
-    """Metadata field that says whose a document is; with it, every retrieval must name a `retrieval.tenant`."""
+    """Metadata field that names the tenant a document belongs to. If set, every retrieval must set
+    `retrieval.tenant`. Empty: one tenant."""
     language: Literal["en", "none"] = "en"
-    """Stop words and stemming of the lexical index; `none` for neither. Unspaced scripts are always cut into bigrams."""
+    """Stop words and stemming of the lexical index; `none` disables both. Text without spaces between words, such
+    as Chinese, is always indexed by character bigrams."""
 
 
 class Retrieval(Section):
     """How hits are found."""
 
     mode: RetrievalMode = "hybrid"
-    """Dense vectors, BM25, or both fused by reciprocal rank."""
+    """`dense`: vectors. `lexical`: BM25. `hybrid`: both, combined by reciprocal-rank fusion."""
     top_k: int = Field(5, gt=0)
     """Hits per query, and passages per prompt."""
     candidates: int = Field(50, gt=0)
-    """Hits taken from each of dense and lexical before they are fused or reranked."""
+    """Hits taken from each of dense and lexical search before they are fused or reranked."""
     fusion_constant: float = Field(5.0, ge=0)
-    """The k of reciprocal-rank fusion, 1 / (k + rank)."""
+    """The constant k of reciprocal-rank fusion, 1 / (k + rank). Smaller values give more weight to the first ranks."""
     reranker: str = ""
-    """A cross-encoder (directory or hub name) that re-scores the candidates; empty means none."""
+    """Cross-encoder that re-scores the candidates: a directory or hub name. Empty: none."""
     filter: dict[str, Any] = {}  # noqa: RUF012  # pydantic copies it
-    """Conditions on documents' metadata, all of which must hold: `{product: pump, year: {gte: 2020}, language: [de, en]}`."""
+    """Conditions on the metadata of documents; all must hold. Example: `{product: pump, year: {gte: 2020},
+    language: [de, en]}`. Empty: no condition."""
     tenant: str = ""
-    """Find only documents of this tenant; wanted where `index.tenant_field` is set."""
+    """Find only documents of this tenant. Required if `index.tenant_field` is set, otherwise empty."""

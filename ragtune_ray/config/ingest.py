@@ -14,40 +14,45 @@ SplitName = Literal["all", "train", "validation", "test"]
 
 
 class Corpus(Section):
-    """Where documents come from."""
+    """Where the documents come from."""
 
     path: str = ""
-    """A folder of .md .txt .html .pdf .docx, a .jsonl or .parquet file, a BEIR folder, or SQuAD JSON; local or s3://."""
+    """A folder of .md, .txt, .html, .pdf or .docx files, a .jsonl or .parquet file, a BEIR folder, or SQuAD JSON;
+    local or s3://."""
     strict: bool = False
-    """Stop at the first bad row or file instead of writing it to rejects.jsonl and going on."""
+    """Stop at the first bad row or file. By default bad input is written to rejects.jsonl and skipped."""
     max_document_bytes: int = Field(32 * 2**20, gt=0)
-    """A document (or a line of a .jsonl file) longer than this is rejected."""
+    """Reject any document (or line of a .jsonl file) longer than this many bytes."""
     unit_bytes: int = Field(4 * 2**20, gt=0)
-    """Input bytes that one reading task takes; larger files are read in ranges of about this size."""
+    """Input bytes per reading task; larger files are read in ranges of about this size."""
 
 
 class Queries(Section):
-    """Where questions come from."""
+    """Where the questions come from, and which of them are used."""
 
     path: str = ""
     """A .jsonl or .parquet file, a BEIR folder, or SQuAD JSON; local or s3://."""
     split: SplitName = "all"
-    """Which queries to use, by their `split` column (BEIR: the qrels file of that name)."""
+    """The split to use: a value of the `split` column (in BEIR, the qrels file of that name). `all` uses every
+    query."""
     split_by: Literal["given", "document", "folder"] = "given"
-    """`given`: queries say their split. `document`: drawn so that no document serves two splits. `folder`: nor does a folder of
-    documents (what stands before the last / of their ids; in SQuAD, an article)."""
+    """How queries get their split. `given`: from the input. `document`: drawn at random so that no document is
+    relevant in two splits. `folder`: drawn so that no folder of documents is (the folder is the part of a
+    document id before its last `/`; in SQuAD, the article)."""
     split_shares: tuple[float, float, float] = (4, 1, 1)
-    """Relative sizes of train, validation and test where they are drawn: the chance of a document (or folder) to fall there."""
+    """Relative sizes of train, validation and test for drawn splits. The numbers need not add up to 1."""
     split_seed: int = 0
-    """Which splits are drawn; apart from `seed`, so that runs with several seeds are examined on the same queries. A small corpus
-    may fall unevenly: then take another."""
+    """Seed of drawn splits. It is separate from `seed`, so that runs with different seeds use the same test
+    questions. If a small corpus is divided unevenly, try another value."""
     limit: int = Field(0, ge=0)
-    """Use only the first so many queries; 0 means all of them."""
+    """Use only the first N of the selected queries. 0: all."""
 
     @model_validator(mode="after")
     def _shares_are_shares(self) -> Self:
         if min(self.split_shares) < 0 or not sum(self.split_shares):
-            raise ValueError(f"queries.split_shares {self.split_shares}: none may be negative and one must be positive")
+            raise ValueError(
+                f"queries.split_shares {self.split_shares}: no share may be negative and one must be positive"
+            )
         return self
 
 
@@ -55,9 +60,9 @@ class Chunking(Section):
     """How documents are cut into passages."""
 
     size_tokens: int = Field(256, ge=8)
-    """Longest passage, in tokens of the encoder (special tokens included)."""
+    """Maximum passage length, in tokens of the encoder, special tokens included."""
     overlap_tokens: int = Field(32, ge=0)
-    """Tokens that neighbouring passages of a document share, at most."""
+    """Maximum number of tokens that consecutive passages of a document share. 0: none."""
 
     @model_validator(mode="after")
     def _overlap_fits(self) -> Self:

@@ -14,19 +14,21 @@ Precision = Literal["auto", "float32", "bfloat16"]
 
 
 class Encoder(Section):
-    """The bi-encoder: text to unit vector."""
+    """The bi-encoder, which turns text into a unit vector."""
 
     model: str = "all-MiniLM-L6-v2"
-    """An embedded model's name, a directory, a hub name (NAME@REVISION pins it), or `hashing-384`: none, for dry runs."""
+    """Name of an embedded model, a directory, or a hub name (NAME@REVISION pins it). `hashing-384` needs no model:
+    it hashes words into 384 dimensions, for tests and dry runs."""
     query_model: str = ""
-    """Encodes queries in place of `model`, into the same space: what `training.objective=query_side` makes. Empty: `model`."""
+    """Encoder of queries, if it differs from that of passages; it must use the same vector space.
+    `training.objective=query_side` trains one. Empty: `encoder.model`."""
     query_prefix: str = ""
-    """Put before every query (E5 wants "query: ")."""
+    """Text put before every query, for models that expect one (E5: "query: ")."""
     passage_prefix: str = ""
-    """Put before every passage (E5 wants "passage: ")."""
+    """Text put before every passage, for models that expect one (E5: "passage: ")."""
     precision: Precision = "auto"
-    """`auto`: bfloat16 where the hardware computes in it, else float32."""
+    """Number format of the computation. `auto`: bfloat16 if the hardware supports it, otherwise float32."""
     batch_tokens: int = Field(0, ge=0)
-    """Padded tokens per forward pass; 0 means 2,048 on a CPU (what its cache holds) and 65,536 on a GPU."""
+    """Tokens per forward pass, padding included. 0: 2,048 on a CPU, 65,536 on a GPU."""
     unit_passages: int = Field(256, gt=0)
-    """Passages per unit of work: what a killed worker costs at most, and what is sorted by length together."""
+    """Passages per task. A task is repeated as a whole if its worker dies; passages are sorted by length within it."""

@@ -14,102 +14,107 @@ RetrievalUse = Literal["always", "auto"]
 
 
 class Replicas(Section):
-    """How many copies of one deployment of the endpoint there are, and what each takes on."""
+    """Number and resources of the replicas of one Serve deployment."""
 
     min_replicas: int = Field(1, ge=0)
-    """Fewest copies. The generator may go down to 0; its first question then waits until it is loaded."""
+    """Minimum number of replicas. The generator alone may use 0: it is then loaded by the first question, which
+    waits for it."""
     max_replicas: int = Field(1, ge=1)
-    """Most copies."""
+    """Maximum number of replicas."""
     target_ongoing_requests: float = Field(8.0, gt=0)
-    """Requests under way per copy that autoscaling aims at."""
+    """Concurrent requests per replica that autoscaling aims for."""
     upscale_delay_seconds: float = Field(5.0, ge=0)
-    """So long the load must ask for more copies before one is added."""
+    """Seconds of sustained load before a replica is added."""
     downscale_delay_seconds: float = Field(300.0, ge=0)
-    """So long the load must ask for fewer copies before one is taken away."""
+    """Seconds of sustained low load before a replica is removed."""
     max_ongoing_requests: int = Field(16, gt=0)
-    """Most requests in one copy at once; the others wait outside it, where the loss of the copy does not touch them."""
+    """Maximum number of concurrent requests per replica. Further requests wait outside it and survive its loss."""
     max_queued_requests: int = Field(64, ge=0)
-    """Most requests that wait for a copy; one more is refused with 429 and Retry-After."""
+    """Maximum number of waiting requests. Further requests are refused with status 429 and Retry-After. 0: none may
+    wait."""
     num_cpus: float = Field(1.0, ge=0)
-    """Cores that Ray reserves per copy."""
+    """CPU cores that Ray reserves per replica."""
     num_threads: int = Field(0, ge=0)
-    """Threads that a copy computes with; 0: one per reserved core, at least one, and for the generator all cores of its machine,
-    shared by max_replicas. On a cluster that does other work besides, give a number and reserve as many."""
+    """Threads per replica. 0: one per reserved core, at least one; for the generator, all cores of its machine
+    divided by max_replicas. On a cluster shared with other work, set a number and reserve as many cores."""
     num_gpus: float = Field(0.0, ge=0)
-    """GPUs per copy."""
+    """GPUs per replica. 0: CPU only."""
     memory_bytes: int = Field(0, ge=0)
-    """Memory that Ray reserves per copy; 0 means no reservation."""
+    """Memory that Ray reserves per replica, in bytes. 0: no reservation."""
 
     @model_validator(mode="after")
     def _replicas_are_ordered(self) -> Self:
         if self.min_replicas > self.max_replicas:
-            raise ValueError(f"min_replicas ({self.min_replicas}) is more than max_replicas ({self.max_replicas})")
+            raise ValueError(
+                f"min_replicas ({self.min_replicas}) is more than max_replicas ({self.max_replicas}); lower it or raise max_replicas"
+            )
         return self
 
 
 class Serve(Section):
-    """The endpoint: `ragtune serve`."""
+    """The HTTP endpoint, `ragtune serve`."""
 
     host: str = "127.0.0.1"
-    """Where it listens; another than this machine is refused without API keys."""
+    """Address to listen on. Any address other than this machine's own (127.0.0.1) requires API keys."""
     port: int = Field(8000, ge=0, le=65535)
-    """Its port; 0 takes a free one."""
+    """Port to listen on. 0: any free port."""
     keys_path: str = ""
-    """A YAML file of API keys, as ragtune_ray/serving/api_keys.py describes it. Read when a copy of the ingress starts."""
+    """YAML file of API keys (format: docs/serving.md), read when a replica of the ingress starts. Empty: no file."""
     keys_env: str = "RAGTUNE_API_KEYS"
-    """The environment variable that holds API keys, separated by commas; each may do all but change documents."""
+    """Environment variable with API keys, separated by commas. They allow everything except changing documents."""
     timeout_seconds: float = Field(60.0, gt=0)
-    """Longest time from a request to the end of its answer; a request may ask for less."""
+    """Maximum seconds from a request to the end of its answer. A request may ask for less."""
     grace_seconds: float = Field(30.0, ge=0)
-    """How long requests under way may go on when a copy or the endpoint is stopped."""
+    """Seconds that running requests may take to finish when a replica or the endpoint stops."""
     poll_seconds: float = Field(1.0, gt=0)
-    """How often copies look for a new index version or tuned model."""
+    """Seconds between checks for a new index version or tuned model."""
     max_body_bytes: int = Field(256 * 1024, gt=0)
-    """Longest body of a request; documents excepted."""
+    """Maximum size of a request body, in bytes, except for requests that change documents."""
     max_document_bytes: int = Field(8 * 2**20, gt=0)
-    """Longest body of a request that changes documents."""
+    """Maximum size of the body of a request that changes documents, in bytes."""
     max_messages: int = Field(64, gt=0)
-    """Most messages of a conversation."""
+    """Maximum number of messages in a conversation."""
     max_question_characters: int = Field(8000, gt=0)
-    """Longest question, and longest text to embed."""
+    """Maximum length of a question, or of a text to embed, in characters."""
     max_texts: int = Field(64, gt=0)
-    """Most texts of one request for embeddings."""
+    """Maximum number of texts per request for embeddings."""
     max_top_k: int = Field(50, gt=0)
-    """Most hits that a request may ask for."""
+    """Maximum number of hits a request may ask for."""
     max_new_tokens: int = Field(512, gt=0)
-    """Longest answer that a request may ask for; without asking it is generator.max_new_tokens."""
+    """Maximum answer length a request may ask for, in tokens. The default is generator.max_new_tokens."""
     retrieval: RetrievalUse = "always"
-    """`auto`: a question is first answered closed-book, and retrieved for only where the generator is less sure than
-    `ragtune calibrate` found to be enough. A request may ask for either."""
+    """`always`: retrieve for every question. `auto`: answer without passages first, and retrieve only if the
+    generator is less confident than the threshold found by `ragtune calibrate`. A request may choose either."""
     adapter_arms: tuple[Literal["ft", "rag+ft"], ...] = ()
-    """With answer.arm base or rag: tuned arms to be served beside it by the same copies, where they were trained with
-    training.lora_rank; a request names one as its model."""
+    """With answer.arm `base` or `rag`: tuned arms that the same replicas also serve, if they were trained with
+    training.lora_rank. A request selects one as its model."""
     link_hosts: tuple[str, ...] = ()
-    """Hosts to which links in answers may stay; all others are taken out, images always."""
+    """Hosts to which answers may link. All other links, and all images, are removed."""
     ingress: Replicas = Replicas(
         num_cpus=0, target_ongoing_requests=64, max_ongoing_requests=512, max_queued_requests=128
     )
-    """HTTP: keys, limits, streams."""
+    """HTTP: API keys, limits, streams."""
     retriever: Replicas = Replicas(
         num_cpus=0.5, target_ongoing_requests=8, max_ongoing_requests=32, max_queued_requests=128
     )
     """Encoder and index."""
     generator: Replicas = Replicas(target_ongoing_requests=8)
-    """The language model; `max_ongoing_requests` is the size of its running batch, beside which a quarter as many wait."""
+    """The language model. `max_ongoing_requests` is the size of its running batch; a quarter as many may wait in
+    the replica."""
 
     @field_validator("ingress", "retriever", "generator", mode="before")
     @classmethod
-    def _changes_are_to_its_own_defaults(cls, given: Any, about: ValidationInfo) -> Any:
+    def _keep_the_defaults_of_the_deployment(cls, given: Any, about: ValidationInfo) -> Any:
         if not isinstance(given, dict):
             return given
         default = cls.model_fields[str(about.field_name)].default
         return {**default.model_dump(), **given}
 
     @model_validator(mode="after")
-    def _only_the_generator_sleeps(self) -> Self:
+    def _only_the_generator_may_scale_to_zero(self) -> Self:
         if len(set(self.adapter_arms)) < len(self.adapter_arms):
-            raise ValueError(f"serve.adapter_arms {self.adapter_arms}: names an arm twice")
+            raise ValueError(f"serve.adapter_arms {self.adapter_arms}: each arm may be named only once")
         for name in ("ingress", "retriever"):
             if getattr(self, name).min_replicas < 1:
-                raise ValueError(f"serve.{name}.min_replicas must be at least 1; only the generator may go down to 0")
+                raise ValueError(f"serve.{name}.min_replicas must be at least 1; only the generator may use 0")
         return self

@@ -15,91 +15,102 @@ Objective = Literal["sft", "contrastive", "distillation", "query_side", "joint"]
 
 
 class Training(Section):
-    """Fine-tuning of the generator or of the retriever."""
+    """Fine-tuning of the generator, the retriever, or both."""
 
     objective: Objective = "sft"
-    """`sft`: the generator learns answers. The retriever: `contrastive` (positives against negatives), `distillation` (a
-    teacher's ranking), `query_side` (contrastive, but only queries are encoded anew: the index stays as it is). Both at once:
-    `joint` (the likelihood of the answer, summed over the passages that may be found, of which the retriever says how likely each
-    is; only queries are encoded anew)."""
+    """What is trained. `sft`: the generator, on gold answers. `contrastive`: the retriever, on positives and
+    negatives. `distillation`: the retriever, on the ranking of a teacher. `query_side`: contrastive, but only
+    the encoder of queries is trained and the index stays valid. `joint`: generator and encoder of queries on one
+    loss, the likelihood of the answer summed over retrieved passages."""
     arm: Literal["ft", "rag+ft"] = "rag+ft"
-    """`sft`: whether the examples show the question alone (ft) or with passages (rag+ft)."""
+    """`sft`: arm to train for. `ft`: examples show the question alone. `rag+ft`: examples show the question with
+    passages."""
     name: str = ""
-    """Names the result in `models/`; empty: the arm, or `retriever`, or `both`. The arms ft and rag+ft answer with the models of
-    their own names; one of another name is used by naming its directory in generator.model or encoder.model."""
+    """Name of the result in the workspace's `models/`. Empty: the arm for `sft`, `both` for `joint`, otherwise
+    `retriever`. Arms `ft` and `rag+ft` use the models of their own names; to use another, set generator.model or
+    encoder.model to its directory."""
     epochs: int = Field(1, gt=0)
     """Passes over the examples."""
     max_steps: int = Field(0, ge=0)
-    """Stop after so many optimiser steps; 0: all epochs. Warm-up and decay fit the steps that are made."""
+    """Stop after this many optimizer steps; warm-up and decay are fitted to it. 0: all epochs."""
     batch_examples: int = Field(16, gt=0)
-    """Examples per optimiser step, over all workers."""
+    """Examples per optimizer step, over all workers."""
     micro_batch_tokens: int = Field(2048, gt=0)
-    """Padded tokens that a worker takes through the model at once; a step's gradient is accumulated over them."""
+    """Tokens per forward pass and worker, padding included. Gradients are accumulated over the passes of a step."""
     max_tokens: int = Field(1024, ge=32)
-    """`sft` and `joint`: longest prompt and answer together; passages are shortened or dropped to fit, the answer never is."""
+    """`sft` and `joint`: maximum length of prompt and answer together, in tokens. Passages are shortened or dropped
+    to fit; the answer is never shortened."""
     learning_rate: float = Field(0.0, ge=0)
-    """0: 5e-5 for the generator (2e-4 with LoRA), 3e-5 for the retriever and for both at once."""
+    """Peak learning rate. 0: 5e-5 for the generator (2e-4 with LoRA), 3e-5 for the retriever and for `joint`."""
     warmup_share: float = Field(0.05, ge=0, lt=1)
-    """Share of the steps in which the learning rate rises; then it falls as a cosine."""
+    """Share of the steps in which the learning rate rises linearly; then it falls along a cosine. 0: no warm-up."""
     weight_decay: float = Field(0.01, ge=0)
-    """Of matrices; biases and norms have none (AdamW)."""
+    """AdamW weight decay of matrices. Biases and norms have none. 0: no decay."""
     clip_norm: float = Field(1.0, gt=0)
-    """Longest gradient."""
+    """Gradients are clipped to this norm."""
     precision: Precision = "auto"
-    """What matrices are multiplied in; learnt weights stay in float32. `auto`: bfloat16 where the hardware has it."""
+    """Number format of matrix products; trained weights stay in float32. `auto`: bfloat16 if the hardware supports
+    it."""
     gradient_checkpointing: bool = False
-    """Compute activations twice instead of keeping them: less memory, a third more time."""
+    """Recompute activations in the backward pass instead of storing them: less memory, about a third more time."""
     lora_rank: int = Field(0, ge=0)
-    """`sft`: learn adapters of this rank on all linear layers instead of all weights; 0: all weights."""
+    """`sft` and `joint`: train LoRA adapters of this rank on all linear layers. 0: train all weights."""
     lora_alpha: float = Field(32.0, gt=0)
-    """Scale of the adapters, divided by their rank."""
+    """Scale of the LoRA adapters: their output is multiplied by lora_alpha / lora_rank."""
     strategy: Literal["ddp", "fsdp"] = "ddp"
-    """`fsdp`: weights and optimiser state are spread over the workers, for generators (`sft`) that do not fit one GPU."""
+    """`ddp`: every worker holds the whole model. `fsdp` (`sft` only): weights and optimizer state are divided among
+    the workers, for generators that do not fit on one GPU."""
     workers: int = Field(1, gt=0)
-    """Fewest training workers."""
+    """Number of training workers; with `training.max_workers`, the minimum."""
     max_workers: int = Field(0, ge=0)
-    """Most of them, where the cluster has room; 0: exactly `workers`."""
+    """Upper limit on workers, if the cluster has room. 0: exactly `training.workers`."""
     max_failures: int = Field(3, ge=0)
-    """So often a lost worker is replaced and the run goes on from its last checkpoint."""
+    """How many lost workers are replaced; each time, training resumes from the last checkpoint. 0: none."""
     checkpoint_steps: int = Field(100, gt=0)
-    """Steps between checkpoints: what a killed run costs at most."""
+    """Steps between checkpoints."""
     evaluate_steps: int = Field(100, gt=0)
-    """Steps between evaluations on validation examples; the best weights are kept."""
+    """Steps between evaluations on validation examples. The best weights are kept."""
     validation_examples: int = Field(256, gt=0)
-    """Most validation examples, drawn by the seed."""
+    """Maximum number of validation examples, drawn at random with `seed`."""
     passages: int = Field(0, ge=0)
-    """`sft`, rag+ft: passages per example; 0: retrieval.top_k."""
+    """`sft` for `rag+ft`: passages per example. 0: `retrieval.top_k`."""
     distractors: Literal["query", "passage"] = "query"
-    """`sft`, rag+ft: what the other passages of an example are retrieved for. `query`: its question, as in answering. `passage`:
-    the passage that holds the answer, so that all questions about it show the same passages, which are then read once."""
+    """`sft` for `rag+ft`: which other passages an example shows. `query`: those retrieved for its question, as when
+    answering. `passage`: those retrieved for the passage that contains the answer; all questions on one passage
+    then share a prompt prefix, which is computed once."""
     gold_left_out_share: float = Field(0.1, ge=0, le=1)
-    """`sft`, rag+ft: share of examples without the passage that holds the answer (RAFT, Zhang et al. 2024)."""
+    """`sft` for `rag+ft`: share of examples shown without the passage that contains the answer (RAFT, Zhang et al.
+    2024). 0: none."""
     abstain_share: float = Field(0.5, ge=0, le=1)
-    """... of which so many are to be answered with `abstention`."""
+    """Share of those examples whose target answer is `training.abstention`; the others keep their gold answer."""
     abstention: str = Field("I don't know.", min_length=1)
-    """What to say when the passages do not hold the answer."""
+    """Target answer when the passages do not contain the answer."""
     cite: bool = True
-    """`sft`, rag+ft: answers end with the number of the passage they rest on, such as [2]."""
+    """`sft` for `rag+ft`: end target answers with the number of the passage that contains them, such as [2]."""
     replay_path: str = ""
-    """`sft`: other questions with answers (as queries.path), mixed in without passages against forgetting."""
+    """`sft`: other questions with answers (formats as for queries.path), mixed in without passages to reduce
+    forgetting. Empty: none."""
     replay_share: float = Field(0.1, ge=0, lt=1)
-    """Share of the examples that are replay, where there is a `replay_path`."""
+    """Share of the examples that are replayed, if `training.replay_path` is set."""
     hard_negatives: int = Field(4, ge=0)
-    """Retriever: passages per example that were found but do not answer. `joint`: candidates beside the first."""
+    """Retriever: retrieved passages per example that do not answer the question. `joint`: candidate passages in
+    addition to the first."""
     negative_depth: int = Field(50, gt=0)
-    """Retriever: hits that hard negatives are taken from."""
+    """Retriever: number of top hits from which hard negatives are taken."""
     negative_margin: float = Field(0.05, ge=0, lt=1)
-    """Retriever: a hit scoring above (1 - margin) of the positive may be a false negative and is left out (Moreira 2024)."""
+    """Retriever: a hit that scores above (1 - margin) times the score of the positive may be a false negative and
+    is left out (Moreira et al. 2024). 0: none is left out."""
     temperature: float = Field(0.05, gt=0)
-    """Retriever: divides the cosines of the model that learns."""
+    """Retriever: cosines of the trained model are divided by this. Smaller is sharper."""
     teacher: Literal["retrieval", "generator"] = "retrieval"
-    """Whose scores are taught. `retrieval` (`distillation` only): the reranker's or, without one, those that the hits came with.
-    `generator` (also `query_side`): by how much a passage raises the likelihood of the answer; no qrels are needed, and a
-    reranker is mixed in."""
+    """Source of the scores to learn. `retrieval` (`distillation` only): the reranker or, without one, the retrieval
+    that found the hits. `generator` (`distillation` and `query_side`): how much a passage raises the likelihood
+    of the answer. `generator` needs no qrels; scores of a reranker, if there is one, are mixed in."""
     teacher_temperature: float = Field(0.3, gt=0)
-    """Divides the teacher's scores: those of retrieval are scaled to 0..1 per query, the generator's are nats per token."""
+    """Teacher scores are divided by this. Retrieval scores are first scaled to 0..1 per query; generator scores are
+    in nats per token."""
     contrastive_weight: float = Field(0.1, ge=0)
-    """Of the contrastive term beside the teacher's."""
+    """Weight of the contrastive loss added to the teacher's loss. 0: the teacher's loss alone."""
 
     @property
     def learns_from_generator(self) -> bool:
@@ -108,12 +119,12 @@ class Training(Section):
 
     @property
     def trains_generator(self) -> bool:
-        """Whether the weights of the generator move."""
+        """Whether the generator is trained."""
         return self.objective in ("sft", "joint")
 
     @property
     def keeps_index(self) -> bool:
-        """Whether the retriever learns, but passages stay as they are encoded in the index."""
+        """Whether the retriever is trained without changing the embeddings of passages."""
         return self.objective in ("query_side", "joint")
 
     @model_validator(mode="after")
@@ -124,10 +135,8 @@ class Training(Section):
             )
         if self.teacher == "generator" and self.objective == "contrastive":
             raise ValueError(
-                "training.teacher=generator teaches training.objective distillation or query_side, not contrastive"
+                "training.teacher=generator works with training.objective distillation or query_side, not contrastive"
             )
         if self.lora_rank and not self.trains_generator:
-            raise ValueError(
-                "training.lora_rank: adapters are for objectives sft and joint; the retriever is trained whole"
-            )
+            raise ValueError("training.lora_rank: only objectives sft and joint train adapters; set it to 0")
         return self

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -24,20 +26,20 @@ from ragtune_ray.config.serving import Serve
 from ragtune_ray.config.training import Training
 from ragtune_ray.config.tuning import Tune
 
-__all__ = ["Config", "ConfigError", "describe", "load"]
+__all__ = ["Config", "ConfigError", "describe", "load", "settings_page"]
 
 
 class ConfigError(RagtuneError, ValueError):
-    """The configuration is wrong; the message names the field, the value and the rule."""
+    """A setting is wrong; the message names the field, the value and the rule."""
 
 
 class Config(Section):
-    """Everything a run depends on; the resolved tree stands in every manifest."""
+    """All settings of a run; the whole tree is recorded in every manifest."""
 
     workspace: str = Field("workspace", min_length=1)
-    """Where runs write: index/, models/ and runs/ below it; local or s3://."""
+    """Directory for all results, local or s3://; they are written to index/, models/ and runs/ in it."""
     seed: int = Field(0, ge=0)
-    """Behind everything random."""
+    """Seed for every random choice."""
     corpus: Corpus = Corpus()
     queries: Queries = Queries()
     chunking: Chunking = Chunking()
@@ -59,8 +61,8 @@ class Config(Section):
     def _reading_apart_needs_probabilities(self) -> Self:
         if self.answer.reading == "apart" and self.generator.engine != "transformers":
             raise ValueError(
-                f"answer.reading=apart weighs answers by their probabilities, which generator.engine={self.generator.engine} "
-                "does not tell; use generator.engine=transformers or answer.reading=together"
+                f"answer.reading=apart needs the probability of each answer, which generator.engine={self.generator.engine} "
+                "does not report; use generator.engine=transformers or answer.reading=together"
             )
         return self
 
@@ -94,7 +96,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML file and apply `section.field=value` overrides.
 
     Raises:
-        ConfigError: the file is missing or no mapping, a key is unknown, or a value breaks its rule.
+        ConfigError: the file cannot be read or is not a mapping, a name is unknown, or a value breaks its rule.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -104,12 +106,12 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(f"config {path}: is not UTF-8 text ({error.reason} at byte {error.start})") from error
     try:
         values = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that is none, such as 2024-02-30
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: an impossible date such as 2024-02-30
         raise ConfigError(f"config {path}: is not YAML: {' '.join(str(error).split())}") from error
     if values is None:
         values = {}
     if not isinstance(values, dict):
-        raise ConfigError(f"config {path}: must hold a mapping of sections, found {type(values).__name__}")
+        raise ConfigError(f"config {path}: must be a mapping of sections, is {type(values).__name__}")
     for override in overrides:
         _apply(values, override)
     return _validated(values, source=str(path))
@@ -118,10 +120,42 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 def describe() -> Iterator[tuple[str, str, str]]:
     """Every setting as (dotted name, default, meaning), in the order of the tree.
 
-    >>> next(describe())[0]
-    'workspace'
+    >>> next(describe())[:2]
+    ('workspace', 'workspace')
     """
     yield from _describe(Config(), "")
+
+
+def settings_page() -> str:
+    """`docs/settings.md`: a table of settings for each section, in Markdown."""
+    lines = [
+        "# Settings",
+        "",
+        "For everyone who writes a config file: every setting, its default and its meaning.",
+        "",
+        "A config is a YAML file with one mapping per section. On the command line, `section.field=value` overrides the",
+        "file: `ragtune index CONFIG.yaml retrieval.top_k=3`. Settings that are absent keep their defaults; unknown names",
+        "are refused. This page is the output of `ragtune settings --markdown`.",
+    ]
+    section = None
+    for name, default, meaning in describe():
+        prefix = name.rpartition(".")[0]
+        if prefix != section:
+            section = prefix
+            lines += ["", *_section_heading(prefix), "", "| setting | default | meaning |", "|---|---|---|"]
+        cells = (text.replace("|", "\\|").replace("\n", " ") for text in (f"`{name}`", f"`{default}`", meaning))
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _section_heading(prefix: str) -> tuple[str, str, str]:
+    section: type[BaseModel] = Config
+    text = ""
+    for part in filter(None, prefix.split(".")):
+        text = section.model_fields[part].description or ""
+        section = _section_of(section.model_fields[part]) or section
+    text = text or inspect.cleandoc(section.__doc__ or "").replace("\n\n", " ")
+    return f"## {prefix or 'Top level'}", "", text.replace("\n", " ")
 
 
 def _describe(section: BaseModel, prefix: str) -> Iterator[tuple[str, str, str]]:
@@ -130,7 +164,19 @@ def _describe(section: BaseModel, prefix: str) -> Iterator[tuple[str, str, str]]
         if isinstance(value, BaseModel):
             yield from _describe(value, f"{prefix}{name}.")
         else:
-            yield f"{prefix}{name}", str(value), field.description or ""
+            yield f"{prefix}{name}", _shown(value), _meaning(field)
+
+
+def _meaning(field: FieldInfo) -> str:
+    """The description of a field, and the values it allows where the description does not name all of them."""
+    text = field.description or ""
+    allowed = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+    return text if all(f"`{value}`" in text for value in allowed) else f"{text} One of: {', '.join(allowed)}."
+
+
+def _shown(value: Any) -> str:
+    """A value as YAML."""
+    return value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)
 
 
 def _section_of(field: FieldInfo) -> type[BaseModel] | None:
@@ -168,11 +214,11 @@ def _known_fields(location: Sequence[Any]) -> list[str]:
 def _apply(values: dict[str, Any], override: str) -> None:
     name, separator, text = override.partition("=")
     if not separator or not name:
-        raise ConfigError(f"override {override!r}: must read section.field=value")
+        raise ConfigError(f"override {override!r}: must be section.field=value")
     try:
         value = yaml.safe_load(text) if text.strip() else ""
     except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"override {override!r}: the value is not YAML; quote it") from error
+        raise ConfigError(f"override {override!r}: the value is not valid YAML; quote it") from error
     _set(values, name.strip(), value)
 
 

@@ -15,75 +15,80 @@ Component = Literal["generator", "retriever"]
 
 
 class Tune(Section):
-    """Retriever and generator tuned together, in rounds; what scores higher on the validation split is taken over.
+    """Tuning of retriever and generator in rounds.
 
-    Scores are `compare.metric` for the generator and MRR@10 for the retriever.
+    A round's models are accepted only if they score higher on the validation split: the generator by `compare.metric`, the
+    retriever by MRR@10.
     """
 
     mode: Mode = "staged"
-    """`staged`: tune what retrieval or reading fails at. `joint`: retriever and generator teach each other. `iterative`: learn
-    from own answers to questions without answers. `domain`: learn from questions made of the corpus's own passages."""
+    """`staged`: train on questions where retrieval or reading fails. `joint`: retriever and generator teach each
+    other. `iterative`: train on the generator's own answers to questions without answers. `domain`: train on
+    questions generated from passages of the corpus."""
     rounds: int = Field(2, gt=0, le=10)
-    """Most rounds of `joint` and `iterative`; fewer where a round brings nothing."""
+    """`joint` and `iterative`: maximum number of rounds. Tuning stops earlier after a round without improvement."""
     in_loop: bool = False
-    """`joint`: train both models at once on one loss (training.objective=joint) instead of one after the other in each round."""
+    """`joint`: train both models at once on one loss (`training.objective=joint`) instead of one after the other."""
     components: tuple[Component, ...] = Field(("generator", "retriever"), min_length=1)
-    """What is tuned."""
+    """Models to tune."""
     reindex: bool = False
-    """Train the encoder of passages too, and index the corpus anew for it; else only queries are encoded anew, and the index
-    stays: cheap on a large corpus, but it carries less over to documents that no question was learnt from."""
+    """Also train the encoder of passages and rebuild the index with it. Otherwise only the encoder of queries is
+    trained and the index stays valid: cheaper on a large corpus, but less effective on documents without
+    training questions."""
     retriever_learning_rate: float = Field(0.0, ge=0)
-    """As training.learning_rate, for the retriever; 0: its objective's own."""
+    """Peak learning rate of the retriever. 0: the default of its objective, see `training.learning_rate`."""
     confidence: float = Field(0.9, gt=0, lt=1)
-    """Of the interval around a round's gain."""
+    """Confidence level of the interval around the gain of a round."""
     margin: float = Field(0.02, ge=0, lt=1)
-    """A round is accepted that scores higher, and for which a loss of more than this lies outside the interval of its gain."""
+    """Accept a round only if its score is higher and the interval of its gain excludes a loss greater than this."""
     max_cosine_rise: float = Field(0.15, ge=0)
-    """`reindex`: an encoder is refused whose passages lie closer together by more than this, in mean cosine of random pairs."""
+    """`tune.reindex`: reject an encoder that raises the mean cosine of random pairs of passages by more than this."""
     probe_path: str = ""
-    """Questions with answers on other things than the corpus: a generator that is credibly worse at them, without passages, is
-    refused."""
+    """Questions with answers on topics outside the corpus. A generator that answers them significantly worse,
+    without passages, is rejected. Empty: no such check."""
     retriever_probe_path: str = ""
-    """Questions on the corpus of another kind than those learnt from, with judged documents or answers: a retriever that ranks
-    what answers them credibly worse is refused."""
+    """Questions on the corpus of a different kind than the training questions, with qrels or answers. A retriever
+    that ranks their passages significantly worse is rejected. Empty: no such check."""
     success_score: float = Field(0.5, gt=0, le=1)
-    """`staged`: answers with at least this `compare.metric` are successes."""
+    """`staged`: an answer with at least this `compare.metric` counts as a success."""
     success_share: float = Field(0.4, ge=0, lt=1)
-    """`staged`: share of the training questions that are successes, mixed in so that what works is not forgotten."""
+    """`staged`: share of successes among the training questions, to preserve what works. 0: failures alone."""
     deep_hits: int = Field(100, gt=0)
-    """`staged`: hits among which the passage is looked for that should have been retrieved."""
+    """`staged`: number of hits that are searched for the passage that retrieval missed."""
     min_examples: int = Field(8, gt=0)
-    """A component with fewer questions to learn from is left as it is."""
+    """Leave a model as it is if it has fewer training questions than this."""
     candidates: int = Field(8, ge=2)
-    """Passages per question that the generator, as a teacher, scores."""
+    """Passages per question that the generator scores as a teacher."""
     samples: int = Field(3, ge=0)
-    """`iterative`: further answers, sampled, that an answer is held against; 0: none."""
+    """`iterative`: additional sampled answers per question, compared with the first answer. 0: none."""
     sample_temperature: float = Field(0.7, gt=0)
-    """`iterative`: of those."""
+    """`iterative`: sampling temperature of the additional answers."""
     min_precision: float = Field(0.8, ge=0, lt=1)
-    """`iterative`, and `domain` with questions of your own: an answer is learnt from only if the generator is as sure of it as of
-    answers to validation questions of which this share were right (token F1 of .6 or more); 0: however sure it is."""
+    """`iterative`, and `domain` with `tune.questions_path`: train only on answers at least as confident as
+    validation answers of which this share was right (token F1 of 0.6 or more). 0: any confidence."""
     min_agreement: float = Field(0.6, ge=0, le=1)
-    """`iterative`: share of the samples that must say the same (token F1 of .6 or more)."""
+    """`iterative`: share of the sampled answers that must agree with an answer (token F1 of 0.6 or more)."""
     round_trip_score: float = Field(0.8, ge=0, le=1)
-    """`iterative` and `domain`: token F1 of an answer with the one that is given from its cited passage alone."""
+    """`iterative` and `domain`: required token F1 between an answer and the answer given from its cited passage
+    alone."""
     pseudo_share: float = Field(0.5, gt=0, lt=1)
-    """`iterative`: most of the training questions that may be pseudo-labelled; the others have gold answers."""
+    """`iterative`: maximum share of pseudo-labelled questions in training; the others have gold answers."""
     questions_path: str = ""
-    """`iterative`: questions without answers; empty: those of the training split. `domain`: your own questions on the corpus;
-    empty: the generator makes them."""
+    """`iterative`: questions without answers; empty: those of the training split. `domain`: your questions on the
+    corpus; empty: they are generated."""
     question_model: str = ""
-    """`domain`: makes the questions and answers them, as generator.model names it; empty: that one."""
+    """`domain`: model that writes the questions and their answers, named as in generator.model. Empty:
+    generator.model."""
     passages: int = Field(200, gt=0)
-    """`domain`: passages that questions are made of."""
+    """`domain`: number of passages to generate questions from."""
     round_trip_hits: int = Field(10, gt=0)
-    """`domain`: a made question must find its passage's document among so many hits."""
+    """`domain`: drop a generated question unless its document is among this many hits."""
 
     @model_validator(mode="after")
     def _in_loop_tunes_both_and_keeps_the_index(self) -> Self:
         if self.in_loop and (self.mode != "joint" or self.reindex or len(set(self.components)) < 2):
             raise ValueError(
-                "tune.in_loop: one loss trains generator and retriever against the index as it is; it needs tune.mode=joint, "
-                "both tune.components and tune.reindex=false"
+                "tune.in_loop needs tune.mode=joint, both tune.components and tune.reindex=false: one loss trains generator "
+                "and encoder of queries against an unchanged index"
             )
         return self

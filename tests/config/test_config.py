@@ -1,3 +1,5 @@
+"""Settings: precedence, refusals, documentation."""
+
 from pathlib import Path
 
 import pytest
@@ -62,6 +64,44 @@ def test_the_tree_is_frozen_and_using_leaves_the_original_alone() -> None:
     assert original.seed == 0
     with pytest.raises(ValueError, match="frozen"):
         original.seed = 1
+
+
+def test_docs_settings_md_is_what_the_command_prints() -> None:
+    page = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
+    assert page == config.settings_page(), "run: ragtune settings --markdown > docs/settings.md"
+    assert all(f"| `{name}` |" in page for name, _, _ in config.describe())
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        pytest.param("answer.arm", "ft", "ft", id="string"),
+        pytest.param("corpus.path", Path("a: b") / "'ü'.jsonl", "a: b/'ü'.jsonl", id="path that is not plain YAML"),
+        pytest.param("generator.stop", ["\n"], ("\n",), id="list"),
+        pytest.param("retrieval.filter", {"year": {"gte": 2020}}, {"year": {"gte": 2020}}, id="mapping"),
+        pytest.param("seed", 7, 7, id="setting without a section"),
+    ],
+)
+def test_with_values_takes_python_values_as_they_are(name: str, value: object, expected: object) -> None:
+    settings = config.Config().with_values({name: value})
+    section, _, field = name.rpartition(".")
+    assert getattr(getattr(settings, section) if section else settings, field) == expected
+    assert settings.with_values({}) == settings
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"retrieval.topk": 1}, ["retrieval.topk", "top_k"]),
+        ({"retrieval.top_k": 0}, ["retrieval.top_k", "greater than 0"]),
+        ({"seed.x": 1}, ["seed", "not a section"]),
+    ],
+)
+def test_with_values_refuses_what_load_refuses(values: dict[str, object], named: list[str]) -> None:
+    with pytest.raises(config.ConfigError) as error:
+        config.Config().with_values(values)
+    for part in named:
+        assert part in str(error.value)
 
 
 def test_every_setting_is_documented() -> None:
