@@ -46,7 +46,7 @@ class Replicas(Section):
     def _replicas_are_ordered(self) -> Self:
         if self.min_replicas > self.max_replicas:
             raise ValueError(
-                f"min_replicas ({self.min_replicas}) is more than max_replicas ({self.max_replicas}); lower it or raise max_replicas"
+                f"min_replicas ({self.min_replicas}) is more than max_replicas ({self.max_replicas}); lower it"
             )
         return self
 
