@@ -10,6 +10,7 @@ lists that hold it, so cosines and BM25 scores need no common scale.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -21,6 +22,7 @@ from ragtune_ray.models.reranker import Reranker
 from ragtune_ray.storage import artifacts
 
 __all__ = [
+    "PassageHit",
     "Ranking",
     "Retriever",
     "check_encoder",
@@ -85,6 +87,17 @@ def visible(settings: config.Config) -> filters.Filter:
         raise config.ConfigError(f"retrieval.filter: {error}") from error
 
 
+@dataclass(frozen=True, slots=True)
+class PassageHit:
+    """A retrieved passage with its text."""
+
+    rank: int
+    """1 is best."""
+    score: float
+    """Larger is better."""
+    passage: schema.Passage
+
+
 class Retriever:
     """An index version, the encoder that built it, and how to combine what they find."""
 
@@ -106,6 +119,29 @@ class Retriever:
         self._settings = settings
         self._ranking = Ranking(settings, reranker)
 
+    @staticmethod
+    def open(settings: config.Config, version: str | None = None, device: str = "auto") -> Retriever:
+        """Open an index version of the workspace; see `open_retriever`."""
+        return open_retriever(settings, version, device)
+
+    def search(self, texts: Sequence[str], top_k: int | None = None) -> list[list[PassageHit]]:
+        """Ranked passages for each question, best first; fewer than `top_k` only if fewer passages match.
+
+        Args:
+            texts: the questions.
+            top_k: hits per question; None means `retrieval.top_k`.
+
+        Raises:
+            IndexDataError: the encoder returned no finite vector for a question.
+        """
+        if isinstance(texts, str):
+            raise TypeError(f"search takes a list of questions, got the string {texts!r}; put it in a list")
+        found = self.retrieve_passages(texts, self._settings.top_k if top_k is None else top_k)
+        return [
+            [PassageHit(rank, score, passage) for rank, (passage, score) in enumerate(zip(*row, strict=True), start=1)]
+            for row in found
+        ]
+
     def retrieve(self, query_ids: Sequence[str], texts: Sequence[str], top_k: int) -> list[list[schema.Hit]]:
         """Ranked hits for each query, best first; fewer than `top_k` only when the index holds fewer that match.
 
@@ -117,7 +153,7 @@ class Retriever:
         Raises:
             IndexDataError: the encoder gave a query no finite vector.
         """
-        scores, ordinals = self.search(texts, top_k)
+        scores, ordinals = self.search_ordinals(texts, top_k)
         return to_hits(query_ids, scores, ordinals, self._column)
 
     def retrieve_passages(self, texts: Sequence[str], top_k: int) -> list[tuple[list[schema.Passage], list[float]]]:
@@ -126,13 +162,13 @@ class Retriever:
         Raises:
             IndexDataError: the encoder gave a query no finite vector.
         """
-        scores, ordinals = self.search(texts, top_k)
+        scores, ordinals = self.search_ordinals(texts, top_k)
         return [
             (self.index.take(row[row >= 0].tolist()), score[row >= 0].tolist())
             for row, score in zip(ordinals, scores, strict=True)
         ]
 
-    def search(self, texts: Sequence[str], top_k: int) -> tuple[np.ndarray, np.ndarray]:
+    def search_ordinals(self, texts: Sequence[str], top_k: int) -> tuple[np.ndarray, np.ndarray]:
         """Scores and passage ordinals (num_queries, top_k), best first; missing places hold -inf and -1."""
         depth = self._ranking.depth(top_k)
         embedded = None if self._settings.mode == "lexical" else encode_queries(self.encoder, texts)

@@ -127,9 +127,21 @@ def test_the_lexical_mode_finds_only_passages_that_share_a_word_and_needs_no_enc
         Retriever(opened, None, config.Retrieval(mode="hybrid"))
 
 
+def test_search_returns_passages_in_the_order_of_their_hits(opened: snapshot.Index, encoder: HashingEncoder) -> None:
+    retriever = Retriever(opened, encoder, config.Retrieval(top_k=2))
+    found = retriever.search(QUERIES)
+    expected = retriever.retrieve([""] * len(QUERIES), QUERIES, 2)
+    assert [[(hit.rank, hit.score, hit.passage.passage_id) for hit in hits] for hits in found] == [
+        [(hit.rank, hit.score, hit.passage_id) for hit in hits] for hits in expected
+    ]
+    assert [len(hits) for hits in retriever.search(QUERIES, top_k=1)] == [1] * len(QUERIES)
+    with pytest.raises(TypeError, match="put it in a list"):
+        retriever.search("one question")
+
+
 def test_hybrid_is_the_fusion_of_dense_and_lexical(opened: snapshot.Index, encoder: HashingEncoder) -> None:
     settings = config.Retrieval(mode="hybrid", candidates=4, fusion_constant=2.0)
-    scores, ordinals = Retriever(opened, encoder, settings).search(QUERIES, 3)
+    scores, ordinals = Retriever(opened, encoder, settings).search_ordinals(QUERIES, 3)
     dense = opened.vectors.search(encoder.encode_queries(QUERIES), 4)[1]
     lexical = opened.lexical.search(QUERIES, 4)[1]
     for row in range(len(QUERIES)):

@@ -135,7 +135,7 @@ class PrepareUnit:
 
         assert self._retriever is not None
         texts = [row.text for row in rows]
-        scores, ordinals = self._retriever.search(texts, self._depth())
+        scores, ordinals = self._retriever.search_ordinals(texts, self._depth())
         gold = self._retriever.index.of_documents([splits.positives(row) for row in rows])
         embedded = encode_queries(self._encoder, texts) if self._encoder else None
         candidates = []
