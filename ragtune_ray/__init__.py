@@ -1,11 +1,82 @@
 """Retrieve, fine-tune, or both? Measured on your own documents, then run at scale on Ray.
 
-Import from the module that does the work; `ragtune_ray/` is listed in the README in the order of the data.
+    import ragtune_ray as rt
+
+    config = rt.load_config("ragtune.yaml")
+    rt.build_index(config)
+    hits = rt.Retriever.open(config).search(["When was Hubble launched?"], top_k=3)
+    print(rt.ask(config, "When was Hubble launched?").text)
+
+The public API is `__all__`; docs/python-api.md describes it. Names are imported when they are first used, so that importing
+the package loads neither torch nor Ray.
 """
 
-__all__ = ["RagtuneError"]
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ragtune_ray.asking import SourcedAnswer, ask
+    from ragtune_ray.cluster.answering.answer import answer
+    from ragtune_ray.cluster.answering.evaluate import evaluate
+    from ragtune_ray.cluster.answering.retrieve import retrieve
+    from ragtune_ray.cluster.comparing.calibrate import calibrate
+    from ragtune_ray.cluster.comparing.compare import compare
+    from ragtune_ray.cluster.indexing.index import build_index
+    from ragtune_ray.cluster.indexing.update import delete_documents, upsert_documents
+    from ragtune_ray.cluster.serving.serve import serve
+    from ragtune_ray.cluster.training.train import train
+    from ragtune_ray.cluster.tuning.tune import tune
+    from ragtune_ray.config import Config, load_config
+    from ragtune_ray.index.retriever import Retriever
+
+__all__ = [  # noqa: RUF022  # by stage
+    # settings
+    "Config",
+    "load_config",
+    # documents -> index
+    "build_index",
+    "upsert_documents",
+    "delete_documents",
+    # questions -> passages
+    "Retriever",
+    "retrieve",
+    # questions -> answers
+    "ask",
+    "SourcedAnswer",
+    "answer",
+    # answers -> scores
+    "evaluate",
+    "compare",
+    "calibrate",
+    # scores -> better models
+    "train",
+    "tune",
+    # HTTP endpoint
+    "serve",
+    # errors
+    "RagtuneError",
+]
 
 __version__ = "0.1.0"
+
+_MODULES = {
+    "Config": "config",
+    "load_config": "config",
+    "build_index": "cluster.indexing.index",
+    "upsert_documents": "cluster.indexing.update",
+    "delete_documents": "cluster.indexing.update",
+    "Retriever": "index.retriever",
+    "retrieve": "cluster.answering.retrieve",
+    "ask": "asking",
+    "SourcedAnswer": "asking",
+    "answer": "cluster.answering.answer",
+    "evaluate": "cluster.answering.evaluate",
+    "compare": "cluster.comparing.compare",
+    "calibrate": "cluster.comparing.calibrate",
+    "train": "cluster.training.train",
+    "tune": "cluster.tuning.tune",
+    "serve": "cluster.serving.serve",
+}
 
 
 class RagtuneError(Exception):
@@ -29,3 +100,13 @@ class RagtuneError(Exception):
             cluster     StageError, CorpusError, DuplicateError, UpdateError, OvertakenError, AnswerError,
                         EvaluationError, MeasureError, TuneError, ServeError
     """
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

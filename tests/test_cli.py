@@ -147,7 +147,7 @@ def test_an_interruption_ends_with_130(run: Run, config_path: str, monkeypatch: 
     monkeypatch.setattr(config, "load", interrupt)
     code, out, err = run("index", config_path)
     assert (code, out) == (130, "")
-    assert "the same command goes on where this one stopped" in err
+    assert "run the same command again to continue where it stopped" in err
 
 
 def test_versions_are_listed_on_stderr_and_the_current_path_is_the_last_line_of_stdout(

@@ -15,7 +15,7 @@ from ragtune_ray.config.models import Encoder, Precision
 from ragtune_ray.config.section import Section
 from ragtune_ray.config.serving import Replicas, RetrievalUse, Serve
 from ragtune_ray.config.training import Objective, Training
-from ragtune_ray.config.tree import Config, ConfigError, describe, load, settings_page
+from ragtune_ray.config.tree import Config, ConfigError, describe, load, load_config, settings_page
 from ragtune_ray.config.tuning import Component, Tune
 
 __all__ = [
@@ -52,6 +52,7 @@ __all__ = [
     "is_mode",
     "is_tuned",
     "load",
+    "load_config",
     "retrieves",
     "settings_page",
 ]

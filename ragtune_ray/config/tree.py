@@ -26,7 +26,7 @@ from ragtune_ray.config.serving import Serve
 from ragtune_ray.config.training import Training
 from ragtune_ray.config.tuning import Tune
 
-__all__ = ["Config", "ConfigError", "describe", "load", "settings_page"]
+__all__ = ["Config", "ConfigError", "describe", "load", "load_config", "settings_page"]
 
 
 class ConfigError(RagtuneError, ValueError):
@@ -115,6 +115,23 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     for override in overrides:
         _apply(values, override)
     return _validated(values, source=str(path))
+
+
+def load_config(source: str | os.PathLike[str] | Mapping[str, Any], values: Mapping[str, Any] | None = None) -> Config:
+    """Build a config from a YAML file, or from a mapping of dotted names to values.
+
+    >>> load_config({"workspace": "here", "retrieval.top_k": 3}).retrieval.top_k
+    3
+
+    Args:
+        source: the path of a file, or the values that differ from the defaults.
+        values: further values by dotted name, which override those of the source.
+
+    Raises:
+        ConfigError: the file cannot be read or is not a mapping, a name is unknown, or a value breaks its rule.
+    """
+    settings = Config().with_values(source) if isinstance(source, Mapping) else load(os.fspath(source))
+    return settings.with_values(values) if values else settings
 
 
 def describe() -> Iterator[tuple[str, str, str]]:

@@ -1,0 +1,79 @@
+"""What the verbs share: arguments, loading the config, and printing results."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Annotated
+
+import typer
+
+import ragtune_ray as rt
+
+__all__ = [
+    "DONE",
+    "FAILED",
+    "INTERRUPTED",
+    "WRONG_USAGE",
+    "AsJson",
+    "ConfigPath",
+    "OptionalConfigPath",
+    "Overrides",
+    "divide",
+    "finish",
+    "load",
+    "print_error",
+    "print_lines",
+]
+
+DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
+"""Exit codes."""
+
+ConfigPath = Annotated[
+    str, typer.Argument(metavar="CONFIG", help="A YAML file; `ragtune settings` lists its settings.")
+]
+OptionalConfigPath = Annotated[str | None, typer.Argument(metavar="[CONFIG]", help="A YAML file.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="SECTION.FIELD=VALUE", help="Settings that override those of the file.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the path.")]
+
+
+def load(path: str, overrides: Sequence[str] | None) -> rt.Config:
+    """The config of a verb: defaults < file < overrides."""
+    from ragtune_ray import config
+
+    return config.load(path, overrides or ())
+
+
+def divide(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Names, and overrides: an argument is an override if the text before its `=` is the name of a setting."""
+    from ragtune_ray import config
+
+    known = {name for name, _, _ in config.describe()}
+    overrides = [argument for argument in arguments if argument.partition("=")[0] in known and "=" in argument]
+    return [argument for argument in arguments if argument not in overrides], overrides
+
+
+def finish(result: object, as_json: bool) -> None:
+    """Print the path of an artifact as the last line of stdout, or with --json its path and facts."""
+    path = str(result)
+    if not as_json:
+        typer.echo(path)
+        return
+    from ragtune_ray.storage import artifacts
+
+    manifest = artifacts.read_manifest(path)
+    facts = {name: value for name, value in manifest.items() if name not in {"files", "config", "manifest_sha256"}}
+    typer.echo(json.dumps({"path": path, **facts}, ensure_ascii=False))
+
+
+def print_lines(lines: Iterable[str]) -> None:
+    """Print lines for a person, on stderr."""
+    for line in lines:
+        typer.echo(line, err=True)
+
+
+def print_error(text: str) -> None:
+    """Print an error on stderr."""
+    typer.echo(f"error: {text}", err=True)
