@@ -113,7 +113,7 @@ def effect(
     rule, seed = settings.evaluate, settings.seed
     share = intervals.bootstrap(sure.astype(float), rule.resamples, rule.confidence, seed)
     mixed = np.where(sure, scores, against)
-    closed = latency.measure(arms.with_tuned_models(without_passages), timed, "")
+    (closed,) = latency.measure([(arms.with_tuned_models(without_passages), "")], timed)
     # Every question is first answered closed-book; the uncertain ones are then answered with passages.
     saved = share.value * always.total.p50_seconds - closed.total.p50_seconds
     return Adaptive(

@@ -90,7 +90,11 @@ def compare(settings: config.Config, command: str = "") -> ComparisonResult:
             return ComparisonResult(run.url)
         indexes = _indexes(settings) if settings.compare.changed_queries_path else {}
         changed = {workspace: freshness.follow_changes(of_arm) for workspace, of_arm in indexes.items()}
-        measured = {arm: measure.measure(settings, arm, evaluated, queries, changed) for arm in arms}
+        latencies = measure.measure_latencies(settings, evaluated, queries)
+        measured = {
+            arm: measure.measure(settings, arm, evaluated, queries, changed, one_by_one)
+            for arm, one_by_one in latencies.items()
+        }
         ceilings = _ceilings(settings, measured, golden, queries)
         found = _comparison(settings, measured, queries, retrieval, ceilings)
     _publish(run, found.model_copy(update={"command": command, "seconds": run.seconds()}), evaluated, golden)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,29 +16,34 @@ from ragtune_ray import config, schema
 from ragtune_ray.cluster import session
 from ragtune_ray.evaluation.comparison import Latency, Percentiles
 
+if TYPE_CHECKING:
+    from ragtune_ray.generation.interface import Generator
+    from ragtune_ray.index.retriever import Retriever
+
 __all__ = ["measure"]
 
 
-def measure(settings: config.Config, queries: Sequence[schema.Query], version: str) -> Latency:
-    """Answer some queries one at a time, on one otherwise idle machine of the cluster.
+def measure(arms: Sequence[tuple[config.Config, str]], queries: Sequence[schema.Query]) -> list[Latency]:
+    """Answer the queries one at a time in each arm, on one otherwise idle machine of the cluster.
 
     Args:
-        settings: of an arm; a Ray session must be open.
-        queries: the first one is asked twice, once unmeasured to warm up.
-        version: of the index, for arms that retrieve.
+        arms: config of each arm and version of its index ("" for an arm that does not retrieve). A Ray session must be open.
+            Neighbours with the same generator load it once.
+        queries: the first one is asked twice per arm, once unmeasured to warm up.
     """
     import ray
 
-    options = {**session.worker_options(settings.cluster), "max_retries": 1}
-    seconds = np.array(
-        ray.get(ray.remote(_answer_one_by_one).options(**options).remote(settings, list(queries), version))
-    )
-    return Latency(
-        retrieval=_percentiles(seconds[:, 0]),
-        generation=_percentiles(seconds[:, 1]),
-        total=_percentiles(seconds.sum(axis=1)),
-        n=len(queries),
-    )
+    options = {**session.worker_options(arms[0][0].cluster), "max_retries": 1}
+    seconds_of_arms = ray.get(ray.remote(_answer_one_by_one).options(**options).remote(list(arms), list(queries)))
+    return [
+        Latency(
+            retrieval=_percentiles(seconds[:, 0]),
+            generation=_percentiles(seconds[:, 1]),
+            total=_percentiles(seconds.sum(axis=1)),
+            n=len(queries),
+        )
+        for seconds in seconds_of_arms
+    ]
 
 
 def _percentiles(seconds: np.ndarray) -> Percentiles:
@@ -45,25 +51,36 @@ def _percentiles(seconds: np.ndarray) -> Percentiles:
     return Percentiles(p50_seconds=round(float(median), 4), p95_seconds=round(float(high), 4))
 
 
-def _answer_one_by_one(settings: config.Config, queries: list[schema.Query], version: str) -> list[tuple[float, float]]:
-    """(seconds of retrieval, seconds of generation) per query, on all cores of this machine."""
+def _answer_one_by_one(arms: list[tuple[config.Config, str]], queries: list[schema.Query]) -> list[np.ndarray]:
+    """For each arm (num_queries, 2): seconds of retrieval and of generation, on all cores of this machine."""
     import torch
 
-    from ragtune_ray.answering.pipeline import Task, answer_tasks
     from ragtune_ray.generation.generator import open_generator
     from ragtune_ray.index.retriever import open_retriever
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    retriever = open_retriever(settings, version) if settings.answer.shows_passages else None
-    generator, _ = open_generator(settings)
-    seconds = []
-    for query in [queries[0], *queries]:
-        started = time.perf_counter()
-        task = Task(query, (), (), "", "")
-        if retriever is not None:
-            ((passages, scores),) = retriever.retrieve_passages([query.text], settings.retrieval.top_k)
-            task = Task(query, tuple(passages), tuple(scores), version, "")
-        retrieved = time.perf_counter()
-        answer_tasks([task], generator, settings, "")
-        seconds.append((retrieved - started, time.perf_counter() - retrieved))
-    return seconds[1:]
+    found, generator, opened = [], None, None
+    for settings, version in arms:
+        if generator is None or settings.generator != opened:
+            generator = None  # frees the memory of the one before
+            generator, opened = open_generator(settings)[0], settings.generator
+        retriever = open_retriever(settings, version) if settings.answer.shows_passages else None
+        seconds = [_seconds(query, settings, version, retriever, generator) for query in [queries[0], *queries]]
+        found.append(np.array(seconds[1:]))
+    return found
+
+
+def _seconds(
+    query: schema.Query, settings: config.Config, version: str, retriever: Retriever | None, generator: Generator
+) -> tuple[float, float]:
+    """Seconds of retrieval and of generation of one query."""
+    from ragtune_ray.answering.pipeline import Task, answer_tasks
+
+    started = time.perf_counter()
+    task = Task(query, (), (), "", "")
+    if retriever is not None:
+        ((passages, scores),) = retriever.retrieve_passages([query.text], settings.retrieval.top_k)
+        task = Task(query, tuple(passages), tuple(scores), version, "")
+    retrieved = time.perf_counter()
+    answer_tasks([task], generator, settings, "")
+    return retrieved - started, time.perf_counter() - retrieved

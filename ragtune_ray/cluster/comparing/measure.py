@@ -20,7 +20,7 @@ from ragtune_ray.index import versions
 from ragtune_ray.models import arms
 from ragtune_ray.storage import artifacts, filesystem
 
-__all__ = ["MeasureError", "Measured", "measure"]
+__all__ = ["MeasureError", "Measured", "measure", "measure_latencies"]
 
 
 class MeasureError(RagtuneError, ValueError):
@@ -65,12 +65,30 @@ class Measured:
         )
 
 
+def measure_latencies(
+    settings: config.Config, evaluated: str, queries: Sequence[schema.Query]
+) -> dict[config.Arm, Latency]:
+    """Ask every arm of `compare.arms` some questions, one at a time.
+
+    Args:
+        settings: of the comparison.
+        evaluated: the finished run of `evaluate` with the arms' answers.
+        queries: the judged ones; `compare.latency_queries` of them are asked.
+    """
+    timed = _spread(queries, settings.compare.latency_queries)
+    progress.say(f"compare: each arm answers {len(timed)} questions one at a time")
+    answered = [_answered(settings, arm, evaluated) for arm in settings.compare.arms]
+    found = latency.measure([(of_arm, manifest["index_version"]) for of_arm, _, manifest in answered], timed)
+    return dict(zip(settings.compare.arms, found, strict=True))
+
+
 def measure(
     settings: config.Config,
     arm: config.Arm,
     evaluated: str,
     queries: Sequence[schema.Query],
     changed: Mapping[str, tuple[config.Config, float]],
+    one_by_one: Latency,
 ) -> Measured:
     """Measure one arm.
 
@@ -80,24 +98,20 @@ def measure(
         evaluated: the finished run of `evaluate` with its answers.
         queries: the judged ones.
         changed: workspace of an index -> result of `freshness.follow_changes` for it; empty if nothing changed.
+        one_by_one: the arm's latency.
 
     Raises:
         MeasureError: the file of probe questions has no gold answers.
     """
-    run = artifacts.read_manifest(evaluated)["runs"][arm]
-    manifest = artifacts.read_manifest(run)
+    of_arm, run, manifest = _answered(settings, arm, evaluated)
     rows = {row.query_id: row for row in evaluate_module.read_answers(run)}
-    of_arm = arms.with_tuned_models(settings.with_values({"answer.arm": arm}))
-    manifest["index_version"] = runs.living_version(of_arm.workspace, manifest)
     tuned = artifacts.read_manifest(arms.tuned_model(settings.workspace, arm)) if config.is_tuned(arm) else None
     timed = _spread(queries, settings.compare.latency_queries)
-    progress.say(f"compare: arm {arm} answers {len(timed)} questions one at a time")
     indexed = _index_seconds(of_arm, manifest)
     follows = changed.get(of_arm.workspace)
     to_index = follows[1] if follows else sum(each["total"] for each in indexed[-1:])
     metrics = artifacts.open_artifact(evaluated, "evaluate").path / arm / "metrics.json"
     means = json.loads(metrics.read_text(encoding="utf-8"))
-    one_by_one = latency.measure(of_arm, timed, manifest["index_version"])
     plain = settings.with_values({"answer.arm": arm})
     return Measured(
         settings=of_arm,
@@ -114,6 +128,15 @@ def measure(
         forgetting=_forgetting(settings, of_arm) if tuned and settings.compare.probe_path else None,
         adaptive=calibrate.effect(plain, queries, run, timed, one_by_one) if config.retrieves(arm) else None,
     )
+
+
+def _answered(settings: config.Config, arm: config.Arm, evaluated: str) -> tuple[config.Config, str, dict[str, Any]]:
+    """The arm's config with its own models, its run of `answer`, and the manifest of that run."""
+    of_arm = arms.with_tuned_models(settings.with_values({"answer.arm": arm}))
+    run = artifacts.read_manifest(evaluated)["runs"][arm]
+    manifest = artifacts.read_manifest(run)
+    manifest["index_version"] = runs.living_version(of_arm.workspace, manifest)
+    return of_arm, run, manifest
 
 
 def _spread(queries: Sequence[schema.Query], count: int) -> list[schema.Query]:
