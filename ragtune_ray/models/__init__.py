@@ -1,5 +1,5 @@
-"""Where weights come from, which hardware they run on, and which model each arm uses.
+"""Where weights come from, which hardware they run on, which model each arm uses, and the encoders.
 
 In: names of models and arms. Out: loaded encoders, model directories, fingerprints.
-This room knows nothing of indexes or prompts.
+This room may not know about indexes or prompts.
 """

@@ -1,8 +1,7 @@
-"""A retriever and a generator that answer together, and which of them an arm answers with.
+"""Decides which models an arm uses.
 
-In: a config. Out: the same config with the models of an arm in it. What `ragtune tune` makes is one `Pair`: it names both models
-and the workspace whose index the retriever's encoder built, so that all of them are taken over, or given back, in one step, and
-no index is ever searched with another round's encoder. This module knows nothing of how either was trained.
+`ragtune tune` produces a `Pair`: both models, and the workspace whose index the encoder built. They are accepted or
+rejected together, so an index is never searched with the encoder of another round.
 """
 
 from __future__ import annotations
@@ -20,14 +19,14 @@ __all__ = ["Pair", "base_model", "current_generator", "tuned_model", "tuned_name
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Who retrieves and who answers; each field as the config's field of that meaning."""
+    """A retriever and a generator that answer together; values as in the config."""
 
     workspace: str
-    """Whose index is searched."""
+    """The workspace whose index is searched."""
     encoder_model: str
-    """Of passages: what built that index."""
+    """The encoder of passages, which built that index."""
     query_model: str
-    """Of queries, where it is another than that of passages; else empty."""
+    """The encoder of queries if it is a different model; else empty."""
     generator_model: str
 
     @classmethod
@@ -40,7 +39,7 @@ class Pair:
         return cls(settings.workspace, settings.encoder.model, settings.encoder.query_model, settings.generator.model)
 
     def used_in(self, settings: config.Config) -> config.Config:
-        """The config with this pair in place of its own."""
+        """The config with its models and workspace replaced by this pair."""
         values = {
             "workspace": self.workspace,
             "encoder.model": self.encoder_model,
@@ -50,17 +49,17 @@ class Pair:
         return settings.with_values(values)
 
     def facts(self) -> dict[str, str]:
-        """As JSON values, for a ledger or a manifest; `Pair(**facts)` is the way back."""
+        """JSON values for a ledger or a manifest; `Pair(**facts)` restores the pair."""
         return dataclasses.asdict(self)
 
 
 def with_tuned_models(settings: config.Config) -> config.Config:
-    """The config of an arm: in a tuned one with the models that were last made for it.
+    """The config of `answer.arm`: if the arm is tuned, with the models last trained for it.
 
-    In `ft` and `rag+ft` that is the generator of `ragtune train`, in a mode the pair of `ragtune tune`, its index included.
+    For `ft` and `rag+ft` that is the generator of `ragtune train`, for a mode the pair of `ragtune tune` with its index.
 
     Raises:
-        models.ModelError: nothing was trained for it yet.
+        ModelError: no model was trained for the arm yet.
     """
     arm = settings.answer.arm
     if not config.is_tuned(arm):
@@ -73,10 +72,10 @@ def with_tuned_models(settings: config.Config) -> config.Config:
 
 
 def base_model(settings: config.Config) -> weights.Model:
-    """The model that `training.objective` is about: what its training starts from; of `joint` the generator.
+    """The model that training starts from; for `training.objective=joint` the generator.
 
     Raises:
-        weights.ModelError: it cannot be had, or has no weights.
+        ModelError: the model cannot be found or fetched, or has no weights.
     """
     model = weights.resolve(settings.generator.model if settings.training.trains_generator else settings.encoder.model)
     weights.weights_of(model)
@@ -84,7 +83,7 @@ def base_model(settings: config.Config) -> weights.Model:
 
 
 def tuned_name(settings: config.Training) -> str:
-    """The name of what a training run makes: the config's, or its arm, or `retriever`, or `both`.
+    """The name of the model that a training run produces: the config's, else its arm, `retriever` or `both`.
 
     >>> tuned_name(config.Training(arm="ft"))
     'ft'
@@ -100,25 +99,25 @@ def tuned_name(settings: config.Training) -> str:
 
 
 def tuned_model(workspace: str, name: str) -> str:
-    """The directory of the model that training last made under a name.
+    """The directory of the model that training last produced under a name.
 
     Raises:
-        weights.ModelError: there is none.
+        ModelError: there is none.
     """
     folder = filesystem.join(workspace, "models", name)
     url = artifacts.current(folder)
     if url is None:
         arm = f" training.arm={name}" if name in ("ft", "rag+ft") else ""
         verb = f"tune CONFIG tune.mode={name}" if name in get_args(config.Mode) else f"train CONFIG{arm}"
-        raise weights.ModelError(f"{folder}: no tuned model stands there; run: ragtune {verb}")
+        raise weights.ModelError(f"{folder}: no tuned model there; run: ragtune {verb}")
     return url
 
 
 def current_generator(settings: config.Config) -> str:
-    """What the generator of a config is at this moment: a name, or the directory that a CURRENT points to. Cheap.
+    """The generator that a config refers to now: a name, or the directory that CURRENT names. Loads nothing.
 
     Raises:
-        weights.ModelError: the arm wants a tuned model and nothing was trained for it yet.
+        ModelError: the arm is tuned, and no model was trained for it yet.
     """
     if config.is_tuned(settings.answer.arm):
         return tuned_model(settings.workspace, settings.answer.arm)

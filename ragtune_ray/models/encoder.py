@@ -1,10 +1,7 @@
-"""Texts to unit vectors: the bi-encoder, and the cross-encoder that re-scores.
+"""Encodes texts as unit vectors: float32 arrays of shape (num_texts, dimension).
 
-In: texts and a model from `models`. Out: float32 arrays of shape (num_texts, dimension) whose rows have length 1, and
-reranker scores. This module knows nothing of documents, FAISS or Ray.
-
-Texts are tokenised apart, sorted by length and run in batches of a fixed number of padded tokens: small enough that a
-batch's activations stay in a CPU's cache, where bfloat16 matrix units are otherwise starved.
+Texts are tokenized first, sorted by length, and run in batches of a fixed number of padded tokens. On a CPU a batch is
+so small that its activations stay in the cache; otherwise the bfloat16 matrix units would wait for memory.
 """
 
 from __future__ import annotations
@@ -43,31 +40,31 @@ logger = logging.getLogger(__name__)
 
 
 class Encoder(Protocol):
-    """What an index needs of an encoder."""
+    """The interface of an encoder."""
 
     fingerprint: str
-    """Identifies everything that changes the passages' vectors: weights and prefixes, not the precision."""
+    """Identifies what determines the vectors of passages: weights and prefixes, but not the precision."""
 
     @property
     def dimension(self) -> int:
-        """Length of a vector."""
+        """Number of components of a vector."""
 
     def encode_passages(self, texts: Sequence[str]) -> np.ndarray:
-        """Passages to unit vectors (num_texts, dimension), float32."""
+        """Encode passages as unit vectors: float32 (num_texts, dimension)."""
 
     def encode_queries(self, texts: Sequence[str]) -> np.ndarray:
-        """Queries to unit vectors (num_texts, dimension), float32."""
+        """Encode queries as unit vectors: float32 (num_texts, dimension)."""
 
 
 def load_encoder(settings: config.Encoder, device: str = "auto") -> Encoder:
-    """The encoder that the config names, ready to encode.
+    """Load the encoder that the config names.
 
     Args:
         settings: the `encoder` section.
-        device: "cpu", "cuda" or "auto", which takes a GPU where torch sees one.
+        device: "cpu", "cuda", or "auto" for a GPU if torch finds one.
 
     Raises:
-        models.ModelError: the model cannot be had.
+        ModelError: the model cannot be found or fetched.
     """
     model = weights.resolve(settings.model)
     if settings.query_model:
@@ -79,21 +76,21 @@ def load_encoder(settings: config.Encoder, device: str = "auto") -> Encoder:
 
 @dataclass(frozen=True, slots=True)
 class TokenCounter:
-    """How an encoder counts the tokens of a passage, known without loading its weights."""
+    """Counts the tokens of passages as an encoder does, without its weights."""
 
     token_spans: TokenSpans
     num_added_tokens: int
-    """Special tokens and those of the passage prefix, which every passage carries."""
+    """Special tokens and the tokens of the passage prefix, which are added to every passage."""
     max_tokens: int
-    """Longest text the encoder reads, all added tokens included."""
+    """The encoder's longest input, added tokens included."""
 
 
 @functools.lru_cache(maxsize=2)
 def load_token_counter(settings: config.Encoder) -> TokenCounter:
-    """The token counter of the encoder that the config names; kept for the process, since units of a corpus share it.
+    """Load the token counter of the encoder that the config names; cached, since all units of a corpus share it.
 
     Raises:
-        models.ModelError: the model cannot be had.
+        ModelError: the model cannot be found or fetched.
     """
     model = weights.resolve(settings.model)
     if model.directory is None:
@@ -108,12 +105,12 @@ def load_token_counter(settings: config.Encoder) -> TokenCounter:
 
 
 class SentenceEncoder:
-    """A sentence-transformers bi-encoder (Reimers and Gurevych 2019), in bfloat16 where the hardware computes in it."""
+    """A sentence-transformers bi-encoder (Reimers and Gurevych 2019)."""
 
     def __init__(self, model: weights.Model, settings: config.Encoder, device: str = "auto") -> None:
         from sentence_transformers import SentenceTransformer
 
-        # It loads torch, which tasks that only count tokens, or hash, need not wait for.
+        # Imports torch, which tasks that only count tokens or hash words do not need.
         from ragtune_ray.models.packing import pack
 
         self.device = choose_device(device)
@@ -132,18 +129,18 @@ class SentenceEncoder:
             )
         self._model.eval()
         pack(next(iter(self._model)))
-        # Pooling sums over hundreds of tokens: in bfloat16 that loses the third digit, in float32 it costs nothing.
+        # Pooling sums over hundreds of tokens: bfloat16 loses the third digit, and float32 costs nothing here.
         for module in list(self._model)[1:]:
             module.float()
         self.dimension = int(self._model.get_embedding_dimension())
         self._batch_tokens = settings.batch_tokens or (CPU_BATCH_TOKENS if self.device == "cpu" else GPU_BATCH_TOKENS)
 
     def encode_passages(self, texts: Sequence[str]) -> np.ndarray:
-        """Passages to unit vectors (num_texts, dimension), float32; a row may be NaN if the model makes it so."""
+        """Encode passages as unit vectors: float32 (num_texts, dimension); a row is NaN if the model's output is."""
         return self._encode([self._settings.passage_prefix + text for text in texts])
 
     def encode_queries(self, texts: Sequence[str]) -> np.ndarray:
-        """Queries to unit vectors (num_texts, dimension), float32."""
+        """Encode queries as unit vectors: float32 (num_texts, dimension)."""
         return self._encode([self._settings.query_prefix + text for text in texts])
 
     def _encode(self, texts: list[str]) -> np.ndarray:
@@ -172,26 +169,25 @@ class SentenceEncoder:
 
 
 class QuerySideEncoder:
-    """Passages by one model, queries by another that was trained towards its vectors; each is loaded when it is first used.
+    """Encodes passages with one model and queries with another, trained for its vectors. Loads each on first use.
 
     Raises:
-        models.ModelError: one of them has no weights, or the queries' model says that it was trained for another encoder of
-            passages.
+        ModelError: one of them has no weights, or the query model was trained for another passage encoder.
     """
 
     def __init__(self, passages: weights.Model, queries: weights.Model, settings: config.Encoder, device: str) -> None:
         if passages.directory is None or queries.directory is None:
             raise weights.ModelError(
-                f"encoder.query_model {queries.name!r} with encoder.model {passages.name!r}: a hashing encoder has no weights "
-                "that another could be trained towards; name two models, or leave encoder.query_model empty"
+                f"encoder.query_model {queries.name!r} with encoder.model {passages.name!r}: a hashing encoder has no weights, "
+                "so no query model can be trained for it; name two models, or leave encoder.query_model empty"
             )
         self.fingerprint = weights.encoder_fingerprint(passages.fingerprint, settings)
         trained_for = weights.passage_encoder(queries)
         if trained_for not in ("", self.fingerprint):
             raise weights.ModelError(
-                f"encoder.query_model {queries.name!r} was trained for the passages of another encoder ({trained_for}) than "
-                f"encoder.model {passages.name!r} ({self.fingerprint}): their vectors do not compare; name the one it was "
-                "trained for, or train it for this one"
+                f"encoder.query_model {queries.name!r} was trained for another passage encoder ({trained_for}) than "
+                f"encoder.model {passages.name!r} ({self.fingerprint}), so their vectors are not comparable; name the one it "
+                "was trained for, or train a query model for this one"
             )
         self._models, self._settings, self._device = (passages, queries), settings, device
 
@@ -205,20 +201,20 @@ class QuerySideEncoder:
 
     @property
     def dimension(self) -> int:
-        """Length of a vector."""
+        """Number of components of a vector."""
         return self._queries.dimension
 
     def encode_passages(self, texts: Sequence[str]) -> np.ndarray:
-        """Passages to unit vectors (num_texts, dimension), float32."""
+        """Encode passages as unit vectors: float32 (num_texts, dimension)."""
         return self._passages.encode_passages(texts)
 
     def encode_queries(self, texts: Sequence[str]) -> np.ndarray:
-        """Queries to unit vectors (num_texts, dimension), float32."""
+        """Encode queries as unit vectors: float32 (num_texts, dimension)."""
         return self._queries.encode_queries(texts)
 
 
 class HashingEncoder:
-    """Words hashed into a fixed number of signed buckets (Weinberger et al. 2009): no weights, for dry runs and tests."""
+    """Hashes words into a fixed number of signed buckets (Weinberger et al. 2009); for dry runs and tests."""
 
     max_tokens = 1_000_000
 
@@ -235,14 +231,14 @@ class HashingEncoder:
         )
 
     def encode_passages(self, texts: Sequence[str]) -> np.ndarray:
-        """Passages to unit vectors (num_texts, dimension), float32."""
+        """Encode passages as unit vectors: float32 (num_texts, dimension)."""
         if not texts:  # scikit-learn refuses an empty list
             return np.empty((0, self.dimension), dtype=np.float32)
         vectors = np.asarray(self._vectorizer.transform(texts).toarray(), dtype=np.float32)
-        # Buckets can cancel out and a text can be all punctuation: such a text gets the first axis, not a zero vector.
+        # Buckets can cancel out, and a text can be all punctuation: its vector is the first axis instead of zero.
         vectors[~vectors.any(axis=1), 0] = 1.0
         return vectors
 
     def encode_queries(self, texts: Sequence[str]) -> np.ndarray:
-        """Queries to unit vectors (num_texts, dimension), float32."""
+        """Encode queries as unit vectors: float32 (num_texts, dimension)."""
         return self.encode_passages(texts)

@@ -1,8 +1,4 @@
-"""How this machine computes best: device, number format, attention, memory.
-
-In: a precision from the config, a torch device. Out: a dtype, a device, the attention and the memory that suit it. This module
-knows nothing of models.
-"""
+"""Chooses the device, number format, attention kernel and memory settings that suit this machine."""
 
 from __future__ import annotations
 
@@ -28,14 +24,14 @@ __all__ = [
 Precision = Literal["auto", "float32", "bfloat16"]
 
 _logger = logging.getLogger(__name__)
-_MMAP_MAX, _TRIM_THRESHOLD, _TOP_PAD = -4, -1, -2  # as malloc.h of glibc numbers them
-_PLAIN_ATTENTION_TOKENS = 1024  # the products are written out: their memory grows with the square
+_MMAP_MAX, _TRIM_THRESHOLD, _TOP_PAD = -4, -1, -2  # parameters of mallopt in glibc's malloc.h
+_PLAIN_ATTENTION_TOKENS = 1024  # longer inputs need too much memory, which grows with the square of the length
 _CPU_INFO = Path("/proc/cpuinfo")
-_BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})  # x86 twice; Arm calls its extension bf16
+_BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})  # two of x86, one of Arm
 
 
 def choose_device(device: str = "auto") -> str:
-    """The torch device to compute on: `auto` is the GPU where torch sees one, else the CPU.
+    """The torch device to compute on: `auto` means a GPU if torch finds one, else the CPU.
 
     >>> choose_device("cpu")
     'cpu'
@@ -48,10 +44,10 @@ def choose_device(device: str = "auto") -> str:
 
 
 def keep_freed_memory() -> None:
-    """Let the C library keep the memory of freed tensors for the next ones, in this process, for as long as it lives.
+    """Make glibc keep the memory of freed tensors for new ones, in this process, from now on.
 
-    glibc gives large blocks back to the system at once, and the system hands them out again zeroed, page by page, in
-    every training step on a CPU. Where the C library is another one nothing happens.
+    Otherwise it returns large blocks to the system at once and gets them back zeroed, page by page, in every training
+    step on a CPU. Has no effect with another C library.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
@@ -60,9 +56,9 @@ def keep_freed_memory() -> None:
 
 
 def return_freed_memory() -> None:
-    """Give what is free in the C library's heaps back to the system: after a model was let go, that is most of a model.
+    """Return the free memory of glibc's heaps to the system, such as that of a model that was just released.
 
-    glibc alone does so only from the top of a heap. Where the C library is another one nothing happens.
+    By itself glibc does this only at the top of a heap. Has no effect with another C library.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
@@ -70,10 +66,10 @@ def return_freed_memory() -> None:
 
 
 def avoid_cudnn_attention() -> None:
-    """Let this process attend with torch's own fused kernels on a GPU.
+    """Use torch's own fused attention kernels on GPUs in this process, instead of cuDNN's.
 
-    Since torch 2.11 those of cuDNN come first on an H100 or H200, and their gradients are not numbers for some masked batches
-    whose loss is sound (pytorch issue 196678). On a CPU nothing changes.
+    Since torch 2.11, an H100 or H200 uses cuDNN's first, whose gradients are NaN for some masked batches with a finite loss
+    (pytorch issue 196678). Has no effect on CPUs.
     """
     import torch
 
@@ -81,7 +77,7 @@ def avoid_cudnn_attention() -> None:
 
 
 def attention_for_training(device: str, longest: int) -> str:
-    """The attention that trains fastest: on a CPU plain products up to about a thousand tokens, else torch's fused kernels.
+    """The attention that trains fastest: plain matrix products on a CPU up to 1,024 tokens, else torch's fused kernels.
 
     >>> attention_for_training("cuda", 512), attention_for_training("cpu", 512), attention_for_training("cpu", 4096)
     ('sdpa', 'eager', 'sdpa')
@@ -90,9 +86,9 @@ def attention_for_training(device: str, longest: int) -> str:
 
 
 def supports_bfloat16(device: str = "cpu") -> bool:
-    """Whether `device` ("cpu", "cuda", "cuda:1") multiplies matrices in bfloat16 by hardware.
+    """Whether the hardware of `device` ("cpu", "cuda", "cuda:1") multiplies matrices in bfloat16.
 
-    A CPU without it computes bfloat16 by conversion, slower than float32; so the answer there is no, although it works.
+    A CPU without it converts bfloat16 to compute, which is slower than float32.
     """
     import torch
 
@@ -104,9 +100,9 @@ def supports_bfloat16(device: str = "cpu") -> bool:
 
 
 def resolve_precision(precision: Precision, device: str) -> torch.dtype:
-    """The dtype that `precision` means on `device`; `auto` is bfloat16 where the hardware computes in it, else float32.
+    """The dtype of `precision` on `device`; `auto` is bfloat16 if the hardware computes in it, else float32.
 
-    bfloat16 asked of hardware without it is granted with a logged warning, since it still halves the memory.
+    An explicit bfloat16 is used even without hardware support, since it halves the memory; this logs a warning.
     """
     import torch
 
@@ -122,7 +118,7 @@ def resolve_precision(precision: Precision, device: str) -> torch.dtype:
 def _torch_sees_bfloat16() -> bool:
     import torch
 
-    # Underscored in torch, so it may go in a later release; then /proc/cpuinfo decides.
+    # Private in torch, so a later release may remove it; then /proc/cpuinfo decides.
     probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
     return bool(probe is not None and probe())
 

@@ -1,10 +1,7 @@
-"""A model's linear layers, packed once for a CPU's bfloat16 matrix units, with the activation that follows fused in.
+"""Speeds up inference in bfloat16 on a CPU: packs the weights of linear layers once and fuses their activations.
 
-In: a transformers model for inference on a CPU in bfloat16. Out: the same model, its `nn.Linear` layers replaced. By default
-oneDNN brings a layer's weights into its own layout at every call, and each activation is a pass over memory of its own.
-This module knows nothing of texts.
-
-The operators are those that torch.compile's CPU backend calls; here they need no compiler on the machine.
+By default oneDNN reorders a layer's weights at every call, and each activation is a separate pass over memory. The
+operators used here are those of torch.compile's CPU backend, without the need for a compiler.
 """
 
 from __future__ import annotations
@@ -23,13 +20,13 @@ logger = logging.getLogger(__name__)
 
 _SILU = {"SiLU", "SiLUActivation"}
 _GELU = {"GELU", "GELUActivation"}
-# oneDNN sums in another order for a single row (with AVX-512 alone) and for more than 32 (with AMX).
+# oneDNN sums in another order for a single row (AVX-512 without AMX) and for more than 32 rows (AMX).
 _FEWEST_ROWS, _MOST_ROWS = 2, 32
 
 
 @functools.cache
 def supports_packing() -> bool:
-    """Whether this build of torch has the operators and they agree with its plain linear layer."""
+    """Whether this build of torch has the operators, and they agree with its plain linear layer."""
     from ragtune_ray.models.hardware import supports_bfloat16
 
     if not supports_bfloat16("cpu"):
@@ -48,10 +45,10 @@ def supports_packing() -> bool:
 
 
 class PackedLinear(nn.Module):
-    """`nn.Linear`, then optionally GELU, as one operator on packed weights.
+    """`nn.Linear` and an optional activation as one operator on packed weights.
 
     Args:
-        layer: the layer to replace, its weights bfloat16 on a CPU.
+        layer: the layer to replace, with bfloat16 weights on a CPU.
         activation: "none", "gelu" (exact) or "swish" (SiLU).
     """
 
@@ -59,14 +56,14 @@ class PackedLinear(nn.Module):
         super().__init__()
         self.bias = layer.bias
         self.activation = activation
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), None)  # noqa: SLF001 - see the module
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), None)  # noqa: SLF001 - private operators, see the module docstring
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """(..., in features) to (..., out features)."""
+        """Map (..., in features) to (..., out features)."""
         return self._run(inputs, self.activation)
 
     def linear(self, inputs: torch.Tensor) -> torch.Tensor:
-        """The same without the activation."""
+        """`forward` without the activation."""
         return self._run(inputs, "none")
 
     def _run(self, inputs: torch.Tensor, activation: str) -> torch.Tensor:
@@ -78,14 +75,14 @@ class PackedLinear(nn.Module):
             )
             return made
 
-        return _steadily(multiply, inputs)
+        return _multiply_independently(multiply, inputs)
 
 
 class PackedGatedLayers(nn.Module):
-    """down(silu(gate(x)) * up(x)) in three operators: the feed-forward of Llama and its kin.
+    """down(silu(gate(x)) * up(x)) in three operators: the feed-forward block of Llama-like models.
 
     Args:
-        layers: a module with linear layers gate_proj, up_proj and down_proj.
+        layers: a module with the linear layers gate_proj, up_proj and down_proj.
     """
 
     def __init__(self, layers: Any) -> None:
@@ -95,8 +92,8 @@ class PackedGatedLayers(nn.Module):
         self.down = PackedLinear(layers.down_proj)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """(..., hidden) to (..., hidden)."""
-        return _steadily(self._run, inputs)
+        """Map (..., hidden) to (..., hidden)."""
+        return _multiply_independently(self._run, inputs)
 
     def _run(self, inputs: torch.Tensor) -> torch.Tensor:
         product = torch.ops.mkldnn._linear_pointwise.binary(  # noqa: SLF001 - see the module's docstring
@@ -106,22 +103,22 @@ class PackedGatedLayers(nn.Module):
         return made
 
 
-def _steadily(multiply: Callable[[torch.Tensor], torch.Tensor], inputs: torch.Tensor) -> torch.Tensor:
-    """The products of all rows; where each is one token, so many at a time that none depends on how many there are."""
+def _multiply_independently(multiply: Callable[[torch.Tensor], torch.Tensor], inputs: torch.Tensor) -> torch.Tensor:
+    """Multiply all rows; rows of one token go in groups of 2 to 32, so that no result depends on the number of rows."""
     if inputs.shape[-2] != 1 or _FEWEST_ROWS <= len(inputs) <= _MOST_ROWS:
         return multiply(inputs)
     if len(inputs) < _FEWEST_ROWS:
         return multiply(torch.cat([inputs] * _FEWEST_ROWS))[: len(inputs)]
-    return torch.cat([_steadily(multiply, rows) for rows in torch.split(inputs, _MOST_ROWS)])
+    return torch.cat([_multiply_independently(multiply, rows) for rows in torch.split(inputs, _MOST_ROWS)])
 
 
 def pack(model: nn.Module) -> int:
-    """Replace every plain bfloat16 linear layer of a model on a CPU; nothing happens where that is not supported.
+    """Replace the plain bfloat16 linear layers of a model on a CPU, if this machine supports that.
 
-    The model can then compute but no longer be trained or saved.
+    The model can no longer be trained or saved.
 
     Returns:
-        How many modules were replaced.
+        The number of replaced modules.
     """
     parameter = next(model.parameters())
     if parameter.device.type != "cpu" or parameter.dtype != torch.bfloat16 or not supports_packing():
@@ -150,7 +147,7 @@ def _is_gated(module: nn.Module) -> bool:
 
 
 def _fused_activation(parent: nn.Module, name: str) -> str:
-    """BERT's intermediate layer is `dense`, then `intermediate_act_fn`, and nothing else: the two become one."""
+    """The activation to fuse: BERT's intermediate block is only `dense` and `intermediate_act_fn`."""
     activation = getattr(parent, "intermediate_act_fn", None)
     if name != "dense" or type(activation).__name__ not in _GELU:
         return "none"

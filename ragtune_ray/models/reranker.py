@@ -13,7 +13,7 @@ __all__ = ["Reranker"]
 
 
 class Reranker:
-    """A cross-encoder: reads query and passage together and scores the pair; slow, so only for candidates."""
+    """A cross-encoder, which scores pairs of query and passage; slow, so only for candidates."""
 
     def __init__(self, name: str, device: str = "auto") -> None:
         from sentence_transformers import CrossEncoder
@@ -31,7 +31,7 @@ class Reranker:
             )
 
     def score(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
-        """Scores (num_pairs,) of (query, passage) pairs, float32; larger is better."""
+        """Score (query, passage) pairs: float32 (num_pairs,), larger is better."""
         if not pairs:
             return np.empty(0, dtype=np.float32)
         return np.asarray(self._model.predict(list(pairs), show_progress_bar=False), dtype=np.float32)

@@ -13,12 +13,12 @@ _LENGTH_MULTIPLE = 16  # rows of a CPU's matrix unit, and a divisor that GPU ker
 
 
 def max_tokens_of(model: Any) -> int:
-    """Longest text that a sentence-transformers model reads, special tokens included."""
+    """The longest input of a sentence-transformers model in tokens, special tokens included."""
     return int(model.max_seq_length or model.tokenizer.model_max_length)
 
 
 def token_ids(model: Any, texts: Sequence[str]) -> list[list[int]]:
-    """The tokens of each text as a sentence-transformers model reads them, special ones included, cut where it stops reading."""
+    """The token ids of each text for a sentence-transformers model, with special tokens, truncated to its limit."""
     found: list[list[int]] = model.tokenizer(
         list(texts),
         truncation=True,
@@ -31,20 +31,20 @@ def token_ids(model: Any, texts: Sequence[str]) -> list[list[int]]:
 
 
 def padded_tokens(model: Any, rows: Sequence[Sequence[int]]) -> dict[str, Any]:
-    """Rows of `token_ids` as tensors (num_rows, length): `input_ids` and `attention_mask`, of a length that comes often."""
+    """Rows of `token_ids` as `input_ids` and `attention_mask`, padded to (num_rows, `padded_length`)."""
     length = padded_length(max(map(len, rows)), max_tokens_of(model))
     return dict(model.tokenizer.pad({"input_ids": rows}, padding="max_length", max_length=length, return_tensors="pt"))
 
 
 def batches_by_length(lengths: np.ndarray, batch_tokens: int) -> list[np.ndarray]:
-    """Row numbers in batches of similar length, each at most `batch_tokens` when padded (a single row may be longer).
+    """Row numbers in batches of similar length, the longest first.
 
     >>> [batch.tolist() for batch in batches_by_length(np.array([1, 9, 8, 2]), 18)]
     [[1, 2], [3, 0]]
 
     Args:
         lengths: tokens per row, (num_rows,).
-        batch_tokens: longest row times number of rows, at most.
+        batch_tokens: most tokens of a padded batch; a single row may be longer.
     """
     order = np.argsort(-lengths, kind="stable")
     batches, first = [], 0
@@ -56,16 +56,16 @@ def batches_by_length(lengths: np.ndarray, batch_tokens: int) -> list[np.ndarray
 
 
 def padded_length(longest: int, limit: int) -> int:
-    """Tokens that a batch is padded to: the next multiple of 16, within a model's limit.
+    """The length to pad a batch to: the next multiple of 16, within a model's limit.
 
-    Kernels for a CPU's matrix units are made for one shape, which takes as long as a prompt of several hundred tokens; so shapes
-    must be few and come often.
+    Kernels for a CPU's matrix units are built per shape, which takes as long as a prompt of several hundred tokens, so
+    there should be few shapes.
 
     >>> padded_length(33, 512), padded_length(509, 510), padded_length(1000, 510)
     (48, 510, 1000)
 
     Args:
         longest: tokens of the longest text.
-        limit: what the model reads at most; a text that is longer is left as it is.
+        limit: the model's longest input; a longer text is not shortened.
     """
     return max(longest, min(-(-longest // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE, limit))

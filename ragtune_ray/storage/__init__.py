@@ -1,4 +1,5 @@
-"""Files and artifacts, local or s3://. In: bytes and paths. Out: directories that are complete or refused, with checksums.
+"""Files and artifacts on a local disk or in an object store.
 
-This room knows nothing of documents, models or the index.
+In: bytes, paths and s3:// URLs. Out: directories with checksums that are either complete or refused.
+This room may not know about documents, models or the index.
 """

@@ -1,11 +1,8 @@
-"""Directories that are complete or refused, on a local disk or in an object store, through one code path.
+"""Publishes directories atomically, on a local disk or in an object store, and refuses incomplete or damaged ones.
 
-In: files in a staging directory on the local disk. Out: an *artifact*: a directory whose `manifest.json`, written last,
-holds facts, the size and sha256 of every file, and a sha256 of itself. A directory without a manifest, or whose files
-do not match it, is refused by name. This module knows nothing of what the files mean.
-
-Locally an artifact appears by one rename; in an object store its files are uploaded first and its manifest last, by a
-conditional put. Either way exactly one of two publishers wins, and a reader never sees half an artifact.
+An *artifact* is a directory whose `manifest.json`, written last, contains facts, the size and sha256 of every file, and
+its own sha256. On a local disk an artifact appears with one rename; in an object store its files are uploaded first and
+its manifest last, with a conditional put. Either way exactly one of two publishers wins, and readers never see a part.
 """
 
 from __future__ import annotations
@@ -47,36 +44,36 @@ __all__ = [
 
 MANIFEST = "manifest.json"
 CURRENT = "CURRENT"
-"""The file of a folder of artifacts that names the one which readers take."""
+"""The file that names the artifact of a folder that readers use."""
 MANIFEST_FORMAT = 1
 RECEIPT_MIN_BYTES = 2**20
-"""Smaller files are hashed each time they are opened: that is as quick as finding out that it is not needed."""
+"""Smaller files are hashed whenever they are opened: looking for a receipt would take as long."""
 RECEIPT_MIN_AGE_NS = 10**9
 
 logger = logging.getLogger(__name__)
 
 
 class ArtifactError(RagtuneError, RuntimeError):
-    """An artifact is missing, unfinished or damaged; the message names it and the next step."""
+    """An artifact is missing, unfinished or damaged."""
 
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """A complete artifact, its files checked and readable at a local path."""
+    """A complete artifact whose files were checked and can be read at a local path."""
 
     path: Path
     manifest: dict[str, Any]
 
 
 def stage(url: str, scratch: str | None = None) -> Path:
-    """A new, empty local directory in which the artifact for `url` is written before `publish`.
+    """Create an empty local directory in which to write the artifact for `url` before `publish`.
 
-    For a local `url` it lies on the target's file system, so that publishing is one rename.
+    For a local `url` it is on the target's file system, so that publishing is one rename.
 
     Args:
-        url: where the artifact shall stand.
-        scratch: a directory on the same file system to stage in, which the caller removes when its job is done, with
-            whatever killed workers left there; None stages beside the target.
+        url: where the artifact will be published.
+        scratch: a directory on the same file system to stage in; the caller removes it after the job, including what
+            killed workers left there. None stages next to the target.
     """
     store, path = filesystem.locate(url)
     if isinstance(store, LocalFileSystem):
@@ -90,19 +87,19 @@ def stage(url: str, scratch: str | None = None) -> Path:
 
 
 def publish(staging: Path, url: str, kind: str, **facts: Any) -> bool:
-    """Make a staging directory appear at `url`, whole, with its manifest; exactly one of two publishers wins.
+    """Publish a staging directory at `url` atomically, with its manifest; exactly one of two publishers wins.
 
     Args:
-        staging: a directory from `stage`; it is consumed.
-        url: where the artifact shall stand.
-        kind: what it is, such as "segment"; `open_artifact` can ask for it.
+        staging: a directory from `stage`; it is moved or deleted.
+        url: where to publish it.
+        kind: what it is, such as "segment"; `open_artifact` checks it.
         **facts: JSON values for the manifest.
 
     Returns:
-        True if this call published it, False if a complete artifact already stood there (ours is then discarded).
+        True if this call published it; False if `url` already had a complete artifact (this one is then discarded).
 
     Raises:
-        ArtifactError: something that is no complete artifact stands at `url`.
+        ArtifactError: `url` exists and is not a complete artifact.
     """
     names = sorted(path.relative_to(staging).as_posix() for path in staging.rglob("*") if path.is_file())
     manifest = {
@@ -128,16 +125,16 @@ def publish(staging: Path, url: str, kind: str, **facts: Any) -> bool:
 
 
 def open_artifact(url: str, kind: str | None = None, names: Collection[str] | None = None) -> Artifact:
-    """Read an artifact after checking its files; a remote one is copied into the local cache first.
+    """Check the files of an artifact; a remote one is copied into the local cache first.
 
-    A file is hashed once per machine and state: a receipt in the cache says that a file of this size, inode and time of
-    change had the right sha256; any write invalidates it. `find_problems` hashes every time. A file in the cache
-    that was damaged there is copied once more.
+    Each state of a large file is hashed once per machine: a receipt in the cache records that a file with this size,
+    inode and modification time had the right sha256. `find_problems` hashes every time. A copy that was damaged in the
+    cache is downloaded again.
 
     Args:
         url: the artifact's directory.
-        kind: refuse an artifact of another kind; None takes any.
-        names: check (and copy) only these files; None: all of them.
+        kind: refuse an artifact of another kind; None accepts any.
+        names: check (and copy) only these files; None means all.
 
     Raises:
         ArtifactError: it is missing, unfinished, of another kind or damaged.
@@ -145,17 +142,17 @@ def open_artifact(url: str, kind: str | None = None, names: Collection[str] | No
     manifest = read_manifest(url)
     if kind is not None and manifest["kind"] != kind:
         raise ArtifactError(f"{url}: is a {manifest['kind']}, not a {kind}; name the directory of a {kind}")
-    wanted = {name: entry for name, entry in manifest["files"].items() if names is None or name in names}
+    expected = {name: entry for name, entry in manifest["files"].items() if names is None or name in names}
     version = manifest["manifest_sha256"]
     path = filesystem.local_copy(url, [], version)
-    found = [problem for name, entry in wanted.items() for problem in _copy_and_check(url, name, entry, version)]
+    found = [problem for name, entry in expected.items() for problem in _copy_and_check(url, name, entry, version)]
     if found:
         raise ArtifactError(f"{url}: damaged: {'; '.join(found)}; run the command that wrote it again")
     return Artifact(path, manifest)
 
 
 def read_manifest(url: str) -> dict[str, Any]:
-    """The manifest of an artifact, its own checksum verified; the files are not read.
+    """Read an artifact's manifest and verify its own checksum; the files are not read.
 
     Raises:
         ArtifactError: there is no manifest, or it was changed after it was written.
@@ -184,9 +181,9 @@ def read_manifest(url: str) -> dict[str, Any]:
 
 
 def find_problems(url: str) -> list[str]:
-    """Everything wrong with an artifact, one sentence each; empty when it is sound.
+    """List everything wrong with an artifact, one sentence each; empty if nothing is.
 
-    The files are read where they lie, a remote one piece by piece: what the local cache holds is neither asked nor changed.
+    All files are read at `url` itself; the local cache is neither used nor changed.
     """
     try:
         manifest = read_manifest(url)
@@ -201,13 +198,13 @@ def find_problems(url: str) -> list[str]:
     else:
         sizes = _remote_sizes(store, root)
         found = [text for name in files for text in _check_object(store, root, name, files[name], sizes.get(name))]
-        present = []  # a publisher that lost leaves what it had uploaded beside the winner's files
+        present = []  # a publisher that lost the race leaves its uploads next to the winner's files
     strays = sorted(set(present) - {MANIFEST, *files})
     return [f"{url}: {text}" for text in [*found, *(f"{name} is not named in its manifest" for name in strays)]]
 
 
 def is_finished(url: str) -> bool:
-    """Whether a complete artifact stands at `url` (its manifest is sound; the files are not read)."""
+    """Whether `url` is a complete artifact, judged by its manifest; the files are not read."""
     try:
         read_manifest(url)
     except ArtifactError:
@@ -216,13 +213,13 @@ def is_finished(url: str) -> bool:
 
 
 def current(folder: str) -> str | None:
-    """The artifact of a folder that its CURRENT names; None where it has no such file."""
+    """The artifact that the CURRENT file of a folder names; None without such a file."""
     pointer = filesystem.join(folder, CURRENT)
     return filesystem.join(folder, filesystem.read_text(pointer).strip()) if filesystem.exists(pointer) else None
 
 
 def make_current(folder: str, name: str) -> None:
-    """Let readers of a folder take the artifact of this name from now on."""
+    """Make CURRENT name this artifact, so that readers of the folder use it from now on."""
     filesystem.replace_text(filesystem.join(folder, CURRENT), f"{name}\n")
 
 
@@ -233,7 +230,7 @@ def _check_file(path: Path, name: str, entry: dict[str, Any]) -> list[str]:
 
 
 def _compare(name: str, entry: dict[str, Any], size: int | None, sha256: Callable[[], str]) -> list[str]:
-    """What a file differs in from its manifest; it is hashed only where its size, None if it is missing, is right."""
+    """How a file differs from its manifest entry. `size` is None if the file is missing; it is hashed only if that fits."""
     if size is None:
         return [f"{name} is missing"]
     if size != entry["bytes"]:
@@ -244,8 +241,8 @@ def _compare(name: str, entry: dict[str, Any], size: int | None, sha256: Callabl
 
 
 def _remote_sizes(store: fsspec.AbstractFileSystem, root: str) -> dict[str, int]:
-    """The size of each object below a place, by its name there."""
-    store.invalidate_cache()  # a listing that this process remembers may be of before the damage
+    """The size of each object below `root`, by its relative name."""
+    store.invalidate_cache()  # this process may have cached a listing from before the damage
     found = store.find(root, detail=True)
     # Some tools write an empty object for each folder, whose name ends with a slash.
     return {path.removeprefix(f"{root}/"): int(info["size"]) for path, info in found.items() if not path.endswith("/")}
@@ -262,11 +259,11 @@ def _check_object(
 
 
 def _copy_and_check(url: str, name: str, entry: dict[str, Any], version: str) -> list[str]:
-    """What is wrong with the local copy of a file, the file itself if the artifact is local."""
+    """What is wrong with a file's local copy, or with the file itself if the artifact is local."""
     try:
         found = _check_once(filesystem.local_copy(url, [name], version), name, entry)
         if found and not filesystem.is_local(url):
-            # The copy may have been damaged here: only what the store gives now can accuse the artifact.
+            # The copy may have been damaged in the cache: only a fresh download shows whether the artifact is.
             found = _check_once(filesystem.local_copy(url, [name], version, refresh=True), name, entry)
     except FileNotFoundError:
         return [f"{name} is missing"]
@@ -274,7 +271,7 @@ def _copy_and_check(url: str, name: str, entry: dict[str, Any], version: str) ->
 
 
 def _check_once(path: Path, name: str, entry: dict[str, Any]) -> list[str]:
-    """`_check_file`, unless this very state of the file has passed it before on this machine."""
+    """`_check_file`, unless a receipt shows that this state of the file has passed it before on this machine."""
     try:
         status = (path / name).stat()
     except OSError:
@@ -286,9 +283,9 @@ def _check_once(path: Path, name: str, entry: dict[str, Any]) -> list[str]:
     if receipt.exists():
         return []
     found = _check_file(path, name, entry)
-    # A file that is still being written could change within the clock's resolution; one that rests cannot.
+    # A file that changed just now could change again within the clock's resolution, and its receipt would stay valid.
     if not found and time.time_ns() - status.st_ctime_ns > RECEIPT_MIN_AGE_NS:
-        with contextlib.suppress(OSError):  # a cache that cannot be written costs time, nothing else
+        with contextlib.suppress(OSError):  # without a writable cache, files are hashed each time
             receipt.parent.mkdir(parents=True, exist_ok=True)
             receipt.touch()
     return found
@@ -304,7 +301,7 @@ def _publish_locally(staging: Path, target: Path, content: bytes) -> bool:
         staging.rename(target)
     except OSError as error:
         if not target.exists():
-            raise  # not that something stands there, but that the disk failed
+            raise  # the disk failed; the target is not the reason
         if not is_finished(str(target)):
             raise ArtifactError(f"{target}: cannot be published over: {error.strerror}; move it away") from error
         return False

@@ -1,7 +1,4 @@
-"""Checksums: of files and bytes, and of any value that JSON can hold.
-
-In: content. Out: hexadecimal digits that are equal where the content is. This module knows nothing of where content lies.
-"""
+"""Computes checksums of files, bytes and JSON values."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ __all__ = ["bytes_sha256", "canonical_json", "digest", "file_sha256"]
 
 
 def digest(value: Any) -> str:
-    """A short fingerprint of anything JSON can hold; equal values give equal fingerprints.
+    """A short fingerprint of a JSON value; equal values have equal fingerprints.
 
     >>> digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
     True
@@ -23,7 +20,7 @@ def digest(value: Any) -> str:
 
 
 def canonical_json(value: Any) -> bytes:
-    """The one way in which a value is written: keys sorted, UTF-8, no NaN."""
+    """The canonical encoding of a value: sorted keys, UTF-8, no NaN."""
     return (json.dumps(value, sort_keys=True, ensure_ascii=False, indent=1, allow_nan=False) + "\n").encode()
 
 

@@ -1,8 +1,7 @@
-"""Named places at which a test can end the process, as a power cut would.
+"""Lets tests kill the process at named points, as a power cut would.
 
-In: the environment. Out: nothing, or a process that is gone. `RAGTUNE_FAILPOINT=NAME` makes the first process that reaches
-that place kill itself; with `RAGTUNE_FAILPOINT_ONCE=FILE` only while that file does not exist yet, which it then does. Where
-the variable is not set, a failpoint costs one look at the environment. This module knows nothing of what is being done.
+With `RAGTUNE_FAILPOINT=NAME` a process that reaches that point kills itself. With `RAGTUNE_FAILPOINT_ONCE=FILE` it does so
+only if it can create that file, so that one process dies and its successor does not.
 """
 
 from __future__ import annotations
@@ -35,11 +34,11 @@ NAMES = (
     "tune.noted",
     "tune.published",
 )
-"""Every place, roughly in the order in which a job passes it; the fault tests go through all of them."""
+"""All failpoints, roughly in the order in which a job reaches them; the fault tests use every one."""
 
 
 def reach(name: str) -> None:
-    """End this process here, without any cleaning up, if a test asks for it.
+    """Kill this process here, without any cleanup, if the environment names this failpoint.
 
     Args:
         name: one of `NAMES`.

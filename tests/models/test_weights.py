@@ -221,10 +221,10 @@ def test_pickled_weights_are_refused(directory: Path, name: str) -> None:
 
 def test_a_directory_without_weights_or_files_is_refused(directory: Path, tmp_path: Path) -> None:
     (directory / "model.safetensors").unlink()
-    with pytest.raises(weights_module.ModelError, match=r"model: holds no \.safetensors weights"):
+    with pytest.raises(weights_module.ModelError, match=r"model: contains no \.safetensors weights"):
         weights_module.resolve(str(directory))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(weights_module.ModelError, match="holds no model files"):
+    with pytest.raises(weights_module.ModelError, match="contains no model files"):
         weights_module.fingerprint(tmp_path / "empty")
 
 

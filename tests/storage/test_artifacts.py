@@ -1,3 +1,5 @@
+"""Artifacts are published whole by one publisher, and damaged ones are refused."""
+
 import itertools
 import re
 import shutil
@@ -24,7 +26,7 @@ def root(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
     return str(tmp_path / "place") if request.param == "local" else f"memory://{tmp_path}"
 
 
-def test_an_artifact_comes_back_with_its_files_and_facts(root: str) -> None:
+def test_opening_an_artifact_returns_its_files_and_facts(root: str) -> None:
     url = filesystem.join(root, "a")
     assert _publish(url, {"x.txt": "one", "sub/y.txt": "two"}, rows=3)
     artifact = artifacts.open_artifact(url, "thing")
@@ -33,7 +35,7 @@ def test_an_artifact_comes_back_with_its_files_and_facts(root: str) -> None:
     assert artifacts.find_problems(url) == []
 
 
-def test_nothing_stands_at_the_place_before_publish(root: str) -> None:
+def test_url_does_not_exist_before_publish(root: str) -> None:
     url = filesystem.join(root, "a")
     staging = artifacts.stage(url)
     (staging / "x.txt").write_text("half")
@@ -44,14 +46,14 @@ def test_nothing_stands_at_the_place_before_publish(root: str) -> None:
     shutil.rmtree(staging)
 
 
-def test_the_first_of_two_publishers_wins_and_the_second_is_told(root: str) -> None:
+def test_second_publisher_loses_and_gets_false(root: str) -> None:
     url = filesystem.join(root, "a")
     assert _publish(url, {"x.txt": "first"})
     assert not _publish(url, {"x.txt": "second"})
     assert (artifacts.open_artifact(url).path / "x.txt").read_text() == "first"
 
 
-def test_publishing_over_something_that_is_no_artifact_is_refused(tmp_path: Path) -> None:
+def test_publishing_over_an_ordinary_directory_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "precious.txt").write_text("mine")
     with pytest.raises(artifacts.ArtifactError, match="cannot be published over"):
@@ -60,13 +62,13 @@ def test_publishing_over_something_that_is_no_artifact_is_refused(tmp_path: Path
     assert [path.name for path in tmp_path.iterdir()] == ["a"], "the staging directory is gone"
 
 
-def test_another_kind_is_refused_by_name(root: str) -> None:
+def test_opening_an_artifact_of_another_kind_is_refused(root: str) -> None:
     _publish(filesystem.join(root, "a"), {"x.txt": "one"})
     with pytest.raises(artifacts.ArtifactError, match="is a thing, not a segment"):
         artifacts.open_artifact(filesystem.join(root, "a"), "segment")
 
 
-def test_one_flipped_bit_anywhere_in_any_file_is_found(tmp_path: Path) -> None:
+def test_one_flipped_bit_in_any_file_is_detected(tmp_path: Path) -> None:
     url = tmp_path / "a"
     _publish(str(url), {"x.txt": "some text", "sub/y.txt": "more"}, note="ä")
     for file in [path for path in url.rglob("*") if path.is_file()]:
@@ -95,7 +97,7 @@ def test_missing_truncated_and_stray_files_are_named(tmp_path: Path, damage: str
     assert ("z.txt" if damage == "stray" else "x.txt") in problem
 
 
-def test_a_remote_artifact_that_was_damaged_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damaged_remote_artifact_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAGTUNE_CACHE", str(tmp_path))
     url = f"memory://{tmp_path}/a"
     _publish(url, {"x.txt": "some text"})
@@ -111,10 +113,10 @@ def test_a_remote_artifact_that_was_damaged_is_refused(tmp_path: Path, monkeypat
         ("flipped", "sub/x.txt does not match its sha256"),
         ("truncated", "sub/x.txt has 4 bytes, its manifest says 9"),
         ("missing", "sub/x.txt is missing"),
-        ("stray", ""),  # of a publisher that lost: it had uploaded its files before it knew
+        ("stray", ""),  # a publisher that lost the race leaves its uploads
     ],
 )
-def test_a_remote_artifact_is_verified_where_it_lies_whatever_the_cache_holds(
+def test_remote_artifact_is_verified_in_its_store_despite_the_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str, problem: str, is_cached: bool
 ) -> None:
     monkeypatch.setenv("RAGTUNE_CACHE", str(tmp_path))
@@ -139,7 +141,7 @@ def test_a_remote_artifact_is_verified_where_it_lies_whatever_the_cache_holds(
 
 
 @pytest.mark.parametrize("content", [b"same size", b"some", b""])
-def test_a_copy_that_was_damaged_in_the_cache_is_fetched_once_more(
+def test_copy_damaged_in_the_cache_is_downloaded_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
 ) -> None:
     monkeypatch.setenv("RAGTUNE_CACHE", str(tmp_path))
@@ -149,20 +151,20 @@ def test_a_copy_that_was_damaged_in_the_cache_is_fetched_once_more(
     copy.write_bytes(content)
     assert (artifacts.open_artifact(url).path / "x.txt").read_text() == "some text"
     assert copy.read_text() == "some text"
-    # A file that is damaged in the store too stays refused.
+    # A file that is also damaged in the store stays refused.
     copy.write_bytes(content)
     fsspec.filesystem("memory").pipe_file(f"{tmp_path}/a/x.txt", b"same size")
     with pytest.raises(artifacts.ArtifactError, match=r"x\.txt does not match its sha256"):
         artifacts.open_artifact(url)
 
 
-def test_the_same_files_and_facts_give_the_same_bytes(tmp_path: Path) -> None:
+def test_same_files_and_facts_produce_identical_manifests(tmp_path: Path) -> None:
     for name in ("a", "b"):
         _publish(str(tmp_path / name), {"x.txt": "one", "y.txt": "two"}, rows=1)
     assert (tmp_path / "a" / "manifest.json").read_bytes() == (tmp_path / "b" / "manifest.json").read_bytes()
 
 
-def test_staging_in_a_scratch_directory_is_removed_with_it(tmp_path: Path) -> None:
+def test_removing_the_scratch_directory_removes_its_staging(tmp_path: Path) -> None:
     staging = artifacts.stage(str(tmp_path / "place" / "a"), scratch=str(tmp_path / "scratch"))
     assert staging.parent == tmp_path / "scratch"
     filesystem.remove(str(tmp_path / "scratch"))

@@ -1,3 +1,5 @@
+"""Files are replaced atomically, copied and fetched, locally and in an object store."""
+
 import shutil
 import tempfile
 from pathlib import Path
@@ -13,7 +15,7 @@ def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return str(tmp_path / "place") if request.param == "local" else f"memory://{tmp_path}"
 
 
-def test_small_files_are_replaced_whole_and_read_back(root: str) -> None:
+def test_replaced_text_is_read_back_without_leftovers(root: str) -> None:
     url = filesystem.join(root, "deep", "CURRENT")
     filesystem.replace_text(url, "1\n")
     filesystem.replace_text(url, "2\n")
@@ -21,9 +23,7 @@ def test_small_files_are_replaced_whole_and_read_back(root: str) -> None:
     assert filesystem.list_names(filesystem.join(root, "deep")) == ["CURRENT"]
 
 
-def test_a_write_that_dies_before_the_rename_leaves_the_old_text(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_write_failing_before_the_rename_keeps_the_old_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     url = str(tmp_path / "CURRENT")
     filesystem.replace_text(url, "old")
 
@@ -36,7 +36,7 @@ def test_a_write_that_dies_before_the_rename_leaves_the_old_text(
     assert filesystem.read_text(url) == "old"
 
 
-def test_a_file_is_committed_across_file_systems(tmp_path: Path) -> None:
+def test_file_is_committed_across_file_systems(tmp_path: Path) -> None:
     shared = Path("/dev", "shm")
     if not shared.is_dir() or shared.stat().st_dev == tmp_path.stat().st_dev:
         pytest.skip("this machine has no second file system to write to")
@@ -49,7 +49,7 @@ def test_a_file_is_committed_across_file_systems(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["x.txt"]
 
 
-def test_a_tree_is_copied_over_what_stood_there(root: str) -> None:
+def test_copying_a_tree_replaces_the_target(root: str) -> None:
     filesystem.replace_text(filesystem.join(root, "a", "deep", "x.txt"), "one")
     filesystem.replace_text(filesystem.join(root, "b", "old.txt"), "old")
     filesystem.copy_tree(filesystem.join(root, "a"), filesystem.join(root, "b"))
@@ -57,24 +57,24 @@ def test_a_tree_is_copied_over_what_stood_there(root: str) -> None:
     assert filesystem.read_text(filesystem.join(root, "b", "deep", "x.txt")) == "one"
 
 
-def test_a_copy_keeps_its_text_when_the_source_is_replaced(root: str) -> None:
+def test_copy_keeps_its_text_when_the_source_is_replaced(root: str) -> None:
     filesystem.replace_text(filesystem.join(root, "a", "x.txt"), "one")
     filesystem.copy_tree(filesystem.join(root, "a"), filesystem.join(root, "b"))
     filesystem.replace_text(filesystem.join(root, "a", "x.txt"), "two")
     assert filesystem.read_text(filesystem.join(root, "b", "x.txt")) == "one"
 
 
-def test_a_file_is_fetched_as_it_stands_now(root: str) -> None:
+def test_fetching_returns_the_current_content_each_time(root: str) -> None:
     url = filesystem.join(root, "a", "x.txt")
     for text in ("one", "two"):
         filesystem.replace_text(url, text)
         with filesystem.fetched(url) as path:
             assert path.name == "x.txt"
             assert path.read_text() == text
-    assert filesystem.read_text(url) == "two", "only a copy is removed"
+    assert filesystem.read_text(url) == "two", "only the local copy is removed"
 
 
-def test_a_copy_is_made_once_per_version_and_again_when_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_local_copy_is_made_once_per_version_unless_refreshed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAGTUNE_CACHE", str(tmp_path))
     folder = f"memory://{tmp_path}/a"
     for number, (refresh, expected) in enumerate([(False, "0"), (False, "0"), (True, "2")]):
@@ -82,23 +82,25 @@ def test_a_copy_is_made_once_per_version_and_again_when_asked(tmp_path: Path, mo
         assert (filesystem.local_copy(folder, ["x.txt"], "v", refresh=refresh) / "x.txt").read_text() == expected
     with pytest.raises(FileNotFoundError):
         filesystem.local_copy(folder, ["x.txt", "y.txt"], "v")
-    assert [path.name for path in (tmp_path / "artifacts" / "v").iterdir()] == ["x.txt"], "no half file is left"
+    assert [path.name for path in (tmp_path / "artifacts" / "v").iterdir()] == ["x.txt"], "no partial file is left"
 
 
-def test_what_is_not_there_is_no_error_to_list_or_remove(root: str) -> None:
+def test_listing_or_removing_a_missing_path_is_no_error(root: str) -> None:
     filesystem.remove(filesystem.join(root, "nothing"))
     assert filesystem.list_names(filesystem.join(root, "nothing")) == []
     assert not filesystem.exists(filesystem.join(root, "nothing"))
 
 
-def test_too_little_space_is_refused_with_both_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_space_is_refused_with_needed_and_free_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(filesystem, "free_bytes", lambda _: 2**20)
     filesystem.require_space(str(tmp_path), 2**20, "a segment")
     with pytest.raises(filesystem.SpaceError, match=r"a segment: about 1\.5 MiB are needed, 1\.0 MiB"):
         filesystem.require_space(str(tmp_path), 3 * 2**19, "a segment")
 
 
-def test_free_space_is_that_of_the_nearest_folder_that_exists(tmp_path: Path) -> None:
+def test_free_space_of_a_missing_path_is_that_of_its_nearest_parent(tmp_path: Path) -> None:
     assert filesystem.free_bytes("memory://anywhere") is None
     free = filesystem.free_bytes(str(tmp_path / "not" / "yet"))
     assert free is not None
