@@ -39,7 +39,7 @@ from ragtune_ray.cluster.tuning.judging import queries_of
 from ragtune_ray.evaluation import intervals
 from ragtune_ray.ingest import splits
 from ragtune_ray.models.arms import Pair
-from ragtune_ray.storage import artifacts, filesystem
+from ragtune_ray.storage import filesystem
 from ragtune_ray.tuning.ledger import Ledger, Row
 from ragtune_ray.tuning.pseudo_labels import says_the_same
 
@@ -127,8 +127,8 @@ def _changed(
 
 
 def _tuned(settings: config.Config, mode: str) -> tuple[Pair, list[Row]]:
-    url = tune.tune(settings.using(f"tune.mode={mode}"))
-    return Pair(**artifacts.read_manifest(url)["pair"]), Ledger(filesystem.join(url, tune.LEDGER)).rows
+    result = tune.tune(settings.using(f"tune.mode={mode}"))
+    return Pair(**result.manifest["pair"]), Ledger(filesystem.join(result.path, tune.LEDGER)).rows
 
 
 def _exact(settings: config.Config) -> Scores:

@@ -231,7 +231,7 @@ class World:
 
     def tune(self, mode: str, *overrides: str) -> str:
         with self.at_work():
-            return tune_module.tune(settings_of(self.folder, mode, *overrides))
+            return tune_module.tune(settings_of(self.folder, mode, *overrides)).path
 
     def calls(self) -> list[str]:
         path = self.folder / "calls.txt"

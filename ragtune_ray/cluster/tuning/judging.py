@@ -1,7 +1,6 @@
-"""What a pair of retriever and generator scores on the validation questions, and the verdict on a changed one.
+"""Scores a changed pair of retriever and generator on the validation questions and decides whether to accept it.
 
-In: pairs, and the questions of a config. Out: a score per question, taken from the runs of `answer` and `retrieve`, and a
-`gates.Verdict`. This module knows nothing of how a pair came about.
+The scores per question come from runs of `answer` and `retrieve`.
 """
 
 from __future__ import annotations
@@ -25,17 +24,17 @@ from ragtune_ray.tuning import gates
 __all__ = ["hits_of", "judge_generator", "judge_retriever", "queries_of", "reciprocal_ranks"]
 
 RANKED = 10
-"""Hits that the retriever is judged by."""
+"""Number of hits by which the retriever is judged."""
 
 
 def judge_generator(settings: config.Config, pair: Pair, changed: Pair, num_examples: int) -> gates.Verdict:
-    """The verdict on a pair with another generator: its answers to the validation questions, and what it forgot.
+    """Judge a pair with a changed generator by its answers to the validation questions and the probe questions.
 
     Args:
-        settings: of the tune.
-        pair: as it is.
-        changed: as it would be.
-        num_examples: that the generator learnt from.
+        settings: config of the tune.
+        pair: the current pair.
+        changed: the pair with the change.
+        num_examples: number of training examples.
     """
     metric = settings.compare.metric
     before, after = (
@@ -58,9 +57,9 @@ def judge_generator(settings: config.Config, pair: Pair, changed: Pair, num_exam
 
 
 def judge_retriever(settings: config.Config, pair: Pair, changed: Pair, num_examples: int) -> gates.Verdict:
-    """The verdict on a pair with another retriever: where it ranks what answers, what it forgot, whether its passages collapsed.
+    """Judge a pair with a changed retriever by its ranks of answering passages, the probe questions and collapse.
 
-    Arguments are those of `judge_generator`.
+    The arguments are those of `judge_generator`.
     """
     before, after = (
         reciprocal_ranks(each.used_in(settings).with_values({"queries.split": "validation"}))
@@ -80,14 +79,14 @@ def judge_retriever(settings: config.Config, pair: Pair, changed: Pair, num_exam
 
 
 def queries_of(settings: config.Config, split: str) -> list[schema.Query]:
-    """The queries of a split, those without gold answers too; there need be no test split.
+    """The queries of a split, including those without gold answers; an empty test split is allowed.
 
     Raises:
-        inputs.InputError: they cannot be read, or none has this split.
+        InputError: they cannot be read, or none has this split.
     """
-    wanted = settings.queries.model_copy(update={"split": split})
+    selection = settings.queries.model_copy(update={"split": split})
     try:
-        found = [row for row in splits.selected_queries(wanted) if isinstance(row, schema.Query)]
+        found = [row for row in splits.selected_queries(selection) if isinstance(row, schema.Query)]
     except inputs.InputError:
         if split != "test":
             raise
@@ -96,16 +95,17 @@ def queries_of(settings: config.Config, split: str) -> list[schema.Query]:
 
 
 def _scores(settings: config.Config, metric: str) -> dict[str, float]:
-    """query_id -> what the answers of a config score."""
+    """query_id -> score of the answer with this config."""
     judged = staged_queries.judged_queries(settings)
     scores = evaluate.scores_of(judged, evaluate.read_answers(str(answer.answer(settings))), settings)
     return {query_id: values[metric] for query_id, values in scores.items() if metric in values}
 
 
 def reciprocal_ranks(settings: config.Config) -> dict[str, float]:
-    """query_id -> reciprocal rank of the first of ten hits that answers; queries that nobody can judge are left out.
+    """query_id -> reciprocal rank of the first of ten hits that answers, 0 if none does.
 
-    A hit answers that is of a relevant document; where no document is judged, one that holds a gold answer.
+    A hit answers if its document is relevant or, for queries without qrels, if it contains a gold answer. Queries without
+    both are left out.
     """
     rows = [row for row in staged_queries.selected_queries(settings) if row.answers != ()]
     hits = hits_of(settings, RANKED)
@@ -133,7 +133,7 @@ def reciprocal_ranks(settings: config.Config) -> dict[str, float]:
 
 
 def hits_of(settings: config.Config, depth: int) -> dict[str, list[schema.Hit]]:
-    """query_id -> its hits, best first."""
+    """query_id -> hits, best first."""
     run = str(retrieve.retrieve(settings.with_values({"evaluate.depth": depth})))
     path = artifacts.open_artifact(run, "retrieve").path / "hits.parquet"
     found: dict[str, list[schema.Hit]] = {}
@@ -144,7 +144,7 @@ def hits_of(settings: config.Config, depth: int) -> dict[str, list[schema.Hit]]:
 
 
 def _random_vectors(pair: Pair, seed: int) -> np.ndarray:
-    """Vectors of a few hundred random passages of a pair's index."""
+    """Vectors of random passages of a pair's index."""
     index = snapshot.open_index(pair.workspace)
     count = min(gates.RANDOM_PASSAGES, index.passages.num_rows)
     drawn = np.random.default_rng(seed).choice(index.passages.num_rows, count, replace=False)

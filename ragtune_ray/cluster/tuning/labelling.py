@@ -1,7 +1,6 @@
-"""Questions without answers -> questions to learn from: asked, answered and filtered with the verbs that users have.
+"""Makes training questions with pseudo-labels, by asking, answering and filtering with the user's verbs.
 
-In: questions, or nothing but the index. Out: training questions with pseudo-labels, and in the ledger how many were refused and
-why. This module knows nothing of what is learnt from them.
+In: questions without answers, or only the index. Out: training questions; the ledger counts the refused ones by reason.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from ragtune_ray.tuning import pseudo_labels as checks
 __all__ = ["answered", "made_questions", "pseudo_labels", "unlabelled", "write_mixed"]
 
 ASK_FOR_QUESTION = "Write a quiz question about a fact in this passage."
-"""What is asked about a passage, as if it were a question."""
+"""The request for a question, sent in place of a question."""
 QUESTION_SYSTEM = (
     "You are shown a passage. Write one short question, in its language, whose answer is a short phrase of it. Name whom or what "
     "the question is about. Write the question and nothing else. "
@@ -33,14 +32,14 @@ QUESTION_SYSTEM = (
     'year was the Eiffel Tower completed? Of "An octopus has three hearts and blue blood." one could ask: How many hearts does '
     "an octopus have?"
 )
-"""The examples help small generators most: without them SmolLM2 asked what the answer to the question is."""
+"""The examples help small generators most: without them SmolLM2 asks what the answer to the question is."""
 MIN_PASSAGE_CHARACTERS = 80
 
 
 def unlabelled(rounds: Rounds) -> list[schema.Query]:
-    """The questions to label: those of `tune.questions_path`, else the training questions without answers.
+    """The questions to label: those of `tune.questions_path`, otherwise the training questions without answers.
 
-    Questions that the validation or test split asks too, or about their documents, are left out.
+    Questions that also occur in the validation or test split, or are about their documents, are left out.
     """
     settings = rounds.settings
     path = settings.tune.questions_path
@@ -58,44 +57,37 @@ def unlabelled(rounds: Rounds) -> list[schema.Query]:
 
 
 def pseudo_labels(rounds: Rounds, asked: Sequence[schema.Query]) -> list[schema.Query]:
-    """The questions whose answers, given by the present pair, pass every filter; the answers are their labels."""
+    """Answer questions with the current pair and keep those whose answers pass every filter, with the answers as labels."""
     rule, seed = rounds.settings.tune, rounds.settings.seed
     if not asked:
         return []
     trusted = rounds.step("trusted", lambda: _trusted(rounds))
     if trusted["confidence"] is None:
         progress.say(
-            f"tune: round {rounds.number}, no answer can be trusted: of the surest answers to validation questions "
-            f"{trusted['precision']:.2f} were right, tune.min_precision is {rule.min_precision}"
+            f"tune: round {rounds.number}, no answer can be trusted: {trusted['precision']:.2f} of the most confident answers "
+            f"to validation questions were correct, and tune.min_precision is {rule.min_precision}"
         )
         return []
-    path = rounds.step("asked", lambda: {"path": rounds.write("asked", asked)})["path"]
-    answered = rounds.step("labelled", lambda: {"path": str(answer.answer(rounds.asking(path)))})["path"]
-    samples = [
-        rounds.step(
-            f"sampled {number}",
-            lambda number=number: {  # type: ignore[misc]  # bound at once, on purpose
-                "path": str(
-                    answer.answer(
-                        rounds.asking(path, {"generator.temperature": rule.sample_temperature, "seed": seed + number})
-                    )
-                )
-            },
-        )["path"]
-        for number in range(1, rule.samples + 1)
-    ]
+    path = rounds.path_step("asked", lambda: rounds.write_questions("asked", asked))
+    answered = rounds.path_step("labelled", lambda: answer.answer(rounds.settings_for(path)))
+    samples = [_sampled(rounds, path, number, seed + number) for number in range(1, rule.samples + 1)]
     kept = rounds.step("filtered", lambda: _filtered(rounds, asked, answered, samples, trusted["confidence"]))
     if not kept["count"]:
         return []
-    again = rounds.step(
-        "regenerated", lambda: {"path": str(answer.answer(rounds.asking(kept["path"], {"answer.gold_passage": True})))}
-    )["path"]
-    passed = rounds.step("passed", lambda: _passed(rounds, kept["path"], again))
+    closed = rounds.settings_for(kept["path"], {"answer.gold_passage": True})
+    regenerated = rounds.path_step("regenerated", lambda: answer.answer(closed))
+    passed = rounds.step("passed", lambda: _passed(rounds, kept["path"], regenerated))
     return _read(passed["path"])
 
 
+def _sampled(rounds: Rounds, path: str, number: int, seed: int) -> str:
+    """Answer the questions again with sampling; returns the run."""
+    values = {"generator.temperature": rounds.settings.tune.sample_temperature, "seed": seed}
+    return rounds.path_step(f"sampled {number}", lambda: answer.answer(rounds.settings_for(path, values)))
+
+
 def _trusted(rounds: Rounds) -> dict[str, Any]:
-    """How sure the generator must be of an answer, by what it made of the validation questions."""
+    """The confidence that an answer needs, from the answers to the validation questions."""
     rule, language = rounds.settings.tune, rounds.settings.evaluate.language
     if not rule.min_precision:
         return {"confidence": 0.0, "precision": None, "num_answers": 0}
@@ -119,7 +111,7 @@ def _trusted(rounds: Rounds) -> dict[str, Any]:
 def _filtered(
     rounds: Rounds, asked: Sequence[schema.Query], answered: str, samples: Sequence[str], trusted: float
 ) -> dict[str, Any]:
-    """Support, likelihood and agreement."""
+    """Apply the checks of support, likelihood and agreement."""
     rule, language = rounds.settings.tune, rounds.settings.evaluate.language
     rows = {row.query_id: row for row in evaluate.read_answers(answered)}
     sampled = [{row.query_id: row.answer for row in evaluate.read_answers(run)} for run in samples]
@@ -136,52 +128,52 @@ def _filtered(
             row.answer, said, rule.min_agreement, language
         )
         if not problem and set(label.document_ids) & rounds.forbidden:
-            problem = "rests on a document of another split"
+            problem = "is based on a document of another split"
         return problem or label
 
-    return _sorted_out(rounds, "filtered", asked, judged)
+    return _keep(rounds, "filtered", asked, judged)
 
 
-def _passed(rounds: Rounds, path: str, again: str) -> dict[str, Any]:
-    """The round trip through the cited passage."""
+def _passed(rounds: Rounds, path: str, regenerated: str) -> dict[str, Any]:
+    """Apply the round trip through the cited passage."""
     rule, language = rounds.settings.tune, rounds.settings.evaluate.language
-    rows = {row.query_id: row for row in evaluate.read_answers(again)}
+    rows = {row.query_id: row for row in evaluate.read_answers(regenerated)}
 
     def judged(query: schema.Query) -> schema.Query | str:
         label = (query.answers or ("",))[0]
         return checks.regenerated_problem(label, rows.get(query.query_id), rule.round_trip_score, language) or query
 
-    return _sorted_out(rounds, "passed", _read(path), judged)
+    return _keep(rounds, "passed", _read(path), judged)
 
 
 def made_questions(rounds: Rounds) -> list[schema.Query]:
-    """Questions that the generator makes of passages and that find their documents again; each passage stands as the answer."""
-    chosen = rounds.step("chosen", lambda: {"path": rounds.write("chosen", _chosen(rounds))})["path"]
-    asking = _of_the_passage(rounds, chosen, {"prompt.system": QUESTION_SYSTEM})
-    made = rounds.step("made", lambda: {"path": str(answer.answer(asking))})["path"]
+    """Generate questions from passages and keep those that retrieve their documents; the passage serves as the answer."""
+    chosen = rounds.path_step("chosen", lambda: rounds.write_questions("chosen", _chosen(rounds)))
+    settings = _passage_settings(rounds, chosen, {"prompt.system": QUESTION_SYSTEM})
+    made = rounds.path_step("made", lambda: answer.answer(settings))
     asked = rounds.step("questions", lambda: _questions(rounds, chosen, made))
     if not asked["count"]:
         return []
-    return _read(rounds.step("found", lambda: _found_again(rounds, asked["path"]))["path"])
+    return _read(rounds.step("found", lambda: _retrievable(rounds, asked["path"]))["path"])
 
 
 def answered(rounds: Rounds, made: Sequence[schema.Query]) -> list[schema.Query]:
-    """The made questions that their passage holds an answer to, by the generator that made them; that answer is the label."""
+    """Answer generated questions from their passages and keep the supported answers as labels."""
     if not made:
         return []
-    path = rounds.step("asked", lambda: {"path": rounds.write("asked", made)})["path"]
-    replied = rounds.step("replied", lambda: {"path": str(answer.answer(_of_the_passage(rounds, path, {})))})["path"]
+    path = rounds.path_step("asked", lambda: rounds.write_questions("asked", made))
+    replied = rounds.path_step("replied", lambda: answer.answer(_passage_settings(rounds, path, {})))
     return _read(rounds.step("passed", lambda: _supported(rounds, path, replied))["path"])
 
 
-def _of_the_passage(rounds: Rounds, path: str, values: Mapping[str, Any]) -> config.Config:
-    """The config that asks the generator that makes questions, showing it the passage that each question is about."""
+def _passage_settings(rounds: Rounds, path: str, values: Mapping[str, Any]) -> config.Config:
+    """The config that shows the question generator the passage of each question."""
     model = rounds.settings.tune.question_model or rounds.pair.generator_model
-    return rounds.asking(path, {"answer.gold_passage": True, "generator.model": model, **values})
+    return rounds.settings_for(path, {"answer.gold_passage": True, "generator.model": model, **values})
 
 
 def _chosen(rounds: Rounds) -> list[schema.Query]:
-    """Passages to make questions of, drawn by the seed, one of a document before a second; each stands as its own answer."""
+    """Draw passages to generate questions from, spread over documents; each is the answer of its placeholder question."""
     index = snapshot.open_index(rounds.pair.workspace)
     usable = [
         each
@@ -190,8 +182,8 @@ def _chosen(rounds: Rounds) -> list[schema.Query]:
     ]
     if not usable:
         raise TuneError(
-            f"no passage of {MIN_PASSAGE_CHARACTERS} characters or more belongs to a document that no validation or test "
-            "question is about; name questions of your own in tune.questions_path"
+            f"no passage of {MIN_PASSAGE_CHARACTERS} characters or more is of a document without validation or test questions; "
+            "name a file of questions in tune.questions_path"
         )
     order = np.random.default_rng(rounds.settings.seed).permutation(len(usable))
     seen: Counter[str] = Counter()
@@ -207,7 +199,7 @@ def _chosen(rounds: Rounds) -> list[schema.Query]:
 
 
 def _questions(rounds: Rounds, chosen: str, made: str) -> dict[str, Any]:
-    """The texts that are questions, in place of the passages' own."""
+    """Keep the generated texts that are questions."""
     rows = {row.query_id: row for row in evaluate.read_answers(made)}
     seen = set[str]()
 
@@ -215,75 +207,75 @@ def _questions(rounds: Rounds, chosen: str, made: str) -> dict[str, Any]:
         text = checks.question_of(rows[query.query_id].answer)
         problem = checks.question_problem(text, (query.answers or ("",))[0])
         if not problem and text.casefold() in seen:
-            problem = "was made twice"
+            problem = "is a duplicate"
         if problem:
             return problem
         seen.add(text.casefold())
         return dataclasses.replace(query, text=text)
 
-    return _sorted_out(rounds, "questions", _read(chosen), judged)
+    return _keep(rounds, "questions", _read(chosen), judged)
 
 
-def _found_again(rounds: Rounds, path: str) -> dict[str, Any]:
-    """The round trip: a question must find the document of its passage."""
+def _retrievable(rounds: Rounds, path: str) -> dict[str, Any]:
+    """Keep the questions that retrieve the document of their passage."""
     depth = rounds.settings.tune.round_trip_hits
-    hits = hits_of(rounds.asking(path), depth)
+    hits = hits_of(rounds.settings_for(path), depth)
 
     def judged(query: schema.Query) -> schema.Query | str:
         near = {hit.document_id for hit in hits.get(query.query_id, [])[:depth]}
-        return query if near & set(query.document_ids) else "does not find its document again"
+        return query if near & set(query.document_ids) else "does not retrieve its document"
 
-    return _sorted_out(rounds, "found", _read(path), judged)
+    return _keep(rounds, "found", _read(path), judged)
 
 
 def _supported(rounds: Rounds, path: str, replied: str) -> dict[str, Any]:
-    """Support: a passage must hold the answer that was given from it."""
+    """Keep the questions whose answers a passage supports."""
     rows = {row.query_id: row for row in evaluate.read_answers(replied)}
     index = snapshot.open_index(rounds.pair.workspace)
     texts = index.by_id(name for row in rows.values() for name in row.passage_ids)
-    return _sorted_out(rounds, "passed", _read(path), lambda query: _label(query, rows[query.query_id], texts))
+    return _keep(rounds, "passed", _read(path), lambda query: _label(query, rows[query.query_id], texts))
 
 
 def _label(query: schema.Query, row: schema.Answer, texts: Mapping[str, schema.Passage]) -> schema.Query | str:
-    """The question with its answer as a pseudo-label, or why nothing supports that answer."""
+    """The question with its answer as a pseudo-label, or why no passage supports it."""
     cited = checks.cited_passage(row, texts)
     problem = checks.support_problem(row, texts)
     return problem if problem or cited is None else checks.labelled(query, row.answer, cited)
 
 
-def _sorted_out(
+def _keep(
     rounds: Rounds, name: str, asked: Sequence[schema.Query], judged: Callable[[schema.Query], schema.Query | str]
 ) -> dict[str, Any]:
-    """The questions that are kept, as `judged` gives them back, in a file; and how many were refused for which reason."""
+    """Write the questions that `judged` returns to a file, and count the reasons why it refused the others."""
     verdicts = [judged(query) for query in asked]
     kept = [verdict for verdict in verdicts if isinstance(verdict, schema.Query)]
     refused = Counter(verdict for verdict in verdicts if isinstance(verdict, str))
-    return {"path": rounds.write(name, kept), "count": len(kept), "refused": dict(refused.most_common())}
+    return {"path": rounds.write_questions(name, kept), "count": len(kept), "refused": dict(refused.most_common())}
 
 
 def write_mixed(
     rounds: Rounds, gold: Sequence[schema.Query], pseudo: Sequence[schema.Query], name: str = "mixed"
 ) -> tuple[str, int]:
-    """Gold and pseudo-labelled questions together, the latter no more than their share.
+    """Write gold questions and, up to their share, pseudo-labelled questions to one file.
 
     Args:
-        rounds: of this tune.
+        rounds: the running tune.
         gold: questions with gold answers.
         pseudo: questions with pseudo-labels.
-        name: of the step.
+        name: name of the step.
 
     Returns:
-        The file, and how many they are.
+        The file, and the number of its training questions.
     """
     settings = rounds.settings
     kept = checks.capped(pseudo, len(gold), settings.tune.pseudo_share, settings.seed)
     file = name.replace(" ", "-")
     row = rounds.step(
-        name, lambda: {"path": rounds.write(file, [*gold, *kept]), "gold": len(gold), "pseudo": len(kept)}
+        name, lambda: {"path": rounds.write_questions(file, [*gold, *kept]), "gold": len(gold), "pseudo": len(kept)}
     )
     return row["path"], row["gold"] + row["pseudo"]
 
 
 def _read(path: str) -> list[schema.Query]:
-    """The training questions of a file of this tune."""
+    """The training questions of a file from `write_questions`."""
     return [row for row in queries.read_queries(path) if isinstance(row, schema.Query) and row.split == "train"]

@@ -1,9 +1,8 @@
-"""What the rounds of `tune` are made of: a component trained on chosen questions, judged, and taken over or not.
+"""The rounds of `tune`: train a component on chosen questions, judge it, and accept or refuse it.
 
-In: questions to learn from. Out: a verdict in the ledger and, where it was good, another pair. Every step is one of the project's
-own verbs on a file of questions that stands beside the ledger, so a person could have typed it. Nothing that anyone reads is
-overwritten: a tuned model has a name of its own, an index for a tuned encoder a workspace of its own, and a pair that is refused
-is simply not named. This module knows nothing of why these questions were chosen.
+Every step is one of the project's verbs on a file of questions stored next to the ledger, so a person could have typed it.
+Nothing that others read is overwritten: a tuned model has its own name, the index of a tuned encoder its own workspace,
+and a refused pair is never referenced.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ragtune_ray import RagtuneError, config, progress, schema
+from ragtune_ray.cluster import runs
 from ragtune_ray.cluster.indexing import index
 from ragtune_ray.cluster.training import prepare, train
 from ragtune_ray.cluster.tuning import judging
@@ -28,46 +28,51 @@ __all__ = ["Rounds", "TuneError"]
 
 
 class TuneError(RagtuneError, ValueError):
-    """Nothing can be tuned like this; the message says what to change."""
+    """Tuning is impossible with this config; the message says what to change."""
 
 
 class Rounds:
-    """A tune under way.
+    """The state and the steps of a running tune.
 
     Args:
-        settings: of the tune.
-        root: where its ledger, questions and indexes stand.
+        settings: config of the tune.
+        root: directory of its ledger, questions and indexes.
         ledger: its steps so far.
-        pair: who retrieves and answers before anything was tuned.
+        pair: the retriever and generator before tuning.
     """
 
     def __init__(self, settings: config.Config, root: str, ledger: Ledger, pair: Pair) -> None:
         self.settings, self.root, self.ledger = settings, root, ledger
         self.pair = pair
-        """Who retrieves and answers now: the last that was accepted."""
+        """The current retriever and generator: the last accepted ones."""
         self.number = 1
-        """Of the round."""
+        """Number of the round."""
         self.forbidden = {
-            name
+            document_id
             for split in ("validation", "test")
             for query in judging.queries_of(settings, split)
-            for name in splits.positives(query)
+            for document_id in splits.positives(query)
         }
-        """Documents that nothing may be learnt from: those of validation and test questions."""
+        """Documents of validation and test questions, which must not be learned from."""
 
     def step(self, name: str, work: Callable[[], Mapping[str, Any]], components: Sequence[str] = ()) -> Row:
-        """A step of this round for these components, done once; see `Ledger.step`."""
+        """Run a step of this round once, for these components; see `Ledger.step`."""
         about = {"components": list(components)} if components else {}
         return self.ledger.step(self.number, name, lambda: {**about, **work()})
+
+    def path_step(self, name: str, work: Callable[[], object]) -> str:
+        """Run a step whose only fact is the path that `work` returns; returns the path."""
+        path: str = self.step(name, lambda: {"path": str(work())})["path"]
+        return path
 
     def settings_with(self, pair: Pair, values: Mapping[str, Any]) -> config.Config:
         """The config with a pair's models and other values."""
         return pair.used_in(self.settings).with_values(values)
 
-    def asking(self, path: str, values: Mapping[str, Any] | None = None, pair: Pair | None = None) -> config.Config:
-        """The config that asks the questions of a file of this tune, by splits as they stand there, in the arm rag."""
+    def settings_for(self, path: str, values: Mapping[str, Any] | None = None) -> config.Config:
+        """The config for the questions of a file from `write_questions`, with the current pair in the arm rag."""
         return self.settings_with(
-            pair or self.pair,
+            self.pair,
             {
                 "queries.path": path,
                 "queries.split_by": "given",
@@ -79,9 +84,9 @@ class Rounds:
             },
         )
 
-    def write(self, name: str, learnt: Sequence[schema.Query]) -> str:
-        """A file of questions to learn from, and of the validation questions beside them."""
-        rows = [dataclasses.replace(query, split="train") for query in learnt]
+    def write_questions(self, name: str, questions: Sequence[schema.Query]) -> str:
+        """Write training questions and the validation questions to a file; returns its path."""
+        rows = [dataclasses.replace(query, split="train") for query in questions]
         rows += judging.queries_of(self.settings, "validation")
         lines = (json.dumps(dataclasses.asdict(row), ensure_ascii=False) + "\n" for row in rows)
         url = filesystem.join(self.root, f"{self.number:02d}-{name}.jsonl")
@@ -89,45 +94,44 @@ class Rounds:
         return url
 
     def tune_generator(self, path: str, num_questions: int, start: str = "") -> bool:
-        """Train the generator on the questions of a file, with the passages that the present retriever finds, and judge it.
+        """Train the generator on the questions of a file, with the current retriever's passages, and judge it.
 
         Args:
-            path: of the file, from `write`.
-            num_questions: of them to learn from.
-            start: the model that training starts from; empty: the present generator.
+            path: file from `write_questions`.
+            num_questions: number of its training questions.
+            start: model to start from; empty: the current generator.
 
         Returns:
-            Whether it was taken over.
+            Whether the generator was accepted.
         """
         if not self._is_due("generator", num_questions):
             return False
-        name = f"{self.settings.tune.mode}-generator"
-        wanted = self.asking(
+        settings = self.settings_for(
             path,
             {
                 "training.objective": "sft",
                 "training.teacher": "retrieval",
                 "training.arm": "rag+ft",
-                "training.name": name,
+                "training.name": f"{self.settings.tune.mode}-generator",
                 "generator.model": start or self.pair.generator_model,
             },
         )
-        trained = self._trained(["generator"], wanted)
+        trained = self._train(["generator"], settings)
         if trained is None:
             return False
         changed = dataclasses.replace(self.pair, generator_model=trained["model"])
-        return self._judged("generator", changed, trained["num_examples"])
+        return self._judge("generator", changed, trained["num_examples"])
 
     def tune_retriever(self, path: str, num_questions: int, *, taught: bool) -> bool:
-        """Train the retriever on the questions of a file, index the corpus for it where that is asked for, and judge it.
+        """Train the retriever on the questions of a file, reindex the corpus if configured, and judge the retriever.
 
         Args:
-            path: of the file, from `write`.
-            num_questions: of them to learn from.
-            taught: by the generator; else the positives of the questions are learnt, or a reranker's scores.
+            path: file from `write_questions`.
+            num_questions: number of its training questions.
+            taught: learn from the generator; otherwise from the questions' positives or a reranker's scores.
 
         Returns:
-            Whether it was taken over.
+            Whether the retriever was accepted.
         """
         if not self._is_due("retriever", num_questions):
             return False
@@ -135,7 +139,7 @@ class Rounds:
         objective = "query_side"
         if rule.reindex:
             objective = "distillation" if taught or self.settings.retrieval.reranker else "contrastive"
-        wanted = self.asking(
+        settings = self.settings_for(
             path,
             {
                 "training.objective": objective,
@@ -146,32 +150,31 @@ class Rounds:
                 **({"training.hard_negatives": rule.candidates - 1} if taught else {}),
             },
         )
-        trained = self._trained(["retriever"], wanted)
+        trained = self._train(["retriever"], settings)
         if trained is None:
             return False
         changed = dataclasses.replace(self.pair, query_model=trained["model"])
         if rule.reindex:
             workspace = filesystem.join(self.root, f"{self.number:02d}")
             changed = Pair(workspace, trained["model"], "", self.pair.generator_model)
-            self.step("corpus indexed", lambda: self._indexed(changed), ["retriever"])
-        return self._judged("retriever", changed, trained["num_examples"])
+            self.step("corpus indexed", lambda: self._index(changed), ["retriever"])
+        return self._judge("retriever", changed, trained["num_examples"])
 
     def tune_both(self, path: str, num_questions: int) -> bool:
-        """Train generator and retriever at once on the questions of a file, then judge one after the other.
+        """Train generator and retriever together on the questions of a file, then judge one after the other.
 
         Args:
-            path: of the file, from `write`.
-            num_questions: of them to learn from.
+            path: file from `write_questions`.
+            num_questions: number of its training questions.
 
         Returns:
-            Whether either was taken over.
+            Whether at least one of them was accepted.
         """
         both: tuple[config.Component, ...] = ("retriever", "generator")
-        # Each of them is asked, so that each has its verdict.
-        due = [self._is_due(component, num_questions) for component in both]
+        due = [self._is_due(component, num_questions) for component in both]  # each one needs its verdict
         if not all(due):
             return False
-        wanted = self.asking(
+        settings = self.settings_for(
             path,
             {
                 "training.objective": "joint",
@@ -181,54 +184,49 @@ class Rounds:
                 "generator.model": self.pair.generator_model,
             },
         )
-        trained = self._trained(both, wanted)
+        trained = self._train(both, settings)
         if trained is None:
             return False
-        found = dataclasses.replace(self.pair, query_model=trained["query_model"])
-        took = [self._judged("retriever", found, trained["num_examples"])]
-        # With the retriever that there is now: its own, or the one before where that finds more.
-        read = dataclasses.replace(self.pair, generator_model=trained["model"])
-        took.append(self._judged("generator", read, trained["num_examples"]))
-        return any(took)
+        changed = dataclasses.replace(self.pair, query_model=trained["query_model"])
+        accepts_retriever = self._judge("retriever", changed, trained["num_examples"])
+        # Judged with the current retriever: the new one if it was accepted, otherwise the one before.
+        changed = dataclasses.replace(self.pair, generator_model=trained["model"])
+        return self._judge("generator", changed, trained["num_examples"]) or accepts_retriever
 
     def _is_due(self, component: config.Component, num_questions: int) -> bool:
         rule = self.settings.tune
         if component not in rule.components:
             return False
-        if num_questions < rule.min_examples:
-            return self._refused(
-                component,
-                f"{num_questions} questions to learn from, fewer than tune.min_examples ({rule.min_examples})",
-            )
-        return True
+        if num_questions >= rule.min_examples:
+            return True
+        reason = f"{num_questions} training questions, fewer than tune.min_examples ({rule.min_examples})"
+        return self._refuse(component, reason)
 
-    def _trained(self, components: Sequence[config.Component], wanted: config.Config) -> Row | None:
-        """What is trained for components as a config says; None where that was refused."""
+    def _train(self, components: Sequence[config.Component], settings: config.Config) -> Row | None:
+        """Train a model for components; None if that was refused."""
         rule, name = self.settings.tune, " and ".join(components)
-        given = self.step(f"{name} prepared", lambda: _prepared(wanted), components)
-        problem = given["problem"]
-        if not problem and given["num_examples"] < rule.min_examples:
-            problem = f"{given['num_examples']} examples, fewer than tune.min_examples ({rule.min_examples})"
-        if not problem and given["teacher"]:
-            problem = gates.teacher_problem(given["teacher"])
-        if problem:
-            for component in components:
-                self._refused(component, problem, given["num_examples"])
-            return None
-        trained = self.step(f"{name} trained", lambda: _model(wanted), components)
-        if not trained["best_step"]:
-            for component in components:
-                self._refused(component, "training found nothing better than the start", trained["num_examples"])
-            return None
-        return trained
+        prepared = self.step(f"{name} prepared", lambda: _prepare_examples(settings), components)
+        problem = prepared["problem"]
+        if not problem and prepared["num_examples"] < rule.min_examples:
+            problem = f"{prepared['num_examples']} examples, fewer than tune.min_examples ({rule.min_examples})"
+        if not problem and prepared["teacher"]:
+            problem = gates.teacher_problem(prepared["teacher"])
+        trained = None if problem else self.step(f"{name} trained", lambda: _train_model(settings), components)
+        if trained and not trained["best_step"]:
+            problem = "training found nothing better than the start"
+        if not problem:
+            return trained
+        for component in components:
+            self._refuse(component, problem, (trained or prepared)["num_examples"])
+        return None
 
-    def _refused(self, component: config.Component, reason: str, num_examples: int = 0) -> bool:
+    def _refuse(self, component: config.Component, reason: str, num_examples: int = 0) -> bool:
         verdict = gates.refused(component, reason, num_examples)
         self._say(self.step(f"{component} judged", verdict.facts))
         return False
 
-    def _judged(self, component: config.Component, changed: Pair, num_examples: int) -> bool:
-        """The verdict on a changed pair, which is taken over where it is good: the one place where the pair changes."""
+    def _judge(self, component: config.Component, changed: Pair, num_examples: int) -> bool:
+        """Judge a changed pair and accept it if it is better: the only place that changes `pair`."""
 
         def verdict() -> dict[str, Any]:
             judge = judging.judge_generator if component == "generator" else judging.judge_retriever
@@ -245,38 +243,38 @@ class Rounds:
         scored = f": {row['metric']} {row['before']:.3f} -> {row['after']:.3f}" if row["after"] is not None else ""
         progress.say(f"tune: round {row['round']}, {row['component']} {verdict}{scored} ({row['reason']})")
 
-    def _indexed(self, changed: Pair) -> dict[str, Any]:
-        """The corpus, indexed with a tuned encoder in a workspace of its own, beside the one that is in use."""
+    def _index(self, changed: Pair) -> dict[str, Any]:
+        """Index the corpus with a tuned encoder in a separate workspace."""
         version = versions.read_version(self.pair.workspace, versions.current_version(self.pair.workspace))
         url = str(index.build_index(changed.used_in(self.settings)))
         found = artifacts.read_manifest(url)["num_documents"]
-        if found != version.manifest["num_documents"]:
+        expected = version.manifest["num_documents"]
+        if found != expected:
             raise TuneError(
-                f"{self.settings.corpus.path}: holds {found} documents and the index {version.manifest['num_documents']}: with "
-                "tune.reindex the corpus is indexed anew, so it must be what the index holds; run: ragtune index CONFIG"
+                f"{self.settings.corpus.path}: holds {found} documents and the index {expected}: tune.reindex indexes the "
+                "corpus again, so both must hold the same documents; run: ragtune index CONFIG"
             )
         return {"index": url}
 
 
-def _prepared(settings: config.Config) -> dict[str, Any]:
-    """The examples that a config asks for; where the generator teaches, that is the step of expectation."""
+def _prepare_examples(settings: config.Config) -> dict[str, Any]:
     try:
         url = prepare.prepare(settings)
-    except inputs.InputError as error:  # no question gives an example: a verdict, and no end of the tune
+    except inputs.InputError as error:  # no question yields an example, which is a verdict and does not end the tune
         problem = str(error).removeprefix(f"{settings.queries.path}: ")
         return {"problem": problem, "num_examples": 0, "teacher": None}
-    manifest = artifacts.read_manifest(url)
-    names = ("num_rejects", "kinds")
+    manifest = runs.read_run_manifest(url)
     return {
         "problem": "",
         "examples": url,
         "num_examples": manifest["num_train"],
         "teacher": manifest.get("teacher"),
-        **{name: manifest[name] for name in names},
+        "num_rejects": manifest["num_rejects"],
+        "kinds": manifest["kinds"],
     }
 
 
-def _model(settings: config.Config) -> dict[str, Any]:
+def _train_model(settings: config.Config) -> dict[str, Any]:
     result = train.train(settings)
     manifest = result.manifest
     return {

@@ -1,12 +1,11 @@
-"""`ragtune tune`: the four ways to combine retrieval and fine-tuning, as rounds of the project's own verbs.
+"""`ragtune tune`: combines retrieval and fine-tuning in four modes, as rounds of the project's own verbs.
 
-In: a config with an index and queries that have splits. Out: `models/MODE/ID/`: which pair of retriever and generator was best
-on the validation split (`tuned.yaml`, a config that every verb takes), and how it came about (`ledger.jsonl`); and
-`models/MODE/CURRENT`, which names the last one and is the only thing that readers of the workspace see change. A mode is an arm
-of `answer`, `ask`, `evaluate` and `compare` from then on.
+In: a config with an index and queries that have splits. Out: `models/MODE/ID/` with `tuned.yaml`, a config of the accepted
+pair of retriever and generator, and `ledger.jsonl`, its history; and `models/MODE/CURRENT`, which names the last one. From
+then on the mode is an arm of `answer`, `ask`, `evaluate` and `compare`.
 
-The ledger names every finished step. Whoever starts goes through the mode from its beginning and takes what the ledger holds: so
-a tune that was killed anywhere goes on from its last step, by the same road as one that was not.
+A tune always runs its mode from the beginning and skips the steps that the ledger records as finished, so a killed tune
+resumes after its last finished step.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import pyarrow as pa
 import yaml
 
 from ragtune_ray import config, progress
@@ -29,40 +29,54 @@ from ragtune_ray.ingest import splits
 from ragtune_ray.models import weights
 from ragtune_ray.models.arms import Pair
 from ragtune_ray.storage import artifacts, checksums, failpoints, filesystem
+from ragtune_ray.storage.results import Result
 from ragtune_ray.tuning import routing
 from ragtune_ray.tuning.ledger import Ledger, judged_rows, ledger_lines
+from ragtune_ray.tuning.manifest import TuneManifest, read_tune_manifest
 
-__all__ = ["TuneError", "report_lines", "tune"]
+__all__ = ["TuneError", "TuneResult", "report_lines", "tune"]
 
 FORMAT = 2
-"""Part of a tune's identity: raise it when the same input would give other rounds."""
+"""Part of a tune's identity: raise it when the same input leads to other rounds."""
 LEDGER, TUNED = "ledger.jsonl", "tuned.yaml"
 SHOWN = ("round", "component", "accepted", "reason", "num_examples", "metric", "before", "after", "low", "high")
-"""What a comparison shows of a verdict."""
+"""The fields of a verdict that a comparison shows."""
 
 
-def tune(settings: config.Config) -> str:
+class TuneResult(Result):
+    """A finished tune: a directory with `tuned.yaml` and `ledger.jsonl`."""
+
+    @property
+    def manifest(self) -> TuneManifest:
+        """The facts in manifest.json, such as the accepted `pair`."""
+        return read_tune_manifest(self.path)
+
+    def to_arrow(self) -> pa.Table:
+        """The verdicts, one row per round and component."""
+        rows = [{name: row[name] for name in SHOWN} for row in judged_rows(_ledger(self.path).rows)]
+        return pa.table({name: [row[name] for row in rows] for name in SHOWN})
+
+
+def tune(settings: config.Config) -> TuneResult:
     """Tune retriever and generator in the mode of `tune.mode`.
 
     Args:
-        settings: everything but `answer.arm` and `queries.split` is used.
-
-    Returns:
-        The directory with `tuned.yaml` and `ledger.jsonl`.
+        settings: everything except `answer.arm` and `queries.split` is used.
 
     Raises:
-        TuneError: there is too little to judge by, or what is to be tuned cannot be.
-        splitting.LeakError: splits share a relevant document.
-        storage.ArtifactError: there is no sound index.
-        ledger.LedgerError: the ledger of an earlier run is damaged.
+        TuneError: there are too few questions to judge by, or a model cannot be tuned.
+        LeakError: a document is relevant to queries of two splits.
+        ArtifactError: there is no sound index.
+        LedgerError: the ledger of an earlier run is damaged.
     """
     settings = settings.with_values({"queries.split": "all", "answer.arm": "rag"})
-    _refuse_hopeless(settings)
+    _check(settings)
     identity = checksums.digest(_identity(settings))
     mode = settings.tune.mode
     folder = filesystem.join(settings.workspace, "models", mode)
     url, root = filesystem.join(folder, identity), filesystem.join(settings.workspace, "rounds", f"{mode}-{identity}")
     if not runs.already(url, "tune"):
+        # One Ray session for all verbs of all rounds.
         with session.ray_session(settings.cluster, for_training=True):
             rounds = Rounds(settings, root, Ledger(filesystem.join(root, LEDGER)), Pair.of(settings))
             match mode:
@@ -77,20 +91,25 @@ def tune(settings: config.Config) -> str:
             _publish(rounds, url, session.workers(0, 0.0))
     failpoints.reach("tune.published")
     artifacts.make_current(folder, identity)
-    _remove_unused(root, Pair(**artifacts.read_manifest(url)["pair"]))
-    return url
+    result = TuneResult(url)
+    _remove_unused(root, Pair(**result.manifest["pair"]))
+    return result
+
+
+def _ledger(url: str) -> Ledger:
+    """The ledger of a finished tune."""
+    return Ledger(filesystem.join(str(artifacts.open_artifact(url, "tuned").path), LEDGER))
 
 
 def report_lines(url: str) -> list[str]:
-    """The table of a finished tune, for a terminal."""
-    artifact = artifacts.open_artifact(url, "tuned")
-    rows = Ledger(filesystem.join(str(artifact.path), LEDGER)).rows
+    """The routes and the verdicts of a finished tune as lines for a terminal."""
+    rows = _ledger(url).rows
     routes = next((row["routes"] for row in rows if "routes" in row), None)
     return [*(routing.route_lines(routes) if routes else []), *ledger_lines(rows)]
 
 
-def _refuse_hopeless(settings: config.Config) -> None:
-    """What would end hours later without a verdict ends now."""
+def _check(settings: config.Config) -> None:
+    """Refuse a config that could not lead to a verdict, before hours of work."""
     rule = settings.tune
     if not settings.queries.path:
         raise config.ConfigError("queries.path is empty; name a file of queries")
@@ -98,8 +117,8 @@ def _refuse_hopeless(settings: config.Config) -> None:
     judged = sum(query.answers is not None for query in split["validation"])
     if judged < MIN_QUESTIONS:
         raise TuneError(
-            f"{settings.queries.path}: {judged} validation questions have `answers`, and no round can be judged by fewer than "
-            f"{MIN_QUESTIONS}; add some, or give validation a larger part (queries.split_shares)"
+            f"{settings.queries.path}: {judged} validation questions have `answers`, but judging a round needs at least "
+            f"{MIN_QUESTIONS}; add some, or raise the share of validation (queries.split_shares)"
         )
     splits.check_leaks({**split, "test": queries_of(settings, "test")})
     needs_generator = "generator" in rule.components or rule.mode in ("joint", "iterative")
@@ -111,7 +130,7 @@ def _refuse_hopeless(settings: config.Config) -> None:
     if "retriever" in rule.components:
         weights.weights_of(weights.resolve(settings.encoder.model))
     if rule.reindex and not settings.corpus.path:
-        raise config.ConfigError("tune.reindex indexes the corpus anew, and corpus.path is empty; name the corpus")
+        raise config.ConfigError("tune.reindex indexes the corpus again, but corpus.path is empty; name the corpus")
 
 
 def _identity(settings: config.Config) -> dict[str, Any]:
@@ -143,22 +162,16 @@ def _identity(settings: config.Config) -> dict[str, Any]:
 
 
 def _staged(rounds: Rounds) -> None:
-    """Answer the training questions, sort the failures, and tune each component on those that are its own."""
-    answered = rounds.step("answered", lambda: _answered(rounds))
-    routed = rounds.step("routed", lambda: _routed(rounds, answered["path"]))
+    """Answer the training questions, sort the failures, and tune each component on its own failures."""
+    values = {"queries.split": "train", "answer.arm": "rag", "answer.max_failed_share": 1}
+    answered = rounds.path_step("answered", lambda: answer.answer(rounds.settings_with(rounds.pair, values)))
+    routed = rounds.step("routed", lambda: _routed(rounds, answered))
     rounds.tune_generator(**routed["generator"])
     rounds.tune_retriever(**routed["retriever"], taught=False)
 
 
-def _answered(rounds: Rounds) -> dict[str, Any]:
-    settings = rounds.settings_with(
-        rounds.pair, {"queries.split": "train", "answer.arm": "rag", "answer.max_failed_share": 1}
-    )
-    return {"path": str(answer.answer(settings))}
-
-
 def _routed(rounds: Rounds, path: str) -> dict[str, Any]:
-    """Which question teaches whom; the questions of each component as a file."""
+    """Sort the questions by the component that they teach, and write the questions of each component to a file."""
     settings, rule = rounds.settings, rounds.settings.tune
     rows = {row.query_id: row for row in evaluate.read_answers(path)}
     asked = [query for query in queries_of(settings, "train") if query.answers is not None]
@@ -191,31 +204,34 @@ def _routed(rounds: Rounds, path: str) -> dict[str, Any]:
     }
     return {
         "routes": routing.routing_table(routed),
-        **{name: {"path": rounds.write(name, each), "num_questions": len(each)} for name, each in learnt.items()},
+        **{
+            name: {"path": rounds.write_questions(name, each), "num_questions": len(each)}
+            for name, each in learnt.items()
+        },
     }
 
 
 def _joint(rounds: Rounds) -> None:
-    """Expectation and maximisation: the generator learns from what is retrieved, then teaches the retriever what it could use.
+    """Train the generator on the retrieved passages, then let it teach the retriever, as in expectation-maximization.
 
-    The generator goes first: one that cannot read yet would teach noise. With tune.in_loop both learn at once, from one loss.
+    The generator goes first, because an untrained one would teach noise. With tune.in_loop both train under one loss.
     """
     learnt = [query for query in queries_of(rounds.settings, "train") if query.answers]
     for number in range(1, rounds.settings.tune.rounds + 1):
         rounds.number = number
-        path = rounds.step("written", lambda: {"path": rounds.write("questions", learnt)})["path"]
+        path = rounds.path_step("written", lambda: rounds.write_questions("questions", learnt))
         if rounds.settings.tune.in_loop:
-            took = [rounds.tune_both(path, len(learnt))]
+            accepted = [rounds.tune_both(path, len(learnt))]
         else:
-            took = [rounds.tune_generator(path, len(learnt)), rounds.tune_retriever(path, len(learnt), taught=True)]
-        if not any(took):
+            accepted = [rounds.tune_generator(path, len(learnt)), rounds.tune_retriever(path, len(learnt), taught=True)]
+        if not any(accepted):
             return
 
 
 def _iterative(rounds: Rounds) -> None:
-    """Learn from gold answers, then from own answers that pass the filters, as long as that helps for sure.
+    """Train on gold answers, then on the model's own answers that pass the filters, as long as gains are significant.
 
-    The generator starts from its base each time, on everything that was collected: mistakes are not learnt on top of mistakes.
+    The generator starts from its base in each round, on all collected answers, so that mistakes do not accumulate.
     """
     settings, base = rounds.settings, rounds.pair.generator_model
     train = queries_of(settings, "train")
@@ -223,12 +239,12 @@ def _iterative(rounds: Rounds) -> None:
     asked = labelling.unlabelled(rounds)
     if not asked:
         raise TuneError(
-            f"{settings.queries.path}: every training question has `answers`, so there is none to label; name further ones in "
-            "tune.questions_path, or use another mode"
+            f"{settings.queries.path}: every training question has `answers`, so there is none to label; name a file of "
+            "questions without answers in tune.questions_path, or use another mode"
         )
     if gold:
         rounds.number = 0
-        path = rounds.step("written", lambda: {"path": rounds.write("questions", gold)})["path"]
+        path = rounds.path_step("written", lambda: rounds.write_questions("questions", gold))
         rounds.tune_generator(path, len(gold))
     collected: dict[str, Any] = {}
     for number in range(1, settings.tune.rounds + 1):
@@ -236,17 +252,17 @@ def _iterative(rounds: Rounds) -> None:
         before = len(collected)
         collected |= {query.query_id: query for query in labelling.pseudo_labels(rounds, asked)}
         if len(collected) == before:
-            progress.say("tune: no answer passes the filters that did not before; nothing more can be learnt")
+            progress.say("tune: no further answer passes the filters; stopping")
             return
         path, count = labelling.write_mixed(rounds, gold, list(collected.values()))
         rounds.tune_generator(path, count, start=base)
         rounds.tune_retriever(path, count, taught=True)
-        if not _helped_for_sure(rounds):
+        if not _is_significant(rounds):
             return
 
 
-def _helped_for_sure(rounds: Rounds) -> bool:
-    """Whether a gain of this round leaves out 0."""
+def _is_significant(rounds: Rounds) -> bool:
+    """Whether the interval of an accepted gain of this round excludes 0."""
     return any(
         row["accepted"] and row["low"] > 0
         for row in rounds.ledger.rows
@@ -255,9 +271,9 @@ def _helped_for_sure(rounds: Rounds) -> bool:
 
 
 def _domain(rounds: Rounds) -> None:
-    """Questions made of the corpus's passages, or the user's: the retriever learns where they lead, the generator their answers.
+    """Train on questions generated from the corpus, or on the user's: the retriever on their passages, the generator on answers.
 
-    A made question need not be answered well to teach the retriever: that it finds its passage again is enough.
+    A generated question teaches the retriever even if it is answered badly, as long as it retrieves its passage.
     """
     if rounds.settings.tune.questions_path:
         made = answered = labelling.pseudo_labels(rounds, labelling.unlabelled(rounds))
@@ -270,35 +286,32 @@ def _domain(rounds: Rounds) -> None:
 
 
 def _publish(rounds: Rounds, url: str, cores: int) -> None:
-    """The accepted pair as a config for every verb, and the road to it."""
+    """Publish the accepted pair as a config, with its ledger."""
     settings = rounds.settings
     staging = artifacts.stage(url)
     text = yaml.safe_dump(rounds.pair.used_in(settings).model_dump(mode="json"), allow_unicode=True, sort_keys=False)
     (staging / TUNED).write_text(text, encoding="utf-8")
     (staging / LEDGER).write_text(rounds.ledger.text(), encoding="utf-8")
     start = Pair.of(settings)
-    artifacts.publish(
-        staging,
-        url,
-        "tuned",
-        config=settings.model_dump(mode="json"),
-        mode=settings.tune.mode,
-        pair=rounds.pair.facts(),
-        start=start.facts(),
-        rounds=[{name: row[name] for name in SHOWN} for row in judged_rows(rounds.ledger.rows)],
-        # As a tuned model's manifest has them, for what training cost.
-        seconds={"steps": round(rounds.ledger.seconds, 3)},
-        num_workers=1,
-        cores_per_worker=cores,
-        created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    )
+    facts: TuneManifest = {
+        "config": settings.model_dump(mode="json"),
+        "mode": settings.tune.mode,
+        "pair": rounds.pair.facts(),
+        "start": start.facts(),
+        "rounds": [{name: row[name] for name in SHOWN} for row in judged_rows(rounds.ledger.rows)],
+        "seconds": {"steps": round(rounds.ledger.seconds, 3)},
+        "num_workers": 1,
+        "cores_per_worker": cores,
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+    artifacts.publish(staging, url, "tuned", **facts)
     if rounds.pair == start:
-        progress.say("tune: no round was accepted; models and index are those it started from")
+        progress.say("tune: no round was accepted; models and index are unchanged")
 
 
 def _remove_unused(root: str, pair: Pair) -> None:
-    """Indexes of rounds that are not the best: as large as the index itself, and read by nobody."""
-    kept = pair.workspace.rstrip("/").split("/")[-2:]  # not the whole path: the workspace may be spelt in many ways
+    """Remove the indexes of rounds that the accepted pair does not use; each is as large as the index itself."""
+    kept = pair.workspace.rstrip("/").split("/")[-2:]  # not the full path, which can be spelled in several ways
     for name in filesystem.list_names(root):
         workspace = filesystem.join(root, name)
         if workspace.split("/")[-2:] != kept and filesystem.exists(filesystem.join(workspace, "index")):

@@ -264,7 +264,7 @@ def test_domain_makes_questions_of_passages_that_are_nobodys_exam(world: World) 
     asked_about = [row.document_ids[0][1:] for row in chosen]
     is_found = {name for name in asked_about if splits.draw(f"What is the code of vessel{name}?", 1) < 0.3}
     assert numbers == is_found
-    assert step(url, "found")["refused"] == {"does not find its document again": 20 - len(found)}
+    assert step(url, "found")["refused"] == {"does not retrieve its document": 20 - len(found)}
     assert step(url, "retriever mixed")["pseudo"] == len(found) > 0
     assert all(f"vessel{row.document_ids[0][1:]}" in (row.answers or ("",))[0] for row in found)
     passed = [row for row in read_made(step(url, "passed")["path"]) if row.split == "train"]
@@ -295,7 +295,7 @@ def test_domain_teaches_the_retriever_though_no_question_is_answered(
     url = world.tune("domain", f"queries.path={unlabelled}", "tune.passages=40", "tune.round_trip_hits=12")
     assert verdicts(url) == [(1, "retriever", True), (1, "generator", False)]
     assert step(url, "retriever mixed")["pseudo"] == step(url, "questions")["count"]
-    assert step(url, "generator judged")["reason"].startswith("0 questions to learn from")
+    assert step(url, "generator judged")["reason"].startswith("0 training questions")
 
 
 def test_a_corpus_without_passages_to_ask_about_is_an_error(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -330,7 +330,7 @@ def test_without_enough_to_learn_from_a_component_is_left_as_it_is(world: World)
     ("overrides", "error", "message"),
     [
         (["queries.path="], config.ConfigError, "queries.path is empty"),
-        (["queries.limit=10"], TuneError, r"10 validation questions have `answers`.*fewer than 20"),
+        (["queries.limit=10"], TuneError, r"10 validation questions have `answers`.*at least 20"),
         (["generator.engine=openai"], TuneError, "a served model can neither be tuned nor teach"),
         (["encoder.model=hashing-64"], weights.ModelError, "has no weights to train"),
         (["tune.reindex=true", "corpus.path="], config.ConfigError, "corpus.path is empty"),

@@ -72,7 +72,7 @@ def given(settings_for, encoder_directory: Path, tmp_path_factory: pytest.TempPa
 
 def test_staged_takes_over_a_generator_that_learnt_and_compare_answers_with_it(given: config.Config) -> None:
     settings = given.using("tune.mode=staged", "tune.components=[generator]")
-    url = tune.tune(settings)
+    url = tune.tune(settings).path
     (judged,) = [
         json.loads(line) for line in (Path(url) / "ledger.jsonl").read_text().splitlines() if '"accepted"' in line
     ]
@@ -84,7 +84,7 @@ def test_staged_takes_over_a_generator_that_learnt_and_compare_answers_with_it(g
     assert found["arms"]["staged"]["cost"]["training"] > 0
     rows = evaluate.read_answers(str(answer.answer(settings.using("answer.arm=staged", "queries.split=test"))))
     assert {row.model for row in rows} == {weights.resolve(judged["pair"]["generator_model"]).fingerprint}
-    assert tune.tune(settings) == url
+    assert tune.tune(settings).path == url
 
 
 def test_joint_in_the_loop_trains_both_models_at_once_and_judges_each(given: config.Config) -> None:
@@ -92,7 +92,7 @@ def test_joint_in_the_loop_trains_both_models_at_once_and_judges_each(given: con
         "tune.mode=joint", "tune.in_loop=true", "tune.rounds=1", "tune.candidates=3", "training.max_steps=40",
         "training.evaluate_steps=10",
     )  # fmt: skip
-    url = tune.tune(settings)
+    url = tune.tune(settings).path
     rows = [json.loads(line) for line in (Path(url) / "ledger.jsonl").read_text().splitlines()]
     (trained,) = [row for row in rows if row["step"] == "retriever and generator trained"]
     for model, objective in ((trained["query_model"], "retriever"), (trained["model"], "generator")):
@@ -104,7 +104,7 @@ def test_joint_in_the_loop_trains_both_models_at_once_and_judges_each(given: con
     assert judged["generator"]["accepted"], judged
     assert judged["generator"]["pair"]["generator_model"] == trained["model"]
     assert tune.report_lines(url)
-    assert tune.tune(settings) == url
+    assert tune.tune(settings).path == url
 
 
 def test_a_new_encoders_index_is_searched_with_no_other(given: config.Config, tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_a_new_encoders_index_is_searched_with_no_other(given: config.Config, tm
     start = arms.Pair.of(settings)
     rounds = Rounds(settings, str(tmp_path / "rounds"), Ledger(str(tmp_path / "ledger.jsonl")), start)
     learnt = judging.queries_of(settings, "train")
-    accepted = rounds.tune_retriever(rounds.write("questions", learnt), len(learnt), taught=False)
+    accepted = rounds.tune_retriever(rounds.write_questions("questions", learnt), len(learnt), taught=False)
     (judged,) = [row for row in rounds.ledger.rows if "pair" in row]
     assert judged["num_examples"] == len(learnt)
     changed = arms.Pair(**judged["pair"])
