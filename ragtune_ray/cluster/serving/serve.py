@@ -113,7 +113,7 @@ def _checked(settings: config.Config) -> tuple[config.Config, bool]:
     if config.is_mode(settings.answer.arm):
         if settings.serve.retrieval == "auto":
             raise config.ConfigError(
-                f"serve.retrieval=auto: the models of a mode (answer.arm={settings.answer.arm}) always retrieve; use always"
+                f"serve.retrieval=auto: answer.arm={settings.answer.arm} is a mode, which always retrieves; use always"
             )
         # A mode's models and index belong together, so they are fixed here and never hot-swapped apart.
         settings = arms.with_tuned_models(settings).with_values({"answer.arm": "rag"})

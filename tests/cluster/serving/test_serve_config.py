@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from ragtune_ray import config
-from ragtune_ray.cluster import session
+from ragtune_ray.cluster import service, session
 from ragtune_ray.cluster.serving.serve import Arguments, bound
 from tests.support.endpoints import CHAT, QUICK, question, wait_until_ready
 from tests.support.processes import end_remains
@@ -46,6 +46,10 @@ def test_serve_accepts_the_files_and_their_builder_and_config_exist(number: int)
     settings = config.load(ROOT / arguments.config.removeprefix("/opt/ragtune-ray/"), arguments.overrides)
     exposed = values["http_options"]["host"] != "127.0.0.1"
     assert bool(settings.serve.keys_path) is exposed, "an endpoint open to other machines has keys"
+
+
+def test_the_old_import_path_still_names_the_builder() -> None:
+    assert service.application.__module__ == "ragtune_ray.cluster.serving.serve"
 
 
 def test_an_application_that_cannot_serve_is_refused_early(tmp_path: Path) -> None:
