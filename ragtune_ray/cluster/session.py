@@ -14,8 +14,10 @@ from ragtune_ray import config
 
 __all__ = [
     "SERVE_ENVIRONMENT",
+    "cluster_address",
     "cores_of_this_machine",
     "log_with_serve",
+    "one_thread",
     "ray_session",
     "use_one_thread",
     "use_threads",
@@ -37,10 +39,13 @@ SERVE_ENVIRONMENT = {
 }
 """Environment variables that every Ray Serve process reads, so they must be set before Ray starts."""
 
+LOCAL = "local"
+"""The value of `cluster.address` that starts Ray on this machine even where a small input would be processed without it."""
+
 
 @contextlib.contextmanager
 def ray_session(settings: config.Cluster, *, for_training: bool = False) -> Iterator[None]:
-    """Connect to Ray: the session that is already open, else the cluster of the config or RAY_ADDRESS, else a local one.
+    """Connect to Ray: the open session if there is one, else the cluster of the config or RAY_ADDRESS, else a local Ray.
 
     Sessions nest: an inner one uses the outer one and leaves it open. Only the outermost one, if it started Ray, stops it.
 
@@ -60,7 +65,7 @@ def ray_session(settings: config.Cluster, *, for_training: bool = False) -> Iter
     os.environ.setdefault("RAY_DATA_PARQUET_FOOTER_NUM_ACTORS", "1")
     for name, value in SERVE_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    address = settings.address or os.environ.get("RAY_ADDRESS", "")
+    address = cluster_address(settings)
     if not address:
         # The default for local sessions differs between Ray versions, so set it explicitly.
         os.environ.setdefault("RAY_AUTH_MODE", "token")
@@ -81,6 +86,12 @@ def ray_session(settings: config.Cluster, *, for_training: bool = False) -> Iter
         yield
     finally:
         ray.shutdown()
+
+
+def cluster_address(settings: config.Cluster) -> str:
+    """Address of the running cluster to connect to; "" if Ray starts on this machine."""
+    address = settings.address or os.environ.get("RAY_ADDRESS", "")
+    return "" if address == LOCAL else address
 
 
 def workers(configured: int, gpus_per_worker: float) -> int:
@@ -117,6 +128,25 @@ def cores_of_this_machine() -> float:
 def use_one_thread() -> None:
     """Limit this worker process to one core: one such worker per core beats one worker on all cores."""
     use_threads(1)
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute on one core for the duration of the block, as workers do: the results are the same to the last bit."""
+    variables = {name: os.environ.get(name) for name in ("TOKENIZERS_PARALLELISM", "OMP_NUM_THREADS")}
+    if "torch" in sys.modules:
+        before = int(sys.modules["torch"].get_num_threads())
+    else:
+        before = int(variables["OMP_NUM_THREADS"] or len(os.sched_getaffinity(0)))
+    use_threads(1)
+    try:
+        yield
+    finally:
+        use_threads(before)
+        for name, value in variables.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 def use_threads(num_threads: int) -> None:

@@ -29,6 +29,7 @@ from tests.support.index_changes import (
     assert_whole,
     texts_of,
 )
+from tests.support.indexes import segment_manifests
 from tests.support.processes import DEADLINE_SECONDS, Command, end_remains, eventually, warm_process
 
 IN_DRIVER = ("build.read", "build.embedded", "build.trained", "build.calibrated", "publish.staged", "publish.version")
@@ -104,7 +105,7 @@ def ray_settings(folder: Path, workspace: str = "workspace") -> dict[str, object
         "encoder": {"model": "hashing-64", "unit_passages": 64},
         "chunking": {"size_tokens": 32, "overlap_tokens": 4},
         "index": {"kind": "ivf", "segment_passages": 250},
-        "cluster": {"encoder_workers": 1},
+        "cluster": {"encoder_workers": 1, "address": "local"},
     }
 
 
@@ -124,10 +125,6 @@ def assert_dies(command: Command) -> None:
         time.sleep(0.05)
     assert command.process.returncode == -signal.SIGKILL, command.log.read_text()
     end_remains(list(children.values()))
-
-
-def segment_manifests(workspace: Path, version: str) -> list[str]:
-    return [entry.manifest_sha256 for entry in versions.read_version(str(workspace), version).entries]
 
 
 @pytest.mark.cluster
@@ -187,7 +184,7 @@ def test_an_encoder_worker_killed_three_times_does_not_stop_the_job_nor_change_a
     def settings(workspace: str) -> dict[str, object]:
         # Flat, in small units: there is time to kill, and the segments are those of any other run.
         small = {"encoder": {"model": "hashing-64", "unit_passages": 4}, "index": {"segment_passages": 500}}
-        return ray_settings(tmp_path, workspace) | small | {"cluster": {"encoder_workers": 2}}
+        return ray_settings(tmp_path, workspace) | small | {"cluster": {"encoder_workers": 2, "address": "local"}}
 
     command = run("index", settings("killed"))
     killed: set[int] = set()

@@ -23,7 +23,7 @@ def settings(tmp_path: Path, workspace: str) -> dict[str, object]:
         "encoder": {"model": "hashing-64", "unit_passages": 16},
         "chunking": {"size_tokens": 32, "overlap_tokens": 4},
         "index": {"segment_passages": 500},
-        "cluster": {"encoder_workers": 2},
+        "cluster": {"encoder_workers": 2, "address": "local"},
     }
 
 

@@ -1,5 +1,7 @@
 """Ways to change an index and to look into it."""
 
+from pathlib import Path
+
 import numpy as np
 
 from ragtune_ray.index import contents, snapshot, versions
@@ -23,3 +25,9 @@ def delete(workspace: str, *document_ids: str) -> versions.Version:
 
 def living(workspace: str, version: str | None = None) -> set[str]:
     return set(snapshot.open_index(workspace, version).live_passages()["document_id"].to_pylist())
+
+
+def segment_manifests(workspace: Path | str, version: str | None = None) -> list[str]:
+    """Digests of the segments of a version, by default the current one: equal for equal bytes."""
+    name = version or versions.current_version(str(workspace))
+    return [entry.manifest_sha256 for entry in versions.read_version(str(workspace), name).entries]

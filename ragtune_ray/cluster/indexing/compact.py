@@ -1,8 +1,7 @@
-"""Ray Data: many small or half-empty segments -> few full ones; nothing is embedded again.
+"""Merges small and half-deleted segments of an index into fewer full ones, without embedding anything again.
 
-In: the latest version of an index. Out: the next one, with the same documents, passages and vectors in fewer segments. What
-others publish meanwhile is kept: passages that were deleted in the old segments are deleted in the new ones too. This module
-knows nothing of documents' sources or encoders.
+The next version has the same documents, passages and vectors. Changes that other processes publish meanwhile are kept: passages
+deleted from the old segments are deleted from the new ones too.
 """
 
 from __future__ import annotations
@@ -13,19 +12,21 @@ import numpy as np
 
 from ragtune_ray import config, progress
 from ragtune_ray.cluster.indexing import pipeline, segmenting
-from ragtune_ray.index import contents, retention, versions
+from ragtune_ray.index import contents, versions
 from ragtune_ray.storage import checksums, failpoints, filesystem
 
 __all__ = ["compact", "compact_if_needed"]
 
 HOLLOW_MIN_PASSAGES = 1000
-"""Fewer deleted passages than this cost a search nothing that would be worth writing a segment for."""
+"""Fewer deleted passages than this slow a search too little to justify writing a new segment."""
 
 
 def compact_if_needed(settings: config.Config, *, in_process: bool) -> versions.Version | None:
-    """Compact if small segments have piled up or much is deleted; the new version, None if nothing was done."""
+    """Compact if there are many small segments or one with many deleted passages; the new version, or None if not needed."""
     latest = versions.latest_version(settings.workspace)
-    if latest is None or not _needs_it(settings, latest):
+    entries = latest.entries if latest else ()
+    num_small = sum(_is_small(settings, entry) for entry in entries)
+    if num_small <= settings.index.compact_segments and not any(_is_hollow(settings, entry) for entry in entries):
         return None
     return compact(settings, in_process=in_process)
 
@@ -39,21 +40,16 @@ def _is_hollow(settings: config.Config, entry: versions.Entry) -> bool:
     return entry.num_deleted >= HOLLOW_MIN_PASSAGES and share > settings.index.compact_deleted_share
 
 
-def _needs_it(settings: config.Config, version: versions.Version) -> bool:
-    small = sum(_is_small(settings, entry) for entry in version.entries)
-    return small > settings.index.compact_segments or any(_is_hollow(settings, entry) for entry in version.entries)
-
-
 def compact(settings: config.Config, *, in_process: bool) -> versions.Version | None:
-    """Merge the small and the hollow segments of the latest version.
+    """Merge the small segments and those with many deleted passages in the latest version.
 
     Returns:
-        The new version; None if there was nothing to merge, or another publisher changed what was merged meanwhile.
+        The new version; None if there was nothing to merge, or another process changed the merged segments meanwhile.
 
     Raises:
-        storage.ArtifactError: a segment is damaged or of an earlier format.
-        stages.StageError: a segment could not be built.
-        filesystem.SpaceError: the disk cannot hold the new segments.
+        ArtifactError: a segment is damaged or has an earlier format.
+        StageError: a segment could not be built.
+        SpaceError: the disk has too little space for the new segments.
     """
     latest = versions.latest_version(settings.workspace)
     chosen = [
@@ -62,29 +58,14 @@ def compact(settings: config.Config, *, in_process: bool) -> versions.Version | 
         if _is_small(settings, entry) or _is_hollow(settings, entry)
     ]
     if latest is None or not chosen or (len(chosen) == 1 and not chosen[0].num_deleted):
-        versions.advance_current(settings.workspace)  # as one that was killed after it published may not have done
+        versions.advance_current(settings.workspace)  # a compaction killed after publishing may not have done it
         progress.say("compact: nothing to merge")
         return None
     failpoints.reach("compact.planned")
-    # The settings that chose these entries may change before a compaction that was killed is run again.
-    merging = [[entry.segment_id, entry.deleted] for entry in chosen]
-    build_id = checksums.digest(["compact", latest.content_id, merging, settings.index.segment_passages, settings.seed])
-    job = segmenting.Job(
-        workspace=settings.workspace,
-        build=pipeline.directory(settings.workspace, build_id),
-        build_id=build_id,
-        kind=latest.manifest["index_kind"],
-        dimension=latest.manifest["encoder"]["dimension"],
-        language=latest.manifest["language"],
-        segment_passages=settings.index.segment_passages,
-        target_recall=settings.index.target_recall,
-        seed=settings.seed,
-        trained_id=latest.manifest.get("trained_id", ""),
-        in_process=in_process,
-    )
+    job = _job(settings, latest, chosen, in_process=in_process)
     bytes_each = latest.manifest.get("bytes_per_vector", {}).get("stored", 4 * job.dimension)
     filesystem.require_space(settings.workspace, int(sum(e.num_live for e in chosen) * bytes_each), "compaction")
-    with retention.held(settings.workspace, latest.name), pipeline.session_for(settings, in_process=in_process):
+    with pipeline.session_for(settings, latest, in_process=in_process):
         names, _ = segmenting.build_segments(job, segmenting.segments_as_sources(chosen), calibrate=False)
     failpoints.reach("compact.merged")
     merged = [versions.entry_of(settings.workspace, name) for name in names]
@@ -94,10 +75,28 @@ def compact(settings: config.Config, *, in_process: bool) -> versions.Version | 
     assert version is not None
     filesystem.remove(job.build)
     if not is_new:
-        progress.say(f"compact: version {version.name} changed these segments meanwhile; they are left as they are")
+        progress.say(f"compact: version {version.name} changed these segments meanwhile; they are left unchanged")
         return None
     progress.say(f"compact: version {version.name}: {len(chosen)} segments merged into {len(merged)}")
     return version
+
+
+def _job(
+    settings: config.Config, latest: versions.Version, chosen: Sequence[versions.Entry], *, in_process: bool
+) -> segmenting.Job:
+    # The chosen entries are part of the id: the settings that choose them may change before a killed compaction is resumed.
+    merging = [[entry.segment_id, entry.deleted] for entry in chosen]
+    build_id = checksums.digest(["compact", latest.content_id, merging, settings.index.segment_passages, settings.seed])
+    return segmenting.Job.of(
+        settings,
+        pipeline.directory(settings.workspace, build_id),
+        build_id,
+        kind=latest.manifest["index_kind"],
+        dimension=latest.manifest["encoder"]["dimension"],
+        language=latest.manifest["language"],
+        trained_id=latest.manifest.get("trained_id", ""),
+        in_process=in_process,
+    )
 
 
 def _draft(
@@ -105,14 +104,14 @@ def _draft(
 ) -> versions.Draft | None:
     """The base with the new segments in place of the old ones.
 
-    None if it does not have all of the old ones any more, or has passages of them that were deleted when they were merged.
+    None if the base no longer has all old segments, or has passages again that were deleted when the segments were merged.
     """
     assert base is not None
     now = {entry.segment_id: entry for entry in base.entries}
     if not all(entry.segment_id in now for entry in old):
-        return None  # another compaction, or a whole new build, was quicker: these segments are no longer wanted
+        return None  # another compaction or a full build replaced these segments first
     if not all(_still_deleted(workspace, entry, now[entry.segment_id]) for entry in old):
-        return None  # a rollback restored passages that the new segments were built without
+        return None  # a rollback restored passages that the new segments lack
     changed = np.concatenate([_deleted_since(workspace, entry, now[entry.segment_id]) for entry in old])
     doomed = np.flatnonzero(changed)
     edges = np.cumsum([0, *(entry.num_passages for entry in new)])
@@ -134,13 +133,13 @@ def _draft(
 
 
 def _still_deleted(workspace: str, then: versions.Entry, now: versions.Entry) -> bool:
-    """Whether all passages that were deleted then are so now."""
+    """Whether all passages that were deleted then are still deleted."""
     before = contents.deleted_passages(workspace, then)
     return bool(np.isin(before, contents.deleted_passages(workspace, now)).all())
 
 
 def _deleted_since(workspace: str, then: versions.Entry, now: versions.Entry) -> np.ndarray:
-    """Of the passages that were alive, in order: which have been deleted since, bool (num_live then,)."""
+    """For each passage that was alive then, in order: whether it has been deleted since, bool (num_live,)."""
     alive = np.ones(then.num_passages, dtype=bool)
     alive[contents.deleted_passages(workspace, then)] = False
     dead_now = np.zeros(then.num_passages, dtype=bool)

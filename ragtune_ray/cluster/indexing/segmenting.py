@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from ragtune_ray import schema
+from ragtune_ray import config, schema
 from ragtune_ray.cluster import stages
 from ragtune_ray.cluster.indexing import embedding
 from ragtune_ray.index import contents, faiss_index, retention, search_effort, segments, vectors, versions
@@ -59,7 +59,35 @@ class Job:
     trained_id: str = ""
     """Build from this structure, which stands already; "": train one where the kind needs it, and calibrate."""
     in_process: bool = False
-    """Without Ray."""
+    """Run without Ray."""
+
+    @classmethod
+    def of(
+        cls,
+        settings: config.Config,
+        build: str,
+        build_id: str,
+        *,
+        kind: faiss_index.ConcreteKind,
+        dimension: int,
+        language: str,
+        trained_id: str,
+        in_process: bool,
+    ) -> Job:
+        """A job whose other fields come from the config."""
+        return cls(
+            workspace=settings.workspace,
+            build=build,
+            build_id=build_id,
+            kind=kind,
+            dimension=dimension,
+            language=language,
+            segment_passages=settings.index.segment_passages,
+            target_recall=settings.index.target_recall,
+            seed=settings.seed,
+            trained_id=trained_id,
+            in_process=in_process,
+        )
 
 
 def blocks_as_sources(blocks: Sequence[dict[str, Any]]) -> list[Source]:

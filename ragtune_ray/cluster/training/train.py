@@ -259,7 +259,7 @@ def _require_room(settings: config.Config) -> None:
     if room >= settings.training.workers:
         return
     found = f"training.workers={settings.training.workers}: the cluster has {kind}s for {room}"
-    if not (settings.cluster.address or os.environ.get("RAY_ADDRESS")):
+    if not session.cluster_address(settings.cluster):
         raise config.ConfigError(f"{found}; lower it")
     # An autoscaling cluster adds larger nodes only when they are requested.
     progress.say(f"train: {found} now; training starts when more nodes have joined")

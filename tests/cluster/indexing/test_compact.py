@@ -67,7 +67,7 @@ def test_a_killed_compaction_run_again_with_another_share_loses_nothing(
 
 
 @pytest.mark.parametrize("meanwhile", ["rollback", "deletion"])
-def test_what_a_rollback_restores_while_segments_are_merged_stays_and_what_is_deleted_meanwhile_is_gone(
+def test_a_rollback_or_deletion_during_a_compaction_is_kept(
     settings: config.Config,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -96,7 +96,7 @@ def test_what_a_rollback_restores_while_segments_are_merged_stays_and_what_is_de
         assert living(settings) == ["four", "three"]
         return
     assert merged is None
-    assert "compact: version 000004 changed these segments meanwhile; they are left as they are" in said
+    assert "compact: version 000004 changed these segments meanwhile; they are left unchanged" in said
     assert living(settings) == ["four", "one", "three", "two"]
     again = compact.compact(settings, in_process=True)
     assert again is not None

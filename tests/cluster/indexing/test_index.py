@@ -1,3 +1,5 @@
+"""Index builds of small corpora, which run in this process without Ray."""
+
 import json
 import shutil
 from pathlib import Path
@@ -15,13 +17,7 @@ from ragtune_ray.cluster.indexing.update import delete_documents
 from ragtune_ray.index import contents, faiss_index, retention, snapshot, versions
 from ragtune_ray.index.retriever import open_retriever
 from ragtune_ray.storage import artifacts
-
-pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("shared_ray")]
-
-
-def segment_manifests(workspace: Path) -> list[str]:
-    manifest = artifacts.read_manifest(versions.version_url(str(workspace), versions.current_version(str(workspace))))
-    return [entry["manifest_sha256"] for entry in manifest["segments"]]
+from tests.support.indexes import segment_manifests
 
 
 def test_every_passage_reconstructs_its_document(tmp_path: Path, settings_for, corpus: Path) -> None:
@@ -34,26 +30,7 @@ def test_every_passage_reconstructs_its_document(tmp_path: Path, settings_for, c
     assert len({passage.passage_id for passage in passages}) == len(passages)
 
 
-def test_search_over_many_segments_equals_search_over_one(tmp_path: Path, settings_for) -> None:
-    texts = [f"What is the code of vessel{number}?" for number in range(40)]
-    found = []
-    for name, size in (("one", 100_000), ("many", 32)):
-        settings = settings_for(tmp_path / name, f"index.segment_passages={size}")
-        build_index(settings)
-        opened = open_retriever(settings)
-        found.append(opened.retrieve(texts, texts, 7))
-    assert len(segment_manifests(tmp_path / "many")) > 3
-    assert found[0] == found[1]
-
-
-@pytest.mark.parametrize("kind", ["flat", "ivf_sq", "ivf_pq", "hnsw"])
-def test_the_same_input_gives_the_same_bytes_whatever_the_workers(tmp_path: Path, settings_for, kind: str) -> None:
-    for name, workers in (("a", 1), ("b", 3)):
-        build_index(settings_for(tmp_path / name, f"cluster.encoder_workers={workers}", f"index.kind={kind}"))
-    assert segment_manifests(tmp_path / "a") == segment_manifests(tmp_path / "b")
-
-
-def test_a_finished_build_is_not_done_again(
+def test_a_finished_build_is_not_repeated(
     tmp_path: Path, settings_for, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = build_index(settings_for(tmp_path))
@@ -62,9 +39,7 @@ def test_a_finished_build_is_not_done_again(
     assert versions.list_versions(str(tmp_path)) == ["000001"]
 
 
-def test_a_changed_corpus_or_setting_gives_a_new_version_and_leaves_the_old_one(
-    tmp_path: Path, settings_for, corpus: Path
-) -> None:
+def test_a_changed_corpus_makes_a_version_and_keeps_the_old(tmp_path: Path, settings_for, corpus: Path) -> None:
     changed = tmp_path / "changed.jsonl"
     changed.write_text(corpus.read_text() + json.dumps({"document_id": "new", "text": "Something new."}) + "\n")
     workspace = tmp_path / "workspace"
@@ -78,7 +53,7 @@ def test_a_changed_corpus_or_setting_gives_a_new_version_and_leaves_the_old_one(
     assert contents.index_problems(str(workspace), "000001") == []
 
 
-def test_the_manifest_holds_the_facts(tmp_path: Path, settings_for) -> None:
+def test_the_manifest_records_counts_config_encoder_and_seconds(tmp_path: Path, settings_for) -> None:
     settings = settings_for(tmp_path)
     manifest = artifacts.read_manifest(str(build_index(settings)))
     opened = snapshot.open_index(str(tmp_path))
@@ -91,7 +66,7 @@ def test_the_manifest_holds_the_facts(tmp_path: Path, settings_for) -> None:
     assert not (tmp_path / "index" / "building").exists() or not list((tmp_path / "index" / "building").iterdir())
 
 
-def test_the_same_document_twice_is_dropped_and_counted(tmp_path: Path, settings_for, corpus: Path) -> None:
+def test_a_repeated_document_is_dropped_and_counted(tmp_path: Path, settings_for, corpus: Path) -> None:
     first = corpus.read_text().splitlines()[0]
     doubled = tmp_path / "doubled.jsonl"
     doubled.write_text(corpus.read_text() + first + "\n" + first + "\n")
@@ -107,7 +82,7 @@ def test_the_same_document_twice_is_dropped_and_counted(tmp_path: Path, settings
     assert len(ids) == len(set(ids))
 
 
-def test_one_id_for_two_texts_is_an_error_that_names_both_places(tmp_path: Path, settings_for, corpus: Path) -> None:
+def test_one_id_with_two_texts_is_refused_with_both_places(tmp_path: Path, settings_for, corpus: Path) -> None:
     clash = tmp_path / "clash.jsonl"
     clash.write_text(corpus.read_text() + json.dumps({"document_id": "d3", "text": "Another text."}) + "\n")
     with pytest.raises(DuplicateError) as error:
@@ -134,7 +109,7 @@ def bad_folder(path: Path) -> None:
     (path / "rows.jsonl").write_text("\n".join(lines) + "\n")
 
 
-def test_bad_files_and_rows_are_counted_and_the_rest_is_indexed(tmp_path: Path, settings_for) -> None:
+def test_bad_files_and_rows_are_counted_and_skipped(tmp_path: Path, settings_for) -> None:
     bad_folder(tmp_path / "folder")
     workspace = tmp_path / "workspace"
     settings = settings_for(workspace, f"corpus.path={tmp_path / 'folder'}", "corpus.max_document_bytes=100000")
@@ -161,16 +136,14 @@ def test_bad_files_and_rows_are_counted_and_the_rest_is_indexed(tmp_path: Path, 
     assert versions.list_versions(str(tmp_path / "strict")) == []
 
 
-def test_a_corpus_of_nothing_but_rejects_is_an_error(tmp_path: Path, settings_for) -> None:
+def test_a_corpus_of_rejects_only_is_refused(tmp_path: Path, settings_for) -> None:
     (tmp_path / "rows.jsonl").write_text('{"document_id": "a", "text": " "}\n')
     with pytest.raises(CorpusError, match=r"nothing was left to index.*rows\.jsonl:1: "):
         build_index(settings_for(tmp_path / "workspace", f"corpus.path={tmp_path / 'rows.jsonl'}"))
     assert versions.list_versions(str(tmp_path / "workspace")) == []
 
 
-def test_a_passage_without_a_finite_vector_is_counted_and_never_indexed(
-    tmp_path: Path, settings_for, nan_encoder: Path
-) -> None:
+def test_a_passage_without_a_finite_vector_is_a_reject(tmp_path: Path, settings_for, nan_encoder: Path) -> None:
     path = tmp_path / "corpus.jsonl"
     rows = [{"document_id": f"d{n}", "text": "poison?" if n % 5 == 2 else f"word number {n}"} for n in range(20)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -186,33 +159,9 @@ def test_a_passage_without_a_finite_vector_is_counted_and_never_indexed(
     ).all()
 
 
-def test_a_build_goes_on_where_files_of_units_have_vanished(
-    tmp_path: Path, settings_for, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_large_index_is_approximate_and_calibrated(
+    tmp_path: Path, settings_for, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The build fails before it publishes; some of what it left is lost; the same command ends with the same bytes."""
-    build_index(settings_for(tmp_path / "undisturbed"))
-    workspace = tmp_path / "workspace"
-
-    def fail(*_: object, **__: object) -> str:
-        raise RuntimeError("stopped before publishing")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(versions, "publish_version", fail)
-        with pytest.raises(RuntimeError, match="stopped before"):
-            build_index(settings_for(workspace))
-    (build,) = (workspace / "index" / "building").iterdir()
-    vectors = sorted((build / "embed").glob("*.npz"))
-    vectors[1].unlink()
-    (build / "embed" / "unit-00000002.json").write_text("{ half a mark")
-    capsys.readouterr()
-    build_index(settings_for(workspace))
-    said = capsys.readouterr().err
-    assert "embed: " in said
-    assert "were finished by an earlier run and are skipped" in said
-    assert segment_manifests(workspace) == segment_manifests(tmp_path / "undisturbed")
-
-
-def test_an_approximate_index_is_chosen_by_size(tmp_path: Path, settings_for, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(faiss_index, "FLAT_MAX_NUMBERS", 50 * 64)
     manifest = artifacts.read_manifest(str(build_index(settings_for(tmp_path))))
     assert manifest["index_kind"] == "ivf_sq"
@@ -226,7 +175,7 @@ def embedded(text: str) -> int:
     return int(lines[-1].split("/")[1].split(" ")[0].replace(",", "")) if lines else 0
 
 
-def test_only_what_changed_is_embedded_and_the_index_equals_one_built_anew(
+def test_only_changes_are_embedded_and_the_index_equals_a_full_build(
     tmp_path: Path, settings_for, corpus: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = [json.loads(line) for line in corpus.read_text().splitlines()]
@@ -258,7 +207,7 @@ def test_only_what_changed_is_embedded_and_the_index_equals_one_built_anew(
         assert [hits[0].passage_id for hits in one] == [hits[0].passage_id for hits in other]
 
 
-def test_going_back_to_an_earlier_corpus_publishes_its_content_again(
+def test_an_earlier_corpus_is_published_again_without_embedding(
     tmp_path: Path, settings_for, corpus: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shorter = tmp_path / "shorter.jsonl"
@@ -274,7 +223,7 @@ def test_going_back_to_an_earlier_corpus_publishes_its_content_again(
     assert first.entries == third.entries
 
 
-def test_a_resume_whose_segment_files_have_vanished_builds_them_again(
+def test_a_resumed_build_repeats_segments_that_are_gone(
     tmp_path: Path, settings_for, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     build_index(settings_for(tmp_path / "undisturbed", "index.segment_passages=100"))
@@ -295,18 +244,7 @@ def test_a_resume_whose_segment_files_have_vanished_builds_them_again(
     assert contents.index_problems(str(workspace)) == []
 
 
-def test_compaction_on_ray_merges_segments_and_finds_the_same(tmp_path: Path, settings_for) -> None:
-    settings = settings_for(tmp_path, "index.segment_passages=40")
-    build_index(settings)
-    texts = [f"What is the code of vessel{number}?" for number in range(40)]
-    before = open_retriever(settings).retrieve(texts, texts, 7)
-    merged = compact(settings.using("index.segment_passages=1000"), in_process=False)
-    assert merged is not None
-    assert len(merged.entries) == 1
-    assert open_retriever(settings).retrieve(texts, texts, 7) == before
-
-
-def test_a_strict_corpus_whose_rejects_an_earlier_run_counted_is_refused_as_when_it_is_built(
+def test_strict_refuses_a_version_whose_rejects_were_counted_earlier(
     tmp_path: Path, settings_for, corpus: Path
 ) -> None:
     """Whether the version stands, was compacted, or would be published again."""
@@ -325,10 +263,10 @@ def test_a_strict_corpus_whose_rejects_an_earlier_run_counted_is_refused_as_when
     with pytest.raises(CorpusError, match=r"corpus\.strict: 1 inputs were rejected .*version 000004 \(row 1\)"):
         build_index(strict)
     assert versions.list_versions(settings.workspace) == [*names, "000004"]
-    assert build_index(settings) == versions.version_url(settings.workspace, "000004")
+    assert str(build_index(settings)) == versions.version_url(settings.workspace, "000004")
 
 
-def test_the_version_that_a_build_keeps_documents_of_outlives_a_gc_meanwhile(
+def test_garbage_collection_spares_the_base_of_a_running_build(
     tmp_path: Path, settings_for, corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = settings_for(tmp_path / "workspace")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ragtune_ray import config
-from ragtune_ray.cluster.indexing import compact, pipeline, reading, update
+from ragtune_ray.cluster.indexing import change, compact, pipeline, reading, update
 from ragtune_ray.index import retention, snapshot, versions
 from ragtune_ray.storage import artifacts
 
@@ -190,8 +190,9 @@ def test_documents_taken_as_known_that_another_publisher_removes_meanwhile_are_i
     update.upsert_documents(settings, lines_file(tmp_path / "base.jsonl", numbered(2)))
     path = lines_file(tmp_path / "more.jsonl", numbered(3))
     built = overtake(monkeypatch, settings, path, lambda: update.delete_documents(settings, ["d1"]))
-    assert "upsert: version 000002 changed documents meanwhile that were taken as known; they are compared again" in (
-        capsys.readouterr().err
+    assert (
+        "upsert: version 000002 changed documents meanwhile that were taken as known; comparing with that version again"
+        in (capsys.readouterr().err)
     )
     assert built == [1, 2], "d2, and then d1 too"
     assert living(settings) == set(numbered(3))
@@ -218,7 +219,7 @@ def test_an_upsert_overtaken_every_time_fails_with_the_next_step(
     path = lines_file(tmp_path / "documents.jsonl", numbered(4))
     update.upsert_documents(settings, path)
     doomed = iter(numbered(3))
-    with pytest.raises(pipeline.OvertakenError, match=r"changed documents meanwhile .*; run the command again"):
+    with pytest.raises(change.OvertakenError, match=r"changed documents meanwhile .*; run the command again"):
         overtake(monkeypatch, settings, path, lambda: update.delete_documents(settings, [next(doomed)]), times=3)
     assert living(settings) == {"d3"}
 

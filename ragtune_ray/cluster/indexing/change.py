@@ -1,0 +1,101 @@
+"""Publishes the segments of a build as the next version of the index, even while other processes publish."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from ragtune_ray import RagtuneError, config, progress
+from ragtune_ray.cluster.indexing import compact, pipeline
+from ragtune_ray.cluster.indexing.pipeline import Built
+from ragtune_ray.index import versions
+from ragtune_ray.ingest import input_units
+from ragtune_ray.models import weights
+from ragtune_ray.storage import failpoints, filesystem
+from ragtune_ray.storage.results import Result
+
+__all__ = ["IndexVersion", "OvertakenError", "overtaken_by", "publish_change", "retry_if_overtaken"]
+
+MAX_ATTEMPTS = 3
+"""How often a change is attempted if other processes keep changing the documents that it builds on."""
+
+Returned = TypeVar("Returned")
+
+
+class OvertakenError(RagtuneError, RuntimeError):
+    """During a build, another process changed documents that the build took as known; the message names the next step."""
+
+
+@dataclass(frozen=True)
+class IndexVersion(Result):
+    """A version of the index; `name` is its number, such as "000042"."""
+
+    @classmethod
+    def of(cls, workspace: str, name: str) -> IndexVersion:
+        """The version with this name."""
+        return cls(versions.version_url(workspace, name))
+
+    @property
+    def name(self) -> str:
+        """The name that `versions` lists and `rollback` takes."""
+        return self.path.rpartition("/")[2]
+
+
+def publish_change(
+    settings: config.Config,
+    plan: input_units.Plan,
+    encoder: weights.Model,
+    base: versions.Version | None,
+    build_id: str,
+    draft: Callable[[versions.Version | None, Built], versions.Draft | None],
+    report: Callable[[versions.Version, bool, Built], None],
+    *,
+    in_process: bool,
+) -> IndexVersion:
+    """Build segments from the input, publish a version with them, clean up, and compact the index if needed.
+
+    Args:
+        settings: uses workspace, corpus, chunking, encoder, index, cluster and seed.
+        plan: of the input.
+        encoder: the model that the config names.
+        base: the version whose documents need no work.
+        build_id: names the segments.
+        draft: from the latest version and the build to the next version; None if the latest version needs no change. It
+            runs again if another process publishes first.
+        report: says on progress lines what happened; its second argument tells whether a version was published.
+        in_process: run without Ray.
+
+    Returns:
+        The latest version.
+    """
+    with pipeline.session_for(settings, base, in_process=in_process):
+        built = pipeline.build(settings, plan, encoder, base, build_id, in_process=in_process)
+        version, is_new = versions.publish_rebasing(settings.workspace, lambda latest: draft(latest, built))
+        assert version is not None, "without a version, a draft is never None"
+        filesystem.remove(pipeline.directory(settings.workspace, build_id))
+        failpoints.reach("build.cleaned")
+        report(version, is_new, built)
+        compacted = compact.compact_if_needed(settings, in_process=in_process)
+    return IndexVersion.of(settings.workspace, (compacted or version).name)
+
+
+def overtaken_by(version: versions.Version) -> OvertakenError:
+    """The error for a version that lacks documents which the build took as known."""
+    return OvertakenError(
+        f"version {version.name} changed documents meanwhile that were taken as known; run the command again"
+    )
+
+
+def retry_if_overtaken(verb: str, work: Callable[[], Returned]) -> Returned:
+    """Do work that builds on the latest version, and repeat it on the next one if it is overtaken.
+
+    Raises:
+        OvertakenError: it was overtaken every time.
+    """
+    for _ in range(MAX_ATTEMPTS - 1):
+        try:
+            return work()
+        except OvertakenError as error:
+            progress.say(f"{verb}: {str(error).partition('; run')[0]}; comparing with that version again")
+    return work()
