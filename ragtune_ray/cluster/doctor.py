@@ -1,7 +1,6 @@
-"""Is this machine ready? One finding per check, each failing one with its fix.
+"""Checks whether this machine is ready: versions, hardware, disk, ports, authentication, models, and a ten-document run.
 
-In: a config. Out: findings, as they are made: versions, processor, memory, disk, shared memory, ports, Ray's authentication,
-models, and ten documents taken end to end. This module changes nothing outside a temporary directory and the model cache.
+Nothing is changed outside a temporary directory and the model cache.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ __all__ = ["Finding", "examine"]
 logger = logging.getLogger(__name__)
 
 FLOORS = {"ray": (2, 55), "torch": (2, 10), "transformers": (5, 3), "pyarrow": (14, 0, 1)}
-"""Below these, a known hole lets a data or model file run code."""
+"""Minimum versions: earlier ones have a known vulnerability that lets a data or model file run code."""
 MIN_FREE_MEMORY_BYTES = 2 * 2**30
 MIN_FREE_DISK_BYTES = 5 * 2**30
 MIN_SHARED_MEMORY_BYTES = 256 * 2**20
@@ -39,17 +38,17 @@ Level = Literal["ok", "note", "failed"]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What one check found."""
+    """The result of one check."""
 
     name: str
     level: Level
     text: str
     fix: str
-    """What to do; empty when nothing is wrong."""
+    """What to do; empty if nothing is wrong."""
 
     @property
     def failed(self) -> bool:
-        """Whether the product will not work like this."""
+        """Whether the product will not work on this machine."""
         return self.level == "failed"
 
     def line(self) -> str:
@@ -62,7 +61,7 @@ class Finding:
 
 
 def examine(settings: config.Config) -> Iterator[Finding]:
-    """Run every check, cheap ones first; a check that cannot be made says so and the next one goes on."""
+    """Run every check, cheap ones first; a check that cannot run becomes a finding, and the next one follows."""
     yield from _versions()
     yield _processor()
     yield _memory()
@@ -78,16 +77,18 @@ def examine(settings: config.Config) -> Iterator[Finding]:
     if all(resolved):
         yield _probe(settings)
     else:
-        yield Finding("end to end", "note", "not tried, since a model is missing", "")
+        yield Finding("end to end", "note", "skipped, because a model is missing", "")
 
 
 def _versions() -> Iterator[Finding]:
     for package, floor in FLOORS.items():
         version = importlib.metadata.version(package)
         parts = tuple(int(part) for part in version.split("+")[0].split(".")[:3] if part.isdigit())
-        wanted = ".".join(map(str, floor))
+        minimum = ".".join(map(str, floor))
         if parts < floor:
-            yield Finding(package, "failed", f"{version} has a known hole", f"pip install '{package}>={wanted}'")
+            yield Finding(
+                package, "failed", f"{version} has a known vulnerability", f"pip install '{package}>={minimum}'"
+            )
         else:
             yield Finding(package, "ok", version, "")
 
@@ -131,7 +132,7 @@ def _disk(settings: config.Config) -> Iterator[Finding]:
 def _shared_memory() -> Finding:
     shared = Path("/dev", "shm")
     if not shared.exists():
-        return Finding("shared memory", "note", "no /dev/shm: Ray keeps its objects on disk", "slower, but it works")
+        return Finding("shared memory", "note", "no /dev/shm: Ray keeps its objects on disk", "slower, but works")
     size = shutil.disk_usage(shared).total
     if size < MIN_SHARED_MEMORY_BYTES:
         return Finding("shared memory", "failed", f"{shared} has {_gib(size)}", "docker run --shm-size=2g")
@@ -144,7 +145,7 @@ def _ports() -> Iterator[Finding]:
             probe.settimeout(0.5)
             taken = probe.connect_ex(("127.0.0.1", port)) == 0
         if taken:
-            yield Finding(f"port {port}", "note", f"in use; {user} wants it", "harmless if that is what runs there")
+            yield Finding(f"port {port}", "note", f"in use; {user} needs it", "harmless if it is that which uses it")
         else:
             yield Finding(f"port {port}", "ok", "free", "")
 
@@ -160,8 +161,8 @@ def _authentication() -> Finding:
         return Finding("ray auth", "note", f"{token} is readable by others", f"chmod 600 {token}")
     if mode == "token":
         return Finding("ray auth", "ok", "token", "")
-    text = "RAY_AUTH_MODE is unset: sessions on this machine use a token, clients of a cluster do not send one"
-    return Finding("ray auth", "note", text, "export RAY_AUTH_MODE=token wherever you talk to a cluster")
+    text = "RAY_AUTH_MODE is unset: local sessions use a token, but clients of a cluster do not send one"
+    return Finding("ray auth", "note", text, "export RAY_AUTH_MODE=token wherever you use a cluster")
 
 
 def _model_names(settings: config.Config) -> list[str]:
@@ -180,20 +181,21 @@ def _model(name: str) -> Finding:
 
 
 def _probe(settings: config.Config) -> Finding:
-    """Ten documents, one question: indexed on Ray, retrieved and answered."""
+    """Index ten documents, then retrieve and answer one question."""
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="ragtune-doctor-") as folder:
         try:
             answer = _end_to_end(settings, Path(folder))
         except (RagtuneError, ValueError, RuntimeError, OSError) as error:
             logger.debug("the probe failed", exc_info=True)
-            return Finding("end to end", "failed", str(error), "run again with --debug for the whole story")
+            return Finding("end to end", "failed", str(error), "run again with --debug for the traceback")
     text = f"10 documents indexed and one question answered ({answer!r}) in {time.monotonic() - started:.1f} s"
     return Finding("end to end", "ok", text, "")
 
 
 def _end_to_end(settings: config.Config, folder: Path) -> str:
     from ragtune_ray.asking import ask
+    from ragtune_ray.cluster import session
     from ragtune_ray.cluster.indexing.index import build_index
 
     documents = folder / "documents"
@@ -201,7 +203,10 @@ def _end_to_end(settings: config.Config, folder: Path) -> str:
     for number in range(10):
         text = f"Probe number {number} weighs {number + 10} kilograms and was painted in colour {number}.\n"
         (documents / f"probe-{number}.txt").write_text(text, encoding="utf-8")
-    probe = settings.with_values({"corpus.path": documents, "workspace": folder / "workspace", **PROBED})
+    # Ten documents would be indexed without Ray, which is part of what is checked.
+    address = session.cluster_address(settings.cluster) or session.LOCAL
+    overrides = {"corpus.path": documents, "workspace": folder / "workspace", "cluster.address": address}
+    probe = settings.with_values({**overrides, **PROBED})
     build_index(probe)
     answered = ask(probe, "How much does probe number 7 weigh?")
     expected = "probe-7.txt"
@@ -211,7 +216,7 @@ def _end_to_end(settings: config.Config, folder: Path) -> str:
     return answered.text
 
 
-# What a config says of its own documents and models that ten made-up documents do not have.
+# Overrides of settings that refer to the user's own documents and models, which the ten documents do not match.
 PROBED: dict[str, object] = {
     "generator.max_new_tokens": 16,
     "answer.arm": "rag",

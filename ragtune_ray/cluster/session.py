@@ -13,6 +13,7 @@ from typing import Any
 from ragtune_ray import config
 
 __all__ = [
+    "LOCAL",
     "SERVE_ENVIRONMENT",
     "cluster_address",
     "cores_of_this_machine",

@@ -1,8 +1,4 @@
-"""The queries of a bulk job, staged once so that every worker reads its own rows.
-
-In: the `queries` section of the config. Out: a Parquet file of `Query` rows in the workspace, its fingerprint, and the
-units that a stage divides it into. This module knows nothing of what is done with the queries.
-"""
+"""Writes the queries of a bulk job to a Parquet file in the workspace, from which every worker reads its own rows."""
 
 from __future__ import annotations
 
@@ -43,19 +39,19 @@ class StagedQueries:
     """The queries of a job on shared storage."""
 
     url: str
-    """A Parquet file of `Query` rows; this job's own."""
+    """A Parquet file of `Query` rows, used by this job only."""
     fingerprint: str
-    """Of ids, texts, answers and qrels, in their order."""
+    """Digest of ids, texts, answers and qrels, in order."""
     num_queries: int
     rejects: tuple[schema.Reject, ...]
 
 
 @contextlib.contextmanager
 def staged_queries(settings: config.Config) -> Iterator[StagedQueries]:
-    """The queries that the config selects, where workers can read them, for the duration of a job.
+    """Write the queries that the config selects where workers can read them, for the duration of the block.
 
     Raises:
-        inputs.InputError: they cannot be read, or none is left.
+        InputError: they cannot be read, or no usable query is left.
     """
     if not settings.queries.path:
         raise config.ConfigError("queries.path is empty; name a file of queries")
@@ -85,26 +81,26 @@ def staged_queries(settings: config.Config) -> Iterator[StagedQueries]:
 
 
 def fingerprint(settings: config.Config) -> str:
-    """Of the queries that the config selects."""
+    """Digest of the queries that the config selects."""
     with staged_queries(settings) as staged:
         return staged.fingerprint
 
 
 def asking(settings: config.Config, path: str) -> config.Config:
-    """The config that asks all queries of another file."""
+    """The config that selects all queries of another file."""
     return settings.with_values(
         {"queries.path": path, "queries.split": "all", "queries.split_by": "given", "queries.limit": 0}
     )
 
 
 def selected_queries(settings: config.Config) -> list[schema.Query]:
-    """The queries that the config selects, all of them in this process."""
+    """The queries that the config selects, in memory."""
     with staged_queries(settings) as staged:
         return read_queries(staged.url, 0, staged.num_queries)
 
 
 def judged_queries(settings: config.Config) -> list[schema.Query]:
-    """Of these, the queries whose gold answers are known."""
+    """The selected queries that have gold answers."""
     return [query for query in selected_queries(settings) if query.answers is not None]
 
 
@@ -125,7 +121,7 @@ def read_queries(url: str, start: int, stop: int) -> list[schema.Query]:
 
 
 def units(staged: StagedQueries, unit_queries: int) -> list[dict[str, Any]]:
-    """Rows of the staged file, `unit_queries` at a time."""
+    """Ranges of rows of the staged file, `unit_queries` each."""
     starts = range(0, staged.num_queries, unit_queries)
     return [
         {"unit": number, "start": start, "stop": min(start + unit_queries, staged.num_queries)}

@@ -1,11 +1,10 @@
-"""A stage: units of work on Ray Data, each committed once, so that a killed run costs only its unfinished units.
+"""Runs numbered units of work on Ray Data and commits each once, so that a killed run loses only its unfinished units.
 
-In: numbered units and a Ray Data transformation that works on them. Out: one summary per unit, in order. A unit's work ends
-by writing its marker, a small JSON file with its summary, after its files; a unit with a marker is skipped by the next
-run. Units must be deterministic, so that doing one twice does no harm. This module knows nothing of what the units hold.
+A worker finishes a unit by writing its files and then its marker, a small JSON file with a summary. The next run skips units that
+have a marker. Units must be deterministic, because a unit may run twice.
 
-Ray Data's own job checkpoints are not used here: they need one output row per input row, present from read to write, while a
-unit of a corpus becomes any number of passages.
+Ray Data's own job checkpoints do not fit: they need one output row per input row, from read to write, while a unit of a corpus
+becomes any number of passages.
 """
 
 from __future__ import annotations
@@ -38,13 +37,13 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-_CAUSED = "\nThe above exception was the direct cause of the following exception:"
-_WORDS = re.compile(r"^(?P<module>(?:\w+\.)*)(?P<words>\w+: .+)$", re.MULTILINE)
+_CAUSED_BY = "\nThe above exception was the direct cause of the following exception:"
+_LAST_LINE = re.compile(r"^(?P<module>(?:\w+\.)*)(?P<message>\w+: .+)$", re.MULTILINE)
 """The last line of a traceback."""
 
 Summary = dict[str, Any]
 Worker = Callable[[dict[str, np.ndarray]], dict[str, list[str]]]
-"""Takes units as JSON under "unit" and gives `commit_unit`'s results under "summary"."""
+"""Takes units as JSON in column "unit" and returns the results of `commit_unit` in column "summary"."""
 
 
 class StageError(RagtuneError, RuntimeError):
@@ -52,7 +51,7 @@ class StageError(RagtuneError, RuntimeError):
 
 
 def unit_file(directory: str, number: int, suffix: str) -> str:
-    """Where a file of a unit stands.
+    """The path of a file of a unit.
 
     >>> unit_file("work/embed", 7, "npy")
     'work/embed/unit-00000007.npy'
@@ -61,7 +60,7 @@ def unit_file(directory: str, number: int, suffix: str) -> str:
 
 
 def commit_unit(directory: str, number: int, files: dict[str, Path], **summary: Any) -> str:
-    """Move a unit's files to their places and mark it as finished.
+    """Move a unit's files into the stage's directory and mark the unit as finished.
 
     Args:
         directory: of the stage.
@@ -70,7 +69,7 @@ def commit_unit(directory: str, number: int, files: dict[str, Path], **summary: 
         **summary: JSON values that the driver needs.
 
     Returns:
-        The summary as JSON, to be yielded to the driver.
+        The summary as JSON, which the worker passes on to the driver.
     """
     for suffix, local in files.items():
         filesystem.commit_file(local, unit_file(directory, number, suffix))
@@ -81,7 +80,7 @@ def commit_unit(directory: str, number: int, files: dict[str, Path], **summary: 
 
 
 def begin_attempt(directory: str, number: int) -> int:
-    """Note that a unit is being tried; how many times it now has been, this one included, over all workers and runs."""
+    """Record that a unit is being attempted; returns the number of attempts so far, by all workers and runs."""
     attempt = 1
     while filesystem.exists(unit_file(directory, number, f"attempt-{attempt}.txt")):
         attempt += 1
@@ -90,7 +89,7 @@ def begin_attempt(directory: str, number: int) -> int:
 
 
 def forget_unit(directory: str, number: int) -> None:
-    """Remove everything a unit left, its attempts included: the next run does it as if for the first time."""
+    """Remove all files of a unit, including its attempts, so that the next run starts it from scratch."""
     prefix = unit_file("", number, "").lstrip("/")
     for name in filesystem.list_names(directory):
         if name.startswith(prefix):
@@ -100,7 +99,7 @@ def forget_unit(directory: str, number: int) -> None:
 def finished_units(directory: str) -> dict[int, Summary]:
     """The summaries of the units that earlier runs finished, by unit number.
 
-    A unit whose marker is damaged, or whose files have vanished, counts as unfinished and is done again.
+    A unit with a damaged marker or missing files counts as unfinished and is repeated.
     """
     finished = {}
     names = set(filesystem.list_names(directory))
@@ -111,7 +110,7 @@ def finished_units(directory: str) -> dict[int, Summary]:
             summary = json.loads(filesystem.read_text(filesystem.join(directory, name)))
             number, files = int(summary["unit"]), set(summary["files"])
         except (ValueError, KeyError, TypeError):
-            logger.warning("%s/%s is damaged; its unit is done again", directory, name)
+            logger.warning("%s/%s is damaged; its unit is repeated", directory, name)
             continue
         if files <= names:
             finished[number] = summary
@@ -128,22 +127,22 @@ def run_stage(
     rows_of: Callable[[dict[str, Any]], int] | None = None,
     in_process: Callable[[], Worker] | None = None,
 ) -> list[Summary]:
-    """Do every unit that has no marker yet.
+    """Run every unit that has no marker yet.
 
     Args:
-        name: for people, such as "embed".
-        directory: where markers and files of the units stand; local or remote.
-        units: rows for the dataset, each with its number under "unit".
-        transform: from a dataset with one block per unit (JSON under "unit") to `commit_unit`'s results under "summary".
-        counted: what progress counts, such as "passages".
-        rows_of: how many of them a unit holds; None counts units.
-        in_process: makes the worker that does the units one by one in this process, without Ray; None: `transform` on Ray.
+        name: for progress lines, such as "embed".
+        directory: of markers and files; local or remote.
+        units: each with its number under "unit".
+        transform: from a dataset with one block per unit (JSON in column "unit") to `commit_unit`'s results in "summary".
+        counted: what progress lines count, such as "passages".
+        rows_of: how many of them a unit contains; None counts units.
+        in_process: returns a worker that runs the units one by one in this process, without Ray; None runs `transform`.
 
     Returns:
         The summaries of all units, in the order of `units`.
 
     Raises:
-        StageError: a unit failed for good, or was not committed.
+        StageError: a unit failed permanently, or was not committed.
     """
     rows_of = rows_of or (lambda _: 1)
     finished = finished_units(directory)
@@ -187,17 +186,20 @@ def _on_ray(
 
 
 def _root_cause(error: BaseException) -> str:
-    """The words of the exception that the unit's work raised, without Ray's wrapping."""
+    """The message of the exception that the worker raised, without Ray's wrapping."""
     import ray.exceptions
 
     while True:
-        # Ray Data's own exception, crossing processes, has lost what caused it: only the text of its traceback still tells.
-        parts = str(error).split(_CAUSED) if isinstance(error, ray.exceptions.RayTaskError) else []
+        # Ray Data's exception loses its cause when it crosses processes; only the text of its traceback still names it.
+        parts = str(error).split(_CAUSED_BY) if isinstance(error, ray.exceptions.RayTaskError) else []
         raised = [
-            each for part in parts for each in list(_WORDS.finditer(part))[-1:] if each["module"] != "ray.exceptions."
+            each
+            for part in parts
+            for each in list(_LAST_LINE.finditer(part))[-1:]
+            if each["module"] != "ray.exceptions."
         ]
         if raised:
-            return raised[-1]["words"]
+            return raised[-1]["message"]
         cause = getattr(error, "cause", None) or error.__cause__
         if not isinstance(cause, BaseException):
             return str(error) or type(error).__name__

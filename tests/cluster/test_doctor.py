@@ -37,4 +37,4 @@ def test_every_failing_line_names_its_fix(tmp_path: Path, monkeypatch: pytest.Mo
     assert {finding.name for finding in failed} >= {"ray", "memory", "disk (workspace)", "shared memory", "model"}
     assert all(finding.fix for finding in failed)
     assert all("->" in finding.line() for finding in failed)
-    assert findings[-1].text == "not tried, since a model is missing"
+    assert findings[-1].text == "skipped, because a model is missing"

@@ -1,8 +1,7 @@
-"""The actors of bulk retrieval and answering: what one worker does with one unit of queries.
+"""The actors of bulk retrieval and answering, each of which processes one unit of queries at a time.
 
-In: a unit, as JSON, naming rows of the staged queries. Out: the unit's files, committed, and its summary. A query that
-cannot be retrieved or answered becomes a reject or a row with status `failed`; a row that kills the process is found by
-taking the unit's rows one by one.
+A query that cannot be retrieved or answered becomes a reject or a row with status `failed`. A row that kills its worker is
+found by processing the unit's rows one by one.
 """
 
 from __future__ import annotations
@@ -30,18 +29,18 @@ from ragtune_ray.training.examples import Candidates, positive_passage
 __all__ = ["GenerateUnit", "RetrieveUnit", "commit_hits", "row_by_row_if_needed"]
 
 ATTEMPTS_TOGETHER = 2
-"""So often a unit is tried whole; if its worker died each time, its rows are taken one by one."""
+"""A unit whose worker died this many times is processed row by row."""
 
 Shown = tuple[list[schema.Passage], list[float]]
-"""What a query's prompt will show, best first, and the scores of it."""
+"""The passages for a query's prompt, best first, and their scores."""
 Row = TypeVar("Row")
 Found = TypeVar("Found")
 
 
 class RetrieveUnit:
-    """An actor that holds a retriever. With a `directory` it commits hits there, else it hands passages on.
+    """An actor with a retriever. With a `directory` it commits hits there, otherwise it passes passages to the generators.
 
-    With `answer.gold_passage` it hands on the passage that holds the answer, whatever retrieval would find.
+    With `answer.gold_passage` it passes on the passage that contains the answer instead of retrieving.
     """
 
     def __init__(
@@ -86,11 +85,13 @@ class RetrieveUnit:
     def _gold_of(self, row: schema.Query, ordinals: np.ndarray) -> Shown:
         passage = positive_passage(row, Candidates(tuple(self._retriever.index.take(ordinals.tolist())), (), ()))
         if passage is None or not row.answers:
-            raise ValueError(f"query {row.query_id!r} has no answer that a passage of a relevant document could hold")
+            raise ValueError(
+                f"query {row.query_id!r} has no answer that a passage of a relevant document could contain"
+            )
         return [passage], [1.0]
 
     def _passages(self, unit: dict[str, Any]) -> list[dict[str, Any]]:
-        """Per query of the unit: its passages, their scores, and an error where retrieval failed."""
+        """Per query of the unit: its passages, their scores, and an error if retrieval failed."""
         rows = staged_queries.read_queries(self._queries, unit["start"], unit["stop"])
         found = row_by_row_if_needed(rows, self._gold if self._gold_passage else self._found)
         return [
@@ -113,18 +114,18 @@ def commit_hits(
     cutoffs: Sequence[int],
     started: float,
 ) -> str:
-    """Commit a unit of retrieval: `hits.parquet`, `scores.parquet` of the judged queries, rejects in the summary.
+    """Commit a unit of retrieval: `hits.parquet`, `scores.parquet` of queries with qrels, rejects in the summary.
 
     Args:
         directory: of the stage.
         number: of the unit.
         rows: its queries.
-        found: the hits of each, or the reason why there are none.
-        cutoffs: of the metrics.
-        started: when the unit was begun.
+        found: per query its hits, or the reason why retrieval failed.
+        cutoffs: the k of the metrics.
+        started: when the unit began, by `time.time`.
 
     Returns:
-        What `stages.commit_unit` returns.
+        The result of `stages.commit_unit`.
     """
     hits = [hit for row in found if not isinstance(row, str) for hit in row]
     rejects = [
@@ -150,7 +151,7 @@ def commit_hits(
 
 
 def row_by_row_if_needed(rows: Sequence[Row], work: Callable[[Sequence[Row]], list[Found]]) -> list[Found | str]:
-    """The work's result per row, or the reason why that row failed: one bad row must not spoil the others."""
+    """Per row the result of `work`, or the reason why the row failed; rows are halved until failing ones are alone."""
     try:
         return [*work(rows)]
     except (ValueError, RuntimeError) as error:
@@ -161,7 +162,7 @@ def row_by_row_if_needed(rows: Sequence[Row], work: Callable[[Sequence[Row]], li
 
 
 class GenerateUnit:
-    """An actor that holds the generator and answers one unit of queries at a time."""
+    """An actor that loads the generator once and answers one unit of queries at a time."""
 
     def __init__(self, settings: config.Config, version: str, queries: str, directory: str, fingerprint: str) -> None:
         from ragtune_ray.generation.generator import open_generator
@@ -172,14 +173,14 @@ class GenerateUnit:
         self._directory, self._fingerprint = directory, fingerprint
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[str]]:
-        """Answer the units of the batch; each leaves its rows of `answers.parquet`."""
+        """Answer the units of the batch and commit their rows of `answers.parquet`."""
         return {"summary": [self._run(json.loads(unit)) for unit in batch["unit"]]}
 
     def _run(self, unit: dict[str, Any]) -> str:
         started = time.time()
         tasks = self._tasks(unit)
         if stages.begin_attempt(self._directory, unit["unit"]) > ATTEMPTS_TOGETHER:
-            answers = [self._alone(unit["unit"], place, task) for place, task in enumerate(tasks)]
+            answers = [self._answer_alone(unit["unit"], place, task) for place, task in enumerate(tasks)]
         else:
             answers = self._answers(tasks)
         errors = [answer.error for answer in answers if answer.status == "failed"]
@@ -215,8 +216,8 @@ class GenerateUnit:
     def _answers(self, tasks: Sequence[Task]) -> list[schema.Answer]:
         return answer_tasks(tasks, self._generator, self._settings, self._fingerprint)
 
-    def _alone(self, unit: int, place: int, task: Task) -> schema.Answer:
-        """Answer one row by itself, leaving a note first: a row with a note but no answer has killed its worker."""
+    def _answer_alone(self, unit: int, place: int, task: Task) -> schema.Answer:
+        """Answer a single row, after writing a note: a row with a note but without an answer has killed its worker."""
         note = stages.unit_file(self._directory, unit, f"row-{place}.txt")
         finished = stages.unit_file(self._directory, unit, f"row-{place}.parquet")
         if filesystem.exists(finished):

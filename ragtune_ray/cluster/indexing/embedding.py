@@ -1,7 +1,6 @@
-"""Ray Data: the second stage of an index build, passages -> embeddings.
+"""Second stage of an index build: embeds passages.
 
-In: the parts that `reading` left. Out: per unit a file of the vectors of the rows that were kept; rows without a finite
-vector are rejects. This module knows nothing of FAISS.
+In: the parts of `reading`. Out: per unit a file with the vectors of the kept rows; passages without a finite vector are rejects.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ __all__ = ["EmbedUnit", "embed_stage", "num_workers", "read_block", "read_vector
 def embed_stage(
     settings: config.Config, build: str, parts: reading.Parts, *, in_process: bool = False
 ) -> list[dict[str, Any]]:
-    """Embed every row group of every part, on Ray or in this process; the summaries, in the order of the passages."""
+    """Embed every row group of every part, on Ray or in this process; returns the summaries in the order of the passages."""
     directory = filesystem.join(build, "embed")
     units: list[dict[str, Any]] = []
     for part in parts.summaries:
@@ -65,13 +64,12 @@ def embed_stage(
 
 
 def num_workers(settings: config.Config, num_units: int) -> int:
-    """How many encoder actors work on so many units."""
-    wanted = session.workers(settings.cluster.encoder_workers, settings.cluster.gpus_per_worker)
-    return max(1, min(num_units, wanted))
+    """How many encoder actors work on this many units."""
+    return max(1, min(num_units, session.workers(settings.cluster.encoder_workers, settings.cluster.gpus_per_worker)))
 
 
 class EmbedUnit:
-    """An actor that holds the encoder and embeds one row group of a part at a time."""
+    """An actor that loads the encoder once and embeds one row group of a part at a time."""
 
     def __init__(self, settings: config.Encoder, build: str) -> None:
         from ragtune_ray.models.encoder import load_encoder
@@ -81,7 +79,7 @@ class EmbedUnit:
         self._build = build
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[str]]:
-        """Embed the batch's units; each leaves its vectors and the rows that were kept."""
+        """Embed the batch's units and commit their vectors."""
         return {"summary": [self._embed(json.loads(unit)) for unit in batch["unit"]]}
 
     def _embed(self, unit: dict[str, Any]) -> str:
@@ -104,7 +102,7 @@ class EmbedUnit:
                 row_group=unit["row_group"],
                 rows=len(rows),
                 rejects=[
-                    {"place": passage_id, "reason": "the encoder gave no finite vector", "kind": "passage"}
+                    {"place": passage_id, "reason": "the encoder returned no finite vector", "kind": "passage"}
                     for passage_id in failed
                 ],
                 encoder=self._encoder.fingerprint,
@@ -114,14 +112,14 @@ class EmbedUnit:
 
 
 def read_block(build: str, block: dict[str, Any]) -> tuple[pa.Table, np.ndarray]:
-    """The kept passages of an embedded unit, `Passage` rows with the fingerprint of each one's document, and their vectors."""
+    """The kept passages of an embedded unit, as `Passage` rows with their documents' fingerprints, and their vectors."""
     rows, vectors = _read_npz(build, block)
     passages = reading.read_row_group(build, block["part"], block["row_group"]).take(pa.array(rows))
     return passages.select([*schema.arrow_schema(schema.Passage).names, "fingerprint"]), vectors
 
 
 def read_vectors(build: str, block: dict[str, Any]) -> np.ndarray:
-    """The vectors of an embedded unit alone, (num_rows, dimension)."""
+    """Only the vectors of an embedded unit, (num_rows, dimension)."""
     return _read_npz(build, block)[1]
 
 

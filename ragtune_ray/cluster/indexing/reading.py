@@ -1,7 +1,6 @@
-"""Ray Data: the first stage of an index build, documents -> passages.
+"""First stage of an index build: reads documents, cuts them into passages and finds duplicate documents.
 
-In: the units that `planning` cut. Out: per unit a Parquet *part* of passages, the documents it met and what it rejected;
-over all units, the documents that stand twice. This module knows nothing of vectors.
+Out: per unit a Parquet *part* of passages, a table of its documents, and its rejects.
 """
 
 from __future__ import annotations
@@ -62,39 +61,58 @@ class DuplicateError(RagtuneError, ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What the reading stage left behind."""
+    """What the reading stage produced."""
 
     summaries: list[dict[str, Any]]
-    """One per unit: its number and the rows of each row group of its part."""
+    """Per unit: its number, and the number of rows in each row group of its part."""
     dropped: dict[int, list[int]]
-    """Per unit, the numbers of documents that repeat an earlier one word for word."""
+    """Per unit, the numbers of documents that are exact duplicates of an earlier one."""
     rejects: list[schema.Reject]
     documents: pa.Table
-    """document_id, fingerprint, is_known; each document once."""
+    """Columns document_id, fingerprint, is_known; one row per distinct document."""
 
     @property
     def num_passages(self) -> int:
-        """Passages that were cut: those of documents that are not known, repeats included."""
+        """Number of passages of new documents, including those of duplicates."""
         return sum(sum(summary["row_groups"]) for summary in self.summaries)
 
 
 def read_stage(
     settings: config.Config, plan: input_units.Plan, build: str, base: str, *, in_process: bool = False
 ) -> Parts:
-    """Read every unit of the plan and chunk what is not known; then find documents that stand twice.
+    """Read every unit of the plan, chunk new documents, and drop duplicates.
 
     Args:
-        settings: corpus, chunking and encoder are used.
+        settings: uses workspace, corpus, chunking and encoder.
         plan: of the input.
         build: directory of the build.
-        base: the index version whose documents are known and need no passages; "": there is none.
-        in_process: without Ray.
+        base: the index version whose documents are known and need no passages; "" if there is none.
+        in_process: run without Ray.
 
     Raises:
-        DuplicateError: two documents of different text share an id.
-        stages.StageError: the stage failed.
+        DuplicateError: two documents with different texts share an id.
+        StageError: the stage failed.
     """
     directory = filesystem.join(build, "read")
+    summaries = _read(settings, plan, directory, base, in_process=in_process)
+    _warn_if_too_long(settings, summaries)
+    documents = pa.concat_tables([_read_table(directory, summary, "documents.parquet") for summary in summaries])
+    numbers = [np.full(summary["documents"], summary["unit"]) for summary in summaries]
+    dropped, repeats, later = _find_duplicates(documents, np.concatenate(numbers))
+    rejects = [
+        *plan.rejects,
+        *(reject for summary in summaries for reject in _read_rejects(directory, summary)),
+        *repeats,
+    ]
+    kept = np.ones(documents.num_rows, dtype=bool)
+    kept[later] = False
+    once = documents.select(["document_id", "fingerprint", "is_known"]).filter(pa.array(kept))
+    return Parts(summaries, dropped, rejects, once)
+
+
+def _read(
+    settings: config.Config, plan: input_units.Plan, directory: str, base: str, *, in_process: bool
+) -> list[stages.Summary]:
     units = [{"unit": unit.number, "input": dataclasses.asdict(unit)} for unit in plan.units]
     arguments: dict[str, Any] = {
         "directory": directory,
@@ -112,44 +130,31 @@ def read_stage(
             _read_units, batch_size=1, compute=ray.data.TaskPoolStrategy(), num_cpus=1, fn_kwargs=arguments
         )
 
-    summaries = stages.run_stage(
+    return stages.run_stage(
         "read",
         directory,
         units,
         transform,
         in_process=(lambda: functools.partial(_read_units, **arguments)) if in_process else None,
     )
-    _say_what_is_too_long(settings, summaries)
-    documents = pa.concat_tables([_read_table(directory, summary, "documents.parquet") for summary in summaries])
-    numbers = [np.full(summary["documents"], summary["unit"]) for summary in summaries]
-    dropped, repeats, later = _find_duplicates(documents, np.concatenate(numbers))
-    rejects = [
-        *plan.rejects,
-        *(reject for summary in summaries for reject in _read_rejects(directory, summary)),
-        *repeats,
-    ]
-    kept = np.ones(documents.num_rows, dtype=bool)
-    kept[later] = False
-    once = documents.select(["document_id", "fingerprint", "is_known"]).filter(pa.array(kept))
-    return Parts(summaries, dropped, rejects, once)
 
 
-def _say_what_is_too_long(settings: config.Config, summaries: list[dict[str, Any]]) -> None:
-    """Said and not refused: words find the whole of a passage, and most may be short whatever the setting."""
-    # Units that a run of an earlier release finished have not counted theirs.
+def _warn_if_too_long(settings: config.Config, summaries: list[dict[str, Any]]) -> None:
+    """Warn about passages longer than the encoder's input; no error, because BM25 still covers them completely."""
+    # Units that were finished by an earlier release lack the count.
     num_too_long = sum(summary.get("too_long", 0) for summary in summaries)
     if not num_too_long:
         return
     max_tokens = max(summary.get("max_tokens", 0) for summary in summaries)
     progress.say(
         f"read: {num_too_long:,} of {sum(sum(summary['row_groups']) for summary in summaries):,} passages are longer than the "
-        f"{max_tokens:,} tokens that {settings.encoder.model} reads: their ends are not in their vectors, and are found by "
-        f"their words alone. chunking.size_tokens is {settings.chunking.size_tokens:,}; set it to {max_tokens:,} or lower"
+        f"{max_tokens:,} tokens that {settings.encoder.model} reads: the vectors leave out their ends, which only BM25 finds. "
+        f"chunking.size_tokens is {settings.chunking.size_tokens:,}; set it to {max_tokens:,} or lower"
     )
 
 
 def read_row_group(build: str, part: int, row_group: int) -> pa.Table:
-    """One row group of a part: `Passage` rows and the number of each one's document within the part."""
+    """One row group of a part: `Passage` rows, and for each the number of its document within the part."""
     directory = filesystem.join(build, "read")
     name = Path(stages.unit_file(directory, part, "passages.parquet")).name
     folder = filesystem.local_copy(directory, [name], checksums.digest(directory))
@@ -230,14 +235,14 @@ def _read_unit(
 
 
 def _num_too_long(counter: TokenCounter, chunking: config.Chunking, texts: list[str]) -> int:
-    """How many passages the encoder does not read to their ends."""
+    """How many passages are longer than the encoder's input."""
     if not texts or chunking.size_tokens <= counter.max_tokens:
-        return 0  # none can be, so that they need not be counted again
+        return 0  # chunking already guarantees it
     return sum(len(spans) + counter.num_added_tokens > counter.max_tokens for spans in counter.token_spans(texts))
 
 
 def _groups(items: Iterator[schema.Document | schema.Reject]) -> Iterator[list[schema.Document | schema.Reject]]:
-    """Documents by the few hundred or the few megabytes: enough to tokenise together, never a whole unit in memory."""
+    """Groups of a few hundred documents or a few megabytes: large enough to tokenise well, smaller than a unit."""
     group: list[schema.Document | schema.Reject] = []
     size = 0
     for item in items:
@@ -277,7 +282,7 @@ def _document_rows(
 
 
 def _write(writer: pq.ParquetWriter, rows: list[dict[str, Any]], unit_passages: int) -> list[int]:
-    """Write passages in row groups of one embedding unit each; how many rows each has."""
+    """Write passages in row groups of one embedding unit each; returns the number of rows in each."""
     if rows:
         writer.write_table(pa.Table.from_pylist(rows, schema=_PART_SCHEMA), row_group_size=unit_passages)
     return [min(unit_passages, len(rows) - first) for first in range(0, len(rows), unit_passages)]
@@ -291,26 +296,26 @@ def _read_table(directory: str, summary: dict[str, Any], suffix: str) -> pa.Tabl
 def _read_rejects(directory: str, summary: dict[str, Any]) -> Iterator[schema.Reject]:
     if summary["rejected"]:
         text = filesystem.read_text(stages.unit_file(directory, summary["unit"], "rejects.jsonl"))
-        # Not splitlines: it also splits at separators such as U+2028, which JSON text may hold as they are.
+        # Not splitlines, which also splits at separators such as U+2028 that JSON strings may contain.
         yield from (schema.Reject(**json.loads(line)) for line in text.split("\n") if line)
 
 
 def _find_duplicates(
     documents: pa.Table, units: np.ndarray
 ) -> tuple[dict[int, list[int]], list[schema.Reject], np.ndarray]:
-    """Documents that repeat an earlier one: their numbers per unit, a reject for each, and their rows.
+    """Exact duplicates of earlier documents: their numbers per unit, a reject for each, and their rows.
 
     Args:
         documents: all documents, in the order of the input.
-        units: the unit of each, (num_documents,).
+        units: the unit of each document, (num_documents,).
 
     Raises:
-        DuplicateError: an id stands for two different texts.
+        DuplicateError: two documents with different texts share an id.
     """
     encoded = pc.dictionary_encode(documents["document_id"].combine_chunks())
     codes = encoded.indices.to_numpy()
     first_of_code = np.full(len(encoded.dictionary), -1, dtype=np.int64)
-    # Written backwards, so that the first occurrence is what stands at the end.
+    # Assigned backwards, so that the first occurrence is assigned last.
     first_of_code[codes[::-1]] = np.arange(len(codes))[::-1]
     later = np.flatnonzero(first_of_code[codes] != np.arange(len(codes)))
     dropped: dict[int, list[int]] = {}
@@ -320,10 +325,10 @@ def _find_duplicates(
         document = documents.slice(int(row), 1).to_pylist()[0]
         if document["text_sha256"] != earlier["text_sha256"]:
             raise DuplicateError(
-                f"document_id {document['document_id']!r} stands for two different texts, at {earlier['place']} and at "
+                f"document_id {document['document_id']!r} is used for two different texts, at {earlier['place']} and at "
                 f"{document['place']}; give one of them another id"
             )
         dropped.setdefault(int(units[row]), []).append(document["document_number"])
-        reason = f"the same document stands at {earlier['place']}; this copy is dropped"
+        reason = f"the same document is at {earlier['place']}; this copy is dropped"
         rejects.append(schema.Reject(document["place"], reason, "row"))
     return dropped, rejects, later

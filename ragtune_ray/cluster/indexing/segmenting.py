@@ -1,10 +1,8 @@
-"""Ray Data: the last stage of a build, vectors -> segments, all from one trained structure.
+"""Last stage of an index build: builds and publishes segments from vectors, with one trained FAISS structure for all.
 
-In: embedded blocks of a build, or segments that stand already and are to be merged. Out: published segments, and how a search of
-them was calibrated. This module knows nothing of documents, encoders or versions' history.
-
-Centroids are trained once, on a sample, as a task of its own; segments are built from them in parallel, and each notes which of
-its vectors are nearest to some held-out ones; a last task searches for these and finds how much it must look at.
+In: embedded blocks of a build, or published segments to merge. A first task trains centroids on a sample. Segments are then
+built in parallel, and each records the exact neighbours of some held-out vectors. A last task searches for those and measures
+how many lists or candidates a search must look at (calibration).
 """
 
 from __future__ import annotations
@@ -32,32 +30,32 @@ if TYPE_CHECKING:
 __all__ = ["SMALL_SEGMENT_PASSAGES", "Job", "Source", "blocks_as_sources", "build_segments", "segments_as_sources"]
 
 SMALL_SEGMENT_PASSAGES = 4096
-"""Segments below this are searched exactly whatever the kind of the index: that is as quick, and needs no training."""
+"""Smaller segments are searched exactly whatever the kind of the index: this is as fast, and needs no training."""
 
 HELD_OUT = "held-out.npz"
 TRAINED = "structure.faiss"
 
 Source = dict[str, Any]
-"""What a segment is made of, in JSON: a block of a build or a segment's entry, and its `rows`."""
+"""Input of a segment, as JSON: a block of a build or the entry of another segment, and its number of `rows`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What all tasks of one build share."""
+    """What all tasks of one build need."""
 
     workspace: str
     build: str
     """Directory of the build."""
     build_id: str
     kind: faiss_index.ConcreteKind
-    """Of the whole index."""
+    """Kind of the whole index."""
     dimension: int
     language: str
     segment_passages: int
     target_recall: float
     seed: int
     trained_id: str = ""
-    """Build from this structure, which stands already; "": train one where the kind needs it, and calibrate."""
+    """The trained structure to build from; "" if none is trained yet or the kind needs none."""
     in_process: bool = False
     """Run without Ray."""
 
@@ -100,7 +98,7 @@ def blocks_as_sources(blocks: Sequence[dict[str, Any]]) -> list[Source]:
 
 
 def segments_as_sources(entries: Sequence[versions.Entry]) -> list[Source]:
-    """Segments, of which only living passages are taken."""
+    """Segments as sources; their deleted passages are left out."""
     return [{"entry": dataclasses.asdict(entry), "rows": entry.num_live} for entry in entries]
 
 
@@ -108,16 +106,16 @@ def build_segments(job: Job, sources: Sequence[Source], *, calibrate: bool) -> t
     """Build and publish segments, in parallel.
 
     Args:
-        job: what they share.
+        job: of the build.
         sources: in the order of the passages.
-        calibrate: these segments are the whole index: measure how much a search must look at.
+        calibrate: these segments are the whole index, so train its structure and measure how much a search must look at.
 
     Returns:
-        their ids, in order, and facts for the version's manifest: `index_kind`, `trained_id` and, where calibrated, `search`,
-        `calibration` and `bytes_per_vector`.
+        The segments' ids, in order, and facts for the version's manifest: `index_kind`, `trained_id` and, if calibrated,
+        `search`, `calibration` and `bytes_per_vector`.
 
     Raises:
-        stages.StageError: a segment could not be built.
+        StageError: a segment could not be built.
     """
     if calibrate:
         job = dataclasses.replace(job, trained_id=_train(job, sources))
@@ -151,17 +149,17 @@ def build_segments(job: Job, sources: Sequence[Source], *, calibrate: bool) -> t
 
 
 def _run(job: Job, function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a function as a task of the cluster, or here."""
+    """Call a function as a Ray task, or in this process."""
     if job.in_process:
         return function(*arguments)
     import ray
 
-    # Arguments name what is to be read: the task reads it, and the driver never holds vectors.
+    # The arguments only name files. The task reads them, so the driver never loads vectors.
     return ray.get(ray.remote(num_cpus=1)(function).remote(*arguments))
 
 
 def _units(job: Job, sources: Sequence[Source]) -> list[dict[str, Any]]:
-    """Sources in consecutive groups of nearly the same number of passages, a segment each."""
+    """Consecutive groups of sources with nearly equal numbers of passages, one per segment."""
     total = sum(source["rows"] for source in sources)
     num_segments = max(1, -(-total // job.segment_passages))
     groups: list[list[Source]] = [[] for _ in range(num_segments)]
@@ -177,7 +175,7 @@ def _units(job: Job, sources: Sequence[Source]) -> list[dict[str, Any]]:
 
 
 def _forget_vanished(job: Job, directory: str, units: Sequence[dict[str, Any]]) -> None:
-    """A unit whose marker stands but whose segment is gone is done again."""
+    """Repeat units that have a marker but whose segment is gone."""
     finished = stages.finished_units(directory)
     for unit in units:
         url = segments.segment_url(job.workspace, unit["segment_id"])
@@ -191,7 +189,7 @@ def trained_url(workspace: str, trained_id: str) -> str:
 
 
 def _train(job: Job, sources: Sequence[Source]) -> str:
-    """Train the structure and draw the held-out vectors, as one task; the structure's id, "" where nothing is trained."""
+    """Train the structure and draw the held-out vectors in one task; returns the structure's id, "" if none is needed."""
     needs_training = faiss_index.training_sample_size(job.kind, 1) > 0
     trained_id = retention.trained_id(job.build_id) if needs_training else ""
     is_trained = not trained_id or artifacts.is_finished(trained_url(job.workspace, trained_id))
@@ -202,13 +200,15 @@ def _train(job: Job, sources: Sequence[Source]) -> str:
 
 def _train_task(job: Job, sources: list[Source], trained_id: str) -> None:
     num_vectors = sum(source["rows"] for source in sources)
-    wanted = faiss_index.training_sample_size(job.kind, num_vectors)
+    sample_size = faiss_index.training_sample_size(job.kind, num_vectors)
     random = np.random.default_rng(job.seed)
     held_out = min(search_effort.NUM_QUERIES, num_vectors // 2)
-    drawn = random.choice(num_vectors, min(num_vectors, wanted + held_out), replace=False)
-    asked = np.sort(drawn[:held_out])
-    # A corpus too small to spare any is trained on all of it.
-    sampled = np.sort(drawn[held_out:]) if len(drawn) - held_out >= min(wanted, num_vectors // 2) else np.sort(drawn)
+    drawn = random.choice(num_vectors, min(num_vectors, sample_size + held_out), replace=False)
+    queries = np.sort(drawn[:held_out])
+    # A small corpus has no vectors to spare, so it is trained on all of them.
+    sampled = (
+        np.sort(drawn[held_out:]) if len(drawn) - held_out >= min(sample_size, num_vectors // 2) else np.sort(drawn)
+    )
     with tempfile.TemporaryDirectory(prefix="ragtune-train-") as temporary:
         if trained_id:
             trained = faiss_index.train(
@@ -220,7 +220,7 @@ def _train_task(job: Job, sources: list[Source], trained_id: str) -> None:
                 faiss_index.save(trained, staging / TRAINED)
             artifacts.publish(staging, url, "trained", structure=job.kind, num_vectors=num_vectors)
         saved = Path(temporary) / HELD_OUT
-        np.savez(saved, ordinals=asked, queries=_vectors_at(job, sources, asked))
+        np.savez(saved, ordinals=queries, queries=_vectors_at(job, sources, queries))
         filesystem.commit_file(saved, filesystem.join(job.build, HELD_OUT))
 
 
@@ -255,7 +255,7 @@ def _open_source(job: Job, source: Source) -> tuple[segments.Segment, np.ndarray
 
 
 def _rows(job: Job, source: Source) -> tuple[pa.Table, np.ndarray]:
-    """Passages with the fingerprint of each one's document, and their vectors."""
+    """Passages with their documents' fingerprints, and their vectors."""
     if "block" in source:
         return embedding.read_block(job.build, source["block"])
     segment, alive = _open_source(job, source)
@@ -294,7 +294,7 @@ def _build_unit(unit: dict[str, Any], job: Job) -> str:
 
 
 def _structure(job: Job, num_vectors: int) -> Any:
-    """The empty structure that a segment of so many vectors is built from."""
+    """The empty structure for a segment of this many vectors."""
     if job.trained_id:
         if num_vectors < SMALL_SEGMENT_PASSAGES and not _is_calibrated_here(job):
             return faiss_index.train("flat", job.dimension, num_vectors, np.empty((0, job.dimension)), job.seed)
@@ -329,13 +329,13 @@ def _calibrate(job: Job, segment_ids: list[str]) -> versions.VersionFacts:
     files = [segments.read_segment_manifest(job.workspace, name)["files"] for name in segment_ids]
     num_vectors = max(1, sum(entry.num_passages for entry in entries))
     searched = sum(each[segments.STRUCTURE]["bytes"] for each in files)
-    beside = sum(each[segments.EXACT]["bytes"] for each in files if segments.EXACT in each)
+    exact = sum(each[segments.EXACT]["bytes"] for each in files if segments.EXACT in each)
     return {
         "search": dataclasses.asdict(calibrated.effort),
         "calibration": calibrated.facts(),
         "bytes_per_vector": {
             "searched": round(searched / num_vectors, 1),
-            "stored": round((searched + beside) / num_vectors, 1),
+            "stored": round((searched + exact) / num_vectors, 1),
         },
     }
 

@@ -124,7 +124,7 @@ def test_a_server_that_is_down_fails_the_job_and_the_next_run_tries_those_rows_a
         "queries.limit=16",
     ]
     openai_stub.status = 500
-    with pytest.raises(AnswerError, match=r"16 of 16 rows failed.*only failed units are done again"):
+    with pytest.raises(AnswerError, match=r"16 of 16 rows failed.*only failed units are repeated"):
         answer(settings_for(workspace, *down))
     openai_stub.status = 200
     rows = read_answers(str(answer(settings_for(workspace, *down))))
