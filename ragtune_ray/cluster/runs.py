@@ -31,9 +31,11 @@ __all__ = [
     "inputs_identity",
     "living_version",
     "merged",
+    "num_queries",
     "pool",
     "query_model_fingerprint",
     "rate",
+    "read_manifest",
     "read_run_manifest",
     "run_over_queries",
 ]
@@ -50,7 +52,7 @@ class RunFacts(TypedDict, total=False):
     input: dict[str, Any]
     """Fingerprint and number of the queries; of `examples`, per split."""
     index_version: str
-    """"" if no index was searched."""
+    """Empty if no index was searched."""
     index_content: str
     queries_per_second: float
     num_rejects: int
@@ -165,6 +167,15 @@ class Run:
         complete: RunFacts = {"seconds": self.seconds(), **facts}
         artifacts.publish(staging, self.url, self.kind, config=self.settings.model_dump(mode="json"), **complete)
         filesystem.remove(self.work)
+
+
+def read_manifest(url: str) -> RunManifest:
+    """The manifest of a finished run.
+
+    Raises:
+        ArtifactError: there is no sound manifest.
+    """
+    return cast(RunManifest, artifacts.read_manifest(url))
 
 
 def already(url: str, verb: str) -> bool:

@@ -13,8 +13,8 @@ class Cluster(Section):
     """How much of a Ray cluster is used."""
 
     address: str = ""
-    """Address of a running cluster. Empty means RAY_ADDRESS if set, else this machine, where small inputs are indexed without
-    Ray. `local` means Ray on this machine, always."""
+    """Address of a running Ray cluster. Empty: RAY_ADDRESS if it is set, otherwise this machine, where small inputs are indexed
+    without Ray. `local`: Ray on this machine, for small inputs too."""
     encoder_workers: int = Field(0, ge=0)
     """Maximum number of encoder actors. 0: one per CPU core, or one per GPU if there are any."""
     generator_workers: int = Field(0, ge=0)

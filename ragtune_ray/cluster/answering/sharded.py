@@ -1,22 +1,20 @@
-"""Ray Data: bulk retrieval from an index that is too large for one process: scattered over its shards, and gathered.
+"""Bulk retrieval from an index that is too large for one process: every shard is searched, and the results are merged.
 
-In: staged queries, an index version and the shards that its segments fall into. Out: per unit of queries the same files that
-retrieval from the whole index commits, with the same hits. Four stages, each resumable:
+The same files and hits as retrieval from the whole index, in four stages, each of which can be resumed:
 
-    encode   per unit of queries    their vectors, and the tokens that BM25 needs to know of
-    count    per shard              how often these tokens stand in it; left out in dense mode
-    search   per shard and unit     the best of the shard: scores, ordinals counted over all shards, ids of the passages
+    encode   per unit of queries    their vectors, and the tokens that BM25 needs
+    count    per shard              document frequencies of these tokens; not in dense mode
+    search   per shard and unit     the best of the shard: scores, ordinals over all shards, ids of the passages
     merge    per unit of queries    the best of all shards; fused, reranked, scored
 
-No process has more than one shard open. Until the run is published its work directory holds `depth` scores and ordinals per
-query, shard and list, 12 bytes each, and the ids (for a reranker the texts) of the passages behind them.
+No process opens more than one shard. Until the run is published its work directory contains `depth` scores and ordinals per
+query, shard and list, 12 bytes each, and the ids (for a reranker the texts) of the passages.
 
-Hits equal those of the whole index to the last bit: always for BM25 and the exact kinds (`flat`), and for `ivf` and `hnsw` where
-nothing is deleted or filtered out. In four ways a shard of an approximate kind looks at no less than it would as a part of
-the whole, or at something else, so that near ties may fall differently there: each shard nominates its own candidates for
-exact re-scoring (`ivf_sq`, `ivf_pq`), so more of them are re-scored; it probes lists by the share of its own passages that are
-allowed; it falls back to looking at everything when its own result is short; and centroids are compared once per shard,
-though with the same outcome.
+Hits equal those of the whole index to the last bit for BM25 and the exact kind (`flat`), and for `ivf` and `hnsw` if nothing is
+deleted or filtered out. For approximate kinds near ties may be ordered differently, because a shard looks at no less than it
+would as a part of the whole index, or at something else: each shard nominates its own candidates for exact re-scoring (`ivf_sq`,
+`ivf_pq`), so more are re-scored; it probes lists by the share of its own passages that the filter allows; it falls back to a full
+scan if its own result is short; and centroids are compared once per shard, though with the same outcome.
 """
 
 from __future__ import annotations
@@ -46,41 +44,39 @@ from ragtune_ray.storage import checksums, filesystem
 
 __all__ = ["CountUnit", "EncodeUnit", "Job", "MergeUnit", "SearchUnit", "scatter_gather"]
 
-Summary = dict[str, Any]
-
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What the workers of all stages need to know."""
+    """What the workers of all stages need."""
 
     settings: config.Config
     version: str
     queries: str
-    """The staged queries."""
+    """URL of the staged queries."""
     num_units: int
-    """Units that the queries are divided into."""
+    """Number of units of queries."""
     top_k: int
     """Hits per query."""
     shards: tuple[tuple[int, ...], ...]
-    """Per shard the places of its segments in the version."""
+    """Per shard the positions of its segments in the version."""
     work: str
-    """Holds a directory per stage, `merge` excepted."""
+    """Contains a directory per stage, except `merge`."""
     hits: str
     """Directory of the last stage."""
 
     def stage(self, name: str) -> str:
-        """Directory of a stage; another division into shards has another one."""
+        """Directory of a stage; it depends on the division into shards."""
         if name == "encode":
             return filesystem.join(self.work, name)
         return filesystem.join(self.work, f"{name}-{checksums.digest(self.shards)[:16]}")
 
     def search_unit(self, shard: int, unit: int) -> int:
-        """Number of the unit of `search` that looks for a unit of queries in a shard: all of one shard stand together."""
+        """Number of the unit of `search` for a shard and a unit of queries; units of one shard are consecutive."""
         return shard * self.num_units + unit
 
     @property
     def mode(self) -> config.RetrievalMode:
-        """Which lists of hits are wanted."""
+        """Dense, lexical or both."""
         return self.settings.retrieval.mode
 
     @property
@@ -90,7 +86,7 @@ class Job:
         return retriever.list_depth(retrieval, self.top_k, reranks=bool(retrieval.reranker))
 
 
-def scatter_gather(job: Job, units: Sequence[dict[str, Any]]) -> tuple[list[Summary], list[Summary]]:
+def scatter_gather(job: Job, units: Sequence[dict[str, Any]]) -> tuple[list[stages.Summary], list[stages.Summary]]:
     """Run the four stages.
 
     Args:
@@ -98,13 +94,13 @@ def scatter_gather(job: Job, units: Sequence[dict[str, Any]]) -> tuple[list[Summ
         units: of queries.
 
     Returns:
-        the summaries of `merge`, which are those of plain retrieval, and of all stages.
+        The summaries of `merge`, which equal those of plain retrieval, and the summaries of all stages.
 
     Raises:
         stages.StageError: a stage failed.
     """
     encoded = _run(job, "encode", job.stage("encode"), EncodeUnit, units, holds_model=job.mode != "lexical")
-    counted: list[Summary] = []
+    counted: list[stages.Summary] = []
     if job.mode != "dense":
         numbered = [{"unit": number} for number in range(len(job.shards))]
         counted = _run(job, "count", job.stage("count"), CountUnit, numbered, holds_model=False)
@@ -120,7 +116,7 @@ def scatter_gather(job: Job, units: Sequence[dict[str, Any]]) -> tuple[list[Summ
 
 def _run(
     job: Job, name: str, directory: str, worker: type, units: Sequence[dict[str, Any]], *, holds_model: bool
-) -> list[Summary]:
+) -> list[stages.Summary]:
     cluster = job.settings.cluster
     if not holds_model:
         cluster = cluster.model_copy(update={"gpus_per_worker": 0.0})
@@ -130,13 +126,13 @@ def _run(
 
 @dataclass(frozen=True, slots=True)
 class _Encoded:
-    """What `encode` says of a unit of queries beside their vectors."""
+    """What `encode` records about a unit of queries, besides the vectors."""
 
     batches: list[int]
-    """Per query the number of the batch it was encoded in; -1 where it was not. What was encoded together is searched
-    together, as in retrieval from the whole index: the last bit of a matrix product depends on it."""
+    """Per query the number of its batch; -1 if it was not encoded. Queries encoded together are searched together, as in
+    retrieval from the whole index, because the last bit of a matrix product depends on the batch."""
     errors: list[str]
-    """Per query why it could not be encoded; "" where it was."""
+    """Per query why it could not be encoded; "" if it was."""
     tokens: list[str]
     """The distinct tokens of the unit, sorted; empty in dense mode."""
 
@@ -203,7 +199,7 @@ class EncodeUnit:
 
 
 class _OneShard:
-    """The shard that a worker has open; the one before it is dropped first."""
+    """Keeps at most one shard open."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
@@ -211,10 +207,10 @@ class _OneShard:
         self._opened: snapshot.Index | None = None
 
     def open(self, number: int, statistics: bm25.Statistics | None = None) -> snapshot.Index:
-        """A shard, the only one that is open."""
+        """Open a shard, after closing any other."""
         if self._opened is None or number != self._number:
             self._opened = None
-            gc.collect()  # an open index refers to itself where it remembers filters
+            gc.collect()  # an open index is part of a reference cycle (its filter cache)
             job = self._job
             self._opened = snapshot.open_index(
                 job.settings.workspace, job.version, shard=job.shards[number], statistics=statistics
@@ -224,7 +220,7 @@ class _OneShard:
 
 
 class CountUnit:
-    """An actor that counts in how many passages of a shard the tokens of all queries stand."""
+    """An actor that counts in how many passages of a shard each token of the queries occurs."""
 
     def __init__(self, job: Job) -> None:
         session.use_one_thread()
@@ -253,7 +249,7 @@ class CountUnit:
 
 
 def _read_statistics(job: Job) -> bm25.Statistics:
-    """Those of all shards together, never holding more than two of them."""
+    """The sum over all shards, with at most two of them in memory."""
     files = (stages.unit_file(job.stage("count"), number, "statistics") for number in range(len(job.shards)))
     each = (bm25.Statistics(**json.loads(filesystem.read_text(file))) for file in files)
     return functools.reduce(lambda one, other: bm25.add_statistics([one, other]), each)
@@ -296,7 +292,7 @@ class SearchUnit:
             return stages.commit_unit(directory, unit["unit"], files, started=started, ended=time.time())
 
     def _search(self, opened: snapshot.Index, unit: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-        """Scores and the shard's ordinals, (num_lists, num_queries, depth); empty for queries that were not encoded."""
+        """Scores and ordinals within the shard, (num_lists, num_queries, depth); -inf and -1 for queries not encoded."""
         job = self._job
         texts = [row.text for row in staged_queries.read_queries(job.queries, unit["start"], unit["stop"])]
         embedded = None
@@ -315,7 +311,7 @@ class SearchUnit:
 
 
 class MergeUnit:
-    """An actor that makes hits of what the shards hold for a unit of queries."""
+    """An actor that merges the results of all shards into hits."""
 
     def __init__(self, job: Job) -> None:
         session.use_one_thread()
@@ -347,12 +343,12 @@ class MergeUnit:
         return commit_hits(self._job.hits, unit["unit"], rows, found, cutoffs, started)
 
     def _files(self, unit: int, suffix: str) -> list[str]:
-        """The files of the search for a unit of queries, shard by shard."""
+        """The files that `search` wrote for a unit of queries, per shard."""
         numbers = [self._job.search_unit(shard, unit) for shard in range(len(self._job.shards))]
         return [stages.unit_file(self._job.stage("search"), number, suffix) for number in numbers]
 
     def _merged(self, unit: int) -> list[tuple[np.ndarray, np.ndarray]]:
-        """The lists of all shards as one; no more than one shard's are in memory beside it."""
+        """The merged lists of all shards; at most one shard's lists are in memory in addition."""
         best: list[tuple[np.ndarray, np.ndarray]] = []
         for file in self._files(unit, "npz"):
             found = _load(file)
@@ -367,14 +363,14 @@ class MergeUnit:
             )
         return best
 
-    def _passages(self, unit: int, wanted: np.ndarray) -> Callable[[str, np.ndarray], list[str]]:
-        """The columns of these passages, by ordinal."""
+    def _passages(self, unit: int, ordinals: np.ndarray) -> Callable[[str, np.ndarray], list[str]]:
+        """A function that returns a column of these passages by ordinal."""
         tables = []
         for file in self._files(unit, "parquet"):
             with filesystem.fetched(file) as path:
                 table = pq.read_table(path, page_checksum_verification=True)
-            tables.append(table.filter(pa.array(np.isin(np.asarray(table["ordinal"]), wanted))))
-        passages = pa.concat_tables(tables)  # shards and what was found in each are in the order of the ordinals
+            tables.append(table.filter(pa.array(np.isin(np.asarray(table["ordinal"]), ordinals))))
+        passages = pa.concat_tables(tables)  # already sorted by ordinal
         known = np.asarray(passages["ordinal"])
 
         def column(name: str, ordinals: np.ndarray) -> list[str]:

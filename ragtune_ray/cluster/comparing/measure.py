@@ -36,7 +36,7 @@ class Measured:
     rows: dict[str, schema.Answer]
     """query_id -> answer."""
     scores: scoring.PerQuery
-    manifest: dict[str, Any]
+    manifest: runs.RunManifest
     """Of its run of `answer`."""
     training: dict[str, Any] | None
     """The manifest of its tuned model."""
@@ -130,11 +130,11 @@ def measure(
     )
 
 
-def _answered(settings: config.Config, arm: config.Arm, evaluated: str) -> tuple[config.Config, str, dict[str, Any]]:
+def _answered(settings: config.Config, arm: config.Arm, evaluated: str) -> tuple[config.Config, str, runs.RunManifest]:
     """The arm's config with its own models, its run of `answer`, and the manifest of that run."""
     of_arm = arms.with_tuned_models(settings.with_values({"answer.arm": arm}))
     run = artifacts.read_manifest(evaluated)["runs"][arm]
-    manifest = artifacts.read_manifest(run)
+    manifest = runs.read_manifest(run)
     manifest["index_version"] = runs.living_version(of_arm.workspace, manifest)
     return of_arm, run, manifest
 
@@ -145,7 +145,7 @@ def _spread(queries: Sequence[schema.Query], count: int) -> list[schema.Query]:
     return [queries[place] for place in places]
 
 
-def _index_seconds(settings: config.Config, manifest: dict[str, Any]) -> list[dict[str, float]]:
+def _index_seconds(settings: config.Config, manifest: runs.RunManifest) -> list[dict[str, float]]:
     """Seconds and workers of the version answered from and its ancestors, oldest first, as far as they still exist."""
     name, found = manifest["index_version"], list[dict[str, float]]()
     while name and filesystem.exists(versions.version_url(settings.workspace, name)):
