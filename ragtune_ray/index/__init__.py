@@ -1,7 +1,7 @@
 """Turns passages and their embeddings into a versioned index, and queries into hits.
 
-In: passages and unit vectors. Out: immutable segments, versions that name them, and ranked hits.
-This room knows nothing of generators.
+In: passages and unit vectors. Out: immutable segments, versions that name them, and ranked hits. This room knows nothing
+of prompts, generators or Ray.
 """
 
 from ragtune_ray import RagtuneError

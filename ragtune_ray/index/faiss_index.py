@@ -1,18 +1,15 @@
-"""FAISS: choose, train, build, save, load.
+"""Chooses, trains, builds, saves and loads FAISS structures of unit vectors, float32 (num_vectors, dimension).
 
-In: unit vectors, float32, of shape (num_vectors, dimension). Out: FAISS structures in memory and on disk. The metric is the
-inner product, so scores are cosines in [-1, 1] and larger is better; FAISS distances never leave this module and
-`vectors`, which searches. It knows nothing of texts, models or Ray.
-
-The same vectors, kind and seed give the same bytes: each structure is trained and filled by one thread in one `add`, and
+The metric is the inner product, so scores are cosines in [-1, 1]; distances never leave this module and `vectors`, which
+searches. Equal vectors, kind and seed produce equal bytes: one thread trains and fills each structure in one `add`, and
 parallelism comes from building several at once.
 
 | kind | what is searched | exact scores from |
 |---|---|---|
 | `flat` | every vector | the structure |
 | `ivf` | the inverted lists nearest to the query (Sivic and Zisserman 2003) | the structure |
-| `ivf_sq` | ... holding 8-bit codes per dimension | `vectors.npy` beside it |
-| `ivf_pq` | ... holding product-quantised codes (Jegou et al. 2011) | `vectors.npy` beside it |
+| `ivf_sq` | the same, with 8-bit codes per dimension | `vectors.npy` |
+| `ivf_pq` | the same, with product-quantised codes (Jegou et al. 2011) | `vectors.npy` |
 | `hnsw` | a navigable small-world graph (Malkov and Yashunin 2018) | the structure |
 """
 
@@ -51,41 +48,41 @@ __all__ = [
 ConcreteKind = Literal["flat", "ivf", "ivf_sq", "ivf_pq", "hnsw"]
 
 FLAT_MAX_NUMBERS = 100_000 * 384
-"""Vectors times dimension up to which exact search answers in milliseconds, and an approximation would only lose recall."""
+"""Vectors times dimension up to which exact search takes milliseconds, so that an approximation only loses recall."""
 EXACT_KINDS: tuple[ConcreteKind, ...] = ("flat",)
 HNSW_NEIGHBORS = 32
 HNSW_CONSTRUCTION_EFFORT = 200
 TRAINING_VECTORS_PER_LIST = 32
 TRAINING_ITERATIONS = 8
 PLAIN_KMEANS_LISTS = 256
-"""Up to so many centroids k-means is run plainly; beyond, in two levels, for a fraction of the time and the same recall."""
+"""For more centroids, k-means runs in two levels, which takes a fraction of the time for the same recall."""
 TOP_LEVEL_SAMPLE = 256
 """Training vectors per cluster of the upper level of k-means."""
 PQ_DIMENSIONS = 4
-"""Dimensions that one 8-bit code of a product quantiser stands for."""
+"""Dimensions that one 8-bit code of a product quantiser covers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """What one vector of a kind takes."""
+    """Size of one vector of a kind."""
 
     memory_bytes: float
-    """Read by a search, so wanted in memory."""
+    """Bytes that searches read, which should be in memory."""
     disk_bytes: float
-    """Stored, vectors for exact re-scoring included."""
+    """Bytes stored, including the vector for exact re-scoring."""
 
 
 def choose_kind(kind: config.IndexKind, num_vectors: int, dimension: int, memory_bytes: int) -> ConcreteKind:
-    """The structure to build.
+    """Return the kind of structure to build.
 
-    `auto` is exact search while that takes milliseconds; beyond, inverted lists of 8-bit codes, or of product-quantised
-    codes where the former would not fit into the memory budget. Both are re-scored exactly.
+    `auto` is exact search while that takes milliseconds, then inverted lists of 8-bit codes or, if these exceed the
+    memory budget, of product-quantised codes. Both are re-scored exactly.
 
     Args:
         kind: from the config.
         num_vectors: of the whole index.
         dimension: of a vector.
-        memory_bytes: what the searched part of the index may take.
+        memory_bytes: budget for the searched part of the index.
 
     >>> [choose_kind("auto", n, 384, 2**30) for n in (1_000, 1_000_000, 10_000_000)]
     ['flat', 'ivf_sq', 'ivf_pq']
@@ -99,7 +96,7 @@ def choose_kind(kind: config.IndexKind, num_vectors: int, dimension: int, memory
 
 
 def footprint(kind: ConcreteKind, dimension: int) -> Footprint:
-    """Bytes per vector, centroids not counted.
+    """Return the bytes per vector, without centroids.
 
     >>> footprint("ivf_sq", 384)
     Footprint(memory_bytes=392, disk_bytes=1928)
@@ -116,18 +113,18 @@ def footprint(kind: ConcreteKind, dimension: int) -> Footprint:
             codes = _num_pq_codes(dimension) + 8
             return Footprint(codes, codes + exact)
         case "hnsw":
-            # Two neighbour lists' worth on the lowest level, a little on the others, and their offsets.
+            # Twice HNSW_NEIGHBORS links on the lowest level, a few on the others, and offsets.
             graph = 4 * HNSW_NEIGHBORS * 2 * (1 + 1 / HNSW_NEIGHBORS) + 16
             return Footprint(exact + graph, exact + graph)
 
 
 def is_quantized(kind: ConcreteKind) -> bool:
-    """Whether a segment of this kind keeps its vectors beside the structure, for exact re-scoring."""
+    """Return whether a segment of this kind also stores exact vectors, for re-scoring."""
     return kind in {"ivf_sq", "ivf_pq"}
 
 
 def num_lists(num_vectors: int) -> int:
-    """Inverted lists for so many vectors in the whole index: 4 times the square root, as FAISS's guidelines advise.
+    """Return the number of inverted lists for a whole index: 4 times the square root, as FAISS's guidelines advise.
 
     >>> num_lists(1_000_000)
     4000
@@ -136,22 +133,22 @@ def num_lists(num_vectors: int) -> int:
 
 
 def training_sample_size(kind: ConcreteKind, num_vectors: int) -> int:
-    """How many vectors `train` wants to see; 0 when the structure needs no training."""
+    """Return how many vectors `train` needs; 0 if the structure needs no training."""
     if kind in {"flat", "hnsw"}:
         return 0
-    # A product quantiser has 256 centroids of its own to learn for each code.
+    # A product quantiser also learns 256 centroids for each code.
     fewest = 256 * 39 if kind == "ivf_pq" else 0
     return min(num_vectors, max(fewest, TRAINING_VECTORS_PER_LIST * num_lists(num_vectors)))
 
 
 def train(kind: ConcreteKind, dimension: int, num_vectors: int, sample: np.ndarray, seed: int) -> Any:
-    """An empty FAISS index, its quantisers trained once on a sample, from which every segment is built.
+    """Train the empty FAISS structure from which every segment is built.
 
     Args:
-        kind: the structure.
-        dimension: length of a vector.
-        num_vectors: vectors of the whole index, over all segments.
-        sample: (training_sample_size, dimension) unit vectors; empty where none are needed.
+        kind: the kind of structure.
+        dimension: of a vector.
+        num_vectors: of the whole index.
+        sample: (training_sample_size, dimension) unit vectors; empty if no training is needed.
         seed: of k-means.
     """
     import faiss
@@ -179,31 +176,31 @@ def _inverted(kind: ConcreteKind, quantizer: Any, dimension: int, num_samples: i
     index: Any
     match kind:
         case "ivf_sq":
-            # Codes of whole vectors, not of residuals, and one range for all dimensions: they nominate as well, in two
-            # thirds of the time, since whole numbers are compared.
+            # Codes of vectors instead of residuals, with one range for all dimensions, have the same recall in two
+            # thirds of the time, because integers are compared.
             eight_bits = faiss.ScalarQuantizer.QT_8bit_uniform
             index = faiss.IndexIVFScalarQuantizer(quantizer, dimension, lists, eight_bits, metric, False)
         case "ivf_pq":
             bits = min(8, max(1, int(math.log2(num_samples))))
             index = faiss.IndexIVFPQ(quantizer, dimension, lists, _num_pq_codes(dimension), bits, metric)
-            # Whole vectors here too: FAISS would size a table for residuals that inner products do not use, and the limits
-            # under which files are read would have to allow for it.
+            # No residuals here either: FAISS would allocate a table that inner products do not use and that exceeds the
+            # limits in `load`.
             index.by_residual = False
         case _:
             index = faiss.IndexIVFFlat(quantizer, dimension, lists, metric)
-    # The structure owns its centroids from now on, on the side of C++ as well.
+    # From now on the structure owns its centroids, in C++ too.
     quantizer.this.disown()
     index.own_fields = True
     return index
 
 
 def _num_pq_codes(dimension: int) -> int:
-    """The most codes that divide the dimension evenly and stand for `PQ_DIMENSIONS` or more dimensions each."""
+    """Return the largest number of codes that divides the dimension into `PQ_DIMENSIONS` or more each."""
     return max(codes for codes in range(1, max(2, dimension // PQ_DIMENSIONS + 1)) if dimension % codes == 0)
 
 
 def _centroids(sample: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Centroids of spherical k-means, (count, dimension); many of them in two levels: clusters, and clusters in each."""
+    """Return the centroids of spherical k-means, (count, dimension); if many, of clusters within clusters."""
     if count <= PLAIN_KMEANS_LISTS:
         return _kmeans(sample, count, seed)
     import faiss
@@ -213,7 +210,7 @@ def _centroids(sample: np.ndarray, count: int, seed: int) -> np.ndarray:
     clusters = faiss.IndexFlatIP(sample.shape[1])
     clusters.add(_kmeans(np.ascontiguousarray(sample[::step]), num_clusters, seed))
     cluster = clusters.search(sample, 1)[1][:, 0]
-    # Each cluster gets centroids in proportion to its vectors; rounding the running total keeps the sum.
+    # Each cluster gets centroids in proportion to its vectors; rounding the cumulative sum preserves the total.
     shares = np.diff(np.round(np.cumsum(np.bincount(cluster, minlength=num_clusters)) * count / len(sample)), prepend=0)
     order = np.argsort(cluster, kind="stable")
     members = np.split(order, np.searchsorted(cluster[order], np.arange(1, num_clusters)))
@@ -236,10 +233,10 @@ def _kmeans(sample: np.ndarray, count: int, seed: int) -> np.ndarray:
 
 
 def build(trained: Any, vectors: np.ndarray) -> Any:
-    """A filled copy of a trained, empty structure.
+    """Return a copy of a trained, empty structure that contains the vectors.
 
     Raises:
-        IndexDataError: the vectors have another dimension, are not finite or not of length 1.
+        IndexDataError: a vector's dimension is wrong, or it is not finite or not of length 1.
     """
     import faiss
 
@@ -257,19 +254,19 @@ def save(structure: Any, path: Path) -> None:
 
 
 def load(path: Path, *, mmap: bool = False) -> Any:
-    """Read a FAISS structure whose file has been checked by `storage`.
+    """Read a FAISS structure from a local file whose checksum was verified.
 
     Args:
         path: a local file.
-        mmap: leave vectors, codes and graphs on disk until a search touches them.
+        mmap: memory-map vectors, codes and graphs.
 
     Raises:
-        IndexDataError: it is no FAISS file, or its header claims more than the file holds.
+        IndexDataError: the file is not a FAISS file, or its header claims more than the file contains.
     """
     import faiss
 
-    # A forged header could ask for any amount of memory: nothing inside may be larger than the file itself, and whatever
-    # FAISS allocates one by one (inverted lists) takes eight bytes or more there.
+    # A forged header could request any amount of memory. Nothing may be larger than the file, and each item of a loop
+    # (an inverted list) takes at least eight bytes in it.
     faiss.set_deserialization_vector_byte_limit(path.stat().st_size)
     faiss.set_deserialization_loop_limit(max(1, path.stat().st_size // 8))
     try:
@@ -277,21 +274,21 @@ def load(path: Path, *, mmap: bool = False) -> Any:
     except RuntimeError as error:
         raise IndexDataError(f"{path}: is not a readable FAISS index ({str(error).splitlines()[0]})") from error
     if isinstance(structure, faiss.IndexIVF):
-        # Mapped lists are not read here, so FAISS does not notice when the file ends before they do.
+        # FAISS does not read mapped lists here, so it does not notice that the file is too short for them.
         claimed = structure.ntotal * (structure.code_size + 8) + 4 * structure.nlist * structure.d
         if claimed > path.stat().st_size:
             raise IndexDataError(
-                f"{path}: is not a readable FAISS index (its lists hold {claimed:,} bytes, the file "
-                f"{path.stat().st_size:,})"
+                f"{path}: is not a readable FAISS index (its lists need {claimed:,} bytes, the file "
+                f"has {path.stat().st_size:,})"
             )
     return structure
 
 
 def kind_of(structure: Any) -> ConcreteKind:
-    """The kind of a FAISS structure.
+    """Return the kind of a FAISS structure.
 
     Raises:
-        IndexDataError: it is none that this module builds.
+        IndexDataError: this module does not build such structures.
     """
     import faiss
 
@@ -306,37 +303,37 @@ def kind_of(structure: Any) -> ConcreteKind:
         if isinstance(structure, kind):
             return name
     raise IndexDataError(
-        f"a FAISS structure of type {type(structure).__name__} is none of {[name for _, name in kinds]}"
+        f"a FAISS structure of type {type(structure).__name__} is not one of {[name for _, name in kinds]}"
     )
 
 
-def stored_vectors(structure: Any, beside: np.ndarray | None) -> np.ndarray:
-    """The vectors of a segment bit for bit, (num_vectors, dimension) float32, in the order they were added.
+def stored_vectors(structure: Any, exact: np.ndarray | None) -> np.ndarray:
+    """Return the exact vectors of a segment, (num_vectors, dimension) float32, in the order of addition.
 
     Args:
         structure: of the segment.
-        beside: its `vectors.npy`, which quantised kinds have.
+        exact: its `vectors.npy`, which quantised kinds have; else None.
     """
-    if beside is not None:
-        return np.asarray(beside)
+    if exact is not None:
+        return np.asarray(exact)
     vectors: np.ndarray = structure.reconstruct_n(0, structure.ntotal)
     return vectors
 
 
 def _checked(vectors: np.ndarray, dimension: int) -> np.ndarray:
-    """FAISS takes NaN without a word and then never finds the row, and answers a wrong dimension with a bare assertion."""
+    """Check vectors that FAISS accepts but never finds (NaN) or refuses with a bare assertion (wrong dimension)."""
     if vectors.ndim != 2 or vectors.shape[1] != dimension:
-        raise IndexDataError(f"vectors have shape {vectors.shape}, the index holds dimension {dimension}")
+        raise IndexDataError(f"vectors have shape {vectors.shape}, the index has dimension {dimension}")
     norms = np.linalg.norm(vectors, axis=1)
     wrong = np.flatnonzero(~(np.abs(norms - 1) < 1e-3))
     if len(wrong):
-        raise IndexDataError(f"vector {wrong[0]} has length {norms[wrong[0]]}, every vector must have length 1")
+        raise IndexDataError(f"vector {wrong[0]} has length {norms[wrong[0]]}; it must have length 1")
     return np.ascontiguousarray(vectors, dtype=np.float32)
 
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """FAISS computes on one thread in this block: sums in one order, so that the bytes do not depend on the machine."""
+    """Run FAISS on one thread in this block, so that sums have one order and bytes do not depend on the machine."""
     import faiss
 
     threads = faiss.omp_get_max_threads()

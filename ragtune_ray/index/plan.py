@@ -1,12 +1,10 @@
-"""What indexing a corpus would take: documents, passages, bytes, time and money, from a probe of some of it.
+"""Estimates what indexing a corpus would take (passages, bytes, time and money) without building an index.
 
-In: a config that names a corpus and an encoder. Out: an artifact `runs/plan-CORPUS-SETTINGS` with `plan.json`; nothing of an
-index is built. About 200 documents, spread over the input, are read, chunked, embedded and indexed in this process on one thread;
-totals are ratios to what is known exactly of the whole (files, bytes of lines, rows), with a bootstrap interval over the pieces
-that were read. This module knows nothing of Ray.
+In: a config that names a corpus and an encoder. Out: an artifact `runs/plan-CORPUS-SETTINGS` with `plan.json`.
 
-Times are those of this machine's cores, work divided by workers. What is searched among inverted lists grows with the index, so
-that part is counted in inner products, whose cost is measured. Writing files and a network are not in them.
+The estimates extrapolate from a `probe` of about 200 documents. Times are for cores like this machine's: the work divided
+by the number of workers. Comparing vectors with inverted lists takes longer the larger the index is, so that part is
+counted in inner products of measured cost. Writing files and network transfers are not included.
 """
 
 from __future__ import annotations
@@ -38,18 +36,18 @@ __all__ = [
 ]
 
 PLAN_FORMAT = 1
-"""Part of a plan's identity: raise it when the same input would give other numbers."""
+"""Part of a plan's identity: raise it when the same input would lead to other numbers."""
 RAY_START_SECONDS = 10.0
-"""A local Ray, and the workers of its stages; measured on two busy cores."""
+"""Start of a local Ray and the workers of its stages, measured on two busy cores."""
 PQ_CENTROIDS, PQ_ITERATIONS = 256, 25
 GIBIBYTE = 2**30
 
 
 def planned_for(workspace: str, corpus: str) -> versions.PlannedFacts | None:
-    """The newest plan of this corpus: its `documents`, `passages`, `seconds` and `disk_bytes`; None: there is no sound one.
+    """Return the totals of the newest plan of a corpus; None if there is no sound plan.
 
     Args:
-        workspace: where plans stand.
+        workspace: the workspace whose plans are searched.
         corpus: from `versions.planned_corpus_id`.
     """
     runs = filesystem.join(workspace, "runs")
@@ -63,7 +61,7 @@ def planned_for(workspace: str, corpus: str) -> versions.PlannedFacts | None:
 
 
 def outcome_line(planned: versions.PlannedFacts, manifest: versions.IndexManifest, num_embedded: int) -> str:
-    """One line that puts what was planned beside what happened.
+    """Return a line that compares a plan with the actual build.
 
     Args:
         planned: from `planned_for`.
@@ -79,7 +77,7 @@ def outcome_line(planned: versions.PlannedFacts, manifest: versions.IndexManifes
 
 
 def plan_index(settings: config.Config) -> str:
-    """Probe the corpus and publish what indexing it would take; a finished plan of the same input and settings is returned.
+    """Probe the corpus and publish a plan, unless there is one for the same input and settings.
 
     Args:
         settings: workspace, seed, corpus, chunking, encoder, index, cluster and prices are used.
@@ -88,10 +86,10 @@ def plan_index(settings: config.Config) -> str:
         The plan's directory.
 
     Raises:
-        config.ConfigError: no corpus is named.
-        inputs.InputError: the corpus cannot be read at all.
-        PlanError: nothing in the probe is a document.
-        models.ModelError: the encoder cannot be had.
+        ConfigError: `corpus.path` is empty.
+        InputError: the corpus cannot be read.
+        PlanError: the probe found no document.
+        ModelError: the encoder is not available.
     """
     if not settings.corpus.path:
         raise config.ConfigError("corpus.path is empty; name a folder or file of documents")
@@ -103,7 +101,7 @@ def plan_index(settings: config.Config) -> str:
     rest = [PLAN_FORMAT, _cores(), settings.model_dump(mode="json", include=set(sections))]
     url = filesystem.join(settings.workspace, "runs", f"plan-{corpus}-{checksums.digest(rest)[:8]}")
     if artifacts.is_finished(url):
-        progress.say("plan: this plan is already finished; here it is again")
+        progress.say("plan: this plan is already finished; nothing to do")
         return url
     estimated = estimate(settings, plan, probe(settings, plan), plan_seconds)
     staging = artifacts.stage(url)
@@ -121,10 +119,10 @@ def plan_index(settings: config.Config) -> str:
 
 
 def read_plan(url: str) -> dict[str, Any]:
-    """The numbers of a plan.
+    """Read a plan.
 
     Raises:
-        storage.ArtifactError: there is no plan, or it is damaged.
+        ArtifactError: the plan is missing or damaged.
     """
     path = artifacts.open_artifact(url, "plan").path
     found: dict[str, Any] = json.loads((path / "plan.json").read_text(encoding="utf-8"))
@@ -132,13 +130,13 @@ def read_plan(url: str) -> dict[str, Any]:
 
 
 def estimate(settings: config.Config, plan: input_units.Plan, measured: Probe, plan_seconds: float) -> dict[str, Any]:
-    """What indexing the whole corpus would take, as JSON values.
+    """Estimate what indexing the whole corpus would take, as JSON values.
 
     Args:
         settings: of the build.
         plan: of the input.
-        measured: on a part of it.
-        plan_seconds: that making the plan took: a build does that too.
+        measured: the probe of a part of it.
+        plan_seconds: time to plan the input, which a build takes too.
     """
     found_totals = totals(measured.pieces, measured.sizes, settings.seed)
     count = int(found_totals["passages"]["value"])
@@ -187,7 +185,7 @@ def _corpus(settings: config.Config, plan: input_units.Plan) -> dict[str, Any]:
 
 
 def _bytes(measured: Probe, count: int) -> dict[str, int]:
-    # A vocabulary grows as the square root of its text, about (Heaps 1978).
+    # A vocabulary grows roughly with the square root of its text (Heaps 1978).
     words = measured.vocabulary_bytes * math.sqrt(max(1.0, count / measured.num_passages))
     return {
         "text": round(measured.text_bytes * count),
@@ -204,7 +202,7 @@ def _footprint(kind: faiss_index.ConcreteKind, dimension: int, count: int) -> di
 def _disk(
     settings: config.Config, kind: faiss_index.ConcreteKind, dimension: int, count: int, sizes: Mapping[str, int]
 ) -> dict[str, Any]:
-    """Bytes on disk while and after the index is built, and bytes that are free."""
+    """Return the bytes on disk during and after the build, and the free bytes."""
     finished = _footprint(kind, dimension, count)["disk_bytes"] + sizes["text"] + sizes["postings"]
     embedded = sizes["vectors"] + 8 * count
     return {
@@ -217,11 +215,11 @@ def _disk(
 
 
 def _seconds(measured: Probe, totals: Mapping[str, Mapping[str, Any]], workers: Mapping[str, int]) -> dict[str, float]:
-    """Seconds per stage: the work over the workers that can share it."""
+    """Return the seconds per stage: its work divided by the workers that can share it."""
     count = int(totals["passages"]["value"])
     alone, shared = _products(measured.kind, count)
     add_seconds = measured.add_seconds
-    if measured.kind == "hnsw":  # the way to a vector's neighbours grows with the logarithm
+    if measured.kind == "hnsw":  # the path to a vector's neighbours grows logarithmically
         add_seconds *= max(1.0, math.log(max(2, count)) / math.log(max(2, measured.num_passages)))
     segment = count * (measured.lexical_seconds + add_seconds) + shared * measured.product_seconds
     seconds = {
@@ -234,7 +232,7 @@ def _seconds(measured: Probe, totals: Mapping[str, Mapping[str, Any]], workers: 
 
 
 def _products(kind: faiss_index.ConcreteKind, count: int) -> tuple[float, float]:
-    """Inner products to train a structure, as one task, and to assign vectors to lists, which segments share."""
+    """Return the inner products to train a structure (one task) and to assign vectors to lists (parallel)."""
     if kind in {"flat", "hnsw"} or count < 1:
         return 0.0, 0.0
     lists, drawn = faiss_index.num_lists(count), faiss_index.training_sample_size(kind, count)
@@ -244,14 +242,14 @@ def _products(kind: faiss_index.ConcreteKind, count: int) -> tuple[float, float]
         top = math.isqrt(lists)
         upper = min(drawn, top * faiss_index.TOP_LEVEL_SAMPLE) * top * faiss_index.TRAINING_ITERATIONS + drawn * top
         training = upper + drawn * lists / top * faiss_index.TRAINING_ITERATIONS
-    if kind == "ivf_pq":  # each code's quantiser covers its dimensions: together they are whole inner products
+    if kind == "ivf_pq":  # the quantisers of all codes together compute whole inner products
         training += min(drawn, PQ_CENTROIDS * PQ_CENTROIDS) * PQ_CENTROIDS * PQ_ITERATIONS
         return training, float(count) * (lists + PQ_CENTROIDS)
     return training, float(count) * lists
 
 
 def costs(settings: config.Config, workers: int, total_seconds: float, index_bytes: int) -> dict[str, Any]:
-    """Hours that the workers are held, and what they and storing the index cost; None where a price is not known."""
+    """Return the hours of the workers, and what they and the index's storage cost; None if a price is not set."""
     prices = settings.prices
     core_hours = workers * total_seconds / 3600
     gpu_hours = core_hours * settings.cluster.gpus_per_worker
@@ -267,7 +265,7 @@ def costs(settings: config.Config, workers: int, total_seconds: float, index_byt
 
 
 def _described(measured: Probe) -> dict[str, Any]:
-    """The probe in plain numbers; rates are per second and worker."""
+    """Describe the probe; rates are per second and worker."""
     documents = sum(piece.documents for piece in measured.pieces)
     probed = sum(piece.size for piece in measured.pieces)
     return {
@@ -290,27 +288,27 @@ def _warnings(settings: config.Config, measured: Probe, found: Mapping[str, Any]
     disk = found["disk"]
     if disk["free"] is not None and disk["free"] < disk["needed"]:
         warnings.append(
-            f"the disk of workspace {settings.workspace} has {disk['free']:,} bytes free, the build needs about "
-            f"{disk['needed']:,}: free some, or name another workspace"
+            f"the disk of workspace {settings.workspace} has {disk['free']:,} bytes free, but the build needs about "
+            f"{disk['needed']:,}; free some space, or set another workspace"
         )
     if found["kinds"][found["kind"]]["memory_bytes"] > settings.index.memory_bytes:
         warnings.append(
-            f"index.kind {found['kind']} is searched in more than index.memory_bytes ({settings.index.memory_bytes:,}); "
-            f"auto would choose {found['auto_kind']}"
+            f"index.kind {found['kind']} needs more memory than index.memory_bytes ({settings.index.memory_bytes:,}); auto "
+            f"would choose {found['auto_kind']}"
         )
     if found["corpus"]["num_rejected_files"]:
-        warnings.append(f"{found['corpus']['num_rejected_files']:,} files cannot be read at all and are left out")
+        warnings.append(f"{found['corpus']['num_rejected_files']:,} files cannot be read and are left out")
     if measured.rejects:
         warnings.append(
-            f"{len(measured.rejects):,} of what was probed is rejected; the first: {found['probe']['first_reject']}"
+            f"{len(measured.rejects):,} probed inputs are rejected; the first: {found['probe']['first_reject']}"
         )
     if settings.cluster.gpus_per_worker and measured.device == "cpu":
-        warnings.append("cluster.gpus_per_worker wants GPUs, but the probe ran on a CPU: embedding will be quicker")
+        warnings.append("cluster.gpus_per_worker asks for GPUs, but the probe ran on a CPU; embedding will be faster")
     return warnings
 
 
 def _workers(settings: config.Cluster) -> tuple[int, str]:
-    """How many workers a build on a machine like this has, and where the number is from."""
+    """Return the number of workers of a build on a machine like this, and where the number comes from."""
     if settings.encoder_workers:
         return settings.encoder_workers, "cluster.encoder_workers"
     torch = sys.modules.get("torch")

@@ -1,8 +1,7 @@
-"""A probe of a corpus: some of it read, chunked, embedded and indexed in this process, each step timed.
+"""Reads, chunks, embeds and indexes a small part of a corpus on one thread, and measures each step.
 
-In: a config and the plan of an input. Out: a `Probe`: what was in the parts that were read, and what each step took on one
-thread; and totals of the whole, as ratios to what is known of it exactly (files, bytes of lines, rows), with a bootstrap
-interval over the parts. This module knows nothing of workers, prices or Ray.
+Totals of the whole corpus are ratios to its exactly known size (files, bytes of lines, or rows), with a bootstrap
+interval over the parts that were read.
 """
 
 from __future__ import annotations
@@ -31,31 +30,37 @@ __all__ = ["Piece", "PlanError", "Probe", "probe", "sizes", "totals"]
 
 PROBE_DOCUMENTS = 200
 PROBE_CHARACTERS = 8 * 2**20
-"""Once so much is read the probe ends, whatever the number of documents."""
+"""The probe ends after this many characters, even if they are in few documents."""
 PROBE_PASSAGES = 512
-"""Passages that are embedded and indexed."""
+"""Limit on the passages that are embedded and indexed."""
 FEWEST_PIECES = 4
 HEAD_CHARACTERS = 2**18
-"""Of a longer document only the head is chunked, and the rest taken to be alike."""
+"""Only this much of a document is chunked; the rest is assumed to be alike."""
 LINES_AT_ONCE, ROWS_AT_ONCE = 5, 25
 RESAMPLES, CONFIDENCE = 1_000, 0.95
 
 Read = tuple[str, float, list[schema.Document]]
-"""Format and size of a stretch of the input, and its documents."""
+"""Format and size of a part of the input, and its documents."""
 
 
 class PlanError(RagtuneError, ValueError):
-    """Nothing can be said of this corpus; the message names what was read and the next step."""
+    """The corpus cannot be planned; the message names what was read and the next step."""
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A stretch of the input that was read: how large it is in what is known of the whole, and what was in it."""
+    """A part of the input that was read, and what it contains.
+
+    Attributes:
+        stratum: format of the input.
+        size: files, bytes of lines (jsonl) or rows (parquet, squad).
+        documents: number of documents.
+        passages: number of passages; of long documents, an estimate.
+        characters: number of characters.
+    """
 
     stratum: str
-    """Format of the input it stands for."""
     size: float
-    """Files, bytes of lines (jsonl) or rows (parquet, squad)."""
     documents: int
     passages: float
     characters: int
@@ -63,49 +68,57 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """What was measured on a part of the corpus, on one thread."""
+    """What was measured on a part of the corpus, on one thread.
+
+    Attributes:
+        pieces: the parts that were read.
+        sizes: size of the whole input per format.
+        num_passages: passages that were embedded and indexed.
+        rejects: rejected inputs.
+        dimension: of the vectors.
+        device: on which the encoder ran.
+        passage_characters: mean length of a passage.
+        text_bytes: per passage, its stored row with ids, title and metadata.
+        postings_bytes: per passage, without the vocabulary.
+        vocabulary_bytes: of all words in the probe.
+        load_seconds: to load the encoder.
+        read_seconds: per character, to read and chunk.
+        embed_seconds: per passage.
+        lexical_seconds: per passage.
+        kind: of the whole index.
+        add_seconds: per passage, for a structure of this kind (ivf_sq for ivf_pq) with the probe's passages.
+        product_seconds: per inner product of two vectors.
+    """
 
     pieces: tuple[Piece, ...]
     sizes: Mapping[str, float]
-    """Per format, the size of the whole input."""
     num_passages: int
-    """That were embedded and indexed."""
     rejects: tuple[schema.Reject, ...]
     dimension: int
     device: str
     passage_characters: float
     text_bytes: float
-    """Per passage: its row as it is stored, ids, title and metadata included."""
     postings_bytes: float
-    """Per passage, the vocabulary not counted."""
     vocabulary_bytes: float
-    """Of all words of the probe."""
     load_seconds: float
-    """Until the encoder is loaded."""
     read_seconds: float
-    """Per character: read and chunked."""
     embed_seconds: float
-    """Per passage."""
     lexical_seconds: float
-    """Per passage."""
     kind: faiss_index.ConcreteKind
-    """That the whole index will have."""
     add_seconds: float
-    """Per passage, into a structure of this kind (of ivf_sq for ivf_pq) as small as the probe."""
     product_seconds: float
-    """Per inner product of two vectors."""
 
 
 def probe(settings: config.Config, plan: input_units.Plan) -> Probe:
     """Read, chunk, embed and index a part of the corpus on one thread, and time each step.
 
     Raises:
-        PlanError: nothing in the probe is a document, or no passage has a finite vector.
+        PlanError: the probe found no document, or no passage has a finite vector.
     """
     from ragtune_ray.models.encoder import load_encoder, load_token_counter
 
     started = time.perf_counter()
-    # Without GPUs of their own, workers see none, whatever this machine has.
+    # Workers without GPUs of their own use none, even if this machine has some.
     encoder = load_encoder(settings.encoder, "auto" if settings.cluster.gpus_per_worker else "cpu")
     load_seconds = time.perf_counter() - started
     counter = load_token_counter(settings.encoder)
@@ -115,8 +128,8 @@ def probe(settings: config.Config, plan: input_units.Plan) -> Probe:
         if not documents:
             first = f" (the first: {rejects[0].place}: {rejects[0].reason})" if rejects else ""
             raise PlanError(
-                f"{settings.corpus.path}: nothing to plan, none of {len(rejects):,} inputs that were read is a document{first}; "
-                "repair the input or name another corpus.path"
+                f"{settings.corpus.path}: nothing to plan: none of the {len(rejects):,} inputs that were read is a document"
+                f"{first}; repair the input or set another corpus.path"
             )
         pieces, passages, chunk_seconds = _chunk(settings, counter, read)
         count = totals(pieces, sizes(plan), settings.seed)["passages"]["value"]
@@ -139,7 +152,7 @@ def probe(settings: config.Config, plan: input_units.Plan) -> Probe:
 def _chunk(
     settings: config.Config, counter: TokenCounter, read: Sequence[Read]
 ) -> tuple[tuple[Piece, ...], list[schema.Passage], float]:
-    """The pieces with their passages counted, the passages, and seconds per character."""
+    """Return the pieces with their passages counted, the passages, and the seconds per character."""
     documents = [document for _, _, members in read for document in members]
     heads = [dataclasses.replace(each, text=each.text[:HEAD_CHARACTERS]) for each in documents]
     size = settings.chunking.size_tokens - counter.num_added_tokens
@@ -157,10 +170,10 @@ def _chunk(
 def _measure(
     settings: config.Config, encoder: Encoder, kind: faiss_index.ConcreteKind, passages: Sequence[schema.Passage]
 ) -> dict[str, Any]:
-    """Bytes and seconds of what follows chunking, as fields of `Probe`."""
+    """Measure the steps after chunking; return fields of `Probe`."""
     count = len(passages)
     texts = [passage.text for passage in passages]
-    encoder.encode_passages(texts[:8])  # the first call sets things up
+    encoder.encode_passages(texts[:8])  # warm up
     batch = settings.encoder.unit_passages
     started = time.perf_counter()
     vectors = np.concatenate([encoder.encode_passages(texts[i : i + batch]) for i in range(0, count, batch)])
@@ -171,7 +184,7 @@ def _measure(
     vectors = vectors[np.isfinite(vectors).all(axis=1)]
     if not len(vectors):
         raise PlanError(
-            f"encoder.model {settings.encoder.model!r} gave no finite vector for any of {count} passages; name another"
+            f"encoder.model {settings.encoder.model!r} returned no finite vector for any of {count} passages; set another model"
         )
     add_seconds, product_seconds = _time_structure(vectors, kind, settings.seed)
     return {
@@ -188,8 +201,8 @@ def _measure(
 
 
 def _time_structure(vectors: np.ndarray, kind: faiss_index.ConcreteKind, seed: int) -> tuple[float, float]:
-    """Seconds per vector to fill a structure, and per inner product."""
-    # Product quantisers want more vectors than a probe has; what they add to ivf_sq is counted in inner products.
+    """Return the seconds per vector to fill a structure, and per inner product."""
+    # Product quantisers need more vectors than a probe has; their additional work is counted in inner products.
     trained = faiss_index.train("ivf_sq" if kind == "ivf_pq" else kind, vectors.shape[1], len(vectors), vectors, seed)
     started = time.perf_counter()
     faiss_index.build(trained, vectors)
@@ -205,15 +218,15 @@ def _time_structure(vectors: np.ndarray, kind: faiss_index.ConcreteKind, seed: i
 
 
 def _read(settings: config.Config, plan: input_units.Plan) -> tuple[list[Read], list[schema.Reject], float]:
-    """Stretches of every format with their documents, what was rejected, and the seconds that reading took."""
+    """Return parts of every format with their documents, the rejects, and the seconds that reading took."""
     read: list[Read] = []
     rejects: list[schema.Reject] = []
     whole = sizes(plan)
-    wanted = max(FEWEST_PIECES, PROBE_DOCUMENTS // len(whole))
+    num_documents = max(FEWEST_PIECES, PROBE_DOCUMENTS // len(whole))
     seconds = 0.0
     for stratum in whole:
         items = num_pieces = characters = 0
-        for part in _parts([unit for unit in plan.units if unit.format == stratum], settings.seed, wanted):
+        for part in _parts([unit for unit in plan.units if unit.format == stratum], settings.seed, num_documents):
             started = time.perf_counter()
             found = list(readers.read_documents(part, settings.corpus.max_document_bytes))
             seconds += time.perf_counter() - started
@@ -222,13 +235,13 @@ def _read(settings: config.Config, plan: input_units.Plan) -> tuple[list[Read], 
             read.append((stratum, _size(part), documents))
             num_pieces, items = num_pieces + 1, items + len(found)
             characters += sum(len(document.text) for document in documents)
-            if items >= wanted or (characters >= PROBE_CHARACTERS // len(whole) and num_pieces >= FEWEST_PIECES):
+            if items >= num_documents or (characters >= PROBE_CHARACTERS // len(whole) and num_pieces >= FEWEST_PIECES):
                 break
     return read, rejects, seconds
 
 
 def sizes(plan: input_units.Plan) -> dict[str, float]:
-    """Per format, how much of it there is: files, bytes of lines (jsonl) or rows (parquet, squad)."""
+    """Return the size of the input per format: files, bytes of lines (jsonl) or rows (parquet, squad)."""
     found: dict[str, float] = {}
     for unit in plan.units:
         found[unit.format] = found.get(unit.format, 0.0) + _size(unit)
@@ -239,24 +252,24 @@ def _size(unit: input_units.Unit) -> float:
     return float(len(unit.paths) if unit.format == "files" else unit.stop - unit.start)
 
 
-def _parts(units: Sequence[input_units.Unit], seed: int, wanted: int) -> Iterator[input_units.Unit]:
-    """Small parts of units of one format, none twice, evenly spread over the whole wherever one stops taking them."""
+def _parts(units: Sequence[input_units.Unit], seed: int, num_documents: int) -> Iterator[input_units.Unit]:
+    """Yield small, distinct parts of units of one format; the first n are evenly spread, for every n."""
     form = units[0].format
     if form == "files":
         files = [dataclasses.replace(unit, paths=(path,)) for unit in units for path in unit.paths]
         yield from (files[number] for number in _spread(len(files), seed))
         return
     total = sum(map(_size, units))
-    slot = max(4096.0, total / (2 * wanted)) if form == "jsonl" else max(ROWS_AT_ONCE, total / 40)
+    slot = max(4096.0, total / (2 * num_documents)) if form == "jsonl" else max(ROWS_AT_ONCE, total / 40)
     slots = [
         (unit, unit.start + number * (unit.stop - unit.start) // count, number, count)
         for unit in units
         for count in [max(1, round(_size(unit) / slot))]
         for number in range(count)
     ]
-    num_lines = max(LINES_AT_ONCE, math.ceil(wanted / len(slots)))
-    for place in _spread(len(slots), seed):
-        unit, start, number, count = slots[place]
+    num_lines = max(LINES_AT_ONCE, math.ceil(num_documents / len(slots)))
+    for position in _spread(len(slots), seed):
+        unit, start, number, count = slots[position]
         stop = unit.start + (number + 1) * (unit.stop - unit.start) // count
         if form == "jsonl":
             part = _whole_lines(unit, start, stop, num_lines)
@@ -267,14 +280,14 @@ def _parts(units: Sequence[input_units.Unit], seed: int, wanted: int) -> Iterato
 
 
 def _spread(count: int, seed: int) -> list[int]:
-    """The numbers below `count` in an order whose every beginning is evenly spread (Weyl's sequence of the golden ratio)."""
+    """Order the numbers below `count` so that every prefix is evenly spread (Weyl sequence of the golden ratio)."""
     offset = np.random.default_rng(seed).random()
     order: list[int] = np.argsort((offset + np.arange(count) * ((math.sqrt(5) - 1) / 2)) % 1, kind="stable").tolist()
     return order
 
 
 def _whole_lines(unit: input_units.Unit, start: int, stop: int, num_lines: int) -> input_units.Unit | None:
-    """The first lines of a unit that begin in [start, stop); None where none does."""
+    """Return a unit of the first lines that begin in [start, stop); None if no line does."""
     with inputs.open_file(unit.paths[0]) as raw:
         raw.seek(max(unit.start, start - 1))
         file = io.BufferedReader(raw, 2**16)
@@ -292,7 +305,7 @@ def _whole_lines(unit: input_units.Unit, start: int, stop: int, num_lines: int) 
 
 
 def _line_bytes(file: io.BufferedReader, limit: int) -> int:
-    """Bytes to the end of the line, at most `limit`."""
+    """Return the bytes to the end of the line, at most `limit`."""
     size = 0
     while size < limit and (data := file.readline(min(limit - size, inputs.BLOCK_BYTES))):
         size += len(data)
@@ -303,7 +316,7 @@ def _line_bytes(file: io.BufferedReader, limit: int) -> int:
 
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
-    """Tokenisers, torch and FAISS compute on one thread in this block, as each worker does."""
+    """Run tokenisers, torch and FAISS on one thread in this block, as each worker does."""
     before = os.environ.get("TOKENIZERS_PARALLELISM")
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     torch = sys.modules.get("torch")
@@ -322,7 +335,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def totals(pieces: Sequence[Piece], whole: Mapping[str, float], seed: int) -> dict[str, dict[str, Any]]:
-    """Documents, passages and characters of the whole, each with the ends of its interval (None: one piece tells of none)."""
+    """Estimate documents, passages and characters of the whole, with intervals (None if a format has only one piece)."""
     names = ["documents", "passages", "characters"]
     value, seen, spread = np.zeros(3), np.zeros(3), np.zeros((RESAMPLES, 3))
     is_known = True
@@ -337,7 +350,7 @@ def totals(pieces: Sequence[Piece], whole: Mapping[str, float], seed: int) -> di
         estimated = parts.sum(axis=0) / sizes.sum() * size
         rows = random.integers(len(members), size=(RESAMPLES, len(members)))
         drawn = parts[rows].sum(axis=1) / sizes[rows].sum(axis=1, keepdims=True) * size
-        # What was read is known: only the rest is drawn.
+        # What was read is known, so only the rest varies.
         spread += (drawn - estimated) * math.sqrt(1 - share)
         value, seen = value + estimated, seen + parts.sum(axis=0)
         is_known = is_known and (len(members) > 1 or share == 1.0)
@@ -345,9 +358,9 @@ def totals(pieces: Sequence[Piece], whole: Mapping[str, float], seed: int) -> di
     low, high = np.maximum(seen, value + ends[0]), np.maximum(seen, value + ends[1])
     return {
         name: {
-            "value": round(float(value[place])),
-            "low": round(float(low[place])) if is_known else None,
-            "high": round(float(high[place])) if is_known else None,
+            "value": round(float(value[column])),
+            "low": round(float(low[column])) if is_known else None,
+            "high": round(float(high[column])) if is_known else None,
         }
-        for place, name in enumerate(names)
+        for column, name in enumerate(names)
     }

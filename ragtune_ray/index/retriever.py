@@ -1,10 +1,7 @@
-"""Queries to hits: dense, lexical or both fused, optionally reranked.
+"""Retrieves hits for queries: dense, lexical, or both fused, and optionally reranked.
 
-In: query texts and an open index. Out: ranked `Hit` records and their passages. This module knows nothing of prompts,
-answers or Ray.
-
-Fusion is by reciprocal rank (Cormack, Clarke and Buettcher 2009): a passage scores the sum of 1 / (constant + rank) over the
-lists that hold it, so cosines and BM25 scores need no common scale.
+Fusion is by reciprocal rank (Cormack, Clarke and Buettcher 2009): a passage's score is the sum of 1 / (constant + rank)
+over the lists that contain it, so cosines and BM25 scores need no common scale.
 """
 
 from __future__ import annotations
@@ -38,21 +35,21 @@ __all__ = [
 ]
 
 Ranked: TypeAlias = tuple[np.ndarray, np.ndarray]
-"""Scores (num_queries, depth) float32 and passage ordinals, best first; -inf and -1 where there is no hit."""
+"""Scores (float32) and passage ordinals, each (num_queries, depth), best first; missing hits are -inf and -1."""
 Column: TypeAlias = Callable[[str, np.ndarray], list[str]]
-"""From a column of `Passage` and ordinals to its values there."""
+"""Returns the values of a column of `Passage` at given ordinals."""
 
 
 def open_retriever(settings: config.Config, version: str | None = None, device: str = "auto") -> Retriever:
-    """The retriever that a config describes, on one index version.
+    """Open the retriever that a config describes, on one index version.
 
     Args:
-        settings: the whole tree; workspace, encoder and retrieval are used.
-        version: None takes the current version of the workspace.
+        settings: workspace, index, encoder and retrieval are used.
+        version: the version's name; None opens the current one.
         device: for the encoder and the reranker.
 
     Raises:
-        storage.ArtifactError: there is no sound index, or another encoder built it.
+        ArtifactError: the index is missing or damaged, or another encoder built it.
     """
     opened = snapshot.open_index(settings.workspace, version)
     encoder = None if settings.retrieval.mode == "lexical" else load_encoder(settings.encoder, device)
@@ -60,20 +57,20 @@ def open_retriever(settings: config.Config, version: str | None = None, device: 
 
 
 def load_ranking(settings: config.Retrieval, device: str = "auto") -> Ranking:
-    """How a config makes hits of the lists that were found, its reranker loaded if it names one."""
+    """Return the ranking that a config describes, with its reranker loaded."""
     return Ranking(settings, load_reranker(settings, device))
 
 
 def load_reranker(settings: config.Retrieval, device: str = "auto") -> Reranker | None:
-    """The cross-encoder that a config names; None where it names none."""
+    """Load the cross-encoder that a config names; None if it names none."""
     return Reranker(settings.reranker, device) if settings.reranker else None
 
 
 def visible(settings: config.Config) -> filters.Filter:
-    """What a config's retrievals may see: its filter and, where documents have tenants, only the tenant's own.
+    """Return the filter of a config's retrievals: `retrieval.filter` and, if documents have tenants, the tenant.
 
     Raises:
-        config.ConfigError: the filter is malformed, or a tenant is missing or given where documents have none.
+        ConfigError: the filter is invalid, or only one of `index.tenant_field` and `retrieval.tenant` is set.
     """
     field, tenant = settings.index.tenant_field, settings.retrieval.tenant
     if bool(field) != bool(tenant):
@@ -99,7 +96,7 @@ class PassageHit:
 
 
 class Retriever:
-    """An index version, the encoder that built it, and how to combine what they find."""
+    """Searches one index version with the encoder that built it."""
 
     def __init__(
         self,
@@ -110,7 +107,7 @@ class Retriever:
         chosen: filters.Filter | None = None,
     ) -> None:
         if encoder is None and settings.mode != "lexical":
-            raise ValueError(f"retrieval.mode {settings.mode!r} needs an encoder; only lexical goes without")
+            raise ValueError(f"retrieval.mode {settings.mode!r} needs an encoder; only 'lexical' needs none")
         if encoder is not None:
             check_encoder(encoder, opened.version, opened.manifest)
         self.index = opened
@@ -143,24 +140,24 @@ class Retriever:
         ]
 
     def retrieve(self, query_ids: Sequence[str], texts: Sequence[str], top_k: int) -> list[list[schema.Hit]]:
-        """Ranked hits for each query, best first; fewer than `top_k` only when the index holds fewer that match.
+        """Return the hits of each query, best first; fewer than `top_k` only if the index has no more matches.
 
         Args:
-            query_ids: go into the hits.
-            texts: the queries, as many.
-            top_k: how many hits each.
+            query_ids: one per query, for the hits.
+            texts: the queries.
+            top_k: hits per query.
 
         Raises:
-            IndexDataError: the encoder gave a query no finite vector.
+            IndexDataError: the encoder returned no finite vector for a query.
         """
         scores, ordinals = self.search_ordinals(texts, top_k)
         return to_hits(query_ids, scores, ordinals, self._column)
 
     def retrieve_passages(self, texts: Sequence[str], top_k: int) -> list[tuple[list[schema.Passage], list[float]]]:
-        """The passages of each query's hits, best first, with their scores: what a prompt is built from.
+        """Return the passages of each query's hits and their scores, best first.
 
         Raises:
-            IndexDataError: the encoder gave a query no finite vector.
+            IndexDataError: the encoder returned no finite vector for a query.
         """
         scores, ordinals = self.search_ordinals(texts, top_k)
         return [
@@ -169,7 +166,7 @@ class Retriever:
         ]
 
     def search_ordinals(self, texts: Sequence[str], top_k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Scores and passage ordinals (num_queries, top_k), best first; missing places hold -inf and -1."""
+        """Return scores and passage ordinals, each (num_queries, top_k), best first; missing hits are -inf and -1."""
         depth = self._ranking.depth(top_k)
         embedded = None if self._settings.mode == "lexical" else encode_queries(self.encoder, texts)
         lists = search_lists(self.index, self._settings.mode, texts, embedded, depth, self._allowed)
@@ -181,24 +178,24 @@ class Retriever:
 
 
 class Ranking:
-    """How the lists that were found for queries become one: fused if there are two, reranked, cut."""
+    """Turns the lists found for queries into one: fuses two, reranks, and keeps the best."""
 
     def __init__(self, settings: config.Retrieval, reranker: Reranker | None) -> None:
         self._settings = settings
         self._reranker = reranker
 
     def depth(self, top_k: int) -> int:
-        """How long a list must be to make `top_k` hits of."""
+        """Return the length of the lists from which `top_k` hits are made."""
         return list_depth(self._settings, top_k, reranks=self._reranker is not None)
 
     def rank(self, texts: Sequence[str], lists: Sequence[Ranked], top_k: int, column: Column) -> Ranked:
-        """Scores and ordinals (num_queries, top_k), from the lists of `search_lists`.
+        """Return scores and ordinals, each (num_queries, top_k).
 
         Args:
             texts: the queries.
-            lists: one, or two to be fused, of at least `depth(top_k)`.
-            top_k: how many to keep.
-            column: gives the texts of passages, for the reranker.
+            lists: from `search_lists`: one, or two to fuse, of length `depth(top_k)`.
+            top_k: hits to keep per query.
+            column: returns the texts of passages, for the reranker.
         """
         if len(lists) == 1:
             scores, ordinals = lists[0]
@@ -211,7 +208,7 @@ class Ranking:
 
 
 def list_depth(settings: config.Retrieval, top_k: int, *, reranks: bool) -> int:
-    """How long the lists must be of which `top_k` hits are made."""
+    """Return the length of the lists from which `top_k` hits are made."""
     return max(top_k, settings.candidates) if settings.mode == "hybrid" or reranks else top_k
 
 
@@ -223,15 +220,15 @@ def search_lists(
     depth: int,
     allowed: snapshot.Selection,
 ) -> list[Ranked]:
-    """What an index, or a shard of one, finds for each query: a dense list, a lexical one, or both in this order.
+    """Search an index, or a shard of one, and return a dense list, a lexical one, or both in this order.
 
     Args:
-        opened: searched; ordinals count its passages.
-        mode: which lists.
+        opened: the index; ordinals number its passages.
+        mode: which lists to return.
         texts: the queries.
-        embedded: their vectors; may be None for lexical.
-        depth: of each list.
-        allowed: per segment what may be found.
+        embedded: their vectors; may be None for `lexical`.
+        depth: length of each list.
+        allowed: per segment, which passages may be hits.
     """
     lists = []
     if mode != "lexical":
@@ -243,48 +240,48 @@ def search_lists(
 
 
 def check_encoder(encoder: Encoder, version: str, manifest: versions.IndexManifest) -> None:
-    """Refuse an encoder other than the one that built an index version.
+    """Check that this encoder built an index version.
 
     Raises:
-        storage.ArtifactError: it is another.
+        ArtifactError: another encoder built it.
     """
     built_by = manifest["encoder"]
     if encoder.fingerprint != built_by["fingerprint"]:
         raise artifacts.ArtifactError(
             f"index version {version} was built by encoder {built_by['model']!r} ({built_by['fingerprint']}), "
-            f"not by this one ({encoder.fingerprint}): their vectors do not compare; run: ragtune index CONFIG"
+            f"not by this one ({encoder.fingerprint}); their vectors cannot be compared; run: ragtune index CONFIG"
         )
 
 
 def encode_queries(encoder: Encoder | None, texts: Sequence[str]) -> np.ndarray:
-    """The vectors of queries, (num_texts, dimension), all of them finite.
+    """Return the vectors of queries, (num_texts, dimension).
 
     Raises:
-        IndexDataError: the encoder gave a query no finite vector; the message names the first.
+        IndexDataError: the encoder returned no finite vector for a query; the message names the first.
     """
     assert encoder is not None
     vectors = encoder.encode_queries(texts)
     wrong = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
     if len(wrong):
-        raise IndexDataError(f"the encoder gave no finite vector for the query {texts[wrong[0]]!r}")
+        raise IndexDataError(f"the encoder returned no finite vector for the query {texts[wrong[0]]!r}")
     return vectors
 
 
 def to_hits(
     query_ids: Sequence[str], scores: np.ndarray, ordinals: np.ndarray, column: Column
 ) -> list[list[schema.Hit]]:
-    """Scores and ordinals (num_queries, top_k) as the hits of each query."""
+    """Turn scores and ordinals, each (num_queries, top_k), into the hits of each query."""
     found = np.unique(ordinals[ordinals >= 0])
     passage_ids = np.array(column("passage_id", found), dtype=object)
     document_ids = np.array(column("document_id", found), dtype=object)
-    places = np.searchsorted(found, ordinals)
+    positions = np.searchsorted(found, ordinals)
     return [
         [
-            schema.Hit(query_id, passage_ids[place], document_ids[place], rank + 1, float(score))
-            for rank, (place, score, ordinal) in enumerate(zip(*row, strict=True))
+            schema.Hit(query_id, passage_ids[position], document_ids[position], rank + 1, float(score))
+            for rank, (position, score, ordinal) in enumerate(zip(*row, strict=True))
             if ordinal >= 0
         ]
-        for query_id, *row in zip(query_ids, places, scores, ordinals, strict=True)
+        for query_id, *row in zip(query_ids, positions, scores, ordinals, strict=True)
     ]
 
 
@@ -298,19 +295,19 @@ def _rerank(reranker: Reranker, texts: Sequence[str], ordinals: np.ndarray, colu
 
 
 def fuse(lists: Sequence[np.ndarray], constant: float, top_k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Reciprocal-rank fusion of several ranked lists of the same queries.
+    """Fuse several ranked lists of the same queries by reciprocal rank.
 
     >>> scores, ordinals = fuse([np.array([[7, 3]]), np.array([[3, -1]])], 1.0, 3)
     >>> ordinals.tolist(), [round(score, 3) for score in scores[0].tolist()]
     ([[3, 7, -1]], [0.833, 0.5, -inf])
 
     Args:
-        lists: ordinals (num_queries, depth) each, best first, -1 where there is none.
-        constant: larger makes the first ranks count less.
-        top_k: how many to keep.
+        lists: ordinals, each (num_queries, depth), best first; -1 for missing hits.
+        constant: a larger one reduces the weight of the first ranks.
+        top_k: hits to keep per query.
 
     Returns:
-        scores (num_queries, top_k) float32 and ordinals, best first; equal scores in the order of the ordinals.
+        Scores (float32) and ordinals, each (num_queries, top_k), best first; equal scores are ordered by ordinal.
     """
     ordinals = np.concatenate(lists, axis=1)
     shares = np.concatenate(
@@ -319,7 +316,7 @@ def fuse(lists: Sequence[np.ndarray], constant: float, top_k: int) -> tuple[np.n
     shares = np.where(ordinals >= 0, shares, 0.0)
     order = np.argsort(ordinals, axis=1, kind="stable")
     ordinals, shares = np.take_along_axis(ordinals, order, axis=1), np.take_along_axis(shares, order, axis=1)
-    # Each ordinal now stands in a run, at most one place per list: sum the runs into their first place.
+    # Equal ordinals are now adjacent, at most one per list: add their shares to the first of them.
     first = np.ones_like(ordinals, dtype=bool)
     first[:, 1:] = ordinals[:, 1:] != ordinals[:, :-1]
     totals = shares.copy()

@@ -55,7 +55,7 @@ def test_vectors_that_are_not_of_length_one_are_refused(
 @pytest.mark.parametrize("shape", [(5, 15), (5, 17), (16,)])
 def test_vectors_of_another_dimension_are_refused(shape: tuple[int, ...]) -> None:
     trained = faiss_index.train("flat", 16, 5, random_vectors(0), 0)
-    with pytest.raises(ValueError, match=r"the index holds dimension 16"):
+    with pytest.raises(ValueError, match=r"the index has dimension 16"):
         faiss_index.build(trained, np.ones(shape, dtype=np.float32))
 
 

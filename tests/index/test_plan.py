@@ -282,7 +282,7 @@ def test_a_kind_beyond_the_memory_budget_and_missing_gpus_are_said(tmp_path: Pat
     memory, gpus = found["warnings"]
     assert "index.kind hnsw" in memory
     assert "1,000" in memory
-    assert "wants GPUs" in gpus
+    assert "asks for GPUs" in gpus
 
 
 # --- the artifact ---
@@ -374,7 +374,7 @@ def test_bad_inputs_name_the_rule_and_the_next_step(tmp_path: Path) -> None:
         (tmp_path / "empty", inputs.InputError, "nothing readable"),
         (tmp_path / "nowhere", inputs.InputError, "no such file or folder"),
         ("", config.ConfigError, "corpus.path is empty"),
-        (rejects, probe.PlanError, r"none of \d+ inputs .* is a document \(the first: .*bad.jsonl.*repair"),
+        (rejects, probe.PlanError, r"none of the \d+ inputs .* is a document \(the first: .*bad.jsonl.*repair"),
     ):
         with pytest.raises(error, match=message):
             planning.plan_index(settings_of(tmp_path, path))
@@ -397,7 +397,7 @@ def test_files_that_are_refused_are_counted(tmp_path: Path) -> None:
     write(tmp_path / "files" / "b.exe", "x")
     found = planned(settings_of(tmp_path, tmp_path / "files"))
     assert found["documents"]["value"] == found["corpus"]["num_files"] == 1
-    assert found["warnings"] == ["1 files cannot be read at all and are left out"]
+    assert found["warnings"] == ["1 files cannot be read and are left out"]
 
 
 def test_of_a_huge_document_only_the_head_is_chunked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
