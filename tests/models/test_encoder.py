@@ -1,3 +1,5 @@
+"""Encoders return the same unit vectors as sentence-transformers, and query encoders match their passage encoder."""
+
 import shutil
 from pathlib import Path
 from typing import Any
@@ -47,36 +49,36 @@ def test_vectors_equal_those_of_sentence_transformers(tiny: Encoder, encoder_dir
     np.testing.assert_allclose(vectors, expected, atol=1e-5)
     assert vectors.dtype == np.float32
     assert tiny.dimension == expected.shape[1] == 32
-    assert np.abs(expected[0] - expected[2]).max() > 0.05, "the model tells texts apart"
+    assert np.abs(expected[0] - expected[2]).max() > 0.05, "the model distinguishes texts"
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 70, 130, 100_000])
-def test_batches_and_padding_do_not_change_a_vector(tiny: Encoder, encoder_directory: Path, batch_tokens: int) -> None:
+def test_batches_and_padding_do_not_change_vectors(tiny: Encoder, encoder_directory: Path, batch_tokens: int) -> None:
     batched = load_encoder(settings_of(encoder_directory, batch_tokens=batch_tokens), "cpu").encode_passages(TEXTS)
     alone = np.concatenate([tiny.encode_passages([text]) for text in TEXTS])
     np.testing.assert_allclose(batched, alone, atol=1e-5)
 
 
-def test_rows_keep_the_order_of_the_texts_whatever_their_length(tiny: Encoder) -> None:
+def test_rows_keep_the_order_of_the_texts(tiny: Encoder) -> None:
     vectors = tiny.encode_passages(TEXTS)
     shuffled = [5, 2, 7, 0, 3, 1, 6, 4]
     np.testing.assert_allclose(tiny.encode_passages([TEXTS[n] for n in shuffled]), vectors[shuffled], atol=1e-5)
 
 
-def test_vectors_have_length_one_and_no_texts_give_no_rows(tiny: Encoder) -> None:
+def test_vectors_have_length_one_and_no_texts_return_no_rows(tiny: Encoder) -> None:
     np.testing.assert_allclose(np.linalg.norm(tiny.encode_passages(TEXTS), axis=1), 1, atol=1e-5)
     assert tiny.encode_queries([]).shape == (0, 32)
     assert HashingEncoder("hashing-8").encode_queries([]).shape == (0, 8)
 
 
-def test_texts_longer_than_the_model_reads_are_cut(tiny: Encoder) -> None:
-    # 64 tokens with [CLS] and [SEP]: 62 letters count, those after them do not.
+def test_texts_beyond_the_model_limit_are_truncated(tiny: Encoder) -> None:
+    # 64 tokens with [CLS] and [SEP]: only the first 62 letters count.
     start = "ab" * 31
     np.testing.assert_allclose(tiny.encode_passages([start + "cde"]), tiny.encode_passages([start]), atol=1e-5)
     assert np.abs(tiny.encode_passages([start[:-1] + "z"]) - tiny.encode_passages([start])).max() > 1e-4
 
 
-def test_prefixes_stand_before_texts_and_change_the_fingerprint(tiny: Encoder, encoder_directory: Path) -> None:
+def test_prefixes_are_prepended_and_change_the_fingerprint(tiny: Encoder, encoder_directory: Path) -> None:
     prefixed = load_encoder(settings_of(encoder_directory, query_prefix="query: ", passage_prefix="passage: "), "cpu")
     np.testing.assert_allclose(
         prefixed.encode_queries(TEXTS), tiny.encode_passages([f"query: {text}" for text in TEXTS]), atol=1e-5
@@ -98,7 +100,7 @@ def test_precision_and_batch_size_do_not_change_the_fingerprint(tiny: Encoder, e
 
 
 @pytest.mark.skipif(not hardware.supports_bfloat16(), reason="this CPU has no bfloat16 units")
-def test_bfloat16_vectors_point_where_float32_ones_do(tiny: Encoder, encoder_directory: Path) -> None:
+def test_bfloat16_vectors_agree_with_float32_vectors(tiny: Encoder, encoder_directory: Path) -> None:
     half = load_encoder(settings_of(encoder_directory, precision="auto"), "cpu").encode_passages(TEXTS)
     full = tiny.encode_passages(TEXTS)
     assert (half * full).sum(axis=1).min() > 0.999
@@ -106,7 +108,7 @@ def test_bfloat16_vectors_point_where_float32_ones_do(tiny: Encoder, encoder_dir
     np.testing.assert_allclose(np.linalg.norm(half, axis=1), 1, atol=1e-5)
 
 
-def test_the_hashing_encoder_is_the_same_everywhere_and_has_unit_vectors() -> None:
+def test_hashing_encoder_is_deterministic_with_unit_vectors() -> None:
     first, second = HashingEncoder("hashing-64"), HashingEncoder("hashing-64")
     vectors = first.encode_passages(TEXTS)
     np.testing.assert_array_equal(vectors, second.encode_queries(TEXTS))
@@ -115,25 +117,25 @@ def test_the_hashing_encoder_is_the_same_everywhere_and_has_unit_vectors() -> No
     assert (first.dimension, first.fingerprint) == (64, "hashing-64")
 
 
-def test_the_hashing_encoder_counts_words_whatever_their_case_and_order() -> None:
+def test_hashing_encoder_ignores_case_and_word_order() -> None:
     a, b, c = HashingEncoder("hashing-4096").encode_passages(["Moon moon earth", "EARTH moon, MOON!", "mars"])
     np.testing.assert_array_equal(a, b)
     np.testing.assert_allclose(sorted(np.abs(a[a != 0])), [1 / 5**0.5, 2 / 5**0.5], rtol=1e-6)
     assert float(a @ c) == 0
 
 
-def test_texts_without_words_get_the_first_axis() -> None:
+def test_texts_without_words_are_encoded_as_the_first_axis() -> None:
     vectors = HashingEncoder("hashing-8").encode_passages(["", "?!", " \n"])
     np.testing.assert_array_equal(vectors, np.eye(8, dtype=np.float32)[[0, 0, 0]])
 
 
 @pytest.mark.parametrize("name", ["hashing-", "hashing-0", "hashing-x", "hashing-100000", "hashing--1", "hashing-64 "])
-def test_a_hashing_encoder_without_a_sound_dimension_is_refused(name: str) -> None:
+def test_hashing_encoder_without_a_valid_dimension_is_refused(name: str) -> None:
     with pytest.raises(weights_module.ModelError, match=r"hashing-DIMENSION"):
         load_encoder(config.Encoder(model=name))
 
 
-def test_the_token_counter_agrees_with_the_tokenizer(encoder_directory: Path) -> None:
+def test_token_counter_agrees_with_the_tokenizer(encoder_directory: Path) -> None:
     from transformers import AutoTokenizer
 
     counter = load_token_counter(settings_of(encoder_directory, passage_prefix="passage: "))
@@ -145,18 +147,18 @@ def test_the_token_counter_agrees_with_the_tokenizer(encoder_directory: Path) ->
     assert counter.max_tokens == 64
 
 
-def test_without_a_model_tokens_are_words() -> None:
+def test_token_counter_without_a_model_counts_words() -> None:
     counter = load_token_counter(config.Encoder(model="hashing-8"))
     assert (counter.num_added_tokens, counter.max_tokens) == (0, 1_000_000)
     (spans,) = counter.token_spans(["Two words"])
     np.testing.assert_array_equal(spans, word_spans(["Two words"])[0])
 
 
-# --- Queries by another model than passages
+# --- Query encoders
 
 
 def query_model(encoder_directory: Path, url: Path, **facts: Any) -> str:
-    """Other weights than the encoder's, published as training does."""
+    """Publish a model with other weights than the encoder's, as training does."""
     from safetensors.torch import load_file, save_file
 
     staging = artifacts.stage(str(url))
@@ -167,7 +169,7 @@ def query_model(encoder_directory: Path, url: Path, **facts: Any) -> str:
     return str(url)
 
 
-def test_passages_are_encoded_by_one_model_and_queries_by_the_other(
+def test_passages_and_queries_are_encoded_by_their_own_models(
     tiny: Encoder, encoder_directory: Path, tmp_path: Path
 ) -> None:
     prefixes = {"query_prefix": "query: ", "passage_prefix": "passage: "}
@@ -179,11 +181,11 @@ def test_passages_are_encoded_by_one_model_and_queries_by_the_other(
     np.testing.assert_array_equal(both.encode_queries(TEXTS), other.encode_queries(TEXTS))
     assert np.abs(both.encode_queries(TEXTS) - plain.encode_queries(TEXTS)).max() > 0.05
     assert both.dimension == 32
-    assert both.fingerprint == plain.fingerprint, "it searches the index that the passages' model built"
+    assert both.fingerprint == plain.fingerprint, "it can search the index built with the passage model"
     assert other.fingerprint != plain.fingerprint != tiny.fingerprint
 
 
-def test_only_the_model_that_is_used_is_loaded(
+def test_each_model_is_loaded_when_first_used(
     encoder_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tuned = query_model(encoder_directory, tmp_path / "tuned")
@@ -207,7 +209,7 @@ def test_only_the_model_that_is_used_is_loaded(
     assert loaded == [tuned, str(encoder_directory)]
 
 
-def test_a_query_model_that_was_trained_for_other_passages_is_refused(
+def test_query_model_trained_for_another_encoder_is_refused(
     tiny: Encoder, encoder_directory: Path, tmp_path: Path
 ) -> None:
     tuned = query_model(encoder_directory, tmp_path / "tuned", passage_encoder=tiny.fingerprint)
@@ -223,7 +225,7 @@ def test_a_query_model_that_was_trained_for_other_passages_is_refused(
             assert part in str(error.value)
 
 
-def test_a_hashing_encoder_has_no_query_model(encoder_directory: Path) -> None:
+def test_hashing_encoder_with_a_query_model_is_refused(encoder_directory: Path) -> None:
     for model, query in (("hashing-32", str(encoder_directory)), (str(encoder_directory), "hashing-32")):
         with pytest.raises(weights_module.ModelError, match=r"encoder\.query_model .*hashing encoder has no weights"):
             load_encoder(config.Encoder(model=model, query_model=query), "cpu")

@@ -1,3 +1,5 @@
+"""Device, precision, attention and memory follow the hardware."""
+
 import ctypes
 import logging
 import sys
@@ -14,7 +16,7 @@ from ragtune_ray.models.hardware import choose_device, resolve_precision, suppor
 
 @pytest.fixture
 def cpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str | None], None]:
-    """Pretend that torch sees no bfloat16, and that /proc/cpuinfo says this."""
+    """Make torch report no bfloat16, and /proc/cpuinfo contain the given text."""
 
     def pretend(text: str | None) -> None:
         path = tmp_path / "cpuinfo"
@@ -37,7 +39,7 @@ def cpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str | None
         (None, False),
     ],
 )
-def test_cpu_flags_decide_where_torch_does_not_know(
+def test_cpu_flags_decide_if_torch_reports_no_bfloat16(
     cpu: Callable[[str | None], None], text: str | None, supported: bool
 ) -> None:
     cpu(text)
@@ -45,17 +47,19 @@ def test_cpu_flags_decide_where_torch_does_not_know(
     assert resolve_precision("auto", "cpu") == (torch.bfloat16 if supported else torch.float32)
 
 
-def test_what_torch_sees_is_enough(cpu: Callable[[str | None], None], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bfloat16_reported_by_torch_is_sufficient(
+    cpu: Callable[[str | None], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     cpu(None)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True, raising=False)
     assert supports_bfloat16("cpu")
 
 
-def test_float32_asked_is_float32_given() -> None:
+def test_explicit_float32_is_used() -> None:
     assert resolve_precision("float32", "cpu") == torch.float32
 
 
-def test_bfloat16_without_hardware_is_granted_with_a_warning(
+def test_explicit_bfloat16_without_hardware_logs_a_warning(
     cpu: Callable[[str | None], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     cpu(None)
@@ -64,11 +68,11 @@ def test_bfloat16_without_hardware_is_granted_with_a_warning(
     assert "no bfloat16 units" in caplog.text
 
 
-def test_other_devices_are_not_assumed_to_compute_in_bfloat16() -> None:
+def test_other_devices_are_not_assumed_to_support_bfloat16() -> None:
     assert supports_bfloat16("meta") is False
 
 
-def test_auto_is_the_gpu_where_torch_sees_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_device_is_a_gpu_if_torch_finds_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert choose_device() == "cuda"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -76,21 +80,21 @@ def test_auto_is_the_gpu_where_torch_sees_one(monkeypatch: pytest.MonkeyPatch) -
     assert choose_device("cuda:1") == "cuda:1"
 
 
-def test_gpus_do_not_attend_with_cudnn_once_it_is_avoided() -> None:
+def test_avoid_cudnn_attention_disables_it() -> None:
     torch.backends.cuda.enable_cudnn_sdp(True)
     hardware.avoid_cudnn_attention()
     assert not torch.backends.cuda.cudnn_sdp_enabled()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only glibc holds freed memory back like this")
-def test_freed_memory_below_something_that_lives_goes_back_to_the_system() -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="only glibc keeps freed memory like this")
+def test_freed_memory_below_a_live_block_is_returned() -> None:
     libc = ctypes.CDLL(None)
     libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
-    size, count = 64 * 1024, 2000  # so small that they lie in the heap, and not in a mapping each
+    size, count = 64 * 1024, 2000  # small enough for the heap instead of a mapping each
     blocks = [libc.malloc(size) for _ in range(count)]
     for block in blocks:
         ctypes.memset(block, 1, size)
-    kept = blocks.pop()  # at the top of the heap: below it nothing goes back by itself
+    kept = blocks.pop()  # at the top of the heap, so that glibc returns nothing below it by itself
     process = psutil.Process()
     for block in blocks:
         libc.free(block)

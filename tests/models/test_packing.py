@@ -1,3 +1,5 @@
+"""Packed layers compute the same numbers as plain ones, independently of the batch."""
+
 import copy
 
 import pytest
@@ -16,7 +18,7 @@ def largest_difference(packed: torch.Tensor, exact: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_a_packed_layer_gives_the_numbers_of_the_plain_one(bias: bool) -> None:
+def test_packed_layer_computes_like_the_plain_one(bias: bool) -> None:
     torch.manual_seed(0)
     layer = nn.Linear(96, 48, bias=bias).to(torch.bfloat16)
     inputs = torch.randn(3, 7, 96).to(torch.bfloat16)
@@ -28,7 +30,7 @@ def test_a_packed_layer_gives_the_numbers_of_the_plain_one(bias: bool) -> None:
         assert largest_difference(packing.PackedLinear(layer, "swish")(inputs), nn.functional.silu(exact)) < 0.01
 
 
-def test_a_packed_llama_is_as_close_to_float32_as_the_plain_bfloat16_one() -> None:
+def test_packed_llama_is_as_close_to_float32_as_plain_bfloat16() -> None:
     torch.manual_seed(0)
     shape = {
         "hidden_size": 64,
@@ -40,16 +42,18 @@ def test_a_packed_llama_is_as_close_to_float32_as_the_plain_bfloat16_one() -> No
     exact = LlamaForCausalLM(LlamaConfig(**shape, num_key_value_heads=2)).eval()
     plain = copy.deepcopy(exact).to(torch.bfloat16)
     packed = copy.deepcopy(plain)
-    assert packing.pack(packed) == 3 * (4 + 1) + 1, "four of attention and one feed-forward per layer, and the head"
+    assert packing.pack(packed) == 3 * (4 + 1) + 1, (
+        "four attention layers and one feed-forward block per layer, and the head"
+    )
     ids = torch.arange(60).view(2, 30)
     with torch.inference_mode():
-        wanted = exact(ids).logits
-        close = largest_difference(plain(ids).logits, wanted)
-        assert largest_difference(packed(ids).logits, wanted) < max(1.5 * close, 0.01)
-        assert largest_difference(packed(ids).logits.float(), wanted) > 0, "it does compute in bfloat16"
+        expected = exact(ids).logits
+        close = largest_difference(plain(ids).logits, expected)
+        assert largest_difference(packed(ids).logits, expected) < max(1.5 * close, 0.01)
+        assert largest_difference(packed(ids).logits.float(), expected) > 0, "it does compute in bfloat16"
 
 
-def test_a_packed_bert_fuses_its_gelu_and_keeps_its_numbers() -> None:
+def test_packed_bert_fuses_gelu_and_computes_the_same() -> None:
     torch.manual_seed(0)
     shape = {
         "hidden_size": 64,
@@ -66,18 +70,18 @@ def test_a_packed_bert_fuses_its_gelu_and_keeps_its_numbers() -> None:
     assert [layer.activation for layer in fused].count("gelu") == 2
     ids = torch.arange(60).view(2, 30)
     with torch.inference_mode():
-        wanted = exact(ids).last_hidden_state
-        close = largest_difference(plain(ids).last_hidden_state, wanted)
-        assert largest_difference(packed(ids).last_hidden_state, wanted) < max(1.5 * close, 0.01)
+        expected = exact(ids).last_hidden_state
+        close = largest_difference(plain(ids).last_hidden_state, expected)
+        assert largest_difference(packed(ids).last_hidden_state, expected) < max(1.5 * close, 0.01)
 
 
-def test_a_float32_model_is_left_alone() -> None:
+def test_float32_model_is_not_packed() -> None:
     model = nn.Sequential(nn.Linear(8, 8))
     assert packing.pack(model) == 0
     assert type(model[0]) is nn.Linear
 
 
-def test_what_a_row_becomes_does_not_depend_on_how_many_decode_beside_it_to_the_bit() -> None:
+def test_logits_of_a_row_do_not_depend_on_the_batch() -> None:
     torch.manual_seed(0)
     shape = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 2, "vocab_size": 4000}
     heads = {"num_attention_heads": 9, "num_key_value_heads": 3}

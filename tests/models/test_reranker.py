@@ -1,4 +1,4 @@
-"""The reranker returns the scores of the cross-encoder that it loads."""
+"""The reranker returns the scores of its cross-encoder."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import numpy as np
 from ragtune_ray.models.reranker import Reranker
 
 
-def test_the_reranker_scores_like_the_model_itself(encoder_directory: Path, tmp_path: Path) -> None:
+def test_reranker_scores_equal_those_of_the_model(encoder_directory: Path, tmp_path: Path) -> None:
     import torch
     from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
@@ -22,7 +22,7 @@ def test_the_reranker_scores_like_the_model_itself(encoder_directory: Path, tmp_
     scores = Reranker(str(tmp_path), "cpu").score(pairs)
     with torch.inference_mode():
         logits = [float(model(**tokenizer(*pair, return_tensors="pt")).logits[0, 0]) for pair in pairs]
-    # One label: sentence-transformers passes the logit through a sigmoid; the order is what counts.
+    # One label: sentence-transformers passes the logit through a sigmoid; only the order matters.
     expected = 1 / (1 + np.exp(-np.array(logits)))
     np.testing.assert_allclose(scores, expected, atol=0.02)  # bfloat16 where the CPU has it
     assert scores.argsort().tolist() == expected.argsort().tolist()

