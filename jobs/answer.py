@@ -1,9 +1,9 @@
-"""Answer every query, in bulk, with citations.
+"""Answers every query, with citations.
 
     python -m jobs.answer configs/space.yaml [section.field=value ...]
     ray job submit --working-dir . -- python jobs/answer.py configs/space.yaml workspace=/shared/workspace
 
-The arguments and the last line of the output are those of `ragtune answer`.
+Arguments and output are those of `ragtune answer`.
 """
 
 import sys

@@ -1,9 +1,9 @@
-"""Calibrate when an arm may answer without retrieval, on the validation questions.
+"""Finds how confident the generator must be to skip retrieval.
 
     python -m jobs.calibrate configs/space.yaml answer.arm=rag [section.field=value ...]
     ray job submit --working-dir . -- python jobs/calibrate.py configs/space.yaml workspace=/shared/workspace
 
-The arguments and the last line of the output are those of `ragtune calibrate`.
+Arguments and output are those of `ragtune calibrate`.
 """
 
 import sys

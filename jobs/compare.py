@@ -1,9 +1,9 @@
-"""Compare the arms on held-out queries, and recommend one.
+"""Compares the arms on held-out queries, and recommends one.
 
     python -m jobs.compare configs/space.yaml [section.field=value ...]
     ray job submit --working-dir . -- python jobs/compare.py configs/space.yaml workspace=/shared/workspace
 
-The arguments and the last line of the output are those of `ragtune compare`.
+Arguments and output are those of `ragtune compare`.
 """
 
 import sys

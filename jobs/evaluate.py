@@ -1,9 +1,9 @@
-"""Answer the queries in every arm, and score and compare the arms.
+"""Answers every query in each arm of evaluate.arms, and scores it.
 
     python -m jobs.evaluate configs/space.yaml [section.field=value ...]
     ray job submit --working-dir . -- python jobs/evaluate.py configs/space.yaml workspace=/shared/workspace
 
-The arguments and the last line of the output are those of `ragtune evaluate`.
+Arguments and output are those of `ragtune evaluate`.
 """
 
 import sys

@@ -1,9 +1,9 @@
-"""Index the corpus: documents -> passages -> embeddings -> a new index version.
+"""Indexes the corpus: documents -> passages -> embeddings -> a new index version.
 
     python -m jobs.index configs/space.yaml [section.field=value ...]
     ray job submit --working-dir . -- python jobs/index.py configs/space.yaml workspace=/shared/workspace
 
-The arguments and the last line of the output are those of `ragtune index`.
+Arguments and output are those of `ragtune index`.
 """
 
 import sys

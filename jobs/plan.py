@@ -1,9 +1,9 @@
-"""Say what indexing the corpus would take, from a probe of it: documents, passages, bytes, time, money.
+"""Estimates what indexing the corpus would take: documents, passages, bytes, time, cost.
 
     python -m jobs.plan configs/space.yaml [section.field=value ...]
     ray job submit --working-dir . -- python jobs/plan.py configs/space.yaml workspace=/shared/workspace
 
-The arguments and the last line of the output are those of `ragtune plan`.
+Arguments and output are those of `ragtune plan`.
 """
 
 import sys

@@ -1,9 +1,9 @@
-"""Find the hits of every query, and score them where the queries have qrels.
+"""Finds the hits of every query, and scores them if the queries have qrels.
 
     python -m jobs.retrieve configs/space.yaml [section.field=value ...]
     ray job submit --working-dir . -- python jobs/retrieve.py configs/space.yaml workspace=/shared/workspace
 
-The arguments and the last line of the output are those of `ragtune retrieve`.
+Arguments and output are those of `ragtune retrieve`.
 """
 
 import sys

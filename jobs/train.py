@@ -1,9 +1,9 @@
-"""Fine-tune the generator or the retriever.
+"""Fine-tunes the generator or the retriever.
 
     python -m jobs.train configs/space.yaml [section.field=value ...]
     ray job submit --working-dir . -- python jobs/train.py configs/space.yaml workspace=/shared/workspace
 
-The arguments and the last line of the output are those of `ragtune train`.
+Arguments and output are those of `ragtune train`.
 """
 
 import sys

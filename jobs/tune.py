@@ -1,9 +1,9 @@
-"""Tune retriever and generator together, in rounds.
+"""Tunes retriever and generator in rounds.
 
     python -m jobs.tune configs/space.yaml tune.mode=staged [section.field=value ...]
     ray job submit --working-dir . -- python jobs/tune.py configs/space.yaml tune.mode=joint workspace=/shared/workspace
 
-The arguments and the last line of the output are those of `ragtune tune`.
+Arguments and output are those of `ragtune tune`.
 """
 
 import sys

@@ -1,8 +1,4 @@
-"""Progress that suits where it is read: a live display on a terminal, one line per 30 seconds elsewhere.
-
-In: counts of finished rows. Out: text on stderr, with rows per second and the time left. This module knows nothing of what is
-counted.
-"""
+"""Shows progress on stderr: a live display on a terminal, one line per 30 seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -19,20 +15,20 @@ LINE_EVERY_SECONDS = 30.0
 
 
 def say(text: str) -> None:
-    """One line of human-readable progress on stderr."""
+    """Write one line of progress to stderr."""
     sys.stderr.write(text + "\n")
     sys.stderr.flush()
 
 
 @contextlib.contextmanager
 def stage(name: str, total: int, unit: str, skipped: int = 0) -> Iterator[Stage]:
-    """Show the progress of one stage of a job while the block runs.
+    """Show the progress of a stage of a job while the block runs.
 
     Args:
-        name: what is done, such as "embed".
-        total: rows in all, those of an earlier run included.
+        name: name of the stage, such as "embed".
+        total: number of rows, including those of an earlier run.
         unit: what is counted, such as "passages".
-        skipped: rows that an earlier run already finished.
+        skipped: rows that an earlier run finished.
     """
     if skipped:
         say(f"{name}: {skipped:,} of {total:,} {unit} were finished by an earlier run and are skipped")
@@ -42,7 +38,7 @@ def stage(name: str, total: int, unit: str, skipped: int = 0) -> Iterator[Stage]
 
 
 class Stage:
-    """Counts rows and writes a line every 30 seconds and at the end."""
+    """Counts rows, and writes a line every 30 seconds and at the end."""
 
     def __init__(self, name: str, total: int, unit: str, skipped: int = 0, stream: TextIO | None = None) -> None:
         self.name, self.total, self.unit, self.done = name, total, unit, skipped
@@ -51,11 +47,11 @@ class Stage:
         self._started = self._last_line = time.monotonic()
 
     def begin(self, now: float | None = None) -> None:
-        """Start the clock anew: what went before, such as loading a model, says nothing of the rate."""
+        """Restart the clock, so that earlier work such as loading a model does not lower the rate."""
         self._started = time.monotonic() if now is None else now
 
     def advance(self, rows: int, now: float | None = None) -> None:
-        """Count `rows` more as finished; `now` in monotonic seconds, None reads the clock."""
+        """Count more rows as finished. `now` is in monotonic seconds; None reads the clock."""
         self.done += rows
         now = time.monotonic() if now is None else now
         if now - self._last_line >= LINE_EVERY_SECONDS:
@@ -63,7 +59,7 @@ class Stage:
             self._write(self.line(now))
 
     def line(self, now: float) -> str:
-        """The state in one line, such as `embed 12,000/50,000 passages · 410/s · 1m33s left`."""
+        """One line such as `embed 12,000/50,000 passages · 410/s · 1m33s left`."""
         rate = (self.done - self._skipped) / max(now - self._started, 1e-9)
         left = f" · {duration((self.total - self.done) / rate)} left" if rate > 0 and self.done < self.total else ""
         return f"{self.name} {self.done:,}/{self.total:,} {self.unit} · {_pace(rate)}{left}"
@@ -86,7 +82,7 @@ class Stage:
 
 
 class _Live(Stage):
-    """The same on a terminal: one moving line, left standing with its totals."""
+    """The same on a terminal: a live line that stays with its totals."""
 
     def __init__(self, name: str, total: int, unit: str, skipped: int) -> None:
         from rich.console import Console
@@ -119,7 +115,7 @@ class _Live(Stage):
 
 
 def _pace(rate: float) -> str:
-    """How fast it goes: so many a second, or seconds for each.
+    """The rate: rows per second, or seconds per row if it is slow.
 
     >>> _pace(410.26), _pace(0.04), _pace(0.0)
     ('410.3/s', '25.0s each', '0.0/s')
@@ -128,7 +124,7 @@ def _pace(rate: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person reads them.
+    """Format seconds for people.
 
     >>> duration(7.25), duration(93), duration(7260)
     ('7.2s', '1m33s', '2h01m')

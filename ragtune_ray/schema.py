@@ -1,9 +1,8 @@
-"""The records that flow through the house, and their Arrow schemas, derived from the same annotations.
+"""Record types shared by all rooms, and their Arrow schemas.
 
-In and out: frozen dataclasses inside a process, Arrow tables between processes. This module knows nothing of files,
-torch or FAISS.
+Records are frozen dataclasses inside a process and rows of Arrow tables between processes.
 
-| record | key | flows |
+| record | key | from -> to |
 |---|---|---|
 | `Document` | document_id | readers -> chunking |
 | `Passage` | passage_id | chunking -> encoder, lexical, index |
@@ -49,7 +48,7 @@ __all__ = [
 
 
 class SchemaError(RagtuneError, ValueError):
-    """A table does not hold the records it should; the message names the record, the column and both types."""
+    """A table has other columns than its record type; the message names the record, the column and both types."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +62,14 @@ class Document:
     title: str
     """May be empty."""
     metadata: str
-    """A JSON object as text, "{}" when there is none."""
+    """A JSON object as text; "{}" if there is none."""
     place: str
-    """Where it was read: a path, with `:LINE` or `#ROW` where the file holds many."""
+    """Source of the document: a path, with `:LINE` or `#ROW` if the file contains several."""
 
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """The unit embedded, indexed, retrieved and shown."""
+    """The unit that is embedded, indexed, retrieved and shown."""
 
     passage_id: str
     """`DOCUMENT_ID#NUMBER`, numbered from 0 within the document."""
@@ -78,17 +77,17 @@ class Passage:
     text: str
     """Exactly `document.text[start:end]`."""
     title: str
-    """Its document's title."""
+    """Title of the document."""
     metadata: str
-    """Its document's metadata."""
+    """Metadata of the document."""
     start: int
     """First character in the document."""
     end: int
-    """One past its last character in the document."""
+    """One past the last character in the document."""
 
 
 def document_id_of(passage_id: str) -> str:
-    """The document of a passage, whose id is the document's id, `#` and a number.
+    """The id of the document that a passage belongs to.
 
     >>> document_id_of("notes/a#b.md#12")
     'notes/a#b.md'
@@ -98,18 +97,18 @@ def document_id_of(passage_id: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A question with what is known of its answer."""
+    """A question, with its gold answers and relevant documents if they are known."""
 
     query_id: str
     text: str
     answers: tuple[str, ...] | None
-    """Gold answers, any one suffices; `()`: known to have none (unanswerable); None: not known."""
+    """Gold answers, of which any one suffices. `()`: the question is unanswerable. None: unknown."""
     document_ids: tuple[str, ...]
-    """Documents judged for this query: the qrels, with `relevances`. Empty when there are none."""
+    """Documents judged for this query (with `relevances`, its qrels). Empty: no qrels."""
     relevances: tuple[float, ...]
-    """One per document of `document_ids`; larger is more relevant, 0 is not."""
+    """One per document of `document_ids`. Larger is more relevant; 0 is not relevant."""
     split: str
-    """train, validation or test; "all" when the source does not say."""
+    """train, validation or test; "all" if the source names none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +126,7 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class Citation:
-    """A passage an answer rests on, and where it stands in its document."""
+    """A passage that an answer cites, and its position in the document."""
 
     passage_id: str
     document_id: str
@@ -139,33 +138,33 @@ class Citation:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The generated text for one query, with its evidence and its cost; a row of `answers.parquet`."""
+    """The generated answer to one query, with its evidence and cost; a row of `answers.parquet`."""
 
     query_id: str
     query: str
     answer: str
-    """Citation marks removed."""
+    """Without citation marks."""
     citations: tuple[Citation, ...]
     passage_ids: tuple[str, ...]
-    """The passages that stood in the prompt, in order."""
+    """Passages in the prompt, in order."""
     scores: tuple[float, ...]
     """Retrieval scores of `passage_ids`."""
     abstained: bool
-    """The answer says that it does not know."""
+    """Whether the answer says that it does not know."""
     seconds: float
-    """Wall time of its batch divided by the rows in it."""
+    """Wall-clock time of the batch divided by its rows."""
     prompt_tokens: int
     completion_tokens: int
     status: Literal["ok", "failed"]
     error: str
-    """Why the row failed; empty when ok."""
+    """Why the row failed; empty if it is ok."""
     index_version: str
-    """The index version used; empty in arms without retrieval."""
+    """Index version that was searched; empty in arms without retrieval."""
     model: str
     """Fingerprint of the generator."""
     confidence: float | None = None
-    """The geometric mean of the probabilities of the generated tokens, 0 to 1; None where the row failed or the engine does
-    not tell."""
+    """Geometric mean of the probabilities of the generated tokens, 0 to 1. None if the row failed or the engine does not
+    report probabilities."""
 
 
 ExampleKind = Literal["question_only", "with_gold", "without_gold", "abstention", "replay"]
@@ -173,66 +172,67 @@ ExampleKind = Literal["question_only", "with_gold", "without_gold", "abstention"
 
 @dataclass(frozen=True, slots=True)
 class GeneratorExample:
-    """A training row of the generator: a prompt as it will be asked, and the answer it should give."""
+    """A training row of the generator: a prompt and its target answer."""
 
     query_id: str
     kind: ExampleKind
-    """`with_gold`: the passage that holds the answer stands in the prompt; `without_gold`: it was left out; `abstention`: nothing
-    in the prompt answers it, and the answer says so; `question_only`: the arm ft; `replay`: other data, against forgetting."""
+    """`with_gold`: the prompt shows the passage that contains the answer. `without_gold`: that passage was left out.
+    `abstention`: no passage of the prompt contains the answer, and the target abstains. `question_only`: no passages (arm
+    ft). `replay`: other data, to reduce forgetting."""
     prompt: str
-    """Rendered in the model's chat template, up to where the answer begins."""
+    """Rendered with the chat template of the model, up to the start of the answer."""
     answer: str
     passage_ids: tuple[str, ...]
-    """Those in the prompt, in order."""
+    """Passages in the prompt, in order."""
     gold_place: int
-    """Which of them is the gold passage, from 1; 0: none."""
+    """Number of the gold passage among them, from 1. 0: it is not shown."""
     num_prompt_tokens: int
     num_answer_tokens: int
-    """The token that ends the answer included; what the loss is a mean over."""
+    """Tokens of the answer, its end token included. The loss is a mean over them."""
 
     @property
     def num_tokens(self) -> int:
-        """Of prompt and answer together."""
+        """Tokens of prompt and answer together."""
         return self.num_prompt_tokens + self.num_answer_tokens
 
 
 @dataclass(frozen=True, slots=True)
 class RetrieverExample:
-    """A training row of the retriever: a query, a passage that answers it, and as many that do not as every row has."""
+    """A training row of the retriever: a query, a passage that answers it, and hard negatives (the same number in every row)."""
 
     query_id: str
     query: str
     passage_ids: tuple[str, ...]
     """The positive, then the hard negatives, hardest first."""
     passages: tuple[str, ...]
-    """Their texts."""
+    """Texts of these passages."""
     teacher_scores: tuple[float, ...]
-    """Of each passage, what distillation teaches; empty when nothing was asked to score them."""
+    """Score of each passage by the teacher; empty if there is no teacher."""
     num_tokens: int
-    """Of all texts that are encoded when it is learnt from."""
+    """Tokens of the query and all passages."""
 
 
 @dataclass(frozen=True, slots=True)
 class JointExample:
-    """A training row of retriever and generator together: a query, its answer, and the passages that may have told it."""
+    """A training row of retriever and generator together: a query, its answer and candidate passages."""
 
     query_id: str
     query: str
     passage_ids: tuple[str, ...]
-    """Of the candidates, the present encoder's best first."""
+    """The candidates, best first by the current encoder."""
     prompts: tuple[str, ...]
-    """For each of them the prompt that shows it alone, rendered in the model's chat template."""
+    """For each candidate, the prompt that shows it alone, rendered with the chat template of the model."""
     answer: str
     num_tokens: int
-    """Of all prompts, each with the answer and the token that ends it."""
+    """Tokens of all prompts, each with the answer and its end token."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """A row or file that was left out, and why; a line of `rejects.jsonl`."""
+    """An input row or file that was skipped, and why; a line of `rejects.jsonl`."""
 
     place: str
-    """A path, with `:LINE` or `#ROW` where the file holds many; or a passage_id."""
+    """A path, with `:LINE` or `#ROW` if the file contains several; or a passage_id."""
     reason: str
     """One sentence."""
     kind: Literal["file", "row", "passage"]
@@ -264,7 +264,7 @@ def arrow_schema(record: type) -> pa.Schema:
 
 
 def to_table(records: Iterable[Any], record: type) -> pa.Table:
-    """Records as an Arrow table with exactly the record's schema.
+    """Convert records to an Arrow table with the schema of the record type.
 
     >>> to_table([Hit("q", "d#0", "d", 1, 0.5)], Hit).num_rows
     1
@@ -273,10 +273,10 @@ def to_table(records: Iterable[Any], record: type) -> pa.Table:
 
 
 def from_table(table: pa.Table, record: type[Record]) -> Iterator[Record]:
-    """The rows of a table as records; the table is checked first.
+    """Check a table, and convert its rows to records.
 
     Raises:
-        SchemaError: a column is missing or of another type.
+        SchemaError: a column is missing or has another type.
     """
     check(table.schema, record)
     hints = typing.get_type_hints(record)
@@ -286,7 +286,7 @@ def from_table(table: pa.Table, record: type[Record]) -> Iterator[Record]:
 
 
 def reject_lines(rejects: Iterable[Reject]) -> str:
-    r"""Rejects as JSON lines, the content of `rejects.jsonl`.
+    r"""Format rejects as JSON lines, the content of `rejects.jsonl`.
 
     >>> reject_lines([Reject("a.jsonl:3", "empty document", "row")])
     '{"place": "a.jsonl:3", "reason": "empty document", "kind": "row"}\n'
@@ -295,10 +295,10 @@ def reject_lines(rejects: Iterable[Reject]) -> str:
 
 
 def check(schema: pa.Schema, record: type) -> None:
-    """Refuse a schema that lacks a column of the record or holds it in another type.
+    """Check that a schema has every column of a record, with its type.
 
     Raises:
-        SchemaError: names the record, the column, and what was found.
+        SchemaError: a column is missing or has another type.
     """
     for field in arrow_schema(record):
         found = schema.get_field_index(field.name)

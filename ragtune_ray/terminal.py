@@ -1,7 +1,4 @@
-"""What a person reads in a terminal: score tables, answers with their sources, versions.
-
-In: summaries, answers, manifests. Out: plain lines of at most 80 columns. This module knows nothing of where they go.
-"""
+"""Formats score tables, answers with their sources, versions and plans as lines of at most 80 columns."""
 
 from __future__ import annotations
 
@@ -33,7 +30,7 @@ Summary = Mapping[str, Mapping[str, float]]
 
 
 def score_lines(summaries: Mapping[str, Summary], differences: Mapping[str, Summary]) -> list[str]:
-    r"""One line per metric, one column per arm and per difference, each value with its interval.
+    r"""A table with one line per metric and one column per arm and difference; each value has its interval.
 
     >>> print("\n".join(score_lines({"rag": {"EM": {"value": 0.5, "low": 0.25, "high": 0.75, "n": 8}}}, {})))
     metric                  n              rag
@@ -54,7 +51,7 @@ def score_lines(summaries: Mapping[str, Summary], differences: Mapping[str, Summ
 
 
 def answer_lines(answer: schema.Answer, titles: Mapping[str, str]) -> list[str]:
-    """A question, its answer and the passages it cites.
+    """A question, its answer and the passages that it cites.
 
     Args:
         answer: a row of `answers.parquet`.
@@ -70,7 +67,7 @@ def answer_lines(answer: schema.Answer, titles: Mapping[str, str]) -> list[str]:
 
 
 def source_lines(passages: Sequence[schema.Passage], scores: Sequence[float]) -> list[str]:
-    """The passages that an answer was shown, numbered as the answer cites them."""
+    """The passages in the prompt of an answer, numbered as in its citations."""
     lines = []
     for number, (passage, score) in enumerate(zip(passages, scores, strict=False), start=1):
         place = f"{passage.document_id}, characters {passage.start}-{passage.end}, score {score:.3f}"
@@ -79,13 +76,13 @@ def source_lines(passages: Sequence[schema.Passage], scores: Sequence[float]) ->
 
 
 def citation_lines(answer: schema.Answer) -> list[str]:
-    """Which stretches of which documents the answer rests on."""
+    """The documents and character ranges that an answer cites."""
     places = [_place(each.document_id, each.start, each.end, {}) for each in answer.citations]
     return [line for place in places for line in wrapped("cites ", place)]
 
 
 def _place(document_id: str, start: int, end: int, titles: Mapping[str, str]) -> str:
-    """A stretch of a document, by its title where that is known."""
+    """A character range of a document, with the title of the document if it is known."""
     if document_id in titles:
         return f"{titles[document_id]} ({document_id}, characters {start}-{end})"
     return f"{document_id}, characters {start}-{end}"
@@ -108,7 +105,7 @@ def version_lines(manifests: Sequence[IndexManifest], current: str) -> list[str]
 
 
 def difference_lines(changes: Mapping[str, Sequence[str]], shown: int = 20) -> list[str]:
-    """How many documents were added, removed and changed, and the first of each."""
+    """How many documents were added, removed and changed, and the first ids of each."""
     lines = []
     for kind, ids in changes.items():
         lines.append(f"{kind:<8} {len(ids):,}")
@@ -119,7 +116,7 @@ def difference_lines(changes: Mapping[str, Sequence[str]], shown: int = 20) -> l
 
 
 def plan_lines(plan: Mapping[str, Any]) -> list[str]:
-    """What indexing a corpus would take: counts, bytes of each kind of index, seconds, disk, cost, warnings.
+    """The plan of an index: counts, bytes of each kind of index, seconds, disk, cost, warnings.
 
     Args:
         plan: from `plan.read_plan`.
@@ -127,11 +124,14 @@ def plan_lines(plan: Mapping[str, Any]) -> list[str]:
     corpus, probe, sizes, disk = plan["corpus"], plan["probe"], plan["bytes"], plan["disk"]
     files = f"{_many(corpus['num_files'], 'file')}, {_size(corpus['bytes'])}, {_many(corpus['num_units'], 'unit')}"
     part = "all" if probe["is_whole"] else "a part"
-    shards = f"{_many(plan['num_segments'], 'segment')}; retrieved from in {_many(plan['num_shards'], 'shard')}"
+    shards = f"{_many(plan['num_segments'], 'segment')}; searched in {_many(plan['num_shards'], 'shard')}"
     free = "" if disk["free"] is None else f", free: {_size(disk['free'])}"
     rows = [
         ("corpus", f"{corpus['path']}: {files}"),
-        ("probe", f"{_many(probe['documents'], 'document')} ({part} of it), one thread, device {probe['device']}"),
+        (
+            "probe",
+            f"{_many(probe['documents'], 'document')} ({part} of the corpus), one thread, device {probe['device']}",
+        ),
         ("documents", _estimate(plan["documents"])),
         ("passages", f"{_estimate(plan['passages'])}, {plan['characters_per_passage']:,.0f} characters each"),
         ("bytes", ", ".join(f"{name} {_size(sizes[name])}" for name in ("text", "postings", "vectors"))),
@@ -149,7 +149,7 @@ def plan_lines(plan: Mapping[str, Any]) -> list[str]:
     workers = plan["workers"]
     lines += wrapped(f"{'workers':<11}", f"{_count(workers['count'])}, from {workers['from']}")
     lines += wrapped(
-        f"{'disk':<11}", f"{_size(disk['needed'])} while it is built, {_size(disk['index'])} afterwards{free}"
+        f"{'disk':<11}", f"{_size(disk['needed'])} during the build, {_size(disk['index'])} afterwards{free}"
     )
     lines += wrapped(f"{'cost':<11}", _cost(plan["cost"]))
     return lines + [line for text in plan["warnings"] for line in wrapped(f"{'warning':<11}", text)]
@@ -171,7 +171,7 @@ def _many(number: int, noun: str) -> str:
 
 
 def _size(num_bytes: float) -> str:
-    """Bytes as a person reads them, at most 10 characters."""
+    """Format bytes for people, in at most 10 characters."""
     units = ["bytes", "KiB", "MiB", "GiB", "TiB", "PiB"]
     power = 0
     while num_bytes >= 1024 and power < len(units) - 1:
@@ -187,7 +187,7 @@ def _duration(seconds: float) -> str:
 
 
 def _cost(cost: Mapping[str, Any]) -> str:
-    """Hours, and money where prices are known."""
+    """Hours, and money if prices are known."""
     hours = [f"{cost['core_hours']:,.4g} core-hours"] + [f"{cost['gpu_hours']:,.4g} GPU-hours"] * (
         cost["gpu_hours"] > 0
     )
@@ -197,7 +197,7 @@ def _cost(cost: Mapping[str, Any]) -> str:
     else:
         parts.append(f"{cost['compute']:,.4g} {cost['currency']}")
     if cost["storage_month"] is not None:
-        parts.append(f"storing the index {cost['storage_month']:,.4g} {cost['currency']} a month")
+        parts.append(f"storage of the index {cost['storage_month']:,.4g} {cost['currency']} per month")
     return "; ".join(parts)
 
 
@@ -205,7 +205,7 @@ def _cell(interval: Mapping[str, float] | None, *, signed: bool) -> str:
     if interval is None:
         return "-"
     sign = "+" if signed else ""
-    # ".25" and "1.0" are as wide, so that a full score does not touch the column beside it.
+    # "1.0" is as wide as ".25", so that columns stay apart.
     low, high = (
         re.sub(r"\b0\.", ".", f"{interval[name]:{sign}.2f}").replace("1.00", "1.0") for name in ("low", "high")
     )
@@ -213,11 +213,11 @@ def _cell(interval: Mapping[str, float] | None, *, signed: bool) -> str:
 
 
 def evaluation_lines(run: str, num_examples: int) -> list[str]:
-    """The table of an evaluation, and a few answers of every arm, for a terminal.
+    """The score table of an evaluation, after a few answers of every arm.
 
     Args:
         run: directory of a finished `evaluate`.
-        num_examples: queries whose answers are shown.
+        num_examples: number of queries whose answers are shown.
     """
     from ragtune_ray.cluster.answering.evaluate import read_answers
 

@@ -1,3 +1,5 @@
+"""The `ragtune` command: exit codes, streams, messages."""
+
 import json
 import logging
 import subprocess
@@ -15,7 +17,7 @@ Run = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture(autouse=True)
 def loggers() -> Iterator[None]:
-    """The command sets up logging for its process; here that is ours."""
+    """Restores the loggers that the command configures for its process."""
     root, ours = logging.getLogger(), logging.getLogger("ragtune_ray")
     before = list(root.handlers), root.level, ours.level
     yield
@@ -26,7 +28,7 @@ def loggers() -> Iterator[None]:
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs the command: exit code, stdout, stderr. It must leave by SystemExit, whatever happens."""
+    """Runs the command, which must end with SystemExit; returns exit code, stdout and stderr."""
 
     def call(*arguments: str) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as leaving:
@@ -71,7 +73,7 @@ def config_path(tmp_path: Path) -> str:
         ),
     ],
 )
-def test_wrong_usage_ends_with_2_and_says_what_is_wrong(
+def test_wrong_usage_exits_with_2_and_names_the_mistake(
     run: Run, config_path: str, arguments: list[str], named: list[str]
 ) -> None:
     code, out, err = run(*(config_path if argument == "CONFIG" else argument for argument in arguments))
@@ -80,14 +82,14 @@ def test_wrong_usage_ends_with_2_and_says_what_is_wrong(
         assert part in err
 
 
-def test_no_arguments_show_the_help_and_end_with_2(run: Run) -> None:
+def test_no_arguments_show_the_help_and_exit_with_2(run: Run) -> None:
     code, out, err = run()
     assert code == 2
     assert "Usage: ragtune" in out + err
 
 
 @pytest.mark.parametrize("arguments", [["versions"], ["verify"], ["ask", "-q"]])
-def test_a_missing_index_ends_with_1_and_names_the_command(run: Run, config_path: str, arguments: list[str]) -> None:
+def test_a_missing_index_exits_with_1_and_names_the_command(run: Run, config_path: str, arguments: list[str]) -> None:
     verb, *question = arguments
     code, out, err = run(verb, config_path, *("Why?" for _ in question))
     assert (code, out) == (1, "")
@@ -97,7 +99,9 @@ def test_a_missing_index_ends_with_1_and_names_the_command(run: Run, config_path
 
 
 @pytest.mark.parametrize("arguments", [["diff", "1"], ["index", "delete", "a.md"]])
-def test_settings_after_names_are_settings(run: Run, config_path: str, arguments: list[str], tmp_path: Path) -> None:
+def test_settings_after_document_names_are_overrides(
+    run: Run, config_path: str, arguments: list[str], tmp_path: Path
+) -> None:
     place = arguments.index("delete") + 1 if "delete" in arguments else 1
     arguments.insert(place, config_path)
     code, _, err = run(*arguments, f"workspace={tmp_path / 'another'}")
@@ -105,9 +109,7 @@ def test_settings_after_names_are_settings(run: Run, config_path: str, arguments
     assert f"{tmp_path / 'another'}: has no index" in err
 
 
-def test_a_name_with_an_equals_sign_may_be_a_documents(
-    run: Run, config_path: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_document_id_may_contain_an_equals_sign(run: Run, config_path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from ragtune_ray.cluster.indexing import update
 
     asked: list[list[str]] = []
@@ -116,14 +118,14 @@ def test_a_name_with_an_equals_sign_may_be_a_documents(
     assert asked == [["x=1.md"]]
 
 
-def test_json_may_stand_before_the_config_of_index(run: Run, config_path: str) -> None:
+def test_json_option_may_precede_the_config_of_index(run: Run, config_path: str) -> None:
     code, out, err = run("index", "--json", config_path)
     assert (code, out) == (2, "")
     assert "corpus.path" in err
 
 
 @pytest.mark.parametrize("error", [KeyError("x"), type("NoCredentialsError", (Exception,), {})("unable to locate")])
-def test_whatever_fails_is_one_line(
+def test_an_unexpected_error_is_one_line_without_a_traceback(
     run: Run, config_path: str, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     def fail(*_: object) -> None:
@@ -135,12 +137,12 @@ def test_whatever_fails_is_one_line(
     assert err == f"error: {type(error).__name__}: {error}; --debug shows where\n"
 
 
-def test_debug_shows_where_a_failure_came_from(config_path: str) -> None:
+def test_debug_raises_the_error_with_its_traceback(config_path: str) -> None:
     with pytest.raises(RuntimeError, match="has no index"):
         cli.main(["versions", config_path, "--debug"])
 
 
-def test_an_interruption_ends_with_130(run: Run, config_path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_command_exits_with_130(run: Run, config_path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
@@ -150,9 +152,7 @@ def test_an_interruption_ends_with_130(run: Run, config_path: str, monkeypatch: 
     assert "run the same command again to continue where it stopped" in err
 
 
-def test_versions_are_listed_on_stderr_and_the_current_path_is_the_last_line_of_stdout(
-    run: Run, config_path: str, workspace: Path
-) -> None:
+def test_versions_go_to_stderr_and_the_current_path_to_stdout(run: Run, config_path: str, workspace: Path) -> None:
     code, out, err = run("versions", config_path)
     assert code == 0
     assert out == f"{workspace}/index/versions/000001\n"
@@ -164,7 +164,7 @@ def test_versions_are_listed_on_stderr_and_the_current_path_is_the_last_line_of_
     assert not {"files", "config", "manifest_sha256"} & set(facts)
 
 
-def test_verify_says_what_is_wrong_and_ends_with_1(run: Run, config_path: str, workspace: Path) -> None:
+def test_verify_names_damaged_files_and_exits_with_1(run: Run, config_path: str, workspace: Path) -> None:
     code, out, err = run("verify", config_path)
     assert (code, out.splitlines()[-1]) == (0, config_path)
     assert "3 artifacts checked, 0 problems" in err
@@ -212,7 +212,7 @@ def test_ask_streams_the_answer_and_shows_its_sources(
     assert "the question is empty" in err
 
 
-def test_models_gives_the_place_and_fingerprint_of_each_model_of_a_config(
+def test_models_prints_path_and_fingerprint_of_each_model(
     run: Run, tmp_path: Path, encoder_directory: Path, generator_directory: Path
 ) -> None:
     path = tmp_path / "c.yaml"

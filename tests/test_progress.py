@@ -1,3 +1,5 @@
+"""Progress lines: rates, estimates, and when a line is written."""
+
 import io
 import re
 import sys
@@ -15,7 +17,7 @@ def started_at(zero: float, *arguments: object, stream: io.StringIO | None = Non
     return stage
 
 
-def test_a_line_says_how_much_how_fast_and_how_long_still() -> None:
+def test_a_line_shows_count_rate_and_time_left() -> None:
     stage = started_at(100.0, "embed", 50_000, "passages")
     stage.advance(12_000, now=110.0)
     # 12,000 in 10 s are 1,200/s; 38,000 more take 31.67 s.
@@ -23,13 +25,13 @@ def test_a_line_says_how_much_how_fast_and_how_long_still() -> None:
     assert stage.line(160.0) == "embed 12,000/50,000 passages · 200.0/s · 3m10s left"
 
 
-def test_rows_of_an_earlier_run_do_not_count_for_the_speed() -> None:
+def test_rows_of_an_earlier_run_do_not_raise_the_rate() -> None:
     stage = started_at(0.0, "answer", 100, "queries", skipped=60)
     stage.advance(10, now=20.0)
     assert stage.line(20.0) == "answer 70/100 queries · 0.5/s · 1m00s left"
 
 
-def test_nothing_left_and_nothing_known_are_not_estimated() -> None:
+def test_no_time_left_is_shown_without_a_rate_or_rows() -> None:
     stage = started_at(0.0, "embed", 10, "passages")
     assert stage.line(5.0) == "embed 0/10 passages · 0.0/s"
     assert stage.line(0.0) == "embed 0/10 passages · 0.0/s", "no time has passed"
@@ -46,7 +48,7 @@ def test_a_line_is_written_every_30_seconds_and_not_more_often() -> None:
     assert [line.split(" ")[1] for line in lines] == ["30/1,000", "60/1,000", "90/1,000"]
 
 
-def test_the_end_is_told_once() -> None:
+def test_the_end_is_written_once() -> None:
     stream = io.StringIO()
     with Stage("embed", 10, "passages", stream=stream) as stage:
         stage.advance(10)
@@ -54,14 +56,14 @@ def test_the_end_is_told_once() -> None:
     assert re.fullmatch(r"embed 10/10 passages · [\d,.]+/s · 0\.\ds", line)
 
 
-def test_where_nothing_was_done_nothing_is_told() -> None:
+def test_a_stage_without_work_writes_nothing() -> None:
     stream = io.StringIO()
     with Stage("embed", 10, "passages", skipped=10, stream=stream):
         pass
     assert stream.getvalue() == ""
 
 
-def test_a_failed_stage_does_not_claim_its_end() -> None:
+def test_a_failed_stage_writes_no_final_line() -> None:
     stream = io.StringIO()
 
     def fail() -> None:
@@ -74,7 +76,7 @@ def test_a_failed_stage_does_not_claim_its_end() -> None:
     assert stream.getvalue() == ""
 
 
-def test_skipped_rows_are_said_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+def test_skipped_rows_are_reported_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     with progress.stage("embed", 2000, "passages", skipped=1500) as stage:
         pass
     assert isinstance(stage, Stage)
@@ -90,7 +92,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_a_terminal_gets_a_live_line_that_stays_with_its_totals(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_gets_a_live_line_with_final_totals(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setattr(sys, "stderr", terminal := Terminal())
@@ -109,11 +111,11 @@ def test_a_terminal_gets_a_live_line_that_stays_with_its_totals(monkeypatch: pyt
     ("seconds", "text"),
     [(0, "0.0s"), (9.94, "9.9s"), (10, "10s"), (59.4, "59s"), (60, "1m00s"), (3599, "59m59s"), (3600, "1h00m")],
 )
-def test_a_duration_reads_as_a_person_says_it(seconds: float, text: str) -> None:
+def test_a_duration_is_formatted_for_people(seconds: float, text: str) -> None:
     assert progress.duration(seconds) == text
 
 
-def test_what_went_before_the_first_row_does_not_count_where_the_stage_says_so() -> None:
+def test_begin_excludes_earlier_time_from_the_rate() -> None:
     stage = started_at(0.0, "train", 50, "steps")
     stage.begin(now=80.0)
     stage.advance(2, now=120.0)

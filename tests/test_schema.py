@@ -1,3 +1,5 @@
+"""Records and Arrow tables: round trips and refused tables."""
+
 import pyarrow as pa
 import pytest
 

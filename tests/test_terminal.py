@@ -1,3 +1,5 @@
+"""Lines for people: scores, answers, sources and versions, at most 80 columns wide."""
+
 import re
 
 import pytest
@@ -30,7 +32,7 @@ def answer_of(**changes: object) -> schema.Answer:
     return schema.Answer(**(values | changes))
 
 
-def test_scores_stand_under_their_arms_with_their_intervals() -> None:
+def test_scores_are_listed_per_arm_with_their_intervals() -> None:
     lines = terminal.score_lines(
         {"base": {"EM": interval(0.05, 0, 0.1)}, "rag": {"EM": interval(0.5, 0.25, 1), "recall@5": interval(1, 1, 1)}},
         {"rag - base": {"EM": interval(0.45, -0.05, 0.5)}},
@@ -48,7 +50,7 @@ def test_scores_stand_under_their_arms_with_their_intervals() -> None:
     "value",
     [interval(0.0, -0.003, 0.003), interval(-1.0, -1.0, -1.0), interval(0.999, 0.99, 1), interval(0.5, -0.25, 1.0)],
 )
-def test_every_bound_can_be_read_back(value: dict[str, float]) -> None:
+def test_every_printed_bound_can_be_parsed(value: dict[str, float]) -> None:
     (_, line) = terminal.score_lines({"base": {"EM": interval(0, 0, 0)}}, {"difference": {"EM": value}})
     shown, low, high = re.fullmatch(r"EM +100  0\.000 \[\.00,\.00\] +(\S+) \[(\S+),(\S+)\]", line).groups()
     assert [float(shown), float(low), float(high)] == pytest.approx(
@@ -56,7 +58,7 @@ def test_every_bound_can_be_read_back(value: dict[str, float]) -> None:
     )
 
 
-def test_an_answer_is_shown_with_the_places_it_cites() -> None:
+def test_an_answer_is_shown_with_its_citations() -> None:
     assert terminal.answer_lines(answer_of(), {"mars": "Mars"}) == [
         "Q  Which moons?",
         "A  Phobos and Deimos",
@@ -65,17 +67,17 @@ def test_an_answer_is_shown_with_the_places_it_cites() -> None:
     assert terminal.answer_lines(answer_of(), {})[2] == "   cites mars, characters 25-62"
 
 
-def test_an_answer_without_citations_says_what_it_was_shown() -> None:
+def test_an_answer_without_citations_lists_the_passages_shown() -> None:
     assert terminal.answer_lines(answer_of(citations=()), {})[2:] == ["   cites nothing; was shown moon#0, mars#1"]
     assert terminal.answer_lines(answer_of(citations=(), passage_ids=(), answer=" "), {})[1:] == ["A  (empty)"]
 
 
-def test_a_failed_answer_says_why() -> None:
+def test_a_failed_answer_shows_its_error() -> None:
     lines = terminal.answer_lines(answer_of(status="failed", error="out of memory", citations=(), passage_ids=()), {})
     assert lines[1:] == ["A  (failed: out of memory)"]
 
 
-def test_sources_are_numbered_as_answers_cite_them() -> None:
+def test_sources_are_numbered_as_in_citations() -> None:
     passages = [
         schema.Passage("moon#0", "moon", "x", "The Moon", "{}", 0, 26),
         schema.Passage("notes#4", "notes", "y", "", "{}", 100, 140),
@@ -88,7 +90,7 @@ def test_sources_are_numbered_as_answers_cite_them() -> None:
 
 
 @pytest.mark.parametrize("name", [LONG, CHINESE, "many short words " * 20])
-def test_no_line_is_wider_than_a_terminal(name: str) -> None:
+def test_no_line_is_wider_than_80_columns(name: str) -> None:
     citation = schema.Citation(f"{name}#1", name, 10**6, 10**6 + 99)
     passage = schema.Passage(f"{name}#1", name, "x", name, "{}", 0, 9)
     answer = answer_of(query=name, answer=name * 3, citations=(citation,))
@@ -105,7 +107,7 @@ def test_no_line_is_wider_than_a_terminal(name: str) -> None:
     assert shown.count(re.sub(r"\s", "", name)) >= 3, "wrapped, not cut off"
 
 
-def test_versions_are_listed_with_the_current_one_marked() -> None:
+def test_versions_are_listed_and_the_current_one_is_marked() -> None:
     manifests = [
         {
             "version": f"00000{number}",

@@ -38,7 +38,7 @@ def test_arguments_override_the_file_and_the_file_overrides_defaults(tmp_path: P
         ),
     ],
 )
-def test_a_wrong_config_is_refused_and_the_message_names_field_value_and_rule(
+def test_a_wrong_config_is_refused_with_field_value_and_rule(
     tmp_path: Path, text: str, override: str, named: list[str]
 ) -> None:
     path = tmp_path / "c.yaml"
@@ -54,11 +54,11 @@ def test_a_missing_file_is_named() -> None:
         config.load("nowhere.yaml")
 
 
-def test_scientific_notation_is_a_number_where_a_number_is_meant() -> None:
+def test_scientific_notation_is_accepted_as_a_number() -> None:
     assert config.Config().using("retrieval.fusion_constant=6e1").retrieval.fusion_constant == 60
 
 
-def test_the_tree_is_frozen_and_using_leaves_the_original_alone() -> None:
+def test_a_config_is_immutable_and_using_returns_a_copy() -> None:
     original = config.Config()
     assert original.using("seed=5").seed == 5
     assert original.seed == 0
@@ -109,7 +109,7 @@ def test_every_setting_is_documented() -> None:
     assert undocumented == []
 
 
-def test_the_names_that_other_peoples_scripts_rest_on_exist() -> None:
+def test_public_setting_names_exist() -> None:
     names = {name for name, _, _ in config.describe()}
     assert names >= {
         "workspace",
@@ -126,7 +126,7 @@ def test_the_names_that_other_peoples_scripts_rest_on_exist() -> None:
     }
 
 
-def test_a_change_to_one_deployment_keeps_the_rest_of_its_own_defaults(tmp_path: Path) -> None:
+def test_changing_one_deployment_keeps_its_other_defaults(tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
     path.write_text("serve: {retriever: {max_replicas: 3}}\n")
     settings = config.load(path)
@@ -144,6 +144,6 @@ def test_a_change_to_one_deployment_keeps_the_rest_of_its_own_defaults(tmp_path:
         ("serve.generator.replicas=3", "max_replicas"),
     ],
 )
-def test_replicas_that_cannot_be_are_refused(override: str, named: str) -> None:
+def test_impossible_replica_counts_are_refused(override: str, named: str) -> None:
     with pytest.raises(config.ConfigError, match=named):
         config.Config().using(override)
