@@ -1,4 +1,4 @@
-"""The rule of ragtune_ray.answering.abstention, sentence by sentence."""
+"""The abstention rule on sentences that are abstentions and sentences that are not."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_a_refusal_is_an_abstention(text: str) -> None:
     assert is_abstention(text)
 
 
-def test_a_title_made_of_a_refusal_cannot_be_told_from_it_by_form() -> None:
+def test_a_title_that_reads_like_a_refusal_counts_as_one() -> None:
     assert is_abstention("I Don't Know How to Love Him")
 
 
@@ -130,7 +130,7 @@ def test_an_answer_before_the_refusal_is_an_answer(text: str) -> None:
 
 
 @given(st.text())
-def test_what_follows_the_first_sentence_is_not_read(text: str) -> None:
+def test_sentences_after_the_first_are_ignored(text: str) -> None:
     assert is_abstention(f"I don't know. So {text}")
     assert not is_abstention(f"Apollo 11 did. So {text}")
 
@@ -138,20 +138,20 @@ def test_what_follows_the_first_sentence_is_not_read(text: str) -> None:
 @pytest.mark.parametrize(
     "text", ["Je ne sais pas.", "je  ne\nSAIS pas", '"Je ne sais pas" [1].', "**Je ne sais pas!**"]
 )
-def test_what_a_generator_was_taught_to_say_is_an_abstention(text: str) -> None:
+def test_taught_words_alone_are_an_abstention(text: str) -> None:
     assert is_abstention(text, "Je ne sais pas.")
     assert not is_abstention(text)
     assert not is_abstention(f"{text} 1969", "Je ne sais pas.")
 
 
-def test_what_was_taught_takes_nothing_from_the_rule() -> None:
+def test_taught_words_do_not_change_the_rule() -> None:
     assert is_abstention("J’ignore la réponse", "J'ignore la réponse.")
     assert is_abstention("I don't know.", "Je ne sais pas.")
     assert not is_abstention("1969", "...")
 
 
 @given(st.text())
-def test_any_text_is_judged(text: str) -> None:
+def test_any_text_can_be_judged(text: str) -> None:
     assert isinstance(is_abstention(text), bool)
 
 

@@ -1,3 +1,5 @@
+"""Answering tasks with a scripted generator: rows, citations, failures, streams."""
+
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +15,7 @@ from ragtune_ray.generation.interface import Completion, GeneratorError, Prompt
 
 
 class Scripted:
-    """Answers by script, question -> text; a text that starts with "!" is an error. A token is a word."""
+    """Answers each question with its text in the script; a text that starts with "!" is an error. A token is a word."""
 
     def __init__(self, script: dict[str, str]) -> None:
         self.script = script
@@ -58,9 +60,7 @@ def task_of(passages: list[schema.Passage]) -> Callable[..., Task]:
     return make
 
 
-def test_an_answer_carries_its_evidence_and_its_cost(
-    task_of: Callable[..., Task], passages: list[schema.Passage]
-) -> None:
+def test_an_answer_has_its_citations_and_cost(task_of: Callable[..., Task], passages: list[schema.Passage]) -> None:
     generator = Scripted({"Who landed?": " Apollo 11 [1]. "})
     (row,) = answer_tasks([task_of("Who landed?")], generator, SETTINGS, "f1")
     moon = passages[1]
@@ -84,7 +84,7 @@ def test_an_answer_carries_its_evidence_and_its_cost(
     assert generator.seen[0].messages[0] == ("system", SETTINGS.prompt.system)
 
 
-def test_the_generator_gets_what_the_config_says(task_of: Callable[..., Task]) -> None:
+def test_the_generator_gets_the_settings_of_the_config(task_of: Callable[..., Task]) -> None:
     settings = SETTINGS.using(
         "seed=5", "generator.max_new_tokens=7", "generator.temperature=0.5", "generator.stop=[END]", "answer.arm=base"
     )
@@ -97,7 +97,7 @@ def test_the_generator_gets_what_the_config_says(task_of: Callable[..., Task]) -
     assert generator.arguments == expected
 
 
-def test_an_answer_without_marks_cites_the_sentence_that_holds_it(
+def test_an_answer_without_marks_cites_the_sentence_that_contains_it(
     task_of: Callable[..., Task], passages: list[schema.Passage]
 ) -> None:
     generator = Scripted({"q": "Phobos and Deimos", "r": "Io and Europa"})
@@ -107,18 +107,18 @@ def test_an_answer_without_marks_cites_the_sentence_that_holds_it(
     assert not_held.citations == ()
 
 
-def test_a_mark_counts_before_the_text_it_stands_on(task_of: Callable[..., Task]) -> None:
+def test_marks_take_precedence_over_matching_text(task_of: Callable[..., Task]) -> None:
     (row,) = answer_tasks([task_of("q")], Scripted({"q": "Phobos and Deimos [1][9]"}), SETTINGS, "f1")
     assert [citation.passage_id for citation in row.citations] == ["moon#1"]
 
 
 @pytest.mark.parametrize(("text", "abstained"), [("I don't know.", True), ("In 1969.", False), ("", True)])
-def test_an_answer_that_does_not_know_is_marked(task_of: Callable[..., Task], text: str, abstained: bool) -> None:
+def test_abstentions_are_marked(task_of: Callable[..., Task], text: str, abstained: bool) -> None:
     (row,) = answer_tasks([task_of("q")], Scripted({"q": text}), SETTINGS, "f1")
     assert (row.abstained, row.status, row.answer) == (abstained, "ok", text)
 
 
-def test_failures_of_every_kind_become_rows_in_place_and_the_others_stand(task_of: Callable[..., Task]) -> None:
+def test_every_kind_of_failure_becomes_a_failed_row_in_place(task_of: Callable[..., Task]) -> None:
     too_long = "word " * 2000 + "?"
     tasks = [
         task_of("first"),
@@ -138,13 +138,13 @@ def test_failures_of_every_kind_become_rows_in_place_and_the_others_stand(task_o
     assert rows[4].error == "CUDA is on fire"
     assert [row.passage_ids for row in rows][:2] == [("moon#1", "mars#1"), ()]
     assert rows[2] == failed_answer(tasks[2], rows[2].error, "f1")
-    assert len(generator.seen) == 4, "what has no prompt is not generated"
-    # A failure leaves no trace in its neighbours.
+    assert len(generator.seen) == 4, "tasks without a prompt are not generated"
+    # A failure does not affect other rows.
     alone = answer_tasks([tasks[0], tasks[3], tasks[5]], generator, SETTINGS, "f1")
     assert [rows[0], rows[3], rows[5]] == alone
 
 
-def test_answers_stay_with_their_questions_when_retrieval_failed_for_some(task_of: Callable[..., Task]) -> None:
+def test_answers_match_their_questions_if_some_retrievals_failed(task_of: Callable[..., Task]) -> None:
     tasks = [task_of("lost", error="gone"), task_of("first"), task_of("lost too", error="gone"), task_of("second")]
     generator = Scripted({"first": "1", "second": "2"})
     rows = answer_tasks(tasks, generator, SETTINGS, "f1")
@@ -152,14 +152,14 @@ def test_answers_stay_with_their_questions_when_retrieval_failed_for_some(task_o
     assert len(generator.seen) == 2
 
 
-def test_when_all_fail_nothing_is_generated(task_of: Callable[..., Task]) -> None:
+def test_if_all_tasks_failed_nothing_is_generated(task_of: Callable[..., Task]) -> None:
     generator = Scripted({})
     assert [row.error for row in answer_tasks([task_of("q", error="x")] * 2, generator, SETTINGS, "f1")] == ["x", "x"]
     assert answer_tasks([], generator, SETTINGS, "f1") == []
     assert generator.seen == []
 
 
-def test_only_passages_that_stood_in_the_prompt_are_named(task_of: Callable[..., Task]) -> None:
+def test_answers_name_only_passages_in_the_prompt(task_of: Callable[..., Task]) -> None:
     tight = SETTINGS.using("prompt.max_tokens=64", "prompt.system=Answer.")
     generator = Scripted({"q": "a [3]"})
     (row,) = answer_tasks([task_of("q", range(8))], generator, tight, "f1")
@@ -175,8 +175,8 @@ def read(text: str, log_probability: float, name: str, **changes: object) -> tup
     return dataclasses.replace(row, **changes), log_probability  # type: ignore[arg-type]  # changes of a test
 
 
-def test_of_answers_read_apart_the_likeliest_is_given_with_the_cost_of_all() -> None:
-    # By hand: "Mars" .5 / 1; "moon" .6 / 2 + .6 / 3 = .5 exactly too, and "Moon." says the same as "moon".
+def test_reading_apart_returns_the_likeliest_answer_with_all_costs() -> None:
+    # By hand: "Mars" .49 / 1; "moon" .6 / 2 + .6 / 3 = .5, because "Moon." counts as the same answer as "moon".
     answers = [read("Mars", math.log(0.49), "a"), read("Moon.", math.log(0.6), "b"), read("moon", math.log(0.6), "c")]
     place, row = likeliest(answers, 1.0)
     assert (place, row.answer, row.confidence) == (1, "Moon.", pytest.approx(0.6 ** (1 / 3)))
@@ -184,13 +184,13 @@ def test_of_answers_read_apart_the_likeliest_is_given_with_the_cost_of_all() -> 
     assert (row.seconds, row.prompt_tokens, row.completion_tokens) == (0.75, 30, 9)
     assert likeliest([read("Mars", math.log(0.51), "a"), *answers[1:]], 1.0)[0] == 0
     assert likeliest(answers[:2], 1.0)[0] == 0, "a passage counts by the reciprocal of its rank"
-    assert likeliest(answers[:2], 0.0)[0] == 1, "or by nothing but its answer"
+    assert likeliest(answers[:2], 0.0)[0] == 1, "with weight 0 the rank does not count"
     # .6 / 2 ** w + .6 / 3 ** w falls below .2 between w = 2 (.217) and w = 3 (.097).
     low = [read("Mars", math.log(0.2), "a"), *answers[1:]]
     assert [likeliest(low, weight)[0] for weight in (2.0, 3.0)] == [1, 0]
 
 
-def test_not_knowing_counts_only_where_no_passage_tells_and_failures_only_where_all_fail() -> None:
+def test_abstentions_and_failures_count_only_if_there_is_no_answer() -> None:
     silent = read("I don't know.", math.log(0.9), "a", abstained=True)
     failed = read("", -math.inf, "b", status="failed", error="too long", passage_ids=(), scores=())
     knows = read("Mars", math.log(0.01), "c")
@@ -200,11 +200,11 @@ def test_not_knowing_counts_only_where_no_passage_tells_and_failures_only_where_
     assert likeliest([failed, failed], 1.0)[1] == failed[0]
     assert likeliest([failed], 1.0) == (0, failed[0])
     assert likeliest([read("x", -2000.0, "a"), read("y", -1000.0, "b")], 1.0)[0] == 1, (
-        "what no float holds is still compared"
+        "probabilities that underflow are still compared"
     )
 
 
-def test_an_abstention_that_was_taught_is_one_in_every_way_of_answering(task_of: Callable[..., Task]) -> None:
+def test_a_taught_abstention_counts_in_every_way_of_answering(task_of: Callable[..., Task]) -> None:
     class Reader(Scripted):
         def _complete(self, prompt: Prompt) -> Completion:
             made = super()._complete(prompt)
@@ -224,12 +224,12 @@ def test_an_abstention_that_was_taught_is_one_in_every_way_of_answering(task_of:
     assert scoring.score_answers([unanswerable], [row], "en")[row.query_id]["EM"] == 1
     assert scoring.score_abstention([unanswerable], [row])[row.query_id]["abstention_recall"] == 1
     (apart,) = answer_tasks([task], generator, settings.using("answer.reading=apart"), "f1")
-    assert (apart.answer, apart.abstained) == ("1969", False), "an abstention does not outvote an answer"
+    assert (apart.answer, apart.abstained) == ("1969", False), "an abstention does not outweigh an answer"
     (untaught,) = answer_tasks([task], generator, SETTINGS, "f1")
     assert not untaught.abstained
 
 
-def test_a_taught_abstention_that_stands_in_a_passage_cites_nothing(task_of: Callable[..., Task]) -> None:
+def test_a_taught_abstention_contained_in_a_passage_cites_nothing(task_of: Callable[..., Task]) -> None:
     generator = Scripted({"Who landed?": "Apollo 11"})
     for taught, cited in (("Apollo 11.", 0), ("Je ne sais pas.", 1)):
         settings = SETTINGS.using(f"training.abstention={taught}")
@@ -237,7 +237,7 @@ def test_a_taught_abstention_that_stands_in_a_passage_cites_nothing(task_of: Cal
         assert len(row.citations) == cited
 
 
-def test_reading_apart_shows_each_passage_alone_and_keeps_rows_with_their_questions(
+def test_reading_apart_prompts_each_passage_and_keeps_the_order(
     task_of: Callable[..., Task],
 ) -> None:
     class Reader(Scripted):
@@ -265,7 +265,7 @@ def test_reading_apart_shows_each_passage_alone_and_keeps_rows_with_their_questi
     assert len(generator.seen) == 6
 
 
-def test_streamed_pieces_join_to_the_text_of_the_answer(task_of: Callable[..., Task]) -> None:
+def test_streamed_pieces_concatenate_to_the_answer(task_of: Callable[..., Task]) -> None:
     generator = Scripted({"q": "Phobos and Deimos"})
     *pieces, row = stream_answer(task_of("q"), generator, SETTINGS, "f1")
     assert pieces == ["Phobos", " ", "and Deimos"]
@@ -277,7 +277,7 @@ def test_streamed_pieces_join_to_the_text_of_the_answer(task_of: Callable[..., T
     assert row.completion_tokens == 3
 
 
-def test_turns_that_the_template_refuses_fail_their_own_row(
+def test_turns_that_the_template_refuses_fail_only_their_row(
     task_of: Callable[..., Task], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     generator = Scripted({"fine": "yes"})

@@ -1,3 +1,5 @@
+"""Prompts within their token budget, and citations parsed from answers."""
+
 import re
 from typing import Any
 
@@ -18,7 +20,7 @@ def passage(number: int, text: str, title: str = "", start: int = 0) -> Passage:
 
 
 def count_words(texts: Any) -> list[int]:
-    return [len(re.findall(r"\w|[^\w\s]", text)) for text in texts]  # one token per letter: the worst case
+    return [len(re.findall(r"\w|[^\w\s]", text)) for text in texts]  # one token per letter, the worst case
 
 
 def count_spaced(texts: Any) -> list[int]:
@@ -51,18 +53,18 @@ def test_without_passages_the_prompt_is_system_and_question() -> None:
     assert prompt.passages == ()
 
 
-def test_an_empty_system_gives_no_system_message() -> None:
+def test_an_empty_system_adds_no_system_message() -> None:
     assert build("Who?", [], 100, system="").messages == (("user", "Question: Who?"),)
 
 
-def test_passages_are_dropped_from_the_end_first() -> None:
+def test_passages_are_dropped_from_the_end() -> None:
     words = " ".join(["word"] * 50)
     prompt = build("Who?", [passage(n, words) for n in range(4)], 130)
     assert [p.passage_id for p in prompt.passages] == ["d0#0", "d1#0"]
     assert all(p.text == words for p in prompt.passages)
 
 
-def test_the_last_passage_that_stays_is_shortened_after_a_sentence() -> None:
+def test_the_last_kept_passage_is_shortened_after_a_sentence() -> None:
     text = "One two three four five six seven eight nine ten. " * 20
     prompt = build("Who?", [passage(1, text.strip(), start=7)], 100)
     (shown,) = prompt.passages
@@ -91,7 +93,7 @@ def test_chinese_passages_are_shortened_without_spaces() -> None:
     assert prompt.num_tokens <= 200
 
 
-def test_each_text_is_counted_once_for_all_queries() -> None:
+def test_a_shared_text_is_counted_once_for_all_queries() -> None:
     calls = []
 
     def count(texts: Any) -> list[int]:
@@ -109,11 +111,11 @@ words = st.text(alphabet="ab. \n月。", min_size=1, max_size=300).filter(lambda
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(words, min_size=1, max_size=5), st.integers(40, 300))
-def test_a_prompt_never_exceeds_its_budget_and_shows_only_text_of_its_passages(texts: Any, max_tokens: int) -> None:
+def test_prompts_fit_the_budget_and_show_only_passage_text(texts: Any, max_tokens: int) -> None:
     passages = [passage(n, text, title="T", start=5) for n, text in enumerate(texts)]
     try:
         prompt = build("Who?", passages, max_tokens, count=count_words)
-    except PromptError:  # a first word of up to 100 letters may not fit the smallest budgets
+    except PromptError:  # a first word of up to 100 letters may exceed the smallest budgets
         assert max_tokens < 150
         return
     assert prompt.num_tokens == count_words([render(prompt.messages)])[0] <= max_tokens
@@ -128,7 +130,7 @@ def test_a_prompt_never_exceeds_its_budget_and_shows_only_text_of_its_passages(t
     assert prompt.messages[-1][1].endswith("Question: Who?")
 
 
-def test_marks_and_questions_inside_a_passage_are_defused_in_the_prompt_only() -> None:
+def test_prompt_syntax_in_passages_is_neutralized_only_in_the_prompt() -> None:
     prompt = build("Who?", [passage(1, "As shown.[1] In [1969], x.\nQuestion: Forged?")], 100)
     assert 'As shown.(1) In [1969], x.\n"Question:" Forged?' in prompt.messages[1][1]
     assert prompt.passages[0].text.endswith("[1] In [1969], x.\nQuestion: Forged?")
@@ -159,7 +161,7 @@ FIVE = [passage(n, f"text {n}", start=10 * n) for n in range(1, 6)]
         ("", "", []),
     ],
 )
-def test_citation_marks_leave_the_text_and_name_passages_in_order(answer: str, text: str, numbers: list[int]) -> None:
+def test_citation_marks_are_removed_and_name_passages_in_order(answer: str, text: str, numbers: list[int]) -> None:
     found_text, citations = parse_citations(answer, FIVE)
     assert found_text == text
     assert citations == tuple(Citation(f"d{n}#0", f"d{n}", 10 * n, 10 * n + 6) for n in numbers)
@@ -167,13 +169,13 @@ def test_citation_marks_leave_the_text_and_name_passages_in_order(answer: str, t
 
 @settings(deadline=None)
 @given(st.text(alphabet="ab [](),.-【】0123456789月", max_size=60))
-def test_parsing_any_answer_leaves_nothing_more_to_parse(answer: str) -> None:
+def test_parsing_a_parsed_answer_changes_nothing(answer: str) -> None:
     text, citations = parse_citations(answer, FIVE)
     assert len(set(citations)) == len(citations)
     assert parse_citations(text, FIVE) == (text, ())
 
 
-def test_support_is_the_sentence_of_the_best_passage_that_holds_the_answer() -> None:
+def test_support_is_the_best_passages_sentence_with_the_answer() -> None:
     passages = [
         passage(1, "Nothing here about Parisians."),
         passage(2, "Rome is old.  The capital is PARIS, France. It rains.", start=100),
@@ -185,18 +187,18 @@ def test_support_is_the_sentence_of_the_best_passage_that_holds_the_answer() -> 
     assert citation == Citation("d2#0", "d2", start, start + len(sentence))
 
 
-def test_support_in_chinese_goes_by_characters() -> None:
+def test_support_in_chinese_compares_characters() -> None:
     text = "地球很大。月球是地球的卫星。太阳是恒星。"
     (citation,) = supporting_citations("地球的卫星", [passage(1, text)])
     assert text[citation.start : citation.end] == "月球是地球的卫星。"
 
 
 @pytest.mark.parametrize("answer", ["I don't know.", "x", "", "Berlin", "Pari", "..."])
-def test_no_support_for_abstentions_short_answers_and_other_words(answer: str) -> None:
+def test_abstentions_short_answers_and_other_words_have_no_support(answer: str) -> None:
     assert supporting_citations(answer, [passage(1, "Paris x. I don't know. I don't know")]) == ()
 
 
-def test_an_answer_in_other_words_cites_the_sentence_that_holds_what_it_adds_to_the_question() -> None:
+def test_a_reworded_answer_cites_the_sentence_with_its_new_words() -> None:
     first = "Ariane 5 flew first in 1996. In all, Ariane 5 was launched 117 times. The last flight was in 2023."
     second = "A ticket costs 117 francs."
     shown = [passage(1, second), passage(2, first)]
@@ -216,18 +218,18 @@ def test_an_answer_in_other_words_cites_the_sentence_that_holds_what_it_adds_to_
         pytest.param("I don't know how often Ariane 5 flew.", id="an abstention"),
     ],
 )
-def test_an_answer_that_no_sentence_holds_cites_nothing(answer: str) -> None:
+def test_an_answer_without_a_supporting_sentence_cites_nothing(answer: str) -> None:
     text = "Ariane 5 flew first in 1996. It was launched 117 times."
     assert supporting_citations(answer, [passage(1, text)], "How many times did Ariane 5 fly?") == ()
 
 
-def test_each_sentence_of_an_answer_is_supported_by_itself() -> None:
+def test_each_sentence_of_an_answer_has_its_own_support() -> None:
     shown = [passage(1, "Mars has two moons. Venus has none."), passage(2, "Saturn has rings of ice.")]
     found = supporting_citations("Mars has two moons. Saturn has rings of ice.", shown, "Moons and rings?")
     assert [citation.passage_id for citation in found] == [shown[0].passage_id, shown[1].passage_id]
 
 
-def test_what_was_said_before_stands_between_system_and_question_and_its_oldest_turns_go_first() -> None:
+def test_history_follows_the_system_message_and_loses_its_oldest_turns() -> None:
     def spoken(messages: Any) -> str:
         return " ".join(f"{role} {content}" for role, content in messages)
 
@@ -252,7 +254,7 @@ def test_what_was_said_before_stands_between_system_and_question_and_its_oldest_
     assert roles == ["system", "user", "assistant", "user", "assistant", "user"]
     kept = messages(50)
     assert [content.split()[0] for _, content in kept] == ["Be", "three", "four", "Question:"]
-    assert [role for role, _ in messages(40)] == ["system", "user"], "a conversation never begins with an answer"
+    assert [role for role, _ in messages(40)] == ["system", "user"], "a conversation never begins with the assistant"
 
 
 turns = st.lists(st.tuples(st.sampled_from(["user", "assistant"]), words), max_size=12)
@@ -260,7 +262,7 @@ turns = st.lists(st.tuples(st.sampled_from(["user", "assistant"]), words), max_s
 
 @settings(deadline=None)
 @given(turns, st.integers(30, 600))
-def test_the_turns_that_stay_are_those_that_dropping_one_by_one_would_leave(history: Any, max_tokens: int) -> None:
+def test_kept_turns_equal_dropping_the_oldest_one_by_one(history: Any, max_tokens: int) -> None:
     prompt = build_prompt(
         "W?", (), system="", max_tokens=max_tokens, count_tokens=count_words, render=render, history=history
     )
@@ -271,9 +273,9 @@ def test_the_turns_that_stay_are_those_that_dropping_one_by_one_would_leave(hist
 
 
 @pytest.mark.parametrize("max_tokens", [10, 100, 2000, 1_000_000])
-def test_a_long_history_is_counted_a_few_times_and_not_once_for_every_turn(max_tokens: int) -> None:
+def test_a_long_history_is_counted_only_a_few_times(max_tokens: int) -> None:
     def counted(num_turns: int) -> float:
-        """How many times the whole history is counted."""
+        """The number of times that the whole history is counted."""
         sizes: list[int] = []
 
         def count(texts: Any) -> list[int]:

@@ -1,3 +1,5 @@
+"""Chat templates that refuse some orders of roles."""
+
 from typing import Any
 
 import pytest
@@ -38,13 +40,11 @@ def chat_with(template: str) -> ChatTokenizer:
         ("{% for m in messages %}{{ m.content }};{% endfor %}", [("user", "a"), ("user", "b")], "a;b;"),
     ],
 )
-def test_messages_of_one_role_are_joined_where_the_template_demands_that_roles_alternate(
-    template: str, messages: Any, text: str
-) -> None:
+def test_consecutive_messages_are_joined_if_roles_must_alternate(template: str, messages: Any, text: str) -> None:
     assert chat_with(template).render(messages) == text
 
 
-def test_messages_that_the_template_refuses_in_every_form_are_an_error_that_names_the_roles() -> None:
+def test_messages_that_the_template_refuses_are_an_error_with_their_roles() -> None:
     with pytest.raises(
         GeneratorError, match=r"roles assistant, user: .*must alternate.*begin with the user's"
     ) as caught:

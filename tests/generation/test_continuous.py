@@ -1,3 +1,5 @@
+"""Continuous batching and LoRA adapters against bulk generation, transformers and PEFT."""
+
 import asyncio
 import copy
 import functools
@@ -24,7 +26,7 @@ from ragtune_ray.generation.running_batch import RunningBatch
 from ragtune_ray.models import packing
 from tests.support.models import prompt_of, save_adapter, some_prompts
 
-LONG = 1500  # tokens that take the tiny model a second or two
+LONG = 1500  # tokens; the tiny model needs a second or two for them
 
 
 def load(directory: Path, batch_tokens: int = 4000) -> TransformersGenerator:
@@ -39,7 +41,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory, generator_directory: Path) ->
 
 @pytest.fixture(scope="module")
 def endless(generator_directory: Path) -> TransformersGenerator:
-    """The same, which never ends an answer by itself."""
+    """Like `tiny`, but it never ends an answer by itself."""
     generator = load(generator_directory)
     generator.end_tokens = frozenset()
     return generator
@@ -47,7 +49,7 @@ def endless(generator_directory: Path) -> TransformersGenerator:
 
 @pytest.fixture
 def start(tiny: TransformersGenerator) -> Iterator[Callable[..., ContinuousGenerator]]:
-    """Makes engines, and closes them at the end."""
+    """Starts engines, and closes them after the test."""
     started = []
 
     def start(generator: TransformersGenerator = tiny, **options: Any) -> ContinuousGenerator:
@@ -63,12 +65,12 @@ def start(tiny: TransformersGenerator) -> Iterator[Callable[..., ContinuousGener
 def wait_until(condition: Callable[[], bool]) -> None:
     end = time.monotonic() + 300
     while not condition():
-        assert time.monotonic() < end, "it never came"
+        assert time.monotonic() < end, "the condition did not become true"
         time.sleep(0.001)
 
 
 class Gate:
-    """Holds every step until it is opened."""
+    """Blocks every step until it is opened."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.open = threading.Event()
@@ -82,7 +84,7 @@ class Gate:
 
 
 class Clock:
-    """Time as requests see it."""
+    """The time that requests see."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 0.0
@@ -92,7 +94,7 @@ class Clock:
         return self.now
 
 
-# What a request asks for: prompt, longest answer, temperature, seed.
+# The parameters of a request: prompt, longest answer, temperature, seed.
 ASKED = st.tuples(st.integers(0, 7), st.integers(1, 9), st.sampled_from([0.0, 0.0, 1.3]), st.integers(0, 2))
 PROMPTS = some_prompts(8)
 
@@ -111,10 +113,10 @@ def row_request(generator: TransformersGenerator, asked: tuple[int, int, float, 
 
 @settings(max_examples=40)
 @given(st.lists(ASKED, min_size=1, max_size=9), st.lists(st.integers(0, 11), max_size=60), st.integers(300, 900))
-def test_a_text_does_not_depend_on_who_comes_and_goes(
+def test_a_text_does_not_depend_on_other_requests(
     tiny: TransformersGenerator, asked: list[tuple[int, int, float, int]], plan: list[int], batch_tokens: int
 ) -> None:
-    """Any order of arrivals, steps (also in the middle of a prefill) and cancellations, in any memory."""
+    """For any order of arrivals, steps (also during a prefill) and cancellations, and any memory limit."""
     tiny._batch_tokens, before = batch_tokens, tiny._batch_tokens
     batch = RunningBatch(tiny, 4)
     tiny._batch_tokens = before
@@ -144,7 +146,7 @@ def test_a_text_does_not_depend_on_who_comes_and_goes(
             assert one.failure == "cancelled"
 
 
-def test_many_threads_are_answered_as_bulk_answers(
+def test_requests_of_many_threads_equal_bulk_answers(
     tiny: TransformersGenerator, start: Callable[..., ContinuousGenerator]
 ) -> None:
     engine = start(max_running=5)
@@ -185,7 +187,7 @@ def test_many_threads_are_answered_as_bulk_answers(
     assert stats.finished >= len(served)
 
 
-def test_greedy_answers_of_a_whole_bulk_batch_are_those_served(
+def test_greedy_served_answers_equal_a_bulk_batch(
     tiny: TransformersGenerator, start: Callable[..., ContinuousGenerator]
 ) -> None:
     stop = [tiny.generate(PROMPTS[:1], max_new_tokens=20)[0].text[4:6]]
@@ -195,7 +197,7 @@ def test_greedy_answers_of_a_whole_bulk_batch_are_those_served(
     assert [one.completion().text for one in served] == [one.text for one in bulk]
 
 
-def test_a_full_queue_refuses_and_whoever_left_makes_room(
+def test_a_full_queue_refuses_until_a_request_leaves(
     start: Callable[..., ContinuousGenerator], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate = Gate(monkeypatch)
@@ -215,17 +217,17 @@ def test_a_full_queue_refuses_and_whoever_left_makes_room(
         waiting[0].completion()
 
 
-def test_room_is_what_the_longest_of_those_left_leaves(tiny: TransformersGenerator) -> None:
+def test_room_in_a_batch_follows_its_longest_row(tiny: TransformersGenerator) -> None:
     batch = DecodingBatch(tiny._model, [], 0, 512, max_rows=3, max_tokens=300)
-    assert batch.has_room(1000), "a first row always has"
+    assert batch.has_room(1000), "a first row always fits"
     for length in (5, 20, 30):
         batch.join([[1] * length], 6)
-    assert not batch.has_room(5), "three rows are the most"
+    assert not batch.has_room(5), "three rows are the limit"
     batch.drop(2)
     assert batch.has_room(100 - 36)
     assert not batch.has_room(129), "three times 192 positions"
     batch.join([[1] * 150], 6)
-    batch.drop(0)  # that of 150 takes its place
+    batch.drop(0)  # the row of 150 tokens moves to its position
     batch.drop(1)
     assert len(batch) == 1
     assert not batch.has_room(5), "twice 192 positions"
@@ -234,7 +236,7 @@ def test_room_is_what_the_longest_of_those_left_leaves(tiny: TransformersGenerat
     assert batch.has_room(128)
 
 
-def test_requests_come_in_first_in_first_out_even_a_large_one(
+def test_requests_join_in_order_even_a_large_one(
     generator_directory: Path, start: Callable[..., ContinuousGenerator], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     admitted = []
@@ -255,7 +257,7 @@ def test_requests_come_in_first_in_first_out_even_a_large_one(
     assert admitted == asked
 
 
-def test_a_request_that_waits_past_its_deadline_is_never_computed(
+def test_a_request_that_expires_in_the_queue_is_never_computed(
     start: Callable[..., ContinuousGenerator], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock, gate = Clock(monkeypatch), Gate(monkeypatch)
@@ -303,7 +305,7 @@ def test_a_cancelled_row_leaves_before_the_next_step(endless: TransformersGenera
     assert len(asked[0].row.generated) == 1
 
 
-def test_a_client_that_leaves_frees_its_place(
+def test_a_client_that_leaves_frees_its_row(
     endless: TransformersGenerator, start: Callable[..., ContinuousGenerator]
 ) -> None:
     engine = start(endless, max_running=1)
@@ -317,7 +319,7 @@ def test_a_client_that_leaves_frees_its_place(
     assert engine.stats().generated_tokens < LONG
 
 
-def test_one_cancelled_during_anothers_prefill_is_not_in_the_next_step(
+def test_a_request_cancelled_during_a_prefill_skips_the_next_step(
     endless: TransformersGenerator, start: Callable[..., ContinuousGenerator], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prefill, step = DecodingBatch._prefill, DecodingBatch.step
@@ -344,7 +346,7 @@ def test_one_cancelled_during_anothers_prefill_is_not_in_the_next_step(
     assert sizes == [1, 1, 1]
 
 
-def test_a_prefill_is_given_up_when_nobody_waits_for_it(tiny: TransformersGenerator) -> None:
+def test_a_prefill_stops_when_its_request_is_cancelled(tiny: TransformersGenerator) -> None:
     batch = RunningBatch(tiny, 2)
     one = row_request(tiny, (0, 5, 0.0, 0))
     layers = []
@@ -359,7 +361,7 @@ def test_a_prefill_is_given_up_when_nobody_waits_for_it(tiny: TransformersGenera
     assert len(batch) == batch.generated_tokens == 0
 
 
-def test_steps_go_on_while_a_prompt_is_prefilled(
+def test_steps_continue_during_a_prefill(
     tiny: TransformersGenerator, start: Callable[..., ContinuousGenerator], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(continuous, "_PREFILL_SECONDS", 0.0)
@@ -385,7 +387,7 @@ def test_steps_go_on_while_a_prompt_is_prefilled(
     assert texts == [one.text for one in tiny.generate(PROMPTS, max_new_tokens=20)]
 
 
-def test_one_that_fails_in_its_prefill_fails_alone(
+def test_a_failing_prefill_fails_only_its_request(
     tiny: TransformersGenerator, start: Callable[..., ContinuousGenerator], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prefill = DecodingBatch._prefill
@@ -407,8 +409,8 @@ def test_one_that_fails_in_its_prefill_fails_alone(
     assert engine.is_alive()
 
 
-def test_numbers_that_are_none_stay_with_their_row(generator_directory: Path) -> None:
-    """A prompt whose keys and values are NaN poisons neither its neighbours nor those who get its place after it."""
+def test_nan_logits_fail_only_their_row(generator_directory: Path) -> None:
+    """A prompt whose keys and values are NaN affects neither other rows nor the rows that reuse its memory."""
     poisoned = load(generator_directory)
     expected = [one.text for one in poisoned.generate(PROMPTS, max_new_tokens=9)]
     (z,) = poisoned._chat.encode(["z"])[0]
@@ -428,7 +430,7 @@ def test_numbers_that_are_none_stay_with_their_row(generator_directory: Path) ->
     assert engine.stats().failed == engine.stats().finished == 8
 
 
-def test_an_error_in_a_joint_step_fails_those_in_it_and_no_others(
+def test_an_error_in_a_shared_step_fails_only_its_requests(
     tiny: TransformersGenerator, start: Callable[..., ContinuousGenerator], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     step = DecodingBatch.step
@@ -449,7 +451,7 @@ def test_an_error_in_a_joint_step_fails_those_in_it_and_no_others(
     assert engine.stats().failed == 1
 
 
-def test_the_death_of_the_thread_is_told_to_everyone(
+def test_when_the_thread_dies_every_request_fails(
     start: Callable[..., ContinuousGenerator], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate = Gate(monkeypatch)
@@ -470,7 +472,7 @@ def test_the_death_of_the_thread_is_told_to_everyone(
     assert (engine.stats().running, engine.stats().waiting, engine.stats().failed) == (0, 0, 3)
 
 
-def test_closing_finishes_what_is_here_and_takes_nothing_new(start: Callable[..., ContinuousGenerator]) -> None:
+def test_closing_finishes_present_requests_and_refuses_new_ones(start: Callable[..., ContinuousGenerator]) -> None:
     engine = start(max_running=1)
     asked = [engine.submit(PROMPTS[0], max_new_tokens=5) for _ in range(3)]
     engine.close()
@@ -480,7 +482,7 @@ def test_closing_finishes_what_is_here_and_takes_nothing_new(start: Callable[...
         engine.submit(PROMPTS[0], max_new_tokens=5)
 
 
-def test_what_outlasts_the_grace_is_cut(
+def test_requests_that_outlast_the_grace_period_fail(
     endless: TransformersGenerator, start: Callable[..., ContinuousGenerator]
 ) -> None:
     engine = start(endless)
@@ -491,7 +493,7 @@ def test_what_outlasts_the_grace_is_cut(
     assert not engine.is_alive()
 
 
-def test_asyncio_reads_the_same_and_its_cancellation_cancels(
+def test_asyncio_readers_get_the_same_text_and_can_cancel(
     endless: TransformersGenerator, start: Callable[..., ContinuousGenerator]
 ) -> None:
     engine = start(endless)
@@ -515,7 +517,7 @@ def test_asyncio_reads_the_same_and_its_cancellation_cancels(
     assert asyncio.run(talk()) == [one.text for one in endless.generate(PROMPTS, max_new_tokens=12)]
 
 
-def test_a_reader_whose_event_loop_is_closed_is_gone(
+def test_closing_a_readers_event_loop_cancels_its_request(
     endless: TransformersGenerator, start: Callable[..., ContinuousGenerator]
 ) -> None:
     engine = start(endless)
@@ -528,7 +530,7 @@ def test_a_reader_whose_event_loop_is_closed_is_gone(
     assert engine.submit(PROMPTS[0], max_new_tokens=2).completion().completion_tokens == 2
 
 
-def test_what_cannot_be_asked_is_refused_by_name(start: Callable[..., ContinuousGenerator]) -> None:
+def test_invalid_requests_are_refused_with_the_reason(start: Callable[..., ContinuousGenerator]) -> None:
     engine = start()
     with pytest.raises(GeneratorError, match="empty"):
         engine.submit(Prompt((), (), 0), max_new_tokens=5)
@@ -540,13 +542,13 @@ def test_what_cannot_be_asked_is_refused_by_name(start: Callable[..., Continuous
         engine.submit(PROMPTS[0], max_new_tokens=5, adapter="x")
 
 
-def test_a_failure_survives_the_way_between_processes() -> None:
-    failure = copy.copy(RequestFailed("deadline", "too late"))  # taken apart and put together as pickle does
+def test_a_failed_request_survives_pickling() -> None:
+    failure = copy.copy(RequestFailed("deadline", "too late"))  # copy uses the same protocol as pickle
     assert (failure.reason, str(failure)) == ("deadline", "too late")
 
 
 @pytest.mark.parametrize("temperature", [1e-45, 1e-8])
-def test_next_to_no_temperature_is_greedy(tiny: TransformersGenerator, temperature: float) -> None:
+def test_a_temperature_near_zero_is_greedy(tiny: TransformersGenerator, temperature: float) -> None:
     greedy = tiny.generate(PROMPTS, max_new_tokens=5)
     made = tiny.generate(PROMPTS, max_new_tokens=5, temperature=temperature)
     assert [one.text for one in made] == [one.text for one in greedy]
@@ -566,7 +568,7 @@ def adapters(tmp_path_factory: pytest.TempPathFactory, generator_directory: Path
 
 
 def peft_texts(generator: TransformersGenerator, model_directory: Path, adapter: Path, longest: int) -> list[str]:
-    """By transformers and PEFT, one prompt at a time."""
+    """The texts of transformers and PEFT, one prompt at a time."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
@@ -581,16 +583,16 @@ def peft_texts(generator: TransformersGenerator, model_directory: Path, adapter:
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_base_and_adapters_together_answer_as_each_alone(
+def test_base_and_adapters_in_one_batch_answer_as_each_alone(
     generator_directory: Path,
     adapters: dict[str, Path],
     start: Callable[..., ContinuousGenerator],
     monkeypatch: pytest.MonkeyPatch,
     packed: bool,
 ) -> None:
-    monkeypatch.setattr(continuous, "_PREFILL_SECONDS", 0.0)  # steps in the middle of prefills, with other adapters
+    monkeypatch.setattr(continuous, "_PREFILL_SECONDS", 0.0)  # so that steps interrupt prefills of other adapters
     adapted = load(generator_directory)
-    if packed:  # in float32, which every processor has the operators for
+    if packed:  # in float32, for which every processor has the operators
         packing._pack_children(adapted._model)
     expected = {"": [one.text for one in adapted.generate(PROMPTS, max_new_tokens=15)]}
     expected |= {name: peft_texts(adapted, generator_directory, path, 15) for name, path in adapters.items()}
@@ -604,7 +606,7 @@ def test_base_and_adapters_together_answer_as_each_alone(
     for name, number, one in asked:
         assert one.completion().text == expected[name][number], name
     bulk = adapted.generate(PROMPTS, max_new_tokens=15)
-    assert [one.text for one in bulk] == expected[""], "another thread is not concerned"
+    assert [one.text for one in bulk] == expected[""], "adapters of one thread do not affect another"
     with pytest.raises(GeneratorError, match="available: a, b"):
         engine.submit(PROMPTS[0], max_new_tokens=5, adapter="c")
 
@@ -625,7 +627,7 @@ def edit_settings(directory: Path, **changes: Any) -> None:
         ({"lora_alpha": None}, "lora_alpha"),
     ],
 )
-def test_adapters_of_another_kind_are_refused(
+def test_adapters_that_are_not_plain_lora_are_refused(
     tiny: TransformersGenerator, adapters: dict[str, Path], tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     for path in adapters["b"].iterdir():

@@ -1,3 +1,5 @@
+"""The OpenAI client against a scripted HTTP server, and once against a real one."""
+
 import itertools
 import json
 import logging
@@ -23,7 +25,7 @@ SECRET = "sk-very-secret"
 
 
 class Server(ThreadingHTTPServer):
-    """Answers each request by the script for its question: a list of replies, taken one by one, the last repeated."""
+    """Answers each request from the list of replies for its question, in order; the last reply is repeated."""
 
     daemon_threads = True
 
@@ -65,7 +67,7 @@ class Handler(BaseHTTPRequestHandler):
         try:
             if server.barrier is not None:
                 server.barrier.wait(timeout=10)
-                server.crowded.wait(0.15)  # time for one request too many to show itself
+                server.crowded.wait(0.15)  # time for a request beyond the limit to arrive
             self.answer(reply, stream=body.get("stream", False))
         finally:
             with server.lock:
@@ -81,7 +83,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send(status, text.encode(), headers)
         elif stream:
             chunks = [{"choices": [{"index": 0, "delta": {"content": letter}}]} for letter in reply]
-            # Servers say why it ended in a chunk without text, and what it cost in one without choices.
+            # Servers send the finish reason in a chunk without text and the usage in one without choices.
             chunks += [{"choices": [{"index": 0, "delta": {}, "finish_reason": "length"}]}, {"choices": []}]
             lines = [f"data: {json.dumps(chunk)}\n\n" for chunk in chunks] + ["data: [DONE]\n\n"]
             self.send(200, "".join(lines).encode(), {"Content-Type": "text/event-stream"})
@@ -124,10 +126,10 @@ def prompts_of(*questions: str) -> list[Prompt]:
     return [Prompt((("system", "S"), ("user", question)), (), 5) for question in questions]
 
 
-NOW = {"Retry-After-Ms": "1"}  # so that tests need not wait for the back-off
+NOW = {"Retry-After-Ms": "1"}  # so that tests do not wait for the backoff
 
 
-def test_answers_come_in_the_order_of_the_prompts(server: Server, connect: Callable[..., OpenAIGenerator]) -> None:
+def test_answers_are_in_the_order_of_the_prompts(server: Server, connect: Callable[..., OpenAIGenerator]) -> None:
     questions = [f"q{n}" for n in range(20)]
     made = connect(concurrency=4).generate(prompts_of(*questions), max_new_tokens=9, stop=["x"], seed=3)
     assert [one.text for one in made] == [question.upper() for question in questions]
@@ -140,28 +142,28 @@ def test_answers_come_in_the_order_of_the_prompts(server: Server, connect: Calla
     )  # fmt: skip
 
 
-def test_at_most_so_many_requests_are_under_way(server: Server, connect: Callable[..., OpenAIGenerator]) -> None:
-    server.barrier = threading.Barrier(3)  # a reply leaves only when three are there, so fewer would hang
+def test_concurrency_limits_the_requests_in_flight(server: Server, connect: Callable[..., OpenAIGenerator]) -> None:
+    server.barrier = threading.Barrier(3)  # replies are sent when three requests are in flight; fewer would hang
     connect(concurrency=3).generate(prompts_of(*"abcdefghi"), max_new_tokens=9)
     assert server.most_active == 3
 
 
 @pytest.mark.parametrize("status", [408, 409, 429, 500, 503])
-def test_passing_failures_are_tried_again(server: Server, connect: Callable[..., OpenAIGenerator], status: int) -> None:
+def test_temporary_failures_are_retried(server: Server, connect: Callable[..., OpenAIGenerator], status: int) -> None:
     server.scripts["q"] = [(status, NOW, "{}"), (status, NOW, "{}"), "fine"]
     (made,) = connect().generate(prompts_of("q"), max_new_tokens=9)
     assert (made.text, made.error) == ("fine", "")
     assert len(server.requests) == 3
 
 
-def test_the_wait_that_the_server_names_is_kept(server: Server, connect: Callable[..., OpenAIGenerator]) -> None:
+def test_the_servers_retry_after_is_respected(server: Server, connect: Callable[..., OpenAIGenerator]) -> None:
     server.scripts["q"] = [(429, {"Retry-After": "1"}, "{}"), "fine"]
     (made,) = connect().generate(prompts_of("q"), max_new_tokens=9)
     assert made.text == "fine"
-    assert made.seconds >= 1.0  # the SDK's own first back-off is at most half a second
+    assert made.seconds >= 1.0  # the SDK's own first backoff is at most half a second
 
 
-def test_a_failed_request_is_an_error_row_and_the_others_stand(
+def test_a_failed_request_is_an_error_row_among_good_ones(
     server: Server, connect: Callable[..., OpenAIGenerator]
 ) -> None:
     server.scripts |= {
@@ -185,16 +187,14 @@ def test_a_failed_request_is_an_error_row_and_the_others_stand(
     assert sum(request["messages"][1]["content"] == "wrong" for request in server.requests) == 1
 
 
-def test_a_server_that_does_not_answer_in_time_is_an_error_row(
-    server: Server, connect: Callable[..., OpenAIGenerator]
-) -> None:
+def test_a_timeout_is_an_error_row(server: Server, connect: Callable[..., OpenAIGenerator]) -> None:
     server.scripts["slow"] = ["hang"]
     slow, quick = connect(timeout_seconds=0.3, max_attempts=1).generate(prompts_of("slow", "quick"), max_new_tokens=9)
     assert "Timeout" in slow.error
     assert quick.text == "QUICK"
 
 
-def test_nobody_listening_is_an_error_row() -> None:
+def test_a_refused_connection_is_an_error_row() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -204,7 +204,7 @@ def test_nobody_listening_is_an_error_row() -> None:
     assert str(port) in made.error
 
 
-def test_a_stream_gives_the_pieces_as_they_come(server: Server, connect: Callable[..., OpenAIGenerator]) -> None:
+def test_a_stream_yields_the_servers_pieces(server: Server, connect: Callable[..., OpenAIGenerator]) -> None:
     server.scripts["q"] = ["abc"]
     stream = connect().stream(prompts_of("q")[0], max_new_tokens=9)
     assert list(itertools.islice(stream, 3)) == ["a", "b", "c"]
@@ -213,13 +213,13 @@ def test_a_stream_gives_the_pieces_as_they_come(server: Server, connect: Callabl
     assert end.value.value == "length"
 
 
-def test_a_failed_stream_says_why(server: Server, connect: Callable[..., OpenAIGenerator]) -> None:
+def test_a_failed_stream_raises_the_servers_message(server: Server, connect: Callable[..., OpenAIGenerator]) -> None:
     server.scripts["q"] = [(404, {}, '{"error": {"message": "no such model"}}')]
     with pytest.raises(GeneratorError, match=r"status 404.*no such model"):
         list(connect().stream(prompts_of("q")[0], max_new_tokens=9))
 
 
-def test_the_key_appears_in_no_error_and_no_log(
+def test_the_api_key_appears_in_no_error_and_no_log(
     server: Server, connect: Callable[..., OpenAIGenerator], caplog: pytest.LogCaptureFixture
 ) -> None:
     echo = json.dumps({"error": {"message": f"Incorrect API key provided: {SECRET}"}})
@@ -236,7 +236,7 @@ def test_the_key_appears_in_no_error_and_no_log(
     assert raised.value.__cause__ is None
 
 
-def test_a_missing_key_is_fine_on_this_machine_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_key_is_accepted_only_for_loopback_servers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAGTUNE_NO_KEY", raising=False)
     for url in ("http://127.0.0.1:1/v1", "http://localhost:1/v1", "http://[::1]:1/v1"):
         OpenAIGenerator(url, "m", api_key_env="RAGTUNE_NO_KEY")
@@ -245,20 +245,20 @@ def test_a_missing_key_is_fine_on_this_machine_only(monkeypatch: pytest.MonkeyPa
             OpenAIGenerator(url, "m", api_key_env="RAGTUNE_NO_KEY")
 
 
-def test_a_missing_package_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_error_names_the_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openai", None)
     with pytest.raises(GeneratorError, match=r"pip install 'ragtune-ray\[openai\]'"):
         OpenAIGenerator("http://127.0.0.1:1/v1", "m")
 
 
-def test_what_the_api_cannot_do_is_refused(connect: Callable[..., OpenAIGenerator]) -> None:
+def test_unsupported_calls_are_refused(connect: Callable[..., OpenAIGenerator]) -> None:
     with pytest.raises(GeneratorError, match="engine=openai"):
         connect().log_likelihood(prompts_of("q"), ["a"])
     with pytest.raises(GeneratorError, match=r"generator.stop: 5"):
         connect().generate(prompts_of("q"), max_new_tokens=9, stop=list("abcde"))
 
 
-def test_tokens_are_estimated_from_bytes_and_rendering_joins_contents(connect: Callable[..., OpenAIGenerator]) -> None:
+def test_tokens_are_estimated_and_rendering_joins_contents(connect: Callable[..., OpenAIGenerator]) -> None:
     client = connect()
     assert client.count_tokens(["", "a", "abcd", "月球"]) == [0, 1, 2, 2]
     assert client.render((("system", "S"), ("user", "U"))) == "S\nU"
@@ -302,5 +302,5 @@ def wait_for(url: str, process: Any, log: Path) -> None:
             with urllib.request.urlopen(url, timeout=2):
                 return
         except (urllib.error.URLError, ConnectionError, TimeoutError):
-            threading.Event().wait(0.2)  # between two looks at a process that has no other way to say it is ready
+            threading.Event().wait(0.2)  # polls, because the process has no other sign that it is ready
     pytest.fail(f"no server: {log.read_text()}")

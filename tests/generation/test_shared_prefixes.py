@@ -1,4 +1,4 @@
-"""Shared beginnings: every token sees and is taught what it would in a row of its own, and groups waste nothing."""
+"""Prompts with a common beginning: same losses and gradients as in separate rows, from fewer tokens."""
 
 from pathlib import Path
 from typing import Any
@@ -30,9 +30,9 @@ ROWS = [
 ]
 
 
-def test_two_questions_about_one_passage_by_hand() -> None:
+def test_two_questions_about_one_passage_match_tensors_by_hand() -> None:
     piece = collate([[1, 2, 3, 4], [1, 2, 5]], [[6, 9], [7, 8, 9]], [[0, 1]], pad_token=0)
-    # Unlabelled first: the shared 1 2 and the 3 that only the first prompt has; then what predicts an answer's tokens.
+    # First the tokens without a label: the shared 1 2 and the first prompt's 3. Then those that predict an answer's token.
     assert piece["input_ids"].tolist() == [[1, 2, 3, 4, 6, 5, 7, 8]]
     assert piece["position_ids"].tolist() == [[0, 1, 2, 3, 4, 2, 3, 4]]
     assert piece["segments"].tolist() == [[0, 0, 1, 1, 1, 2, 2, 2]]
@@ -51,13 +51,13 @@ def test_two_questions_about_one_passage_by_hand() -> None:
     ]
 
 
-def test_one_prompt_with_two_answers_is_taught_both() -> None:
+def test_one_prompt_with_two_answers_has_labels_of_both() -> None:
     piece = collate([[1, 2], [1, 2]], [[5], [6]], [[0, 1]], pad_token=0)
     assert piece["input_ids"].tolist() == [[1, 2, 2]]
     assert piece["labels"].tolist() == [[IGNORED, 5, 6]]
 
 
-def test_padding_sees_itself_alone_and_nobody_sees_it() -> None:
+def test_padding_attends_to_itself_and_nothing_attends_to_it() -> None:
     piece = collate([[1, 2, 3], [4]], [[5], [5]], [[0], [1]], pad_token=0)
     assert piece["input_ids"].tolist() == [[1, 2, 3], [0, 0, 4]]
     assert piece["attention_mask"].tolist() == [[1, 1, 1], [0, 0, 1]]
@@ -68,9 +68,7 @@ PROMPTS = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=12), max_siz
 
 
 @given(PROMPTS, st.integers(1, 60))
-def test_every_row_is_in_one_group_and_groups_share_half_of_what_they_read(
-    prompts: list[list[int]], longest: int
-) -> None:
+def test_every_prompt_is_in_one_group_that_shares_half(prompts: list[list[int]], longest: int) -> None:
     taught = [[7] * (1 + len(prompt) % 3) for prompt in prompts]
     found = groups(prompts, taught, longest)
     assert sorted(number for group in found for number in group) == list(range(len(prompts)))
@@ -83,7 +81,7 @@ def test_every_row_is_in_one_group_and_groups_share_half_of_what_they_read(
         assert len({tuple(prompt[: int(least + 0.5)]) for prompt in shown}) == 1
 
 
-def test_a_group_does_not_grow_beyond_what_attention_may_cost() -> None:
+def test_groups_are_limited_by_their_own_tokens() -> None:
     prompts = [[*range(100, 400), number] for number in range(1, 60)]
     taught = [[3] * 20 for _ in prompts]
     found = groups(prompts, taught, 10_000)
@@ -104,7 +102,7 @@ def objective(request: pytest.FixtureRequest, generator_directory: Path) -> Sft:
     return found
 
 
-def test_losses_and_gradients_are_those_of_rows_of_their_own(objective: Sft) -> None:
+def test_losses_and_gradients_equal_those_of_separate_rows(objective: Sft) -> None:
     def learnt(rows: list[GeneratorExample], *, apart: bool) -> tuple[float, torch.Tensor]:
         objective.zero_grad()
         pieces = [piece for row in rows for piece in objective.pieces([row])] if apart else list(objective.pieces(rows))
@@ -125,7 +123,7 @@ def test_losses_and_gradients_are_those_of_rows_of_their_own(objective: Sft) -> 
 @pytest.mark.parametrize(
     ("name", "value"), [("sliding_window", 8), ("layer_types", ["full_attention", "linear_attention"])]
 )
-def test_a_model_that_sees_by_other_rules_reads_every_prompt_by_itself(
+def test_models_with_other_attention_get_one_prompt_per_row(
     objective: Sft, monkeypatch: pytest.MonkeyPatch, name: str, value: object
 ) -> None:
     monkeypatch.setattr(objective.model.config, name, value, raising=False)

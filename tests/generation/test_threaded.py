@@ -1,3 +1,5 @@
+"""One thread per request, with a scripted engine."""
+
 import threading
 
 import pytest
@@ -10,7 +12,7 @@ PROMPT = Prompt((("user", "x"),), (), 7)
 
 
 class Slow:
-    """Gives its pieces when `go` is set; counts those it gave."""
+    """Yields its pieces once `go` is set, and counts them."""
 
     def __init__(self, *pieces: str, finish: str = "stop") -> None:
         self.finish = finish
@@ -32,7 +34,7 @@ class Slow:
             self.ended.set()
 
 
-def test_pieces_and_completion_are_the_generators() -> None:
+def test_pieces_and_completion_are_those_of_the_engine() -> None:
     slow = Slow("a ", "b ", "c")
     slow.go.set()
     request = PassThroughGenerator(slow).submit(PROMPT, max_new_tokens=9)
@@ -40,13 +42,13 @@ def test_pieces_and_completion_are_the_generators() -> None:
     completion = request.completion()
     assert (completion.text, completion.prompt_tokens, completion.completion_tokens) == ("a b c", 7, 3)
     assert completion.finish == "stop"
-    # The estimate of tokens says nothing about why the engine ended: only the engine does.
+    # The finish reason is the engine's, not derived from the estimated number of tokens.
     assert PassThroughGenerator(slow).submit(PROMPT, max_new_tokens=3).completion().finish == "stop"
     slow.finish = "length"
     assert PassThroughGenerator(slow).submit(PROMPT, max_new_tokens=9).completion().finish == "length"
 
 
-def test_a_failure_of_the_engine_ends_the_request_and_says_so() -> None:
+def test_a_failing_engine_fails_the_request_with_its_message() -> None:
     slow = Slow("a", "!")
     slow.go.set()
     with pytest.raises(RequestFailed, match="the server is gone") as error:
@@ -54,7 +56,7 @@ def test_a_failure_of_the_engine_ends_the_request_and_says_so() -> None:
     assert error.value.reason == "failed"
 
 
-def test_a_cancelled_request_lets_go_at_once_and_stops_with_the_next_piece() -> None:
+def test_a_cancelled_request_returns_at_once_and_stops_the_engine() -> None:
     slow = Slow(*"abcdef")
     generator = PassThroughGenerator(slow)
     request = generator.submit(PROMPT, max_new_tokens=9)
@@ -66,7 +68,7 @@ def test_a_cancelled_request_lets_go_at_once_and_stops_with_the_next_piece() -> 
     assert slow.given <= 1
 
 
-def test_as_many_run_and_wait_as_may_and_no_more() -> None:
+def test_a_full_queue_refuses_requests() -> None:
     slow = Slow("a")
     generator = PassThroughGenerator(slow, max_running=2, max_waiting=1)
     requests = [generator.submit(PROMPT, max_new_tokens=9) for _ in range(3)]
