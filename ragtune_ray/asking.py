@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ragtune_ray import config, schema
-from ragtune_ray.answering.pipeline import Task, answer_tasks, finished_answer, parts_of, task_prompt
+from ragtune_ray.answering.pipeline import Task, answer_tasks, decoding_options, finished_answer, parts_of, task_prompt
 from ragtune_ray.answering.prompts import PromptError
 from ragtune_ray.generation.generator import open_generator
 from ragtune_ray.generation.interface import Completion, Generator
@@ -96,15 +96,8 @@ def stream_answer(
         yield answer
         return
     prompt = task_prompt(task, generator, settings)
-    limits = settings.generator
     text = ""
-    for piece in generator.stream(
-        prompt,
-        max_new_tokens=limits.max_new_tokens,
-        temperature=limits.temperature,
-        stop=limits.stop,
-        seed=settings.seed,
-    ):
+    for piece in generator.stream(prompt, **decoding_options(settings)):
         text += piece
         yield piece
     completion = Completion(text, prompt.num_tokens, generator.count_tokens([text])[0], 0.0, "stop", "")

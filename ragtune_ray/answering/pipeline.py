@@ -11,11 +11,12 @@ from ragtune_ray import config, schema
 from ragtune_ray.answering import prompts
 from ragtune_ray.answering.abstention import is_abstention
 from ragtune_ray.answering.citations import parse_citations, supporting_citations
-from ragtune_ray.generation.interface import Completion, Generator, GeneratorError, Prompt, Tokenizer
+from ragtune_ray.generation.interface import Completion, DecodingOptions, Generator, GeneratorError, Prompt, Tokenizer
 
 __all__ = [
     "Task",
     "answer_tasks",
+    "decoding_options",
     "failed_answer",
     "finished_answer",
     "likeliest",
@@ -65,16 +66,7 @@ def _answer_parts(
     """One answer per task, and ln of its probability."""
     built = _prompts(tasks, generator, settings)
     ready = [prompt for prompt in built if isinstance(prompt, Prompt)]
-    given = settings.generator
-    completions = iter(
-        generator.generate(
-            ready,
-            max_new_tokens=given.max_new_tokens,
-            temperature=given.temperature,
-            stop=given.stop,
-            seed=settings.seed,
-        )
-    )
+    completions = iter(generator.generate(ready, **decoding_options(settings)))
     answers = []
     for task, prompt in zip(tasks, built, strict=True):
         if isinstance(prompt, str):
@@ -84,6 +76,17 @@ def _answer_parts(
             answer = finished_answer(task, prompt, completion, model, settings.training.abstention)
             answers.append((answer, completion.log_probability or 0.0))
     return answers
+
+
+def decoding_options(settings: config.Config) -> DecodingOptions:
+    """The options of the generator that a config names."""
+    generator = settings.generator
+    return {
+        "max_new_tokens": generator.max_new_tokens,
+        "temperature": generator.temperature,
+        "stop": generator.stop,
+        "seed": settings.seed,
+    }
 
 
 def parts_of(task: Task, settings: config.Config) -> list[Task]:

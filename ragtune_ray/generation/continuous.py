@@ -13,14 +13,15 @@ import logging
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Unpack
 
 import torch
 
 from ragtune_ray.generation.generator import TransformersGenerator
-from ragtune_ray.generation.interface import GeneratorError, Prompt
+from ragtune_ray.generation.interface import DecodingOptions, GeneratorError, Prompt
 from ragtune_ray.generation.lora import Adapters
 from ragtune_ray.generation.request import Overloaded, Request, RequestFailed
 from ragtune_ray.generation.running_batch import RunningBatch
@@ -89,23 +90,17 @@ class ContinuousGenerator:
         self,
         prompt: Prompt,
         *,
-        max_new_tokens: int,
-        temperature: float = 0.0,
-        stop: Sequence[str] = (),
-        seed: int = 0,
         deadline_seconds: float = 0.0,
         adapter: str = "",
+        **options: Unpack[DecodingOptions],
     ) -> Request:
         """Queue a prompt; safe from any thread. Tokenizing takes the calling thread a few milliseconds.
 
         Args:
             prompt: as bulk answering builds it.
-            max_new_tokens: longest answer.
-            temperature: 0 is greedy.
-            stop: texts at which the answer ends.
-            seed: of a sampled answer; the same prompt and seed give the same answer whatever else runs.
             deadline_seconds: limit from now until the end of the answer; 0: none.
             adapter: the name of an adapter; "": the base model.
+            options: how to decode.
 
         Raises:
             GeneratorError: the prompt is empty or too long, or no adapter has this name.
@@ -115,11 +110,9 @@ class ContinuousGenerator:
         known = self._adapters.names if self._adapters else ()
         if adapter and adapter not in known:
             raise GeneratorError(f"adapter {adapter!r} is not served; available: {', '.join(known) or 'none'}")
-        if max_new_tokens < 1:
-            raise GeneratorError(f"max_new_tokens={max_new_tokens}: must be at least 1")
-        row = self._generator.to_row(
-            prompt, max_new_tokens=max_new_tokens, temperature=temperature, stop=stop, seed=seed
-        )
+        if options["max_new_tokens"] < 1:
+            raise GeneratorError(f"max_new_tokens={options['max_new_tokens']}: must be at least 1")
+        row = self._generator.to_row(prompt, **options)
         request = Request(row, deadline_seconds=deadline_seconds, adapter=adapter)
         with self._changed:
             if self._died:

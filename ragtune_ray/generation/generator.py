@@ -7,7 +7,7 @@ import time
 from collections.abc import Generator as Stream
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -16,7 +16,7 @@ from ragtune_ray import config
 from ragtune_ray.generation import shared_prefixes
 from ragtune_ray.generation.chat import ChatTokenizer
 from ragtune_ray.generation.decoding import DecodingBatch, check_architecture, context_tokens
-from ragtune_ray.generation.interface import Completion, Finish, GeneratorError, Prompt
+from ragtune_ray.generation.interface import Completion, DecodingOptions, Finish, GeneratorError, Prompt
 from ragtune_ray.generation.lora import Adapters
 from ragtune_ray.generation.openai_client import OpenAIGenerator
 from ragtune_ray.generation.row import Row
@@ -141,15 +141,7 @@ class TransformersGenerator:
         """Token ids to text, without special tokens."""
         return self._chat.decode(ids)
 
-    def generate(
-        self,
-        prompts: Sequence[Prompt],
-        *,
-        max_new_tokens: int,
-        temperature: float = 0.0,
-        stop: Sequence[str] = (),
-        seed: int = 0,
-    ) -> list[Completion]:
+    def generate(self, prompts: Sequence[Prompt], **options: Unpack[DecodingOptions]) -> list[Completion]:
         """Answer every prompt; temperature 0 is greedy. `decoding` says how far a text depends on its batch.
 
         Rows are sorted by length and cut into batches of `batch_tokens`. A batch that fails (out of memory, for example)
@@ -159,26 +151,18 @@ class TransformersGenerator:
             One completion per prompt, in the same order. Empty prompts, prompts that are too long and rows that fail
             alone have an `error`.
         """
-        rows, completions = self._to_rows(prompts, max_new_tokens, temperature, stop, seed)
+        rows, completions = self._to_rows(prompts, **options)
         for batch in _batches(rows, self._batch_tokens):
             completions.update(self._complete(batch))
         return [completions[index] for index in range(len(prompts))]
 
-    def stream(
-        self,
-        prompt: Prompt,
-        *,
-        max_new_tokens: int,
-        temperature: float = 0.0,
-        stop: Sequence[str] = (),
-        seed: int = 0,
-    ) -> Stream[str, None, Finish]:
+    def stream(self, prompt: Prompt, **options: Unpack[DecodingOptions]) -> Stream[str, None, Finish]:
         """Yield the text that `generate` returns for this prompt in pieces of whole characters; return why it ended.
 
         Raises:
             GeneratorError: the prompt is empty or too long.
         """
-        row = self.to_row(prompt, max_new_tokens=max_new_tokens, temperature=temperature, stop=stop, seed=seed)
+        row = self.to_row(prompt, **options)
         shown = 0
         for _ in self._decode([row], watch=True):
             if len(row.text) > shown:
@@ -187,21 +171,13 @@ class TransformersGenerator:
         assert row.finish is not None
         return row.finish
 
-    def to_row(
-        self,
-        prompt: Prompt,
-        *,
-        max_new_tokens: int,
-        temperature: float = 0.0,
-        stop: Sequence[str] = (),
-        seed: int = 0,
-    ) -> Row:
+    def to_row(self, prompt: Prompt, **options: Unpack[DecodingOptions]) -> Row:
         """Tokenize a prompt for a batch of `open_batch`.
 
         Raises:
             GeneratorError: the prompt is empty or too long.
         """
-        rows, failed = self._to_rows([prompt], max_new_tokens, temperature, stop, seed)
+        rows, failed = self._to_rows([prompt], **options)
         if failed:
             raise GeneratorError(failed[0].error)
         return rows[0]
@@ -259,7 +235,12 @@ class TransformersGenerator:
         return sums.tolist()
 
     def _to_rows(
-        self, prompts: Sequence[Prompt], max_new_tokens: int, temperature: float, stop: Sequence[str], seed: int
+        self,
+        prompts: Sequence[Prompt],
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        stop: Sequence[str] = (),
+        seed: int = 0,
     ) -> tuple[list[Row], dict[int, Completion]]:
         """The rows of the prompts that can be answered, and the completions, with errors, of those that cannot."""
         rows: list[Row] = []

@@ -5,12 +5,21 @@ from __future__ import annotations
 from collections.abc import Generator as Stream
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, Protocol, Required, TypeAlias, TypedDict, Unpack
 
 from ragtune_ray import RagtuneError
 from ragtune_ray.schema import Passage
 
-__all__ = ["Completion", "Finish", "Generator", "GeneratorError", "Prompt", "Tokenizer", "settled_text"]
+__all__ = [
+    "Completion",
+    "DecodingOptions",
+    "Finish",
+    "Generator",
+    "GeneratorError",
+    "Prompt",
+    "Tokenizer",
+    "settled_text",
+]
 
 _INCOMPLETE = "\ufffd"  # decoders write this for a character whose last bytes are still to come
 
@@ -55,6 +64,19 @@ class Completion:
     """The sum of ln p over its tokens, including an end token; None if the engine does not report it."""
 
 
+class DecodingOptions(TypedDict, total=False):
+    """Keyword arguments of every engine."""
+
+    max_new_tokens: Required[int]
+    """Longest answer, at least 1."""
+    temperature: float
+    """0, the default, is greedy."""
+    stop: Sequence[str]
+    """Texts at which an answer ends; by default none."""
+    seed: int
+    """Seed of sampled answers, by default 0; the same prompt and seed give the same answer whatever else runs."""
+
+
 class Tokenizer(Protocol):
     """What a prompt builder needs in order to keep to a token budget."""
 
@@ -68,26 +90,10 @@ class Tokenizer(Protocol):
 class Generator(Tokenizer, Protocol):
     """What bulk answering and serving need from an engine."""
 
-    def generate(
-        self,
-        prompts: Sequence[Prompt],
-        *,
-        max_new_tokens: int,
-        temperature: float = 0.0,
-        stop: Sequence[str] = (),
-        seed: int = 0,
-    ) -> list[Completion]:
+    def generate(self, prompts: Sequence[Prompt], **options: Unpack[DecodingOptions]) -> list[Completion]:
         """One completion per prompt, in the same order; the completion of a prompt that failed has an `error`."""
 
-    def stream(
-        self,
-        prompt: Prompt,
-        *,
-        max_new_tokens: int,
-        temperature: float = 0.0,
-        stop: Sequence[str] = (),
-        seed: int = 0,
-    ) -> Stream[str, None, Finish]:
+    def stream(self, prompt: Prompt, **options: Unpack[DecodingOptions]) -> Stream[str, None, Finish]:
         """Yields the text that `generate` returns for this prompt piece by piece; returns why it ended."""
 
     def log_likelihood(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[tuple[float, int]]:

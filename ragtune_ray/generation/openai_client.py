@@ -8,10 +8,10 @@ import os
 import time
 from collections.abc import Generator as Stream
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Unpack
 from urllib.parse import urlsplit
 
-from ragtune_ray.generation.interface import Completion, Finish, GeneratorError, Prompt
+from ragtune_ray.generation.interface import Completion, DecodingOptions, Finish, GeneratorError, Prompt
 
 __all__ = ["MAX_STOPS", "OpenAIGenerator", "is_loopback"]
 
@@ -61,38 +61,22 @@ class OpenAIGenerator:
         """The contents joined, for counting only; the server applies its own chat template."""
         return "\n".join(content for _, content in messages)
 
-    def generate(
-        self,
-        prompts: Sequence[Prompt],
-        *,
-        max_new_tokens: int,
-        temperature: float = 0.0,
-        stop: Sequence[str] = (),
-        seed: int = 0,
-    ) -> list[Completion]:
+    def generate(self, prompts: Sequence[Prompt], **options: Unpack[DecodingOptions]) -> list[Completion]:
         """One completion per prompt, in the same order; the `error` of a failed request has its status and reason.
 
         Raises:
             GeneratorError: `stop` has more than `MAX_STOPS` texts.
         """
-        request = self._request(max_new_tokens, temperature, stop, seed)
+        request = self._request(**options)
         return asyncio.run(self._ask_all(prompts, request))
 
-    def stream(
-        self,
-        prompt: Prompt,
-        *,
-        max_new_tokens: int,
-        temperature: float = 0.0,
-        stop: Sequence[str] = (),
-        seed: int = 0,
-    ) -> Stream[str, None, Finish]:
+    def stream(self, prompt: Prompt, **options: Unpack[DecodingOptions]) -> Stream[str, None, Finish]:
         """Yield the text in the pieces that the server sends; return why it ended.
 
         Raises:
             GeneratorError: the request failed; the message has the status.
         """
-        request = self._request(max_new_tokens, temperature, stop, seed)
+        request = self._request(**options)
         finish: Finish = "stop"
         with self._openai.OpenAI(**self._connection()) as client:
             try:
@@ -132,7 +116,9 @@ class OpenAIGenerator:
                 return Completion("", prompt.num_tokens, 0, seconds, "stop", self._reason(error))
         return completion
 
-    def _request(self, max_new_tokens: int, temperature: float, stop: Sequence[str], seed: int) -> dict[str, Any]:
+    def _request(
+        self, max_new_tokens: int, temperature: float = 0.0, stop: Sequence[str] = (), seed: int = 0
+    ) -> dict[str, Any]:
         if len(stop) > MAX_STOPS:
             raise GeneratorError(f"generator.stop: {len(stop)} texts; an OpenAI-compatible server accepts {MAX_STOPS}")
         request: dict[str, Any] = {"model": self._model, "max_tokens": max_new_tokens, "temperature": temperature}

@@ -10,8 +10,9 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Unpack
 
-from ragtune_ray.generation.interface import Finish, Generator, Prompt
+from ragtune_ray.generation.interface import DecodingOptions, Finish, Generator, Prompt
 from ragtune_ray.generation.request import Overloaded, Request, RequestFailed
 from ragtune_ray.generation.row import Row
 
@@ -46,12 +47,9 @@ class PassThroughGenerator:
         self,
         prompt: Prompt,
         *,
-        max_new_tokens: int,
-        temperature: float = 0.0,
-        stop: Sequence[str] = (),
-        seed: int = 0,
         deadline_seconds: float = 0.0,
         adapter: str = "",
+        **options: Unpack[DecodingOptions],
     ) -> Request:
         """Queue a prompt; the arguments are those of `ContinuousGenerator.submit`.
 
@@ -65,7 +63,7 @@ class PassThroughGenerator:
             if self._num_requests >= self._max_running + self._max_waiting:
                 raise Overloaded(f"{self._num_requests} requests run or wait; retry later")
             self._num_requests += 1
-        row = Row(0, [0] * prompt.num_tokens, max_new_tokens, seed=seed, temperature=temperature, stop=stop)
+        row = _row(prompt, **options)
         request = Request(row, deadline_seconds=deadline_seconds)
         self._pool.submit(self._run, request, prompt)
         return request
@@ -117,3 +115,7 @@ class PassThroughGenerator:
             request.advance()
             if request.expire():
                 return None
+
+
+def _row(prompt: Prompt, max_new_tokens: int, temperature: float = 0.0, stop: Sequence[str] = (), seed: int = 0) -> Row:
+    return Row(0, [0] * prompt.num_tokens, max_new_tokens, seed, temperature, stop)
