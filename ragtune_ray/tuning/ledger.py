@@ -1,7 +1,7 @@
 r"""Records the finished steps of a tune in a readable file, from which the same command resumes.
 
-Out: `ledger.jsonl`, one line per step in the order in which they finished, and a table of the verdicts. Lines are appended,
-never changed. A step in the ledger is not repeated; its recorded facts are returned.
+Out: `ledger.jsonl`, one line per step in the order in which they finished, and a table of the verdicts. Lines are
+appended, never changed. A step in the ledger is not repeated; its recorded facts are returned.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def ledger_lines(rows: Sequence[Row]) -> list[str]:
     >>> ledger_lines([facts])[1]
     '    1  generator        9  EM                  0.100 -> 0.300  +0.200 [+0.100, +0.300]  accepted         5  better'
     """
-    head = f"{'round':>5}  {'component':<10}  {'learnt':>6}  {'metric':<16}  {'before':>7} -> {'after':<5}"
+    head = f"{'round':>5}  {'component':<10}  {'rows':>6}  {'metric':<16}  {'before':>7} -> {'after':<5}"
     lines = [f"{head}  {'gain':<23}  {'verdict':<9}  {'seconds':>7}  why"]
     for row in judged_rows(rows):
         scored = "-".rjust(16) + " " * 25

@@ -1,9 +1,9 @@
-"""A world in which `tune` can be watched without Ray: verbs that keep their contracts and do their work by arithmetic.
+"""A world for testing `tune` without Ray: fake verbs that keep the contracts of the real ones.
 
-A model here is a directory whose manifest says how skilled it is: a generator answers right, a retriever finds the right document
-first, for the share of questions that is its skill. Training raises the skill, or lowers it where the world is poisoned. Every verb
-writes real artifacts at places that its settings decide, and does nothing where one stands, as the real verbs do. What was really
-done is noted in `calls.txt`.
+A model is a directory whose manifest states its skill: the share of questions that a generator answers correctly, or for
+which a retriever ranks the right document first. Training raises the skill, or lowers it if the world is poisoned. Every
+verb writes real artifacts at paths that depend on its settings and skips finished ones, like the real verbs. `calls.txt`
+lists the work that was done.
 """
 
 import contextlib
@@ -55,7 +55,7 @@ def write_questions(path: Path, *, without_answers: bool = False, with_qrels: bo
 
 
 def build(folder: Path, encoder: Path, generator: Path, write_index: Any) -> None:
-    """Questions, an index and the models of the beginning."""
+    """Write the questions, an index and the initial models."""
     from ragtune_ray.models.encoder import HashingEncoder
 
     write_questions(folder / "questions.jsonl")
@@ -96,7 +96,7 @@ class World:
         self.poisoned = poisoned
         """A component that training makes worse."""
         self.forgets = forgets
-        """Whether a trained retriever finds nothing for questions in other words than those it learnt from."""
+        """Whether a trained retriever finds nothing for questions worded differently than in training."""
 
     def note(self, verb: str, url: str) -> None:
         with (self.folder / "calls.txt").open("a") as file:
@@ -109,7 +109,7 @@ class World:
         return [row for row in splits.selected_queries(settings.queries) if isinstance(row, schema.Query)]
 
     def ranking(self, settings: config.Config, text: str) -> list[str]:
-        """Passages for a question: the right one first or only the twelfth, by the retriever's skill."""
+        """Ranked passages for a question: the right one first or twelfth, depending on the retriever's skill."""
         right = int(text.rstrip("?").rpartition("vessel")[2] or 0)
         others = [number for number in range(NUM_DOCUMENTS) if number != right]
         model = settings.encoder.query_model or settings.encoder.model
@@ -153,7 +153,7 @@ class World:
         )  # fmt: skip
 
     def confidence(self, name: str, knows: bool) -> float:
-        """How sure an answer is, which says something of whether it is right."""
+        """The confidence of an answer, higher for correct ones."""
         return (0.5 if knows else 0.1) + 0.4 * splits.draw(name, 3)
 
     def retrieve(self, settings: config.Config) -> str:
@@ -176,7 +176,7 @@ class World:
     def prepare(self, settings: config.Config) -> str:
         learnt = self.rows(settings.using("queries.split=train"))
         if not learnt:
-            raise inputs.InputError("no train query of 0 gives an example")
+            raise inputs.InputError("no train query of 0 yields an example")
         parts = [settings.training.model_dump(mode="json"), [[row.query_id, row.answers] for row in learnt]]
         parts += [Pair.of(settings).facts()]
         url = filesystem.join(settings.workspace, "runs", f"examples-{checksums.digest(parts)}")
@@ -218,7 +218,7 @@ class World:
 
     @contextlib.contextmanager
     def at_work(self) -> Iterator[None]:
-        """The verbs of this world in place of the real ones."""
+        """Replace the real verbs by those of this world."""
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(answer_module, "answer", self.answer)
             patch.setattr(retrieve_module, "retrieve", self.retrieve)

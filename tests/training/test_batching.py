@@ -1,4 +1,4 @@
-"""Batches: every example once per epoch, the same steps however a run was interrupted, the same work for every worker."""
+"""Batches: each example once per epoch, the same steps after an interruption, equal work for all workers."""
 
 import itertools
 import time
@@ -19,21 +19,21 @@ def training(batch_examples: int, epochs: int = 1, max_steps: int = 0) -> config
 
 
 def rows_of(num_examples: int, settings: config.Training, seed: int = 0, first: int = 0) -> list[list[int]]:
-    """Where no two examples show the same passages."""
+    """The steps if no two examples show the same passages."""
     return [rows.tolist() for rows in steps(np.arange(num_examples), settings, seed, first)]
 
 
 @pytest.mark.parametrize(
     ("num_examples", "batch_examples", "expected"), [(0, 4, 0), (1, 4, 1), (4, 4, 1), (5, 4, 2), (32, 16, 2), (7, 1, 7)]
 )
-def test_a_pass_has_as_few_steps_as_the_batch_allows(num_examples: int, batch_examples: int, expected: int) -> None:
+def test_an_epoch_has_as_few_steps_as_the_batch_allows(num_examples: int, batch_examples: int, expected: int) -> None:
     assert steps_per_epoch(num_examples, batch_examples) == expected
     assert num_steps(num_examples, training(batch_examples, 3)) == 3 * expected
     assert len(rows_of(num_examples, training(batch_examples, 3))) == 3 * expected
 
 
 @given(st.integers(1, 150), st.integers(1, 40), st.integers(1, 4), st.integers(0, 10**6))
-def test_every_epoch_visits_every_example_once_in_steps_of_even_size(
+def test_each_epoch_visits_every_example_once_in_even_steps(
     num_examples: int, batch_examples: int, epochs: int, seed: int
 ) -> None:
     settings = training(batch_examples, epochs)
@@ -49,7 +49,7 @@ def test_every_epoch_visits_every_example_once_in_steps_of_even_size(
 
 
 @given(st.data())
-def test_a_resumed_run_takes_the_steps_that_were_left(data: Any) -> None:
+def test_a_resumed_run_takes_the_remaining_steps(data: Any) -> None:
     num_examples = data.draw(st.integers(1, 60))
     settings = training(
         data.draw(st.integers(1, 20)), epochs=data.draw(st.integers(1, 4)), max_steps=data.draw(st.integers(0, 30))
@@ -60,7 +60,7 @@ def test_a_resumed_run_takes_the_steps_that_were_left(data: Any) -> None:
 
 
 @given(st.integers(1, 60), st.integers(1, 20), st.integers(1, 4), st.integers(1, 100))
-def test_fewer_steps_are_the_first_of_all_steps(
+def test_max_steps_takes_the_first_steps_of_the_full_run(
     num_examples: int, batch_examples: int, epochs: int, max_steps: int
 ) -> None:
     every = rows_of(num_examples, training(batch_examples, epochs))
@@ -69,15 +69,15 @@ def test_fewer_steps_are_the_first_of_all_steps(
     assert num_steps(num_examples, fewer) == min(max_steps, len(every))
 
 
-def test_each_epoch_and_each_seed_has_an_order_of_its_own() -> None:
+def test_each_epoch_and_seed_has_a_different_order() -> None:
     settings = training(100, epochs=3)
     orders = [rows for seed in (0, 1) for rows in rows_of(100, settings, seed)]
     assert len({tuple(order) for order in orders}) == 6
     assert all(order != sorted(order) for order in orders)
-    assert orders[:3] == rows_of(100, settings, 0), "but the same seed has the same"
+    assert orders[:3] == rows_of(100, settings, 0), "the same seed has the same order"
 
 
-def test_examples_about_the_same_passages_come_together_in_an_order_of_their_own() -> None:
+def test_examples_with_the_same_passages_are_adjacent_in_random_order() -> None:
     shown = [["b", "a"], ["a"], ["b", "a"], [], ["a", "b"], ["a"], [], ["b", "a"]]
     alike = passage_groups(pa.chunked_array([shown[:3], shown[3:]], pa.list_(pa.string())))
     assert alike.tolist() == [0, 1, 0, 3, 2, 1, 4, 0]
@@ -92,18 +92,18 @@ def test_examples_about_the_same_passages_come_together_in_an_order_of_their_own
 
 
 @given(st.lists(st.integers(0, 5), max_size=60), st.integers(1, 20))
-def test_whatever_goes_together_every_example_comes_once_an_epoch(numbers: list[int], batch_examples: int) -> None:
+def test_grouping_keeps_every_example_once_per_epoch(numbers: list[int], batch_examples: int) -> None:
     alike = np.unique(numbers, return_inverse=True)[1]
     taken = [row for rows in steps(alike, training(batch_examples), 3) for row in rows.tolist()]
     assert sorted(taken) == list(range(len(numbers)))
 
 
-def test_without_examples_there_is_no_step() -> None:
+def test_no_examples_mean_no_steps() -> None:
     assert rows_of(0, training(4, epochs=2)) == []
     assert rows_of(0, training(4, epochs=2), first=3) == []
 
 
-def test_a_few_steps_of_very_many_epochs_do_not_draw_them_all() -> None:
+def test_a_few_steps_do_not_draw_all_epochs() -> None:
     start = time.process_time()
     assert len(rows_of(1000, training(500, epochs=100_000, max_steps=3))) == 3
     assert time.process_time() - start < 0.5
@@ -113,7 +113,7 @@ LENGTHS = st.lists(st.integers(1, 2000), max_size=40)
 
 
 @given(LENGTHS, st.integers(1, 50))
-def test_workers_take_every_row_of_a_step_once_and_about_as_much_each(lengths: list[int], workers: int) -> None:
+def test_workers_share_the_rows_and_tokens_of_a_step_evenly(lengths: list[int], workers: int) -> None:
     taken = [worker_rows(np.array(lengths, dtype=np.int64), worker, workers).tolist() for worker in range(workers)]
     assert sorted(row for rows in taken for row in rows) == list(range(len(lengths)))
     counts = [len(rows) for rows in taken]
@@ -122,7 +122,7 @@ def test_workers_take_every_row_of_a_step_once_and_about_as_much_each(lengths: l
     assert max(tokens) - min(tokens) <= max(lengths, default=0)
 
 
-def test_rows_of_equal_length_go_to_the_workers_in_turn() -> None:
+def test_rows_of_equal_length_alternate_between_workers() -> None:
     assert [worker_rows(np.full(5, 7), worker, 2).tolist() for worker in (0, 1)] == [[0, 2, 4], [1, 3]]
     # By length: 90, 80 | 70, 40 | 30.
     assert [worker_rows(np.array([40, 90, 30, 70, 80]), worker, 2).tolist() for worker in (0, 1)] == [[1, 3, 2], [4, 0]]

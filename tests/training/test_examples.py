@@ -1,4 +1,4 @@
-"""Examples: what is taught is whole, stands where it is said to stand, and reads as it will be asked; negatives are none."""
+"""Training examples: answers are complete, gold places are right, prompts equal those of answering, negatives are wrong."""
 
 import math
 import re
@@ -56,7 +56,7 @@ def question(
 
 
 def plain(name: str, num_words: int = 30) -> Passage:
-    """A passage of sentences of five words that holds no answer."""
+    """A passage of five-word sentences without an answer."""
     words = [f"{WORDS[number % len(WORDS)]}{number}" for number in range(num_words)]
     sentences = [" ".join(words[first : first + 5]) + "." for first in range(0, num_words, 5)]
     return passage(name, " ".join(sentences), title=f"About {name.partition('#')[0]}")
@@ -86,7 +86,7 @@ def many(count: int, settings: config.Config = SETTINGS, found: Candidates | Non
 
 
 def blocks(prompt: str) -> list[str]:
-    """The numbered passages of a prompt, as shown."""
+    """The numbered passages of a prompt."""
     numbered = prompt.partition("<user> ")[2].rpartition("\n\nQuestion: ")[0]
     found = re.split(r"(?:^|\n\n)\[\d+\] ", numbered)
     assert found[0] == ""
@@ -94,7 +94,7 @@ def blocks(prompt: str) -> list[str]:
 
 
 def is_fair(observed: Sequence[int], expected: Sequence[float]) -> bool:
-    """Whether counts may have been drawn so: chi-square below what one in a thousand exceeds."""
+    """Whether the counts fit the expectation: a chi-square test at the 0.1 % level."""
     limit = {1: 10.83, 2: 13.82, 3: 16.27, 4: 18.47}[len(observed) - 1]
     return sum((seen - due) ** 2 / due for seen, due in zip(observed, expected, strict=True)) < limit
 
@@ -103,7 +103,7 @@ def is_share(count: int, total: int, share: float) -> bool:
     return abs(count - total * share) <= 3.5 * math.sqrt(total * share * (1 - share))
 
 
-# --- Does a text hold the answer, and which passage is the positive?
+# --- holds_answer and positive_passage
 
 
 @pytest.mark.parametrize(
@@ -120,9 +120,7 @@ def is_share(count: int, total: int, share: float) -> bool:
         ("", ["x"], False),
     ],
 )
-def test_an_answer_stands_in_a_text_whatever_its_case_width_and_spaces(
-    text: str, answers: list[str], expected: bool
-) -> None:
+def test_answers_match_regardless_of_case_width_and_spaces(text: str, answers: list[str], expected: bool) -> None:
     assert holds_answer(text, answers) is expected
 
 
@@ -151,16 +149,16 @@ def test_the_positive_is_the_passage_that_answers(
     assert positive_passage(question("q", answers, relevant), candidates(retrieved, gold)) == expected
 
 
-def test_a_document_judged_irrelevant_is_no_positive() -> None:
+def test_a_document_judged_irrelevant_is_not_a_positive() -> None:
     query = Query("q", "?", ("none",), ("a", "b"), (0.0, 1.0), "train")
     assert positive_passage(query, candidates((A0, B0), (B0,))) == B0
 
 
-# --- Generator: the answer survives
+# --- Generator: complete answers
 
 
 def assert_sound(example: GeneratorExample, max_tokens: int, chat: ChatText = CHAT, answer: str = ANSWER) -> None:
-    """What holds of every example whose prompt shows the gold passage."""
+    """Check the properties of an example whose prompt shows the gold passage."""
     place = example.gold_place
     assert (example.kind, example.answer) == ("with_gold", f"{answer} [{place}]")
     assert example.passage_ids[place - 1] == GOLD.passage_id
@@ -174,7 +172,7 @@ def assert_sound(example: GeneratorExample, max_tokens: int, chat: ChatText = CH
 
 
 @pytest.mark.parametrize("chat", [CHAT, ChatText(count_letters, render)], ids=["words", "letters"])
-def test_the_whole_answer_survives_every_length(chat: ChatText) -> None:
+def test_the_full_answer_survives_at_every_length(chat: ChatText) -> None:
     longest = 12 * chat.count_tokens([GOLD.text])[0]
     kinds: Counter[str] = Counter()
     for max_tokens in range(32, longest, max(1, longest // 300)):
@@ -206,7 +204,7 @@ SENTENCES = st.lists(st.sampled_from(["Dust.", "Far and wide.", "月球很大。
     st.booleans(),
     st.integers(0, 99),
 )
-def test_an_example_is_sound_or_says_which_length_it_broke(
+def test_an_example_is_sound_or_names_the_exceeded_limit(
     texts: Any, before: Any, after: Any, max_tokens: int, prompt_tokens: int, in_letters: bool, number: int
 ) -> None:
     chat = ChatText(count_letters if in_letters else count_spaced, render)
@@ -220,13 +218,13 @@ def test_an_example_is_sound_or_says_which_length_it_broke(
         assert f"training.max_tokens ({max_tokens})" in example.reason
         window = min(max_tokens - chat.count_tokens([f"{ANSWER} [1]"])[0] - 1, prompt_tokens)
         alone = render([("system", "Answer."), ("user", f"[1] About gold\n{gold.text}\n\nQuestion: {question().text}")])
-        assert chat.count_tokens([alone])[0] + 6 > window, "the gold passage alone would have fitted"
+        assert chat.count_tokens([alone])[0] + 6 > window, "the gold passage alone would have fit"
     else:
         assert_sound(example, max_tokens, chat)
         assert example.num_prompt_tokens <= prompt_tokens
 
 
-def test_the_length_that_was_broken_is_named_with_its_way_out() -> None:
+def test_a_reject_names_the_exceeded_limit_and_the_remedy() -> None:
     settings = SETTINGS.using("training.max_tokens=90")
     example = generator_example(question(), candidates([GOLD]), CHAT, settings.using("training.max_tokens=70"))
     assert isinstance(example, Reject)
@@ -241,7 +239,7 @@ def test_the_length_that_was_broken_is_named_with_its_way_out() -> None:
     )
 
 
-def test_with_ten_passages_and_more_the_tokens_of_the_answer_are_those_that_are_taught() -> None:
+def test_answer_tokens_match_the_target_with_ten_or_more_passages() -> None:
     chat, settings = ChatText(count_letters, render), SETTINGS.using("retrieval.top_k=12", "training.max_tokens=8000")
     settings = settings.using("prompt.max_tokens=8000")
     lengths = {}
@@ -254,11 +252,11 @@ def test_with_ten_passages_and_more_the_tokens_of_the_answer_are_those_that_are_
     assert lengths == {place: letters + len(f"[{place}]") + 1 for place in range(1, 13)}
 
 
-def test_of_several_answers_the_one_that_the_prompt_holds_is_taught() -> None:
+def test_the_answer_contained_in_the_prompt_becomes_the_target() -> None:
     answers = ("Neil Alden Armstrong", "Armstrong", ANSWER)
     example = made(question(answers=answers))
     assert example.answer == f"Armstrong [{example.gold_place}]"
-    # The wording that is taught must be left, not just any: here the shorter one stands in front, and is all that fits.
+    # The target wording must be in the prompt, not just any answer: here only the shorter one, at the start, fits.
     text = f"Armstrong went. {plain('x', 60).text} It was {ANSWER}."
     gold = passage("gold#0", text)
     settings = SETTINGS.using("training.max_tokens=90")
@@ -289,7 +287,7 @@ def places_of(examples: list[GeneratorExample]) -> list[int]:
 
 
 @pytest.mark.parametrize("top_k", [2, 5])
-def test_the_gold_passage_stands_at_every_place_equally_often(top_k: int) -> None:
+def test_the_gold_passage_appears_at_every_place_equally_often(top_k: int) -> None:
     examples = many(1500, SETTINGS.using(f"retrieval.top_k={top_k}"))
     assert {len(example.passage_ids) for example in examples} == {top_k}
     places = places_of(examples)
@@ -297,8 +295,8 @@ def test_the_gold_passage_stands_at_every_place_equally_often(top_k: int) -> Non
     assert is_fair(places, [1500 / top_k] * top_k)
 
 
-def test_the_places_are_as_even_where_not_all_passages_fit() -> None:
-    # Gold and others are of one size, so that exactly three fit and the answer stands at the very end of its passage.
+def test_gold_places_are_even_when_some_passages_do_not_fit() -> None:
+    # All passages have the same size, so that exactly three fit; the answer is at the end of its passage.
     gold = passage("gold#0", f"{plain('x', 28).text} {ANSWER}", title="About gold")
     settings = SETTINGS.using("prompt.system=Answer.", "training.max_tokens=128", "training.passages=5")
     examples = many(1500, settings, candidates([*OTHERS, gold], [gold]))
@@ -306,7 +304,7 @@ def test_the_places_are_as_even_where_not_all_passages_fit() -> None:
     assert is_fair(places_of(examples), [500] * 3)
 
 
-def test_passages_beside_the_gold_one_are_the_best_hits_that_do_not_answer() -> None:
+def test_distractors_are_the_best_hits_that_do_not_answer() -> None:
     copy = passage("copy#0", f"As it is told, NEIL  ARMSTRONG was first. {OTHERS[0].text}")
     sibling = plain("gold#1")
     found = candidates([copy, OTHERS[3], sibling, OTHERS[1], GOLD, OTHERS[0], OTHERS[2], OTHERS[4]])
@@ -316,7 +314,7 @@ def test_passages_beside_the_gold_one_are_the_best_hits_that_do_not_answer() -> 
     assert len(made(question(), found).passage_ids) == SETTINGS.retrieval.top_k == 5
 
 
-def test_other_relevant_documents_are_no_distractors() -> None:
+def test_other_relevant_documents_are_not_distractors() -> None:
     second = plain("gold2#0")
     found = candidates([second, *OTHERS[:3], GOLD], [GOLD, second])
     assert set(made(question(relevant=("gold", "gold2")), found).passage_ids) == {
@@ -325,14 +323,14 @@ def test_other_relevant_documents_are_no_distractors() -> None:
     }
 
 
-def test_a_gold_passage_that_was_not_retrieved_is_shown_all_the_same() -> None:
+def test_a_gold_passage_is_shown_even_if_not_retrieved() -> None:
     example = made(question(), candidates(OTHERS))
     assert "gold#0" in example.passage_ids
     assert_sound(example, 1024)
 
 
 @pytest.mark.parametrize(("left_out", "abstain"), [(0.1, 0.5), (0.4, 0.25), (0, 0.5), (1, 1), (1, 0), (0.6, 0.9)])
-def test_so_many_examples_go_without_gold_and_so_many_of_those_abstain(left_out: float, abstain: float) -> None:
+def test_shares_of_left_out_gold_and_abstentions_are_kept(left_out: float, abstain: float) -> None:
     settings = SETTINGS.using(f"training.gold_left_out_share={left_out}", f"training.abstain_share={abstain}")
     total = 1500
     kinds = Counter(example.kind for example in many(total, settings))
@@ -342,7 +340,7 @@ def test_so_many_examples_go_without_gold_and_so_many_of_those_abstain(left_out:
     assert is_share(kinds["abstention"], without, abstain)
 
 
-def test_where_distractors_are_the_passage_s_all_its_questions_show_the_same_in_the_same_order() -> None:
+def test_questions_sharing_a_gold_passage_show_the_same_distractors_in_order() -> None:
     settings = SETTINGS.using("training.distractors=passage")
     near = OTHERS[7:]
     shown: dict[str, set[tuple[str, ...]]] = {}
@@ -354,12 +352,12 @@ def test_where_distractors_are_the_passage_s_all_its_questions_show_the_same_in_
             shown.setdefault(name, set()).add(example.passage_ids)
     (passages,) = shown["gold"]
     assert sorted(passages) == ["gold#0", *sorted(each.passage_id for each in near[:4])]
-    assert shown["none"] == shown["gold"], "a question without an answer is read along with the others"
+    assert shown["none"] == shown["gold"], "a question without an answer shows the same passages"
     (without,) = shown["left out"]
     assert sorted(without) == sorted(each.passage_id for each in near)
 
 
-def test_the_place_of_the_gold_passage_is_drawn_for_each_passage_where_its_questions_share_it() -> None:
+def test_the_shared_gold_place_is_drawn_per_passage() -> None:
     settings = SETTINGS.using("training.distractors=passage", "retrieval.top_k=2")
     places = Counter()
     for number in range(400):
@@ -369,13 +367,13 @@ def test_the_place_of_the_gold_passage_is_drawn_for_each_passage_where_its_quest
     assert is_fair([places[1], places[2]], [200, 200])
 
 
-def test_a_neighbour_that_holds_the_answer_is_no_distractor() -> None:
+def test_a_neighbor_with_the_answer_is_not_a_distractor() -> None:
     settings = SETTINGS.using("training.distractors=passage", "retrieval.top_k=2")
     found = candidates(neighbors=(passage("copy#0", GOLD.text), OTHERS[0]))
     assert set(made(question(), found, settings).passage_ids) == {"gold#0", OTHERS[0].passage_id}
 
 
-def test_without_gold_nothing_in_the_prompt_answers() -> None:
+def test_nothing_in_a_prompt_without_gold_answers() -> None:
     settings = SETTINGS.using("training.gold_left_out_share=1", "training.abstention=No idea.")
     copy = passage("copy#0", f"It was {ANSWER.upper()}.")
     found = candidates([copy, plain("gold#1"), GOLD, *OTHERS])
@@ -390,10 +388,10 @@ def test_without_gold_nothing_in_the_prompt_answers() -> None:
         seen[example.kind] += 1
         orders.add(example.passage_ids)
     assert seen.keys() == answers.keys()
-    assert len(orders) > 20, "their order tells nothing"
+    assert len(orders) > 20, "the order carries no information"
 
 
-def test_without_any_positive_an_example_has_no_gold() -> None:
+def test_an_example_without_a_positive_has_no_gold() -> None:
     kinds = Counter()
     for number in range(40):
         example = made(question(f"q{number}", relevant=()), candidates(OTHERS, ()))
@@ -412,13 +410,13 @@ def test_an_unanswerable_query_becomes_an_abstention_on_its_best_hits() -> None:
     assert len(orders) > 20
 
 
-def test_a_query_whose_answers_are_not_known_teaches_nothing() -> None:
+def test_a_query_with_unknown_answers_is_rejected() -> None:
     for found in (candidates(), None):
         example = generator_example(question("q7", answers=None), found, CHAT, SETTINGS)
         assert example == Reject("q7", "has no answers to learn", "row")
 
 
-def test_without_citations_an_answer_has_no_mark() -> None:
+def test_an_answer_without_citations_has_no_mark() -> None:
     example = made(question(), settings=SETTINGS.using("training.cite=false"))
     assert (example.answer, example.num_answer_tokens) == (ANSWER, 3)
     assert example.passage_ids[example.gold_place - 1] == "gold#0"
@@ -426,7 +424,9 @@ def test_without_citations_an_answer_has_no_mark() -> None:
 
 @pytest.mark.parametrize("kind", ["question_only", "replay", None])
 @pytest.mark.parametrize(("answers", "expected"), [((ANSWER, "Armstrong"), ANSWER), ((), "I don't know.")])
-def test_without_candidates_the_question_stands_alone(kind: ExampleKind | None, answers: Any, expected: str) -> None:
+def test_a_prompt_without_candidates_has_only_the_question(
+    kind: ExampleKind | None, answers: Any, expected: str
+) -> None:
     example = generator_example(question("q", answers), None, CHAT, SETTINGS, kind)
     system = SETTINGS.prompt.system_without_passages
     prompt = f"<system> {system} <user> Question: Who set foot on it first? <assistant>"
@@ -442,7 +442,7 @@ def test_without_candidates_the_question_stands_alone(kind: ExampleKind | None, 
     )
 
 
-def test_what_is_drawn_for_a_query_depends_on_it_and_the_seed_alone() -> None:
+def test_random_choices_depend_only_on_query_and_seed() -> None:
     settings = SETTINGS.using("training.gold_left_out_share=0.3")
     queries = [question(f"q{number}") for number in range(50)]
     forward = {query.query_id: made(query, settings=settings) for query in queries}
@@ -455,16 +455,16 @@ def test_what_is_drawn_for_a_query_depends_on_it_and_the_seed_alone() -> None:
 
 
 @given(st.integers(0, 10**5), st.floats(0, 0.95))
-def test_replay_makes_up_its_share_to_the_nearest_example(num_examples: int, share: float) -> None:
+def test_replay_has_its_share_to_the_nearest_example(num_examples: int, share: float) -> None:
     count = replay_count(num_examples, share)
     assert abs(count - share * (num_examples + count)) <= 0.5 * (1 - share) + 1e-6
 
 
-# --- Generator: the text of training is the text of answering
+# --- Generator: same prompts as answering
 
 
 class Asked:
-    """A generator that only notes what it is asked."""
+    """A generator that only records its prompts."""
 
     def __init__(self) -> None:
         self.prompts: list[Prompt] = []
@@ -481,7 +481,7 @@ class Asked:
 
 
 def asked(query: Query, shown: Sequence[Passage], settings: config.Config) -> str:
-    """The prompt that answering builds of a query and its hits."""
+    """The prompt that answering builds for a query and its hits."""
     generator: Any = Asked()
     task = pipeline.Task(query, tuple(shown), (0.0,) * len(shown), "000001", "")
     (row,) = pipeline.answer_tasks([task], generator, settings, "")
@@ -491,7 +491,7 @@ def asked(query: Query, shown: Sequence[Passage], settings: config.Config) -> st
 
 
 @pytest.mark.parametrize("prompt_tokens", [1536, 120])
-def test_prompts_are_those_that_answering_builds(prompt_tokens: int) -> None:
+def test_training_prompts_equal_those_of_answering(prompt_tokens: int) -> None:
     settings = SETTINGS.using(
         "training.gold_left_out_share=0.5", "answer.arm=rag+ft", f"prompt.max_tokens={prompt_tokens}"
     )
@@ -506,7 +506,7 @@ def test_prompts_are_those_that_answering_builds(prompt_tokens: int) -> None:
     assert kinds.keys() == {"with_gold", "without_gold", "abstention"}
 
 
-def test_where_nothing_is_found_training_and_answering_still_read_alike() -> None:
+def test_prompts_equal_those_of_answering_when_nothing_is_retrieved() -> None:
     settings = SETTINGS.using("answer.arm=rag+ft")
     for query in (question(answers=()), question(relevant=())):
         example = made(query, candidates((), ()), settings)
@@ -514,7 +514,7 @@ def test_where_nothing_is_found_training_and_answering_still_read_alike() -> Non
         assert example.prompt == asked(query, [], settings)
 
 
-def test_the_arm_that_shows_no_passages_is_trained_as_it_is_asked() -> None:
+def test_closed_book_training_prompts_equal_those_of_answering() -> None:
     example = generator_example(question(), None, CHAT, SETTINGS)
     assert isinstance(example, GeneratorExample)
     assert example.prompt == asked(question(), [], SETTINGS.using("answer.arm=ft"))
@@ -525,10 +525,10 @@ def test_the_arm_that_shows_no_passages_is_trained_as_it_is_asked() -> None:
 MARGIN = SETTINGS.using("training.negative_margin=0.05", "training.hard_negatives=4", "training.objective=contrastive")
 
 
-# --- Examples of both at once
+# --- Joint examples
 
 
-def test_a_joint_example_shows_each_passage_alone_and_teaches_the_answer_that_one_of_them_holds() -> None:
+def test_a_joint_example_has_one_prompt_per_passage() -> None:
     shown = (OTHERS[0], GOLD)
     example = joint_example(question(answers=("N. Armstrong", ANSWER)), shown, CHAT, SETTINGS)
     assert isinstance(example, JointExample)
@@ -542,7 +542,7 @@ def test_a_joint_example_shows_each_passage_alone_and_teaches_the_answer_that_on
 
 
 @pytest.mark.parametrize(("answers", "passages"), [((), (GOLD,)), (None, (GOLD,)), ((ANSWER,), ())])
-def test_nothing_is_learnt_jointly_without_an_answer_or_a_passage(answers: Any, passages: Sequence[Passage]) -> None:
+def test_joint_examples_need_an_answer_and_a_passage(answers: Any, passages: Sequence[Passage]) -> None:
     assert isinstance(joint_example(question(answers=answers), passages, CHAT, SETTINGS), Reject)
 
 
@@ -556,7 +556,7 @@ def hits(*cosines: float) -> tuple[Passage, ...]:
     return tuple(plain(f"hit{number}#0", 5) for number in range(len(cosines)))
 
 
-def test_hits_that_score_too_near_the_positive_are_no_negatives() -> None:
+def test_hits_scoring_close_to_the_positive_are_not_negatives() -> None:
     cosines = (0.9, 0.8, 0.761, 0.759, 0.5, 0.4)  # the positive's is 0.8: 0.76 is 95% of it
     found = candidates(hits(*cosines), gold_cosines=(0.8,), retrieved_cosines=cosines)
     assert learnt(question(), found).passage_ids == ("gold#0", "hit3#0", "hit4#0", "hit5#0")
@@ -577,7 +577,7 @@ POOL = [
 
 
 @given(st.data())
-def test_negatives_are_all_hits_that_are_provably_wrong_hardest_first(data: Any) -> None:
+def test_negatives_are_all_provably_wrong_hits_hardest_first(data: Any) -> None:
     retrieved = data.draw(st.lists(st.sampled_from(POOL), max_size=16, unique=True))
     relevant = tuple(data.draw(st.lists(st.sampled_from("abcdef"), max_size=3, unique=True)))
     answers = data.draw(st.sampled_from([(ANSWER,), None, ("nobody", "armstrong, neil")]))
@@ -612,7 +612,7 @@ def test_negatives_are_all_hits_that_are_provably_wrong_hardest_first(data: Any)
     assert (example.query_id, example.query) == ("q", query.text)
 
 
-def test_queries_without_a_passage_that_answers_give_no_row() -> None:
+def test_queries_without_an_answering_passage_are_rejected() -> None:
     for query in (question("q", ()), question("q", None, ()), question("q", ("nobody",), ())):
         found = candidates(OTHERS, (), retrieved_cosines=(0.1,) * len(OTHERS))
         assert retriever_example(query, found, MARGIN, count_spaced) == Reject(
@@ -623,7 +623,7 @@ def test_queries_without_a_passage_that_answers_give_no_row() -> None:
 
 
 @pytest.mark.parametrize("objective", ["contrastive", "distillation", "query_side"])
-def test_the_tokens_of_a_row_are_those_that_are_encoded_anew(objective: str) -> None:
+def test_num_tokens_counts_the_texts_to_encode(objective: str) -> None:
     found = candidates(hits(0.1, 0.2), gold_cosines=(0.8,), retrieved_cosines=(0.1, 0.2))
     example = learnt(question(), found, MARGIN.using(f"training.objective={objective}"))
     assert len(example.passages) == 3
@@ -644,7 +644,7 @@ DISTILLATION = MARGIN.using("training.objective=distillation", "training.negativ
         ([5.0, 5.0, 5.0], (1.0, 1.0, 1.0)),
     ],
 )
-def test_a_teacher_reads_all_passages_and_its_scores_are_scaled(raw: list[float], scaled: tuple[float, ...]) -> None:
+def test_a_teacher_scores_all_passages_and_scores_are_scaled(raw: list[float], scaled: tuple[float, ...]) -> None:
     calls = []
 
     def teacher(query: str, texts: Sequence[str]) -> list[float]:
@@ -671,13 +671,13 @@ def test_scaled_scores_keep_the_order_and_put_the_positive_on_top(raw: list[floa
         assert score == pytest.approx((given_score - min(raw)) / spread if spread else 1)
 
 
-def test_without_a_teacher_the_scores_of_the_hits_teach() -> None:
+def test_retrieval_scores_teach_when_there_is_no_teacher() -> None:
     shown = (*hits(0.1, 0.2), GOLD)
     found = Candidates((GOLD,), shown, (9.0, 5.0, 7.0), (0.8,), (0.1, 0.2, 0.8))
     example = learnt(question(), found, DISTILLATION)
     assert example.passage_ids == ("gold#0", "hit0#0", "hit1#0")
     assert example.teacher_scores == (1.0, 1.0, 0.0)
-    # A positive that was not retrieved has the lowest score that was, and is lifted to the top.
+    # A positive that was not retrieved gets the lowest retrieval score, and is then raised to the top.
     found = Candidates((GOLD,), (*shown[:2], plain("hit2#0", 5)), (9.0, 5.0, 1.0), (0.8,), (0.1, 0.2, 0.3))
     example = learnt(question(), found, DISTILLATION)
     assert example.teacher_scores == (1.0, 1.0, 0.5, 0.0)

@@ -1,4 +1,4 @@
-"""The card of a tuned model: a header that hubs read, figures that are those of the run, settings that can be used again."""
+"""The model card: a header for model hubs, the scores of the run, and settings that load again."""
 
 from typing import Any
 
@@ -29,7 +29,7 @@ SETTINGS = config.Config().using("seed=5", "training.epochs=3", "training.learni
 
 
 def parts(facts: Any, settings: config.Config = SETTINGS) -> tuple[dict[str, Any], str]:
-    """The header as hubs parse it, and the text below it."""
+    """The parsed header and the text below it."""
     before, header, body = model_card(facts, settings).split("---\n", 2)
     assert before == ""
     return yaml.safe_load(header), body
@@ -49,9 +49,7 @@ def fenced(body: str, heading: str) -> str:
         (RETRIEVER | {"objective": "distillation"}, "sentence-transformers", "sentence-similarity"),
     ],
 )
-def test_the_header_says_what_the_model_is_and_where_it_comes_from(
-    facts: dict[str, Any], library: str, task: str
-) -> None:
+def test_the_header_names_task_library_and_base_model(facts: dict[str, Any], library: str, task: str) -> None:
     header, _ = parts(facts)
     assert header == {
         "base_model": facts["base"],
@@ -77,14 +75,14 @@ def test_the_text_names_base_objective_and_data() -> None:
         (RETRIEVER, [["validation MRR", "0.2500", "0.7500"], ["validation recall@1", "0.1250", "0.5000"]]),
     ],
 )
-def test_the_table_holds_every_validation_figure_before_and_after(facts: dict[str, Any], rows: list[list[str]]) -> None:
+def test_the_table_shows_every_validation_metric_before_and_after(facts: dict[str, Any], rows: list[list[str]]) -> None:
     _, body = parts(facts)
     table = [line for line in body.splitlines() if line.startswith("|")]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
     assert cells == [["", "at the start", "this model"], ["---"] * 3, *rows]
 
 
-def test_the_card_says_which_step_was_best_or_that_none_was() -> None:
+def test_the_card_names_the_best_step_or_none() -> None:
     assert "Weights of step 1,500 of 2,000, the best on 1,256 validation examples.\n" in parts(SFT)[1]
     start = SFT | {"best": {"step": 0, **SFT["start"]}}  # type: ignore[dict-item]
     _, body = parts(start)
@@ -94,7 +92,7 @@ def test_the_card_says_which_step_was_best_or_that_none_was() -> None:
 
 
 @pytest.mark.parametrize("facts", [SFT, RETRIEVER])
-def test_the_settings_on_the_card_are_those_of_the_run_and_can_be_used_again(facts: dict[str, Any]) -> None:
+def test_the_settings_on_the_card_load_as_the_same_config(facts: dict[str, Any]) -> None:
     settings = SETTINGS.using("training.abstention='不知道: \"#1\"'")
     shown = yaml.safe_load(fenced(parts(facts, settings)[1], "Settings"))
     assert shown == {"seed": 5, "training": settings.training.model_dump(mode="json")}
@@ -102,8 +100,8 @@ def test_the_settings_on_the_card_are_those_of_the_run_and_can_be_used_again(fac
 
 
 @pytest.mark.parametrize("arm", ["ft", "rag+ft"])
-def test_a_generators_card_gives_the_instruction_it_was_trained_with(arm: str) -> None:
+def test_a_generators_card_shows_its_training_instruction(arm: str) -> None:
     settings = SETTINGS.using("prompt.system=With passages.", "prompt.system_without_passages=Without.")
     _, body = parts(SFT | {"arm": arm}, settings)
     assert fenced(body, "Instruction") == {"ft": "Without.", "rag+ft": "With passages."}[arm]
-    assert "Instruction" not in parts(RETRIEVER, settings)[1], "a retriever has none"
+    assert "Instruction" not in parts(RETRIEVER, settings)[1], "a retriever has no instruction"

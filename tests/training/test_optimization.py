@@ -1,4 +1,4 @@
-"""Steps against torch's own tools, and a state that goes on as if nothing had happened."""
+"""Optimizer steps against plain torch, and saved states that resume exactly."""
 
 import functools
 import json
@@ -49,7 +49,7 @@ def load(generator_directory: Path):
     return build
 
 
-def test_a_step_is_that_of_a_plain_loop_over_the_mean_loss_per_token(load) -> None:
+def test_a_step_equals_plain_adamw_on_the_mean_token_loss(load) -> None:
     rows = examples(5)
     ours, plain = load("micro_batch_tokens=16"), load()
     optimizer = optimization.make_optimizer(ours, TRAINING)
@@ -73,7 +73,7 @@ def test_a_step_is_that_of_a_plain_loop_over_the_mean_loss_per_token(load) -> No
         torch.testing.assert_close(optimization.trainable_weights(ours)[name], weight, rtol=1e-4, atol=2e-5)
 
 
-def test_a_saved_and_loaded_state_goes_on_with_the_same_weights(load, tmp_path: Path) -> None:
+def test_training_from_a_loaded_state_ends_with_the_same_weights(load, tmp_path: Path) -> None:
     straight, stopped, resumed = load(), load(), load()
     optimizer = optimization.make_optimizer(straight, TRAINING)
     for number in range(6):
@@ -93,12 +93,12 @@ def test_a_saved_and_loaded_state_goes_on_with_the_same_weights(load, tmp_path: 
         torch.testing.assert_close(optimization.trainable_weights(resumed)[name], weight, rtol=0, atol=1e-6)
 
 
-def test_a_loaded_optimizer_stands_where_its_weights_do(load, tmp_path: Path) -> None:
+def test_a_loaded_optimizer_is_on_the_device_of_its_weights(load, tmp_path: Path) -> None:
     saved = load()
     before = optimization.make_optimizer(saved, TRAINING)
     step(saved, examples(2), before)
     optimization.save_state(tmp_path, saved, before, {}, {})
-    elsewhere = load().to("meta")  # any device but the one that files are read to
+    elsewhere = load().to("meta")  # any device other than the CPU, to which files are loaded
     after = optimization.make_optimizer(elsewhere, TRAINING)
     optimization.load_state(tmp_path, elsewhere, after)
     assert len(after.state) == len(before.state)
@@ -114,7 +114,7 @@ def test_a_state_of_another_model_is_refused(load, tmp_path: Path) -> None:
         optimization.restore_weights(objective, {"model.nothing": torch.zeros(3)})
 
 
-def test_a_loss_that_is_not_finite_moves_nothing(load) -> None:
+def test_a_non_finite_loss_changes_no_weights(load) -> None:
     objective = load()
     optimizer = optimization.make_optimizer(objective, TRAINING)
     with torch.no_grad():
@@ -126,7 +126,7 @@ def test_a_loss_that_is_not_finite_moves_nothing(load) -> None:
     assert all(torch.equal(before[name].nan_to_num(7), after[name].nan_to_num(7)) for name in before)
 
 
-def test_what_the_loss_does_not_reach_is_frozen(encoder_directory: Path) -> None:
+def test_weights_without_gradient_are_frozen(encoder_directory: Path) -> None:
     from ragtune_ray.schema import RetrieverExample
 
     settings = config.Config().using("training.objective=contrastive")
@@ -139,7 +139,7 @@ def test_what_the_loss_does_not_reach_is_frozen(encoder_directory: Path) -> None
 
 
 class Summed(nn.Module):
-    """An objective of one layer that takes a piece per row."""
+    """An objective of one layer with one piece per row."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -154,7 +154,7 @@ class Summed(nn.Module):
 
 
 def steps_of_summed(module: nn.Module, objective: Any, rows: Sequence[int]) -> list[float]:
-    """Loss and gradient norm of two steps, whose weight is that of four rows."""
+    """Loss and gradient norm of two steps with the weight of four rows."""
     optimizer = optimization.make_optimizer(module, TRAINING)
     computing = functools.partial(optimization.autocast, "cpu", torch.float32)
     results = [optimization.take_step(module, objective, rows, 4.0, optimizer, 1.0, computing) for _ in range(2)]
@@ -162,7 +162,7 @@ def steps_of_summed(module: nn.Module, objective: Any, rows: Sequence[int]) -> l
 
 
 def spread_worker(worker: int, directory: str) -> None:
-    """One of two workers, of which the first has three of the four rows."""
+    """One of two workers; the first has three of the four rows."""
     from torch.distributed.fsdp import fully_shard
 
     torch.distributed.init_process_group(
@@ -176,7 +176,7 @@ def spread_worker(worker: int, directory: str) -> None:
     torch.distributed.destroy_process_group()
 
 
-def test_workers_of_spread_weights_may_have_different_numbers_of_pieces(tmp_path: Path) -> None:
+def test_fsdp_workers_may_have_different_numbers_of_pieces(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(spread_worker, (str(tmp_path),), nprocs=2)
     torch.manual_seed(0)
     alone = Summed()
@@ -197,6 +197,6 @@ def test_the_learning_rate_rises_then_falls_to_a_tenth() -> None:
     ("overrides", "expected"),
     [((), 5e-5), (("lora_rank=8",), 2e-4), (("objective=contrastive",), 3e-5), (("learning_rate=0.5",), 0.5)],
 )
-def test_the_peak_learning_rate_is_the_objectives_own_unless_given(overrides: tuple[str, ...], expected: float) -> None:
+def test_the_learning_rate_defaults_to_that_of_the_objective(overrides: tuple[str, ...], expected: float) -> None:
     settings = config.Config().using(*(f"training.{override}" for override in overrides))
     assert optimization.peak_learning_rate(settings.training) == expected

@@ -1,4 +1,4 @@
-"""The generator as a teacher: its likelihoods against a naive loop, and whether anything is learnt from them, and only from them."""
+"""The generator as teacher: likelihoods against a naive loop, and a retriever that learns only from them."""
 
 import dataclasses
 import math
@@ -38,7 +38,7 @@ def count_tokens(texts: Sequence[str]) -> list[int]:
 
 
 def naive_mean(model: Any, tokenizer: Any, prompt: str, answer: str) -> float:
-    """The mean ln p of an answer's tokens, one token at a time, each from a pass of its own."""
+    """The mean ln p of an answer's tokens, with one forward pass per token."""
     ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
     total, taught = 0.0, tokenizer(answer, add_special_tokens=False)["input_ids"]
     for token in taught:
@@ -49,7 +49,7 @@ def naive_mean(model: Any, tokenizer: Any, prompt: str, answer: str) -> float:
     return total / len(taught)
 
 
-def test_gains_are_those_of_a_naive_loop_over_tokens(generator_directory: Path, passages: list[Passage]) -> None:
+def test_gains_equal_those_of_a_naive_token_loop(generator_directory: Path, passages: list[Passage]) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from ragtune_ray.generation.generator import TransformersGenerator
@@ -76,7 +76,7 @@ def test_gains_are_those_of_a_naive_loop_over_tokens(generator_directory: Path, 
 
 
 class Reader:
-    """A generator that gives an answer a likelihood of its own where the right passage is shown, and a low one elsewhere."""
+    """A generator that returns a high likelihood if the right passage is shown, otherwise a low one."""
 
     def __init__(self, right: dict[str, str], longest: int = 10_000) -> None:
         self._right, self._longest = right, longest
@@ -100,7 +100,7 @@ class Reader:
         return found
 
 
-def test_a_question_that_does_not_fit_has_a_reason_and_spoils_no_other() -> None:
+def test_a_question_too_long_has_a_reason_and_affects_no_other() -> None:
     reader: Any = Reader({"who": "Ann"}, longest=60)
     asked = [
         (query(), [passage("a", "Ann won.")]),
@@ -121,7 +121,7 @@ def candidates(*names: str, cosines: Sequence[float], answering: str = "") -> Ca
     return Candidates((), found, tuple(1.0 / (rank + 1) for rank in range(len(names))), (), tuple(cosines))
 
 
-def test_the_encoder_as_it_is_now_chooses_and_an_answering_hit_takes_the_last_place() -> None:
+def test_candidates_are_the_encoders_best_with_an_answering_hit_last() -> None:
     given = candidates("a", "b", "c", "d", cosines=[0.1, 0.9, 0.5, 0.2])
     assert [each.document_id for each in teaching.choose_candidates(query(), given, 2)] == ["b", "c"]
     given = candidates("a", "b", "c", "d", cosines=[0.1, 0.9, 0.5, 0.2], answering="d")
@@ -132,7 +132,7 @@ def taught(gains: Sequence[float], given: Candidates, **options: Any) -> tuple[R
     return teaching.taught_example(query(), given, given.retrieved, gains, SETTINGS, count_tokens, **options)
 
 
-def test_an_example_lists_its_passages_as_the_teacher_does_whatever_their_order() -> None:
+def test_an_example_orders_passages_by_teacher_score() -> None:
     given = candidates("a", "b", "c", cosines=[0.9, 0.5, 0.1], answering="c")
     example, judgement = taught([0.2, 0.0, 1.5], given)
     assert isinstance(example, RetrieverExample)
@@ -159,7 +159,9 @@ def test_an_example_lists_its_passages_as_the_teacher_does_whatever_their_order(
         ([1.5, 0.2, 0.0], "", ""),
     ],
 )
-def test_questions_that_the_teacher_cannot_teach_are_rejected(gains: list[float], answering: str, problem: str) -> None:
+def test_questions_with_untrustworthy_teacher_scores_are_rejected(
+    gains: list[float], answering: str, problem: str
+) -> None:
     example, _ = taught(gains, candidates("a", "b", "c", cosines=[0.9, 0.5, 0.1], answering=answering))
     if problem:
         assert isinstance(example, Reject)
@@ -168,7 +170,7 @@ def test_questions_that_the_teacher_cannot_teach_are_rejected(gains: list[float]
         assert isinstance(example, RetrieverExample)
 
 
-def test_qrels_examine_the_teacher_where_there_are_some() -> None:
+def test_qrels_test_the_teacher_if_there_are_any() -> None:
     given = candidates("a", "b", cosines=[0.9, 0.5], answering="a")
     judged = query(document_ids=("b",), relevances=(1.0,))
     _, judgement = teaching.taught_example(judged, given, given.retrieved, [1.5, 0.0], SETTINGS, count_tokens)
@@ -177,7 +179,7 @@ def test_qrels_examine_the_teacher_where_there_are_some() -> None:
     assert (facts["MRR"], facts["retriever_MRR"], facts["n"]) == (0.75, 0.375, 2)
 
 
-def test_a_cross_encoder_is_mixed_in_as_half_of_the_distribution() -> None:
+def test_a_cross_encoder_makes_half_of_the_distribution() -> None:
     scores = teaching.blended([1.0, 0.0], [3.0, -3.0], temperature=0.5)
 
     def softmax(values: Sequence[float], temperature: float) -> np.ndarray:
@@ -188,14 +190,14 @@ def test_a_cross_encoder_is_mixed_in_as_half_of_the_distribution() -> None:
     assert softmax(scores, 0.5) == pytest.approx(expected)
 
 
-def test_entropy_is_a_share_of_the_most_it_could_be() -> None:
+def test_entropy_is_a_share_of_its_maximum() -> None:
     p = math.exp(2) / (math.exp(2) + 1)
     by_hand = -(p * math.log(p) + (1 - p) * math.log(1 - p)) / math.log(2)
     assert teaching.entropy([1.0, 0.0], 0.5) == pytest.approx(by_hand)
     assert teaching.entropy([5.0], 0.5) == 0.0
 
 
-# Learning from nothing but the generator
+# Learning only from the generator
 
 KEYS = "amber basalt cedar delta ember fjord garnet harbor".split()
 VALUES = "walnut velvet silver marble copper zephyr willow valley".split()
@@ -209,7 +211,7 @@ def mean_reciprocal_rank(objective: Any, texts: Sequence[str], names: Sequence[s
 
 
 def learnt(encoder_directory: Path, *, shuffled: bool) -> tuple[float, float]:
-    """MRR on questions of another wording, before and after; all passages hold the answer, only the generator can choose."""
+    """MRR on reworded questions, before and after; all passages contain the answer, so only the generator can rank them."""
     shown = [passage(value, f"{value} Ann won") for value in VALUES]
     asked = [query(f"{key} who won", query_id=key) for key in KEYS]
     settings = SETTINGS.using("training.contrastive_weight=0", "training.teacher_temperature=0.1")
@@ -242,7 +244,7 @@ def learnt(encoder_directory: Path, *, shuffled: bool) -> tuple[float, float]:
     return before, mean_reciprocal_rank(objective, wordings, names, pool.numpy())
 
 
-def test_a_retriever_learns_from_the_generator_what_nothing_else_tells_it(encoder_directory: Path) -> None:
+def test_a_retriever_learns_from_the_generators_likelihoods_alone(encoder_directory: Path) -> None:
     before, after = learnt(encoder_directory, shuffled=False)
     assert before < 0.6
     assert after > 0.8

@@ -1,4 +1,4 @@
-"""What is written loads in a process that has never seen this package, and holds what was learnt."""
+"""Saved models load in a process without this package and contain the trained weights."""
 
 import json
 import shutil
@@ -25,12 +25,12 @@ for line in sys.stdin:
         exec(code, {})
     print(printed.getvalue().splitlines()[-1], flush=True)
 """
-"""Runs one script after another, so that the libraries are imported once."""
+"""Runs several scripts in one process, so that the libraries are imported once."""
 
 
 @pytest.fixture(scope="module")
 def clean_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Any]]:
-    """A function from code and arguments to what the code prints as JSON, in a process in which importing this package fails."""
+    """A function that runs code in a process that cannot import this package and returns the JSON it prints."""
     log = tmp_path_factory.mktemp("clean") / "errors.txt"
     with (
         log.open("w") as sink,
@@ -54,11 +54,11 @@ def clean_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable
 
 
 def moved(objective: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Its weights, each a little off."""
+    """Its weights, each slightly changed."""
     return {name: weight + 0.25 for name, weight in optimization.trainable_weights(objective).items()}
 
 
-def test_a_generator_loads_with_transformers_and_holds_the_weights(
+def test_a_generator_loads_with_transformers_and_the_trained_weights(
     generator_directory: Path, tmp_path: Path, clean_process: Callable[..., Any]
 ) -> None:
     settings = config.Config()
@@ -127,7 +127,7 @@ def test_an_encoder_loads_with_sentence_transformers(
     assert np.allclose(tuned, expected.numpy(), atol=1e-5)
 
 
-def test_without_weights_the_model_is_written_as_it_was(generator_directory: Path, tmp_path: Path) -> None:
+def test_a_model_without_new_weights_is_written_unchanged(generator_directory: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
     trainable.save_model(config.Config(), generator_directory, {}, tmp_path)
@@ -136,12 +136,12 @@ def test_without_weights_the_model_is_written_as_it_was(generator_directory: Pat
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_a_directory_that_holds_no_model_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_directory_without_a_model_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(weights_module.ModelError, match=str(tmp_path)):
         trainable.load_objective(config.Config(), tmp_path, {})
 
 
-def test_a_model_that_names_no_end_is_refused(generator_directory: Path, tmp_path: Path) -> None:
+def test_a_model_without_an_end_token_is_refused(generator_directory: Path, tmp_path: Path) -> None:
     source = tmp_path / "endless"
     shutil.copytree(generator_directory, source)
     for name, key in (

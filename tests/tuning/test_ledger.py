@@ -1,4 +1,4 @@
-"""A ledger: what is done is not done again, lines are only added, damage is named."""
+"""The ledger: finished steps are not repeated, lines are only appended, damage is located."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 from ragtune_ray.tuning.ledger import Ledger, LedgerError, ledger_lines
 
 
-def test_a_step_is_done_once_and_a_later_run_takes_what_it_gave(tmp_path: Path) -> None:
+def test_a_step_runs_once_and_later_runs_reuse_its_facts(tmp_path: Path) -> None:
     url = str(tmp_path / "rounds" / "ledger.jsonl")
     done: list[str] = []
 
@@ -22,7 +22,7 @@ def test_a_step_is_done_once_and_a_later_run_takes_what_it_gave(tmp_path: Path) 
     before = Path(url).read_text()
     second = Ledger(url)
     assert second.step(1, "answered", lambda: work("again")) == given
-    assert given["pair"] == ["a", "b"], "as JSON gives it back, in the run that wrote it too"
+    assert given["pair"] == ["a", "b"], "a list, as after reading JSON, even in the run that wrote it"
     second.step(2, "answered", lambda: work("two"))
     assert done == ["one", "two"]
     assert Path(url).read_text().startswith(before)
@@ -49,7 +49,7 @@ def test_a_damaged_line_is_named(tmp_path: Path, line: str) -> None:
         Ledger(str(path))
 
 
-def test_a_verdict_counts_the_seconds_of_what_led_to_it() -> None:
+def test_a_verdict_counts_the_seconds_of_its_steps() -> None:
     facts = {"component": "retriever", "num_examples": 7, "metric": "MRR@10", "before": 0.5, "after": 0.25}
     facts |= {"low": -0.5, "high": -0.1, "accepted": False, "reason": "a loss"}
     rows = [
@@ -69,7 +69,7 @@ def test_a_verdict_counts_the_seconds_of_what_led_to_it() -> None:
 
 
 @pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\u0085"])
-def test_facts_that_hold_a_line_separator_are_read_back_whole(tmp_path: Path, separator: str) -> None:
+def test_facts_with_line_separators_are_read_back_unchanged(tmp_path: Path, separator: str) -> None:
     url = str(tmp_path / "ledger.jsonl")
     given = Ledger(url).step(1, "answered", lambda: {"reason": f"a{separator}b"})
     assert Ledger(url).rows == [given]

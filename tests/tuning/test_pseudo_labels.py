@@ -1,4 +1,4 @@
-"""Which of a model's own answers are learnt from: every filter alone."""
+"""Filters of pseudo-labels, each on its own."""
 
 import dataclasses
 
@@ -29,12 +29,12 @@ def answer(text: str, cited: str = "moon#0", **changes: object) -> Answer:
         (answer(MOON.text * 4), "not a short phrase"),
     ],
 )
-def test_an_answer_must_stand_in_the_passage_it_cites(row: Answer, problem: str) -> None:
+def test_an_answer_must_be_in_the_passage_it_cites(row: Answer, problem: str) -> None:
     found = checks.support_problem(row, {"moon#0": MOON})
     assert (problem in found) if problem else found == ""
 
 
-def test_samples_must_agree_as_often_as_is_asked() -> None:
+def test_a_required_share_of_samples_must_agree() -> None:
     def problem(least: float) -> str:
         return checks.agreement_problem("July 1969", ["July 1969", "in July 1969", "Mars"], least, "en")
 
@@ -43,7 +43,7 @@ def test_samples_must_agree_as_often_as_is_asked() -> None:
     assert checks.agreement_problem("x", [], 1.0, "en") == ""
 
 
-def test_the_round_trip_compares_with_what_the_passage_alone_gives() -> None:
+def test_the_round_trip_compares_with_the_answer_from_the_passage_alone() -> None:
     assert checks.regenerated_problem("1969", answer("in 1969"), 0.6, "en") == ""
     assert "another answer" in checks.regenerated_problem("1969", answer("1970"), 0.6, "en")
     assert "was not answered" in checks.regenerated_problem("1969", None, 0.6, "en")
@@ -63,24 +63,24 @@ def test_the_round_trip_compares_with_what_the_passage_alone_gives() -> None:
         ("Apollo 11 landed on the Moon?", "is copied"),
     ],
 )
-def test_a_made_question_must_be_one_that_stands_by_itself(question: str, problem: str) -> None:
+def test_a_generated_question_must_be_self_contained(question: str, problem: str) -> None:
     found = checks.question_problem(question, MOON.text)
     assert (problem in found) if problem else found == ""
 
 
-def test_an_answer_is_trusted_from_the_lowest_confidence_that_was_right_often_enough() -> None:
-    # By hand: 22 answers of .9 are right 20 times, the 8 of .6 six times, the 10 of .3 never.
+def test_trust_begins_at_the_lowest_confidence_with_enough_correct_answers() -> None:
+    # By hand: of 22 answers at .9 20 are correct, of 8 at .6 six, of 10 at .3 none.
     confidences = [0.9] * 22 + [0.6] * 8 + [0.3] * 10
     is_right = [True] * 20 + [False] * 2 + [True] * 6 + [False] * 2 + [False] * 10
     assert checks.trusted_confidence(confidences, is_right, 0.8) == (0.6, pytest.approx(27 / 32))
     assert checks.trusted_confidence(confidences, is_right, 0.85) == (0.9, pytest.approx(21 / 24))
     assert checks.trusted_confidence(confidences, is_right, 0.6) == (0.3, pytest.approx(27 / 42))
     assert checks.trusted_confidence(confidences, is_right, 0.9) == (None, pytest.approx(21 / 24))
-    assert checks.trusted_confidence(confidences[:19], is_right[:19], 0.8) == (None, 0.0), "too few to say"
+    assert checks.trusted_confidence(confidences[:19], is_right[:19], 0.8) == (None, 0.0), "too few answers"
     assert checks.trusted_confidence([], [], 0.8) == (None, 0.0)
 
 
-def test_an_answer_less_sure_than_trusted_ones_is_refused() -> None:
+def test_an_answer_below_the_trusted_confidence_is_refused() -> None:
     assert checks.confidence_problem(answer("1969", confidence=0.7), 0.7) == ""
     assert "not confident" in checks.confidence_problem(answer("1969", confidence=0.69), 0.7)
     assert "not confident" in checks.confidence_problem(answer("1969", confidence=None), 0.1)
@@ -97,11 +97,11 @@ def test_an_answer_less_sure_than_trusted_ones_is_refused() -> None:
         ("It landed in 1969.", "It landed in 1969."),
     ],
 )
-def test_the_question_is_taken_out_of_what_a_generator_wrote_around_it(text: str, question: str) -> None:
+def test_the_question_is_extracted_from_generated_text(text: str, question: str) -> None:
     assert checks.question_of(text) == question
 
 
-def test_a_label_is_the_bare_answer_with_its_passages_document() -> None:
+def test_a_label_is_the_bare_answer_and_its_document() -> None:
     made = checks.labelled(QUERY, "July 1969.", MOON)
     assert (made.answers, made.document_ids, made.relevances, made.split) == (
         ("July 1969",),
@@ -111,7 +111,7 @@ def test_a_label_is_the_bare_answer_with_its_passages_document() -> None:
     )
 
 
-def test_pseudo_labels_never_outnumber_their_share_and_the_draw_is_the_seeds() -> None:
+def test_pseudo_labels_keep_their_share_and_depend_on_the_seed() -> None:
     rows = [dataclasses.replace(QUERY, query_id=f"q{number:02d}") for number in range(50)]
     kept = checks.capped(rows, num_gold=30, share=0.25, seed=0)
     assert len(kept) == 10

@@ -30,35 +30,35 @@ def routed(
     return routing.route(query, row, score, passages, 0.5, forbidden)
 
 
-def test_a_right_answer_is_a_success_and_a_row_without_one_teaches_nothing() -> None:
+def test_a_correct_answer_is_a_success_and_a_failed_row_teaches_nothing() -> None:
     assert routed(answer("1969"), [RIGHT], score=0.5).route == "success"
     assert routed(answer(status="failed"), [RIGHT]).route == "failed"
 
 
-def test_a_wrong_answer_beside_the_right_passage_is_a_failure_of_reading() -> None:
+def test_a_wrong_answer_with_the_right_passage_is_a_reading_failure() -> None:
     assert routed(answer(shown=(OTHER, RIGHT)), [OTHER, RIGHT]).route == "reading"
 
 
-def test_a_passage_that_was_not_shown_is_a_failure_of_retrieval_with_that_passage() -> None:
+def test_a_right_passage_not_shown_is_a_retrieval_failure() -> None:
     found = routed(answer(), [OTHER, BY_CHANCE, RIGHT])
     assert (found.route, found.positive) == ("retrieval", RIGHT)
 
 
-def test_an_answer_that_stands_somewhere_by_chance_is_no_positive() -> None:
+def test_a_passage_with_the_answer_by_chance_is_not_a_positive() -> None:
     assert routed(answer(), [OTHER, BY_CHANCE]) == routing.Routed(QUERY, "unanswerable")
 
 
 @pytest.mark.parametrize(("judged", "route"), [("song", "retrieval"), ("mars", "unanswerable")])
-def test_where_documents_are_judged_only_theirs_are_positives(judged: str, route: str) -> None:
+def test_only_relevant_documents_are_positives_if_any_are_judged(judged: str, route: str) -> None:
     query = dataclasses.replace(QUERY, document_ids=(judged,), relevances=(1.0,))
     assert routed(answer(), [OTHER, RIGHT, BY_CHANCE], query).route == route
 
 
-def test_documents_of_other_splits_are_never_learnt_from() -> None:
+def test_documents_of_other_splits_are_never_positives() -> None:
     assert routed(answer(), [OTHER, RIGHT], forbidden=("moon",)).route == "unanswerable"
 
 
-def test_a_question_without_an_answer_asks_for_an_abstention() -> None:
+def test_a_question_without_an_answer_requires_an_abstention() -> None:
     query = dataclasses.replace(QUERY, answers=())
     assert routed(answer(), [], query, None).route == "unanswerable"
     assert routed(answer("I don't know.", abstained=True), [], query, None).route == "success"
@@ -69,7 +69,7 @@ def many(route: routing.Route, count: int, positive: Passage | None = None) -> l
     return [routing.Routed(row, route, positive) for row in rows]
 
 
-def test_each_component_learns_from_its_own_failures_with_successes_mixed_in() -> None:
+def test_each_component_learns_from_its_failures_and_some_successes() -> None:
     rows = [
         *many("success", 50),
         *many("reading", 6),
@@ -86,11 +86,11 @@ def test_each_component_learns_from_its_own_failures_with_successes_mixed_in() -
         f"retrieval-0{number}" for number in range(3)
     ]
     assert len(learnt) == 5
-    assert learnt == routing.retriever_queries(rows[::-1], 0.4, seed=0), "whatever the order of the rows"
+    assert learnt == routing.retriever_queries(rows[::-1], 0.4, seed=0), "the order of the rows does not matter"
     assert learnt != routing.retriever_queries(rows, 0.4, seed=1)
 
 
-def test_without_failures_nothing_is_learnt() -> None:
+def test_without_failures_there_are_no_training_questions() -> None:
     assert routing.generator_queries(many("success", 9), 0.4, 0) == []
     assert routing.retriever_queries([*many("success", 9), *many("reading", 9)], 0.4, 0) == []
 

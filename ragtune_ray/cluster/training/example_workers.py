@@ -181,9 +181,9 @@ class PrepareUnit:
         index = self._retriever.index
         ordinals = np.unique(np.concatenate([np.empty(0, np.int64), *index.of_documents(documents)]))
         found = segments.take_rows(index.passages.select(["passage_id"]), ordinals)["passage_id"].to_pylist()
-        wanted = set(names)
-        kept = np.array([name in wanted for name in found], dtype=bool)
-        return pool_table([name for name in found if name in wanted], index.vectors.take(ordinals[kept]))
+        shown = set(names)
+        kept = np.array([name in shown for name in found], dtype=bool)
+        return pool_table([name for name in found if name in shown], index.vectors.take(ordinals[kept]))
 
 
 def pool_table(names: Sequence[str], vectors: np.ndarray) -> pa.Table:

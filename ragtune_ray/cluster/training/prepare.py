@@ -28,8 +28,8 @@ __all__ = ["POOL", "TRAIN", "VALIDATION", "needs_index", "prepare"]
 TRAIN, VALIDATION, POOL = "train.parquet", "validation.parquet", "pool.parquet"
 UNIT_QUERIES = 128
 TAUGHT_UNIT_QUERIES = 64
-"""Queries per unit if the generator scores every candidate, which takes much longer. Candidates shared by queries of one
-unit are scored once, so a file that keeps related questions together is faster."""
+"""Queries per unit if the generator scores every candidate, which takes much longer. Candidates that queries of a
+unit share are scored once, so a file that keeps related questions together is faster."""
 FORMAT = 3
 """Part of the examples' identity: raise it when the same input leads to other examples."""
 EXAMPLE_SETTINGS = {
@@ -207,7 +207,7 @@ def _tables(
         if not tables[split].num_rows:
             first = f"; the first: {rejects[0].place}: {rejects[0].reason}" if rejects else ""
             raise inputs.InputError(
-                f"{settings.queries.path}: no {split} query of {staged[split].num_queries} gives an example{first}"
+                f"{settings.queries.path}: no {split} query of {staged[split].num_queries} yields an example{first}"
             )
     train = tables["train"]
     if "replay" in tables:

@@ -198,7 +198,7 @@ def _routed(rounds: Rounds, path: str) -> dict[str, Any]:
         )
         for query in asked
     ]
-    learnt = {
+    questions = {
         "generator": routing.generator_queries(routed, rule.success_share, settings.seed),
         "retriever": routing.retriever_queries(routed, rule.success_share, settings.seed),
     }
@@ -206,7 +206,7 @@ def _routed(rounds: Rounds, path: str) -> dict[str, Any]:
         "routes": routing.routing_table(routed),
         **{
             name: {"path": rounds.write_questions(name, each), "num_questions": len(each)}
-            for name, each in learnt.items()
+            for name, each in questions.items()
         },
     }
 
@@ -216,14 +216,17 @@ def _joint(rounds: Rounds) -> None:
 
     The generator goes first, because an untrained one would teach noise. With tune.in_loop both train under one loss.
     """
-    learnt = [query for query in queries_of(rounds.settings, "train") if query.answers]
+    questions = [query for query in queries_of(rounds.settings, "train") if query.answers]
     for number in range(1, rounds.settings.tune.rounds + 1):
         rounds.number = number
-        path = rounds.path_step("written", lambda: rounds.write_questions("questions", learnt))
+        path = rounds.path_step("written", lambda: rounds.write_questions("questions", questions))
         if rounds.settings.tune.in_loop:
-            accepted = [rounds.tune_both(path, len(learnt))]
+            accepted = [rounds.tune_both(path, len(questions))]
         else:
-            accepted = [rounds.tune_generator(path, len(learnt)), rounds.tune_retriever(path, len(learnt), taught=True)]
+            accepted = [
+                rounds.tune_generator(path, len(questions)),
+                rounds.tune_retriever(path, len(questions), taught=True),
+            ]
         if not any(accepted):
             return
 

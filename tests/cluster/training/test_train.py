@@ -1,4 +1,4 @@
-"""`ragtune train` from queries to a model directory, on tiny models; what depends on several workers, and what stops it."""
+"""`ragtune train` on tiny models: from queries to a model directory, with several workers, and its errors."""
 
 import json
 import shutil
@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("shared_ray")]
 
 @pytest.fixture(scope="module")
 def given(settings_for, tmp_path_factory: pytest.TempPathFactory) -> config.Config:
-    """An indexed corpus with 40 queries, split by document, and a training that takes seconds."""
+    """An indexed corpus with 40 queries, split by document, and settings for a training of a few seconds."""
     settings: config.Config = settings_for(
         tmp_path_factory.mktemp("training") / "workspace",
         "queries.split_by=document",
@@ -89,7 +89,7 @@ def test_the_four_arms_are_trained_answered_and_compared(
 
 
 @pytest.mark.slow
-def test_a_workspace_and_a_model_may_be_named_relatively(tmp_path: Path, generator_directory: Path) -> None:
+def test_workspace_and_model_may_be_relative_paths(tmp_path: Path, generator_directory: Path) -> None:
     write_queries(tmp_path / "queries.jsonl", 20)
     shutil.copytree(generator_directory, tmp_path / "generator")
     given = {
@@ -107,7 +107,7 @@ def test_a_workspace_and_a_model_may_be_named_relatively(tmp_path: Path, generat
 
 @pytest.mark.slow
 @pytest.mark.parametrize("objective", ["sft", "contrastive", "joint"])
-def test_two_workers_learn_what_one_learns(
+def test_two_workers_have_the_losses_of_one(
     objective: str, given: config.Config, encoder_directory: Path, tmp_path: Path
 ) -> None:
     settings = with_encoder(given, encoder_directory, tmp_path / "workspace").using(
@@ -126,7 +126,7 @@ def test_two_workers_learn_what_one_learns(
 
 
 @pytest.mark.slow
-def test_a_query_side_encoder_needs_no_new_index_and_another_index_refuses_it(
+def test_a_query_side_encoder_keeps_its_index_and_no_other(
     given: config.Config, encoder_directory: Path, tmp_path: Path
 ) -> None:
     from ragtune_ray.index.retriever import open_retriever
@@ -142,7 +142,7 @@ def test_a_query_side_encoder_needs_no_new_index_and_another_index_refuses_it(
         open_retriever(tuned.using("encoder.passage_prefix=x"))
 
 
-def test_tuned_weights_are_refused_by_an_index_of_others(
+def test_an_index_refuses_another_encoders_weights(
     given: config.Config, encoder_directory: Path, tmp_path: Path
 ) -> None:
     from ragtune_ray.index.retriever import open_retriever
@@ -156,9 +156,7 @@ def test_tuned_weights_are_refused_by_an_index_of_others(
             open_retriever(tuned)
 
 
-def test_a_run_that_learns_nothing_gives_the_start_and_says_so(
-    given: config.Config, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_without_improvement_returns_the_start(given: config.Config, capfd: pytest.CaptureFixture[str]) -> None:
     from safetensors.torch import load_file
 
     result = train(given.using("training.arm=ft", "training.name=hopeless", "training.learning_rate=1e-30"))
@@ -171,7 +169,7 @@ def test_a_run_that_learns_nothing_gives_the_start_and_says_so(
     ]
 
 
-def test_a_loss_that_is_not_finite_is_an_error_that_names_the_step(
+def test_a_non_finite_loss_is_an_error_with_its_step(
     given: config.Config, tmp_path: Path, generator_directory: Path
 ) -> None:
     import shutil
@@ -187,7 +185,7 @@ def test_a_loss_that_is_not_finite_is_an_error_that_names_the_step(
         train(given.using(f"generator.model={broken}", "training.arm=ft", "training.name=broken"))
 
 
-def test_too_many_workers_are_refused_before_anything_waits(given: config.Config) -> None:
+def test_too_many_workers_are_refused_at_once(given: config.Config) -> None:
     with pytest.raises(config.ConfigError, match=r"training\.workers=64"):
         train(
             given.using("training.arm=ft", "training.workers=64", "training.batch_examples=64", "training.name=crowd")
@@ -209,13 +207,11 @@ def test_a_worker_without_an_example_is_refused(overrides: tuple[str, ...], num_
         train_module._require_rows(given, num_examples)
 
 
-def test_as_many_examples_as_workers_in_the_smallest_step_are_enough() -> None:
+def test_one_example_per_worker_in_the_smallest_step_suffices() -> None:
     train_module._require_rows(config.Training(batch_examples=4, workers=3), 9)
 
 
-def test_a_cluster_that_grows_is_waited_for_and_a_machine_that_is_too_small_is_not(
-    monkeypatch: pytest.MonkeyPatch, shared_ray: None
-) -> None:
+def test_too_few_cpus_are_refused_only_on_a_local_machine(monkeypatch: pytest.MonkeyPatch, shared_ray: None) -> None:
     settings = config.Config().using("training.workers=1000")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with pytest.raises(config.ConfigError, match=r"training\.workers=1000: the cluster has CPUs for \d+; lower it"):
@@ -223,14 +219,14 @@ def test_a_cluster_that_grows_is_waited_for_and_a_machine_that_is_too_small_is_n
     train_module._require_room(settings.using("cluster.address=ray://head:10001"))
 
 
-def test_an_encoder_is_not_spread_over_workers(given: config.Config) -> None:
+def test_fsdp_is_refused_for_an_encoder(given: config.Config) -> None:
     with pytest.raises(
         config.ConfigError, match=r"training\.objective=contrastive: only sft .* training\.strategy=ddp"
     ):
         train(given.using("training.objective=contrastive", "training.strategy=fsdp"))
 
 
-def test_without_training_queries_the_error_says_how_to_split(given: config.Config) -> None:
+def test_missing_training_queries_are_an_error_about_splits(given: config.Config) -> None:
     with pytest.raises(inputs.InputError, match=r"training needs queries of split train: set queries.split_by"):
         train(given.using("queries.split_by=given"))
 
@@ -247,9 +243,7 @@ def test_a_document_of_two_splits_is_an_error(given: config.Config, tmp_path: Pa
         train(given.using(f"queries.path={path}", "queries.split_by=given"))
 
 
-def test_questions_on_one_passage_show_the_same_distractors_where_they_are_the_passage_s(
-    given: config.Config, tmp_path: Path
-) -> None:
+def test_questions_on_one_passage_may_share_distractors(given: config.Config, tmp_path: Path) -> None:
     path = tmp_path / "three_on_each.jsonl"
     rows = [
         {
@@ -274,7 +268,7 @@ def test_questions_on_one_passage_show_the_same_distractors_where_they_are_the_p
     assert max(len(shown) for shown in kinds["query"].values()) > 1, "the questions retrieve different passages"
 
 
-def test_hard_negatives_may_be_those_that_bm25_finds(given: config.Config) -> None:
+def test_lexical_retrieval_provides_hard_negatives(given: config.Config) -> None:
     asked = given.using("training.objective=query_side", "retrieval.mode=lexical", "training.negative_margin=0.05")
     rows = pq.read_table(Path(prepare.prepare(asked)) / prepare.TRAIN).to_pylist()
     documents = [[name.rpartition("#")[0] for name in row["passage_ids"]] for row in rows]
@@ -290,12 +284,12 @@ def test_answers_longer_than_the_window_are_rejected_and_counted(given: config.C
         row["answers"] = ["secret " * 200]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(
-        inputs.InputError, match=r"no train query of \d+ gives an example; the first: .*training.max_tokens"
+        inputs.InputError, match=r"no train query of \d+ yields an example; the first: .*training.max_tokens"
     ):
         train(given.using(f"queries.path={path}", "training.arm=ft"))
 
 
-def test_a_torn_list_of_checkpoints_is_removed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_checkpoint_list_is_removed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / train_module.SNAPSHOT).write_text('{"torn": ')
     train_module._mend_snapshot(str(tmp_path))
     assert not (tmp_path / train_module.SNAPSHOT).exists()
@@ -303,9 +297,7 @@ def test_a_torn_list_of_checkpoints_is_removed(tmp_path: Path, caplog: pytest.Lo
 
 
 @pytest.mark.slow
-def test_replay_is_mixed_in_without_passages_and_its_documents_count_for_leaks(
-    given: config.Config, tmp_path: Path
-) -> None:
+def test_replay_has_no_passages_and_is_checked_for_leaks(given: config.Config, tmp_path: Path) -> None:
     path = tmp_path / "replay.jsonl"
     rows = [{"query_id": f"r{number}", "text": f"Say {number}?", "answers": [f"{number}"]} for number in range(40)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -328,8 +320,8 @@ def test_replay_is_mixed_in_without_passages_and_its_documents_count_for_leaks(
 
 
 @pytest.mark.slow
-def test_weights_spread_over_workers_learn_what_whole_ones_learn(given: config.Config, tmp_path: Path) -> None:
-    # Of uneven questions and so few tokens at once workers make different numbers of pieces.
+def test_fsdp_has_the_losses_of_ddp(given: config.Config, tmp_path: Path) -> None:
+    # Uneven questions and few tokens per pass, so that workers have different numbers of pieces.
     uneven = tmp_path / "uneven.jsonl"
     write_queries(uneven, 40)
     rows = [json.loads(line) for line in uneven.read_text().splitlines()]
@@ -352,9 +344,7 @@ def test_weights_spread_over_workers_learn_what_whole_ones_learn(given: config.C
     assert losses["fsdp"] == pytest.approx(losses["ddp"], rel=1e-4)
 
 
-def test_a_disk_without_room_for_checkpoints_is_refused_before_training(
-    given: config.Config, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_is_refused_before_training(given: config.Config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(filesystem, "free_bytes", lambda _: 1000)
     with pytest.raises(filesystem.SpaceError, match="checkpoints of training"):
         train(given.using("training.arm=ft", "training.name=full"))

@@ -1,3 +1,5 @@
+"""What a training worker does around each step."""
+
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +12,7 @@ from ragtune_ray.models import hardware
 from ragtune_ray.training import optimization
 
 
-def test_freed_memory_goes_back_every_so_many_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_freed_memory_is_returned_every_twenty_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     given_back = []
     settings = config.Config().using("training.evaluate_steps=1000", "training.checkpoint_steps=1000")
     run: Any = SimpleNamespace(settings=settings, worker=1, num_steps=1000)
@@ -20,7 +22,7 @@ def test_freed_memory_goes_back_every_so_many_steps(monkeypatch: pytest.MonkeyPa
     assert given_back == [20, 40]
 
 
-def test_what_the_loss_does_not_reach_is_looked_for_where_training_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreached_weights_are_found_on_the_training_device(monkeypatch: pytest.MonkeyPatch) -> None:
     import ray.train.torch
 
     seen = []

@@ -1,4 +1,4 @@
-"""The rounds of `tune` in a world without Ray: what each mode does, what is taken over, what is refused and leaves no trace."""
+"""The rounds of `tune` in a world without Ray: what each mode does, accepts and refuses."""
 
 import dataclasses
 import json
@@ -57,7 +57,7 @@ def step(url: str, name: str, number: int = 1) -> dict[str, Any]:
         ("domain", [(1, "retriever", True), (1, "generator", True)]),
     ],
 )
-def test_a_mode_takes_over_what_is_better_and_is_an_arm_afterwards(
+def test_a_mode_accepts_better_models_and_becomes_an_arm(
     world: World, mode: str, expected: list[tuple[int, str, bool]]
 ) -> None:
     before = index_bytes(world.folder / "workspace")
@@ -75,7 +75,7 @@ def test_a_mode_takes_over_what_is_better_and_is_an_arm_afterwards(
     assert config.load(Path(url) / "tuned.yaml").generator.model == pair["generator_model"]
     calls = world.calls()
     assert world.tune(mode) == url
-    assert world.calls() == calls, "a finished tune is not done again"
+    assert world.calls() == calls, "a finished tune is not repeated"
     assert len(tune.report_lines(url)) > len(expected)
 
 
@@ -83,7 +83,7 @@ def test_staged_teaches_each_component_its_own_failures(world: World) -> None:
     url = world.tune("staged")
     routed = step(url, "routed")
     routes = {name: row["count"] for name, row in routed["routes"].items()}
-    # By hand: who is shown the passage and who reads it, of forty questions.
+    # By hand: the questions whose passage is shown, and those whose passage is read.
     shown = {number for number in range(40) if splits.draw(f"What is the code of vessel{number}?", 1) < 0.3}
     read = {number for number in range(40) if splits.draw(f"What is the code of vessel{number}?", 2) < 0.3}
     assert routes == {
@@ -101,7 +101,7 @@ def test_staged_teaches_each_component_its_own_failures(world: World) -> None:
     assert validation == [f"q{number}" for number in tuning_world.SPLITS["validation"]]
 
 
-def test_joint_needs_no_qrels_and_judges_by_the_answers_that_hits_hold(world: World) -> None:
+def test_joint_without_qrels_judges_by_answers_in_hits(world: World) -> None:
     hidden = f"queries.path={world.folder / 'unjudged.jsonl'}"
     judged, unjudged = world.tune("joint"), world.tune("joint", hidden)
     assert judged != unjudged
@@ -109,9 +109,7 @@ def test_joint_needs_no_qrels_and_judges_by_the_answers_that_hits_hold(world: Wo
     assert step(unjudged, "retriever judged")["accepted"]
 
 
-def test_a_teacher_that_is_no_better_than_its_pupil_teaches_nobody(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_teacher_no_better_than_the_retriever_is_refused(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     prepare = world.prepare
 
     def weak(settings: config.Config) -> str:
@@ -136,7 +134,7 @@ def test_a_teacher_that_is_no_better_than_its_pupil_teaches_nobody(
     ]
 
 
-def test_iterative_learns_from_the_base_on_gold_and_its_own_filtered_answers(world: World) -> None:
+def test_iterative_starts_from_the_base_on_gold_and_filtered_answers(world: World) -> None:
     url = world.tune("iterative", "tune.pseudo_share=0.3")
     settings = settings_of(world.folder, "iterative")
     mixed = step(url, "mixed")
@@ -145,7 +143,7 @@ def test_iterative_learns_from_the_base_on_gold_and_its_own_filtered_answers(wor
     learnt = [row for row in read_made(mixed["path"]) if row.split == "train"]
     labels = {row.query_id: row.answers for row in learnt if row.query_id.startswith("asked-")}
     assert all(answers == (f"secret{name.removeprefix('asked-q')}",) for name, answers in labels.items()), "precision 1"
-    assert all(int(name.removeprefix("asked-q")) % 2 for name in labels), "none that had a gold answer"
+    assert all(int(name.removeprefix("asked-q")) % 2 for name in labels), "none of them had a gold answer"
     for number in (0, 1):
         trained = artifacts.read_manifest(step(url, "generator trained", number)["model"])
         assert trained["start"] == settings.generator.model
@@ -154,7 +152,7 @@ def test_iterative_learns_from_the_base_on_gold_and_its_own_filtered_answers(wor
 
 
 @pytest.mark.parametrize("always_wrong", [False, True])
-def test_iterative_learns_only_from_answers_as_sure_as_those_that_were_right(
+def test_iterative_uses_only_answers_of_trusted_confidence(
     world: World, monkeypatch: pytest.MonkeyPatch, *, always_wrong: bool
 ) -> None:
     answer_of = world.answer_of
@@ -163,7 +161,7 @@ def test_iterative_learns_only_from_answers_as_sure_as_those_that_were_right(
         given = answer_of(settings, query)
         if not given.citations or not (always_wrong or (given.confidence or 0.0) < 0.7):
             return given
-        return dataclasses.replace(given, answer="the next tide of the year")  # stands in every passage
+        return dataclasses.replace(given, answer="the next tide of the year")  # is in every passage
 
     monkeypatch.setattr(world, "answer_of", misreads_when_unsure)
     monkeypatch.setattr(labelling.checks, "FEWEST_ANSWERS", 2)
@@ -171,7 +169,7 @@ def test_iterative_learns_only_from_answers_as_sure_as_those_that_were_right(
     trusted = step(url, "trusted")
     if always_wrong:
         assert trusted["confidence"] is None
-        assert 0 < trusted["precision"] <= 0.25  # none of two or more
+        assert 0 < trusted["precision"] <= 0.25  # none correct of two or more
         assert not [row for row in steps(url) if row["round"] == 1 and row["step"] != "trusted"]
         return
     assert trusted["confidence"] >= 0.69
@@ -183,7 +181,7 @@ def test_iterative_learns_only_from_answers_as_sure_as_those_that_were_right(
     assert step(url, "filtered")["refused"]["the generator is not confident enough"] > 0
 
 
-def test_iterative_stops_where_a_gain_is_not_sure(world: World) -> None:
+def test_iterative_stops_without_a_significant_gain(world: World) -> None:
     url = world.tune("iterative", "tune.rounds=5")
     *_, last = [row for row in steps(url) if "accepted" in row]
     of_last = [row for row in steps(url) if row["round"] == last["round"] and "accepted" in row]
@@ -191,9 +189,7 @@ def test_iterative_stops_where_a_gain_is_not_sure(world: World) -> None:
     assert not any(row["accepted"] and row["low"] > 0 for row in of_last)
 
 
-def test_random_pseudo_labels_are_refused_and_the_better_pair_stays(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_random_pseudo_labels_are_refused_and_the_pair_stays(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     labels = labelling.pseudo_labels
 
     def random_labels(*given: Any) -> list[Any]:
@@ -208,7 +204,7 @@ def test_random_pseudo_labels_are_refused_and_the_better_pair_stays(
 
 
 @pytest.mark.parametrize("reindex", ["false", "true"])
-def test_a_poisoned_round_leaves_models_and_index_as_they_were(world: World, reindex: str) -> None:
+def test_a_poisoned_round_changes_neither_models_nor_index(world: World, reindex: str) -> None:
     workspace = world.folder / "workspace"
     good = world.tune("joint", "tune.rounds=1", "tune.components=[generator]")
     before, current = index_bytes(workspace), (workspace / "models" / "joint" / "CURRENT").read_text()
@@ -219,10 +215,10 @@ def test_a_poisoned_round_leaves_models_and_index_as_they_were(world: World, rei
     facts = artifacts.read_manifest(poisoned)
     assert facts["pair"] == facts["start"] == arms.Pair.of(settings_of(world.folder, "joint")).facts()
     assert index_bytes(workspace) == before
-    assert list((workspace / "rounds").rglob("index")) == [], "the index of a refused encoder is gone"
+    assert list((workspace / "rounds").rglob("index")) == [], "the index of a refused encoder is removed"
 
 
-def test_a_new_encoder_has_an_index_of_its_own_and_no_other_pair_searches_it(world: World) -> None:
+def test_a_new_encoder_has_its_own_index(world: World) -> None:
     workspace = world.folder / "workspace"
     before = index_bytes(workspace)
     url = world.tune("joint", "tune.reindex=true", "tune.rounds=2", "tune.components=[retriever]")
@@ -234,14 +230,14 @@ def test_a_new_encoder_has_an_index_of_its_own_and_no_other_pair_searches_it(wor
     kept = artifacts.read_manifest(url)["pair"]
     assert kept == pairs_tried[-1]
     assert (Path(kept["workspace"]) / "index").is_dir()
-    assert not (Path(pairs_tried[0]["workspace"]) / "index").exists(), "the index of the round before is not needed"
+    assert not (Path(pairs_tried[0]["workspace"]) / "index").exists(), "the index of the previous round is removed"
     assert index_bytes(workspace) == before
-    spelt = f"workspace={world.folder}/./workspace"  # the same, which is finished and takes nothing away
+    spelt = f"workspace={world.folder}/./workspace"  # the same finished tune, which must remove nothing
     world.tune("joint", "tune.reindex=true", "tune.rounds=2", "tune.components=[retriever]", spelt)
     assert (Path(kept["workspace"]) / "index").is_dir()
 
 
-def test_a_corpus_that_is_not_what_the_index_holds_is_an_error(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reindexing_a_different_corpus_is_an_error(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     def other(_: config.Config) -> str:
         url = str(world.folder / "other")
         artifacts.publish(artifacts.stage(url), url, "index", num_documents=3)
@@ -252,13 +248,13 @@ def test_a_corpus_that_is_not_what_the_index_holds_is_an_error(world: World, mon
         world.tune("staged", "tune.reindex=true")
 
 
-def test_domain_makes_questions_of_passages_that_are_nobodys_exam(world: World) -> None:
+def test_domain_generates_questions_only_from_training_passages(world: World) -> None:
     url = world.tune("domain")
     chosen = [row for row in read_made(step(url, "chosen")["path"]) if row.split == "train"]
     forbidden = {f"d{number}" for split in ("validation", "test") for number in tuning_world.SPLITS[split]}
     assert len(chosen) == 20
     assert not {row.document_ids[0] for row in chosen} & forbidden
-    # Who is found again teaches the retriever, with the passage it was made of; who is answered from it too, the generator.
+    # Questions that retrieve their passage train the retriever; those also answered from it train the generator.
     found = [row for row in read_made(step(url, "found")["path"]) if row.split == "train"]
     numbers = {row.document_ids[0][1:] for row in found}
     asked_about = [row.document_ids[0][1:] for row in chosen]
@@ -275,9 +271,7 @@ def test_domain_makes_questions_of_passages_that_are_nobodys_exam(world: World) 
     assert step(url, "generator mixed")["pseudo"] == len(passed) < len(found)
 
 
-def test_domain_teaches_the_retriever_though_no_question_is_answered(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_domain_trains_the_retriever_even_without_answers(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     answer_of = world.answer_of
 
     def asks_and_does_not_answer(settings: config.Config, query: schema.Query) -> schema.Answer:
@@ -298,14 +292,14 @@ def test_domain_teaches_the_retriever_though_no_question_is_answered(
     assert step(url, "generator judged")["reason"].startswith("0 training questions")
 
 
-def test_a_corpus_without_passages_to_ask_about_is_an_error(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_corpus_without_usable_passages_is_an_error(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(labelling, "MIN_PASSAGE_CHARACTERS", 1000)
     with pytest.raises(TuneError, match="no passage of 1000 characters or more"):
         world.tune("domain")
 
 
 @pytest.mark.parametrize("forgets", [True, False])
-def test_a_retriever_that_forgets_other_questions_is_refused_though_it_gains(world: World, *, forgets: bool) -> None:
+def test_a_retriever_that_forgets_is_refused_despite_a_gain(world: World, *, forgets: bool) -> None:
     world.forgets = forgets
     probe = world.folder / "probe.jsonl"
     with probe.open("w") as file:
@@ -319,7 +313,7 @@ def test_a_retriever_that_forgets_other_questions_is_refused_though_it_gains(wor
     assert row["reason"].startswith("it forgets: -0.") == forgets
 
 
-def test_without_enough_to_learn_from_a_component_is_left_as_it_is(world: World) -> None:
+def test_a_component_with_too_few_questions_stays_unchanged(world: World) -> None:
     url = world.tune("staged", "tune.min_examples=100")
     assert verdicts(url) == [(1, "generator", False), (1, "retriever", False)]
     assert "fewer than tune.min_examples (100)" in step(url, "generator judged")["reason"]
@@ -337,7 +331,7 @@ def test_without_enough_to_learn_from_a_component_is_left_as_it_is(world: World)
         (["tune.mode=iterative"], TuneError, "every training question has `answers`"),
     ],
 )
-def test_what_cannot_end_well_does_not_begin(
+def test_hopeless_configs_are_refused_at_once(
     world: World, overrides: list[str], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
@@ -345,7 +339,7 @@ def test_what_cannot_end_well_does_not_begin(
     assert not [line for line in world.calls() if line.startswith("train")]
 
 
-def test_a_document_of_two_splits_is_an_error_before_anything_is_answered(world: World) -> None:
+def test_a_leaked_document_is_an_error_before_answering(world: World) -> None:
     path = world.folder / "questions.jsonl"
     path.write_text(path.read_text().replace('["d50"]', '["d0"]'))
     with pytest.raises(splits.LeakError, match="'d0'"):
@@ -354,11 +348,11 @@ def test_a_document_of_two_splits_is_an_error_before_anything_is_answered(world:
 
 
 class KilledError(BaseException):
-    """As a SIGKILL would end it, at a failpoint."""
+    """Simulates a SIGKILL at a failpoint."""
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_killed_at_each_step_it_goes_on_there_and_does_nothing_twice(
+def test_a_tune_killed_at_any_step_resumes_without_repeating_work(
     mode: str, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     undisturbed = World(Path(shutil.copytree(made, tmp_path / "undisturbed" / "world")))
@@ -367,7 +361,7 @@ def test_killed_at_each_step_it_goes_on_there_and_does_nothing_twice(
     spared: set[int] = set()
 
     def dies(name: str) -> None:
-        """At every step once."""
+        """Kill once at every step."""
         (ledger,) = [*(world.folder / "workspace" / "rounds").glob("*/ledger.jsonl")] or [None]
         done = len(ledger.read_text().splitlines()) if ledger else 0
         if name == "tune.worked" and done not in spared:
@@ -379,7 +373,7 @@ def test_killed_at_each_step_it_goes_on_there_and_does_nothing_twice(
         try:
             url = world.tune(mode)
         except KilledError:
-            assert not (world.folder / "workspace" / "models" / mode).exists(), "readers see nothing of it yet"
+            assert not (world.folder / "workspace" / "models" / mode).exists(), "readers do not see it yet"
         else:
             break
     assert len(spared) == len(expected)
@@ -389,14 +383,14 @@ def test_killed_at_each_step_it_goes_on_there_and_does_nothing_twice(
         return json.loads(text.replace(str(folder), ""))
 
     def names_left_out(rows: Any) -> Any:
-        """Names of runs depend on where the workspace lies."""
+        """Make names of runs independent of the workspace's location."""
         return [{name: value for name, value in row.items() if not isinstance(value, str | dict)} for row in rows]
 
     assert names_left_out(plain(steps(url), world.folder)) == names_left_out(plain(expected, undisturbed.folder))
     assert len(world.calls()) == len(set(world.calls())) == len(undisturbed.calls())
 
 
-def test_killed_before_readers_were_told_the_same_command_tells_them(
+def test_a_tune_killed_before_becoming_current_becomes_current_when_rerun(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def dies(name: str) -> None:
@@ -416,7 +410,7 @@ def test_killed_before_readers_were_told_the_same_command_tells_them(
     assert world.calls() == calls
 
 
-def test_the_generator_as_teacher_is_asked_for_where_it_can_teach() -> None:
-    with pytest.raises(config.ConfigError, match=r"teaches training\.objective distillation"):
+def test_a_generator_as_teacher_is_refused_for_contrastive() -> None:
+    with pytest.raises(config.ConfigError, match=r"works with training\.objective distillation"):
         config.Config().using("training.teacher=generator", "training.objective=contrastive")
     assert "teacher" in prepare_module.EXAMPLE_SETTINGS

@@ -1,4 +1,4 @@
-"""`ragtune tune` with the real verbs on a Ray cluster, on tiny models: what the tests without Ray cannot show."""
+"""`ragtune tune` with the real verbs on a Ray cluster, with tiny models."""
 
 import json
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ SPLITS = ["train"] * 32 + ["validation"] * 24 + ["test"] * 4
 
 @pytest.fixture(scope="module")
 def given(settings_for, encoder_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> config.Config:
-    """60 documents that all answer with one word, which a tiny generator learns; an index with the tiny encoder."""
+    """60 documents with the same one-word answer, which a tiny generator can learn, and their index."""
     folder = tmp_path_factory.mktemp("tuning")
     source = np.random.default_rng(0)
     with (folder / "corpus.jsonl").open("w") as corpus, (folder / "queries.jsonl").open("w") as queries:
@@ -70,7 +70,7 @@ def given(settings_for, encoder_directory: Path, tmp_path_factory: pytest.TempPa
     return settings
 
 
-def test_staged_takes_over_a_generator_that_learnt_and_compare_answers_with_it(given: config.Config) -> None:
+def test_staged_accepts_a_better_generator_and_compare_uses_it(given: config.Config) -> None:
     settings = given.using("tune.mode=staged", "tune.components=[generator]")
     url = tune.tune(settings).path
     (judged,) = [
@@ -87,7 +87,7 @@ def test_staged_takes_over_a_generator_that_learnt_and_compare_answers_with_it(g
     assert tune.tune(settings).path == url
 
 
-def test_joint_in_the_loop_trains_both_models_at_once_and_judges_each(given: config.Config) -> None:
+def test_joint_in_the_loop_trains_both_and_judges_each(given: config.Config) -> None:
     settings = given.using(
         "tune.mode=joint", "tune.in_loop=true", "tune.rounds=1", "tune.candidates=3", "training.max_steps=40",
         "training.evaluate_steps=10",
@@ -107,7 +107,7 @@ def test_joint_in_the_loop_trains_both_models_at_once_and_judges_each(given: con
     assert tune.tune(settings).path == url
 
 
-def test_a_new_encoders_index_is_searched_with_no_other(given: config.Config, tmp_path: Path) -> None:
+def test_a_new_encoders_index_refuses_other_encoders(given: config.Config, tmp_path: Path) -> None:
     from ragtune_ray.index.retriever import open_retriever
 
     settings = given.using(
@@ -155,7 +155,7 @@ def test_a_new_encoders_index_is_searched_with_no_other(given: config.Config, tm
         assert not filesystem.exists(copy.workspace)
 
 
-def test_what_the_generator_teaches_in_bulk_is_what_it_teaches_here(given: config.Config) -> None:
+def test_bulk_teaching_equals_teaching_in_process(given: config.Config) -> None:
     from ragtune_ray.generation.generator import load_generator
     from ragtune_ray.index.retriever import encode_queries, open_retriever
     from ragtune_ray.models.encoder import load_token_counter
@@ -208,7 +208,7 @@ def test_what_the_generator_teaches_in_bulk_is_what_it_teaches_here(given: confi
         assert example.teacher_scores == (), "validation needs no teacher"
 
 
-def test_the_retriever_is_judged_alike_by_qrels_and_by_the_answers_of_its_hits(given: config.Config) -> None:
+def test_the_retriever_is_judged_as_retrieve_scores_it(given: config.Config) -> None:
     judged = reciprocal_ranks(given.using("queries.split=test"))
     run = compare.retrieval.retrieve(given.using("queries.split=test", "evaluate.depth=10"))
     found = json.loads((Path(str(run)) / "metrics.json").read_text())["MRR@10"]

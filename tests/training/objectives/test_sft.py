@@ -1,4 +1,4 @@
-"""Losses against naive loops and independent implementations, and the ways in which training silently learns nothing."""
+"""Losses against naive loops and independent implementations, and known ways in which training silently fails."""
 
 import dataclasses
 import math
@@ -42,7 +42,7 @@ def query_row(number: int, negatives: int = 2, scores: tuple[float, ...] = ()) -
 
 @pytest.fixture(scope="module")
 def load(encoder_directory: Path, generator_directory: Path):
-    """A function from overrides of `training` to an objective around a fresh tiny model."""
+    """A function that builds an objective with a new tiny model from overrides of `training`."""
 
     def build(objective: str, *overrides: str, pool: dict[str, np.ndarray] | None = None) -> Any:
         settings = config.Config().using(
@@ -88,7 +88,7 @@ def gradients(objective: Any, rows: list[Any]) -> dict[str, torch.Tensor]:
     return {name: weight.grad for name, weight in objective.named_parameters() if weight.grad is not None}
 
 
-# What has silently trained nothing elsewhere
+# Silent failures known from other projects
 
 
 @pytest.mark.parametrize("name", ["sft", "contrastive", "distillation", "query_side", "joint"])
@@ -114,7 +114,7 @@ def test_every_objective_moves_the_weights_and_lowers_its_loss(name: str, load, 
     assert losses[-1] < losses[0]
     after = optimization.trainable_weights(objective)
     still = [key for key in before if torch.equal(before[key], after[key])]
-    # A key's bias shifts all scores of a softmax alike: its gradient is zero but for rounding.
+    # A key's bias shifts all scores of a softmax equally, so its gradient is zero except for rounding.
     assert [key for key in still if "key.bias" not in key] == []
 
 
@@ -146,13 +146,13 @@ def test_the_masked_loss_equals_a_loop_over_the_tokens_of_each_answer(load) -> N
     assert objective.weight(rows) == sum(len(row.answer) + 1 for row in rows)
 
 
-def test_only_the_answer_and_its_end_are_taught(load) -> None:
+def test_only_answer_and_end_token_are_labels(load) -> None:
     objective: Sft = load("sft")
     batch = objective.collate(["a long question", "q"], ["yes", "no"])
     taught = [row[row != IGNORED].tolist() for row in batch["labels"]]
     assert [objective._chat.decode(row[:-1]) for row in taught] == ["yes", "no"]
     assert {row[-1] for row in taught} == {objective._end_token}
-    # All but the end, which is predicted and predicts nothing.
+    # All except the end token, which predicts nothing.
     assert batch["attention_mask"].sum(dim=1).tolist() == [len("a long question") + 3, len("q") + 2]
 
 
@@ -163,7 +163,7 @@ def test_an_answer_that_spells_a_control_token_does_not_end_itself(load) -> None
 
 
 def test_micro_batches_do_not_change_the_gradient(load) -> None:
-    # Prompts that begin alike are read in one row, whatever it is cut into: test_shared_prefixes.
+    # Common prefixes are tested in test_shared_prefixes.
     rows = [answer_row(f"{number} asks: " + "x" * number, "answer" * (number + 1)) for number in range(3)]
     # In float64, as kernels of some processors round these large gradients (up to 113) by 2e-4 in float32; and without plain
     # attention, whose softmax is in float32, for which float64's mask is too large a number.
@@ -177,7 +177,7 @@ def test_micro_batches_do_not_change_the_gradient(load) -> None:
         torch.testing.assert_close(gradient, expected[name], rtol=1e-9, atol=1e-9)
 
 
-# The retriever
+# Retriever
 
 
 def embedded(objective: Any, rows: list[RetrieverExample]) -> tuple[torch.Tensor, list[torch.Tensor]]:
@@ -189,7 +189,7 @@ def test_the_contrastive_loss_equals_that_of_sentence_transformers(load) -> None
     from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
     objective = load("contrastive", "temperature=0.05")
-    # No passage stands in two rows: there theirs has no masks.
+    # No passage is in two rows, which the other implementation does not mask.
     rows = [dataclasses.replace(query_row(number * 3), query_id=str(number)) for number in range(3)]
     queries, passages = embedded(objective, rows)
     columns = [torch.stack([row[place] for row in passages]) for place in range(3)]
@@ -198,7 +198,7 @@ def test_the_contrastive_loss_equals_that_of_sentence_transformers(load) -> None
     assert float(total_loss(objective, rows)) / len(rows) == pytest.approx(float(expected), rel=1e-4)
 
 
-def test_another_rows_copy_of_the_positive_is_no_negative(load) -> None:
+def test_another_rows_copy_of_the_positive_is_not_a_negative(load) -> None:
     objective = load("contrastive", "temperature=0.5")
     first = query_row(0, negatives=1)
     other = dataclasses.replace(
@@ -282,7 +282,7 @@ def test_distillation_equals_a_kl_divergence_by_hand(load) -> None:
 
 
 @pytest.mark.parametrize("name", ["distillation", "query_side"])
-def test_a_uniform_teacher_gives_no_gradient(name: str, load, pool) -> None:
+def test_a_uniform_teacher_has_no_gradient(name: str, load, pool) -> None:
     objective = load(name, "contrastive_weight=0", pool=pool)
     found = gradients(objective, [query_row(number, scores=(1.0, 1.0, 1.0)) for number in range(3)])
     assert all(gradient.abs().max() == 0 for gradient in found.values())
@@ -291,7 +291,7 @@ def test_a_uniform_teacher_gives_no_gradient(name: str, load, pool) -> None:
 
 
 @pytest.mark.parametrize("name", ["contrastive", "distillation"])
-def test_chunks_with_cached_gradients_give_the_gradient_of_the_whole(name: str, load) -> None:
+def test_chunks_with_cached_gradients_have_the_full_gradient(name: str, load) -> None:
     rows = rows_of(name)
     whole_objective = load(name, "micro_batch_tokens=100000")
     assert len(list(whole_objective.pieces(rows))) == 1
@@ -303,7 +303,7 @@ def test_chunks_with_cached_gradients_give_the_gradient_of_the_whole(name: str, 
         torch.testing.assert_close(gradient, whole[key], rtol=1e-4, atol=1e-5)
 
 
-def test_chunks_come_in_few_lengths_none_longer_than_the_encoder_reads(load) -> None:
+def test_chunks_have_few_lengths_within_the_encoders_limit(load) -> None:
     objective = load("contrastive", "micro_batch_tokens=70")
     pieces = list(objective.pieces([query_row(number, negatives=6) for number in range(6)]))
     longest = [int(piece["attention_mask"].sum(dim=1).max()) for piece in pieces]
@@ -315,7 +315,7 @@ def test_chunks_come_in_few_lengths_none_longer_than_the_encoder_reads(load) -> 
     assert set(widths) == {16, 20}
 
 
-def test_query_side_contrasts_with_the_whole_pool_and_leaves_it(load, pool) -> None:
+def test_query_side_contrasts_with_the_whole_unchanged_pool(load, pool) -> None:
     objective: QuerySide = load("query_side", "temperature=0.1", pool=pool)
     rows = [query_row(number) for number in range(4)]
     queries = objective.vectors([row.query for row in rows])
@@ -326,7 +326,7 @@ def test_query_side_contrasts_with_the_whole_pool_and_leaves_it(load, pool) -> N
     assert not any(name.endswith("_pool") for name in dict(objective.named_parameters()))
 
 
-def test_query_side_learns_a_teachers_distribution_over_stored_vectors_where_there_is_one(load, pool) -> None:
+def test_query_side_learns_a_teachers_distribution_over_stored_vectors(load, pool) -> None:
     options = ("temperature=0.1", "teacher_temperature=0.5", "contrastive_weight=0.3")
     objective: QuerySide = load("query_side", *options, pool=pool)
     rows = [query_row(0, scores=(1.0, 0.4, 0.0)), query_row(1, scores=(0.2, 0.9, 0.1))]
@@ -340,10 +340,10 @@ def test_query_side_learns_a_teachers_distribution_over_stored_vectors_where_the
     assert float(total_loss(objective, rows)) == pytest.approx(expected, rel=1e-4)
 
 
-# Both at once
+# Joint
 
 
-def test_the_joint_loss_is_the_answers_likelihood_over_all_passages_by_hand(load, pool) -> None:
+def test_the_joint_loss_equals_the_marginal_likelihood_by_hand(load, pool) -> None:
     objective: Joint = load("joint", "temperature=0.5", pool=pool)
     expected = 0.0
     for row in rows_of("joint"):
@@ -359,7 +359,7 @@ def test_the_joint_loss_is_the_answers_likelihood_over_all_passages_by_hand(load
     assert objective.validate(rows_of("joint"))["loss"] == pytest.approx(expected / 3, rel=1e-4)
 
 
-def test_the_joint_loss_teaches_the_retriever_to_find_what_explains_the_answer(load, pool) -> None:
+def test_the_joint_loss_moves_the_retriever_towards_explaining_passages(load, pool) -> None:
     objective: Joint = load("joint", "temperature=0.5", pool=pool)
     row = joint_row(0)
     piece = objective.collate(row)
@@ -385,7 +385,7 @@ def test_validation_ranks_the_positive_among_all_passages(load) -> None:
     assert objective.validate(rows)["MRR@10"] == pytest.approx(expected / len(rows), abs=1e-6)
 
 
-def test_an_encoder_that_makes_one_vector_of_all_texts_finds_nothing(load) -> None:
+def test_a_collapsed_encoder_ranks_the_positive_last(load) -> None:
     objective: Contrastive = load("contrastive")
     last = objective.encoder[0].auto_model.encoder.layer[-1].output.LayerNorm
     with torch.no_grad():
@@ -403,12 +403,10 @@ def test_an_encoder_that_makes_one_vector_of_all_texts_finds_nothing(load) -> No
 
 
 @pytest.mark.parametrize("name", ["contrastive", "distillation", "query_side"])
-def test_vectors_are_compared_in_float32_whatever_the_encoder_computes_in(
-    name: str, load, pool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cosines_are_float32_under_autocast(name: str, load, pool, monkeypatch: pytest.MonkeyPatch) -> None:
     objective, rows = load(name, pool=pool), rows_of(name)
     texts = list(dict.fromkeys(text for row in rows for text in (row.query, *row.passages)))
-    # So near to each other that bfloat16 sees no difference.
+    # Too similar for bfloat16 to distinguish.
     near = 1 + 1e-4 * torch.randn((len(texts), 32), generator=torch.Generator().manual_seed(0))
     near = functional.normalize(near, dim=1)
     monkeypatch.setattr(objective, "vectors", lambda asked: near[[texts.index(text) for text in asked]])
@@ -426,7 +424,7 @@ def test_vectors_are_compared_in_float32_whatever_the_encoder_computes_in(
     assert under == found()
 
 
-def test_the_shares_of_passages_are_computed_in_float32(load, pool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_passage_probabilities_are_float32_under_autocast(load, pool, monkeypatch: pytest.MonkeyPatch) -> None:
     objective: QuerySide = load("query_side", pool=pool)
     asked = objective.collate("what is moon?", list(pool))
     vector = objective.vectors(["what is moon?"])
@@ -436,8 +434,8 @@ def test_the_shares_of_passages_are_computed_in_float32(load, pool, monkeypatch:
     assert torch.equal(under, objective.log_probabilities(asked))
 
 
-def test_a_planted_corpus_is_learnt(load) -> None:
-    """Queries name things by a code that only training can teach: recall rises from chance to everything."""
+def test_a_planted_corpus_is_learned(load) -> None:
+    """Queries use codes that only training can connect to passages: recall rises from chance to 1."""
     codes = dict(zip(SUBJECTS, ["aa", "bb", "cc", "dd", "ee", "ff", "gg", "hh", "ii", "jj"], strict=True))
     rows = [RetrieverExample(code, code, (f"{name}#0",), (name,), (), 4) for name, code in codes.items()]
     objective = load("contrastive", "temperature=0.05")
