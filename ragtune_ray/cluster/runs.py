@@ -78,13 +78,6 @@ class RunFacts(TypedDict, total=False):
     num_validation: int
     kinds: dict[str, int]
     teacher: Mapping[str, Any]
-    # tuned
-    mode: config.Mode
-    pair: dict[str, Any]
-    start: dict[str, Any]
-    rounds: list[dict[str, Any]]
-    num_workers: int
-    cores_per_worker: int
 
 
 class RunManifest(RunFacts):

@@ -12,7 +12,9 @@ __all__ = [
     "ModelManifest",
     "Scores",
     "StepSeconds",
+    "TrainingCost",
     "read_model_manifest",
+    "read_training_cost",
 ]
 
 
@@ -36,6 +38,14 @@ class StepSeconds(TypedDict):
     steps: float
 
 
+class TrainingCost(TypedDict):
+    """What a comparison needs to know of a trained model or a tune."""
+
+    seconds: StepSeconds
+    num_workers: int
+    cores_per_worker: int
+
+
 class ExamplesSummary(TypedDict):
     """The part of the examples' manifest that a model's manifest repeats."""
 
@@ -47,7 +57,7 @@ class ExamplesSummary(TypedDict):
     num_rejects: int
 
 
-class ModelManifest(TypedDict):
+class ModelManifest(TrainingCost):
     """Manifest of `models/NAME/ID/`, a trained model."""
 
     config: dict[str, Any]
@@ -65,14 +75,16 @@ class ModelManifest(TypedDict):
     """Directory of the examples."""
     input: ExamplesSummary
     num_steps: int
-    num_workers: int
-    cores_per_worker: int
     start: Scores
     best: BestScores
-    seconds: StepSeconds
     tokens_per_second: float
 
 
 def read_model_manifest(url: str) -> ModelManifest:
     """Read the manifest of a trained model."""
     return cast(ModelManifest, artifacts.read_manifest(url))
+
+
+def read_training_cost(url: str) -> TrainingCost:
+    """Read the training cost from the manifest of a trained model or a tune."""
+    return cast(TrainingCost, artifacts.read_manifest(url))

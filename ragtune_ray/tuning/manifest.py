@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, TypedDict, cast
+from typing import Any, cast
 
 from ragtune_ray.storage import artifacts
-from ragtune_ray.training.manifest import StepSeconds
+from ragtune_ray.training.manifest import TrainingCost
 
 __all__ = ["TuneManifest", "read_tune_manifest"]
 
 
-class TuneManifest(TypedDict):
+class TuneManifest(TrainingCost):
     """Manifest of `models/MODE/ID/`, an accepted pair of retriever and generator."""
 
     config: dict[str, Any]
@@ -21,10 +21,6 @@ class TuneManifest(TypedDict):
     """The pair before tuning."""
     rounds: list[dict[str, Any]]
     """The verdicts, for the report of a comparison."""
-    seconds: StepSeconds
-    """Time of all steps; like that of a trained model, for the cost of training."""
-    num_workers: int
-    cores_per_worker: int
     created: str
     """UTC, such as 2026-01-31T12:00:00Z."""
 

@@ -318,7 +318,7 @@ def _arm(
             [query for query in queries if query.answers], measured.rows, measured.scores, settings.compare.metric, arm
         ),
         violations=tuple(violations),
-        rounds=(measured.training or {}).get("rounds", []),
+        rounds=measured.rounds,
     )
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import time
-from typing import Any
 
 from ragtune_ray import config, schema
 from ragtune_ray.cluster import staged_queries
@@ -16,6 +15,7 @@ from ragtune_ray.cluster.indexing import update
 from ragtune_ray.evaluation import intervals, scoring
 from ragtune_ray.models import arms
 from ragtune_ray.storage import checksums, filesystem
+from ragtune_ray.training.manifest import TrainingCost
 
 __all__ = ["changed_scores", "follow_changes", "remove_copy", "visible_seconds"]
 
@@ -62,11 +62,11 @@ def changed_scores(settings: config.Config, changed: config.Config, arm: config.
     return intervals.mean_of(scores, settings.compare.metric, settings)
 
 
-def visible_seconds(arm: config.Arm, seconds_to_index: float, training: dict[str, Any] | None) -> float:
+def visible_seconds(arm: config.Arm, seconds_to_index: float, training: TrainingCost | None) -> float:
     """Seconds until a change shows in an arm's answers: until it is indexed, or trained; infinite: never."""
     if config.retrieves(arm):
         return seconds_to_index
-    return float(training["seconds"]["steps"]) if training else math.inf
+    return training["seconds"]["steps"] if training else math.inf
 
 
 def remove_copy(settings: config.Config) -> None:

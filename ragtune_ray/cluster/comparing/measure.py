@@ -19,6 +19,8 @@ from ragtune_ray.evaluation.comparison import Adaptive, Forgetting, Latency
 from ragtune_ray.index import versions
 from ragtune_ray.models import arms
 from ragtune_ray.storage import artifacts, filesystem
+from ragtune_ray.training.manifest import TrainingCost, read_training_cost
+from ragtune_ray.tuning.manifest import read_tune_manifest
 
 __all__ = ["MeasureError", "Measured", "measure", "measure_latencies"]
 
@@ -38,8 +40,8 @@ class Measured:
     scores: scoring.PerQuery
     manifest: runs.RunManifest
     """Of its run of `answer`."""
-    training: dict[str, Any] | None
-    """The manifest of its tuned model."""
+    rounds: list[dict[str, Any]]
+    """The verdicts of its tune; empty for other arms."""
     summary: dict[str, intervals.Interval]
     """Metric -> mean, as `evaluate` wrote them."""
     cited: intervals.Interval
@@ -105,7 +107,8 @@ def measure(
     """
     of_arm, run, manifest = _answered(settings, arm, evaluated)
     rows = {row.query_id: row for row in evaluate_module.read_answers(run)}
-    tuned = artifacts.read_manifest(arms.tuned_model(settings.workspace, arm)) if config.is_tuned(arm) else None
+    model = arms.tuned_model(settings.workspace, arm) if config.is_tuned(arm) else ""
+    tuned = read_training_cost(model) if model else None
     timed = _spread(queries, settings.compare.latency_queries)
     indexed = _index_seconds(of_arm, manifest)
     follows = changed.get(of_arm.workspace)
@@ -118,7 +121,7 @@ def measure(
         rows=rows,
         scores=evaluate_module.scores_of(queries, list(rows.values()), settings),
         manifest=manifest,
-        training=tuned,
+        rounds=read_tune_manifest(model).get("rounds", []) if config.is_mode(arm) else [],
         summary={metric: intervals.Interval(**ends) for metric, ends in means.items()},
         cited=scoring.cited_share(list(rows.values()), settings.evaluate, settings.seed),
         latency=one_by_one,
@@ -160,7 +163,7 @@ def _cost(
     settings: config.Config,
     indexed: Sequence[dict[str, float]],
     busy: dict[str, float],
-    tuned: dict[str, Any] | None,
+    tuned: TrainingCost | None,
     num_answers: int,
 ) -> costs.Cost:
     gpus = settings.cluster.gpus_per_worker
