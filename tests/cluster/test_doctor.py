@@ -1,3 +1,5 @@
+"""The checks of `ragtune doctor`."""
+
 from pathlib import Path
 
 import pytest

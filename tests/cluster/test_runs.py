@@ -16,9 +16,7 @@ from ragtune_ray.storage import filesystem
 
 
 @pytest.mark.parametrize("store", ["local", "memory"])
-def test_the_parts_of_a_run_that_is_done_again_are_the_new_ones(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: str
-) -> None:
+def test_a_repeated_run_merges_only_its_new_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: str) -> None:
     monkeypatch.setenv("RAGTUNE_CACHE", str(tmp_path / "cache"))
     directory = str(tmp_path / "work") if store == "local" else f"memory://{tmp_path}/work"
     for rows in (["failed", "failed"], ["ok", "ok"]):
@@ -34,7 +32,7 @@ def test_the_parts_of_a_run_that_is_done_again_are_the_new_ones(
         filesystem.remove(directory)
 
 
-def test_a_run_finds_the_content_it_was_made_on_under_another_name(
+def test_a_run_finds_its_index_content_under_a_later_name(
     tmp_path: Path, passages: list[schema.Passage], write_index: Callable[..., str]
 ) -> None:
     workspace = str(tmp_path)

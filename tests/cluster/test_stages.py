@@ -25,7 +25,7 @@ def _fail(batch: dict[str, np.ndarray]) -> dict[str, Any]:
         raise artifacts.ArtifactError("shelf/seven: is torn; build it again") from error
 
 
-def test_a_failed_unit_says_in_its_own_words_why_without_rays_wrapping(tmp_path: Path, shared_ray: None) -> None:
+def test_a_failed_unit_reports_its_own_message_without_rays_wrapping(tmp_path: Path, shared_ray: None) -> None:
     def transform(units: ray.data.Dataset) -> ray.data.Dataset:
         return units.map_batches(_fail, batch_size=1)
 
@@ -50,7 +50,7 @@ class _Meeting:
         return {"summary": [json.dumps({"unit": json.loads(unit)["unit"], "files": []}) for unit in batch["unit"]]}
 
 
-def test_a_pool_that_has_shrunk_grows_again_to_all_its_actors(tmp_path: Path, shared_ray: None) -> None:
+def test_a_shrunk_pool_grows_back_to_all_its_actors(tmp_path: Path, shared_ray: None) -> None:
     def transform(units: ray.data.Dataset) -> ray.data.Dataset:
         # As `runs.pool` makes it, but shrunk: which a slow start of what comes before it does within seconds.
         shrunk = ray.data.ActorPoolStrategy(min_size=1, max_size=2, initial_size=1, max_tasks_in_flight_per_actor=1)

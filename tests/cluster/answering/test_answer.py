@@ -1,3 +1,5 @@
+"""Bulk retrieval, answering and evaluation on Ray."""
+
 import itertools
 import json
 from pathlib import Path
@@ -29,7 +31,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory, settings_for, shared_ray
     return path
 
 
-def test_the_metrics_of_a_run_equal_those_of_ir_measures_on_its_files(workspace: Path, settings_for) -> None:
+def test_metrics_equal_those_of_ir_measures_on_the_same_files(workspace: Path, settings_for) -> None:
     run = Path(retrieve(settings_for(workspace)))
     written = json.loads((run / "metrics.json").read_text())
     best: dict[tuple[str, str], float] = {}
@@ -92,7 +94,7 @@ def test_the_base_arm_shows_no_passages_and_needs_no_index(tmp_path: Path, setti
     assert {row.index_version for row in rows} == {""}
 
 
-def test_a_question_too_long_for_the_budget_becomes_a_failed_row(workspace: Path, tmp_path: Path, settings_for) -> None:
+def test_a_question_beyond_the_token_budget_becomes_a_failed_row(workspace: Path, tmp_path: Path, settings_for) -> None:
     path = tmp_path / "queries.jsonl"
     rows = [{"query_id": f"q{n}", "text": "Why? " * (900 if n == 3 else 1)} for n in range(12)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -102,7 +104,7 @@ def test_a_question_too_long_for_the_budget_becomes_a_failed_row(workspace: Path
     assert "prompt.max_tokens" in answers[3].error
 
 
-def test_a_finished_run_is_not_done_again_and_another_config_is_another_run(
+def test_a_finished_run_is_reused_and_another_config_runs_again(
     workspace: Path, settings_for, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first = answer(settings_for(workspace, "queries.limit=8"))
@@ -113,9 +115,7 @@ def test_a_finished_run_is_not_done_again_and_another_config_is_another_run(
     assert not list((workspace / "runs" / ".work").glob("answer-*"))
 
 
-def test_a_server_that_is_down_fails_the_job_and_the_next_run_tries_those_rows_again(
-    workspace: Path, settings_for, openai_stub
-) -> None:
+def test_a_failing_server_fails_the_job_and_the_next_run_retries(workspace: Path, settings_for, openai_stub) -> None:
     down = [
         "generator.engine=openai",
         "generator.model=stub",

@@ -72,7 +72,7 @@ def asked(settings: config.Config, monkeypatch: pytest.MonkeyPatch) -> config.Co
     return found[0]
 
 
-def test_a_tuned_arm_is_evaluated_on_questions_that_it_did_not_learn_from(
+def test_a_tuned_arm_is_evaluated_on_the_test_split(
     settings: config.Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     publish_generator(settings)
@@ -121,15 +121,13 @@ def test_arms_are_answered_again_where_the_index_changed_between_them(
 @pytest.mark.parametrize(
     ("field", "value"), [("split_by", "folder"), ("split_shares", "[1.0, 1.0, 1.0]"), ("split_seed", "5")]
 )
-def test_a_model_that_was_trained_on_other_splits_is_not_evaluated(
-    settings: config.Config, field: str, value: str
-) -> None:
+def test_a_model_trained_on_other_splits_is_refused(settings: config.Config, field: str, value: str) -> None:
     publish_generator(settings.using(f"queries.{field}={value}"))
     with pytest.raises(evaluate.EvaluationError, match=rf"was trained with queries\.{field}=.*training\.arm=ft"):
         evaluate.evaluate(settings)
 
 
-def test_a_model_that_was_trained_from_another_model_is_not_evaluated(
+def test_a_model_tuned_from_another_generator_is_refused(
     settings: config.Config, another_generator: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish_generator(settings)
@@ -143,7 +141,7 @@ def test_a_model_that_was_trained_from_another_model_is_not_evaluated(
     asked(served, monkeypatch)  # what a server answers with is not known
 
 
-def test_a_mode_must_have_started_from_the_same_generator_by_whatever_name(
+def test_a_mode_must_start_from_the_same_generator_whatever_its_name(
     settings: config.Config, another_generator: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start = Pair.of(settings).facts()
@@ -160,7 +158,7 @@ def test_a_mode_must_have_started_from_the_same_generator_by_whatever_name(
         evaluate.check_tuned(settings, "joint")
 
 
-def test_a_model_without_a_record_is_evaluated_and_said_to_be_unknown(
+def test_a_model_without_a_record_is_evaluated_with_a_note(
     settings: config.Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     url = publish(settings, "ft", "model")

@@ -190,7 +190,7 @@ def test_each_tenant_finds_its_own_in_shards_too(settings_of: Settings, whole_an
 
 
 @pytest.mark.parametrize("mode", ["dense", "hybrid"])
-def test_a_query_that_cannot_be_encoded_is_a_reject_and_the_others_are_found(
+def test_a_query_that_cannot_be_encoded_becomes_a_reject(
     tmp_path: Path,
     settings_for: Settings,
     changed_corpus: tuple[Path, Path],
@@ -274,9 +274,7 @@ def test_a_run_goes_on_where_some_searches_are_lost(
     assert not work.exists()
 
 
-def test_another_division_into_shards_does_not_take_over_what_was_found_in_the_first(
-    settings_of: Settings, job_of
-) -> None:
+def test_another_division_into_shards_reuses_nothing_of_the_first(settings_of: Settings, job_of) -> None:
     settings = settings_of()
     with staged_queries.staged_queries(settings) as staged:
         job, units = job_of(settings, staged)
@@ -288,7 +286,7 @@ def test_another_division_into_shards_does_not_take_over_what_was_found_in_the_f
     assert committed(Path(job.hits)) == committed(Path(other.hits))
 
 
-def test_a_run_that_is_done_again_in_an_object_store_takes_nothing_from_the_first(
+def test_a_repeated_run_in_an_object_store_reuses_nothing_stale(
     settings_of: Settings, job_of, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("RAGTUNE_CACHE", str(tmp_path / "cache"))

@@ -50,9 +50,7 @@ def killed_at_first(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def test_a_file_upserted_again_below_another_corpus_folder_gets_the_id_it_has_there(
-    settings: config.Config, tmp_path: Path
-) -> None:
+def test_ids_of_upserted_files_are_relative_to_the_corpus_folder(settings: config.Config, tmp_path: Path) -> None:
     file = tmp_path / "docs" / "sub" / "a.md"
     file.parent.mkdir(parents=True)
     file.write_text("The moon has no air.")
@@ -64,7 +62,7 @@ def test_a_file_upserted_again_below_another_corpus_folder_gets_the_id_it_has_th
 
 
 @pytest.mark.parametrize("changed", ["index.segment_passages=100", "encoder.unit_passages=100"])
-def test_an_upsert_rolled_back_and_done_again_with_larger_segments_or_units_loses_nothing(
+def test_an_upsert_repeated_after_rollback_with_larger_units_loses_nothing(
     settings: config.Config, tmp_path: Path, changed: str
 ) -> None:
     small = settings.using("index.segment_passages=2", "encoder.unit_passages=1", "index.compact_segments=100")
@@ -77,7 +75,7 @@ def test_an_upsert_rolled_back_and_done_again_with_larger_segments_or_units_lose
     assert living(small) == {"base", *numbered(6)}
 
 
-def test_an_upsert_killed_while_reading_and_run_again_with_larger_units_loses_nothing(
+def test_an_upsert_killed_and_resumed_with_larger_units_loses_nothing(
     settings: config.Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = lines_file(tmp_path / "documents.jsonl", numbered(6))
@@ -90,9 +88,7 @@ def test_an_upsert_killed_while_reading_and_run_again_with_larger_units_loses_no
 
 
 @pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\u0085"])
-def test_a_reject_that_names_a_line_separator_is_read_back_whole(
-    settings: config.Config, tmp_path: Path, separator: str
-) -> None:
+def test_a_reject_with_a_line_separator_is_read_back(settings: config.Config, tmp_path: Path, separator: str) -> None:
     path = tmp_path / "documents.jsonl"
     bad = json.dumps({f"a{separator}b": 1}, ensure_ascii=False)
     path.write_text(bad + "\n" + json.dumps({"document_id": "d0", "text": "amber"}) + "\n", encoding="utf-8")
@@ -103,7 +99,7 @@ def test_a_reject_that_names_a_line_separator_is_read_back_whole(
     assert living(settings) == {"d0"}
 
 
-def test_a_file_of_ids_may_begin_with_a_bom_and_hold_line_separators(settings: config.Config, tmp_path: Path) -> None:
+def test_a_file_of_ids_may_contain_a_bom_and_line_separators(settings: config.Config, tmp_path: Path) -> None:
     path = tmp_path / "gone.jsonl"
     ids = ["a\u2028b", "c\u0085d", 7, {"document_id": "e"}]
     lines = [json.dumps(each, ensure_ascii=False) for each in ids]
@@ -119,7 +115,7 @@ def test_a_file_of_ids_may_begin_with_a_bom_and_hold_line_separators(settings: c
         (b'{"text": "a"}', "gone.jsonl:2: names no document"),
     ],
 )
-def test_a_line_of_a_file_of_ids_that_names_no_document_is_an_error_with_its_place(
+def test_a_line_without_an_id_is_refused_with_its_place(
     settings: config.Config, tmp_path: Path, line: bytes, words: str
 ) -> None:
     path = tmp_path / "gone.jsonl"
@@ -128,7 +124,7 @@ def test_a_line_of_a_file_of_ids_that_names_no_document_is_an_error_with_its_pla
         update.document_ids(settings, [str(path)])
 
 
-def test_passages_longer_than_the_encoder_reads_are_counted_with_both_limits(
+def test_passages_beyond_the_encoders_limit_are_counted(
     settings: config.Config, tmp_path: Path, encoder_directory: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The tiny encoder reads 64 tokens, and a letter is one."""
@@ -143,7 +139,7 @@ def test_passages_longer_than_the_encoder_reads_are_counted_with_both_limits(
     assert "are longer than" not in capsys.readouterr().err
 
 
-def test_the_version_that_an_upsert_builds_on_outlives_a_gc_meanwhile(
+def test_garbage_collection_spares_the_base_of_a_running_upsert(
     settings: config.Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     update.upsert_documents(settings, lines_file(tmp_path / "base.jsonl", numbered(2)))
@@ -184,7 +180,7 @@ def overtake(
     return built
 
 
-def test_documents_taken_as_known_that_another_publisher_removes_meanwhile_are_indexed_again(
+def test_known_documents_removed_by_another_publisher_are_indexed_again(
     settings: config.Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     update.upsert_documents(settings, lines_file(tmp_path / "base.jsonl", numbered(2)))
@@ -198,7 +194,7 @@ def test_documents_taken_as_known_that_another_publisher_removes_meanwhile_are_i
     assert living(settings) == set(numbered(3))
 
 
-def test_another_publisher_who_leaves_the_known_documents_alone_costs_no_second_build(
+def test_a_publisher_that_keeps_known_documents_causes_no_second_build(
     settings: config.Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     update.upsert_documents(settings, lines_file(tmp_path / "base.jsonl", numbered(2)))
@@ -224,7 +220,7 @@ def test_an_upsert_overtaken_every_time_fails_with_the_next_step(
     assert living(settings) == {"d3"}
 
 
-def test_a_file_of_the_corpus_that_is_named_from_elsewhere_keeps_its_id(
+def test_a_corpus_file_named_by_another_path_keeps_its_id(
     settings: config.Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "docs" / "sub").mkdir(parents=True)
