@@ -30,8 +30,8 @@ class Outcome(StrEnum):
 MEANINGS = {
     Outcome.CORRECT: "a gold answer was given",
     Outcome.NOT_RETRIEVED: "the passage with the answer was not retrieved",
-    Outcome.MISREAD: "it was retrieved, but the answer is wrong",
-    Outcome.ABSTAINED: "no answer was given although there is one",
+    Outcome.MISREAD: "it was retrieved; the answer is still wrong",
+    Outcome.ABSTAINED: "no answer, although there is one",
     Outcome.WRONG: "the answer is wrong",
     Outcome.FAILED: "an error instead of an answer",
 }

@@ -32,12 +32,12 @@ _NOTES = {
     "EM": "equals a gold answer",
     "token_F1": "words shared with a gold answer",
     "contains_answer": "contains a gold answer",
-    "abstention_recall": "share of unanswerable questions left unanswered",
-    "abstention_precision": "share of unanswered questions that are unanswerable",
-    "false_abstention_rate": "share of answerable questions left unanswered; lower is better",
-    "cited_share": "share of answers that cite a passage",
-    "citation_precision": "share of cited documents that are relevant",
-    "citation_recall": "share of relevant documents that are cited",
+    "abstention_recall": "unanswerable questions left unanswered",
+    "abstention_precision": "unanswered questions that are unanswerable",
+    "false_abstention_rate": "answerable questions left unanswered; lower is better",
+    "cited_share": "answers that cite a passage",
+    "citation_precision": "cited documents that are relevant",
+    "citation_recall": "relevant documents that are cited",
 }
 
 
@@ -259,7 +259,7 @@ def _freshness_rows(arms: Sequence[ArmResult]) -> tuple[Row, ...]:
     visible = [each.visible_seconds if each is not None else None for each in facts]
     if any(seconds is not None for seconds in visible):
         cells = tuple(Cell(duration(seconds)) if seconds is not None else None for seconds in visible)
-        rows.append(Row("visible after", cells, "the index has it"))
+        rows.append(Row("visible after", cells, "indexed or trained"))
     measured = (
         ("new fact stated", "answers that state the new fact", [each.changed if each else None for each in facts]),
         (
