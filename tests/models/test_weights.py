@@ -1,4 +1,4 @@
-"""Models are found, fetched, checked and identified, and each arm uses its own."""
+"""Models are found, fetched, checked and identified."""
 
 import hashlib
 import logging
@@ -12,35 +12,11 @@ from typing import Any
 import pytest
 
 from ragtune_ray import config
-from ragtune_ray.models import arms
 from ragtune_ray.models import weights as weights_module
-from ragtune_ray.storage import artifacts, filesystem
+from ragtune_ray.storage import artifacts
+from tests.support.models import publish_tuned_model
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache and no network access."""
-    monkeypatch.setenv("RAGTUNE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    return tmp_path / "cache"
-
-
-@pytest.fixture
-def directory(tmp_path: Path) -> Path:
-    path = tmp_path / "model"
-    files = {
-        "model.safetensors": b"weights",
-        "config.json": b'{"hidden_size": 8}',
-        "tokenizer.json": b"{}",
-        "vocab.txt": b"a\nb\n",
-        "chat_template.jinja": b"{{ x }}",
-        "spiece.model": b"pieces",
-        "1_Pooling/config.json": b'{"mean": true}',
-    }
-    for name, content in files.items():
-        (path / name).parent.mkdir(parents=True, exist_ok=True)
-        (path / name).write_bytes(content)
-    return path
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def test_directory_is_resolved_to_itself(directory: Path) -> None:
@@ -79,23 +55,12 @@ def test_location_and_unrelated_files_do_not_change_the_fingerprint(directory: P
     assert weights_module.resolve(str(tmp_path / "elsewhere")).fingerprint == before
 
 
-def tuned(folder: Path | str, directory: Path, weights: bytes = b"weights", **facts: Any) -> str:
-    """Publish a copy of a model directory in a folder of tuned models, as training does; returns its URL."""
-    url = filesystem.join(str(folder), hashlib.sha256(weights).hexdigest()[:12])
-    staging = artifacts.stage(url)
-    shutil.copytree(directory, staging, dirs_exist_ok=True)
-    (staging / "model.safetensors").write_bytes(weights)
-    artifacts.publish(staging, url, "model", **facts)
-    artifacts.make_current(str(folder), url.rpartition("/")[2])
-    return url
-
-
 def test_folder_of_tuned_models_resolves_to_the_current_one(directory: Path, tmp_path: Path) -> None:
     folder = tmp_path / "models" / "ft"
-    first = tuned(folder, directory, b"first")
+    first = publish_tuned_model(folder, directory, b"first")
     found = weights_module.resolve(str(folder))
     assert (found, found.directory) == (weights_module.resolve(first), Path(first))
-    second = tuned(folder, directory, b"second")
+    second = publish_tuned_model(folder, directory, b"second")
     assert weights_module.resolve(str(folder)).directory == Path(second)
     assert weights_module.resolve(str(folder)).fingerprint != found.fingerprint
     assert weights_module.resolve(first) == found, "an older model can still be named"
@@ -110,7 +75,7 @@ def test_tuned_model_in_an_object_store_is_copied_and_checked(
     import fsspec
 
     folder = f"memory://{tmp_path.name}/models/ft"
-    url = tuned(folder, directory, b"weights")
+    url = publish_tuned_model(folder, directory, b"weights")
     found = weights_module.resolve(folder)
     assert found.fingerprint == weights_module.fingerprint(directory)
     assert found == weights_module.resolve(url)
@@ -122,71 +87,9 @@ def test_tuned_model_in_an_object_store_is_copied_and_checked(
         weights_module.resolve(folder)
 
 
-@pytest.mark.parametrize(
-    ("overrides", "name"),
-    [
-        (["training.arm=ft"], "ft"),
-        (["training.arm=rag+ft"], "rag+ft"),
-        (["training.arm=ft", "training.name=mine"], "mine"),
-        (["training.objective=contrastive"], "retriever"),
-        (["training.objective=query_side", "training.arm=ft"], "retriever"),
-        (["training.objective=distillation", "training.name=mine"], "mine"),
-    ],
-)
-def test_tuned_name_is_the_config_name_or_the_arm_or_retriever(overrides: list[str], name: str) -> None:
-    assert arms.tuned_name(config.Config().using(*overrides).training) == name
-
-
-def test_tuned_model_of_a_name_is_the_latest(directory: Path, tmp_path: Path) -> None:
-    workspace = str(tmp_path / "workspace")
-    for weights in (b"first", b"second"):
-        url = tuned(f"{workspace}/models/mine", directory, weights)
-        assert arms.tuned_model(workspace, "mine") == url
-
-
-@pytest.mark.parametrize(
-    ("name", "argument"), [("ft", " training.arm=ft"), ("rag+ft", " training.arm=rag+ft"), ("retriever", "")]
-)
-def test_missing_tuned_model_names_the_command_to_run(tmp_path: Path, name: str, argument: str) -> None:
-    with pytest.raises(weights_module.ModelError) as error:
-        arms.tuned_model(str(tmp_path), name)
-    assert str(error.value).startswith(f"{tmp_path}/models/{name}: ")
-    assert str(error.value).endswith(f"run: ragtune train CONFIG{argument}")
-    (tmp_path / "models" / name / "half-written").mkdir(parents=True)
-    with pytest.raises(weights_module.ModelError, match="no tuned model"):
-        arms.tuned_model(str(tmp_path), name)
-
-
-@pytest.mark.parametrize("workspace", ["workspace", "a b: {c} #1 'd' \"e\"", "工作 🚀 𠮷", "{x}"])
-def test_tuned_arms_use_the_models_trained_for_them(directory: Path, tmp_path: Path, workspace: str) -> None:
-    place = str(tmp_path / workspace)
-    settings = config.Config(workspace=place, generator=config.Generator(engine="openai", max_new_tokens=7))
-    urls = {arm: tuned(f"{place}/models/{arm}", directory, arm.encode()) for arm in ("ft", "rag+ft")}
-    for arm, url in urls.items():
-        found = arms.with_tuned_models(settings.using(f"answer.arm={arm}"))
-        assert found.generator.model == url
-        assert weights_module.resolve(found.generator.model).directory == Path(url)
-        assert found.generator.engine == "transformers"
-        unchanged = {"model": settings.generator.model, "engine": "openai"}
-        assert found.generator.model_copy(update=unchanged) == settings.generator
-        assert found.using("answer.arm=rag").model_copy(update={"generator": settings.generator}) == settings
-    for arm in ("base", "rag"):
-        untuned = settings.using(f"answer.arm={arm}")
-        assert arms.with_tuned_models(untuned) is untuned
-
-
-def test_tuned_arm_ignores_models_of_other_names(directory: Path, tmp_path: Path) -> None:
-    settings = config.Config(workspace=str(tmp_path)).using("answer.arm=rag+ft", "training.name=mine")
-    tuned(tmp_path / "models" / "mine", directory, b"mine")
-    with pytest.raises(weights_module.ModelError, match=r"rag\+ft: no tuned model .* training.arm=rag\+ft"):
-        arms.with_tuned_models(settings)
-    url = tuned(tmp_path / "models" / "rag+ft", directory, b"other")
-    assert arms.with_tuned_models(settings).generator.model == url
-
-
 def test_query_model_names_its_passage_encoder(directory: Path, tmp_path: Path) -> None:
-    says = tuned(tmp_path / "q", directory, b"1", passage_encoder="abc")
-    silent = tuned(tmp_path / "g", directory, b"2")
+    says = publish_tuned_model(tmp_path / "q", directory, b"1", passage_encoder="abc")
+    silent = publish_tuned_model(tmp_path / "g", directory, b"2")
     names = [says, str(tmp_path / "q"), silent, str(directory), "hashing-8"]
     assert [weights_module.passage_encoder(weights_module.resolve(name)) for name in names] == [
         "abc",

@@ -1,6 +1,8 @@
-"""Tiny generators with seeded weights, and prompts for them."""
+"""Tiny generators with seeded weights, prompts for them, and tuned models."""
 
+import hashlib
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from ragtune_ray.generation.interface import Prompt
+from ragtune_ray.storage import artifacts, filesystem
 
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
@@ -67,3 +70,14 @@ def save_adapter(model_directory: Path, directory: Path, seed: int, **changes: A
     options = {"r": 4, "lora_alpha": 16, "target_modules": "all-linear", "init_lora_weights": False} | changes
     get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", **options)).save_pretrained(directory)
     return directory
+
+
+def publish_tuned_model(folder: Path | str, directory: Path, content: bytes = b"weights", **facts: Any) -> str:
+    """Publish a copy of a model directory in a folder of tuned models, as training does; returns its URL."""
+    url = filesystem.join(str(folder), hashlib.sha256(content).hexdigest()[:12])
+    staging = artifacts.stage(url)
+    shutil.copytree(directory, staging, dirs_exist_ok=True)
+    (staging / "model.safetensors").write_bytes(content)
+    artifacts.publish(staging, url, "model", **facts)
+    artifacts.make_current(str(folder), url.rpartition("/")[2])
+    return url
