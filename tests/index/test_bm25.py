@@ -63,9 +63,7 @@ def assert_same_hits(one: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray
 @pytest.mark.parametrize("language", ["en", "none"])
 @settings(max_examples=60, deadline=None)
 @given(passages=PASSAGES, batch=st.sampled_from([1, 2, 5, 2000]))
-def test_a_segment_counted_in_batches_is_the_bytes_of_a_naive_count(
-    language: str, passages: list[str], batch: int
-) -> None:
+def test_counting_in_batches_equals_a_naive_count(language: str, passages: list[str], batch: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bm25, "_BATCH_PASSAGES", batch)
         built = build_segment(iter(passages), language)
@@ -76,7 +74,7 @@ def test_a_segment_counted_in_batches_is_the_bytes_of_a_naive_count(
         assert (name, one.dtype, one.tolist()) == (name, other.dtype, other.tolist())
 
 
-def test_no_more_than_a_batch_of_texts_is_held_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_at_most_one_batch_of_texts_is_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bm25, "_BATCH_PASSAGES", 10)
     ahead = []
     counted = bm25._count
@@ -142,14 +140,14 @@ def test_equal_scores_at_the_last_place_go_to_the_smaller_id_across_segments() -
     assert ids.tolist() == [[0, 1, 2, 3]] * 2
 
 
-def test_a_query_of_stop_words_finds_the_passage_that_holds_them_among_others() -> None:
+def test_a_query_of_stop_words_finds_the_passage_that_contains_them() -> None:
     segment = build_segment(["Hamlet asks: to be or not to be, a question", "Macbeth kills sleep"], "en")
     _, ids = LexicalIndex([segment], "en").search(["To be or not to be?"], 2)
     assert ids.tolist() == [[0, -1]]
 
 
 @pytest.mark.parametrize("segments", [[], [[]], [["", " ?"]], [[], ["moon"], []]])
-def test_empty_segments_and_wordless_passages_are_searched_without_hits(segments: list[list[str]]) -> None:
+def test_empty_segments_and_passages_without_words_have_no_hits(segments: list[list[str]]) -> None:
     index = LexicalIndex([build_segment(texts, "en") for texts in segments], "en")
     scores, ids = index.search(["mars", "", "..."], 2)
     assert index.num_passages == sum(map(len, segments))
@@ -158,7 +156,7 @@ def test_empty_segments_and_wordless_passages_are_searched_without_hits(segments
 
 
 @pytest.mark.parametrize("mmap", [False, True])
-def test_a_segment_loads_as_it_was_saved_and_its_files_are_the_same_bytes_each_time(tmp_path: Path, mmap: bool) -> None:
+def test_a_saved_segment_loads_unchanged_and_its_bytes_are_reproducible(tmp_path: Path, mmap: bool) -> None:
     texts = ["Mars 火箭 rover's", "mars mars café", ""]
     for name in ("one", "two"):
         build_segment(texts, "en").save(tmp_path / name)
@@ -194,7 +192,7 @@ def test_an_unknown_language_and_a_top_k_below_one_are_refused_with_their_values
 @pytest.mark.parametrize("top_k", [1, 2, 12])
 @settings(max_examples=60, deadline=None)
 @given(passages=PASSAGES, query=QUERY, cuts=CUTS, dead=NUMBERS)
-def test_an_index_with_deletions_is_the_index_built_from_the_live_passages(
+def test_an_index_with_deletions_equals_one_of_the_live_passages(
     top_k: int, passages: list[str], query: str, cuts: set[int], dead: set[int]
 ) -> None:
     alive = mask_without(dead, len(passages))
@@ -212,7 +210,7 @@ def test_an_index_with_deletions_is_the_index_built_from_the_live_passages(
 
 @settings(max_examples=60, deadline=None)
 @given(passages=PASSAGES, query=QUERY, cuts=CUTS, dead=NUMBERS, refused=NUMBERS, top_k=st.integers(1, 5))
-def test_a_filter_changes_no_score_and_the_next_best_passages_move_up(
+def test_a_filter_keeps_scores_and_later_passages_move_up(
     passages: list[str], query: str, cuts: set[int], dead: set[int], refused: set[int], top_k: int
 ) -> None:
     segments = [build_segment(part, "en") for part in cut(passages, cuts)]
@@ -235,7 +233,7 @@ def test_a_filter_changes_no_score_and_the_next_best_passages_move_up(
     shards=st.integers(1, 4),
     top_k=st.integers(1, 5),
 )
-def test_shards_with_added_statistics_give_the_bits_of_the_whole(
+def test_shards_with_added_statistics_score_exactly_like_the_whole(
     passages: list[str],
     queries: list[str],
     cuts: set[int],
@@ -268,7 +266,7 @@ def test_shards_with_added_statistics_give_the_bits_of_the_whole(
 
 
 @pytest.mark.parametrize("num_segments", [1, 3, 20])
-def test_any_top_k_of_many_passages_is_the_head_of_their_whole_ranking(num_segments: int) -> None:
+def test_any_top_k_is_a_prefix_of_the_full_ranking(num_segments: int) -> None:
     chance = random.Random(num_segments)
     words = [f"w{number}" for number in range(300)]
     weights = [1 / (1 + number) for number in range(300)]
@@ -291,7 +289,7 @@ def test_any_top_k_of_many_passages_is_the_head_of_their_whole_ranking(num_segme
         np.testing.assert_allclose(every_score[0][hits], expected[every_id[0][hits]], rtol=1e-5)
 
 
-def test_construction_reads_nothing_of_a_segment() -> None:
+def test_opening_an_index_reads_no_postings() -> None:
     class Closed:
         def __getattr__(self, name: str) -> None:
             raise AssertionError(f"{name} was read")
@@ -299,7 +297,7 @@ def test_construction_reads_nothing_of_a_segment() -> None:
     LexicalIndex([Closed()] * 3, "en")  # type: ignore[list-item]
 
 
-def test_statistics_are_of_the_segments_themselves_and_know_what_they_lack() -> None:
+def test_statistics_cover_only_the_own_segments_and_missing_tokens_are_refused() -> None:
     segments, alive = [build_segment(["mars rover", "mars mars", "moon"], "none")], [np.array([True, True, False])]
     given_ones = Statistics(100, 300, {"mars": 50, "moon": 7})
     index = LexicalIndex(segments, "none", alive=alive, statistics=given_ones)

@@ -1,4 +1,4 @@
-"""What a version holds: living documents, deletions, differences, damage."""
+"""Documents of a version: lookup, deletions, differences, damage."""
 
 import shutil
 from collections.abc import Callable
@@ -17,7 +17,7 @@ Write = Callable[..., str]
 ENCODER = HashingEncoder("hashing-64")
 
 
-def test_deleted_documents_are_never_found_and_the_older_version_keeps_them(workspace: str) -> None:
+def test_deleted_documents_are_found_only_in_older_versions(workspace: str) -> None:
     everything = living(workspace)
     version = delete(workspace, "mars", "sun", "nobody")
     assert living(workspace) == everything - {"mars", "sun"}
@@ -28,7 +28,7 @@ def test_deleted_documents_are_never_found_and_the_older_version_keeps_them(work
     assert again.entries == version.entries, "deleting twice changes nothing"
 
 
-def test_known_documents_are_those_alive_with_the_same_fingerprint(workspace: str) -> None:
+def test_a_document_is_known_if_not_deleted_and_unchanged(workspace: str) -> None:
     base = latest(workspace)
     marks = {}
     for entry, rows, alive in contents.live_documents(workspace, base):
@@ -83,7 +83,7 @@ def test_one_flipped_byte_in_any_file_is_found_and_refused(workspace: str) -> No
     assert contents.index_problems(workspace) == []
 
 
-def test_deletions_in_an_object_store_are_verified_there_and_a_damaged_copy_is_not_believed(
+def test_deletions_in_an_object_store_are_verified_there_not_in_the_cache(
     tmp_path: Path, passages: list[schema.Passage], write_index: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAGTUNE_CACHE", str(tmp_path / "cache"))

@@ -1,3 +1,5 @@
+"""FAISS structures: training, equal bytes, refused files and vectors."""
+
 import resource
 import struct
 import time
@@ -60,14 +62,14 @@ def test_vectors_of_another_dimension_are_refused(shape: tuple[int, ...]) -> Non
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_same_input_gives_the_same_bytes(tmp_path: Path, kind: faiss_index.ConcreteKind) -> None:
+def test_equal_input_produces_equal_bytes(tmp_path: Path, kind: faiss_index.ConcreteKind) -> None:
     vectors = clustered_vectors(800)
     for name in ("a", "b"):
         faiss_index.save(built(kind, vectors, seed=3)[0], tmp_path / name)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
-def test_the_seed_moves_the_centroids(tmp_path: Path) -> None:
+def test_another_seed_produces_other_centroids(tmp_path: Path) -> None:
     vectors = clustered_vectors(800)
     for name, seed in (("a", 3), ("b", 4)):
         faiss_index.save(built("ivf", vectors, seed=seed)[0], tmp_path / name)
@@ -89,7 +91,7 @@ def test_a_truncated_file_is_refused_by_name(tmp_path: Path, kind: faiss_index.C
 
 
 @pytest.mark.parametrize("mmap", [False, True])
-def test_a_file_that_is_no_index_is_refused(tmp_path: Path, mmap: bool) -> None:
+def test_a_file_that_is_not_an_index_is_refused(tmp_path: Path, mmap: bool) -> None:
     (tmp_path / "x.faiss").write_bytes(b"hello, world" * 100)
     with pytest.raises(ValueError, match="is not a readable FAISS index"):
         faiss_index.load(tmp_path / "x.faiss", mmap=mmap)
@@ -102,7 +104,7 @@ NUM_VECTORS, NUM_CODES = 8, 37
 @pytest.mark.parametrize("mmap", [False, True])
 @pytest.mark.parametrize("claim", [2**33, 2**40, 2**62])
 @pytest.mark.parametrize("fields", [(NUM_VECTORS,), (NUM_CODES,), (NUM_VECTORS, NUM_CODES)])
-def test_a_header_that_claims_more_than_the_file_holds_is_refused_without_allocating_it(
+def test_a_header_that_claims_too_much_is_refused_without_allocating(
     tmp_path: Path, claim: int, fields: tuple[int, ...], mmap: bool
 ) -> None:
     path = tmp_path / "x.faiss"
@@ -118,7 +120,7 @@ def test_a_header_that_claims_more_than_the_file_holds_is_refused_without_alloca
 @pytest.mark.parametrize("mmap", [False, True])
 @pytest.mark.parametrize("kind", ["ivf", "ivf_sq", "ivf_pq"])
 @pytest.mark.parametrize("claim", [10**7, 2**40])
-def test_a_claim_of_endless_inverted_lists_is_refused_without_allocating_them(
+def test_a_claim_of_endless_lists_is_refused_without_allocating(
     tmp_path: Path, claim: int, kind: faiss_index.ConcreteKind, mmap: bool
 ) -> None:
     path = tmp_path / "x.faiss"
@@ -154,9 +156,7 @@ def assert_refused_at_once(path: Path, content: bytes, *, mmap: bool) -> None:
         ("hnsw", 1, "hnsw"),
     ],
 )
-def test_the_structure_follows_the_number_of_vectors_and_the_memory_unless_it_is_named(
-    kind: Any, num_vectors: int, expected: str
-) -> None:
+def test_auto_chooses_a_kind_by_vectors_and_memory(kind: Any, num_vectors: int, expected: str) -> None:
     assert faiss_index.choose_kind(kind, num_vectors, 384, 2**30) == expected
 
 
@@ -174,7 +174,7 @@ def test_a_training_sample_has_enough_vectors_for_every_list() -> None:
 
 
 @pytest.mark.parametrize("num_vectors", [1, 2, 60, 2000, 12_000])  # the last one is trained in two levels
-def test_the_centroids_are_unit_vectors_as_many_as_lists(num_vectors: int) -> None:
+def test_there_is_one_unit_centroid_per_list(num_vectors: int) -> None:
     trained = faiss_index.train("ivf", 8, num_vectors, random_vectors(num_vectors, 8), 0)
     assert trained.nlist == trained.quantizer.ntotal == faiss_index.num_lists(num_vectors)
     centroids = trained.quantizer.reconstruct_n(0, trained.nlist)
@@ -182,7 +182,7 @@ def test_the_centroids_are_unit_vectors_as_many_as_lists(num_vectors: int) -> No
 
 
 @pytest.mark.parametrize("dimension", [1, 3, 7, 16, 30])
-def test_every_kind_takes_any_dimension_and_very_few_vectors(dimension: int) -> None:
+def test_every_kind_works_with_any_dimension_and_few_vectors(dimension: int) -> None:
     for kind in KINDS:
         for count in (1, 2, 5):
             (structure,) = built(kind, random_vectors(count, dimension))
@@ -191,7 +191,7 @@ def test_every_kind_takes_any_dimension_and_very_few_vectors(dimension: int) -> 
 
 @pytest.mark.parametrize("mmap", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_vectors_come_back_bit_for_bit_in_their_order(
+def test_stored_vectors_are_returned_exactly_and_in_order(
     tmp_path: Path, kind: faiss_index.ConcreteKind, mmap: bool
 ) -> None:
     vectors = clustered_vectors(300)
@@ -202,13 +202,13 @@ def test_vectors_come_back_bit_for_bit_in_their_order(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_structure_tells_its_kind(kind: faiss_index.ConcreteKind) -> None:
+def test_the_kind_of_a_structure_is_recognised(kind: faiss_index.ConcreteKind) -> None:
     assert faiss_index.kind_of(built(kind, random_vectors(100))[0]) == kind
     assert faiss_index.is_quantized(kind) == (kind in {"ivf_sq", "ivf_pq"})
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_building_leaves_the_trained_structure_empty(kind: faiss_index.ConcreteKind) -> None:
+def test_building_does_not_change_the_trained_structure(kind: faiss_index.ConcreteKind) -> None:
     vectors = random_vectors(100)
     trained = faiss_index.train(kind, 16, 100, vectors, 0)
     assert faiss_index.build(trained, vectors).ntotal == 100

@@ -1,3 +1,5 @@
+"""Metadata filters and tenants: types, bounds, columns, refusals."""
+
 import datetime as dt
 import json
 import math
@@ -103,7 +105,7 @@ def _mask(conditions: dict[str, Any], documents: list[dict[str, Any]]) -> list[b
 
 @settings(max_examples=500, deadline=None)
 @given(documents=DOCUMENTS, conditions=CONDITIONS, data=st.data())
-def test_columns_and_json_answer_as_a_naive_reading_does(documents: list[Any], conditions: Any, data: Any) -> None:
+def test_columns_and_json_match_like_a_naive_implementation(documents: list[Any], conditions: Any, data: Any) -> None:
     expected = [_document_meets(document, conditions) for document in documents]
     metadata = _json(documents)
     chosen = filters.parse_filter(conditions)
@@ -123,7 +125,7 @@ def test_columns_and_json_answer_as_a_naive_reading_does(documents: list[Any], c
 
 @settings(max_examples=200, deadline=None)
 @given(documents=DOCUMENTS, conditions=CONDITIONS)
-def test_facts_are_json_that_gives_the_filter_back(documents: list[Any], conditions: Any) -> None:
+def test_json_of_a_filter_restores_it(documents: list[Any], conditions: Any) -> None:
     chosen = filters.parse_filter(conditions)
     facts = json.loads(json.dumps(chosen.as_json()))
     again = filters.combine(*map(filters.parse_filter, facts))
@@ -144,7 +146,7 @@ def test_facts_are_json_that_gives_the_filter_back(documents: list[Any], conditi
     conditions=st.one_of(CONDITIONS, st.just({"tenant": "y"}), st.just({"tenant": ["x", "y"]})),
     max_fields=st.sampled_from([0, 256]),
 )
-def test_a_tenant_sees_only_its_own_documents(documents: list[Any], conditions: Any, max_fields: int) -> None:
+def test_a_tenant_finds_only_its_own_documents(documents: list[Any], conditions: Any, max_fields: int) -> None:
     metadata = _json(documents)
     user = filters.parse_filter(conditions)
     owned = [
@@ -160,7 +162,7 @@ def test_a_tenant_sees_only_its_own_documents(documents: list[Any], conditions: 
     assert seen.tolist() == (np.array(owned, dtype=bool) & filters.matches(user, table, lambda: metadata)).tolist()
 
 
-def test_the_example_of_the_config() -> None:
+def test_the_example_in_the_settings_matches_as_documented() -> None:
     conditions = {"product": "pump", "year": {"gte": 2020, "lt": 2024}, "language": ["de", "en"], "archived": False}
     good = {"product": "pump", "year": 2020, "language": "de", "archived": False}
     others = [
@@ -185,14 +187,14 @@ def test_types_are_strict() -> None:
     assert filters.parse_filter({"a": 1}) != filters.parse_filter({"a": True})
 
 
-def test_integers_that_float64_rounds_are_told_apart() -> None:
+def test_integers_that_float64_rounds_stay_distinct() -> None:
     documents = [{"a": value} for value in (2**53, 2**53 + 1, float(2**53), 10**30, 10**30 + 1)]
     assert _mask({"a": 2**53}, documents) == [True, False, True, False, False]
     assert _mask({"a": 2**53 + 1}, documents) == [False, True, False, False, False]
     assert _mask({"a": {"gt": 2**53, "lt": 2**53 + 2}}, documents) == [False, True, False, False, False]
 
 
-def test_every_hard_number_against_every_other() -> None:
+def test_edge_case_numbers_compare_exactly() -> None:
     near = [sign * (2**power) + step for power in (53, 60, 62, 63) for sign in (1, -1) for step in (-2, -1, 0, 1, 2)]
     whole = [number for number in [*near, 0, 2**53 + 3, 2**70, 10**30] if _type(number)]
     numbers = [*whole, *(float(number) for number in whole), -0.0, 0.5, -0.5, 1e300, -1e300, 5e-324]
@@ -213,7 +215,7 @@ def test_text_bounds_and_yaml_dates() -> None:
     assert _mask({"day": dt.date(2020, 1, 1)}, documents) == [False, True, False, False]
 
 
-def test_one_element_of_a_list_must_lie_within_both_bounds() -> None:
+def test_one_list_element_must_be_within_both_bounds() -> None:
     assert _mask({"a": {"gt": 1, "lt": 3}}, [{"a": [0, 9]}, {"a": [0, 2]}, {"a": []}]) == [False, True, False]
 
 
@@ -225,7 +227,7 @@ def test_documents_without_any_field(metadata: list[str]) -> None:
     assert filters.matches(filters.parse_filter({"a": 1}), table, _never).tolist() == [False] * len(metadata)
 
 
-def test_columns_are_typed_and_sorted_whatever_the_order_of_the_input() -> None:
+def test_columns_are_typed_and_sorted_for_any_input_order() -> None:
     documents = [{"b": "x", "a": 1}, {"a": [True]}, {"c": {"d": 1}, "a": 2**53 + 1}, {"b": ["x"], "a": None}]
     table = filters.attributes(_json(documents))
     assert table.column_names == ["left_out", "a:booleans", "a:integer", "a:number", "b:text", "b:texts"]
@@ -249,7 +251,7 @@ def test_the_most_frequent_fields_become_columns_and_the_others_are_still_found(
     ]  # fmt: skip
 
 
-def test_only_marked_documents_that_meet_the_other_conditions_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_marked_documents_that_may_match_are_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(filters, "MAX_FIELDS", 1)
     metadata = _json([{"a": 1, "b": 1}, {"a": 2, "b": 1}, {"a": 1}])
     table = filters.attributes(metadata)
@@ -334,12 +336,12 @@ def test_a_tenant_must_be_named(field: Any, tenant: Any, message: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "[1]", "null", "{", "x" * 500])
-def test_metadata_that_is_not_an_object_is_named(text: str) -> None:
+def test_metadata_that_is_not_an_object_is_refused(text: str) -> None:
     with pytest.raises(filters.SelectionError, match=r"document 1: metadata must be a JSON object, found "):
         filters.attributes(["{}", text])
 
 
-def test_metadata_nested_too_deep_counts_as_empty() -> None:
+def test_metadata_nested_too_deeply_counts_as_empty() -> None:
     deep = '{"a": 1, "b": ' + "[" * 200_000 + "]" * 200_000 + "}"
     table = filters.attributes([deep, '{"a": 1}'])
     assert filters.matches(filters.parse_filter({"a": 1}), table, _never).tolist() == [False, True]
@@ -358,7 +360,7 @@ def test_matches_refuses_other_tables_and_other_metadata(monkeypatch: pytest.Mon
     documents=st.lists(st.tuples(st.booleans(), st.integers(0, 4), st.integers(0, 2)), max_size=8),
     order=st.randoms(use_true_random=False),
 )
-def test_spread_is_the_loop_over_documents(documents: list[tuple[bool, int, int]], order: Any) -> None:
+def test_spread_equals_a_loop_over_documents(documents: list[tuple[bool, int, int]], order: Any) -> None:
     rows, end = [], 0
     for is_seen, count, gap in documents:
         rows.append((is_seen, end + gap, count))
@@ -374,7 +376,7 @@ def test_spread_is_the_loop_over_documents(documents: list[tuple[bool, int, int]
 
 
 @pytest.mark.parametrize(("first", "count"), [([0, 3], [2, 2]), ([-1, 0], [1, 1]), ([0, 2], [1, -1]), ([0, 5], [1, 0])])
-def test_spread_refuses_passages_that_are_not_there(first: list[int], count: list[int]) -> None:
+def test_spread_refuses_passages_out_of_range(first: list[int], count: list[int]) -> None:
     with pytest.raises(filters.SelectionError, match=r"document [01]: -?\d passages from -?\d on exceed the 4 in all"):
         filters.spread(np.ones(2, dtype=bool), np.array(first), np.array(count), 4)
 

@@ -1,3 +1,5 @@
+"""Plans of an index build: probe, estimates, intervals, the command."""
+
 import contextlib
 import functools
 import itertools
@@ -115,7 +117,7 @@ def test_documents_of_one_length_are_estimated_within_a_few_percent(tmp_path: Pa
     assert found["corpus"]["bytes"] == (tmp_path / "c.jsonl").stat().st_size
 
 
-def test_a_corpus_sorted_by_length_is_probed_all_over_and_the_interval_holds_the_truth(tmp_path: Path) -> None:
+def test_a_sorted_corpus_is_probed_evenly_and_its_interval_is_right(tmp_path: Path) -> None:
     hits = 0
     settings = settings_of(tmp_path, jsonl(tmp_path / "c.jsonl", [5 + n // 10 for n in range(2000)]))
     documents, passages = everything(settings)
@@ -151,7 +153,7 @@ def test_files_rows_and_contexts_are_counted_exactly(tmp_path: Path) -> None:
         assert found["probe"]["documents"] <= 250
 
 
-def test_a_folder_of_several_formats_adds_them_up(tmp_path: Path) -> None:
+def test_totals_of_several_formats_are_added(tmp_path: Path) -> None:
     folder = tmp_path / "mixed"
     for number in range(300):
         write(folder / f"{number}.txt", text_of(30))
@@ -179,7 +181,7 @@ def test_no_part_of_a_file_is_probed_twice(tmp_path: Path) -> None:
 # --- numbers against hand computation ---
 
 
-def test_kinds_bytes_and_intervals_are_those_computed_by_hand(tmp_path: Path) -> None:
+def test_kinds_bytes_and_intervals_equal_hand_computed_ones(tmp_path: Path) -> None:
     found = estimated(tmp_path)
     assert found["documents"] == {"value": 10_000, "low": 10_000, "high": 10_000}
     assert found["passages"] == {"value": 20_000, "low": 20_000, "high": 20_000}
@@ -198,13 +200,13 @@ def test_kinds_bytes_and_intervals_are_those_computed_by_hand(tmp_path: Path) ->
     assert found["disk"]["needed"] == stored + 12_000_000 + 30_720_000 + 8 * 20_000
 
 
-def test_auto_is_what_index_would_choose(tmp_path: Path) -> None:
+def test_the_planned_kind_is_the_one_index_chooses(tmp_path: Path) -> None:
     for sizes, budget, kind in ((10_000.0, 2**33, "flat"), (10**6, 2**33, "ivf_sq"), (10**6, 2**20, "ivf_pq")):
         found = estimated(tmp_path, f"index.memory_bytes={budget}", sizes={"files": sizes})
         assert found["auto_kind"] == kind == faiss_index.choose_kind("auto", int(2 * sizes), 384, budget)
 
 
-def test_an_interval_covers_unequal_documents_and_is_missing_where_one_piece_was_read(tmp_path: Path) -> None:
+def test_intervals_cover_unequal_documents_and_need_two_pieces(tmp_path: Path) -> None:
     uneven = tuple(probe.Piece("files", 1.0, 1, float(n % 5), 1000) for n in range(100))
     found = estimated(tmp_path, pieces=uneven)
     # The standard error of the mean of 0, 1, 2, 3, 4 over 100 files, with 99 % of the files unseen.
@@ -217,7 +219,7 @@ def test_an_interval_covers_unequal_documents_and_is_missing_where_one_piece_was
     assert "too little was probed" in "\n".join(terminal.plan_lines(found))
 
 
-def test_segments_and_shards(tmp_path: Path) -> None:
+def test_segments_and_shards_follow_their_limits(tmp_path: Path) -> None:
     found = estimated(tmp_path, "index.segment_passages=3000")
     assert found["num_segments"] == 7
     shard = int(found["disk"]["index"] / 7 * 2.5)
@@ -226,7 +228,7 @@ def test_segments_and_shards(tmp_path: Path) -> None:
     assert found["num_shards"] == 1
 
 
-def test_seconds_are_the_work_over_the_workers_that_can_share_it(tmp_path: Path) -> None:
+def test_seconds_are_work_divided_by_usable_workers(tmp_path: Path) -> None:
     found = estimated(tmp_path, "cluster.encoder_workers=4", "index.segment_passages=10000")
     assert found["workers"] == {"count": 4, "from": "cluster.encoder_workers", "gpus_each": 0.0}
     segment = 20_000 * (0.001 + 1e-5) / 2  # two segments, so two workers
@@ -251,7 +253,7 @@ def test_training_and_lists_are_counted_in_inner_products(tmp_path: Path) -> Non
     assert found["seconds"]["segment"] == pytest.approx(20_000 * 0.00101 + products * 1e-8, abs=0.001)
 
 
-def test_costs_are_those_computed_by_hand(tmp_path: Path) -> None:
+def test_costs_equal_hand_computed_ones(tmp_path: Path) -> None:
     prices = ["prices.core_hour=0.04", "prices.gpu_hour=2.5", "prices.gibibyte_month=0.1", "prices.currency=EUR"]
     settings = settings_of(tmp_path, "/c", *prices, "cluster.gpus_per_worker=0.5")
     assert planning.costs(settings, 8, 1800.0, 3 * 2**30) == pytest.approx(
@@ -259,7 +261,7 @@ def test_costs_are_those_computed_by_hand(tmp_path: Path) -> None:
     )
 
 
-def test_prices_that_are_not_known_leave_hours(tmp_path: Path) -> None:
+def test_without_prices_only_hours_are_reported(tmp_path: Path) -> None:
     found = planning.costs(settings_of(tmp_path, "/c"), 8, 1800.0, 2**30)
     assert (found["core_hours"], found["compute"], found["storage_month"]) == (4.0, None, None)
     gpus = settings_of(tmp_path, "/c", "prices.core_hour=1", "cluster.gpus_per_worker=1")
@@ -268,7 +270,7 @@ def test_prices_that_are_not_known_leave_hours(tmp_path: Path) -> None:
     assert "core-hours; their price is not known (prices.core_hour" in shown
 
 
-def test_a_disk_that_is_too_small_is_said_plainly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_is_too_small_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(filesystem, "free_bytes", lambda _: 1000)
     (warning,) = estimated(tmp_path)["warnings"]
     assert "1,000 bytes free" in warning
@@ -277,7 +279,7 @@ def test_a_disk_that_is_too_small_is_said_plainly(tmp_path: Path, monkeypatch: p
     assert estimated(tmp_path)["warnings"] == []
 
 
-def test_a_kind_beyond_the_memory_budget_and_missing_gpus_are_said(tmp_path: Path) -> None:
+def test_a_kind_beyond_the_budget_and_missing_gpus_are_warnings(tmp_path: Path) -> None:
     found = estimated(tmp_path, "index.memory_bytes=1000", "cluster.gpus_per_worker=1", kind="hnsw")
     memory, gpus = found["warnings"]
     assert "index.kind hnsw" in memory
@@ -288,9 +290,7 @@ def test_a_kind_beyond_the_memory_budget_and_missing_gpus_are_said(tmp_path: Pat
 # --- the artifact ---
 
 
-def test_nothing_of_the_index_is_written_and_a_finished_plan_is_returned(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_plan_writes_no_index_and_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = settings_of(tmp_path, jsonl(tmp_path / "c.jsonl", [50] * 30))
     url = planning.plan_index(settings)
     files = sorted(path.relative_to(tmp_path / "workspace") for path in (tmp_path / "workspace").rglob("*"))
@@ -308,7 +308,7 @@ def test_nothing_of_the_index_is_written_and_a_finished_plan_is_returned(
     assert planning.plan_index(settings) == url
 
 
-def test_another_setting_gives_another_plan_of_the_same_corpus(tmp_path: Path) -> None:
+def test_other_settings_lead_to_another_plan(tmp_path: Path) -> None:
     settings = settings_of(tmp_path, jsonl(tmp_path / "c.jsonl", [50] * 30))
     names = [
         Path(planning.plan_index(settings.using(*overrides))).name
@@ -335,7 +335,7 @@ def test_the_newest_sound_plan_of_a_corpus_is_found(tmp_path: Path) -> None:
     assert planning.planned_for(settings.workspace, "0" * 16) is None
 
 
-def test_an_index_says_what_was_planned_beside_what_happened(
+def test_a_build_reports_planned_and_actual_numbers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(pipeline, "session_for", lambda *_, **__: contextlib.nullcontext())
@@ -355,7 +355,7 @@ def test_an_index_says_what_was_planned_beside_what_happened(
     assert versions.list_versions(settings.workspace) == ["000001", "000002"]
 
 
-def test_passages_that_were_taken_over_are_not_counted_as_work() -> None:
+def test_the_report_of_a_build_names_new_passages() -> None:
     line = planning.outcome_line(
         {"passages": 1040, "seconds": 12.0}, {"num_passages": 1095, "seconds": {"total": 14.2}}, 1095
     )
@@ -381,7 +381,7 @@ def test_bad_inputs_name_the_rule_and_the_next_step(tmp_path: Path) -> None:
     assert not (tmp_path / "workspace").exists(), "no plan of nothing"
 
 
-def test_some_rejects_are_a_warning_and_lower_the_estimate(tmp_path: Path) -> None:
+def test_rejects_are_a_warning_and_lower_the_estimate(tmp_path: Path) -> None:
     rows = [{"_id": str(n), "text": text_of(50)} if n % 2 else {"text": text_of(50), "x": str(n)} for n in range(4000)]
     found = planned(settings_of(tmp_path, write(tmp_path / "c.jsonl", *rows)))
     assert found["documents"]["value"] == pytest.approx(2000, rel=0.15)
@@ -392,7 +392,7 @@ def test_some_rejects_are_a_warning_and_lower_the_estimate(tmp_path: Path) -> No
     assert found["documents"] == {"value": 75, "low": 75, "high": 75}
 
 
-def test_files_that_are_refused_are_counted(tmp_path: Path) -> None:
+def test_refused_files_are_counted(tmp_path: Path) -> None:
     write(tmp_path / "files" / "a.txt", text_of(30))
     write(tmp_path / "files" / "b.exe", "x")
     found = planned(settings_of(tmp_path, tmp_path / "files"))
@@ -400,7 +400,7 @@ def test_files_that_are_refused_are_counted(tmp_path: Path) -> None:
     assert found["warnings"] == ["1 files cannot be read and are left out"]
 
 
-def test_of_a_huge_document_only_the_head_is_chunked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_head_of_a_huge_document_is_chunked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = settings_of(tmp_path, write(tmp_path / "huge.txt", text_of(30_000)))
     documents, passages = everything(settings)
     monkeypatch.setattr(probe, "HEAD_CHARACTERS", 10_000)
@@ -410,7 +410,7 @@ def test_of_a_huge_document_only_the_head_is_chunked(tmp_path: Path, monkeypatch
     assert found["probe"]["passages"] < passages / 10
 
 
-def test_a_huge_document_in_one_line_is_found_wherever_the_probe_looks(tmp_path: Path) -> None:
+def test_a_huge_document_in_one_line_is_found_by_the_probe(tmp_path: Path) -> None:
     settings = settings_of(tmp_path, jsonl(tmp_path / "c.jsonl", [60_000, 10, 60_000]), "seed=3")
     assert planned(settings)["documents"]["value"] == 3
     with pytest.raises(probe.PlanError, match="longer than max_document_bytes"):

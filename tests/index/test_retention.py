@@ -1,4 +1,4 @@
-"""What `gc` takes away of models, runs and rounds, and what it leaves; its index versions are in tests/faults."""
+"""What `gc` removes of models, runs and rounds, and what it keeps; tests/faults covers index versions."""
 
 import os
 from collections.abc import Callable
@@ -50,7 +50,7 @@ STAGED = "models/ft/.staging-f2-0"
 HALF_WAY = {"runs/.work/answer-1", "models/.work/ft-1", "rounds/staged-b2"}
 
 
-def test_what_was_left_half_way_long_ago_goes_and_what_is_finished_stays(workspace: Path) -> None:
+def test_old_unfinished_work_is_removed_and_finished_work_kept(workspace: Path) -> None:
     for place in ("runs", "models", "rounds"):
         age(workspace / place)
     removed = retention.collect(str(workspace), keep=3, min_age_seconds=DAY_SECONDS)
@@ -59,7 +59,7 @@ def test_what_was_left_half_way_long_ago_goes_and_what_is_finished_stays(workspa
     assert removed.versions == ()
 
 
-def test_questions_stay_as_long_as_a_run_beside_them_goes_on(workspace: Path) -> None:
+def test_questions_are_kept_while_a_run_continues(workspace: Path) -> None:
     questions = workspace / "runs" / ".work" / "queries-1.parquet"
     questions.write_text("{}")
     age(workspace / "runs")
@@ -72,7 +72,7 @@ def test_questions_stay_as_long_as_a_run_beside_them_goes_on(workspace: Path) ->
     assert not questions.exists()
 
 
-def test_what_a_build_trained_stays_as_long_as_the_build(workspace: Path) -> None:
+def test_a_trained_structure_is_kept_while_its_build_exists(workspace: Path) -> None:
     build = workspace / "index" / "building" / "b1"
     trained = [workspace / "index" / "trained" / retention.trained_id(name) for name in ("b1", "b2")]
     for folder in (build, *trained):
@@ -84,12 +84,12 @@ def test_what_a_build_trained_stays_as_long_as_the_build(workspace: Path) -> Non
     assert [folder.exists() for folder in trained] == [True, False]
 
 
-def test_what_may_still_go_on_stays(workspace: Path) -> None:
+def test_recent_unfinished_work_is_kept(workspace: Path) -> None:
     retention.collect(str(workspace), keep=3, min_age_seconds=DAY_SECONDS)
     assert left(workspace) == {*FINISHED, *HALF_WAY, STAGED}
 
 
-def test_a_tune_stays_while_a_model_of_it_trains(workspace: Path) -> None:
+def test_a_tune_is_kept_while_its_model_trains(workspace: Path) -> None:
     age(workspace / "runs")
     age(workspace / "rounds")
     retention.collect(str(workspace), keep=3, min_age_seconds=DAY_SECONDS)

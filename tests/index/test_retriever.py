@@ -1,3 +1,5 @@
+"""Retrieval: modes, fusion, reranking, refusals."""
+
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -57,7 +59,7 @@ def test_fusion_sums_reciprocal_ranks() -> None:
     assert (scores.dtype, ordinals.dtype) == (np.float32, np.int64)
 
 
-def test_fused_ties_stand_in_the_order_of_the_ordinals() -> None:
+def test_fused_ties_are_ordered_by_ordinal() -> None:
     assert fuse([np.array([[8, 3]]), np.array([[3, 8]])], 5.0, 2)[1].tolist() == [[3, 8]]
 
 
@@ -110,7 +112,7 @@ def test_dense_hits_are_the_nearest_vectors(
 
 
 @pytest.mark.parametrize("mode", ["dense", "lexical", "hybrid"])
-def test_every_mode_finds_the_passage_that_says_it(
+def test_every_mode_finds_the_right_passage(
     workspace: str, mode: config.RetrievalMode, passages: list[schema.Passage]
 ) -> None:
     settings = config.Config(workspace=workspace).using("encoder.model=hashing-64", f"retrieval.mode={mode}")
@@ -153,7 +155,7 @@ def test_hybrid_is_the_fusion_of_dense_and_lexical(opened: snapshot.Index, encod
 
 @pytest.mark.parametrize("top_k", [1, 5, 8, 20])
 @pytest.mark.parametrize("candidates", [1, 50])
-def test_top_k_is_filled_while_the_index_holds_passages(
+def test_top_k_is_filled_while_passages_are_left(
     opened: snapshot.Index, encoder: HashingEncoder, passages: list[schema.Passage], top_k: int, candidates: int
 ) -> None:
     for mode in ("dense", "hybrid"):
@@ -189,7 +191,7 @@ class BrokenEncoder(HashingEncoder):
 
 
 @pytest.mark.parametrize("mode", ["dense", "hybrid"])
-def test_a_query_without_a_finite_vector_is_named(opened: snapshot.Index, mode: config.RetrievalMode) -> None:
+def test_a_query_without_a_finite_vector_is_refused(opened: snapshot.Index, mode: config.RetrievalMode) -> None:
     retriever = Retriever(opened, BrokenEncoder("hashing-64"), config.Retrieval(mode=mode))
     with pytest.raises(ValueError, match=r"no finite vector for the query 'second'"):
         retriever.retrieve(["a", "b", "c"], ["first", "second", "third"], 2)
@@ -228,7 +230,7 @@ def test_a_reranker_orders_the_candidates(
 
 
 @pytest.mark.parametrize("mode", ["dense", "lexical", "hybrid"])
-def test_passages_come_as_the_hits_do(
+def test_passages_are_in_the_order_of_hits(
     opened: snapshot.Index, encoder: HashingEncoder, mode: config.RetrievalMode
 ) -> None:
     retriever = Retriever(opened, encoder, config.Retrieval(mode=mode))

@@ -1,3 +1,5 @@
+"""Search effort: the recall that approximate search reaches."""
+
 import numpy as np
 import pytest
 
@@ -77,7 +79,7 @@ def test_a_higher_target_never_takes_a_smaller_part_of_the_graph() -> None:
     assert graph == sorted(graph)
 
 
-def test_a_list_fewer_would_miss_the_target() -> None:
+def test_one_list_fewer_misses_the_target() -> None:
     whole, asked = searched("ivf"), held_out(draws(300)[0])
     effort = search_effort.find_effort(whole, asked, 0.9).effort
     assert effort.lists > 1
@@ -85,7 +87,7 @@ def test_a_list_fewer_would_miss_the_target() -> None:
     assert search_effort._lower_bound(fewer) < 0.9
 
 
-def test_where_nothing_reaches_the_target_everything_is_looked_at() -> None:
+def test_an_unreachable_target_searches_everything() -> None:
     found = search_effort.find_effort(searched("ivf_pq"), held_out(draws(100)[0]), 1.01)
     assert found.effort.lists == faiss_index.num_lists(NUM_VECTORS)
     assert found.effort.rescored == search_effort.MOST_RESCORED
@@ -127,7 +129,7 @@ def test_a_query_that_finds_only_itself_has_found_nothing() -> None:
     assert search_effort._recalls(searched("flat", STORED[:2], 1), asked, vectors.SearchEffort()).tolist() == [0.5]
 
 
-def test_copies_of_a_query_count_as_its_neighbours() -> None:
+def test_duplicates_of_a_query_count_as_neighbours() -> None:
     stored = STORED[[0, 1, 2] + [0] * 20]
     ordinals = np.array([0, 5, 22])
     recalls = search_effort._recalls(searched("flat", stored, 2), held_out(ordinals, stored), vectors.SearchEffort())
@@ -142,7 +144,7 @@ def test_an_index_of_few_vectors_is_calibrated_too(count: int) -> None:
         assert found.recall == 1
 
 
-def test_exact_neighbours_of_few_vectors_leave_places_empty() -> None:
+def test_too_few_vectors_leave_neighbours_empty() -> None:
     scores = search_effort.exact_neighbors(STORED[:2], STORED[:3])
     assert scores.shape == (2, search_effort.CUTOFF + 1)
     np.testing.assert_allclose(scores[:, 0], 1, atol=1e-6)

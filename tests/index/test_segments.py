@@ -29,7 +29,7 @@ def marks(count: int) -> pa.Array:
 
 
 @given(chunks=st.lists(st.lists(st.text(max_size=3), max_size=4), max_size=6), data=st.data())
-def test_rows_are_taken_from_chunks_as_from_the_whole(chunks: list[list[str]], data: st.DataObject) -> None:
+def test_rows_from_chunks_equal_rows_from_one_table(chunks: list[list[str]], data: st.DataObject) -> None:
     texts = pa.chunked_array(chunks, pa.string())
     table = pa.table({"text": texts, "number": pa.array(range(len(texts)), pa.int64())})  # this column in one chunk
     numbers = data.draw(st.lists(st.integers(0, len(texts) - 1)) if len(texts) else st.just([]))
@@ -37,14 +37,14 @@ def test_rows_are_taken_from_chunks_as_from_the_whole(chunks: list[list[str]], d
 
 
 @pytest.mark.parametrize("number", [-1, 3])
-def test_a_row_that_a_table_does_not_have_is_named(number: int) -> None:
+def test_a_row_out_of_range_is_refused(number: int) -> None:
     table = pa.table({"text": pa.chunked_array([["a"], [], ["b", "c"]], pa.string())})
     with pytest.raises(IndexError, match=f"row {number} is not in the table; it has rows 0 to 2"):
         segments.take_rows(table, [0, number])
 
 
 @pytest.mark.parametrize("kind", ["flat", "ivf", "ivf_sq", "ivf_pq", "hnsw"])
-def test_a_segment_comes_back_as_it_was_written(
+def test_a_segment_is_read_as_it_was_written(
     tmp_path: Path, passages: list[schema.Passage], write_index: Write, kind: faiss_index.ConcreteKind
 ) -> None:
     write_index(tmp_path, passages, ENCODER, num_segments=1, kind=kind)
@@ -73,9 +73,7 @@ def test_documents_are_found_by_id_with_their_passages(
     assert rows.passages(rows.find(every)).tolist() == list(range(len(passages)))
 
 
-def test_a_document_that_stands_twice_apart_has_two_rows_and_all_its_passages(
-    tmp_path: Path, passages: list[schema.Passage]
-) -> None:
+def test_a_document_in_two_places_has_two_rows_and_all_passages(tmp_path: Path, passages: list[schema.Passage]) -> None:
     """As after merging segments between which a document was cut."""
     chosen = [passages[0], passages[2], passages[1]]
     assert [passage.document_id for passage in chosen] == ["moon", "mars", "moon"]
@@ -92,7 +90,7 @@ def test_a_document_that_stands_twice_apart_has_two_rows_and_all_its_passages(
     assert segment.fingerprints().to_pylist() == [moon, mars, moon]
 
 
-def test_fingerprints_change_with_everything_that_passages_hold() -> None:
+def test_fingerprints_depend_on_all_content_of_passages() -> None:
     first = schema.Document("d", "text", "title", "{}", "here")
     others = [
         schema.Document("e", "text", "title", "{}", "here"),
@@ -107,7 +105,7 @@ def test_fingerprints_change_with_everything_that_passages_hold() -> None:
     assert segments.document_fingerprint(moved) == segments.document_fingerprint(first)
 
 
-def test_a_filter_lets_through_the_passages_of_its_documents(
+def test_a_filter_matches_the_passages_of_its_documents(
     tmp_path: Path, passages: list[schema.Passage], write_index: Write
 ) -> None:
     import dataclasses
@@ -123,7 +121,7 @@ def test_a_filter_lets_through_the_passages_of_its_documents(
     assert mask.tolist() == [passage.document_id == "mars" for passage in passages]
 
 
-def test_vectors_and_passages_must_be_as_many(tmp_path: Path, passages: list[schema.Passage]) -> None:
+def test_numbers_of_vectors_and_passages_must_be_equal(tmp_path: Path, passages: list[schema.Passage]) -> None:
     trained = faiss_index.train("flat", 4, 2, np.empty((0, 4), dtype=np.float32), 0)
     table = schema.to_table(passages[:2], schema.Passage)
     with pytest.raises(ValueError, match="3 vectors for 2 passages"):
@@ -135,7 +133,7 @@ def test_vectors_and_passages_must_be_as_many(tmp_path: Path, passages: list[sch
     assert list(tmp_path.iterdir()) == []
 
 
-def test_another_sound_segment_in_place_of_the_named_one_is_refused(
+def test_a_sound_segment_with_another_checksum_is_refused(
     tmp_path: Path, passages: list[schema.Passage], write_index: Write
 ) -> None:
     write_index(tmp_path, passages, ENCODER, num_segments=1)

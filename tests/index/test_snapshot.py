@@ -1,4 +1,4 @@
-"""A version open for searching: numbering, reuse, shards; and indexes that earlier versions of the package wrote."""
+"""An open version: ordinals, reuse, shards, filters, and indexes of earlier formats."""
 
 import dataclasses
 import json
@@ -24,7 +24,7 @@ GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 
 @pytest.mark.parametrize("num_segments", [1, 3])
 @pytest.mark.parametrize("kind", ["flat", "ivf", "ivf_sq", "ivf_pq", "hnsw"])
-def test_what_was_written_comes_back(
+def test_an_index_is_read_as_it_was_written(
     tmp_path: Path,
     passages: list[schema.Passage],
     write_index: Write,
@@ -45,7 +45,7 @@ def test_what_was_written_comes_back(
     assert opened.manifest["num_passages"] == opened.num_passages == opened.lexical.num_passages == len(passages)
 
 
-def test_passages_are_taken_from_an_index_of_more_text_than_one_column_can_hold(
+def test_passages_are_taken_from_more_than_2_gib_of_text(
     tmp_path: Path, passages: list[schema.Passage], write_index: Write
 ) -> None:
     write_index(tmp_path, passages, ENCODER)
@@ -68,7 +68,7 @@ def test_passages_are_taken_from_an_index_of_more_text_than_one_column_can_hold(
     assert [(hit.passage_id, hit.score) for hit in hits] == [(passages[0].passage_id, 2**26)]
 
 
-def test_living_passages_are_found_by_id_in_several_segments(
+def test_passages_are_found_by_id_in_several_segments(
     tmp_path: Path, passages: list[schema.Passage], write_index: Write
 ) -> None:
     write_index(tmp_path, passages, ENCODER, num_segments=3)
@@ -80,7 +80,7 @@ def test_living_passages_are_found_by_id_in_several_segments(
 
 @pytest.mark.parametrize("mode", ["dense", "lexical", "hybrid"])
 @pytest.mark.parametrize("kind", ["flat", "ivf", "ivf_sq", "ivf_pq", "hnsw"])
-def test_what_is_deleted_is_never_returned_and_results_stay_full(
+def test_deleted_passages_are_never_hits_and_results_stay_full(
     tmp_path: Path, passages: list[schema.Passage], write_index: Write, kind: faiss_index.ConcreteKind, mode: str
 ) -> None:
     write_index(tmp_path, passages, ENCODER, kind=kind)
@@ -94,7 +94,7 @@ def test_what_is_deleted_is_never_returned_and_results_stay_full(
         assert len(hits) == len(left)
 
 
-def test_opening_the_next_version_takes_over_the_segments_that_both_have(
+def test_opening_the_next_version_reuses_common_segments(
     tmp_path: Path, passages: list[schema.Passage], write_index: Write
 ) -> None:
     write_index(tmp_path, passages, ENCODER)
@@ -106,9 +106,7 @@ def test_opening_the_next_version_takes_over_the_segments_that_both_have(
     assert before.num_passages == len(passages), "an open version never changes"
 
 
-def test_filters_and_deletions_hold_together(
-    tmp_path: Path, passages: list[schema.Passage], write_index: Write
-) -> None:
+def test_filters_and_deletions_both_apply(tmp_path: Path, passages: list[schema.Passage], write_index: Write) -> None:
     marked = [dataclasses.replace(p, metadata=json.dumps({"length": len(p.document_id)})) for p in passages]
     write_index(tmp_path, marked, ENCODER)
     delete(str(tmp_path), "mars")
@@ -135,7 +133,7 @@ def test_the_passages_of_documents_are_found_group_by_group(
     assert [passage.passage_id for passage in opened.take(found[0].tolist())] == ["sun#0", "sun#1", "moon#0", "moon#1"]
 
 
-def test_passages_of_deleted_documents_are_not_found_and_new_ones_are(
+def test_passages_of_changed_documents_are_the_new_ones(
     tmp_path: Path, passages: list[schema.Passage], write_index: Write
 ) -> None:
     # A document that was changed: its old passages are deleted in the first segment, its new ones stand in another.
@@ -178,7 +176,7 @@ def test_the_vectors_of_documents_are_those_that_were_written(
     np.testing.assert_allclose(opened.vectors.take(ordinals), expected, rtol=0, atol=1e-6)
 
 
-def test_shards_searched_apart_and_merged_equal_the_whole(
+def test_merged_hits_of_shards_equal_those_of_the_whole(
     tmp_path: Path, passages: list[schema.Passage], write_index: Write
 ) -> None:
     write_index(tmp_path, passages, ENCODER, num_segments=4)
@@ -203,7 +201,7 @@ def test_shards_searched_apart_and_merged_equal_the_whole(
             np.testing.assert_array_equal(one, other)
 
 
-def test_shards_hold_consecutive_segments_up_to_a_size(
+def test_shards_are_consecutive_segments_up_to_a_size(
     tmp_path: Path, passages: list[schema.Passage], write_index: Write
 ) -> None:
     write_index(tmp_path, passages, ENCODER, num_segments=4)
@@ -213,7 +211,7 @@ def test_shards_hold_consecutive_segments_up_to_a_size(
 
 
 @pytest.mark.parametrize("name", ["format-1-flat", "format-1-ivf"])
-def test_an_index_of_the_first_format_is_searched_and_says_how_to_go_on(tmp_path: Path, name: str) -> None:
+def test_an_index_of_format_1_can_be_searched_but_not_filtered(tmp_path: Path, name: str) -> None:
     shutil.copytree(GOLDEN / name, tmp_path / name)
     workspace = str(tmp_path / name)
     encoder = HashingEncoder("hashing-16")

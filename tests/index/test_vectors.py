@@ -1,3 +1,5 @@
+"""Vector search over segments: every kind, ties, filters, stored vectors."""
+
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -48,7 +50,7 @@ def split(mask: np.ndarray, parts: Sequence[vectors.Part]) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("num_queries", [3, 40])  # FAISS takes another path from 20 queries on
-def test_flat_search_is_brute_force(num_queries: int) -> None:
+def test_flat_search_equals_brute_force(num_queries: int) -> None:
     stored, queries = random_vectors(500), random_vectors(num_queries, seed=1)
     scores, ordinals = vectors.VectorIndex(built("flat", stored)).search(queries, 20)
     expected_scores, expected = brute_force(stored, queries, 20)
@@ -72,7 +74,7 @@ def test_segments_searched_as_one_equal_the_unsplit_index(count: int, cuts: list
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_equal_scores_stand_in_the_order_of_the_ordinals(kind: faiss_index.ConcreteKind) -> None:
+def test_equal_scores_are_ordered_by_ordinal(kind: faiss_index.ConcreteKind) -> None:
     stored = np.eye(4, dtype=np.float32)[[1, 0, 1, 0, 2, 0]]
     for num_segments in (1, 2, 3):
         searched = vectors.VectorIndex(built(kind, stored, num_segments), vectors.SearchEffort(lists=6))
@@ -91,7 +93,7 @@ def test_a_tie_for_the_last_place_goes_to_the_lower_ordinal(top_k: int, num_segm
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_places_beyond_the_last_vector_hold_nothing(kind: faiss_index.ConcreteKind) -> None:
+def test_missing_hits_have_no_ordinal(kind: faiss_index.ConcreteKind) -> None:
     stored = random_vectors(3)
     for num_segments in (1, 2):
         scores, ordinals = vectors.VectorIndex(built(kind, stored, num_segments)).search(stored[:2], 5)
@@ -101,7 +103,7 @@ def test_places_beyond_the_last_vector_hold_nothing(kind: faiss_index.ConcreteKi
         assert np.isfinite(scores[:, :3]).all()
 
 
-def test_an_empty_index_and_no_queries_give_empty_places() -> None:
+def test_an_empty_index_or_no_queries_return_no_hits() -> None:
     scores, ordinals = vectors.VectorIndex([]).search(random_vectors(2), 3)
     assert ordinals.tolist() == [[-1] * 3] * 2
     assert np.isneginf(scores).all()
@@ -133,7 +135,7 @@ def test_scores_of_quantised_kinds_are_the_exact_inner_products_best_first(kind:
 
 
 @pytest.mark.parametrize("kind", ["ivf", "ivf_sq", "ivf_pq"])
-def test_parts_of_one_training_answer_as_parts_that_are_searched_alone(kind: faiss_index.ConcreteKind) -> None:
+def test_parts_that_share_centroids_answer_like_single_parts(kind: faiss_index.ConcreteKind) -> None:
     stored, queries = clustered_vectors(1000), clustered_vectors(1000)[::37]
     effort = vectors.SearchEffort(3)
     shared, alone = (
@@ -143,7 +145,7 @@ def test_parts_of_one_training_answer_as_parts_that_are_searched_alone(kind: fai
     np.testing.assert_array_equal(shared[0], alone[0])
 
 
-def test_parts_of_different_kinds_and_trainings_are_searched_as_one() -> None:
+def test_parts_of_different_kinds_are_searched_together() -> None:
     stored, queries = random_vectors(1000), random_vectors(20, seed=3)
     parts = [
         part
@@ -160,7 +162,7 @@ def test_parts_of_different_kinds_and_trainings_are_searched_as_one() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("num_segments", [1, 3])
 @pytest.mark.parametrize("share", [0.9, 0.5, 0.1, 0.01])
-def test_nothing_forbidden_is_found_and_the_result_is_full(
+def test_only_allowed_vectors_are_hits_and_the_result_is_full(
     kind: faiss_index.ConcreteKind, num_segments: int, share: float
 ) -> None:
     stored, queries = clustered_vectors(2000), clustered_vectors(2000)[::61]
@@ -178,7 +180,7 @@ def test_nothing_forbidden_is_found_and_the_result_is_full(
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("num_allowed", [0, 1, 9, 10, 11])
-def test_all_of_the_few_that_are_allowed_are_found(kind: faiss_index.ConcreteKind, num_allowed: int) -> None:
+def test_all_of_few_allowed_vectors_are_found(kind: faiss_index.ConcreteKind, num_allowed: int) -> None:
     stored, queries = clustered_vectors(1500), clustered_vectors(1500)[::97]
     parts = built(kind, stored, 3)
     mask = np.zeros(1500, dtype=bool)
@@ -193,7 +195,7 @@ def test_all_of_the_few_that_are_allowed_are_found(kind: faiss_index.ConcreteKin
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_whole_segment_may_be_forbidden_and_another_unrestricted(kind: faiss_index.ConcreteKind) -> None:
+def test_a_segment_may_be_excluded_and_another_unrestricted(kind: faiss_index.ConcreteKind) -> None:
     stored, queries = clustered_vectors(600), clustered_vectors(600)[::31]
     parts = built(kind, stored, 3)
     masks = [np.zeros(200, dtype=bool), None, np.arange(200) % 2 == 0]
@@ -202,7 +204,7 @@ def test_a_whole_segment_may_be_forbidden_and_another_unrestricted(kind: faiss_i
 
 
 @given(st.integers(1, 120), st.integers(1, 4), st.integers(1, 40), st.floats(0, 1), st.integers(0, 10**6))
-def test_flat_search_of_what_is_allowed_is_brute_force_over_it(
+def test_flat_search_with_a_filter_equals_brute_force(
     count: int, num_segments: int, top_k: int, share: float, seed: int
 ) -> None:
     stored, queries = random_vectors(count, 8, seed), random_vectors(4, 8, seed + 1)
@@ -218,7 +220,7 @@ def test_flat_search_of_what_is_allowed_is_brute_force_over_it(
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("masked", [False, True])
-def test_a_saved_index_answers_as_before_in_memory_and_mapped(
+def test_a_saved_index_answers_the_same_in_memory_and_mapped(
     tmp_path: Path, kind: faiss_index.ConcreteKind, masked: bool
 ) -> None:
     stored = clustered_vectors(800)
@@ -239,7 +241,7 @@ def test_a_saved_index_answers_as_before_in_memory_and_mapped(
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("num_segments", [1, 3])
-def test_what_is_taken_is_what_was_added(kind: faiss_index.ConcreteKind, num_segments: int) -> None:
+def test_vectors_are_returned_as_they_were_added(kind: faiss_index.ConcreteKind, num_segments: int) -> None:
     stored = clustered_vectors(500)
     searched = vectors.VectorIndex(built(kind, stored, num_segments))
     before = searched.search(stored[:30], 5)

@@ -1,3 +1,5 @@
+"""Verification of every artifact in a workspace."""
+
 from collections.abc import Callable
 from pathlib import Path
 
@@ -45,7 +47,7 @@ def test_a_flipped_byte_in_any_file_of_any_artifact_is_found_and_named(workspace
     assert verify_workspace(str(workspace))[0] == []
 
 
-def test_a_missing_a_short_and_a_stray_file_are_found(workspace: Path) -> None:
+def test_missing_short_and_stray_files_are_found(workspace: Path) -> None:
     run = workspace / "runs" / "answer-1"
     (run / "stray.txt").write_text("?")
     assert verify_workspace(str(workspace))[0] == [f"{run}: stray.txt is not named in its manifest"]
@@ -76,7 +78,7 @@ def test_a_run_without_a_manifest_is_unfinished(workspace: Path) -> None:
     assert "answer-1: no manifest.json: the directory is missing or unfinished" in problem
 
 
-def test_a_segment_that_a_version_misses_is_named_once(workspace: Path) -> None:
+def test_a_missing_segment_is_reported_once(workspace: Path) -> None:
     import shutil
 
     named = versions.read_version(str(workspace), "000001").manifest["segments"][1]["segment_id"]
@@ -100,13 +102,13 @@ def test_a_wrong_current_is_a_problem(workspace: Path, content: bytes | None, me
     assert message in problem
 
 
-def test_runs_without_an_index_are_enough(tmp_path: Path) -> None:
+def test_a_workspace_with_runs_alone_is_verified(tmp_path: Path) -> None:
     run = str(tmp_path / "runs" / "r")
     artifacts.publish(artifacts.stage(run), run, "answers")
     assert verify_workspace(str(tmp_path)) == ([], 1)
 
 
-def test_a_workspace_that_holds_nothing_says_what_to_run(tmp_path: Path) -> None:
+def test_an_empty_workspace_is_refused_with_the_next_step(tmp_path: Path) -> None:
     with pytest.raises(artifacts.ArtifactError, match="has no index, runs or models; run: ragtune index CONFIG"):
         verify_workspace(str(tmp_path))
 

@@ -1,4 +1,4 @@
-"""Versions: numbers, publishers, rolling back, a damaged CURRENT."""
+"""Versions: numbers, publishers, rollback, a damaged CURRENT."""
 
 import json
 from collections.abc import Callable
@@ -47,7 +47,7 @@ def test_versions_are_numbered_one_after_another(
     assert latest(workspace).manifest["num_passages"] == 2
 
 
-def test_what_stands_at_a_number_without_being_a_version_is_passed_over(
+def test_an_unfinished_directory_with_a_version_number_is_skipped(
     workspace: str, passages: list[schema.Passage], write_index: Write
 ) -> None:
     unfinished = Path(versions.version_url(workspace, "000002"))
@@ -57,7 +57,7 @@ def test_what_stands_at_a_number_without_being_a_version_is_passed_over(
     assert write_index(workspace, passages, ENCODER) == "000003"
 
 
-def test_of_two_publishers_on_one_base_exactly_one_wins_and_the_other_says_so(workspace: str) -> None:
+def test_one_of_two_publishers_wins_and_the_other_gets_a_conflict(workspace: str) -> None:
     base = latest(workspace)
     versions.publish_version(workspace, base, versions.Draft(base.entries, {"by": "first"}))
     with pytest.raises(versions.ConflictError, match=r"000002: another publisher took this version first"):
@@ -66,7 +66,7 @@ def test_of_two_publishers_on_one_base_exactly_one_wins_and_the_other_says_so(wo
     assert [path.name for path in (Path(workspace) / "index" / "versions").iterdir() if path.name[0] == "."] == []
 
 
-def test_the_loser_applies_its_change_to_the_winners_version(workspace: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_losing_publisher_rebases_its_change(workspace: str, caplog: pytest.LogCaptureFixture) -> None:
     bases = []
 
     def prepare(base: versions.Version | None) -> versions.Draft:
@@ -89,7 +89,7 @@ def test_the_loser_applies_its_change_to_the_winners_version(workspace: str, cap
     assert "rebased" in caplog.text
 
 
-def test_a_change_that_changes_nothing_publishes_nothing_but_finishes_what_was_begun(workspace: str) -> None:
+def test_an_empty_change_publishes_nothing_but_advances_current(workspace: str) -> None:
     delete(workspace, "mars")
     current = Path(workspace) / "index" / "CURRENT"
     current.write_text("000001\n")  # as if the publisher had died before its last step
@@ -113,14 +113,14 @@ def test_a_slow_publisher_cannot_move_current_backwards(workspace: str, monkeypa
     assert versions.current_version(workspace) == latest(workspace).name == "000003"
 
 
-def test_a_version_of_a_missing_segment_is_not_published(workspace: str) -> None:
+def test_a_version_with_a_missing_segment_is_not_published(workspace: str) -> None:
     entry = versions.Entry("nowhere", "0" * 64, 3)
     with pytest.raises(artifacts.ArtifactError, match=r"segments/nowhere: no manifest\.json"):
         versions.publish_version(workspace, latest(workspace), versions.Draft((entry,), {}))
     assert versions.list_versions(workspace) == ["000001"]
 
 
-def test_segments_without_a_living_passage_are_dropped(workspace: str) -> None:
+def test_segments_with_no_live_passages_are_dropped(workspace: str) -> None:
     version = delete(workspace, "moon", "mars", "hubble", "sun")
     assert len(version.entries) == 1
     assert living(workspace) == {"china"}
@@ -140,7 +140,7 @@ def test_rolling_back_publishes_the_content_of_an_earlier_version(workspace: str
     assert versions.current_version(workspace) == "000006"
 
 
-def test_rolling_back_needs_something_to_return_to(tmp_path: Path, workspace: str) -> None:
+def test_a_rollback_needs_an_earlier_version(tmp_path: Path, workspace: str) -> None:
     with pytest.raises(artifacts.ArtifactError, match="is the first, so there is none to roll back to"):
         versions.roll_back(workspace)
     with pytest.raises(artifacts.ArtifactError, match=r"versions/000009: no manifest\.json"):
@@ -149,7 +149,7 @@ def test_rolling_back_needs_something_to_return_to(tmp_path: Path, workspace: st
         versions.roll_back(str(tmp_path / "nothing"))
 
 
-def test_a_workspace_without_an_index_says_which_command_makes_one(tmp_path: Path) -> None:
+def test_a_workspace_without_an_index_names_the_command_to_run(tmp_path: Path) -> None:
     for read in (versions.current_version, snapshot.open_index):
         with pytest.raises(artifacts.ArtifactError, match=r"has no index; run: ragtune index CONFIG"):
             read(str(tmp_path))
@@ -158,7 +158,7 @@ def test_a_workspace_without_an_index_says_which_command_makes_one(tmp_path: Pat
 
 
 @pytest.mark.parametrize("content", [b"", b"000001", b"1\n", b"000001\n000002\n", b"\xff\xfe\n", b"../../etc\n"])
-def test_a_damaged_current_is_named_and_can_be_written_anew(workspace: str, content: bytes) -> None:
+def test_a_damaged_current_is_refused_and_can_be_repaired(workspace: str, content: bytes) -> None:
     current = Path(workspace) / "index" / "CURRENT"
     current.write_bytes(content)
     with pytest.raises(artifacts.ArtifactError, match=r"index/CURRENT: is damaged.*rollback CONFIG --repair"):
@@ -169,7 +169,7 @@ def test_a_damaged_current_is_named_and_can_be_written_anew(workspace: str, cont
     assert current.read_text() == "000001\n"
 
 
-def test_a_current_that_names_no_version_is_refused_and_nothing_is_built_on_what_lies_before_it(workspace: str) -> None:
+def test_a_current_without_its_version_is_refused_as_a_base(workspace: str) -> None:
     (Path(workspace) / "index" / "CURRENT").write_text("000009\n")
     with pytest.raises(artifacts.ArtifactError, match=r"versions/000009: no manifest\.json"):
         snapshot.open_index(workspace)
@@ -178,7 +178,7 @@ def test_a_current_that_names_no_version_is_refused_and_nothing_is_built_on_what
         versions.publish_rebasing(workspace, lambda base: versions.Draft(base.entries if base else (), {}))
 
 
-def test_from_a_damaged_current_version_one_can_roll_back(workspace: str) -> None:
+def test_a_damaged_current_version_can_be_rolled_back(workspace: str) -> None:
     everything = living(workspace)
     delete(workspace, "mars")
     manifest = Path(versions.version_url(workspace, "000002")) / "manifest.json"
@@ -199,7 +199,7 @@ def test_a_version_of_a_later_format_is_refused_with_the_next_step(workspace: st
         versions.read_version(workspace, "000002")
 
 
-def test_manifests_hold_json_that_says_what_was_done(workspace: str) -> None:
+def test_manifests_record_the_operation_as_json(workspace: str) -> None:
     manifest = json.loads((Path(versions.version_url(workspace, "000001")) / "manifest.json").read_text())
     assert manifest["index_format"] == versions.INDEX_FORMAT
     assert [set(entry) for entry in manifest["segments"]] == [
