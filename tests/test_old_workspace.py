@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ragtune_ray import config
-from ragtune_ray.asking import ask
+from ragtune_ray.asking import ask_streaming
 from ragtune_ray.cluster.answering.answer import answer
 from ragtune_ray.cluster.answering.evaluate import evaluate, read_answers
 from ragtune_ray.cluster.answering.retrieve import retrieve
@@ -59,8 +59,8 @@ def test_finished_runs_of_the_old_workspace_are_found_again(settings: config.Con
     before = {path: path.stat().st_mtime_ns for path in Path("workspace/runs").rglob("*") if path.is_file()}
     assert str(retrieve(settings)) == run_name("retrieve")
     for arm in ("base", "rag", "rag+ft"):
-        assert str(answer(settings.using(f"answer.arm={arm}"))) == run_name(f"answer-{arm}")
-    compared = settings.using("evaluate.arms=[base,rag,rag+ft]")
+        assert str(answer(settings.with_values({"answer.arm": arm}))) == run_name(f"answer-{arm}")
+    compared = settings.with_values({"evaluate.arms": settings.compare.arms})
     assert str(evaluate(compared)) == run_name("evaluate")
     assert str(compare(settings, COMMAND)) == run_name("compare")
     (model,) = (path.name for path in (GOLDEN / "workspace/models/rag+ft").iterdir() if path.is_dir())
@@ -88,10 +88,9 @@ def test_the_old_index_finds_what_it_found(settings: config.Config) -> None:
     assert ids == passages_of((Path(run_name("retrieve")) / "run.trec").read_text(encoding="utf-8"))
 
 
-@pytest.mark.cluster
 def test_the_corpus_is_indexed_to_the_same_bytes(settings: config.Config) -> None:
     """Names of segments are digests of what decides their content."""
-    build_index(settings.using("workspace=new"))
+    build_index(settings.with_values({"workspace": "new"}))
     (name,) = (path.name for path in Path("new/index/segments").iterdir())
     old, new = Path("workspace/index/segments", name), Path("new/index/segments", name)
     files = {path.relative_to(new) for path in new.rglob("*") if path.is_file()}
@@ -106,8 +105,8 @@ def test_the_corpus_is_indexed_to_the_same_bytes(settings: config.Config) -> Non
 @pytest.mark.parametrize("arm", ["base", "rag", "rag+ft"])
 def test_a_question_is_answered_from_the_old_workspace_with_the_same_text(settings: config.Config, arm: str) -> None:
     old = read_answers(run_name(f"answer-{arm}"))[0]
-    tuned = arms.with_tuned_models(settings.using(f"answer.arm={arm}"))
-    *pieces, asked = ask(tuned, old.query)
+    tuned = arms.with_tuned_models(settings.with_values({"answer.arm": arm}))
+    *pieces, asked = ask_streaming(tuned, old.query)
     assert asked.answer.answer == old.answer
     assert "".join(pieces) == old.answer
     assert asked.answer.passage_ids == old.passage_ids
