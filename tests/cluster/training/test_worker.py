@@ -1,5 +1,7 @@
 """What a training worker does around each step."""
 
+import json
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -7,8 +9,9 @@ import pytest
 import torch
 
 from ragtune_ray import config
-from ragtune_ray.cluster.training import worker
+from ragtune_ray.cluster.training import train, worker
 from ragtune_ray.models import hardware
+from ragtune_ray.storage import artifacts
 from ragtune_ray.training import optimization
 
 
@@ -31,3 +34,17 @@ def test_unreached_weights_are_found_on_the_training_device(monkeypatch: pytest.
     monkeypatch.setattr(optimization, "freeze_unreached", lambda module, *_: seen.append(module.weight.device.type))
     worker._distribute(torch.nn.Linear(2, 2), config.Training(), [])
     assert seen == ["meta"]
+
+
+def test_the_result_of_a_training_reads_its_metrics(tmp_path: Path) -> None:
+    url = str(tmp_path / "model")
+    staging = artifacts.stage(url)
+    rows = [{"step": 0, "score": 0.5}, {"step": 1, "loss": 2.0}]
+    (staging / worker.METRICS).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    artifacts.publish(staging, url, "model", best={"step": 1, "score": 0.75})
+    result = train.TrainResult(url)
+    assert result.manifest["best"]["step"] == 1
+    assert result.to_arrow().to_pylist() == [
+        {"step": 0, "score": 0.5, "loss": None},
+        {"step": 1, "score": None, "loss": 2.0},
+    ]

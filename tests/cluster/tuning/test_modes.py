@@ -79,6 +79,14 @@ def test_a_mode_accepts_better_models_and_becomes_an_arm(
     assert len(tune.report_lines(url)) > len(expected)
 
 
+def test_the_result_of_a_tune_reads_its_pair_and_verdicts(world: World) -> None:
+    result = tune.TuneResult(world.tune("staged", "tune.min_examples=100"))
+    assert result.manifest["mode"] == "staged"
+    assert result.manifest["pair"] == result.manifest["start"]
+    rows = result.to_arrow().select(["round", "component", "accepted"]).to_pylist()
+    assert [tuple(row.values()) for row in rows] == verdicts(result.path)
+
+
 def test_staged_teaches_each_component_its_own_failures(world: World) -> None:
     url = world.tune("staged")
     routed = step(url, "routed")
