@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from ragtune_ray import RagtuneError
+
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "ragtune_ray"
 
@@ -127,6 +129,8 @@ def test_every_error_class_derives_from_the_packages_base_error() -> None:
         raised |= more
     builtin = {"Exception", "ValueError", "RuntimeError", "TypeError", "OSError", "KeyError", "LookupError"}
     assert [name for name, bases in classes if bases & builtin and name.rpartition(".")[2] not in raised] == []
+    drawn = set(re.findall(r"\w+", RagtuneError.__doc__ or ""))
+    assert {name for name in raised if not name.startswith("_")} <= drawn, "the docstring of RagtuneError lists all"
     assert len(raised) > 20
 
 

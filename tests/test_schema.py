@@ -34,17 +34,17 @@ ANSWER = schema.Answer(
         schema.Hit("q", "d#0", "d", 1, 0.5),
     ],
 )
-def test_a_record_survives_the_way_through_arrow(row: object) -> None:
+def test_a_record_is_unchanged_by_a_round_trip_through_arrow(row: object) -> None:
     assert list(schema.from_table(schema.to_table([row], type(row)), type(row))) == [row]
 
 
-def test_unknown_and_empty_answers_stay_different() -> None:
+def test_unknown_and_empty_answers_remain_distinct() -> None:
     rows = [schema.Query("a", "x", None, (), (), "all"), schema.Query("b", "x", (), (), (), "all")]
     restored = list(schema.from_table(schema.to_table(rows, schema.Query), schema.Query))
     assert [row.answers for row in restored] == [None, ()]
 
 
-def test_the_columns_of_answers_are_the_contract() -> None:
+def test_answers_have_exactly_the_documented_columns() -> None:
     assert schema.arrow_schema(schema.Answer).names == [
         "query_id",
         "query",
@@ -64,13 +64,13 @@ def test_the_columns_of_answers_are_the_contract() -> None:
     ]
 
 
-def test_a_table_without_a_column_is_refused_by_name() -> None:
+def test_a_missing_column_is_refused_by_name() -> None:
     table = schema.to_table([ANSWER], schema.Answer).drop_columns(["model"])
     with pytest.raises(schema.SchemaError, match=r"Answer\.model should be string, found no such column"):
         list(schema.from_table(table, schema.Answer))
 
 
-def test_a_column_of_another_type_is_refused_by_name() -> None:
+def test_a_column_of_the_wrong_type_is_refused_by_name() -> None:
     table = pa.table({name: [1] for name in schema.arrow_schema(schema.Hit).names})
     with pytest.raises(schema.SchemaError, match=r"Hit\.query_id should be string, found int64"):
         schema.check(table.schema, schema.Hit)
