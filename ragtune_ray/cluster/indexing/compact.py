@@ -87,15 +87,15 @@ def _job(
     # The chosen entries are part of the id: the settings that choose them may change before a killed compaction is resumed.
     merging = [[entry.segment_id, entry.deleted] for entry in chosen]
     build_id = checksums.digest(["compact", latest.content_id, merging, settings.index.segment_passages, settings.seed])
-    return segmenting.Job.of(
+    return segmenting.Job(
         settings,
         pipeline.directory(settings.workspace, build_id),
         build_id,
-        kind=latest.manifest["index_kind"],
-        dimension=latest.manifest["encoder"]["dimension"],
-        language=latest.manifest["language"],
-        trained_id=latest.manifest.get("trained_id", ""),
-        in_process=in_process,
+        latest.manifest["index_kind"],
+        latest.manifest["encoder"]["dimension"],
+        latest.manifest["language"],
+        latest.manifest.get("trained_id", ""),
+        in_process,
     )
 
 

@@ -128,37 +128,17 @@ def build(
     if not sources:
         return Built((), parts, rejects, 0, facts, seconds)
     num_passages = sum(source["rows"] for source in sources)
-    job = _job(settings, build_id, base, blocks[0]["dimension"], num_passages, in_process=in_process)
+    chosen, dimension = settings.index, blocks[0]["dimension"]
+    # A build on top of a version uses the version's kind and trained structure.
+    kind = faiss_index.choose_kind(chosen.kind, num_passages, dimension, chosen.memory_bytes)
+    kind, trained_id = (base.manifest["index_kind"], base.manifest.get("trained_id", "")) if base else (kind, "")
+    job = segmenting.Job(settings, folder, build_id, kind, dimension, chosen.language, trained_id, in_process)
     stored_bytes = num_passages * faiss_index.footprint(job.kind, job.dimension).disk_bytes
     filesystem.require_space(settings.workspace, int(stored_bytes + 2 * text_bytes), "the segments")
     with _timed(seconds, "segment"):
         names, found = segmenting.build_segments(job, sources, calibrate=base is None)
     entries = tuple(versions.entry_of(settings.workspace, name) for name in names)
     return Built(entries, parts, rejects, num_passages, facts | (found if base is None else {}), seconds)
-
-
-def _job(
-    settings: config.Config,
-    build_id: str,
-    base: versions.Version | None,
-    dimension: int,
-    num_passages: int,
-    *,
-    in_process: bool,
-) -> segmenting.Job:
-    """A build on top of a version uses the version's kind and trained structure."""
-    chosen = settings.index
-    kind = faiss_index.choose_kind(chosen.kind, num_passages, dimension, chosen.memory_bytes)
-    return segmenting.Job.of(
-        settings,
-        directory(settings.workspace, build_id),
-        build_id,
-        kind=base.manifest["index_kind"] if base else kind,
-        dimension=dimension,
-        language=chosen.language,
-        trained_id=base.manifest.get("trained_id", "") if base else "",
-        in_process=in_process,
-    )
 
 
 def directory(workspace: str, build_id: str) -> str:

@@ -43,7 +43,7 @@ Source = dict[str, Any]
 class Job:
     """What all tasks of one build need."""
 
-    workspace: str
+    settings: config.Config
     build: str
     """Directory of the build."""
     build_id: str
@@ -51,41 +51,15 @@ class Job:
     """Kind of the whole index."""
     dimension: int
     language: str
-    segment_passages: int
-    target_recall: float
-    seed: int
-    trained_id: str = ""
+    trained_id: str
     """The trained structure to build from; "" if none is trained yet or the kind needs none."""
-    in_process: bool = False
+    in_process: bool
     """Run without Ray."""
 
-    @classmethod
-    def of(
-        cls,
-        settings: config.Config,
-        build: str,
-        build_id: str,
-        *,
-        kind: faiss_index.ConcreteKind,
-        dimension: int,
-        language: str,
-        trained_id: str,
-        in_process: bool,
-    ) -> Job:
-        """A job whose other fields come from the config."""
-        return cls(
-            workspace=settings.workspace,
-            build=build,
-            build_id=build_id,
-            kind=kind,
-            dimension=dimension,
-            language=language,
-            segment_passages=settings.index.segment_passages,
-            target_recall=settings.index.target_recall,
-            seed=settings.seed,
-            trained_id=trained_id,
-            in_process=in_process,
-        )
+    @property
+    def workspace(self) -> str:
+        """Of the index."""
+        return self.settings.workspace
 
 
 def blocks_as_sources(blocks: Sequence[dict[str, Any]]) -> list[Source]:
@@ -161,7 +135,7 @@ def _run(job: Job, function: Callable[..., Any], *arguments: Any) -> Any:
 def _units(job: Job, sources: Sequence[Source]) -> list[dict[str, Any]]:
     """Consecutive groups of sources with nearly equal numbers of passages, one per segment."""
     total = sum(source["rows"] for source in sources)
-    num_segments = max(1, -(-total // job.segment_passages))
+    num_segments = max(1, -(-total // job.settings.index.segment_passages))
     groups: list[list[Source]] = [[] for _ in range(num_segments)]
     first = 0
     for source in sources:
@@ -201,7 +175,7 @@ def _train(job: Job, sources: Sequence[Source]) -> str:
 def _train_task(job: Job, sources: list[Source], trained_id: str) -> None:
     num_vectors = sum(source["rows"] for source in sources)
     sample_size = faiss_index.training_sample_size(job.kind, num_vectors)
-    random = np.random.default_rng(job.seed)
+    random = np.random.default_rng(job.settings.seed)
     held_out = min(search_effort.NUM_QUERIES, num_vectors // 2)
     drawn = random.choice(num_vectors, min(num_vectors, sample_size + held_out), replace=False)
     queries = np.sort(drawn[:held_out])
@@ -212,7 +186,7 @@ def _train_task(job: Job, sources: list[Source], trained_id: str) -> None:
     with tempfile.TemporaryDirectory(prefix="ragtune-train-") as temporary:
         if trained_id:
             trained = faiss_index.train(
-                job.kind, job.dimension, num_vectors, _vectors_at(job, sources, sampled), job.seed
+                job.kind, job.dimension, num_vectors, _vectors_at(job, sources, sampled), job.settings.seed
             )
             url = trained_url(job.workspace, trained_id)
             staging = artifacts.stage(url)
@@ -297,12 +271,14 @@ def _structure(job: Job, num_vectors: int) -> Any:
     """The empty structure for a segment of this many vectors."""
     if job.trained_id:
         if num_vectors < SMALL_SEGMENT_PASSAGES and not _is_calibrated_here(job):
-            return faiss_index.train("flat", job.dimension, num_vectors, np.empty((0, job.dimension)), job.seed)
+            return faiss_index.train(
+                "flat", job.dimension, num_vectors, np.empty((0, job.dimension)), job.settings.seed
+            )
         return faiss_index.load(
             artifacts.open_artifact(trained_url(job.workspace, job.trained_id), "trained").path / TRAINED
         )
     kind = job.kind if num_vectors >= SMALL_SEGMENT_PASSAGES or _is_calibrated_here(job) else "flat"
-    return faiss_index.train(kind, job.dimension, num_vectors, np.empty((0, job.dimension)), job.seed)
+    return faiss_index.train(kind, job.dimension, num_vectors, np.empty((0, job.dimension)), job.settings.seed)
 
 
 def _is_calibrated_here(job: Job) -> bool:
@@ -324,7 +300,7 @@ def _calibrate(job: Job, segment_ids: list[str]) -> versions.VersionFacts:
         found = [_exact_scores(job, number) for number in range(len(segment_ids))]
         scores = -np.sort(-np.concatenate(found, axis=1), axis=1)[:, : search_effort.CUTOFF + 1]
     calibrated = search_effort.find_effort(
-        vectors.VectorIndex(parts), search_effort.HeldOut(queries, ordinals, scores), job.target_recall
+        vectors.VectorIndex(parts), search_effort.HeldOut(queries, ordinals, scores), job.settings.index.target_recall
     )
     files = [segments.read_segment_manifest(job.workspace, name)["files"] for name in segment_ids]
     num_vectors = max(1, sum(entry.num_passages for entry in entries))
