@@ -44,7 +44,7 @@ _QUESTION_SUFFIXES = (".jsonl", ".parquet", ".json")
 
 @dataclass(frozen=True, slots=True)
 class Unread:
-    """Files of one type that cannot be read."""
+    """Files of one type that cannot be read, or not completely."""
 
     suffix: str
     num_files: int
@@ -151,11 +151,17 @@ def survey_corpus(path: str) -> CorpusSurvey:
     texts: list[str] = []
     step = max(1, len(readable) // SAMPLE_FILES)
     for name in readable[::step][:SAMPLE_FILES]:
-        for item in _sample(folder, name):
-            if isinstance(item, Document):
-                texts.append(item.text)
-            else:
-                failures.append((_suffix(name), item.reason, ""))
+        items = list(_sample(folder, name))
+        texts += [item.text for item in items if isinstance(item, Document)]
+        rejects = [item for item in items if isinstance(item, Reject)]
+        if rejects:
+            first = rejects[0]
+            rows = (
+                f"{len(rejects)} of {len(items)} sampled rows; the first, {first.place}: "
+                if first.kind == "row"
+                else ""
+            )
+            failures.append((_suffix(name), rows + first.reason, ""))
     unread = _grouped(failures)
     if not texts and not any(item.extra for item in unread):
         reasons = "; ".join(f"{item.num_files} {item.suffix or 'file'}: {item.reason}" for item in unread[:3])

@@ -108,6 +108,13 @@ def test_files_that_cannot_be_read_are_named_with_the_extra_to_install(monkeypat
     assert "pip install 'ragtune-ray[docx]'" in lines
 
 
+def test_bad_rows_are_reported_once_per_file() -> None:
+    write(Path("docs", "a.jsonl"), doc(1, LATIN), "{", {"text": "no id"}, doc(2, LATIN))
+    (unread,) = init("docs").corpus.unread
+    assert (unread.suffix, unread.num_files) == (".jsonl", 1)
+    assert unread.reason.startswith(f"2 of 4 sampled rows; the first, {Path('docs', 'a.jsonl').absolute()}:2: not JSON")
+
+
 def test_an_empty_or_missing_folder_is_refused() -> None:
     with pytest.raises(InputError, match=r"docs: nothing readable .it is empty.; accepted: a folder of"):
         init("docs")
