@@ -27,6 +27,7 @@ __all__ = [
     "find_documents",
     "index_problems",
     "live_documents",
+    "live_mask",
 ]
 
 
@@ -64,6 +65,23 @@ def deleted_passages(workspace: str, entry: versions.Entry, *, stored: bool = Fa
 
 def _cached(workspace: str, name: str) -> bytes:
     return (filesystem.local_copy(_deleted_url(workspace), [name], "deleted") / name).read_bytes()
+
+
+def live_mask(workspace: str, entry: versions.Entry) -> np.ndarray | None:
+    """Return which passages of a segment are not deleted, bool (num_passages,); None if none are deleted.
+
+    Raises:
+        ArtifactError: the file of deletions is missing, damaged, or does not match the version.
+    """
+    if not entry.num_deleted:
+        return None
+    mask = np.ones(entry.num_passages, dtype=bool)
+    mask[deleted_passages(workspace, entry)] = False
+    if np.count_nonzero(mask) != entry.num_live:
+        raise artifacts.ArtifactError(
+            f"{entry.deleted}: does not match the version that names it; run: ragtune rollback CONFIG"
+        )
+    return mask
 
 
 def delete_passages(workspace: str, entry: versions.Entry, doomed: np.ndarray) -> versions.Entry:
@@ -123,7 +141,7 @@ class KnownDocuments:
             for entry in (version.entries if version else ())
         ]
 
-    def hold(self, document_ids: Sequence[str], fingerprints: Sequence[bytes]) -> list[bool]:
+    def contain(self, document_ids: Sequence[str], fingerprints: Sequence[bytes]) -> list[bool]:
         """Return for each document whether the version contains it with this fingerprint."""
         found: set[tuple[str, bytes]] = set()
         for rows, deleted in self._segments:

@@ -191,12 +191,6 @@ def _segments_of_builds(workspace: str) -> set[str]:
     return found
 
 
-def _trained_of_builds(workspace: str) -> set[str]:
-    """Return the trained structures of builds that can be resumed."""
-    builds = filesystem.list_names(filesystem.join(workspace, "index", "building"))
-    return {trained_id(build) for build in builds}
-
-
 def trained_id(build_id: str) -> str:
     """Return the id of the structure that a build trains."""
     return checksums.digest([build_id, "trained"])
@@ -204,9 +198,10 @@ def trained_id(build_id: str) -> str:
 
 def _remove_unnamed(workspace: str, opened: list[versions.Version], min_age_seconds: float) -> int:
     """Remove deletions and trained structures that no version names."""
+    builds = filesystem.list_names(filesystem.join(workspace, "index", "building"))
     named = {
         "deleted": {entry.deleted for version in opened for entry in version.entries},
-        "trained": {version.manifest.get("trained_id", "") for version in opened} | _trained_of_builds(workspace),
+        "trained": {version.manifest.get("trained_id", "") for version in opened} | {*map(trained_id, builds)},
     }
     num_removed = 0
     for kind, needed in named.items():

@@ -15,7 +15,6 @@ import pyarrow as pa
 
 from ragtune_ray import schema
 from ragtune_ray.index import bm25, contents, filters, segments, vectors, versions
-from ragtune_ray.storage import artifacts
 
 __all__ = ["Index", "Selection", "open_index", "shards"]
 
@@ -62,10 +61,10 @@ class Index:
         Raises:
             ArtifactError: the format of a segment does not list documents.
         """
-        wanted = set(passage_ids)
-        (owned,) = self.of_documents([sorted({schema.document_id_of(name) for name in wanted})])
+        ids = set(passage_ids)
+        (owned,) = self.of_documents([sorted({schema.document_id_of(name) for name in ids})])
         names = segments.take_rows(self.passages.select(["passage_id"]), owned)["passage_id"].to_pylist()
-        kept = [ordinal for ordinal, name in zip(owned.tolist(), names, strict=True) if name in wanted]
+        kept = [ordinal for ordinal, name in zip(owned.tolist(), names, strict=True) if name in ids]
         return {passage.passage_id: passage for passage in self.take(kept)}
 
     def of_documents(self, document_ids: Sequence[Sequence[str]]) -> list[np.ndarray]:
@@ -77,12 +76,12 @@ class Index:
         Raises:
             ArtifactError: the format of a segment does not list documents.
         """
-        wanted = list(dict.fromkeys(name for group in document_ids for name in group))
+        ids = list(dict.fromkeys(name for group in document_ids for name in group))
         owned: dict[str, list[np.ndarray]] = {}
         first = 0
         for segment, mask in zip(self.segments, self.alive, strict=True):
             rows = segment.documents
-            for row in rows.find(wanted):
+            for row in rows.find(ids):
                 ordinals = rows.passages(np.array([row]))
                 name = rows.table["document_id"][int(row)].as_py()
                 owned.setdefault(name, []).append(first + (ordinals if mask is None else ordinals[mask[ordinals]]))
@@ -143,12 +142,12 @@ def open_index(
     opened = versions.read_version(workspace, name)
     manifest = opened.manifest
     entries = opened.entries if shard is None else [opened.entries[place] for place in shard]
-    at_hand = {segment.manifest_sha256: segment for segment in reuse.segments} if reuse else {}
+    reusable = {segment.manifest_sha256: segment for segment in reuse.segments} if reuse else {}
     found = tuple(
-        at_hand.get(entry.manifest_sha256) or segments.open_segment(workspace, entry.segment_id, entry.manifest_sha256)
+        reusable.get(entry.manifest_sha256) or segments.open_segment(workspace, entry.segment_id, entry.manifest_sha256)
         for entry in entries
     )
-    alive = [_alive(workspace, entry) for entry in entries]
+    alive = [contents.live_mask(workspace, entry) for entry in entries]
     tables = [segment.passages for segment in found]
     return Index(
         name,
@@ -161,18 +160,6 @@ def open_index(
         ),
         pa.concat_tables(tables) if tables else schema.arrow_schema(schema.Passage).empty_table(),
     )
-
-
-def _alive(workspace: str, entry: versions.Entry) -> np.ndarray | None:
-    if not entry.num_deleted:
-        return None
-    mask = np.ones(entry.num_passages, dtype=bool)
-    mask[contents.deleted_passages(workspace, entry)] = False
-    if np.count_nonzero(mask) != entry.num_live:
-        raise artifacts.ArtifactError(
-            f"{entry.deleted}: does not match the version that names it; run: ragtune rollback CONFIG"
-        )
-    return mask
 
 
 def _effort(manifest: versions.IndexManifest, found: Sequence[segments.Segment]) -> vectors.SearchEffort:

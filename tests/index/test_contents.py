@@ -36,10 +36,10 @@ def test_a_document_is_known_if_not_deleted_and_unchanged(workspace: str) -> Non
         marks.update(zip(*(rows.table[name].to_pylist() for name in ("document_id", "fingerprint")), strict=True))
     ids = [*marks, "nobody"]
     given = [*marks.values(), b"?" * 16]
-    assert contents.KnownDocuments(workspace, base).hold(ids, given) == [True] * len(marks) + [False]
-    assert not any(contents.KnownDocuments(workspace, base).hold(ids, [b"?" * 16] * len(ids)))
-    assert not any(contents.KnownDocuments(workspace, None).hold(ids, given))
-    known = contents.KnownDocuments(workspace, delete(workspace, "mars")).hold(ids, given)
+    assert contents.KnownDocuments(workspace, base).contain(ids, given) == [True] * len(marks) + [False]
+    assert not any(contents.KnownDocuments(workspace, base).contain(ids, [b"?" * 16] * len(ids)))
+    assert not any(contents.KnownDocuments(workspace, None).contain(ids, given))
+    known = contents.KnownDocuments(workspace, delete(workspace, "mars")).contain(ids, given)
     assert [name for name, is_known in zip(ids, known, strict=True) if not is_known] == ["mars", "nobody"]
 
 

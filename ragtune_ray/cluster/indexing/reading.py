@@ -267,7 +267,7 @@ def _document_rows(
     documents: list[schema.Document], first_number: int, known: contents.KnownDocuments
 ) -> list[dict[str, Any]]:
     fingerprints = [segments.document_fingerprint(document) for document in documents]
-    are_known = known.hold([document.document_id for document in documents], fingerprints)
+    are_known = known.contain([document.document_id for document in documents], fingerprints)
     return [
         {
             "document_id": document.document_id,

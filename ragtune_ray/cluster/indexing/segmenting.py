@@ -221,11 +221,7 @@ def _vectors(job: Job, source: Source) -> np.ndarray:
 def _open_source(job: Job, source: Source) -> tuple[segments.Segment, np.ndarray | None]:
     entry = versions.Entry(**source["entry"])
     segment = segments.open_segment(job.workspace, entry.segment_id, entry.manifest_sha256)
-    if not entry.num_deleted:
-        return segment, None
-    alive = np.ones(entry.num_passages, dtype=bool)
-    alive[contents.deleted_passages(job.workspace, entry)] = False
-    return segment, alive
+    return segment, contents.live_mask(job.workspace, entry)
 
 
 def _rows(job: Job, source: Source) -> tuple[pa.Table, np.ndarray]:

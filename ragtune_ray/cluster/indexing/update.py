@@ -135,7 +135,7 @@ def _refuse_overtaken(
         return
     documents = built.parts.documents.filter(built.parts.documents["is_known"])
     ids, fingerprints = (documents[name].to_pylist() for name in ("document_id", "fingerprint"))
-    if not all(contents.KnownDocuments(workspace, latest).hold(ids, fingerprints)):
+    if not all(contents.KnownDocuments(workspace, latest).contain(ids, fingerprints)):
         raise change.overtaken_by(latest)
 
 
