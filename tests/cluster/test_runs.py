@@ -12,7 +12,7 @@ from ragtune_ray.cluster import runs, stages
 from ragtune_ray.cluster.indexing.update import delete_documents
 from ragtune_ray.index import retention, versions
 from ragtune_ray.models.encoder import HashingEncoder
-from ragtune_ray.storage import filesystem
+from ragtune_ray.storage import artifacts, filesystem
 
 
 @pytest.mark.parametrize("store", ["local", "memory"])
@@ -48,3 +48,19 @@ def test_a_run_finds_its_index_content_under_a_later_name(
     # Of content that is gone the name stays: whoever opens it says so.
     assert runs.living_version(workspace, {"index_version": "000002", "index_content": "other"}) == "000002"
     assert runs.living_version(workspace, {"index_version": ""}) == ""
+
+
+def test_a_run_is_named_by_its_identity_and_published_once(tmp_path: Path) -> None:
+    settings = config.Config().using(f"workspace={tmp_path}")
+    run = runs.Run.of(settings, "answer", {"seed": 1}, name="answer-rag")
+    assert run.url == runs.Run.of(settings, "answer", {"seed": 1}, name="answer-rag").url
+    assert run.url != runs.Run.of(settings, "answer", {"seed": 2}, name="answer-rag").url
+    assert not run.is_finished()
+    filesystem.replace_text(filesystem.join(run.work, "unit.json"), "{}")
+    run.publish(artifacts.stage(run.url), {"num_answers": 3})
+    assert run.is_finished()
+    assert not filesystem.exists(run.work)
+    manifest = runs.read_manifest(run.url)
+    assert (manifest["kind"], manifest["num_answers"]) == ("answer", 3)
+    assert manifest["config"] == settings.model_dump(mode="json")
+    assert set(manifest["seconds"]) == {"total"}

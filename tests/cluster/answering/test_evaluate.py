@@ -170,3 +170,24 @@ def test_a_model_without_a_record_is_evaluated_with_a_note(
 def test_a_missing_model_is_named_before_anything_is_answered(settings: config.Config) -> None:
     with pytest.raises(weights.ModelError, match=r"ragtune train CONFIG training\.arm=ft"):
         evaluate.evaluate(settings)
+
+
+def test_an_evaluation_returns_metrics_and_differences_as_one_table(tmp_path: Path) -> None:
+    def interval(value: float) -> dict[str, float]:
+        return {"value": value, "low": value - 0.1, "high": value + 0.1, "n": 4}
+
+    url = str(tmp_path / "evaluate")
+    staging = artifacts.stage(url)
+    for arm, value in (("base", 0.25), ("rag", 0.75)):
+        (staging / arm).mkdir()
+        (staging / arm / "metrics.json").write_text(json.dumps({"EM": interval(value)}))
+    (staging / "differences.json").write_text(json.dumps({"rag - base": {"EM": interval(0.5)}}))
+    artifacts.publish(staging, url, "evaluate", runs={"base": "", "rag": ""})
+    evaluation = evaluate.Evaluation(url)
+    assert evaluation.metrics["rag"]["EM"] == interval(0.75)
+    rows = evaluation.to_arrow().to_pylist()
+    assert [(row["arm"], row["metric"], row["value"]) for row in rows] == [
+        ("base", "EM", 0.25),
+        ("rag", "EM", 0.75),
+        ("rag - base", "EM", 0.5),
+    ]
