@@ -7,21 +7,19 @@ from pathlib import Path
 import pytest
 
 import ragtune_ray as rt
-from tests.support.corpora import write_corpus, write_queries
+from tests.support.corpora import write_corpus
 
 PACKAGE = Path(rt.__file__).parent
 
 
 @pytest.fixture
 def config(tmp_path: Path, generator_directory: Path) -> rt.Config:
-    """A config of 12 documents and 6 questions that runs in seconds."""
+    """A config of 12 documents that runs in seconds."""
     write_corpus(tmp_path / "corpus.jsonl", 12)
-    write_queries(tmp_path / "queries.jsonl", 6)
     return rt.load_config(
         {
             "workspace": tmp_path / "workspace",
             "corpus.path": tmp_path / "corpus.jsonl",
-            "queries.path": tmp_path / "queries.jsonl",
             "encoder.model": "hashing-64",
             "chunking.size_tokens": 32,
             "chunking.overlap_tokens": 4,
@@ -29,7 +27,6 @@ def config(tmp_path: Path, generator_directory: Path) -> rt.Config:
             "generator.precision": "float32",
             "generator.max_new_tokens": 4,
             "prompt.max_tokens": 1500,
-            "evaluate.resamples": 200,
         }
     )
 
@@ -77,13 +74,3 @@ def test_documents_are_indexed_searched_changed_and_asked_about(config: rt.Confi
     assert isinstance(answer, rt.SourcedAnswer)
     assert answer.answer.status == "ok"
     assert len(answer.passages) == len(answer.answer.passage_ids) > 0
-
-
-@pytest.mark.cluster
-def test_verbs_on_many_questions_return_results_with_tables(config: rt.Config) -> None:
-    rt.build_index(config)
-    hits, answers, evaluation = rt.retrieve(config), rt.answer(config), rt.evaluate(config)
-    assert set(hits.to_arrow()["query_id"].to_pylist()) == set(answers.to_arrow()["query_id"].to_pylist())
-    assert answers.to_arrow().num_rows == 6
-    assert set(evaluation.to_arrow()["arm"].to_pylist()) == {"base", "rag", "rag - base"}
-    assert str(rt.answer(config)) == answers.path, "a finished run is not repeated"

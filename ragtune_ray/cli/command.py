@@ -61,7 +61,8 @@ class _Commands(typer.core.TyperGroup):
     """Lists the verbs in the order in which they are used."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        return sorted(super().list_commands(ctx), key=VERBS.index)
+        known = super().list_commands(ctx)
+        return [name for name in VERBS if name in known] + [name for name in known if name not in VERBS]
 
 
 app = typer.Typer(
