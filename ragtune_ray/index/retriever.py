@@ -122,7 +122,7 @@ class Retriever:
         return open_retriever(settings, version, device)
 
     def search(self, texts: Sequence[str], top_k: int | None = None) -> list[list[PassageHit]]:
-        """Ranked passages for each question, best first; fewer than `top_k` only if fewer passages match.
+        """Return the passages for each question, best first; fewer than `top_k` only if fewer match.
 
         Args:
             texts: the questions.

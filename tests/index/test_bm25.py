@@ -27,7 +27,7 @@ NUMBERS = st.sets(st.integers(0, 11))
 
 
 def all_terms(text: str, language: str) -> list[str]:
-    """A passage's terms with its stop words: each word is asked for alone, since a lone stop word is kept."""
+    """Return a passage's terms with stop words: each word is a query of its own, because a lone stop word is kept."""
     return [term for word in text.split() for term in tokens([word], language)[0]]
 
 
@@ -55,7 +55,7 @@ def naive_segment(passages: list[str], language: str) -> Postings:
 
 
 def assert_same_hits(one: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray]) -> None:
-    """Bit for bit."""
+    """Compare bit by bit."""
     np.testing.assert_array_equal(one[1], other[1])
     assert one[0].tobytes() == other[0].tobytes()
 

@@ -82,7 +82,7 @@ def test_a_truncated_file_is_refused_by_name(tmp_path: Path, kind: faiss_index.C
     path = tmp_path / "x.faiss"
     faiss_index.save(built(kind, clustered_vectors(200))[0], path)
     sound = path.read_bytes()
-    # Of mapped lists the size is compared, not the last byte: that is what the manifest's sha256 is for.
+    # Only the size of mapped lists is checked; the manifest's sha256 detects other damage.
     almost_all = [] if mmap and kind.startswith("ivf") else [len(sound) - 1]
     for size in (0, 3, 20, 45, len(sound) // 2, *almost_all):
         path.write_bytes(sound[:size])
@@ -97,7 +97,7 @@ def test_a_file_that_is_not_an_index_is_refused(tmp_path: Path, mmap: bool) -> N
         faiss_index.load(tmp_path / "x.faiss", mmap=mmap)
 
 
-# Where FAISS writes what: fourcc (4 bytes), dimension (4), number of vectors (8), ..., then at 37 the number of 4-byte codes.
+# FAISS writes: fourcc (4 bytes), dimension (4), number of vectors (8), ..., then at 37 the number of 4-byte codes.
 NUM_VECTORS, NUM_CODES = 8, 37
 
 

@@ -24,7 +24,7 @@ TEXTS = st.sampled_from(
     ["", "1", "1.0", "true", "a", "b", "é", "谁", "\U0001f600", "\uffff", "a\x00", "2020-01-31", "2020-02"]
 )
 SCALARS = st.one_of(WHOLE, FRACTIONS, TEXTS, st.booleans())
-# Values that no filter can name, since they would be rounded or have no text in UTF-8.
+# Values that no filter can contain, because they would be rounded or are not valid UTF-8.
 STRANGE = st.sampled_from([2**63 + 1, 10**30 + 1, 10**400, -(10**400), math.nan, math.inf, "\ud800", "a\udfff", None])
 VALUES = st.one_of(
     SCALARS,
@@ -56,7 +56,7 @@ CONDITIONS = st.dictionaries(
 
 
 def _type(value: Any) -> str:
-    """What a value counts as; empty where nothing may match it."""
+    """Return the type of a value; empty if nothing may match it."""
     if isinstance(value, bool):
         return "boolean"
     if isinstance(value, str):
@@ -111,7 +111,7 @@ def test_columns_and_json_match_like_a_naive_implementation(documents: list[Any]
     chosen = filters.parse_filter(conditions)
     table = filters.attributes(metadata)
     assert filters.matches(chosen, table, _never).tolist() == expected
-    # Rows of a table that begins within a chunk, and one of several chunks.
+    # A table that begins within a chunk, and a table of several chunks.
     start = data.draw(st.integers(0, len(documents)))
     assert filters.matches(chosen, table.slice(start), _never).tolist() == expected[start:]
     pieces = pa.concat_tables([table.slice(0, start), table.slice(start)])

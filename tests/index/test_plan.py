@@ -55,7 +55,7 @@ def planned(settings: config.Config) -> dict[str, Any]:
 
 
 def everything(settings: config.Config) -> tuple[int, int]:
-    """Documents and passages of the whole corpus, by reading and chunking all of it."""
+    """Count documents and passages by reading and chunking the whole corpus."""
     plan = plan_units(settings.corpus.path, settings.corpus.unit_bytes)
     found = [item for unit in plan.units for item in read_documents(unit, settings.corpus.max_document_bytes)]
     documents = [item for item in found if isinstance(item, schema.Document)]
@@ -265,7 +265,7 @@ def test_without_prices_only_hours_are_reported(tmp_path: Path) -> None:
     found = planning.costs(settings_of(tmp_path, "/c"), 8, 1800.0, 2**30)
     assert (found["core_hours"], found["compute"], found["storage_month"]) == (4.0, None, None)
     gpus = settings_of(tmp_path, "/c", "prices.core_hour=1", "cluster.gpus_per_worker=1")
-    assert planning.costs(gpus, 8, 1800.0, 1)["compute"] is None, "the price of half of it is no price"
+    assert planning.costs(gpus, 8, 1800.0, 1)["compute"] is None, "a total needs all prices"
     shown = " ".join("\n".join(terminal.plan_lines(estimated(tmp_path))).split())
     assert "core-hours; their price is not known (prices.core_hour" in shown
 
@@ -350,7 +350,7 @@ def test_a_build_reports_planned_and_actual_numbers(
     )
     jsonl(tmp_path / "c.jsonl", [50] * 31)
     manifest = artifacts.read_manifest(str(index_module.build_index(settings)))
-    assert manifest["planned"] is None, "no plan of the changed corpus"
+    assert manifest["planned"] is None, "there is no plan of the changed corpus"
     assert "planned" not in capsys.readouterr().err
     assert versions.list_versions(settings.workspace) == ["000001", "000002"]
 
@@ -378,7 +378,7 @@ def test_bad_inputs_name_the_rule_and_the_next_step(tmp_path: Path) -> None:
     ):
         with pytest.raises(error, match=message):
             planning.plan_index(settings_of(tmp_path, path))
-    assert not (tmp_path / "workspace").exists(), "no plan of nothing"
+    assert not (tmp_path / "workspace").exists(), "without documents there is no plan"
 
 
 def test_rejects_are_a_warning_and_lower_the_estimate(tmp_path: Path) -> None:

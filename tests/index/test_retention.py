@@ -16,7 +16,7 @@ DAY_SECONDS = 24 * 3600.0
 
 @pytest.fixture
 def workspace(tmp_path: Path, passages: list[schema.Passage], write_index: Callable[..., str]) -> Path:
-    """An index, a tuned mode with its rounds, and a run, a training and a tune that were left half-way."""
+    """An index, a tuned mode with its rounds, and a run, a training and a tune that are unfinished."""
     path = tmp_path / "workspace"
     write_index(path, passages, HashingEncoder("hashing-16"))
     for model in ("models/ft/f0", "models/staged/a1"):
@@ -64,7 +64,7 @@ def test_questions_are_kept_while_a_run_continues(workspace: Path) -> None:
     questions.write_text("{}")
     age(workspace / "runs")
     part = workspace / "runs" / ".work" / "answer-1" / "next.parquet"
-    part.write_text("{}")  # written a day after the questions, which the run reads to its end
+    part.write_text("{}")  # a day newer than the questions, which the run still reads
     retention.collect(str(workspace), keep=3, min_age_seconds=DAY_SECONDS)
     assert questions.exists()
     age(workspace / "runs")

@@ -182,7 +182,7 @@ def test_another_encoder_is_refused_with_both_named(workspace: str, opened: snap
 
 
 class BrokenEncoder(HashingEncoder):
-    """Gives the second query NaN, as an overflowing model does."""
+    """Returns NaN for the second query, as an overflowing model does."""
 
     def encode_queries(self, texts: Sequence[str]) -> np.ndarray:
         vectors = super().encode_queries(texts)
@@ -198,7 +198,7 @@ def test_a_query_without_a_finite_vector_is_refused(opened: snapshot.Index, mode
 
 
 class LengthReranker:
-    """Prefers long passages; a stand-in whose order nobody could get by chance."""
+    """Prefers long passages, an order that no other ranking produces by chance."""
 
     def __init__(self) -> None:
         self.pairs: list[tuple[str, str]] = []
@@ -219,7 +219,7 @@ def test_a_reranker_orders_the_candidates(
     queries = ["moon", "xylophone", "star helium moon"]
     candidates = plain.retrieve(["a", "b", "c"], queries, 5)
     for query, before, after in zip(queries, candidates, reranked.retrieve(["a", "b", "c"], queries, 2), strict=True):
-        # Hybrid draws five from each list, so up to ten distinct passages reach the reranker.
+        # Hybrid takes five from each list, so up to ten distinct passages reach the reranker.
         pool = {text for asked, text in reranker.pairs if asked == query}
         if mode != "hybrid":
             assert pool == {text_of[passage_id] for passage_id in ids(before)}
@@ -247,7 +247,9 @@ def test_a_real_encoder_finds_each_passage_by_its_own_text(
         f"encoder.model={encoder_directory}", "encoder.precision=float32", "retrieval.mode=dense"
     )
     write_index(tmp_path, passages, load_encoder(settings.encoder, "cpu"), model=str(encoder_directory))
-    texts = [passage.text for passage in passages if passage.document_id != "china"]  # no letters that the model knows
+    texts = [
+        passage.text for passage in passages if passage.document_id != "china"
+    ]  # the model knows none of its letters
     found = open_retriever(settings, device="cpu").retrieve(texts, texts, 1)
     assert [hits[0].passage_id for hits in found] == [p.passage_id for p in passages if p.document_id != "china"]
     np.testing.assert_allclose([hits[0].score for hits in found], 1, atol=1e-5)

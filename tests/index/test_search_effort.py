@@ -35,7 +35,7 @@ def held_out(ordinals: np.ndarray, stored: np.ndarray = STORED) -> search_effort
 
 
 def draws(*counts: int) -> list[np.ndarray]:
-    """Disjoint ordinals of queries."""
+    """Draw disjoint ordinals of queries."""
     return np.split(np.random.default_rng(1).permutation(NUM_VECTORS)[: sum(counts)], np.cumsum(counts)[:-1])
 
 
@@ -123,7 +123,7 @@ def test_recall_is_the_share_of_the_set_of_nearest_neighbours(kind: faiss_index.
 def test_a_query_that_finds_only_itself_has_found_nothing() -> None:
     asked = search_effort.HeldOut(
         STORED[:1], np.array([0]), search_effort.exact_neighbors(STORED[:1], STORED)
-    )  # its neighbours are those of the whole
+    )  # its neighbours in the whole index
     assert search_effort._recalls(searched("flat", STORED[:1], 1), asked, vectors.SearchEffort()).tolist() == [0]
     asked = search_effort.HeldOut(STORED[:1], np.array([0]), search_effort.exact_neighbors(STORED[:1], STORED[:3]))
     assert search_effort._recalls(searched("flat", STORED[:2], 1), asked, vectors.SearchEffort()).tolist() == [0.5]

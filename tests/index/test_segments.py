@@ -1,4 +1,4 @@
-"""The files of one segment."""
+"""Segments: their files, documents, filters and checks."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -74,7 +74,7 @@ def test_documents_are_found_by_id_with_their_passages(
 
 
 def test_a_document_in_two_places_has_two_rows_and_all_passages(tmp_path: Path, passages: list[schema.Passage]) -> None:
-    """As after merging segments between which a document was cut."""
+    """Merging segments can lead to this if a document was cut between them."""
     chosen = [passages[0], passages[2], passages[1]]
     assert [passage.document_id for passage in chosen] == ["moon", "mars", "moon"]
     url = segments.segment_url(str(tmp_path), "s")

@@ -52,7 +52,7 @@ def test_passages_are_taken_from_more_than_2_gib_of_text(
     opened = snapshot.open_index(str(tmp_path))
     long = schema.to_table([dataclasses.replace(passages[0], text="x" * 2**26)], schema.Passage)
     place = long.schema.get_field_index("start")
-    # The forty share one text, so that the 2.5 GiB cost 64 MiB.
+    # The forty rows share one text, so that 2.5 GiB take 64 MiB.
     table = pa.concat_tables([long.set_column(place, long.schema.field(place), [[number]]) for number in range(40)])
     large = dataclasses.replace(opened, passages=table)
     found = large.take([0, 39, 3])
@@ -136,7 +136,7 @@ def test_the_passages_of_documents_are_found_group_by_group(
 def test_passages_of_changed_documents_are_the_new_ones(
     tmp_path: Path, passages: list[schema.Passage], write_index: Write
 ) -> None:
-    # A document that was changed: its old passages are deleted in the first segment, its new ones stand in another.
+    # In a changed document, old passages are deleted in the first segment and new ones are in another.
     again = [
         dataclasses.replace(row, passage_id=f"{row.passage_id[:-1]}{number + 7}", text=f"Once more: {row.text}")
         for number, row in enumerate(passages)
@@ -170,7 +170,7 @@ def test_the_vectors_of_documents_are_those_that_were_written(
     tmp_path: Path, passages: list[schema.Passage], write_index: Write, kind: faiss_index.ConcreteKind
 ) -> None:
     write_index(tmp_path, passages, ENCODER, num_segments=3, kind=kind)
-    opened = snapshot.open_index(str(tmp_path))  # memory-mapped, which some kinds read otherwise
+    opened = snapshot.open_index(str(tmp_path))  # memory-mapped: some kinds have another code path for that
     (ordinals,) = opened.of_documents([["sun", "china", "mars"]])
     expected = ENCODER.encode_passages([passages[ordinal].text for ordinal in ordinals])
     np.testing.assert_allclose(opened.vectors.take(ordinals), expected, rtol=0, atol=1e-6)

@@ -49,7 +49,7 @@ def split(mask: np.ndarray, parts: Sequence[vectors.Part]) -> list[np.ndarray]:
     return np.split(mask, np.cumsum([part.structure.ntotal for part in parts])[:-1])
 
 
-@pytest.mark.parametrize("num_queries", [3, 40])  # FAISS takes another path from 20 queries on
+@pytest.mark.parametrize("num_queries", [3, 40])  # from 20 queries on, FAISS uses another code path
 def test_flat_search_equals_brute_force(num_queries: int) -> None:
     stored, queries = random_vectors(500), random_vectors(num_queries, seed=1)
     scores, ordinals = vectors.VectorIndex(built("flat", stored)).search(queries, 20)
@@ -86,7 +86,7 @@ def test_equal_scores_are_ordered_by_ordinal(kind: faiss_index.ConcreteKind) -> 
 @given(st.integers(1, 12), st.integers(1, 4), st.integers(0, 10**6))
 def test_a_tie_for_the_last_place_goes_to_the_lower_ordinal(top_k: int, num_segments: int, seed: int) -> None:
     source = np.random.default_rng(seed)
-    # Only five different cosines, all exact in float32, so that nearly every cut falls among equals.
+    # Only five different cosines, all exact in float32, so that nearly every cut is between equal scores.
     stored, queries = (source.choice([-0.5, 0.5], size=(n, 4)).astype(np.float32) for n in (vectors.TIED_VECTORS, 25))
     _, ordinals = vectors.VectorIndex(built("flat", stored, num_segments)).search(queries, top_k)
     np.testing.assert_array_equal(ordinals, brute_force(stored, queries, top_k)[1])
@@ -120,7 +120,7 @@ def test_approximate_search_finds_nine_of_ten_neighbours(kind: faiss_index.Concr
     expected = brute_force(stored, queries, 10)[1]
     found = [len(set(row) & set(exact)) for row, exact in zip(ordinals.tolist(), expected.tolist(), strict=True)]
     assert np.mean(found) / 10 > 0.9
-    # Whatever is found carries its true cosine.
+    # Every hit has its true cosine.
     np.testing.assert_allclose(scores, np.einsum("qd,qkd->qk", queries, stored[ordinals]), atol=1e-5)
 
 
@@ -245,7 +245,7 @@ def test_vectors_are_returned_as_they_were_added(kind: faiss_index.ConcreteKind,
     stored = clustered_vectors(500)
     searched = vectors.VectorIndex(built(kind, stored, num_segments))
     before = searched.search(stored[:30], 5)
-    wanted = np.random.default_rng(4).integers(0, 500, 200)  # in no order, some of them twice
+    wanted = np.random.default_rng(4).integers(0, 500, 200)  # unordered, with duplicates
     wanted[:4] = [0, 166, 167, 499]  # where segments begin and end
     found = searched.take(wanted)
     assert (found.dtype, found.shape) == (np.float32, (200, 32))

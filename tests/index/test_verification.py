@@ -41,7 +41,7 @@ def test_a_flipped_byte_in_any_file_of_any_artifact_is_found_and_named(workspace
         found, _ = verify_workspace(str(workspace))
         artifact = next(parent for parent in file.parents if (parent / "manifest.json").exists())
         assert any(str(artifact) in problem and file.name in problem for problem in found), file
-        assert all(str(artifact) in problem for problem in found), "the sound ones are not accused"
+        assert all(str(artifact) in problem for problem in found), "sound artifacts have no problems"
         assert verify_artifact(str(artifact))[0], file
         file.write_bytes(sound)
     assert verify_workspace(str(workspace))[0] == []

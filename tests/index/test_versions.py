@@ -20,7 +20,7 @@ ENCODER = HashingEncoder("hashing-64")
 
 
 def test_identities_of_a_corpus_are_pinned(tmp_path: Path) -> None:
-    """Builds resume, and plans are found again, by these digests: other bytes would orphan what is on disk."""
+    """Builds are resumed and plans found by these digests; other digests would orphan existing files."""
     (tmp_path / "moon.md").write_text("The moon orbits the earth.\n")
     (tmp_path / "mars.jsonl").write_text('{"id": "mars", "text": "Mars has two moons."}\n')
     settings = config.Config(
@@ -73,7 +73,7 @@ def test_the_losing_publisher_rebases_its_change(workspace: str, caplog: pytest.
         assert base is not None
         bases.append(base.name)
         if len(bases) == 1:
-            delete(workspace, "mars")  # the rival is quicker
+            delete(workspace, "mars")  # the other publisher is faster
         found = contents.find_documents(workspace, base, ["moon"])["moon"]
         entries = [
             contents.delete_passages(workspace, entry, found.get(entry.segment_id, np.empty(0, int)))
@@ -85,14 +85,14 @@ def test_the_losing_publisher_rebases_its_change(workspace: str, caplog: pytest.
     assert is_new
     assert version is not None
     assert (version.name, bases) == ("000003", ["000001", "000002"])
-    assert living(workspace) == {"hubble", "sun", "china"}, "both deletions hold"
+    assert living(workspace) == {"hubble", "sun", "china"}, "both deletions apply"
     assert "rebased" in caplog.text
 
 
 def test_an_empty_change_publishes_nothing_but_advances_current(workspace: str) -> None:
     delete(workspace, "mars")
     current = Path(workspace) / "index" / "CURRENT"
-    current.write_text("000001\n")  # as if the publisher had died before its last step
+    current.write_text("000001\n")  # as if the publisher was killed before its last step
     version, is_new = versions.publish_rebasing(workspace, lambda _: None)
     assert version is not None
     assert (version.name, is_new) == ("000002", False)
@@ -104,7 +104,7 @@ def test_a_slow_publisher_cannot_move_current_backwards(workspace: str, monkeypa
 
     def overtaken(url: str, text: str) -> None:
         monkeypatch.setattr(filesystem, "replace_text", replace)
-        delete(workspace, "mars")  # another publishes version 3 before we have written that 2 is current
+        delete(workspace, "mars")  # publishes version 3 before version 2 is made current
         replace(url, text)
 
     base = latest(workspace)
@@ -134,7 +134,7 @@ def test_rolling_back_publishes_the_content_of_an_earlier_version(workspace: str
     assert (back.name, back.manifest["restores"]) == ("000004", "000002")
     assert living(workspace) == everything - {"mars"}
     further = versions.roll_back(workspace)
-    assert further.manifest["restores"] == "000001", "the one before what is current now"
+    assert further.manifest["restores"] == "000001", "the version before the current content"
     assert living(workspace) == everything
     assert versions.roll_back(workspace, "000003").content_id == versions.read_version(workspace, "000003").content_id
     assert versions.current_version(workspace) == "000006"
