@@ -93,7 +93,10 @@ def _live(folder: Path, size: int, kind: str, repeats: int) -> dict[str, Any]:
     _ragtune("index", "delete", config, "d5", "d6")
     deleted = time.perf_counter() - started
     started = time.perf_counter()
-    fresh = "import sys; from ragtune_ray import snapshot; o = snapshot.open_index(sys.argv[1]); o.lexical.search(['warm'], 1)"
+    fresh = (
+        "import sys; from ragtune_ray.index import snapshot; "
+        "snapshot.open_index(sys.argv[1]).lexical.search(['warm'], 1)"
+    )
     subprocess.run([sys.executable, "-c", fresh, workspace], check=True)
     median = {name: float(np.median([each[name] for each in found])) for name in found[0]}
     return {

@@ -20,7 +20,9 @@ OTHER: Contents = {"probe": "the probe flew past the comet", "rover": "the rover
 DRIVER = """
 import sys, time
 from pathlib import Path
-from ragtune_ray import cli, failpoints, versions
+from ragtune_ray import cli
+from ragtune_ray.index import versions
+from ragtune_ray.storage import failpoints
 
 name, place, barrier, max_rebases, *arguments = sys.argv[1:]
 versions.MAX_REBASES = int(max_rebases)
