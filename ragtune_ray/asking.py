@@ -21,8 +21,6 @@ from ragtune_ray.generation.interface import Completion, Generator
 from ragtune_ray.index.retriever import open_retriever
 from ragtune_ray.models import arms
 
-__all__ = ["SourcedAnswer", "ask", "ask_streaming", "retrieve", "stream_answer"]
-
 
 @dataclass(frozen=True, slots=True)
 class SourcedAnswer:

@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Self, TextIO
 
-__all__ = ["Stage", "duration", "say", "stage"]
-
 LINE_EVERY_SECONDS = 30.0
 
 

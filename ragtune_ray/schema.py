@@ -27,25 +27,6 @@ import pyarrow as pa
 
 from ragtune_ray import RagtuneError
 
-__all__ = [
-    "Answer",
-    "Citation",
-    "Document",
-    "GeneratorExample",
-    "Hit",
-    "Passage",
-    "Query",
-    "Reject",
-    "RetrieverExample",
-    "SchemaError",
-    "arrow_schema",
-    "check",
-    "document_id_of",
-    "from_table",
-    "reject_lines",
-    "to_table",
-]
-
 
 class SchemaError(RagtuneError, ValueError):
     """A table has other columns than its record type; the message names the record, the column and both types."""

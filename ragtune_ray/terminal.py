@@ -14,18 +14,6 @@ from ragtune_ray.storage import artifacts
 if TYPE_CHECKING:
     from ragtune_ray.index.versions import IndexManifest
 
-__all__ = [
-    "answer_lines",
-    "citation_lines",
-    "difference_lines",
-    "plan_lines",
-    "score_lines",
-    "source_lines",
-    "version_lines",
-    "wrapped",
-]
-
-
 Summary = Mapping[str, Mapping[str, float]]
 
 

@@ -18,8 +18,6 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["is_abstention"]
-
 _SOURCE = r"(?:passages?|contexts?|texts?|documents?|sources?|articles?|paragraphs?|excerpts?)"
 _THE_SOURCE = (
     rf"(?:any of |all of )?(?:the |these |this |those |any |my |your )?(?:(?:given|provided|above|retrieved|available) )?"

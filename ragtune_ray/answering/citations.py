@@ -10,8 +10,6 @@ from ragtune_ray.answering.abstention import is_abstention
 from ragtune_ray.index.words import tokens
 from ragtune_ray.schema import Citation, Passage
 
-__all__ = ["MARK", "SENTENCE_END", "UNSPACED_BLOCKS", "parse_citations", "supporting_citations"]
-
 UNSPACED_BLOCKS = re.compile(
     r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3001-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
 )

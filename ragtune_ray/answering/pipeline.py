@@ -13,17 +13,6 @@ from ragtune_ray.answering.abstention import is_abstention
 from ragtune_ray.answering.citations import parse_citations, supporting_citations
 from ragtune_ray.generation.interface import Completion, DecodingOptions, Generator, GeneratorError, Prompt, Tokenizer
 
-__all__ = [
-    "Task",
-    "answer_tasks",
-    "decoding_options",
-    "failed_answer",
-    "finished_answer",
-    "likeliest",
-    "parts_of",
-    "task_prompt",
-]
-
 
 @dataclass(frozen=True, slots=True)
 class Task:

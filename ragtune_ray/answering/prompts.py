@@ -14,14 +14,6 @@ from ragtune_ray.answering.citations import MARK, SENTENCE_END, UNSPACED_BLOCKS
 from ragtune_ray.generation.interface import Prompt
 from ragtune_ray.schema import Passage
 
-__all__ = [
-    "CountTokens",
-    "PromptError",
-    "Render",
-    "build_prompt",
-    "build_prompts",
-]
-
 CountTokens = Callable[[Sequence[str]], list[int]]
 """Returns the number of tokens of each text."""
 Render = Callable[[Sequence[tuple[str, str]]], str]

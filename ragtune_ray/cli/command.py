@@ -31,8 +31,6 @@ from ragtune_ray.cli.common import (
 )
 from ragtune_ray.cli.index_commands import index_app, upkeep_app
 
-__all__ = ["app", "main"]
-
 VERBS = [
     "init",
     "plan",

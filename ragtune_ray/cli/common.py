@@ -10,22 +10,6 @@ import typer
 
 import ragtune_ray as rt
 
-__all__ = [
-    "DONE",
-    "FAILED",
-    "INTERRUPTED",
-    "WRONG_USAGE",
-    "AsJson",
-    "ConfigPath",
-    "OptionalConfigPath",
-    "Overrides",
-    "divide",
-    "finish",
-    "load",
-    "print_error",
-    "print_lines",
-]
-
 DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
 """Exit codes."""
 

@@ -22,8 +22,6 @@ from ragtune_ray.cli.common import (
     print_lines,
 )
 
-__all__ = ["index_app", "upkeep_app"]
-
 
 class _CorpusByDefault(typer.core.TyperGroup):
     """`ragtune index CONFIG` is short for `ragtune index corpus CONFIG`."""

@@ -22,8 +22,6 @@ from ragtune_ray import RagtuneError, config
 from ragtune_ray.models import weights
 from ragtune_ray.storage import filesystem
 
-__all__ = ["Finding", "examine"]
-
 logger = logging.getLogger(__name__)
 
 FLOORS = {"ray": (2, 55), "torch": (2, 10), "transformers": (5, 3), "pyarrow": (14, 0, 1)}

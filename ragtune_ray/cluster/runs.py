@@ -21,25 +21,6 @@ from ragtune_ray.storage import artifacts, checksums, filesystem
 if TYPE_CHECKING:
     import ray.data
 
-__all__ = [
-    "Run",
-    "RunFacts",
-    "RunManifest",
-    "already",
-    "index_facts",
-    "index_version",
-    "inputs_identity",
-    "living_version",
-    "merged",
-    "num_queries",
-    "pool",
-    "query_model_fingerprint",
-    "rate",
-    "read_manifest",
-    "read_run_manifest",
-    "run_over_queries",
-]
-
 RUN_FORMAT = 2
 """Part of a run's identity: raise it when the same input would produce other rows."""
 

@@ -12,20 +12,6 @@ from typing import Any
 
 from ragtune_ray import config
 
-__all__ = [
-    "LOCAL",
-    "SERVE_ENVIRONMENT",
-    "cluster_address",
-    "cores_of_this_machine",
-    "log_with_serve",
-    "one_thread",
-    "ray_session",
-    "use_one_thread",
-    "use_threads",
-    "worker_options",
-    "workers",
-]
-
 SERVE_ENVIRONMENT = {
     # Calls between replicas use gRPC instead of Ray's object store. Together with the next setting this cuts the CPU time of a
     # request from 36 to 20 ms (docs/measurements.md).

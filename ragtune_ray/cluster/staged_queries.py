@@ -20,17 +20,6 @@ from ragtune_ray import config, progress, schema
 from ragtune_ray.ingest import inputs, splits
 from ragtune_ray.storage import checksums, filesystem
 
-__all__ = [
-    "StagedQueries",
-    "asking",
-    "fingerprint",
-    "judged_queries",
-    "read_queries",
-    "selected_queries",
-    "staged_queries",
-    "units",
-]
-
 ROWS_AT_ONCE = 8192
 
 

@@ -24,17 +24,6 @@ from ragtune_ray.storage import filesystem
 if TYPE_CHECKING:
     import ray.data
 
-__all__ = [
-    "StageError",
-    "Worker",
-    "begin_attempt",
-    "commit_unit",
-    "finished_units",
-    "forget_unit",
-    "run_stage",
-    "unit_file",
-]
-
 logger = logging.getLogger(__name__)
 
 _CAUSED_BY = "\nThe above exception was the direct cause of the following exception:"

@@ -9,8 +9,6 @@ from pydantic import Field, model_validator
 from ragtune_ray.config.arms import Arm, retrieves
 from ragtune_ray.config.section import Section
 
-__all__ = ["Answer", "Prompt"]
-
 
 class Prompt(Section):
     """What the generator is shown."""

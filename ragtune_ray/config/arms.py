@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-__all__ = ["Arm", "Mode", "is_mode", "is_tuned", "retrieves"]
-
 Mode = Literal["staged", "joint", "iterative", "domain"]
 Arm = Literal["base", "rag", "ft", "rag+ft", "staged", "joint", "iterative", "domain"]
 

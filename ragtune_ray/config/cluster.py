@@ -6,8 +6,6 @@ from pydantic import Field
 
 from ragtune_ray.config.section import Section
 
-__all__ = ["Cluster"]
-
 
 class Cluster(Section):
     """How much of a Ray cluster is used."""

@@ -9,8 +9,6 @@ from pydantic import Field, model_validator
 from ragtune_ray.config.arms import Arm
 from ragtune_ray.config.section import Section
 
-__all__ = ["Compare", "Evaluate", "Prices"]
-
 
 class Evaluate(Section):
     """How hits and answers are scored."""

@@ -9,8 +9,6 @@ from pydantic import Field
 from ragtune_ray.config.models import Precision
 from ragtune_ray.config.section import Section
 
-__all__ = ["Generator"]
-
 
 class Generator(Section):
     """The causal language model that writes answers."""

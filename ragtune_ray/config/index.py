@@ -8,8 +8,6 @@ from pydantic import Field
 
 from ragtune_ray.config.section import Section
 
-__all__ = ["Index", "IndexKind", "Retrieval", "RetrievalMode"]
-
 RetrievalMode = Literal["dense", "lexical", "hybrid"]
 IndexKind = Literal["auto", "flat", "ivf", "ivf_sq", "ivf_pq", "hnsw"]
 

@@ -8,8 +8,6 @@ from pydantic import Field, model_validator
 
 from ragtune_ray.config.section import Section
 
-__all__ = ["Chunking", "Corpus", "Queries", "SplitName"]
-
 SplitName = Literal["all", "train", "validation", "test"]
 
 

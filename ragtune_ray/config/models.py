@@ -8,8 +8,6 @@ from pydantic import Field
 
 from ragtune_ray.config.section import Section
 
-__all__ = ["Encoder", "Precision"]
-
 Precision = Literal["auto", "float32", "bfloat16"]
 
 

@@ -8,8 +8,6 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from ragtune_ray.config.section import Section
 
-__all__ = ["Replicas", "RetrievalUse", "Serve"]
-
 RetrievalUse = Literal["always", "auto"]
 
 

@@ -9,8 +9,6 @@ from pydantic import Field, model_validator
 from ragtune_ray.config.models import Precision
 from ragtune_ray.config.section import Section
 
-__all__ = ["Objective", "Training"]
-
 Objective = Literal["sft", "contrastive", "distillation", "query_side", "joint"]
 
 

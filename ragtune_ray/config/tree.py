@@ -26,8 +26,6 @@ from ragtune_ray.config.serving import Serve
 from ragtune_ray.config.training import Training
 from ragtune_ray.config.tuning import Tune
 
-__all__ = ["Config", "ConfigError", "describe", "load", "load_config", "settings_page"]
-
 
 class ConfigError(RagtuneError, ValueError):
     """A setting is wrong; the message names the field, the value and the rule."""

@@ -9,8 +9,6 @@ from pydantic import Field, model_validator
 from ragtune_ray.config.arms import Mode
 from ragtune_ray.config.section import Section
 
-__all__ = ["Component", "Tune"]
-
 Component = Literal["generator", "retriever"]
 
 

@@ -18,17 +18,6 @@ from ragtune_ray import config, schema
 from ragtune_ray.evaluation import intervals, significance
 from ragtune_ray.storage import artifacts, filesystem
 
-__all__ = [
-    "RetrievalCalibration",
-    "calibrate",
-    "confidence_of",
-    "current_calibration",
-    "is_sure",
-    "load_calibration",
-    "publish_calibration",
-    "read_calibration",
-]
-
 NUM_THRESHOLDS = 10
 """Number of thresholds tried: they leave a tenth, two tenths, ... of the questions without retrieval."""
 MIN_CONFIDENT = 30

@@ -18,28 +18,6 @@ from ragtune_ray.evaluation.costs import Cost
 from ragtune_ray.evaluation.decision import Difference, Verdict
 from ragtune_ray.evaluation.intervals import Interval
 
-__all__ = [
-    "ARMS",
-    "FORMAT",
-    "Adaptive",
-    "ArmResult",
-    "BreakEven",
-    "Ceilings",
-    "Comparison",
-    "ComparisonError",
-    "Example",
-    "ExampleAnswer",
-    "Forgetting",
-    "Freshness",
-    "Latency",
-    "Percentiles",
-    "Questions",
-    "Round",
-    "Source",
-    "Throughput",
-    "read",
-]
-
 FORMAT: Literal[1] = 1
 """Version of the file format."""
 ARMS: tuple[str, ...] = typing.get_args(Arm)

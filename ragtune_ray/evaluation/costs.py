@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 from ragtune_ray import config
 
-__all__ = ["Compute", "Cost", "amount", "break_even", "cost_of", "unit_of"]
-
 
 @dataclass(frozen=True, slots=True)
 class Compute:

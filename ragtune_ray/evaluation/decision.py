@@ -29,18 +29,6 @@ from ragtune_ray.evaluation import intervals, significance
 from ragtune_ray.evaluation.costs import Cost
 from ragtune_ray.evaluation.scoring import PerQuery
 
-__all__ = [
-    "MIN_QUESTIONS",
-    "Difference",
-    "Evidence",
-    "Verdict",
-    "VerdictOutcome",
-    "Weighed",
-    "decide",
-    "differences",
-    "three_digits",
-]
-
 MIN_QUESTIONS = 20
 """With fewer questions no bootstrap interval is reliable."""
 VerdictOutcome = Literal["recommended", "no_difference", "too_few_questions", "none_qualifies"]

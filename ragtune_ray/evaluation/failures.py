@@ -10,8 +10,6 @@ from ragtune_ray.evaluation.scoring import PerQuery
 from ragtune_ray.ingest.splits import positives
 from ragtune_ray.schema import Answer, Query, document_id_of
 
-__all__ = ["CORRECT_SCORE", "MEANINGS", "Outcome", "count_outcomes", "outcome_of"]
-
 CORRECT_SCORE = 0.5
 """An answer with at least this score counts as correct in a comparison."""
 

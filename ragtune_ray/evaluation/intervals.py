@@ -12,8 +12,6 @@ import numpy.typing as npt
 from ragtune_ray import config
 from ragtune_ray.evaluation.metrics import MetricError
 
-__all__ = ["Interval", "bootstrap", "mean_of", "paired_bootstrap", "summarize"]
-
 FloatArray = npt.NDArray[np.float64]
 
 # Indices drawn at once: half a megabyte, which fits the cache of the CPU.

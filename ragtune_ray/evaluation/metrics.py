@@ -13,22 +13,6 @@ from ragtune_ray import RagtuneError
 from ragtune_ray.answering.abstention import is_abstention
 from ragtune_ray.schema import Citation, Hit
 
-__all__ = [
-    "Language",
-    "MetricError",
-    "citation_precision",
-    "citation_recall",
-    "contains_answer",
-    "documents_of",
-    "exact_match",
-    "mrr_at_k",
-    "ndcg_at_k",
-    "normalize_answer",
-    "recall_at_k",
-    "relevant_only",
-    "token_f1",
-]
-
 Language = Literal["en", "zh"]
 
 

@@ -27,8 +27,6 @@ from ragtune_ray import config
 from ragtune_ray.evaluation import intervals, metrics
 from ragtune_ray.schema import Answer, Hit, Query
 
-__all__ = ["PerQuery", "cited_share", "score_abstention", "score_answers", "score_retrieval"]
-
 PerQuery = dict[str, dict[str, float]]
 """query_id -> metric -> value; undefined metrics are left out."""
 

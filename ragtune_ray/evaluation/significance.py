@@ -12,8 +12,6 @@ import numpy as np
 from ragtune_ray.evaluation.intervals import Interval
 from ragtune_ray.evaluation.metrics import MetricError
 
-__all__ = ["holm", "questions_needed", "questions_to_rule_out", "sign_flip_test", "unseen_share", "with_unseen"]
-
 _BLOCK_SIGNS = 2**24
 POWER = 0.8
 """Probability with which `questions_needed` questions show a real difference."""

@@ -12,8 +12,6 @@ from jinja2 import TemplateError
 
 from ragtune_ray.generation.interface import GeneratorError
 
-__all__ = ["ChatTokenizer"]
-
 _LOOKS_SPECIAL = re.compile(r"^[<\[].+[>\]]$")
 
 

@@ -26,8 +26,6 @@ from ragtune_ray.generation.lora import Adapters
 from ragtune_ray.generation.request import Overloaded, Request, RequestFailed
 from ragtune_ray.generation.running_batch import RunningBatch
 
-__all__ = ["ContinuousGenerator", "Stats"]
-
 _logger = logging.getLogger(__name__)
 _DIED = "the generation thread has died; see the log"
 _PREFILL_SECONDS = 0.5  # if shorter, fewer rows run at once, because they leave faster than others join

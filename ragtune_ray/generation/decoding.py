@@ -24,8 +24,6 @@ from ragtune_ray.generation.interface import GeneratorError
 from ragtune_ray.generation.kv_cache import RowLayer, WatchedCache
 from ragtune_ray.models.token_batches import padded_length
 
-__all__ = ["DecodingBatch", "check_architecture", "context_tokens"]
-
 _ATTENTION_LAYERS = {"full_attention", "sliding_attention"}
 _BLOCK_POSITIONS = 64  # attention always sees a multiple of this many positions
 

@@ -27,8 +27,6 @@ from ragtune_ray.models.hardware import Precision, choose_device, resolve_precis
 from ragtune_ray.models.packing import pack
 from ragtune_ray.models.weights import quiet_transformers
 
-__all__ = ["OpenedGenerator", "TransformersGenerator", "load_generator", "open_generator"]
-
 _logger = logging.getLogger(__name__)
 _FORWARD_TOKENS = {"cpu": 512, "cuda": 16384}  # padded tokens per prefill pass; on a CPU larger passes gain 10 %
 

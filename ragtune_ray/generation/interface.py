@@ -10,17 +10,6 @@ from typing import Literal, Protocol, Required, TypeAlias, TypedDict, Unpack
 from ragtune_ray import RagtuneError
 from ragtune_ray.schema import Passage
 
-__all__ = [
-    "Completion",
-    "DecodingOptions",
-    "Finish",
-    "Generator",
-    "GeneratorError",
-    "Prompt",
-    "Tokenizer",
-    "settled_text",
-]
-
 _INCOMPLETE = "\ufffd"  # decoders write this for a character whose last bytes are still to come
 
 

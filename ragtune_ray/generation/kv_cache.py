@@ -9,8 +9,6 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-__all__ = ["RowLayer", "WatchedCache"]
-
 
 class RowLayer(DynamicLayer):  # type: ignore[misc]  # transformers is untyped here
     """One layer's keys and values in buffers of shape (num_rows, heads, capacity, head size).

@@ -24,8 +24,6 @@ from torch.nn import functional
 from ragtune_ray.generation.interface import GeneratorError
 from ragtune_ray.models.packing import PackedGatedLayers, PackedLinear
 
-__all__ = ["Adapters"]
-
 _PREFIX = "base_model.model."
 _DOWN, _UP = ".lora_A.weight", ".lora_B.weight"
 _GATED = ("gate_proj", "up_proj", "down_proj")

@@ -13,8 +13,6 @@ from urllib.parse import urlsplit
 
 from ragtune_ray.generation.interface import Completion, DecodingOptions, Finish, GeneratorError, Prompt
 
-__all__ = ["MAX_STOPS", "OpenAIGenerator", "is_loopback"]
-
 MAX_STOPS = 4
 """Most stop strings of a request in OpenAI's API."""
 _BYTES_PER_TOKEN = 3  # English has 4 to 5 bytes per token, Chinese 3 to 4, so that 3 overestimates the number of tokens

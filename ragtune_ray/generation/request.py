@@ -12,8 +12,6 @@ from ragtune_ray import RagtuneError
 from ragtune_ray.generation.interface import Completion
 from ragtune_ray.generation.row import Row
 
-__all__ = ["Overloaded", "Reason", "Request", "RequestFailed"]
-
 Reason = Literal["deadline", "cancelled", "failed"]
 
 

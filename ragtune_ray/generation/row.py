@@ -10,8 +10,6 @@ import torch
 
 from ragtune_ray.generation.interface import Completion, Finish, settled_text
 
-__all__ = ["Row"]
-
 
 @dataclass(slots=True)
 class Row:

@@ -18,8 +18,6 @@ from ragtune_ray.generation.lora import Adapters
 from ragtune_ray.generation.request import Request
 from ragtune_ray.generation.sampling import choose_tokens
 
-__all__ = ["RunningBatch"]
-
 _logger = logging.getLogger(__name__)
 
 

@@ -9,8 +9,6 @@ import torch
 
 from ragtune_ray.generation.row import Row
 
-__all__ = ["choose_tokens", "row_seed"]
-
 
 def choose_tokens(logits: torch.Tensor, rows: Sequence[Row]) -> list[int | None]:
     """The next token of each row: the likeliest, or a random one at the row's temperature and from the row's own seed.

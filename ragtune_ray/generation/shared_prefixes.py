@@ -17,8 +17,6 @@ from torch import Tensor
 
 from ragtune_ray.models.token_batches import batches_by_length
 
-__all__ = ["IGNORED", "batches", "collate", "groups", "logits", "mask", "num_tokens", "supports_sharing"]
-
 IGNORED = -100
 """The label of tokens that do not count in the loss, as in torch's cross-entropy."""
 OWN_TOKENS = 512

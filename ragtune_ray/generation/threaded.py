@@ -16,8 +16,6 @@ from ragtune_ray.generation.interface import DecodingOptions, Finish, Generator,
 from ragtune_ray.generation.request import Overloaded, Request, RequestFailed
 from ragtune_ray.generation.row import Row
 
-__all__ = ["PassThroughGenerator", "PassThroughStats"]
-
 
 @dataclass(frozen=True, slots=True)
 class PassThroughStats:

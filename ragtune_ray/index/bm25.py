@@ -27,8 +27,6 @@ from ragtune_ray.index import IndexDataError
 from ragtune_ray.index.words import term_of, tokens, words_of
 from ragtune_ray.storage import filesystem
 
-__all__ = ["LexicalIndex", "Postings", "Statistics", "add_statistics", "build_segment"]
-
 _Hits: TypeAlias = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]
 _Mask: TypeAlias = npt.NDArray[np.bool_]
 _BATCH_PASSAGES = 2000  # bounds memory: until counted, words are Python strings of about 70 bytes

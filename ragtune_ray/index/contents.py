@@ -19,17 +19,6 @@ import pyarrow as pa
 from ragtune_ray.index import segments, versions
 from ragtune_ray.storage import artifacts, checksums, filesystem
 
-__all__ = [
-    "KnownDocuments",
-    "delete_passages",
-    "deleted_passages",
-    "difference",
-    "find_documents",
-    "index_problems",
-    "live_documents",
-    "live_mask",
-]
-
 
 def _deleted_url(workspace: str, name: str = "") -> str:
     return filesystem.join(workspace, "index", "deleted", *filter(None, [name]))

@@ -27,24 +27,6 @@ import numpy as np
 from ragtune_ray import config
 from ragtune_ray.index import IndexDataError
 
-__all__ = [
-    "EXACT_KINDS",
-    "ConcreteKind",
-    "Footprint",
-    "build",
-    "choose_kind",
-    "footprint",
-    "is_quantized",
-    "kind_of",
-    "load",
-    "num_lists",
-    "one_thread",
-    "save",
-    "stored_vectors",
-    "train",
-    "training_sample_size",
-]
-
 ConcreteKind = Literal["flat", "ivf", "ivf_sq", "ivf_pq", "hnsw"]
 
 FLAT_MAX_NUMBERS = 100_000 * 384

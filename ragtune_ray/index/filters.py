@@ -26,19 +26,6 @@ import pyarrow.compute as pc
 
 from ragtune_ray import RagtuneError
 
-__all__ = [
-    "MAX_FIELDS",
-    "Condition",
-    "Filter",
-    "SelectionError",
-    "attributes",
-    "combine",
-    "matches",
-    "parse_filter",
-    "spread",
-    "tenant_filter",
-]
-
 Number = int | float
 BoolArray = npt.NDArray[np.bool_]
 

@@ -26,15 +26,6 @@ from ragtune_ray.ingest import input_units
 from ragtune_ray.models import weights
 from ragtune_ray.storage import artifacts, checksums, filesystem
 
-__all__ = [
-    "costs",
-    "estimate",
-    "outcome_line",
-    "plan_index",
-    "planned_for",
-    "read_plan",
-]
-
 PLAN_FORMAT = 1
 """Part of a plan's identity: raise it when the same input would lead to other numbers."""
 RAY_START_SECONDS = 10.0

@@ -26,8 +26,6 @@ from ragtune_ray.ingest import chunking, input_units, inputs, readers
 if TYPE_CHECKING:
     from ragtune_ray.models.encoder import Encoder, TokenCounter
 
-__all__ = ["Piece", "PlanError", "Probe", "probe", "sizes", "totals"]
-
 PROBE_DOCUMENTS = 200
 PROBE_CHARACTERS = 8 * 2**20
 """The probe ends after this many characters, even if they are in few documents."""

@@ -24,8 +24,6 @@ import psutil
 from ragtune_ray.index import segments, versions
 from ragtune_ray.storage import artifacts, checksums, failpoints, filesystem
 
-__all__ = ["Removed", "collect", "held", "trained_id"]
-
 HOLD_SECONDS = 24 * 3600
 """How long a job on another machine protects its version if it is killed before it removes its file."""
 

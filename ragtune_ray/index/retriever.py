@@ -18,22 +18,6 @@ from ragtune_ray.models.encoder import Encoder, load_encoder
 from ragtune_ray.models.reranker import Reranker
 from ragtune_ray.storage import artifacts
 
-__all__ = [
-    "PassageHit",
-    "Ranking",
-    "Retriever",
-    "check_encoder",
-    "encode_queries",
-    "fuse",
-    "list_depth",
-    "load_ranking",
-    "load_reranker",
-    "open_retriever",
-    "search_lists",
-    "to_hits",
-    "visible",
-]
-
 Ranked: TypeAlias = tuple[np.ndarray, np.ndarray]
 """Scores (float32) and passage ordinals, each (num_queries, depth), best first; missing hits are -inf and -1."""
 Column: TypeAlias = Callable[[str, np.ndarray], list[str]]

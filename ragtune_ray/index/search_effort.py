@@ -15,8 +15,6 @@ import numpy as np
 
 from ragtune_ray.index import faiss_index, vectors
 
-__all__ = ["CUTOFF", "NUM_QUERIES", "HeldOut", "MeasuredEffort", "exact_neighbors", "find_effort"]
-
 CUTOFF = 10
 """The k of the recall@k that is calibrated."""
 NUM_QUERIES = 500

@@ -25,23 +25,6 @@ from ragtune_ray import schema
 from ragtune_ray.index import IndexDataError, bm25, faiss_index, filters, vectors
 from ragtune_ray.storage import artifacts, failpoints, filesystem
 
-__all__ = [
-    "EXACT",
-    "FINGERPRINT_BYTES",
-    "STRUCTURE",
-    "DocumentRows",
-    "Segment",
-    "SegmentManifest",
-    "document_fingerprint",
-    "open_documents",
-    "open_segment",
-    "publish_segment",
-    "read_segment_manifest",
-    "segment_url",
-    "take_rows",
-    "write_segment",
-]
-
 PASSAGES, DOCUMENTS, ATTRIBUTES = "passages.arrow", "documents.arrow", "attributes.arrow"
 STRUCTURE, EXACT, LEXICAL = "vectors.faiss", "vectors.npy", "lexical"
 FINGERPRINT_BYTES = 16

@@ -16,8 +16,6 @@ import pyarrow as pa
 from ragtune_ray import schema
 from ragtune_ray.index import bm25, contents, filters, segments, vectors, versions
 
-__all__ = ["Index", "Selection", "open_index", "shards"]
-
 Selection = Sequence[np.ndarray | None]
 """Per segment, which passages may be hits, bool (num_passages,); None allows all of them."""
 

@@ -17,8 +17,6 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Allowed", "Part", "SearchEffort", "VectorIndex", "top"]
-
 Allowed = Sequence[np.ndarray | None]
 """Per segment, which vectors may be hits, bool (num_vectors,); None allows all of them."""
 

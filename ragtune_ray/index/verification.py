@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from ragtune_ray.index import contents, versions
 from ragtune_ray.storage import artifacts, filesystem
 
-__all__ = ["verify_artifact", "verify_workspace"]
-
 
 def verify_artifact(url: str) -> tuple[list[str], int]:
     """Return the problems of one artifact, and how many artifacts were checked (1)."""

@@ -24,31 +24,6 @@ from ragtune_ray.ingest import input_units
 from ragtune_ray.models import weights
 from ragtune_ray.storage import artifacts, checksums, failpoints, filesystem
 
-__all__ = [
-    "INDEX_FORMAT",
-    "ConflictError",
-    "Draft",
-    "EncoderFacts",
-    "Entry",
-    "IndexManifest",
-    "PlannedFacts",
-    "Version",
-    "VersionFacts",
-    "advance_current",
-    "corpus_id",
-    "current_version",
-    "entry_of",
-    "latest_version",
-    "list_versions",
-    "planned_corpus_id",
-    "publish_rebasing",
-    "publish_version",
-    "read_version",
-    "recipe",
-    "roll_back",
-    "version_url",
-]
-
 INDEX_FORMAT = 2
 """Format of version manifests and segment files; earlier formats can be read."""
 MAX_REBASES = 20

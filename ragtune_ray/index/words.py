@@ -13,8 +13,6 @@ import regex  # type: ignore[import-untyped]  # the library has no stubs
 
 from ragtune_ray.ingest.chunking import UNSPACED_SCRIPTS
 
-__all__ = ["term_of", "tokens", "words_of"]
-
 _ASCII_WORD = re.compile(r"[a-z0-9]+")
 _ASCII_WORD_EN = re.compile(r"[a-z0-9]+(?:'[a-z0-9]+)*")  # "don't" is one word: stop words contain it
 _LETTER = rf"(?:(?![{UNSPACED_SCRIPTS}_])\w)"

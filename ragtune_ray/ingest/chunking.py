@@ -21,8 +21,6 @@ import regex  # type: ignore[import-untyped]  # the library has no stubs
 from ragtune_ray import RagtuneError
 from ragtune_ray.schema import Document, Passage
 
-__all__ = ["UNSPACED_SCRIPTS", "TokenSpans", "TokenizerError", "chunk", "chunk_all", "tokenizer_spans", "word_spans"]
-
 Spans = npt.NDArray[np.int32]
 TokenSpans = Callable[[list[str]], list[npt.NDArray[np.int32]]]
 """Texts -> for each text an int array (num_tokens, 2): first character of each token, and one past its last."""

@@ -25,8 +25,6 @@ from ragtune_ray.ingest.survey import (
 )
 from ragtune_ray.storage import filesystem
 
-__all__ = ["InitResult", "init"]
-
 _TOKENS_PER_WORD = 1.5
 _COMMENT_COLUMN, _WIDTH = 34, 120
 

@@ -28,8 +28,6 @@ from ragtune_ray.ingest.rows import DOCUMENT_IDS, parse_json, reject, squad_cont
 from ragtune_ray.schema import Reject
 from ragtune_ray.storage import checksums, filesystem
 
-__all__ = ["InputFile", "Plan", "Unit", "input_fingerprint", "list_input", "plan_units"]
-
 Range = tuple[int, int, int]
 """`start`, `stop` and `first_line` of a unit."""
 _MAX_RANGES_PER_ROW_GROUP = 4096

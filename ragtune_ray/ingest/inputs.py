@@ -22,21 +22,6 @@ from ragtune_ray.ingest.rows import Context, parse_json, reject, squad_contexts
 from ragtune_ray.schema import Reject
 from ragtune_ray.storage import filesystem
 
-__all__ = [
-    "ACCEPTED",
-    "BLOCK_BYTES",
-    "Format",
-    "InputError",
-    "Row",
-    "format_of",
-    "jsonl_rows",
-    "locate",
-    "open_file",
-    "read_lines",
-    "read_squad",
-    "why_unreadable",
-]
-
 Format = Literal["files", "jsonl", "parquet", "squad"]
 Row = tuple[str, Any] | Reject
 """A row's place and its unchecked value."""

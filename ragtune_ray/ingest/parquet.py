@@ -18,8 +18,6 @@ from ragtune_ray.ingest.inputs import Row
 from ragtune_ray.ingest.parsers import ParseError
 from ragtune_ray.ingest.rows import reject
 
-__all__ = ["Columns", "check_columns", "parquet_errors", "parquet_rows"]
-
 Columns = tuple[str, ...]
 """Names of columns."""
 _BATCH_BYTES = 4 * 2**20

@@ -14,8 +14,6 @@ from typing import Any
 
 from ragtune_ray import RagtuneError
 
-__all__ = ["FILE_SUFFIXES", "ParseError", "clean", "decode", "missing_extra", "parse_file"]
-
 FILE_SUFFIXES = (".md", ".markdown", ".txt", ".html", ".htm", ".pdf", ".docx")
 """Files of these types are one document each."""
 _EXTRAS = {

@@ -16,8 +16,6 @@ from ragtune_ray.ingest.rows import QUERY_IDS, QUERY_TEXTS, query_from_row, reje
 from ragtune_ray.schema import Query, Reject
 from ragtune_ray.storage import filesystem
 
-__all__ = ["read_queries"]
-
 Placed = tuple[str, Query] | Reject
 _MAX_QUERY_BYTES = 8 * 2**20
 

@@ -15,8 +15,6 @@ from ragtune_ray.ingest.parsers import ParseError, parse_file
 from ragtune_ray.ingest.rows import DOCUMENT_IDS, document_from_row, reject
 from ragtune_ray.schema import Document, Reject
 
-__all__ = ["read_documents"]
-
 
 def read_documents(unit: Unit, max_document_bytes: int) -> Iterator[Document | Reject]:
     """Read the documents of one unit in order, with a reject for each bad row or file; memory use stays constant.

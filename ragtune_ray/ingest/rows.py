@@ -12,19 +12,6 @@ from typing import Any, Literal, NoReturn
 from ragtune_ray.ingest.parsers import ParseError, clean
 from ragtune_ray.schema import Document, Query, Reject
 
-__all__ = [
-    "DOCUMENT_IDS",
-    "QUERY_IDS",
-    "QUERY_TEXTS",
-    "Context",
-    "document_from_row",
-    "parse_json",
-    "query_from_row",
-    "reject",
-    "split_name",
-    "squad_contexts",
-]
-
 DOCUMENT_IDS = ("document_id", "_id", "id")
 """Columns for a document's id; the first that is not null is used."""
 QUERY_IDS = ("query_id", "_id", "id")

@@ -16,8 +16,6 @@ from ragtune_ray import RagtuneError, config
 from ragtune_ray.ingest.queries import read_queries
 from ragtune_ray.schema import Query, Reject
 
-__all__ = ["SPLITS", "LeakError", "assign_splits", "check_leaks", "draw", "group_of", "positives", "selected_queries"]
-
 SPLITS = ("train", "validation", "test")
 SHOWN_DOCUMENTS = 3
 

@@ -25,8 +25,6 @@ from ragtune_ray.ingest.readers import read_documents
 from ragtune_ray.schema import Document, Query, Reject
 from ragtune_ray.storage import filesystem
 
-__all__ = ["CorpusSurvey", "QuestionSurvey", "Script", "Unread", "find_questions", "survey_corpus", "survey_questions"]
-
 Script = Literal["Latin", "CJK", "other"]
 """CJK is Han, hiragana and katakana: scripts without spaces between words. Hangul counts as other."""
 

@@ -14,8 +14,6 @@ from ragtune_ray import config
 from ragtune_ray.models import weights
 from ragtune_ray.storage import artifacts, filesystem
 
-__all__ = ["Pair", "base_model", "current_generator", "tuned_model", "tuned_name", "with_tuned_models"]
-
 
 @dataclass(frozen=True, slots=True)
 class Pair:

@@ -22,15 +22,6 @@ from ragtune_ray.models import weights
 from ragtune_ray.models.hardware import choose_device, resolve_precision
 from ragtune_ray.models.token_batches import batches_by_length, padded_tokens, token_ids
 
-__all__ = [
-    "Encoder",
-    "HashingEncoder",
-    "SentenceEncoder",
-    "TokenCounter",
-    "load_encoder",
-    "load_token_counter",
-]
-
 CPU_BATCH_TOKENS = 2_048
 GPU_BATCH_TOKENS = 65_536
 

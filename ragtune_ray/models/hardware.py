@@ -11,16 +11,6 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     import torch
 
-__all__ = [
-    "attention_for_training",
-    "avoid_cudnn_attention",
-    "choose_device",
-    "keep_freed_memory",
-    "resolve_precision",
-    "return_freed_memory",
-    "supports_bfloat16",
-]
-
 Precision = Literal["auto", "float32", "bfloat16"]
 
 _logger = logging.getLogger(__name__)

@@ -14,8 +14,6 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["PackedGatedLayers", "PackedLinear", "pack", "supports_packing"]
-
 logger = logging.getLogger(__name__)
 
 _SILU = {"SiLU", "SiLUActivation"}

@@ -9,8 +9,6 @@ import numpy as np
 from ragtune_ray.models import weights
 from ragtune_ray.models.hardware import choose_device, resolve_precision
 
-__all__ = ["Reranker"]
-
 
 class Reranker:
     """A cross-encoder, which scores pairs of query and passage; slow, so only for candidates."""

@@ -7,8 +7,6 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["batches_by_length", "max_tokens_of", "padded_length", "padded_tokens", "token_ids"]
-
 _LENGTH_MULTIPLE = 16  # rows of a CPU's matrix unit, and a divisor that GPU kernels prefer
 
 

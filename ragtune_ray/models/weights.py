@@ -21,21 +21,6 @@ from pathlib import Path
 from ragtune_ray import RagtuneError, config
 from ragtune_ray.storage import artifacts, checksums, filesystem
 
-__all__ = [
-    "EMBEDDED",
-    "HASHING_PREFIX",
-    "Model",
-    "ModelError",
-    "encoder_fingerprint",
-    "fetch",
-    "fingerprint",
-    "passage_encoder",
-    "quiet_transformers",
-    "resolve",
-    "weights_of",
-]
-
-
 HASHING_PREFIX = "hashing-"
 """`hashing-DIMENSION` names the encoder without weights."""
 

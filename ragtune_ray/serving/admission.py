@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 from ragtune_ray import config
 from ragtune_ray.serving.requests import ApiError
 
-__all__ = ["Load", "capacity", "slots_per_replica"]
-
 MIN_INTERVALS = 4
 """Intervals needed before the throughput counts as known."""
 MAX_INTERVALS = 32

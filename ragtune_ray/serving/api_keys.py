@@ -31,8 +31,6 @@ from ragtune_ray import config
 from ragtune_ray.index import filters
 from ragtune_ray.serving.requests import ApiError
 
-__all__ = ["ANYONE", "Key", "Keys", "Right", "Usage", "key_digest", "load_keys", "visible_filter"]
-
 Right = Literal["public", "key", "admin"]
 """What a route requires: nothing, any key, or an admin key."""
 MIN_KEY_CHARACTERS = 16

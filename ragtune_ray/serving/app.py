@@ -21,8 +21,6 @@ from ragtune_ray.serving.middleware import INTERNAL_ERROR, AccessMiddleware, Rou
 from ragtune_ray.serving.requests import ApiError
 from ragtune_ray.serving.telemetry import Telemetry
 
-__all__ = ["PAGE_FILES", "build_app"]
-
 PAGE_FILES = {
     "/": ("index.html", "text/html; charset=utf-8"),
     "/page/style.css": ("style.css", "text/css; charset=utf-8"),

@@ -17,21 +17,6 @@ from ragtune_ray import config, schema
 from ragtune_ray.index import filters
 from ragtune_ray.serving.requests import ApiError
 
-__all__ = [
-    "TOO_LATE",
-    "Backend",
-    "Change",
-    "Embedded",
-    "Event",
-    "Failed",
-    "Finished",
-    "Found",
-    "Job",
-    "Shown",
-    "Status",
-    "without_metadata",
-]
-
 
 @dataclass(frozen=True, slots=True)
 class Found:

@@ -25,8 +25,6 @@ from ragtune_ray.serving.requests import ApiError
 from ragtune_ray.serving.sanitizing import AnswerText
 from ragtune_ray.serving.telemetry import Telemetry
 
-__all__ = ["ChatHandler", "retrieve_before", "served_arms", "timeout_as_504"]
-
 Item = TypeVar("Item")
 logger = logging.getLogger(__name__)
 

@@ -16,8 +16,6 @@ from ragtune_ray.serving.backend import Backend, Change
 from ragtune_ray.serving.chat import retrieve_before, served_arms, timeout_as_504
 from ragtune_ray.serving.telemetry import Telemetry
 
-__all__ = ["Handlers"]
-
 READY_SECONDS = 5.0
 DOCUMENTS_SECONDS = 600.0
 

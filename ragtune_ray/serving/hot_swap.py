@@ -16,8 +16,6 @@ from typing import Generic, TypeVar
 
 from ragtune_ray import RagtuneError
 
-__all__ = ["HotSwap", "HotSwapError", "Lease", "Refusal"]
-
 Resource = TypeVar("Resource")
 RETRY_SECONDS = 30.0
 

@@ -24,8 +24,6 @@ from ragtune_ray.serving.api_keys import ANYONE, Key, Keys, Right, Usage
 from ragtune_ray.serving.requests import ApiError
 from ragtune_ray.serving.telemetry import Telemetry
 
-__all__ = ["INTERNAL_ERROR", "AccessMiddleware", "Route", "check_exposure", "traceback_without_message"]
-
 INTERNAL_ERROR = ApiError(500, "internal error; see the log of the endpoint", code="internal_error")
 BODY_SECONDS = 10.0
 """Time limit for receiving a body."""

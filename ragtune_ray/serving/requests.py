@@ -13,27 +13,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ragtune_ray import RagtuneError, config
 from ragtune_ray.generation.openai_client import MAX_STOPS
 
-__all__ = [
-    "ApiError",
-    "Body",
-    "ChatRequest",
-    "Conversation",
-    "DeletedDocuments",
-    "DocumentsRequest",
-    "EmbeddingsRequest",
-    "RetrieveRequest",
-    "Turn",
-    "checked_text",
-    "conversation",
-    "invalid",
-    "limited",
-    "max_new_tokens_of",
-    "parse",
-    "stops_of",
-    "timeout_of",
-    "top_k_of",
-]
-
 Turn = tuple[str, str]
 """(role, content)."""
 Body = TypeVar("Body", bound=BaseModel)

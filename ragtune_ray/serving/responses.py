@@ -18,20 +18,6 @@ import numpy as np
 
 from ragtune_ray import schema
 
-__all__ = [
-    "DONE",
-    "chunk",
-    "citations_body",
-    "completion_body",
-    "embeddings_body",
-    "event",
-    "new_id",
-    "source",
-    "sources",
-    "url_citations",
-    "usage_body",
-]
-
 DONE = b"data: [DONE]\n\n"
 """The last event of a stream."""
 

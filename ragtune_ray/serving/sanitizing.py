@@ -15,8 +15,6 @@ from urllib.parse import urlsplit
 from ragtune_ray.answering.citations import parse_citations
 from ragtune_ray.schema import Passage
 
-__all__ = ["LINK_REMOVED", "AnswerText", "without_links"]
-
 LINK_REMOVED = "(link removed)"
 _LABEL = r"\[((?:[^\[\]]|\[[^\[\]]{0,200}\]){0,300})\]"
 _INLINE = re.compile(

@@ -20,8 +20,6 @@ from prometheus_client import (
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
-__all__ = ["Telemetry"]
-
 disable_created_metrics()  # type: ignore[no-untyped-call]  # creation times are useless here and double the text
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 

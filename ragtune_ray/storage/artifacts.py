@@ -27,21 +27,6 @@ import ragtune_ray
 from ragtune_ray import RagtuneError
 from ragtune_ray.storage import checksums, filesystem
 
-__all__ = [
-    "CURRENT",
-    "MANIFEST",
-    "Artifact",
-    "ArtifactError",
-    "current",
-    "find_problems",
-    "is_finished",
-    "make_current",
-    "open_artifact",
-    "publish",
-    "read_manifest",
-    "stage",
-]
-
 MANIFEST = "manifest.json"
 CURRENT = "CURRENT"
 """The file that names the artifact of a folder that readers use."""

@@ -7,8 +7,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-__all__ = ["bytes_sha256", "canonical_json", "digest", "file_sha256"]
-
 
 def digest(value: Any) -> str:
     """A short fingerprint of a JSON value; equal values have equal fingerprints.

@@ -10,8 +10,6 @@ import os
 import signal
 from pathlib import Path
 
-__all__ = ["NAMES", "reach"]
-
 NAMES = (
     "build.read",
     "build.embedded",

@@ -21,31 +21,6 @@ from fsspec.implementations.local import LocalFileSystem
 
 from ragtune_ray import RagtuneError
 
-__all__ = [
-    "SpaceError",
-    "UrlError",
-    "absolute",
-    "cache_directory",
-    "commit_file",
-    "copy_tree",
-    "discarding",
-    "exists",
-    "fetched",
-    "free_bytes",
-    "is_local",
-    "join",
-    "last_change",
-    "list_names",
-    "local_copy",
-    "locate",
-    "read_text",
-    "remove",
-    "replace_text",
-    "require_space",
-    "save_array",
-    "sync",
-]
-
 
 class UrlError(RagtuneError, ValueError):
     """No installed package reads this kind of URL."""

@@ -15,8 +15,6 @@ from ragtune_ray.storage import artifacts
 if TYPE_CHECKING:
     import pandas as pd  # type: ignore[import-untyped]
 
-__all__ = ["Result"]
-
 
 @dataclass(frozen=True)
 class Result:

@@ -14,8 +14,6 @@ import pyarrow.compute as pc
 
 from ragtune_ray import config
 
-__all__ = ["num_steps", "passage_groups", "smallest_step", "steps", "steps_per_epoch", "worker_rows"]
-
 
 def steps_per_epoch(num_examples: int, batch_examples: int) -> int:
     """Number of steps in one epoch.

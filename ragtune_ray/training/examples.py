@@ -24,18 +24,6 @@ from ragtune_ray.answering.citations import UNSPACED_BLOCKS
 from ragtune_ray.ingest.splits import positives
 from ragtune_ray.schema import ExampleKind, GeneratorExample, JointExample, Passage, Query, Reject, RetrieverExample
 
-__all__ = [
-    "Candidates",
-    "ChatText",
-    "example_type",
-    "generator_example",
-    "holds_answer",
-    "joint_example",
-    "positive_passage",
-    "replay_count",
-    "retriever_example",
-]
-
 SHORT_ANSWER = 3
 """Answers of up to this many characters must match whole words."""
 

@@ -6,17 +6,6 @@ from typing import Any, NotRequired, TypedDict, cast
 
 from ragtune_ray.storage import artifacts
 
-__all__ = [
-    "BestScores",
-    "ExamplesSummary",
-    "ModelManifest",
-    "Scores",
-    "StepSeconds",
-    "TrainingCost",
-    "read_model_manifest",
-    "read_training_cost",
-]
-
 
 class Scores(TypedDict):
     """Validation metrics: also holds each metric under its name, such as `loss` or `MRR@10`."""

@@ -10,8 +10,6 @@ import yaml
 from ragtune_ray import config
 from ragtune_ray.training.manifest import ModelManifest
 
-__all__ = ["model_card"]
-
 
 def model_card(facts: ModelManifest, settings: config.Config) -> str:
     """The README.md of a model, in the format of model hubs.

@@ -22,21 +22,6 @@ from torch import Tensor, nn
 from ragtune_ray import RagtuneError, config
 from ragtune_ray.training.objectives.sft import Objective, Piece, on_device
 
-__all__ = [
-    "StepResult",
-    "TrainingError",
-    "autocast",
-    "freeze_unreached",
-    "learning_rate_factor",
-    "load_state",
-    "make_optimizer",
-    "peak_learning_rate",
-    "restore_weights",
-    "save_state",
-    "take_step",
-    "trainable_weights",
-]
-
 WEIGHTS, OPTIMIZER, BEST, FACTS = "weights.safetensors", "optimizer.safetensors", "best.safetensors", "state.json"
 """The files of a saved state."""
 BETAS = (0.9, 0.999)

@@ -22,18 +22,6 @@ from ragtune_ray.ingest.splits import positives
 from ragtune_ray.schema import Passage, Query, Reject, RetrieverExample
 from ragtune_ray.training.examples import Candidates, holds_answer
 
-__all__ = [
-    "MAX_ENTROPY",
-    "UNDECIDED",
-    "Judgement",
-    "blended",
-    "choose_candidates",
-    "entropy",
-    "passage_gains",
-    "taught_example",
-    "teacher_facts",
-]
-
 MIN_GAIN_NATS = 0.1
 """The best passage must raise the answer's log-likelihood per token by at least this."""
 MAX_ENTROPY = 0.95

@@ -23,8 +23,6 @@ from ragtune_ray.training.objectives.joint import Joint
 from ragtune_ray.training.objectives.query_side import QuerySide
 from ragtune_ray.training.objectives.sft import Sft
 
-__all__ = ["ADAPTER", "load_objective", "part_weights", "save_model"]
-
 ADAPTER = "adapter"
 """Folder of a LoRA model that contains only the adapter, in PEFT's format; the rest is the merged model."""
 

@@ -18,8 +18,6 @@ from ragtune_ray.evaluation import intervals
 from ragtune_ray.evaluation.decision import MIN_QUESTIONS
 from ragtune_ray.training import teaching
 
-__all__ = ["Verdict", "judge", "mean_cosine", "probe_problem", "refused", "spread_problem", "teacher_problem"]
-
 RANDOM_PASSAGES = 512
 """Number of passages whose mean cosine shows whether an encoder has collapsed."""
 

@@ -14,8 +14,6 @@ from typing import Any
 from ragtune_ray import RagtuneError
 from ragtune_ray.storage import failpoints, filesystem
 
-__all__ = ["Ledger", "LedgerError", "Row", "judged_rows", "ledger_lines"]
-
 Row = dict[str, Any]
 """A line of a ledger: `round`, `step`, `seconds`, and the facts that the step returned."""
 

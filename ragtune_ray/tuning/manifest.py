@@ -7,8 +7,6 @@ from typing import Any, cast
 from ragtune_ray.storage import artifacts
 from ragtune_ray.training.manifest import TrainingCost
 
-__all__ = ["TuneManifest", "read_tune_manifest"]
-
 
 class TuneManifest(TrainingCost):
     """Manifest of `models/MODE/ID/`, an accepted pair of retriever and generator."""

@@ -24,20 +24,6 @@ from ragtune_ray.ingest.splits import draw
 from ragtune_ray.schema import Answer, Passage, Query
 from ragtune_ray.training.examples import holds_answer
 
-__all__ = [
-    "agreement_problem",
-    "capped",
-    "cited_passage",
-    "confidence_problem",
-    "labelled",
-    "question_of",
-    "question_problem",
-    "regenerated_problem",
-    "says_the_same",
-    "support_problem",
-    "trusted_confidence",
-]
-
 SAME_F1 = 0.6
 """Two answers with at least this token F1 say the same."""
 FEWEST_ANSWERS = 20

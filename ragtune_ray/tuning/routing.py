@@ -23,8 +23,6 @@ from ragtune_ray.ingest.splits import draw, positives
 from ragtune_ray.schema import Answer, Passage, Query
 from ragtune_ray.training.examples import holds_answer
 
-__all__ = ["Route", "Routed", "generator_queries", "retriever_queries", "route", "route_lines", "routing_table"]
-
 Route = Literal["success", "reading", "retrieval", "unanswerable", "failed"]
 
 _ROUTES: dict[Outcome, Route] = {

@@ -23,8 +23,6 @@ from ragtune_ray.storage.results import Result
 if TYPE_CHECKING:
     import ray.data
 
-__all__ = ["AnswerError", "Answers", "answer", "generator_fingerprint"]
-
 
 class AnswerError(RagtuneError, RuntimeError):
     """A bulk job ended without a usable result; the message says what failed and what the next run will do."""

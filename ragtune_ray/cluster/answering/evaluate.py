@@ -27,18 +27,6 @@ from ragtune_ray.models import arms, weights
 from ragtune_ray.storage import artifacts
 from ragtune_ray.storage.results import Result
 
-__all__ = [
-    "Evaluation",
-    "EvaluationError",
-    "check_tuned",
-    "evaluate",
-    "held_out",
-    "read_answers",
-    "require_index",
-    "require_judged",
-    "scores_of",
-]
-
 SPLITTING = ("split_by", "split_shares", "split_seed")
 """Fields of `queries` that decide which split a query belongs to."""
 

@@ -24,8 +24,6 @@ from ragtune_ray.index import snapshot, versions
 from ragtune_ray.storage import artifacts, filesystem
 from ragtune_ray.storage.results import Result
 
-__all__ = ["Hits", "metrics_json", "retrieve", "summarize", "trec_lines"]
-
 RETRIEVE_UNIT_QUERIES = 512
 
 

@@ -42,8 +42,6 @@ from ragtune_ray.index import bm25, retriever, segments, snapshot, vectors, vers
 from ragtune_ray.models.encoder import load_encoder
 from ragtune_ray.storage import checksums, filesystem
 
-__all__ = ["CountUnit", "EncodeUnit", "Job", "MergeUnit", "SearchUnit", "scatter_gather"]
-
 
 @dataclass(frozen=True, slots=True)
 class Job:

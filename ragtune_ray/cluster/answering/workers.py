@@ -26,8 +26,6 @@ from ragtune_ray.ingest.splits import positives
 from ragtune_ray.storage import filesystem
 from ragtune_ray.training.examples import Candidates, positive_passage
 
-__all__ = ["GenerateUnit", "RetrieveUnit", "commit_hits", "row_by_row_if_needed"]
-
 ATTEMPTS_TOGETHER = 2
 """A unit whose worker died this many times is processed row by row."""
 

@@ -21,8 +21,6 @@ from ragtune_ray.models import arms
 from ragtune_ray.storage import artifacts, checksums
 from ragtune_ray.storage.results import Result
 
-__all__ = ["CalibrationResult", "calibrate", "effect"]
-
 
 class CalibrationResult(Result):
     """A finished calibration: a directory with `calibration.json`."""

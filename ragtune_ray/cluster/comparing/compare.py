@@ -36,8 +36,6 @@ from ragtune_ray.models import weights
 from ragtune_ray.storage import artifacts, filesystem
 from ragtune_ray.storage.results import Result
 
-__all__ = ["ComparisonResult", "compare", "read_comparison"]
-
 LIBRARIES = ("ragtune-ray", "ray", "torch", "transformers", "sentence-transformers", "faiss-cpu", "pyarrow")
 
 

@@ -17,8 +17,6 @@ from ragtune_ray.models import arms
 from ragtune_ray.storage import checksums, filesystem
 from ragtune_ray.training.manifest import TrainingCost
 
-__all__ = ["changed_scores", "follow_changes", "remove_copy", "visible_seconds"]
-
 
 def follow_changes(settings: config.Config) -> tuple[config.Config, float]:
     """Apply the changes to a copy of the index.

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from ragtune_ray.generation.interface import Generator
     from ragtune_ray.index.retriever import Retriever
 
-__all__ = ["measure"]
-
 
 def measure(arms: Sequence[tuple[config.Config, str]], queries: Sequence[schema.Query]) -> list[Latency]:
     """Answer the queries one at a time in each arm, on one otherwise idle machine of the cluster.

@@ -22,8 +22,6 @@ from ragtune_ray.storage import artifacts, filesystem
 from ragtune_ray.training.manifest import TrainingCost, read_training_cost
 from ragtune_ray.tuning.manifest import read_tune_manifest
 
-__all__ = ["MeasureError", "Measured", "measure", "measure_latencies"]
-
 
 class MeasureError(RagtuneError, ValueError):
     """A measurement is impossible; the message names the setting."""

@@ -15,8 +15,6 @@ from ragtune_ray.models import weights
 from ragtune_ray.storage import failpoints, filesystem
 from ragtune_ray.storage.results import Result
 
-__all__ = ["IndexVersion", "OvertakenError", "overtaken_by", "publish_change", "retry_if_overtaken"]
-
 MAX_ATTEMPTS = 3
 """How often a change is attempted if other processes keep changing the documents that it builds on."""
 

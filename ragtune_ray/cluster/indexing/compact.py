@@ -15,8 +15,6 @@ from ragtune_ray.cluster.indexing import pipeline, segmenting
 from ragtune_ray.index import contents, versions
 from ragtune_ray.storage import checksums, failpoints, filesystem
 
-__all__ = ["compact", "compact_if_needed"]
-
 HOLLOW_MIN_PASSAGES = 1000
 """Fewer deleted passages than this slow a search too little to justify writing a new segment."""
 

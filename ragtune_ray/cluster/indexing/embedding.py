@@ -22,8 +22,6 @@ from ragtune_ray.storage import checksums, filesystem
 if TYPE_CHECKING:
     import ray.data
 
-__all__ = ["EmbedUnit", "embed_stage", "num_workers", "read_block", "read_vectors"]
-
 
 def embed_stage(
     settings: config.Config, build: str, parts: reading.Parts, *, in_process: bool = False

@@ -23,8 +23,6 @@ from ragtune_ray.ingest import input_units
 from ragtune_ray.models import weights
 from ragtune_ray.storage import checksums, failpoints
 
-__all__ = ["CorpusError", "build_index"]
-
 
 def build_index(settings: config.Config) -> IndexVersion:
     """Publish a version that contains exactly the documents of the corpus, or return the version that already does.

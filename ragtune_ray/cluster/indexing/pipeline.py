@@ -25,8 +25,6 @@ from ragtune_ray.ingest import input_units
 from ragtune_ray.models import weights
 from ragtune_ray.storage import failpoints, filesystem
 
-__all__ = ["Built", "CorpusError", "build", "directory", "runs_in_process", "segment_settings", "session_for"]
-
 IN_PROCESS_BYTES = 512 * 2**10
 """Inputs up to this size are indexed in this process, because starting Ray would take longer."""
 

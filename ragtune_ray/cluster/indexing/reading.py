@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
     from ragtune_ray.models.encoder import TokenCounter
 
-__all__ = ["DuplicateError", "Parts", "read_row_group", "read_stage"]
-
 DOCUMENTS_AT_ONCE = 256
 BYTES_AT_ONCE = 4 * 2**20
 

@@ -27,8 +27,6 @@ from ragtune_ray.storage import artifacts, checksums, failpoints, filesystem
 if TYPE_CHECKING:
     import ray.data
 
-__all__ = ["SMALL_SEGMENT_PASSAGES", "Job", "Source", "blocks_as_sources", "build_segments", "segments_as_sources"]
-
 SMALL_SEGMENT_PASSAGES = 4096
 """Smaller segments are searched exactly whatever the kind of the index: this is as fast, and needs no training."""
 

@@ -20,8 +20,6 @@ from ragtune_ray.ingest import input_units, parsers, rows
 from ragtune_ray.models import weights
 from ragtune_ray.storage import checksums, failpoints, filesystem
 
-__all__ = ["UpdateError", "delete_documents", "document_ids", "upsert_documents"]
-
 
 class UpdateError(RagtuneError, ValueError):
     """The index cannot be changed in this way; the message says why and what to do."""

@@ -32,8 +32,6 @@ from ragtune_ray.serving.backend import TOO_LATE, Event, Failed, Finished, Job, 
 from ragtune_ray.serving.hot_swap import HotSwap
 from ragtune_ray.storage import checksums
 
-__all__ = ["GeneratorReplica"]
-
 TRIAL_SECONDS = 60.0
 
 logger = logging.getLogger(__name__)

@@ -40,8 +40,6 @@ from ragtune_ray.serving.hot_swap import HotSwap
 from ragtune_ray.serving.requests import ApiError
 from ragtune_ray.serving.telemetry import Telemetry
 
-__all__ = ["Ingress", "ServeBackend"]
-
 ATTEMPTS = 4
 BACKOFF_SECONDS = 0.1
 STATUS_SECONDS = 1.0

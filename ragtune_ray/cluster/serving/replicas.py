@@ -8,8 +8,6 @@ from typing import Any
 from ragtune_ray.cluster import session
 from ragtune_ray.serving.hot_swap import HotSwap
 
-__all__ = ["TRIAL_QUESTION", "SwappingReplica", "prepare_process"]
-
 TRIAL_QUESTION = "Is this a trial?"
 """Put to a new index or model before it is used."""
 

@@ -20,8 +20,6 @@ from ragtune_ray.serving.backend import TOO_LATE, Embedded, Failed, Found, witho
 from ragtune_ray.serving.hot_swap import HotSwap
 from ragtune_ray.storage import artifacts
 
-__all__ = ["RetrieverReplica"]
-
 BATCH_QUERIES = 32
 
 _Query: TypeAlias = tuple[str, int, filters.Filter, float]

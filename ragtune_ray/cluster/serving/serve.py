@@ -30,8 +30,6 @@ from ragtune_ray.serving import api_keys, middleware
 from ragtune_ray.serving.admission import capacity, slots_per_replica
 from ragtune_ray.storage import artifacts
 
-__all__ = ["APPLICATION", "Arguments", "ServeError", "application", "bound", "running", "serve"]
-
 APPLICATION = "ragtune"
 PROXY_SECONDS = 120.0
 logger = logging.getLogger(__name__)

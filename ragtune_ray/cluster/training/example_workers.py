@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from ragtune_ray.index.retriever import Retriever
     from ragtune_ray.models.encoder import Encoder
 
-__all__ = ["PrepareUnit", "pool_table"]
-
 
 class PrepareUnit:
     """An actor that makes the examples of a unit of queries; it loads only the models that the objective needs."""

@@ -19,8 +19,6 @@ from ragtune_ray.training.examples import example_type
 if TYPE_CHECKING:
     import ray.data
 
-__all__ = ["in_order", "plan", "read_pool", "read_validation", "steps_dataset", "steps_from"]
-
 STEPS_PER_BLOCK = 16
 
 

@@ -23,8 +23,6 @@ from ragtune_ray.models import weights
 from ragtune_ray.storage import artifacts, filesystem
 from ragtune_ray.training import examples, teaching
 
-__all__ = ["POOL", "TRAIN", "VALIDATION", "needs_index", "prepare"]
-
 TRAIN, VALIDATION, POOL = "train.parquet", "validation.parquet", "pool.parquet"
 UNIT_QUERIES = 128
 TAUGHT_UNIT_QUERIES = 64

@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     import ray.data
     from ray.train.torch import TorchTrainer
 
-__all__ = ["TrainResult", "train"]
-
 logger = logging.getLogger(__name__)
 
 FORMAT = 3

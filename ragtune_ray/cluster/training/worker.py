@@ -27,8 +27,6 @@ from ragtune_ray.training.manifest import BestScores, ExamplesSummary, ModelMani
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["EVENTS", "METRICS", "RUN_NAME", "WorkerArguments", "run_worker"]
-
 RUN_NAME = "train"
 """Ray Train's directory within the working directory of a training."""
 METRICS, EVENTS = "metrics.jsonl", "tensorboard"

@@ -21,8 +21,6 @@ from ragtune_ray.storage import artifacts
 from ragtune_ray.training import examples
 from ragtune_ray.tuning import gates
 
-__all__ = ["hits_of", "judge_generator", "judge_retriever", "queries_of", "reciprocal_ranks"]
-
 RANKED = 10
 """Number of hits by which the retriever is judged."""
 

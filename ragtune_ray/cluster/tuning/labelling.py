@@ -21,8 +21,6 @@ from ragtune_ray.ingest import queries
 from ragtune_ray.ingest.splits import positives
 from ragtune_ray.tuning import pseudo_labels as checks
 
-__all__ = ["answered", "made_questions", "pseudo_labels", "unlabelled", "write_mixed"]
-
 ASK_FOR_QUESTION = "Write a quiz question about a fact in this passage."
 """The request for a question, sent in place of a question."""
 QUESTION_SYSTEM = (

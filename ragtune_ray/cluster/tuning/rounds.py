@@ -24,8 +24,6 @@ from ragtune_ray.storage import artifacts, filesystem
 from ragtune_ray.tuning import gates
 from ragtune_ray.tuning.ledger import Ledger, Row
 
-__all__ = ["Rounds", "TuneError"]
-
 
 class TuneError(RagtuneError, ValueError):
     """Tuning is impossible with this config; the message says what to change."""

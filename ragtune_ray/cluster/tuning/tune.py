@@ -34,8 +34,6 @@ from ragtune_ray.tuning import routing
 from ragtune_ray.tuning.ledger import Ledger, judged_rows, ledger_lines
 from ragtune_ray.tuning.manifest import TuneManifest, read_tune_manifest
 
-__all__ = ["TuneError", "TuneResult", "report_lines", "tune"]
-
 FORMAT = 2
 """Part of a tune's identity: raise it when the same input leads to other rounds."""
 LEDGER, TUNED = "ledger.jsonl", "tuned.yaml"

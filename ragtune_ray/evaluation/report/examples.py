@@ -12,8 +12,6 @@ from ragtune_ray.evaluation.comparison import ExampleAnswer, Source
 from ragtune_ray.evaluation.scoring import PerQuery
 from ragtune_ray.schema import Answer, Passage
 
-__all__ = ["most_telling", "shown_answer"]
-
 
 def most_telling(scores: Mapping[config.Arm, PerQuery], metric: str, count: int) -> list[str]:
     """The queries on which the arms differ most. The arms take turns: each names the query on which it leads most.

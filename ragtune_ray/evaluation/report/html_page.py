@@ -23,8 +23,6 @@ from ragtune_ray.evaluation.decision import Difference
 from ragtune_ray.evaluation.intervals import Interval
 from ragtune_ray.evaluation.report import plots, table
 
-__all__ = ["render"]
-
 OTHER_ARM = 4
 """Colour and shape of arms that have none of their own."""
 

@@ -14,8 +14,6 @@ from ragtune_ray.evaluation.decision import Difference
 from ragtune_ray.evaluation.intervals import Interval
 from ragtune_ray.evaluation.report import table
 
-__all__ = ["WIDTH", "comparison_lines", "wrapped"]
-
 WIDTH = 80
 """Columns of text for a terminal."""
 

@@ -10,19 +10,6 @@ import xml.etree.ElementTree as ET
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-__all__ = [
-    "Mark",
-    "Point",
-    "Stack",
-    "curve_plot",
-    "interval_plot",
-    "scatter_plot",
-    "stacked_plot",
-    "strip",
-    "symbol",
-    "ticks",
-]
-
 WIDTH = 380
 _TOP, _RIGHT, _BOTTOM, _LEFT = 14, 14, 40, 50
 _LETTER = 6.6  # width of a letter, generous because fonts differ

@@ -11,20 +11,6 @@ from ragtune_ray.evaluation.costs import Cost
 from ragtune_ray.evaluation.decision import Difference, three_digits
 from ragtune_ray.evaluation.intervals import Interval
 
-__all__ = [
-    "LOSSES",
-    "Cell",
-    "Group",
-    "Row",
-    "direction",
-    "duration",
-    "groups",
-    "interval_text",
-    "losses",
-    "metric_label",
-    "probability",
-]
-
 LOSSES: dict[str, str] = {str(outcome): meaning for outcome, meaning in failures.MEANINGS.items()}
 """Outcome of an answerable question -> its meaning, from best to worst."""
 

@@ -16,16 +16,6 @@ from ragtune_ray.models.token_batches import batches_by_length, padded_tokens, t
 from ragtune_ray.schema import RetrieverExample, document_id_of
 from ragtune_ray.training.objectives.sft import VALIDATION_TOKENS, Piece, on_device
 
-__all__ = [
-    "Contrastive",
-    "Distillation",
-    "EncoderObjective",
-    "contrast",
-    "cosines",
-    "document_number",
-    "listwise_divergence",
-]
-
 PADDING = -1
 """Fills the rows of a worker that has fewer passages than another."""
 MRR_DEPTH = 10

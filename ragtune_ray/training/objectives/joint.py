@@ -11,8 +11,6 @@ from ragtune_ray.schema import JointExample
 from ragtune_ray.training.objectives.query_side import QuerySide
 from ragtune_ray.training.objectives.sft import Piece, Sft, on_device
 
-__all__ = ["Joint"]
-
 
 class Joint(nn.Module):
     """The negative log-likelihood of the answer, marginalized over the candidate passages.

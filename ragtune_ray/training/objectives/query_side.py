@@ -20,8 +20,6 @@ from ragtune_ray.training.objectives.contrastive import (
 )
 from ragtune_ray.training.objectives.sft import VALIDATION_TOKENS, Piece
 
-__all__ = ["QuerySide"]
-
 
 class QuerySide(EncoderObjective):
     """InfoNCE of each query against stored vectors; the encoder of passages, and so the index, stays unchanged.

@@ -14,8 +14,6 @@ from ragtune_ray.generation.chat import ChatTokenizer
 from ragtune_ray.generation.shared_prefixes import IGNORED
 from ragtune_ray.schema import GeneratorExample
 
-__all__ = ["Objective", "Piece", "Sft", "on_device"]
-
 Piece = dict[str, Tensor]
 """Input tensors of one forward pass."""
 VALIDATION_TOKENS = 4096
