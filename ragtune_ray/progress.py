@@ -6,7 +6,6 @@ import contextlib
 import sys
 import time
 from collections.abc import Iterator
-from types import TracebackType
 from typing import Self, TextIO
 
 LINE_EVERY_SECONDS = 30.0
@@ -23,7 +22,7 @@ def stage(name: str, total: int, unit: str, skipped: int = 0) -> Iterator[Stage]
     """Show the progress of a stage of a job while the block runs.
 
     Args:
-        name: name of the stage, such as "embed".
+        name: of the stage, such as "embed".
         total: number of rows, including those of an earlier run.
         unit: what is counted, such as "passages".
         skipped: rows that an earlier run finished.
@@ -65,9 +64,7 @@ class Stage:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *details: object) -> None:
         if kind is None and self.done > self._skipped:
             now = time.monotonic()
             self._write(f"{self.line(now)} · {duration(now - self._started)}")
@@ -80,7 +77,7 @@ class Stage:
 
 
 class _Live(Stage):
-    """The same on a terminal: a live line that stays with its totals."""
+    """A `Stage` on a terminal: one line, updated in place, that stays visible at the end."""
 
     def __init__(self, name: str, total: int, unit: str, skipped: int) -> None:
         from rich.console import Console
@@ -106,14 +103,12 @@ class _Live(Stage):
         self._bar.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *details: object) -> None:
         self._bar.stop()
 
 
 def _pace(rate: float) -> str:
-    """The rate: rows per second, or seconds per row if it is slow.
+    """Format a rate as rows per second, or as seconds per row if it is slow.
 
     >>> _pace(410.26), _pace(0.04), _pace(0.0)
     ('410.3/s', '25.0s each', '0.0/s')

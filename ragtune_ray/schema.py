@@ -29,7 +29,7 @@ from ragtune_ray import RagtuneError
 
 
 class SchemaError(RagtuneError, ValueError):
-    """A table has other columns than its record type; the message names the record, the column and both types."""
+    """A table lacks a column of its record type, or has it with another type; the message names both types."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,8 +144,7 @@ class Answer:
     model: str
     """Fingerprint of the generator."""
     confidence: float | None = None
-    """Geometric mean of the probabilities of the generated tokens, 0 to 1. None if the row failed or the engine does not
-    report probabilities."""
+    """Geometric mean of the generated tokens' probabilities, 0 to 1. None if the row failed or the engine reports none."""
 
 
 ExampleKind = Literal["question_only", "with_gold", "without_gold", "abstention", "replay"]
@@ -166,7 +165,7 @@ class GeneratorExample:
     passage_ids: tuple[str, ...]
     """Passages in the prompt, in order."""
     gold_place: int
-    """Number of the gold passage among them, from 1. 0: it is not shown."""
+    """Position of the gold passage in the prompt, from 1; 0 if it is not shown."""
     num_prompt_tokens: int
     num_answer_tokens: int
     """Tokens of the answer, its end token included. The loss is a mean over them."""
@@ -221,12 +220,7 @@ class Reject:
 
 Record = TypeVar("Record")
 
-_SCALARS: dict[Any, pa.DataType] = {
-    str: pa.string(),
-    int: pa.int64(),
-    float: pa.float64(),
-    bool: pa.bool_(),
-}
+_SCALARS: dict[Any, pa.DataType] = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
 
 
 def arrow_schema(record: type) -> pa.Schema:
@@ -282,16 +276,10 @@ def check(schema: pa.Schema, record: type) -> None:
         SchemaError: a column is missing or has another type.
     """
     for field in arrow_schema(record):
-        found = schema.get_field_index(field.name)
-        if found < 0:
-            raise SchemaError(
-                f"{record.__name__}.{field.name} should be {field.type}, found no such column; "
-                f"the table has {schema.names}"
-            )
-        if not schema.field(found).type.equals(field.type):
-            raise SchemaError(
-                f"{record.__name__}.{field.name} should be {field.type}, found {schema.field(found).type}"
-            )
+        place = schema.get_field_index(field.name)
+        if place < 0 or not schema.field(place).type.equals(field.type):
+            found = schema.field(place).type if place >= 0 else f"no such column; the table has {schema.names}"
+            raise SchemaError(f"{record.__name__}.{field.name} should be {field.type}, found {found}")
 
 
 def _is_optional(hint: Any) -> bool:

@@ -1,7 +1,7 @@
 """The typed settings tree: defaults < YAML file < `section.field=value` arguments.
 
-In: a YAML file and dotted overrides. Out: one frozen `Config`, every field checked. One file holds the settings of one room;
-the string under a field is its documentation. Importing this room loads neither torch nor Ray.
+In: a YAML file and dotted overrides. Out: one frozen `Config`, every field checked. Each file contains the settings of one
+room; the string under a field is its documentation. Importing this room loads neither torch nor Ray.
 """
 
 from ragtune_ray.config.answering import Answer, Prompt
@@ -19,40 +19,8 @@ from ragtune_ray.config.tree import Config, ConfigError, describe, load, load_co
 from ragtune_ray.config.tuning import Component, Tune
 
 __all__ = [
-    "Answer",
-    "Arm",
-    "Chunking",
-    "Cluster",
-    "Compare",
-    "Component",
-    "Config",
-    "ConfigError",
-    "Corpus",
-    "Encoder",
-    "Evaluate",
-    "Generator",
-    "Index",
-    "IndexKind",
-    "Mode",
-    "Objective",
-    "Precision",
-    "Prices",
-    "Prompt",
-    "Queries",
-    "Replicas",
-    "Retrieval",
-    "RetrievalMode",
-    "RetrievalUse",
-    "Section",
-    "Serve",
-    "SplitName",
-    "Training",
-    "Tune",
-    "describe",
-    "is_mode",
-    "is_tuned",
-    "load",
-    "load_config",
-    "retrieves",
-    "settings_page",
-]
+    "Answer", "Arm", "Chunking", "Cluster", "Compare", "Component", "Config", "ConfigError", "Corpus", "Encoder",
+    "Evaluate", "Generator", "Index", "IndexKind", "Mode", "Objective", "Precision", "Prices", "Prompt", "Queries",
+    "Replicas", "Retrieval", "RetrievalMode", "RetrievalUse", "Section", "Serve", "SplitName", "Training", "Tune",
+    "describe", "is_mode", "is_tuned", "load", "load_config", "retrieves", "settings_page",
+]  # fmt: skip

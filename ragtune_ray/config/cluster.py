@@ -11,8 +11,8 @@ class Cluster(Section):
     """How much of a Ray cluster is used."""
 
     address: str = ""
-    """Address of a running Ray cluster. Empty: RAY_ADDRESS if it is set, otherwise this machine, where small inputs are indexed
-    without Ray. `local`: Ray on this machine, for small inputs too."""
+    """Address of a running Ray cluster. Empty: RAY_ADDRESS if it is set, otherwise this machine, where small inputs are
+    indexed without Ray. `local`: Ray on this machine, even for small inputs."""
     encoder_workers: int = Field(0, ge=0)
     """Maximum number of encoder actors. 0: one per CPU core, or one per GPU if there are any."""
     generator_workers: int = Field(0, ge=0)
@@ -22,5 +22,4 @@ class Cluster(Section):
     memory_per_worker_bytes: int = Field(0, ge=0)
     """Memory that Ray reserves per actor, in bytes. 0: no reservation."""
     shard_bytes: int = Field(8 * 2**30, gt=0)
-    """Maximum bytes of the index that one process of `ragtune retrieve` opens. A larger index is searched in shards
-    whose hits are merged."""
+    """Maximum bytes of the index that one process of `ragtune retrieve` opens. A larger index is searched in shards."""

@@ -14,12 +14,11 @@ class Evaluate(Section):
     """How hits and answers are scored."""
 
     arms: tuple[Arm, ...] = Field(("base", "rag"), min_length=1)
-    """Arms that answer the queries. The others are compared with the first."""
+    """Arms that answer the queries. Each is compared with the first."""
     cutoffs: tuple[int, ...] = Field((1, 3, 5, 10), min_length=1)
     """Values of k for recall@k, MRR@k and nDCG@k."""
     depth: int = Field(20, gt=0)
-    """Hits per query that `ragtune retrieve` writes (at least `retrieval.top_k`). Answers always use
-    `retrieval.top_k`."""
+    """Hits per query that `ragtune retrieve` writes (at least `retrieval.top_k`). Answers always use `retrieval.top_k`."""
     resamples: int = Field(10_000, ge=100)
     """Bootstrap resamples per confidence interval."""
     confidence: float = Field(0.95, gt=0, lt=1)
@@ -31,17 +30,15 @@ class Evaluate(Section):
 class Compare(Section):
     """Choosing an arm by measurement.
 
-    Arms answer the questions of `queries`; if an arm is tuned and no split is named, those of the test split.
+    Arms answer the questions of `queries`: those of the test split, if an arm is tuned and `queries.split` is `all`.
     """
 
     arms: tuple[Arm, ...] = Field(("base", "rag", "ft", "rag+ft"), min_length=1)
-    """Arms to compare. A tuned arm without a model in the workspace's `models/` is trained first. A mode of
-    `ragtune tune` is an arm, too."""
+    """Arms to compare; a mode of `ragtune tune` is an arm, too. A tuned arm that has no model yet is trained first."""
     metric: Literal["EM", "token_F1", "contains_answer"] = "token_F1"
     """Quality metric."""
     margin: float = Field(0.02, ge=0, lt=1)
-    """An arm whose score is at most this much below the best counts as equally good; of those, the cheapest is
-    recommended."""
+    """Arms that score at most this much below the best count as equally good; the cheapest of them is recommended."""
     answers: int = Field(10_000, gt=0)
     """Number of answers over which the costs of indexing and training are spread."""
     latency_queries: int = Field(20, gt=0)
@@ -54,29 +51,28 @@ class Compare(Section):
     """Constraint: cost of 1,000 answers, including their part of indexing and training, in `prices.currency` (in
     seconds if prices are unknown). 0: no limit."""
     max_visible_seconds: float = Field(0.0, ge=0)
-    """Constraint: seconds until a changed document shows in answers, including any training this takes. 0: no
-    limit."""
+    """Constraint: seconds until a changed document shows in answers, including any training this takes. 0: no limit."""
     min_cited_share: float = Field(0.0, ge=0, le=1)
     """Constraint: share of the answers that cite a passage. 0: no limit."""
     changes_path: str = ""
-    """Changed documents (formats as for corpus.path). They are upserted into a copy of the index to measure how
-    each arm follows changes. Empty: not measured."""
+    """Changed documents (formats as for corpus.path). They are upserted into a copy of the index to measure how quickly
+    and how well each arm reflects changes. Empty: not measured."""
     deleted: tuple[str, ...] = ()
     """Ids of deleted documents."""
     changed_queries_path: str = ""
     """Questions about the changes, with the new answers."""
     probe_path: str = ""
-    """Questions with answers on topics outside the corpus that training never used; they measure what a tuned
-    generator forgets. Empty: not measured."""
+    """Questions with answers, on topics outside the corpus and never used in training, to measure what a tuned generator
+    forgets. Empty: not measured."""
     num_examples: int = Field(8, ge=0)
-    """Number of questions in the report with the answers of all arms next to each other."""
+    """Number of questions for which the report shows the answers of all arms next to each other."""
 
     @model_validator(mode="after")
-    def _changes_are_whole(self) -> Self:
+    def _changes_have_questions(self) -> Self:
         if bool(self.changes_path or self.deleted) != bool(self.changed_queries_path):
             raise ValueError(
-                "compare.changed_queries_path needs compare.changes_path or compare.deleted, and each of them needs it; "
-                "set both sides or neither"
+                "compare.changed_queries_path and the changes (compare.changes_path or compare.deleted) need each other; "
+                "set both or neither"
             )
         if len(set(self.arms)) < len(self.arms):
             raise ValueError(f"compare.arms: {', '.join(self.arms)}: each arm may be named only once")

@@ -14,11 +14,9 @@ class Generator(Section):
     """The causal language model that writes answers."""
 
     model: str = "SmolLM2-135M-Instruct"
-    """Name of an embedded model, a directory or a hub name. With engine `openai`, the name the server gives the
-    model."""
+    """Name of an embedded model, a directory or a hub name. With engine `openai`, the name the server gives the model."""
     engine: Literal["transformers", "openai"] = "transformers"
-    """`transformers` generates in this process. `openai` sends requests to an OpenAI-compatible server (vLLM, Ray
-    Serve LLM)."""
+    """`transformers` generates in this process. `openai` sends requests to an OpenAI-compatible server, such as vLLM."""
     precision: Precision = "auto"
     """Number format of the computation. `auto`: bfloat16 if the hardware supports it, otherwise float32."""
     max_new_tokens: int = Field(48, gt=0)
@@ -32,7 +30,7 @@ class Generator(Section):
     base_url: str = "http://127.0.0.1:8000/v1"
     """Engine `openai`: address of the server."""
     api_key_env: str = "OPENAI_API_KEY"
-    """Engine `openai`: environment variable that holds the API key. The key itself is never written to a config."""
+    """Engine `openai`: environment variable that contains the API key. The key itself is never written to a config."""
     concurrency: int = Field(16, gt=0)
     """Engine `openai`: concurrent requests per worker."""
     timeout_seconds: float = Field(60.0, gt=0)

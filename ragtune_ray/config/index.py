@@ -16,28 +16,25 @@ class Index(Section):
     """How the vectors and words of all passages are stored."""
 
     kind: IndexKind = "auto"
-    """FAISS structure. `auto` uses exact search (`flat`) up to 100,000 vectors of 384 dimensions. Beyond that it
-    uses inverted lists of 8-bit codes (`ivf_sq`), or of product-quantized codes (`ivf_pq`) if the former would
-    exceed `index.memory_bytes`; hits of both are re-scored exactly."""
+    """FAISS structure. `auto` uses exact search (`flat`) up to 100,000 vectors of 384 dimensions; beyond that, inverted
+    lists of 8-bit codes (`ivf_sq`), or of product-quantized codes (`ivf_pq`) if 8-bit codes would exceed
+    `index.memory_bytes`. Hits of both are re-scored exactly."""
     memory_bytes: int = Field(8 * 2**30, gt=0)
     """Memory for searching vectors, in bytes; `index.kind=auto` chooses a structure that fits."""
     target_recall: float = Field(0.95, gt=0, le=1)
-    """Share of the ten nearest vectors that an approximate index must find. Search effort is calibrated to reach
-    it."""
+    """Share of the ten nearest vectors that an approximate index must find. Search effort is calibrated to reach it."""
     segment_passages: int = Field(250_000, gt=0)
-    """Passages per segment. A segment is an immutable part of the index; segments are built and searched in
-    parallel."""
+    """Passages per segment. A segment is an immutable part of the index; segments are built and searched in parallel."""
     compact_segments: int = Field(8, ge=2)
-    """Merge small segments once upserts have left more than this many. Happens at the end of an upsert or `ragtune
-    index`."""
+    """Merge small segments at the end of `ragtune index` or an upsert if there are more than this many."""
     compact_deleted_share: float = Field(0.2, gt=0, le=1)
-    """Rewrite a segment once more than this share of its passages is deleted. Happens on the same occasions."""
+    """At the same time, rewrite each segment if more than this share of its passages is deleted."""
     tenant_field: str = ""
-    """Metadata field that names the tenant a document belongs to. If set, every retrieval must set
-    `retrieval.tenant`. Empty: one tenant."""
+    """Metadata field that names a document's tenant. If it is set, every retrieval must set `retrieval.tenant`. Empty: no
+    tenants."""
     language: Literal["en", "none"] = "en"
-    """Stop words and stemming of the lexical index; `none` disables both. Text without spaces between words, such
-    as Chinese, is always indexed by character bigrams."""
+    """Stop words and stemming of the lexical index; `none` disables both. Text in scripts without spaces, such as Chinese,
+    is always indexed by character bigrams."""
 
 
 class Retrieval(Section):
@@ -54,7 +51,7 @@ class Retrieval(Section):
     reranker: str = ""
     """Cross-encoder that re-scores the candidates: a directory or hub name. Empty: none."""
     filter: dict[str, Any] = {}  # noqa: RUF012  # pydantic copies it
-    """Conditions on the metadata of documents; all must hold. Example: `{product: pump, year: {gte: 2020},
-    language: [de, en]}`. Empty: no condition."""
+    """Conditions on the metadata of documents; all must be met. Empty: no condition. Example:
+    `{product: pump, year: {gte: 2020}, language: [de, en]}`."""
     tenant: str = ""
     """Find only documents of this tenant. Required if `index.tenant_field` is set, otherwise empty."""

@@ -15,8 +15,7 @@ class Corpus(Section):
     """Where the documents come from."""
 
     path: str = ""
-    """A folder of .md, .txt, .html, .pdf or .docx files, a .jsonl or .parquet file, a BEIR folder, or SQuAD JSON;
-    local or s3://."""
+    """Local or s3://: a folder of .md, .txt, .html, .pdf or .docx files, a .jsonl or .parquet file, BEIR or SQuAD JSON."""
     strict: bool = False
     """Stop at the first bad row or file. By default bad input is written to rejects.jsonl and skipped."""
     max_document_bytes: int = Field(32 * 2**20, gt=0)
@@ -31,26 +30,22 @@ class Queries(Section):
     path: str = ""
     """A .jsonl or .parquet file, a BEIR folder, or SQuAD JSON; local or s3://."""
     split: SplitName = "all"
-    """The split to use: a value of the `split` column (in BEIR, the qrels file of that name). `all` uses every
-    query."""
+    """The split to use: a value of the `split` column (in BEIR, the qrels file of that name). `all` uses every query."""
     split_by: Literal["given", "document", "folder"] = "given"
-    """How queries get their split. `given`: from the input. `document`: drawn at random so that no document is
-    relevant in two splits. `folder`: drawn so that no folder of documents is (the folder is the part of a
-    document id before its last `/`; in SQuAD, the article)."""
+    """How queries get their split. `given`: from the input. `document`: drawn at random so that no document is relevant in
+    two splits. `folder`: the same for whole folders of documents (a document id up to its last `/`; in SQuAD, an article)."""
     split_shares: tuple[float, float, float] = (4, 1, 1)
     """Relative sizes of train, validation and test for drawn splits. The numbers need not add up to 1."""
     split_seed: int = 0
-    """Seed of drawn splits. It is separate from `seed`, so that runs with different seeds use the same test
-    questions. If a small corpus is divided unevenly, try another value."""
+    """Seed of drawn splits, separate from `seed`, so that runs with different seeds use the same test questions. If a small
+    corpus is divided unevenly, try another value."""
     limit: int = Field(0, ge=0)
     """Use only the first N of the selected queries. 0: all."""
 
     @model_validator(mode="after")
     def _shares_are_shares(self) -> Self:
         if min(self.split_shares) < 0 or not sum(self.split_shares):
-            raise ValueError(
-                f"queries.split_shares {self.split_shares}: no share may be negative and one must be positive"
-            )
+            raise ValueError(f"queries.split_shares {self.split_shares}: none may be negative, one must be positive")
         return self
 
 
@@ -66,7 +61,6 @@ class Chunking(Section):
     def _overlap_fits(self) -> Self:
         if self.overlap_tokens * 2 > self.size_tokens:
             raise ValueError(
-                f"chunking.overlap_tokens ({self.overlap_tokens}) must be at most half of "
-                f"chunking.size_tokens ({self.size_tokens})"
+                f"chunking.overlap_tokens ({self.overlap_tokens}) must be at most half of size_tokens ({self.size_tokens})"
             )
         return self

@@ -18,7 +18,7 @@ class Encoder(Section):
     """Name of an embedded model, a directory, or a hub name (NAME@REVISION pins it). `hashing-384` needs no model:
     it hashes words into 384 dimensions, for tests and dry runs."""
     query_model: str = ""
-    """Encoder of queries, if it differs from that of passages; it must use the same vector space.
+    """Encoder of queries, if it is not `encoder.model`; both must use the same vector space.
     `training.objective=query_side` trains one. Empty: `encoder.model`."""
     query_prefix: str = ""
     """Text put before every query, for models that expect one (E5: "query: ")."""

@@ -15,8 +15,7 @@ class Replicas(Section):
     """Number and resources of the replicas of one Serve deployment."""
 
     min_replicas: int = Field(1, ge=0)
-    """Minimum number of replicas. The generator alone may use 0: it is then loaded by the first question, which
-    waits for it."""
+    """Minimum number of replicas. Only the generator may use 0: the first question then waits until it is loaded."""
     max_replicas: int = Field(1, ge=1)
     """Maximum number of replicas."""
     target_ongoing_requests: float = Field(8.0, gt=0)
@@ -28,13 +27,12 @@ class Replicas(Section):
     max_ongoing_requests: int = Field(16, gt=0)
     """Maximum number of concurrent requests per replica. Further requests wait outside it and survive its loss."""
     max_queued_requests: int = Field(64, ge=0)
-    """Maximum number of waiting requests. Further requests are refused with status 429 and Retry-After. 0: none may
-    wait."""
+    """Maximum number of waiting requests. Further requests are refused with status 429 and Retry-After. 0: none may wait."""
     num_cpus: float = Field(1.0, ge=0)
     """CPU cores that Ray reserves per replica."""
     num_threads: int = Field(0, ge=0)
-    """Threads per replica. 0: one per reserved core, at least one; for the generator, all cores of its machine
-    divided by max_replicas. On a cluster shared with other work, set a number and reserve as many cores."""
+    """Threads per replica. 0: one per reserved core, at least one; for the generator, all cores of its machine divided by
+    max_replicas. On a cluster shared with other work, set a number and reserve that many cores."""
     num_gpus: float = Field(0.0, ge=0)
     """GPUs per replica. 0: CPU only."""
     memory_bytes: int = Field(0, ge=0)
@@ -43,9 +41,7 @@ class Replicas(Section):
     @model_validator(mode="after")
     def _replicas_are_ordered(self) -> Self:
         if self.min_replicas > self.max_replicas:
-            raise ValueError(
-                f"min_replicas ({self.min_replicas}) is more than max_replicas ({self.max_replicas}); lower it"
-            )
+            raise ValueError(f"min_replicas ({self.min_replicas}) is more than max_replicas ({self.max_replicas})")
         return self
 
 
@@ -81,8 +77,8 @@ class Serve(Section):
     max_new_tokens: int = Field(512, gt=0)
     """Maximum answer length a request may ask for, in tokens. The default is generator.max_new_tokens."""
     retrieval: RetrievalUse = "always"
-    """`always`: retrieve for every question. `auto`: answer without passages first, and retrieve only if the
-    generator is less confident than the threshold found by `ragtune calibrate`. A request may choose either."""
+    """`always`: retrieve for every question. `auto`: answer without passages first, and retrieve only if the generator's
+    confidence is below the threshold found by `ragtune calibrate`. A request may choose either."""
     adapter_arms: tuple[Literal["ft", "rag+ft"], ...] = ()
     """With answer.arm `base` or `rag`: tuned arms that the same replicas also serve, if they were trained with
     training.lora_rank. A request selects one as its model."""
@@ -97,16 +93,14 @@ class Serve(Section):
     )
     """Encoder and index."""
     generator: Replicas = Replicas(target_ongoing_requests=8)
-    """The language model. `max_ongoing_requests` is the size of its running batch; a quarter as many may wait in
-    the replica."""
+    """The language model. `max_ongoing_requests` is the size of its batch; a quarter as many may wait in the replica."""
 
     @field_validator("ingress", "retriever", "generator", mode="before")
     @classmethod
     def _keep_the_defaults_of_the_deployment(cls, given: Any, about: ValidationInfo) -> Any:
         if not isinstance(given, dict):
             return given
-        default = cls.model_fields[str(about.field_name)].default
-        return {**default.model_dump(), **given}
+        return {**cls.model_fields[str(about.field_name)].default.model_dump(), **given}
 
     @model_validator(mode="after")
     def _only_the_generator_may_scale_to_zero(self) -> Self:

@@ -16,13 +16,12 @@ class Training(Section):
     """Fine-tuning of the generator, the retriever, or both."""
 
     objective: Objective = "sft"
-    """What is trained. `sft`: the generator, on gold answers. `contrastive`: the retriever, on positives and
-    negatives. `distillation`: the retriever, on the ranking of a teacher. `query_side`: contrastive, but only
-    the encoder of queries is trained and the index stays valid. `joint`: generator and encoder of queries on one
-    loss, the likelihood of the answer summed over retrieved passages."""
+    """What is trained. `sft`: the generator, on gold answers. `contrastive`: the retriever, on positives and negatives.
+    `distillation`: the retriever, on the ranking of a teacher. `query_side`: contrastive, but only the encoder of queries
+    is trained, so the index stays valid. `joint`: generator and encoder of queries, on one loss: the likelihood of the
+    answer summed over retrieved passages."""
     arm: Literal["ft", "rag+ft"] = "rag+ft"
-    """`sft`: arm to train for. `ft`: examples show the question alone. `rag+ft`: examples show the question with
-    passages."""
+    """`sft`: arm to train for. `ft`: examples show the question alone. `rag+ft`: examples show the question with passages."""
     name: str = ""
     """Name of the result in the workspace's `models/`. Empty: the arm for `sft`, `both` for `joint`, otherwise
     `retriever`. Arms `ft` and `rag+ft` use the models of their own names; to use another, set generator.model or
@@ -47,8 +46,7 @@ class Training(Section):
     clip_norm: float = Field(1.0, gt=0)
     """Gradients are clipped to this norm."""
     precision: Precision = "auto"
-    """Number format of matrix products; trained weights stay in float32. `auto`: bfloat16 if the hardware supports
-    it."""
+    """Number format of matrix products; trained weights stay in float32. `auto`: bfloat16 if the hardware supports it."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass instead of storing them: less memory, about a third more time."""
     lora_rank: int = Field(0, ge=0)
@@ -56,14 +54,14 @@ class Training(Section):
     lora_alpha: float = Field(32.0, gt=0)
     """Scale of the LoRA adapters: their output is multiplied by lora_alpha / lora_rank."""
     strategy: Literal["ddp", "fsdp"] = "ddp"
-    """`ddp`: every worker holds the whole model. `fsdp` (`sft` only): weights and optimizer state are divided among
-    the workers, for generators that do not fit on one GPU."""
+    """`ddp`: every worker has the whole model. `fsdp` (`sft` only): weights and optimizer state are divided among the
+    workers, for generators that do not fit on one GPU."""
     workers: int = Field(1, gt=0)
     """Number of training workers; with `training.max_workers`, the minimum."""
     max_workers: int = Field(0, ge=0)
     """Upper limit on workers, if the cluster has room. 0: exactly `training.workers`."""
     max_failures: int = Field(3, ge=0)
-    """How many lost workers are replaced; each time, training resumes from the last checkpoint. 0: none."""
+    """How often a lost worker is replaced and training resumes from the last checkpoint. 0: never."""
     checkpoint_steps: int = Field(100, gt=0)
     """Steps between checkpoints."""
     evaluate_steps: int = Field(100, gt=0)
@@ -74,39 +72,35 @@ class Training(Section):
     """`sft` for `rag+ft`: passages per example. 0: `retrieval.top_k`."""
     distractors: Literal["query", "passage"] = "query"
     """`sft` for `rag+ft`: which other passages an example shows. `query`: those retrieved for its question, as when
-    answering. `passage`: those retrieved for the passage that contains the answer; all questions on one passage
-    then share a prompt prefix, which is computed once."""
+    answering. `passage`: those retrieved for the passage that contains the answer, so that all questions on one passage
+    share a prompt prefix, which is computed once."""
     gold_left_out_share: float = Field(0.1, ge=0, le=1)
-    """`sft` for `rag+ft`: share of examples shown without the passage that contains the answer (RAFT, Zhang et al.
-    2024). 0: none."""
+    """`sft` for `rag+ft`: share of examples without the gold passage (RAFT, Zhang et al. 2024). 0: none."""
     abstain_share: float = Field(0.5, ge=0, le=1)
-    """Share of those examples whose target answer is `training.abstention`; the others keep their gold answer."""
+    """Share of the examples without the gold passage whose target is `training.abstention`; the others keep their answer."""
     abstention: str = Field("I don't know.", min_length=1)
     """Target answer when the passages do not contain the answer."""
     cite: bool = True
     """`sft` for `rag+ft`: end target answers with the number of the passage that contains them, such as [2]."""
     replay_path: str = ""
-    """`sft`: other questions with answers (formats as for queries.path), mixed in without passages to reduce
-    forgetting. Empty: none."""
+    """`sft`: other questions with answers, mixed in to reduce forgetting (formats as for queries.path). Empty: none."""
     replay_share: float = Field(0.1, ge=0, lt=1)
     """Share of the examples that are replayed, if `training.replay_path` is set."""
     hard_negatives: int = Field(4, ge=0)
-    """Retriever: retrieved passages per example that do not answer the question. `joint`: candidate passages in
-    addition to the first."""
+    """Retriever: retrieved passages per example that do not answer the question. `joint`: candidates after the first."""
     negative_depth: int = Field(50, gt=0)
     """Retriever: number of top hits from which hard negatives are taken."""
     negative_margin: float = Field(0.05, ge=0, lt=1)
-    """Retriever: a hit that scores above (1 - margin) times the score of the positive may be a false negative and
-    is left out (Moreira et al. 2024). 0: none is left out."""
+    """Retriever: leave out hits that score above (1 - margin) times the score of the positive, as they may be false
+    negatives (Moreira et al. 2024). 0: leave out none."""
     temperature: float = Field(0.05, gt=0)
     """Retriever: cosines of the trained model are divided by this. Smaller is sharper."""
     teacher: Literal["retrieval", "generator"] = "retrieval"
-    """Source of the scores to learn. `retrieval` (`distillation` only): the reranker or, without one, the retrieval
-    that found the hits. `generator` (`distillation` and `query_side`): how much a passage raises the likelihood
-    of the answer. `generator` needs no qrels; scores of a reranker, if there is one, are mixed in."""
+    """Source of the scores to learn. `retrieval` (`distillation` only): the reranker, or without one the retrieval that
+    found the hits. `generator` (`distillation` and `query_side`): how much a passage raises the likelihood of the answer;
+    needs no qrels, and mixes in the scores of a reranker if there is one."""
     teacher_temperature: float = Field(0.3, gt=0)
-    """Teacher scores are divided by this. Retrieval scores are first scaled to 0..1 per query; generator scores are
-    in nats per token."""
+    """Teacher scores (retrieval: scaled to 0..1 per query; generator: nats per token) are divided by this."""
     contrastive_weight: float = Field(0.1, ge=0)
     """Weight of the contrastive loss added to the teacher's loss. 0: the teacher's loss alone."""
 
@@ -128,13 +122,9 @@ class Training(Section):
     @model_validator(mode="after")
     def _workers_are_ordered(self) -> Self:
         if self.max_workers and self.max_workers < self.workers:
-            raise ValueError(
-                f"training.max_workers ({self.max_workers}) is less than training.workers ({self.workers})"
-            )
+            raise ValueError(f"training.max_workers ({self.max_workers}) is below training.workers ({self.workers})")
         if self.teacher == "generator" and self.objective == "contrastive":
-            raise ValueError(
-                "training.teacher=generator works with training.objective distillation or query_side, not contrastive"
-            )
+            raise ValueError("training.teacher=generator works with training.objective distillation or query_side")
         if self.lora_rank and not self.trains_generator:
             raise ValueError("training.lora_rank: only objectives sft and joint train adapters; set it to 0")
         return self

@@ -65,7 +65,7 @@ class Config(Section):
         return self
 
     def with_values(self, values: Mapping[str, Any]) -> Config:
-        """A copy with other values, by dotted name, validated again.
+        """A copy with other values, by dotted name; validated again.
 
         >>> Config().with_values({"retrieval.top_k": 3}).retrieval.top_k
         3
@@ -103,11 +103,10 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     except UnicodeDecodeError as error:
         raise ConfigError(f"config {path}: is not UTF-8 text ({error.reason} at byte {error.start})") from error
     try:
-        values = yaml.safe_load(text)
+        values: Any = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError) as error:  # ValueError: an impossible date such as 2024-02-30
         raise ConfigError(f"config {path}: is not YAML: {' '.join(str(error).split())}") from error
-    if values is None:
-        values = {}
+    values = {} if values is None else values
     if not isinstance(values, dict):
         raise ConfigError(f"config {path}: must be a mapping of sections, is {type(values).__name__}")
     for override in overrides:
@@ -116,14 +115,10 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def load_config(source: str | os.PathLike[str] | Mapping[str, Any], values: Mapping[str, Any] | None = None) -> Config:
-    """Build a config from a YAML file, or from a mapping of dotted names to values.
+    """Build a config from a YAML file, or from values by dotted name; `values` override those of the source.
 
     >>> load_config({"workspace": "here", "retrieval.top_k": 3}).retrieval.top_k
     3
-
-    Args:
-        source: the path of a file, or the values that differ from the defaults.
-        values: further values by dotted name, which override those of the source.
 
     Raises:
         ConfigError: the file cannot be read or is not a mapping, a name is unknown, or a value breaks its rule.
@@ -133,11 +128,7 @@ def load_config(source: str | os.PathLike[str] | Mapping[str, Any], values: Mapp
 
 
 def describe() -> Iterator[tuple[str, str, str]]:
-    """Every setting as (dotted name, default, meaning), in the order of the tree.
-
-    >>> next(describe())[:2]
-    ('workspace', 'workspace')
-    """
+    """Every setting as (dotted name, default, meaning), in the order of the tree."""
     yield from _describe(Config(), "")
 
 
@@ -209,8 +200,7 @@ def _validated(values: dict[str, Any], source: str) -> Config:
 def _explain(item: Any, source: str) -> str:
     field = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
-        known = _known_fields(item["loc"][:-1])
-        return f"{source}: unknown setting {field!r}; known here: {', '.join(known)}"
+        return f"{source}: unknown setting {field!r}; known here: {', '.join(_known_fields(item['loc'][:-1]))}"
     message = str(item["msg"]).removeprefix("Value error, ")
     given = "" if isinstance(item["input"], dict) else f" (given: {item['input']!r})"
     return f"{source}: {field or 'config'}: {message}{given}"

@@ -53,12 +53,8 @@ class Artifact:
 def stage(url: str, scratch: str | None = None) -> Path:
     """Create an empty local directory in which to write the artifact for `url` before `publish`.
 
-    For a local `url` it is on the target's file system, so that publishing is one rename.
-
-    Args:
-        url: where the artifact will be published.
-        scratch: a directory on the same file system to stage in; the caller removes it after the job, including what
-            killed workers left there. None stages next to the target.
+    If `url` is local, the directory is on the same file system, so that publishing is one rename: in `scratch`, which the
+    caller removes after the job with everything that killed workers left in it, or else next to the target.
     """
     store, path = filesystem.locate(url)
     if isinstance(store, LocalFileSystem):
@@ -72,11 +68,11 @@ def stage(url: str, scratch: str | None = None) -> Path:
 
 
 def publish(staging: Path, url: str, kind: str, **facts: Any) -> bool:
-    """Publish a staging directory at `url` atomically, with its manifest; exactly one of two publishers wins.
+    """Publish a directory from `stage` at `url` atomically, with its manifest; exactly one of two publishers wins.
 
     Args:
-        staging: a directory from `stage`; it is moved or deleted.
-        url: where to publish it.
+        staging: the directory; it is moved or deleted.
+        url: its destination.
         kind: what it is, such as "segment"; `open_artifact` checks it.
         **facts: JSON values for the manifest.
 
@@ -97,9 +93,8 @@ def publish(staging: Path, url: str, kind: str, **facts: Any) -> bool:
             for name in names
         },
     }
-    content = checksums.canonical_json(
-        {**manifest, "manifest_sha256": checksums.bytes_sha256(checksums.canonical_json(manifest))}
-    )
+    sha256 = checksums.bytes_sha256(checksums.canonical_json(manifest))
+    content = checksums.canonical_json({**manifest, "manifest_sha256": sha256})
     store, path = filesystem.locate(url)
     try:
         if isinstance(store, LocalFileSystem):
@@ -112,9 +107,8 @@ def publish(staging: Path, url: str, kind: str, **facts: Any) -> bool:
 def open_artifact(url: str, kind: str | None = None, names: Collection[str] | None = None) -> Artifact:
     """Check the files of an artifact; a remote one is copied into the local cache first.
 
-    Each state of a large file is hashed once per machine: a receipt in the cache records that a file with this size,
-    inode and modification time had the right sha256. `find_problems` hashes every time. A copy that was damaged in the
-    cache is downloaded again.
+    A large file is hashed once per machine: a receipt in the cache records that a file with this size, inode and
+    modification time had the right sha256. `find_problems` hashes every time. A damaged copy is downloaded again.
 
     Args:
         url: the artifact's directory.
@@ -160,16 +154,13 @@ def read_manifest(url: str) -> dict[str, Any]:
         raise ArtifactError(f"{url}: {MANIFEST} was changed after it was written; run the command that wrote it again")
     if manifest_format != MANIFEST_FORMAT:
         raise ArtifactError(
-            f"{url}: written in format {manifest_format}, this version reads {MANIFEST_FORMAT}; build it again"
+            f"{url}: has format {manifest_format}, this version reads {MANIFEST_FORMAT}; build it again"
         )
     return {**manifest, "manifest_sha256": claimed}
 
 
 def find_problems(url: str) -> list[str]:
-    """List everything wrong with an artifact, one sentence each; empty if nothing is.
-
-    All files are read at `url` itself; the local cache is neither used nor changed.
-    """
+    """List the problems of an artifact, one sentence each; its files are read at `url`, not in the local cache."""
     try:
         manifest = read_manifest(url)
     except ArtifactError as error:
@@ -189,7 +180,7 @@ def find_problems(url: str) -> list[str]:
 
 
 def is_finished(url: str) -> bool:
-    """Whether `url` is a complete artifact, judged by its manifest; the files are not read."""
+    """Whether `url` is a complete artifact, according to its manifest; the files are not read."""
     try:
         read_manifest(url)
     except ArtifactError:
@@ -204,7 +195,7 @@ def current(folder: str) -> str | None:
 
 
 def make_current(folder: str, name: str) -> None:
-    """Make CURRENT name this artifact, so that readers of the folder use it from now on."""
+    """Let the CURRENT file of a folder name this artifact, so that readers use it from now on."""
     filesystem.replace_text(filesystem.join(folder, CURRENT), f"{name}\n")
 
 
@@ -215,7 +206,7 @@ def _check_file(path: Path, name: str, entry: dict[str, Any]) -> list[str]:
 
 
 def _compare(name: str, entry: dict[str, Any], size: int | None, sha256: Callable[[], str]) -> list[str]:
-    """How a file differs from its manifest entry. `size` is None if the file is missing; it is hashed only if that fits."""
+    """How a file differs from its manifest entry; it is hashed only if its size is right. Size None: it is missing."""
     if size is None:
         return [f"{name} is missing"]
     if size != entry["bytes"]:
@@ -227,7 +218,7 @@ def _compare(name: str, entry: dict[str, Any], size: int | None, sha256: Callabl
 
 def _remote_sizes(store: fsspec.AbstractFileSystem, root: str) -> dict[str, int]:
     """The size of each object below `root`, by its relative name."""
-    store.invalidate_cache()  # this process may have cached a listing from before the damage
+    store.invalidate_cache()  # this process may have cached a listing before the damage
     found = store.find(root, detail=True)
     # Some tools write an empty object for each folder, whose name ends with a slash.
     return {path.removeprefix(f"{root}/"): int(info["size"]) for path, info in found.items() if not path.endswith("/")}
@@ -282,7 +273,7 @@ def _publish_locally(staging: Path, target: Path, content: bytes) -> bool:
         filesystem.sync(path)
     filesystem.sync(staging)
     try:
-        # rename(2) replaces an empty directory but never one that holds files, so the first publisher wins.
+        # rename(2) replaces an empty directory, but never one with files in it, so the first publisher wins.
         staging.rename(target)
     except OSError as error:
         if not target.exists():

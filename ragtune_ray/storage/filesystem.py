@@ -27,7 +27,7 @@ class UrlError(RagtuneError, ValueError):
 
 
 class SpaceError(RagtuneError, RuntimeError):
-    """The disk has too little space for the next write; the message says how much is needed and where."""
+    """The disk has too little space for the next write; the message names the bytes needed and where."""
 
 
 def locate(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -55,8 +55,8 @@ def absolute(url: str) -> str:
     """
     if "://" in url:
         return url.rstrip("/")
-    # Without `..`, so that the path of a file begins with the path of its folder. Symlinks stay as the user wrote them,
-    # except before `..`, where the parent of the link's target is meant.
+    # Remove `..`, so that the path of a file begins with the path of its folder. Keep symlinks as the user wrote them,
+    # except before `..`, which means the parent of the link's target.
     path = Path(url).expanduser().absolute()
     plain = Path(os.path.normpath(path))
     if not path.exists() or (plain.exists() and plain.samefile(path)):
@@ -103,11 +103,7 @@ def free_bytes(url: str) -> int | None:
 
 
 def require_space(url: str, num_bytes: int, purpose: str) -> None:
-    """Raise if the disk has fewer than `num_bytes` free.
-
-    Raises:
-        SpaceError: names the bytes needed and the bytes free.
-    """
+    """Raise a SpaceError if the disk has fewer than `num_bytes` free."""
     free = free_bytes(url)
     if free is not None and free < num_bytes:
         raise SpaceError(
@@ -131,8 +127,8 @@ def last_change(url: str) -> float | None:
             with contextlib.suppress(FileNotFoundError):  # it may have been renamed to its final name meanwhile
                 times.append(place.stat().st_mtime)
         return max(times, default=None)
-    found = [info.get("LastModified") for info in store.find(path, detail=True).values()]
-    return max((time_.timestamp() for time_ in found if time_ is not None), default=None)
+    found = (info.get("LastModified") for info in store.find(path, detail=True).values())
+    return max((changed.timestamp() for changed in found if changed is not None), default=None)
 
 
 def list_names(url: str) -> list[str]:
@@ -148,11 +144,7 @@ def list_names(url: str) -> list[str]:
 
 
 def read_text(url: str) -> str:
-    """The content of a small UTF-8 file.
-
-    Raises:
-        FileNotFoundError: the file does not exist.
-    """
+    """The content of a small UTF-8 file."""
     store, path = locate(url)
     return bytes(store.cat_file(path)).decode("utf-8")
 
@@ -174,11 +166,7 @@ def replace_text(url: str, text: str) -> None:
 
 
 def save_array(path: Path, array: np.ndarray) -> None:
-    """Write a .npy file like `numpy.save`, but raise the operating system's error when the disk is full.
-
-    Raises:
-        OSError: the disk is full or fails.
-    """
+    """Write a .npy file like `numpy.save`, but raise the operating system's error when the disk is full."""
     with path.open("wb") as file:
         # numpy writes to a non-file object in pieces, so write errors are raised.
         np.save(types.SimpleNamespace(write=file.write), array, allow_pickle=False)
@@ -211,9 +199,6 @@ def fetched(url: str) -> Iterator[Path]:
     """A local path to a file for the duration of the block; a remote file is downloaded each time, bypassing the cache.
 
     For files whose content may change under the same name, such as the parts of a run that is repeated.
-
-    Raises:
-        FileNotFoundError: a remote file does not exist.
     """
     store, path = locate(url)
     if isinstance(store, LocalFileSystem):
@@ -231,11 +216,8 @@ def local_copy(url: str, names: list[str], version: str, *, refresh: bool = Fals
     Args:
         url: the directory.
         names: relative paths of files in it.
-        version: changes when the content does; part of the cache's path.
-        refresh: download remote files even if the cache has them, and replace those.
-
-    Raises:
-        FileNotFoundError: a remote file does not exist.
+        version: names the content; part of the cache's path.
+        refresh: download remote files even if the cache has them.
     """
     store, path = locate(url)
     if isinstance(store, LocalFileSystem):

@@ -1,4 +1,4 @@
-"""What a verb returns: the path of the artifact that it wrote, with its facts and its main table at hand."""
+"""The return value of a verb: the path of the artifact that it wrote, with access to its facts and its main table."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Result:
     path: str
     """A local directory, or a URL such as s3://bucket/workspace/runs/answer-rag-0123."""
     table: ClassVar[str | None] = None
-    """Name of the Parquet file that holds the main table; subclasses set it."""
+    """Name of the Parquet file with the main table; subclasses set it."""
 
     @property
     def manifest(self) -> Mapping[str, Any]:
@@ -46,9 +46,7 @@ class Result:
             ArtifactError: this kind of artifact has no table, or the artifact was removed or damaged.
         """
         if self.table is None:
-            raise artifacts.ArtifactError(
-                f"{self.path}: a {type(self).__name__} has no table; see its manifest and files"
-            )
+            raise artifacts.ArtifactError(f"{self.path}: a {type(self).__name__} has no table; see its manifest")
         return pq.read_table(artifacts.open_artifact(self.path, names=[self.table]).path / self.table)
 
     def to_pandas(self) -> pd.DataFrame:
