@@ -1,13 +1,14 @@
-"""Approximate search at a million vectors: build time, recall, latency and memory against autofaiss's default build.
+"""Compares approximate search over a million vectors with autofaiss: build time, recall, latency and memory.
 
     python -m bench.ann [--vectors 1000000] [--sets clusters,spectrum] [--kinds auto] [--autofaiss-python PATH]
 
-Two synthetic sets of 384 dimensions: 2,000 Gaussian clusters (`clusters`), and one Gaussian whose spectrum falls as 1/sqrt(i)
-(`spectrum`), which is hard. Ours: the same functions that a build calls (train once on a sample, build the shards of
-`index.segment_passages` in one process per core, calibrate on held-out vectors to recall@10 >= .95), reading a .npy file and
-ending with the saved shards opened by memory mapping. Theirs: `autofaiss.build_index` with its defaults on the same file, in an
-environment of its own, since it wants pyarrow < 20 (made with venv and pip where --autofaiss-python is not given). Both are
-then asked the same 500 queries that no build has seen, one at a time, on all cores. Nothing is asserted.
+There are two synthetic sets of 384 dimensions: 2,000 Gaussian clusters (`clusters`), and one Gaussian whose spectrum
+falls as 1/sqrt(i) (`spectrum`), which is hard. Our row calls the functions that an index build calls: train once on a
+sample, build shards of `index.segment_passages` vectors in one process per core, then calibrate on held-out vectors to
+recall@10 >= .95. It reads a .npy file and ends when the saved shards are opened by memory mapping. The other row is
+`autofaiss.build_index` with its defaults on the same file. autofaiss needs pyarrow < 20, so it has an environment of
+its own, which the benchmark creates with venv and pip unless --autofaiss-python is given. Both indexes then answer the
+same 500 unseen queries, one at a time, on all cores.
 """
 
 from __future__ import annotations
@@ -33,11 +34,11 @@ from ragtune_ray.config import Config
 from ragtune_ray.index import faiss_index, search_effort, vectors
 
 DIMENSION, NUM_QUERIES, CUTOFF = 384, 500, 10
-THEIRS = Path(__file__).with_name("ann_autofaiss.py")
+AUTOFAISS_SCRIPT = Path(__file__).with_name("ann_autofaiss.py")
 
 
 def main() -> None:
-    """Run and print."""
+    """Measure every set and print one row per index."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vectors", type=int, default=1_000_000)
     parser.add_argument("--sets", default="clusters,spectrum")
@@ -46,19 +47,21 @@ def main() -> None:
     parser.add_argument("--without-autofaiss", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="ragtune-bench-") as folder:
-        theirs = None if options.without_autofaiss else options.autofaiss_python or _environment(Path(folder))
+        autofaiss_python = (
+            None if options.without_autofaiss else options.autofaiss_python or _install_autofaiss(Path(folder))
+        )
         print(
-            f"{'set':9} {'index':28} {'build s':>8} {'recall@10':>9} {'p50 ms':>7} {'p99 ms':>7}  {'GiB over its shard':>18}"
+            f"{'set':9} {'index':28} {'build s':>8} {'recall@10':>9} {'p50 ms':>7} {'p99 ms':>7}  {'GiB above shard':>18}"
         )
         for name in options.sets.split(","):
             given = Path(folder) / f"{name}.npy"
-            queries, truth = _make(name, options.vectors, given)
-            rows = [_ours(given, kind, queries, truth, Path(folder)) for kind in options.kinds.split(",")]
-            if theirs:
-                rows.append(_theirs(theirs, given, queries, truth, Path(folder)))
+            queries, truth = _make_set(name, options.vectors, given)
+            rows = [_measure_ours(given, kind, queries, truth, Path(folder)) for kind in options.kinds.split(",")]
+            if autofaiss_python:
+                rows.append(_measure_autofaiss(autofaiss_python, given, queries, truth, Path(folder)))
             for row in rows:
                 _show(name, row)
-            if theirs:
+            if autofaiss_python:
                 for row in rows[:-1]:
                     ratios = {key: row[key] / rows[-1][key] for key in ("build_seconds", "p50_milliseconds")}
                     shown = f"build {ratios['build_seconds']:.3f}, p50 {ratios['p50_milliseconds']:.3f}"
@@ -75,8 +78,8 @@ def _show(name: str, row: dict[str, Any]) -> None:
     )
 
 
-def _make(name: str, count: int, path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Write the set; queries of the same distribution and the scores of their nearest vectors, (NUM_QUERIES, CUTOFF)."""
+def _make_set(name: str, count: int, path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Write the set and return queries of the same distribution with their best scores, `(NUM_QUERIES, CUTOFF)`."""
     source = np.random.default_rng(0)
     total = count + NUM_QUERIES
     rows = source.standard_normal((total, DIMENSION), dtype=np.float32)
@@ -94,7 +97,7 @@ def _make(name: str, count: int, path: Path) -> tuple[np.ndarray, np.ndarray]:
     return queries, truth
 
 
-def _ours(given: Path, kind: str, queries: np.ndarray, truth: np.ndarray, folder: Path) -> dict[str, Any]:
+def _measure_ours(given: Path, kind: str, queries: np.ndarray, truth: np.ndarray, folder: Path) -> dict[str, Any]:
     started = time.perf_counter()
     stored = np.load(given, mmap_mode="r")
     chosen = faiss_index.choose_kind(kind, len(stored), DIMENSION, psutil.virtual_memory().total // 2)  # type: ignore[arg-type]  # from the command line
@@ -105,7 +108,7 @@ def _ours(given: Path, kind: str, queries: np.ndarray, truth: np.ndarray, folder
     held = np.sort(order[: search_effort.NUM_QUERIES])
     sample = np.sort(order[search_effort.NUM_QUERIES :])
     peaks: dict[int, int] = {}
-    with _watched(peaks), ProcessPoolExecutor(cpu_count(), mp_context=get_context("spawn")) as pool:
+    with _watch_memory(peaks), ProcessPoolExecutor(cpu_count(), mp_context=get_context("spawn")) as pool:
         trained = folder / f"{chosen}-trained.faiss"
         pool.submit(_train, given, chosen, sample, trained).result()
         num_shards = math.ceil(len(stored) / Config().index.segment_passages)
@@ -128,7 +131,7 @@ def _ours(given: Path, kind: str, queries: np.ndarray, truth: np.ndarray, folder
         if chosen.startswith("ivf")
         else f"ours: {chosen}",
         "build_seconds": seconds,
-        **_asked(lambda query: searched.search(query, CUTOFF)[0][0], queries, truth),
+        **_recall_and_latency(lambda query: searched.search(query, CUTOFF)[0][0], queries, truth),
         "gibibytes": (max(peaks.values()) - shard_bytes) / 2**30,
     }
 
@@ -139,7 +142,7 @@ def _train(given: Path, kind: faiss_index.ConcreteKind, rows: np.ndarray, target
 
 
 def _build(given: Path, first: int, last: int, trained: Path, shard: Path, held: np.ndarray) -> np.ndarray:
-    """One shard, as `segments.write_segment` and the build's task do it."""
+    """Build one shard as an index build does and return the exact neighbors of the held-out queries in it."""
     part = np.array(np.load(given, mmap_mode="r")[first:last])
     shard.mkdir(exist_ok=True)
     structure = faiss_index.build(faiss_index.load(trained), part)
@@ -164,22 +167,24 @@ def _calibrate(shards: list[Path], held_out: search_effort.HeldOut) -> search_ef
     return search_effort.find_effort(vectors.VectorIndex(_open(shards)), held_out, Config().index.target_recall)
 
 
-def _theirs(python: str, given: Path, queries: np.ndarray, truth: np.ndarray, folder: Path) -> dict[str, Any]:
+def _measure_autofaiss(
+    python: str, given: Path, queries: np.ndarray, truth: np.ndarray, folder: Path
+) -> dict[str, Any]:
     np.savez(folder / "asked.npz", queries=queries, truth=truth)
-    command = [python, str(THEIRS), str(given), str(folder / "asked.npz")]
+    command = [python, str(AUTOFAISS_SCRIPT), str(given), str(folder / "asked.npz")]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     found: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
     return found
 
 
-def _asked(search: Any, queries: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-    """Recall by score (of equal neighbours any will do) and milliseconds, one query at a time."""
+def _recall_and_latency(search: Any, queries: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    """Ask one query at a time; recall compares scores, so that either of two equally near vectors counts."""
     seconds, recalls = [], []
-    for query, wanted in zip(queries, truth, strict=True):
+    for query, nearest in zip(queries, truth, strict=True):
         started = time.perf_counter()
         scores = search(query[None])
         seconds.append(time.perf_counter() - started)
-        recalls.append(float((scores >= wanted[-1] - 1e-5).sum()) / CUTOFF)
+        recalls.append(float((scores >= nearest[-1] - 1e-5).sum()) / CUTOFF)
     milliseconds = np.array(seconds) * 1000
     return {
         "recall": float(np.mean(recalls)),
@@ -188,8 +193,8 @@ def _asked(search: Any, queries: np.ndarray, truth: np.ndarray) -> dict[str, flo
     }
 
 
-class _watched:  # noqa: N801  # used as a block
-    """Notes the peak resident memory of this process's children, file pages that they map left out."""
+class _watch_memory:  # noqa: N801  # a context manager
+    """Records the peak resident memory of each child process, without the file pages that it maps."""
 
     def __init__(self, peaks: dict[int, int]) -> None:
         self._peaks, self._done = peaks, threading.Event()
@@ -212,7 +217,7 @@ class _watched:  # noqa: N801  # used as a block
                     continue
 
 
-def _environment(folder: Path) -> str:
+def _install_autofaiss(folder: Path) -> str:
     venv.create(folder / "autofaiss", with_pip=True)
     python = str(folder / "autofaiss" / "bin" / "python")
     subprocess.run(

@@ -1,6 +1,6 @@
-"""What `bench.ann` runs in an environment that has autofaiss: its default build on a .npy file, then the same queries.
+"""Measures autofaiss's default build of a .npy file, then its queries; `bench.ann` runs this in autofaiss's environment.
 
-    python ann_autofaiss.py VECTORS.npy ASKED.npz
+    python ann_autofaiss.py VECTORS.npy QUERIES.npz
 
 The last line of the output is one JSON object.
 """
@@ -21,7 +21,7 @@ CUTOFF = 10
 
 
 def main() -> None:
-    """Build, ask, print."""
+    """Build the index, ask the queries and print the figures."""
     given, asked = Path(sys.argv[1]), np.load(sys.argv[2])
     with tempfile.TemporaryDirectory(dir=given.parent) as folder:
         (Path(folder) / "embeddings").mkdir()
@@ -32,11 +32,11 @@ def main() -> None:
         )
         build_seconds = time.perf_counter() - started
         seconds, recalls = [], []
-        for query, wanted in zip(asked["queries"], asked["truth"], strict=True):
+        for query, nearest in zip(asked["queries"], asked["truth"], strict=True):
             started = time.perf_counter()
             scores, _ = index.search(query[None], CUTOFF)
             seconds.append(time.perf_counter() - started)
-            recalls.append(float((scores[0] >= wanted[-1] - 1e-5).sum()) / CUTOFF)
+            recalls.append(float((scores[0] >= nearest[-1] - 1e-5).sum()) / CUTOFF)
     milliseconds = np.array(seconds) * 1000
     print(
         json.dumps(

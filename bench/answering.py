@@ -1,10 +1,10 @@
-"""Bulk answers per second of `ragtune answer` against a plain transformers loop on the same prompts.
+"""Compares the bulk answers per second of `ragtune answer` with a plain transformers loop on the same prompts.
 
     python -m bench.answering --data SQUAD.json --queries 200
 
-The job retrieves five passages for each question and generates with one single-threaded actor per core; its rate runs from the
-first unit's start to the last one's end, so that Ray's start-up and loading the model stay out. The peer is the loop most
-people write: float32, `model.generate`, one prompt at a time, all threads, on the very prompts of the job. Nothing is asserted.
+The job retrieves five passages for each question and generates with one single-threaded actor per core. Its rate covers
+the time from the start of the first unit to the end of the last, so it excludes starting Ray and loading the model. The
+peer is the loop that most people write: float32, `model.generate`, one prompt at a time, all threads.
 """
 
 from __future__ import annotations
@@ -29,11 +29,13 @@ from ragtune_ray.storage import artifacts
 
 
 def main() -> None:
-    """Run and print."""
+    """Measure both and print answers per second and their ratio."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="../shared/data/squad/squad-v1.1-24articles.json")
     parser.add_argument("--queries", type=int, default=200)
-    parser.add_argument("--unit-queries", type=int, default=20, help="small, so that workers end together")
+    parser.add_argument(
+        "--unit-queries", type=int, default=20, help="small, so that all workers finish at about the same time"
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="ragtune-bench-") as folder:
         settings = Config().using(

@@ -1,10 +1,10 @@
-"""Answers per second and time to the first token of the serving engine, by concurrency, against `model.generate` under a lock.
+"""Compares the serving engine with `model.generate` behind a lock: answers per second and time to the first token.
 
     python -m bench.continuous --requests 48
 
-Closed loop, in one process and without HTTP: as many clients as the concurrency, each asks again as soon as it has its answer. A
-prompt shows five passages of data/space, those of the question's document among them. The peer is what most people put behind
-FastAPI: float32, `model.generate`, one lock. All rows come from one run on one machine; nothing is asserted.
+A closed loop in one process, without HTTP: each client asks again as soon as it has its answer. A prompt shows five
+passages of data/space, including those of the question's document. The peer is what most people put behind FastAPI:
+float32, `model.generate`, one lock. The benchmark also prints how many served texts equal those of bulk generation.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from ragtune_ray.ingest.chunking import chunk, word_spans
 from ragtune_ray.models import weights
 from ragtune_ray.schema import Document
 
-_PASSAGE_WORDS = 150  # about 200 tokens, as `ragtune index` cuts by default
+_PASSAGE_WORDS = 150  # about 200 tokens, the default of `ragtune index`
 Answer = Callable[[Prompt], Iterator[str]]
 
 
 def main() -> None:
-    """Run and print."""
+    """Measure each concurrency and the peer, and print one row for each."""
     options = _options()
     torch.set_num_threads(options.threads)
     generator = TransformersGenerator(options.model, precision="auto", batch_tokens=Config().generator.batch_tokens)
@@ -105,7 +105,7 @@ def _prompts(generator: TransformersGenerator, options: argparse.Namespace) -> l
 
 
 def _load(name: str, answer: Answer, prompts: list[Prompt], concurrency: int) -> tuple[float, list[str]]:
-    """Answer all prompts, so many at once; print and give answers per second, and the texts."""
+    """Answer all prompts with `concurrency` clients, print a row, and return answers per second and the texts."""
     texts, first = [""] * len(prompts), [0.0] * len(prompts)
     turns, lock = iter(range(len(prompts))), threading.Lock()
 
@@ -133,7 +133,7 @@ def _load(name: str, answer: Answer, prompts: list[Prompt], concurrency: int) ->
 
 
 def _peer(options: argparse.Namespace, generator: TransformersGenerator) -> Answer:
-    """Its whole answer comes at once, so its first token is its last."""
+    """Return `model.generate` behind a lock. The whole answer is one piece, so its first token arrives with its last."""
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32).eval()
     lock = threading.Lock()

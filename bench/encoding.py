@@ -1,11 +1,11 @@
-"""Passages per second while indexing, against `SentenceTransformer.encode` in float32; and whether dense recall suffers.
+"""Compares the encoding rate while indexing with `SentenceTransformer.encode` in float32, and the recall of both.
 
     python -m bench.encoding --data SQUAD.json
 
-The peer encodes the same passages in one process with all threads. Ours is `ragtune index` with one single-threaded actor per
-core: rows divided by (busy seconds / workers), so that Ray's start-up stays out and tokenising stays in. Then each context is
-retrieved for its questions: plain sentence-transformers with exact search over whole contexts, and over our passages,
-against `ragtune retrieve` in dense mode. All rows come from one run on one machine; nothing is asserted.
+The peer encodes the same passages in one process with all threads. Ours is `ragtune index` with one single-threaded
+actor per core; its rate is passages / (busy seconds / workers), which excludes starting Ray and includes tokenizing.
+Recall@5 by document is measured three times: plain sentence-transformers with exact search over whole contexts and over
+our passages, and `ragtune retrieve` in dense mode.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from ragtune_ray.storage import artifacts
 
 
 def main() -> None:
-    """Run and print."""
+    """Measure in a temporary workspace and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="../shared/data/squad/squad-v1.1-24articles.json")
     parser.add_argument("--repeats", type=int, default=3)
@@ -61,8 +61,8 @@ def _run(options: argparse.Namespace, settings: Config, folder: Path) -> None:
     print(
         f"{len(texts)} passages, {torch.get_num_threads()} threads, {options.repeats} repeats, {encoding['workers']} workers"
     )
-    _print("ragtune index, steady state", rates)
-    _print("SentenceTransformer.encode, float32", peer_rates)
+    _print_rates("ragtune index, steady state", rates)
+    _print_rates("SentenceTransformer.encode, float32", peer_rates)
     print(f"ratio of the means: {np.mean(rates) / np.mean(peer_rates):.2f}")
     _recall(settings, folder, peer, passages, vectors)
 
@@ -71,30 +71,34 @@ def _recall(
     settings: Config, folder: Path, peer: SentenceTransformer, passages: list[schema.Passage], vectors: np.ndarray
 ) -> None:
     questions = [query for query in read_queries(settings.queries.path) if isinstance(query, schema.Query)]
-    asked = peer.encode([query.text for query in questions], normalize_embeddings=True)
+    queries = peer.encode([query.text for query in questions], normalize_embeddings=True)
     documents = [passage.document_id for passage in passages]
-    print(f"recall@5 by document, plain, same passages: {_exact(asked, vectors, documents, questions):.4f}")
+    same_passages = _exact_recall(queries, vectors, documents, questions)
+    print(f"recall@5 by document, sentence-transformers, same passages: {same_passages:.4f}")
     contexts: dict[str, str] = {}
     for article in json.loads(Path(settings.corpus.path).read_text(encoding="utf-8"))["data"]:
         for number, paragraph in enumerate(article["paragraphs"]):
             contexts[f"{article['title']}/{number}"] = paragraph["context"]
     whole = peer.encode(list(contexts.values()), normalize_embeddings=True)
-    print(f"recall@5 by document, plain, whole contexts: {_exact(asked, whole, list(contexts), questions):.4f}")
+    whole_contexts = _exact_recall(queries, whole, list(contexts), questions)
+    print(f"recall@5 by document, sentence-transformers, whole contexts: {whole_contexts:.4f}")
     run = retrieve(settings.using(f"workspace={folder / '0'}", "retrieval.mode=dense"))
     measured: dict[str, Any] = json.loads((Path(run) / "metrics.json").read_text(encoding="utf-8"))
     print(f"recall@5 by document, ragtune retrieve dense: {measured['recall@5']['value']:.4f}")
 
 
-def _exact(asked: np.ndarray, vectors: np.ndarray, documents: list[str], questions: list[schema.Query]) -> float:
-    """Share of questions whose document is among the best five, by a full matrix product."""
+def _exact_recall(
+    queries: np.ndarray, vectors: np.ndarray, documents: list[str], questions: list[schema.Query]
+) -> float:
+    """Return recall@5 by document with exact search."""
     found = 0
-    for query, scores in zip(questions, asked @ vectors.T, strict=True):
+    for query, scores in zip(questions, queries @ vectors.T, strict=True):
         best = dict.fromkeys(documents[row] for row in np.argsort(-scores, kind="stable")[:40])
         found += query.document_ids[0] in list(best)[:5]
     return found / len(questions)
 
 
-def _print(name: str, rates: list[float]) -> None:
+def _print_rates(name: str, rates: list[float]) -> None:
     print(f"{name:38} {np.mean(rates):7.1f} passages/s  (min {min(rates):.1f}, max {max(rates):.1f})", flush=True)
 
 

@@ -1,9 +1,9 @@
-"""What fine-tuned models answer on test questions: every arm, and the tuned generator with the gold passage given.
+"""Evaluates fine-tuned models on test questions: every arm, and the tuned generator with the gold passage given.
 
     python -m bench.finetuning CONFIG [section.field=value ...]
 
-The models must have been trained (`ragtune train CONFIG ...`) and the corpus indexed. The gold passage is what retrieval would
-have to find: the row says how far the reader alone would come. Nothing is asserted.
+Train the models (`ragtune train CONFIG ...`) and index the corpus first. The row with the gold passage shows how well
+the generator answers when retrieval makes no mistake.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ragtune_ray.terminal import evaluation_lines
 
 
 def main() -> None:
-    """Run and print."""
+    """Evaluate with retrieved passages, then with the gold passage, and print both tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config")
     parser.add_argument("overrides", nargs="*")
@@ -26,7 +26,7 @@ def main() -> None:
     with session.ray_session(settings.cluster):
         print("\n".join(evaluation_lines(str(evaluate(settings)), 0)))
         given = settings.using("evaluate.arms=[rag+ft]", "answer.arm=rag+ft", "answer.gold_passage=true")
-        print("\nthe gold passage given\n" + "\n".join(evaluation_lines(str(evaluate(given)), 0)))
+        print("\nWith the gold passage:\n" + "\n".join(evaluation_lines(str(evaluate(given)), 0)))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Answers per second against a plain transformers loop, and whether batching changes answers.
+"""Compares bulk generation with a plain transformers loop, and checks that batching does not change answers.
 
-    python bench/generation.py --model DIRECTORY --data SQUAD.json --prompts 200
+    python -m bench.generation --model DIRECTORY --data SQUAD.json --prompts 200
 
-Each prompt shows five SQuAD contexts, the gold one among them. The peer is the loop most people write: float32,
-`model.generate`, one prompt at a time. All rows of the table come from one run on one machine; nothing is asserted.
+Each prompt shows five SQuAD contexts, the gold one among them. The peer is the loop that most people write: float32,
+`model.generate`, one prompt at a time.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Result = TypeVar("Result")
 
 
 def main() -> None:
-    """Run and print."""
+    """Measure the rates, then compare texts, and print."""
     options = _options()
     torch.set_num_threads(options.threads)
     fast = TransformersGenerator(options.model, precision="auto", batch_tokens=options.batch_tokens)
@@ -41,19 +41,19 @@ def main() -> None:
     fast.generate(prompts[:2], max_new_tokens=2)
 
     _, bulk_rate = _timed(lambda: fast.generate(prompts, max_new_tokens=options.new_tokens), len(prompts))
-    _print("bulk, precision auto", bulk_rate)
+    _print_rate("bulk, precision auto", bulk_rate)
     torch.set_num_threads(1)
     some = prompts[: max(1, len(prompts) // 4)]
     _, single_rate = _timed(lambda: fast.generate(some, max_new_tokens=options.new_tokens), len(some))
-    _print("bulk, precision auto, 1 thread", single_rate)
+    _print_rate("bulk, precision auto, 1 thread", single_rate)
     torch.set_num_threads(options.threads)
     peer_prompts = prompts[: options.peer_prompts or len(prompts)]
     peer_texts, peer_rate = _peer(options, fast, peer_prompts)
-    _print("plain transformers loop, float32", peer_rate)
+    _print_rate("plain transformers loop, float32", peer_rate)
     print(f"bulk / plain loop: {bulk_rate / peer_rate:.2f}")
     _equality("auto", options, prompts)
     full = _equality("float32", options, peer_prompts)
-    same = _share([one.text for one in full], peer_texts)
+    same = _share_equal([one.text for one in full], peer_texts)
     print(f"float32 bulk == plain loop: {same:.1%} of {len(peer_prompts)} texts")
 
 
@@ -63,7 +63,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--model", type=Path, default=default, help="directory of a causal language model")
     parser.add_argument("--data", type=Path, default=Path("../shared/data/squad/squad-v1.1-24articles.json"))
     parser.add_argument("--prompts", type=int, default=200)
-    parser.add_argument("--peer-prompts", type=int, default=0, help="prompts of the slow loops; 0: all")
+    parser.add_argument("--peer-prompts", type=int, default=0, help="prompts for the slow loops; 0 means all")
     parser.add_argument("--new-tokens", type=int, default=24)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch-tokens", type=int, default=Config().generator.batch_tokens)
@@ -115,12 +115,12 @@ def _equality(
     for start in range(0, len(prompts), _BATCH_ROWS):
         batched += generator.generate(prompts[start : start + _BATCH_ROWS], max_new_tokens=new_tokens)
     alone = [generator.generate([prompt], max_new_tokens=new_tokens)[0] for prompt in prompts]
-    same = _share([one.text for one in batched], [one.text for one in alone])
+    same = _share_equal([one.text for one in batched], [one.text for one in alone])
     print(f"{precision}: batches of {_BATCH_ROWS} == batches of 1: {same:.1%} of {len(prompts)} texts", flush=True)
     return batched
 
 
-def _share(left: list[str], right: list[str]) -> float:
+def _share_equal(left: list[str], right: list[str]) -> float:
     return sum(one == other for one, other in zip(left, right, strict=True)) / len(left)
 
 
@@ -130,7 +130,7 @@ def _timed(call: Callable[[], Result], num_prompts: int) -> tuple[Result, float]
     return result, num_prompts / (time.perf_counter() - started)
 
 
-def _print(name: str, rate: float) -> None:
+def _print_rate(name: str, rate: float) -> None:
     print(f"{name:36} {rate:6.2f} prompts/s", flush=True)
 
 

@@ -1,12 +1,12 @@
-"""How an index lives as it grows: time per passage of the whole build, time until an upserted document is found, deletes.
+"""Measures how an index of growing size behaves: build time per passage, time until an upsert is found, deletes.
 
     python -m bench.living [--sizes 10000,100000,1000000] [--kind auto]
 
-Each size is a generated JSONL (one passage per document, words of a Zipf-like vocabulary), indexed by `ragtune index` with the
-hashing encoder, so that the encoder takes next to no time. Then, `--repeats` times: `ragtune index upsert` of 100 documents in a
-process of its own, while a reader that holds the previous version open waits; when the command has ended the reader opens the new
-version, reusing what it has, and asks for one of the new documents, dense and lexical. Also shown: the same question in a
-process that starts from nothing, and a delete. Nothing is asserted.
+For each size, `ragtune index` builds an index of a generated JSONL file (one passage per document, a Zipf-like
+vocabulary) with the hashing encoder, which takes almost no time. Then, `--repeats` times, `ragtune index upsert` adds
+100 documents in a process of its own. When it ends, a reader that has the previous version open switches to the new
+version, reusing what it has loaded, and asks for one of the new documents, dense and lexical. The benchmark also
+measures a query in a new process and a delete.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ DIMENSION = 384
 
 
 def main() -> None:
-    """Run and print."""
+    """Measure every size; print its row, then the ratios to the smallest size."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", default="10000,100000,1000000")
     parser.add_argument("--kind", default="auto")
@@ -40,7 +40,7 @@ def main() -> None:
     rows = []
     for size in map(int, options.sizes.split(",")):
         with tempfile.TemporaryDirectory(prefix="ragtune-bench-") as folder:
-            rows.append(_live(Path(folder), size, options.kind, options.repeats))
+            rows.append(_measure(Path(folder), size, options.kind, options.repeats))
             _show(rows[-1])
     for row in rows[1:]:
         names = ("build_ms_per_passage", "upsert_seconds", "refresh_seconds", "until_found_seconds")
@@ -54,7 +54,7 @@ def _show(row: dict[str, Any]) -> None:
     print(flush=True)
 
 
-def _live(folder: Path, size: int, kind: str, repeats: int) -> dict[str, Any]:
+def _measure(folder: Path, size: int, kind: str, repeats: int) -> dict[str, Any]:
     source = np.random.default_rng(0)
     write_documents(folder / "corpus.jsonl", source, size, "d")
     config = folder / "config.yaml"
@@ -111,16 +111,16 @@ def _live(folder: Path, size: int, kind: str, repeats: int) -> dict[str, Any]:
         "until_found_seconds": median["until_found"],
         "delete_seconds": deleted,
         "fresh_process_seconds": time.perf_counter() - started,
-        "stored_bytes_per_passage": _stored(workspace) / manifest["num_passages"],
+        "stored_bytes_per_passage": _stored_bytes(workspace) / manifest["num_passages"],
     }
 
 
-def _stored(workspace: str) -> int:
+def _stored_bytes(workspace: str) -> int:
     return sum(path.stat().st_size for path in Path(filesystem.join(workspace, "index")).rglob("*") if path.is_file())
 
 
 def write_documents(path: Path, source: np.random.Generator, count: int, prefix: str) -> None:
-    """Documents of 60 words, one passage each; document N alone holds the word `markerPREFIXN`."""
+    """Write documents of 60 words, one passage each; only document N contains the word `markerPREFIXN`."""
     words = np.array([f"w{number}" for number in range(200_000)])
     with path.open("w", encoding="utf-8") as file:
         for first in range(0, count, 10_000):

@@ -1,10 +1,10 @@
-"""Peak memory of every process while a large JSONL file is indexed.
+"""Measures the peak memory of every process while a large JSONL file is indexed.
 
     python -m bench.memory --megabytes 1000
 
-The file is generated (words of a Zipf-like vocabulary, one document of about 1,000 characters per line), indexed with the hashing
-encoder, and the resident set of the command and all processes below it is read five times a second. Shared memory that a
-process maps counts for it too, so the figures are upper bounds. Nothing is asserted.
+The file is generated (Zipf-like vocabulary, one document of about 1,000 characters per line) and indexed with the
+hashing encoder. The benchmark reads the resident set of the command and its child processes five times per second.
+Shared memory that a process maps counts for that process too, so the figures are upper bounds.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SAMPLES_PER_SECOND = 5
 
 
 def main() -> None:
-    """Run and print."""
+    """Index a generated file and print the largest processes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", type=int, default=1000)
     parser.add_argument("--encoder", default="hashing-384")
@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def write_corpus(path: Path, num_bytes: int) -> int:
-    """Write documents until the file has so many bytes; how many there are."""
+    """Write documents until the file has `num_bytes` and return their number."""
     source = np.random.default_rng(0)
     letters = np.array(list("etaoinshrdlucmfwypvbgkqjxz"))
     words = np.array(
@@ -74,7 +74,7 @@ def write_corpus(path: Path, num_bytes: int) -> int:
 
 
 def _watch(process: subprocess.Popen[bytes], peaks: dict[str, int]) -> None:
-    """Note the largest resident set seen under each process's name until the command ends."""
+    """Record the largest resident set per process name until the command ends."""
     top = psutil.Process(process.pid)
     while process.poll() is None:
         for each in [top, *top.children(recursive=True)]:

@@ -1,19 +1,19 @@
-"""The four modes of `tune` on SQuAD articles: what each gains on test articles, and against tuning without it.
+"""Measures what the four modes of `tune` gain on SQuAD test articles, each against a baseline.
 
     python -m bench.modes [section.field=value ...] [--modes staged joint iterative domain independent] [--minutes 60]
 
-Splits are those of configs/squad.yaml, by article. Each mode is tuned in a workspace of its own, with the embedded models, and
-judged once on the test articles. Both encoders learn unless `tune.reindex=false` is given:
+The splits are those of configs/squad.yaml, by article. Each mode tunes the embedded models in a workspace of its own
+and is evaluated once on the test articles. Both sides of the encoder are trained unless `tune.reindex=false` is given.
 
 | row | what is compared |
 |---|---|
-| staged | EM after tuning on routed failures, and after plain rag+ft on as many random training questions |
-| joint | dense recall@1 after and before, all qrels of the training questions hidden |
+| staged | EM after tuning on routed failures, and after plain rag+ft on the same number of random training questions |
+| joint | dense recall@1 before and after, with all qrels of the training questions hidden |
 | iterative | EM after the last accepted round, and after tuning on the labelled half alone; precision of the pseudo-labels |
-| domain | dense recall@1 after and before; no training question is used |
-| independent | EM and recall@1 of the pair of the row `joint`, and of both tuned each by itself in as many optimiser steps |
+| domain | dense recall@1 before and after; no training question is used |
+| independent | EM and recall@1 of the `joint` pair, and of both models tuned separately with the same number of optimizer steps |
 
-Every row has a paired interval, and the verdicts of its rounds. Nothing is asserted: what does not gain is printed as well.
+Every row has a paired interval and the verdicts of its rounds. Rows without a gain are printed, too.
 """
 
 from __future__ import annotations
@@ -46,25 +46,27 @@ from ragtune_ray.tuning.pseudo_labels import says_the_same
 DATA = "../shared/data/squad/squad-v1.1-24articles.json"
 CONFIG = "configs/squad.yaml"
 STEPS = {15: 60, 30: 130, 60: 200}
-"""Most optimiser steps per component and round, for about so many minutes on two cores with bfloat16."""
+"""Minutes on two cores with bfloat16 -> largest number of optimizer steps per component and round."""
 VALIDATION_QUESTIONS = 240
 ANSWERED_QUESTIONS = 300
-"""Of the test questions: answers take their time. Hits do not, so recall is over all of them."""
+"""Test questions that are answered, since generation is slow. Recall covers all test questions."""
 
 Scores = dict[str, float]
 
 
 def main() -> None:
-    """Run and print."""
+    """Run the chosen modes and print their lines."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("overrides", nargs="*", help="of configs/squad.yaml, such as cluster.gpus_per_worker=1")
+    parser.add_argument(
+        "overrides", nargs="*", help="settings that override configs/squad.yaml, such as cluster.gpus_per_worker=1"
+    )
     parser.add_argument("--modes", nargs="+", default=list(RUNS), choices=list(RUNS))
     parser.add_argument("--minutes", type=int, default=60, choices=list(STEPS))
     parser.add_argument("--questions", type=int, default=800, help="training questions")
     parser.add_argument("--workspace", default="workspace/modes")
     options = parser.parse_args()
     if not Path(DATA).exists():
-        parser.error(f"{DATA} is not there; this benchmark measures on it")
+        parser.error(f"{DATA} does not exist; this benchmark needs it")
     with session.ray_session(config.Cluster(), for_training=True):
         for name in options.modes:
             started = time.monotonic()
@@ -78,13 +80,13 @@ def main() -> None:
 
 
 def _settings(folder: Path, minutes: int, num_questions: int, overrides: Sequence[str]) -> config.Config:
-    """The config of a row, its questions as a file with their splits."""
+    """Write the questions of a row with their splits to a file and return the config that reads it."""
     settings = config.load(CONFIG, [f"corpus.path={DATA}", f"queries.path={DATA}", *overrides])
     source = random.Random(0)
-    rows = _of_documents(queries_of(settings, "train"), num_questions, source)
+    rows = _sample_by_document(queries_of(settings, "train"), num_questions, source)
     validation, test = (queries_of(settings, split) for split in ("validation", "test"))
     validation = source.sample(validation, min(VALIDATION_QUESTIONS, len(validation)))
-    test = source.sample(test, len(test))  # in any order: answers are asked of the first
+    test = source.sample(test, len(test))  # shuffled, since only the first ANSWERED_QUESTIONS are answered
     rows += [dataclasses.replace(row, split="validation") for row in validation]
     rows += [dataclasses.replace(row, split="test") for row in test]
     path = folder / "questions.jsonl"
@@ -98,8 +100,8 @@ def _settings(folder: Path, minutes: int, num_questions: int, overrides: Sequenc
     )  # fmt: skip
 
 
-def _of_documents(found: Sequence[schema.Query], limit: int, source: random.Random) -> list[schema.Query]:
-    """All questions of some documents, about `limit` in all, in the order of the file: as they are read fastest."""
+def _sample_by_document(found: Sequence[schema.Query], limit: int, source: random.Random) -> list[schema.Query]:
+    """Return all questions of randomly chosen documents, about `limit` in total, in file order."""
     documents: dict[str, list[schema.Query]] = {}
     for row in found:
         documents.setdefault(row.document_ids[0], []).append(row)
@@ -117,10 +119,10 @@ def _write(path: Path, rows: Sequence[schema.Query]) -> None:
     path.write_text("".join(json.dumps(dataclasses.asdict(row), ensure_ascii=False) + "\n" for row in rows), "utf-8")
 
 
-def _changed(
+def _with_training_questions(
     settings: config.Config, folder: Path, name: str, change: Callable[[schema.Query], schema.Query]
 ) -> config.Config:
-    """The config with its training questions changed."""
+    """Return a config whose training questions are changed."""
     rows = [change(row) if row.split == "train" else row for row in queries_of(settings, "all")]
     _write(folder / name, rows)
     return settings.using(f"queries.path={folder / name}")
@@ -131,10 +133,10 @@ def _tuned(settings: config.Config, mode: str) -> tuple[Pair, list[Row]]:
     return Pair(**result.manifest["pair"]), Ledger(filesystem.join(result.path, tune.LEDGER)).rows
 
 
-def _exact(settings: config.Config) -> Scores:
-    asked = settings.using("queries.split=test", f"queries.limit={ANSWERED_QUESTIONS}", "answer.arm=rag")
-    rows = evaluate.read_answers(str(answer.answer(asked)))
-    scores = evaluate.scores_of(queries_of(asked, "test"), rows, settings)
+def _em(settings: config.Config) -> Scores:
+    for_test = settings.using("queries.split=test", f"queries.limit={ANSWERED_QUESTIONS}", "answer.arm=rag")
+    rows = evaluate.read_answers(str(answer.answer(for_test)))
+    scores = evaluate.scores_of(queries_of(for_test, "test"), rows, settings)
     return {name: values["EM"] for name, values in scores.items()}
 
 
@@ -173,30 +175,30 @@ def _staged(settings: config.Config, folder: Path) -> list[str]:
     other = dataclasses.replace(Pair.of(settings), generator_model=train.train(plain).path)
     routes = ", ".join(f"{name} {row['count']}" for name, row in routed["routes"].items())
     return [
-        _line("EM", f"random {count}", _exact(other.used_in(settings)), "staged", _exact(pair.used_in(settings))),
+        _line("EM", f"random {count}", _em(other.used_in(settings)), "staged", _em(pair.used_in(settings))),
         routes,
         *_verdicts(rows),
     ]
 
 
-def _hidden(settings: config.Config, folder: Path) -> config.Config:
-    """The config with training questions that name no document."""
-    return _changed(
+def _without_qrels(settings: config.Config, folder: Path) -> config.Config:
+    """Return a config whose training questions name no document."""
+    return _with_training_questions(
         settings, folder, "hidden.jsonl", lambda row: dataclasses.replace(row, document_ids=(), relevances=())
     )
 
 
 def _joint(settings: config.Config, folder: Path) -> list[str]:
-    pair, rows = _tuned(_hidden(settings, folder), "joint")
+    pair, rows = _tuned(_without_qrels(settings, folder), "joint")
     return [
         _line("recall@1", "before", _recall(settings), "after", _recall(pair.used_in(settings))),
-        _line("EM", "before", _exact(settings), "after", _exact(pair.used_in(settings))),
+        _line("EM", "before", _em(settings), "after", _em(pair.used_in(settings))),
         *_verdicts(rows),
     ]
 
 
 def _iterative(settings: config.Config, folder: Path) -> list[str]:
-    half = _changed(
+    half = _with_training_questions(
         settings,
         folder,
         "half.jsonl",
@@ -206,11 +208,11 @@ def _iterative(settings: config.Config, folder: Path) -> list[str]:
     labelled = next((row["pair"] for row in rows if row["round"] == 0 and row.get("accepted")), None)
     alone = Pair(**labelled) if labelled else Pair.of(settings)
     gold = {f"asked-{row.query_id}": row.answers or () for row in queries_of(settings, "train")}
-    lines = [_line("EM", "labelled half", _exact(alone.used_in(settings)), "iterative", _exact(pair.used_in(settings)))]
+    lines = [_line("EM", "labelled half", _em(alone.used_in(settings)), "iterative", _em(pair.used_in(settings)))]
     for row in rows:
         if row["step"] == "trusted":
             lines.append(
-                f"round {row['round']}: trusted from {row['confidence']} on, {row['precision']} of those right"
+                f"round {row['round']}: trusted from confidence {row['confidence']}, precision {row['precision']}"
             )
         if row["step"] == "passed":
             made = [each for each in _queries(row["path"]) if each.query_id in gold]
@@ -226,7 +228,9 @@ def _queries(path: str) -> list[schema.Query]:
 
 
 def _domain(settings: config.Config, folder: Path) -> list[str]:
-    unknown = _changed(settings, folder, "unknown.jsonl", lambda row: dataclasses.replace(row, answers=None))
+    unknown = _with_training_questions(
+        settings, folder, "unknown.jsonl", lambda row: dataclasses.replace(row, answers=None)
+    )
     pair, rows = _tuned(unknown, "domain")
     return [
         _line("recall@1", "before", _recall(settings), "after", _recall(pair.used_in(settings))),
@@ -236,8 +240,8 @@ def _domain(settings: config.Config, folder: Path) -> list[str]:
 
 
 def _independent(settings: config.Config, folder: Path) -> list[str]:
-    """Each component by itself on the same questions, with as many steps as the joint rounds made in all."""
-    hidden = _hidden(settings, folder)
+    """Tune each model separately on the same questions, with the total number of steps of the joint rounds."""
+    hidden = _without_qrels(settings, folder)
     pair, _ = _tuned(hidden, "joint")
     total = settings.training.max_steps * settings.tune.rounds
     longer = hidden.using(f"training.max_steps={total}", "training.epochs=4")
@@ -255,7 +259,7 @@ def _independent(settings: config.Config, folder: Path) -> list[str]:
     else:
         apart = dataclasses.replace(Pair.of(settings), generator_model=generator, query_model=retriever)
     return [
-        _line("EM", "independent", _exact(apart.used_in(settings)), "joint", _exact(pair.used_in(settings))),
+        _line("EM", "independent", _em(apart.used_in(settings)), "joint", _em(pair.used_in(settings))),
         _line("recall@1", "independent", _recall(apart.used_in(settings)), "joint", _recall(pair.used_in(settings))),
     ]
 

@@ -1,15 +1,15 @@
-"""Four tasks whose right verdict is known because they were made so; does `compare` find it?
+"""Checks that `compare` finds the right verdict on four generated tasks whose right verdict is known.
 
     python -m bench.planted [section.field=value ...] [--tasks changing_facts ...] [--seeds 0 1 2] [--workspace DIRECTORY]
 
-| task | made so that | right verdict |
+| task | what it contains | right verdict |
 |---|---|---|
-| changing_facts | invented facts that stand in documents alone; they change after training | rag or rag+ft |
-| house_form | answers follow from the question in a form that no document states | ft |
-| facts_in_house_form | answers are facts of documents, in a form that no document states | rag+ft |
-| known_already | the base model names the capitals, and so do all others | base |
+| changing_facts | invented facts that only the documents state; they change after training | rag or rag+ft |
+| house_form | answers that follow from the question, in a form that no document states | ft |
+| facts_in_house_form | answers that are facts of documents, in a form that no document states | rag+ft |
+| known_already | capitals that the base model names, so every arm can answer; base is the cheapest | base |
 
-Every corpus, question and answer comes from a seed. Documents of training and test questions are distinct. Nothing is asserted.
+Corpus, questions and answers are generated from a seed. Training and test questions are about different documents.
 """
 
 from __future__ import annotations
@@ -32,33 +32,11 @@ from ragtune_ray.generation import generator
 from ragtune_ray.models import weights
 
 SPLITS = {"train": 192, "validation": 16, "test": 80}
-"""Questions of each."""
+"""Number of questions per split."""
 SYLLABLES = [
-    "bra",
-    "cor",
-    "dal",
-    "el",
-    "fen",
-    "gar",
-    "hul",
-    "ist",
-    "jor",
-    "kal",
-    "lum",
-    "mor",
-    "nev",
-    "ost",
-    "pra",
-    "quil",
-    "ras",
-    "sul",
-    "tar",
-    "ulm",
-    "ver",
-    "wol",
-    "yar",
-    "zen",
-]
+    "bra", "cor", "dal", "el", "fen", "gar", "hul", "ist", "jor", "kal", "lum", "mor", "nev", "ost", "pra", "quil",
+    "ras", "sul", "tar", "ulm", "ver", "wol", "yar", "zen",
+]  # fmt: skip
 SITES = ["depot", "harbour", "station", "quarry", "mill", "archive", "clinic", "airfield", "orchard", "foundry"]
 DEVICES = ["printer", "scanner", "router", "laptop", "phone", "monitor", "projector", "keyboard", "camera", "server"]
 URGENCIES = {"today": "A", "this week": "B", "this month": "C"}
@@ -101,20 +79,20 @@ class Task:
     documents: list[Row]
     questions: list[Row]
     right: tuple[str, ...]
-    """Arms that are right."""
+    """Arms that are a right verdict."""
     overrides: tuple[str, ...] = ()
     changed_documents: tuple[Row, ...] = ()
     changed_questions: tuple[Row, ...] = ()
 
 
 def changing_facts(seed: int) -> Task:
-    """Codes of invented sites; after training, the codes of the sites that were trained on change."""
+    """Gate codes of invented sites; after training, the codes of sites in the training split change."""
     source = random.Random(f"facts {seed}")
     documents, questions, changed_documents, changed_questions = [], [], [], []
     for split, number, name in _named(source):
         code, later = source.sample(range(1000, 10_000), 2)
         documents.append(_site(name, code, source))
-        questions.append(_asked(split, number, f"What is the gate code of the {name}?", str(code), documents[-1]))
+        questions.append(_question(split, number, f"What is the gate code of the {name}?", str(code), documents[-1]))
         if split == "train" and number < SPLITS["test"]:
             changed_documents.append(_site(name, later, source))
             changed_questions.append({**questions[-1], "answers": [str(later)], "split": "test"})
@@ -122,7 +100,7 @@ def changing_facts(seed: int) -> Task:
 
 
 def house_form(seed: int) -> Task:
-    """Ticket tags that are put together from the question's own words."""
+    """Ticket tags that are composed of words of the question."""
     source = random.Random(f"form {seed}")
     documents, questions = [], []
     for split, count in SPLITS.items():
@@ -133,23 +111,25 @@ def house_form(seed: int) -> Task:
             documents.append(_document(f"incident {split} {number}", text))
             asked = f"Ticket tag for a broken {device} on floor {floor}, wanted {urgency}?"
             answer = f"HD/{device}/F{floor}/{URGENCIES[urgency]}"
-            questions.append(_asked(split, number, asked, answer, documents[-1]))
+            questions.append(_question(split, number, asked, answer, documents[-1]))
     return Task(documents, questions, ("ft",))
 
 
 def facts_in_house_form(seed: int) -> Task:
-    """Codes of invented sites, to be given in a form that stands nowhere."""
+    """Gate codes of invented sites, in an answer form that no document states."""
     source = random.Random(f"both {seed}")
     documents, questions = [], []
     for split, number, name in _named(source):
         code = source.randint(1000, 9999)
         documents.append(_site(name, code, source))
-        questions.append(_asked(split, number, f"What is the gate code of the {name}?", f"GC/{code}/OK", documents[-1]))
+        questions.append(
+            _question(split, number, f"What is the gate code of the {name}?", f"GC/{code}/OK", documents[-1])
+        )
     return Task(documents, questions, ("rag+ft",))
 
 
 def known_already(seed: int) -> Task:
-    """Capitals that the base model names, with passages and without: planted by asking it."""
+    """Capitals that the base model names both with and without a passage, found by asking it."""
     source = random.Random(f"known {seed}")
     documents = {country: _capital(country) for country in CAPITALS}
     known = list(_known_capitals())
@@ -157,7 +137,7 @@ def known_already(seed: int) -> Task:
     shares = {"train": known[: len(known) // 3], "validation": known[len(known) // 3 :][:6]}
     shares["test"] = known[len(known) // 3 + 6 :]
     questions = [
-        _asked(split, number, f"What is the capital of {country}?", CAPITALS[country], documents[country])
+        _question(split, number, f"What is the capital of {country}?", CAPITALS[country], documents[country])
         for split, part in shares.items()
         for number, country in enumerate(part)
     ]
@@ -171,7 +151,7 @@ def _capital(country: str) -> Row:
 
 @functools.cache
 def _known_capitals() -> tuple[str, ...]:
-    """Countries whose capital the base model names from memory, and from the document that states it."""
+    """Return the countries whose capital the base model names from memory and also from the document."""
     settings = _settings()
     loaded = generator.load_generator(settings.generator, weights.resolve(settings.generator.model).directory)
     known = set(CAPITALS)
@@ -225,7 +205,7 @@ def _document(title: str, text: str) -> Row:
     return {"document_id": title.replace(" ", "-"), "title": title, "text": text}
 
 
-def _asked(split: str, number: int, text: str, answer: str, document: Row) -> Row:
+def _question(split: str, number: int, text: str, answer: str, document: Row) -> Row:
     return {
         "query_id": f"{split}-{number}",
         "text": text,
@@ -236,7 +216,7 @@ def _asked(split: str, number: int, text: str, answer: str, document: Row) -> Ro
 
 
 def run(name: str, seed: int, workspace: Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
-    """Make a task, compare the arms on it; the comparison, with what was right."""
+    """Generate a task, compare the arms on it, and return the comparison with the right arms."""
     task = TASKS[name](seed)
     folder = workspace / f"{name}-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -281,9 +261,9 @@ def _settings() -> config.Config:
 
 
 def main() -> None:
-    """Run and print."""
+    """Run every task with every seed and print the verdicts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("overrides", nargs="*", help="such as cluster.gpus_per_worker=1")
+    parser.add_argument("overrides", nargs="*", help="settings such as cluster.gpus_per_worker=1")
     parser.add_argument("--tasks", nargs="*", default=list(TASKS), choices=list(TASKS))
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--workspace", type=Path, default=Path("workspace/planted"))

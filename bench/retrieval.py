@@ -1,9 +1,9 @@
-"""Quality and speed of bulk retrieval on SQuAD-shaped data, in the three modes.
+"""Measures the quality and the rate of bulk retrieval on SQuAD-shaped data, in each of the three modes.
 
     python -m bench.retrieval --data SQUAD.json [--encoder hashing-384]
 
-Each context is a document; a question's relevant document is its context. The rate is that of the stage once its actors stand:
-queries divided by the time from the first unit's start to the last one's end. Nothing is asserted.
+Each context is a document; a question's relevant document is its context. The rate is the number of queries divided by
+the time from the start of the first unit to the end of the last, so it excludes the start of the actors.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SHOWN = ("recall@1", "recall@5", "recall@10", "MRR@10", "nDCG@10")
 
 
 def main() -> None:
-    """Run and print."""
+    """Index once, retrieve in each mode and print a row for each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="../shared/data/squad/squad-v1.1-24articles.json")
     parser.add_argument("--encoder", default=Config().encoder.model)

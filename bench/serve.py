@@ -1,10 +1,10 @@
-"""The endpoint under load: what continuous batching gains, what serving costs, and what faults do to answers.
+"""Measures the endpoint under load: what continuous batching gains, what serving costs, and what faults do to answers.
 
     python -m bench.serve --data SQUAD.json [--model DIRECTORY] [--seconds 30] [--only overload,kill]
 
-Each part starts the endpoint on a Ray of this machine and loads it from a second process on loopback: closed-loop where a
-number of clients is said, else open-loop (requests leave by the clock, whatever comes back). All rows come from one run on one
-machine; nothing is asserted. Beside each figure stands the bar it is to reach.
+Each part starts the endpoint on a local Ray and loads it from a second process over loopback. A part with a number of
+clients is a closed loop; the others are open loops, whose requests leave on schedule whatever happens to earlier ones.
+Each figure is printed with the bar that it has to reach.
 """
 
 from __future__ import annotations
@@ -42,20 +42,20 @@ from ragtune_ray.serving.backend import Failed, Finished, Job, Shown
 from ragtune_ray.storage import artifacts
 
 CHAT = "/v1/chat/completions"
-# A key of this run, so that it is served behind HAProxy too (RAY_SERVE_ENABLE_HA_PROXY=1), which lets nobody in without one.
+# The endpoint refuses to run behind HAProxy (RAY_SERVE_ENABLE_HA_PROXY=1) without an API key, so every run has one.
 KEY = "a-key-of-the-benchmark"
 HEADERS = {"Authorization": f"Bearer {KEY}"}
 TURNS = 3
 
 
 class StubGenerator:
-    """In place of the generator: the passages come back at once."""
+    """Replaces the generator and answers at once with the start of the first passage."""
 
     def __init__(self, settings: config.Config) -> None:
         del settings
 
     async def complete(self, job: Job, _: float) -> tuple[Shown, Finished] | Failed:
-        """The first words of the first passage."""
+        """Return the first 20 characters of the first passage."""
         from ragtune_ray import schema
 
         text = job.passages[0].text[:20] if job.passages else ""
@@ -79,12 +79,12 @@ class StubGenerator:
         return Shown(job.passages, job.scores, 1), Finished(schema.Answer(*row), text, "stop", 0.0, 0.0)
 
     async def status(self) -> dict[str, Any]:
-        """Always idle."""
+        """Report an idle generator."""
         return {"model": "stub", "refused": None, "running": 0, "waiting": 0}
 
 
 def main() -> None:
-    """Run the parts that were asked for and print the table."""
+    """Run the chosen parts and print their rows."""
     options = _options()
     if options.load:
         print(json.dumps(asyncio.run(_load(json.loads(options.load)))))
@@ -114,13 +114,15 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--model", default="SmolLM2-135M-Instruct")
     parser.add_argument("--encoder", default="all-MiniLM-L6-v2")
     parser.add_argument("--new-tokens", type=int, default=24)
-    parser.add_argument("--seconds", type=float, default=30.0, help="of each measurement")
+    parser.add_argument("--seconds", type=float, default=30.0, help="length of each measurement")
     parser.add_argument("--only", type=lambda text: text.split(","), default=[], help="parts, separated by commas")
     parser.add_argument("--set", action="append", default=[], help="section.field=value")
     parser.add_argument("--load", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if not options.data and not options.load:
-        parser.error("--data is missing: the documents to serve and the questions to ask, a SQuAD JSON file")
+        parser.error(
+            "--data is missing: give a SQuAD JSON file, whose contexts are served and whose questions are asked"
+        )
     return options
 
 
@@ -148,11 +150,11 @@ def _row(what: str, value: str, bar: str = "") -> None:
     print(f"{what:<74} {value:>26}   {bar}", flush=True)
 
 
-# The load, in a process of its own.
+# The load generator, which runs in a process of its own.
 
 
 async def _load(plan: dict[str, Any]) -> dict[str, Any]:
-    """Ask as the plan says; per request when it left (from the start), how long it took, its status and facts."""
+    """Send requests as the plan says; return when each left (seconds from the start), its duration, status and facts."""
     connector = aiohttp.TCPConnector(limit=0)
     timeout = aiohttp.ClientTimeout(total=120)
     results: list[dict[str, Any]] = []
@@ -210,7 +212,7 @@ def _body(plan: dict[str, Any], number: int) -> dict[str, Any]:
 
 def _facts(plan: dict[str, Any], text: bytes) -> dict[str, Any]:
     if plan.get("stream"):
-        return {"whole": text.rstrip().endswith(b"[DONE]"), "told": b'"error"' in text}
+        return {"complete": text.rstrip().endswith(b"[DONE]"), "error_event": b'"error"' in text}
     value = json.loads(text)
     return {
         "version": value.get("index_version"),
@@ -222,7 +224,7 @@ def _facts(plan: dict[str, Any], text: bytes) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _loading(**plan: Any) -> Iterator[Callable[[], dict[str, Any]]]:
-    """A load that runs while the block does; the function waits for its results."""
+    """Run a load while the block runs; the yielded function waits for its results."""
     command = [sys.executable, "-m", "bench.serve", "--load", json.dumps(plan)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
 
@@ -252,7 +254,7 @@ def _rate(load: dict[str, Any]) -> float:
 
 
 def _rate_within(load: dict[str, Any], start: float, end: float) -> float:
-    """Answers a second between two times; one under way at either counts by the share of its time that lies between them."""
+    """Return answers per second between two times; an answer counts by the share of its duration between them."""
     shares: list[float] = [
         max(0.0, min(end, each["left"] + each["seconds"]) - max(start, each["left"])) / each["seconds"]
         for each in _good(load)
@@ -260,7 +262,7 @@ def _rate_within(load: dict[str, Any], start: float, end: float) -> float:
     return sum(shares) / (end - start)
 
 
-# The parts.
+# The parts of the benchmark.
 
 
 def _batching(options: argparse.Namespace, settings: config.Config, questions: list[str]) -> None:
@@ -280,7 +282,7 @@ def _batching(options: argparse.Namespace, settings: config.Config, questions: l
     with _peer(settings) as address:
         peer = _loaded(**plan | {"address": address, "path": "/ask", "clients": 16})
     _row("answers/s of FastAPI + model.generate behind one lock, concurrency 16", f"{_rate(peer):.2f}")
-    _row("ours / theirs", f"{_rate(many) / _rate(peer):.2f}", ">= 3")
+    _row("ours / FastAPI behind one lock", f"{_rate(many) / _rate(peer):.2f}", ">= 3")
 
 
 def _stub(options: argparse.Namespace, settings: config.Config, questions: list[str]) -> None:
@@ -296,7 +298,7 @@ def _empty(options: argparse.Namespace, settings: config.Config, questions: list
 
 
 def _highest_rate(what: str, address: str, questions: list[str], seconds: float) -> int:
-    """The highest rate at which all requests are answered, 99 of 100 within 100 ms."""
+    """Return the highest rate at which every request is answered and 99 % of them within 100 ms."""
     plan = {"address": address, "path": CHAT, "questions": questions, "seconds": min(10.0, seconds)}
     _loaded(**plan | {"clients": 4, "seconds": 3})
     best = 0
@@ -311,7 +313,7 @@ def _highest_rate(what: str, address: str, questions: list[str], seconds: float)
 
 
 def _overload(options: argparse.Namespace, settings: config.Config, questions: list[str]) -> None:
-    """Peak and overload by turns, since the machine's speed may wander; what is counted begins when the batch has filled."""
+    """Measure peak and overload in turns, since the machine's speed may change; counting starts once the batch is full."""
     filled, end = options.seconds / 2, options.seconds * 1.5
     loads: list[dict[str, Any]] = []
     peaks: list[float] = []
@@ -331,31 +333,31 @@ def _overload(options: argparse.Namespace, settings: config.Config, questions: l
     load = {"results": [each for load in loads for each in load["results"]]}
     refused = [each for each in load["results"] if each["status"] in (429, 503)]
     others = len(load["results"]) - len(_good(load)) - len(refused)
-    _row("overload: requests that neither were answered nor refused", str(others), "0")
+    _row("overload: requests neither answered nor refused", str(others), "0")
     by_turn = ", ".join(f"{goodput:.2f}/{peak:.2f}" for goodput, peak in zip(goodputs, peaks, strict=True))
-    _row("overload at 10x: answers/s in overload and at peak, by turns", by_turn)
+    _row("overload at 10x: answers/s under overload/at peak, per turn", by_turn)
     _row("overload at 10x: goodput / peak, all turns together", f"{sum(goodputs) / sum(peaks):.2f}", ">= 0.90")
     late = _percentile([each["seconds"] * 1000 for each in refused], 0.99)
     middle = _percentile([each["seconds"] * 1000 for each in refused], 0.5)
     _row("overload: refusals, p50 and p99", f"{middle:.0f} ms, {late:.0f} ms", "< 50 ms")
-    told = sum(each["retry_after"] is not None for each in refused)
-    _row("overload: refusals with Retry-After", f"{told} of {len(refused)}", "all")
+    with_header = sum(each["retry_after"] is not None for each in refused)
+    _row("overload: refusals with Retry-After", f"{with_header} of {len(refused)}", "all")
     by_turn = ", ".join(f"{before >> 20}/{after >> 20}" for before, after in memories)
-    _row("overload: memory of all copies, before/after in MiB, by turns", by_turn, "flat")
-    _row("overload: the next answer after it", f"{normal:.1f} s", "< 5 s")
+    _row("overload: memory of all replicas, before/after in MiB, per turn", by_turn, "flat")
+    _row("overload: next answer after it", f"{normal:.1f} s", "< 5 s")
 
 
 def _kill(options: argparse.Namespace, settings: config.Config, questions: list[str]) -> None:
-    # A model that two cores can run at this rate; what it says does not matter.
+    # A model that two cores can run at this rate; the texts do not matter.
     tiny = Path(settings.workspace) / "tiny"
     _write_tiny_model(options.model, tiny)
-    # Two copies of each, as whoever wants to lose nothing has: one alone takes seconds to come back, and is overloaded meanwhile.
-    # And deep queues: the part is about requests that are lost, not about those that a busy machine refuses.
-    copies = ("min_replicas=2", "max_replicas=2", "num_cpus=0.25", "max_queued_requests=1000")
+    # Two replicas of each, as in a deployment that must not lose requests: a single one takes seconds to restart. Deep queues,
+    # since this part counts requests that are lost, not those that a busy machine refuses.
+    replicas = ("min_replicas=2", "max_replicas=2", "num_cpus=0.25", "max_queued_requests=1000")
     quick = settings.using(
         f"generator.model={tiny}",
         "generator.max_new_tokens=1",
-        *(f"serve.{name}.{each}" for name in ("retriever", "generator") for each in copies),
+        *(f"serve.{name}.{each}" for name in ("retriever", "generator") for each in replicas),
     )
     with running(quick) as address:
         plan = {"address": address, "path": CHAT, "questions": questions, "seconds": options.seconds, "rate": 20}
@@ -364,13 +366,13 @@ def _kill(options: argparse.Namespace, settings: config.Config, questions: list[
             for stream in (False, True):
                 with _loading(**plan, stream=stream, retries=retries) as result:
                     time.sleep(options.seconds / 3)
-                    os.kill(_copies(deployment)[0], signal.SIGKILL)
+                    os.kill(_replica_pids(deployment)[0], signal.SIGKILL)
                     load = result()
                 good = _good(load)
                 name = f"SIGKILL of the {deployment.lower()} at 20 rps, {'streams' if stream else 'plain'}"
                 if stream:
-                    silent = sum(not each["whole"] and not each["told"] for each in good)
-                    _row(f"{name}: silent ends", f"{silent} of {len(load['results'])}", "0")
+                    silent = sum(not each["complete"] and not each["error_event"] for each in good)
+                    _row(f"{name}: ended without a message", f"{silent} of {len(load['results'])}", "0")
                 else:
                     client = ", a client that retries" if retries else ""
                     failed = len(load["results"]) - len(good)
@@ -380,8 +382,8 @@ def _kill(options: argparse.Namespace, settings: config.Config, questions: list[
 
 
 def _write_tiny_model(base: str, directory: Path) -> None:
-    """A Llama of two small layers with random weights and the tokenizer of `base`."""
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM  # which the process of the load does without
+    """Save a Llama of two small layers with random weights and the tokenizer of `base`."""
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM  # slow, and not needed by the load generator
 
     tokenizer = AutoTokenizer.from_pretrained(weights.resolve(base).directory)
     shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -405,13 +407,15 @@ def _swap(options: argparse.Namespace, settings: config.Config, questions: list[
     seen = sorted({each["version"] for each in _good(load)})
     _row("index swap at 20 rps: failed", f"{len(load['results']) - len(_good(load))} of {len(load['results'])}", "0")
     _row(
-        "index swap: versions seen, the last", f"{len(seen)}, {seen[-1]}", versions.current_version(settings.workspace)
+        "index swap: number of versions seen, last version",
+        f"{len(seen)}, {seen[-1]}",
+        versions.current_version(settings.workspace),
     )
     _row("index swap: memory of the retriever, before and after", f"{before >> 20} MiB, {after >> 20} MiB", "flat")
 
 
 def _models(options: argparse.Namespace, settings: config.Config, questions: list[str]) -> None:
-    """The arm ft, whose prompts are short enough for 5 requests/s on two cores; the second model has the weights of the first."""
+    """Swap models of arm ft, whose prompts are short enough for 5 requests/s on two cores; all have the same weights."""
     base = weights.resolve(options.model).directory
     assert base is not None
     tuned = Path(settings.workspace) / "models" / "ft"
@@ -419,7 +423,7 @@ def _models(options: argparse.Namespace, settings: config.Config, questions: lis
     def publish(name: str) -> None:
         staging = artifacts.stage(str(tuned / name))
         shutil.copytree(base, staging, dirs_exist_ok=True, ignore=shutil.ignore_patterns(artifacts.MANIFEST))
-        (staging / "note.json").write_text(json.dumps(name))  # another fingerprint
+        (staging / "note.json").write_text(json.dumps(name))  # changes the fingerprint
         artifacts.publish(staging, str(tuned / name), "model")
         artifacts.make_current(str(tuned), name)
 
@@ -434,7 +438,7 @@ def _models(options: argparse.Namespace, settings: config.Config, questions: lis
                 time.sleep(options.seconds / 4)
                 publish(name)
             load = result()
-        time.sleep(5)  # the old model is let go when its last answer has ended
+        time.sleep(5)  # the old model is released after its last answer
         after = _memory("Generator")
     good = _good(load)
     _row("model swap at 5 rps: failed", f"{len(load['results']) - len(good)} of {len(load['results'])}", "0")
@@ -446,7 +450,7 @@ def _leave(options: argparse.Namespace, settings: config.Config, questions: list
     del options
     with running(settings) as address:
         seconds = [asyncio.run(_left(address, question)) for question in questions[:5]]
-    _row("client gone in mid-stream: generation stopped after, longest of 5", f"{max(seconds):.2f} s", "< 1 s")
+    _row("client disconnects in mid-stream: generation stops after, longest of 5", f"{max(seconds):.2f} s", "< 1 s")
 
 
 async def _left(address: str, question: str) -> float:
@@ -455,7 +459,7 @@ async def _left(address: str, question: str) -> float:
         async with session.post(CHAT, json=body) as reply:
             while not await _is_generating(session):
                 await reply.content.readline()
-            await asyncio.sleep(1.1)  # what /readyz says may be a second old, and is to be asked anew below
+            await asyncio.sleep(1.1)  # /readyz may be up to a second old; wait until the next call refreshes it
             reply.close()
         started = time.perf_counter()
         while time.perf_counter() - started < 30:
@@ -467,13 +471,13 @@ async def _left(address: str, question: str) -> float:
 
 async def _is_generating(session: aiohttp.ClientSession) -> bool:
     async with session.get("/readyz", raise_for_status=True) as ready:
-        return any(copy["running"] for copy in (await ready.json())["generators"])
+        return any(replica["running"] for replica in (await ready.json())["generators"])
 
 
-# The processes behind the endpoint, and the peer.
+# The processes of the endpoint, and the peers.
 
 
-def _copies(deployment: str = "") -> list[int]:
+def _replica_pids(deployment: str = "") -> list[int]:
     return [
         process.pid
         for process in psutil.process_iter(["cmdline"])
@@ -482,7 +486,7 @@ def _copies(deployment: str = "") -> list[int]:
 
 
 def _memory(deployment: str = "") -> int:
-    return sum(psutil.Process(process).memory_info().rss for process in _copies(deployment))
+    return sum(psutil.Process(process).memory_info().rss for process in _replica_pids(deployment))
 
 
 def _wait_ready(address: str) -> None:
@@ -499,28 +503,28 @@ def _wait_ready(address: str) -> None:
 
 
 class Nothing:
-    """What a deployment is that answers at once."""
+    """A deployment that answers at once."""
 
     async def answer(self, question: str) -> str:
-        """The question."""
+        """Return the question."""
         return question
 
 
 class EmptyIngress:
-    """Asks the one, then the other: the calls that a request of the endpoint costs Serve, and no more."""
+    """Calls the retriever, then the generator: the calls that a request to the endpoint costs Serve, and no more."""
 
     def __init__(self, retriever: Any, generator: Any) -> None:
         self._retriever, self._generator = retriever, generator
 
     async def __call__(self, request: Request) -> dict[str, Any]:
-        """The first message's text."""
+        """Return the text of the first message."""
         question = json.loads(await request.body())["messages"][0]["content"]
         return {"text": await self._generator.answer.remote(await self._retriever.answer.remote(question))}
 
 
 @contextlib.contextmanager
 def _doing_nothing(settings: config.Config) -> Iterator[str]:
-    """An application of the endpoint's shape, started as the endpoint is."""
+    """Serve an application with the endpoint's three deployments, started in the same way, that do nothing."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     with session.ray_session(settings.cluster):
@@ -541,7 +545,7 @@ def _doing_nothing(settings: config.Config) -> Iterator[str]:
 
 @contextlib.contextmanager
 def _peer(settings: config.Config) -> Iterator[str]:
-    """The service that most people write first, with the same model, precision, retriever and prompts."""
+    """Serve `bench.serve_peer`, the service that most people write first, with the same model, retriever and prompts."""
     command = [sys.executable, "-m", "bench.serve_peer", settings.model_dump_json()]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

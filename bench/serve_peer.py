@@ -1,4 +1,4 @@
-"""The peer of bench.serve: FastAPI, `model.generate` and one lock. Prints its address."""
+"""Serves the peer of `bench.serve`: FastAPI with `model.generate` behind one lock. Prints its address."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ragtune_ray.models.hardware import resolve_precision
 
 
 def main() -> None:
-    """Serve until terminated."""
+    """Serve until the process is terminated."""
     settings = config.Config.model_validate_json(sys.argv[1])
     directory = weights.resolve(settings.generator.model).directory
     tokenizer = AutoTokenizer.from_pretrained(directory)

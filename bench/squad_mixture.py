@@ -1,9 +1,9 @@
-"""SQuAD v1.1 questions with a share of v2.0's unanswerable ones on the same contexts, as one file of queries.
+"""Writes SQuAD v1.1 questions and a share of the unanswerable v2.0 questions on the same contexts to one file of queries.
 
     python -m bench.squad_mixture V1.json V2.json OUT.jsonl --percent 10
 
-A generator that has never seen a question without an answer does not abstain. Of the unanswerable questions `percent` in a
-hundred are taken, chosen by a hash of their id; they carry the id of v1.1's document, so that both files split alike.
+A generator that has never seen a question without an answer does not abstain. `--percent` of the unanswerable questions
+are taken, chosen by a hash of their id. They carry the document id of v1.1, so that both files split alike.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ragtune_ray.ingest import inputs, queries
 
 
 def main() -> None:
-    """Write the file; print how many of each."""
+    """Write the file and print the number of questions of each kind."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("answerable")
     parser.add_argument("unanswerable")
@@ -35,7 +35,7 @@ def main() -> None:
 
 
 def unanswerable(first: str, second: str, percent: int) -> Iterator[dict[str, Any]]:
-    """The questions of `second` without an answer, on contexts that `first` has too."""
+    """Yield the unanswerable questions of `second` on contexts that `first` also contains."""
     ids = {context.text: context.document_id for context in inputs.read_squad(first)}
     renamed = {context.document_id: ids.get(context.text) for context in inputs.read_squad(second)}
     for query in _read(second):

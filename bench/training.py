@@ -1,11 +1,11 @@
-"""Training rate of the generator: the bare loop, the same under Ray Train, and TRL's SFTTrainer, in one run.
+"""Compares the training rate of the generator in the bare loop, under Ray Train, and in TRL's SFTTrainer, in one run.
 
     python -m bench.training --data SQUAD.json --trl-python PYTHON
 
-The same model, examples, batches of the same size and number format (float32 weights, bfloat16 products where the hardware has
-them) on all cores. TRL wants an environment of its own: python -m venv X; X/bin/pip install trl, with the torch and transformers
-of constraints.txt. Rates are tokens of the examples, padding not counted, per second, over all steps but the first two, in
-which memory is still being taken. Nothing is asserted.
+All three use the same model, examples, batch size and number format (float32 weights, bfloat16 products where the
+hardware has them) on all cores. TRL needs an environment of its own: python -m venv X; X/bin/pip install trl, with the
+torch and transformers of constraints.txt. Rates are tokens of the examples per second, without padding, over all steps
+but the first two, in which memory is still being allocated.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ WARM_UP_STEPS = 2
 
 
 def main() -> None:
-    """Run and print."""
+    """Measure the loops one after the other and print their rates."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="../shared/data/squad/squad-v1.1-24articles.json")
     parser.add_argument("--trl-python", default="")
@@ -62,7 +62,7 @@ def main() -> None:
         examples = prepare(settings)
         rows = list(schema.from_table(pq.read_table(Path(examples) / "train.parquet"), schema.GeneratorExample))
         plan = feeding.plan(settings, examples)
-        # In a process that ends, so that its memory is free again before the next begins.
+        # A process of its own returns all its memory before the next loop starts.
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
             bare = process.submit(_bare, settings, rows, plan).result()
         under_ray = _under_ray(settings)
@@ -71,9 +71,9 @@ def main() -> None:
             print(f"{name:24} {rate:9.1f}  {seconds:8.2f}")
         print(f"Ray Train / bare: time per step {under_ray[1] / bare[1]:.3f}")
         if options.trl_python:
-            theirs = _trl(options.trl_python, settings, rows, plan, folder)
-            print(f"{'TRL SFTTrainer':24} {theirs:9.1f}")
-            print(f"Ray Train / TRL SFTTrainer: tokens/s {under_ray[0] / theirs:.3f}")
+            trl_rate = _trl(options.trl_python, settings, rows, plan, folder)
+            print(f"{'TRL SFTTrainer':24} {trl_rate:9.1f}")
+            print(f"Ray Train / TRL SFTTrainer: tokens/s {under_ray[0] / trl_rate:.3f}")
 
 
 def _num_tokens(rows: list[schema.GeneratorExample]) -> int:
@@ -81,7 +81,7 @@ def _num_tokens(rows: list[schema.GeneratorExample]) -> int:
 
 
 def _bare(settings: config.Config, rows: list[schema.GeneratorExample], plan: list[np.ndarray]) -> tuple[float, float]:
-    """Tokens per second and mean seconds per step of `take_step` in a process of its own."""
+    """Return tokens per second and mean seconds per step of `take_step`; runs in a process of its own."""
     hardware.keep_freed_memory()
     directory = weights.resolve(settings.generator.model).directory
     assert directory is not None
@@ -107,7 +107,7 @@ def _bare(settings: config.Config, rows: list[schema.GeneratorExample], plan: li
 
 
 def _under_ray(settings: config.Config) -> tuple[float, float]:
-    """The same of `ragtune train`, waiting for examples included."""
+    """Return the same figures for `ragtune train`, including the time it waits for examples."""
     url = train(settings).path
     lines = (Path(artifacts.open_artifact(url).path) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     steps = [row for row in map(json.loads, lines) if "seconds" in row][WARM_UP_STEPS:]
@@ -118,10 +118,10 @@ def _under_ray(settings: config.Config) -> tuple[float, float]:
 def _trl(
     python: str, settings: config.Config, rows: list[schema.GeneratorExample], plan: list[np.ndarray], folder: str
 ) -> float:
-    """Tokens per second of TRL on the same batches."""
+    """Return tokens per second of TRL on the same batches."""
     ordered = [rows[place] for chosen in plan for place in chosen]
-    given = Path(folder) / "trl.json"
-    given.write_text(
+    path = Path(folder) / "trl.json"
+    path.write_text(
         json.dumps(
             {
                 "model": str(weights.resolve(settings.generator.model).directory),
@@ -138,7 +138,7 @@ def _trl(
         encoding="utf-8",
     )
     script = Path(__file__).with_name("training_trl.py")
-    result = subprocess.run([python, str(script), str(given)], capture_output=True, text=True, check=True)
+    result = subprocess.run([python, str(script), str(path)], capture_output=True, text=True, check=True)
     return float(json.loads(result.stdout.splitlines()[-1])["tokens_per_second"])
 
 

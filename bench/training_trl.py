@@ -1,4 +1,4 @@
-"""TRL's SFTTrainer on given rows; run by `bench.training` in an environment that has trl. Prints one JSON object."""
+"""Trains with TRL's SFTTrainer on given rows; `bench.training` runs this in TRL's environment. Prints one JSON object."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def main() -> None:
-    """Read the file that the argument names, train, print the rate."""
+    """Train on the rows of the file named by the argument and print the rate."""
     import torch
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
@@ -19,7 +19,7 @@ def main() -> None:
     given = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
 
     class Clock(TrainerCallback):  # type: ignore[misc]  # transformers has no types here
-        """Seconds of each step."""
+        """Records the seconds of each step."""
 
         def __init__(self) -> None:
             self.seconds: list[float] = []

@@ -1,9 +1,9 @@
-"""A fine-tuned retriever against the one it started from, on test questions: dense and hybrid, with paired intervals.
+"""Compares a fine-tuned retriever with its start on test questions: dense and hybrid, with paired intervals.
 
     python -m bench.tuned_retriever CONFIG [section.field=value ...]
 
-The model must have been trained (`ragtune train CONFIG training.objective=contrastive`) and the corpus indexed. The corpus is
-indexed anew with the tuned encoder, in a workspace of its own. Nothing is asserted.
+Train the model (`ragtune train CONFIG training.objective=contrastive`) and index the corpus first. The benchmark
+indexes the corpus again with the tuned encoder, in a workspace of its own.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SHOWN = ("recall@1", "recall@5", "MRR@10")
 
 
 def main() -> None:
-    """Run and print."""
+    """Retrieve with both encoders and print the paired differences."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config")
     parser.add_argument("overrides", nargs="*")
@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def _scores(settings: config.Config) -> dict[str, dict[str, float]]:
-    """Per query the metrics of a run."""
+    """Retrieve and return the metrics of each query."""
     rows = pq.read_table(Path(str(retrieve(settings))) / "scores.parquet").to_pylist()
     return {row.pop("query_id"): row for row in rows}
 
