@@ -1,9 +1,9 @@
-# Two commands matter on a fresh machine: `make demo` and `make test`. Both set themselves up first.
+# Installs, checks and demonstrates the project. On a fresh machine run `make demo` or `make test`; both install first.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-# Quiet, local and the same everywhere: no usage reports, no model hub, tokenizers without threads of their own.
+# No usage reports, no model hub, and no threads inside tokenizers.
 export RAY_USAGE_STATS_ENABLED := 0
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
@@ -18,32 +18,34 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $(INSTALLED)
 
+# Index, ask and compare the arms on the small corpus of data/space.
 demo: install
 	$(BIN)/ragtune models
 	$(BIN)/ragtune index configs/space.yaml
 	$(BIN)/ragtune ask configs/space.yaml "What is the Hubble Space Telescope?"
 	$(BIN)/ragtune compare configs/space.yaml
 
-# Style, types, then the fast tests: no Ray, no browser, nothing killed.
+# Style, types, then the fast tests, which start no Ray and no browser and kill no process.
 check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/pytest --numprocesses 2 --dist loadfile -m "not cluster and not slow" --ignore tests/faults --ignore tests/browser
 
-# What a change must pass.
+# All tests that a change must pass.
 test: check
 	$(BIN)/pytest --numprocesses 2 --dist loadfile -m "not cluster and not slow" tests/faults tests/browser
 	$(BIN)/ragtune models
 	$(BIN)/pytest --numprocesses 2 --dist loadfile -m "cluster and not slow and not serve"
 	$(BIN)/pytest -m "serve and not slow"
 
-# The rest of what CI runs: jobs killed at every point, and whole runs of the modes of tuning.
+# The slow tests, which CI runs too: jobs killed at every failpoint, and complete runs of the modes of tuning.
 slow: install
 	$(BIN)/ragtune models
 	$(BIN)/pytest --numprocesses 2 --dist loadfile -m "slow and not serve"
 	$(BIN)/pytest -m "serve and slow"
 
+# Benchmarks against other tools; docs/measurements.md has the results.
 bench: install
 	$(BIN)/python -m bench.encoding
 	$(BIN)/python -m bench.retrieval
