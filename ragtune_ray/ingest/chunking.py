@@ -29,10 +29,8 @@ UNSPACED_SCRIPTS = (
     r"\p{Han}\p{Hiragana}\p{Katakana}\p{Bopomofo}\u30fc\uff70\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}"
     r"\p{Javanese}\p{Balinese}"
 )
-"""Letters of scripts without spaces between words, as the inside of a `regex` character set.
-
-`answering.citations.UNSPACED_BLOCKS` is another set: Unicode blocks, with punctuation.
-"""
+"""Letters of scripts without spaces between words, as the inside of a `regex` character set; see also `UNSPACED_BLOCKS` of
+`answering.citations`, which are Unicode blocks with punctuation."""
 
 _WINDOW_CHARACTERS = 2**15  # tokenizers slow down on longer texts, and use ~100 bytes per token of a batch
 _BATCH_CHARACTERS = 2**18
@@ -49,11 +47,10 @@ _SENTENCE_BREAK = regex.compile(
     rf"|[。！？；｡︒။។།…]+[。！？!?…]*{_CLOSERS}*{_JOINS_LEFT}|(?P<paragraph>{_PARAGRAPH})"
 )
 _CLAUSE_BREAK = regex.compile(rf"[,;:—–،؛]{_CLOSERS}*(?!\S)|[，、：]{_CLOSERS}*{_JOINS_LEFT}")
-_WORD_BREAK = (
-    regex.compile(  # the lookahead comes first, so that a long run of marks is not scanned backwards from each mark
-        rf"\s+|{_JOINS_LEFT}(?![\p{{Pe}}\p{{Pf}}。！？；，、：…]){_JOINS_RIGHT}(?<![\p{{Ps}}\p{{Pi}}])"
-        rf"(?:(?<=\S)(?=[{UNSPACED_SCRIPTS}])|(?=\S)(?<=[{UNSPACED_SCRIPTS}{_UNSPACED_MARKS}]\p{{M}}*))"
-    )
+# The lookahead comes first, so that a long run of marks is not scanned backwards from each mark.
+_WORD_BREAK = regex.compile(
+    rf"\s+|{_JOINS_LEFT}(?![\p{{Pe}}\p{{Pf}}。！？；，、：…]){_JOINS_RIGHT}(?<![\p{{Ps}}\p{{Pi}}])"
+    rf"(?:(?<=\S)(?=[{UNSPACED_SCRIPTS}])|(?=\S)(?<=[{UNSPACED_SCRIPTS}{_UNSPACED_MARKS}]\p{{M}}*))"
 )
 _GRAPHEME = regex.compile(r"\X")
 LONGEST_TOKEN_CHARACTERS = 64
@@ -75,13 +72,10 @@ class TokenizerError(RagtuneError, TypeError):
 
 
 def tokenizer_spans(tokenizer: Any) -> TokenSpans:
-    """Token offsets from a fast Hugging Face tokenizer, without special tokens, truncation or padding.
+    """Token offsets from a fast Hugging Face tokenizer, without special and empty tokens, truncation or padding.
 
     Args:
         tokenizer: a `tokenizers.Tokenizer` or a fast transformers tokenizer; it is copied, never changed.
-
-    Returns:
-        A function from texts to int32 arrays (num_tokens, 2) of character offsets; empty tokens are left out.
 
     Raises:
         TokenizerError: the tokenizer has no fast backend, so it reports no offsets.
@@ -90,9 +84,7 @@ def tokenizer_spans(tokenizer: Any) -> TokenSpans:
 
     backend = tokenizer if isinstance(tokenizer, Tokenizer) else getattr(tokenizer, "backend_tokenizer", None)
     if not isinstance(backend, Tokenizer):
-        raise TokenizerError(
-            f"{type(tokenizer).__name__} reports no character offsets; load the fast tokenizer (use_fast=True)"
-        )
+        raise TokenizerError(f"{type(tokenizer).__name__} reports no character offsets; load it with use_fast=True")
     private = Tokenizer.from_str(backend.to_str())
     private.no_truncation()
     private.no_padding()
@@ -132,12 +124,9 @@ def chunk_all(
     Args:
         documents: in any order; a document of only whitespace has no passages.
         token_spans: how to count tokens: `tokenizer_spans(...)` or `word_spans`.
-        size_tokens: most tokens of a passage, counted on its own text; a single character is never split.
-        overlap_tokens: most tokens that a passage shares with the previous one, below `size_tokens`; the overlap begins
+        size_tokens: maximum tokens of a passage, counted on its own text; a single character is never split.
+        overlap_tokens: maximum tokens that a passage shares with the previous one, below `size_tokens`; the overlap begins
             at the start of a sentence if possible, else of a word, and is at most half of the previous passage.
-
-    Returns:
-        The passages of each document, in the order of the text.
 
     Raises:
         ValueError: a size is out of range.
@@ -150,14 +139,8 @@ def chunk_all(
     texts = [document.text.strip() for document in documents]
     results = []
     for document, text, spans in zip(documents, texts, _tokenize(texts, token_spans), strict=True):
-        source = _Source(
-            text,
-            np.maximum.accumulate(spans[:, 0]),
-            np.maximum.accumulate(spans[:, 1]),
-            token_spans,
-            size_tokens,
-            overlap_tokens,
-        )
+        starts, ends = (np.maximum.accumulate(column) for column in spans.T)
+        source = _Source(text, starts, ends, token_spans, size_tokens, overlap_tokens)
         offset = len(document.text) - len(document.text.lstrip())
         ranges = _ranges(source)
         results.append([_passage(document, number, offset + a, offset + b) for number, (a, b) in enumerate(ranges)])
@@ -177,15 +160,8 @@ class _Source:
 
 
 def _passage(document: Document, number: int, start: int, end: int) -> Passage:
-    return Passage(
-        passage_id=f"{document.document_id}#{number}",
-        document_id=document.document_id,
-        text=document.text[start:end],
-        title=document.title,
-        metadata=document.metadata,
-        start=start,
-        end=end,
-    )
+    name, text = document.document_id, document.text[start:end]
+    return Passage(f"{name}#{number}", name, text, document.title, document.metadata, start, end)
 
 
 def _offsets(pairs: Sequence[tuple[int, int]]) -> Spans:
@@ -241,9 +217,8 @@ def _windows(text: str) -> Iterator[tuple[int, int]]:
 
 def _ranges(source: _Source) -> Iterator[tuple[int, int]]:
     text = source.text
-    if (
-        len(source.starts) <= source.size and len(text) <= _WINDOW_CHARACTERS
-    ):  # these tokens were counted on the whole text
+    # The tokens of a text within one window were counted on the whole text.
+    if len(source.starts) <= source.size and len(text) <= _WINDOW_CHARACTERS:
         if text:
             yield 0, len(text)
         return
@@ -373,5 +348,5 @@ def _skip_space(text: str, position: int) -> int:
 
 
 def _count(positions: Spans, position: int, side: Literal["left", "right"]) -> int:
-    """How many sorted positions are less than `position`; side "right" also counts equal ones."""
+    """The number of sorted positions less than `position`; side "right" also counts equal ones."""
     return int(np.searchsorted(positions, np.int32(position), side))  # a Python int would copy the array to int64

@@ -63,19 +63,17 @@ def init(folder: str, questions: str = "", output: str = "ragtune.yaml", *, forc
 
     Args:
         folder: anything that `corpus.path` may name.
-        questions: anything that `queries.path` may name; empty: a file in or next to the folder whose name contains
-            `question` or `queries`, if there is one.
+        questions: anything that `queries.path` may name. Empty: a file in or next to the folder, if one has a name with
+            `question` or `queries`.
         output: the YAML file to write.
         force: overwrite the output.
 
     Raises:
         ConfigError: the output exists, and `force` is not set.
-        InputError: the folder holds no document, or the questions cannot be read.
+        InputError: the folder contains no document, or the questions cannot be read.
     """
     if Path(output).exists() and not force:
-        raise config.ConfigError(
-            f"{output} exists; add --force to overwrite it, or --output FILE to write another file"
-        )
+        raise config.ConfigError(f"{output} exists; add --force to overwrite it, or --output FILE to write another")
     corpus = survey_corpus(folder)
     path = questions or find_questions(folder)
     found = survey_questions(path) if path else None
@@ -85,7 +83,7 @@ def init(folder: str, questions: str = "", output: str = "ragtune.yaml", *, forc
 
 
 def _workspace(folder: str) -> str:
-    """`workspace`, or a hidden name where the corpus folder would contain it and its files would be indexed."""
+    """`workspace`, or a hidden name if it would be in the corpus folder, where its files would be indexed."""
     inside = "://" not in folder and Path("workspace").absolute().is_relative_to(filesystem.absolute(folder))
     return ".ragtune" if inside else "workspace"
 
@@ -142,22 +140,22 @@ def _commands(output: str, corpus: CorpusSurvey, questions: QuestionSurvey | Non
 
 
 def _yaml_lines(corpus: CorpusSurvey, questions: QuestionSurvey | None, workspace: str) -> Iterator[str]:
-    """The lines of the YAML file; a section without a setting of its own is a comment, since YAML would make it null."""
+    """The lines of the YAML file; a section without settings is a comment, because YAML would read it as null."""
     yield f"# Settings for {' '.join(corpus.path.split())}, written by `ragtune init`. All settings: ragtune settings"
     yield "# Paths are relative to the directory in which ragtune runs; s3:// URLs work too."
     yield _setting(f"workspace: {_quoted(workspace)}", "index, models and runs are written here")
     yield ""
     yield "corpus:"
     yield _setting(f"  path: {_quoted(corpus.path)}", _describe_corpus(corpus))
-    yield _setting(
-        "  # strict: true", "stop at the first file that cannot be read, instead of listing it in rejects.jsonl"
-    )
+    yield _setting("  # strict: true", "stop at the first unreadable file, instead of listing it in rejects.jsonl")
     yield ""
     yield from _query_lines(questions)
     yield ""
     yield from _language_lines(corpus, questions)
     yield "# chunking:"
-    yield _setting("#   size_tokens: 256", "longest passage; longer ones hold more context but fewer fit a prompt")
+    yield _setting(
+        "#   size_tokens: 256", "longest passage; longer ones contain more context, but fewer fit in a prompt"
+    )
     yield "# retrieval:"
     yield _setting("#   top_k: 5", "passages shown to the generator; a small generator reads 2 or 3 better")
     yield from _generator_lines(corpus, questions)
@@ -173,9 +171,7 @@ def _query_lines(questions: QuestionSurvey | None) -> Iterator[str]:
     yield "queries:"
     yield _setting(f"  path: {_quoted(questions.path)}", _describe_questions(questions))
     if not questions.splits:
-        yield _setting(
-            "  split_by: document", "draws train, validation and test so that no document serves two of them"
-        )
+        yield _setting("  split_by: document", "draws train, validation and test so that they share no document")
     yield _setting("  # limit: 20", "use only the first questions, for a quick first run")
 
 
@@ -228,13 +224,11 @@ def _generator_lines(corpus: CorpusSurvey, questions: QuestionSurvey | None) -> 
 
 
 def _setting(line: str, comment: str) -> str:
-    """A line with its comment, which goes above where both do not fit one line."""
+    """A line with its comment, which goes on a line above if both do not fit on one."""
     text = " ".join(comment.split())
-    beside = f"{line:<{_COMMENT_COLUMN}} # {text}"
-    if len(beside) <= _WIDTH:
-        return beside
+    joined = f"{line:<{_COMMENT_COLUMN}} # {text}"
     indent = line[: len(line) - len(line.lstrip())]
-    return f"{indent}# {text}\n{line}"
+    return joined if len(joined) <= _WIDTH else f"{indent}# {text}\n{line}"
 
 
 def _quoted(value: str) -> str:

@@ -62,7 +62,7 @@ class Unit:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """All units of an input, the files they are read from, and the files that were left out."""
+    """All units of an input, sorted by path, with their files and the files that were left out."""
 
     units: tuple[Unit, ...]
     files: tuple[InputFile, ...]
@@ -79,9 +79,6 @@ def plan_units(path: str, unit_bytes: int, root: str | None = None) -> Plan:
         path: a folder or a file, local or any fsspec URL; a folder with a corpus.jsonl is BEIR.
         unit_bytes: input bytes per unit, at least 1.
         root: the folder to which ids of document files are relative; None means the path, or the folder of a single file.
-
-    Returns:
-        Units, files and rejects, sorted by path.
 
     Raises:
         InputError: the path is missing, contains nothing readable, or needs an extra that is not installed.
@@ -105,10 +102,7 @@ def plan_units(path: str, unit_bytes: int, root: str | None = None) -> Plan:
             if sum(member.size_bytes for member in group) >= unit_bytes:
                 units.append(_group_unit(len(units), group, root))
                 group = []
-        units += [
-            Unit(number, form, (place,), start, stop, line, root)
-            for number, (start, stop, line) in enumerate(ranges, len(units))
-        ]
+        units += [Unit(number, form, (place,), *part, root) for number, part in enumerate(ranges, len(units))]
     if group:
         units.append(_group_unit(len(units), group, root))
     if not units:
@@ -127,7 +121,7 @@ def input_fingerprint(plan: Plan) -> str:
 
 
 def list_input(path: str) -> tuple[str, list[str], list[Reject]]:
-    """The corpus folder, the sorted relative names of its files, and rejects for those that are not even opened."""
+    """The corpus folder, the sorted relative names of its files, and rejects for those that must not be opened."""
     store, inner = inputs.locate(path)
     root = filesystem.absolute(path)
     if not store.isdir(inner):
@@ -184,7 +178,7 @@ def _group_unit(number: int, group: list[InputFile], root: str) -> Unit:
 
 
 def _scan(path: str, form: Format, unit_bytes: int) -> tuple[InputFile, list[Range]]:
-    """Hash a file and find where to divide it, in one pass."""
+    """Hash a file and choose where to divide it, in one pass."""
     digest = hashlib.sha256()
     ranges: list[Range] = []
     with inputs.open_file(path) as file:
@@ -204,7 +198,7 @@ def _scan(path: str, form: Format, unit_bytes: int) -> tuple[InputFile, list[Ran
         if form == "parquet":
             ranges = _row_ranges(file, unit_bytes)
     if form != "files" and not ranges:
-        raise ParseError("the file holds no documents")
+        raise ParseError("the file contains no documents")
     return InputFile(path, size_bytes, digest.hexdigest()), ranges
 
 
@@ -231,7 +225,7 @@ def _line_ranges(blocks: Iterable[bytes], unit_bytes: int) -> list[Range]:
 
 
 def _even_ranges(start: int, stop: int, size_bytes: int, unit_bytes: int) -> list[Range]:
-    # A broken file may claim any size for any number of rows, so the number of ranges is limited separately.
+    # A broken file may claim any size and number of rows, so the number of ranges has its own limit.
     num_ranges = max(1, min(stop - start, math.ceil(size_bytes / unit_bytes), _MAX_RANGES_PER_ROW_GROUP))
     edges = [start + (stop - start) * number // num_ranges for number in range(num_ranges + 1)]
     return [(first, last, 0) for first, last in itertools.pairwise(edges) if first < last]

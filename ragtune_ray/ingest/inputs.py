@@ -9,7 +9,6 @@ import io
 import itertools
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
@@ -55,27 +54,25 @@ def locate(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
     return store, inner
 
 
-@contextmanager
-def open_file(path: str) -> Iterator[Any]:
-    """Open a file for reading bytes; the `with` block closes it."""
+def open_file(path: str) -> Any:
+    """Open a file for reading bytes; use it in a `with` block."""
     store, inner = filesystem.locate(path)
-    with store.open(inner, "rb") as file:
-        yield file
+    return store.open(inner, "rb")
 
 
 def format_of(path: str) -> Format:
-    """How a file is read, by its suffix.
+    """How to read a file, judging by its suffix.
 
     Raises:
         ParseError: files of this type cannot be read.
-        InputError: they can be, once an extra is installed.
+        InputError: they can, but an extra must be installed first.
 
     >>> format_of("a/b.JSONL")
     'jsonl'
     """
     suffix = PurePosixPath(path).suffix.lower()
     if suffix not in _FORMATS:
-        raise ParseError(f"files of type {suffix or '(none)'!r} are not read; accepted: {' '.join(_FORMATS)}")
+        raise ParseError(f"files of type {suffix or '(none)'!r} cannot be read; accepted: {' '.join(_FORMATS)}")
     extra = parsers.missing_extra(suffix)
     if extra:
         raise InputError(f"{path}: reading {suffix} needs an extra that is missing; pip install 'ragtune-ray[{extra}]'")
@@ -83,23 +80,18 @@ def format_of(path: str) -> Format:
 
 
 def why_unreadable(error: Exception) -> str:
-    """The reason of a reject, from an error in opening or parsing a file."""
+    """The reason for a reject, from the error that opening or parsing a file raised."""
     return f"cannot be read: {error.strerror}" if isinstance(error, OSError) else str(error)
 
 
 def read_lines(path: str, max_bytes: int, start: int = 0, stop: int = sys.maxsize, line: int = 1) -> Iterator[Row]:
-    """Read the lines between two bytes that are not blank; a line longer than `max_bytes` is skipped as a reject.
+    """Read the lines in bytes `start` to `stop` of a file, except blank ones.
 
-    Args:
-        path: the file.
-        max_bytes: longest line; longer ones are never loaded whole.
-        start: first byte.
-        stop: one past the last byte.
-        line: number of the line that begins at `start`.
+    A line longer than `max_bytes` is never loaded whole and becomes a reject. `line` is the number of the first line.
     """
     with open_file(path) as raw:
         raw.seek(start)
-        file = io.BufferedReader(raw, BLOCK_BYTES)  # unlike that of some remote files, its readline takes a limit
+        file = io.BufferedReader(raw, BLOCK_BYTES)  # the readline of some remote files takes no limit
         for number in itertools.count(line):
             data = file.readline(min(max_bytes + 2, stop - start)) if start < stop else b""
             if not data:
@@ -130,7 +122,7 @@ def jsonl_rows(lines: Iterable[Row]) -> Iterator[Row]:
 
 
 def read_squad(path: str) -> Iterator[Context]:
-    """Read the paragraphs of a SQuAD file, which is loaded into memory completely.
+    """Read the paragraphs of a SQuAD file, after loading all of it into memory.
 
     Raises:
         ParseError: the file is not SQuAD JSON.

@@ -28,10 +28,8 @@ def parquet_errors() -> Iterator[None]:
     """Turn pyarrow's errors about a broken file into a `ParseError`; errors of the disk or network are not caught."""
     try:
         yield
-    except (pa.ArrowException, UnicodeDecodeError) as error:  # UnicodeDecodeError: a column's name
-        raise ParseError(f"Parquet is broken: {error}") from None
-    except OSError as error:
-        if error.errno is not None:  # the disk or the network failed; the file may be sound
+    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:  # UnicodeDecodeError: a column's name
+        if isinstance(error, OSError) and error.errno is not None:  # the disk or the network failed
             raise
         raise ParseError(f"Parquet is broken: {error}") from None
 
@@ -39,15 +37,9 @@ def parquet_errors() -> Iterator[None]:
 def parquet_rows(
     path: str, ids: Columns, texts: Columns, nested: Columns, start: int = 0, stop: int = sys.maxsize
 ) -> Iterator[Row]:
-    """Read rows `start` to `stop`: all columns of scalars, and those in `nested`.
+    """Read rows `start` to `stop`: all columns of scalars, and those in `nested`, which may contain lists and objects.
 
-    Args:
-        path: the file.
-        ids: id columns, of which the file needs one.
-        texts: text columns, of which the file needs one.
-        nested: columns that may contain lists and objects.
-        start: first row.
-        stop: one past the last row.
+    The file needs one of the `ids` columns and one of the `texts` columns.
 
     Raises:
         ParseError: the file is broken, or `check_columns` refuses it.
@@ -105,16 +97,10 @@ def check_columns(schema: Any, ids: Columns, texts: Columns, nested: Columns = (
 
 def _is_opaque(field: Any) -> bool:
     kind = field.type
+    is_extension = isinstance(kind, pa.BaseExtensionType) or b"ARROW:extension:name" in (field.metadata or {})
+    tests = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view, pa.types.is_fixed_size_binary)
     children = (kind.field(number) for number in range(kind.num_fields))
-    return (
-        isinstance(kind, pa.BaseExtensionType)
-        or b"ARROW:extension:name" in (field.metadata or {})
-        or pa.types.is_binary(kind)
-        or pa.types.is_large_binary(kind)
-        or pa.types.is_binary_view(kind)
-        or pa.types.is_fixed_size_binary(kind)
-        or any(map(_is_opaque, children))
-    )
+    return is_extension or any(test(kind) for test in tests) or any(map(_is_opaque, children))
 
 
 def _is_text(kind: Any) -> bool:

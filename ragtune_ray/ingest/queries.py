@@ -49,8 +49,7 @@ def _query_rows(path: str) -> Iterator[Row]:
             case "jsonl":
                 yield from inputs.jsonl_rows(inputs.read_lines(path, _MAX_QUERY_BYTES))
             case "parquet":
-                nested = ("answers", "document_ids", "relevances")
-                yield from parquet_rows(path, QUERY_IDS, QUERY_TEXTS, nested)
+                yield from parquet_rows(path, QUERY_IDS, QUERY_TEXTS, ("answers", "document_ids", "relevances"))
             case _:
                 yield from _squad_questions(path)
     except ParseError as error:
@@ -107,14 +106,12 @@ def _unique(queries: Iterable[Placed]) -> Iterator[Query | Reject]:
             raise inputs.InputError(
                 f"query id {query.query_id!r} has two texts, at {first_place} and {place}; ids must be unique"
             )
-        if first_place == place:
-            yield query
-        else:
-            yield reject(place, f"query id {query.query_id!r} is already used at {first_place}", "row")
+        reason = f"query id {query.query_id!r} is already used at {first_place}"
+        yield query if first_place == place else reject(place, reason, "row")
 
 
 def _qrels_files(root: str, split: str) -> dict[str, str]:
-    """Paths of the qrels files to use, with the split of each."""
+    """Path -> split of the qrels files to use."""
     folder = filesystem.join(root, "qrels")
     store, inner = filesystem.locate(folder)
     names = store.ls(inner, detail=False) if store.isdir(inner) else []
@@ -122,9 +119,8 @@ def _qrels_files(root: str, split: str) -> dict[str, str]:
     files = {filesystem.join(folder, f"{stem}.tsv"): split_name(stem) for stem in stems}
     kept = {path: name for path, name in files.items() if split in ("all", name)}
     if split != "all" and not kept:
-        raise inputs.InputError(
-            f"{root}: no qrels file for split {split!r}; qrels/ contains: {', '.join(stems) or 'nothing'}"
-        )
+        found = ", ".join(stems) or "nothing"
+        raise inputs.InputError(f"{root}: no qrels file for split {split!r}; qrels/ contains: {found}")
     return kept
 
 
@@ -168,7 +164,7 @@ def _qrels_rows(path: str) -> Iterator[tuple[str, str, float] | Reject]:
             relevance = float(score)
         except ValueError:
             if not place.endswith(":1"):  # the header
-                yield reject(place, "a line of qrels must read query-id TAB corpus-id TAB score, in UTF-8", "row")
+                yield reject(place, "a line of qrels must be query-id TAB corpus-id TAB score, in UTF-8", "row")
             continue
         if math.isfinite(relevance):
             yield query_id, document_id, relevance

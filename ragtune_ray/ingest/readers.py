@@ -19,9 +19,7 @@ from ragtune_ray.schema import Document, Reject
 def read_documents(unit: Unit, max_document_bytes: int) -> Iterator[Document | Reject]:
     """Read the documents of one unit in order, with a reject for each bad row or file; memory use stays constant.
 
-    Args:
-        unit: from `input_units.plan_units`.
-        max_document_bytes: longer files, lines and texts are rejected; a longer line is never loaded whole.
+    Files, lines and texts longer than `max_document_bytes` are rejected.
     """
     if unit.format == "files":
         yield from _file_documents(unit, max_document_bytes)
@@ -56,9 +54,8 @@ def _document_rows(unit: Unit, max_document_bytes: int) -> Iterator[Row]:
     (path,) = unit.paths
     match unit.format:
         case "jsonl":
-            return inputs.jsonl_rows(
-                inputs.read_lines(path, max_document_bytes, unit.start, unit.stop, unit.first_line)
-            )
+            lines = inputs.read_lines(path, max_document_bytes, unit.start, unit.stop, unit.first_line)
+            return inputs.jsonl_rows(lines)
         case "parquet":
             return parquet_rows(path, DOCUMENT_IDS, ("text",), ("metadata",), unit.start, unit.stop)
         case _:

@@ -32,15 +32,11 @@ class Context:
     text: Any
     questions: tuple[Any, ...]
     is_repeat: bool
-    """An earlier paragraph of the article has the same text, so both are the same document."""
+    """Whether an earlier paragraph of the article has the same text, so that both are one document."""
 
 
 def reject(place: str, reason: str, kind: Literal["file", "row"]) -> Reject:
-    """Record what was left out; place and reason may contain any text.
-
-    >>> reject("a.jsonl:2", "no id", "row")
-    Reject(place='a.jsonl:2', reason='no id', kind='row')
-    """
+    """Record what was left out; place and reason may contain any text."""
     return Reject(clean(place), clean(reason), kind)
 
 
@@ -48,7 +44,7 @@ def parse_json(data: str | bytes) -> Any:
     """Parse one strict JSON value from UTF-8.
 
     Raises:
-        ParseError: not UTF-8, not JSON, NaN or Infinity, a number too long to parse, or too deeply nested.
+        ParseError: it is not UTF-8 or not JSON, is nested too deeply, or contains NaN, Infinity or a too long number.
     """
     try:
         text = data if isinstance(data, str) else data.decode("utf-8")
@@ -192,8 +188,7 @@ def _answers(value: Any) -> tuple[str, ...] | None:
 
 
 def _judgements(row: dict[str, Any]) -> tuple[tuple[str, ...], tuple[float, ...]]:
-    single = row.get("document_id")
-    ids = row.get("document_ids")
+    single, ids = row.get("document_id"), row.get("document_ids")
     if ids is None:
         ids = [] if single is None else [single]
     if not isinstance(ids, list):
@@ -212,15 +207,15 @@ def _judgements(row: dict[str, Any]) -> tuple[tuple[str, ...], tuple[float, ...]
 def squad_contexts(data: Any) -> Iterator[Context]:
     """The paragraphs of SQuAD v1.1, v2.0 or CMRC 2018 JSON (Rajpurkar et al. 2016, 2018; Cui et al. 2019), in order.
 
-    Document ids are `TITLE/NUMBER`, the number of the context within its article; a second article with the same title
-    is named `TITLE (2)`. Malformed articles and paragraphs have text None.
+    Document ids are `TITLE/NUMBER`, numbered within each article; a second article with the same title is `TITLE (2)`.
+    The text of malformed articles and paragraphs is None.
 
     Raises:
         ParseError: the JSON is not SQuAD.
     """
     articles = data.get("data") if isinstance(data, dict) else None
     if not isinstance(articles, list):
-        raise ParseError('not SQuAD JSON, which reads {"data": [{"title": ..., "paragraphs": [...]}]}')
+        raise ParseError('not SQuAD JSON, which must be {"data": [{"title": ..., "paragraphs": [...]}]}')
     ordinals = itertools.count()
     used: set[str] = set()
     for article in articles:

@@ -48,8 +48,8 @@ def assign_splits(
     Args:
         queries: all queries; their own `split` is ignored.
         by: which documents stay together; see `group_of`.
-        shares: relative sizes of train, validation and test, as chances of a group.
-        seed: another seed draws other splits.
+        shares: relative chances that a group is drawn for train, validation and test.
+        seed: of the draw.
     """
     parents: dict[str, str] = {}
 
@@ -83,7 +83,7 @@ def draw(name: str, seed: int) -> float:
 def selected_queries(settings: config.Queries) -> Iterator[Query | Reject]:
     """The queries of `queries.split`, with a reject for each bad row.
 
-    Unless `split_by` is `given` the file is read twice: once to draw the splits, once for the queries.
+    Unless `split_by` is `given`, the file is read twice: first to draw the splits, then for the queries.
 
     Raises:
         InputError: the queries cannot be read.
@@ -101,14 +101,7 @@ def selected_queries(settings: config.Queries) -> Iterator[Query | Reject]:
 
 
 def check_leaks(splits: Mapping[str, Iterable[Query]]) -> None:
-    """Raise if two splits share a relevant document.
-
-    Args:
-        splits: name of the split -> its queries.
-
-    Raises:
-        LeakError: names the splits and some of the documents.
-    """
+    """Raise a LeakError if two splits (name -> queries) share a relevant document."""
     seen: dict[str, str] = {}
     for split, queries in splits.items():
         shared: dict[str, list[str]] = {}

@@ -1,4 +1,4 @@
-"""Looks at a corpus and its questions: kinds and sizes of files, scripts, what cannot be read, what questions provide.
+"""Surveys a corpus and its questions: types and sizes of files, scripts, unreadable files, answers and qrels.
 
 Every file is listed, but only a sample of documents is read. Questions are read completely.
 """
@@ -22,14 +22,14 @@ from ragtune_ray.ingest.input_units import Unit, list_input
 from ragtune_ray.ingest.parsers import ParseError
 from ragtune_ray.ingest.queries import read_queries
 from ragtune_ray.ingest.readers import read_documents
-from ragtune_ray.schema import Document, Query, Reject
+from ragtune_ray.schema import Document, Reject
 from ragtune_ray.storage import filesystem
 
 Script = Literal["Latin", "CJK", "other"]
 """CJK is Han, hiragana and katakana: scripts without spaces between words. Hangul counts as other."""
 
 SAMPLE_FILES, SAMPLE_ROWS = 40, 25
-"""Most files of a corpus that are read, and most documents of each."""
+"""Limits on the files of a corpus that are read, and on the documents of each."""
 LONG_ANSWER_WORDS, LONG_ANSWER_CHARACTERS = 12, 30
 """Answers whose median length is above this many words, or CJK characters, are long."""
 _MAX_DOCUMENT_BYTES = 32 * 2**20
@@ -47,20 +47,20 @@ class Unread:
     suffix: str
     num_files: int
     reason: str
-    """Of the first of them."""
+    """Why the first of them cannot be read."""
     extra: str = ""
-    """The optional dependency that reads them: `pip install 'ragtune-ray[EXTRA]'`; empty if none does."""
+    """The extra that reads them: `pip install 'ragtune-ray[EXTRA]'`; empty if none does."""
 
 
 @dataclass(frozen=True, slots=True)
 class CorpusSurvey:
-    """What a corpus holds."""
+    """The contents of a corpus."""
 
     path: str
     kinds: dict[str, int]
     """Suffix -> number of files that can be read."""
     num_bytes: int
-    """Of these files."""
+    """Size of these files."""
     unread: tuple[Unread, ...]
     scripts: dict[Script, float]
     """Share of the letters in the sampled documents."""
@@ -72,13 +72,13 @@ class CorpusSurvey:
 
     @property
     def extras(self) -> tuple[str, ...]:
-        """Optional dependencies to install before all files can be read."""
+        """The extras to install before all files can be read."""
         return tuple(sorted({item.extra for item in self.unread if item.extra}))
 
 
 @dataclass(frozen=True, slots=True)
 class QuestionSurvey:
-    """What a file of questions holds."""
+    """The contents of a file of questions."""
 
     path: str
     num_questions: int
@@ -107,22 +107,15 @@ class QuestionSurvey:
 
 
 def main_script(scripts: dict[Script, float]) -> Script | None:
-    """The script of most letters; None where there are none.
-
-    >>> main_script({"Latin": 0.2, "CJK": 0.8})
-    'CJK'
-    """
+    """The script with the largest share of letters; None if there are no letters."""
     return max(scripts, key=lambda script: scripts[script], default=None)
 
 
 def survey_corpus(path: str) -> CorpusSurvey:
-    """List the files of a corpus and read a sample of its documents.
-
-    Args:
-        path: as `corpus.path`.
+    """List the files of a corpus (`corpus.path`) and read a sample of its documents.
 
     Raises:
-        InputError: the path is missing, or holds nothing that can be read, even with every extra installed.
+        InputError: the path is missing, or contains nothing that can be read, even with every extra installed.
     """
     store, _ = inputs.locate(path)
     folder, names, refused = list_input(path)
@@ -154,12 +147,8 @@ def survey_corpus(path: str) -> CorpusSurvey:
         rejects = [item for item in items if isinstance(item, Reject)]
         if rejects:
             first = rejects[0]
-            rows = (
-                f"{len(rejects)} of {len(items)} sampled rows; the first, {first.place}: "
-                if first.kind == "row"
-                else ""
-            )
-            failures.append((_suffix(name), rows + first.reason, ""))
+            rows = f"{len(rejects)} of {len(items)} sampled rows; the first, {first.place}: "
+            failures.append((_suffix(name), (rows if first.kind == "row" else "") + first.reason, ""))
     unread = _grouped(failures)
     if not texts and not any(item.extra for item in unread):
         reasons = "; ".join(f"{item.num_files} {item.suffix or 'file'}: {item.reason}" for item in unread[:3])
@@ -170,7 +159,7 @@ def survey_corpus(path: str) -> CorpusSurvey:
 def find_questions(path: str) -> str | None:
     """A file of questions in the corpus folder, or next to it; None if there is none.
 
-    A BEIR folder holds its own questions, and a SQuAD file is both corpus and questions.
+    A BEIR folder contains its own questions, and a SQuAD file is both corpus and questions.
     """
     store, inner = inputs.locate(path)
     if not store.isdir(inner):
@@ -189,13 +178,10 @@ def find_questions(path: str) -> str | None:
 
 
 def survey_questions(path: str) -> QuestionSurvey:
-    """Read all questions of a file.
-
-    Args:
-        path: as `queries.path`.
+    """Read all questions of a file (`queries.path`).
 
     Raises:
-        InputError: the file is missing or unreadable, or holds no questions.
+        InputError: the file is missing or unreadable, or contains no questions.
     """
     counts: Counter[str] = Counter()
     splits: Counter[str] = Counter()
@@ -214,10 +200,11 @@ def survey_questions(path: str) -> QuestionSurvey:
             splits[row.split] += 1
         if row.answers:
             lengths.append(len(word_spans([row.answers[0]])[0]))
-        texts += _first_texts(row, len(texts))
+        if len(texts) < SAMPLE_FILES * SAMPLE_ROWS:
+            texts += [row.text, *(row.answers or ())[:1]]
     if not counts["questions"]:
         found = f" (the first of {counts['rejects']} rejected rows: {first_reject})" if first_reject else ""
-        raise inputs.InputError(f"{path}: holds no questions{found}; see docs/data-formats.md for their columns")
+        raise inputs.InputError(f"{path}: contains no questions{found}; see docs/data-formats.md for their columns")
     return QuestionSurvey(
         path=path,
         num_questions=counts["questions"],
@@ -231,10 +218,6 @@ def survey_questions(path: str) -> QuestionSurvey:
         num_rejects=counts["rejects"],
         first_reject=first_reject,
     )
-
-
-def _first_texts(query: Query, num_texts: int) -> list[str]:
-    return [query.text, *(query.answers or ())[:1]] if num_texts < SAMPLE_FILES * SAMPLE_ROWS else []
 
 
 def _suffix(name: str) -> str:
@@ -252,7 +235,7 @@ def _sample(folder: str, name: str) -> Iterator[Document | Reject]:
 
 
 def _grouped(failures: Iterable[tuple[str, str, str]]) -> tuple[Unread, ...]:
-    """Failures (suffix, reason, extra) by suffix and extra, in the order of the suffixes."""
+    """Group failures (suffix, reason, extra) by suffix and extra, sorted."""
     groups: dict[tuple[str, str], list[str]] = {}
     for suffix, reason, extra in failures:
         groups.setdefault((suffix, extra), []).append(reason)

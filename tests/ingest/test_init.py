@@ -104,7 +104,7 @@ def test_files_that_cannot_be_read_are_named_with_the_extra_to_install(monkeypat
     assert found == {(".png", 2, ""), (".docx", 1, "docx"), (".txt", 1, ""), (".md", 1, "")}
     assert result.commands[0] == "pip install 'ragtune-ray[docx]'"
     lines = "\n".join(result.lines())
-    assert "not read: 2 .png (files of type '.png' are not read" in lines
+    assert "not read: 2 .png (files of type '.png' cannot be read" in lines
     assert "pip install 'ragtune-ray[docx]'" in lines
 
 

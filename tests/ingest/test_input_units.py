@@ -51,7 +51,7 @@ def test_hidden_files_are_ignored_and_unknown_types_rejected(tmp_path: Path) -> 
         ("Makefile", "file"),
         ("picture.png", "file"),
     ]
-    assert "files of type '.png' are not read; accepted: " in plan.rejects[1].reason
+    assert "files of type '.png' cannot be read; accepted: " in plan.rejects[1].reason
 
 
 def test_links_leaving_the_folder_and_special_files_are_rejected(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_input_with_nothing_readable_lists_accepted_formats(tmp_path: Path) -> N
     for path, expected in (
         (tmp_path, "nothing readable"),
         (tmp_path / "missing", "no such file or folder"),
-        (write(tmp_path / "x" / "a.csv", "a,b"), "'.csv' are not read"),
+        (write(tmp_path / "x" / "a.csv", "a,b"), "'.csv' cannot be read"),
         (write(tmp_path / "y" / "a.json", {"a": 1}), "not SQuAD JSON"),
         ("nosuch://bucket/a", "Protocol not known"),
     ):

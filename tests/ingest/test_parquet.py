@@ -80,7 +80,7 @@ def test_broken_or_unsuitable_files_are_rejected_when_planning(tmp_path: Path) -
         "column 'blob' is of type",
         "column 'code' is of type",
         "column 'text' must be text, found int64",
-        "holds no documents",
+        "contains no documents",
     ]
     assert [text for text, item in zip(expected, rejects, strict=True) if text not in item.reason] == []
 
