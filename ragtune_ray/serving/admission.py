@@ -12,9 +12,9 @@ from ragtune_ray import config
 from ragtune_ray.serving.requests import ApiError
 
 MIN_INTERVALS = 4
-"""Intervals needed before the throughput counts as known."""
+"""Number of intervals from which the throughput is known."""
 MAX_INTERVALS = 32
-"""Intervals kept. With this many, one stall (a replica that died and restarted) does not pass for the throughput."""
+"""Number of intervals kept: enough that one stall, such as a replica's restart, does not dominate the mean."""
 
 
 @dataclass(slots=True)
@@ -26,7 +26,7 @@ class Load:
     intervals_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=MAX_INTERVALS))
     """Seconds between recent completions, measured only while other requests were in flight."""
     last_completion: float = 0.0
-    """Monotonic time; 0 means idle since then."""
+    """Monotonic time; 0 if nothing is in flight."""
 
     @property
     def _throughput_is_known(self) -> bool:
@@ -39,11 +39,7 @@ class Load:
 
     @contextlib.contextmanager
     def admit(self, timeout_seconds: float) -> Iterator[None]:
-        """Count a request as in flight for the length of the block.
-
-        Raises:
-            ApiError: 429; all slots are taken, or the request's turn would come after its timeout.
-        """
+        """Count a request as in flight during the block; ApiError 429 if all slots are taken or it would time out waiting."""
         if self._throughput_is_known and self.current * self.seconds_per_request > timeout_seconds:
             raise self._overloaded()
         self.refuse_if_full()
@@ -54,11 +50,7 @@ class Load:
             self._complete()
 
     def refuse_if_full(self) -> None:
-        """Check the capacity alone, which is possible before a request has been read.
-
-        Raises:
-            ApiError: 429; all slots are taken.
-        """
+        """Raise ApiError 429 if all slots are taken; can be called before the request is read."""
         if self.current >= self.capacity:
             raise self._overloaded()
 
@@ -84,5 +76,5 @@ def capacity(replicas: config.Replicas) -> int:
 
 
 def slots_per_replica(generator: config.Replicas) -> int:
-    """How many requests one replica of the generator accepts: its batch, and a quarter as many that are next."""
+    """How many requests one generator replica accepts: a full batch, and a quarter as many that wait for it."""
     return generator.max_ongoing_requests + max(1, generator.max_ongoing_requests // 4)

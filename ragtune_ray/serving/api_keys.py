@@ -70,7 +70,7 @@ class Key(BaseModel):
 
 
 ANYONE = Key(name="anyone", admin=True)
-"""The key of every local client if no keys are configured, and of every client on public routes."""
+"""The key of local clients if no keys are configured, and of all clients on public routes."""
 
 
 def key_digest(secret: str) -> str:
@@ -83,7 +83,7 @@ def key_digest(secret: str) -> str:
 
 
 class Keys:
-    """All configured keys; false if there are none."""
+    """The configured keys; falsy if there are none."""
 
     def __init__(self, keys: Sequence[Key]) -> None:
         self._keys = tuple(keys)
@@ -103,7 +103,7 @@ class Keys:
 
 
 def visible_filter(settings: config.Config, key: Key, requested: dict[str, Any] | None) -> filters.Filter:
-    """What a request may see: `retrieval.filter`, the key's tenant and the request's own filter, all of which narrow it.
+    """Which documents a request may see: those that pass `retrieval.filter`, the key's tenant and the request's filter.
 
     Raises:
         ApiError: 400, the request's filter is malformed; 403, documents have tenants and the key has none.
@@ -123,7 +123,7 @@ def visible_filter(settings: config.Config, key: Key, requested: dict[str, Any] 
 
 
 def load_keys(settings: config.Config) -> Keys:
-    """The keys of `serve.keys_path` and of the environment variable `serve.keys_env`.
+    """The keys in the file `serve.keys_path` and in the environment variable `serve.keys_env`.
 
     Raises:
         config.ConfigError: the file cannot be read, a key is malformed, or two share a name or a secret.
@@ -185,12 +185,9 @@ class Usage:
     _buckets: dict[str, _TokenBucket] = field(default_factory=dict)
 
     def enter(self, key: Key) -> None:
-        """Count a request; call `leave` when it ends, unless it was refused here.
+        """Count a request until `leave`, or raise ApiError 429 with Retry-After if the key's rate or concurrency is used up.
 
-        The rate is limited by a token bucket that holds a tenth of `requests_per_minute`, but at least one token.
-
-        Raises:
-            ApiError: 429 with Retry-After; the key's rate or concurrency is used up.
+        The rate is limited by a token bucket for a tenth of `requests_per_minute`, but at least one token.
         """
         now = self.clock()
         per_second = key.requests_per_minute / 60
@@ -199,20 +196,13 @@ class Usage:
         bucket.tokens = min(burst, bucket.tokens + (now - bucket.updated) * per_second)
         bucket.updated = now
         if key.concurrency and bucket.running >= key.concurrency:
-            raise ApiError(
-                429,
-                f"this key has {bucket.running} requests in flight, which is its limit",
-                code="concurrency_limit",
-                retry_after_seconds=1,
-            )
+            message = f"this key has {bucket.running} requests in flight, which is its limit"
+            raise ApiError(429, message, code="concurrency_limit", retry_after_seconds=1)
         if per_second:
             if bucket.tokens < 1:
-                raise ApiError(
-                    429,
-                    f"this key is limited to {key.requests_per_minute:g} requests per minute",
-                    code="rate_limit",
-                    retry_after_seconds=(1 - bucket.tokens) / per_second,
-                )
+                message = f"this key is limited to {key.requests_per_minute:g} requests per minute"
+                wait = (1 - bucket.tokens) / per_second
+                raise ApiError(429, message, code="rate_limit", retry_after_seconds=wait)
             bucket.tokens -= 1
         bucket.running += 1
 

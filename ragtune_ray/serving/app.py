@@ -37,13 +37,9 @@ def build_app(
     keys: Keys,
     calibration: Callable[[], adaptive.RetrievalCalibration | None],
 ) -> AccessMiddleware:
-    """Build the ASGI application of the endpoint.
+    """Build the ASGI application of the endpoint. Without keys, it serves only localhost.
 
-    Args:
-        settings: the whole config.
-        backend: retrieves and generates.
-        keys: the API keys; without any, only localhost is served.
-        calibration: called for each request; see `ChatHandler`.
+    `calibration` is called for each request; see `ChatHandler`.
     """
     telemetry = Telemetry()
     chat = ChatHandler(settings, backend, telemetry, calibration)
@@ -96,7 +92,7 @@ def _add_with_body(app: FastAPI, method: str, path: str, body: type[BaseModel], 
 
 
 def _send_errors(app: FastAPI, telemetry: Telemetry) -> None:
-    """Send errors as OpenAI error objects, and count them."""
+    """Register handlers that send errors as OpenAI error objects and count them."""
 
     async def send(_: Request, error: Exception) -> Response:
         assert isinstance(error, ApiError)
@@ -111,7 +107,7 @@ def _send_errors(app: FastAPI, telemetry: Telemetry) -> None:
 
 
 def _describe_bodies(app: FastAPI, bodies: list[type[BaseModel]]) -> None:
-    """Add the request bodies to the OpenAPI schema; FastAPI cannot, since handlers parse them after the key check."""
+    """Add the request bodies to the OpenAPI schema; FastAPI cannot, because handlers parse them after the key check."""
     schemas = app.openapi().setdefault("components", {}).setdefault("schemas", {})
     for body in bodies:
         described = body.model_json_schema(ref_template="#/components/schemas/{model}")

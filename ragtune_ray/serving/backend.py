@@ -1,7 +1,4 @@
-"""The interface between the HTTP handlers and the backend that retrieves and generates.
-
-All types here travel between processes.
-"""
+"""The interface between the HTTP handlers and the backend that retrieves and generates; its types are sent between processes."""
 
 from __future__ import annotations
 
@@ -29,7 +26,7 @@ class Found:
 
 
 def without_metadata(passage: schema.Passage) -> schema.Passage:
-    """A passage reduced to what replicas send each other: metadata may be megabytes, and only `url` is used.
+    """A passage whose metadata keeps only `url`: the rest is not used, and sending it between replicas could cost megabytes.
 
     >>> without_metadata(schema.Passage("a#0", "a", "text", "A", '{"url": "https://a.org", "raw": "..."}', 0, 4)).metadata
     '{"url": "https://a.org"}'
@@ -72,7 +69,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """First event of an answer: the passages in the prompt, as the model sees them."""
+    """First event of an answer: the passages in the prompt, in its order."""
 
     passages: tuple[schema.Passage, ...]
     scores: tuple[float, ...]
@@ -81,7 +78,7 @@ class Shown:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """Last event of an answer: all of it."""
+    """Last event of a complete answer."""
 
     answer: schema.Answer
     raw: str
@@ -104,7 +101,7 @@ class Failed:
     retry_after_seconds: float | None = None
 
     def error(self) -> ApiError:
-        """The error that the client gets."""
+        """The failure as an exception."""
         return ApiError(self.status, self.message, code=self.code, retry_after_seconds=self.retry_after_seconds)
 
 
@@ -135,7 +132,7 @@ class Status:
 
 
 class Backend(Protocol):
-    """Retrieves and generates. `seconds` is the time left for the call; methods raise `ApiError` if they cannot do it."""
+    """Retrieves and generates within `seconds`; methods raise `ApiError` on failure."""
 
     async def retrieve(self, text: str, top_k: int, visible: filters.Filter, seconds: float) -> Found:
         """The hits of one query among the documents that the filter selects."""
@@ -147,13 +144,13 @@ class Backend(Protocol):
         """`Shown`, pieces of text, then `Finished`; or `Failed` at any point. Closing the generator stops the work."""
 
     async def complete(self, job: Job, seconds: float) -> tuple[Shown, Finished] | Failed:
-        """The same without the pieces; retried if a replica dies."""
+        """The first and last event of `stream`; retried if a replica dies."""
 
     async def change_documents(self, change: Change, seconds: float) -> Mapping[str, Any]:
-        """Publish an index version; returns after the retrievers that can be reached have swapped to it."""
+        """Publish an index version; returns when every reachable retriever has swapped to it."""
 
     async def status(self) -> Status:
-        """The state of the replicas."""
+        """The current state of the replicas."""
 
     async def metrics_of_other_processes(self) -> Sequence[bytes]:
         """The metrics that the other ingress processes have counted."""

@@ -1,4 +1,4 @@
-"""Handles POST /v1/chat/completions: retrieves, generates, and sends the answer at once or as a stream."""
+"""Handles POST /v1/chat/completions: retrieves, generates, and sends the answer as one body or as a stream."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def served_arms(settings: config.Config) -> tuple[config.Arm, ...]:
 
 @contextlib.contextmanager
 def timeout_as_504() -> Iterator[None]:
-    """Turn a TimeoutError into the error that clients get."""
+    """Turn a TimeoutError into ApiError 504."""
     try:
         yield
     except TimeoutError:
@@ -54,11 +54,7 @@ def timeout_as_504() -> Iterator[None]:
 async def retrieve_before(
     deadline: float, backend: Backend, telemetry: Telemetry, text: str, top_k: int, visible: filters.Filter
 ) -> Found:
-    """Retrieve for a text; the deadline is in monotonic time.
-
-    Raises:
-        ApiError: 400, the text is empty; 504, the deadline passed; or any error of the backend.
-    """
+    """Retrieve until the deadline (monotonic time); ApiError 400 if the text is empty, 504 after the deadline."""
     started = time.monotonic()
     if not text.strip():
         raise requests.invalid("query", "must not be empty")
@@ -77,7 +73,7 @@ class _AcceptedRequest:
     job: Job
     """The closed-book job, without passages."""
     query: str
-    """The text to retrieve for."""
+    """What to search for."""
     visible: filters.Filter
     top_k: int
     include_usage: bool
@@ -96,11 +92,11 @@ class _AcceptedRequest:
 
     @property
     def seconds_left(self) -> float:
-        """Until the deadline."""
+        """Time until the deadline."""
         return self.deadline - time.monotonic()
 
     def timeout(self) -> asyncio.Timeout:
-        """Raises TimeoutError in its block at the deadline."""
+        """A context manager that raises TimeoutError at the deadline."""
         return asyncio.timeout(self.seconds_left)
 
     def chunk(
@@ -177,7 +173,7 @@ class ChatHandler:
     def _calibration_for(self, request: requests.ChatRequest) -> adaptive.RetrievalCalibration | None:
         if (request.retrieval or self.settings.serve.retrieval) == "always":
             return None
-        # The calibration belongs to the arm of the config; the adapter of another arm makes another generator.
+        # The calibration is for the arm of the config; another arm's adapter makes it another generator.
         calibration = self.calibration()
         if calibration is None or request.model not in ("", self.settings.answer.arm):
             if request.retrieval is None:
@@ -230,7 +226,7 @@ class ChatHandler:
         return job, *result
 
     async def _stream_events(self, accepted: _AcceptedRequest) -> AsyncGenerator[bytes, None]:
-        """The events of a stream. An error before the first event is raised; a later one becomes an event."""
+        """The events of a stream. An error before the first event is raised; a later one is sent as an event."""
         has_begun = False
         with self.load.admit(accepted.timeout_seconds):
             try:
@@ -326,7 +322,7 @@ async def _replay(shown: Shown, finished: Finished) -> AsyncGenerator[Event, Non
 
 async def _until(deadline: float, items: AsyncGenerator[Item, None]) -> AsyncIterator[Item]:
     """The items until the deadline, then TimeoutError."""
-    # A single `asyncio.timeout` around the loop would not do: a stream may be consumed by more than one task.
+    # One `asyncio.timeout` around the loop would fail if several tasks consume the stream.
     while True:
         try:
             yield await asyncio.wait_for(anext(items), max(0.0, deadline - time.monotonic()))

@@ -1,4 +1,4 @@
-"""Handles the routes of the endpoint; `chat` handles chat completions."""
+"""Handles all routes of the endpoint except chat completions (`chat`)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DOCUMENTS_SECONDS = 600.0
 
 @dataclass(slots=True)
 class Handlers:
-    """The handlers of the routes, as methods. A method that takes a body also takes the key, which is already checked."""
+    """The handlers, one method per route. Keys are already checked."""
 
     settings: config.Config
     backend: Backend
@@ -100,7 +100,7 @@ class Handlers:
         return JSONResponse({"object": "list", "data": [{"id": arm, **common} for arm in served_arms(self.settings)]})
 
     async def ready(self, *, draining: bool) -> Response:
-        """GET /readyz: 200 if a question would be answered, otherwise 503 and the reasons."""
+        """GET /readyz: 200 if the endpoint can answer questions, otherwise 503 and the reasons."""
         try:
             async with asyncio.timeout(READY_SECONDS):
                 status = await self.backend.status()

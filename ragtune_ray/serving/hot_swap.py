@@ -1,7 +1,6 @@
 """Hot-swaps a resource (index version, model) while requests use it.
 
-A version that fails to load is refused and reported, and the old one stays in use. The old one is released when the
-last request that uses it ends.
+If a new version fails to load, it is refused and the old one stays in use. A replaced version is released after its last request.
 """
 
 from __future__ import annotations
@@ -48,13 +47,13 @@ class Lease(Generic[Resource]):
 
 
 class HotSwap(Generic[Resource]):
-    """Holds the resource that is current, and replaces it when another becomes current.
+    """Keeps the latest version of a resource loaded.
 
     Args:
         kind: what the resource is, for the log.
-        latest: returns the name that is current now; called often, so it must be cheap.
-        load: loads and tests the resource of a name, given the one in use (None at the start); may be slow.
-        release: frees a resource; called exactly once for each that was in use.
+        latest: returns the name of the latest version; called often, so it must be cheap.
+        load: loads and tests the version with this name, given the one in use (None at the start); may be slow.
+        release: frees a version; called exactly once for each that was in use.
         fallbacks: names to try, best first, if the latest fails to load at the start.
     """
 
@@ -80,12 +79,12 @@ class HotSwap(Generic[Resource]):
 
     @property
     def resource(self) -> Resource:
-        """The resource in use, without a lease: only for kinds that are never released."""
+        """The resource in use, without a lease; only for kinds that are never released."""
         return self._current.resource
 
     @contextlib.contextmanager
     def lease(self) -> Iterator[Lease[Resource]]:
-        """The current resource; it is not released before the block ends, even if it is replaced."""
+        """The resource in use; even if it is replaced, it is released only after the block ends."""
         with self._counting:
             lease = self._current
             lease.users += 1
@@ -99,13 +98,9 @@ class HotSwap(Generic[Resource]):
                 self._release(lease.resource)
 
     def refresh(self, *, retry: bool = False) -> bool:
-        """Check the current name once, and swap if it has changed.
+        """Swap to the latest version if it is not in use; returns whether it swapped.
 
-        Args:
-            retry: try a refused version again, even within `RETRY_SECONDS`.
-
-        Returns:
-            Whether another resource is in use than before.
+        A refused version is tried again after `RETRY_SECONDS`, or at once if `retry` is set.
         """
         with self._swapping:
             try:
@@ -122,7 +117,7 @@ class HotSwap(Generic[Resource]):
             return self._swap(name)
 
     def poll(self, interval_seconds: float) -> None:
-        """Refresh at this interval, in a thread of its own, until `stop`."""
+        """Refresh at this interval, in a separate thread, until `stop`."""
 
         def run() -> None:
             while not self._stopped.wait(interval_seconds):
@@ -132,11 +127,7 @@ class HotSwap(Generic[Resource]):
         self._thread.start()
 
     def check_health(self) -> None:
-        """Check that polling still runs.
-
-        Raises:
-            HotSwapError: its thread has died.
-        """
+        """Raise HotSwapError if the polling thread has died."""
         if self._thread is not None and not self._thread.is_alive() and not self._stopped.is_set():
             raise HotSwapError(f"the thread that polls for a new {self._kind} has died")
 
@@ -180,7 +171,7 @@ class HotSwap(Generic[Resource]):
             self._release(lease.resource)
 
     def _refuse(self, name: str, error: Exception) -> None:
-        """Report any exception: stores, formats and templates raise their own kinds, and none may end the service."""
+        """Log an error of any class: stores, file formats and templates raise their own, and none may end the service."""
         if self.refused is None or (self.refused.name, self.refused.reason) != (name, str(error)):
             logger.error("%s %s is refused: %s: %s", self._kind, name, type(error).__name__, error)
         self.refused = Refusal(name, str(error), time.time())

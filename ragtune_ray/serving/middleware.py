@@ -1,7 +1,7 @@
 """ASGI middleware that checks keys, limits and headers before a body is parsed.
 
-Handlers find the key and the body, whose size is limited, in `request.state`. Without API keys, only requests from
-localhost to localhost are served; the latter keeps out web pages that use DNS rebinding.
+Handlers find the key and the body in `request.state`. Without API keys, a request must come from localhost and be addressed to
+localhost, which keeps out web pages that use DNS rebinding.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ class Route:
     max_body_bytes: int = 0
     """0: the route takes no body."""
     load: Load | None = None
-    """If this is full, requests are refused before their body is read. None: never refused for load."""
+    """When this is full, requests are refused before their body is read. None: never refused for load."""
 
 
 @dataclass(slots=True)
 class AccessMiddleware:
-    """Admits requests to an application. While `draining` is set, new requests are refused and running ones may finish."""
+    """Admits requests to an application. While `draining` is set, new requests are refused; running ones may finish."""
 
     app: ASGIApp
     routes: Mapping[tuple[str, str], Route]
@@ -147,9 +147,7 @@ def _require_localhost(scope: Scope, headers: Headers) -> None:
     forwarded = {"forwarded", "x-forwarded-for", "x-real-ip"} & set(headers.keys())
     if not is_loopback(client) or not is_loopback(host) or forwarded:
         raise ApiError(
-            403,
-            "without API keys, only requests from localhost are served; set serve.keys_path",
-            code="keys_required",
+            403, "without API keys, only requests from localhost are served; set serve.keys_path", code="keys_required"
         )
 
 
@@ -182,7 +180,7 @@ async def _read_body(receive: Receive, headers: Headers, max_bytes: int) -> byte
 
 
 def traceback_without_message(error: BaseException) -> str:
-    """An exception's type and call stack for the log. Its message is left out, as it may quote a question or document."""
+    """An exception's type and call stack for the log, without its message, which may quote a question or document."""
     frames = traceback.extract_tb(error.__traceback__)[-8:]
     return " < ".join([type(error).__name__, *(f"{f.filename}:{f.lineno} {f.name}" for f in reversed(frames))])
 
@@ -214,11 +212,7 @@ class _Reply:
 
 
 def check_exposure(settings: config.Config, keys: Keys) -> None:
-    """Refuse to listen on a public address without keys.
-
-    Raises:
-        config.ConfigError: `serve.host` is not a loopback address, and no keys are configured.
-    """
+    """Raise ConfigError if `serve.host` is a public address and no keys are configured."""
     if not keys and not is_loopback(settings.serve.host):
         raise config.ConfigError(
             f"serve.host {settings.serve.host!r} is open to other machines, but no API keys are configured; set "

@@ -1,7 +1,4 @@
-"""Parses and validates request bodies in OpenAI's format, and defines the error objects.
-
-A field that the engine cannot support is refused, not ignored.
-"""
+"""Parses and validates request bodies in OpenAI's format; fields that the endpoint does not support are refused."""
 
 from __future__ import annotations
 
@@ -52,7 +49,7 @@ class ApiError(RagtuneError):
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
     def headers(self) -> dict[str, str]:
-        """Its HTTP headers: Retry-After, in whole seconds."""
+        """Retry-After in whole seconds, or nothing."""
         if self.retry_after_seconds is None:
             return {}
         return {"Retry-After": str(max(1, round(self.retry_after_seconds)))}
@@ -69,7 +66,7 @@ _TYPES = {
 
 
 def invalid(field: str, reason: str, *, status: int = 400, code: str = "invalid_value") -> ApiError:
-    """The error for a field of a request."""
+    """The error for an invalid field of a request."""
     return ApiError(status, f"{field}: {reason}", code=code, param=field or None)
 
 
@@ -144,7 +141,7 @@ class ChatRequest(_Request):
     filter: Filter | None = None
     """Extension: conditions on documents' metadata, in addition to those of the key."""
     retrieval: config.RetrievalUse | None = None
-    """Extension: `auto` retrieves only if the generator is not confident enough without passages; None: serve.retrieval."""
+    """Extension: `auto` retrieves only if the generator is unsure without passages. None: serve.retrieval."""
     timeout_seconds: float | None = Field(None, gt=0)
     """Extension: time limit for the answer; at most serve.timeout_seconds."""
 
@@ -196,11 +193,7 @@ class DeletedDocuments(_Request):
 
 
 def parse(kind: type[Body], raw: bytes) -> Body:
-    """Parse and validate a request body.
-
-    Raises:
-        ApiError: 400; the message names the first invalid field and never quotes its value.
-    """
+    """Parse a request body. If it is invalid, raise ApiError 400, which names the first invalid field but not its value."""
     try:
         value = json.loads(raw, parse_constant=_refuse_constant, object_pairs_hook=_object_with_unique_fields)
     except (ValueError, RecursionError) as error:
@@ -240,12 +233,12 @@ def _json_type(value: Any) -> str:
 
 
 class Conversation(BaseModel):
-    """The messages of a chat request, sorted by purpose."""
+    """A chat request, split into question, history and instruction."""
 
     model_config = ConfigDict(frozen=True)
 
     question: str
-    """The last message, from the user."""
+    """The last message, which is the user's."""
     history: tuple[Turn, ...]
     """The earlier messages, oldest first."""
     instruction: str
@@ -255,11 +248,7 @@ class Conversation(BaseModel):
 
 
 def conversation(request: ChatRequest, limits: config.Serve) -> Conversation:
-    """Split the messages of a request into question, history and instruction.
-
-    Raises:
-        ApiError: 400; too many messages, the last is not from the user, or a text is too long, empty or not Unicode.
-    """
+    """Split the messages of a request; ApiError 400 if there are too many, the last is not a question, or a text is invalid."""
     if len(request.messages) > limits.max_messages:
         count = f"{len(request.messages)} messages; the limit is {limits.max_messages}"
         raise invalid("messages", count, code="too_many_messages")
@@ -282,11 +271,7 @@ def conversation(request: ChatRequest, limits: config.Serve) -> Conversation:
 
 
 def checked_text(text: str, field: str, max_characters: int) -> str:
-    """Return a text of a request if it is valid.
-
-    Raises:
-        ApiError: 400; it is too long or contains NUL or a lone surrogate.
-    """
+    """Return a text of a request; ApiError 400 if it is too long or contains NUL or a lone surrogate."""
     if len(text) > max_characters:
         raise invalid(field, f"{len(text):,} characters; the limit is {max_characters:,}", code="text_too_long")
     if "\0" in text or _has_surrogate(text):
@@ -295,11 +280,7 @@ def checked_text(text: str, field: str, max_characters: int) -> str:
 
 
 def stops_of(request: ChatRequest) -> tuple[str, ...]:
-    """The stop sequences of a request.
-
-    Raises:
-        ApiError: 400; too many, or one is empty or too long.
-    """
+    """The stop sequences of a request; ApiError 400 if there are too many, or one is empty or too long."""
     stops = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ())
     if len(stops) > MAX_STOPS or any(not 0 < len(stop) <= 256 for stop in stops):
         raise invalid("stop", f"at most {MAX_STOPS} strings of 1 to 256 characters")
@@ -307,11 +288,7 @@ def stops_of(request: ChatRequest) -> tuple[str, ...]:
 
 
 def max_new_tokens_of(request: ChatRequest, settings: config.Config) -> int:
-    """The longest answer that a request allows, in tokens.
-
-    Raises:
-        ApiError: 400; more than serve.max_new_tokens.
-    """
+    """The maximum answer length in tokens; ApiError 400 if a request asks for more than serve.max_new_tokens."""
     requested = request.max_completion_tokens or request.max_tokens
     if requested is None:
         return min(settings.generator.max_new_tokens, settings.serve.max_new_tokens)
@@ -319,11 +296,7 @@ def max_new_tokens_of(request: ChatRequest, settings: config.Config) -> int:
 
 
 def top_k_of(requested: int | None, settings: config.Config) -> int:
-    """How many passages to retrieve.
-
-    Raises:
-        ApiError: 400; more than serve.max_top_k.
-    """
+    """How many passages to retrieve; ApiError 400 if a request asks for more than serve.max_top_k."""
     if requested is None:
         return min(settings.retrieval.top_k, settings.serve.max_top_k)
     return limited(requested, settings.serve.max_top_k, "top_k")
@@ -335,11 +308,7 @@ def timeout_of(requested: float | None, settings: config.Config) -> float:
 
 
 def limited(requested: int, limit: int, field: str) -> int:
-    """Return a number of a request if it is within the limit.
-
-    Raises:
-        ApiError: 400.
-    """
+    """Return a number of a request; ApiError 400 if it exceeds the limit."""
     if requested > limit:
         raise invalid(field, f"{requested}; the limit is {limit}", code="over_limit")
     return requested

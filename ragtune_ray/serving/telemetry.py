@@ -69,22 +69,13 @@ class Telemetry:
         generators: Sequence[Mapping[str, Any]],
         others: Sequence[bytes] = (),
     ) -> bytes:
-        """All metrics.
-
-        Args:
-            retrievers: the current state of each replica.
-            generators: the current state of each replica.
-            others: what the other ingress processes have counted; added to the counts of this one.
-        """
+        """All metrics: the state of each replica, and the counts of this and the `others` ingress processes, added up."""
         for deployment, replicas in (("retriever", retrievers), ("generator", generators)):
             self._replicas.labels(deployment).set(len(replicas))
             self._refusing.labels(deployment).set(sum(replica["refused"] is not None for replica in replicas))
         for state in ("running", "waiting"):
             self._generating.labels(state).set(sum(replica.get(state, 0) for replica in generators))
-        for gauge, name, replicas in (
-            (self._version, "index_version", retrievers),
-            (self._model, "model", generators),
-        ):
+        for gauge, name, replicas in ((self._version, "index_version", retrievers), (self._model, "model", generators)):
             gauge.clear()
             for replica in replicas:
                 gauge.labels(str(replica[name])).inc()
@@ -93,11 +84,11 @@ class Telemetry:
 
 
 _Samples: TypeAlias = dict[str, dict[tuple[str, tuple[tuple[str, str], ...]], float]]
-"""By metric, then by (name of the sample, labels)."""
+"""Metric -> (name of the sample, labels) -> value."""
 
 
 def _summed(texts: Sequence[bytes]) -> bytes:
-    """Add the metrics of several processes: each sample is the sum of those with its name and labels."""
+    """Add up the metrics of several processes, sample by sample."""
     families: dict[str, Metric] = {}
     sums: _Samples = {}
     for text in texts:
@@ -113,7 +104,7 @@ def _summed(texts: Sequence[bytes]) -> bytes:
 
 
 class _Precomputed(Collector):
-    """Metrics whose values are given."""
+    """A Prometheus collector of values that are already known."""
 
     def __init__(self, families: Mapping[str, Metric], sums: _Samples) -> None:
         self._families, self._sums = families, sums

@@ -102,10 +102,7 @@ def evaluate(settings: config.Config) -> Evaluation:
 
 
 def _publish(
-    run: runs.Run,
-    judged: Sequence[schema.Query],
-    staged: staged_queries.StagedQueries,
-    answered: dict[config.Arm, str],
+    run: runs.Run, judged: Sequence[schema.Query], staged: staged_queries.StagedQueries, answered: dict[config.Arm, str]
 ) -> None:
     settings, options = run.settings, run.settings.evaluate
     scores = {arm: scores_of(judged, read_answers(url), settings) for arm, url in answered.items()}

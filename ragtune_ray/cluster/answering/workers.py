@@ -95,11 +95,7 @@ class RetrieveUnit:
         return [
             {"passages": [], "scores": [], "error": result}
             if isinstance(result, str)
-            else {
-                "passages": [dataclasses.asdict(passage) for passage in result[0]],
-                "scores": result[1],
-                "error": "",
-            }
+            else {"passages": [dataclasses.asdict(passage) for passage in result[0]], "scores": result[1], "error": ""}
             for result in found
         ]
 

@@ -89,14 +89,7 @@ def _build(settings: config.Config, plan: input_units.Plan, encoder: weights.Mod
             progress.say(outcome_line(planned, version.manifest, built.num_passages))
 
     return change.publish_change(
-        settings,
-        plan,
-        encoder,
-        base,
-        build_id,
-        draft,
-        report,
-        in_process=pipeline.runs_in_process(settings, plan),
+        settings, plan, encoder, base, build_id, draft, report, in_process=pipeline.runs_in_process(settings, plan)
     )
 
 

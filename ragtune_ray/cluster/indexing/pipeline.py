@@ -147,10 +147,7 @@ def directory(workspace: str, build_id: str) -> str:
 def _facts(
     settings: config.Config, encoder: weights.Model, blocks: list[dict[str, Any]], *, in_process: bool
 ) -> versions.VersionFacts:
-    facts: versions.VersionFacts = {
-        "recipe": versions.recipe(settings, encoder),
-        "language": settings.index.language,
-    }
+    facts: versions.VersionFacts = {"recipe": versions.recipe(settings, encoder), "language": settings.index.language}
     if blocks:
         facts["encoder"] = {
             "model": settings.encoder.model,

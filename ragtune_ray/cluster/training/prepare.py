@@ -144,13 +144,7 @@ def _make_split(run: runs.Run, version: str, split: str, staged: staged_queries.
     settings, directory = run.settings, filesystem.join(run.work, split)
     learns_from_generator = settings.training.learns_from_generator
     units = staged_queries.units(staged, TAUGHT_UNIT_QUERIES if learns_from_generator else UNIT_QUERIES)
-    arguments = {
-        "settings": settings,
-        "version": version,
-        "staged": staged.url,
-        "split": split,
-        "directory": directory,
-    }
+    arguments = {"settings": settings, "version": version, "staged": staged.url, "split": split, "directory": directory}
     return runs.run_over_queries(f"examples ({split})", directory, units, PrepareUnit, arguments, settings.cluster)
 
 

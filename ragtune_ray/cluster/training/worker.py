@@ -248,7 +248,7 @@ def _take_step(state: _TrainingState, step: int, rows: list[Any]) -> None:
             "learning_rate": learning_rate,
             "seconds": round(seconds, 4),
             "tokens_per_second": round(float(lengths.sum()) / seconds, 1),
-        },
+        }
     )
 
 
