@@ -165,7 +165,7 @@ def _known_capitals() -> tuple[str, ...]:
             )
             shown = (passage,) if arm == "rag" else ()
             query = schema.Query(country, f"What is the capital of {country}?", None, (), (), "all")
-            tasks.append(pipeline.Task(query, shown, (1.0,) * len(shown), "", ""))
+            tasks.append(pipeline.Task(query, shown, (1.0,) * len(shown)))
         rows = pipeline.answer_tasks(tasks, loaded, of_arm, "")
         known &= {row.query_id for row in rows if CAPITALS[row.query_id].lower() in row.answer.lower()}
     return tuple(country for country in CAPITALS if country in known)

@@ -71,7 +71,7 @@ def ask_streaming(settings: config.Config, question: str) -> Iterator[str | Sour
 
 
 def retrieve(settings: config.Config, question: str) -> Task:
-    """The question with its best passages from the current index version; without any if the arm does not retrieve."""
+    """The question with its best passages from the current index version, or without passages if the arm does not retrieve."""
     query = schema.Query("ask", question, None, (), (), "all")
     if not settings.answer.shows_passages:
         return Task(query)
@@ -83,15 +83,14 @@ def retrieve(settings: config.Config, question: str) -> Task:
 def stream_answer(
     task: Task, generator: Generator, settings: config.Config, model: str
 ) -> Iterator[str | schema.Answer]:
-    """Build the prompt, generate, and cite: yields the pieces of the text, then the whole `Answer`.
+    """Build the prompt, generate and cite; yields the text piece by piece, then the `Answer`.
 
     Raises:
         PromptError: the question does not fit `prompt.max_tokens`.
     """
     if len(parts_of(task, settings)) > 1:  # the likeliest of several answers is known only after the last one
         (answer,) = answer_tasks([task], generator, settings, model)
-        yield answer.answer
-        yield answer
+        yield from (answer.answer, answer)
         return
     prompt = task_prompt(task, generator, settings)
     text = ""

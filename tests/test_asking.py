@@ -55,7 +55,7 @@ def test_asking_returns_the_answer_of_bulk_answering(workspace: config.Config, r
     asked = ask(workspace, "What is the Sun?")
     generator = load_generator(workspace.generator, Path(workspace.generator.model))
     query = schema.Query("ask", "What is the Sun?", None, (), (), "all")
-    task = Task(query, asked.passages, asked.answer.scores, "000001", "")
+    task = Task(query, asked.passages, asked.answer.scores, "000001")
     (bulk,) = answer_tasks([task], generator, workspace, asked.answer.model)
     assert bulk.answer == asked.answer.answer
     # A stream counts the tokens of its text, which differ from those generated if these end in half a character; it does

@@ -1,17 +1,17 @@
 """Decides whether a generated answer says that it does not know.
 
-The form of the text alone decides, without the question, passages or gold answers: "unanswerable" is an abstention even if it
-is the correct answer. The *first sentence* must *as a whole* be an abstention:
+Only the text counts, not the question, passages or gold answers: "unanswerable" is an abstention even if it is the correct
+answer. The *whole first sentence* must be an abstention:
 
 1. Citation marks like [1], quotes and markdown around the text, and openings without content ("Sorry, but", "Answer:",
-   "Based on the passages,", "抱歉，") are removed. Text with nothing left is an abstention.
+   "Based on the passages,", "抱歉，") are removed. If nothing is left, the text is an abstention.
 2. The first sentence must match one of the patterns below from its first to its last character. The patterns include what
-   may follow a refusal: "I don't know who won" is one, "I don't know much" and "I don't know, maybe 1969" are not.
-3. A first sentence with a contrast (but, however, 但, 不过, ...) is not an abstention: an answer usually follows.
+   may follow a refusal: "I don't know who won" matches, "I don't know much" and "I don't know, maybe 1969" do not.
+3. A first sentence with a contrast (but, however, 但, 不过, ...) is not an abstention, because an answer usually follows.
 4. A text that consists of the taught words (`training.abstention`, in any language) is an abstention.
 
 Later sentences are ignored, because they nearly always explain the refusal ("I don't know. The passages discuss only Mars.").
-The price: "I don't know. It was 1969." counts as an abstention, and a refusal after an explanation does not.
+As a consequence, "I don't know. It was 1969." counts as an abstention, and a refusal after an explanation does not.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ _OPENING = re.compile(
     re.IGNORECASE,
 )
 _CONTRAST = re.compile(r"\b(?:but|however|although|though|except|nevertheless)\b|但|不过|可是|然而")
-# These differ from `citations.MARK` and `citations.SENTENCE_END`, and sharing them would change which answers are abstentions:
-# here 【1】 is not a mark but "[1, ]" is; a sentence does not end before a lower-case letter, and every line break ends one.
+# Not `citations.MARK` and `citations.SENTENCE_END`, which would change which answers are abstentions: here 【1】 is not a mark
+# but "[1, ]" is; a sentence does not end before a lower-case letter, and every line break ends one.
 _CITATION_MARK = re.compile(r"\[\d[\d,; ]*\]")
 _SENTENCE_END = re.compile(r"[.!?]+(?=\s+[^a-z\s])|[。！？\n]")
 _AROUND = " \t\r\n.!?。！？,，:：;；\"'`*_“”‘’「」()（）"
@@ -92,12 +92,9 @@ def is_abstention(text: str, taught: str = "") -> bool:
     """Whether a text says that the answer is unknown, by the rule in the module's docstring.
 
     Args:
-        text: a generated answer in English or Chinese, with or without citation marks. Only the first 1,000 characters
-            count, except against `taught`.
+        text: a generated answer in English or Chinese, with or without citation marks. The patterns see only its first
+            1,000 characters.
         taught: what the generator was trained to say instead of an answer, in any language; may be empty.
-
-    Returns:
-        True for an abstention and for text without content.
 
     >>> is_abstention("I don't know."), is_abstention("The passages do not say who won."), is_abstention("无法回答。")
     (True, True, True)

@@ -13,15 +13,15 @@ from ragtune_ray.schema import Citation, Passage
 UNSPACED_BLOCKS = re.compile(
     r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3001-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
 )
-"""One character of a Unicode block of a script without spaces between words, CJK punctuation included.
+"""A character of a script without spaces between words, by Unicode block, CJK punctuation included.
 
-`chunking.UNSPACED_SCRIPTS` is another set: letters by script, without punctuation, with Tibetan, Javanese and Balinese.
+`chunking.UNSPACED_SCRIPTS` differs: letters by script, without punctuation, with Tibetan, Javanese and Balinese.
 """
 SENTENCE_END = re.compile(r"""[.!?]["'”’)\]]*(?=\s)|[。！？]["”’』」）]*|\n(?=\s*\n)""")
 """The end of a sentence or paragraph, for citing a sentence or shortening a passage.
 
-`chunking` and `abstention` use other patterns on purpose: chunking knows more scripts and abbreviations, and the texts that a
-pattern decides about must not change.
+`chunking` and `abstention` have patterns of their own: chunking handles more scripts and abbreviations, and a shared pattern
+would change passages or abstentions.
 """
 _SENTENCE_OR_LINE_END = re.compile(rf"{SENTENCE_END.pattern}|\n")
 _MIN_ANSWER_CHARACTERS = 2
@@ -34,13 +34,9 @@ _RANGE = re.compile(r"(\d+)\s*[-–—~]\s*(\d+)")
 def parse_citations(answer: str, passages: Sequence[Passage]) -> tuple[str, tuple[Citation, ...]]:
     """Remove the citation marks from an answer and return the passages that they name.
 
-    Marks are [n], [n, m], [n][m], [n-m], 【n】 and 【n†source】. Numbers without a passage are removed too. A mark stays in
-    the text if all its numbers have more digits than a citation could have: more than two, and more than the number of
-    passages has. So [1969] with five passages is part of the answer.
-
-    Args:
-        answer: the generated text.
-        passages: of the prompt, in its order.
+    Marks are [n], [n, m], [n][m], [n-m], 【n】 and 【n†source】. Numbers without a passage are removed too. But [1969] with five
+    passages is part of the answer: a mark stays in the text if all its numbers have more than two digits and more digits than
+    the number of passages.
 
     Returns:
         The answer without marks and with spacing and punctuation repaired; the citations in order of first mention.
@@ -69,14 +65,9 @@ def supporting_citations(answer: str, passages: Sequence[Passage], question: str
     """Find the sentences that support an answer without citation marks, which small models rarely write.
 
     1. Cite the sentence of the best-ranked passage that contains the whole answer word for word.
-    2. Otherwise, for each sentence of the answer, cite a sentence of a passage that contains all its words that are not in
-       the question, stop words aside, and together with the passage's title at least half of the question's words. Of
-       several such sentences, the one that shares most words is cited.
-
-    Args:
-        answer: without marks.
-        passages: of the prompt, best first.
-        question: if empty, only the first rule applies.
+    2. Otherwise, if `question` is not empty, cite for each sentence of the answer the passage sentence that shares most words
+       with it. That sentence must contain all words of the answer's sentence that are not in the question and, together with
+       the passage's title, at least half of the question's words. Stop words do not count.
 
     Returns:
         Citations with the offsets of sentences in their documents; empty if nothing supports the answer, it is an
@@ -101,13 +92,13 @@ def supporting_citations(answer: str, passages: Sequence[Passage], question: str
 
 
 def _cite_each_sentence(answer: str, passages: Sequence[Passage], question: str) -> tuple[Citation, ...]:
-    asked = _content(question)
+    asked = _content_words(question)
     places = [(passage, *place) for passage in passages for place in _sentences(passage.text)]
-    contents = [_content(passage.text[start:end]) for passage, start, end in places]
-    titles = [_content(passage.title) for passage, _, _ in places]
+    contents = [_content_words(passage.text[start:end]) for passage, start, end in places]
+    titles = [_content_words(passage.title) for passage, _, _ in places]
     cited: dict[Citation, None] = {}
     for start, end in _sentences(answer):
-        said = _content(answer[start:end])
+        said = _content_words(answer[start:end])
         beyond = said - asked
         shared = [
             len((words | title) & (said | asked))
@@ -121,7 +112,7 @@ def _cite_each_sentence(answer: str, passages: Sequence[Passage], question: str)
     return tuple(cited)
 
 
-def _content(text: str) -> set[str]:
+def _content_words(text: str) -> set[str]:
     """The words of a text as BM25 indexes them: without stop words."""
     return set(tokens([text], "en")[0])
 
@@ -140,8 +131,8 @@ def _sentences(text: str) -> list[tuple[int, int]]:
 def _numbers(mark: str, num_passages: int) -> Iterator[int]:
     """The passage numbers of a mark, with ranges expanded, limited to 1..num_passages."""
     for part in re.split(r"[,，、;；&]|and", mark):
-        span = _RANGE.search(part)
-        low, high = sorted(map(int, span.groups())) if span else (int(part), int(part))
+        numbers = _RANGE.search(part)
+        low, high = sorted(map(int, numbers.groups())) if numbers else (int(part), int(part))
         yield from range(max(low, 1), min(high, num_passages) + 1)
 
 

@@ -38,11 +38,7 @@ def answer_tasks(
 ) -> list[schema.Answer]:
     """One answer per task, in the same order; a task that fails gets a row with status `failed`.
 
-    Args:
-        tasks: the queries with their passages.
-        generator: opened from `settings.generator`.
-        settings: prompt, generator, answer, training.abstention and seed are used.
-        model: the generator's fingerprint, for the rows.
+    `model` is the fingerprint of the generator, which must be opened from `settings.generator`.
     """
     parts = [parts_of(task, settings) for task in tasks]
     answers = iter(_answer_parts([part for of_task in parts for part in of_task], generator, settings, model))
@@ -96,7 +92,7 @@ def likeliest(answers: Sequence[tuple[schema.Answer, float]], rank_weight: float
     with the answers themselves as hypotheses). Abstentions count only if all answers are abstentions.
 
     Args:
-        answers: with ln p(answer | query, passage), in the order of their passages, best first; at least one.
+        answers: at least one, each with ln p(answer | query, passage), in the order of their passages, best first.
         rank_weight: as `answer.rank_weight`.
 
     Returns:
@@ -162,7 +158,7 @@ def _prompts(tasks: Sequence[Task], generator: Generator, settings: config.Confi
             )
         )
     except (prompts.PromptError, GeneratorError):
-        # A question is too long for the budget, or the template refuses its turns: build one by one to find it.
+        # One question is too long for the budget, or the template refuses it: build prompts one by one to find it.
         return [task.error or _prompt_or_reason(task, generator, settings) for task in tasks]
     return [task.error or next(together) for task in tasks]
 
@@ -170,19 +166,13 @@ def _prompts(tasks: Sequence[Task], generator: Generator, settings: config.Confi
 def task_prompt(task: Task, generator: Tokenizer, settings: config.Config) -> Prompt:
     """The prompt of one task, with its history and instruction.
 
-    Args:
-        task: the query with its passages.
-        generator: counts tokens and renders messages.
-        settings: prompt and answer.arm are used.
-
     Raises:
         prompts.PromptError: the question does not fit `prompt.max_tokens`.
     """
-    system = "\n".join(filter(None, [_system(settings), task.instruction]))
     return prompts.build_prompt(
         task.query.text,
         task.passages,
-        system=system,
+        system="\n".join(filter(None, [_system(settings), task.instruction])),
         max_tokens=settings.prompt.max_tokens,
         count_tokens=generator.count_tokens,
         render=generator.render,
@@ -202,14 +192,9 @@ def _system(settings: config.Config) -> str:
 
 
 def finished_answer(task: Task, prompt: Prompt, completion: Completion, model: str, taught: str = "") -> schema.Answer:
-    """The row of a task from its completion, with citations in place of marks.
+    """The row of a task, with citations instead of marks; a completion with an error becomes a failed row.
 
-    Args:
-        task: the query with its passages.
-        prompt: what the generator read.
-        completion: what it generated; one with an error becomes a failed row.
-        model: the generator's fingerprint.
-        taught: what generators are trained to say instead of an answer, `training.abstention`.
+    `model` is the generator's fingerprint; `taught` is `training.abstention`.
     """
     if completion.error:
         return failed_answer(task, completion.error, model)

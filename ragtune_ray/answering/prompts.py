@@ -38,9 +38,9 @@ def build_prompt(
     render: Render,
     history: Sequence[tuple[str, str]] = (),
 ) -> Prompt:
-    """`build_prompts` for one query, with `history`: the (role, content) of earlier turns, oldest first.
+    """`build_prompts` for one query, with a `history` of earlier turns (role, content), oldest first.
 
-    As many of the latest turns as fit half of the budget are kept, beginning with a turn of the user.
+    As many of the latest turns are kept as fit half of the budget, beginning with a turn of the user.
     """
     kept = _latest_turns(history, max_tokens // 2, count_tokens, render)
     (prompt,) = _build([_Draft(query, tuple(passages), system, kept)], max_tokens, count_tokens, render)
@@ -50,7 +50,6 @@ def build_prompt(
 def _latest_turns(
     history: Sequence[tuple[str, str]], max_tokens: int, count_tokens: CountTokens, render: Render
 ) -> tuple[tuple[str, str], ...]:
-    """As many of the latest turns as fit, beginning with a turn of the user."""
 
     def fits(start: int) -> bool:
         return count_tokens([render(history[start:])])[0] <= max_tokens
@@ -71,19 +70,11 @@ def build_prompts(
     count_tokens: CountTokens,
     render: Render,
 ) -> list[Prompt]:
-    """Chat messages for every query: the system's, then the user's with numbered passages and the question.
+    """Chat messages for every query: the system message, then one of the user with numbered passages and the question.
 
-    Passages are dropped from the end until the prompt fits. The last one kept may be shortened after a sentence or word.
+    Passages (best first) are dropped from the end until the prompt fits; the last one kept may be cut after a sentence or word.
     The question is never shortened, and at least one passage is kept. All texts are counted in one call and the finished
-    prompts in another, which is repeated for those that are still too long.
-
-    Args:
-        queries: the questions.
-        passages: of each query, best first; may be empty.
-        system: the system message; empty: no system message.
-        max_tokens: longest rendered prompt.
-        count_tokens: the generator's.
-        render: the generator's.
+    prompts in another, which is repeated for those that are still too long. An empty `system` means no system message.
 
     Raises:
         PromptError: system message, question and the first word of a passage exceed `max_tokens`.
@@ -188,7 +179,7 @@ def _body(passage: Passage) -> str:
 def _neutralize_prompt_syntax(body: str, num_passages: int) -> str:
     """Keep a passage from imitating the prompt around it (prompt injection).
 
-    Its own "[2]" becomes "(2)", because a generator that copies the mark would cite another passage; its "Question:" at the
+    A "[2]" in it becomes "(2)", because a generator that copies the mark would cite another passage. A "Question:" at the
     beginning of a line is put in quotes.
     """
 
@@ -199,16 +190,12 @@ def _neutralize_prompt_syntax(body: str, num_passages: int) -> str:
 
 
 def _shortened(passage: Passage, num_characters: int) -> Passage | None:
-    """The passage cut to at most `num_characters`, after a sentence if that keeps over half of them, else after a word.
-
-    None if nothing would remain.
-    """
+    """The passage cut to `num_characters`, after a sentence if that keeps over half of them, else after a word; None if empty."""
     text = passage.text[: max(num_characters, 0)]
     if len(text) < len(passage.text):
-        ends = [
-            found.end() for found in SENTENCE_END.finditer(passage.text, 0, len(text) + 1) if found.end() <= len(text)
-        ]
-        after_sentence = ends[-1] if ends and ends[-1] * 2 > len(text) else 0
+        ends = (found.end() for found in SENTENCE_END.finditer(passage.text, 0, len(text) + 1))
+        last_end = max((end for end in ends if end <= len(text)), default=0)
+        after_sentence = last_end if last_end * 2 > len(text) else 0
         text = text[: after_sentence or _word_boundary(passage.text, len(text))]
     text = text.rstrip()
     return dataclasses.replace(passage, text=text, end=passage.start + len(text)) if text else None
@@ -216,10 +203,7 @@ def _shortened(passage: Passage, num_characters: int) -> Passage | None:
 
 def _word_boundary(text: str, cut: int) -> int:
     """The last position at or before `cut` that splits neither a word nor a combined character."""
-    boundary = cut
-    while boundary > 0 and _is_inside_word(text, boundary):
-        boundary -= 1
-    return boundary
+    return next((place for place in range(cut, 0, -1) if not _is_inside_word(text, place)), 0)
 
 
 def _is_inside_word(text: str, cut: int) -> bool:

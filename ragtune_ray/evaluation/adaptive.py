@@ -1,7 +1,7 @@
-"""Decides which questions need no retrieval: those where the generator is confident enough of its closed-book answer.
+"""Decides which questions need no retrieval, because the generator is confident enough of its closed-book answer.
 
 Confidence is the geometric mean of the token probabilities, as in FLARE (Jiang et al. 2023) but over the whole answer. The
-threshold is not assumed: it is measured on validation questions.
+threshold is measured on validation questions.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ragtune_ray.storage import artifacts, filesystem
 NUM_THRESHOLDS = 10
 """Number of thresholds tried: they leave a tenth, two tenths, ... of the questions without retrieval."""
 MIN_CONFIDENT = 30
-"""Fewer confident questions than this are too few to judge a threshold."""
+"""A threshold is judged on at least this many confident questions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class RetrievalCalibration:
     difference: intervals.Interval | None
     """On these questions: scores without passages minus scores with passages. None without a threshold."""
     model: str = ""
-    """Fingerprint of the calibrated generator; the threshold holds for no other."""
+    """Fingerprint of the calibrated generator; the threshold applies to no other."""
 
 
 def calibrate(
@@ -50,35 +50,25 @@ def calibrate(
 ) -> RetrievalCalibration:
     """Find the lowest threshold at which closed-book answers are not worse by more than a margin.
 
-    That is the lowest of `NUM_THRESHOLDS` confidences where the interval of the paired difference is above -margin. Each interval
-    is widened for the number of thresholds tried (Bonferroni) and for unseen losses (`significance.with_unseen`).
+    `NUM_THRESHOLDS` confidences are tried, and the interval of the paired difference must be above -margin. It is widened for
+    the number of thresholds (Bonferroni; `confidence` is that of all intervals together) and for unseen losses
+    (`significance.with_unseen`). All arrays are (num_queries,); the confidence of an answer that must not be used is 0.
 
     >>> confidences = [0.9] * 400 + [0.2] * 400
     >>> closed_book, retrieved = [1.0] * 400 + [0.0] * 400, [1.0] * 800
     >>> found = calibrate(confidences, closed_book, retrieved, margin=0.02, confidence=0.95, resamples=200, seed=0)
     >>> found.threshold, found.share
     (0.9, 0.5)
-
-    Args:
-        confidences: (num_queries,) of the closed-book answers, 0 to 1; 0 for those that must not be used.
-        closed_book: (num_queries,) scores of the closed-book answers.
-        retrieved: (num_queries,) scores of the answers with passages.
-        margin: a smaller loss does not matter.
-        confidence: of all intervals together.
-        resamples: of the bootstrap.
-        seed: of the bootstrap.
-
-    Raises:
-        metrics.MetricError: the rows differ in length, or one is empty.
     """
-    sure, closed, opened = (np.asarray(values, dtype=np.float64) for values in (confidences, closed_book, retrieved))
-    if not len(sure):
+    arrays = (np.asarray(values, dtype=np.float64) for values in (confidences, closed_book, retrieved))
+    confident, closed, opened = arrays
+    if not len(confident):
         return RetrievalCalibration(None, 0.0, None)
     each = 1 - (1 - confidence) / NUM_THRESHOLDS
     shares = np.arange(NUM_THRESHOLDS) / NUM_THRESHOLDS
-    thresholds = {float(value) for value in np.quantile(sure, shares, method="higher")}
+    thresholds = {float(value) for value in np.quantile(confident, shares, method="higher")}
     for threshold in sorted(thresholds - {0.0}):
-        kept = sure >= threshold
+        kept = confident >= threshold
         if kept.sum() < MIN_CONFIDENT:
             break
         bootstrapped = intervals.paired_bootstrap(opened[kept], closed[kept], resamples, each, seed)
@@ -88,8 +78,8 @@ def calibrate(
     return RetrievalCalibration(None, 0.0, None)
 
 
-def is_sure(answer: schema.Answer, calibration: RetrievalCalibration) -> bool:
-    """Whether a closed-book answer is used: the calibrated generator gave it with enough confidence."""
+def is_confident_enough(answer: schema.Answer, calibration: RetrievalCalibration) -> bool:
+    """Whether a closed-book answer is used: it is from the calibrated generator, with enough confidence."""
     threshold = calibration.threshold
     return threshold is not None and answer.model == calibration.model and confidence_of(answer) >= threshold
 
@@ -113,11 +103,7 @@ def publish_calibration(settings: config.Config, name: str, calibration: Retriev
 
 
 def read_calibration(settings: config.Config) -> RetrievalCalibration | None:
-    """The current calibration of the arm `answer.arm`; None if it has none.
-
-    Raises:
-        storage.ArtifactError: it is damaged.
-    """
+    """The current calibration of the arm `answer.arm`, or None; raises ArtifactError if it is damaged."""
     url = current_calibration(settings)
     return None if url is None else load_calibration(url)
 
@@ -128,11 +114,7 @@ def current_calibration(settings: config.Config) -> str | None:
 
 
 def load_calibration(url: str) -> RetrievalCalibration:
-    """Read the calibration in a directory.
-
-    Raises:
-        storage.ArtifactError: it is damaged.
-    """
+    """Read the calibration in a directory; raises ArtifactError if it is damaged."""
     path = artifacts.open_artifact(url, "calibration").path
     found: dict[str, Any] = json.loads((path / "calibration.json").read_text(encoding="utf-8"))
     difference = found.pop("difference")

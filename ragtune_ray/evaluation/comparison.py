@@ -23,7 +23,7 @@ FORMAT: Literal[1] = 1
 ARMS: tuple[str, ...] = typing.get_args(Arm)
 """All arms, in the order in which they are shown."""
 
-# Control characters and lone surrogates: they would steer a terminal, and neither HTML nor UTF-8 allows them.
+# Control characters and lone surrogates: a terminal would obey them, and neither HTML nor UTF-8 allows them.
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 
 Metrics = dict[str, Interval | None]
@@ -31,7 +31,7 @@ Metrics = dict[str, Interval | None]
 
 
 class ComparisonError(RagtuneError, ValueError):
-    """The content is not a comparison that this version can show; the message names the field, the value and the rule."""
+    """The content is not a comparison that this version can show; the message names the fields and the rules."""
 
 
 class _Part(BaseModel):
@@ -84,7 +84,7 @@ class Forgetting(_Part):
 
 
 class Adaptive(_Part):
-    """The effect of skipping retrieval where the generator is confident enough (`ragtune calibrate`)."""
+    """The effect of skipping retrieval if the generator is confident enough (`ragtune calibrate`)."""
 
     threshold: float
     """Confidence from which retrieval is skipped, found on the validation questions."""
@@ -232,9 +232,7 @@ class Comparison(_Part):
 
 
 def read(content: Mapping[str, Any]) -> Comparison:
-    """Check the content of `comparison.json`.
-
-    Control characters in texts become U+FFFD. Mappings are sorted by key, so that equal files are shown alike.
+    """Check the content of `comparison.json`; control characters become U+FFFD and mappings are sorted by key.
 
     Raises:
         ComparisonError: a field is missing or has the wrong type, or a number is not finite.

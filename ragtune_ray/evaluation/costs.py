@@ -46,7 +46,7 @@ class Cost:
 
 
 def unit_of(prices: config.Prices, *, with_gpus: bool) -> str:
-    """The unit of costs: a currency if the price of the hardware is set, else the time it is reserved.
+    """The unit of costs: a currency if the price of the hardware is set, else seconds of reserved hardware.
 
     >>> unit_of(config.Prices(), with_gpus=False), unit_of(config.Prices(core_hour=0.05), with_gpus=False)
     ('core-seconds', 'USD')
@@ -57,7 +57,7 @@ def unit_of(prices: config.Prices, *, with_gpus: bool) -> str:
 
 
 def amount(compute: Compute, prices: config.Prices, unit: str) -> float:
-    """The cost of reserving the hardware for this time, in the unit."""
+    """The cost of reserving this hardware, in the unit."""
     match unit:
         case "core-seconds":
             return compute.core_seconds
@@ -91,9 +91,9 @@ def cost_of(
 def break_even(arm: Cost, against: Cost) -> int | None:
     """Number of answers from which an arm that costs more to set up is cheaper in total; None: never, or from the start.
 
-    >>> dear = Cost(0, 90, 90, 10, 1000, 100, "USD")
-    >>> cheap = Cost(0, 0, 0, 100, 1000, 100, "USD")
-    >>> break_even(dear, cheap), break_even(cheap, dear)
+    >>> tuned = Cost(0, 90, 90, 10, 1000, 100, "USD")
+    >>> base = Cost(0, 0, 0, 100, 1000, 100, "USD")
+    >>> break_even(tuned, base), break_even(base, tuned)
     (1000, None)
     """
     saved = (against.per_1000 - arm.per_1000) / 1000

@@ -4,9 +4,9 @@ The rule: among the arms that keep the user's constraints, the best is the one w
 the whole interval of its difference to the best is above -margin (a non-inferiority test: Piaggio et al. 2012). The cheapest of
 these arms is recommended. "No difference" and "too few questions" are verdicts too.
 
-With few questions, seeing no difference proves little: two in five samples of 30 questions do not show what 3 % of all questions
-would lose. A bootstrap cannot draw what was not observed. So for "as good", no interval is narrower than unseen losses and gains
-allow (`significance.unseen_share`). Whether an arm is better is decided by the bootstrap interval alone.
+With few questions, observing no loss proves little: if an arm loses 3 % of all questions, two in five samples of 30 questions
+show none of these losses, and a bootstrap cannot draw what was not observed. So intervals are widened for unseen losses and gains
+(`significance.with_unseen`) when they decide whether an arm is as good; the bootstrap alone decides whether it is better.
 
 Several pairs are compared, so intervals are widened (Bonferroni) and p-values adjusted (Holm): all statements together have the
 configured confidence.
@@ -56,7 +56,7 @@ class Evidence:
     visible_seconds: float
     """From a change of the documents until answers show it; infinite: never."""
     cited_share: float
-    """Share of the given answers that cite a passage."""
+    """Share of answers that cite a passage, without failures and abstentions."""
     forgotten: intervals.Interval | None = None
     """Score on the probe questions minus that of the base model; None: not measured."""
 
@@ -71,7 +71,7 @@ class Difference:
     value: float
     low: float
     high: float
-    """Ends of an interval that is wide enough for all pairs to hold together."""
+    """Ends of an interval that is wide enough for the confidence to apply to all pairs together."""
     n: int
     p_value: float = 1.0
     p_adjusted: float = 1.0
@@ -121,9 +121,9 @@ class _Ranking:
     """The best and the arms as good as it."""
     chosen: str
     tied: tuple[str, ...]
-    """Arms with the same score as the best that were not shown to be as good: the best is the best only by its cost."""
+    """Arms with the score of the best, which is best only by its cost, that were not shown to be as good."""
     undecided: tuple[str, ...]
-    """Cheaper arms that may be as good but were not shown to be, and the tied ones."""
+    """The tied arms, and cheaper ones that may be as good but were not shown to be."""
 
     @property
     def outcome(self) -> VerdictOutcome:
@@ -135,13 +135,9 @@ class _Ranking:
 
 
 def differences(scores: Mapping[str, PerQuery], settings: config.Config) -> list[Difference]:
-    """The difference of each pair of arms in `compare.metric`.
+    """The difference of each pair of arms in `compare.metric`, over the same queries.
 
-    Intervals are those of the paired bootstrap, widened for losses and gains that may be unseen (`significance.with_unseen`).
-
-    Args:
-        scores: arm -> scores of the same queries.
-        settings: compare, evaluate and seed are used.
+    Intervals are those of the paired bootstrap, widened for unseen losses and gains (`significance.with_unseen`).
     """
     metric, pairs = settings.compare.metric, list(itertools.combinations(scores, 2))
     # Bonferroni: the pairs share the probability of an error.
@@ -169,13 +165,7 @@ def differences(scores: Mapping[str, PerQuery], settings: config.Config) -> list
 
 
 def decide(evidence: Mapping[str, Evidence], found: Sequence[Difference], settings: config.Config) -> Verdict:
-    """Recommend one of the arms.
-
-    Args:
-        evidence: arm -> measurements.
-        found: the `differences` of these arms.
-        settings: compare and evaluate are used.
-    """
+    """Recommend one of the arms by their measurements and the `differences` between them."""
     rule = settings.compare
     violations = {arm: tuple(_violations(each, rule)) for arm, each in evidence.items()}
     eligible = {arm: each for arm, each in evidence.items() if not violations[arm]}
@@ -232,7 +222,7 @@ def _values(scores: PerQuery, metric: str) -> np.ndarray:
 
 
 def _needed(deviation: float, difference: float, confidence: float) -> int | None:
-    """Questions that show a difference, considering both the spread of scores and unseen losses; None for a difference of 0."""
+    """Number of questions to show a difference despite the spread of scores and unseen losses; None for a difference of 0."""
     needed = significance.questions_needed(deviation, difference, confidence)
     if needed is None or abs(difference) >= 1:
         return needed
@@ -331,8 +321,7 @@ def _warnings(ranking: _Ranking, evidence: Mapping[str, Evidence]) -> list[str]:
     if ranking.means[ranking.best] < rule.margin:
         lines.append(f"Every arm scores under {rule.margin:g} in {rule.metric}: none answers these questions.")
     for arm, each in evidence.items():
-        failed = float(np.mean([values.get("failed", 0.0) for values in each.scores.values()]))
-        if failed:
+        if failed := float(np.mean([values.get("failed", 0.0) for values in each.scores.values()])):
             lines.append(f"{failed:.1%} of the rows of {arm} failed; they count as wrong.")
         if each.forgotten is not None and each.forgotten.high < 0:
             lost = each.forgotten
@@ -347,35 +336,26 @@ def _weighed(
     as_good: Sequence[str],
     settings: config.Config,
 ) -> list[Weighed]:
-    """How each dimension counted: constraints exclude arms, quality ranks them, cost chooses."""
+    """The steps of the decision: constraints exclude arms, quality ranks them, cost chooses."""
     rule = settings.compare
     out = [arm for arm in evidence if not violations[arm] and arm not in as_good]
-    ranked = f"as good as the best: {', '.join(as_good) or 'none'}" + (
-        f"; not shown to be: {', '.join(out)}" if out else ""
-    )
+    rest = f"; not shown to be: {', '.join(out)}" if out else ""
+    ranked = f"as good as the best: {', '.join(as_good) or 'none'}{rest}"
     confidence = settings.evaluate.confidence
     unit = next(iter(evidence.values())).cost.unit
     return [
         Weighed(
             "quality", f"{rule.metric}, margin {rule.margin:g}, confidence {confidence:.0%} over all pairs", ranked
         ),
-        _constraint("latency", "max_p95_seconds", "s", {arm: each.p95_seconds for arm, each in evidence.items()}, rule),
+        _constraint("latency", "max_p95_seconds", "s", evidence, rule),
         Weighed(
             "cost",
             f"the cheapest of the arms that are as good, over {rule.answers:,} answers"
             + (f"; at most {rule.max_cost_per_1000:g} a thousand" if rule.max_cost_per_1000 else ""),
             _listed({arm: each.cost.total for arm, each in evidence.items()}, unit),
         ),
-        _constraint(
-            "freshness", "max_visible_seconds", "s", {arm: each.visible_seconds for arm, each in evidence.items()}, rule
-        ),
-        _constraint(
-            "explainability",
-            "min_cited_share",
-            "cited",
-            {arm: each.cited_share for arm, each in evidence.items()},
-            rule,
-        ),
+        _constraint("freshness", "max_visible_seconds", "s", evidence, rule),
+        _constraint("explainability", "min_cited_share", "cited", evidence, rule),
         Weighed(
             "forgetting",
             "shown, not weighed; a loss is a warning",
@@ -386,8 +366,12 @@ def _weighed(
     ]
 
 
-def _constraint(dimension: str, field: str, unit: str, values: Mapping[str, float], rule: config.Compare) -> Weighed:
+def _constraint(
+    dimension: str, field: str, unit: str, evidence: Mapping[str, Evidence], rule: config.Compare
+) -> Weighed:
+    """The step that applies a limit of the config to the measurement of the same name without `max_` or `min_`."""
     limit = getattr(rule, field)
+    values = {arm: getattr(each, field.partition("_")[2]) for arm, each in evidence.items()}
     return Weighed(dimension, f"compare.{field}={limit:g}" if limit else "no constraint", _listed(values, unit))
 
 

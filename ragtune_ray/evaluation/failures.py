@@ -43,9 +43,9 @@ def outcome_of(query: Query, answer: Answer, *, is_correct: bool, was_shown: boo
         query: with gold answers, or `()` if it is unanswerable.
         answer: to it.
         is_correct: whether the answer counts as correct (for an unanswerable question: whether it abstained).
-        was_shown: whether the prompt contained a passage with the answer. `compare` asks for a passage of a relevant document,
-            `tune` for one whose text contains a gold answer. None: undefined, because the arm does not retrieve or no
-            document is judged relevant.
+        was_shown: whether the prompt contained a passage with the answer: for `compare` any passage of a relevant document, for
+            `tune` one whose text contains a gold answer. None: undefined, because the arm does not retrieve or no document
+            is judged relevant.
     """
     if answer.status != "ok":
         return Outcome.FAILED
@@ -63,15 +63,8 @@ def count_outcomes(
 ) -> dict[str, int]:
     """Number of questions per outcome, for one arm of a comparison.
 
-    An answer is correct if its metric is at least `CORRECT_SCORE` or it contains a gold answer. A passage with the answer was
-    shown if one of a relevant document was.
-
-    Args:
-        queries: with known answers.
-        answers: query_id -> the arm's answer.
-        scores: query_id -> metric -> value, for the same queries.
-        metric: the one that decides.
-        arm: says whether passages were retrieved.
+    An answer is correct if its metric is at least `CORRECT_SCORE` or it contains a gold answer; every query needs known gold
+    answers. The passage with the answer was shown if the prompt contained any passage of a relevant document.
     """
     counts = dict.fromkeys(Outcome, 0)
     for query in queries:

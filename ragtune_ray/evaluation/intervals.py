@@ -1,4 +1,4 @@
-"""Computes bootstrap intervals of the means of metrics; the same seed gives the same ends."""
+"""Computes bootstrap intervals of the means of metrics; the same seed yields the same interval."""
 
 from __future__ import annotations
 
@@ -30,16 +30,13 @@ class Interval:
 
 
 def bootstrap(values: FloatArray, resamples: int, confidence: float, seed: int) -> Interval:
-    """Percentile bootstrap of the mean (Efron & Tibshirani 1993, chapter 13).
+    """Percentile bootstrap of the mean (Efron & Tibshirani 1993, chapter 13); of width 0 if all values are equal.
 
     Args:
         values: (n,), n >= 1, one number per query.
         resamples: number of times that n values are drawn with replacement, at least 1.
         confidence: coverage of the interval, between 0 and 1.
         seed: at least 0; the same seed and n draw the same queries.
-
-    Returns:
-        Equal values, and so a single one, have an interval of width 0.
 
     Raises:
         MetricError: no values, more than one dimension, a value that is not finite (the message names its index), or a
@@ -52,20 +49,13 @@ def bootstrap(values: FloatArray, resamples: int, confidence: float, seed: int) 
 
 
 def paired_bootstrap(a: FloatArray, b: FloatArray, resamples: int, confidence: float, seed: int) -> Interval:
-    """Percentile bootstrap of mean(b - a); every resample uses the same queries for both.
+    """Percentile bootstrap of mean(b - a), where `a` and `b` are (n,): one number for each of the same queries.
 
-    Args:
-        a: (n,), one number per query.
-        b: (n,), the same queries in the same order.
-        resamples: as for `bootstrap`.
-        confidence: as for `bootstrap`.
-        seed: as for `bootstrap`.
-
-    Returns:
-        Above 0 where b is larger. If the interval does not contain 0, there is a difference at this confidence.
+    If the interval does not contain 0, there is a difference at this confidence. Other arguments and errors are those of
+    `bootstrap`.
 
     Raises:
-        MetricError: a and b differ in length, or as for `bootstrap`.
+        MetricError: a and b differ in length.
 
     >>> paired_bootstrap(np.array([0.0, 0.5]), np.array([0.5, 1.0]), resamples=100, confidence=0.95, seed=0).low
     0.5
@@ -79,15 +69,10 @@ def paired_bootstrap(a: FloatArray, b: FloatArray, resamples: int, confidence: f
 def summarize(
     per_query: Mapping[str, Mapping[str, float]], resamples: int, confidence: float, seed: int
 ) -> dict[str, Interval]:
-    """One interval per metric, over the queries that have it.
+    """One interval per metric, over the queries that have it, from the scores that `scoring` computes.
 
-    The result does not depend on the order of the queries. Metrics are sorted by name, then by k as a number.
-
-    Args:
-        per_query: query_id -> metric -> value, from the functions of `scoring`.
-        resamples: as for `bootstrap`.
-        confidence: as for `bootstrap`.
-        seed: as for `bootstrap`.
+    The result does not depend on the order of the queries. Metrics are sorted by name, then by k as a number. The other
+    arguments are those of `bootstrap`.
 
     Raises:
         MetricError: a value is not finite (the message names query and metric), or a setting is out of range.
@@ -112,13 +97,7 @@ def summarize(
 
 
 def mean_of(per_query: Mapping[str, Mapping[str, float]], metric: str, settings: config.Config) -> Interval | None:
-    """The interval of one metric over the queries that have it; None if no query has it.
-
-    Args:
-        per_query: query_id -> metric -> value.
-        metric: its name.
-        settings: evaluate and seed are used.
-    """
+    """The interval of one metric over the queries that have it; None if no query has it."""
     values = np.array([row[metric] for row in per_query.values() if metric in row])
     if not len(values):
         return None
@@ -134,7 +113,7 @@ def _intervals(values: FloatArray, resamples: int, confidence: float, seed: int)
         )
     ends = [(1 - confidence) / 2, (1 + confidence) / 2]
     lows, highs = np.quantile(_resampled_means(values, resamples, seed), ends, axis=0)
-    # Equal values: all resamples are equal, but rounding would give the interval a width.
+    # If all values are equal, so are all resamples; rounding must not widen the interval.
     return [
         Interval(float(column[0]), float(column[0]), float(column[0]), column.size)
         if column.min() == column.max()
@@ -146,7 +125,7 @@ def _intervals(values: FloatArray, resamples: int, confidence: float, seed: int)
 def _resampled_means(values: FloatArray, resamples: int, seed: int) -> FloatArray:
     """(resamples, columns): means of (n, columns) over n rows drawn with replacement, the same rows for every column.
 
-    Counts of drawn rows times values, as a matrix product: ten times faster than indexing every column.
+    A matrix product of the counts of drawn rows and the values is ten times faster than indexing every column.
     """
     generator = np.random.default_rng(seed)
     n, columns = values.shape

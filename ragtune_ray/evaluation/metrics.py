@@ -21,10 +21,7 @@ class MetricError(RagtuneError, ValueError):
 
 
 def documents_of(hits: Sequence[Hit]) -> list[str]:
-    """Distinct documents of one query's hits, each at the rank of its best passage.
-
-    Args:
-        hits: hits of one query, in any order.
+    """Distinct documents of one query's hits (in any order), each at the rank of its best passage.
 
     Raises:
         MetricError: a rank is repeated, so hits of two queries or two runs are mixed.
@@ -36,8 +33,7 @@ def documents_of(hits: Sequence[Hit]) -> list[str]:
     if len(by_rank) < len(hits):
         (rank, count), *_ = Counter(hit.rank for hit in hits).most_common(1)
         raise MetricError(
-            f"hits of query {hits[0].query_id!r}: rank {rank} occurs {count} times; "
-            "give the hits of one query from one run"
+            f"hits of query {hits[0].query_id!r}: rank {rank} occurs {count} times; give the hits of one query from one run"
         )
     return list(dict.fromkeys(by_rank[rank] for rank in sorted(by_rank)))
 
@@ -49,9 +45,6 @@ def recall_at_k(qrels: Mapping[str, float], ranking: Sequence[str], k: int) -> f
         qrels: id -> relevance; above 0 is relevant.
         ranking: distinct ids, best first; may be shorter than k.
         k: cutoff, at least 1.
-
-    Returns:
-        A number from 0 to 1.
 
     Raises:
         MetricError: k is below 1, an id is repeated, or nothing is relevant (such a query is not scored).
@@ -120,7 +113,7 @@ _CHINESE_TOKEN = re.compile(r"[0-9a-zß-öø-ɏ]+|\S")
 
 
 def normalize_answer(text: str, language: Language) -> str:
-    """The tokens of an answer, separated by single spaces, without what should not count in a comparison.
+    """Reduce an answer to the tokens that count in a comparison, separated by single spaces.
 
     "en" is the normalisation of the official SQuAD v1.1 evaluation: lower case, no ASCII punctuation, no articles. "zh"
     follows the CMRC 2018 evaluation: lower case, no ASCII or Chinese punctuation, every character is a token, and so is a run
@@ -220,9 +213,7 @@ def citation_precision(citations: Sequence[Citation], qrels: Mapping[str, float]
 
 
 def citation_recall(citations: Sequence[Citation], qrels: Mapping[str, float]) -> float:
-    """Share of the relevant documents that are cited; 0 without citations.
-
-    Arguments as for `citation_precision`.
+    """Share of the relevant documents that are cited; 0 without citations. Arguments as for `citation_precision`.
 
     Raises:
         MetricError: nothing is relevant, so the share is undefined.

@@ -40,12 +40,9 @@ def score_retrieval(queries: Sequence[Query], hits: Sequence[Hit], cutoffs: Sequ
             at its best passage, so k documents may need more than k hits: retrieve deeper than the largest cutoff.
         cutoffs: the values of k, each at least 1.
 
-    Returns:
-        query_id -> {"recall@k", "MRR@k", "nDCG@k" for each k}. A query without a relevant document has no entry.
-
     Raises:
-        metrics.MetricError: a query id or a rank within a query is repeated, a query has not one relevance per document, or a
-            cutoff is below 1.
+        metrics.MetricError: a query id or a rank within a query is repeated, a query does not have one relevance per document,
+            or a cutoff is below 1.
 
     >>> query = Query("q", "Who?", None, ("a",), (1.0,), "all")
     >>> score_retrieval([query], [Hit("q", "b#0", "b", 1, 0.9), Hit("q", "a#0", "a", 2, 0.8)], [1, 5])["q"]["MRR@5"]
@@ -75,17 +72,13 @@ def score_answers(queries: Sequence[Query], answers: Sequence[Answer], language:
     """EM, token_F1, contains_answer, citation_precision, citation_recall, abstained and failed of every query.
 
     For an unanswerable query, EM and token_F1 are 1 if the answer abstained, else 0 (SQuAD v2). An answer that abstained from
-    an answerable query scores 0 in all three answer metrics, whatever its words. A failed answer is not an abstention, cites
-    nothing and scores 0 in every answer metric. The table at the top of the module says which metrics a query has.
-
-    Args:
-        queries: with distinct ids.
-        answers: exactly one per query, in any order; answers to other queries are ignored.
-        language: selects the normalisation of answers.
+    an answerable query scores 0 in all three answer metrics, even if it contains a gold answer. A failed answer is not an
+    abstention, cites nothing and scores 0 in every answer metric. For the metrics that a query has see the module docstring.
+    Answers may be in any order, and those to other queries are ignored.
 
     Raises:
-        metrics.MetricError: a query id is repeated, or a query has not exactly one answer (the message names the ids) or not one
-            relevance per document.
+        metrics.MetricError: a query id is repeated, a query does not have exactly one answer (the message names the ids), or
+            it does not have one relevance per document.
     """
     answer_of = _answer_of(queries, answers)
     return {
@@ -123,7 +116,7 @@ def score_abstention(queries: Sequence[Query], answers: Sequence[Answer]) -> Per
 
 
 def cited_share(answers: Sequence[Answer], settings: config.Evaluate, seed: int) -> intervals.Interval:
-    """Share of the given answers (neither failed nor abstained) that cite a passage; 0 if no answer was given."""
+    """Share of the answers, without failures and abstentions, that cite a passage; 0 if there are no such answers."""
     given = [answer for answer in answers if answer.status == "ok" and not answer.abstained]
     if not given:
         return intervals.Interval(0.0, 0.0, 0.0, 0)

@@ -20,15 +20,11 @@ POWER = 0.8
 def sign_flip_test(differences: np.ndarray, resamples: int, seed: int) -> float:
     """Two-sided p-value of a paired permutation test that flips signs at random (Edgington and Onghena 2007).
 
-    The observed signs count as one of the permutations, so p is never 0. Pairs without a difference have no effect.
+    `differences` (n,) are one arm minus the other, over the same queries. The observed signs count as one of the permutations,
+    so p is never 0. Pairs without a difference have no effect.
 
     >>> sign_flip_test(np.zeros(10), 1000, 0)
     1.0
-
-    Args:
-        differences: (n,) of one metric, one arm minus the other, over the same queries.
-        resamples: number of random flips.
-        seed: of the flips.
 
     Raises:
         MetricError: `resamples` is below 1, or a difference is not finite.
@@ -66,20 +62,13 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def questions_needed(deviation: float, difference: float, confidence: float) -> int | None:
-    """Number of paired questions with which a two-sided test shows a difference with probability `POWER`.
+    """Number of paired questions for a two-sided test to show a difference with probability `POWER`; None if it is 0.
 
-    Normal approximation: ((z of confidence + z of power) * deviation / difference) squared.
+    Normal approximation: ((z of confidence + z of power) * deviation / difference) squared, with the standard deviation of the
+    paired differences.
 
     >>> questions_needed(0.5, 0.1, 0.95)
     197
-
-    Args:
-        deviation: standard deviation of the paired differences.
-        difference: the size to show; its sign does not matter.
-        confidence: 0 to 1.
-
-    Returns:
-        The number; None if the difference is 0.
     """
     if difference == 0:
         return None
@@ -89,36 +78,27 @@ def questions_needed(deviation: float, difference: float, confidence: float) -> 
 
 
 def unseen_share(n: int, confidence: float) -> float:
-    """The largest plausible share of all questions with an event that none of n questions showed.
+    """The largest plausible share of questions with an event that did not occur in any of n questions.
 
     The upper end of the two-sided Clopper-Pearson interval (1934) for no event in n: the "rule of three" (Hanley and
     Lippman-Hand 1983), about 3 / n at one-sided 95 %.
 
     >>> round(unseen_share(100, 0.95), 4)
     0.0362
-
-    Args:
-        n: number of questions, at least 1.
-        confidence: of the interval, 0 to 1.
     """
     tail = (1 - confidence) / 2
     return float(1 - tail ** (1 / n))
 
 
 def with_unseen(interval: Interval, differences: np.ndarray, confidence: float) -> Interval:
-    """Widen the interval of a mean difference for losses and gains that no question showed.
+    """Widen the bootstrap interval of a mean difference, at the same confidence, for losses and gains that no question showed.
 
-    If the difference is at most 0 and no question lost, `low` is at most value - `unseen_share`. If some lost, `low` is at least
-    as far from the value as if none had. `high` follows the same rule for gains, if the difference is at least 0. The other end
-    stays: whether an arm that is ahead is better is decided by the bootstrap interval.
-
-    Args:
-        interval: of the bootstrap, at the same confidence.
-        differences: (n,) between -1 and 1: a question loses or gains 1 at most.
-        confidence: 0 to 1.
+    If the mean is at most 0, `low` is at most the mean gain - `unseen_share`, as if that share of all questions lost 1 each. If
+    the mean is at least 0, `high` is at least `unseen_share` - the mean loss. The end on the side of the arm that is ahead stays,
+    so the bootstrap alone decides whether that arm is better. Differences (n,) are between -1 and 1.
     """
     unseen = unseen_share(interval.n, confidence)
-    # Seen losses are subtracted: otherwise one loss would prove more than none.
+    # Observed losses do not raise `low`: otherwise one loss would prove more than none.
     gained, lost = (float(np.maximum(sign * differences, 0).mean()) for sign in (1, -1))
     low = min(interval.low, gained - unseen) if interval.value <= 0 else interval.low
     high = max(interval.high, unseen - lost) if interval.value >= 0 else interval.high
@@ -130,9 +110,5 @@ def questions_to_rule_out(share: float, confidence: float) -> int:
 
     >>> questions_to_rule_out(0.02, 0.95)
     183
-
-    Args:
-        share: above 0, below 1.
-        confidence: as for `unseen_share`.
     """
     return math.ceil(math.log((1 - confidence) / 2) / math.log1p(-share))

@@ -1,10 +1,9 @@
 """Continuous batching: requests join and leave a running batch that one thread decodes.
 
-Requests join in the order of arrival, so none waits forever. One that is too large for the rest of `batch_tokens` waits at the
-head of the queue until enough others have left. Between two steps, prompts are prefilled for at most half a second; a longer
-prefill is interrupted between two layers for a step of the running requests. So the longest prompt delays a token, a cancellation
-or a deadline by no more than that, and is still one pass. Every prompt is prefilled alone and no row attends to another, so
-an answer does not depend on other requests, except for rounding (see `decoding`).
+Requests join in order of arrival, so none starves: one that does not fit into `batch_tokens` yet waits at the head of the queue
+until enough others have left. After half a second of prefilling, the running requests take a step, if need be between two layers
+of a prompt. So even the longest prompt delays a token, a cancellation or a deadline by half a second at most. Every prompt is
+prefilled alone and no row attends to another: an answer does not depend on other requests, except for rounding (see `decoding`).
 """
 
 from __future__ import annotations
@@ -85,20 +84,9 @@ class ContinuousGenerator:
         self._thread.start()
 
     def submit(
-        self,
-        prompt: Prompt,
-        *,
-        deadline_seconds: float = 0.0,
-        adapter: str = "",
-        **options: Unpack[DecodingOptions],
+        self, prompt: Prompt, *, deadline_seconds: float = 0.0, adapter: str = "", **options: Unpack[DecodingOptions]
     ) -> Request:
-        """Queue a prompt; safe from any thread. Tokenizing takes the calling thread a few milliseconds.
-
-        Args:
-            prompt: as bulk answering builds it.
-            deadline_seconds: limit from now until the end of the answer; 0: none.
-            adapter: the name of an adapter; "": the base model.
-            options: how to decode.
+        """Queue a prompt, from any thread. `deadline_seconds` (0: none) limits the time from now until the answer ends.
 
         Raises:
             GeneratorError: the prompt is empty or too long, or no adapter has this name.
@@ -127,7 +115,7 @@ class ContinuousGenerator:
         return request
 
     def stats(self) -> Stats:
-        """Counts for metrics."""
+        """Current counts."""
         with self._changed:
             counts = self._counts
             return Stats(
@@ -147,11 +135,7 @@ class ContinuousGenerator:
         return self._thread.is_alive()
 
     def close(self, grace_seconds: float = 30.0) -> None:
-        """Refuse new requests, finish the present ones, and fail those that are left after the grace period.
-
-        Args:
-            grace_seconds: how long present requests may continue.
-        """
+        """Refuse new requests, finish the present ones, and fail those that are left after `grace_seconds`."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
@@ -167,7 +151,11 @@ class ContinuousGenerator:
         message = _DIED
         try:
             while self._wait_for_work():
-                self._admit_and_step()
+                self._sweep()
+                while (request := self._next()) is not None:
+                    self._running.admit(request, self._step_if_due)
+                    self._step_if_due()
+                self._step()
             message = "the generator was closed before the request was finished"
         except Exception:
             _logger.exception("the generation thread has died")
@@ -185,13 +173,6 @@ class ContinuousGenerator:
         with self._changed:
             self._changed.wait_for(lambda: self._closing or self._waiting or len(self._running))
             return not self._cut and bool(self._waiting or len(self._running))
-
-    def _admit_and_step(self) -> None:
-        self._sweep()
-        while (request := self._next()) is not None:
-            self._running.admit(request, self._step_if_due)
-            self._step_if_due()
-        self._step()
 
     def _next(self) -> Request | None:
         """The request at the head of the queue, if the batch has room for it."""

@@ -2,7 +2,7 @@
 
 Differences from transformers' `model.generate`:
 
-1. Keys and values are written into buffers that are allocated once, each row from position 0, and are never copied.
+1. Keys and values are written into buffers allocated in advance, each row from position 0, instead of being concatenated.
 2. A prompt longer than half of `prefill_tokens` is prefilled alone, shorter ones in small groups. Padding is on the right,
    where causal attention never looks, so a prefill needs no attention mask.
 3. A row's numbers do not depend on the other rows, except for rounding: kernels sum in another order for another shape,
@@ -102,13 +102,10 @@ class DecodingBatch:
     def join(
         self, prompts: Sequence[Sequence[int]], max_new_tokens: int, between_layers: Callable[[], None] | None = None
     ) -> None:
-        """Prefill prompts and append them as rows, group by group.
+        """Prefill prompts (token ids, none empty) and append them as rows, group by group.
 
-        Args:
-            prompts: token ids, none empty.
-            max_new_tokens: longest answer of each.
-            between_layers: called once per layer of a prefill. It may step or drop rows that have already joined, so that
-                they need not wait for a long prompt, and may raise to abandon the group.
+        `between_layers` is called once per layer of a prefill. It may step or drop rows that have already joined, so that they
+        need not wait for a long prompt, and may raise to abandon the group.
         """
         limits = [len(prompt) + max_new_tokens for prompt in prompts]
         for group in _groups(prompts, self._prefill_tokens):
@@ -169,7 +166,7 @@ class DecodingBatch:
 
     @torch.inference_mode()
     def step(self, tokens: torch.Tensor) -> None:
-        """Append one token per row (shape (rows,)); `logits` become those after it."""
+        """Append one token per row, shape (rows,), and compute the `logits` that follow it."""
         positions = self._lengths[:, None]
         view = _round_up(int(positions.max()) + 1, _BLOCK_POSITIONS)
         rows = torch.arange(len(tokens), device=self._device)[:, None]

@@ -40,11 +40,7 @@ class OpenedGenerator(NamedTuple):
 
 
 def open_generator(settings: config.Config, model: str | None = None) -> OpenedGenerator:
-    """Find the model that a config names and load it, or connect to the server that has it.
-
-    Args:
-        settings: the whole config; only the section `generator` is used.
-        model: overrides `generator.model` with engine `transformers`.
+    """Find and load the model that a config names (or `model`, if given), or connect to its server with engine `openai`.
 
     Raises:
         weights.ModelError: the model cannot be found or fetched.
@@ -57,11 +53,7 @@ def open_generator(settings: config.Config, model: str | None = None) -> OpenedG
 
 
 def load_generator(settings: config.Generator, directory: Path | None) -> TransformersGenerator | OpenAIGenerator:
-    """Load the generator that a config names from a directory that is already at hand.
-
-    Args:
-        settings: the section `generator`.
-        directory: the model's directory; None with engine `openai`.
+    """Load a model from its local directory; with engine `openai`, where `directory` is None, connect to the server.
 
     Raises:
         GeneratorError: the directory or the key is missing, or the model cannot be run.
@@ -140,14 +132,10 @@ class TransformersGenerator:
         return self._chat.decode(ids)
 
     def generate(self, prompts: Sequence[Prompt], **options: Unpack[DecodingOptions]) -> list[Completion]:
-        """Answer every prompt; temperature 0 is greedy. `decoding` says how far a text depends on its batch.
+        """One completion per prompt, in the same order; empty or too long prompts and rows that fail alone have an `error`.
 
         Rows are sorted by length and cut into batches of `batch_tokens`. A batch that fails (out of memory, for example)
-        is halved and retried.
-
-        Returns:
-            One completion per prompt, in the same order. Empty prompts, prompts that are too long and rows that fail
-            alone have an `error`.
+        is halved and retried. For the influence of the batch on a text see `decoding`.
         """
         rows, completions = self._to_rows(prompts, **options)
         for batch in _batches(rows, self._batch_tokens):
@@ -170,11 +158,7 @@ class TransformersGenerator:
         return row.finish
 
     def to_row(self, prompt: Prompt, **options: Unpack[DecodingOptions]) -> Row:
-        """Tokenize a prompt for a batch of `open_batch`.
-
-        Raises:
-            GeneratorError: the prompt is empty or too long.
-        """
+        """Tokenize a prompt for a batch of `open_batch`; raises GeneratorError if it is empty or too long."""
         rows, failed = self._to_rows([prompt], **options)
         if failed:
             raise GeneratorError(failed[0].error)
@@ -185,22 +169,15 @@ class TransformersGenerator:
         return DecodingBatch(self._model, [], 0, self._prefill_tokens, max_rows, self._batch_tokens)
 
     def load_adapters(self, directories: Mapping[str, Path]) -> Adapters:
-        """Load LoRA adapters for this model; batches that apply none compute the same bits as before.
-
-        Args:
-            directories: by the name of the adapter.
-
-        Raises:
-            GeneratorError: an adapter does not fit this model.
-        """
+        """Load LoRA adapters (name -> directory) for this model; batches that apply none compute the same bits as before."""
         return Adapters(self._model, directories)
 
     @torch.inference_mode()
     def log_likelihood(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[tuple[float, int]]:
         """For each answer, the sum of ln p over its tokens given its prompt, and the number of those tokens.
 
-        An answer is tokenized by itself and follows its rendered prompt directly. Tokens of the prompt and an
-        end-of-sequence token do not count. An empty answer yields (0.0, 0).
+        An answer is tokenized by itself and follows its rendered prompt directly. No end token is added. An empty answer
+        yields (0.0, 0).
 
         Raises:
             GeneratorError: a prompt is empty, or prompt and answer exceed the model's context.
@@ -240,18 +217,15 @@ class TransformersGenerator:
         stop: Sequence[str] = (),
         seed: int = 0,
     ) -> tuple[list[Row], dict[int, Completion]]:
-        """The rows of the prompts that can be answered, and the completions, with errors, of those that cannot."""
+        """The rows of the prompts that can be answered, and index -> failed completion for the others."""
         rows: list[Row] = []
         failed: dict[int, Completion] = {}
         for index, ids in enumerate(self._chat.encode([self.render(prompt.messages) for prompt in prompts])):
             if not ids:
                 failed[index] = _failure(0, "the prompt is empty")
             elif len(ids) >= self.context_tokens:
-                failed[index] = _failure(
-                    len(ids),
-                    f"the prompt has {len(ids)} tokens, the model's context {self.context_tokens}; "
-                    "lower prompt.max_tokens",
-                )
+                limit = f"the model's context {self.context_tokens}; lower prompt.max_tokens"
+                failed[index] = _failure(len(ids), f"the prompt has {len(ids)} tokens, {limit}")
             else:
                 room = min(max_new_tokens, self.context_tokens - len(ids))
                 rows.append(Row(index, ids, room, row_seed(seed, ids), temperature, stop))

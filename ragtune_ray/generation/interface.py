@@ -67,7 +67,7 @@ class DecodingOptions(TypedDict, total=False):
 
 
 class Tokenizer(Protocol):
-    """What a prompt builder needs in order to keep to a token budget."""
+    """What building a prompt within a token budget needs."""
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Number of tokens of each text."""
@@ -83,7 +83,7 @@ class Generator(Tokenizer, Protocol):
         """One completion per prompt, in the same order; the completion of a prompt that failed has an `error`."""
 
     def stream(self, prompt: Prompt, **options: Unpack[DecodingOptions]) -> Stream[str, None, Finish]:
-        """Yields the text that `generate` returns for this prompt piece by piece; returns why it ended."""
+        """Yield, piece by piece, the text that `generate` returns for this prompt; return why it ended."""
 
     def log_likelihood(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[tuple[float, int]]:
         """For each answer, the sum of ln p over its tokens given its prompt, and the number of those tokens."""
@@ -92,13 +92,8 @@ class Generator(Tokenizer, Protocol):
 def settled_text(text: str, stop: Sequence[str], *, ended: bool) -> tuple[str, bool]:
     """The part of a growing text that later tokens cannot change, and whether a stop string ends it.
 
-    While the text grows, an incomplete character and a possible beginning of a stop string are held back. So the settled
-    text only ever grows, and a stream never has to take back what it showed.
-
-    Args:
-        text: what was generated so far.
-        stop: texts at which an answer ends; the empty string is ignored.
-        ended: the text is complete, so nothing is held back.
+    Until `ended`, an incomplete character and a possible beginning of a stop string are held back, so that a stream never has
+    to retract text. An empty stop string is ignored.
 
     >>> settled_text("Paris</", ["</s>"], ended=False)
     ('Paris', False)

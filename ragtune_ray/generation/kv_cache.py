@@ -40,7 +40,7 @@ class RowLayer(DynamicLayer):  # type: ignore[misc]  # transformers is untyped h
         """Write states (rows, heads, tokens, size) at the beginning of the rows from `first` on."""
         rows, tokens = slice(first, first + len(keys)), keys.shape[2]
         self.keys[rows, :, :tokens], self.values[rows, :, :tokens] = keys, values
-        self.keys[rows, :, tokens:] = self.values[rows, :, tokens:] = 0  # masked positions must not hold NaN
+        self.keys[rows, :, tokens:] = self.values[rows, :, tokens:] = 0  # masked positions must not contain NaN
 
     def move(self, source: int, target: int, tokens: int) -> None:
         """Copy the first `tokens` positions of one row to another."""
@@ -65,7 +65,7 @@ class WatchedCache(DynamicCache):  # type: ignore[misc]  # transformers is untyp
         self._callback = callback
 
     def update(self, *states: Any, **rest: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """Call back, then do what the base class does."""
+        """Call `callback`, then update as the base class does."""
         self._callback()
         updated: tuple[torch.Tensor, torch.Tensor] = super().update(*states, **rest)
         return updated

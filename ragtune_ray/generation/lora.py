@@ -27,7 +27,7 @@ from ragtune_ray.models.packing import PackedGatedLayers, PackedLinear
 _PREFIX = "base_model.model."
 _DOWN, _UP = ".lora_A.weight", ".lora_B.weight"
 _GATED = ("gate_proj", "up_proj", "down_proj")
-# Settings of a LoRA config that do not change the formula above. All others, including future ones of PEFT, must be unset.
+# Settings of a LoRA config under which the formula above stays correct. All others, also future ones of PEFT, must be unset.
 _HARMLESS = {
     *("peft_type", "peft_version", "task_type", "auto_mapping", "base_model_name_or_path", "revision"),
     *("inference_mode", "r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "qalora_group_size"),
@@ -74,11 +74,7 @@ class Adapters:
 
     @contextlib.contextmanager
     def applied(self, names: Sequence[str]) -> Iterator[None]:
-        """Inside this context, this thread's batches use these adapters.
-
-        Args:
-            names: one per row of the batch; "": none.
-        """
+        """A context in which this thread's batches use the adapters `names`: one per row, "" for none."""
         selection = self._selection
         before = selection.num_rows, selection.rows
         rows: dict[str, list[int]] = {}
@@ -196,7 +192,7 @@ def _check(name: str, model: nn.Module, layer: str, down: torch.Tensor, up: torc
 
 
 def _unpacked(model: nn.Module, layer: str) -> str:
-    """The name of a layer in a model that may be packed: the layers of a packed feed-forward have other names."""
+    """The name of a layer in this model; the layers of a packed feed-forward have other names than in PEFT."""
     parent, _, name = layer.rpartition(".")
     packed = isinstance(model.get_submodule(parent), PackedGatedLayers) and name in _GATED
     return f"{parent}.{name.removesuffix('_proj')}" if packed else layer

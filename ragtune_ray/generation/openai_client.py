@@ -21,8 +21,8 @@ _BYTES_PER_TOKEN = 3  # English has 4 to 5 bytes per token, Chinese 3 to 4, so t
 class OpenAIGenerator:
     """A chat model behind an OpenAI-compatible HTTP API.
 
-    The SDK retries on 408, 409, 429, 5xx and lost connections, with exponential backoff and jitter, or after the time in the
-    server's Retry-After header.
+    The SDK retries on 408, 409, 429, 5xx and lost connections: with exponential backoff and jitter, or when the server's
+    Retry-After header says.
 
     Args:
         base_url: the root of the API, including /v1.
@@ -65,8 +65,7 @@ class OpenAIGenerator:
         Raises:
             GeneratorError: `stop` has more than `MAX_STOPS` texts.
         """
-        request = self._request(**options)
-        return asyncio.run(self._ask_all(prompts, request))
+        return asyncio.run(self._complete_all(prompts, self._request(**options)))
 
     def stream(self, prompt: Prompt, **options: Unpack[DecodingOptions]) -> Stream[str, None, Finish]:
         """Yield the text in the pieces that the server sends; return why it ended.
@@ -88,31 +87,28 @@ class OpenAIGenerator:
         return finish
 
     def log_likelihood(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[tuple[float, int]]:
-        """Not available: the API does not score given answers.
-
-        Raises:
-            GeneratorError: always.
-        """
+        """Always raises GeneratorError: the API cannot score given answers."""
         raise GeneratorError(
             f"generator.engine=openai cannot score {len(answers)} given answers after {len(prompts)} prompts "
             "(log-likelihood); set generator.engine=transformers for that"
         )
 
-    async def _ask_all(self, prompts: Sequence[Prompt], request: dict[str, Any]) -> list[Completion]:
-        gate = asyncio.Semaphore(self._concurrency)
+    async def _complete_all(self, prompts: Sequence[Prompt], request: dict[str, Any]) -> list[Completion]:
+        slots = asyncio.Semaphore(self._concurrency)
         async with self._openai.AsyncOpenAI(**self._connection()) as client:
-            return list(await asyncio.gather(*(self._ask(client, gate, prompt, request) for prompt in prompts)))
+            return await asyncio.gather(*(self._complete(client, slots, prompt, request) for prompt in prompts))
 
-    async def _ask(self, client: Any, gate: asyncio.Semaphore, prompt: Prompt, request: dict[str, Any]) -> Completion:
-        async with gate:
+    async def _complete(
+        self, client: Any, slots: asyncio.Semaphore, prompt: Prompt, request: dict[str, Any]
+    ) -> Completion:
+        async with slots:
             started = time.perf_counter()
             try:
                 reply = await client.chat.completions.create(**request, messages=_messages(prompt))
-                completion = _completion(reply, prompt, time.perf_counter() - started)
+                return _completion(reply, prompt, time.perf_counter() - started)
             except (self._openai.OpenAIError, ValueError) as error:  # ValueError: the body is not JSON
                 seconds = time.perf_counter() - started
                 return Completion("", prompt.num_tokens, 0, seconds, "stop", self._reason(error))
-        return completion
 
     def _request(
         self, max_new_tokens: int, temperature: float = 0.0, stop: Sequence[str] = (), seed: int = 0

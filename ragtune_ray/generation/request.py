@@ -20,12 +20,7 @@ class Overloaded(RagtuneError, RuntimeError):  # noqa: N818 - a state, not an er
 
 
 class RequestFailed(RagtuneError, RuntimeError):  # noqa: N818 - an outcome, not an error
-    """A request ended without a completion.
-
-    Args:
-        reason: `deadline`: its time ran out; `cancelled`: the client left; `failed`: the message says what happened.
-        message: for a person.
-    """
+    """A request ended without a completion: its time ran out, its client left, or it failed as the message says."""
 
     def __init__(self, reason: Reason, message: str) -> None:
         super().__init__(reason, message)  # both, so that it survives pickling
@@ -41,8 +36,8 @@ class Request:
     Readers call `pieces`, `apieces`, `completion` and `cancel`; the generator calls `expire`, `advance` and `fail`.
 
     Args:
-        row: the prompt, and the text generated so far.
-        deadline_seconds: limit from now until the end of the answer; 0: none.
+        row: the prompt and the text generated so far.
+        deadline_seconds: limit from now until the answer ends; 0: none.
         adapter: the name of the LoRA adapter that answers; "": the base model.
     """
 
@@ -83,10 +78,7 @@ class Request:
         """
         shown = 0
         try:
-            while True:
-                piece = self._wait(shown)
-                if not piece:
-                    break
+            while piece := self._wait_for_text(shown):
                 shown += len(piece)
                 yield piece
         finally:
@@ -94,13 +86,13 @@ class Request:
         self._result()
 
     async def apieces(self) -> AsyncIterator[str]:
-        """`pieces` for asyncio; it never blocks the event loop."""
+        """`pieces` for asyncio, without blocking the event loop."""
         loop, changed = asyncio.get_running_loop(), asyncio.Event()
 
         def listener() -> None:
             try:
                 loop.call_soon_threadsafe(changed.set)
-            except RuntimeError:  # the loop was closed, so nobody reads any more
+            except RuntimeError:  # the loop is closed, so nobody reads any more
                 self.cancel()
 
         with self._changed:
@@ -124,11 +116,7 @@ class Request:
         self._result()
 
     def completion(self) -> Completion:
-        """Wait for the end.
-
-        Raises:
-            RequestFailed: the request ended without a completion.
-        """
+        """Wait for the end; raises RequestFailed if the request ended without a completion."""
         with self._changed:
             self._changed.wait_for(lambda: self.is_over)
         return self._result()
@@ -140,17 +128,14 @@ class Request:
     def advance(self) -> None:
         """Publish the row's new text, and its completion if it has finished."""
         row = self.row
-        end = None
-        if row.finish is not None:
-            end = row.completion(time.monotonic() - self._started)
-        self._change(row.text, end)
+        self._change(row.text, row.completion(time.monotonic() - self._started) if row.finish is not None else None)
 
     def fail(self, reason: Reason, message: str) -> None:
         """End it without a completion; no effect if it is over."""
         self._change(self._text, (reason, message))
 
-    def _wait(self, shown: int) -> str:
-        """Wait for text after the first `shown` characters and return it; "" if the request is over without more."""
+    def _wait_for_text(self, shown: int) -> str:
+        """Wait for text after the first `shown` characters and return it; "" if the request ends without any."""
         with self._changed:
             self._changed.wait_for(lambda: len(self._text) > shown or self.is_over)
             return self._text[shown:]

@@ -1,4 +1,4 @@
-"""One prompt while it is decoded: what was asked, and what was generated so far."""
+"""One prompt while it is decoded: its tokens and options, and what was generated so far."""
 
 from __future__ import annotations
 
@@ -49,11 +49,7 @@ class Row:
     ) -> None:
         """Add the next token and check whether the answer ends with it.
 
-        Args:
-            token: chosen for this row.
-            end_tokens: token ids that end an answer.
-            decode: turns token ids into text.
-            watch: update `text` with every token, as stop strings and streams require, instead of only at the end.
+        With `watch`, `text` is updated with every token, as stop strings and streams require, instead of only at the end.
         """
         if token in end_tokens:
             self.finish = "stop"
@@ -62,21 +58,12 @@ class Row:
             if len(self.generated) >= self.room:
                 self.finish = "length"
         ended = self.finish is not None
-        if not (watch or ended):
-            return
-        self.text, stopped = settled_text(decode(self.generated), self.stop, ended=ended)
-        if stopped:
-            self.finish = "stop"
+        if watch or ended:
+            self.text, stopped = settled_text(decode(self.generated), self.stop, ended=ended)
+            if stopped:
+                self.finish = "stop"
 
     def completion(self, seconds: float) -> Completion:
         """The finished row as a completion that took `seconds`."""
-        return Completion(
-            self.text,
-            len(self.ids),
-            len(self.generated),
-            seconds,
-            self.finish or "length",
-            "",
-            self.confidence,
-            self.log_probability,
-        )
+        counts, finish = (len(self.ids), len(self.generated)), self.finish or "length"
+        return Completion(self.text, *counts, seconds, finish, "", self.confidence, self.log_probability)

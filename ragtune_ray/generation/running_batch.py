@@ -58,12 +58,10 @@ class RunningBatch:
         return self._batch.has_room(len(request.row.ids) + request.row.room)
 
     def admit(self, request: Request, between_layers: Callable[[], None]) -> None:
-        """Prefill a request's prompt and append its first token.
+        """Prefill the prompt of a request that `has_room` accepts, and append its first token.
 
-        Args:
-            request: one that `has_room` accepts.
-            between_layers: called once per layer of the prefill; it may call `release` and `step`. If the request is over
-                after such a call, the prefill is abandoned.
+        `between_layers` is called once per layer of the prefill; it may call `release` and `step`. If the request is over after
+        such a call, the prefill is abandoned.
         """
         row = request.row
 
@@ -102,11 +100,7 @@ class RunningBatch:
         self._extend(self._requests, self._batch.logits)
 
     def release(self) -> list[Request]:
-        """Remove the requests that are over.
-
-        Returns:
-            All requests that left since the last call.
-        """
+        """Remove the requests that are over; return all requests that left since the last call."""
         for place in reversed(range(len(self._requests))):
             request = self._requests[place]
             if request.is_over:
@@ -118,7 +112,7 @@ class RunningBatch:
         return left
 
     def clear(self) -> list[Request]:
-        """Remove all requests, whatever state the batch is in, and return them."""
+        """Remove and return all requests; usable even after an error in the batch."""
         left = [*self._left, *self._requests]
         self._left, self._requests = [], []
         return left

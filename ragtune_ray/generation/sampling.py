@@ -11,9 +11,9 @@ from ragtune_ray.generation.row import Row
 
 
 def choose_tokens(logits: torch.Tensor, rows: Sequence[Row]) -> list[int | None]:
-    """The next token of each row: the likeliest, or a random one at the row's temperature and from the row's own seed.
+    """Choose the next token of each row: the likeliest, or a random one by the row's own temperature and seed.
 
-    The log-probability of the token is added to its row.
+    The token's log-probability is added to its row.
 
     >>> choose_tokens(torch.tensor([[0.0, 2.0, 1.0], [float("nan"), 0.0, 0.0]]), [Row(0, [1], 5), Row(1, [1], 5)])
     [1, None]
@@ -32,24 +32,24 @@ def choose_tokens(logits: torch.Tensor, rows: Sequence[Row]) -> list[int | None]
         if row.temperature > 0 and usable[place]:
             drawn = _draw(logits[place], row, int(best[place]))
             tokens[place] = best[place] = drawn
-    wide = logits.float()
-    likelihoods = (wide.gather(-1, best[:, None])[:, 0] - wide.logsumexp(-1)).tolist()
-    for row, likelihood, good in zip(rows, likelihoods, usable, strict=True):
+    exact = logits.float()
+    log_probabilities = (exact.gather(-1, best[:, None])[:, 0] - exact.logsumexp(-1)).tolist()
+    for row, log_probability, good in zip(rows, log_probabilities, usable, strict=True):
         if good:
-            row.log_probability += likelihood
+            row.log_probability += log_probability
             row.num_chosen += 1
     return tokens
 
 
 def row_seed(seed: int, ids: Sequence[int]) -> int:
-    """A seed that depends only on the run's seed and the prompt, so that a batch samples what each prompt alone would."""
-    return zlib.crc32(repr((seed, list(ids))).encode())  # 32 bits: on a CPU torch ignores the others
+    """A seed that depends only on the run's seed and the prompt, so that a prompt's samples do not depend on its batch."""
+    return zlib.crc32(repr((seed, list(ids))).encode())  # 32 bits: on a CPU torch ignores higher ones
 
 
 def _draw(logits: torch.Tensor, row: Row, best: int) -> int:
     if row.source is None:
         row.source = torch.Generator().manual_seed(row.seed)
-    chances = torch.softmax(logits.float() / row.temperature, -1).cpu()
-    if not chances.isfinite().all():  # a temperature near 0 overflows: greedy is its limit
+    probabilities = torch.softmax(logits.float() / row.temperature, -1).cpu()
+    if not probabilities.isfinite().all():  # a temperature near 0 overflows; its limit is greedy decoding
         return best
-    return int(torch.multinomial(chances, 1, generator=row.source))
+    return int(torch.multinomial(probabilities, 1, generator=row.source))

@@ -1,8 +1,8 @@
 """Packs prompts with a common beginning into one row, so that a model computes that beginning once.
 
-For example, several questions about the same passages. Each prompt's own tokens attend to the shared beginning and to
-themselves, so every token's logits are those of a row of its own (Wang and Hegde 2024, Accelerating Direct Preference
-Optimization with Prefix Sharing).
+For example, the prompts of several questions about the same passages. A prompt's own tokens attend to the shared beginning and
+to each other, so the logits are those of an unpacked prompt (Wang and Hegde 2024, Accelerating Direct Preference Optimization
+with Prefix Sharing).
 """
 
 from __future__ import annotations
@@ -44,11 +44,7 @@ def batches(
 ) -> Iterator[list[list[int]]]:
     """Yield batches of groups of similar length; if the model does not support sharing, a group is one prompt.
 
-    Args:
-        model: the model that reads them.
-        prompts: token ids.
-        answers: token ids of the answer to each prompt.
-        batch_tokens: most tokens of a padded batch; a single longer group is a batch of its own.
+    A padded batch has at most `batch_tokens` tokens, unless it is a single longer group.
     """
     found = (
         groups(prompts, answers, batch_tokens) if supports_sharing(model) else [[row] for row in range(len(prompts))]
@@ -59,15 +55,10 @@ def batches(
 
 
 def groups(prompts: Sequence[TokenIds], answers: Sequence[TokenIds], longest: int) -> list[list[int]]:
-    """Indices of prompts in groups whose prompts share at least the first half of their tokens.
+    """Group the indices of prompts that share at least their first half; a group of several has at most `longest` tokens.
 
     >>> groups([[1, 2, 3], [7, 8], [1, 2, 4]], [[5], [5], [5]], 100)
     [[0, 2], [1]]
-
-    Args:
-        prompts: token ids.
-        answers: token ids of the answer to each prompt.
-        longest: most tokens of a group of several prompts.
     """
     found: list[list[int]] = []
     for number in sorted(range(len(prompts)), key=lambda row: list(prompts[row])):
@@ -98,7 +89,7 @@ def _total(prompts: Sequence[TokenIds], answers: Sequence[TokenIds], shared: int
 
 
 def _num_shared(prompts: Sequence[TokenIds]) -> int:
-    """Length of the common beginning, without any prompt's last token: its logits predict that prompt's answer."""
+    """Length of the common beginning, without any prompt's last token, whose logits predict that prompt's answer."""
     if len(prompts) == 1:
         return 0
     columns = zip(*(prompt[:-1] for prompt in prompts), strict=False)
@@ -117,20 +108,11 @@ def collate(
     - `labels`: the next token of an answer, or IGNORED. Tokens with a label come last in a row, so that logits of the
       last few suffice; `mask`, not their order, decides which tokens see each other.
 
-    Args:
-        prompts: token ids.
-        answers: token ids of the answer to each prompt, at least one.
-        rows: indices of the prompts of each group, as `groups` returns them.
-        pad_token: fills shorter rows.
+    An answer has at least one token; `rows` are as `groups` returns them.
     """
     packed = [_packed([prompts[row] for row in group], [answers[row] for row in group]) for group in rows]
     width = max(len(places) for places in packed)
-    names = {
-        "input_ids": pad_token,
-        "position_ids": 0,
-        "segments": _PADDING,
-        "labels": IGNORED,
-    }
+    names = {"input_ids": pad_token, "position_ids": 0, "segments": _PADDING, "labels": IGNORED}
     tensors = {name: torch.full((len(packed), width), filling) for name, filling in names.items()}
     for number, places in enumerate(packed):
         for name, column in zip(names, zip(*places, strict=True), strict=True):
@@ -152,11 +134,8 @@ def _packed(prompts: Sequence[TokenIds], answers: Sequence[TokenIds]) -> list[tu
 def logits(model: Any, piece: dict[str, Tensor]) -> Tensor:
     """Logits of the last positions of each row, enough for all labels: (num_rows, num_kept, vocabulary).
 
-    The projection to the vocabulary is the largest matrix of a small model, so only labelled positions go through it.
-
-    Args:
-        model: a transformers causal language model; if it does not support sharing, each row must be one prompt.
-        piece: from `collate`, on the model's device.
+    The projection to the vocabulary is the largest matrix of a small model, so only labelled positions go through it. `piece`
+    is from `collate`, on the model's device; if the model does not support sharing, each of its rows must be one prompt.
     """
     kept = int((piece["labels"] != IGNORED).sum(dim=1).max())
     shown = piece["attention_mask"]
@@ -176,7 +155,7 @@ def logits(model: Any, piece: dict[str, Tensor]) -> Tensor:
 
 
 def mask(segments: Tensor, position_ids: Tensor) -> Tensor:
-    """Which token (third axis) each token (second axis) attends to: bool (num_groups, longest, longest).
+    """Which tokens (third axis) each token (second axis) attends to: bool (num_groups, longest, longest).
 
     A token sees the tokens before it in its own prompt, including the shared beginning. Padding sees itself, because
     attention over nothing is NaN.

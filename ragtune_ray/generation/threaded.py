@@ -1,13 +1,12 @@
 """Serves an engine that batches elsewhere (`openai`) with one thread per request.
 
-Same interface as `continuous.ContinuousGenerator`. A cancelled request releases its caller at once; its thread ends with the
-next piece of text.
+It has the interface of `continuous.ContinuousGenerator`. A cancelled request releases its caller at once; its thread ends with
+the next piece of text.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Unpack
@@ -42,12 +41,7 @@ class PassThroughGenerator:
         self._num_requests = 0
 
     def submit(
-        self,
-        prompt: Prompt,
-        *,
-        deadline_seconds: float = 0.0,
-        adapter: str = "",
-        **options: Unpack[DecodingOptions],
+        self, prompt: Prompt, *, deadline_seconds: float = 0.0, adapter: str = "", **options: Unpack[DecodingOptions]
     ) -> Request:
         """Queue a prompt; the arguments are those of `ContinuousGenerator.submit`.
 
@@ -61,7 +55,8 @@ class PassThroughGenerator:
             if self._num_requests >= self._max_running + self._max_waiting:
                 raise Overloaded(f"{self._num_requests} requests run or wait; retry later")
             self._num_requests += 1
-        row = _row(prompt, **options)
+        decoding = options.get("seed", 0), options.get("temperature", 0.0), options.get("stop", ())
+        row = Row(0, [0] * prompt.num_tokens, options["max_new_tokens"], *decoding)
         request = Request(row, deadline_seconds=deadline_seconds)
         self._pool.submit(self._run, request, prompt)
         return request
@@ -84,14 +79,10 @@ class PassThroughGenerator:
     def _run(self, request: Request, prompt: Prompt) -> None:
         row = request.row
         try:
-            if request.expire():
-                return
-            finish = self._stream_into(request, prompt)
-            if finish is None:
-                return
-            row.generated = [0] * self._generator.count_tokens([row.text])[0]
-            row.finish = finish
-            request.advance()
+            if not request.expire() and (finish := self._stream_into(request, prompt)) is not None:
+                row.generated = [0] * self._generator.count_tokens([row.text])[0]
+                row.finish = finish
+                request.advance()
         except (ValueError, RuntimeError, OSError) as error:
             request.fail("failed", str(error))
         finally:
@@ -113,7 +104,3 @@ class PassThroughGenerator:
             request.advance()
             if request.expire():
                 return None
-
-
-def _row(prompt: Prompt, max_new_tokens: int, temperature: float = 0.0, stop: Sequence[str] = (), seed: int = 0) -> Row:
-    return Row(0, [0] * prompt.num_tokens, max_new_tokens, seed, temperature, stop)

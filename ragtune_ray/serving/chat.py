@@ -204,7 +204,7 @@ class ChatHandler:
         started = time.monotonic()
         completion = await self._complete(accepted, accepted.job)
         accepted.closed_book_seconds = time.monotonic() - started
-        is_confident = adaptive.is_sure(completion[2].answer, accepted.calibration)
+        is_confident = adaptive.is_confident_enough(completion[2].answer, accepted.calibration)
         self.telemetry.adaptive.labels("closed_book" if is_confident else "retrieved").inc()
         return completion if is_confident else None
 

@@ -1,7 +1,7 @@
 """Decides which examples each optimizer step trains on.
 
-The plan depends only on the examples and the settings, not on the number of workers or on interruptions,
-so a resumed run sees the same batches.
+The plan depends only on the examples and the settings, not on the number of workers or on interruptions, so a resumed run
+trains on the same batches.
 """
 
 from __future__ import annotations
@@ -42,14 +42,13 @@ def num_steps(num_examples: int, settings: config.Training) -> int:
 def passage_groups(passage_ids: pa.ChunkedArray) -> np.ndarray:
     """Number the groups of examples that show the same passages in the same order: (num_examples,).
 
+    `passage_ids` has one list per example. An example without passages forms its own group.
+
     >>> passage_groups(pa.chunked_array([[["a", "b"], ["b"], ["a", "b"], [], []]])).tolist()
     [0, 1, 0, 2, 3]
-
-    Args:
-        passage_ids: one list per example; an example without passages forms its own group.
     """
-    shown = pc.dictionary_encode(pc.binary_join(passage_ids, "\0"))
-    numbers = shown.combine_chunks().indices.to_numpy().astype(np.int64)
+    encoded = pc.dictionary_encode(pc.binary_join(passage_ids, "\0"))
+    numbers = encoded.combine_chunks().indices.to_numpy().astype(np.int64)
     alone = pc.list_value_length(passage_ids).to_numpy() == 0
     numbers[alone] = len(numbers) + np.flatnonzero(alone)
     return np.unique(numbers, return_inverse=True)[1]
@@ -58,14 +57,9 @@ def passage_groups(passage_ids: pa.ChunkedArray) -> np.ndarray:
 def steps(groups: np.ndarray, settings: config.Training, seed: int, first: int = 0) -> Iterator[np.ndarray]:
     """Yield the row numbers of each step, from step `first` to the end of the run.
 
-    Every epoch shuffles the groups and the examples within each group. Examples of one group stay adjacent, so
-    that a step encodes their passages once. The steps of an epoch differ in size by at most one example.
-
-    Args:
-        groups: (num_examples,) group of each example, from `passage_groups`; all different to shuffle freely.
-        settings: batch_examples, epochs and max_steps are used.
-        seed: seed of the shuffling.
-        first: number of steps already done.
+    Every epoch shuffles the groups (num_examples,), which `passage_groups` numbers, and the examples within each group. Examples
+    of one group stay adjacent, so that a step encodes their passages once. The steps of an epoch differ in size by at most one
+    example.
     """
     num_examples = len(groups)
     per_epoch = steps_per_epoch(num_examples, settings.batch_examples)
@@ -82,14 +76,9 @@ def steps(groups: np.ndarray, settings: config.Training, seed: int, first: int =
 
 
 def worker_rows(lengths: np.ndarray, worker: int, num_workers: int) -> np.ndarray:
-    """Select a worker's rows of a step: every `num_workers`-th by length, which balances the work.
+    """Select a worker's rows of a step by their lengths in tokens: every `num_workers`-th, which balances the work.
 
     >>> worker_rows(np.array([5, 9, 7, 1]), 1, 2).tolist()
     [2, 3]
-
-    Args:
-        lengths: number of tokens of each row of the step.
-        worker: rank of the worker, from 0.
-        num_workers: number of workers.
     """
     return np.argsort(-lengths, kind="stable")[worker::num_workers]

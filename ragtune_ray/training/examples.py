@@ -3,8 +3,8 @@
 Every random choice depends only on the seed and the id of the query (or of its passage), so the examples do not
 depend on how the queries are divided among workers. A query that yields no example becomes a `Reject`.
 
-The generator's mixture follows RAFT (Zhang et al. 2024): the passage with the answer among retrieved passages without
-it, at a random place; in a share of the examples it is left out, and some of those are answered with an abstention. The
+The generator's examples follow RAFT (Zhang et al. 2024): the prompt shows the passage with the answer at a random place among
+retrieved passages without it. In a share of the examples that passage is left out, and some of these teach an abstention. The
 retriever's negatives follow NV-Retriever (Moreira et al. 2024): hits that score clearly below the positive.
 """
 
@@ -68,7 +68,7 @@ def holds_answer(text: str, answers: Sequence[str]) -> bool:
 
 
 def _contains(text: str, answer: str) -> bool:
-    if not answer or answer not in text:  # fast path for most pairs
+    if not answer or answer not in text:
         return False
     begins = r"(?<!\w)" if _is_spaced(answer[0]) else ""
     ends = r"(?!\w)" if len(answer) <= SHORT_ANSWER and _is_spaced(answer[-1]) else ""
@@ -101,14 +101,9 @@ def generator_example(
     settings: config.Config,
     kind: ExampleKind | None = None,
 ) -> GeneratorExample | Reject:
-    """Make the generator's example of one query.
+    """Make the generator's example of one query; a query known to be unanswerable is answered with the abstention.
 
-    Args:
-        query: with gold answers; a query known to have none is answered with the abstention.
-        candidates: passages of the index; None in the arm ft and for replay.
-        chat: of the generator to train.
-        settings: prompt, training and seed are used.
-        kind: kind of an example without candidates, `question_only` or `replay`.
+    `candidates` is None in the arm ft and for replay; `kind` is then `question_only` or `replay`.
     """
     if query.answers is None:
         return Reject(query.query_id, "has no answers to learn", "row")
@@ -156,18 +151,15 @@ def _with_gold(
     """
     assert query.answers
     answer = next((answer for answer in query.answers if holds_answer(gold.text, [answer])), query.answers[0])
-    while True:
-        shown = [gold, *distractors]
+    for count in range(len(distractors), -1, -1):
+        shown = [gold, *distractors[:count]]
         rng.shuffle(shown)
         example = _rendered(query, shown, gold, answer, "with_gold", chat, settings)
         if isinstance(example, Reject) or example.gold_place:
             return example
-        if not distractors:
-            break
-        distractors = distractors[:-1]
     return Reject(
         query.query_id,
-        f"the part of passage {gold.passage_id} that holds the answer does not fit the smaller of training.max_tokens "
+        f"the part of passage {gold.passage_id} that contains the answer does not fit the smaller of training.max_tokens "
         f"({settings.training.max_tokens}) and prompt.max_tokens ({settings.prompt.max_tokens}); raise it or lower "
         "chunking.size_tokens",
         "row",
@@ -183,11 +175,11 @@ def _rendered(
     chat: ChatText,
     settings: config.Config,
 ) -> GeneratorExample | Reject:
-    """Build the prompt as answering does, in the tokens that the full answer leaves free."""
+    """Build the prompt as answering does, but leave enough tokens for the answer."""
     training, prompt_settings = settings.training, settings.prompt
     cites = training.cite and gold is not None
     num_answer_tokens = _with_end(f"{answer} [{len(shown)}]" if cites else answer, chat)  # the longest citation mark
-    # The arm decides, as in answering: an arm that retrieves keeps its instruction even when nothing is found.
+    # As in answering, an arm that retrieves keeps its instruction even if nothing is found.
     closed_book = kind in ("question_only", "replay")
     try:
         prompt = prompts.build_prompt(
@@ -248,7 +240,7 @@ def positive_passage(query: Query, candidates: Candidates) -> Passage | None:
 
 
 def _is_distractor(passage: Passage, query: Query) -> bool:
-    """Whether the passage is of no relevant document and does not contain an answer, by chance or as a duplicate."""
+    """Whether the passage belongs to no relevant document and does not happen to contain an answer."""
     return passage.document_id not in positives(query) and not holds_answer(passage.text, query.answers or ())
 
 
@@ -261,12 +253,8 @@ def retriever_example(
 ) -> RetrieverExample | Reject:
     """Make the retriever's example of one query: a positive passage and hard negatives.
 
-    Args:
-        query: with a relevant document, or with an answer that a hit contains.
-        candidates: with cosines.
-        settings: training is used.
-        count_tokens: counts the encoder's tokens, up to its maximum length.
-        teacher: scores passages for a query, larger is better; None: the retrieval scores are used.
+    The candidates need cosines. `count_tokens` counts the encoder's tokens, up to its maximum length. Without a `teacher`, which
+    scores passages for a query (larger is better), distillation uses the retrieval scores.
     """
     training = settings.training
     positive = None if query.answers == () else positive_passage(query, candidates)
@@ -302,14 +290,7 @@ def retriever_example(
 def joint_example(
     query: Query, passages: Sequence[Passage], chat: ChatText, settings: config.Config
 ) -> JointExample | Reject:
-    """Make an example of both models: a query, its answer, and one prompt per candidate passage.
-
-    Args:
-        query: with answers.
-        passages: candidates in the retriever's order, from `teaching.choose_candidates`.
-        chat: of the generator to train.
-        settings: prompt and training are used.
-    """
+    """Make an example of both models: a query, its answer, and one prompt for each of `teaching.choose_candidates`."""
     if not query.answers or not passages:
         return Reject(query.query_id, "has no answer to learn" if passages else "has no passage to read", "row")
     answer = next(
@@ -338,7 +319,7 @@ def _with_cosines(candidates: Candidates) -> Iterable[tuple[Passage, float]]:
 
 
 def _scaled(scores: Sequence[float]) -> list[float]:
-    """Scale scores to 0..1, so that one temperature fits every teacher, and give the positive, which is first, a 1.
+    """Scale scores to 0..1, so that one temperature fits every teacher; the first score, of the positive, becomes 1.
 
     >>> _scaled([2.0, 4.0, 3.0])
     [1.0, 1.0, 0.5]

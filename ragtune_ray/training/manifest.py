@@ -8,7 +8,7 @@ from ragtune_ray.storage import artifacts
 
 
 class Scores(TypedDict):
-    """Validation metrics: also holds each metric under its name, such as `loss` or `MRR@10`."""
+    """Validation metrics. Each metric also has a key of its own name, such as `loss` or `MRR@10`."""
 
     score: float
     """The metric that training maximizes."""
@@ -28,7 +28,7 @@ class StepSeconds(TypedDict):
 
 
 class TrainingCost(TypedDict):
-    """What a comparison needs to know of a trained model or a tune."""
+    """Facts from which a comparison computes the cost of a trained model or a tune."""
 
     seconds: StepSeconds
     num_workers: int

@@ -12,12 +12,7 @@ from ragtune_ray.training.manifest import ModelManifest
 
 
 def model_card(facts: ModelManifest, settings: config.Config) -> str:
-    """The README.md of a model, in the format of model hubs.
-
-    Args:
-        facts: the model's manifest.
-        settings: config of the training.
-    """
+    """The README.md of a model, in the format of model hubs."""
     objective, arm = facts["objective"], facts["arm"]  # only a generator is trained for an arm
     header = {
         "base_model": facts["base"],
@@ -25,11 +20,8 @@ def model_card(facts: ModelManifest, settings: config.Config) -> str:
         "pipeline_tag": "text-generation" if arm else "sentence-similarity",
         "tags": ["ragtune-ray", objective],
     }
-    data, start, best = (
-        facts["input"],
-        cast(Mapping[str, float], facts["start"]),
-        cast(Mapping[str, float], facts["best"]),
-    )
+    data = facts["input"]
+    start, best = cast(Mapping[str, float], facts["start"]), cast(Mapping[str, float], facts["best"])
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(data.get("kinds", {}).items()))
     lines = [
         "---",

@@ -58,10 +58,6 @@ def learning_rate_factor(step: int, num_steps: int, warmup_share: float) -> floa
     >>> [round(learning_rate_factor(step, 10, 0.2), 2) for step in (0, 1, 2, 9)]
     [0.5, 1.0, 1.0, 0.13]
 
-    Args:
-        step: from 0.
-        num_steps: number of steps of the run.
-        warmup_share: share of the steps that warm up.
     """
     warmup = math.ceil(num_steps * warmup_share)
     if step < warmup:
@@ -95,19 +91,10 @@ def take_step(
     clip_norm: float,
     make_context: Callable[[], contextlib.AbstractContextManager[Any]],
 ) -> StepResult:
-    """Accumulate the gradient of this worker's rows, exchange it once, and update the weights.
+    """Accumulate the gradient of this worker's rows, exchange it once, clip it, and update the weights if it is finite.
 
-    Args:
-        module: the objective, wrapped for several workers.
-        objective: the same, unwrapped.
-        rows: this worker's rows.
-        weight: total weight of all workers' rows.
-        optimizer: of the module's weights.
-        clip_norm: the gradient is clipped to this norm.
-        make_context: returns the context of the forward passes, such as `autocast`.
-
-    Returns:
-        Loss and gradient norm; the weights are not updated unless both are finite.
+    `module` is the objective, wrapped if there are several workers; `weight` is the total weight of all workers' rows. Forward
+    passes run in a context of `make_context`, such as `autocast`.
     """
     workers = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
     optimizer.zero_grad(set_to_none=True)
@@ -129,15 +116,14 @@ def take_step(
 
 
 def _with_factors(module: nn.Module, pieces: Iterator[Piece]) -> Iterator[tuple[Piece, float]]:
-    """Yield each piece with the factor of its loss, which is 1 except for repeated pieces.
+    """Yield each piece with the factor of its loss: 1, or 0 for a repeated piece.
 
-    With FSDP all workers must run the module equally often, so a worker with fewer pieces repeats its last one with
-    factor 0.
+    With FSDP all workers must run the module equally often, so a worker with fewer pieces repeats its last one.
     """
     if not _is_fsdp(module) or not torch.distributed.is_initialized():
         yield from ((piece, 1.0) for piece in pieces)
         return
-    own = list(pieces)  # only `sft` can use FSDP, and its pieces hold only tokens
+    own = list(pieces)  # small: only `sft` can use FSDP, and its pieces contain only tokens
     most = torch.tensor(len(own), device=next(module.parameters()).device)
     torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
     yield from ((piece, 1.0) for piece in own)
@@ -155,7 +141,7 @@ def _mark_last(items: Iterator[Item]) -> Iterator[tuple[Item, bool]]:
 
 @contextlib.contextmanager
 def _gradient_sync(module: nn.Module, *, is_last: bool) -> Iterator[None]:
-    """Let workers exchange gradients only for the last piece of a step; before that they accumulate locally."""
+    """A context in which workers exchange gradients only for the last piece of a step; until then they accumulate locally."""
     if isinstance(module, nn.parallel.DistributedDataParallel):
         with contextlib.nullcontext() if is_last else module.no_sync():
             yield
@@ -171,12 +157,9 @@ def _is_fsdp(module: nn.Module) -> bool:
 
 
 def freeze_unreached(module: nn.Module, objective: Objective, rows: Sequence[Any]) -> list[str]:
-    """Freeze the weights that the loss does not depend on, such as an unused pooler.
+    """Freeze the weights that the loss does not depend on, such as an unused pooler, and return their names.
 
     DistributedDataParallel waits for the gradient of every trained weight and would wait forever for these.
-
-    Returns:
-        The names of the frozen weights.
     """
     module.zero_grad(set_to_none=True)
     for piece in objective.pieces(rows):
@@ -218,14 +201,9 @@ def restore_weights(module: nn.Module, weights: dict[str, Tensor]) -> None:
 def save_state(
     directory: Path, module: nn.Module, optimizer: torch.optim.Optimizer, best: dict[str, Tensor], facts: dict[str, Any]
 ) -> None:
-    """Write everything that the next step depends on. With FSDP all workers must call this together.
+    """Write everything that the next step depends on into an empty directory, of which only the first worker's is kept.
 
-    Args:
-        directory: an empty directory; only the first worker's is kept.
-        module: its trained weights are written.
-        optimizer: its moments and step counts are written.
-        best: the best weights so far; empty if these are the current or the initial ones.
-        facts: JSON values such as the step, scores and metrics.
+    `best` has the best weights so far; empty: the current or the initial ones. With FSDP all workers must call this together.
     """
     save_file(trainable_weights(module), directory / WEIGHTS)
     moments = {}
@@ -242,10 +220,7 @@ def save_state(
 def load_state(
     directory: Path, module: nn.Module, optimizer: torch.optim.Optimizer
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Restore a saved state.
-
-    Returns:
-        Its facts, and the best weights, empty if they were not saved separately.
+    """Restore a saved state; return its facts and the best weights, empty if they were not saved separately.
 
     Raises:
         TrainingError: it belongs to another model.
@@ -255,7 +230,7 @@ def load_state(
     for name, value in load_file(directory / OPTIMIZER).items():
         weight_name, _, key = name.rpartition(":")
         weight = weights[weight_name]
-        # The step count too moves to the weight's device: the fused AdamW of a GPU refuses one on the CPU.
+        # The step count also moves to the weight's device: the fused AdamW of a GPU refuses one on the CPU.
         optimizer.state[weight][key] = value.to(weight.device) if value.ndim == 0 else _placed_like(value, weight)
     best = load_file(directory / BEST) if (directory / BEST).is_file() else {}
     facts: dict[str, Any] = json.loads((directory / FACTS).read_text(encoding="utf-8"))

@@ -2,8 +2,8 @@
 
 A passage's *gain* is ln p(answer | question, passage) - ln p(answer | question), per answer token, in nats. The
 retriever learns the softmax of the gains over a temperature (perplexity distillation, Izacard et al. 2023; REPLUG, Shi
-et al. 2023). Dividing by the answer's length gives long and short answers the same weight; subtracting the second term
-gives a passage no credit for what the generator can answer without it. No qrels are needed; they only test the teacher.
+et al. 2023). Dividing by the answer's length gives long and short answers the same weight. The second term removes the credit
+for what the generator can answer without the passage. No qrels are needed; they only test the teacher.
 """
 
 from __future__ import annotations
@@ -45,22 +45,17 @@ class Judgement:
 def passage_gains(
     asked: Sequence[tuple[Query, Sequence[Passage]]], generator: Generator, settings: config.Config
 ) -> list[list[float] | str]:
-    """Compute how many nats per answer token each passage adds to the likelihood of a question's first answer.
-
-    Args:
-        asked: questions with answers, each with its candidate passages.
-        generator: computes the likelihoods.
-        settings: prompt is used.
+    """How many nats per answer token each candidate passage adds to the log-likelihood of its question's first answer.
 
     Returns:
-        Per question one gain per candidate, in their order, or the reason why it has none.
+        For each question one gain per candidate, in their order, or the reason why it has none.
     """
     try:
         return list(_gains(asked, generator, settings))
     except (prompts.PromptError, GeneratorError) as error:
         if len(asked) == 1:
             return [str(error)]
-    # A question is too long: compute them one by one to find it.
+    # One question is too long: compute the gains one by one to find it.
     return [gains for each in asked for gains in passage_gains([each], generator, settings)]
 
 
@@ -96,12 +91,7 @@ def choose_candidates(query: Query, candidates: Candidates, count: int) -> list[
     """Choose the hits that the teacher scores: those that the current encoder ranks highest.
 
     If none of them contains the answer, the best hit that does replaces the last one; otherwise there would be nothing
-    to teach.
-
-    Args:
-        query: with answers.
-        candidates: more than `count` hits, with their cosines.
-        count: number of passages.
+    to teach. The hits need cosines and must be more than `count`.
     """
     order = np.argsort(-np.asarray(candidates.retrieved_cosines), kind="stable")
     kept = [candidates.retrieved[place] for place in order[:count]]
@@ -126,11 +116,7 @@ def entropy(scores: Sequence[float], temperature: float) -> float:
 
 
 def blended(gains: Sequence[float], reranker_scores: Sequence[float], temperature: float) -> list[float]:
-    """Mix the distributions of the generator and of a cross-encoder.
-
-    Returns:
-        Scores whose softmax over `temperature` is the mixture.
-    """
+    """Scores whose softmax over `temperature` is a mixture of the distributions of the generator and of a cross-encoder."""
     scores = np.asarray(reranker_scores, dtype=np.float64)
     spread = float(scores.max() - scores.min()) or 1.0
     others = _softmax((scores - scores.min()) / spread, RERANKER_TEMPERATURE)
@@ -154,19 +140,10 @@ def taught_example(
     *,
     reranker_scores: Sequence[float] | None = None,
 ) -> tuple[RetrieverExample | Reject, Judgement]:
-    """Make the example of one question, with its passages ordered by the teacher's scores.
+    """Make the example of one question, with its passages ordered by the teacher's scores, and judge their order.
 
-    Args:
-        query: with answers.
-        candidates: hits of the index, with cosines.
-        passages: those to score, from `choose_candidates`.
-        gains: gain of each passage, from `passage_gains`.
-        settings: training is used.
-        count_tokens: counts the encoder's tokens, up to its maximum length.
-        reranker_scores: a cross-encoder's score of each passage, to mix in.
-
-    Returns:
-        The example, and how well the teacher ranked the passages.
+    `passages` are from `choose_candidates`, `gains` from `passage_gains`. `count_tokens` counts the encoder's tokens, up to its
+    maximum length. A cross-encoder's `reranker_scores` are mixed into the teacher's.
     """
     temperature = settings.training.teacher_temperature
     scores = blended(gains, reranker_scores, temperature) if reranker_scores is not None else list(gains)
@@ -194,7 +171,7 @@ def _problem(
         return "no passage makes its answer likelier"
     answering = [holds_answer(passage.text, query.answers or ()) for passage in passages]
     if any(answering) and not answering[order[0]]:
-        return "the generator prefers a passage that does not hold the answer to one that does"
+        return "the generator prefers a passage that does not contain the answer to one that does"
     return UNDECIDED if judgement.entropy > MAX_ENTROPY else ""
 
 

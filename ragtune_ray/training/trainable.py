@@ -32,10 +32,8 @@ def load_objective(
 ) -> Sft | Contrastive | Distillation | QuerySide | Joint:
     """Load a model into the objective that `training.objective` names, ready for training.
 
-    Args:
-        settings: training and encoder are used.
-        directory: of a causal language model for `sft` and `joint`, otherwise of a sentence-transformers model.
-        pool: passage_id -> stored vector, for `query_side` and `joint`; otherwise empty.
+    The model is a causal language model for `sft` and `joint`, otherwise one of sentence-transformers. `pool` has the stored
+    vectors by passage id, for `query_side` and `joint`; otherwise it is empty.
 
     Raises:
         ModelError: the directory does not contain such a model.
@@ -123,7 +121,7 @@ def _encoder(directory: Path) -> Any:
 
 
 def _without_dropout(module: nn.Module) -> None:
-    """Switch dropout off: few epochs overfit little, and a text encoded twice must have the same vector."""
+    """Disable dropout: few epochs overfit little, and a text that is encoded twice must have one vector."""
     for part in module.modules():
         if isinstance(part, nn.Dropout):
             part.p = 0.0
@@ -132,14 +130,10 @@ def _without_dropout(module: nn.Module) -> None:
 
 
 def save_model(settings: config.Config, source: Path, weights: dict[str, Tensor], directory: Path) -> None:
-    """Write a model with trained weights, in the number format and layout of its source.
+    """Write a model with trained weights, in the number format and layout of `source`, the directory that training started from.
 
-    Args:
-        settings: as for `load_objective`; write the two models of `joint` separately, with the objective `sft` or
-            `query_side` and the weights from `part_weights`.
-        source: model directory that training started from.
-        weights: from `optimization.trainable_weights`; if empty, the source's weights are written.
-        directory: target; with LoRA it gets the merged model, and the adapter in `ADAPTER`.
+    Empty `weights` are those of the source. With LoRA, `directory` receives the merged model, and the adapter in `ADAPTER`. Write
+    the two models of `joint` separately, with the objective `sft` or `query_side` and the weights from `part_weights`.
     """
     dtype = _stored_dtype(source)
     if settings.training.objective != "sft":

@@ -78,7 +78,7 @@ def test_skipping_retrieval_loses_at_most_the_margin(rows: list[tuple[float, boo
     ],
 )
 def test_answer_is_used_only_if_confident_and_from_calibrated_model(change: dict[str, object], is_used: bool) -> None:
-    assert adaptive.is_sure(dataclasses.replace(ANSWER, **change), FOUND) is is_used
+    assert adaptive.is_confident_enough(dataclasses.replace(ANSWER, **change), FOUND) is is_used
 
 
 def test_calibration_is_read_back_for_its_arm_only(tmp_path: Path) -> None:

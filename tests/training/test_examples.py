@@ -229,7 +229,7 @@ def test_a_reject_names_the_exceeded_limit_and_the_remedy() -> None:
     example = generator_example(question(), candidates([GOLD]), CHAT, settings.using("training.max_tokens=70"))
     assert isinstance(example, Reject)
     assert example.kind == "row"
-    assert "gold#0 that holds the answer does not fit the smaller of training.max_tokens (70)" in example.reason
+    assert "gold#0 that contains the answer does not fit the smaller of training.max_tokens (70)" in example.reason
     assert "prompt.max_tokens (1536)" in example.reason
     answer = " ".join(["long"] * 60)
     example = generator_example(question(answers=(answer,)), candidates([GOLD]), CHAT, settings)
@@ -483,7 +483,7 @@ class Asked:
 def asked(query: Query, shown: Sequence[Passage], settings: config.Config) -> str:
     """The prompt that answering builds for a query and its hits."""
     generator: Any = Asked()
-    task = pipeline.Task(query, tuple(shown), (0.0,) * len(shown), "000001", "")
+    task = pipeline.Task(query, tuple(shown), (0.0,) * len(shown), "000001")
     (row,) = pipeline.answer_tasks([task], generator, settings, "")
     assert row.status == "ok", row.error
     (prompt,) = generator.prompts

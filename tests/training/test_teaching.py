@@ -154,7 +154,7 @@ def test_an_example_orders_passages_by_teacher_score() -> None:
     ("gains", "answering", "problem"),
     [
         ([0.05, 0.0, -1.0], "a", "no passage makes its answer likelier"),
-        ([0.2, 1.5, 0.0], "a", "prefers a passage that does not hold the answer"),
+        ([0.2, 1.5, 0.0], "a", "prefers a passage that does not contain the answer"),
         ([0.5, 0.5, 0.5], "", "hardly distinguish its passages"),
         ([1.5, 0.2, 0.0], "", ""),
     ],

@@ -195,7 +195,7 @@ class GenerateUnit:
     def _tasks(self, unit: dict[str, Any]) -> list[Task]:
         rows = staged_queries.read_queries(self._queries, unit["start"], unit["stop"])
         if "retrieved" not in unit:
-            return [Task(row, (), (), "", "") for row in rows]
+            return [Task(row) for row in rows]
         return [
             Task(
                 row,

@@ -107,10 +107,10 @@ def effect(
     rows, scores, against = _paired(queries, str(answer.answer(without_passages)), opened, settings)
     if not rows:
         return None
-    sure = np.array([adaptive.is_sure(row, calibration) for row in rows])
+    confident = np.array([adaptive.is_confident_enough(row, calibration) for row in rows])
     rule, seed = settings.evaluate, settings.seed
-    share = intervals.bootstrap(sure.astype(float), rule.resamples, rule.confidence, seed)
-    mixed = np.where(sure, scores, against)
+    share = intervals.bootstrap(confident.astype(float), rule.resamples, rule.confidence, seed)
+    mixed = np.where(confident, scores, against)
     (closed,) = latency.measure([(arms.with_tuned_models(without_passages), "")], timed)
     # Every question is first answered closed-book; the uncertain ones are then answered with passages.
     saved = share.value * always.total.p50_seconds - closed.total.p50_seconds

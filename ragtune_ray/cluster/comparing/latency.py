@@ -75,10 +75,10 @@ def _seconds(
     from ragtune_ray.answering.pipeline import Task, answer_tasks
 
     started = time.perf_counter()
-    task = Task(query, (), (), "", "")
+    task = Task(query)
     if retriever is not None:
         ((passages, scores),) = retriever.retrieve_passages([query.text], settings.retrieval.top_k)
-        task = Task(query, tuple(passages), tuple(scores), version, "")
+        task = Task(query, tuple(passages), tuple(scores), version)
     retrieved = time.perf_counter()
     answer_tasks([task], generator, settings, "")
     return retrieved - started, time.perf_counter() - retrieved

@@ -14,15 +14,9 @@ from ragtune_ray.schema import Answer, Passage
 
 
 def most_telling(scores: Mapping[config.Arm, PerQuery], metric: str, count: int) -> list[str]:
-    """The queries on which the arms differ most. The arms take turns: each names the query on which it leads most.
+    """The ids of at most `count` queries on which the arms differ most in a metric.
 
-    Args:
-        scores: arm -> scores of the same queries.
-        metric: the one compared.
-        count: number of queries, at most.
-
-    Returns:
-        Query ids; ties in the order of the queries.
+    The arms take turns: each chooses the query on which it leads most. Ties follow the order of the queries.
     """
     arms = list(scores)
     ids = [query_id for query_id, values in scores[arms[0]].items() if metric in values]
@@ -34,13 +28,7 @@ def most_telling(scores: Mapping[config.Arm, PerQuery], metric: str, count: int)
 
 
 def shown_answer(answer: Answer, score: float, found: Mapping[str, Passage]) -> ExampleAnswer:
-    """An answer with its sources.
-
-    Args:
-        answer: of one arm.
-        score: of the metric that decides.
-        found: passage id -> passage, for those in the prompt that still exist.
-    """
+    """An answer with its sources; `found` has the passages of its prompt that still exist, by id."""
     cited = Counter(citation.passage_id for citation in answer.citations)
     return ExampleAnswer(
         text=answer.answer,

@@ -36,10 +36,7 @@ _SIGNS = {"better": "▲", "worse": "▼", "inconclusive": "○"}
 
 
 def render(content: Mapping[str, Any]) -> str:
-    """The report as an HTML document, to be written in UTF-8.
-
-    Args:
-        content: of `comparison.json`.
+    """Render the content of `comparison.json` as an HTML document, to be written in UTF-8.
 
     Raises:
         ComparisonError: a field is missing or has the wrong type, or a number is not finite.
@@ -90,7 +87,7 @@ def _template() -> jinja2.Template:
 
 
 def _kind(name: str) -> int:
-    """Colour and shape of an arm, whichever arms are compared; all modes of `tune` share one."""
+    """Colour and shape of an arm, the same in every report; all modes of `tune` share one."""
     return min(ARMS.index(name), OTHER_ARM) if name in ARMS else OTHER_ARM
 
 
@@ -134,14 +131,8 @@ def _round_mark(arm: str, each: Round) -> plots.Mark:
     gain = (each.after or 0.0) - (each.before or 0.0)
     label = f"{arm} {each.round}, {each.component} {'accepted' if each.accepted else 'refused'}"
     kind = _kind("rag+ft") if each.accepted else _kind("base")
-    return plots.Mark(
-        label,
-        kind,
-        gain,
-        each.low if each.low is not None else gain,
-        each.high if each.high is not None else gain,
-        _signed(gain),
-    )
+    low, high = (gain if end is None else end for end in (each.low, each.high))
+    return plots.Mark(label, kind, gain, low, high, _signed(gain))
 
 
 def _cost_plot(costs: Mapping[str, Cost], quality: Mapping[str, Interval], metric: str) -> str:

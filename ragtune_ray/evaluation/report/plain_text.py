@@ -18,15 +18,12 @@ WIDTH = 80
 """Columns of text for a terminal."""
 
 _LABEL, _CELL = 20, 15  # columns: a label and four cells fill a line
-# They change the writing direction of the text that follows.
+# Characters that change the writing direction of the text after them.
 _DIRECTIONS = re.compile(r"[\u202a-\u202e\u2066-\u2069]")
 
 
 def comparison_lines(content: Mapping[str, Any]) -> list[str]:
-    """The verdict, one row per measure with one column per arm, and the differences between arms.
-
-    Args:
-        content: of `comparison.json`.
+    """Format the content of `comparison.json`: the verdict, a table of measures by arm, and the differences between arms.
 
     Raises:
         ComparisonError: a field is missing or has the wrong type, or a number is not finite.
@@ -74,12 +71,11 @@ def _row_lines(row: table.Row) -> list[str]:
     columns = [textwrap.wrap(row.label, _LABEL - 2)] + (
         [[text] for text in joined] if max(map(len, joined)) < _CELL else [list(cell) for cell in cells]
     )
-    lines = []
-    for label, *texts in itertools.zip_longest(*columns, fillvalue=""):
-        lines.append(
-            (f" {label:<{_LABEL - 1}}" + "".join(f"{_cut(text, _CELL - 1):>{_CELL}}" for text in texts)).rstrip()
-        )
-    return [line for line in lines if line.strip()]
+    lines = (
+        (f" {label:<{_LABEL - 1}}" + "".join(f"{_cut(text, _CELL - 1):>{_CELL}}" for text in texts)).rstrip()
+        for label, *texts in itertools.zip_longest(*columns, fillvalue="")
+    )
+    return [line for line in lines if line]
 
 
 def _cell_texts(cell: table.Cell | None) -> tuple[str, str]:

@@ -1,6 +1,6 @@
 """Draws plots as inline SVG: points with error bars, a curve, intervals in rows, stacked bars.
 
-Styled by CSS classes alone, so that a plot follows the page's dark mode and print style, and a policy without inline styles.
+Only CSS classes style a plot, so it follows the page's dark mode and print style and needs no inline styles.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Mark:
 
     label: str
     kind: int
-    """Selects colour and shape: 0 to 3, then all alike."""
+    """Selects colour and shape: 0 to 3; all higher numbers look the same."""
     value: float
     low: float
     high: float
@@ -37,7 +37,7 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A mark in a plane: the error bar of `mark` at `x`, with a line from there to `x_high`."""
+    """A mark in a plane: the vertical error bar of `mark` at `x`, and a horizontal line from `x` to `x_high`."""
 
     mark: Mark
     x: float
@@ -98,14 +98,7 @@ def curve_plot(points: Sequence[Point], title: str, x_label: str, y_label: str, 
 
 
 def interval_plot(marks: Sequence[Mark], title: str, x_label: str, margin: float | None = None) -> str:
-    """One row per mark: name, interval on a common axis, value.
-
-    Args:
-        marks: from top to bottom.
-        title: for screen readers.
-        x_label: of the axis.
-        margin: if given, the range from -margin to margin is shaded.
-    """
+    """One row per mark: name, interval on a common axis, value. The range from -margin to margin is shaded."""
     row, names = 24, max(len(mark.label) for mark in marks) * _LETTER
     left = min(names + 12, WIDTH * 0.45)
     right = WIDTH - max(len(mark.text) for mark in marks) * _LETTER - 12
@@ -132,12 +125,9 @@ def interval_plot(marks: Sequence[Mark], title: str, x_label: str, margin: float
 
 
 def stacked_plot(stacks: Sequence[Stack], pieces: Mapping[str, int], title: str) -> str:
-    """One bar per stack, its length proportional to the sum of its counts; counts are printed where they fit.
+    """One bar per stack, its length proportional to the sum of its counts, which are printed where they fit.
 
-    Args:
-        stacks: from top to bottom, with a count for each piece.
-        pieces: name -> number of its CSS class, such as piece-0.
-        title: for screen readers.
+    `pieces` has the number of the CSS class, such as 0 for piece-0, by the name of the piece; a stack has a count for each.
     """
     row = 30
     left = min(max(len(stack.label) for stack in stacks) * _LETTER + 10, WIDTH * 0.45)
@@ -180,7 +170,7 @@ def strip(mark: Mark) -> str:
 
 
 def _shape(kind: int) -> str:
-    return _SHAPES[kind] if kind < len(_SHAPES) else _SHAPES[0]
+    return _SHAPES[kind if kind < len(_SHAPES) else 0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,7 +266,7 @@ def _bar(group: ET.Element, start: tuple[float, float], end: tuple[float, float]
 
 
 def _free_place(label: str, x: float, y: float, taken: list[Box], frame: Box) -> tuple[float, float]:
-    """A free place for a label near its point, which is then marked as taken."""
+    """Find a free place for a label near its point, and mark it as taken."""
     width = len(label) * _LETTER
     places = [
         (x + side if side > 0 else x + side - width, y + 4 + rise)
@@ -310,8 +300,7 @@ def _text(parent: ET.Element, text: str, x: float, y: float, name: str) -> ET.El
 
 
 def _number(tick: float) -> str:
-    text = f"{tick:,.0f}" if abs(tick) >= 1000 else f"{tick:.6g}"
-    return text.replace("-", "−")
+    return (f"{tick:,.0f}" if abs(tick) >= 1000 else f"{tick:.6g}").replace("-", "−")
 
 
 def _words(mark: Mark) -> str:

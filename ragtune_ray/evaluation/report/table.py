@@ -36,7 +36,7 @@ class Cell:
     detail: str = ""
     """Shown after the value, such as an interval."""
     interval: Interval | None = None
-    """The same as numbers, if the value is a share."""
+    """The value and its interval as numbers, if the value is a share."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,17 +64,13 @@ class Group:
 
 
 def groups(comparison: Comparison) -> list[Group]:
-    """All measures in the order in which they are shown; a measure that no arm has is left out."""
+    """All measures that any arm has, in the order in which they are shown."""
     arms = [comparison.arms[name] for name in comparison.names()]
     found = [
         Group("Quality", _metric_rows([arm.quality for arm in arms], decides=comparison.metric)),
         Group("Explainability", _metric_rows([arm.explainability for arm in arms])),
         Group("Latency", _latency_rows(arms), "of one question"),
-        Group(
-            "Adaptive retrieval",
-            _adaptive_rows(arms),
-            "skipped where the generator is confident; against always",
-        ),
+        Group("Adaptive retrieval", _adaptive_rows(arms), "skipped where the generator is confident; against always"),
         Group("Cost", _cost_rows(arms), _cost_note(arms)),
         Group("Freshness", _freshness_rows(arms), "after a document has changed"),
         Group("Forgetting", _forgetting_rows(arms), "questions from outside the corpus, before and after tuning"),
@@ -165,9 +161,7 @@ def _interval_row(
     sign = "+" if signed else ""
     cells = tuple(
         Cell(
-            _minus(f"{interval.value:{sign}.3f}"),
-            interval_text(interval, signed=signed),
-            None if signed else interval,
+            _minus(f"{interval.value:{sign}.3f}"), interval_text(interval, signed=signed), None if signed else interval
         )
         if interval is not None
         else None
@@ -240,33 +234,26 @@ def _cost_note(arms: Sequence[ArmResult]) -> str:
 
 
 def _freshness_rows(arms: Sequence[ArmResult]) -> tuple[Row, ...]:
-    facts = [arm.freshness for arm in arms]
     rows = []
-    visible = [each.visible_seconds if each is not None else None for each in facts]
+    visible, changed, stale = (
+        [getattr(arm.freshness, field, None) for arm in arms] for field in ("visible_seconds", "changed", "stale_share")
+    )
     if any(seconds is not None for seconds in visible):
         cells = tuple(Cell(duration(seconds)) if seconds is not None else None for seconds in visible)
         rows.append(Row("visible after", cells, "indexed or trained"))
-    measured = (
-        ("new fact stated", "answers that state the new fact", [each.changed if each else None for each in facts]),
-        (
-            "old fact stated",
-            "answers that still state the old one; lower is better",
-            [each.stale_share if each else None for each in facts],
-        ),
-    )
-    rows += [_interval_row(label, shares, note) for label, note, shares in measured if any(shares)]
+    if any(changed):
+        rows.append(_interval_row("new fact stated", changed, "answers that state the new fact"))
+    if any(stale):
+        note = "answers that still state the old one; lower is better"
+        rows.append(_interval_row("old fact stated", stale, note))
     return tuple(rows)
 
 
 def _forgetting_rows(arms: Sequence[ArmResult]) -> tuple[Row, ...]:
-    facts = [arm.forgetting for arm in arms]
-    measured = (
-        ("before", [each.before if each else None for each in facts]),
-        ("after", [each.after if each else None for each in facts]),
-        ("difference", [each.difference if each else None for each in facts]),
-    )
+    names = ("before", "after", "difference")
+    measured = {name: [getattr(arm.forgetting, name, None) for arm in arms] for name in names}
     return tuple(
-        _interval_row(label, values, signed=label == "difference") for label, values in measured if any(values)
+        _interval_row(name, values, signed=name == "difference") for name, values in measured.items() if any(values)
     )
 
 

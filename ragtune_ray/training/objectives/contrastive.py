@@ -29,8 +29,8 @@ class EncoderObjective(nn.Module):
         temperature: divides cosines.
         query_prefix: prepended to queries.
         passage_prefix: prepended to passages.
-        chunk_tokens: padded tokens to encode at once with gradient. A larger step is encoded in chunks, twice, so that
-            memory does not grow with it (GradCache, Gao et al. 2021); the gradient is the same.
+        chunk_tokens: padded tokens to encode at once with gradient. A larger step is encoded twice, in chunks, so that
+            memory does not grow with the step (GradCache, Gao et al. 2021); the gradient is the same.
     """
 
     def __init__(
@@ -54,13 +54,7 @@ class EncoderObjective(nn.Module):
         return queries, [self._passage_prefix + text for row in rows for text in row.passages]
 
     def loss(self, queries: Tensor, passages: Tensor, columns: Piece) -> Tensor:
-        """The summed loss of this worker's rows.
-
-        Args:
-            queries: (num_rows, dimension) unit vectors.
-            passages: (num_passages, dimension) unit vectors.
-            columns: from `batch_columns`.
-        """
+        """The summed loss of this worker's rows, from unit vectors (num_rows or num_passages, dimension)."""
         raise NotImplementedError
 
     def weight(self, rows: Sequence[RetrieverExample]) -> float:
@@ -82,7 +76,7 @@ class EncoderObjective(nn.Module):
         (gradient,) = torch.autograd.grad(loss, embedded)
         value = loss.detach()
         for chunk in chunks:
-            # All pieces together carry the gradient of the loss; only the first carries its value.
+            # The gradient of the loss is divided among the pieces; the first has its value.
             yield chunk | {"gradient": gradient[chunk["rows"].to(gradient.device)], "value": value}
             value = torch.zeros_like(value)
 
@@ -162,7 +156,7 @@ class EncoderObjective(nn.Module):
         numbers = {name: number for number, name in enumerate(names)}
         positive = torch.tensor([numbers[row.passage_ids[0]] for row in rows], device=pool.device)
         scores = cosines(self.vectors([self._query_prefix + row.query for row in rows]), pool)
-        # "Not below" instead of ">=", so that NaN ranks before the positive too. The positive counts itself.
+        # "Not below" instead of ">=", so that NaN also ranks before the positive. The positive counts itself.
         rank = (~(scores < scores.gather(1, positive.unsqueeze(1)))).sum(dim=1)
         reciprocal = torch.where(rank <= MRR_DEPTH, 1 / rank, 0.0).mean()
         return {f"MRR@{MRR_DEPTH}": float(reciprocal), "score": float(reciprocal)}
@@ -218,10 +212,6 @@ def cosines(queries: Tensor, passages: Tensor) -> Tensor:
     """Products of unit vectors in float32, even under `autocast`: (num_queries, num_passages).
 
     bfloat16 rounds cosines to steps of 0.004, which is too coarse at a temperature of 0.05.
-
-    Args:
-        queries: (num_queries, dimension).
-        passages: (num_passages, dimension).
     """
     with torch.autocast(queries.device.type, enabled=False):
         return queries.float() @ passages.float().T
@@ -230,10 +220,7 @@ def cosines(queries: Tensor, passages: Tensor) -> Tensor:
 def contrast(logits: Tensor, positive: Tensor, left_out: Tensor) -> Tensor:
     """Summed cross-entropy of each row's positive against the passages that are not left out.
 
-    Args:
-        logits: (num_rows, num_passages).
-        positive: (num_rows,) place of the positive in its row.
-        left_out: (num_rows, num_passages) bool; ignored for the positive.
+    `positive` (num_rows,) is its place in the row of `logits`; it is never left out.
     """
     shown = ~left_out
     shown[torch.arange(len(positive), device=positive.device), positive] = True
@@ -243,10 +230,7 @@ def contrast(logits: Tensor, positive: Tensor, left_out: Tensor) -> Tensor:
 def listwise_divergence(student: Tensor, columns: Piece, teacher_temperature: float) -> Tensor:
     """Summed KL(teacher || student) over each query's own passages.
 
-    Args:
-        student: (num_passages,) the student's scores divided by its temperature.
-        columns: from `batch_columns`.
-        teacher_temperature: divides the teacher's scores.
+    `student` (num_passages,) are scores divided by the student's temperature; `columns` are from `batch_columns`.
     """
     owner, place = columns["owner"], columns["place"]
     shape = (int(owner.max()) + 1, int(place.max()) + 1)
@@ -269,7 +253,7 @@ def document_number(passage_id: str) -> int:
 
 
 def _gathered(local: Tensor) -> tuple[Tensor, int]:
-    """Gather the rows of all workers, padded to equal numbers, and the place of this worker's first row.
+    """The rows of all workers, padded to equal numbers, and the place of this worker's first row.
 
     Gradients of other workers' losses flow back into this worker's rows.
     """

@@ -15,9 +15,9 @@ from ragtune_ray.training.objectives.sft import Piece, Sft, on_device
 class Joint(nn.Module):
     """The negative log-likelihood of the answer, marginalized over the candidate passages.
 
-    RAG-Sequence (Lewis et al. 2020): -log sum over passages of p(passage | query) p(answer | query, passage), where the
-    retriever computes the first factor over the candidates and the generator the second. The generator learns most from
-    the passages that explain the answer, and the retriever learns to find them. Passage vectors stay fixed.
+    RAG-Sequence (Lewis et al. 2020): -log sum over passages of p(passage | query) p(answer | query, passage). The retriever
+    computes the first factor, the generator the second. The generator learns most from the passages that explain the answer, and
+    the retriever learns to find them. Passage vectors stay fixed.
 
     Args:
         generator: its model is trained.

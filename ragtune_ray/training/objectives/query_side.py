@@ -22,7 +22,7 @@ from ragtune_ray.training.objectives.sft import VALIDATION_TOKENS, Piece
 
 
 class QuerySide(EncoderObjective):
-    """InfoNCE of each query against stored vectors; the encoder of passages, and so the index, stays unchanged.
+    """InfoNCE of each query against stored vectors; the encoder of passages and the index stay unchanged.
 
     If a teacher scored the rows, the loss is the KL from its distribution, plus a weighted contrastive term.
 

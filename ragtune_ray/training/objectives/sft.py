@@ -27,7 +27,7 @@ class Objective(Protocol):
         """A worker's rows of a step as one or more inputs of `forward`."""
 
     def weight(self, rows: Sequence[Any]) -> float:
-        """What to divide the summed loss of these rows by."""
+        """The number by which the summed loss of these rows is divided."""
 
     def validate(self, rows: Sequence[Any]) -> dict[str, float]:
         """Validation metrics, among them `score`, where larger is better."""

@@ -66,7 +66,7 @@ def test_bulk_answers_equal_answers_made_in_this_process(workspace: Path, settin
     found = retriever.retrieve_passages(queries, settings.retrieval.top_k)
     model = weights.resolve(settings.generator.model)
     tasks = [
-        Task(schema.Query(f"q{n}", text, None, (), (), "all"), tuple(passages), tuple(scores), "000001", "")
+        Task(schema.Query(f"q{n}", text, None, (), (), "all"), tuple(passages), tuple(scores), "000001")
         for n, (text, (passages, scores)) in enumerate(zip(queries, found, strict=True))
     ]
     expected = answer_tasks(tasks, load_generator(settings.generator, model.directory), settings, model.fingerprint)

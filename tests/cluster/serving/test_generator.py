@@ -61,7 +61,7 @@ def test_served_answers_equal_bulk_answers_whole_and_streamed(
     for question in QUESTIONS:
         job = job_of(question, shown)
         query = schema.Query("ask", question, None, (), (), "all")
-        (bulk,) = answer_tasks([Task(query, job.passages, job.scores, "000001", "")], generator, settings, model)
+        (bulk,) = answer_tasks([Task(query, job.passages, job.scores, "000001")], generator, settings, model)
         whole = asyncio.run(replica.complete(job, 60))
         assert isinstance(whole, tuple)
         first, last = whole

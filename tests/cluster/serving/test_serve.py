@@ -148,7 +148,7 @@ def test_one_replica_serves_a_tuned_arm_and_the_base_model(
     for body, reply in zip(bodies, served, strict=True):
         text = body["messages"][0]["content"]
         arm = body["model"]
-        task = Task(schema.Query("ask", text, None, (), (), "all"), (), (), "", "")
+        task = Task(schema.Query("ask", text, None, (), (), "all"))
         prompt = task_prompt(task, generator, settings.using("answer.arm=base"))
         request = engine.submit(prompt, max_new_tokens=8, adapter="ft" if arm == "ft" else "")
         expected = AnswerText(())
