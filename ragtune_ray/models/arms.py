@@ -1,4 +1,4 @@
-"""Decides which models an arm uses.
+"""Chooses the models of an arm.
 
 `ragtune tune` produces a `Pair`: both models, and the workspace whose index the encoder built. They are accepted or
 rejected together, so an index is never searched with the encoder of another round.
@@ -24,7 +24,7 @@ class Pair:
     encoder_model: str
     """The encoder of passages, which built that index."""
     query_model: str
-    """The encoder of queries if it is a different model; else empty."""
+    """The encoder of queries, if it is another model; else empty."""
     generator_model: str
 
     @classmethod
@@ -52,9 +52,9 @@ class Pair:
 
 
 def with_tuned_models(settings: config.Config) -> config.Config:
-    """The config of `answer.arm`: if the arm is tuned, with the models last trained for it.
+    """The config of `answer.arm`; if the arm is tuned, with the models last trained for it.
 
-    For `ft` and `rag+ft` that is the generator of `ragtune train`, for a mode the pair of `ragtune tune` with its index.
+    `ft` and `rag+ft` use the generator of `ragtune train`, a mode uses the pair of `ragtune tune` with its index.
 
     Raises:
         ModelError: no model was trained for the arm yet.
@@ -70,7 +70,7 @@ def with_tuned_models(settings: config.Config) -> config.Config:
 
 
 def base_model(settings: config.Config) -> weights.Model:
-    """The model that training starts from; for `training.objective=joint` the generator.
+    """The model that training starts from; for `training.objective=joint`, the generator.
 
     Raises:
         ModelError: the model cannot be found or fetched, or has no weights.
@@ -81,19 +81,10 @@ def base_model(settings: config.Config) -> weights.Model:
 
 
 def tuned_name(settings: config.Training) -> str:
-    """The name of the model that a training run produces: the config's, else its arm, `retriever` or `both`.
-
-    >>> tuned_name(config.Training(arm="ft"))
-    'ft'
-    """
+    """The name of the model that a training run produces: `training.name`, else its arm, `retriever` or `both`."""
     if settings.name:
         return settings.name
-    match settings.objective:
-        case "sft":
-            return settings.arm
-        case "joint":
-            return "both"
-    return "retriever"
+    return {"sft": settings.arm, "joint": "both"}.get(settings.objective, "retriever")
 
 
 def tuned_model(workspace: str, name: str) -> str:
@@ -112,7 +103,7 @@ def tuned_model(workspace: str, name: str) -> str:
 
 
 def current_generator(settings: config.Config) -> str:
-    """The generator that a config refers to now: a name, or the directory that CURRENT names. Loads nothing.
+    """The generator that a config names now, as a name or the directory of the newest model; nothing is loaded.
 
     Raises:
         ModelError: the arm is tuned, and no model was trained for it yet.

@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 
 class Encoder(Protocol):
-    """The interface of an encoder."""
+    """Turns texts into unit vectors, float32 (num_texts, dimension)."""
 
     fingerprint: str
     """Identifies what determines the vectors of passages: weights and prefixes, but not the precision."""
@@ -41,18 +41,14 @@ class Encoder(Protocol):
         """Number of components of a vector."""
 
     def encode_passages(self, texts: Sequence[str]) -> np.ndarray:
-        """Encode passages as unit vectors: float32 (num_texts, dimension)."""
+        """Encode passages."""
 
     def encode_queries(self, texts: Sequence[str]) -> np.ndarray:
-        """Encode queries as unit vectors: float32 (num_texts, dimension)."""
+        """Encode queries."""
 
 
 def load_encoder(settings: config.Encoder, device: str = "auto") -> Encoder:
-    """Load the encoder that the config names.
-
-    Args:
-        settings: the `encoder` section.
-        device: "cpu", "cuda", or "auto" for a GPU if torch finds one.
+    """Load the encoder that the config names, on "cpu", "cuda", or "auto": a GPU if torch finds one.
 
     Raises:
         ModelError: the model cannot be found or fetched.
@@ -78,7 +74,7 @@ class TokenCounter:
 
 @functools.lru_cache(maxsize=2)
 def load_token_counter(settings: config.Encoder) -> TokenCounter:
-    """Load the token counter of the encoder that the config names; cached, since all units of a corpus share it.
+    """Load the token counter of the encoder that the config names; cached, as all units of a corpus use it.
 
     Raises:
         ModelError: the model cannot be found or fetched.
@@ -113,10 +109,7 @@ class SentenceEncoder:
                 device=self.device,
                 local_files_only=True,
                 trust_remote_code=False,
-                model_kwargs={
-                    "dtype": resolve_precision(settings.precision, self.device),
-                    "use_safetensors": True,
-                },
+                model_kwargs={"dtype": resolve_precision(settings.precision, self.device), "use_safetensors": True},
             )
         self._model.eval()
         pack(next(iter(self._model)))
@@ -127,11 +120,11 @@ class SentenceEncoder:
         self._batch_tokens = settings.batch_tokens or (CPU_BATCH_TOKENS if self.device == "cpu" else GPU_BATCH_TOKENS)
 
     def encode_passages(self, texts: Sequence[str]) -> np.ndarray:
-        """Encode passages as unit vectors: float32 (num_texts, dimension); a row is NaN if the model's output is."""
+        """Encode passages; a row is NaN if the model's output is."""
         return self._encode([self._settings.passage_prefix + text for text in texts])
 
     def encode_queries(self, texts: Sequence[str]) -> np.ndarray:
-        """Encode queries as unit vectors: float32 (num_texts, dimension)."""
+        """Encode queries; a row is NaN if the model's output is."""
         return self._encode([self._settings.query_prefix + text for text in texts])
 
     def _encode(self, texts: list[str]) -> np.ndarray:
@@ -169,15 +162,15 @@ class QuerySideEncoder:
     def __init__(self, passages: weights.Model, queries: weights.Model, settings: config.Encoder, device: str) -> None:
         if passages.directory is None or queries.directory is None:
             raise weights.ModelError(
-                f"encoder.query_model {queries.name!r} with encoder.model {passages.name!r}: a hashing encoder has no weights, "
-                "so no query model can be trained for it; name two models, or leave encoder.query_model empty"
+                f"encoder.query_model {queries.name!r} with encoder.model {passages.name!r}: a hashing encoder has no weights; "
+                "name two models, or leave encoder.query_model empty"
             )
         self.fingerprint = weights.encoder_fingerprint(passages.fingerprint, settings)
         trained_for = weights.passage_encoder(queries)
         if trained_for not in ("", self.fingerprint):
             raise weights.ModelError(
                 f"encoder.query_model {queries.name!r} was trained for another passage encoder ({trained_for}) than "
-                f"encoder.model {passages.name!r} ({self.fingerprint}), so their vectors are not comparable; name the one it "
+                f"encoder.model {passages.name!r} ({self.fingerprint}); their vectors are not comparable. Name the encoder it "
                 "was trained for, or train a query model for this one"
             )
         self._models, self._settings, self._device = (passages, queries), settings, device
@@ -196,11 +189,11 @@ class QuerySideEncoder:
         return self._queries.dimension
 
     def encode_passages(self, texts: Sequence[str]) -> np.ndarray:
-        """Encode passages as unit vectors: float32 (num_texts, dimension)."""
+        """Encode passages."""
         return self._passages.encode_passages(texts)
 
     def encode_queries(self, texts: Sequence[str]) -> np.ndarray:
-        """Encode queries as unit vectors: float32 (num_texts, dimension)."""
+        """Encode queries."""
         return self._queries.encode_queries(texts)
 
 
@@ -214,22 +207,21 @@ class HashingEncoder:
 
         size = name.removeprefix(weights.HASHING_PREFIX)
         if not re.fullmatch(r"[1-9][0-9]{0,4}", size):
-            raise weights.ModelError(f"encoder.model {name!r}: must read hashing-DIMENSION, such as hashing-384")
+            raise weights.ModelError(f"encoder.model {name!r}: must be hashing-DIMENSION, such as hashing-384")
         self.fingerprint = name
         self.dimension = int(size)
-        self._vectorizer = HashingVectorizer(
-            n_features=self.dimension, norm="l2", tokenizer=WORDS.findall, token_pattern=None
-        )
+        options = {"norm": "l2", "tokenizer": WORDS.findall, "token_pattern": None}
+        self._vectorizer = HashingVectorizer(n_features=self.dimension, **options)
 
     def encode_passages(self, texts: Sequence[str]) -> np.ndarray:
-        """Encode passages as unit vectors: float32 (num_texts, dimension)."""
+        """Encode passages."""
         if not texts:  # scikit-learn refuses an empty list
             return np.empty((0, self.dimension), dtype=np.float32)
         vectors = np.asarray(self._vectorizer.transform(texts).toarray(), dtype=np.float32)
-        # Buckets can cancel out, and a text can be all punctuation: its vector is the first axis instead of zero.
+        # Buckets can cancel out, and a text can be all punctuation: use the first axis instead of a zero vector.
         vectors[~vectors.any(axis=1), 0] = 1.0
         return vectors
 
     def encode_queries(self, texts: Sequence[str]) -> np.ndarray:
-        """Encode queries as unit vectors: float32 (num_texts, dimension)."""
+        """Encode queries."""
         return self.encode_passages(texts)

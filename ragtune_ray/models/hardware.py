@@ -1,4 +1,4 @@
-"""Chooses the device, number format, attention kernel and memory settings that suit this machine."""
+"""Chooses the device, number format, attention kernel and memory settings for this machine."""
 
 from __future__ import annotations
 
@@ -21,11 +21,7 @@ _BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})  # two of x86, 
 
 
 def choose_device(device: str = "auto") -> str:
-    """The torch device to compute on: `auto` means a GPU if torch finds one, else the CPU.
-
-    >>> choose_device("cpu")
-    'cpu'
-    """
+    """The torch device to compute on: `auto` means a GPU if torch finds one, else the CPU."""
     import torch
 
     if device != "auto":
@@ -34,10 +30,10 @@ def choose_device(device: str = "auto") -> str:
 
 
 def keep_freed_memory() -> None:
-    """Make glibc keep the memory of freed tensors for new ones, in this process, from now on.
+    """Make glibc reuse the memory of freed tensors in this process.
 
-    Otherwise it returns large blocks to the system at once and gets them back zeroed, page by page, in every training
-    step on a CPU. Has no effect with another C library.
+    Otherwise, every training step on a CPU returns large blocks to the system and gets them back zeroed, page by page.
+    Has no effect with another C library.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
@@ -46,9 +42,9 @@ def keep_freed_memory() -> None:
 
 
 def return_freed_memory() -> None:
-    """Return the free memory of glibc's heaps to the system, such as that of a model that was just released.
+    """Return the free memory of glibc's heaps to the system, for example after a model was released.
 
-    By itself glibc does this only at the top of a heap. Has no effect with another C library.
+    By itself, glibc does this only at the top of a heap. Has no effect with another C library.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
@@ -58,8 +54,8 @@ def return_freed_memory() -> None:
 def avoid_cudnn_attention() -> None:
     """Use torch's own fused attention kernels on GPUs in this process, instead of cuDNN's.
 
-    Since torch 2.11, an H100 or H200 uses cuDNN's first, whose gradients are NaN for some masked batches with a finite loss
-    (pytorch issue 196678). Has no effect on CPUs.
+    Since torch 2.11, cuDNN's are the first choice on an H100 or H200, but for some masked batches with a finite loss their
+    gradients are NaN (pytorch issue 196678). Has no effect on CPUs.
     """
     import torch
 
@@ -67,7 +63,7 @@ def avoid_cudnn_attention() -> None:
 
 
 def attention_for_training(device: str, longest: int) -> str:
-    """The attention that trains fastest: plain matrix products on a CPU up to 1,024 tokens, else torch's fused kernels.
+    """The fastest attention for training: plain matrix products on a CPU up to 1,024 tokens, else torch's fused kernels.
 
     >>> attention_for_training("cuda", 512), attention_for_training("cpu", 512), attention_for_training("cpu", 4096)
     ('sdpa', 'eager', 'sdpa')
@@ -119,6 +115,5 @@ def _cpu_flags(path: Path) -> frozenset[str]:
     except OSError:  # no such file: macOS, Windows
         return frozenset()
     lines = (line.partition(":") for line in text.splitlines())
-    return frozenset(
-        flag for name, _, flags in lines if name.strip() in ("flags", "Features") for flag in flags.split()
-    )
+    flags = " ".join(values for name, _, values in lines if name.strip() in ("flags", "Features"))
+    return frozenset(flags.split())

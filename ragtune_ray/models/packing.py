@@ -24,7 +24,7 @@ _FEWEST_ROWS, _MOST_ROWS = 2, 32
 
 @functools.cache
 def supports_packing() -> bool:
-    """Whether this build of torch has the operators, and they agree with its plain linear layer."""
+    """Whether this build of torch has the operators, and they compute the same as its plain linear layer."""
     from ragtune_ray.models.hardware import supports_bfloat16
 
     if not supports_bfloat16("cpu"):
@@ -35,9 +35,7 @@ def supports_packing() -> bool:
         try:
             packed = PackedLinear(layer)(probe)
         except (RuntimeError, AttributeError, NotImplementedError) as error:
-            logger.warning(
-                "linear layers are not packed, this torch lacks the operator: %s", str(error).splitlines()[0]
-            )
+            logger.warning("linear layers are not packed, torch lacks the operator: %s", str(error).splitlines()[0])
             return False
         return torch.allclose(packed.float(), layer(probe).float(), atol=0.02)
 
@@ -54,7 +52,7 @@ class PackedLinear(nn.Module):
         super().__init__()
         self.bias = layer.bias
         self.activation = activation
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), None)  # noqa: SLF001 - private operators, see the module docstring
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), None)  # noqa: SLF001  # see above
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Map (..., in features) to (..., out features)."""
@@ -68,20 +66,16 @@ class PackedLinear(nn.Module):
         algorithm = "none" if activation == "gelu" else ""
 
         def multiply(rows: torch.Tensor) -> torch.Tensor:
-            made: torch.Tensor = torch.ops.mkldnn._linear_pointwise(  # noqa: SLF001 - see the module's docstring
+            result: torch.Tensor = torch.ops.mkldnn._linear_pointwise(  # noqa: SLF001  # see the module's docstring
                 rows, self.packed, self.bias, activation, [], algorithm
             )
-            return made
+            return result
 
         return _multiply_independently(multiply, inputs)
 
 
 class PackedGatedLayers(nn.Module):
-    """down(silu(gate(x)) * up(x)) in three operators: the feed-forward block of Llama-like models.
-
-    Args:
-        layers: a module with the linear layers gate_proj, up_proj and down_proj.
-    """
+    """down(silu(gate(x)) * up(x)) in three operators: the feed-forward block of Llama-like models, a module `layers`."""
 
     def __init__(self, layers: Any) -> None:
         super().__init__()
@@ -94,15 +88,15 @@ class PackedGatedLayers(nn.Module):
         return _multiply_independently(self._run, inputs)
 
     def _run(self, inputs: torch.Tensor) -> torch.Tensor:
-        product = torch.ops.mkldnn._linear_pointwise.binary(  # noqa: SLF001 - see the module's docstring
+        product = torch.ops.mkldnn._linear_pointwise.binary(  # noqa: SLF001  # see the module's docstring
             inputs, self.gate(inputs), self.up.packed, self.up.bias, "mul"
         )
-        made: torch.Tensor = self.down(product)
-        return made
+        result: torch.Tensor = self.down(product)
+        return result
 
 
 def _multiply_independently(multiply: Callable[[torch.Tensor], torch.Tensor], inputs: torch.Tensor) -> torch.Tensor:
-    """Multiply all rows; rows of one token go in groups of 2 to 32, so that no result depends on the number of rows."""
+    """Multiply all rows; those of one token in groups of 2 to 32, so that no result depends on the number of rows."""
     if inputs.shape[-2] != 1 or _FEWEST_ROWS <= len(inputs) <= _MOST_ROWS:
         return multiply(inputs)
     if len(inputs) < _FEWEST_ROWS:
@@ -111,12 +105,9 @@ def _multiply_independently(multiply: Callable[[torch.Tensor], torch.Tensor], in
 
 
 def pack(model: nn.Module) -> int:
-    """Replace the plain bfloat16 linear layers of a model on a CPU, if this machine supports that.
+    """Replace the plain bfloat16 linear layers of a model on a CPU, if this machine supports that; return their number.
 
     The model can no longer be trained or saved.
-
-    Returns:
-        The number of replaced modules.
     """
     parameter = next(model.parameters())
     if parameter.device.type != "cpu" or parameter.dtype != torch.bfloat16 or not supports_packing():
@@ -145,7 +136,7 @@ def _is_gated(module: nn.Module) -> bool:
 
 
 def _fused_activation(parent: nn.Module, name: str) -> str:
-    """The activation to fuse: BERT's intermediate block is only `dense` and `intermediate_act_fn`."""
+    """The activation to fuse; BERT's intermediate block consists of `dense` and `intermediate_act_fn`."""
     activation = getattr(parent, "intermediate_act_fn", None)
     if name != "dense" or type(activation).__name__ not in _GELU:
         return "none"

@@ -1,4 +1,4 @@
-"""Scores query and passage together with a cross-encoder, to reorder the candidates of a search."""
+"""Scores pairs of query and passage with a cross-encoder, to reorder the candidates of a search."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ragtune_ray.models.hardware import choose_device, resolve_precision
 
 
 class Reranker:
-    """A cross-encoder, which scores pairs of query and passage; slow, so only for candidates."""
+    """A cross-encoder; slow, so only for candidates."""
 
     def __init__(self, name: str, device: str = "auto") -> None:
         from sentence_transformers import CrossEncoder

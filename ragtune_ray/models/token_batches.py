@@ -1,4 +1,4 @@
-"""Groups tokenised texts into padded batches of similar length, for encoding and for generation."""
+"""Groups tokenized texts into padded batches of similar length."""
 
 from __future__ import annotations
 
@@ -17,14 +17,9 @@ def max_tokens_of(model: Any) -> int:
 
 def token_ids(model: Any, texts: Sequence[str]) -> list[list[int]]:
     """The token ids of each text for a sentence-transformers model, with special tokens, truncated to its limit."""
-    found: list[list[int]] = model.tokenizer(
-        list(texts),
-        truncation=True,
-        max_length=max_tokens_of(model),
-        padding=False,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-    )["input_ids"]
+    options = {"padding": False, "return_attention_mask": False, "return_token_type_ids": False}
+    tokenized = model.tokenizer(list(texts), truncation=True, max_length=max_tokens_of(model), **options)
+    found: list[list[int]] = tokenized["input_ids"]
     return found
 
 
@@ -42,7 +37,7 @@ def batches_by_length(lengths: np.ndarray, batch_tokens: int) -> list[np.ndarray
 
     Args:
         lengths: tokens per row, (num_rows,).
-        batch_tokens: most tokens of a padded batch; a single row may be longer.
+        batch_tokens: maximum tokens of a padded batch; a single row may be longer.
     """
     order = np.argsort(-lengths, kind="stable")
     batches, first = [], 0
@@ -54,16 +49,11 @@ def batches_by_length(lengths: np.ndarray, batch_tokens: int) -> list[np.ndarray
 
 
 def padded_length(longest: int, limit: int) -> int:
-    """The length to pad a batch to: the next multiple of 16, within a model's limit.
+    """The length to pad a batch to: its longest text, rounded up to a multiple of 16 within the model's limit.
 
-    Kernels for a CPU's matrix units are built per shape, which takes as long as a prompt of several hundred tokens, so
-    there should be few shapes.
+    Building the kernel for one shape takes a CPU as long as a prompt of several hundred tokens, so shapes should be few.
 
     >>> padded_length(33, 512), padded_length(509, 510), padded_length(1000, 510)
     (48, 510, 1000)
-
-    Args:
-        longest: tokens of the longest text.
-        limit: the model's longest input; a longer text is not shortened.
     """
     return max(longest, min(-(-longest // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE, limit))

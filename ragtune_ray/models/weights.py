@@ -36,9 +36,9 @@ class Model:
     """A model that is available on this machine."""
 
     name: str
-    """As in the config."""
+    """The name in the config."""
     directory: Path | None
-    """Its files; None for the hashing encoder."""
+    """Directory of its files; None for the hashing encoder."""
     fingerprint: str
     """Changes when any file that affects the model's output changes."""
 
@@ -76,9 +76,6 @@ _PICKLED_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
 def resolve(name: str) -> Model:
     """Find a model, and fetch it if necessary.
 
-    >>> resolve("hashing-384").fingerprint
-    'hashing-384'
-
     Args:
         name: `hashing-DIMENSION`, an embedded model's name, an existing directory or URL (a folder of tuned models means
             its current one), or a hub name (NAME@REVISION pins it).
@@ -98,7 +95,7 @@ def resolve(name: str) -> Model:
         return Model(name, directory.resolve(), fingerprint(directory))
     if name in EMBEDDED:
         directory = fetch(name)
-    elif name.startswith((".", "/", "~")) or not _looks_like_hub_name(name):
+    elif name.startswith((".", "/", "~")) or name.partition("@")[0].count("/") != 1:  # not a hub name
         raise ModelError(
             f"model {name!r}: no such directory, and no embedded model ({', '.join(EMBEDDED)}); "
             "name a directory, a hub name such as organisation/model, or one of these"
@@ -110,18 +107,14 @@ def resolve(name: str) -> Model:
 
 
 def weights_of(model: Model) -> Path:
-    """The model's directory.
-
-    Raises:
-        ModelError: it is the hashing encoder, which has no weights.
-    """
+    """The model's directory; raises a ModelError for the hashing encoder, which has no weights."""
     if model.directory is None:
         raise ModelError(f"encoder.model {model.name!r} has no weights to train; name a model")
     return model.directory
 
 
 def encoder_fingerprint(model: str, settings: config.Encoder) -> str:
-    """The fingerprint of an encoder's vectors: that of the model's files, and both prefixes."""
+    """The fingerprint of an encoder's vectors: a digest of its model's fingerprint and both prefixes."""
     return checksums.digest([model, settings.query_prefix, settings.passage_prefix])
 
 
@@ -157,22 +150,12 @@ def fetch(name: str) -> Path:
 
 
 def fingerprint(directory: Path) -> str:
-    """A digest of all files in a model directory that affect its output.
-
-    Raises:
-        ModelError: there is no such file.
-    """
+    """A digest of the files in a model directory that affect its output; raises a ModelError if there are none."""
     files = sorted(path for path in directory.rglob("*") if path.suffix in _CONTENT_SUFFIXES and path.is_file())
     relevant = [path for path in files if path.name not in {artifacts.MANIFEST, "README.md"}]
     if not relevant:
-        raise ModelError(
-            f"model {directory}: contains no model files; name a directory with config.json and safetensors"
-        )
+        raise ModelError(f"model {directory}: contains no model files; name one with config.json and safetensors")
     return checksums.digest({path.relative_to(directory).as_posix(): checksums.file_sha256(path) for path in relevant})
-
-
-def _looks_like_hub_name(name: str) -> bool:
-    return 1 <= name.partition("@")[0].count("/") <= 1
 
 
 def _from_hub(name: str) -> Path:
@@ -184,10 +167,10 @@ def _from_hub(name: str) -> Path:
     try:
         return Path(snapshot_download(repository, revision=revision or None, allow_patterns=patterns))
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        option = f" --revision {revision}" if revision else ""
         raise ModelError(
             f"model {name!r}: not in the cache, and the hub is not reachable or has no such model ({type(error).__name__}); "
-            f"with a network connection, run: hf download {repository}"
-            + (f" --revision {revision}" if revision else "")
+            f"with a network connection, run: hf download {repository}{option}"
         ) from error
 
 
@@ -242,7 +225,7 @@ def _convert_gguf(source: Path, target: Path) -> None:
         loaded = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
         settings = loaded.config
         if hasattr(settings, "quantization_config"):
-            # The weights are no longer quantized; with this key, transformers refuses to save them.
+            # With this key transformers refuses to save the weights, which are no longer quantized.
             del settings.quantization_config
         plain = AutoModelForCausalLM.from_config(settings, dtype=torch.bfloat16)
         plain.load_state_dict(loaded.state_dict())
@@ -260,7 +243,7 @@ def quiet_transformers() -> Iterator[None]:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
-        # The GGUF reader writes its own progress bar to stderr, which no setting turns off.
+        # The GGUF reader writes its own progress bar to stderr; no setting turns it off.
         with contextlib.redirect_stderr(io.StringIO()):
             yield
     finally:
