@@ -157,7 +157,7 @@ def test_killed_comparison_answers_nothing_twice(
         raise RuntimeError("killed")
 
     answered = []
-    monkeypatch.setattr(answer, "_answering", lambda *_: answered.append(1))
+    monkeypatch.setattr(answer, "_answer_units", lambda *_: answered.append(1))
     with monkeypatch.context() as patch:
         patch.setattr(compare_module, "_comparison", dies)
         with pytest.raises(RuntimeError, match="killed"):
@@ -186,7 +186,7 @@ def test_changes_are_applied_to_a_copy_of_the_index(compared: tuple[config.Confi
 def test_model_trained_on_other_splits_is_refused(settings_for, options: list[str], tmp_path: Path) -> None:
     settings = settings_for(tmp_path / "workspace", *options, "compare.arms=[ft]")
     train(settings.using("queries.split_seed=5", "training.arm=ft"))
-    with pytest.raises(evaluate.EvaluationError, match=r"queries.split_seed=5, and this config has 0"):
+    with pytest.raises(evaluate.EvaluationError, match=r"queries.split_seed=5, but this config has 0"):
         compare(settings)
 
 

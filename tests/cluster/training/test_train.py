@@ -66,9 +66,9 @@ def with_encoder(settings: config.Config, encoder_directory: Path, workspace: Pa
 def test_the_four_arms_are_trained_answered_and_compared(
     given: config.Config, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    arms = given.using("evaluate.arms=[base, rag, ft, rag+ft]", "queries.split=test", "training.epochs=2")
+    compared = given.using("evaluate.arms=[base, rag, ft, rag+ft]", "queries.split=test", "training.epochs=2")
     with pytest.raises(weights_module.ModelError, match=r"ragtune train CONFIG training.arm=ft"):
-        evaluate.evaluate(arms)
+        evaluate.evaluate(compared)
     urls = {arm: train(given.using(f"training.arm={arm}", "training.epochs=2")).path for arm in ("ft", "rag+ft")}
     for arm, url in urls.items():
         manifest = artifacts.read_manifest(url)
@@ -80,7 +80,7 @@ def test_the_four_arms_are_trained_answered_and_compared(
         assert list((Path(url) / "tensorboard").glob("events.*"))
     shown = pq.read_table(Path(artifacts.read_manifest(urls["rag+ft"])["examples"]) / "train.parquet").to_pylist()
     assert all(row["passage_ids"] for row in shown)
-    run = str(evaluate.evaluate(arms))
+    run = str(evaluate.evaluate(compared))
     fingerprints = {arm: evaluate.read_answers(artifacts.read_manifest(run)["runs"][arm])[0].model for arm in urls}
     assert fingerprints == {arm: weights_module.resolve(url).fingerprint for arm, url in urls.items()}
     capfd.readouterr()
@@ -137,7 +137,7 @@ def test_a_query_side_encoder_keeps_its_index_and_no_other(
     url = train(settings).path
     assert artifacts.read_manifest(url)["best"]["step"] > 0
     tuned = settings.using(f"encoder.query_model={url}")
-    assert open_retriever(tuned).search(["What is the code of vessel1?"], 3)[1].shape == (1, 3)
+    assert open_retriever(tuned).search_ordinals(["What is the code of vessel1?"], 3)[1].shape == (1, 3)
     with pytest.raises(weights_module.ModelError, match="trained for the passages of another encoder"):
         open_retriever(tuned.using("encoder.passage_prefix=x"))
 

@@ -10,6 +10,7 @@ import pytest
 
 from ragtune_ray import config, schema
 from ragtune_ray.cluster.answering import answer, evaluate
+from ragtune_ray.cluster.answering.retrieve import retrieve
 from ragtune_ray.cluster.comparing import compare, freshness
 from ragtune_ray.cluster.indexing.index import build_index
 from ragtune_ray.cluster.training import prepare
@@ -124,7 +125,7 @@ def test_a_new_encoders_index_refuses_other_encoders(given: config.Config, tmp_p
     assert rounds.pair == (changed if accepted else start)
     assert changed.workspace != start.workspace
     for pair in (start, changed):
-        assert open_retriever(pair.used_in(settings)).search(["vessel1"], 1)[1].shape == (1, 1)
+        assert open_retriever(pair.used_in(settings)).search_ordinals(["vessel1"], 1)[1].shape == (1, 1)
     for mixed in (
         arms.Pair(start.workspace, changed.encoder_model, "", start.generator_model),
         arms.Pair(changed.workspace, start.encoder_model, "", start.generator_model),
@@ -171,7 +172,7 @@ def test_bulk_teaching_equals_teaching_in_process(given: config.Config) -> None:
     asked = settings.queries.model_copy(update={"split": "train"})
     rows = [row for row in splits.selected_queries(asked) if isinstance(row, schema.Query)]
     texts = [row.text for row in rows]
-    scores, ordinals = retriever.search(texts, 12)
+    scores, ordinals = retriever.search_ordinals(texts, 12)
     embedded = encode_queries(retriever.encoder, texts)
     counter = load_token_counter(settings.encoder)
 
@@ -210,7 +211,7 @@ def test_bulk_teaching_equals_teaching_in_process(given: config.Config) -> None:
 
 def test_the_retriever_is_judged_as_retrieve_scores_it(given: config.Config) -> None:
     judged = reciprocal_ranks(given.using("queries.split=test"))
-    run = compare.retrieval.retrieve(given.using("queries.split=test", "evaluate.depth=10"))
+    run = retrieve(given.using("queries.split=test", "evaluate.depth=10"))
     found = json.loads((Path(str(run)) / "metrics.json").read_text())["MRR@10"]
     assert np.mean(list(judged.values())) == pytest.approx(found["value"])
 
