@@ -39,12 +39,7 @@ def score_lines(summaries: Mapping[str, Summary], differences: Mapping[str, Summ
 
 
 def answer_lines(answer: schema.Answer, titles: Mapping[str, str]) -> list[str]:
-    """A question, its answer and the passages that it cites.
-
-    Args:
-        answer: a row of `answers.parquet`.
-        titles: document_id -> title.
-    """
+    """A question, its answer and the passages that it cites; `titles` are by document id."""
     text = answer.answer if answer.status == "ok" else f"(failed: {answer.error})"
     lines = wrapped("Q  ", answer.query) + wrapped("A  ", text.strip() or "(empty)")
     for citation in answer.citations:
@@ -104,11 +99,7 @@ def difference_lines(changes: Mapping[str, Sequence[str]], shown: int = 20) -> l
 
 
 def plan_lines(plan: Mapping[str, Any]) -> list[str]:
-    """The plan of an index: counts, bytes of each kind of index, seconds, disk, cost, warnings.
-
-    Args:
-        plan: from `plan.read_plan`.
-    """
+    """The plan of an index from `plan.read_plan`: counts, bytes of each kind of index, seconds, disk, cost, warnings."""
     corpus, probe, sizes, disk = plan["corpus"], plan["probe"], plan["bytes"], plan["disk"]
     files = f"{_many(corpus['num_files'], 'file')}, {_size(corpus['bytes'])}, {_many(corpus['num_units'], 'unit')}"
     part = "all" if probe["is_whole"] else "a part"
@@ -175,11 +166,9 @@ def _duration(seconds: float) -> str:
 
 
 def _cost(cost: Mapping[str, Any]) -> str:
-    """Hours, and money if prices are known."""
-    hours = [f"{cost['core_hours']:,.4g} core-hours"] + [f"{cost['gpu_hours']:,.4g} GPU-hours"] * (
-        cost["gpu_hours"] > 0
-    )
-    parts = [" and ".join(hours)]
+    """Hours of hardware, and their price if it is known."""
+    gpu_hours = f" and {cost['gpu_hours']:,.4g} GPU-hours" if cost["gpu_hours"] > 0 else ""
+    parts = [f"{cost['core_hours']:,.4g} core-hours{gpu_hours}"]
     if cost["compute"] is None:
         parts.append("their price is not known (prices.core_hour, prices.gpu_hour)")
     else:
@@ -193,31 +182,25 @@ def _cell(interval: Mapping[str, float] | None, *, signed: bool) -> str:
     if interval is None:
         return "-"
     sign = "+" if signed else ""
-    # "1.0" is as wide as ".25", so that columns stay apart.
-    low, high = (
-        re.sub(r"\b0\.", ".", f"{interval[name]:{sign}.2f}").replace("1.00", "1.0") for name in ("low", "high")
-    )
-    return f"{interval['value']:{sign}.3f} [{low},{high}]"
+    # "1.0" is as wide as ".25", so that the columns stay aligned.
+    ends = re.sub(r"\b0\.", ".", f"[{interval['low']:{sign}.2f},{interval['high']:{sign}.2f}]").replace("1.00", "1.0")
+    return f"{interval['value']:{sign}.3f} {ends}"
 
 
 def evaluation_lines(run: str, num_examples: int) -> list[str]:
-    """The score table of an evaluation, after a few answers of every arm.
-
-    Args:
-        run: directory of a finished `evaluate`.
-        num_examples: number of queries whose answers are shown.
-    """
+    """The score table of a finished `evaluate`, after the answers of every arm to the first `num_examples` queries."""
     from ragtune_ray.cluster.answering.evaluate import read_answers
 
     artifact = artifacts.open_artifact(run, "evaluate")
     arms = list(artifact.manifest["runs"])
     summaries = {arm: json.loads((artifact.path / arm / "metrics.json").read_text(encoding="utf-8")) for arm in arms}
     differences = json.loads((artifact.path / "differences.json").read_text(encoding="utf-8"))
-    lines = []
+    lines: list[str] = []
     if num_examples:
-        rows = {arm: read_answers(artifact.manifest["runs"][arm])[:num_examples] for arm in arms}
-        for place in range(min(map(len, rows.values()))):
-            for arm in arms:
-                lines += [f"-- {arm}", *answer_lines(rows[arm][place], {})]
+        for answers in zip(
+            *(read_answers(artifact.manifest["runs"][arm])[:num_examples] for arm in arms), strict=False
+        ):
+            for arm, answer in zip(arms, answers, strict=True):
+                lines += [f"-- {arm}", *answer_lines(answer, {})]
             lines.append("")
     return lines + score_lines(summaries, differences)

@@ -32,31 +32,27 @@ from ragtune_ray.cli.common import (
 from ragtune_ray.cli.index_commands import index_app, upkeep_app
 
 VERBS = [
-    "init",
-    "plan",
-    "index",
-    "retrieve",
-    "answer",
-    "evaluate",
-    "calibrate",
-    "compare",
-    "train",
-    "tune",
-    "ask",
-    "serve",
-    "versions",
-    "diff",
-    "rollback",
-    "gc",
-    "verify",
-    "doctor",
-    "models",
-    "settings",
+    *(
+        "init",
+        "plan",
+        "index",
+        "retrieve",
+        "answer",
+        "evaluate",
+        "calibrate",
+        "compare",
+        "train",
+        "tune",
+        "ask",
+        "serve",
+    ),
+    *("versions", "diff", "rollback", "gc", "verify", "doctor", "models", "settings"),
 ]
+"""The verbs in the order in which they are used."""
 
 
 class _Commands(typer.core.TyperGroup):
-    """Lists the verbs in the order in which they are used."""
+    """Lists the verbs in the order of `VERBS`."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         known = super().list_commands(ctx)
@@ -78,7 +74,7 @@ app.add_typer(upkeep_app)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command and exit with its code; None takes the arguments of the process."""
+    """Run the command and exit with its code; None means the arguments of the process."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
@@ -108,7 +104,7 @@ def _exit_code(arguments: list[str], debug: bool) -> int:
         explained = isinstance(error, rt.RagtuneError | OSError) and str(error)
         print_error(str(error) if explained else f"{type(error).__name__}: {error}; --debug shows where")
         return FAILED
-    if result == INTERRUPTED:  # typer also returns this number after a KeyboardInterrupt
+    if result == INTERRUPTED:  # typer returns this number, too, after a KeyboardInterrupt
         print_error("interrupted; run the same command again to continue where it stopped")
     return result if isinstance(result, int) else DONE
 

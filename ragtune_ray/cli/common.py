@@ -1,4 +1,4 @@
-"""What the verbs share: arguments, loading the config, and printing results."""
+"""Code that all verbs share: arguments, loading the config, and printing results."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def load(path: str, overrides: Sequence[str] | None) -> rt.Config:
 
 
 def divide(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Names, and overrides: an argument is an override if the text before its `=` is the name of a setting."""
+    """Split arguments into names and overrides; an override is NAME=VALUE with the name of a setting."""
     from ragtune_ray import config
 
     known = {name for name, _, _ in config.describe()}

@@ -1,4 +1,4 @@
-"""The verbs that build, change and look after the index."""
+"""The verbs that build, change and maintain the index."""
 
 from __future__ import annotations
 

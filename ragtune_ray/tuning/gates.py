@@ -1,6 +1,6 @@
 """Decides whether to accept the model that a tuning round produced.
 
-In: scores of the same questions before and after, and problems found by guards against models that score well but are
+In: scores of the same questions before and after, and objections of guards, which detect models that score well but are
 broken. Out: a `Verdict` with its numbers and its reason.
 """
 
@@ -56,14 +56,7 @@ def judge(
 ) -> Verdict:
     """Accept a change that scores better on the same questions, unless a guard objects or a loss cannot be ruled out.
 
-    Args:
-        component: the tuned component.
-        metric: name of the scores.
-        before: query_id -> score before the change.
-        after: query_id -> score after it.
-        problems: one sentence per guard, empty if the guard found nothing.
-        num_examples: number of training examples.
-        settings: tune, evaluate and seed are used.
+    `before` and `after` are scores by query id; `problems` has one sentence per guard, empty if the guard does not object.
     """
     old, new = _paired(before, after)
     if len(old) < MIN_QUESTIONS:
@@ -99,13 +92,10 @@ def refused(component: config.Component, reason: str, num_examples: int = 0) -> 
 
 
 def mean_cosine(vectors: np.ndarray) -> float:
-    """Mean cosine of all pairs of different rows; near 1 if an encoder has collapsed.
+    """Mean cosine of all pairs of unit vectors (n, dimension), n >= 2; near 1 if an encoder has collapsed.
 
     >>> mean_cosine(np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]))
     0.3333333333333333
-
-    Args:
-        vectors: (n, dimension) unit vectors, n >= 2.
     """
     n = len(vectors)
     total = vectors.sum(axis=0, dtype=np.float64)
@@ -113,35 +103,22 @@ def mean_cosine(vectors: np.ndarray) -> float:
 
 
 def spread_problem(before: float, after: float, most: float) -> str:
-    """Whether a tuned encoder has collapsed: the problem as a sentence, or an empty string.
-
-    Args:
-        before: mean cosine of random passages before tuning.
-        after: mean cosine after tuning.
-        most: largest accepted rise.
-    """
+    """A sentence if the mean cosine of random passages rose by more than `most`, so the encoder has collapsed; else empty."""
     if after <= before + most:
         return ""
     return f"its passages collapse: the mean cosine of random ones rose from {before:.2f} to {after:.2f}"
 
 
 def probe_problem(before: Mapping[str, float], after: Mapping[str, float], settings: config.Config) -> str:
-    """Whether scores on the probe questions dropped significantly: the problem as a sentence, or an empty string."""
+    """A sentence if the scores on the probe questions dropped significantly; else empty."""
     old, new = _paired(before, after)
-    if not len(old):
-        return ""
-    change = _gain(old, new, settings)
-    if change.high >= 0:
+    if not len(old) or (change := _gain(old, new, settings)).high >= 0:
         return ""
     return f"it forgets: {change.value:+.3f} [{change.low:+.3f}, {change.high:+.3f}] on the probe questions"
 
 
 def teacher_problem(teacher: Mapping[str, float]) -> str:
-    """Why the generator must not teach the retriever; empty if it may.
-
-    Args:
-        teacher: from `teaching.teacher_facts`.
-    """
+    """Why the generator must not teach the retriever, by its `teaching.teacher_facts`; empty if it may."""
     if not teacher["n"]:
         return "no question has a candidate that answers it, so the generator's ranking cannot be checked"
     if teacher["MRR"] <= teacher["retriever_MRR"]:

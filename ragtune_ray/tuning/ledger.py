@@ -1,7 +1,7 @@
 r"""Records the finished steps of a tune in a readable file, from which the same command resumes.
 
-Out: `ledger.jsonl`, one line per step in the order in which they finished, and a table of the verdicts. Lines are
-appended, never changed. A step in the ledger is not repeated; its recorded facts are returned.
+Out: `ledger.jsonl`, one line per step in order of completion, and a table of the verdicts. Lines are appended, never changed. A
+step in the ledger is not repeated; its recorded facts are returned.
 """
 
 from __future__ import annotations
@@ -23,26 +23,19 @@ class LedgerError(RagtuneError, RuntimeError):
 
 
 class Ledger:
-    """The steps of one tune.
-
-    Args:
-        url: the file, which need not exist yet.
-    """
+    """The steps of one tune, recorded in the file `url`, which need not exist yet."""
 
     def __init__(self, url: str) -> None:
         self.url = url
         self.rows: list[Row] = _read(url)
 
     def step(self, number: int, name: str, work: Callable[[], Mapping[str, Any]]) -> Row:
-        """Run a step, unless it is recorded as finished.
+        """Run a step, unless it is recorded as finished; return its facts, from now or from an earlier run.
 
         Args:
             number: number of the round.
             name: name of the step, unique in its round.
             work: runs the step and returns facts for later steps, as JSON values. It may be killed and run again.
-
-        Returns:
-            The facts that `work` returned, now or in an earlier run.
         """
         for row in self.rows:
             if (row["round"], row["step"]) == (number, name):
@@ -51,7 +44,7 @@ class Ledger:
         facts = dict(work())
         failpoints.reach("tune.worked")
         row = {"round": number, "step": name, **facts, "seconds": round(time.monotonic() - started, 3)}
-        # As a resumed run reads it, with lists instead of tuples.
+        # Through JSON, so that a tuple becomes a list here as in a resumed run.
         self.rows.append(json.loads(json.dumps(row, allow_nan=False)))
         filesystem.replace_text(self.url, self.text())
         failpoints.reach("tune.noted")
@@ -71,7 +64,7 @@ def _read(url: str) -> list[Row]:
     if not filesystem.exists(url):
         return []
     rows = []
-    # Not splitlines: it also splits at separators such as U+2028, which JSON strings may contain.
+    # Not splitlines, which also splits at separators such as U+2028 that JSON strings may contain.
     for number, line in enumerate(filesystem.read_text(url).split("\n"), start=1):
         if not line.strip():
             continue
@@ -106,7 +99,7 @@ def ledger_lines(rows: Sequence[Row]) -> list[str]:
         if row.get("after") is not None:
             gain = f"{row['after'] - row['before']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
             scored = f"{row['before']:>7.3f} -> {row['after']:.3f}  {gain:<23}"
-        spent = sum(each["seconds"] for each in rows if _led_to(each, row))
+        spent = sum(each["seconds"] for each in rows if _contributes_to(each, row))
         lines.append(
             f"{row['round']:>5}  {row['component']:<10}  {row['num_examples']:>6,}  {row.get('metric', ''):<16}  {scored}  "
             f"{'accepted' if row['accepted'] else 'refused':<9}  {spent:>7,.0f}  {row['reason']}"
@@ -114,7 +107,7 @@ def ledger_lines(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
-def _led_to(step: Row, verdict: Row) -> bool:
+def _contributes_to(step: Row, verdict: Row) -> bool:
     """Whether a step contributed to a verdict; a step of both components contributes to both."""
     components = [step.get("component"), *step.get("components", ())]
     return bool(step["round"] == verdict["round"] and verdict["component"] in components)

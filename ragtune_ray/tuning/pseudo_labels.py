@@ -3,11 +3,11 @@
 | check | refuses an answer if |
 |---|---|
 | support | it is missing, or no passage that it cites contains it |
-| likelihood | the generator is less confident than in validation answers that were correct often enough |
+| likelihood | the generator's confidence is below `trusted_confidence`, measured on validation questions |
 | agreement | too few sampled answers say the same |
 | round trip | the cited passage alone leads to another answer; or a generated question does not find its passage |
 
-`teaching` checks later whether the passage makes the answer more likely.
+Later, `teaching` checks whether the passage makes the answer more likely.
 """
 
 from __future__ import annotations
@@ -27,23 +27,18 @@ from ragtune_ray.training.examples import holds_answer
 SAME_F1 = 0.6
 """Two answers with at least this token F1 say the same."""
 FEWEST_ANSWERS = 20
-"""With fewer answers their share of correct ones is not reliable."""
+"""The share of correct answers is not reliable with fewer answers."""
 MIN_QUESTION_WORDS = 3
 MAX_ANSWER_WORDS = 20
 """A longer text retells a passage instead of answering."""
 _POINTS_AWAY = ("passage", "the text", "the article", "the author", "this question", "the question")
-"""Words that make sense only next to the passage."""
+"""Words of questions that make sense only to a reader of the passage."""
 _LABEL = re.compile(r"^\W*(?:question|q|问题|問題)\s*\d*\s*[:：]\W*", re.IGNORECASE)
 _QUESTION_END = re.compile(r"[?？]")
 
 
 def cited_passage(answer: Answer, passages: Mapping[str, Passage]) -> Passage | None:
-    """The first cited passage that contains the answer, or None.
-
-    Args:
-        answer: with citations.
-        passages: passage_id -> passage, at least for the passages that were shown.
-    """
+    """The first cited passage that contains the answer, or None; `passages` (by id) must include those that were shown."""
     for citation in answer.citations:
         passage = passages.get(citation.passage_id)
         if passage is not None and holds_answer(passage.text, [_bare(answer.answer)]):
@@ -52,17 +47,12 @@ def cited_passage(answer: Answer, passages: Mapping[str, Passage]) -> Passage | 
 
 
 def _bare(text: str) -> str:
-    """An answer without the final punctuation, which its passage may lack."""
+    """An answer without final punctuation, because the passage may continue differently."""
     return text.strip().rstrip(".。!！")
 
 
 def support_problem(answer: Answer, passages: Mapping[str, Passage]) -> str:
-    """Why no passage supports an answer; empty if one does.
-
-    Args:
-        answer: a row of a bulk run.
-        passages: passage_id -> passage.
-    """
+    """Why no passage supports an answer; empty if one of `passages` (by id) does."""
     if answer.status != "ok" or answer.abstained:
         return "was not answered"
     if len(answer.answer.split()) > MAX_ANSWER_WORDS:
@@ -108,16 +98,10 @@ def trusted_confidence(confidences: npt.ArrayLike, is_right: npt.ArrayLike, leas
 
 
 def agreement_problem(answer: str, samples: Sequence[str], least: float, language: Language) -> str:
-    """Why too few samples of the same model agree with an answer; empty if enough do.
+    """Why too few sampled answers agree with the greedy one; empty if a share of at least `least` does, or without samples.
 
     >>> agreement_problem("in 1969", ["1969", "1969", "Mars"], 0.6, "en")
     ''
-
-    Args:
-        answer: generated without sampling.
-        samples: sampled answers; if empty, nothing is checked.
-        least: share of the samples that must say the same.
-        language: language of the answers.
     """
     if not samples:
         return ""
@@ -126,29 +110,18 @@ def agreement_problem(answer: str, samples: Sequence[str], least: float, languag
 
 
 def regenerated_problem(answer: str, regenerated: Answer | None, least: float, language: Language) -> str:
-    """Why the cited passage alone does not lead to the same answer; empty if it does.
-
-    Args:
-        answer: the pseudo-label.
-        regenerated: the answer from the cited passage alone; None if there is none.
-        least: required token F1 of the two.
-        language: language of the answers.
-    """
+    """Why the cited passage alone does not lead to the same answer; empty if it does, with a token F1 of at least `least`."""
     if regenerated is None or regenerated.status != "ok":
         return "was not answered from its passage alone"
-    if token_f1(regenerated.answer, [answer], language) >= least:
-        return ""
-    return "its passage alone leads to another answer"
+    same = token_f1(regenerated.answer, [answer], language) >= least
+    return "" if same else "its passage alone leads to another answer"
 
 
 def question_of(text: str) -> str:
-    """Extract the first question from generated text, without a label before it.
+    """Extract the first question from generated text, without a label before it; without a question the whole text.
 
     >>> question_of("Question: Who was first on the Moon? Answer: Armstrong. Who was second?")
     'Who was first on the Moon?'
-
-    Args:
-        text: generated text; returned whole if it contains no question.
     """
     plain = _LABEL.sub("", " ".join(text.split()))
     end = _QUESTION_END.search(plain)
@@ -156,14 +129,10 @@ def question_of(text: str) -> str:
 
 
 def question_problem(question: str, passage: str) -> str:
-    """Why a generated question is not usable; empty if it is.
+    """Why a question generated from a passage is not usable; empty if it is.
 
     >>> question_problem("this passage?", "...")
     'is not a self-contained question'
-
-    Args:
-        question: generated from the passage.
-        passage: text of the passage.
     """
     text = question.strip()
     if "\n" in text or not text.endswith(("?", "？")) or len(text) < 2 * MIN_QUESTION_WORDS:

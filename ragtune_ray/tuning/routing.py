@@ -4,8 +4,8 @@
 |---|---|---|
 | success | answered correctly, or correctly not answered | both components, so that they keep it |
 | reading | a shown passage contains the answer, and the reply is wrong | the generator, with those passages |
-| retrieval | no shown passage contains it, a lower-ranked one does | the retriever, with that passage |
-| unanswerable | has no answer, or no retrieved passage contains one | the generator, to abstain |
+| retrieval | no shown passage contains the answer, a lower-ranked one does | the retriever, with that passage |
+| unanswerable | there is no answer, or no retrieved passage contains one | the generator, to abstain |
 | failed | an error instead of an answer | nothing |
 """
 
@@ -33,7 +33,7 @@ _ROUTES: dict[Outcome, Route] = {
     Outcome.WRONG: "unanswerable",
     Outcome.FAILED: "failed",
 }
-"""What each outcome of a question can teach."""
+"""Outcome -> route, with a lower-ranked passage in the case of NOT_RETRIEVED."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,15 +54,10 @@ def route(
     success_score: float,
     forbidden: Collection[str] = (),
 ) -> Routed:
-    """Choose the route of one question.
+    """Choose the route of one question with known answers.
 
-    Args:
-        query: with gold answers, or `()` if it is known to have none.
-        answer: the answer to it.
-        score: score of the answer; None for a question without gold answers.
-        passages: all retrieved passages, best first, including the shown ones.
-        success_score: an answer with at least this score is correct.
-        forbidden: documents of other splits, which must not be learned from.
+    `score` is None for an unanswerable question; an answer is correct from `success_score` on. `passages` are all retrieved ones,
+    best first, including the shown ones. `forbidden` are the documents of other splits.
     """
     golds, shown = query.answers or (), set(answer.passage_ids)
     outcome = outcome_of(
@@ -78,7 +73,7 @@ def route(
 
 
 def _positive(query: Query, found: Sequence[Passage], forbidden: Collection[str]) -> Passage | None:
-    """The first passage that answers: of a relevant document if these are known, else one that also matches the question.
+    """The first passage that contains an answer: of a relevant document if these are known, else one that matches the question.
 
     Many passages contain a date or a name by chance; few have it in a sentence with half of the question's words.
     """
@@ -93,7 +88,7 @@ def _positive(query: Query, found: Sequence[Passage], forbidden: Collection[str]
 
 
 def _matches_question(query: Query, passage: Passage) -> bool:
-    # A text of question and answer makes `supporting_citations` compare the question's words too.
+    # Question and answer as one text make `supporting_citations` also compare the question's words.
     return any(supporting_citations(f"{query.text} {answer}", [passage], query.text) for answer in query.answers or ())
 
 
