@@ -1,4 +1,4 @@
-"""Everything on Ray, and the only room that imports Ray: one file per command.
+"""Runs every command on Ray, one file per command; no other room imports Ray.
 
-In: a config. Out: an artifact in the workspace. The rooms before it do the work; this one distributes it.
+In: a config. Out: an artifact in the workspace. The other rooms do the work; this one distributes it.
 """

@@ -1,6 +1,6 @@
 """Checks whether this machine is ready: versions, hardware, disk, ports, authentication, models, and a ten-document run.
 
-Nothing is changed outside a temporary directory and the model cache.
+The checks write only to a temporary directory and the model cache.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ragtune_ray.storage import filesystem
 logger = logging.getLogger(__name__)
 
 FLOORS = {"ray": (2, 55), "torch": (2, 10), "transformers": (5, 3), "pyarrow": (14, 0, 1)}
-"""Minimum versions: earlier ones have a known vulnerability that lets a data or model file run code."""
+"""Minimum versions: in earlier ones, a data or model file can run code (a known vulnerability)."""
 MIN_FREE_MEMORY_BYTES = 2 * 2**30
 MIN_FREE_DISK_BYTES = 5 * 2**30
 MIN_SHARED_MEMORY_BYTES = 256 * 2**20
@@ -46,20 +46,20 @@ class Finding:
 
     @property
     def failed(self) -> bool:
-        """Whether the product will not work on this machine."""
+        """Whether ragtune cannot work on this machine."""
         return self.level == "failed"
 
     def line(self) -> str:
-        """For people, such as `ok      memory: 23.0 GiB free`."""
+        """One line for the terminal, such as `ok      memory: 23.0 GiB free`."""
         return f"{self.level:<7} {self.name}: {self.text}" + (f" -> {self.fix}" if self.fix else "")
 
     def facts(self) -> dict[str, str]:
-        """For machines."""
+        """The finding as JSON values."""
         return {"name": self.name, "level": self.level, "text": self.text, "fix": self.fix}
 
 
 def examine(settings: config.Config) -> Iterator[Finding]:
-    """Run every check, cheap ones first; a check that cannot run becomes a finding, and the next one follows."""
+    """Run every check, cheap ones first. The end-to-end run is skipped if a model is missing."""
     yield from _versions()
     yield _processor()
     yield _memory()
@@ -82,11 +82,9 @@ def _versions() -> Iterator[Finding]:
     for package, floor in FLOORS.items():
         version = importlib.metadata.version(package)
         parts = tuple(int(part) for part in version.split("+")[0].split(".")[:3] if part.isdigit())
-        minimum = ".".join(map(str, floor))
         if parts < floor:
-            yield Finding(
-                package, "failed", f"{version} has a known vulnerability", f"pip install '{package}>={minimum}'"
-            )
+            fix = f"pip install '{package}>={'.'.join(map(str, floor))}'"
+            yield Finding(package, "failed", f"{version} has a known vulnerability", fix)
         else:
             yield Finding(package, "ok", version, "")
 
@@ -143,7 +141,7 @@ def _ports() -> Iterator[Finding]:
             probe.settimeout(0.5)
             taken = probe.connect_ex(("127.0.0.1", port)) == 0
         if taken:
-            yield Finding(f"port {port}", "note", f"in use; {user} needs it", "harmless if it is that which uses it")
+            yield Finding(f"port {port}", "note", f"in use; {user} needs it", f"harmless if {user} is what uses it")
         else:
             yield Finding(f"port {port}", "ok", "free", "")
 
@@ -152,9 +150,8 @@ def _authentication() -> Finding:
     mode = os.environ.get("RAY_AUTH_MODE")
     token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray" / "auth_token"))
     if mode == "disabled":
-        return Finding(
-            "ray auth", "note", "RAY_AUTH_MODE=disabled", "export RAY_AUTH_MODE=token before a cluster starts"
-        )
+        fix = "export RAY_AUTH_MODE=token before a cluster starts"
+        return Finding("ray auth", "note", "RAY_AUTH_MODE=disabled", fix)
     if token.exists() and token.stat().st_mode & 0o077:
         return Finding("ray auth", "note", f"{token} is readable by others", f"chmod 600 {token}")
     if mode == "token":
@@ -201,7 +198,7 @@ def _end_to_end(settings: config.Config, folder: Path) -> str:
     for number in range(10):
         text = f"Probe number {number} weighs {number + 10} kilograms and was painted in colour {number}.\n"
         (documents / f"probe-{number}.txt").write_text(text, encoding="utf-8")
-    # Ten documents would be indexed without Ray, which is part of what is checked.
+    # Use Ray, which must be checked too; ten documents would be indexed without it.
     address = session.cluster_address(settings.cluster) or session.LOCAL
     overrides = {"corpus.path": documents, "workspace": folder / "workspace", "cluster.address": address}
     probe = settings.with_values({**overrides, **PROBED})
@@ -214,7 +211,7 @@ def _end_to_end(settings: config.Config, folder: Path) -> str:
     return answered.text
 
 
-# Overrides of settings that refer to the user's own documents and models, which the ten documents do not match.
+# Overrides of settings that fit the user's own documents but not the ten documents of the probe.
 PROBED: dict[str, object] = {
     "generator.max_new_tokens": 16,
     "answer.arm": "rag",

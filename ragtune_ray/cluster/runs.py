@@ -1,4 +1,4 @@
-"""What bulk jobs share: a directory named by what the result depends on, stages over queries, and a manifest."""
+"""What bulk jobs share: a run directory named by a digest of the job's inputs, stages over queries, and a manifest."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
     import ray.data
 
 RUN_FORMAT = 2
-"""Part of a run's identity: raise it when the same input would produce other rows."""
+"""Part of a run's identity: raise it when a code change makes the same input produce other rows."""
 
 
 class RunFacts(TypedDict, total=False):
-    """What verbs write into the manifests of their runs; which keys depends on the verb."""
+    """The facts in the manifest of a run; each verb writes some of them."""
 
     # Common
     seconds: dict[str, float]
     input: dict[str, Any]
-    """Fingerprint and number of the queries; of `examples`, per split."""
+    """Fingerprint and number of the queries; in `examples`, by split."""
     index_version: str
     """Empty if no index was searched."""
     index_content: str
@@ -62,7 +62,7 @@ class RunFacts(TypedDict, total=False):
 
 
 class RunManifest(RunFacts):
-    """The manifest of a finished run: what `Run.publish` and `artifacts.publish` write."""
+    """The manifest of a finished run: its facts, and what `artifacts.publish` adds."""
 
     format: int
     kind: str
@@ -72,23 +72,18 @@ class RunManifest(RunFacts):
     manifest_sha256: str
 
 
-def read_run_manifest(url: str) -> RunManifest:
-    """Read the manifest of a finished run."""
-    return cast(RunManifest, artifacts.read_manifest(url))
-
-
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A job that publishes one artifact under a name made of what its result depends on, so the same job runs only once."""
+    """A job that publishes one artifact, named by a digest of the job's inputs, so the same job runs only once."""
 
     settings: config.Config
     kind: str
     url: str
     """Where the finished artifact is published."""
     work: str
-    """Where the job keeps unfinished work, so that a killed job continues from there."""
+    """Directory of unfinished work, from which a killed job resumes."""
     started: float
-    """By `time.monotonic`."""
+    """Monotonic time."""
 
     @classmethod
     def of(
@@ -105,9 +100,9 @@ class Run:
         Args:
             settings: the config that the manifest records.
             kind: kind of the artifact, such as "answer".
-            identity: JSON values that the result depends on.
-            name: start of the directory's name; by default `kind`.
-            started: when the job began; by default now.
+            identity: JSON values on which the result depends.
+            name: prefix of the directory's name; by default `kind`.
+            started: monotonic time when the job began; by default now.
         """
         directory = f"{name or kind}-{checksums.digest(identity)}"
         url = filesystem.join(settings.workspace, "runs", directory)
@@ -115,45 +110,33 @@ class Run:
         return cls(settings, kind, url, work, time.monotonic() if started is None else started)
 
     def is_finished(self, verb: str = "") -> bool:
-        """Whether this run was published before; if so, a progress line says it.
-
-        Args:
-            verb: how to call the job in that line; by default `kind`.
-        """
-        return already(self.url, verb or self.kind)
+        """Whether this run is already published; if so, print a progress line that calls it `verb` (by default `kind`)."""
+        return say_if_finished(self.url, verb or self.kind)
 
     @contextlib.contextmanager
     def session(self, version: str) -> Iterator[None]:
-        """Open a Ray session and protect an index version from garbage collection for the duration of the block.
-
-        Args:
-            version: "" if the job uses no index.
-        """
+        """Open a Ray session and protect an index version ("" for none) from garbage collection during the block."""
         with retention.held(self.settings.workspace, version), session.ray_session(self.settings.cluster):
             yield
 
     def seconds(self) -> dict[str, float]:
-        """The time since the job began."""
+        """Time since the job began, as in manifests."""
         return {"total": round(time.monotonic() - self.started, 3)}
 
     def publish(self, staging: Path, facts: RunFacts) -> None:
-        """Publish the staged files with the config, the time taken and these facts, then remove the unfinished work."""
+        """Publish the staged files with the config, the duration and these facts, then remove the unfinished work."""
         complete: RunFacts = {"seconds": self.seconds(), **facts}
         artifacts.publish(staging, self.url, self.kind, config=self.settings.model_dump(mode="json"), **complete)
         filesystem.remove(self.work)
 
 
 def read_manifest(url: str) -> RunManifest:
-    """The manifest of a finished run.
-
-    Raises:
-        ArtifactError: there is no sound manifest.
-    """
+    """The manifest of a finished run; ArtifactError if it is missing or damaged."""
     return cast(RunManifest, artifacts.read_manifest(url))
 
 
-def already(url: str, verb: str) -> bool:
-    """Whether an artifact is finished; if so, a progress line says it."""
+def say_if_finished(url: str, verb: str) -> bool:
+    """Whether an artifact is finished; if so, print a progress line."""
     finished = artifacts.is_finished(url)
     if finished:
         progress.say(f"{verb}: this run is already finished; nothing to do")
@@ -161,29 +144,31 @@ def already(url: str, verb: str) -> bool:
 
 
 def index_version(settings: config.Config) -> tuple[str, dict[str, Any]]:
-    """The index version that the whole job uses, and its manifest with `content_id`."""
-    version = versions.current_version(settings.workspace)
-    opened = versions.read_version(settings.workspace, version)
-    return version, {**opened.manifest, "content_id": opened.content_id}
+    """The current index version, and its manifest with `content_id`."""
+    name = versions.current_version(settings.workspace)
+    version = versions.read_version(settings.workspace, name)
+    return name, {**version.manifest, "content_id": version.content_id}
 
 
 def inputs_identity(
-    settings: config.Config, staged: staged_queries.StagedQueries, opened: Mapping[str, Any]
+    settings: config.Config, staged: staged_queries.StagedQueries, index_manifest: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The inputs that a run's identity depends on: its queries and, if it searches, the index and the query encoder."""
+    """The part of a run's identity for its queries and, if it searches, the index (`index_manifest`) and the query encoder."""
     return {
         "format": RUN_FORMAT,
         "queries": staged.fingerprint,
-        "index": opened.get("content_id"),
+        "index": index_manifest.get("content_id"),
         "tenant": [settings.index.tenant_field, settings.retrieval.tenant],
-        "encoder": settings.encoder.model_dump(mode="json", exclude={"model", "query_model"}) if opened else None,
+        "encoder": settings.encoder.model_dump(mode="json", exclude={"model", "query_model"})
+        if index_manifest
+        else None,
         "query_model": query_model_fingerprint(settings),
-        "reranker": _fingerprint(settings.retrieval.reranker if opened else ""),
+        "reranker": _fingerprint(settings.retrieval.reranker if index_manifest else ""),
     }
 
 
 def query_model_fingerprint(settings: config.Config) -> str:
-    """Fingerprint of the encoder for queries if it differs from the one for passages; else ""."""
+    """Fingerprint of `encoder.query_model`, or "" if queries and passages share one encoder."""
     return _fingerprint(settings.encoder.query_model)
 
 
@@ -192,7 +177,7 @@ def _fingerprint(model: str) -> str:
 
 
 def index_facts(settings: config.Config, version: str, staged: staged_queries.StagedQueries) -> RunFacts:
-    """What the manifest of a run says of its index and queries."""
+    """The facts about the index and the queries in a run's manifest."""
     return {
         "index_version": version,
         "index_content": versions.read_version(settings.workspace, version).content_id if version else "",
@@ -201,13 +186,9 @@ def index_facts(settings: config.Config, version: str, staged: staged_queries.St
 
 
 def living_version(workspace: str, manifest: Mapping[str, Any]) -> str:
-    """The index version that a run used or, if `gc` has removed it, a later version with the same content.
+    """The index version that a run used or, if `gc` has removed it, the latest version with the same content.
 
-    A run is identified by the content of its index, and a rollback publishes the same content under a new name.
-
-    Args:
-        workspace: of the index.
-        manifest: of the run.
+    After a rollback, the same content has a new version name, and a finished run of the old name is reused.
     """
     name: str = manifest["index_version"]
     living = versions.list_versions(workspace)
@@ -219,7 +200,7 @@ def living_version(workspace: str, manifest: Mapping[str, Any]) -> str:
 
 
 def rate(staged: staged_queries.StagedQueries, summaries: Sequence[stages.Summary]) -> float:
-    """Queries per second from the start of the first unit to the end of the last, pauses between resumed runs included."""
+    """Queries per second from the start of the first unit to the end of the last, including pauses between resumed runs."""
     span = max(summary["ended"] for summary in summaries) - min(summary["started"] for summary in summaries)
     return float(round(staged.num_queries / max(span, 1e-9), 3))
 
@@ -234,19 +215,16 @@ def run_over_queries(
     *,
     counted: str = "queries",
 ) -> list[stages.Summary]:
-    """Run a stage whose units are ranges of queries in a pool of encoder workers.
+    """Run a stage over ranges of queries in a pool of encoder workers, and return the summaries of all units, in order.
 
     Args:
         name: for progress lines.
         directory: of the stage.
-        units: from `staged_queries.units`; one without a range counts as one.
-        worker: an actor class that takes one unit at a time.
+        units: from `staged_queries.units`.
+        worker: an actor class that processes one unit at a time.
         arguments: of its constructor.
-        cluster: how many workers, and what each reserves.
+        cluster: number and resources of the workers.
         counted: what progress lines count.
-
-    Returns:
-        The summaries of all units, in their order.
     """
 
     def transform(dataset: ray.data.Dataset) -> ray.data.Dataset:
@@ -257,7 +235,7 @@ def run_over_queries(
 
 
 def num_queries(unit: dict[str, Any]) -> int:
-    """How many queries a unit of a stage holds; 1 for units that are no range of queries."""
+    """Number of queries in a unit of a stage; 1 if the unit is not a range of queries."""
     return int(unit["stop"] - unit["start"]) if "stop" in unit else 1
 
 
@@ -274,7 +252,7 @@ def pool(
 
 
 def merged(directory: str, summaries: Iterable[stages.Summary], suffix: str) -> Iterable[pa.Table]:
-    """The parts of a stage, one after another, in the order of the queries."""
+    """The tables that the units of a stage wrote, one at a time, in order."""
     for summary in summaries:
         with filesystem.fetched(stages.unit_file(directory, summary["unit"], suffix)) as path:
             table = pq.read_table(path)

@@ -1,4 +1,4 @@
-"""Opens a quiet Ray session for the duration of a verb, and says how many workers fit into the cluster."""
+"""Opens a quiet Ray session for the duration of a verb, and counts the workers that fit into the cluster."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from typing import Any
 from ragtune_ray import config
 
 SERVE_ENVIRONMENT = {
-    # Calls between replicas use gRPC instead of Ray's object store. Together with the next setting this cuts the CPU time of a
-    # request from 36 to 20 ms (docs/measurements.md).
+    # Calls between replicas use gRPC instead of Ray's object store. This and the next setting cut the CPU time of a request
+    # from 36 to 20 ms (docs/measurements.md).
     "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
-    # User code runs in the event loop that receives the requests, not in a second thread. This is safe because our code never
-    # blocks the loop, and it shortens the slowest answers.
+    # User code runs in the event loop that receives the requests, not in a second thread, which shortens the slowest answers.
+    # This is safe because our code never blocks the loop.
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     # Seconds between the controller's checks of each replica. The default of 0.1 takes 5 % of a core even without requests.
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
@@ -27,14 +27,14 @@ SERVE_ENVIRONMENT = {
 """Environment variables that every Ray Serve process reads, so they must be set before Ray starts."""
 
 LOCAL = "local"
-"""The value of `cluster.address` that starts Ray on this machine even where a small input would be processed without it."""
+"""The value of `cluster.address` that starts Ray on this machine, even for inputs small enough to process without it."""
 
 
 @contextlib.contextmanager
 def ray_session(settings: config.Cluster, *, for_training: bool = False) -> Iterator[None]:
-    """Connect to Ray: the open session if there is one, else the cluster of the config or RAY_ADDRESS, else a local Ray.
+    """Use the open Ray session if there is one; otherwise connect to `cluster.address` or RAY_ADDRESS, or start Ray here.
 
-    Sessions nest: an inner one uses the outer one and leaves it open. Only the outermost one, if it started Ray, stops it.
+    Sessions nest: an inner session leaves the outer one open.
 
     Args:
         settings: the section `cluster`.
@@ -76,13 +76,13 @@ def ray_session(settings: config.Cluster, *, for_training: bool = False) -> Iter
 
 
 def cluster_address(settings: config.Cluster) -> str:
-    """Address of the running cluster to connect to; "" if Ray starts on this machine."""
+    """Address of the cluster to connect to; "" if Ray starts on this machine."""
     address = settings.address or os.environ.get("RAY_ADDRESS", "")
     return "" if address == LOCAL else address
 
 
 def workers(configured: int, gpus_per_worker: float) -> int:
-    """The number of single-core (or GPU) workers: the configured number, or one per core or GPU of the cluster if that is 0."""
+    """The configured number of workers; if that is 0, one per core (or share of a GPU) of the cluster."""
     if configured:
         return configured
     import ray
@@ -94,7 +94,7 @@ def workers(configured: int, gpus_per_worker: float) -> int:
 
 
 def worker_options(settings: config.Cluster) -> dict[str, Any]:
-    """The resources that each actor with a model reserves, as arguments of `map_batches`."""
+    """The resources that an actor with a model reserves, as arguments of `map_batches`."""
     options: dict[str, Any] = {"num_cpus": 1}
     if settings.gpus_per_worker:
         options["num_gpus"] = settings.gpus_per_worker
@@ -104,7 +104,7 @@ def worker_options(settings: config.Cluster) -> dict[str, Any]:
 
 
 def cores_of_this_machine() -> float:
-    """The cores that Ray uses on this machine; in a container, the container's share."""
+    """The cores that Ray uses on this machine (in a container, its share)."""
     import ray
 
     here = ray.get_runtime_context().get_node_id()
@@ -113,13 +113,13 @@ def cores_of_this_machine() -> float:
 
 
 def use_one_thread() -> None:
-    """Limit this worker process to one core: one such worker per core beats one worker on all cores."""
+    """Limit this process to one core: one such worker per core is faster than one worker on all cores."""
     use_threads(1)
 
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Compute on one core for the duration of the block, as workers do: the results are the same to the last bit."""
+    """Compute on one core during the block, as workers do, so that results are the same to the last bit."""
     variables = {name: os.environ.get(name) for name in ("TOKENIZERS_PARALLELISM", "OMP_NUM_THREADS")}
     if "torch" in sys.modules:
         before = int(sys.modules["torch"].get_num_threads())
@@ -137,7 +137,7 @@ def one_thread() -> Iterator[None]:
 
 
 def use_threads(num_threads: int) -> None:
-    """Limit this worker process to this many cores."""
+    """Limit this process to this many cores."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     # Libraries read this when they are imported. Importing them here would cost seconds in workers that do not need them.
     os.environ["OMP_NUM_THREADS"] = str(num_threads)
@@ -157,7 +157,7 @@ def log_with_serve() -> None:
 
 @contextlib.contextmanager
 def _silent_core() -> Iterator[None]:
-    """Discard what Ray's C++ core prints to stderr while it starts; failures are raised as exceptions."""
+    """Discard what Ray's C++ core prints to stderr during the block; failures still raise exceptions."""
     sys.stderr.flush()
     kept = os.dup(2)
     with Path(os.devnull).open("wb") as nowhere:
@@ -172,9 +172,8 @@ def _silent_core() -> Iterator[None]:
 def _configure_ray_data() -> None:
     """Turn off Ray Data's progress bars (`progress` shows one line per stage) and keep the actors of a pool.
 
-    Our actors take one unit at a time (`runs.pool`), so the utilization of a pool never exceeds 1.0. By default Ray Data adds
-    an actor only above 1.75 and removes one below 0.5: an actor that was idle during a slow start was removed and never
-    replaced, which left half of the cores unused.
+    Our actors take one unit at a time (`runs.pool`), so the utilization of a pool never exceeds 1.0. By default, Ray Data removes
+    an actor below 0.5 and adds one only above 1.75: an actor that idled during a slow start would never be replaced.
     """
     import ray.data
 

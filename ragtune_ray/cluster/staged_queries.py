@@ -25,7 +25,7 @@ ROWS_AT_ONCE = 8192
 
 @dataclass(frozen=True, slots=True)
 class StagedQueries:
-    """The queries of a job on shared storage."""
+    """The queries of a job in the workspace, where every worker can read them."""
 
     url: str
     """A Parquet file of `Query` rows, used by this job only."""
@@ -37,11 +37,7 @@ class StagedQueries:
 
 @contextlib.contextmanager
 def staged_queries(settings: config.Config) -> Iterator[StagedQueries]:
-    """Write the queries that the config selects where workers can read them, for the duration of the block.
-
-    Raises:
-        InputError: they cannot be read, or no usable query is left.
-    """
+    """Write the selected queries to the workspace for the duration of the block; InputError if there are none."""
     if not settings.queries.path:
         raise config.ConfigError("queries.path is empty; name a file of queries")
     rejects: list[schema.Reject] = []
@@ -57,7 +53,7 @@ def staged_queries(settings: config.Config) -> Iterator[StagedQueries]:
                 writer.write_table(schema.to_table(rows, schema.Query))
         if not num_queries:
             first = f"; the first reject: {rejects[0].place}: {rejects[0].reason}" if rejects else ""
-            raise inputs.InputError(f"{settings.queries.path}: holds no usable query{first}")
+            raise inputs.InputError(f"{settings.queries.path}: contains no usable query{first}")
         name = fingerprint.hexdigest()[:16]
         url = filesystem.join(settings.workspace, "runs", ".work", f"queries-{name}-{uuid.uuid4().hex[:8]}.parquet")
         filesystem.commit_file(local, url)
@@ -75,11 +71,10 @@ def fingerprint(settings: config.Config) -> str:
         return staged.fingerprint
 
 
-def asking(settings: config.Config, path: str) -> config.Config:
+def with_all_queries_of(settings: config.Config, path: str) -> config.Config:
     """The config that selects all queries of another file."""
-    return settings.with_values(
-        {"queries.path": path, "queries.split": "all", "queries.split_by": "given", "queries.limit": 0}
-    )
+    values = {"queries.path": path, "queries.split": "all", "queries.split_by": "given", "queries.limit": 0}
+    return settings.with_values(values)
 
 
 def selected_queries(settings: config.Config) -> list[schema.Query]:
@@ -94,7 +89,7 @@ def judged_queries(settings: config.Config) -> list[schema.Query]:
 
 
 def read_queries(url: str, start: int, stop: int) -> list[schema.Query]:
-    """The staged queries from row `start` up to `stop`."""
+    """The staged queries in rows `start` to `stop` (excluded)."""
     folder, _, name = url.rpartition("/")
     path = filesystem.local_copy(folder, [name], checksums.digest(url)) / name
     first = 0
@@ -110,7 +105,7 @@ def read_queries(url: str, start: int, stop: int) -> list[schema.Query]:
 
 
 def units(staged: StagedQueries, unit_queries: int) -> list[dict[str, Any]]:
-    """Ranges of rows of the staged file, `unit_queries` each."""
+    """The staged queries as ranges of `unit_queries` rows."""
     starts = range(0, staged.num_queries, unit_queries)
     return [
         {"unit": number, "start": start, "stop": min(start + unit_queries, staged.num_queries)}

@@ -1,10 +1,8 @@
 """Runs numbered units of work on Ray Data and commits each once, so that a killed run loses only its unfinished units.
 
-A worker finishes a unit by writing its files and then its marker, a small JSON file with a summary. The next run skips units that
-have a marker. Units must be deterministic, because a unit may run twice.
-
-Ray Data's own job checkpoints do not fit: they need one output row per input row, from read to write, while a unit of a corpus
-becomes any number of passages.
+A worker finishes a unit by writing its files and then its marker, a JSON file with a summary. The next run skips units that
+have a marker. Units must be deterministic, because a unit may run twice. Ray Data's own checkpoints need one output row per
+input row, but a unit of a corpus becomes any number of passages.
 """
 
 from __future__ import annotations
@@ -39,6 +37,17 @@ class StageError(RagtuneError, RuntimeError):
     """A stage of a job failed; the message names the stage and the root cause."""
 
 
+class UnitWorker:
+    """An actor of a stage. Subclasses define `_run`, which does one unit and returns the result of `commit_unit`."""
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[str]]:
+        """Do the units of the batch."""
+        return {"summary": [self._run(json.loads(unit)) for unit in batch["unit"]]}
+
+    def _run(self, unit: dict[str, Any]) -> str:
+        raise NotImplementedError
+
+
 def unit_file(directory: str, number: int, suffix: str) -> str:
     """The path of a file of a unit.
 
@@ -49,16 +58,9 @@ def unit_file(directory: str, number: int, suffix: str) -> str:
 
 
 def commit_unit(directory: str, number: int, files: dict[str, Path], **summary: Any) -> str:
-    """Move a unit's files into the stage's directory and mark the unit as finished.
+    """Move a unit's files (suffix -> local file) into the stage's directory and mark the unit as finished.
 
-    Args:
-        directory: of the stage.
-        number: of the unit.
-        files: suffix -> finished local file, which is moved.
-        **summary: JSON values that the driver needs.
-
-    Returns:
-        The summary as JSON, which the worker passes on to the driver.
+    Returns the summary (JSON values that the driver needs) as JSON, which the worker passes on to the driver.
     """
     for suffix, local in files.items():
         filesystem.commit_file(local, unit_file(directory, number, suffix))
@@ -69,7 +71,7 @@ def commit_unit(directory: str, number: int, files: dict[str, Path], **summary: 
 
 
 def begin_attempt(directory: str, number: int) -> int:
-    """Record that a unit is being attempted; returns the number of attempts so far, by all workers and runs."""
+    """Record an attempt at a unit; returns the number of attempts so far, by all workers and runs."""
     attempt = 1
     while filesystem.exists(unit_file(directory, number, f"attempt-{attempt}.txt")):
         attempt += 1
@@ -78,7 +80,7 @@ def begin_attempt(directory: str, number: int) -> int:
 
 
 def forget_unit(directory: str, number: int) -> None:
-    """Remove all files of a unit, including its attempts, so that the next run starts it from scratch."""
+    """Remove all files of a unit, including the records of attempts, so that the next run starts it from scratch."""
     prefix = unit_file("", number, "").lstrip("/")
     for name in filesystem.list_names(directory):
         if name.startswith(prefix):
@@ -86,10 +88,7 @@ def forget_unit(directory: str, number: int) -> None:
 
 
 def finished_units(directory: str) -> dict[int, Summary]:
-    """The summaries of the units that earlier runs finished, by unit number.
-
-    A unit with a damaged marker or missing files counts as unfinished and is repeated.
-    """
+    """Unit number -> summary of each finished unit; a unit with a damaged marker or missing files counts as unfinished."""
     finished = {}
     names = set(filesystem.list_names(directory))
     for name in sorted(names):
@@ -116,7 +115,7 @@ def run_stage(
     rows_of: Callable[[dict[str, Any]], int] | None = None,
     in_process: Callable[[], Worker] | None = None,
 ) -> list[Summary]:
-    """Run every unit that has no marker yet.
+    """Run every unit that has no marker yet, and return the summaries of all units, in order.
 
     Args:
         name: for progress lines, such as "embed".
@@ -124,11 +123,8 @@ def run_stage(
         units: each with its number under "unit".
         transform: from a dataset with one block per unit (JSON in column "unit") to `commit_unit`'s results in "summary".
         counted: what progress lines count, such as "passages".
-        rows_of: how many of them a unit contains; None counts units.
+        rows_of: returns how many of these a unit contains; None counts units.
         in_process: returns a worker that runs the units one by one in this process, without Ray; None runs `transform`.
-
-    Returns:
-        The summaries of all units, in the order of `units`.
 
     Raises:
         StageError: a unit failed permanently, or was not committed.

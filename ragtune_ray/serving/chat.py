@@ -67,8 +67,6 @@ async def retrieve_before(
 
 @dataclass(slots=True)
 class _AcceptedRequest:
-    """A chat request after validation."""
-
     request_id: str
     job: Job
     """The closed-book job, without passages."""

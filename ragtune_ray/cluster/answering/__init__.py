@@ -1,1 +1,1 @@
-"""Ray Data: retrieves, answers and evaluates questions in bulk."""
+"""Retrieves, answers and evaluates questions in bulk with Ray Data."""

@@ -1,7 +1,7 @@
-"""Answers many questions in one arm, in parallel: queries -> hits -> answers.parquet.
+"""`ragtune answer`: answers many questions in one arm, in parallel: queries -> hits -> answers.parquet.
 
-A query that cannot be retrieved or answered becomes a row with a status and does not stop the job. If a worker or the driver is
-killed, only the units it was working on are repeated.
+A query that cannot be retrieved or answered becomes a row with status `failed` and does not stop the job. If a worker or the
+driver is killed, only its unfinished units are repeated.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class AnswerError(RagtuneError, RuntimeError):
-    """A bulk job ended without a usable result; the message says what failed and what the next run will do."""
+    """A bulk job ended without a usable result."""
 
 
 @dataclass(frozen=True)
@@ -38,23 +38,18 @@ class Answers(Result):
 def answer(settings: config.Config) -> Answers:
     """Answer every query in the arm of `answer.arm`.
 
-    Args:
-        settings: uses workspace, seed, queries, encoder, retrieval, prompt, generator, answer and cluster.
-
     Raises:
         AnswerError: more than `answer.max_failed_share` of the rows failed.
         ArtifactError: the arm retrieves, and there is no sound index.
         ModelError: the arm is tuned, and no model was trained for it.
-        InputError: the queries cannot be read.
-        StageError: the stage failed.
     """
     settings = arms.with_tuned_models(settings)
     with staged_queries.staged_queries(settings) as staged:
-        version, opened = runs.index_version(settings) if settings.answer.shows_passages else ("", {})
-        generator = generator_fingerprint(settings.generator)
-        arm = settings.answer.arm
-        identity = _identity(settings, staged, opened, generator)
-        run = runs.Run.of(settings, "answer", identity, name=f"answer-{arm}")
+        version, index_manifest = runs.index_version(settings) if settings.answer.shows_passages else ("", {})
+        generator, arm = generator_fingerprint(settings.generator), settings.answer.arm
+        run = runs.Run.of(
+            settings, "answer", _identity(settings, staged, index_manifest, generator), name=f"answer-{arm}"
+        )
         if not run.is_finished(f"answer ({arm})"):
             directory = filesystem.join(run.work, "answers")
             with run.session(version):
@@ -65,11 +60,11 @@ def answer(settings: config.Config) -> Answers:
 
 
 def _identity(
-    settings: config.Config, staged: staged_queries.StagedQueries, opened: dict[str, Any], generator: str
+    settings: config.Config, staged: staged_queries.StagedQueries, index_manifest: dict[str, Any], generator: str
 ) -> dict[str, Any]:
     given = settings.answer
     return {
-        **runs.inputs_identity(settings, staged, opened),
+        **runs.inputs_identity(settings, staged, index_manifest),
         "arm": given.arm,
         "closed_book": given.closed_book,
         **(given.model_dump(include={"reading", "rank_weight"}) if given.reading == "apart" else {}),
@@ -87,7 +82,7 @@ def _identity(
 
 
 def generator_fingerprint(settings: config.Generator) -> str:
-    """Identifies the generator: a hash of its files, or the server and the server's name for the model."""
+    """Digest of the generator's files, or the URL of its server and the model's name there."""
     match settings.engine:
         case "transformers":
             return weights.resolve(settings.model).fingerprint
@@ -98,20 +93,19 @@ def generator_fingerprint(settings: config.Generator) -> str:
 def _answer_units(
     settings: config.Config, version: str, staged: staged_queries.StagedQueries, directory: str, generator: str
 ) -> list[stages.Summary]:
-    """Stream queries -> (hits with their passages) -> answers: generators start before retrieval has finished."""
+    """Stream queries -> passages -> answers, so that generators start before retrieval has finished."""
     shared = {"settings": settings, "version": version, "queries": staged.url}
     units = staged_queries.units(staged, settings.answer.unit_queries)
 
     def transform(dataset: ray.data.Dataset) -> ray.data.Dataset:
         if settings.answer.shows_passages:
-            # Generation takes about 100 times as long as retrieval, so the one retriever must not take a generator's core.
+            # Retrieval takes about 1 % of the time of generation, so the one retriever reserves no core.
             arguments = {**shared, "depth": settings.retrieval.top_k}
             dataset = runs.pool(dataset, RetrieveUnit, 1, arguments, {"num_cpus": 0})
         count = session.workers(settings.cluster.generator_workers, settings.cluster.gpus_per_worker)
         arguments = {**shared, "directory": directory, "fingerprint": generator}
-        return runs.pool(
-            dataset, GenerateUnit, min(len(units), count), arguments, session.worker_options(settings.cluster)
-        )
+        options = session.worker_options(settings.cluster)
+        return runs.pool(dataset, GenerateUnit, min(len(units), count), arguments, options)
 
     name = f"answer ({settings.answer.arm})"
     return stages.run_stage(name, directory, units, transform, counted="queries", rows_of=runs.num_queries)
@@ -120,7 +114,7 @@ def _answer_units(
 def _refuse_failures(
     settings: config.Config, directory: str, summaries: Sequence[stages.Summary], num_queries: int
 ) -> None:
-    """Stop the job if too many rows failed, and let the next run repeat their units."""
+    """Raise AnswerError if too many rows failed; the next run then repeats their units."""
     failed = sum(summary["failed"] for summary in summaries)
     if failed <= settings.answer.max_failed_share * num_queries:
         return

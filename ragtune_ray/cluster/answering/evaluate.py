@@ -1,8 +1,7 @@
-"""Answers the same questions in several arms, scores the answers and compares the arms.
+"""`ragtune evaluate`: answers the same questions in several arms, scores the answers and compares the arms.
 
-Out: for each arm `ARM/metrics.json` (metric -> {value, low, high, n}) and `ARM/scores.parquet` (one row per query); and
-`differences.json`, each arm minus the first, with paired intervals over the same queries. The answers stay in the runs of
-`answer`: nothing is answered twice.
+Out: per arm `ARM/metrics.json` (metric -> {value, low, high, n}) and `ARM/scores.parquet` (one row per query); and
+`differences.json`: each arm minus the first, with intervals paired over the same queries. The answers stay in runs of `answer`.
 """
 
 from __future__ import annotations
@@ -33,16 +32,16 @@ SPLITTING = ("split_by", "split_shares", "split_seed")
 Scores = dict[str, dict[str, float]]
 """Query id -> metric -> value."""
 MAX_CHANGES = 3
-"""How many changes of the index during an evaluation are tolerated."""
+"""Number of changes of the index during an evaluation after which it fails."""
 
 
 class EvaluationError(RagtuneError, ValueError):
-    """The arms cannot be scored or compared; the message says what to change."""
+    """The arms cannot be scored or compared with these settings."""
 
 
 @dataclass(frozen=True)
 class Evaluation(Result):
-    """A run of `evaluate`; `to_arrow()` has one row per arm (or difference of two arms) and metric: value, low, high, n."""
+    """A finished run of `evaluate`."""
 
     @property
     def metrics(self) -> dict[str, dict[str, dict[str, float]]]:
@@ -53,13 +52,13 @@ class Evaluation(Result):
 
     @property
     def differences(self) -> dict[str, dict[str, dict[str, float]]]:
-        """Such as "rag - base" -> metric -> {value, low, high, n}, paired over the same queries."""
+        """Difference of two arms, such as "rag - base" -> metric -> {value, low, high, n}."""
         path = artifacts.open_artifact(self.path, "evaluate").path / "differences.json"
         found: dict[str, dict[str, dict[str, float]]] = json.loads(path.read_text(encoding="utf-8"))
         return found
 
     def to_arrow(self) -> pa.Table:
-        """Columns arm, metric, value, low, high, n; a difference such as "rag - base" is a row like an arm."""
+        """One row per arm, or difference of arms ("rag - base"), and metric: arm, metric, value, low, high, n."""
         rows = [
             {"arm": arm, "metric": metric, **interval}
             for arm, intervals_of in (self.metrics | self.differences).items()
@@ -71,8 +70,7 @@ class Evaluation(Result):
 def evaluate(settings: config.Config) -> Evaluation:
     """Answer the queries in each arm of `evaluate.arms`, score the answers and compare the arms.
 
-    Args:
-        settings: if an arm is tuned, `queries.split=all` means the test split.
+    If an arm is tuned, `queries.split=all` means the test split.
 
     Raises:
         EvaluationError: no query has gold answers, or `check_tuned` refuses an arm.
@@ -120,10 +118,10 @@ def _publish(
 
 
 def _answered(settings: config.Config) -> dict[config.Arm, str]:
-    """Each arm's run of `answer`; all arms that retrieve search the same content of the index.
+    """Each arm's run of `answer`, all from the same content of the index.
 
-    If another process changes the index meanwhile, arms that searched the old content are answered again. Otherwise an arm
-    could win because its index held other documents.
+    If another process changes the index meanwhile, the arms that searched the old content answer again. Otherwise an arm could
+    win because its index contained other documents.
     """
     evaluated = settings.evaluate.arms
     for _ in range(MAX_CHANGES):
@@ -131,7 +129,7 @@ def _answered(settings: config.Config) -> dict[config.Arm, str]:
         answered = {arm: str(answer.answer(settings.with_values({"answer.arm": arm}))) for arm in evaluated}
         if sum(map(config.retrieves, evaluated)) < 2 or _index_content(settings) == before:
             return answered
-        progress.say("evaluate: the index changed meanwhile; arms that searched the old content are answered again")
+        progress.say("evaluate: the index changed meanwhile; arms that searched the old content answer again")
     raise EvaluationError(
         f"{settings.workspace}: its index changed {MAX_CHANGES} times during the evaluation, so the arms would be compared on "
         "different documents; run the command again when no other process changes the index"
@@ -147,11 +145,11 @@ def _index_content(settings: config.Config) -> str:
 
 
 def held_out(settings: config.Config, compared: Sequence[config.Arm]) -> config.Config:
-    """The config restricted to queries that no arm was trained on: the test split if an arm is tuned on these queries."""
+    """The config restricted to the test split if an arm is tuned on the other splits of these queries."""
     if settings.queries.split != "all" or not any(_learns_from_these(settings, arm) for arm in compared):
         return settings
     progress.say(
-        "queries: an arm was tuned on the other splits, so only the test split is asked instead of queries.split=all"
+        "queries: an arm was tuned on the other splits, so only the test split is used, despite queries.split=all"
     )
     return settings.with_values({"queries.split": "test"})
 
@@ -164,12 +162,11 @@ def _learns_from_these(settings: config.Config, arm: config.Arm) -> bool:
         manifest = artifacts.read_manifest(arms.tuned_model(settings.workspace, arm))
     except weights.ModelError:
         return True
-    learnt: str = _queries_of(manifest).get("path", settings.queries.path)
-    return learnt == settings.queries.path
+    return bool(_queries_of(manifest).get("path", settings.queries.path) == settings.queries.path)
 
 
 def _queries_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Section `queries` of the config that a model was tuned with."""
+    """The section `queries` of the config with which a model was tuned."""
     found: dict[str, Any] = manifest.get("config", {}).get("queries", {})
     return found
 
@@ -177,11 +174,7 @@ def _queries_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
 def check_tuned(settings: config.Config, arm: config.Arm) -> None:
     """Refuse a tuned arm that cannot be compared with others: trained on other splits, or from another generator.
 
-    Splits of other queries, and facts that the model's manifest does not record, are not checked; a progress line says so.
-
-    Args:
-        settings: uses workspace, queries and generator.
-        arm: a tuned arm.
+    If the model was trained on other queries, or its manifest lacks facts, a progress line warns instead.
 
     Raises:
         EvaluationError: the model was trained on other splits, or from another model than `generator.model`.
@@ -189,20 +182,22 @@ def check_tuned(settings: config.Config, arm: config.Arm) -> None:
     """
     model = arms.tuned_model(settings.workspace, arm)
     manifest = artifacts.read_manifest(model)
-    again = f"tune CONFIG tune.mode={arm}" if config.is_mode(arm) else f"train CONFIG training.arm={arm}"
-    learnt, asked = _queries_of(manifest), settings.queries.model_dump(mode="json")
-    if learnt.get("path", asked["path"]) != asked["path"]:
-        progress.say(f"{model}: was trained on {learnt['path']}; whether that file contains these questions is unknown")
-        learnt = asked  # the splits of other questions do not matter
-    if missing := [field for field in SPLITTING if field not in learnt]:
+    command = f"tune CONFIG tune.mode={arm}" if config.is_mode(arm) else f"train CONFIG training.arm={arm}"
+    trained, current = _queries_of(manifest), settings.queries.model_dump(mode="json")
+    if trained.get("path", current["path"]) != current["path"]:
+        progress.say(
+            f"{model}: was trained on {trained['path']}; whether that file contains these questions is unknown"
+        )
+        trained = current  # the splits of other questions do not matter
+    if missing := [field for field in SPLITTING if field not in trained]:
         progress.say(
             f"{model}: has no record of queries.{missing[0]}; whether it was trained on these questions is unknown"
         )
     for field in SPLITTING:
-        if learnt.get(field, asked[field]) != asked[field]:
+        if trained.get(field, current[field]) != current[field]:
             raise EvaluationError(
-                f"{model}: was trained with queries.{field}={learnt[field]}, but this config has {asked[field]}: some of these "
-                f"questions may have been training data; train it again (ragtune {again}), or set queries.{field} back"
+                f"{model}: was trained with queries.{field}={trained[field]}, but this config has {current[field]}: some of "
+                f"these questions may have been training data; train it again (ragtune {command}), or set queries.{field} back"
             )
     if settings.generator.engine != "transformers":  # the model behind a server has no fingerprint
         return
@@ -212,46 +207,38 @@ def check_tuned(settings: config.Config, arm: config.Arm) -> None:
         raise EvaluationError(
             f"{model}: was trained from {base} ({fingerprint}), but generator.model={now.name} is another model "
             f"({now.fingerprint}): arms with different base models do not show what training is worth; train it again "
-            f"(ragtune {again}), or set generator.model back"
+            f"(ragtune {command}), or set generator.model back"
         )
 
 
 def _base(arm: config.Arm, manifest: Mapping[str, Any], now: weights.Model) -> tuple[str, str]:
-    """Name and fingerprint of the generator that a tuned arm started from; the current ones if nothing is recorded."""
+    """Name and fingerprint of the generator from which a tuned arm was trained; by default those of `now`."""
     if not config.is_mode(arm):
         return manifest.get("base", "another model"), manifest.get("base_fingerprint", now.fingerprint)
-    # A tune records only the name of its start, and one model can have two names, such as a relative and an absolute path.
+    # A tune records only the name of its first model, and a model can have two names: a relative and an absolute path.
     name = manifest.get("start", {}).get("generator_model", now.name)
     if name == now.name:
         return name, now.fingerprint
     try:
         return name, weights.resolve(name).fingerprint
     except weights.ModelError:
-        return name, "no longer at hand"
+        return name, "no longer available"
 
 
 def require_index(settings: config.Config, compared: Sequence[config.Arm]) -> None:
-    """Check, before anything is answered, that arms that retrieve have an index to search; a mode has its own.
-
-    Raises:
-        ArtifactError: there is none.
-    """
+    """Raise ArtifactError if an arm needs the workspace's index and there is none; modes have their own index."""
     if any(config.retrieves(arm) and not config.is_mode(arm) for arm in compared):
         versions.current_version(settings.workspace)
 
 
 def require_judged(settings: config.Config, judged: Sequence[schema.Query]) -> None:
-    """Check that at least one question has gold answers.
-
-    Raises:
-        EvaluationError: there are none.
-    """
+    """Raise EvaluationError if no question has gold answers."""
     if not judged:
         raise EvaluationError(f"{settings.queries.path}: no query has `answers`, so no answer can be scored")
 
 
 def scores_of(queries: Sequence[schema.Query], rows: Sequence[schema.Answer], settings: config.Config) -> Scores:
-    """Every metric of one arm's answers, per query; answers to other queries are ignored."""
+    """Every metric of one arm's answers to these queries."""
     per_query = scoring.score_answers(queries, rows, settings.evaluate.language)
     for query_id, values in scoring.score_abstention(queries, rows).items():
         per_query[query_id].update(values)
@@ -259,7 +246,7 @@ def scores_of(queries: Sequence[schema.Query], rows: Sequence[schema.Answer], se
 
 
 def read_answers(run: str) -> list[schema.Answer]:
-    """The rows of a run of `answer`, checked against its manifest."""
+    """The answers of a finished run of `answer`."""
     path = artifacts.open_artifact(run, "answer").path
     return list(schema.from_table(pq.read_table(path / "answers.parquet"), schema.Answer))
 
@@ -277,15 +264,13 @@ def _differences(
     (first, baseline), *others = scores.items()
     differences: dict[str, dict[str, dict[str, float]]] = {}
     for arm, per_query in others:
-        shared = sorted({name for values in per_query.values() for name in values})
-        for name in shared:
+        for name in sorted({name for values in per_query.values() for name in values}):
             ids = [query for query, values in per_query.items() if name in values and name in baseline[query]]
             if not ids:
                 continue
             a = np.array([baseline[query][name] for query in ids])
             b = np.array([per_query[query][name] for query in ids])
-            interval = intervals.paired_bootstrap(
-                a, b, settings.evaluate.resamples, settings.evaluate.confidence, settings.seed
-            )
+            rule = settings.evaluate
+            interval = intervals.paired_bootstrap(a, b, rule.resamples, rule.confidence, settings.seed)
             differences.setdefault(f"{arm} - {first}", {})[name] = dataclasses.asdict(interval)
     return differences

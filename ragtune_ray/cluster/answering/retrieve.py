@@ -1,7 +1,7 @@
-"""Retrieves the hits of many queries in parallel, and scores them if the queries have qrels.
+"""`ragtune retrieve`: retrieves the hits of many queries in parallel, and scores them if the queries have qrels.
 
-Out: `hits.parquet`, `run.trec`, `rejects.jsonl` and, with qrels, `scores.parquet` (one row per query) and `metrics.json`. A query
-that cannot be retrieved becomes a reject. An index larger than `cluster.shard_bytes` is searched in shards, with the same hits.
+Out: `hits.parquet`, `run.trec`, `rejects.jsonl` (queries that failed) and, with qrels, `scores.parquet` (one row per query) and
+`metrics.json`. An index larger than `cluster.shard_bytes` is searched in shards, with the same hits.
 """
 
 from __future__ import annotations
@@ -42,21 +42,12 @@ class Hits(Result):
 
 
 def retrieve(settings: config.Config) -> Hits:
-    """Find the hits of every query.
-
-    Args:
-        settings: uses workspace, queries, encoder, retrieval, evaluate and cluster.
-
-    Raises:
-        ArtifactError: there is no sound index.
-        InputError: the queries cannot be read.
-        StageError: the stage failed.
-    """
+    """Find the hits of every query; ArtifactError if there is no sound index."""
     with staged_queries.staged_queries(settings) as staged:
-        version, opened = runs.index_version(settings)
+        version, index_manifest = runs.index_version(settings)
         fields = {"depth", "cutoffs", "resamples", "confidence"}
         identity = {
-            **runs.inputs_identity(settings, staged, opened),
+            **runs.inputs_identity(settings, staged, index_manifest),
             "retrieval": settings.retrieval.model_dump(mode="json"),
             "evaluate": settings.evaluate.model_dump(mode="json", include=fields),
             "seed": settings.seed,
@@ -82,9 +73,8 @@ def _retrieve(run: runs.Run, version: str, staged: staged_queries.StagedQueries)
         else:
             shared = {"settings": settings, "version": version, "queries": staged.url}
             arguments = {**shared, "depth": depth, "directory": directory}
-            summaries = timed = runs.run_over_queries(
-                "retrieve", directory, units, RetrieveUnit, arguments, settings.cluster
-            )
+            cluster = settings.cluster
+            summaries = timed = runs.run_over_queries("retrieve", directory, units, RetrieveUnit, arguments, cluster)
     facts = runs.index_facts(settings, version, staged)
     facts |= {"queries_per_second": runs.rate(staged, timed), "num_shards": max(1, len(shards))}
     _publish(run, directory, summaries, staged, facts)
@@ -133,12 +123,12 @@ def trec_lines(hits: Iterable[schema.Hit]) -> Iterable[str]:
 
 
 def _word(text: str) -> str:
-    """An id without spaces, which separate the fields of a TREC run file."""
+    """An id with its spaces replaced, because they separate the fields of a TREC run file."""
     return "_".join(text.split())
 
 
 def summarize(scores: pa.Table, settings: config.Config) -> dict[str, intervals.Interval]:
-    """One interval per metric column of a table of scores per query; null means not scored."""
+    """One interval per metric column of `scores.parquet`; nulls are not counted."""
     per_query: dict[str, dict[str, float]] = {}
     for row in scores.to_pylist():
         query_id = row.pop("query_id")

@@ -1,20 +1,19 @@
-"""Bulk retrieval from an index that is too large for one process: every shard is searched, and the results are merged.
+"""Bulk retrieval from an index that is too large for one process: searches every shard and merges the results.
 
-The same files and hits as retrieval from the whole index, in four stages, each of which can be resumed:
+It writes the same files as retrieval from the whole index, in four stages, each of which can be resumed:
 
     encode   per unit of queries    their vectors, and the tokens that BM25 needs
     count    per shard              document frequencies of these tokens; not in dense mode
-    search   per shard and unit     the best of the shard: scores, ordinals over all shards, ids of the passages
-    merge    per unit of queries    the best of all shards; fused, reranked, scored
+    search   per shard and unit     the shard's best passages: scores, ordinals over all shards, ids
+    merge    per unit of queries    the best passages of all shards; fused, reranked, scored
 
-No process opens more than one shard. Until the run is published its work directory contains `depth` scores and ordinals per
-query, shard and list, 12 bytes each, and the ids (for a reranker the texts) of the passages.
+No process opens more than one shard. Until the run is published, its work directory contains `depth` scores and ordinals (12
+bytes per pair) for each query, shard and list, and the ids (for a reranker also the texts) of the passages.
 
-Hits equal those of the whole index to the last bit for BM25 and the exact kind (`flat`), and for `ivf` and `hnsw` if nothing is
-deleted or filtered out. For approximate kinds near ties may be ordered differently, because a shard looks at no less than it
-would as a part of the whole index, or at something else: each shard nominates its own candidates for exact re-scoring (`ivf_sq`,
-`ivf_pq`), so more are re-scored; it probes lists by the share of its own passages that the filter allows; it falls back to a full
-scan if its own result is short; and centroids are compared once per shard, though with the same outcome.
+BM25 and the exact kind (`flat`) return the same hits as the whole index, to the last bit; so do `ivf` and `hnsw` if nothing is
+deleted or filtered out. Otherwise approximate kinds may order near ties differently, because each shard decides for itself: it
+nominates its own candidates for exact re-scoring (`ivf_sq`, `ivf_pq`), chooses how many lists to probe by the share of its own
+passages that the filter allows, and falls back to a full scan if its own result is too short.
 """
 
 from __future__ import annotations
@@ -56,47 +55,36 @@ class Job:
     top_k: int
     """Hits per query."""
     shards: tuple[tuple[int, ...], ...]
-    """Per shard the positions of its segments in the version."""
+    """Per shard, the positions of its segments in the version."""
     work: str
-    """Contains a directory per stage, except `merge`."""
+    """Parent of the directories of all stages except `merge`."""
     hits: str
-    """Directory of the last stage."""
+    """Directory of `merge`."""
 
     def stage(self, name: str) -> str:
-        """Directory of a stage; it depends on the division into shards."""
+        """Directory of a stage. All but `encode` depend on the division into shards."""
         if name == "encode":
             return filesystem.join(self.work, name)
         return filesystem.join(self.work, f"{name}-{checksums.digest(self.shards)[:16]}")
 
     def search_unit(self, shard: int, unit: int) -> int:
-        """Number of the unit of `search` for a shard and a unit of queries; units of one shard are consecutive."""
+        """The unit number of `search` for a shard and a unit of queries; the units of one shard are consecutive."""
         return shard * self.num_units + unit
 
     @property
     def mode(self) -> config.RetrievalMode:
-        """Dense, lexical or both."""
+        """The config's retrieval mode."""
         return self.settings.retrieval.mode
 
     @property
     def depth(self) -> int:
-        """Length of the lists that are merged."""
+        """Number of passages per query in each list that is merged."""
         retrieval = self.settings.retrieval
         return retriever.list_depth(retrieval, self.top_k, reranks=bool(retrieval.reranker))
 
 
 def scatter_gather(job: Job, units: Sequence[dict[str, Any]]) -> tuple[list[stages.Summary], list[stages.Summary]]:
-    """Run the four stages.
-
-    Args:
-        job: what to do.
-        units: of queries.
-
-    Returns:
-        The summaries of `merge`, which equal those of plain retrieval, and the summaries of all stages.
-
-    Raises:
-        stages.StageError: a stage failed.
-    """
+    """Run the four stages; returns the summaries of `merge`, which equal those of plain retrieval, and of all stages."""
     encoded = _run(job, "encode", job.stage("encode"), EncodeUnit, units, holds_model=job.mode != "lexical")
     counted: list[stages.Summary] = []
     if job.mode != "dense":
@@ -124,13 +112,13 @@ def _run(
 
 @dataclass(frozen=True, slots=True)
 class _Encoded:
-    """What `encode` records about a unit of queries, besides the vectors."""
+    """What `encode` records about a unit of queries, in addition to the vectors."""
 
     batches: list[int]
-    """Per query the number of its batch; -1 if it was not encoded. Queries encoded together are searched together, as in
+    """Per query, the number of its batch; -1 if encoding failed. Queries encoded together are searched together, as in
     retrieval from the whole index, because the last bit of a matrix product depends on the batch."""
     errors: list[str]
-    """Per query why it could not be encoded; "" if it was."""
+    """Per query, why encoding failed; "" if it did not."""
     tokens: list[str]
     """The distinct tokens of the unit, sorted; empty in dense mode."""
 
@@ -147,7 +135,7 @@ def _read_encoded(job: Job, unit: int) -> _Encoded:
     return _Encoded(**json.loads(filesystem.read_text(stages.unit_file(job.stage("encode"), unit, "encoded"))))
 
 
-class EncodeUnit:
+class EncodeUnit(stages.UnitWorker):
     """An actor that encodes units of queries."""
 
     def __init__(self, job: Job) -> None:
@@ -160,10 +148,6 @@ class EncodeUnit:
         if job.mode != "lexical":
             self._encoder = load_encoder(job.settings.encoder)
             retriever.check_encoder(self._encoder, job.version, manifest)
-
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[str]]:
-        """Encode the units of the batch."""
-        return {"summary": [self._run(json.loads(unit)) for unit in batch["unit"]]}
 
     def _run(self, unit: dict[str, Any]) -> str:
         started = time.time()
@@ -197,7 +181,7 @@ class EncodeUnit:
 
 
 class _OneShard:
-    """Keeps at most one shard open."""
+    """Opens shards, at most one at a time."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
@@ -205,10 +189,10 @@ class _OneShard:
         self._opened: snapshot.Index | None = None
 
     def open(self, number: int, statistics: bm25.Statistics | None = None) -> snapshot.Index:
-        """Open a shard, after closing any other."""
+        """Close any other shard and open this one."""
         if self._opened is None or number != self._number:
             self._opened = None
-            gc.collect()  # an open index is part of a reference cycle (its filter cache)
+            gc.collect()  # an open index is in a reference cycle (its filter cache)
             job = self._job
             self._opened = snapshot.open_index(
                 job.settings.workspace, job.version, shard=job.shards[number], statistics=statistics
@@ -217,17 +201,13 @@ class _OneShard:
         return self._opened
 
 
-class CountUnit:
+class CountUnit(stages.UnitWorker):
     """An actor that counts in how many passages of a shard each token of the queries occurs."""
 
     def __init__(self, job: Job) -> None:
         session.use_one_thread()
         self._job = job
         self._shard = _OneShard(job)
-
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[str]]:
-        """Count in the shards of the batch."""
-        return {"summary": [self._run(json.loads(unit)) for unit in batch["unit"]]}
 
     @functools.cached_property
     def _tokens(self) -> set[str]:
@@ -247,13 +227,13 @@ class CountUnit:
 
 
 def _read_statistics(job: Job) -> bm25.Statistics:
-    """The sum over all shards, with at most two of them in memory."""
+    """The sum of all shards' statistics, with at most two of them in memory."""
     files = (stages.unit_file(job.stage("count"), number, "statistics") for number in range(len(job.shards)))
     each = (bm25.Statistics(**json.loads(filesystem.read_text(file))) for file in files)
     return functools.reduce(lambda one, other: bm25.add_statistics([one, other]), each)
 
 
-class SearchUnit:
+class SearchUnit(stages.UnitWorker):
     """An actor that searches one shard after another, a unit of queries at a time."""
 
     def __init__(self, job: Job) -> None:
@@ -265,10 +245,6 @@ class SearchUnit:
         first = np.cumsum([0, *(entry.num_passages for entry in entries)])
         self._offsets = [int(first[shard[0]]) for shard in job.shards]
         self._columns = ["passage_id", "document_id", *(["text"] if job.settings.retrieval.reranker else [])]
-
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[str]]:
-        """Search for the units of the batch."""
-        return {"summary": [self._run(json.loads(unit)) for unit in batch["unit"]]}
 
     @functools.cached_property
     def _statistics(self) -> bm25.Statistics | None:
@@ -290,7 +266,7 @@ class SearchUnit:
             return stages.commit_unit(directory, unit["unit"], files, started=started, ended=time.time())
 
     def _search(self, opened: snapshot.Index, unit: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-        """Scores and ordinals within the shard, (num_lists, num_queries, depth); -inf and -1 for queries not encoded."""
+        """Scores and ordinals within the shard, (num_lists, num_queries, depth); -inf and -1 where encoding failed."""
         job = self._job
         texts = [row.text for row in staged_queries.read_queries(job.queries, unit["start"], unit["stop"])]
         embedded = None
@@ -308,17 +284,13 @@ class SearchUnit:
         return scores, ordinals
 
 
-class MergeUnit:
+class MergeUnit(stages.UnitWorker):
     """An actor that merges the results of all shards into hits."""
 
     def __init__(self, job: Job) -> None:
         session.use_one_thread()
         self._job = job
         self._ranking = retriever.load_ranking(job.settings.retrieval)
-
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[str]]:
-        """Merge the units of the batch."""
-        return {"summary": [self._run(json.loads(unit)) for unit in batch["unit"]]}
 
     def _run(self, unit: dict[str, Any]) -> str:
         started = time.time()
@@ -341,12 +313,12 @@ class MergeUnit:
         return commit_hits(self._job.hits, unit["unit"], rows, found, cutoffs, started)
 
     def _files(self, unit: int, suffix: str) -> list[str]:
-        """The files that `search` wrote for a unit of queries, per shard."""
+        """Per shard, the file that `search` wrote for a unit of queries."""
         numbers = [self._job.search_unit(shard, unit) for shard in range(len(self._job.shards))]
         return [stages.unit_file(self._job.stage("search"), number, suffix) for number in numbers]
 
     def _merged(self, unit: int) -> list[tuple[np.ndarray, np.ndarray]]:
-        """The merged lists of all shards; at most one shard's lists are in memory in addition."""
+        """The lists of all shards, merged one shard at a time."""
         best: list[tuple[np.ndarray, np.ndarray]] = []
         for file in self._files(unit, "npz"):
             found = _load(file)
@@ -362,7 +334,7 @@ class MergeUnit:
         return best
 
     def _passages(self, unit: int, ordinals: np.ndarray) -> Callable[[str, np.ndarray], list[str]]:
-        """A function that returns a column of these passages by ordinal."""
+        """A function that looks up a column of these passages by ordinal."""
         tables = []
         for file in self._files(unit, "parquet"):
             with filesystem.fetched(file) as path:

@@ -1,7 +1,7 @@
-"""The actors of bulk retrieval and answering, each of which processes one unit of queries at a time.
+"""The actors of bulk retrieval and answering, which process one unit of queries at a time.
 
-A query that cannot be retrieved or answered becomes a reject or a row with status `failed`. A row that kills its worker is
-found by processing the unit's rows one by one.
+A query that cannot be retrieved or answered becomes a reject or a row with status `failed`. If a unit keeps killing its worker,
+its rows are processed one by one to find the row at fault.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ Found = TypeVar("Found")
 
 
 class RetrieveUnit:
-    """An actor with a retriever. With a `directory` it commits hits there, otherwise it passes passages to the generators.
+    """An actor with a retriever. With a `directory` it commits hits there; otherwise it passes passages on to the generators.
 
-    With `answer.gold_passage` it passes on the passage that contains the answer instead of retrieving.
+    With `answer.gold_passage` it passes on the passage that contains the answer, without retrieving.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class RetrieveUnit:
         return [passage], [1.0]
 
     def _passages(self, unit: dict[str, Any]) -> list[dict[str, Any]]:
-        """Per query of the unit: its passages, their scores, and an error if retrieval failed."""
+        """Per query: its passages, their scores, and the error if retrieval failed."""
         rows = staged_queries.read_queries(self._queries, unit["start"], unit["stop"])
         found = row_by_row_if_needed(rows, self._gold if self._gold_passage else self._found)
         return [
@@ -113,13 +113,10 @@ def commit_hits(
     Args:
         directory: of the stage.
         number: of the unit.
-        rows: its queries.
-        found: per query its hits, or the reason why retrieval failed.
+        rows: the queries of the unit.
+        found: per query, its hits or the reason why retrieval failed.
         cutoffs: the k of the metrics.
-        started: when the unit began, by `time.time`.
-
-    Returns:
-        The result of `stages.commit_unit`.
+        started: Unix time when the unit began.
     """
     hits = [hit for row in found if not isinstance(row, str) for hit in row]
     rejects = [
@@ -145,7 +142,7 @@ def commit_hits(
 
 
 def row_by_row_if_needed(rows: Sequence[Row], work: Callable[[Sequence[Row]], list[Found]]) -> list[Found | str]:
-    """Per row the result of `work`, or the reason why the row failed; rows are halved until failing ones are alone."""
+    """Per row, the result of `work` or the reason why it failed: batches that fail are halved down to single rows."""
     try:
         return [*work(rows)]
     except (ValueError, RuntimeError) as error:
@@ -155,8 +152,8 @@ def row_by_row_if_needed(rows: Sequence[Row], work: Callable[[Sequence[Row]], li
     return row_by_row_if_needed(rows[:middle], work) + row_by_row_if_needed(rows[middle:], work)
 
 
-class GenerateUnit:
-    """An actor that loads the generator once and answers one unit of queries at a time."""
+class GenerateUnit(stages.UnitWorker):
+    """An actor with a generator that answers one unit of queries at a time."""
 
     def __init__(self, settings: config.Config, version: str, queries: str, directory: str, fingerprint: str) -> None:
         from ragtune_ray.generation.generator import open_generator
@@ -165,10 +162,6 @@ class GenerateUnit:
         self._generator, _ = open_generator(settings)
         self._settings, self._version, self._queries = settings, version, queries
         self._directory, self._fingerprint = directory, fingerprint
-
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[str]]:
-        """Answer the units of the batch and commit their rows of `answers.parquet`."""
-        return {"summary": [self._run(json.loads(unit)) for unit in batch["unit"]]}
 
     def _run(self, unit: dict[str, Any]) -> str:
         started = time.time()
@@ -211,7 +204,7 @@ class GenerateUnit:
         return answer_tasks(tasks, self._generator, self._settings, self._fingerprint)
 
     def _answer_alone(self, unit: int, place: int, task: Task) -> schema.Answer:
-        """Answer a single row, after writing a note: a row with a note but without an answer has killed its worker."""
+        """Answer a single row after writing a note: a row with a note but no answer has killed its worker."""
         note = stages.unit_file(self._directory, unit, f"row-{place}.txt")
         finished = stages.unit_file(self._directory, unit, f"row-{place}.parquet")
         if filesystem.exists(finished):

@@ -1,1 +1,1 @@
-"""Measures the arms and recommends one; calibrates when retrieval can be skipped."""
+"""Measures the arms and recommends one; finds out when retrieval can be skipped."""

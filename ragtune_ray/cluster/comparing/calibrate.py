@@ -1,7 +1,7 @@
-"""The verb `calibrate`: finds out, on the validation questions, when an arm may answer without retrieval.
+"""`ragtune calibrate`: finds out, on the validation questions, when an arm may answer without retrieval.
 
-In: a config whose arm retrieves, and queries with gold answers. Out: `calibrations/ARM/ID/calibration.json`; the file
-`CURRENT` next to these directories names the latest. Answers are produced in bulk and kept: nothing is answered twice.
+In: a config whose arm retrieves, and queries with gold answers. Out: `calibrations/ARM/ID/calibration.json`; `CURRENT` next to
+these directories names the latest. The bulk answers are kept, so no question is answered twice.
 """
 
 from __future__ import annotations
@@ -27,15 +27,12 @@ class CalibrationResult(Result):
 
     @property
     def calibration(self) -> adaptive.RetrievalCalibration:
-        """The threshold and what it was found from."""
+        """The threshold, and the measurements that led to it."""
         return adaptive.load_calibration(self.path)
 
 
 def calibrate(settings: config.Config) -> CalibrationResult:
-    """Find the confidence from which the arm `answer.arm` answers as well without passages, by `compare.metric`.
-
-    Args:
-        settings: as for `answer`, with `compare.metric`, `compare.margin` and the interval settings of `evaluate`.
+    """Find the confidence from which `answer.arm` answers as well without passages, by `compare.metric` and `compare.margin`.
 
     Raises:
         config.ConfigError: the arm does not retrieve, or its generator reports no confidence.
@@ -46,7 +43,7 @@ def calibrate(settings: config.Config) -> CalibrationResult:
     validation = settings.with_values({"queries.split": "validation"})
     if arms.with_tuned_models(validation).generator.engine != "transformers":
         raise config.ConfigError(
-            f"generator.engine={settings.generator.engine} reports no confidence of its answers; use transformers"
+            f"generator.engine={settings.generator.engine} reports no confidence in its answers; use transformers"
         )
     metric, rule = settings.compare.metric, settings.evaluate
     with session.ray_session(settings.cluster):
@@ -86,17 +83,14 @@ def effect(
     timed: Sequence[schema.Query],
     always: Latency,
 ) -> Adaptive | None:
-    """The effect of an arm's current calibration on other questions, such as the test split's.
+    """The effect of an arm's calibration on other questions, such as the test split; None if it skips no retrieval.
 
     Args:
         settings: of the arm; a Ray session must be open.
-        queries: judged ones, from those that the config selects.
+        queries: selected queries with gold answers.
         opened: the run of `answer` in which they were answered with passages.
-        timed: queries to measure the latency without passages with.
+        timed: queries for measuring the latency without passages.
         always: the arm's latency with passages.
-
-    Returns:
-        None if there is no calibration of this generator, or none that skips any retrieval.
     """
     calibration = adaptive.read_calibration(settings)
     if calibration is None or calibration.threshold is None:
@@ -125,7 +119,7 @@ def effect(
 def _paired(
     queries: Sequence[schema.Query], closed: str, opened: str, settings: config.Config
 ) -> tuple[list[schema.Answer], np.ndarray, np.ndarray]:
-    """The closed-book answers to the questions that both runs have a score for, and both scores, (num_questions,) each."""
+    """The closed-book answers to the questions scored in both runs, and the scores of both runs, (num_questions,) each."""
     metric = settings.compare.metric
     rows = {row.query_id: row for row in evaluate.read_answers(closed)}
     without = evaluate.scores_of(queries, list(rows.values()), settings)

@@ -1,7 +1,7 @@
-"""The verb `compare`: runs the arms on the same held-out questions and recommends one.
+"""`ragtune compare`: runs the arms on the same held-out questions and recommends one.
 
 In: a config with an index and queries that have gold answers. Out: `runs/compare-ID/` with `comparison.json` and `report.html`.
-Missing tuned models are trained first. A killed comparison continues where it stopped: no question is answered twice.
+Missing tuned models are trained first. A killed comparison resumes where it stopped.
 """
 
 from __future__ import annotations
@@ -59,18 +59,14 @@ class ComparisonResult(Result):
 
 
 def compare(settings: config.Config, command: str = "") -> ComparisonResult:
-    """Compare the arms of `compare.arms` and recommend one.
+    """Compare the arms of `compare.arms` and recommend one. `command` is the command line, for the report.
 
-    Args:
-        settings: everything but `answer.arm`, `evaluate.arms` and `training.name` is used. If an arm is tuned and `queries.split`
-            is `all`, only the test split is asked.
-        command: the command line, for the report.
+    If an arm is tuned, `queries.split=all` means the test split.
 
     Raises:
-        evaluation.EvaluationError: no query has gold answers, or a tuned model was trained on other splits or from another model
-            than this config has.
-        answers.AnswerError: too many rows of an arm failed.
-        storage.ArtifactError: an arm retrieves, and there is no sound index.
+        EvaluationError: no query has gold answers, or a tuned model was trained on other splits or from another base model.
+        AnswerError: too many rows of an arm failed.
+        ArtifactError: an arm retrieves, and there is no sound index.
     """
     started = time.monotonic()
     arms = settings.compare.arms
@@ -102,7 +98,6 @@ def compare(settings: config.Config, command: str = "") -> ComparisonResult:
 
 
 def _identity(settings: config.Config, evaluated: str, golden: Mapping[str, str]) -> dict[str, Any]:
-    """Everything that the result depends on; equal identities are one comparison."""
     of_arms = [settings.with_values({"answer.arm": arm}) for arm in settings.compare.arms if config.retrieves(arm)]
     return {
         "format": comparison.FORMAT,
@@ -119,7 +114,7 @@ def _identity(settings: config.Config, evaluated: str, golden: Mapping[str, str]
 
 
 def _require_inputs(settings: config.Config) -> None:
-    """Refuse unreadable inputs now, not after hours of training."""
+    """Refuse unreadable inputs before hours of training."""
     evaluate.require_index(settings, settings.compare.arms)
     evaluate.require_judged(settings, staged_queries.judged_queries(settings))
     _fingerprints(settings)
@@ -127,17 +122,19 @@ def _require_inputs(settings: config.Config) -> None:
 
 def _indexes(settings: config.Config) -> dict[str, config.Config]:
     """Workspace -> the config of an arm that searches its index; a mode that tuned the encoder has its own index."""
-    of_arms = [
+    configs = (
         arms_module.with_tuned_models(settings.with_values({"answer.arm": arm})) for arm in settings.compare.arms
-    ]
-    return {of_arm.workspace: of_arm for of_arm in of_arms}
+    )
+    return {of_arm.workspace: of_arm for of_arm in configs}
 
 
 def _fingerprints(settings: config.Config) -> list[Any]:
-    """Fingerprints of the files named in the section `compare`: if one changes, the comparison is made again."""
+    """Fingerprints of the files named in the section `compare`: if one changes, the arms are compared again."""
     rule = settings.compare
-    asked = [path for path in (rule.changed_queries_path, rule.probe_path) if path]
-    found: list[Any] = [staged_queries.fingerprint(staged_queries.asking(settings, path)) for path in asked]
+    paths = [path for path in (rule.changed_queries_path, rule.probe_path) if path]
+    found: list[Any] = [
+        staged_queries.fingerprint(staged_queries.with_all_queries_of(settings, path)) for path in paths
+    ]
     if rule.changes_path:
         files = input_units.plan_units(rule.changes_path, settings.corpus.unit_bytes).files
         found += [[file.path, file.sha256] for file in files]
@@ -162,7 +159,7 @@ def _publish(run: runs.Run, found: Comparison, evaluated: str, golden: Mapping[s
 
 
 def _train_if_missing(settings: config.Config, arm: config.Arm) -> None:
-    """Train the model of a tuned arm, or check that the existing one may be compared."""
+    """Train the model of a tuned arm if there is none; otherwise check that the existing one may be compared."""
     if not config.is_tuned(arm):
         return
     try:
@@ -183,22 +180,16 @@ def _has_gold_passage(query: schema.Query) -> bool:
 
 def _gold_runs(settings: config.Config, queries: Sequence[schema.Query]) -> dict[str, str]:
     """Arm that retrieves -> the run in which its generator answers from the gold passage."""
-    arms = [arm for arm in settings.compare.arms if config.retrieves(arm)]
-    # Queries without a gold passage fail and are left out. If they are the majority, the result would say little.
+    # Queries without a gold passage fail and are left out, so the result means little if they are the majority.
     if not settings.compare.gold_passages or sum(map(_has_gold_passage, queries)) < len(queries) / 2:
         return {}
-    return {
-        arm: str(
-            answer.answer(
-                settings.with_values({"answer.arm": arm, "answer.gold_passage": True, "answer.max_failed_share": 1})
-            )
-        )
-        for arm in arms
-    }
+    arms = [arm for arm in settings.compare.arms if config.retrieves(arm)]
+    values = {"answer.gold_passage": True, "answer.max_failed_share": 1}
+    return {arm: str(answer.answer(settings.with_values({"answer.arm": arm, **values}))) for arm in arms}
 
 
 def _retrieval(settings: config.Config, queries: Sequence[schema.Query]) -> comparison.Metrics | None:
-    """Metrics of retrieval; None if no arm retrieves or no document is judged."""
+    """Metrics of retrieval; None if no arm retrieves or no query has qrels."""
     if not any(map(config.retrieves, settings.compare.arms)) or not any(map(splits.positives, queries)):
         return None
     run = artifacts.open_artifact(str(retrieve.retrieve(settings)), "retrieve").path
@@ -212,14 +203,12 @@ def _ceilings(
     golden: Mapping[str, str],
     queries: Sequence[schema.Query],
 ) -> dict[str, Ceilings]:
-    """Closed book, retrieved and gold passage for each generator, over the queries that have a gold passage."""
+    """Each generator's scores without passages, with retrieved and with gold passages, over queries with a gold passage."""
     answered = {arm: evaluate.read_answers(run) for arm, run in golden.items()}
     failed = {row.query_id for rows in answered.values() for row in rows if row.status == "failed"}
     readable = {query.query_id for query in queries if _has_gold_passage(query)} - failed
-    generators: tuple[tuple[str, config.Arm, config.Arm], ...] = (
-        ("base model", "base", "rag"),
-        ("tuned model", "ft", "rag+ft"),
-    )
+    generators: tuple[tuple[str, config.Arm, config.Arm], ...]
+    generators = (("base model", "base", "rag"), ("tuned model", "ft", "rag+ft"))
     found = {}
     for name, closed, opened in generators:
         scores = {
@@ -227,14 +216,12 @@ def _ceilings(
             "retrieved": measured[opened].scores if opened in measured else {},
             "gold_passage": evaluate.scores_of(queries, answered[opened], settings) if opened in answered else {},
         }
-        means = {
-            kind: intervals.mean_of(
-                {query_id: values for query_id, values in per_query.items() if query_id in readable},
-                settings.compare.metric,
-                settings,
-            )
+        shared = {
+            kind: {query_id: values for query_id, values in per_query.items() if query_id in readable}
             for kind, per_query in scores.items()
         }
+        metric = settings.compare.metric
+        means = {kind: intervals.mean_of(per_query, metric, settings) for kind, per_query in shared.items()}
         found[name] = Ceilings(**{kind: mean for kind, mean in means.items() if mean is not None})
     return {name: ceilings for name, ceilings in found.items() if ceilings.model_fields_set}
 
@@ -268,10 +255,7 @@ def _comparison(
         break_even=_break_even({arm: each.cost for arm, each in measured.items()}),
         examples=_examples(settings, measured, queries),
         config=settings.model_dump(mode="json"),
-        versions={
-            "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in LIBRARIES},
-        },
+        versions={"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in LIBRARIES},
         hardware=_hardware(),
         created=dt.datetime.now(dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
     )
@@ -280,7 +264,7 @@ def _comparison(
 def _unpriced(settings: config.Config) -> list[str]:
     if settings.generator.engine == "transformers":
         return []
-    return ["base and rag are answered by a server: their cost covers the requests, not the server's own computing."]
+    return ["A server answers base and rag: their cost covers the requests, not the server's own computing."]
 
 
 def _arm(
@@ -291,7 +275,7 @@ def _arm(
     violations: Sequence[str],
 ) -> ArmResult:
     summary, explained = measured.summary, {"citation_precision", "citation_recall"}
-    # Abstention quality and the statuses say more than these shares of all rows.
+    # The shares of abstained and failed rows are left out: abstention quality and the statuses tell more.
     elsewhere = explained | {"abstained", "failed"}
     latency, visible = measured.latency, measured.visible_seconds
     return ArmResult(
@@ -300,10 +284,8 @@ def _arm(
         index_version=measured.manifest["index_version"],
         statuses={"ok": 0, "failed": 0, **measured.manifest["statuses"]},
         quality={name: each for name, each in summary.items() if name not in elsewhere},
-        explainability={
-            "cited_share": measured.cited,
-            **{name: summary[name] for name in sorted(explained & summary.keys())},
-        },
+        explainability={"cited_share": measured.cited}
+        | {name: summary[name] for name in sorted(explained & summary.keys())},
         latency=latency if config.retrieves(arm) else latency.model_copy(update={"retrieval": None}),
         throughput=comparison.Throughput(answers_per_second=measured.manifest["queries_per_second"]),
         cost=measured.cost,
@@ -321,7 +303,7 @@ def _arm(
 
 
 def _break_even(found: Mapping[str, costs.Cost]) -> tuple[BreakEven, ...]:
-    """The pairs of arms where one costs more to set up and less per answer."""
+    """The pairs of arms of which one costs more to set up and less per answer."""
     return tuple(
         BreakEven(arm=arm, against=other, answers=number)
         for arm, cost in found.items()
@@ -333,7 +315,6 @@ def _break_even(found: Mapping[str, costs.Cost]) -> tuple[BreakEven, ...]:
 def _examples(
     settings: config.Config, measured: Mapping[config.Arm, measure.Measured], queries: Sequence[schema.Query]
 ) -> tuple[comparison.Example, ...]:
-    """Some questions with the answers of every arm and their sources."""
     metric, by_id = settings.compare.metric, {query.query_id: query for query in queries}
     scores = {arm: each.scores for arm, each in measured.items()}
     opened: dict[tuple[str, str], snapshot.Index] = {}
@@ -347,10 +328,10 @@ def _examples(
         return opened[place].by_id(row.passage_ids)
 
     def answers(query_id: str) -> dict[str, comparison.ExampleAnswer]:
-        rows = {arm: each.rows[query_id] for arm, each in measured.items()}
+        rows = {arm: (each, each.rows[query_id]) for arm, each in measured.items()}
         return {
-            arm: examples.shown_answer(row, scores[arm][query_id][metric], passages(measured[arm], row))
-            for arm, row in rows.items()
+            arm: examples.shown_answer(row, each.scores[query_id][metric], passages(each, row))
+            for arm, (each, row) in rows.items()
         }
 
     return tuple(

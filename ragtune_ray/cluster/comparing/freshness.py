@@ -1,6 +1,6 @@
-"""Measures how soon a change of the documents shows in each arm's answers, and whether those answers are right.
+"""Measures how soon each arm's answers reflect a change of the documents, and whether they are then right.
 
-The changes are applied to a copy of the index; the index itself is not changed.
+The changes are applied to a copy of the index.
 """
 
 from __future__ import annotations
@@ -19,10 +19,7 @@ from ragtune_ray.training.manifest import TrainingCost
 
 
 def follow_changes(settings: config.Config) -> tuple[config.Config, float]:
-    """Apply the changes to a copy of the index.
-
-    Args:
-        settings: of an arm; its workspace and encoder, the changes named in `compare`, and the settings of upserting are used.
+    """Apply the changes of `compare` to a copy of an arm's index.
 
     Returns:
         The config with the copy as its workspace, and the seconds until the changed index has answered a query.
@@ -48,33 +45,32 @@ def changed_scores(settings: config.Config, changed: config.Config, arm: config.
     Args:
         settings: of the comparison, whose workspace has the tuned models.
         changed: from `follow_changes` for this arm; its workspace has the changed index.
-        arm: a tuned arm answers with the model trained before the change.
+        arm: the arm; a tuned one answers with the model trained before the change.
     """
     tuned = arms.with_tuned_models(settings.with_values({"answer.arm": arm}))
     plain: config.Arm = "rag" if config.retrieves(arm) else "base"
-    asked = staged_queries.asking(tuned, settings.compare.changed_queries_path).with_values(
-        {"workspace": changed.workspace, "answer.arm": plain}
-    )
-    rows = evaluate.read_answers(str(answer.answer(asked)))
+    changed_settings = staged_queries.with_all_queries_of(tuned, settings.compare.changed_queries_path)
+    changed_settings = changed_settings.with_values({"workspace": changed.workspace, "answer.arm": plain})
+    rows = evaluate.read_answers(str(answer.answer(changed_settings)))
     scores = scoring.score_answers(_questions(settings), rows, settings.evaluate.language)
     return intervals.mean_of(scores, settings.compare.metric, settings)
 
 
 def visible_seconds(arm: config.Arm, seconds_to_index: float, training: TrainingCost | None) -> float:
-    """Seconds until a change shows in an arm's answers: until it is indexed, or trained; infinite: never."""
+    """Seconds until an arm's answers reflect a change: the time to index it, or to train on it; infinite if never."""
     if config.retrieves(arm):
         return seconds_to_index
     return training["seconds"]["steps"] if training else math.inf
 
 
 def remove_copy(settings: config.Config) -> None:
-    """Remove the copy of the index and the answers made from it."""
+    """Remove the copy of the index, with the answers made from it."""
     filesystem.remove(_scratch(settings))
 
 
 def _questions(settings: config.Config) -> list[schema.Query]:
     path = settings.compare.changed_queries_path
-    found = staged_queries.judged_queries(staged_queries.asking(settings, path))
+    found = staged_queries.judged_queries(staged_queries.with_all_queries_of(settings, path))
     if not found:
         raise evaluate.EvaluationError(
             f"{path}: no question has `answers`, so answers about the change cannot be scored; add gold answers"

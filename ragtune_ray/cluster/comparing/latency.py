@@ -1,7 +1,4 @@
-"""Measures how long one answer takes when questions are asked one at a time, without the network.
-
-Bulk answering takes less time per row, because rows are processed in batches.
-"""
+"""Measures how long one answer takes when questions are asked one at a time, without a network or batches."""
 
 from __future__ import annotations
 
@@ -22,11 +19,11 @@ if TYPE_CHECKING:
 
 
 def measure(arms: Sequence[tuple[config.Config, str]], queries: Sequence[schema.Query]) -> list[Latency]:
-    """Answer the queries one at a time in each arm, on one otherwise idle machine of the cluster.
+    """Answer the queries one at a time in each arm, in a Ray task; a session must be open, and the cluster should be idle.
 
     Args:
-        arms: config of each arm and version of its index ("" for an arm that does not retrieve). A Ray session must be open.
-            Neighbours with the same generator load it once.
+        arms: (config, index version or "" if it does not retrieve) of each arm; consecutive arms with the same generator load
+            it once.
         queries: the first one is asked twice per arm, once unmeasured to warm up.
     """
     import ray
@@ -50,7 +47,7 @@ def _percentiles(seconds: np.ndarray) -> Percentiles:
 
 
 def _answer_one_by_one(arms: list[tuple[config.Config, str]], queries: list[schema.Query]) -> list[np.ndarray]:
-    """For each arm (num_queries, 2): seconds of retrieval and of generation, on all cores of this machine."""
+    """Per arm, the seconds of retrieval and of generation on all cores of this machine, (num_queries, 2)."""
     import torch
 
     from ragtune_ray.generation.generator import open_generator
@@ -60,7 +57,7 @@ def _answer_one_by_one(arms: list[tuple[config.Config, str]], queries: list[sche
     found, generator, opened = [], None, None
     for settings, version in arms:
         if generator is None or settings.generator != opened:
-            generator = None  # frees the memory of the one before
+            generator = None  # free the memory of the previous one first
             generator, opened = open_generator(settings)[0], settings.generator
         retriever = open_retriever(settings, version) if settings.answer.shows_passages else None
         seconds = [_seconds(query, settings, version, retriever, generator) for query in [queries[0], *queries]]
@@ -71,7 +68,6 @@ def _answer_one_by_one(arms: list[tuple[config.Config, str]], queries: list[sche
 def _seconds(
     query: schema.Query, settings: config.Config, version: str, retriever: Retriever | None, generator: Generator
 ) -> tuple[float, float]:
-    """Seconds of retrieval and of generation of one query."""
     from ragtune_ray.answering.pipeline import Task, answer_tasks
 
     started = time.perf_counter()

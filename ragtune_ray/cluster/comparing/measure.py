@@ -24,7 +24,7 @@ from ragtune_ray.tuning.manifest import read_tune_manifest
 
 
 class MeasureError(RagtuneError, ValueError):
-    """A measurement is impossible; the message names the setting."""
+    """A measurement is impossible with these settings."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -32,18 +32,18 @@ class Measured:
     """The measurements of one arm."""
 
     settings: config.Config
-    """With the arm's own generator."""
+    """Of the arm, with its own models."""
     rows: dict[str, schema.Answer]
     """query_id -> answer."""
     scores: scoring.PerQuery
     manifest: runs.RunManifest
-    """Of its run of `answer`."""
+    """Of the arm's run of `answer`."""
     rounds: list[dict[str, Any]]
-    """The verdicts of its tune; empty for other arms."""
+    """The verdicts of a mode's tune; empty for other arms."""
     summary: dict[str, intervals.Interval]
-    """Metric -> mean, as `evaluate` wrote them."""
+    """Metric -> mean, from `evaluate`."""
     cited: intervals.Interval
-    """Share of its answers that cite."""
+    """Share of the answers that cite a passage."""
     latency: Latency
     cost: costs.Cost
     visible_seconds: float
@@ -51,7 +51,7 @@ class Measured:
     """Score on the questions about the change."""
     forgetting: Forgetting | None
     adaptive: Adaptive | None
-    """None: the arm was not calibrated."""
+    """None if the arm was not calibrated."""
 
     def evidence(self) -> decision.Evidence:
         """The measurements that the decision uses."""
@@ -68,13 +68,7 @@ class Measured:
 def measure_latencies(
     settings: config.Config, evaluated: str, queries: Sequence[schema.Query]
 ) -> dict[config.Arm, Latency]:
-    """Ask every arm of `compare.arms` some questions, one at a time.
-
-    Args:
-        settings: of the comparison.
-        evaluated: the finished run of `evaluate` with the arms' answers.
-        queries: the judged ones; `compare.latency_queries` of them are asked.
-    """
+    """Ask every arm `compare.latency_queries` of the questions, one at a time; `evaluated` is their run of `evaluate`."""
     timed = _spread(queries, settings.compare.latency_queries)
     progress.say(f"compare: each arm answers {len(timed)} questions one at a time")
     answered = [_answered(settings, arm, evaluated) for arm in settings.compare.arms]
@@ -94,14 +88,11 @@ def measure(
 
     Args:
         settings: of the comparison.
-        arm: the one to measure.
+        arm: the arm to measure.
         evaluated: the finished run of `evaluate` with its answers.
-        queries: the judged ones.
-        changed: workspace of an index -> result of `freshness.follow_changes` for it; empty if nothing changed.
+        queries: queries with gold answers.
+        changed: workspace of an index -> result of `freshness.follow_changes`; empty if no change is measured.
         one_by_one: the arm's latency.
-
-    Raises:
-        MeasureError: the file of probe questions has no gold answers.
     """
     of_arm, run, manifest = _answered(settings, arm, evaluated)
     rows = {row.query_id: row for row in evaluate_module.read_answers(run)}
@@ -141,13 +132,13 @@ def _answered(settings: config.Config, arm: config.Arm, evaluated: str) -> tuple
 
 
 def _spread(queries: Sequence[schema.Query], count: int) -> list[schema.Query]:
-    """This many queries, evenly from the first to the last."""
+    """At most `count` queries, evenly spaced."""
     places = np.linspace(0, len(queries) - 1, min(count, len(queries))).round().astype(int)
     return [queries[place] for place in places]
 
 
 def _index_seconds(settings: config.Config, manifest: runs.RunManifest) -> list[dict[str, float]]:
-    """Seconds and workers of the version answered from and its ancestors, oldest first, as far as they still exist."""
+    """Seconds and workers of the index version of a run and its remaining ancestors, oldest first."""
     name, found = manifest["index_version"], list[dict[str, float]]()
     while name and filesystem.exists(versions.version_url(settings.workspace, name)):
         facts = versions.read_version(settings.workspace, name).manifest
@@ -167,38 +158,29 @@ def _cost(
     gpus = settings.cluster.gpus_per_worker
     built = costs.Compute()
     for each in indexed:
-        held = each["total"] * each["workers"]
-        built += costs.Compute(held, held * gpus)
+        busy_seconds = each["total"] * each["workers"]
+        built += costs.Compute(busy_seconds, busy_seconds * gpus)
     trained = costs.Compute()
     if tuned:
         seconds = tuned["seconds"]["steps"] * tuned["num_workers"]
         trained = costs.Compute(seconds * tuned.get("cores_per_worker", 1), seconds * gpus)
-    each_answer = costs.Compute(busy["retrieval"] + busy["generation"], busy["generation"] * gpus).times(
-        1 / num_answers
-    )
-    return costs.cost_of(
-        built,
-        trained,
-        each_answer,
-        answers=settings.compare.answers,
-        prices=settings.prices,
-        unit=costs.unit_of(settings.prices, with_gpus=gpus > 0),
-    )
+    answered = costs.Compute(busy["retrieval"] + busy["generation"], busy["generation"] * gpus)
+    prices, unit = settings.prices, costs.unit_of(settings.prices, with_gpus=gpus > 0)
+    each_answer = answered.times(1 / num_answers)
+    return costs.cost_of(built, trained, each_answer, answers=settings.compare.answers, prices=prices, unit=unit)
 
 
 def _forgetting(settings: config.Config, tuned: config.Config) -> Forgetting:
-    """How the tuned generator and the base model answer the probe questions, without passages."""
-    asked = staged_queries.asking(settings, settings.compare.probe_path)
-    queries = staged_queries.judged_queries(asked)
+    """How well the base model and the tuned generator answer the probe questions, without passages."""
+    probe = staged_queries.with_all_queries_of(settings, settings.compare.probe_path)
+    queries = staged_queries.judged_queries(probe)
     if not queries:
         raise MeasureError(f"compare.probe_path={settings.compare.probe_path}: no question has `answers`")
-    base = asked.with_values({"answer.arm": "base"})
+    base = probe.with_values({"answer.arm": "base"})
+    changed = base.with_values({"generator.model": tuned.generator.model, "generator.engine": "transformers"})
     before, after = (
         evaluate_module.scores_of(queries, evaluate_module.read_answers(str(answer.answer(each))), settings)
-        for each in (
-            base,
-            base.with_values({"generator.model": tuned.generator.model, "generator.engine": "transformers"}),
-        )
+        for each in (base, changed)
     )
     metric, evaluate = settings.compare.metric, settings.evaluate
     a, b = (np.array([row[metric] for row in scores.values() if metric in row]) for scores in (before, after))

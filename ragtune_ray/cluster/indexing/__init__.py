@@ -1,1 +1,1 @@
-"""Ray Data: builds, updates and compacts the index."""
+"""Builds, updates and compacts the index with Ray Data."""

@@ -16,13 +16,12 @@ from ragtune_ray.storage import failpoints, filesystem
 from ragtune_ray.storage.results import Result
 
 MAX_ATTEMPTS = 3
-"""How often a change is attempted if other processes keep changing the documents that it builds on."""
-
+"""How often a change is attempted while other processes change the documents that it builds on."""
 Returned = TypeVar("Returned")
 
 
 class OvertakenError(RagtuneError, RuntimeError):
-    """During a build, another process changed documents that the build took as known; the message names the next step."""
+    """During a build, another process changed documents that the build took as known."""
 
 
 @dataclass(frozen=True)
@@ -51,21 +50,18 @@ def publish_change(
     *,
     in_process: bool,
 ) -> IndexVersion:
-    """Build segments from the input, publish a version with them, clean up, and compact the index if needed.
+    """Build segments from the input, publish a version with them, compact the index if needed; returns the latest version.
 
     Args:
-        settings: uses workspace, corpus, chunking, encoder, index, cluster and seed.
+        settings: the whole config.
         plan: of the input.
         encoder: the model that the config names.
         base: the version whose documents need no work.
         build_id: names the segments.
-        draft: from the latest version and the build to the next version; None if the latest version needs no change. It
-            runs again if another process publishes first.
-        report: says on progress lines what happened; its second argument tells whether a version was published.
+        draft: from the latest version and the build to the next version, or None if the latest version needs no change; called
+            again if another process publishes first.
+        report: prints what happened; its second argument tells whether a version was published.
         in_process: run without Ray.
-
-    Returns:
-        The latest version.
     """
     with pipeline.session_for(settings, base, in_process=in_process):
         built = pipeline.build(settings, plan, encoder, base, build_id, in_process=in_process)
@@ -79,18 +75,14 @@ def publish_change(
 
 
 def overtaken_by(version: versions.Version) -> OvertakenError:
-    """The error for a version that lacks documents which the build took as known."""
+    """The error for a version without documents that the build took as known."""
     return OvertakenError(
-        f"version {version.name} changed documents meanwhile that were taken as known; run the command again"
+        f"version {version.name} meanwhile changed documents that this build took as known; run the command again"
     )
 
 
 def retry_if_overtaken(verb: str, work: Callable[[], Returned]) -> Returned:
-    """Do work that builds on the latest version, and repeat it on the next one if it is overtaken.
-
-    Raises:
-        OvertakenError: it was overtaken every time.
-    """
+    """Do work that builds on the latest version, and repeat it on the next version if it is overtaken."""
     for _ in range(MAX_ATTEMPTS - 1):
         try:
             return work()

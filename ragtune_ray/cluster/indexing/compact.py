@@ -1,7 +1,7 @@
 """Merges small and half-deleted segments of an index into fewer full ones, without embedding anything again.
 
-The next version has the same documents, passages and vectors. Changes that other processes publish meanwhile are kept: passages
-deleted from the old segments are deleted from the new ones too.
+The next version has the same documents, passages and vectors. Passages that other processes delete from the old segments
+meanwhile are deleted from the new ones too.
 """
 
 from __future__ import annotations
@@ -15,16 +15,18 @@ from ragtune_ray.cluster.indexing import pipeline, segmenting
 from ragtune_ray.index import contents, versions
 from ragtune_ray.storage import checksums, failpoints, filesystem
 
-HOLLOW_MIN_PASSAGES = 1000
-"""Fewer deleted passages than this slow a search too little to justify writing a new segment."""
+MIN_DELETED_PASSAGES = 1000
+"""Fewer deleted passages than this slow down a search too little to justify writing a new segment."""
 
 
 def compact_if_needed(settings: config.Config, *, in_process: bool) -> versions.Version | None:
-    """Compact if there are many small segments or one with many deleted passages; the new version, or None if not needed."""
+    """Compact if there are many small segments or one with many deleted passages; returns the new version, if any."""
     latest = versions.latest_version(settings.workspace)
     entries = latest.entries if latest else ()
     num_small = sum(_is_small(settings, entry) for entry in entries)
-    if num_small <= settings.index.compact_segments and not any(_is_hollow(settings, entry) for entry in entries):
+    if num_small <= settings.index.compact_segments and not any(
+        _has_many_deletions(settings, entry) for entry in entries
+    ):
         return None
     return compact(settings, in_process=in_process)
 
@@ -33,9 +35,9 @@ def _is_small(settings: config.Config, entry: versions.Entry) -> bool:
     return entry.num_live < settings.index.segment_passages / 2
 
 
-def _is_hollow(settings: config.Config, entry: versions.Entry) -> bool:
+def _has_many_deletions(settings: config.Config, entry: versions.Entry) -> bool:
     share = entry.num_deleted / max(1, entry.num_passages)
-    return entry.num_deleted >= HOLLOW_MIN_PASSAGES and share > settings.index.compact_deleted_share
+    return entry.num_deleted >= MIN_DELETED_PASSAGES and share > settings.index.compact_deleted_share
 
 
 def compact(settings: config.Config, *, in_process: bool) -> versions.Version | None:
@@ -43,20 +45,12 @@ def compact(settings: config.Config, *, in_process: bool) -> versions.Version | 
 
     Returns:
         The new version; None if there was nothing to merge, or another process changed the merged segments meanwhile.
-
-    Raises:
-        ArtifactError: a segment is damaged or has an earlier format.
-        StageError: a segment could not be built.
-        SpaceError: the disk has too little space for the new segments.
     """
     latest = versions.latest_version(settings.workspace)
-    chosen = [
-        entry
-        for entry in (latest.entries if latest else ())
-        if _is_small(settings, entry) or _is_hollow(settings, entry)
-    ]
+    entries = latest.entries if latest else ()
+    chosen = [entry for entry in entries if _is_small(settings, entry) or _has_many_deletions(settings, entry)]
     if latest is None or not chosen or (len(chosen) == 1 and not chosen[0].num_deleted):
-        versions.advance_current(settings.workspace)  # a compaction killed after publishing may not have done it
+        versions.advance_current(settings.workspace)  # a compaction killed after publishing may have skipped this
         progress.say("compact: nothing to merge")
         return None
     failpoints.reach("compact.planned")
@@ -82,7 +76,7 @@ def compact(settings: config.Config, *, in_process: bool) -> versions.Version | 
 def _job(
     settings: config.Config, latest: versions.Version, chosen: Sequence[versions.Entry], *, in_process: bool
 ) -> segmenting.Job:
-    # The chosen entries are part of the id: the settings that choose them may change before a killed compaction is resumed.
+    # The id includes the chosen entries, because the settings that choose them may change before a killed compaction resumes.
     merging = [[entry.segment_id, entry.deleted] for entry in chosen]
     build_id = checksums.digest(["compact", latest.content_id, merging, settings.index.segment_passages, settings.seed])
     return segmenting.Job(
@@ -100,10 +94,7 @@ def _job(
 def _draft(
     workspace: str, base: versions.Version | None, old: Sequence[versions.Entry], new: Sequence[versions.Entry]
 ) -> versions.Draft | None:
-    """The base with the new segments in place of the old ones.
-
-    None if the base no longer has all old segments, or has passages again that were deleted when the segments were merged.
-    """
+    """The base with the new segments in place of the old ones; None if the base has changed in a way that prevents this."""
     assert base is not None
     now = {entry.segment_id: entry for entry in base.entries}
     if not all(entry.segment_id in now for entry in old):
@@ -137,7 +128,7 @@ def _still_deleted(workspace: str, then: versions.Entry, now: versions.Entry) ->
 
 
 def _deleted_since(workspace: str, then: versions.Entry, now: versions.Entry) -> np.ndarray:
-    """For each passage that was alive then, in order: whether it has been deleted since, bool (num_live,)."""
+    """For each passage that was alive then, in order: whether it has been deleted since; bool (num_live,)."""
     alive = np.ones(then.num_passages, dtype=bool)
     alive[contents.deleted_passages(workspace, then)] = False
     dead_now = np.zeros(then.num_passages, dtype=bool)

@@ -1,11 +1,10 @@
 """Second stage of an index build: embeds passages.
 
-In: the parts of `reading`. Out: per unit a file with the vectors of the kept rows; passages without a finite vector are rejects.
+In: the parts of `reading`. Out: per unit, a file with the vectors of the kept rows. Passages without a finite vector are rejects.
 """
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
 from pathlib import Path
@@ -30,11 +29,10 @@ def embed_stage(
     directory = filesystem.join(build, "embed")
     units: list[dict[str, Any]] = []
     for part in parts.summaries:
+        dropped = parts.dropped.get(part["unit"], [])
         for group, rows in enumerate(part["row_groups"]):
-            dropped = parts.dropped.get(part["unit"], [])
-            units.append(
-                {"unit": len(units), "part": part["unit"], "row_group": group, "rows": rows, "dropped": dropped}
-            )
+            unit = {"unit": len(units), "part": part["unit"], "row_group": group, "rows": rows, "dropped": dropped}
+            units.append(unit)
     count = 1 if in_process else num_workers(settings, len(units))
 
     def transform(dataset: ray.data.Dataset) -> ray.data.Dataset:
@@ -62,12 +60,12 @@ def embed_stage(
 
 
 def num_workers(settings: config.Config, num_units: int) -> int:
-    """How many encoder actors work on this many units."""
+    """The number of encoder actors for this many units."""
     return max(1, min(num_units, session.workers(settings.cluster.encoder_workers, settings.cluster.gpus_per_worker)))
 
 
-class EmbedUnit:
-    """An actor that loads the encoder once and embeds one row group of a part at a time."""
+class EmbedUnit(stages.UnitWorker):
+    """An actor with an encoder that embeds one row group of a part at a time."""
 
     def __init__(self, settings: config.Encoder, build: str) -> None:
         from ragtune_ray.models.encoder import load_encoder
@@ -76,11 +74,7 @@ class EmbedUnit:
         self._encoder = load_encoder(settings)
         self._build = build
 
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[str]]:
-        """Embed the batch's units and commit their vectors."""
-        return {"summary": [self._embed(json.loads(unit)) for unit in batch["unit"]]}
-
-    def _embed(self, unit: dict[str, Any]) -> str:
+    def _run(self, unit: dict[str, Any]) -> str:
         started = time.monotonic()
         passages = reading.read_row_group(self._build, unit["part"], unit["row_group"])
         kept = ~np.isin(passages["document_number"].to_numpy(), unit["dropped"])
@@ -110,14 +104,14 @@ class EmbedUnit:
 
 
 def read_block(build: str, block: dict[str, Any]) -> tuple[pa.Table, np.ndarray]:
-    """The kept passages of an embedded unit, as `Passage` rows with their documents' fingerprints, and their vectors."""
+    """The embedded passages of a unit, with their documents' fingerprints, and their vectors."""
     rows, vectors = _read_npz(build, block)
     passages = reading.read_row_group(build, block["part"], block["row_group"]).take(pa.array(rows))
     return passages.select([*schema.arrow_schema(schema.Passage).names, "fingerprint"]), vectors
 
 
 def read_vectors(build: str, block: dict[str, Any]) -> np.ndarray:
-    """Only the vectors of an embedded unit, (num_rows, dimension)."""
+    """The vectors of an embedded unit, (num_rows, dimension)."""
     return _read_npz(build, block)[1]
 
 

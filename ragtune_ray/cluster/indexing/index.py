@@ -1,8 +1,7 @@
-"""Makes the index contain exactly the documents of a corpus.
+"""`ragtune index`: makes the index contain exactly the documents of a corpus.
 
-Only documents that the latest version does not contain are chunked and embedded; documents that were removed from the corpus or
-changed are deleted. A build that is interrupted and resumed produces the same segments: units depend on the input, the config and
-the base version, never on the number of workers or on time.
+Only documents that the latest version does not contain are chunked and embedded; removed and changed documents are deleted. A
+resumed build produces the same segments as an uninterrupted one: units depend only on the input, the config and the base version.
 """
 
 from __future__ import annotations
@@ -29,12 +28,9 @@ def build_index(settings: config.Config) -> IndexVersion:
 
     A small corpus is indexed in this process, without Ray (`pipeline.runs_in_process`).
 
-    Args:
-        settings: uses workspace, corpus, chunking, encoder, index, cluster and seed.
-
     Raises:
         InputError: the corpus cannot be read at all.
-        CorpusError: `corpus.strict` met a reject, or no document was left to index.
+        CorpusError: `corpus.strict` is set and there are rejects, or no document is left to index.
         DuplicateError: two documents share an id.
         ModelError: the encoder cannot be found.
         StageError: a stage failed.
@@ -54,7 +50,7 @@ def _build(settings: config.Config, plan: input_units.Plan, encoder: weights.Mod
     corpus_id = versions.corpus_id(settings, plan, encoder)
     published = _published(settings, base, corpus_id)
     if published is not None:
-        progress.say(f"index: version {published} already holds this corpus; nothing to do")
+        progress.say(f"index: version {published} already contains this corpus; nothing to do")
         return IndexVersion.of(settings.workspace, published)
     if base is not None and not _can_keep(settings, base, versions.recipe(settings, encoder)):
         progress.say("index: chunking, encoder, kind or format changed; every document is indexed again")
@@ -78,7 +74,7 @@ def _build(settings: config.Config, plan: input_units.Plan, encoder: weights.Mod
             "num_documents": built.parts.documents.num_rows,
             "num_rejects": built.counted_rejects(),
             "seconds": {**built.seconds, "total": round(time.monotonic() - started, 3)},
-            # Written even if it is None: otherwise the version would inherit the plan of an earlier corpus.
+            # Set even if it is None; otherwise the version would inherit the plan of an earlier corpus.
             "planned": planned,
         }
         return _draft(settings, latest, base, built, facts)
@@ -88,17 +84,12 @@ def _build(settings: config.Config, plan: input_units.Plan, encoder: weights.Mod
         if planned:
             progress.say(outcome_line(planned, version.manifest, built.num_passages))
 
-    return change.publish_change(
-        settings, plan, encoder, base, build_id, draft, report, in_process=pipeline.runs_in_process(settings, plan)
-    )
+    in_process = pipeline.runs_in_process(settings, plan)
+    return change.publish_change(settings, plan, encoder, base, build_id, draft, report, in_process=in_process)
 
 
 def _published(settings: config.Config, base: versions.Version | None, corpus_id: str) -> str | None:
-    """The latest version if it contains this corpus; else an earlier version that does, published again; else None.
-
-    Raises:
-        CorpusError: `corpus.strict` is set, and rejects were counted when that version was made.
-    """
+    """The version that contains this corpus: the latest, or an earlier one, which is published again; None if there is none."""
     if base is None:
         return None
     if base.manifest.get("corpus_id") == corpus_id:
@@ -124,7 +115,7 @@ def _refuse_rejects(settings: config.Config, version: versions.Version) -> None:
 
 
 def _can_keep(settings: config.Config, base: versions.Version, recipe: str) -> bool:
-    """Whether the segments of a version can be kept unmodified."""
+    """Whether the next version can keep the segments of this one."""
     same_kind = settings.index.kind in {"auto", base.manifest["index_kind"]}
     return base.manifest.get("recipe") == recipe and same_kind
 
@@ -136,10 +127,10 @@ def _draft(
     built: Built,
     facts: versions.VersionFacts,
 ) -> versions.Draft:
-    """The latest version without documents that left the corpus, plus the segments of new documents.
+    """The latest version minus the documents that left the corpus, plus the segments of new documents.
 
     Raises:
-        OvertakenError: the latest version lacks documents that were taken as known.
+        OvertakenError: the latest version lacks documents that the build took as known.
     """
     files = {"rejects.jsonl": schema.reject_lines(built.rejects)}
     documents = built.parts.documents

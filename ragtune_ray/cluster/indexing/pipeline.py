@@ -1,10 +1,10 @@
 """Turns documents into index segments in three stages, each of which can be resumed unit by unit.
 
-    read     one unit per stretch of input: read and clean documents, cut them into passages
-    embed    one unit per `encoder.unit_passages`, in a pool of encoder actors
+    read     one unit per `corpus.unit_bytes`: read and clean documents, cut them into passages
+    embed    one unit per `encoder.unit_passages`: embed them in a pool of encoder actors
     segment  one unit per `index.segment_passages`: build FAISS and BM25, publish the segment
 
-A killed worker or driver costs only the units it was working on. Publishing a version is up to the caller (see `change`).
+If a worker or the driver is killed, only its unfinished units are repeated. `change` publishes the version.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from ragtune_ray.models import weights
 from ragtune_ray.storage import failpoints, filesystem
 
 IN_PROCESS_BYTES = 512 * 2**10
-"""Inputs up to this size are indexed in this process, because starting Ray would take longer."""
+"""Inputs up to this size are indexed without Ray, because starting it would take longer."""
 
 
 class CorpusError(RagtuneError, ValueError):
-    """The corpus cannot be indexed as it is; the message names the document or the reject and the next step."""
+    """The corpus cannot be indexed in its current state."""
 
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """What a run of the pipeline produced."""
+    """The result of the pipeline."""
 
     entries: tuple[versions.Entry, ...]
     """Published segments of the new passages."""
@@ -59,15 +59,15 @@ class Built:
 
 
 def segment_settings(settings: config.Config) -> list[Any]:
-    """Besides input and recipe, the settings that decide which passages a segment contains; part of a build's id.
+    """The settings, in addition to the recipe, that decide which passages a segment contains.
 
-    Finished units and segments are never rebuilt, so a build that would cut them differently needs another id.
+    They are part of a build's id: finished units are never rebuilt, so a build with other units needs another id.
     """
     return [settings.index.model_dump(mode="json"), settings.encoder.unit_passages, settings.seed]
 
 
 def runs_in_process(settings: config.Config, plan: input_units.Plan) -> bool:
-    """Whether the input is so small that starting Ray would take longer than indexing it, and no cluster is configured."""
+    """Whether the input is at most `IN_PROCESS_BYTES` and no cluster is configured."""
     configured = settings.cluster.address or os.environ.get("RAY_ADDRESS")
     return not configured and sum(file.size_bytes for file in plan.files) <= IN_PROCESS_BYTES
 
@@ -91,18 +91,12 @@ def build(
 ) -> Built:
     """Read the input, and embed and index the documents that the base does not contain.
 
-    Args:
-        settings: uses workspace, corpus, chunking, encoder, index, cluster and seed.
-        plan: of the input.
-        encoder: the model that the config names.
-        base: the version whose documents are kept; None: all documents are new, and the FAISS structure is trained.
-        build_id: names the segments; the same for the same input, settings and base.
-        in_process: run without Ray.
+    Without a base, all documents are new, and the FAISS structure is trained. `build_id` names the segments; it is the same for
+    the same input, settings and base.
 
     Raises:
         DuplicateError: two documents share an id.
-        CorpusError: `corpus.strict` met a reject.
-        StageError: a stage failed.
+        CorpusError: `corpus.strict` is set, and there are rejects.
         SpaceError: the disk has too little space.
     """
     folder = directory(settings.workspace, build_id)
@@ -127,7 +121,7 @@ def build(
         return Built((), parts, rejects, 0, facts, seconds)
     num_passages = sum(source["rows"] for source in sources)
     chosen, dimension = settings.index, blocks[0]["dimension"]
-    # A build on top of a version uses the version's kind and trained structure.
+    # A build on a base uses its kind and trained structure.
     kind = faiss_index.choose_kind(chosen.kind, num_passages, dimension, chosen.memory_bytes)
     kind, trained_id = (base.manifest["index_kind"], base.manifest.get("trained_id", "")) if base else (kind, "")
     job = segmenting.Job(settings, folder, build_id, kind, dimension, chosen.language, trained_id, in_process)

@@ -1,6 +1,6 @@
 """First stage of an index build: reads documents, cuts them into passages and finds duplicate documents.
 
-Out: per unit a Parquet *part* of passages, a table of its documents, and its rejects.
+Out: per unit, a Parquet file of passages (a *part*), a table of documents, and rejects.
 """
 
 from __future__ import annotations
@@ -54,17 +54,17 @@ _DOCUMENTS_SCHEMA = pa.schema(
 
 
 class DuplicateError(RagtuneError, ValueError):
-    """Two documents of different text share an id; the message names both places."""
+    """Two documents with different texts share an id; the message names both places."""
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What the reading stage produced."""
+    """The result of the reading stage."""
 
     summaries: list[dict[str, Any]]
-    """Per unit: its number, and the number of rows in each row group of its part."""
+    """Per unit, its number and the number of rows in each row group of its part."""
     dropped: dict[int, list[int]]
-    """Per unit, the numbers of documents that are exact duplicates of an earlier one."""
+    """Unit -> numbers of its documents that are exact duplicates of an earlier document."""
     rejects: list[schema.Reject]
     documents: pa.Table
     """Columns document_id, fingerprint, is_known; one row per distinct document."""
@@ -78,18 +78,10 @@ class Parts:
 def read_stage(
     settings: config.Config, plan: input_units.Plan, build: str, base: str, *, in_process: bool = False
 ) -> Parts:
-    """Read every unit of the plan, chunk new documents, and drop duplicates.
-
-    Args:
-        settings: uses workspace, corpus, chunking and encoder.
-        plan: of the input.
-        build: directory of the build.
-        base: the index version whose documents are known and need no passages; "" if there is none.
-        in_process: run without Ray.
+    """Read every unit of the plan, chunk the documents that index version `base` ("" for none) lacks, and drop duplicates.
 
     Raises:
         DuplicateError: two documents with different texts share an id.
-        StageError: the stage failed.
     """
     directory = filesystem.join(build, "read")
     summaries = _read(settings, plan, directory, base, in_process=in_process)
@@ -97,11 +89,8 @@ def read_stage(
     documents = pa.concat_tables([_read_table(directory, summary, "documents.parquet") for summary in summaries])
     numbers = [np.full(summary["documents"], summary["unit"]) for summary in summaries]
     dropped, repeats, later = _find_duplicates(documents, np.concatenate(numbers))
-    rejects = [
-        *plan.rejects,
-        *(reject for summary in summaries for reject in _read_rejects(directory, summary)),
-        *repeats,
-    ]
+    read_rejects = (reject for summary in summaries for reject in _read_rejects(directory, summary))
+    rejects = [*plan.rejects, *read_rejects, *repeats]
     kept = np.ones(documents.num_rows, dtype=bool)
     kept[later] = False
     once = documents.select(["document_id", "fingerprint", "is_known"]).filter(pa.array(kept))
@@ -138,8 +127,8 @@ def _read(
 
 
 def _warn_if_too_long(settings: config.Config, summaries: list[dict[str, Any]]) -> None:
-    """Warn about passages longer than the encoder's input; no error, because BM25 still covers them completely."""
-    # Units that were finished by an earlier release lack the count.
+    """Warn about passages longer than the encoder's input; this is no error, because BM25 finds their ends."""
+    # Units finished by an earlier release lack the count.
     num_too_long = sum(summary.get("too_long", 0) for summary in summaries)
     if not num_too_long:
         return
@@ -152,7 +141,7 @@ def _warn_if_too_long(settings: config.Config, summaries: list[dict[str, Any]]) 
 
 
 def read_row_group(build: str, part: int, row_group: int) -> pa.Table:
-    """One row group of a part: `Passage` rows, and for each the number of its document within the part."""
+    """One row group of a part: `Passage` rows with the number of their document in the part and its fingerprint."""
     directory = filesystem.join(build, "read")
     name = Path(stages.unit_file(directory, part, "passages.parquet")).name
     folder = filesystem.local_copy(directory, [name], checksums.digest(directory))
@@ -233,14 +222,13 @@ def _read_unit(
 
 
 def _num_too_long(counter: TokenCounter, chunking: config.Chunking, texts: list[str]) -> int:
-    """How many passages are longer than the encoder's input."""
     if not texts or chunking.size_tokens <= counter.max_tokens:
-        return 0  # chunking already guarantees it
+        return 0  # chunking keeps passages within the limit
     return sum(len(spans) + counter.num_added_tokens > counter.max_tokens for spans in counter.token_spans(texts))
 
 
 def _groups(items: Iterator[schema.Document | schema.Reject]) -> Iterator[list[schema.Document | schema.Reject]]:
-    """Groups of a few hundred documents or a few megabytes: large enough to tokenise well, smaller than a unit."""
+    """Groups of a few hundred documents or a few megabytes: large enough to tokenize fast, smaller than a unit."""
     group: list[schema.Document | schema.Reject] = []
     size = 0
     for item in items:
@@ -303,17 +291,12 @@ def _find_duplicates(
 ) -> tuple[dict[int, list[int]], list[schema.Reject], np.ndarray]:
     """Exact duplicates of earlier documents: their numbers per unit, a reject for each, and their rows.
 
-    Args:
-        documents: all documents, in the order of the input.
-        units: the unit of each document, (num_documents,).
-
-    Raises:
-        DuplicateError: two documents with different texts share an id.
+    `units` has the unit of each document, (num_documents,).
     """
     encoded = pc.dictionary_encode(documents["document_id"].combine_chunks())
     codes = encoded.indices.to_numpy()
     first_of_code = np.full(len(encoded.dictionary), -1, dtype=np.int64)
-    # Assigned backwards, so that the first occurrence is assigned last.
+    # Assign backwards, so that the first occurrence is assigned last.
     first_of_code[codes[::-1]] = np.arange(len(codes))[::-1]
     later = np.flatnonzero(first_of_code[codes] != np.arange(len(codes)))
     dropped: dict[int, list[int]] = {}

@@ -1,8 +1,8 @@
 """Last stage of an index build: builds and publishes segments from vectors, with one trained FAISS structure for all.
 
-In: embedded blocks of a build, or published segments to merge. A first task trains centroids on a sample. Segments are then
-built in parallel, and each records the exact neighbours of some held-out vectors. A last task searches for those and measures
-how many lists or candidates a search must look at (calibration).
+In: embedded blocks of a build, or published segments to merge. First, a task trains centroids on a sample. Then segments are
+built in parallel, and each records its exact neighbors of some held-out vectors. Last, a task searches for these vectors and
+measures how many lists or candidates a search must examine to find the exact neighbors (calibration).
 """
 
 from __future__ import annotations
@@ -28,18 +28,16 @@ if TYPE_CHECKING:
     import ray.data
 
 SMALL_SEGMENT_PASSAGES = 4096
-"""Smaller segments are searched exactly whatever the kind of the index: this is as fast, and needs no training."""
-
+"""Smaller segments are searched exactly in every kind of index: this is as fast, and needs no training."""
 HELD_OUT = "held-out.npz"
 TRAINED = "structure.faiss"
-
 Source = dict[str, Any]
-"""Input of a segment, as JSON: a block of a build or the entry of another segment, and its number of `rows`."""
+"""Input of a segment as JSON: a block of a build or the entry of another segment, and its number of `rows`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What all tasks of one build need."""
+    """The arguments of all tasks of a build."""
 
     settings: config.Config
     build: str
@@ -61,7 +59,7 @@ class Job:
 
 
 def blocks_as_sources(blocks: Sequence[dict[str, Any]]) -> list[Source]:
-    """Embedded units with at least one passage."""
+    """Embedded units as sources; those without passages are left out."""
     return [
         {"block": {name: block[name] for name in ("unit", "part", "row_group")}, "rows": block["rows"]}
         for block in blocks
@@ -77,17 +75,11 @@ def segments_as_sources(entries: Sequence[versions.Entry]) -> list[Source]:
 def build_segments(job: Job, sources: Sequence[Source], *, calibrate: bool) -> tuple[list[str], versions.VersionFacts]:
     """Build and publish segments, in parallel.
 
-    Args:
-        job: of the build.
-        sources: in the order of the passages.
-        calibrate: these segments are the whole index, so train its structure and measure how much a search must look at.
+    With `calibrate`, the segments are the whole index: its structure is trained, and the effort of a search is calibrated.
 
     Returns:
         The segments' ids, in order, and facts for the version's manifest: `index_kind`, `trained_id` and, if calibrated,
         `search`, `calibration` and `bytes_per_vector`.
-
-    Raises:
-        StageError: a segment could not be built.
     """
     if calibrate:
         job = dataclasses.replace(job, trained_id=_train(job, sources))
@@ -126,7 +118,7 @@ def _run(job: Job, function: Callable[..., Any], *arguments: Any) -> Any:
         return function(*arguments)
     import ray
 
-    # The arguments only name files. The task reads them, so the driver never loads vectors.
+    # The arguments only name files, so the driver never loads vectors.
     return ray.get(ray.remote(num_cpus=1)(function).remote(*arguments))
 
 
@@ -147,7 +139,7 @@ def _units(job: Job, sources: Sequence[Source]) -> list[dict[str, Any]]:
 
 
 def _forget_vanished(job: Job, directory: str, units: Sequence[dict[str, Any]]) -> None:
-    """Repeat units that have a marker but whose segment is gone."""
+    """Forget units that have a marker but whose segment is gone, so that they are built again."""
     finished = stages.finished_units(directory)
     for unit in units:
         url = segments.segment_url(job.workspace, unit["segment_id"])
@@ -161,7 +153,7 @@ def trained_url(workspace: str, trained_id: str) -> str:
 
 
 def _train(job: Job, sources: Sequence[Source]) -> str:
-    """Train the structure and draw the held-out vectors in one task; returns the structure's id, "" if none is needed."""
+    """Train the structure and draw the held-out vectors; returns the structure's id, "" if the kind needs none."""
     needs_training = faiss_index.training_sample_size(job.kind, 1) > 0
     trained_id = retention.trained_id(job.build_id) if needs_training else ""
     is_trained = not trained_id or artifacts.is_finished(trained_url(job.workspace, trained_id))
@@ -177,15 +169,13 @@ def _train_task(job: Job, sources: list[Source], trained_id: str) -> None:
     held_out = min(search_effort.NUM_QUERIES, num_vectors // 2)
     drawn = random.choice(num_vectors, min(num_vectors, sample_size + held_out), replace=False)
     queries = np.sort(drawn[:held_out])
-    # A small corpus has no vectors to spare, so it is trained on all of them.
-    sampled = (
-        np.sort(drawn[held_out:]) if len(drawn) - held_out >= min(sample_size, num_vectors // 2) else np.sort(drawn)
-    )
+    # A small corpus has no vectors to spare, so its held-out vectors are used for training too.
+    can_spare = len(drawn) - held_out >= min(sample_size, num_vectors // 2)
+    sampled = np.sort(drawn[held_out:] if can_spare else drawn)
     with tempfile.TemporaryDirectory(prefix="ragtune-train-") as temporary:
         if trained_id:
-            trained = faiss_index.train(
-                job.kind, job.dimension, num_vectors, _vectors_at(job, sources, sampled), job.settings.seed
-            )
+            sample = _vectors_at(job, sources, sampled)
+            trained = faiss_index.train(job.kind, job.dimension, num_vectors, sample, job.settings.seed)
             url = trained_url(job.workspace, trained_id)
             staging = artifacts.stage(url)
             with filesystem.discarding(staging):
@@ -223,7 +213,7 @@ def _open_source(job: Job, source: Source) -> tuple[segments.Segment, np.ndarray
 
 
 def _rows(job: Job, source: Source) -> tuple[pa.Table, np.ndarray]:
-    """Passages with their documents' fingerprints, and their vectors."""
+    """The passages of a source, with their documents' fingerprints, and their vectors."""
     if "block" in source:
         return embedding.read_block(job.build, source["block"])
     segment, alive = _open_source(job, source)
@@ -256,22 +246,17 @@ def _build_unit(unit: dict[str, Any], job: Job) -> str:
         if filesystem.exists(filesystem.join(job.build, HELD_OUT)) and job.kind not in faiss_index.EXACT_KINDS:
             files["exact.npy"] = Path(temporary) / "exact.npy"
             filesystem.save_array(files["exact.npy"], search_effort.exact_neighbors(_held_out(job)[0], embedded))
-        return stages.commit_unit(
-            filesystem.join(job.build, "segment"), unit["unit"], files, segment_id=unit["segment_id"]
-        )
+        directory = filesystem.join(job.build, "segment")
+        return stages.commit_unit(directory, unit["unit"], files, segment_id=unit["segment_id"])
 
 
 def _structure(job: Job, num_vectors: int) -> Any:
     """The empty structure for a segment of this many vectors."""
-    if job.trained_id:
-        if num_vectors < SMALL_SEGMENT_PASSAGES and not _is_calibrated_here(job):
-            return faiss_index.train(
-                "flat", job.dimension, num_vectors, np.empty((0, job.dimension)), job.settings.seed
-            )
-        return faiss_index.load(
-            artifacts.open_artifact(trained_url(job.workspace, job.trained_id), "trained").path / TRAINED
-        )
-    kind = job.kind if num_vectors >= SMALL_SEGMENT_PASSAGES or _is_calibrated_here(job) else "flat"
+    is_exact = num_vectors < SMALL_SEGMENT_PASSAGES and not _is_calibrated_here(job)
+    if job.trained_id and not is_exact:
+        url = trained_url(job.workspace, job.trained_id)
+        return faiss_index.load(artifacts.open_artifact(url, "trained").path / TRAINED)
+    kind = "flat" if is_exact else job.kind
     return faiss_index.train(kind, job.dimension, num_vectors, np.empty((0, job.dimension)), job.settings.seed)
 
 
@@ -293,9 +278,8 @@ def _calibrate(job: Job, segment_ids: list[str]) -> versions.VersionFacts:
     if job.kind not in faiss_index.EXACT_KINDS:
         found = [_exact_scores(job, number) for number in range(len(segment_ids))]
         scores = -np.sort(-np.concatenate(found, axis=1), axis=1)[:, : search_effort.CUTOFF + 1]
-    calibrated = search_effort.find_effort(
-        vectors.VectorIndex(parts), search_effort.HeldOut(queries, ordinals, scores), job.settings.index.target_recall
-    )
+    held_out = search_effort.HeldOut(queries, ordinals, scores)
+    calibrated = search_effort.find_effort(vectors.VectorIndex(parts), held_out, job.settings.index.target_recall)
     files = [segments.read_segment_manifest(job.workspace, name)["files"] for name in segment_ids]
     num_vectors = max(1, sum(entry.num_passages for entry in entries))
     searched = sum(each[segments.STRUCTURE]["bytes"] for each in files)

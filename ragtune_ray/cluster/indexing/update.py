@@ -22,21 +22,21 @@ from ragtune_ray.storage import checksums, failpoints, filesystem
 
 
 class UpdateError(RagtuneError, ValueError):
-    """The index cannot be changed in this way; the message says why and what to do."""
+    """The index cannot be changed as requested."""
 
 
 def upsert_documents(settings: config.Config, path: str, *, in_process: bool = False) -> IndexVersion:
-    """Add the documents of a file or folder to the index; a document whose id is already there is replaced.
+    """Add the documents of a file or folder to the index, replacing documents with the same ids.
 
     Args:
-        settings: uses workspace, corpus, chunking, encoder, index, cluster and seed.
+        settings: the whole config.
         path: anything that `corpus.path` accepts. Files below `corpus.path` keep the ids that they have there.
         in_process: never use Ray. Needed inside a Ray task, which would wait for resources that may never become free.
 
     Raises:
         InputError: the path cannot be read at all.
         UpdateError: the index was built with another encoder, chunking or language.
-        CorpusError: `corpus.strict` met a reject.
+        CorpusError: `corpus.strict` is set, and there are rejects.
         OvertakenError: other processes changed documents of the base version every time.
     """
     started = time.monotonic()
@@ -54,8 +54,10 @@ def upsert_documents(settings: config.Config, path: str, *, in_process: bool = F
             _refuse_overtaken(settings.workspace, latest, base, built)
             drafted = _draft(settings, latest, built, started)
             if drafted is None and latest is None:
-                first = f"{built.rejects[0].place}: {built.rejects[0].reason}" if built.rejects else "nothing"
-                raise UpdateError(f"{path}: holds no document that could be indexed; see what was rejected: {first}")
+                first = (
+                    f"; the first reject: {built.rejects[0].place}: {built.rejects[0].reason}" if built.rejects else ""
+                )
+                raise UpdateError(f"{path}: contains no document that could be indexed{first}")
             return drafted
 
         return change.publish_change(settings, plan, encoder, base, build_id, draft, _report, in_process=in_process)
@@ -78,14 +80,14 @@ def _report(version: versions.Version, is_new: bool, built: Built) -> None:
 def _build_id(
     settings: config.Config, plan: input_units.Plan, encoder: weights.Model, base: versions.Version | None
 ) -> str:
-    """Digest of everything that the segments depend on, including the folder: ids of files are relative to it."""
+    """Digest of everything on which the segments depend, including the folder to which ids of files are relative."""
     content = [input_units.input_fingerprint(plan), plan.units[0].root]
     recipe = [versions.recipe(settings, encoder), *pipeline.segment_settings(settings)]
     return checksums.digest(["upsert", recipe, content, base.content_id if base else ""])
 
 
 def _root(corpus: str, path: str) -> str | None:
-    """The corpus folder if it contains the path: ids are then relative to it, as when the corpus is indexed."""
+    """The corpus folder if it contains the path; ids are then relative to it, as when the corpus is indexed."""
     if not corpus:
         return None
     folder = filesystem.absolute(corpus).rstrip("/")
@@ -109,7 +111,7 @@ def _draft(
     if not new_ids:
         return None
     if latest is not None and {entry.segment_id for entry in built.entries} <= {e.segment_id for e in latest.entries}:
-        return None  # this upsert was killed after it published, and is now repeated
+        return None  # this upsert was killed after publishing, and is now repeated
     entries, replaced = _without(settings.workspace, latest, new_ids)
     before = latest.manifest["num_documents"] if latest else 0
     facts: versions.VersionFacts = {
@@ -140,7 +142,7 @@ def _refuse_overtaken(
 def _without(
     workspace: str, latest: versions.Version | None, document_ids: Sequence[str]
 ) -> tuple[tuple[versions.Entry, ...], list[str]]:
-    """The segments of a version without these documents, and which of the documents it contained."""
+    """The segments of a version without these documents, and the ids among these that it contained."""
     if latest is None:
         return (), []
     found = contents.find_documents(workspace, latest, document_ids)
@@ -159,37 +161,27 @@ def _without(
 
 
 def delete_documents(settings: config.Config, ids: Sequence[str]) -> IndexVersion:
-    """Delete documents from the index.
-
-    Args:
-        settings: uses workspace and index.
-        ids: of the documents; those that are not in the index are counted and ignored.
-
-    Raises:
-        ArtifactError: there is no index.
-    """
+    """Delete documents from the index; ids that it does not contain are counted and ignored. ArtifactError without an index."""
     versions.current_version(settings.workspace)
-    asked = sorted(set(ids))
+    requested = sorted(set(ids))
     missing: list[str] = []
 
     def prepare(latest: versions.Version | None) -> versions.Draft | None:
         assert latest is not None
-        entries, found = _without(settings.workspace, latest, asked)
-        missing[:] = sorted(set(asked) - set(found))
-        if not found:
-            return None
-        return versions.Draft(entries, _deletion_facts(latest, found))
+        entries, found = _without(settings.workspace, latest, requested)
+        missing[:] = sorted(set(requested) - set(found))
+        return versions.Draft(entries, _deletion_facts(latest, found)) if found else None
 
     version, is_new = versions.publish_rebasing(settings.workspace, prepare)
     assert version is not None
     if not is_new:
         progress.say(
-            f"delete: none of {len(asked):,} ids is in index version {version.name} (the first: {missing[0]!r}); nothing to "
+            f"delete: none of {len(requested):,} ids is in index version {version.name} (the first: {missing[0]!r}); nothing to "
             "do. Ids are the `document_id` of hits and citations"
         )
         return IndexVersion.of(settings.workspace, version.name)
     absent = f"; {len(missing):,} are not in the index (the first: {missing[0]!r})" if missing else ""
-    progress.say(f"delete: version {version.name}: {len(asked) - len(missing):,} documents deleted{absent}")
+    progress.say(f"delete: version {version.name}: {len(requested) - len(missing):,} documents deleted{absent}")
     compacted = compact.compact_if_needed(settings, in_process=True)
     return IndexVersion.of(settings.workspace, (compacted or version).name)
 
@@ -205,10 +197,8 @@ def _deletion_facts(latest: versions.Version, found: Sequence[str]) -> versions.
 def document_ids(settings: config.Config, names: Sequence[str]) -> list[str]:
     """The ids of the documents that a user names.
 
-    Args:
-        settings: uses corpus.
-        names: a .jsonl file means the ids in its lines (each a string, or an object with an id as in a corpus); a file or
-            folder of the corpus means the documents in it; anything else is an id.
+    A .jsonl file means the ids in its lines (a string, or an object with an id as in a corpus), a file or folder of the
+    corpus means its documents; anything else is an id.
 
     Raises:
         UpdateError: a line of a .jsonl file names no document.

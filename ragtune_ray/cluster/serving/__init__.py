@@ -1,1 +1,1 @@
-"""The HTTP endpoint on Ray Serve: ingress, retriever and generator, each scaling on its own."""
+"""The HTTP endpoint on Ray Serve: ingress, retriever and generator, which scale independently."""

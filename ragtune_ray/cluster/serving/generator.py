@@ -1,6 +1,6 @@
-"""The generator replica of Ray Serve: generates answers with the published model and hot-swaps to the next.
+"""The generator replica of Ray Serve: generates answers with the published model and hot-swaps to newer ones.
 
-Details of a failure go to the replica's log, without the question; the client gets a general message.
+Details of a failure are logged, without the question; the client receives a general message.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 
 class _Reading(NamedTuple):
-    """One prompt of a job and its request. A job has one, or with `answer.reading=apart` one per passage."""
+    """One prompt of a job and its request to the engine; with `answer.reading=apart`, a job has one per passage."""
 
     task: Task
     prompt: Prompt
@@ -47,17 +47,15 @@ class _Reading(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class _Loaded:
-    """A loaded generator."""
-
     tokenizer: Any
     engine: Any
     fingerprint: str
     adapters: dict[str, str]
-    """Per arm, the fingerprint of model and adapter together."""
+    """Arm -> fingerprint of model and adapter together."""
 
 
 class GeneratorReplica(SwappingReplica):
-    """The language model in one process; requests join and leave its running batch."""
+    """The language model in one process; requests join and leave its batch while it runs."""
 
     def __init__(self, settings: config.Config) -> None:
         limits = settings.serve.generator
@@ -96,8 +94,7 @@ class GeneratorReplica(SwappingReplica):
                 seconds = time.monotonic() - started
                 text = completion.text
                 if len(readings) > 1:
-                    # The likeliest answer is known only now, and its citation marks refer to a prompt of one passage.
-                    text = answer.answer
+                    text = answer.answer  # without citation marks, which would refer to a prompt of one passage
                     yield text
                 yield Finished(answer, text, completion.finish, first_token_seconds or seconds, seconds)
             except RequestFailed as error:
@@ -119,7 +116,7 @@ class GeneratorReplica(SwappingReplica):
         return answer, completions[index]
 
     async def complete(self, job: Job, seconds: float) -> tuple[Shown, Finished] | Failed:
-        """The same without the pieces."""
+        """The first and last event of `stream`."""
         shown: Shown | None = None
         async with contextlib.aclosing(self.stream(job, seconds)) as events:
             async for event in events:
@@ -134,7 +131,7 @@ class GeneratorReplica(SwappingReplica):
         raise AssertionError("a stream ends with Finished or Failed")
 
     async def status(self) -> dict[str, Any]:
-        """The model in use, the one that was refused, and the number of requests."""
+        """The model in use, the refused model if any, and the number of requests."""
         with self._current.lease() as lease:
             stats = lease.resource.engine.stats()
             return {
@@ -169,7 +166,7 @@ class GeneratorReplica(SwappingReplica):
         return readings
 
     def _submit_one(self, loaded: _Loaded, job: Job, task: Task, deadline: float) -> _Reading:
-        _seconds_left(deadline)  # before the prompt is built: a job that is late must not delay those behind it
+        _seconds_left(deadline)  # check before building the prompt, so that a late job does not delay the next ones
         prompt = task_prompt(task, loaded.tokenizer, self._settings_of(job))
         request = loaded.engine.submit(
             prompt,
@@ -198,7 +195,7 @@ class GeneratorReplica(SwappingReplica):
         ]
 
     def _load(self, name: str, _: _Loaded | None) -> _Loaded:
-        """Load a model and its adapters while the previous ones are in use, and test them."""
+        """Load and test a model and its adapters; the previous ones are still in use."""
         from ragtune_ray.generation.generator import open_generator
         from ragtune_ray.generation.threaded import PassThroughGenerator
 
@@ -227,7 +224,7 @@ class GeneratorReplica(SwappingReplica):
 
         def close(engine: Any) -> None:
             engine.close(self._settings.serve.grace_seconds)
-            # Weights and threads may refer to each other in cycles, which only the collector frees.
+            # Weights and threads may be in reference cycles, which only the garbage collector frees.
             collecting = threading.Timer(1.0, _collect)
             collecting.daemon = True
             collecting.start()
@@ -251,7 +248,7 @@ def _load_transformers(settings: config.Config, name: str, tuned: dict[str, str]
     for arm, directory in adapters.items():
         if not directory.is_dir():
             raise weights.ModelError(
-                f"serve.adapter_arms: the model of the arm {arm} has no adapter, since all its weights were tuned; serve "
+                f"serve.adapter_arms: the model of the arm {arm} has no adapter, because all its weights were tuned; serve "
                 f"it with answer.arm={arm}, or train it with training.lora_rank=16"
             )
     generator, fingerprint = open_generator(settings, name)
@@ -276,7 +273,7 @@ def _seconds_left(deadline: float) -> float:
 
 
 def _failed(error: Exception) -> Failed:
-    """The failure that a client sees; the message of the exception may quote the question."""
+    """The failure that a client sees, without the exception's message, which may quote the question."""
     match error:
         case prompts.PromptError():
             return Failed(400, "the question does not fit into the prompt; shorten it", "question_too_long")

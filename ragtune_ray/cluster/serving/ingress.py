@@ -1,6 +1,6 @@
 """The ingress replica of Ray Serve: accepts HTTP requests and calls the retriever and generator replicas.
 
-A call to a replica that dies is retried, unless the client has already received text from it.
+If a replica dies during a call, the call is retried, unless the client has already received text.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ from ragtune_ray.serving.telemetry import Telemetry
 ATTEMPTS = 4
 BACKOFF_SECONDS = 0.1
 STATUS_SECONDS = 1.0
-"""How long a status is cached, since anyone may send probes."""
+"""How long a status is cached, because anyone may send probes."""
 BROADCAST_SECONDS = 3.0
 NO_CALIBRATION = "none"
-# The replica died during the call or could not be reached. A retry is safe, because calls to replicas change nothing.
+# The replica died during the call or could not be reached. Calls change nothing in a replica, so they can be retried.
 _DIED = (RayActorError, ReplicaUnavailableError, AioRpcError)
 
 Result = TypeVar("Result")
@@ -54,19 +54,12 @@ logger = logging.getLogger(__name__)
 
 
 class ServeBackend:
-    """`backend.Backend` over the handles of two deployments.
-
-    Args:
-        settings: the whole config.
-        retriever: the handle of its deployment; None if there is no index.
-        generator: the handle of its deployment.
-    """
+    """`backend.Backend` over the Serve handles of the retriever (None without an index) and the generator."""
 
     def __init__(self, settings: config.Config, retriever: Any | None, generator: Any) -> None:
         self._settings, self._retriever, self._generator = settings, retriever, generator
         self._streaming = generator.options(stream=True)
-        # Requests for the generator wait here. Serve would send each of them to full replicas again and again, and look for a
-        # free slot only every half second.
+        # Requests for the generator wait here. Serve would offer each to full replicas every half second.
         limits = settings.serve.generator
         self._slots = asyncio.Semaphore(limits.max_replicas * slots_per_replica(limits))
         self._status: tuple[float, Status] = (0.0, Status(problems=("the state of the replicas is not known yet",)))
@@ -99,7 +92,7 @@ class ServeBackend:
         return result
 
     async def stream(self, job: Job, seconds: float) -> AsyncGenerator[Event, None]:
-        """An answer while it is generated; restarted if its replica dies before the client has received text."""
+        """The events of an answer; generation restarts if the replica dies before the client has received text."""
         deadline = time.monotonic() + seconds
         shown: Shown | None = None
         for attempt in range(ATTEMPTS):
@@ -124,7 +117,7 @@ class ServeBackend:
         yield Failed(502, "the replica that was answering died; ask again", "replica_died")
 
     async def _events(self, job: Job, deadline: float) -> AsyncGenerator[Event, None]:
-        """The events from one replica; closing this generator cancels its work."""
+        """The events from one replica; closing this generator cancels the replica's work."""
         async with self._slots:
             response = self._streaming.stream.remote(job, deadline - time.monotonic())
             try:
@@ -138,7 +131,7 @@ class ServeBackend:
                 response.cancel()
 
     async def change_documents(self, change: Change, seconds: float) -> Mapping[str, Any]:
-        """Publish an index version in a Ray task, then have the retrievers swap to it."""
+        """Publish an index version in a Ray task, then make the retrievers swap to it."""
         async with self._publish_lock:
             call = _publish.options(num_cpus=0, max_retries=2).remote(self._settings, change)
             try:
@@ -181,7 +174,7 @@ class ServeBackend:
         return Status(tuple(retrievers), tuple(generators), tuple(problems))
 
     async def _broadcast(self, handle: Any, method: str, seconds: float) -> list[Any]:
-        """The result of every replica; those that do not respond are left out. Empty if there is no deployment."""
+        """The result of every replica that responds; empty if there is no deployment."""
         if handle is None:
             return []
         try:
@@ -226,7 +219,6 @@ def _checked(result: Result | Failed) -> Result:
 
 
 def _client_error(error: Exception) -> Exception:
-    """The error that the client gets for an exception of Ray or Serve."""
     if isinstance(error, BackPressureError):
         return ApiError(429, "too many requests are waiting; try again later", code="overloaded", retry_after_seconds=1)
     if isinstance(error, DeploymentUnavailableError):
@@ -242,7 +234,7 @@ def _unavailable(message: str) -> ApiError:
 
 @ray.remote  # type: ignore[untyped-decorator]
 def _publish(settings: config.Config, change: Change) -> tuple[str, dict[str, Any]]:
-    """Upsert or delete documents in a process of its own; returns the name of the new version and what changed."""
+    """Upsert or delete documents in a separate process; returns the name of the new version and what changed."""
     from ragtune_ray.cluster.indexing.update import delete_documents, upsert_documents
     from ragtune_ray.index import versions
 
@@ -252,7 +244,7 @@ def _publish(settings: config.Config, change: Change) -> tuple[str, dict[str, An
         with tempfile.TemporaryDirectory(prefix="ragtune-documents-") as folder:
             path = Path(folder) / "documents.jsonl"
             path.write_text("".join(json.dumps(dict(row)) + "\n" for row in change.upserted), encoding="utf-8")
-            # The replicas of the endpoint may occupy all cores, and then a task of Ray Data would wait forever.
+            # In process: the replicas may occupy all cores, and then a task of Ray Data would wait forever.
             url = upsert_documents(settings.with_values({"corpus.path": ""}), str(path), in_process=True)
     name = str(url).rstrip("/").rsplit("/", 1)[-1]
     manifest = versions.read_version(settings.workspace, name).manifest
@@ -260,7 +252,7 @@ def _publish(settings: config.Config, change: Change) -> tuple[str, dict[str, An
 
 
 class _DisconnectMiddleware:
-    """Turns the exceptions that Serve raises when a client disconnects into ASGI's disconnect message."""
+    """Turns Serve's exceptions for a disconnected client into ASGI's disconnect message."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -298,7 +290,7 @@ class Ingress:
         return _DisconnectMiddleware(self._middleware)
 
     async def drain(self) -> int:
-        """Refuse new requests from now on; returns the number still in flight."""
+        """Refuse new requests from now on; returns the number of requests in flight."""
         self._middleware.draining = True
         return self._middleware.in_flight
 

@@ -1,4 +1,4 @@
-"""What the retriever and generator replicas share: they hot-swap what is published."""
+"""What the retriever and generator replicas share: hot-swapping, health checks and process setup."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ragtune_ray.cluster import session
 from ragtune_ray.serving.hot_swap import HotSwap
 
 TRIAL_QUESTION = "Is this a trial?"
-"""Put to a new index or model before it is used."""
+"""Asked of a new index version or model before it is used."""
 
 
 class SwappingReplica:
@@ -18,7 +18,7 @@ class SwappingReplica:
     _current: HotSwap[Any]
 
     async def refresh(self) -> str:
-        """Check for a new version now, including one that was refused; returns the name of the one in use."""
+        """Swap to the latest version now, even if it was refused before; returns the name of the version in use."""
         await asyncio.to_thread(self._current.refresh, retry=True)
         return self._current.name
 
@@ -27,7 +27,7 @@ class SwappingReplica:
         self._current.check_health()
 
     def _refused(self) -> dict[str, str] | None:
-        """The published version that failed to load; None if there is none."""
+        """The published version that failed to load, or None."""
         refused = self._current.refused
         return {"version": refused.name.strip('"[]').rstrip("/").rsplit("/", 1)[-1]} if refused else None
 

@@ -1,4 +1,4 @@
-"""The retriever replica of Ray Serve: searches the published index version and hot-swaps to the next."""
+"""The retriever replica of Ray Serve: searches the published index version and hot-swaps to newer ones."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ragtune_ray.storage import artifacts
 BATCH_QUERIES = 32
 
 _Query: TypeAlias = tuple[str, int, filters.Filter, float]
-"""Text, top_k, filter and deadline (monotonic time)."""
+"""(text, top_k, filter, deadline in monotonic time)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +64,14 @@ class RetrieverReplica(SwappingReplica):
     async def embed(self, texts: Sequence[str], input_type: str) -> Embedded | Failed:
         """The embeddings of texts."""
         if self._encoder is None:
-            return Failed(409, "this endpoint has no encoder, since retrieval.mode is lexical", "no_encoder")
+            return Failed(409, "this endpoint has no encoder, because retrieval.mode is lexical", "no_encoder")
         encode = self._encoder.encode_queries if input_type == "query" else self._encoder.encode_passages
         vectors = await asyncio.get_running_loop().run_in_executor(self._thread, encode, list(texts))
         num_tokens = sum(len(text.split()) for text in texts)
         return Embedded(vectors, self._settings.encoder.model.rstrip("/").rsplit("/", 1)[-1], num_tokens)
 
     async def status(self) -> dict[str, Any]:
-        """The index version in use, and the one that was refused."""
+        """The index version in use, and the refused version if any."""
         return {"index_version": self._current.name, "refused": self._refused()}
 
     @serve.batch(max_batch_size=BATCH_QUERIES, batch_wait_timeout_s=0.0)  # type: ignore[untyped-decorator]
@@ -79,7 +79,7 @@ class RetrieverReplica(SwappingReplica):
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._retrieve_all, queries)
 
     def _retrieve_all(self, queries: list[_Query]) -> list[Found | Failed]:
-        """Search queries of equal top_k and filter together. One lease, so all results come from one index version."""
+        """Search queries of equal top_k and filter together; one lease, so that all results are from one index version."""
         results: list[Found | Failed] = [TOO_LATE] * len(queries)
         groups: dict[tuple[int, filters.Filter], list[int]] = {}
         now = time.monotonic()
@@ -108,7 +108,7 @@ class RetrieverReplica(SwappingReplica):
         return row_by_row_if_needed(texts, lambda some: retriever.retrieve_passages(some, top_k))
 
     def _open(self, name: str, previous: _OpenVersion | None) -> _OpenVersion:
-        """Open an index version while the previous one is in use, and test it."""
+        """Open and test an index version; the previous one is still in use."""
         hold = contextlib.ExitStack()
         try:
             hold.enter_context(retention.held(self._settings.workspace, name))

@@ -1,8 +1,7 @@
 """`ragtune serve`: runs the endpoint as a Ray Serve application of three deployments: ingress -> retriever, generator.
 
-`ragtune serve`, `serve deploy deploy/serve.yaml` and a KubeRay RayService all run the same application. Serve's defaults are
-unsafe here (an unbounded queue, a rolling update that stops the old replica first, twenty attempts of a constructor that cannot
-succeed), so each is set.
+`ragtune serve`, `serve deploy deploy/serve.yaml` and a KubeRay RayService run the same application. It overrides Serve's unsafe
+defaults: an unbounded queue, rolling updates that stop the old replica first, twenty attempts at a failing constructor.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 
 class ServeError(RagtuneError, RuntimeError):
-    """The endpoint cannot start on this cluster; the message says why."""
+    """The endpoint cannot start on this cluster."""
 
 
 class Arguments(BaseModel):
@@ -53,8 +52,8 @@ class Arguments(BaseModel):
 def application(arguments: dict[str, Any]) -> Any:
     """Build the application of a config file; the `import_path` of a Serve config names this function.
 
-    Serve's `http_options` replace `serve.host` and `serve.port`. Without API keys, only requests from the machine of the
-    proxy are served, whatever the host.
+    Serve's `http_options` replace `serve.host` and `serve.port`. Without API keys, only requests from the proxy's own machine are
+    served, even on a public host.
 
     Args:
         arguments: `args` of the Serve config, as a plain dictionary; see `Arguments`.
@@ -70,12 +69,7 @@ def application(arguments: dict[str, Any]) -> Any:
 
 
 def bound(settings: config.Config, generator_kind: type | None = None) -> Any:
-    """Check a config and build its application.
-
-    Args:
-        settings: the whole config.
-        generator_kind: a class with the interface of `GeneratorReplica` that replaces it, for benchmarks.
-    """
+    """Check a config and build its application; benchmarks replace `GeneratorReplica` by `generator_kind`."""
     return _graph(*_checked(settings), generator_kind)
 
 
@@ -91,7 +85,7 @@ def _graph(settings: config.Config, has_index: bool, generator_kind: type | None
     def deployment(kind: type, name: str, replicas: config.Replicas) -> Any:
         return serve.deployment(kind, **_options(name, replicas, limits))
 
-    # Serve's own limits are never reached first: the ingress refuses a request before any work is done for it.
+    # Serve's limits are never reached: the ingress refuses requests earlier, before any work is done for them.
     of_retriever = {"max_queued_requests": capacity(limits.retriever)}
     of_generator = {
         "max_ongoing_requests": slots_per_replica(limits.generator),
@@ -107,13 +101,13 @@ def _graph(settings: config.Config, has_index: bool, generator_kind: type | None
 
 
 def _checked(settings: config.Config) -> tuple[config.Config, bool]:
-    """The config with its models resolved, and whether there is an index. Fails here rather than in every replica."""
+    """The config with its models resolved, and whether there is an index; fails early rather than in every replica."""
     if config.is_mode(settings.answer.arm):
         if settings.serve.retrieval == "auto":
             raise config.ConfigError(
                 f"serve.retrieval=auto: answer.arm={settings.answer.arm} is a mode, which always retrieves; use always"
             )
-        # A mode's models and index belong together, so they are fixed here and never hot-swapped apart.
+        # A mode's models and index belong together, so fix them here: hot-swapping one alone would break the pair.
         settings = arms.with_tuned_models(settings).with_values({"answer.arm": "rag"})
     keys = api_keys.load_keys(settings)
     if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1" and not keys:
@@ -122,11 +116,8 @@ def _checked(settings: config.Config) -> tuple[config.Config, bool]:
             "to come from localhost; set serve.keys_path or RAGTUNE_API_KEYS"
         )
     arms.current_generator(settings)
-    if (
-        settings.serve.adapter_arms
-        and settings.generator.engine == "openai"
-        and not config.is_tuned(settings.answer.arm)
-    ):
+    is_served_elsewhere = settings.generator.engine == "openai" and not config.is_tuned(settings.answer.arm)
+    if settings.serve.adapter_arms and is_served_elsewhere:
         raise config.ConfigError(
             f"serve.adapter_arms={list(settings.serve.adapter_arms)}: adapters need a model in this process, and with "
             "generator.engine=openai there is none; remove them, or set generator.engine=transformers"
@@ -175,7 +166,7 @@ def _autoscaling(replicas: config.Replicas) -> Any:
 
     look_back = min(30.0, max(2.0, replicas.upscale_delay_seconds, replicas.downscale_delay_seconds / 4))
     with warnings.catch_warnings():
-        # Serve plans to read the interval from the environment instead; until then it is set here.
+        # Serve plans to read the interval from the environment instead, and warns until then.
         warnings.simplefilter("ignore", DeprecationWarning)
         return AutoscalingConfig(
             min_replicas=replicas.min_replicas,
@@ -190,11 +181,11 @@ def _autoscaling(replicas: config.Replicas) -> Any:
 
 @contextlib.contextmanager
 def running(settings: config.Config, generator_kind: type | None = None) -> Iterator[str]:
-    """Run the endpoint for the length of the block and yield its address. At the end, requests in flight may finish.
+    """Run the endpoint during the block and yield its address; at the end, requests in flight may finish.
 
     Raises:
         config.ConfigError: the host needs keys, the port is taken, or there are too few cores.
-        RuntimeError: a deployment does not start; the message names it and the reason.
+        RuntimeError: a deployment does not start.
     """
     keys = api_keys.load_keys(settings)
     middleware.check_exposure(settings, keys)
@@ -207,11 +198,8 @@ def running(settings: config.Config, generator_kind: type | None = None) -> Iter
         _refuse_other_serve()
         _check_cores(settings)
         app = _graph(*checked, generator_kind)  # not earlier: this imports Ray, which reads its environment on import
-        serve.start(
-            proxy_location="HeadOnly",
-            http_options={"host": host, "port": port},
-            logging_config={"enable_access_log": False},
-        )
+        options = {"host": host, "port": port}
+        serve.start(proxy_location="HeadOnly", http_options=options, logging_config={"enable_access_log": False})
         try:
             serve.run(app, name=APPLICATION, route_prefix="/")
             _wait_for_proxy(host, port)
@@ -224,12 +212,7 @@ def running(settings: config.Config, generator_kind: type | None = None) -> Iter
 
 
 def serve(settings: config.Config, stopped: threading.Event | None = None) -> None:
-    """Serve until SIGTERM or Ctrl-C, then let requests in flight finish.
-
-    Raises:
-        config.ConfigError: the host needs keys, or the port is taken.
-        RuntimeError: a deployment does not start.
-    """
+    """Serve until SIGTERM or Ctrl-C, then let requests in flight finish; raises what `running` raises."""
     stop = stopped or threading.Event()
     progress.say("serve: loading")
     with running(settings) as address, _stopping(stop):
@@ -239,9 +222,9 @@ def serve(settings: config.Config, stopped: threading.Event | None = None) -> No
 
 
 def _sigterm_as_interrupt() -> contextlib.AbstractContextManager[None]:
-    """Handle SIGTERM like Ctrl-C in the block, so that a half-started endpoint shuts down; Ray's own handler aborts.
+    """Treat SIGTERM like Ctrl-C in the block, so that a half-started endpoint shuts down; Ray's own handler aborts.
 
-    Python delivers signals only to the main thread; in any other thread this does nothing.
+    Python delivers signals only to the main thread, so this does nothing in other threads.
     """
     if threading.current_thread() is not threading.main_thread():
         return contextlib.nullcontext()
@@ -249,7 +232,7 @@ def _sigterm_as_interrupt() -> contextlib.AbstractContextManager[None]:
 
 
 def _stopping(stop: threading.Event) -> contextlib.AbstractContextManager[None]:
-    """Set the event on SIGTERM and Ctrl-C in the block. Enter it after Ray has started, which installs its own handler."""
+    """Set the event on SIGTERM and Ctrl-C in the block. Enter it after Ray has installed its own handler."""
     return _handling(lambda *_: stop.set(), signal.SIGTERM, signal.SIGINT)
 
 
@@ -264,12 +247,12 @@ def _handling(handler: Callable[[int, FrameType | None], object], *numbers: sign
 
 
 def _wait(stop: threading.Event) -> None:
-    while not stop.wait(1.0):  # with a timeout, because signals are handled between two waits
+    while not stop.wait(1.0):  # a timeout, because Python handles signals only between two waits
         pass
 
 
 def _check_cores(settings: config.Config) -> None:
-    """Refuse to start on a single machine without enough cores; Serve would wait forever."""
+    """Refuse to start on a single machine with too few cores, where Serve would wait forever."""
     import ray
 
     limits = settings.serve
@@ -291,7 +274,7 @@ def _refuse_other_serve() -> None:
     except ValueError:
         return
     raise ServeError(
-        "Serve runs on this cluster already, with its own host and port; add this endpoint to it with: "
+        "Ray Serve already runs on this cluster, with its own host and port; add this endpoint to it with: "
         "serve deploy deploy/serve.yaml"
     )
 
@@ -311,7 +294,7 @@ def _drain(grace_seconds: float) -> None:
 
 
 def _wait_for_proxy(host: str, port: int) -> None:
-    """Wait until the proxy listens: Serve reports an application as ready earlier."""
+    """Wait until the proxy listens, which can be later than Serve reports the application as ready."""
     deadline = time.monotonic() + PROXY_SECONDS
     while True:
         try:

@@ -1,1 +1,1 @@
-"""Ray Data prepares the examples, Ray Train fits the model."""
+"""Prepares examples with Ray Data and trains models with Ray Train."""

@@ -1,12 +1,11 @@
-"""The Ray Data actor that makes the examples of a unit of queries.
+"""The Ray Data actor that makes training examples from a unit of queries.
 
-Out: per unit a file of examples and, for objectives that keep the index, the stored vectors of their passages.
+Out: per unit, a file of examples and, for objectives that keep the index, the stored vectors of their passages.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,8 +27,8 @@ if TYPE_CHECKING:
     from ragtune_ray.models.encoder import Encoder
 
 
-class PrepareUnit:
-    """An actor that makes the examples of a unit of queries; it loads only the models that the objective needs."""
+class PrepareUnit(stages.UnitWorker):
+    """An actor that makes examples; it loads only the models that the objective needs."""
 
     def __init__(self, settings: config.Config, version: str, staged: str, split: str, directory: str) -> None:
         from ragtune_ray.index.retriever import open_retriever
@@ -42,14 +41,10 @@ class PrepareUnit:
         self._count_tokens = _token_counter(settings)
         self._chat = _chat(settings) if settings.training.trains_generator else None
         self._reranker = _teaching_reranker(settings)
-        # Validation measures the rank of the positive, which needs no teacher.
+        # Validation measures the rank of the positive passage, which needs no teacher.
         self._generator = None if split == "validation" else _teaching_generator(settings)
 
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[str]]:
-        """Make and commit the examples of the units of the batch."""
-        return {"summary": [self._commit(json.loads(unit)) for unit in batch["unit"]]}
-
-    def _commit(self, unit: dict[str, Any]) -> str:
+    def _run(self, unit: dict[str, Any]) -> str:
         rows = staged_queries.read_queries(self._staged, unit["start"], unit["stop"])
         made, judgements = self._examples(rows)
         kept = [item for item in made if not isinstance(item, schema.Reject)]
@@ -67,7 +62,7 @@ class PrepareUnit:
             )
 
     def _examples(self, rows: Sequence[schema.Query]) -> tuple[list[Any], list[teaching.Judgement]]:
-        """An example or a reject per row, and the generator's judgements if it teaches."""
+        """Per row, an example or a reject; and the generator's judgements if it is the teacher."""
         if self._generator is not None:
             return self._taught(rows, self._candidates(rows), self._generator)
         return self._plain_examples(rows), []
@@ -76,13 +71,13 @@ class PrepareUnit:
         self, rows: Sequence[schema.Query], found: Sequence[examples.Candidates], generator: Any
     ) -> tuple[list[Any], list[teaching.Judgement]]:
         count = self._settings.training.hard_negatives + 1
-        asked = [
+        chosen = [
             (row, teaching.choose_candidates(row, candidates, count))
             for row, candidates in zip(rows, found, strict=True)
             if row.answers and candidates.retrieved
         ]
-        gains_of = teaching.passage_gains(asked, generator, self._settings)
-        scored = {row.query_id: (passages, gains) for (row, passages), gains in zip(asked, gains_of, strict=True)}
+        gains_of = teaching.passage_gains(chosen, generator, self._settings)
+        scored = {row.query_id: (passages, gains) for (row, passages), gains in zip(chosen, gains_of, strict=True)}
         made: list[Any] = []
         judgements = []
         for row, candidates in zip(rows, found, strict=True):
@@ -90,14 +85,9 @@ class PrepareUnit:
             if isinstance(gains, str):
                 made.append(schema.Reject(row.query_id, gains, "row"))
                 continue
+            scores = self._reranker(row.text, [each.text for each in passages]) if self._reranker else None
             example, judgement = teaching.taught_example(
-                row,
-                candidates,
-                passages,
-                gains,
-                self._settings,
-                self._count_tokens,
-                reranker_scores=self._reranker(row.text, [each.text for each in passages]) if self._reranker else None,
+                row, candidates, passages, gains, self._settings, self._count_tokens, reranker_scores=scores
             )
             made.append(example)
             judgements.append(judgement)
@@ -124,7 +114,7 @@ class PrepareUnit:
         return examples.joint_example(row, teaching.choose_candidates(row, candidates, count), chat, settings)
 
     def _depth(self) -> int:
-        """Number of hits to choose passages from; some of the best answer the query, so they are no distractors."""
+        """Number of hits to choose passages from: more than needed, because some answer the query and cannot distract."""
         training = self._settings.training
         return 4 * (training.passages or self._settings.retrieval.top_k) if self._sft else training.negative_depth
 
@@ -143,13 +133,13 @@ class PrepareUnit:
             if embedded is not None:
                 vectors = (self._retriever.index.vectors.take(places) for places in (gold[number], hits))
                 cosines = [tuple((each @ embedded[number]).tolist()) for each in vectors]
+            gold_passages, retrieved = (
+                tuple(self._retriever.index.take(places.tolist())) for places in (gold[number], hits)
+            )
+            ranked = tuple(scores[number][: len(hits)].tolist())
             candidates.append(
                 examples.Candidates(
-                    tuple(self._retriever.index.take(gold[number].tolist())),
-                    tuple(self._retriever.index.take(hits.tolist())),
-                    tuple(scores[number][: len(hits)].tolist()),
-                    gold_cosines=cosines[0],
-                    retrieved_cosines=cosines[1],
+                    gold_passages, retrieved, ranked, gold_cosines=cosines[0], retrieved_cosines=cosines[1]
                 )
             )
         return candidates
@@ -186,17 +176,12 @@ class PrepareUnit:
 
 def pool_table(names: Sequence[str], vectors: np.ndarray) -> pa.Table:
     """A table of passage ids and their vectors (num_passages, dimension)."""
-    flat = pa.array(vectors.astype(np.float32).ravel())
-    return pa.table(
-        {
-            "passage_id": pa.array(names, pa.string()),
-            "vector": pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1]),
-        }
-    )
+    rows = pa.FixedSizeListArray.from_arrays(pa.array(vectors.astype(np.float32).ravel()), vectors.shape[1])
+    return pa.table({"passage_id": pa.array(names, pa.string()), "vector": rows})
 
 
 def _encoder(settings: config.Config, retriever: Retriever) -> Encoder:
-    """The encoder of queries to compare with stored vectors; loaded here if retrieval is lexical."""
+    """The encoder that matches the stored vectors: the retriever's, or loaded here if retrieval is lexical."""
     from ragtune_ray.index.retriever import check_encoder
     from ragtune_ray.models.encoder import load_encoder
 
@@ -229,7 +214,7 @@ def _token_counter(settings: config.Config) -> Any:
 
 
 def _teaching_reranker(settings: config.Config) -> Any:
-    """The reranker as a teacher's scoring function; None if the objective or the config uses none."""
+    """The reranker's scoring function if it is a teacher, otherwise None."""
     training = settings.training
     learns = training.objective == "distillation" or training.learns_from_generator
     if not learns or not settings.retrieval.reranker:
@@ -241,7 +226,6 @@ def _teaching_reranker(settings: config.Config) -> Any:
 
 
 def _teaching_generator(settings: config.Config) -> Any:
-    """The generator if it is the teacher, otherwise None."""
     if not settings.training.learns_from_generator:
         return None
     from ragtune_ray.generation.generator import open_generator

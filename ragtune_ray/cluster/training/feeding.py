@@ -23,7 +23,7 @@ STEPS_PER_BLOCK = 16
 
 
 def in_order() -> Any:
-    """Ray Data's options to preserve the order of rows."""
+    """Ray Data's options that preserve the order of rows."""
     import ray.data
 
     options = ray.data.ExecutionOptions()
@@ -32,10 +32,7 @@ def in_order() -> Any:
 
 
 def plan(settings: config.Config, examples: str) -> list[np.ndarray]:
-    """The row numbers of each step of a run.
-
-    `sft` keeps examples with the same passages together, because it computes their common prefix once.
-    """
+    """The row numbers of each step. `sft` keeps examples with the same passages together and computes their prefix once."""
     passage_ids = _table(examples, prepare.TRAIN)["passage_ids"]
     is_grouped = settings.training.objective == "sft"
     groups = batching.passage_groups(passage_ids) if is_grouped else np.arange(len(passage_ids))
@@ -48,7 +45,7 @@ def steps_dataset(settings: config.Config, examples: str) -> ray.data.Dataset:
 
     planned = [{"step": step, "rows": rows.tolist()} for step, rows in enumerate(plan(settings, examples))]
     dataset = ray.data.from_items(planned, override_num_blocks=-(-len(planned) // STEPS_PER_BLOCK))
-    # num_cpus=0: training workers may occupy all CPUs, and reading takes little time.
+    # num_cpus=0: the training workers may occupy all CPUs, and reading takes little time.
     return dataset.map_batches(
         functools.partial(_load_step, examples),
         batch_size=1,
@@ -59,7 +56,7 @@ def steps_dataset(settings: config.Config, examples: str) -> ray.data.Dataset:
 
 
 def _load_step(examples: str, batch: pa.Table) -> pa.Table:
-    """Replace the row numbers of a step by its examples, as a list of structs."""
+    """Replace the row numbers of a step by its examples as a list of structs."""
     rows = _table(examples, prepare.TRAIN).take(batch["rows"].combine_chunks().flatten()).combine_chunks()
     packed = pa.ListArray.from_arrays(pa.array([0, rows.num_rows], pa.int32()), rows.to_struct_array().combine_chunks())
     return pa.table({"step": batch["step"], "examples": packed})
@@ -72,11 +69,11 @@ def _table(examples: str, name: str) -> pa.Table:
 
 
 def steps_from(first: int, record: type) -> Iterator[tuple[int, list[Any]]]:
-    """Yield the number and the examples of each step, starting with step `first`, on a training worker."""
+    """On a training worker: the number and the examples of each step, starting with step `first`."""
     import ray.train
 
-    stream = ray.train.get_dataset_shard("train")
     expected = first
+    stream = ray.train.get_dataset_shard("train")
     for batch in stream.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=2):
         step = batch["step"][0].as_py()
         if step < first:
@@ -98,7 +95,5 @@ def read_pool(settings: config.Config, examples: str) -> dict[str, np.ndarray]:
     if not settings.training.keeps_index:
         return {}
     table = _table(examples, prepare.POOL)
-    vectors = table["vector"].combine_chunks()
-    return dict(
-        zip(table["passage_id"].to_pylist(), vectors.flatten().to_numpy().reshape(len(vectors), -1), strict=True)
-    )
+    vectors = table["vector"].combine_chunks().flatten().to_numpy().reshape(table.num_rows, -1)
+    return dict(zip(table["passage_id"].to_pylist(), vectors, strict=True))

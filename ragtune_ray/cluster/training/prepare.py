@@ -1,8 +1,7 @@
 """Makes training and validation examples in bulk with Ray Data.
 
-In: a config with queries that have splits. Out: `runs/examples-ID/` with `train.parquet` and `validation.parquet`, rows
-of the objective's record type; with stored vectors also `pool.parquet`, the vectors of all their passages; and
-`rejects.jsonl`. A document relevant to queries of two splits is an error before anything is retrieved.
+In: a config with queries that have splits. Out: `runs/examples-ID/` with `train.parquet` and `validation.parquet` (rows of the
+objective's example type), `rejects.jsonl` and, if the objective keeps the index, `pool.parquet` (the vectors of all passages).
 """
 
 from __future__ import annotations
@@ -26,10 +25,10 @@ from ragtune_ray.training import examples, teaching
 TRAIN, VALIDATION, POOL = "train.parquet", "validation.parquet", "pool.parquet"
 UNIT_QUERIES = 128
 TAUGHT_UNIT_QUERIES = 64
-"""Queries per unit if the generator scores every candidate, which takes much longer. Candidates that queries of a
-unit share are scored once, so a file that keeps related questions together is faster."""
+"""Queries per unit if the generator scores every candidate, which is much slower. Candidates that the queries of a unit share are
+scored once, so a file that keeps related questions together is faster."""
 FORMAT = 3
-"""Part of the examples' identity: raise it when the same input leads to other examples."""
+"""Part of the examples' identity: raise it when a code change makes the same input lead to other examples."""
 EXAMPLE_SETTINGS = {
     "objective",
     "arm",
@@ -47,7 +46,7 @@ EXAMPLE_SETTINGS = {
     "negative_depth",
     "negative_margin",
 }
-"""Fields of `training` that the examples depend on."""
+"""Fields of `training` on which the examples depend."""
 
 
 def needs_index(settings: config.Training) -> bool:
@@ -56,19 +55,15 @@ def needs_index(settings: config.Training) -> bool:
 
 
 def prepare(settings: config.Config, session_stack: ExitStack | None = None) -> str:
-    """Make the training and validation examples that `training` describes.
+    """Make the training and validation examples that `training` describes; returns the run's directory.
 
     Args:
-        settings: workspace, seed, queries, index, encoder, retrieval, prompt, generator, training and cluster are used.
-        session_stack: if given, the Ray session is opened for training and stays open until this stack is closed.
-
-    Returns:
-        The run's directory.
+        settings: the whole config.
+        session_stack: if given, the Ray session is index_manifest for training and stays open until this stack is closed.
 
     Raises:
         LeakError: a document is relevant to queries of two splits.
         InputError: there are no training or no validation queries, or none of them yields an example.
-        StageError: the stage failed.
     """
     with ExitStack() as stack:
         staged = {split: stack.enter_context(_staged(settings, split)) for split in ("train", "validation")}
@@ -76,8 +71,8 @@ def prepare(settings: config.Config, session_stack: ExitStack | None = None) -> 
             replay = settings.with_values({"queries.path": settings.training.replay_path, "queries.split_by": "given"})
             staged["replay"] = stack.enter_context(_staged(replay, "all"))
         _refuse_leaks(settings, staged)
-        version, opened = runs.index_version(settings) if needs_index(settings.training) else ("", {})
-        run = runs.Run.of(settings, "examples", _identity(settings, staged, opened))
+        version, index_manifest = runs.index_version(settings) if needs_index(settings.training) else ("", {})
+        run = runs.Run.of(settings, "examples", _identity(settings, staged, index_manifest))
         if run.is_finished():
             return run.url
         if session_stack is not None:
@@ -94,9 +89,8 @@ def _staged(settings: config.Config, split: str) -> Iterator[staged_queries.Stag
         try:
             staged = stack.enter_context(staged_queries.staged_queries(settings.with_values({"queries.split": split})))
         except inputs.InputError as error:
-            raise inputs.InputError(
-                f"{error}; training needs queries of split {split}: set queries.split_by"
-            ) from error
+            message = f"{error}; training needs queries of split {split}: set queries.split_by"
+            raise inputs.InputError(message) from error
         yield staged
 
 
@@ -112,25 +106,21 @@ def _refuse_leaks(settings: config.Config, staged: dict[str, staged_queries.Stag
 
 
 def _identity(
-    settings: config.Config, staged: dict[str, staged_queries.StagedQueries], opened: dict[str, Any]
+    settings: config.Config, staged: dict[str, staged_queries.StagedQueries], index_manifest: dict[str, Any]
 ) -> dict[str, Any]:
-    """What the examples depend on.
-
-    Args:
-        settings: of the training.
-        staged: split -> its queries.
-        opened: manifest of the index version; empty if none is used.
-    """
+    """Everything on which the examples depend; `index_manifest` is the manifest of the index version, empty without an index."""
     training = settings.training
     uses_generator = training.trains_generator or training.learns_from_generator
     generator = weights.resolve(settings.generator.model).fingerprint if uses_generator else ""
     return {
         "format": FORMAT,
         "queries": {split: part.fingerprint for split, part in staged.items()},
-        "index": opened.get("content_id"),
-        "retrieval": settings.retrieval.model_dump(mode="json") if opened else None,
-        "encoder": settings.encoder.model_dump(mode="json", exclude={"model", "query_model"}) if opened else None,
-        "query_model": runs.query_model_fingerprint(settings) if opened else "",
+        "index": index_manifest.get("content_id"),
+        "retrieval": settings.retrieval.model_dump(mode="json") if index_manifest else None,
+        "encoder": settings.encoder.model_dump(mode="json", exclude={"model", "query_model"})
+        if index_manifest
+        else None,
+        "query_model": runs.query_model_fingerprint(settings) if index_manifest else "",
         "prompt": settings.prompt.model_dump(mode="json") if generator else None,
         "tokenizer": generator,
         "training": training.model_dump(mode="json", include=EXAMPLE_SETTINGS),
@@ -140,7 +130,6 @@ def _identity(
 
 
 def _make_split(run: runs.Run, version: str, split: str, staged: staged_queries.StagedQueries) -> list[stages.Summary]:
-    """Make the examples of one split; returns the summaries of its units."""
     settings, directory = run.settings, filesystem.join(run.work, split)
     learns_from_generator = settings.training.learns_from_generator
     units = staged_queries.units(staged, TAUGHT_UNIT_QUERIES if learns_from_generator else UNIT_QUERIES)
@@ -192,7 +181,6 @@ def _tables(
     summaries: dict[str, list[stages.Summary]],
     rejects: Sequence[schema.Reject],
 ) -> tuple[pa.Table, pa.Table]:
-    """The training examples, with replay, and the validation examples."""
     settings = run.settings
     tables = {split: _merged(run.work, split, summaries, "examples.parquet") for split in staged}
     for split in ("train", "validation"):
@@ -213,7 +201,7 @@ def _merged(work: str, split: str, summaries: dict[str, list[stages.Summary]], s
 
 
 def _drawn(table: pa.Table, count: int, seed: int) -> pa.Table:
-    """At most `count` rows, drawn by the seed and the query's id, in their original order."""
+    """At most `count` rows, drawn by seed and query id, in their original order."""
     marks = [splits.draw(name, seed) for name in table["query_id"].to_pylist()]
     return table.take(pa.array(np.sort(np.argsort(marks, kind="stable")[:count])))
 

@@ -1,11 +1,11 @@
 """`ragtune train`: fine-tunes the generator or the retriever with Ray Train.
 
-In: a config with queries that have splits. Out: `models/NAME/ID/`, a model directory with its card, metrics and manifest,
-and `models/NAME/CURRENT`, which names the last one.
+In: a config with queries that have splits. Out: `models/NAME/ID/`, a model directory with its card, metrics and manifest, and
+`models/NAME/CURRENT`, which names the latest.
 
-All workers run the same steps in the same order; each takes its part of every step. A checkpoint is a directory with a
-checksum per file, uploaded while training continues. A replaced worker or a new driver resumes from the newest undamaged
-checkpoint, so an interrupted run ends with the same weights as an uninterrupted one.
+All workers run the same steps in the same order and share the examples of each step. A checkpoint is a directory with a checksum
+per file, uploaded while training continues. A replaced worker or a new driver resumes from the newest undamaged checkpoint, so an
+interrupted run ends with the same weights as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FORMAT = 3
-"""Part of a model's identity: raise it when the same input leads to other weights."""
+"""Part of a model's identity: raise it when a code change makes the same input lead to other weights."""
 SNAPSHOT = "checkpoint_manager_snapshot.json"
 """Ray Train's list of its checkpoints."""
 KEPT_CHECKPOINTS = 2
 POLL_SECONDS = 0.5
 BYTES_PER_WEIGHT = 4 * (3 + 1) * (KEPT_CHECKPOINTS + 1)
-"""Disk space: weights, two moments and best weights in float32, for each kept checkpoint and the one being written."""
+"""Disk space per weight: it, two moments and its best value in float32, for each kept checkpoint and the next one."""
 UNRELATED = {
     "name",
     "max_failures",
@@ -66,7 +66,7 @@ class TrainResult(Result):
         return read_model_manifest(self.path)
 
     def to_arrow(self) -> pa.Table:
-        """The metrics: a row per step (loss, gradient_norm, learning_rate, ...) and one per validation."""
+        """The metrics: one row per step (loss, gradient_norm, learning_rate, ...) and one per validation."""
         path = artifacts.open_artifact(self.path, "model", [worker.METRICS]).path / worker.METRICS
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         names = list(dict.fromkeys(name for row in rows for name in row))
@@ -76,13 +76,10 @@ class TrainResult(Result):
 def train(settings: config.Config) -> TrainResult:
     """Fine-tune the model that `training.objective` trains.
 
-    Args:
-        settings: workspace, seed, queries, index, encoder, retrieval, prompt, generator, training and cluster are used.
-
     Raises:
-        TrainingError: the loss was not finite, or training failed for good.
+        TrainingError: the loss was not finite, or training failed permanently.
         LeakError: a document is relevant to queries of two splits.
-        InputError: there is nothing to learn from.
+        InputError: there are no examples to learn from.
         ConfigError: the cluster has too few CPUs or GPUs, a step has fewer examples than there are workers, or
             `training.strategy` does not support the objective.
         ModelError: the model cannot be found or has no weights.
@@ -118,12 +115,11 @@ def train(settings: config.Config) -> TrainResult:
 def _identity(
     settings: config.Config, examples: str, base: weights.Model, encoder: weights.Model | None
 ) -> dict[str, Any]:
-    """What the trained weights depend on."""
     training = settings.training
     prefixes = [settings.encoder.query_prefix, settings.encoder.passage_prefix]
     identity = {
         "format": FORMAT,
-        "examples": runs.read_run_manifest(examples)["manifest_sha256"],
+        "examples": runs.read_manifest(examples)["manifest_sha256"],
         "base": base.fingerprint,
         "training": training.model_dump(mode="json", exclude=UNRELATED),
         "prefixes": prefixes if training.objective != "sft" else None,
@@ -134,7 +130,7 @@ def _identity(
 
 
 def _num_weights(directory: Path, training: config.Training) -> int:
-    """Estimate the number of trained weights: at least two bytes each in the files; adapters are a twentieth of them."""
+    """Estimate the number of trained weights: two bytes each in the files, or a twentieth of them with adapters."""
     num_bytes = sum(path.stat().st_size for path in directory.rglob("*.safetensors"))
     return num_bytes // 2 // (20 if training.lora_rank else 1)
 
@@ -144,7 +140,7 @@ def _say_result(manifest: ModelManifest) -> None:
     if manifest["best"]["step"]:
         found = f"best after step {manifest['best']['step']}: validation score {best:.4f}, at the start {start:.4f}"
     else:
-        found = f"no step was better than the start (validation score {start:.4f}): the model has its weights"
+        found = f"no step was better than the start (validation score {start:.4f}): the weights are unchanged"
     progress.say(f"train: {manifest['num_steps']:,} steps, {found}")
 
 
@@ -156,7 +152,7 @@ def _fit(settings: config.Config, examples: str, url: str, work: str) -> None:
 
     from ragtune_ray.training.optimization import TrainingError
 
-    num_examples = runs.read_run_manifest(examples)["num_train"]
+    num_examples = runs.read_manifest(examples)["num_train"]
     _require_room(settings)
     _require_rows(settings.training, num_examples)
     _mend_snapshot(filesystem.join(work, worker.RUN_NAME))
@@ -208,14 +204,13 @@ def _trainer(
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=KEPT_CHECKPOINTS),
         ),
         datasets={"train": steps},
-        # Every worker reads every step and selects its rows, so the steps do not depend on the number of workers.
+        # Every worker reads all rows of a step and selects its own, so steps do not depend on the number of workers.
         dataset_config=ray.train.DataConfig(datasets_to_split=[], execution_options=feeding.in_order()),
     )
 
 
 @contextlib.contextmanager
 def _shown(board: Any, num_steps: int) -> Iterator[None]:
-    """Show the workers' progress while the block runs."""
     import ray
 
     ended = threading.Event()
@@ -264,7 +259,7 @@ def _require_room(settings: config.Config) -> None:
 
 
 def _require_rows(training: config.Training, num_examples: int) -> None:
-    """Refuse more workers than the smallest step has examples: the others would wait for a worker without any."""
+    """Refuse more workers than the smallest step has examples; they would wait forever for a worker without examples."""
     smallest = batching.smallest_step(num_examples, training.batch_examples)
     if smallest < training.workers:
         raise config.ConfigError(
@@ -275,7 +270,7 @@ def _require_rows(training: config.Training, num_examples: int) -> None:
 
 
 def _require_strategy(training: config.Training) -> None:
-    """Refuse FSDP for objectives that call their encoder outside `forward`: all but `sft`."""
+    """Refuse FSDP for all objectives but `sft`, because they call their encoder outside `forward`."""
     if training.strategy == "fsdp" and training.objective != "sft":
         raise config.ConfigError(
             f"training.strategy=fsdp with training.objective={training.objective}: only sft can be sharded over the workers; "
@@ -284,7 +279,7 @@ def _require_strategy(training: config.Training) -> None:
 
 
 def _mend_snapshot(run: str) -> None:
-    """Remove a damaged checkpoint list, with which Ray Train refuses to start; it needs none to resume."""
+    """Remove a damaged checkpoint list, with which Ray Train refuses to start; training resumes without it."""
     url = filesystem.join(run, SNAPSHOT)
     if not filesystem.exists(url):
         return
@@ -296,7 +291,7 @@ def _mend_snapshot(run: str) -> None:
 
 
 class _Board:
-    """An actor on which workers report progress to the driver."""
+    """An actor that passes the workers' progress to the driver."""
 
     def __init__(self) -> None:
         self._step, self._lines = 0, list[str]()

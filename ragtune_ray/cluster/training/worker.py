@@ -1,4 +1,4 @@
-"""Runs on each Ray Train worker: load, resume, step, validate, save, and at the end publish the model."""
+"""The code of each Ray Train worker: load, resume, step, validate, save, and at the end publish the model."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 RUN_NAME = "train"
-"""Ray Train's directory within the working directory of a training."""
+"""Ray Train's directory in the working directory of a training."""
 METRICS, EVENTS = "metrics.jsonl", "tensorboard"
 MEMORY_STEPS = 20
-"""Return freed memory to the system every this many steps; otherwise memory use would grow with every step."""
+"""Interval at which freed memory is returned to the system; otherwise memory use would grow with every step."""
 
 
 class WorkerArguments(TypedDict):
-    """What `train` passes to every worker."""
+    """The arguments that `train` passes to every worker."""
 
     settings: dict[str, Any]
     """The config as JSON values."""
@@ -52,8 +52,6 @@ class WorkerArguments(TypedDict):
 
 @dataclass
 class _TrainingState:
-    """The mutable state of a worker during training."""
-
     settings: config.Config
     worker: int
     num_workers: int
@@ -71,23 +69,19 @@ class _TrainingState:
     best_weights: dict[str, Tensor] = field(default_factory=dict)
     metrics: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
-    """Time of all steps, including waiting for examples but not evaluations and checkpoints."""
+    """Duration of all steps, including waiting for examples but not validations and checkpoints."""
     num_tokens: int = 0
     step_began: float = 0.0
     """When the current step began to wait for its examples."""
 
     def facts(self) -> dict[str, Any]:
-        """The part that a checkpoint stores next to the tensors."""
+        """What a checkpoint stores in addition to the tensors."""
         names = ("step", "start", "best", "metrics", "seconds", "num_tokens")
         return {name: getattr(self, name) for name in names}
 
 
 def run_worker(arguments: WorkerArguments) -> dict[str, str]:
-    """Train on one worker; the first worker also publishes the model.
-
-    Returns:
-        `error`: why training stopped, or an empty string.
-    """
+    """Train on one worker; the first worker also publishes the model. Returns `error`: why training stopped, or ""."""
     from ragtune_ray.training.optimization import TrainingError
 
     state = _load(arguments)
@@ -124,11 +118,8 @@ def _load(arguments: WorkerArguments) -> _TrainingState:
     keep_freed_memory()
     avoid_cudnn_attention()
     validation = feeding.read_validation(settings, arguments["examples"])
-    objective = trainable.load_objective(
-        settings,
-        weights_module.weights_of(arms.base_model(settings)),
-        feeding.read_pool(settings, arguments["examples"]),
-    )
+    pool = feeding.read_pool(settings, arguments["examples"])
+    objective = trainable.load_objective(settings, weights_module.weights_of(arms.base_model(settings)), pool)
     module = _distribute(objective, settings.training, validation[:1])
     device = next(module.parameters()).device
     return _TrainingState(
@@ -146,22 +137,22 @@ def _load(arguments: WorkerArguments) -> _TrainingState:
 
 
 def _distribute(objective: Any, training: config.Training, rows: list[Any]) -> nn.Module:
-    """Wrap the objective for all workers, after freezing the weights that the loss of `rows` does not reach."""
+    """Freeze the weights that the loss of `rows` does not reach, and wrap the objective for all workers."""
     import ray.train.torch
 
     from ragtune_ray.training import optimization
 
     if training.strategy == "ddp":
-        # Move first: losses gather from other workers, and GPU workers exchange nothing that is on the CPU.
+        # Move it first: the losses gather tensors from other workers, which GPU workers can do only on the GPU.
         objective.to(ray.train.torch.get_device())
         optimization.freeze_unreached(objective, objective, rows)
-        # Buffers are constant, and broadcasting them would interleave with the objectives' own exchanges.
+        # Buffers are constant, and broadcasting them would interleave with the gathers of the losses.
         options = {"broadcast_buffers": False, "gradient_as_bucket_view": True}
         wrapped: nn.Module = ray.train.torch.prepare_model(objective, parallel_strategy_kwargs=options)
         return wrapped
     from torch.distributed.fsdp import fully_shard
 
-    # On the CPU: these losses gather nothing, and a GPU may have no room for the full model and its gradient.
+    # Freeze on the CPU: these losses gather nothing, and the full model and its gradient may not fit on a GPU.
     optimization.freeze_unreached(objective, objective, rows)
     module: nn.Module = objective.to(ray.train.torch.get_device())
     layers = {name for part in module.modules() for name in getattr(part, "_no_split_modules", None) or ()}
@@ -220,14 +211,9 @@ def _take_step(state: _TrainingState, step: int, rows: list[Any]) -> None:
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate
     weight = state.objective.weight(rows)
+    autocast = functools.partial(_autocast, state)
     result = optimization.take_step(
-        state.module,
-        state.objective,
-        own,
-        weight,
-        state.optimizer,
-        training.clip_norm,
-        functools.partial(_autocast, state),
+        state.module, state.objective, own, weight, state.optimizer, training.clip_norm, autocast
     )
     if not (math.isfinite(result.loss) and math.isfinite(result.gradient_norm)):
         shown = ", ".join(row.query_id for row in rows[:3])
@@ -259,7 +245,6 @@ def _autocast(state: _TrainingState) -> contextlib.AbstractContextManager[Any]:
 
 
 def _after_step(state: _TrainingState) -> None:
-    """Return memory, evaluate and save when due."""
     from ragtune_ray.models import hardware
     from ragtune_ray.training import optimization
 
@@ -291,7 +276,7 @@ def _validate(state: _TrainingState) -> Scores:
 
 
 def _save(state: _TrainingState) -> None:
-    """Pass a checkpoint to Ray Train, which uploads it during the next steps."""
+    """Pass a checkpoint to Ray Train, which uploads it while training continues."""
     import ray.train
     from ray.train import CheckpointUploadMode
 
@@ -323,7 +308,7 @@ def _tell(state: _TrainingState, line: str) -> None:
 
 
 def _publish(state: _TrainingState, arguments: WorkerArguments) -> None:
-    """Publish the best weights as a plain model directory; for `joint`, publish the retriever first, at `URL-retriever`."""
+    """Publish the best weights as a model directory; for `joint`, publish the retriever first, at `URL-retriever`."""
     from ragtune_ray.training import trainable
 
     settings, url, weights = state.settings, arguments["url"], state.best_weights
@@ -348,7 +333,7 @@ def _publish_model(
     url: str,
     query_model: str = "",
 ) -> None:
-    """Publish one model with its card, metrics and manifest; `settings` are those of training this model alone."""
+    """Publish one model with its card, metrics and manifest; `settings` are those that would train it alone."""
     import torch
 
     from ragtune_ray.training import trainable
@@ -358,7 +343,7 @@ def _publish_model(
     trainable.save_model(settings, weights_module.weights_of(base), weights, staging)
     (staging / METRICS).write_text("".join(json.dumps(row) + "\n" for row in state.metrics), encoding="utf-8")
     _write_events(staging / EVENTS, state.metrics)
-    given = runs.read_run_manifest(examples)
+    manifest = runs.read_manifest(examples)
     facts: ModelManifest = {
         "config": settings.model_dump(mode="json"),
         "objective": state.settings.training.objective,
@@ -367,12 +352,12 @@ def _publish_model(
         "base_fingerprint": base.fingerprint,
         "examples": examples,
         "input": ExamplesSummary(
-            num_train=given["num_train"],
-            num_validation=given["num_validation"],
-            kinds=given["kinds"],
-            num_rejects=given["num_rejects"],
-            input=given["input"],
-            index_version=given["index_version"],
+            num_train=manifest["num_train"],
+            num_validation=manifest["num_validation"],
+            kinds=manifest["kinds"],
+            num_rejects=manifest["num_rejects"],
+            input=manifest["input"],
+            index_version=manifest["index_version"],
         ),
         "num_steps": state.num_steps,
         "num_workers": state.num_workers,
@@ -391,7 +376,6 @@ def _publish_model(
 
 
 def _write_events(directory: Path, metrics: list[dict[str, Any]]) -> None:
-    """Write the metrics as TensorBoard events."""
     from tensorboardX import SummaryWriter
 
     with SummaryWriter(logdir=str(directory)) as writer:

@@ -1,1 +1,1 @@
-"""The four tuning modes, as rounds of cluster commands."""
+"""The four modes of `ragtune tune`, as rounds of the other verbs."""

@@ -1,7 +1,4 @@
-"""Scores a changed pair of retriever and generator on the validation questions and decides whether to accept it.
-
-The scores per question come from runs of `answer` and `retrieve`.
-"""
+"""Scores a changed pair of retriever and generator on the validation questions and decides whether to accept it."""
 
 from __future__ import annotations
 
@@ -22,17 +19,13 @@ from ragtune_ray.training import examples
 from ragtune_ray.tuning import gates
 
 RANKED = 10
-"""Number of hits by which the retriever is judged."""
+"""Number of hits from which the retriever is judged."""
 
 
 def judge_generator(settings: config.Config, pair: Pair, changed: Pair, num_examples: int) -> gates.Verdict:
-    """Judge a pair with a changed generator by its answers to the validation questions and the probe questions.
+    """Judge a changed generator by its answers to the validation questions and the probe questions.
 
-    Args:
-        settings: config of the tune.
-        pair: the current pair.
-        changed: the pair with the change.
-        num_examples: number of training examples.
+    `pair` is the current pair, `changed` the one to judge; the verdict records `num_examples`.
     """
     metric = settings.compare.metric
     before, after = (
@@ -41,21 +34,15 @@ def judge_generator(settings: config.Config, pair: Pair, changed: Pair, num_exam
     )
     problems = []
     if settings.tune.probe_path:
-        known, kept = (
-            _scores(
-                staged_queries.asking(
-                    each.used_in(settings).with_values({"answer.arm": "base"}), settings.tune.probe_path
-                ),
-                metric,
-            )
-            for each in (pair, changed)
-        )
+        closed_book = [each.used_in(settings).with_values({"answer.arm": "base"}) for each in (pair, changed)]
+        probed = [staged_queries.with_all_queries_of(each, settings.tune.probe_path) for each in closed_book]
+        known, kept = (_scores(each, metric) for each in probed)
         problems.append(gates.probe_problem(known, kept, settings))
     return gates.judge("generator", metric, before, after, problems, num_examples, settings)
 
 
 def judge_retriever(settings: config.Config, pair: Pair, changed: Pair, num_examples: int) -> gates.Verdict:
-    """Judge a pair with a changed retriever by its ranks of answering passages, the probe questions and collapse.
+    """Judge a changed retriever by its ranks of answering passages, its hits for the probe questions, and collapse.
 
     The arguments are those of `judge_generator`.
     """
@@ -69,7 +56,9 @@ def judge_retriever(settings: config.Config, pair: Pair, changed: Pair, num_exam
         problems.append(gates.spread_problem(wide, narrow, settings.tune.max_cosine_rise))
     if settings.tune.retriever_probe_path:
         found, kept = (
-            reciprocal_ranks(staged_queries.asking(each.used_in(settings), settings.tune.retriever_probe_path))
+            reciprocal_ranks(
+                staged_queries.with_all_queries_of(each.used_in(settings), settings.tune.retriever_probe_path)
+            )
             for each in (pair, changed)
         )
         problems.append(gates.probe_problem(found, kept, settings))
@@ -77,11 +66,7 @@ def judge_retriever(settings: config.Config, pair: Pair, changed: Pair, num_exam
 
 
 def queries_of(settings: config.Config, split: str) -> list[schema.Query]:
-    """The queries of a split, including those without gold answers; an empty test split is allowed.
-
-    Raises:
-        InputError: they cannot be read, or none has this split.
-    """
+    """The queries of a split, with or without gold answers; InputError if there are none, except in the test split."""
     selection = settings.queries.model_copy(update={"split": split})
     try:
         found = [row for row in splits.selected_queries(selection) if isinstance(row, schema.Query)]
@@ -100,10 +85,10 @@ def _scores(settings: config.Config, metric: str) -> dict[str, float]:
 
 
 def reciprocal_ranks(settings: config.Config) -> dict[str, float]:
-    """query_id -> reciprocal rank of the first of ten hits that answers, 0 if none does.
+    """query_id -> reciprocal rank of the first of ten hits that answers the query; 0 if none does.
 
-    A hit answers if its document is relevant or, for queries without qrels, if it contains a gold answer. Queries without
-    both are left out.
+    A hit answers a query if its document is relevant or, without qrels, if it contains a gold answer. Queries that have neither
+    are left out.
     """
     rows = [row for row in staged_queries.selected_queries(settings) if row.answers != ()]
     hits = hits_of(settings, RANKED)
@@ -124,9 +109,8 @@ def reciprocal_ranks(settings: config.Config) -> dict[str, float]:
                 else examples.holds_answer(texts[hit.passage_id].text, row.answers or ())
             )
         }
-        found[row.query_id] = (
-            metrics.mrr_at_k(answering, [hit.passage_id for hit in ranking], RANKED) if answering else 0.0
-        )
+        names = [hit.passage_id for hit in ranking]
+        found[row.query_id] = metrics.mrr_at_k(answering, names, RANKED) if answering else 0.0
     return found
 
 
@@ -142,7 +126,6 @@ def hits_of(settings: config.Config, depth: int) -> dict[str, list[schema.Hit]]:
 
 
 def _random_vectors(pair: Pair, seed: int) -> np.ndarray:
-    """Vectors of random passages of a pair's index."""
     index = snapshot.open_index(pair.workspace)
     count = min(gates.RANDOM_PASSAGES, index.passages.num_rows)
     drawn = np.random.default_rng(seed).choice(index.passages.num_rows, count, replace=False)

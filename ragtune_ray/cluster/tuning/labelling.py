@@ -1,6 +1,6 @@
-"""Makes training questions with pseudo-labels, by asking, answering and filtering with the user's verbs.
+"""Makes training questions with pseudo-labels: generates questions and answers with the current pair, and filters them.
 
-In: questions without answers, or only the index. Out: training questions; the ledger counts the refused ones by reason.
+In: questions without answers, or only the index. Out: training questions; the ledger counts refused ones by reason.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ragtune_ray.ingest.splits import positives
 from ragtune_ray.tuning import pseudo_labels as checks
 
 ASK_FOR_QUESTION = "Write a quiz question about a fact in this passage."
-"""The request for a question, sent in place of a question."""
+"""Sent in place of a question, to make the generator write one."""
 QUESTION_SYSTEM = (
     "You are shown a passage. Write one short question, in its language, whose answer is a short phrase of it. Name whom or what "
     "the question is about. Write the question and nothing else. "
@@ -30,14 +30,14 @@ QUESTION_SYSTEM = (
     'year was the Eiffel Tower completed? Of "An octopus has three hearts and blue blood." one could ask: How many hearts does '
     "an octopus have?"
 )
-"""The examples help small generators most: without them SmolLM2 asks what the answer to the question is."""
+"""The examples are for small generators: without them, SmolLM2 asks what the answer to the question is."""
 MIN_PASSAGE_CHARACTERS = 80
 
 
 def unlabelled(rounds: Rounds) -> list[schema.Query]:
-    """The questions to label: those of `tune.questions_path`, otherwise the training questions without answers.
+    """The questions to label: those of `tune.questions_path`, or else the training questions without answers.
 
-    Questions that also occur in the validation or test split, or are about their documents, are left out.
+    Questions that also occur in the validation or test split, or whose documents do, are left out.
     """
     settings = rounds.settings
     path = settings.tune.questions_path
@@ -54,10 +54,10 @@ def unlabelled(rounds: Rounds) -> list[schema.Query]:
     ]
 
 
-def pseudo_labels(rounds: Rounds, asked: Sequence[schema.Query]) -> list[schema.Query]:
-    """Answer questions with the current pair and keep those whose answers pass every filter, with the answers as labels."""
+def pseudo_labels(rounds: Rounds, questions: Sequence[schema.Query]) -> list[schema.Query]:
+    """Answer questions with the current pair; return those whose answers pass every filter, labelled with the answers."""
     rule, seed = rounds.settings.tune, rounds.settings.seed
-    if not asked:
+    if not questions:
         return []
     trusted = rounds.step("trusted", lambda: _trusted(rounds))
     if trusted["confidence"] is None:
@@ -66,10 +66,10 @@ def pseudo_labels(rounds: Rounds, asked: Sequence[schema.Query]) -> list[schema.
             f"to validation questions were correct, and tune.min_precision is {rule.min_precision}"
         )
         return []
-    path = rounds.path_step("asked", lambda: rounds.write_questions("asked", asked))
+    path = rounds.path_step("asked", lambda: rounds.write_questions("asked", questions))
     answered = rounds.path_step("labelled", lambda: answer.answer(rounds.settings_for(path)))
     samples = [_sampled(rounds, path, number, seed + number) for number in range(1, rule.samples + 1)]
-    kept = rounds.step("filtered", lambda: _filtered(rounds, asked, answered, samples, trusted["confidence"]))
+    kept = rounds.step("filtered", lambda: _filtered(rounds, questions, answered, samples, trusted["confidence"]))
     if not kept["count"]:
         return []
     closed = rounds.settings_for(kept["path"], {"answer.gold_passage": True})
@@ -85,7 +85,7 @@ def _sampled(rounds: Rounds, path: str, number: int, seed: int) -> str:
 
 
 def _trusted(rounds: Rounds) -> dict[str, Any]:
-    """The confidence that an answer needs, from the answers to the validation questions."""
+    """The minimum confidence for a label, from the answers to the validation questions."""
     rule, language = rounds.settings.tune, rounds.settings.evaluate.language
     if not rule.min_precision:
         return {"confidence": 0.0, "precision": None, "num_answers": 0}
@@ -96,18 +96,15 @@ def _trusted(rounds: Rounds) -> dict[str, Any]:
     texts = index.by_id(citation.passage_id for row in rows for citation in row.citations)
     rows = [row for row in rows if not checks.support_problem(row, texts)]
     known = [gold[row.query_id] for row in rows]
-    is_right = [
-        bool(right) and checks.says_the_same(row.answer, right, language)
-        for row, right in zip(rows, known, strict=True)
-    ]
-    confidence, precision = checks.trusted_confidence(
-        [row.confidence or 0.0 for row in rows], is_right, rule.min_precision
-    )
+    pairs = zip(rows, known, strict=True)
+    is_right = [bool(right) and checks.says_the_same(row.answer, right, language) for row, right in pairs]
+    confidences = [row.confidence or 0.0 for row in rows]
+    confidence, precision = checks.trusted_confidence(confidences, is_right, rule.min_precision)
     return {"confidence": confidence, "precision": precision, "num_answers": len(rows)}
 
 
 def _filtered(
-    rounds: Rounds, asked: Sequence[schema.Query], answered: str, samples: Sequence[str], trusted: float
+    rounds: Rounds, questions: Sequence[schema.Query], answered: str, samples: Sequence[str], trusted: float
 ) -> dict[str, Any]:
     """Apply the checks of support, likelihood and agreement."""
     rule, language = rounds.settings.tune, rounds.settings.evaluate.language
@@ -129,11 +126,11 @@ def _filtered(
             problem = "is based on a document of another split"
         return problem or label
 
-    return _keep(rounds, "filtered", asked, judged)
+    return _keep(rounds, "filtered", questions, judged)
 
 
 def _passed(rounds: Rounds, path: str, regenerated: str) -> dict[str, Any]:
-    """Apply the round trip through the cited passage."""
+    """Apply the check that the cited passage alone leads to the same answer."""
     rule, language = rounds.settings.tune, rounds.settings.evaluate.language
     rows = {row.query_id: row for row in evaluate.read_answers(regenerated)}
 
@@ -145,14 +142,14 @@ def _passed(rounds: Rounds, path: str, regenerated: str) -> dict[str, Any]:
 
 
 def made_questions(rounds: Rounds) -> list[schema.Query]:
-    """Generate questions from passages and keep those that retrieve their documents; the passage serves as the answer."""
+    """Generate questions from passages; keep those that retrieve their document. The passage serves as the gold answer."""
     chosen = rounds.path_step("chosen", lambda: rounds.write_questions("chosen", _chosen(rounds)))
     settings = _passage_settings(rounds, chosen, {"prompt.system": QUESTION_SYSTEM})
     made = rounds.path_step("made", lambda: answer.answer(settings))
-    asked = rounds.step("questions", lambda: _questions(rounds, chosen, made))
-    if not asked["count"]:
+    kept = rounds.step("questions", lambda: _questions(rounds, chosen, made))
+    if not kept["count"]:
         return []
-    return _read(rounds.step("found", lambda: _retrievable(rounds, asked["path"]))["path"])
+    return _read(rounds.step("found", lambda: _retrievable(rounds, kept["path"]))["path"])
 
 
 def answered(rounds: Rounds, made: Sequence[schema.Query]) -> list[schema.Query]:
@@ -171,7 +168,7 @@ def _passage_settings(rounds: Rounds, path: str, values: Mapping[str, Any]) -> c
 
 
 def _chosen(rounds: Rounds) -> list[schema.Query]:
-    """Draw passages to generate questions from, spread over documents; each is the answer of its placeholder question."""
+    """Draw passages, spread over documents, to generate questions from: each as the answer to a placeholder question."""
     index = snapshot.open_index(rounds.pair.workspace)
     usable = [
         each
@@ -180,7 +177,7 @@ def _chosen(rounds: Rounds) -> list[schema.Query]:
     ]
     if not usable:
         raise TuneError(
-            f"no passage of {MIN_PASSAGE_CHARACTERS} characters or more is of a document without validation or test questions; "
+            f"every passage of {MIN_PASSAGE_CHARACTERS} characters or more is in a document of validation or test questions; "
             "name a file of questions in tune.questions_path"
         )
     order = np.random.default_rng(rounds.settings.seed).permutation(len(usable))
@@ -197,7 +194,6 @@ def _chosen(rounds: Rounds) -> list[schema.Query]:
 
 
 def _questions(rounds: Rounds, chosen: str, made: str) -> dict[str, Any]:
-    """Keep the generated texts that are questions."""
     rows = {row.query_id: row for row in evaluate.read_answers(made)}
     seen = set[str]()
 
@@ -215,7 +211,6 @@ def _questions(rounds: Rounds, chosen: str, made: str) -> dict[str, Any]:
 
 
 def _retrievable(rounds: Rounds, path: str) -> dict[str, Any]:
-    """Keep the questions that retrieve the document of their passage."""
     depth = rounds.settings.tune.round_trip_hits
     hits = hits_of(rounds.settings_for(path), depth)
 
@@ -227,7 +222,6 @@ def _retrievable(rounds: Rounds, path: str) -> dict[str, Any]:
 
 
 def _supported(rounds: Rounds, path: str, replied: str) -> dict[str, Any]:
-    """Keep the questions whose answers a passage supports."""
     rows = {row.query_id: row for row in evaluate.read_answers(replied)}
     index = snapshot.open_index(rounds.pair.workspace)
     texts = index.by_id(name for row in rows.values() for name in row.passage_ids)
@@ -235,17 +229,17 @@ def _supported(rounds: Rounds, path: str, replied: str) -> dict[str, Any]:
 
 
 def _label(query: schema.Query, row: schema.Answer, texts: Mapping[str, schema.Passage]) -> schema.Query | str:
-    """The question with its answer as a pseudo-label, or why no passage supports it."""
+    """The question with its answer as a pseudo-label, or the reason why no passage supports the answer."""
     cited = checks.cited_passage(row, texts)
     problem = checks.support_problem(row, texts)
     return problem if problem or cited is None else checks.labelled(query, row.answer, cited)
 
 
 def _keep(
-    rounds: Rounds, name: str, asked: Sequence[schema.Query], judged: Callable[[schema.Query], schema.Query | str]
+    rounds: Rounds, name: str, questions: Sequence[schema.Query], judged: Callable[[schema.Query], schema.Query | str]
 ) -> dict[str, Any]:
-    """Write the questions that `judged` returns to a file, and count the reasons why it refused the others."""
-    verdicts = [judged(query) for query in asked]
+    """Write the questions that `judged` accepts to a file, and count its reasons for refusing the others."""
+    verdicts = [judged(query) for query in questions]
     kept = [verdict for verdict in verdicts if isinstance(verdict, schema.Query)]
     refused = Counter(verdict for verdict in verdicts if isinstance(verdict, str))
     return {"path": rounds.write_questions(name, kept), "count": len(kept), "refused": dict(refused.most_common())}
@@ -254,13 +248,7 @@ def _keep(
 def write_mixed(
     rounds: Rounds, gold: Sequence[schema.Query], pseudo: Sequence[schema.Query], name: str = "mixed"
 ) -> tuple[str, int]:
-    """Write gold questions and, up to their share, pseudo-labelled questions to one file.
-
-    Args:
-        rounds: the running tune.
-        gold: questions with gold answers.
-        pseudo: questions with pseudo-labels.
-        name: name of the step.
+    """Write gold questions and, up to `tune.pseudo_share`, pseudo-labelled questions to one file, in the step `name`.
 
     Returns:
         The file, and the number of its training questions.

@@ -1,8 +1,7 @@
 """The rounds of `tune`: train a component on chosen questions, judge it, and accept or refuse it.
 
-Every step is one of the project's verbs on a file of questions stored next to the ledger, so a person could have typed it.
-Nothing that others read is overwritten: a tuned model has its own name, the index of a tuned encoder its own workspace,
-and a refused pair is never referenced.
+Every step runs a verb on a file of questions stored next to the ledger, so a person could run it by hand. Nothing is overwritten:
+a tuned model has its own name, and the index of a tuned encoder its own workspace.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from ragtune_ray.tuning.ledger import Ledger, Row
 
 
 class TuneError(RagtuneError, ValueError):
-    """Tuning is impossible with this config; the message says what to change."""
+    """Tuning is impossible with this config."""
 
 
 class Rounds:
@@ -44,14 +43,14 @@ class Rounds:
         self.pair = pair
         """The current retriever and generator: the last accepted ones."""
         self.number = 1
-        """Number of the round."""
+        """The number of the current round."""
         self.forbidden = {
             document_id
             for split in ("validation", "test")
             for query in judging.queries_of(settings, split)
             for document_id in splits.positives(query)
         }
-        """Documents of validation and test questions, which must not be learned from."""
+        """Documents of validation and test questions, which must not be used for training."""
 
     def step(self, name: str, work: Callable[[], Mapping[str, Any]], components: Sequence[str] = ()) -> Row:
         """Run a step of this round once, for these components; see `Ledger.step`."""
@@ -59,12 +58,12 @@ class Rounds:
         return self.ledger.step(self.number, name, lambda: {**about, **work()})
 
     def path_step(self, name: str, work: Callable[[], object]) -> str:
-        """Run a step whose only fact is the path that `work` returns; returns the path."""
+        """Run a step that records and returns the path that `work` returns."""
         path: str = self.step(name, lambda: {"path": str(work())})["path"]
         return path
 
     def settings_with(self, pair: Pair, values: Mapping[str, Any]) -> config.Config:
-        """The config with a pair's models and other values."""
+        """The config with a pair's models and these values."""
         return pair.used_in(self.settings).with_values(values)
 
     def settings_for(self, path: str, values: Mapping[str, Any] | None = None) -> config.Config:
@@ -92,15 +91,12 @@ class Rounds:
         return url
 
     def tune_generator(self, path: str, num_questions: int, start: str = "") -> bool:
-        """Train the generator on the questions of a file, with the current retriever's passages, and judge it.
+        """Train the generator on the questions of a file, with the current retriever's passages; returns whether it is accepted.
 
         Args:
             path: file from `write_questions`.
-            num_questions: number of its training questions.
+            num_questions: number of training questions in it.
             start: model to start from; empty: the current generator.
-
-        Returns:
-            Whether the generator was accepted.
         """
         if not self._is_due("generator", num_questions):
             return False
@@ -121,15 +117,12 @@ class Rounds:
         return self._judge("generator", changed, trained["num_examples"])
 
     def tune_retriever(self, path: str, num_questions: int, *, taught: bool) -> bool:
-        """Train the retriever on the questions of a file, reindex the corpus if configured, and judge the retriever.
+        """Train the retriever on the questions of a file, reindex the corpus if configured; returns whether it is accepted.
 
         Args:
             path: file from `write_questions`.
-            num_questions: number of its training questions.
+            num_questions: number of training questions in it.
             taught: learn from the generator; otherwise from the questions' positives or a reranker's scores.
-
-        Returns:
-            Whether the retriever was accepted.
         """
         if not self._is_due("retriever", num_questions):
             return False
@@ -159,17 +152,9 @@ class Rounds:
         return self._judge("retriever", changed, trained["num_examples"])
 
     def tune_both(self, path: str, num_questions: int) -> bool:
-        """Train generator and retriever together on the questions of a file, then judge one after the other.
-
-        Args:
-            path: file from `write_questions`.
-            num_questions: number of its training questions.
-
-        Returns:
-            Whether at least one of them was accepted.
-        """
+        """Train generator and retriever together, then judge one after the other; returns whether one is accepted."""
         both: tuple[config.Component, ...] = ("retriever", "generator")
-        due = [self._is_due(component, num_questions) for component in both]  # each one needs its verdict
+        due = [self._is_due(component, num_questions) for component in both]  # a list, so that each records its verdict
         if not all(due):
             return False
         settings = self.settings_for(
@@ -187,7 +172,7 @@ class Rounds:
             return False
         changed = dataclasses.replace(self.pair, query_model=trained["query_model"])
         accepts_retriever = self._judge("retriever", changed, trained["num_examples"])
-        # Judged with the current retriever: the new one if it was accepted, otherwise the one before.
+        # The generator is judged with the current retriever, which is the new one if that was accepted.
         changed = dataclasses.replace(self.pair, generator_model=trained["model"])
         return self._judge("generator", changed, trained["num_examples"]) or accepts_retriever
 
@@ -201,7 +186,7 @@ class Rounds:
         return self._refuse(component, reason)
 
     def _train(self, components: Sequence[config.Component], settings: config.Config) -> Row | None:
-        """Train a model for components; None if that was refused."""
+        """Train a model for these components; None if there is too little to learn, or nothing better was found."""
         rule, name = self.settings.tune, " and ".join(components)
         prepared = self.step(f"{name} prepared", lambda: _prepare_examples(settings), components)
         problem = prepared["problem"]
@@ -224,7 +209,7 @@ class Rounds:
         return False
 
     def _judge(self, component: config.Component, changed: Pair, num_examples: int) -> bool:
-        """Judge a changed pair and accept it if it is better: the only place that changes `pair`."""
+        """Judge a changed pair and make it the current pair if it is accepted."""
 
         def verdict() -> dict[str, Any]:
             judge = judging.judge_generator if component == "generator" else judging.judge_retriever
@@ -242,15 +227,14 @@ class Rounds:
         progress.say(f"tune: round {row['round']}, {row['component']} {verdict}{scored} ({row['reason']})")
 
     def _index(self, changed: Pair) -> dict[str, Any]:
-        """Index the corpus with a tuned encoder in a separate workspace."""
         version = versions.read_version(self.pair.workspace, versions.current_version(self.pair.workspace))
         url = str(index.build_index(changed.used_in(self.settings)))
         found = artifacts.read_manifest(url)["num_documents"]
         expected = version.manifest["num_documents"]
         if found != expected:
             raise TuneError(
-                f"{self.settings.corpus.path}: holds {found} documents and the index {expected}: tune.reindex indexes the "
-                "corpus again, so both must hold the same documents; run: ragtune index CONFIG"
+                f"{self.settings.corpus.path}: contains {found} documents and the index {expected}: tune.reindex indexes the "
+                "corpus again, so both must contain the same documents; run: ragtune index CONFIG"
             )
         return {"index": url}
 
@@ -258,10 +242,10 @@ class Rounds:
 def _prepare_examples(settings: config.Config) -> dict[str, Any]:
     try:
         url = prepare.prepare(settings)
-    except inputs.InputError as error:  # no question yields an example, which is a verdict and does not end the tune
+    except inputs.InputError as error:  # no question yields an example: a reason to refuse, not to stop the tune
         problem = str(error).removeprefix(f"{settings.queries.path}: ")
         return {"problem": problem, "num_examples": 0, "teacher": None}
-    manifest = runs.read_run_manifest(url)
+    manifest = runs.read_manifest(url)
     return {
         "problem": "",
         "examples": url,

@@ -1,11 +1,8 @@
 """`ragtune tune`: combines retrieval and fine-tuning in four modes, as rounds of the project's own verbs.
 
-In: a config with an index and queries that have splits. Out: `models/MODE/ID/` with `tuned.yaml`, a config of the accepted
-pair of retriever and generator, and `ledger.jsonl`, its history; and `models/MODE/CURRENT`, which names the last one. From
-then on the mode is an arm of `answer`, `ask`, `evaluate` and `compare`.
-
-A tune always runs its mode from the beginning and skips the steps that the ledger records as finished, so a killed tune
-resumes after its last finished step.
+In: a config with an index and queries that have splits. Out: `models/MODE/ID/` with `tuned.yaml` (a config with the accepted pair
+of retriever and generator) and `ledger.jsonl` (its history); and `models/MODE/CURRENT`, which names the latest. From then on, the
+mode is an arm of `answer`, `ask`, `evaluate` and `compare`. A killed tune skips the steps that its ledger records as finished.
 """
 
 from __future__ import annotations
@@ -35,7 +32,7 @@ from ragtune_ray.tuning.ledger import Ledger, judged_rows, ledger_lines
 from ragtune_ray.tuning.manifest import TuneManifest, read_tune_manifest
 
 FORMAT = 2
-"""Part of a tune's identity: raise it when the same input leads to other rounds."""
+"""Part of a tune's identity: raise it when a code change makes the same input lead to other rounds."""
 LEDGER, TUNED = "ledger.jsonl", "tuned.yaml"
 SHOWN = ("round", "component", "accepted", "reason", "num_examples", "metric", "before", "after", "low", "high")
 """The fields of a verdict that a comparison shows."""
@@ -56,10 +53,7 @@ class TuneResult(Result):
 
 
 def tune(settings: config.Config) -> TuneResult:
-    """Tune retriever and generator in the mode of `tune.mode`.
-
-    Args:
-        settings: everything except `answer.arm` and `queries.split` is used.
+    """Tune retriever and generator in the mode of `tune.mode`; `answer.arm` and `queries.split` are ignored.
 
     Raises:
         TuneError: there are too few questions to judge by, or a model cannot be tuned.
@@ -73,7 +67,7 @@ def tune(settings: config.Config) -> TuneResult:
     mode = settings.tune.mode
     folder = filesystem.join(settings.workspace, "models", mode)
     url, root = filesystem.join(folder, identity), filesystem.join(settings.workspace, "rounds", f"{mode}-{identity}")
-    if not runs.already(url, "tune"):
+    if not runs.say_if_finished(url, "tune"):
         # One Ray session for all verbs of all rounds.
         with session.ray_session(settings.cluster, for_training=True):
             rounds = Rounds(settings, root, Ledger(filesystem.join(root, LEDGER)), Pair.of(settings))
@@ -95,19 +89,18 @@ def tune(settings: config.Config) -> TuneResult:
 
 
 def _ledger(url: str) -> Ledger:
-    """The ledger of a finished tune."""
     return Ledger(filesystem.join(str(artifacts.open_artifact(url, "tuned").path), LEDGER))
 
 
 def report_lines(url: str) -> list[str]:
-    """The routes and the verdicts of a finished tune as lines for a terminal."""
+    """The routes and the verdicts of a finished tune, for the terminal."""
     rows = _ledger(url).rows
     routes = next((row["routes"] for row in rows if "routes" in row), None)
     return [*(routing.route_lines(routes) if routes else []), *ledger_lines(rows)]
 
 
 def _check(settings: config.Config) -> None:
-    """Refuse a config that could not lead to a verdict, before hours of work."""
+    """Refuse a config that cannot lead to a verdict, before hours of work."""
     rule = settings.tune
     if not settings.queries.path:
         raise config.ConfigError("queries.path is empty; name a file of queries")
@@ -132,20 +125,20 @@ def _check(settings: config.Config) -> None:
 
 
 def _identity(settings: config.Config) -> dict[str, Any]:
-    _, opened = runs.index_version(settings)
+    _, index_manifest = runs.index_version(settings)
     rule = settings.tune
     with staged_queries.staged_queries(settings) as staged:
-        asked = staged.fingerprint
+        fingerprint = staged.fingerprint
     other = [
-        staged_queries.fingerprint(staged_queries.asking(settings, path))
+        staged_queries.fingerprint(staged_queries.with_all_queries_of(settings, path))
         for path in (rule.questions_path, rule.probe_path, rule.retriever_probe_path)
         if path
     ]
     return {
         "format": FORMAT,
         "tune": rule.model_dump(mode="json"),
-        "queries": [asked, settings.queries.model_dump(mode="json", exclude={"path"}), other],
-        "index": opened["content_id"],
+        "queries": [fingerprint, settings.queries.model_dump(mode="json", exclude={"path"}), other],
+        "index": index_manifest["content_id"],
         "models": [
             weights.resolve(settings.encoder.model).fingerprint,
             runs.query_model_fingerprint(settings),
@@ -160,7 +153,7 @@ def _identity(settings: config.Config) -> dict[str, Any]:
 
 
 def _staged(rounds: Rounds) -> None:
-    """Answer the training questions, sort the failures, and tune each component on its own failures."""
+    """Answer the training questions, attribute each failure to a component, and tune the component on its failures."""
     values = {"queries.split": "train", "answer.arm": "rag", "answer.max_failed_share": 1}
     answered = rounds.path_step("answered", lambda: answer.answer(rounds.settings_with(rounds.pair, values)))
     routed = rounds.step("routed", lambda: _routed(rounds, answered))
@@ -169,17 +162,16 @@ def _staged(rounds: Rounds) -> None:
 
 
 def _routed(rounds: Rounds, path: str) -> dict[str, Any]:
-    """Sort the questions by the component that they teach, and write the questions of each component to a file."""
+    """Choose the questions that each component learns from, and write them to a file per component."""
     settings, rule = rounds.settings, rounds.settings.tune
     rows = {row.query_id: row for row in evaluate.read_answers(path)}
-    asked = [query for query in queries_of(settings, "train") if query.answers is not None]
-    scores = evaluate.scores_of(asked, list(rows.values()), settings)
+    judged = [query for query in queries_of(settings, "train") if query.answers is not None]
+    scores = evaluate.scores_of(judged, list(rows.values()), settings)
     values = {name: each.get(settings.compare.metric) for name, each in scores.items()}
     deep = hits_of(rounds.settings_with(rounds.pair, {"queries.split": "train"}), rule.deep_hits)
     index = snapshot.open_index(rounds.pair.workspace, None)
-    failed = [
-        query.query_id for query in asked if query.answers and (values[query.query_id] or 0.0) < rule.success_score
-    ]
+    gold_ids = [query.query_id for query in judged if query.answers]
+    failed = [query_id for query_id in gold_ids if (values[query_id] or 0.0) < rule.success_score]
     found = {
         name: list(dict.fromkeys([*rows[name].passage_ids, *(hit.passage_id for hit in deep.get(name, []))]))
         for name in failed
@@ -194,7 +186,7 @@ def _routed(rounds: Rounds, path: str) -> dict[str, Any]:
             rule.success_score,
             rounds.forbidden,
         )
-        for query in asked
+        for query in judged
     ]
     questions = {
         "generator": routing.generator_queries(routed, rule.success_share, settings.seed),
@@ -212,7 +204,7 @@ def _routed(rounds: Rounds, path: str) -> dict[str, Any]:
 def _joint(rounds: Rounds) -> None:
     """Train the generator on the retrieved passages, then let it teach the retriever, as in expectation-maximization.
 
-    The generator goes first, because an untrained one would teach noise. With tune.in_loop both train under one loss.
+    The generator trains first, because an untrained one would teach noise. With tune.in_loop, both train under one loss.
     """
     questions = [query for query in queries_of(rounds.settings, "train") if query.answers]
     for number in range(1, rounds.settings.tune.rounds + 1):
@@ -230,17 +222,17 @@ def _joint(rounds: Rounds) -> None:
 
 
 def _iterative(rounds: Rounds) -> None:
-    """Train on gold answers, then on the model's own answers that pass the filters, as long as gains are significant.
+    """Train on gold answers, then on the generator's own answers that pass the filters, while gains are significant.
 
-    The generator starts from its base in each round, on all collected answers, so that mistakes do not accumulate.
+    In each round, the generator trains from its base on all collected answers, so that mistakes do not accumulate.
     """
     settings, base = rounds.settings, rounds.pair.generator_model
     train = queries_of(settings, "train")
     gold = [query for query in train if query.answers is not None]
-    asked = labelling.unlabelled(rounds)
-    if not asked:
+    unlabelled = labelling.unlabelled(rounds)
+    if not unlabelled:
         raise TuneError(
-            f"{settings.queries.path}: every training question has `answers`, so there is none to label; name a file of "
+            f"{settings.queries.path}: every training question has `answers`, so none is left to label; name a file of "
             "questions without answers in tune.questions_path, or use another mode"
         )
     if gold:
@@ -251,7 +243,7 @@ def _iterative(rounds: Rounds) -> None:
     for number in range(1, settings.tune.rounds + 1):
         rounds.number = number
         before = len(collected)
-        collected |= {query.query_id: query for query in labelling.pseudo_labels(rounds, asked)}
+        collected |= {query.query_id: query for query in labelling.pseudo_labels(rounds, unlabelled)}
         if len(collected) == before:
             progress.say("tune: no further answer passes the filters; stopping")
             return
@@ -263,7 +255,7 @@ def _iterative(rounds: Rounds) -> None:
 
 
 def _is_significant(rounds: Rounds) -> bool:
-    """Whether the interval of an accepted gain of this round excludes 0."""
+    """Whether this round accepted a gain whose interval excludes 0."""
     return any(
         row["accepted"] and row["low"] > 0
         for row in rounds.ledger.rows
@@ -272,9 +264,9 @@ def _is_significant(rounds: Rounds) -> bool:
 
 
 def _domain(rounds: Rounds) -> None:
-    """Train on questions generated from the corpus, or on the user's: the retriever on their passages, the generator on answers.
+    """Train on questions generated from the corpus, or on the user's: the retriever on passages, the generator on answers.
 
-    A generated question teaches the retriever even if it is answered badly, as long as it retrieves its passage.
+    The retriever learns even from generated questions that are answered badly, as long as they retrieve their passage.
     """
     if rounds.settings.tune.questions_path:
         made = answered = labelling.pseudo_labels(rounds, labelling.unlabelled(rounds))
@@ -287,7 +279,6 @@ def _domain(rounds: Rounds) -> None:
 
 
 def _publish(rounds: Rounds, url: str, cores: int) -> None:
-    """Publish the accepted pair as a config, with its ledger."""
     settings = rounds.settings
     staging = artifacts.stage(url)
     text = yaml.safe_dump(rounds.pair.used_in(settings).model_dump(mode="json"), allow_unicode=True, sort_keys=False)
@@ -311,8 +302,8 @@ def _publish(rounds: Rounds, url: str, cores: int) -> None:
 
 
 def _remove_unused(root: str, pair: Pair) -> None:
-    """Remove the indexes of rounds that the accepted pair does not use; each is as large as the index itself."""
-    kept = pair.workspace.rstrip("/").split("/")[-2:]  # not the full path, which can be spelled in several ways
+    """Remove the rounds' indexes that the accepted pair does not use; each is as large as the index itself."""
+    kept = pair.workspace.rstrip("/").split("/")[-2:]  # not the full path, which may be relative or absolute
     for name in filesystem.list_names(root):
         workspace = filesystem.join(root, name)
         if workspace.split("/")[-2:] != kept and filesystem.exists(filesystem.join(workspace, "index")):

@@ -77,7 +77,7 @@ def test_a_tuned_arm_is_evaluated_on_the_test_split(
 ) -> None:
     publish_generator(settings)
     assert asked(settings, monkeypatch).queries.split == "test"
-    assert "only the test split is asked" in capsys.readouterr().err
+    assert "only the test split is used" in capsys.readouterr().err
     for own_choice in ("evaluate.arms=[base, rag]", "queries.split=validation"):
         given = settings.using(own_choice)
         assert asked(given, monkeypatch).queries.split == given.queries.split
@@ -115,7 +115,7 @@ def test_arms_are_answered_again_where_the_index_changed_between_them(
         return
     assert evaluate._answered(given) == {"rag": "rag on 1", "rag+ft": "rag+ft on 1"}
     assert found == [("rag", 0), ("rag+ft", 1), ("rag", 1), ("rag+ft", 1)]
-    assert "answered again" in capsys.readouterr().err
+    assert "answer again" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_a_mode_must_start_from_the_same_generator_whatever_its_name(
         evaluate.check_tuned(settings.using(f"generator.model={another_generator}"), "staged")
     gone = {**start, "generator_model": str(tmp_path / "gone")}
     publish(settings, "joint", "tuned", config=settings.model_dump(mode="json"), pair=gone, start=gone)
-    with pytest.raises(evaluate.EvaluationError, match=r"gone \(no longer at hand\)"):
+    with pytest.raises(evaluate.EvaluationError, match=r"gone \(no longer available\)"):
         evaluate.check_tuned(settings, "joint")
 
 

@@ -264,7 +264,7 @@ def test_questions_without_gold_answers_are_refused(
     ("wrong", "error"),
     [
         (("workspace=WORKSPACE",), "has no index"),
-        (("queries.split_shares=[1, 0, 0]",), "holds no usable query"),
+        (("queries.split_shares=[1, 0, 0]",), "contains no usable query"),
         (("compare.probe_path=nowhere.jsonl",), r"nowhere\.jsonl"),
         (("compare.changes_path=nowhere",), "nowhere"),
     ],

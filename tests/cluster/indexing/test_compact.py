@@ -32,7 +32,7 @@ def upsert(settings: config.Config, folder: Path, *names: str) -> None:
     update.upsert_documents(settings, str(path))
 
 
-def two_segments_of_which_one_is_hollow(settings: config.Config, folder: Path) -> None:
+def two_segments_of_which_one_has_many_deletions(settings: config.Config, folder: Path) -> None:
     upsert(settings, folder, "one", "two", "four")
     upsert(settings, folder, "three")
     update.delete_documents(settings, ["one"])
@@ -54,7 +54,7 @@ def test_a_killed_compaction_run_again_with_another_share_loses_nothing(
     upsert(settings, tmp_path, *large)
     upsert(settings, tmp_path, "one", "two")
     upsert(settings, tmp_path, "three")
-    monkeypatch.setattr(compact, "HOLLOW_MIN_PASSAGES", 1)
+    monkeypatch.setattr(compact, "MIN_DELETED_PASSAGES", 1)
     settings = settings.using("index.compact_deleted_share=0.9")
     update.delete_documents(settings, large[:2])
     with monkeypatch.context() as patched:
@@ -74,7 +74,7 @@ def test_a_rollback_or_deletion_during_a_compaction_is_kept(
     capsys: pytest.CaptureFixture[str],
     meanwhile: str,
 ) -> None:
-    two_segments_of_which_one_is_hollow(settings, tmp_path)
+    two_segments_of_which_one_has_many_deletions(settings, tmp_path)
     build = compact.segmenting.build_segments
 
     def overtaken(*arguments: Any, **named: Any) -> Any:
@@ -107,7 +107,7 @@ def test_a_rollback_or_deletion_during_a_compaction_is_kept(
 def test_the_version_that_is_compacted_outlives_a_gc_meanwhile(
     settings: config.Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    two_segments_of_which_one_is_hollow(settings, tmp_path)
+    two_segments_of_which_one_has_many_deletions(settings, tmp_path)
     build = compact.segmenting.build_segments
 
     def overtaken(*arguments: Any, **named: Any) -> Any:

@@ -187,7 +187,7 @@ def test_known_documents_removed_by_another_publisher_are_indexed_again(
     path = lines_file(tmp_path / "more.jsonl", numbered(3))
     built = overtake(monkeypatch, settings, path, lambda: update.delete_documents(settings, ["d1"]))
     assert (
-        "upsert: version 000002 changed documents meanwhile that were taken as known; comparing with that version again"
+        "upsert: version 000002 meanwhile changed documents that this build took as known; comparing with that version again"
         in (capsys.readouterr().err)
     )
     assert built == [1, 2], "d2, and then d1 too"
@@ -215,7 +215,7 @@ def test_an_upsert_overtaken_every_time_fails_with_the_next_step(
     path = lines_file(tmp_path / "documents.jsonl", numbered(4))
     update.upsert_documents(settings, path)
     doomed = iter(numbered(3))
-    with pytest.raises(change.OvertakenError, match=r"changed documents meanwhile .*; run the command again"):
+    with pytest.raises(change.OvertakenError, match=r"meanwhile changed documents .*; run the command again"):
         overtake(monkeypatch, settings, path, lambda: update.delete_documents(settings, [next(doomed)]), times=3)
     assert living(settings) == {"d3"}
 

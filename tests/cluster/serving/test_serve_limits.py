@@ -158,7 +158,7 @@ def test_replicas_scale_with_load_and_swap_in_a_tuned_model(
 def test_a_second_endpoint_on_a_cluster_is_refused(tmp_path: Path, settings_for) -> None:
     settings = settings_for(tmp_path, *QUICK, "answer.arm=base")
     with running(settings) as address:
-        with pytest.raises(RuntimeError, match="Serve runs on this cluster already"), running(settings):
+        with pytest.raises(RuntimeError, match="Ray Serve already runs on this cluster"), running(settings):
             pass
         assert httpx.get(f"{address}/healthz").status_code == 200
         with (

@@ -252,7 +252,7 @@ def test_reindexing_a_different_corpus_is_an_error(world: World, monkeypatch: py
         return url
 
     monkeypatch.setattr(world, "build_index", other)
-    with pytest.raises(TuneError, match="holds 3 documents and the index 90"):
+    with pytest.raises(TuneError, match="contains 3 documents and the index 90"):
         world.tune("staged", "tune.reindex=true")
 
 
