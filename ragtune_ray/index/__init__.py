@@ -1,12 +1,10 @@
 """Turns passages and their embeddings into a versioned index, and queries into hits.
 
-In: passages and unit vectors. Out: immutable segments, versions that name them, and ranked hits. This room knows nothing
-of prompts, generators or Ray.
+In: passages and unit vectors. Out: immutable segments, versions that name them, and ranked hits.
+This room may not know about prompts, generators or Ray.
 """
 
 from ragtune_ray import RagtuneError
-
-__all__ = ["IndexDataError"]
 
 
 class IndexDataError(RagtuneError, ValueError):

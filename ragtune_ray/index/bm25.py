@@ -3,9 +3,9 @@
     score(q, p) = sum over the tokens t of q of  idf(t) * tf / (tf + k1 * (1 - b + b * length(p) / average length))
     idf(t)      = ln(1 + (N - df(t) + 0.5) / (df(t) + 0.5))
 
-A segment stores only token counts. N, df and the average length are those of the live passages of the whole index, so
-scores do not depend on segmentation, sharding or deleted passages. Scores are computed at query time from memory-mapped
-counts, so an index opens immediately. Stop words are indexed, but dropped from queries that have other words.
+A segment stores only token counts. N, df and the average length count the live passages of the whole index, so scores do
+not depend on segmentation, sharding or deleted passages. Scores are computed at query time from memory-mapped counts, so
+an index opens immediately. Stop words are indexed, but dropped from queries that have other words.
 """
 
 from __future__ import annotations
@@ -61,12 +61,7 @@ class Postings:
 
     @classmethod
     def load(cls, directory: Path, *, mmap: bool) -> Postings:
-        """Read what `save` wrote; with `mmap` the arrays are memory-mapped.
-
-        Raises:
-            FileNotFoundError: a file is missing.
-            IndexDataError: the files do not belong together.
-        """
+        """Read what `save` wrote, memory-mapped if `mmap`; raises an IndexDataError if the files do not match."""
         mode: Literal["r"] | None = "r" if mmap else None
         arrays = {  # plain arrays over the mapped files: slicing a numpy.memmap is ten times slower
             name: np.asarray(np.load(directory / f"{name}.npy", mmap_mode=mode, allow_pickle=False)) for name in _ARRAYS
@@ -79,7 +74,7 @@ class Postings:
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """Statistics of the live passages of an index, or a part of it, from which scores are computed.
+    """Statistics of the live passages of an index or a part of it; they determine the scores.
 
     Attributes:
         num_passages: live passages.
@@ -93,10 +88,7 @@ class Statistics:
 
 
 def add_statistics(parts: Sequence[Statistics]) -> Statistics:
-    """Add the statistics of an index's parts.
-
-    Raises:
-        ValueError: the parts have frequencies of different tokens, so that a sum would be too small.
+    """Add the statistics of an index's parts, which must have frequencies of the same tokens.
 
     >>> add_statistics([Statistics(2, 9, {"moon": 1}), Statistics(1, 4, {"moon": 1})])
     Statistics(num_passages=3, num_tokens=13, frequencies={'moon': 2})
@@ -106,21 +98,12 @@ def add_statistics(parts: Sequence[Statistics]) -> Statistics:
         if different := sorted(part.frequencies.keys() ^ parts[0].frequencies.keys()):
             raise ValueError(f"only some parts have a frequency of {different[0]!r}; request the same tokens from each")
         frequencies.update(part.frequencies)
-    return Statistics(
-        sum(part.num_passages for part in parts), sum(part.num_tokens for part in parts), dict(frequencies)
-    )
+    num_passages, num_tokens = sum(part.num_passages for part in parts), sum(part.num_tokens for part in parts)
+    return Statistics(num_passages, num_tokens, dict(frequencies))
 
 
 def build_segment(texts: Iterable[str], language: str) -> Postings:
-    """Count the tokens of passages, including stop words; the texts are read once, in batches.
-
-    Args:
-        texts: the passages, in the order of their ordinals.
-        language: as for `tokens`.
-
-    Raises:
-        ValueError: the language is unknown.
-    """
+    """Count the tokens of passages, given in the order of their ordinals; the texts are read once, in batches."""
     numbers = _TermNumbers(term_of(language))
     remaining, batches = iter(texts), []
     while batch := list(itertools.islice(remaining, _BATCH_PASSAGES)):
@@ -140,9 +123,6 @@ class LexicalIndex:
             passages keep their ordinals, but are never hits and not counted in statistics.
         statistics: of the whole index, if the segments are a part of it; None uses those of the segments. Frequencies are
             read at each search, so the mapping may grow between searches.
-
-    Raises:
-        ValueError: the language is unknown, or a mask does not fit its segment.
     """
 
     def __init__(
@@ -168,11 +148,7 @@ class LexicalIndex:
         return self._num_passages_and_tokens[0]
 
     def statistics(self, tokens: Collection[str]) -> Statistics:
-        """Return the statistics of these segments, even if searches use those of a whole index.
-
-        Args:
-            tokens: from the function `tokens`; each gets a frequency, 0 if no live passage contains it.
-        """
+        """Return the statistics of these segments, with the frequency of each token, even if it is 0."""
         return Statistics(*self._num_passages_and_tokens, {token: self._frequency(token) for token in tokens})
 
     def search(
@@ -183,16 +159,13 @@ class LexicalIndex:
         Args:
             queries: texts.
             top_k: hits per query, at least 1.
-            allowed: per segment a mask (num_passages,) of the passages that may be hits; None allows all. Scores do not
-                depend on it.
+            allowed: per segment a mask (num_passages,) of the passages that may be hits; scores do not depend on it. None
+                allows all.
 
         Returns:
             Scores and ids, each (num_queries, top_k), best first, equal scores by id. An id is the passage's ordinal over
             all segments, deleted passages included. Only passages that share a token with the query are hits; missing
             hits have score -inf and id -1.
-
-        Raises:
-            ValueError: `top_k` is below 1, a mask does not fit its segment, or the given statistics lack a token.
         """
         if top_k < 1:
             raise ValueError(f"top_k must be at least 1, got {top_k}")
@@ -270,13 +243,11 @@ def _segment_hits(
     top_k: int,
     floor: float,
 ) -> _Hits:
-    """Return passages with a score above `floor`, in their order, including the `top_k` best of the segment."""
+    """Return the passages that score above `floor`, in their order: the `top_k` best, and those that tie with the last."""
     scores = np.zeros(len(segment.lengths), dtype=np.float32)
     for token, weight in weights.items():
         span = _span(segment, token)
-        holders = segment.passages[span].astype(
-            np.intp
-        )  # numpy indexes with this type and would otherwise convert twice
+        holders = segment.passages[span].astype(np.intp)  # the type of an index; otherwise numpy converts it twice
         impacts = segment.counts[span].astype(np.float32)
         impacts /= impacts + norms[holders]
         impacts *= weight
@@ -319,9 +290,7 @@ def _masks(name: str, masks: Sequence[_Mask | None] | None, segments: Sequence[P
     if masks is None:
         return [None] * len(segments)
     if len(masks) != len(segments):
-        raise ValueError(
-            f"{name} has {len(masks)} masks for {len(segments)} segments; pass one mask or None per segment"
-        )
+        raise ValueError(f"{name} has {len(masks)} masks for {len(segments)} segments; pass a mask or None per segment")
     for number, (mask, segment) in enumerate(zip(masks, segments, strict=True)):
         if mask is not None and (mask.dtype != np.bool_ or mask.shape != segment.lengths.shape):
             raise ValueError(
@@ -356,9 +325,8 @@ class _Batch(NamedTuple):
 
 def _count(words: list[list[str]], numbers: _TermNumbers) -> _Batch:
     lengths = np.fromiter(map(len, words), dtype=np.int32, count=len(words))
-    terms = np.fromiter(
-        map(numbers.__getitem__, itertools.chain.from_iterable(words)), dtype=np.int64, count=int(lengths.sum())
-    )
+    found = map(numbers.__getitem__, itertools.chain.from_iterable(words))
+    terms = np.fromiter(found, dtype=np.int64, count=int(lengths.sum()))
     keys = terms * len(words) + np.repeat(np.arange(len(words)), lengths)
     keys, counts = np.unique(keys, return_counts=True)
     terms, passages = np.divmod(keys, len(words))
@@ -367,7 +335,7 @@ def _count(words: list[list[str]], numbers: _TermNumbers) -> _Batch:
 
 
 def _merge(batches: list[_Batch], terms: list[str]) -> Postings:
-    """Merge consecutive batches into one segment; each batch is freed on the way, to halve the peak of memory."""
+    """Merge consecutive batches into one segment; each is freed once it is merged, which halves the peak of memory."""
     order = sorted(range(len(terms)), key=terms.__getitem__)
     rank = np.empty(len(terms), dtype=np.int64)
     rank[order] = np.arange(len(terms))
@@ -393,16 +361,12 @@ def _merge(batches: list[_Batch], terms: list[str]) -> Postings:
 
 def _check(postings: Postings, directory: Path) -> None:
     for name, dtype in _ARRAYS.items():
-        if getattr(postings, name).dtype != dtype:
-            raise IndexDataError(
-                f"{directory}/{name}.npy contains {getattr(postings, name).dtype}, not {np.dtype(dtype)}"
-            )
+        found = getattr(postings, name).dtype
+        if found != dtype:
+            raise IndexDataError(f"{directory}/{name}.npy contains {found}, not {np.dtype(dtype)}")
     num_postings = int(postings.indptr[-1]) if len(postings.indptr) else -1
-    if (
-        len(postings.indptr) != len(postings.vocabulary) + 1
-        or len(postings.passages) != num_postings
-        or len(postings.counts) != num_postings
-    ):
+    sizes = len(postings.indptr) - 1, len(postings.passages), len(postings.counts)
+    if sizes != (len(postings.vocabulary), num_postings, num_postings):
         raise IndexDataError(
             f"{directory}: vocabulary of {len(postings.vocabulary)}, indptr of {len(postings.indptr)} and "
             f"{len(postings.passages)} postings do not belong together; run: ragtune index CONFIG"

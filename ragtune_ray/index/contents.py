@@ -25,12 +25,7 @@ def _deleted_url(workspace: str, name: str = "") -> str:
 
 
 def deleted_passages(workspace: str, entry: versions.Entry, *, stored: bool = False) -> np.ndarray:
-    """Return the ordinals of a segment's deleted passages, ascending, int32.
-
-    Args:
-        workspace: the index's workspace.
-        entry: the segment.
-        stored: read the stored file even if the local cache contains a copy.
+    """Return the ordinals of a segment's deleted passages, ascending, int32; `stored` bypasses the local cache.
 
     Raises:
         ArtifactError: the file is missing or damaged.
@@ -67,20 +62,12 @@ def live_mask(workspace: str, entry: versions.Entry) -> np.ndarray | None:
     mask = np.ones(entry.num_passages, dtype=bool)
     mask[deleted_passages(workspace, entry)] = False
     if np.count_nonzero(mask) != entry.num_live:
-        raise artifacts.ArtifactError(
-            f"{entry.deleted}: does not match the version that names it; run: ragtune rollback CONFIG"
-        )
+        raise artifacts.ArtifactError(f"{entry.deleted}: does not match its version; run: ragtune rollback CONFIG")
     return mask
 
 
 def delete_passages(workspace: str, entry: versions.Entry, doomed: np.ndarray) -> versions.Entry:
-    """Write which passages are deleted and return the changed entry, which is not published yet.
-
-    Args:
-        workspace: the index's workspace.
-        entry: a segment.
-        doomed: ordinals within it, in any order; they may already be deleted.
-    """
+    """Store `doomed` ordinals as deleted, in addition to earlier ones; return the segment's changed, unpublished entry."""
     before = deleted_passages(workspace, entry)
     ordinals = np.union1d(before, doomed).astype(np.int32)
     if len(ordinals) == len(before):
@@ -99,34 +86,26 @@ def delete_passages(workspace: str, entry: versions.Entry, doomed: np.ndarray) -
 def live_documents(
     workspace: str, version: versions.Version
 ) -> Iterator[tuple[versions.Entry, segments.DocumentRows, np.ndarray]]:
-    """Yield the entry of each segment, its documents, and the numbers of their rows that are not deleted.
-
-    Raises:
-        ArtifactError: a segment is missing or damaged, or its format does not list documents.
-    """
+    """Yield the entry of each segment, its documents, and the numbers of their rows that are not deleted."""
     for entry in version.entries:
         yield entry, *_live_rows(workspace, entry)
 
 
+def _documents(workspace: str, entry: versions.Entry) -> segments.DocumentRows:
+    return segments.open_documents(workspace, entry.segment_id, entry.manifest_sha256)
+
+
 def _live_rows(workspace: str, entry: versions.Entry) -> tuple[segments.DocumentRows, np.ndarray]:
-    rows = segments.open_documents(workspace, entry.segment_id, entry.manifest_sha256)
+    rows = _documents(workspace, entry)
     return rows, np.flatnonzero(~np.isin(rows.first, deleted_passages(workspace, entry)))
 
 
 class KnownDocuments:
-    """The documents of a version, found by id and fingerprint; opening it reads no documents.
-
-    Args:
-        workspace: the index's workspace.
-        version: None if there is no version, and so no document.
-    """
+    """The documents of a version (None: no documents), found by id and fingerprint; opening it reads none of them."""
 
     def __init__(self, workspace: str, version: versions.Version | None) -> None:
         self._segments = [
-            (
-                segments.open_documents(workspace, entry.segment_id, entry.manifest_sha256),
-                deleted_passages(workspace, entry),
-            )
+            (_documents(workspace, entry), deleted_passages(workspace, entry))
             for entry in (version.entries if version else ())
         ]
 
@@ -135,9 +114,7 @@ class KnownDocuments:
         found: set[tuple[str, bytes]] = set()
         for rows, deleted in self._segments:
             near = rows.find(document_ids)
-            alive = near[~np.isin(rows.first[near], deleted)]
-            table = rows.table.select(["document_id", "fingerprint"]).take(pa.array(alive))
-            found.update(zip(*(column.to_pylist() for column in table.columns), strict=True))
+            found.update(_id_fingerprints(rows, near[~np.isin(rows.first[near], deleted)]))
         return [key in found for key in zip(document_ids, fingerprints, strict=True)]
 
 
@@ -160,9 +137,6 @@ def difference(workspace: str, old: versions.Version, new: versions.Version) -> 
     """Return the sorted ids of the documents that were added, removed and changed from one version to another.
 
     Segments that are the same in both are not read.
-
-    Raises:
-        ArtifactError: a segment is missing or damaged, or its format does not list documents.
     """
     shared = set(old.entries) & set(new.entries)
     before, after = (_fingerprints(workspace, set(version.entries) - shared) for version in (old, new))
@@ -176,21 +150,21 @@ def difference(workspace: str, old: versions.Version, new: versions.Version) -> 
 def _fingerprints(workspace: str, entries: Iterable[versions.Entry]) -> dict[str, bytes]:
     contents: dict[str, bytes] = {}
     for entry in entries:
-        rows, alive = _live_rows(workspace, entry)
-        table = rows.table.select(["document_id", "fingerprint"]).take(pa.array(alive))
-        contents.update(zip(*(column.to_pylist() for column in table.columns), strict=True))
+        contents.update(_id_fingerprints(*_live_rows(workspace, entry)))
     return contents
+
+
+def _id_fingerprints(rows: segments.DocumentRows, numbers: np.ndarray) -> Iterator[tuple[str, bytes]]:
+    table = rows.table.select(["document_id", "fingerprint"]).take(pa.array(numbers))
+    return zip(*(column.to_pylist() for column in table.columns), strict=True)
 
 
 def index_problems(
     workspace: str, version: str | None = None, check: Callable[[str], Sequence[str]] = artifacts.find_problems
 ) -> list[str]:
-    """Return the problems of a version, its segments and deletions, one sentence each; empty if it is sound.
+    """Return the problems of a version (None: the current one), its segments and deletions, one sentence each.
 
-    Args:
-        workspace: the index's workspace.
-        version: the version's name; None checks the current one.
-        check: returns the problems of an artifact; a caching one hashes a segment once for all versions.
+    `check` returns the problems of an artifact; if it caches them, a segment is hashed once for all versions.
     """
     try:
         name = version or versions.current_version(workspace)
@@ -208,9 +182,7 @@ def index_problems(
         try:
             deleted = deleted_passages(workspace, entry, stored=True)
             if len(deleted) != entry.num_deleted:
-                damage.append(
-                    f"{url}: {len(deleted)} passages are deleted, not {entry.num_deleted} as its version records"
-                )
+                damage.append(f"{url}: {len(deleted)} passages are deleted, its version records {entry.num_deleted}")
         except artifacts.ArtifactError as error:
             damage.append(str(error))
         found += damage

@@ -9,7 +9,7 @@ parallelism comes from building several at once.
 | `flat` | every vector | the structure |
 | `ivf` | the inverted lists nearest to the query (Sivic and Zisserman 2003) | the structure |
 | `ivf_sq` | the same, with 8-bit codes per dimension | `vectors.npy` |
-| `ivf_pq` | the same, with product-quantised codes (Jegou et al. 2011) | `vectors.npy` |
+| `ivf_pq` | the same, with product-quantized codes (Jegou et al. 2011) | `vectors.npy` |
 | `hnsw` | a navigable small-world graph (Malkov and Yashunin 2018) | the structure |
 """
 
@@ -41,7 +41,7 @@ PLAIN_KMEANS_LISTS = 256
 TOP_LEVEL_SAMPLE = 256
 """Training vectors per cluster of the upper level of k-means."""
 PQ_DIMENSIONS = 4
-"""Dimensions that one 8-bit code of a product quantiser covers."""
+"""Dimensions that one 8-bit code of a product quantizer covers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,16 +55,10 @@ class Footprint:
 
 
 def choose_kind(kind: config.IndexKind, num_vectors: int, dimension: int, memory_bytes: int) -> ConcreteKind:
-    """Return the kind of structure to build.
+    """Return the kind of structure to build for a whole index of `num_vectors`.
 
-    `auto` is exact search while that takes milliseconds, then inverted lists of 8-bit codes or, if these exceed the
-    memory budget, of product-quantised codes. Both are re-scored exactly.
-
-    Args:
-        kind: from the config.
-        num_vectors: of the whole index.
-        dimension: of a vector.
-        memory_bytes: budget for the searched part of the index.
+    `auto` is exact search while that takes milliseconds, then inverted lists of 8-bit codes or, if these exceed
+    `memory_bytes`, of product-quantized codes. Both are re-scored exactly.
 
     >>> [choose_kind("auto", n, 384, 2**30) for n in (1_000, 1_000_000, 10_000_000)]
     ['flat', 'ivf_sq', 'ivf_pq']
@@ -118,7 +112,7 @@ def training_sample_size(kind: ConcreteKind, num_vectors: int) -> int:
     """Return how many vectors `train` needs; 0 if the structure needs no training."""
     if kind in {"flat", "hnsw"}:
         return 0
-    # A product quantiser also learns 256 centroids for each code.
+    # A product quantizer also learns 256 centroids for each code.
     fewest = 256 * 39 if kind == "ivf_pq" else 0
     return min(num_vectors, max(fewest, TRAINING_VECTORS_PER_LIST * num_lists(num_vectors)))
 
@@ -129,7 +123,7 @@ def train(kind: ConcreteKind, dimension: int, num_vectors: int, sample: np.ndarr
     Args:
         kind: the kind of structure.
         dimension: of a vector.
-        num_vectors: of the whole index.
+        num_vectors: number of vectors in the whole index.
         sample: (training_sample_size, dimension) unit vectors; empty if no training is needed.
         seed: of k-means.
     """
@@ -146,7 +140,7 @@ def train(kind: ConcreteKind, dimension: int, num_vectors: int, sample: np.ndarr
         quantizer = faiss.IndexFlatIP(dimension)
         quantizer.add(_centroids(sample, min(num_lists(num_vectors), len(sample)), seed))
         inverted = _inverted(kind, quantizer, dimension, max(2, len(sample)))
-        # A product quantiser cannot be trained on one vector, but on the same vector twice.
+        # A product quantizer cannot be trained on one vector, but on the same vector twice.
         inverted.train(np.repeat(sample, 2, axis=0) if len(sample) == 1 else sample)
     return inverted
 
@@ -165,8 +159,7 @@ def _inverted(kind: ConcreteKind, quantizer: Any, dimension: int, num_samples: i
         case "ivf_pq":
             bits = min(8, max(1, int(math.log2(num_samples))))
             index = faiss.IndexIVFPQ(quantizer, dimension, lists, _num_pq_codes(dimension), bits, metric)
-            # No residuals here either: FAISS would allocate a table that inner products do not use and that exceeds the
-            # limits in `load`.
+            # With residuals, FAISS would allocate a table that inner products do not use and that exceeds `load`'s limits.
             index.by_residual = False
         case _:
             index = faiss.IndexIVFFlat(quantizer, dimension, lists, metric)
@@ -236,11 +229,7 @@ def save(structure: Any, path: Path) -> None:
 
 
 def load(path: Path, *, mmap: bool = False) -> Any:
-    """Read a FAISS structure from a local file whose checksum was verified.
-
-    Args:
-        path: a local file.
-        mmap: memory-map vectors, codes and graphs.
+    """Read a FAISS structure from a local file whose checksum was verified; `mmap` maps vectors, codes and graphs.
 
     Raises:
         IndexDataError: the file is not a FAISS file, or its header claims more than the file contains.
@@ -259,19 +248,13 @@ def load(path: Path, *, mmap: bool = False) -> Any:
         # FAISS does not read mapped lists here, so it does not notice that the file is too short for them.
         claimed = structure.ntotal * (structure.code_size + 8) + 4 * structure.nlist * structure.d
         if claimed > path.stat().st_size:
-            raise IndexDataError(
-                f"{path}: is not a readable FAISS index (its lists need {claimed:,} bytes, the file "
-                f"has {path.stat().st_size:,})"
-            )
+            size = f"{claimed:,} bytes, the file has {path.stat().st_size:,}"
+            raise IndexDataError(f"{path}: is not a readable FAISS index (its lists need {size})")
     return structure
 
 
 def kind_of(structure: Any) -> ConcreteKind:
-    """Return the kind of a FAISS structure.
-
-    Raises:
-        IndexDataError: this module does not build such structures.
-    """
+    """Return the kind of a FAISS structure."""
     import faiss
 
     kinds: list[tuple[type, ConcreteKind]] = [
@@ -284,18 +267,12 @@ def kind_of(structure: Any) -> ConcreteKind:
     for kind, name in kinds:
         if isinstance(structure, kind):
             return name
-    raise IndexDataError(
-        f"a FAISS structure of type {type(structure).__name__} is not one of {[name for _, name in kinds]}"
-    )
+    names = [name for _, name in kinds]
+    raise IndexDataError(f"a FAISS structure of type {type(structure).__name__} is not one of {names}")
 
 
 def stored_vectors(structure: Any, exact: np.ndarray | None) -> np.ndarray:
-    """Return the exact vectors of a segment, (num_vectors, dimension) float32, in the order of addition.
-
-    Args:
-        structure: of the segment.
-        exact: its `vectors.npy`, which quantised kinds have; else None.
-    """
+    """Return a segment's exact vectors, (num_vectors, dimension) float32: `exact` (vectors.npy), else the structure's."""
     if exact is not None:
         return np.asarray(exact)
     vectors: np.ndarray = structure.reconstruct_n(0, structure.ntotal)

@@ -2,9 +2,9 @@
 
 In: a config that names a corpus and an encoder. Out: an artifact `runs/plan-CORPUS-SETTINGS` with `plan.json`.
 
-The estimates extrapolate from a `probe` of about 200 documents. Times are for cores like this machine's: the work divided
-by the number of workers. Comparing vectors with inverted lists takes longer the larger the index is, so that part is
-counted in inner products of measured cost. Writing files and network transfers are not included.
+The estimates extrapolate from a `probe` of about 200 documents. Times assume cores like this machine's, and divide the work
+by the number of workers. The time to compare a vector with the inverted lists grows with the index, so that part is counted
+in inner products of measured cost. Writing files and network transfers are not included.
 """
 
 from __future__ import annotations
@@ -35,12 +35,7 @@ GIBIBYTE = 2**30
 
 
 def planned_for(workspace: str, corpus: str) -> versions.PlannedFacts | None:
-    """Return the totals of the newest plan of a corpus; None if there is no sound plan.
-
-    Args:
-        workspace: the workspace whose plans are searched.
-        corpus: from `versions.planned_corpus_id`.
-    """
+    """Return the totals of a workspace's newest sound plan of a corpus (`versions.planned_corpus_id`), or None."""
     runs = filesystem.join(workspace, "runs")
     found = []
     for name in filesystem.list_names(runs):
@@ -52,13 +47,7 @@ def planned_for(workspace: str, corpus: str) -> versions.PlannedFacts | None:
 
 
 def outcome_line(planned: versions.PlannedFacts, manifest: versions.IndexManifest, num_embedded: int) -> str:
-    """Return a line that compares a plan with the actual build.
-
-    Args:
-        planned: from `planned_for`.
-        manifest: of the published version.
-        num_embedded: passages that were new to the index.
-    """
+    """Return a line that compares a plan with the published version, for which `num_embedded` passages were new."""
     actual = manifest["num_passages"]
     new = "" if num_embedded >= actual else f" ({num_embedded:,} of them new)"
     return (
@@ -68,13 +57,7 @@ def outcome_line(planned: versions.PlannedFacts, manifest: versions.IndexManifes
 
 
 def plan_index(settings: config.Config) -> str:
-    """Probe the corpus and publish a plan, unless there is one for the same input and settings.
-
-    Args:
-        settings: workspace, seed, corpus, chunking, encoder, index, cluster and prices are used.
-
-    Returns:
-        The plan's directory.
+    """Probe the corpus and publish a plan, unless there is one for the same input and settings; return its directory.
 
     Raises:
         ConfigError: `corpus.path` is empty.
@@ -110,25 +93,14 @@ def plan_index(settings: config.Config) -> str:
 
 
 def read_plan(url: str) -> dict[str, Any]:
-    """Read a plan.
-
-    Raises:
-        ArtifactError: the plan is missing or damaged.
-    """
+    """Read the estimates of a plan, from the directory that `plan_index` returned."""
     path = artifacts.open_artifact(url, "plan").path
     found: dict[str, Any] = json.loads((path / "plan.json").read_text(encoding="utf-8"))
     return found
 
 
 def estimate(settings: config.Config, plan: input_units.Plan, measured: Probe, plan_seconds: float) -> dict[str, Any]:
-    """Estimate what indexing the whole corpus would take, as JSON values.
-
-    Args:
-        settings: of the build.
-        plan: of the input.
-        measured: the probe of a part of it.
-        plan_seconds: time to plan the input, which a build takes too.
-    """
+    """Estimate what indexing the whole corpus would take, as JSON values; `plan_seconds` is the time to plan its units."""
     found_totals = totals(measured.pieces, measured.sizes, settings.seed)
     count = int(found_totals["passages"]["value"])
     chosen = settings.index
@@ -233,7 +205,7 @@ def _products(kind: faiss_index.ConcreteKind, count: int) -> tuple[float, float]
         top = math.isqrt(lists)
         upper = min(drawn, top * faiss_index.TOP_LEVEL_SAMPLE) * top * faiss_index.TRAINING_ITERATIONS + drawn * top
         training = upper + drawn * lists / top * faiss_index.TRAINING_ITERATIONS
-    if kind == "ivf_pq":  # the quantisers of all codes together compute whole inner products
+    if kind == "ivf_pq":  # the quantizers of all codes together compute whole inner products
         training += min(drawn, PQ_CENTROIDS * PQ_CENTROIDS) * PQ_CENTROIDS * PQ_ITERATIONS
         return training, float(count) * (lists + PQ_CENTROIDS)
     return training, float(count) * lists
@@ -290,9 +262,8 @@ def _warnings(settings: config.Config, measured: Probe, found: Mapping[str, Any]
     if found["corpus"]["num_rejected_files"]:
         warnings.append(f"{found['corpus']['num_rejected_files']:,} files cannot be read and are left out")
     if measured.rejects:
-        warnings.append(
-            f"{len(measured.rejects):,} probed inputs are rejected; the first: {found['probe']['first_reject']}"
-        )
+        first = found["probe"]["first_reject"]
+        warnings.append(f"{len(measured.rejects):,} probed inputs are rejected; the first: {first}")
     if settings.cluster.gpus_per_worker and measured.device == "cpu":
         warnings.append("cluster.gpus_per_worker asks for GPUs, but the probe ran on a CPU; embedding will be faster")
     return warnings

@@ -1,7 +1,7 @@
 """Reads, chunks, embeds and indexes a small part of a corpus on one thread, and measures each step.
 
-Totals of the whole corpus are ratios to its exactly known size (files, bytes of lines, or rows), with a bootstrap
-interval over the parts that were read.
+Totals of the corpus are extrapolated from the parts that were read, in proportion to its known size (files, bytes of lines,
+or rows), with a bootstrap interval over these parts.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ PROBE_PASSAGES = 512
 """Limit on the passages that are embedded and indexed."""
 FEWEST_PIECES = 4
 HEAD_CHARACTERS = 2**18
-"""Only this much of a document is chunked; the rest is assumed to be alike."""
+"""Only this much of a document is chunked; the rest is assumed to be similar."""
 LINES_AT_ONCE, ROWS_AT_ONCE = 5, 25
 RESAMPLES, CONFIDENCE = 1_000, 0.95
 
@@ -53,7 +53,7 @@ class Piece:
         stratum: format of the input.
         size: files, bytes of lines (jsonl) or rows (parquet, squad).
         documents: number of documents.
-        passages: number of passages; of long documents, an estimate.
+        passages: number of passages; estimated for long documents.
         characters: number of characters.
     """
 
@@ -200,7 +200,7 @@ def _measure(
 
 def _time_structure(vectors: np.ndarray, kind: faiss_index.ConcreteKind, seed: int) -> tuple[float, float]:
     """Return the seconds per vector to fill a structure, and per inner product."""
-    # Product quantisers need more vectors than a probe has; their additional work is counted in inner products.
+    # A product quantizer needs more vectors than a probe has; its additional work is counted in inner products.
     trained = faiss_index.train("ivf_sq" if kind == "ivf_pq" else kind, vectors.shape[1], len(vectors), vectors, seed)
     started = time.perf_counter()
     faiss_index.build(trained, vectors)
@@ -216,7 +216,7 @@ def _time_structure(vectors: np.ndarray, kind: faiss_index.ConcreteKind, seed: i
 
 
 def _read(settings: config.Config, plan: input_units.Plan) -> tuple[list[Read], list[schema.Reject], float]:
-    """Return parts of every format with their documents, the rejects, and the seconds that reading took."""
+    """Return the parts read of every format, with their documents; the rejects; and the seconds that reading took."""
     read: list[Read] = []
     rejects: list[schema.Reject] = []
     whole = sizes(plan)
@@ -251,7 +251,7 @@ def _size(unit: input_units.Unit) -> float:
 
 
 def _parts(units: Sequence[input_units.Unit], seed: int, num_documents: int) -> Iterator[input_units.Unit]:
-    """Yield small, distinct parts of units of one format; the first n are evenly spread, for every n."""
+    """Yield small, distinct parts of units of one format, so that the first n are evenly spread for every n."""
     form = units[0].format
     if form == "files":
         files = [dataclasses.replace(unit, paths=(path,)) for unit in units for path in unit.paths]
@@ -314,7 +314,7 @@ def _line_bytes(file: io.BufferedReader, limit: int) -> int:
 
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
-    """Run tokenisers, torch and FAISS on one thread in this block, as each worker does."""
+    """Run tokenizers, torch and FAISS on one thread in this block, as each worker does."""
     before = os.environ.get("TOKENIZERS_PARALLELISM")
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     torch = sys.modules.get("torch")

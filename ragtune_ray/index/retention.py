@@ -1,7 +1,7 @@
 """Removes old index versions and everything that no version, reader or resumable build needs.
 
-A job protects the version it reads with a small file in `index/readers/`. The file counts while the job's process
-exists or, if that runs on another machine, for a day.
+A job protects the version it reads with a small file in `index/readers/`, which is valid as long as the job's process
+exists or, if that process runs on another machine, for a day.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def held(workspace: str, version: str) -> Iterator[None]:
 
 
 def collect(workspace: str, keep: int, min_age_seconds: float) -> Removed:
-    """Remove all but the newest versions, and everything that is not needed any more.
+    """Remove all but the newest versions, and everything that is no longer needed.
 
     Args:
         workspace: the index's workspace.
@@ -70,7 +70,6 @@ def collect(workspace: str, keep: int, min_age_seconds: float) -> Removed:
         min_age_seconds: keep unfinished work that changed more recently than this; it may still be running.
 
     Raises:
-        ValueError: `keep` is below 1.
         ArtifactError: the workspace has no index.
     """
     if keep < 1:
@@ -81,7 +80,7 @@ def collect(workspace: str, keep: int, min_age_seconds: float) -> Removed:
     failpoints.reach("gc.planned")
     doomed = tuple(name for name in names if name not in kept)
     for name in doomed:
-        # Remove the manifest first, so that a partly removed version is not taken for a finished one.
+        # Remove the manifest first, so that a partly removed version does not look finished.
         filesystem.remove(filesystem.join(versions.version_url(workspace, name), artifacts.MANIFEST))
         failpoints.reach("gc.version")
         filesystem.remove(versions.version_url(workspace, name))
@@ -153,15 +152,14 @@ def _remove_abandoned(workspace: str, min_age_seconds: float) -> int:
     ]
     old = [url for url in unfinished if _is_old(url, min_age_seconds)]
     if any(_is_work(url) for url in unfinished if url not in old):
-        # A running job still needs its questions, which it wrote when it started.
+        # A running job needs the questions that it wrote when it started.
         old = [url for url in old if not _is_questions(url)]
     if old == unfinished:  # a tune's own files do not change while it trains a model
         for name in filesystem.list_names(filesystem.join(workspace, "rounds")):
             mode, _, identity = name.rpartition("-")
             url = filesystem.join(workspace, "rounds", name)
-            if _is_old(url, min_age_seconds) and not artifacts.is_finished(
-                filesystem.join(workspace, "models", mode, identity)
-            ):
+            model = filesystem.join(workspace, "models", mode, identity)
+            if _is_old(url, min_age_seconds) and not artifacts.is_finished(model):
                 old.append(url)
     for url in old:
         filesystem.remove(url)
@@ -217,9 +215,8 @@ def _remove_staging(workspace: str, min_age_seconds: float) -> int:
     if not filesystem.is_local(workspace):
         return 0
     left = [path for pattern in STAGED for path in Path(workspace).glob(pattern)]
-    left += [
-        path for kind in ("staging", "checkpoint") for path in Path(tempfile.gettempdir()).glob(f"ragtune-{kind}-*")
-    ]
+    temporary = Path(tempfile.gettempdir())
+    left += [path for kind in ("staging", "checkpoint") for path in temporary.glob(f"ragtune-{kind}-*")]
     old = [path for path in left if _is_old(str(path), min_age_seconds)]
     for path in old:
         shutil.rmtree(path, ignore_errors=True)

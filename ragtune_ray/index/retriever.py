@@ -25,12 +25,7 @@ Column: TypeAlias = Callable[[str, np.ndarray], list[str]]
 
 
 def open_retriever(settings: config.Config, version: str | None = None, device: str = "auto") -> Retriever:
-    """Open the retriever that a config describes, on one index version.
-
-    Args:
-        settings: workspace, index, encoder and retrieval are used.
-        version: the version's name; None opens the current one.
-        device: for the encoder and the reranker.
+    """Open the retriever that a config describes, on an index version (None: the current one).
 
     Raises:
         ArtifactError: the index is missing or damaged, or another encoder built it.
@@ -108,46 +103,24 @@ class Retriever:
     def search(self, texts: Sequence[str], top_k: int | None = None) -> list[list[PassageHit]]:
         """Return the passages for each question, best first; fewer than `top_k` only if fewer match.
 
-        Args:
-            texts: the questions.
-            top_k: hits per question; None means `retrieval.top_k`.
-
-        Raises:
-            IndexDataError: the encoder returned no finite vector for a question.
+        `top_k` None means `retrieval.top_k`.
         """
         if isinstance(texts, str):
             raise TypeError(f"search takes a list of questions, got the string {texts!r}; put it in a list")
-        found = self.retrieve_passages(texts, self._settings.top_k if top_k is None else top_k)
         return [
             [PassageHit(rank, score, passage) for rank, (passage, score) in enumerate(zip(*row, strict=True), start=1)]
-            for row in found
+            for row in self.retrieve_passages(texts, self._settings.top_k if top_k is None else top_k)
         ]
 
     def retrieve(self, query_ids: Sequence[str], texts: Sequence[str], top_k: int) -> list[list[schema.Hit]]:
-        """Return the hits of each query, best first; fewer than `top_k` only if the index has no more matches.
-
-        Args:
-            query_ids: one per query, for the hits.
-            texts: the queries.
-            top_k: hits per query.
-
-        Raises:
-            IndexDataError: the encoder returned no finite vector for a query.
-        """
+        """Return the hits of each query, best first; fewer than `top_k` only if fewer match."""
         scores, ordinals = self.search_ordinals(texts, top_k)
         return to_hits(query_ids, scores, ordinals, self._column)
 
     def retrieve_passages(self, texts: Sequence[str], top_k: int) -> list[tuple[list[schema.Passage], list[float]]]:
-        """Return the passages of each query's hits and their scores, best first.
-
-        Raises:
-            IndexDataError: the encoder returned no finite vector for a query.
-        """
-        scores, ordinals = self.search_ordinals(texts, top_k)
-        return [
-            (self.index.take(row[row >= 0].tolist()), score[row >= 0].tolist())
-            for row, score in zip(ordinals, scores, strict=True)
-        ]
+        """Return the passages of each query's hits and their scores, best first."""
+        rows = zip(*self.search_ordinals(texts, top_k), strict=True)
+        return [(self.index.take(row[row >= 0].tolist()), score[row >= 0].tolist()) for score, row in rows]
 
     def search_ordinals(self, texts: Sequence[str], top_k: int) -> tuple[np.ndarray, np.ndarray]:
         """Return scores and passage ordinals, each (num_queries, top_k), best first; missing hits are -inf and -1."""
@@ -173,11 +146,11 @@ class Ranking:
         return list_depth(self._settings, top_k, reranks=self._reranker is not None)
 
     def rank(self, texts: Sequence[str], lists: Sequence[Ranked], top_k: int, column: Column) -> Ranked:
-        """Return scores and ordinals, each (num_queries, top_k).
+        """Return scores and ordinals, each (num_queries, top_k), from the lists that `search_lists` found.
 
         Args:
             texts: the queries.
-            lists: from `search_lists`: one, or two to fuse, of length `depth(top_k)`.
+            lists: one, or two to fuse, of length `depth(top_k)`.
             top_k: hits to keep per query.
             column: returns the texts of passages, for the reranker.
         """
@@ -206,13 +179,7 @@ def search_lists(
 ) -> list[Ranked]:
     """Search an index, or a shard of one, and return a dense list, a lexical one, or both in this order.
 
-    Args:
-        opened: the index; ordinals number its passages.
-        mode: which lists to return.
-        texts: the queries.
-        embedded: their vectors; may be None for `lexical`.
-        depth: length of each list.
-        allowed: per segment, which passages may be hits.
+    `embedded` are the vectors of the queries, which mode `lexical` does not need; `depth` is the length of each list.
     """
     lists = []
     if mode != "lexical":
@@ -224,11 +191,7 @@ def search_lists(
 
 
 def check_encoder(encoder: Encoder, version: str, manifest: versions.IndexManifest) -> None:
-    """Check that this encoder built an index version.
-
-    Raises:
-        ArtifactError: another encoder built it.
-    """
+    """Raise an ArtifactError if another encoder built an index version."""
     built_by = manifest["encoder"]
     if encoder.fingerprint != built_by["fingerprint"]:
         raise artifacts.ArtifactError(
@@ -238,11 +201,7 @@ def check_encoder(encoder: Encoder, version: str, manifest: versions.IndexManife
 
 
 def encode_queries(encoder: Encoder | None, texts: Sequence[str]) -> np.ndarray:
-    """Return the vectors of queries, (num_texts, dimension).
-
-    Raises:
-        IndexDataError: the encoder returned no finite vector for a query; the message names the first.
-    """
+    """Return the vectors of queries, (num_texts, dimension); raises an IndexDataError if one is not finite."""
     assert encoder is not None
     vectors = encoder.encode_queries(texts)
     wrong = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
@@ -294,9 +253,8 @@ def fuse(lists: Sequence[np.ndarray], constant: float, top_k: int) -> tuple[np.n
         Scores (float32) and ordinals, each (num_queries, top_k), best first; equal scores are ordered by ordinal.
     """
     ordinals = np.concatenate(lists, axis=1)
-    shares = np.concatenate(
-        [np.broadcast_to(1 / (constant + 1 + np.arange(part.shape[1])), part.shape) for part in lists], axis=1
-    )
+    parts = [np.broadcast_to(1 / (constant + 1 + np.arange(part.shape[1])), part.shape) for part in lists]
+    shares = np.concatenate(parts, axis=1)
     shares = np.where(ordinals >= 0, shares, 0.0)
     order = np.argsort(ordinals, axis=1, kind="stable")
     ordinals, shares = np.take_along_axis(ordinals, order, axis=1), np.take_along_axis(shares, order, axis=1)

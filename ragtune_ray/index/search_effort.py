@@ -1,7 +1,7 @@
-"""Measures how much of an approximate index a search must look at to reach a recall.
+"""Finds how much of an approximate index a search must look at to reach a recall.
 
-The queries are vectors of the index that are not in the training sample; each is removed from its own results. Vectors
-of real questions differ from those of passages, so this measures the approximation, not the quality of retrieval.
+The queries are vectors of the index that are not in the training sample; each is removed from its own results. Vectors of
+real questions differ from those of passages, so this measures the approximation, not the quality of retrieval.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class MeasuredEffort:
     num_queries: int
 
     def facts(self) -> dict[str, float]:
-        """Return the facts for the version's manifest."""
+        """JSON values for the version's manifest."""
         return {
             f"recall@{CUTOFF}": round(self.recall, 4),
             "milliseconds_per_query": round(self.milliseconds_per_query, 3),
@@ -79,15 +79,12 @@ def exact_neighbors(queries: np.ndarray, stored: np.ndarray) -> np.ndarray:
 
 
 def find_effort(searched: vectors.VectorIndex, held_out: HeldOut, target_recall: float) -> MeasuredEffort:
-    """Find the least effort whose recall, minus its standard error, reaches the target.
+    """Find the least effort whose recall@CUTOFF, minus its standard error, reaches the target.
 
     Args:
         searched: the whole index.
         held_out: queries with their exact neighbours.
-        target_recall: target of recall@CUTOFF, 0 to 1.
-
-    Returns:
-        The effort and its measurements; the largest effort if none reaches the target.
+        target_recall: 0 to 1; if no effort reaches it, the largest effort is returned.
     """
     kinds = {faiss_index.kind_of(part.structure) for part in searched.parts}
     if kinds <= set(faiss_index.EXACT_KINDS) or not len(held_out.queries):
@@ -135,7 +132,7 @@ def _bisect(
 
 
 def _lower_bound(recalls: np.ndarray) -> float:
-    """Return the mean minus its standard error, which five of six other samples of queries exceed."""
+    """Return the mean minus its standard error; the means of five in six other samples of queries exceed it."""
     return float(recalls.mean() - recalls.std() / math.sqrt(len(recalls)))
 
 

@@ -4,7 +4,7 @@ WORKSPACE/index/segments/ID/passages.arrow    `Passage` rows, a memory-mapped Ar
 WORKSPACE/index/segments/ID/documents.arrow   fingerprint and passages of each document, sorted by hash of its id
 WORKSPACE/index/segments/ID/attributes.arrow  metadata to filter by, one row per row of documents.arrow
 WORKSPACE/index/segments/ID/vectors.faiss     one vector per passage, in the same order
-WORKSPACE/index/segments/ID/vectors.npy       exact vectors, if vectors.faiss contains quantised codes
+WORKSPACE/index/segments/ID/vectors.npy       exact vectors, if vectors.faiss contains quantized codes
 WORKSPACE/index/segments/ID/lexical/          BM25 postings, numpy arrays
 """
 
@@ -29,15 +29,14 @@ PASSAGES, DOCUMENTS, ATTRIBUTES = "passages.arrow", "documents.arrow", "attribut
 STRUCTURE, EXACT, LEXICAL = "vectors.faiss", "vectors.npy", "lexical"
 FINGERPRINT_BYTES = 16
 
-_DOCUMENTS_SCHEMA = pa.schema(
-    [
-        pa.field("key", pa.uint64(), nullable=False),
-        pa.field("document_id", pa.string(), nullable=False),
-        pa.field("fingerprint", pa.binary(FINGERPRINT_BYTES), nullable=False),
-        pa.field("first", pa.int64(), nullable=False),
-        pa.field("count", pa.int64(), nullable=False),
-    ]
-)
+_DOCUMENTS_COLUMNS = {
+    "key": pa.uint64(),
+    "document_id": pa.string(),
+    "fingerprint": pa.binary(FINGERPRINT_BYTES),
+    "first": pa.int64(),
+    "count": pa.int64(),
+}
+_DOCUMENTS_SCHEMA = pa.schema([pa.field(name, kind, nullable=False) for name, kind in _DOCUMENTS_COLUMNS.items()])
 
 
 def segment_url(workspace: str, segment_id: str) -> str:
@@ -51,24 +50,16 @@ class SegmentManifest(TypedDict):
     files: dict[str, dict[str, Any]]  # name -> bytes, sha256
     manifest_sha256: str
     num_passages: int  # deleted ones included
-    trained_id: str  # of the structure it was built from; "" where nothing in it was trained
+    trained_id: str  # of the structure it was built from; "" if that needs no training
 
 
 def read_segment_manifest(workspace: str, segment_id: str) -> SegmentManifest:
-    """Read the manifest of a finished segment, but none of its files.
-
-    Raises:
-        ArtifactError: the segment is missing or its manifest is damaged.
-    """
+    """Read the manifest of a finished segment, but none of its files."""
     return cast(SegmentManifest, artifacts.read_manifest(segment_url(workspace, segment_id)))
 
 
 def document_fingerprint(document: schema.Document) -> bytes:
-    """Return the fingerprint of a document's content; if it changes, the document is embedded again.
-
-    >>> len(document_fingerprint(schema.Document("d", "text", "", "{}", "a.md")))
-    16
-    """
+    """Return the fingerprint of a document's content; if it changes, the document is embedded again."""
     content = [document.document_id, document.title, document.text, document.metadata]
     return hashlib.blake2b(json.dumps(content).encode(), digest_size=FINGERPRINT_BYTES).digest()
 
@@ -81,7 +72,7 @@ def write_segment(
     Args:
         directory: from `artifacts.stage`.
         passages: `Passage` rows; all passages of a document are consecutive.
-        fingerprints: each passage's document's, binary of 16 bytes, (num_passages,).
+        fingerprints: of each passage's document, binary of 16 bytes, (num_passages,).
         embedded: (num_passages, dimension) unit vectors in the same order.
         trained: the empty FAISS structure that the segments of a version share.
         language: of the lexical index.
@@ -107,13 +98,9 @@ def write_segment(
 
 
 def publish_segment(staging: Path, url: str, num_passages: int, trained_id: str) -> None:
-    """Publish a staged segment, unless it already exists.
+    """Publish the directory that `write_segment` filled, unless the segment already exists.
 
-    Args:
-        staging: the directory that `write_segment` filled.
-        url: from `segment_url`.
-        num_passages: passages in the segment.
-        trained_id: of the structure it was built from; "" if that needs no training.
+    `trained_id` is the id of the structure it was built from; "" if that needs no training.
     """
     failpoints.reach("segment.staged")
     artifacts.publish(staging, url, "segment", num_passages=num_passages, trained_id=trained_id)
@@ -146,9 +133,6 @@ def take_rows(table: pa.Table, numbers: Sequence[int] | np.ndarray) -> pa.Table:
     """Return the rows of a table with these numbers, in this order, without touching other chunks.
 
     `Table.take` joins all chunks of a text column first: it copies a whole index for a few rows, and fails beyond 2 GiB.
-
-    Raises:
-        IndexError: a number is not that of a row.
     """
     chosen = np.asarray(numbers, dtype=np.int64)
     outside = chosen[(chosen < 0) | (chosen >= table.num_rows)]
@@ -293,11 +277,6 @@ def _document_rows(path: Path) -> DocumentRows:
 def open_segment(workspace: str, segment_id: str, manifest_sha256: str) -> Segment:
     """Check the files of a segment and open it, memory-mapped.
 
-    Args:
-        workspace: a local or remote workspace.
-        segment_id: the segment's id.
-        manifest_sha256: the sha256 that the version records for it.
-
     Raises:
         ArtifactError: the segment is missing, damaged, or not the one that the version names.
     """
@@ -318,11 +297,7 @@ def open_segment(workspace: str, segment_id: str, manifest_sha256: str) -> Segme
 
 
 def open_documents(workspace: str, segment_id: str, manifest_sha256: str) -> DocumentRows:
-    """Open the documents of a segment without reading or checking its other files.
-
-    Raises:
-        ArtifactError: as for `open_segment`, or the segment's format does not list documents.
-    """
+    """Open the documents of a segment without reading or checking its other files."""
     return _document_rows(_open_checked(workspace, segment_id, manifest_sha256, [DOCUMENTS]).path)
 
 

@@ -46,19 +46,11 @@ class Index:
         )
 
     def take(self, ordinals: Sequence[int]) -> list[schema.Passage]:
-        """Return the passages with these ordinals, in this order.
-
-        Raises:
-            IndexError: an ordinal is not in the index.
-        """
+        """Return the passages with these ordinals, in this order."""
         return list(schema.from_table(segments.take_rows(self.passages, ordinals), schema.Passage))
 
     def by_id(self, passage_ids: Iterable[str]) -> dict[str, schema.Passage]:
-        """Return the passages with these ids; unknown and deleted ones are left out.
-
-        Raises:
-            ArtifactError: the format of a segment does not list documents.
-        """
+        """Return the passages with these ids; unknown and deleted ones are left out."""
         ids = set(passage_ids)
         (owned,) = self.of_documents([sorted({schema.document_id_of(name) for name in ids})])
         names = segments.take_rows(self.passages.select(["passage_id"]), owned)["passage_id"].to_pylist()
@@ -66,13 +58,9 @@ class Index:
         return {passage.passage_id: passage for passage in self.take(kept)}
 
     def of_documents(self, document_ids: Sequence[Sequence[str]]) -> list[np.ndarray]:
-        """Return the passages of each group of documents; unknown and deleted documents have none.
+        """Return, for each group of documents, the ordinals of its passages in the order of the documents, then ascending.
 
-        Returns:
-            Per group, ordinals in the order of its documents, ascending within each.
-
-        Raises:
-            ArtifactError: the format of a segment does not list documents.
+        Unknown and deleted documents have no passages.
         """
         ids = list(dict.fromkeys(name for group in document_ids for name in group))
         owned: dict[str, list[np.ndarray]] = {}
@@ -85,10 +73,8 @@ class Index:
                 owned.setdefault(name, []).append(first + (ordinals if mask is None else ordinals[mask[ordinals]]))
             first += segment.num_passages
         nothing = np.empty(0, dtype=np.int64)
-        return [
-            np.concatenate([nothing, *(part for name in group for part in owned.get(name, []))])
-            for group in document_ids
-        ]
+        parts = ([part for name in group for part in owned.get(name, [])] for group in document_ids)
+        return [np.concatenate([nothing, *group]) for group in parts]
 
     def live_passages(self) -> pa.Table:
         """Return the `Passage` rows that are not deleted, in the order of their ordinals."""
@@ -99,11 +85,7 @@ class Index:
         return pa.concat_tables(tables) if tables else self.passages
 
     def allowed(self, chosen: filters.Filter) -> Selection:
-        """Return which passages may be hits: those that are not deleted and match the filter.
-
-        Raises:
-            ArtifactError: the format of a segment does not support filters.
-        """
+        """Return which passages may be hits: those that are not deleted and match the filter."""
         return self._filtered(chosen) if chosen else self.alive
 
     @functools.cached_property
@@ -127,7 +109,7 @@ def open_index(
     """Check the files of a version and open it for searching, memory-mapped.
 
     Args:
-        workspace: a local or remote workspace.
+        workspace: local or remote.
         version: the version's name; None opens the current one.
         reuse: an open version whose segments are reused if this version has them too.
         shard: positions of the segments to open; ordinals then number only their passages. None opens all.
@@ -171,10 +153,9 @@ def _effort(manifest: versions.IndexManifest, found: Sequence[segments.Segment])
 
 
 def shards(workspace: str, version: versions.Version, shard_bytes: int) -> list[list[int]]:
-    """Group a version's segments into consecutive shards of at most `shard_bytes` of files.
+    """Group the positions of a version's segments into consecutive shards of at most `shard_bytes` of files.
 
-    Returns:
-        Positions of the segments of each shard; a segment that is larger than the limit is a shard of its own.
+    A segment that is larger than the limit is a shard of its own.
     """
     groups: list[list[int]] = []
     size = 0

@@ -1,7 +1,7 @@
 """Searches the vectors of all segments as one index.
 
 Scores are cosines; ordinals number the vectors through the segments in their order. Deleted and filtered vectors are
-skipped before ranking, so a result is complete whenever enough vectors are allowed. Quantised segments only nominate
+skipped before ranking, so a result is complete whenever enough vectors are allowed. Quantized segments only nominate
 candidates, whose scores are then computed from the stored vectors.
 """
 
@@ -35,9 +35,9 @@ class Part:
     structure: Any
     """FAISS structure from `faiss_index.build`."""
     exact: np.ndarray | None
-    """(num_vectors, dimension) float32, memory-mapped, to re-score quantised codes; None if the structure is exact."""
+    """(num_vectors, dimension) float32, memory-mapped, to re-score quantized codes; None if the structure is exact."""
     trained_id: str
-    """Parts with the same id share centroids, so that a query is compared with them once; "" shares none."""
+    """Parts with the same id share centroids, with which a query is compared only once; "": not shared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class SearchEffort:
     graph: int = 128
     """Candidates to keep during a graph walk, FAISS's `efSearch`."""
     rescored: int = 4
-    """Candidates to re-score per requested hit, if codes are quantised."""
+    """Candidates to re-score per requested hit, if codes are quantized."""
 
 
 class VectorIndex:
@@ -76,7 +76,7 @@ class VectorIndex:
         Args:
             queries: (num_queries, dimension) unit vectors, float32.
             top_k: hits per query.
-            allowed: per segment, which vectors may be hits; None allows all.
+            allowed: None allows all vectors.
 
         Returns:
             Scores (float32) and ordinals (int64), each (num_queries, top_k); missing hits are -inf and -1.
@@ -115,8 +115,8 @@ class VectorIndex:
         *,
         every_list: bool,
     ) -> tuple[np.ndarray, np.ndarray]:
-        # Among equal scores at the end of its list FAISS keeps arbitrary ones. Searching a little deeper makes sure that
-        # equal vectors (of duplicate texts) are cut by ordinal, however the vectors are segmented.
+        # Among equal scores at the end of its list, FAISS keeps arbitrary ones. With a slightly deeper search, equal
+        # vectors (of duplicate texts) are cut off by ordinal, whatever the segments are.
         depth = top_k + TIED_VECTORS
         batch = _QueryBatch(queries, self.effort, sum(counts) / self.num_vectors, every_list=every_list)
         num_candidates = max(depth, self.effort.rescored * top_k)
@@ -160,7 +160,7 @@ def _stored(part: Part, places: np.ndarray) -> np.ndarray:
 
 
 class _QueryBatch:
-    """Searches one batch of queries in each part; computes what parts share once."""
+    """Searches one batch of queries in each part; compares it only once with centroids that parts share."""
 
     def __init__(self, queries: np.ndarray, effort: SearchEffort, share: float, *, every_list: bool) -> None:
         self._queries, self._effort, self._share, self._every_list = queries, effort, share, every_list
@@ -214,13 +214,10 @@ class _QueryBatch:
         faiss = _faiss()
         if self._every_list or (mask is not None and np.count_nonzero(mask) < GRAPH_SHARE * len(mask)):
             every_vector = faiss.downcast_index(part.structure.storage)
-            found: tuple[np.ndarray, np.ndarray] = every_vector.search(
-                self._queries, depth, params=faiss.SearchParameters(sel=selector)
-            )
-            return found
-        effort = max(self._effort.graph, depth)
-        parameters = faiss.SearchParametersHNSW(sel=selector, efSearch=effort)
-        scores, places = part.structure.search(self._queries, depth, params=parameters)
+            scores, places = every_vector.search(self._queries, depth, params=faiss.SearchParameters(sel=selector))
+        else:
+            parameters = faiss.SearchParametersHNSW(sel=selector, efSearch=max(self._effort.graph, depth))
+            scores, places = part.structure.search(self._queries, depth, params=parameters)
         return scores, places
 
 

@@ -10,30 +10,28 @@ from ragtune_ray.storage import artifacts, filesystem
 
 
 def verify_artifact(url: str) -> tuple[list[str], int]:
-    """Return the problems of one artifact, and how many artifacts were checked (1)."""
+    """Return the problems of one artifact, and the number of artifacts checked, which is 1."""
     return artifacts.find_problems(url), 1
 
 
 def verify_workspace(workspace: str) -> tuple[list[str], int]:
-    """Return the problems of all artifacts in a workspace, one sentence each, and how many artifacts were checked.
+    """Return the problems of all artifacts in a workspace, one sentence each, and the number of artifacts checked.
 
-    They are index versions, segments, trained structures, runs, models, calibrations and the indexes of tuning rounds.
+    Artifacts are index versions, segments, trained structures, runs, models, calibrations and the indexes of tuning rounds.
 
     Raises:
         ArtifactError: the workspace contains no artifacts.
     """
     found, checked = _index_problems(workspace)
-    plain = [
-        filesystem.join(workspace, "runs", name) for name in filesystem.list_names(filesystem.join(workspace, "runs"))
-    ]
+    runs = filesystem.join(workspace, "runs")
+    plain = [filesystem.join(runs, name) for name in filesystem.list_names(runs)]
     for kind in ("models", "calibrations"):
         for owner in filesystem.list_names(filesystem.join(workspace, kind)):
             folder = filesystem.join(workspace, kind, owner)
             names = filesystem.list_names(folder)
             found += _pointer_problems(folder, names)
             plain += [filesystem.join(folder, name) for name in names if name != artifacts.CURRENT]
-    for url in plain:
-        found += artifacts.find_problems(url)
+    found += [problem for url in plain for problem in artifacts.find_problems(url)]
     checked += len(plain)
     for tune in filesystem.list_names(filesystem.join(workspace, "rounds")):
         folder = filesystem.join(workspace, "rounds", tune)
@@ -60,8 +58,7 @@ def _index_problems(workspace: str) -> tuple[list[str], int]:
         for kind in ("segments", "trained")
         for name in filesystem.list_names(filesystem.join(workspace, "index", kind))
     ]
-    for url in parts:
-        found += check(url)
+    found += [problem for url in parts for problem in check(url)]
     return found, len(names) + len(parts)
 
 

@@ -3,9 +3,9 @@
     WORKSPACE/index/CURRENT                        "000002": the version that readers use
     WORKSPACE/index/versions/000002/manifest.json  its segments, deletions, encoder, counts, and the config of the build
 
-History is linear: each version has its base's number plus 1, and each number is published once. The publisher that
+History is linear: a version's number is that of its base plus 1, and each number is published once. The publisher that
 loses the race for a number gets a ConflictError and rebases its change. A rollback publishes old content under a new
-number, so CURRENT only moves forward and no publisher can silently undo another's work.
+number, so CURRENT only moves forward, and no publisher silently undoes another's work.
 """
 
 from __future__ import annotations
@@ -147,13 +147,13 @@ def recipe(settings: config.Config, encoder: weights.Model) -> str:
 
 
 def corpus_id(settings: config.Config, plan: input_units.Plan, encoder: weights.Model) -> str:
-    """Return the identity of an index of this corpus; it does not depend on where the corpus is stored."""
+    """Return the identity of an index of this corpus, wherever the corpus is stored."""
     content = {"kind": settings.index.kind, "input": input_units.input_fingerprint(plan)}
     return checksums.digest({"recipe": recipe(settings, encoder), **content})
 
 
 def planned_corpus_id(settings: config.Config, plan: input_units.Plan, encoder: weights.Model) -> str:
-    """Return the identity by which a build finds the plan of its corpus; the names of plans contain it."""
+    """Return the part of a plan's name by which a build of the same corpus finds it."""
     chosen = [settings.index.kind, settings.index.language]
     return _fingerprint(settings, encoder, input=input_units.input_fingerprint(plan), index=chosen)
 
@@ -190,11 +190,7 @@ def latest_version(workspace: str) -> Version | None:
 
 
 def read_version(workspace: str, name: str) -> Version:
-    """Read a version.
-
-    Raises:
-        ArtifactError: the version is missing, damaged, or written in a later format.
-    """
+    """Read a version; raises an ArtifactError if it is missing, damaged, or written in a later format."""
     url = version_url(workspace, name)
     manifest = cast(IndexManifest, artifacts.read_manifest(url))
     if manifest.get("index_format", 1) > INDEX_FORMAT:
@@ -219,16 +215,14 @@ def current_version(workspace: str) -> str:
     except UnicodeDecodeError as error:
         raise artifacts.ArtifactError(f"{url}: is damaged; run: ragtune rollback CONFIG --repair") from error
     if not re.fullmatch(r"[0-9]{6,}\n", text):
-        raise artifacts.ArtifactError(
-            f"{url}: is damaged (contains {text[:20]!r}); run: ragtune rollback CONFIG --repair"
-        )
+        raise artifacts.ArtifactError(f"{url}: is damaged ({text[:20]!r}); run: ragtune rollback CONFIG --repair")
     return text.strip()
 
 
 def advance_current(workspace: str) -> None:
-    """Let readers use the latest version, in one atomic step.
+    """Make CURRENT name the latest version, in one atomic step.
 
-    A slow publisher may write an older number after a faster one, so each publisher checks again after it writes.
+    A slow publisher may write an older number after a faster one has written, so each checks again after it writes.
     """
     url = filesystem.join(workspace, "index", "CURRENT")
     while (latest := latest_version(workspace)) is not None:
@@ -241,11 +235,7 @@ def advance_current(workspace: str) -> None:
 
 
 def entry_of(workspace: str, segment_id: str) -> Entry:
-    """Return the entry of a finished segment with no deleted passages.
-
-    Raises:
-        ArtifactError: the segment is missing.
-    """
+    """Return the entry of a finished segment, without deleted passages."""
     manifest = segments.read_segment_manifest(workspace, segment_id)
     return Entry(segment_id, manifest["manifest_sha256"], manifest["num_passages"])
 
@@ -271,7 +261,7 @@ def publish_version(workspace: str, base: Version | None, draft: Draft) -> Versi
     staging = artifacts.stage(url)
     with filesystem.discarding(staging):
         for file_name, content in draft.files.items():
-            # In an object store, two publishers write into one directory until one wins: their files need unique names.
+            # In an object store, two publishers write into one directory until one wins, so they need unique file names.
             unique = file_name if filesystem.is_local(url) else f"{checksums.digest(content)}-{file_name}"
             (staging / unique).write_text(content, encoding="utf-8")
     kept = tuple(entry for entry in draft.entries if entry.num_live)
@@ -389,7 +379,5 @@ def _previous_name(workspace: str, base: Version) -> str:
     used = read_version(workspace, current)
     content = read_version(workspace, used.manifest["restores"]) if used.manifest.get("restores") else used
     if not content.manifest.get("parent"):
-        raise artifacts.ArtifactError(
-            f"{workspace}: version {content.name} is the first, so there is none to roll back to"
-        )
+        raise artifacts.ArtifactError(f"{workspace}: version {content.name} is the first: nothing to roll back to")
     return content.manifest["parent"]

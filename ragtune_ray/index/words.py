@@ -24,15 +24,9 @@ _UNSPACED_START = regex.compile(rf"[{UNSPACED_SCRIPTS}]")
 def tokens(texts: Sequence[str], language: str) -> list[list[str]]:
     """Return the query tokens of each text: stemmed, without stop words unless the text has no other words.
 
-    Words are normalised (NFKC) and case-folded. A run of an unspaced script (Chinese, Thai, ...) becomes its
-    overlapping pairs of characters, or one token if it is a single character.
-
-    Args:
-        texts: queries or passages.
-        language: "en" stems (Porter2) and drops stop words; "none" does neither.
-
-    Raises:
-        ValueError: the language is unknown.
+    Words are normalized (NFKC) and case-folded. A run of an unspaced script (Chinese, Thai, ...) becomes its overlapping
+    pairs of characters, or one token if it is a single character. `language` "en" stems (Porter2) and drops stop words;
+    "none" does neither.
 
     >>> tokens(["The Moons of 木星人, to be", "To be"], "en")
     [['moon', '木星', '星人'], ['to', 'be']]
@@ -47,7 +41,7 @@ def tokens(texts: Sequence[str], language: str) -> list[list[str]]:
 
 
 def words_of(text: str, language: str) -> list[str]:
-    """Split a text into normalised words; stop words are kept and nothing is stemmed."""
+    """Split a text into normalized words; stop words are kept and nothing is stemmed."""
     if text.isascii():
         return (_ASCII_WORD_EN if language == "en" else _ASCII_WORD).findall(text.lower())
     text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold()).replace("’", "'")

@@ -352,7 +352,7 @@ def test_matches_refuses_other_tables_and_other_metadata(monkeypatch: pytest.Mon
         filters.matches(filters.Filter(), pa.table({"a:number": [1.0]}), _never)
     monkeypatch.setattr(filters, "MAX_FIELDS", 0)
     table = filters.attributes(['{"a": 1}', "{}"])
-    with pytest.raises(filters.SelectionError, match=r"1 texts for 2 rows"):
+    with pytest.raises(filters.SelectionError, match=r"1 texts of metadata for 2 rows"):
         filters.matches(filters.parse_filter({"a": 1}), table, lambda: ["{}"])
 
 

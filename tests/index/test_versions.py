@@ -141,7 +141,7 @@ def test_rolling_back_publishes_the_content_of_an_earlier_version(workspace: str
 
 
 def test_a_rollback_needs_an_earlier_version(tmp_path: Path, workspace: str) -> None:
-    with pytest.raises(artifacts.ArtifactError, match="is the first, so there is none to roll back to"):
+    with pytest.raises(artifacts.ArtifactError, match="is the first: nothing to roll back to"):
         versions.roll_back(workspace)
     with pytest.raises(artifacts.ArtifactError, match=r"versions/000009: no manifest\.json"):
         versions.roll_back(workspace, "000009")
