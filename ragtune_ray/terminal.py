@@ -101,15 +101,15 @@ def difference_lines(changes: Mapping[str, Sequence[str]], shown: int = 20) -> l
 def plan_lines(plan: Mapping[str, Any]) -> list[str]:
     """The plan of an index from `plan.read_plan`: counts, bytes of each kind of index, seconds, disk, cost, warnings."""
     corpus, probe, sizes, disk = plan["corpus"], plan["probe"], plan["bytes"], plan["disk"]
-    files = f"{_many(corpus['num_files'], 'file')}, {_size(corpus['bytes'])}, {_many(corpus['num_units'], 'unit')}"
+    files = f"{_with_noun(corpus['num_files'], 'file')}, {_size(corpus['bytes'])}, {_with_noun(corpus['num_units'], 'unit')}"
     part = "all" if probe["is_whole"] else "a part"
-    shards = f"{_many(plan['num_segments'], 'segment')}; searched in {_many(plan['num_shards'], 'shard')}"
+    shards = f"{_with_noun(plan['num_segments'], 'segment')}; searched in {_with_noun(plan['num_shards'], 'shard')}"
     free = "" if disk["free"] is None else f", free: {_size(disk['free'])}"
     rows = [
         ("corpus", f"{corpus['path']}: {files}"),
         (
             "probe",
-            f"{_many(probe['documents'], 'document')} ({part} of the corpus), one thread, device {probe['device']}",
+            f"{_with_noun(probe['documents'], 'document')} ({part} of the corpus), one thread, device {probe['device']}",
         ),
         ("documents", _estimate(plan["documents"])),
         ("passages", f"{_estimate(plan['passages'])}, {plan['characters_per_passage']:,.0f} characters each"),
@@ -145,7 +145,7 @@ def _count(number: int) -> str:
     return f"{number:,}" if number < 10**12 else f"{number:.3g}"
 
 
-def _many(number: int, noun: str) -> str:
+def _with_noun(number: int, noun: str) -> str:
     return f"{_count(number)} {noun}{'' if number == 1 else 's'}"
 
 

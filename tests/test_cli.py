@@ -67,7 +67,7 @@ def config_path(tmp_path: Path) -> str:
         pytest.param(["versions", "CONFIG", "workspace="], ["workspace"], id="no workspace"),
         pytest.param(["versions", "CONFIG", "corpus.path=2024-02-30"], ["2024-02-30", "quote it"], id="no such day"),
         pytest.param(["diff", "CONFIG", "1", "2", "3"], ["3 versions"], id="three versions"),
-        pytest.param(["index", "delete", "CONFIG", "seed=1"], ["names no document"], id="no document"),
+        pytest.param(["index", "delete", "CONFIG", "seed=1"], ["no document is named"], id="no document"),
         pytest.param(
             ["evaluate", "CONFIG", "--show", "many"], ["--show", "valid integer"], id="option of another type"
         ),

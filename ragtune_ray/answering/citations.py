@@ -51,7 +51,7 @@ def parse_citations(answer: str, passages: Sequence[Passage]) -> tuple[str, tupl
         if all(len(digits) > most_digits for digits in re.findall(r"\d+", mark[1])):
             return mark[0]
         cited.update(dict.fromkeys(_numbers(mark[1], len(passages))))
-        return _gap(mark.string, mark.start(), mark.end())
+        return _replacement(mark.string, mark.start(), mark.end())
 
     text, before = answer, ""
     while text != before:  # repeat, because "[[1]2]" becomes "[2]"
@@ -84,7 +84,7 @@ def supporting_citations(answer: str, passages: Sequence[Passage], question: str
         return ()
     for passage in passages:
         words = list(_words(passage.text))
-        found = _find(answer_words, [word for word, _, _ in words])
+        found = _index_of(answer_words, [word for word, _, _ in words])
         if found is not None:
             start, end = _sentence_around(passage.text, words[found][1], words[found + len(answer_words) - 1][2])
             return (_citation(passage, start, end),)
@@ -136,7 +136,7 @@ def _numbers(mark: str, num_passages: int) -> Iterator[int]:
         yield from range(max(low, 1), min(high, num_passages) + 1)
 
 
-def _gap(text: str, start: int, end: int) -> str:
+def _replacement(text: str, start: int, end: int) -> str:
     """The replacement of a mark: a space if removing it would join two words, else nothing."""
     before, after = text[:start][-1:], text[end:][:1]
     joins = before.isalnum() and after.isalnum() and not (UNSPACED_BLOCKS.match(before) or UNSPACED_BLOCKS.match(after))
@@ -166,7 +166,7 @@ def _words(text: str) -> Iterator[tuple[str, int, int]]:
             yield unicodedata.normalize("NFKC", found[0]).casefold(), found.start(), found.end()
 
 
-def _find(sequence: list[str], words: list[str]) -> int | None:
+def _index_of(sequence: list[str], words: list[str]) -> int | None:
     """Where the words contain a sequence of words; None if nowhere."""
     size = len(sequence)
     return next((at for at in range(len(words) - size + 1) if words[at : at + size] == sequence), None)

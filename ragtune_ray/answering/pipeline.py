@@ -91,9 +91,7 @@ def likeliest(answers: Sequence[tuple[schema.Answer, float]], rank_weight: float
     p(passage | query) is taken to be proportional to 1 / rank ** rank_weight (RAG-Sequence, Lewis et al. 2020, section 2.1,
     with the answers themselves as hypotheses). Abstentions count only if all answers are abstentions.
 
-    Args:
-        answers: at least one, each with ln p(answer | query, passage), in the order of their passages, best first.
-        rank_weight: as `answer.rank_weight`.
+    Each answer comes with ln p(answer | query, passage), in the order of the passages, best first.
 
     Returns:
         The index of the likeliest answer, and its row with the passages and the cost of all answers.

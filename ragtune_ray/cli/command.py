@@ -1,4 +1,4 @@
-"""The `ragtune` command itself, its exit codes, and all verbs but those of the index."""
+"""The `ragtune` command, its exit codes, and all verbs except those of the index."""
 
 from __future__ import annotations
 
@@ -32,21 +32,9 @@ from ragtune_ray.cli.common import (
 from ragtune_ray.cli.index_commands import index_app, upkeep_app
 
 VERBS = [
-    *(
-        "init",
-        "plan",
-        "index",
-        "retrieve",
-        "answer",
-        "evaluate",
-        "calibrate",
-        "compare",
-        "train",
-        "tune",
-        "ask",
-        "serve",
-    ),
-    *("versions", "diff", "rollback", "gc", "verify", "doctor", "models", "settings"),
+    *("init", "plan", "index", "retrieve", "answer", "evaluate", "calibrate", "compare"),
+    *("train", "tune", "ask", "serve", "versions", "diff", "rollback", "gc", "verify"),
+    *("doctor", "models", "settings"),
 ]
 """The verbs in the order in which they are used."""
 

@@ -77,7 +77,7 @@ def delete(
     named, overrides = divide(documents)
     settings = load(path, overrides)
     if not named:
-        raise ConfigError("index delete: names no document; give ids, files of the corpus or a .jsonl file of ids")
+        raise ConfigError("index delete: no document is named; pass ids, files of the corpus or a .jsonl file of ids")
     from ragtune_ray.cluster.indexing.update import document_ids
 
     finish(rt.delete_documents(settings, document_ids(settings, named)), as_json)

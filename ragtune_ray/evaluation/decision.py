@@ -2,7 +2,7 @@
 
 The rule: among the arms that keep the user's constraints, the best is the one with the highest score. Another arm is as good if
 the whole interval of its difference to the best is above -margin (a non-inferiority test: Piaggio et al. 2012). The cheapest of
-these arms is recommended. "No difference" and "too few questions" are verdicts too.
+these arms is recommended. "No difference" and "too few questions" are also possible verdicts.
 
 With few questions, observing no loss proves little: if an arm loses 3 % of all questions, two in five samples of 30 questions
 show none of these losses, and a bootstrap cannot draw what was not observed. So intervals are widened for unseen losses and gains
@@ -107,7 +107,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class _Ranking:
-    """The eligible arms: which is best, which are as good, and which of those is cheapest."""
+    """The order of the eligible arms: the best, those as good as it, and the cheapest among these."""
 
     rule: config.Compare
     means: Mapping[str, float]
@@ -197,7 +197,7 @@ def _rank(eligible: Mapping[str, Evidence], found: Sequence[Difference], rule: c
     costs = {arm: each.cost for arm, each in eligible.items()}
     # Among arms with equal scores the cheapest is the best.
     best = max(eligible, key=lambda arm: (means[arm], -costs[arm].total))
-    to_best = {arm: _between(found, arm, best) for arm in eligible if arm != best}
+    to_best = {arm: _difference_to(found, arm, best) for arm in eligible if arm != best}
     as_good = (best, *(arm for arm, difference in to_best.items() if difference.low >= -rule.margin))
     chosen = min(as_good, key=lambda arm: costs[arm].total)
     others = {arm: difference for arm, difference in to_best.items() if arm not in as_good}
@@ -229,7 +229,7 @@ def _needed(deviation: float, difference: float, confidence: float) -> int | Non
     return max(needed, significance.questions_to_rule_out(abs(difference), confidence))
 
 
-def _between(found: Sequence[Difference], arm: str, best: str) -> Difference:
+def _difference_to(found: Sequence[Difference], arm: str, best: str) -> Difference:
     """The arm minus the best, in whichever order the pair was compared."""
     for each in found:
         if (each.arm, each.against) == (arm, best):
@@ -282,7 +282,7 @@ def _reason(ranking: _Ranking, violations: Mapping[str, tuple[str, ...]]) -> lis
     lines = [f"{highest} over {ranking.num_questions:,} questions."]
     for arm, difference in ranking.to_best.items():
         interval = f"{difference.value:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]"
-        lines.append(f"{arm} - {best}: {interval}, {_judged(difference, rule.margin, arm in ranking.as_good)}")
+        lines.append(f"{arm} - {best}: {interval}, {_conclusion(difference, rule.margin, arm in ranking.as_good)}")
     lines += [f"{arm} does not qualify: {'; '.join(broken)}." for arm, broken in violations.items() if broken]
     if len(ranking.as_good) > 1:
         totals = ", ".join(f"{arm} {three_digits(ranking.costs[arm].total)}" for arm in ranking.as_good)
@@ -294,7 +294,7 @@ def _reason(ranking: _Ranking, violations: Mapping[str, tuple[str, ...]]) -> lis
     return lines
 
 
-def _judged(difference: Difference, margin: float, is_as_good: bool) -> str:
+def _conclusion(difference: Difference, margin: float, is_as_good: bool) -> str:
     p_value = f"p {'< 0.001' if difference.p_adjusted < 0.001 else f'= {difference.p_adjusted:.3f}'}"
     if is_as_good:
         return f"not worse by more than {margin:g}: as good ({p_value})."

@@ -1,4 +1,4 @@
-"""Says what became of each question: answered correctly, or why not."""
+"""Sorts questions by outcome: answered correctly, or why not."""
 
 from __future__ import annotations
 
@@ -37,15 +37,11 @@ MEANINGS = {
 
 
 def outcome_of(query: Query, answer: Answer, *, is_correct: bool, was_shown: bool | None) -> Outcome:
-    """What became of one question.
+    """What became of one question whose gold answers are known.
 
-    Args:
-        query: with gold answers, or `()` if it is unanswerable.
-        answer: to it.
-        is_correct: whether the answer counts as correct (for an unanswerable question: whether it abstained).
-        was_shown: whether the prompt contained a passage with the answer: for `compare` any passage of a relevant document, for
-            `tune` one whose text contains a gold answer. None: undefined, because the arm does not retrieve or no document
-            is judged relevant.
+    For an unanswerable question, `is_correct` means that the answer abstained. `was_shown` means that the prompt contained a
+    passage with the answer: for `compare` any passage of a relevant document, for `tune` one whose text contains a gold answer.
+    It is None if the arm does not retrieve or no document is judged relevant.
     """
     if answer.status != "ok":
         return Outcome.FAILED

@@ -33,7 +33,7 @@ def documents_of(hits: Sequence[Hit]) -> list[str]:
     if len(by_rank) < len(hits):
         (rank, count), *_ = Counter(hit.rank for hit in hits).most_common(1)
         raise MetricError(
-            f"hits of query {hits[0].query_id!r}: rank {rank} occurs {count} times; give the hits of one query from one run"
+            f"hits of query {hits[0].query_id!r}: rank {rank} occurs {count} times; pass the hits of one query from one run"
         )
     return list(dict.fromkeys(by_rank[rank] for rank in sorted(by_rank)))
 
@@ -194,11 +194,7 @@ def contains_answer(answer: str, answers: Sequence[str], language: Language) -> 
 
 
 def citation_precision(citations: Sequence[Citation], qrels: Mapping[str, float]) -> float:
-    """Share of the cited documents that are relevant.
-
-    Args:
-        citations: at least one, of one answer; several passages of a document count as one document.
-        qrels: document_id -> relevance; above 0 is relevant.
+    """Share of the documents cited by one answer that are relevant, which means a relevance above 0 in `qrels`.
 
     Raises:
         MetricError: nothing is cited or nothing is relevant, so the share is undefined.
@@ -209,7 +205,7 @@ def citation_precision(citations: Sequence[Citation], qrels: Mapping[str, float]
     cited = {citation.document_id for citation in citations}
     if not cited:
         raise MetricError("the answer cites nothing; its citation precision is undefined")
-    return len(cited & _judged(qrels)) / len(cited)
+    return len(cited & _relevant_ids(qrels)) / len(cited)
 
 
 def citation_recall(citations: Sequence[Citation], qrels: Mapping[str, float]) -> float:
@@ -221,11 +217,11 @@ def citation_recall(citations: Sequence[Citation], qrels: Mapping[str, float]) -
     >>> citation_recall([Citation("a#0", "a", 0, 9)], {"a": 1, "b": 2, "c": 0})
     0.5
     """
-    relevant = _judged(qrels)
+    relevant = _relevant_ids(qrels)
     return len(relevant & {citation.document_id for citation in citations}) / len(relevant)
 
 
-def _judged(qrels: Mapping[str, float]) -> set[str]:
+def _relevant_ids(qrels: Mapping[str, float]) -> set[str]:
     relevant = set(relevant_only(qrels))
     if not relevant:
         raise MetricError(f"no relevance above 0 among {len(qrels)} qrels; citations of such a query are not scored")

@@ -34,11 +34,8 @@ PerQuery = dict[str, dict[str, float]]
 def score_retrieval(queries: Sequence[Query], hits: Sequence[Hit], cutoffs: Sequence[int]) -> PerQuery:
     """recall@k, MRR@k and nDCG@k over documents, for every query with a relevant document.
 
-    Args:
-        queries: with distinct ids.
-        hits: one run, in any order; hits of other queries are ignored, a query without hits scores 0. A document counts once,
-            at its best passage, so k documents may need more than k hits: retrieve deeper than the largest cutoff.
-        cutoffs: the values of k, each at least 1.
+    Hits of one run may be in any order; those of other queries are ignored, and a query without hits scores 0. A document counts
+    once, at its best passage, so k documents may need more than k hits: retrieve deeper than the largest cutoff.
 
     Raises:
         metrics.MetricError: a query id or a rank within a query is repeated, a query does not have one relevance per document,
@@ -99,8 +96,8 @@ def score_abstention(queries: Sequence[Query], answers: Sequence[Answer]) -> Per
     - abstention_recall: of the unanswerable queries, the share abstained from;
     - false_abstention_rate: of the answerable queries, the share abstained from (smaller is better).
 
-    A share of nothing is left out, and so are precision and recall if no query is unanswerable. Queries whose `answers` are
-    None do not count. A failed answer is not an abstention. Arguments and errors are those of `score_answers`.
+    Shares without a denominator are left out, and so are precision and recall if no query is unanswerable. Queries whose
+    `answers` are None do not count. A failed answer is not an abstention. Arguments and errors are those of `score_answers`.
     """
     answer_of = _answer_of(queries, answers)
     judged = [query for query in queries if query.answers is not None]
@@ -127,7 +124,7 @@ def cited_share(answers: Sequence[Answer], settings: config.Evaluate, seed: int)
 def _distinct_ids(queries: Sequence[Query]) -> list[str]:
     counts = Counter(query.query_id for query in queries)
     if repeated := [query_id for query_id, count in counts.items() if count > 1]:
-        raise metrics.MetricError(f"repeated queries: {_name(repeated)}; query ids must be distinct")
+        raise metrics.MetricError(f"repeated queries: {_listed(repeated)}; query ids must be distinct")
     return list(counts)
 
 
@@ -135,13 +132,15 @@ def _answer_of(queries: Sequence[Query], answers: Sequence[Answer]) -> dict[str,
     counts = Counter(answer.query_id for answer in answers)
     query_ids = _distinct_ids(queries)
     if missing := [query_id for query_id in query_ids if counts[query_id] == 0]:
-        raise metrics.MetricError(f"queries without an answer: {_name(missing)}; answer them, or score fewer queries")
+        raise metrics.MetricError(f"queries without an answer: {_listed(missing)}; answer them, or score fewer queries")
     if repeated := [query_id for query_id in query_ids if counts[query_id] > 1]:
-        raise metrics.MetricError(f"queries with more than one answer: {_name(repeated)}; give the answers of one run")
+        raise metrics.MetricError(
+            f"queries with more than one answer: {_listed(repeated)}; pass the answers of one run"
+        )
     return {answer.query_id: answer for answer in answers}
 
 
-def _name(ids: Sequence[str]) -> str:
+def _listed(ids: Sequence[str]) -> str:
     named = ", ".join(repr(query_id) for query_id in ids[:10])
     return named if len(ids) <= 10 else f"{named} and {len(ids) - 10} more"
 

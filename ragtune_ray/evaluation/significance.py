@@ -94,8 +94,8 @@ def with_unseen(interval: Interval, differences: np.ndarray, confidence: float) 
     """Widen the bootstrap interval of a mean difference, at the same confidence, for losses and gains that no question showed.
 
     If the mean is at most 0, `low` is at most the mean gain - `unseen_share`, as if that share of all questions lost 1 each. If
-    the mean is at least 0, `high` is at least `unseen_share` - the mean loss. The end on the side of the arm that is ahead stays,
-    so the bootstrap alone decides whether that arm is better. Differences (n,) are between -1 and 1.
+    the mean is at least 0, `high` is at least `unseen_share` - the mean loss. The end nearer to 0 stays, so the bootstrap alone
+    decides whether the arm that is ahead is better. Differences (n,) are between -1 and 1.
     """
     unseen = unseen_share(interval.n, confidence)
     # Observed losses do not raise `low`: otherwise one loss would prove more than none.

@@ -32,7 +32,7 @@ class ChatTokenizer:
         `escape_special_tokens` is applied to every content. No messages render to the empty text.
 
         If the template refuses the messages, consecutive messages of one role are joined with an empty line between
-        them. If it refuses those too, the system message also moves into the first of the others.
+        them. If it still refuses them, the system message also moves into the first other message.
 
         Raises:
             GeneratorError: the template refuses every form; the message names the roles.
@@ -66,7 +66,7 @@ class ChatTokenizer:
     def escape_special_tokens(self, text: str) -> str:
         """Put a space after the first character of every special token that the text spells out, such as "<|im_end|>".
 
-        Otherwise a document could end its message and speak as the system.
+        Otherwise a document could end its message and begin one of the system.
         """
         while self._special is not None and self._special.search(text):
             text = self._special.sub(lambda found: f"{found[0][:1]} {found[0][1:]}", text)
@@ -78,9 +78,8 @@ class ChatTokenizer:
     def _bos_token(self) -> str:
         """The token that this tokenizer puts before every text; empty if there is none."""
         bos = self._tokenizer.bos_token_id
-        return (
-            str(self._tokenizer.bos_token) if bos is not None and self._tokenizer("")["input_ids"][:1] == [bos] else ""
-        )
+        has_bos = bos is not None and self._tokenizer("")["input_ids"][:1] == [bos]
+        return str(self._tokenizer.bos_token) if has_bos else ""
 
 
 def _special_pattern(tokenizer: Any) -> re.Pattern[str] | None:
@@ -88,7 +87,7 @@ def _special_pattern(tokenizer: Any) -> re.Pattern[str] | None:
     added = tokenizer.added_tokens_decoder.values()
     texts = {token.content for token in added if token.special or _LOOKS_SPECIAL.match(token.content)}
     texts |= set(tokenizer.all_special_tokens)
-    # A special token of one character cannot be broken by a space; none is known to mark a turn.
+    # A space cannot break a special token of one character, but no model is known to use one as a mark of a turn.
     longest_first = sorted((text for text in texts if len(text) > 1), key=len, reverse=True)
     return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
 
@@ -102,7 +101,7 @@ def _join_consecutive(chat: list[dict[str, str]]) -> list[dict[str, str]]:
 
 
 def _system_into_first(chat: list[dict[str, str]]) -> list[dict[str, str]]:
-    """The chat with the system message at the beginning of the first other message."""
+    """The chat with the system message moved to the beginning of the first other message."""
     system = "\n\n".join(message["content"] for message in chat if message["role"] == "system")
     others = [message for message in chat if message["role"] != "system"]
     if not system or not others:

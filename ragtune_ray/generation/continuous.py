@@ -78,7 +78,7 @@ class ContinuousGenerator:
         self._waiting: deque[Request] = deque()
         self._counts: Counter[str] = Counter()
         self._changed = threading.Condition()  # guards the queue, the counts and the three flags below
-        self._closing = self._cut = self._died = False
+        self._closing = self._grace_is_over = self._died = False
         self._stepped = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="generation", daemon=True)
         self._thread.start()
@@ -141,7 +141,7 @@ class ContinuousGenerator:
             self._changed.notify_all()
         self._thread.join(grace_seconds)
         with self._changed:
-            self._cut = True
+            self._grace_is_over = True
         self._thread.join(_LAST_STEP_SECONDS)
         if self._thread.is_alive():
             _logger.error("a step is still running %g seconds after the generator was closed", _LAST_STEP_SECONDS)
@@ -172,7 +172,7 @@ class ContinuousGenerator:
         """Wait for requests; False if the generator is closed and none are left, or its grace period is over."""
         with self._changed:
             self._changed.wait_for(lambda: self._closing or self._waiting or len(self._running))
-            return not self._cut and bool(self._waiting or len(self._running))
+            return not self._grace_is_over and bool(self._waiting or len(self._running))
 
     def _next(self) -> Request | None:
         """The request at the head of the queue, if the batch has room for it."""

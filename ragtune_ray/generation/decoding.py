@@ -55,7 +55,7 @@ class DecodingBatch:
 
     Args:
         model: a transformers causal language model, in eval mode.
-        prompts: token ids of the first rows, none empty; there may be no first rows.
+        prompts: token ids of the first rows, of which there may be none; no prompt is empty.
         max_new_tokens: longest answer of each of them.
         prefill_tokens: padded tokens per prefill pass (a longer prompt is prefilled alone); 0: every prompt alone.
         max_rows: most rows at once, for which memory is reserved; 0: the number of first prompts.

@@ -132,7 +132,7 @@ class TransformersGenerator:
         return self._chat.decode(ids)
 
     def generate(self, prompts: Sequence[Prompt], **options: Unpack[DecodingOptions]) -> list[Completion]:
-        """One completion per prompt, in the same order; empty or too long prompts and rows that fail alone have an `error`.
+        """One completion per prompt, in the same order; it has an `error` if the prompt is empty, too long or fails.
 
         Rows are sorted by length and cut into batches of `batch_tokens`. A batch that fails (out of memory, for example)
         is halved and retried. For the influence of the batch on a text see `decoding`.
@@ -274,7 +274,7 @@ def _failure(prompt_tokens: int, error: str) -> Completion:
 
 
 def _batches(rows: list[Row], batch_tokens: int) -> Iterator[list[Row]]:
-    """Rows by length, longest first (so memory runs out early or never), in batches of at most `batch_tokens`.
+    """Batches of at most `batch_tokens`, longest rows first, so that memory runs out early or never.
 
     All batches have about the same number of rows: a small last batch would read all weights for a few rows.
     """

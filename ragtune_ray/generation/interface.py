@@ -10,7 +10,7 @@ from typing import Literal, Protocol, Required, TypeAlias, TypedDict, Unpack
 from ragtune_ray import RagtuneError
 from ragtune_ray.schema import Passage
 
-_INCOMPLETE = "\ufffd"  # decoders write this for a character whose last bytes are still to come
+_INCOMPLETE = "\ufffd"  # decoders write this for a character whose last bytes are missing so far
 
 
 class GeneratorError(RagtuneError, ValueError):
@@ -63,7 +63,7 @@ class DecodingOptions(TypedDict, total=False):
     stop: Sequence[str]
     """Texts at which an answer ends; by default none."""
     seed: int
-    """Seed of sampled answers, by default 0; the same prompt and seed give the same answer whatever else runs."""
+    """Seed of sampled answers, by default 0; for the same prompt and seed the answer is the same."""
 
 
 class Tokenizer(Protocol):

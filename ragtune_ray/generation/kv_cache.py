@@ -13,10 +13,7 @@ from transformers.cache_utils import DynamicLayer
 class RowLayer(DynamicLayer):  # type: ignore[misc]  # transformers is untyped here
     """One layer's keys and values in buffers of shape (num_rows, heads, capacity, head size).
 
-    Args:
-        like: states of this layer; the buffers take their dtype, device, heads and head size.
-        num_rows: number of rows.
-        capacity: positions per row.
+    The buffers have the dtype, device, heads and head size of the states `like`.
 
     Attributes:
         rows, positions: where the next states are written; they broadcast to (rows, tokens).
@@ -27,7 +24,7 @@ class RowLayer(DynamicLayer):  # type: ignore[misc]  # transformers is untyped h
         super().__init__()
         self.lazy_initialization(like, like)
         shape = (num_rows, like.shape[1], capacity, like.shape[3])
-        # Empty tensors take no memory until they are written: `fill` writes the whole of a row when it joins.
+        # An empty tensor uses no memory until it is written: `fill` writes a whole row when it joins.
         self.keys, self.values = like.new_empty(shape), like.new_empty(shape)
         self.rows = self.positions = torch.empty(0, dtype=torch.long)
         self.view = 0

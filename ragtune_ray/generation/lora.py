@@ -50,11 +50,7 @@ class _Selection(threading.local):
 
 
 class Adapters:
-    """The adapters of one model; replaces the model's layers in place.
-
-    Args:
-        model: a transformers causal language model for inference.
-        directories: with adapter_config.json and adapter_model.safetensors, by the name of the adapter.
+    """The adapters of one model, from name -> directory as PEFT writes it; replaces the model's layers in place.
 
     Raises:
         GeneratorError: a directory contains no adapter, one that is not plain LoRA, or one for another model.

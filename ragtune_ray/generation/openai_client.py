@@ -52,7 +52,7 @@ class OpenAIGenerator:
         self._concurrency, self._timeout_seconds, self._max_attempts = concurrency, timeout_seconds, max_attempts
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        """An estimate, UTF-8 bytes / 3 rounded up: usually too high, so that prompts stay within their budget."""
+        """An estimate, UTF-8 bytes / 3 rounded up; usually too high, so that prompts do not exceed their budget."""
         return [-(-len(text.encode()) // _BYTES_PER_TOKEN) for text in texts]
 
     def render(self, messages: Sequence[tuple[str, str]]) -> str:

@@ -1,4 +1,4 @@
-"""A request to a generator, whose text threads or asyncio tasks read while it is generated."""
+"""A request to a generator; threads and asyncio tasks can read its text while it is generated."""
 
 from __future__ import annotations
 

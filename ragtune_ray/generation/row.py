@@ -16,7 +16,7 @@ class Row:
     """One row of a decoding batch."""
 
     index: int
-    """Position of its prompt among the prompts of one call."""
+    """Place of its prompt among the prompts of one call."""
     ids: list[int]
     """Token ids of the rendered prompt."""
     room: int
@@ -35,9 +35,9 @@ class Row:
     source: torch.Generator | None = None
     """The state of its random numbers; None before the first draw."""
     log_probability: float = 0.0
-    """Sum of ln p over the tokens chosen so far, including the token that ends the answer, before any temperature."""
+    """Sum of ln p over the chosen tokens, at temperature 1."""
     num_chosen: int = 0
-    """Number of those tokens."""
+    """Number of tokens chosen so far, including the token that ends the answer."""
 
     @property
     def confidence(self) -> float:

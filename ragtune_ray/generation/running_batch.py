@@ -32,9 +32,6 @@ class RunningBatch:
         generator: the model; its `batch_tokens` limits the memory for keys and values.
         max_running: most requests at once.
         adapters: the LoRA adapters that requests may name, if any.
-
-    Attributes:
-        generated_tokens: total of all requests so far, including end tokens.
     """
 
     def __init__(self, generator: TransformersGenerator, max_running: int, adapters: Adapters | None = None) -> None:
@@ -43,7 +40,7 @@ class RunningBatch:
         self._batch = generator.open_batch(max_running)
         self._requests: list[Request] = []  # in the order of the batch's rows
         self._left: list[Request] = []  # since the last `release`
-        self.generated_tokens = 0
+        self.generated_tokens = 0  # of all requests so far, including end tokens
 
     def __len__(self) -> int:
         return len(self._requests)

@@ -11,16 +11,12 @@ from ragtune_ray.generation.row import Row
 
 
 def choose_tokens(logits: torch.Tensor, rows: Sequence[Row]) -> list[int | None]:
-    """Choose the next token of each row: the likeliest, or a random one by the row's own temperature and seed.
+    """Choose the next token of each row of (rows, vocabulary): the likeliest, or a random one by the row's temperature and seed.
 
     The token's log-probability is added to its row.
 
     >>> choose_tokens(torch.tensor([[0.0, 2.0, 1.0], [float("nan"), 0.0, 0.0]]), [Row(0, [1], 5), Row(1, [1], 5)])
     [1, None]
-
-    Args:
-        logits: shape (rows, vocabulary).
-        rows: in the same order.
 
     Returns:
         Token ids; None for a row whose logits contain NaN, or only -inf.

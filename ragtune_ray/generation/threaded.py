@@ -25,13 +25,7 @@ class PassThroughStats:
 
 
 class PassThroughGenerator:
-    """A generator with a thread for each request.
-
-    Args:
-        generator: must be thread-safe.
-        max_running: number of threads.
-        max_waiting: most requests in the queue.
-    """
+    """Answers at most `max_running` requests at once, each in a thread of its own; the generator must be thread-safe."""
 
     def __init__(self, generator: Generator, *, max_running: int = 16, max_waiting: int = 64) -> None:
         self._generator = generator

@@ -110,14 +110,14 @@ def generator_example(
     training = settings.training
     if candidates is None:
         answer = query.answers[0] if query.answers else training.abstention
-        return _rendered(query, (), None, answer, kind or "question_only", chat, settings)
-    rng = _rng(settings.seed, query.query_id)
+        return _example_with(query, (), None, answer, kind or "question_only", chat, settings)
+    rng = _random_for(settings.seed, query.query_id)
     count = training.passages or settings.retrieval.top_k
     gold = positive_passage(query, candidates)
     found, order_rng = candidates.retrieved, rng
     if gold is not None and training.distractors == "passage":
         # All questions about a gold passage see the same passages in the same order.
-        found, order_rng = (gold, *candidates.neighbors), _rng(settings.seed, gold.passage_id)
+        found, order_rng = (gold, *candidates.neighbors), _random_for(settings.seed, gold.passage_id)
     distractors = [
         passage
         for passage in found
@@ -129,11 +129,11 @@ def generator_example(
     abstains = not query.answers or rng.random() < training.abstain_share
     order_rng.shuffle(shown)
     if abstains:
-        return _rendered(query, shown, None, training.abstention, "abstention", chat, settings)
-    return _rendered(query, shown, None, query.answers[0], "without_gold", chat, settings)
+        return _example_with(query, shown, None, training.abstention, "abstention", chat, settings)
+    return _example_with(query, shown, None, query.answers[0], "without_gold", chat, settings)
 
 
-def _rng(seed: int, name: str) -> np.random.Generator:
+def _random_for(seed: int, name: str) -> np.random.Generator:
     return np.random.default_rng([seed, zlib.crc32(name.encode())])
 
 
@@ -154,7 +154,7 @@ def _with_gold(
     for count in range(len(distractors), -1, -1):
         shown = [gold, *distractors[:count]]
         rng.shuffle(shown)
-        example = _rendered(query, shown, gold, answer, "with_gold", chat, settings)
+        example = _example_with(query, shown, gold, answer, "with_gold", chat, settings)
         if isinstance(example, Reject) or example.gold_place:
             return example
     return Reject(
@@ -166,7 +166,7 @@ def _with_gold(
     )
 
 
-def _rendered(
+def _example_with(
     query: Query,
     shown: Sequence[Passage],
     gold: Passage | None,
@@ -178,7 +178,8 @@ def _rendered(
     """Build the prompt as answering does, but leave enough tokens for the answer."""
     training, prompt_settings = settings.training, settings.prompt
     cites = training.cite and gold is not None
-    num_answer_tokens = _with_end(f"{answer} [{len(shown)}]" if cites else answer, chat)  # the longest citation mark
+    longest_target = f"{answer} [{len(shown)}]" if cites else answer
+    num_answer_tokens = _count_answer_tokens(longest_target, chat)
     # As in answering, an arm that retrieves keeps its instruction even if nothing is found.
     closed_book = kind in ("question_only", "replay")
     try:
@@ -203,11 +204,11 @@ def _rendered(
         passage_ids=tuple(passage.passage_id for passage in prompt.passages),
         gold_place=place,
         num_prompt_tokens=prompt.num_tokens,
-        num_answer_tokens=_with_end(target, chat),
+        num_answer_tokens=_count_answer_tokens(target, chat),
     )
 
 
-def _with_end(answer: str, chat: ChatText) -> int:
+def _count_answer_tokens(answer: str, chat: ChatText) -> int:
     """Number of tokens of an answer and its end token."""
     (count,) = chat.count_tokens([answer])
     return count + 1
@@ -299,7 +300,7 @@ def joint_example(
     )
     prompted: list[GeneratorExample] = []
     for passage in passages:
-        example = _rendered(query, [passage], None, answer, "with_gold", chat, settings)
+        example = _example_with(query, [passage], None, answer, "with_gold", chat, settings)
         if isinstance(example, Reject):
             return example
         prompted.append(example)

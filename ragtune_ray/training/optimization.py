@@ -108,7 +108,7 @@ def take_step(
     if workers > 1:
         torch.distributed.all_reduce(total)
     weights = [item for item in module.parameters() if item.requires_grad]
-    norm = float(_full(nn.utils.clip_grad_norm_(weights, clip_norm)))
+    norm = float(_unsharded(nn.utils.clip_grad_norm_(weights, clip_norm)))
     result = StepResult(float(total) / weight, norm)
     if math.isfinite(result.loss) and math.isfinite(norm):
         optimizer.step()
@@ -176,7 +176,7 @@ def freeze_unreached(module: nn.Module, objective: Objective, rows: Sequence[Any
 def trainable_weights(module: nn.Module) -> dict[str, Tensor]:
     """CPU copies of the trained weights, by name. With FSDP all workers must call this together."""
     return {
-        _plain_name(name): _full(weight.detach()).cpu().clone()
+        _plain_name(name): _unsharded(weight.detach()).cpu().clone()
         for name, weight in module.named_parameters()
         if weight.requires_grad
     }
@@ -210,7 +210,7 @@ def save_state(
     names = {id(weight): _plain_name(name) for name, weight in module.named_parameters()}
     for weight, state in optimizer.state.items():
         for key, value in state.items():
-            moments[f"{names[id(weight)]}:{key}"] = _full(value.detach()).cpu().clone()
+            moments[f"{names[id(weight)]}:{key}"] = _unsharded(value.detach()).cpu().clone()
     save_file(moments, directory / OPTIMIZER)
     if best:
         save_file(best, directory / BEST)
@@ -242,7 +242,7 @@ def _plain_name(name: str) -> str:
     return name.removeprefix("module.")
 
 
-def _full(tensor: Tensor) -> Tensor:
+def _unsharded(tensor: Tensor) -> Tensor:
     """The full tensor, gathered from all workers if FSDP shards it."""
     from torch.distributed.tensor import DTensor
 

@@ -79,8 +79,7 @@ def _sft(settings: config.Training, directory: Path) -> Sft:
         raise weights_module.ModelError(f"model {directory}: cannot be loaded for training ({error})") from error
     end = model.generation_config.eos_token_id if model.generation_config else None
     end_token = end[0] if isinstance(end, list) else end
-    if end_token is None:
-        end_token = tokenizer.eos_token_id
+    end_token = tokenizer.eos_token_id if end_token is None else end_token
     if end_token is None:
         raise weights_module.ModelError(f"model {directory}: has no eos_token; set one in its generation_config.json")
     if settings.gradient_checkpointing:
@@ -132,8 +131,8 @@ def _without_dropout(module: nn.Module) -> None:
 def save_model(settings: config.Config, source: Path, weights: dict[str, Tensor], directory: Path) -> None:
     """Write a model with trained weights, in the number format and layout of `source`, the directory that training started from.
 
-    Empty `weights` are those of the source. With LoRA, `directory` receives the merged model, and the adapter in `ADAPTER`. Write
-    the two models of `joint` separately, with the objective `sft` or `query_side` and the weights from `part_weights`.
+    If `weights` is empty, the weights stay those of the source. With LoRA, `directory` receives the merged model, and the adapter
+    in `ADAPTER`. Write the two models of `joint` separately, with the objective `sft` or `query_side` and `part_weights`.
     """
     dtype = _stored_dtype(source)
     if settings.training.objective != "sft":

@@ -30,12 +30,9 @@ class Ledger:
         self.rows: list[Row] = _read(url)
 
     def step(self, number: int, name: str, work: Callable[[], Mapping[str, Any]]) -> Row:
-        """Run a step, unless it is recorded as finished; return its facts, from now or from an earlier run.
+        """Run a step of round `number`, unless it is recorded as finished; return its facts, from now or from an earlier run.
 
-        Args:
-            number: number of the round.
-            name: name of the step, unique in its round.
-            work: runs the step and returns facts for later steps, as JSON values. It may be killed and run again.
+        `work` runs the step and returns facts for later steps, as JSON values. It may be killed and run again.
         """
         for row in self.rows:
             if (row["round"], row["step"]) == (number, name):

@@ -41,12 +41,12 @@ def cited_passage(answer: Answer, passages: Mapping[str, Passage]) -> Passage | 
     """The first cited passage that contains the answer, or None; `passages` (by id) must include those that were shown."""
     for citation in answer.citations:
         passage = passages.get(citation.passage_id)
-        if passage is not None and holds_answer(passage.text, [_bare(answer.answer)]):
+        if passage is not None and holds_answer(passage.text, [_unpunctuated(answer.answer)]):
             return passage
     return None
 
 
-def _bare(text: str) -> str:
+def _unpunctuated(text: str) -> str:
     """An answer without final punctuation, because the passage may continue differently."""
     return text.strip().rstrip(".。!！")
 
@@ -76,13 +76,10 @@ def trusted_confidence(confidences: npt.ArrayLike, is_right: npt.ArrayLike, leas
     >>> trusted_confidence([0.9] * 38 + [0.5] * 30, [True] * 38 + [False] * 30, 0.8)
     (0.9, 0.975)
 
-    Args:
-        confidences: (num_answers,) 0 to 1, of answers to questions with gold answers.
-        is_right: (num_answers,) whether the answers were correct.
-        least: share of correct answers that is required.
+    Arrays are (num_answers,), and `least` is the required share of correct answers.
 
     Returns:
-        The lowest such confidence, or None; and the share of correct answers above it, or if there is none, of the most
+        The lowest such confidence, or None; and the share of correct answers above it, or without it that of the most
         confident `FEWEST_ANSWERS` (0 if there are fewer).
     """
     values, right = np.asarray(confidences, dtype=np.float64), np.asarray(is_right, dtype=np.float64)
@@ -147,7 +144,7 @@ def question_problem(question: str, passage: str) -> str:
 def labelled(query: Query, answer: str, passage: Passage) -> Query:
     """The question as a training question with a pseudo-label; the passage's document becomes relevant."""
     return dataclasses.replace(
-        query, answers=(_bare(answer),), document_ids=(passage.document_id,), relevances=(1.0,), split="train"
+        query, answers=(_unpunctuated(answer),), document_ids=(passage.document_id,), relevances=(1.0,), split="train"
     )
 
 

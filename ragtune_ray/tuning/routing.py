@@ -100,7 +100,7 @@ def generator_queries(routed: Sequence[Routed], success_share: float, seed: int)
         for each in routed
         if each.route == "unanswerable"
     ]
-    return _mixed([*failures, *abstentions], routed, success_share, seed)
+    return _with_successes([*failures, *abstentions], routed, success_share, seed)
 
 
 def retriever_queries(routed: Sequence[Routed], success_share: float, seed: int) -> list[Query]:
@@ -110,10 +110,10 @@ def retriever_queries(routed: Sequence[Routed], success_share: float, seed: int)
         for each in routed
         if each.positive is not None
     ]
-    return _mixed(failures, [each for each in routed if each.query.answers], success_share, seed)
+    return _with_successes(failures, [each for each in routed if each.query.answers], success_share, seed)
 
 
-def _mixed(failures: list[Query], routed: Iterable[Routed], share: float, seed: int) -> list[Query]:
+def _with_successes(failures: list[Query], routed: Iterable[Routed], share: float, seed: int) -> list[Query]:
     """Failures plus a share of successes, drawn by the seed and their ids; sorted by id."""
     if not failures:
         return []

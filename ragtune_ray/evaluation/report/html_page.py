@@ -24,7 +24,7 @@ from ragtune_ray.evaluation.intervals import Interval
 from ragtune_ray.evaluation.report import plots, table
 
 OTHER_ARM = 4
-"""Colour and shape of arms that have none of their own."""
+"""Colour and shape that all other arms share."""
 
 _OUTCOMES = {
     "recommended": "Recommendation",

@@ -65,7 +65,7 @@ def _heading_lines(facts: Comparison) -> list[str]:
 
 
 def _row_lines(row: table.Row) -> list[str]:
-    """A label and its cells: value and interval next to each other, or below each other if a cell is too narrow for both."""
+    """A label and its cells; if a cell is too narrow for value and interval, the interval is below the value."""
     cells = [_cell_texts(cell) for cell in row.cells]
     joined = [" ".join(filter(None, cell)) for cell in cells]
     columns = [textwrap.wrap(row.label, _LABEL - 2)] + (

@@ -58,7 +58,7 @@ def scatter_plot(points: Sequence[Point], title: str, x_label: str, y_label: str
     logarithmic = min(xs) > 0 and max(xs) > _LOGARITHMIC_FROM * min(xs)
     across = _scale(xs, _LEFT, WIDTH - _RIGHT - 6, logarithmic=logarithmic)
     up = _scale([0.0, *(point.mark.high for point in points)], height - _BOTTOM, _TOP)
-    svg = _svg(title, "; ".join(_words(point.mark) for point in points), height)
+    svg = _svg(title, "; ".join(_description(point.mark) for point in points), height)
     _axes(svg, across, up, height, x_label + (", logarithmic" if logarithmic else ""), y_label)
     taken: list[Box] = []
     for point in points:
@@ -84,7 +84,7 @@ def curve_plot(points: Sequence[Point], title: str, x_label: str, y_label: str, 
     left, right = _LEFT + 24, WIDTH - _RIGHT - 24
     places = [left + (right - left) * (n / (len(points) - 1) if len(points) > 1 else 0.5) for n in range(len(points))]
     up = _Scale(0, 1, height - _BOTTOM, _TOP)
-    svg = _svg(title, "; ".join(_words(point.mark) for point in points), height)
+    svg = _svg(title, "; ".join(_description(point.mark) for point in points), height)
     _axes(svg, None, up, height, x_label, y_label)
     path = " ".join(f"{x:.1f},{up.at(point.mark.value):.1f}" for x, point in zip(places, points, strict=True))
     ET.SubElement(svg, "polyline", {"points": path, "class": "curve"})
@@ -105,7 +105,7 @@ def interval_plot(marks: Sequence[Mark], title: str, x_label: str, margin: float
     bottom = _TOP + row * len(marks)
     ends = [end for mark in marks for end in (mark.low, mark.high, mark.value)]
     across = _scale([0.0, *ends, *([-margin, margin] if margin is not None else [])], left + 6, right)
-    svg = _svg(title, "; ".join(_words(mark) for mark in marks), bottom + 38)
+    svg = _svg(title, "; ".join(_description(mark) for mark in marks), bottom + 38)
     if margin:
         start, end = across.at(-margin), across.at(margin)
         box = {"x": f"{start:.1f}", "y": f"{_TOP - 4}", "width": f"{end - start:.1f}", "height": f"{bottom - _TOP + 4}"}
@@ -303,5 +303,5 @@ def _number(tick: float) -> str:
     return (f"{tick:,.0f}" if abs(tick) >= 1000 else f"{tick:.6g}").replace("-", "−")
 
 
-def _words(mark: Mark) -> str:
+def _description(mark: Mark) -> str:
     return f"{mark.label}: {mark.value:.3f}, from {mark.low:.3f} to {mark.high:.3f}"

@@ -265,7 +265,7 @@ def _count_rows(counts: Sequence[Mapping[str, int]]) -> tuple[Row, ...]:
 
 
 def _keys(mappings: Iterable[Mapping[str, object]], order: Iterable[str]) -> list[str]:
-    """All keys: those in `order` first, then the rest by name."""
+    """All keys, first in the given order, then by name."""
     found = {key for mapping in mappings for key in mapping}
     known = [key for key in order if key in found]
     return known + sorted(found - set(known))

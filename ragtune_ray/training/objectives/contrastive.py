@@ -113,7 +113,7 @@ class EncoderObjective(nn.Module):
         return self.loss(embedded[columns["queries"]], embedded[columns["passages"]], columns)
 
     def _chunks(self, texts: Sequence[str], chunk_tokens: int) -> list[Piece]:
-        """The distinct texts in batches of similar length; `rows` holds the place of each text."""
+        """The distinct texts in batches of similar length; `rows` (num_texts,) are their places."""
         ids = token_ids(self.encoder, list(dict.fromkeys(texts)))
         lengths = np.array([len(row) for row in ids])
         return [
@@ -183,13 +183,8 @@ class Contrastive(EncoderObjective):
 class Distillation(Contrastive):
     """Listwise KL from a teacher's distribution over the query's own passages, plus a weighted contrastive term.
 
-    A row whose passages all have the same teacher score has no KL term.
-
-    Args:
-        encoder: a sentence-transformers model.
-        teacher_temperature: divides the teacher's scores.
-        contrastive_weight: weight of the contrastive term.
-        **options: those of `EncoderObjective`.
+    A row whose passages all have the same teacher score has no KL term. `teacher_temperature` divides the teacher's scores; the
+    other arguments are those of `EncoderObjective`.
     """
 
     def __init__(

@@ -18,10 +18,6 @@ class Joint(nn.Module):
     RAG-Sequence (Lewis et al. 2020): -log sum over passages of p(passage | query) p(answer | query, passage). The retriever
     computes the first factor, the generator the second. The generator learns most from the passages that explain the answer, and
     the retriever learns to find them. Passage vectors stay fixed.
-
-    Args:
-        generator: its model is trained.
-        retriever: its encoder of queries is trained.
     """
 
     _RETRIEVER = "asked_"

@@ -24,14 +24,8 @@ from ragtune_ray.training.objectives.sft import VALIDATION_TOKENS, Piece
 class QuerySide(EncoderObjective):
     """InfoNCE of each query against stored vectors; the encoder of passages and the index stay unchanged.
 
-    If a teacher scored the rows, the loss is the KL from its distribution, plus a weighted contrastive term.
-
-    Args:
-        encoder: a sentence-transformers model, which becomes the encoder of queries.
-        pool: passage_id -> vector of every passage that queries are contrasted with.
-        teacher_temperature: divides the teacher's scores.
-        contrastive_weight: weight of the contrastive term when a teacher scored.
-        **options: those of `EncoderObjective`.
+    If a teacher scored the rows, the loss is the KL from its distribution, plus a weighted contrastive term. `pool` has the
+    vector of every passage that queries are contrasted with, by id; the other arguments are those of `Distillation`.
     """
 
     def __init__(

@@ -36,11 +36,7 @@ class Objective(Protocol):
 class Sft(nn.Module):
     """Supervised fine-tuning of a causal language model, with loss on the answers' tokens only.
 
-    Args:
-        model: a transformers model.
-        tokenizer: the model's tokenizer.
-        end_token: id of the token that ends an answer.
-        micro_batch_tokens: padded tokens per forward pass.
+    `end_token` is the id of the token that ends an answer, `micro_batch_tokens` the padded tokens per forward pass.
     """
 
     def __init__(self, model: nn.Module, tokenizer: Any, end_token: int, micro_batch_tokens: int = 2048) -> None:
