@@ -177,8 +177,8 @@ def _chosen(rounds: Rounds) -> list[schema.Query]:
     ]
     if not usable:
         raise TuneError(
-            f"every passage of {MIN_PASSAGE_CHARACTERS} characters or more is in a document of validation or test questions; "
-            "name a file of questions in tune.questions_path"
+            f"no passage of {MIN_PASSAGE_CHARACTERS} characters or more is outside the documents of validation and test "
+            "questions; name a file of questions in tune.questions_path"
         )
     order = np.random.default_rng(rounds.settings.seed).permutation(len(usable))
     seen: Counter[str] = Counter()
