@@ -150,10 +150,13 @@ def test_the_readme_lists_the_rooms_in_their_order() -> None:
     assert re.findall(r"^  (\w+)(?:/|\.py) ", block, re.MULTILINE) == ORDER
 
 
-@pytest.mark.parametrize(
-    "page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda page: page.name
-)
-def test_modules_named_in_the_docs_exist(page: Path) -> None:
-    rooms = "|".join(ORDER)
-    named = re.findall(rf"(?<![\w./])((?:{rooms})/[\w/]*\w\.py)", page.read_text(encoding="utf-8"))
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_modules_and_links_of_the_docs_exist(page: Path) -> None:
+    text, rooms = page.read_text(encoding="utf-8"), "|".join(ORDER)
+    named = re.findall(rf"(?<![\w./])((?:{rooms})/[\w/]*\w\.py)", text)
     assert [path for path in named if not (PACKAGE / path).exists()] == []
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", text)
+    assert [link for link in links if not (page.parent / link).exists()] == []
