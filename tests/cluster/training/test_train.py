@@ -138,7 +138,7 @@ def test_a_query_side_encoder_keeps_its_index_and_no_other(
     assert artifacts.read_manifest(url)["best"]["step"] > 0
     tuned = settings.using(f"encoder.query_model={url}")
     assert open_retriever(tuned).search_ordinals(["What is the code of vessel1?"], 3)[1].shape == (1, 3)
-    with pytest.raises(weights_module.ModelError, match="trained for the passages of another encoder"):
+    with pytest.raises(weights_module.ModelError, match="trained for another passage encoder"):
         open_retriever(tuned.using("encoder.passage_prefix=x"))
 
 
