@@ -9,23 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ragtune_ray.index import faiss_index, vectors
+from tests.support.vectors import clustered_vectors, random_vectors, unit
 
 KINDS: list[faiss_index.ConcreteKind] = ["flat", "ivf", "ivf_sq", "ivf_pq", "hnsw"]
 QUANTIZED: list[faiss_index.ConcreteKind] = ["ivf_sq", "ivf_pq"]
-
-
-def unit(rows: np.ndarray) -> np.ndarray:
-    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
-
-
-def random_vectors(count: int, dimension: int = 16, seed: int = 0) -> np.ndarray:
-    return unit(np.random.default_rng(seed).normal(size=(count, dimension)))
-
-
-def clustered_vectors(count: int, dimension: int = 32) -> np.ndarray:
-    source = np.random.default_rng(7)
-    centres = source.normal(size=(50, dimension))
-    return unit(centres[source.integers(0, 50, count)] + 0.4 * source.normal(size=(count, dimension)))
 
 
 def built(
