@@ -30,7 +30,7 @@ class Answer(Section):
     arm: Arm = "rag"
     """Models and passages to answer with. `base`: no passages. `rag`: retrieved passages. `ft` and `rag+ft`: the same, but
     with the newest generator of `ragtune train`. `staged`, `joint`, `iterative` or `domain`: `rag` with the models that
-    `ragtune tune` made in that mode."""
+    `ragtune tune` made in that mode. `base@NAME` and `rag@NAME`: the generator of `compare.hosted.NAME`."""
     gold_passage: bool = False
     """Show the passage that contains the answer instead of retrieved ones, to measure the generator without the retriever.
     Queries that have no such passage fail."""

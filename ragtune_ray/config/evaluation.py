@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from ragtune_ray.config.arms import Arm
+from ragtune_ray.config.arms import HOSTED_NAME, Arm, hosted_name
+from ragtune_ray.config.generation import Generator
 from ragtune_ray.config.section import Section
 
 
@@ -27,14 +28,37 @@ class Evaluate(Section):
     """How EM and token F1 split an answer. `en`: SQuAD words. `zh`: characters."""
 
 
+class Hosted(Section):
+    """A generator for the arms `base@NAME` and `rag@NAME`; what is not set here is as in `generator`."""
+
+    model: str = Field(min_length=1)
+    """As `generator.model`."""
+    engine: Literal["openai", "transformers"] = "openai"
+    """As `generator.engine`."""
+    base_url: str = Generator().base_url
+    """As `generator.base_url`."""
+    api_key_env: str = Generator().api_key_env
+    """As `generator.api_key_env`."""
+    max_new_tokens: int = Field(0, ge=0)
+    """As `generator.max_new_tokens`, such as more for a model that thinks first. 0: the same."""
+    million_prompt_tokens: float = Field(0.0, ge=0)
+    """As `prices.million_prompt_tokens`."""
+    million_completion_tokens: float = Field(0.0, ge=0)
+    """As `prices.million_completion_tokens`."""
+
+
 class Compare(Section):
     """Choosing an arm by measurement.
 
     Arms answer the questions of `queries`: those of the test split, if an arm is tuned and `queries.split` is `all`.
     """
 
+    hosted: dict[Annotated[str, Field(pattern=f"^{HOSTED_NAME}$")], Hosted] = Field(default_factory=dict)
+    """Other generators, which answer in the arms `base@NAME` and `rag@NAME`: NAME to `model` and, where needed, `engine`
+    (default `openai`), `base_url`, `api_key_env`, `max_new_tokens`, `million_prompt_tokens`, `million_completion_tokens`."""
     arms: tuple[Arm, ...] = Field(("base", "rag", "ft", "rag+ft"), min_length=1)
-    """Arms to compare; a mode of `ragtune tune` is an arm, too. A tuned arm that has no model yet is trained first."""
+    """Arms to compare; a mode of `ragtune tune` is an arm, too. A tuned arm that has no model yet is trained first. A model
+    of `compare.hosted` that no arm names takes part in both of its arms."""
     metric: Literal["EM", "token_F1", "contains_answer"] = "token_F1"
     """Quality metric."""
     margin: float = Field(0.02, ge=0, lt=1)
@@ -67,6 +91,12 @@ class Compare(Section):
     num_examples: int = Field(8, ge=0)
     """Number of questions for which the report shows the answers of all arms next to each other."""
 
+    @field_validator("arms")
+    @classmethod
+    def _hosted_models_take_part(cls, arms: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        unnamed = [name for name in info.data.get("hosted", {}) if name not in map(hosted_name, arms)]
+        return (*arms, *(f"{kind}@{name}" for name in unnamed for kind in ("base", "rag")))
+
     @model_validator(mode="after")
     def _changes_have_questions(self) -> Self:
         if bool(self.changes_path or self.deleted) != bool(self.changed_queries_path):
@@ -86,6 +116,10 @@ class Prices(Section):
     """Price of one CPU core for one hour. 0: unknown."""
     gpu_hour: float = Field(0.0, ge=0)
     """Price of one GPU for one hour. 0: unknown."""
+    million_prompt_tokens: float = Field(0.0, ge=0)
+    """Engine `openai`: what the server charges for one million tokens of prompts. 0: unknown."""
+    million_completion_tokens: float = Field(0.0, ge=0)
+    """Engine `openai`: what the server charges for one million tokens of answers. 0: unknown."""
     gibibyte_month: float = Field(0.0, ge=0)
     """Price of storing one GiB for one month. 0: unknown."""
     currency: str = "USD"

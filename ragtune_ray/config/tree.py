@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 
 from ragtune_ray import RagtuneError
 from ragtune_ray.config.answering import Answer, Prompt
+from ragtune_ray.config.arms import hosted_name
 from ragtune_ray.config.cluster import Cluster
 from ragtune_ray.config.evaluation import Compare, Evaluate, Prices
 from ragtune_ray.config.generation import Generator
@@ -57,11 +58,42 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _reading_apart_needs_probabilities(self) -> Self:
-        if self.answer.reading == "apart" and self.generator.engine != "transformers":
-            raise ValueError(
-                f"answer.reading=apart needs the probability of each answer, which generator.engine={self.generator.engine} "
-                "does not report; use generator.engine=transformers or answer.reading=together"
-            )
+        engines = {"generator": self.generator.engine}
+        engines |= {f"compare.hosted.{name}": hosted.engine for name, hosted in self.compare.hosted.items()}
+        for section, engine in engines.items():
+            if self.answer.reading == "apart" and engine != "transformers":
+                raise ValueError(
+                    f"answer.reading=apart needs the probability of each answer, which {section}.engine={engine} does not "
+                    f"report; use {section}.engine=transformers or answer.reading=together"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _hosted_arms_have_a_model(self) -> Self:
+        named = {
+            "answer.arm": (self.answer.arm,),
+            "evaluate.arms": self.evaluate.arms,
+            "compare.arms": self.compare.arms,
+        }
+        for field, arm in ((field, arm) for field, arms in named.items() for arm in arms):
+            name = hosted_name(arm)
+            if name and name not in self.compare.hosted:
+                known = ", ".join(self.compare.hosted) or "none"
+                raise ValueError(f"{field}: {arm}: compare.hosted has no {name} (it has: {known}); add it there")
+        return self
+
+    @model_validator(mode="after")
+    def _token_prices_need_the_price_of_hardware(self) -> Self:
+        priced = {"prices": self.prices} | {
+            f"compare.hosted.{name}": each for name, each in self.compare.hosted.items()
+        }
+        hardware = "gpu_hour" if self.cluster.gpus_per_worker else "core_hour"
+        for section, each in priced.items():
+            if (each.million_prompt_tokens or each.million_completion_tokens) and not getattr(self.prices, hardware):
+                raise ValueError(
+                    f"{section}: prices of tokens are set, but prices.{hardware} is 0, so the cost of other arms would be in "
+                    f"seconds and could not be compared; set prices.{hardware}, too"
+                )
         return self
 
     def with_values(self, values: Mapping[str, Any]) -> Config:
@@ -186,7 +218,10 @@ def _shown(value: Any) -> str:
 
 
 def _section_of(field: FieldInfo) -> type[BaseModel] | None:
+    """The section that a field contains, itself or in a mapping of names to sections."""
     kind = field.annotation
+    if get_origin(kind) is dict:
+        kind = get_args(kind)[1]
     return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
 
 
@@ -209,7 +244,9 @@ def _explain(item: Any, source: str) -> str:
 def _known_fields(location: Sequence[Any]) -> list[str]:
     section: type[BaseModel] = Config
     for part in location:
-        nested = _section_of(section.model_fields[str(part)])
+        if part not in section.model_fields:  # a name in a mapping of sections
+            continue
+        nested = _section_of(section.model_fields[part])
         if nested is None:
             return []
         section = nested

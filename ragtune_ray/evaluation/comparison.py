@@ -6,22 +6,19 @@
 from __future__ import annotations
 
 import re
-import typing
 from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ragtune_ray import RagtuneError
-from ragtune_ray.config import Arm
+from ragtune_ray.config import ARMS
 from ragtune_ray.evaluation.costs import Cost
 from ragtune_ray.evaluation.decision import Difference, Verdict
 from ragtune_ray.evaluation.intervals import Interval
 
 FORMAT: Literal[1] = 1
 """Version of the file format."""
-ARMS: tuple[str, ...] = typing.get_args(Arm)
-"""All arms, in the order in which they are shown."""
 
 # Control characters and lone surrogates: a terminal would obey them, and neither HTML nor UTF-8 allows them.
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")

@@ -67,16 +67,32 @@ def amount(compute: Compute, prices: config.Prices, unit: str) -> float:
             return (compute.core_seconds * prices.core_hour + compute.gpu_seconds * prices.gpu_hour) / 3600
 
 
+def tokens_price(prompt_tokens: float, completion_tokens: float, prices: config.Prices) -> float:
+    """What a server charges for these tokens, in money.
+
+    >>> tokens_price(1000, 100, config.Prices(million_prompt_tokens=2.0, million_completion_tokens=8.0))
+    0.0028
+    """
+    return (prompt_tokens * prices.million_prompt_tokens + completion_tokens * prices.million_completion_tokens) / 1e6
+
+
 def cost_of(
-    index: Compute, training: Compute, per_answer: Compute, *, answers: int, prices: config.Prices, unit: str
+    index: Compute,
+    training: Compute,
+    per_answer: Compute,
+    *,
+    answers: int,
+    prices: config.Prices,
+    unit: str,
+    charged: float = 0.0,
 ) -> Cost:
-    """The cost of an arm over a number of answers.
+    """The cost of an arm over a number of answers; `charged` is what a server charges for each, in money.
 
     >>> cost_of(Compute(60), Compute(), Compute(2.0), answers=10, prices=config.Prices(), unit="core-seconds").total
     80.0
     """
     once = [amount(part, prices, unit) for part in (index, training)]
-    each = amount(per_answer, prices, unit)
+    each = amount(per_answer, prices, unit) + charged
     return Cost(
         index=once[0],
         training=once[1],

@@ -263,7 +263,7 @@ def _violations(each: Evidence, rule: config.Compare) -> list[str]:
 
 
 def _headline(ranking: _Ranking) -> str:
-    arm, meaning = ranking.chosen, MEANINGS[ranking.chosen]
+    arm, meaning = ranking.chosen, _meaning(ranking.chosen)
     match ranking.outcome:
         case "recommended":
             return f"Use {arm}: {meaning}."
@@ -273,6 +273,17 @@ def _headline(ranking: _Ranking) -> str:
             return f"Too few questions to tell; {arm} ({meaning}) is the cheapest of those that are ahead so far."
         case _:
             return f"Too few questions to tell; {arm} ({meaning}) is ahead so far."
+
+
+def _meaning(arm: str) -> str:
+    """What it means to use an arm.
+
+    >>> _meaning("rag@gpt")
+    'retrieve, with gpt as the generator'
+    """
+    if name := config.hosted_name(arm):
+        return f"retrieve, with {name} as the generator" if config.retrieves(arm) else f"ask {name}"
+    return MEANINGS[arm]
 
 
 def _reason(ranking: _Ranking, violations: Mapping[str, tuple[str, ...]]) -> list[str]:

@@ -52,14 +52,17 @@ class Pair:
 
 
 def with_tuned_models(settings: config.Config) -> config.Config:
-    """The config of `answer.arm`; if the arm is tuned, with the models last trained for it.
+    """The config of `answer.arm`; if the arm is tuned or names a model, with its own models.
 
-    `ft` and `rag+ft` use the generator of `ragtune train`, a mode uses the pair of `ragtune tune` with its index.
+    `ft` and `rag+ft` use the generator last trained for them, a mode uses the pair of `ragtune tune` with its index, and
+    `base@NAME` and `rag@NAME` use the generator of `compare.hosted.NAME` and its prices.
 
     Raises:
         ModelError: no model was trained for the arm yet.
     """
     arm = settings.answer.arm
+    if name := config.hosted_name(arm):
+        return settings.with_values(_hosted_values(settings, name))
     if not config.is_tuned(arm):
         return settings
     url = tuned_model(settings.workspace, arm)
@@ -67,6 +70,17 @@ def with_tuned_models(settings: config.Config) -> config.Config:
         pair: dict[str, Any] = artifacts.read_manifest(url)["pair"]
         return Pair(**pair).used_in(settings)
     return settings.with_values({"generator.model": url, "generator.engine": "transformers"})
+
+
+def _hosted_values(settings: config.Config, name: str) -> dict[str, Any]:
+    hosted = settings.compare.hosted[name]
+    generator = hosted.model_dump(include={"model", "engine", "base_url", "api_key_env"})
+    prices = hosted.model_dump(include={"million_prompt_tokens", "million_completion_tokens"})
+    if hosted.max_new_tokens:
+        generator["max_new_tokens"] = hosted.max_new_tokens
+    return {f"generator.{field}": value for field, value in generator.items()} | {
+        f"prices.{field}": value for field, value in prices.items()
+    }
 
 
 def base_model(settings: config.Config) -> weights.Model:

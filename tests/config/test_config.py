@@ -1,6 +1,7 @@
 """Settings: precedence, refusals, documentation."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -147,3 +148,39 @@ def test_changing_one_deployment_keeps_its_other_defaults(tmp_path: Path) -> Non
 def test_impossible_replica_counts_are_refused(override: str, named: str) -> None:
     with pytest.raises(config.ConfigError, match=named):
         config.Config().using(override)
+
+
+GPT = {"model": "gpt", "base_url": "https://api.example/v1"}
+
+
+def test_a_hosted_model_takes_part_in_both_of_its_arms_unless_one_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("compare: {hosted: {gpt: {model: gpt-x}, other: {model: y}}, arms: [base, rag@other]}\n")
+    settings = config.load(path)
+    assert settings.compare.arms == ("base", "rag@other", "base@gpt", "rag@gpt")
+    assert settings.using("compare.margin=0.1").compare.arms == settings.compare.arms, "arms are added only once"
+    added = config.load_config({"compare.hosted": {"gpt": GPT}})
+    assert added.compare.arms == ("base", "rag", "ft", "rag+ft", "base@gpt", "rag@gpt")
+    assert added.compare.hosted["gpt"].engine == "openai"
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"answer.arm": "rag@gtp"}, ["answer.arm", "rag@gtp", "no gtp (it has: gpt)"]),
+        ({"evaluate.arms": ["base", "rag@gtp"]}, ["evaluate.arms", "rag@gtp"]),
+        ({"evaluate.arms": ["ft@gpt"]}, ["evaluate.arms", "'ft@gpt'", "base@NAME or rag@NAME"]),
+        ({"compare.arms": ["rag", "gpt"]}, ["compare.arms.1", "'gpt'", "rag+ft"]),
+        ({"compare.hosted": {"a/b": GPT}}, ["compare.hosted", "a/b"]),
+        ({"compare.hosted": {"gpt": {"base_url": "x"}}}, ["compare.hosted.gpt.model", "required"]),
+        ({"compare.hosted": {"gpt": GPT | {"modell": "x"}}}, ["compare.hosted.gpt.modell", "base_url"]),
+        ({"answer.reading": "apart"}, ["answer.reading=apart", "compare.hosted.gpt.engine=openai"]),
+        ({"compare.hosted.gpt.million_prompt_tokens": 2}, ["compare.hosted.gpt", "prices.core_hour"]),
+        ({"prices.million_completion_tokens": 2, "prices.core_hour": 1, "cluster.gpus_per_worker": 1}, ["gpu_hour"]),
+    ],
+)
+def test_an_arm_without_a_model_and_a_wrong_hosted_model_are_refused(values: dict[str, Any], named: list[str]) -> None:
+    with pytest.raises(config.ConfigError) as error:
+        config.load_config({"compare.hosted": {"gpt": GPT}}, values)
+    for part in named:
+        assert part in str(error.value)

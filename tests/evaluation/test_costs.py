@@ -3,7 +3,7 @@
 import pytest
 
 from ragtune_ray import config
-from ragtune_ray.evaluation.costs import Compute, break_even, cost_of, unit_of
+from ragtune_ray.evaluation.costs import Compute, break_even, cost_of, tokens_price, unit_of
 
 
 def test_costs_in_money_equal_hand_computed_values() -> None:
@@ -39,3 +39,13 @@ def test_break_even_is_where_the_cheaper_arm_changes() -> None:
     assert costs[0](number).total <= costs[1](number).total
     assert costs[0](number - 1).total > costs[1](number - 1).total
     assert break_even(costs[1](1), costs[0](1)) is None
+
+
+def test_what_a_server_charges_is_part_of_each_answer() -> None:
+    prices = config.Prices(core_hour=0.36, million_prompt_tokens=0.5, million_completion_tokens=2.0)
+    # 3 answers: 1,200 and 90 tokens.
+    charged = tokens_price(1200, 90, prices) / 3
+    assert charged == pytest.approx((1200 * 0.5 + 90 * 2.0) / 1_000_000 / 3)
+    cost = cost_of(Compute(100), Compute(), Compute(2.0), answers=10, prices=prices, unit="USD", charged=charged)
+    assert cost.per_1000 == pytest.approx(1000 * (2 * 0.0001 + 0.00026))
+    assert cost.total == pytest.approx(0.01 + 10 * 0.00046)

@@ -73,3 +73,31 @@ def test_tuned_arm_ignores_models_of_other_names(directory: Path, tmp_path: Path
         arms.with_tuned_models(settings)
     url = publish_tuned_model(tmp_path / "models" / "rag+ft", directory, b"other")
     assert arms.with_tuned_models(settings).generator.model == url
+
+
+def test_a_hosted_arm_uses_its_own_generator_and_prices_and_all_other_settings() -> None:
+    hosted = {
+        "model": "gpt-x",
+        "base_url": "https://api.example/v1",
+        "api_key_env": "KEY",
+        "million_prompt_tokens": 2.5,
+    }
+    settings = config.load_config(
+        {
+            "compare.hosted": {"gpt": hosted, "long": {"model": "thinker", "max_new_tokens": 900}},
+            "generator.max_new_tokens": 7,
+            "generator.timeout_seconds": 3,
+            "prices.core_hour": 0.1,
+            "prices.million_completion_tokens": 9,
+        }
+    )
+    found = arms.with_tuned_models(settings.with_values({"answer.arm": "rag@gpt"}))
+    changed = {"model": "gpt-x", "engine": "openai", "base_url": "https://api.example/v1", "api_key_env": "KEY"}
+    assert found.generator == settings.generator.model_copy(update=changed)
+    assert (found.prices.core_hour, found.prices.million_prompt_tokens) == (0.1, 2.5)
+    assert found.prices.million_completion_tokens == 0, "the price of another server is not its own"
+    assert found.with_values({"answer.arm": "rag"}).model_copy(
+        update={"generator": settings.generator, "prices": settings.prices}
+    ) == settings.with_values({"answer.arm": "rag"})
+    assert arms.with_tuned_models(found) == found
+    assert arms.with_tuned_models(settings.with_values({"answer.arm": "base@long"})).generator.max_new_tokens == 900

@@ -102,9 +102,13 @@ def _answer_units(
             # Retrieval takes about 1 % of the time of generation, so the one retriever reserves no core.
             arguments = {**shared, "depth": settings.retrieval.top_k}
             dataset = runs.pool(dataset, RetrieveUnit, 1, arguments, {"num_cpus": 0})
-        count = session.workers(settings.cluster.generator_workers, settings.cluster.gpus_per_worker)
+        # Workers that only send requests to a server reserve no GPU.
+        cluster = settings.cluster
+        if settings.generator.engine == "openai":
+            cluster = cluster.model_copy(update={"gpus_per_worker": 0})
+        count = session.workers(cluster.generator_workers, cluster.gpus_per_worker)
         arguments = {**shared, "directory": directory, "fingerprint": generator}
-        options = session.worker_options(settings.cluster)
+        options = session.worker_options(cluster)
         return runs.pool(dataset, GenerateUnit, min(len(units), count), arguments, options)
 
     name = f"answer ({settings.answer.arm})"

@@ -41,9 +41,10 @@ def calibrate(settings: config.Config) -> CalibrationResult:
     if not config.retrieves(settings.answer.arm):
         raise config.ConfigError(f"answer.arm={settings.answer.arm} never retrieves; name one that does, such as rag")
     validation = settings.with_values({"queries.split": "validation"})
-    if arms.with_tuned_models(validation).generator.engine != "transformers":
+    engine = arms.with_tuned_models(validation).generator.engine
+    if engine != "transformers":
         raise config.ConfigError(
-            f"generator.engine={settings.generator.engine} reports no confidence in its answers; use transformers"
+            f"answer.arm={settings.answer.arm}: engine {engine} reports no confidence in its answers; use transformers"
         )
     metric, rule = settings.compare.metric, settings.evaluate
     with session.ray_session(settings.cluster):

@@ -103,14 +103,19 @@ def _identity(settings: config.Config, evaluated: str, golden: Mapping[str, str]
         "format": comparison.FORMAT,
         "evaluated": artifacts.read_manifest(evaluated)["manifest_sha256"],
         "golden": {name: artifacts.read_manifest(run)["manifest_sha256"] for name, run in golden.items()},
-        "compare": settings.compare.model_dump(mode="json"),
+        "compare": _set_values(settings.compare, {"hosted"}),
         "calibrations": [
             dataclasses.asdict(calibrated) for of_arm in of_arms if (calibrated := adaptive.read_calibration(of_arm))
         ],
         "files": _fingerprints(settings),
-        "prices": settings.prices.model_dump(mode="json"),
+        "prices": _set_values(settings.prices, {"million_prompt_tokens", "million_completion_tokens"}),
         "evaluate": settings.evaluate.model_dump(mode="json", exclude={"arms"}),
     }
+
+
+def _set_values(section: config.Section, optional: set[str]) -> dict[str, Any]:
+    """The values of a section, without these fields where they are not set: comparisons made before they existed stay valid."""
+    return section.model_dump(mode="json", exclude={name for name in optional if not getattr(section, name)})
 
 
 def _require_inputs(settings: config.Config) -> None:
@@ -207,8 +212,8 @@ def _ceilings(
     answered = {arm: evaluate.read_answers(run) for arm, run in golden.items()}
     failed = {row.query_id for rows in answered.values() for row in rows if row.status == "failed"}
     readable = {query.query_id for query in queries if _has_gold_passage(query)} - failed
-    generators: tuple[tuple[str, config.Arm, config.Arm], ...]
-    generators = (("base model", "base", "rag"), ("tuned model", "ft", "rag+ft"))
+    hosted = [(name, f"base@{name}", f"rag@{name}") for name in settings.compare.hosted]
+    generators = [("base model", "base", "rag"), *hosted, ("tuned model", "ft", "rag+ft")]
     found = {}
     for name, closed, opened in generators:
         scores = {
@@ -238,7 +243,7 @@ def _comparison(
     return Comparison(
         format=comparison.FORMAT,
         title=settings.queries.path,
-        verdict=dataclasses.replace(verdict, warnings=(*verdict.warnings, *_unpriced(settings))),
+        verdict=dataclasses.replace(verdict, warnings=(*verdict.warnings, *measure.cost_warnings(measured))),
         metric=settings.compare.metric,
         margin=settings.compare.margin,
         confidence=settings.evaluate.confidence,
@@ -259,12 +264,6 @@ def _comparison(
         hardware=_hardware(),
         created=dt.datetime.now(dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
     )
-
-
-def _unpriced(settings: config.Config) -> list[str]:
-    if settings.generator.engine == "transformers":
-        return []
-    return ["A server answers base and rag: their cost covers the requests, not the server's own computing."]
 
 
 def _arm(

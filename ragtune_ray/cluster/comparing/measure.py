@@ -114,12 +114,43 @@ def measure(
         summary={metric: intervals.Interval(**ends) for metric, ends in means.items()},
         cited=scoring.cited_share(list(rows.values()), settings.evaluate, settings.seed),
         latency=one_by_one,
-        cost=_cost(of_arm, indexed, manifest["busy_seconds"], tuned, len(rows)),
+        cost=_cost(of_arm, indexed, manifest["busy_seconds"], tuned, list(rows.values())),
         visible_seconds=freshness.visible_seconds(arm, to_index, tuned),
         changed=freshness.changed_scores(settings, follows[0], arm) if follows else None,
         forgetting=_forgetting(settings, of_arm) if tuned and settings.compare.probe_path else None,
         adaptive=calibrate.effect(plain, queries, run, timed, one_by_one) if config.retrieves(arm) else None,
     )
+
+
+def cost_warnings(measured: Mapping[config.Arm, Measured]) -> list[str]:
+    """Sentences about arms whose cost lacks the work of a server, or tokens that it did not report."""
+    at_server = {arm: each for arm, each in measured.items() if each.settings.generator.engine == "openai"}
+    prices = {arm: each.settings.prices for arm, each in at_server.items()}
+    priced = [arm for arm, each in prices.items() if each.million_prompt_tokens or each.million_completion_tokens]
+    unpriced = [arm for arm in at_server if arm not in priced]
+    uncounted = [
+        arm for arm in priced if any(row.answer and not row.completion_tokens for row in at_server[arm].rows.values())
+    ]
+    lines = []
+    if unpriced:
+        lines.append(
+            f"A server answers {_listed(unpriced)}: their cost covers the requests, not the server's own computing; set "
+            "million_prompt_tokens and million_completion_tokens."
+        )
+    if uncounted:
+        lines.append(
+            f"The server of {_listed(uncounted)} does not report the tokens of its answers: their cost is too low."
+        )
+    return lines
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Names in a sentence.
+
+    >>> _listed(["base", "rag"])
+    'base and rag'
+    """
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def _answered(settings: config.Config, arm: config.Arm, evaluated: str) -> tuple[config.Config, str, runs.RunManifest]:
@@ -153,7 +184,7 @@ def _cost(
     indexed: Sequence[dict[str, float]],
     busy: dict[str, float],
     tuned: TrainingCost | None,
-    num_answers: int,
+    rows: Sequence[schema.Answer],
 ) -> costs.Cost:
     gpus = settings.cluster.gpus_per_worker
     built = costs.Compute()
@@ -164,10 +195,25 @@ def _cost(
     if tuned:
         seconds = tuned["seconds"]["steps"] * tuned["num_workers"]
         trained = costs.Compute(seconds * tuned.get("cores_per_worker", 1), seconds * gpus)
-    answered = costs.Compute(busy["retrieval"] + busy["generation"], busy["generation"] * gpus)
+    at_server = settings.generator.engine == "openai"
+    answered = costs.Compute(busy["retrieval"] + busy["generation"], 0.0 if at_server else busy["generation"] * gpus)
     prices, unit = settings.prices, costs.unit_of(settings.prices, with_gpus=gpus > 0)
-    each_answer = answered.times(1 / num_answers)
-    return costs.cost_of(built, trained, each_answer, answers=settings.compare.answers, prices=prices, unit=unit)
+    return costs.cost_of(
+        built,
+        trained,
+        answered.times(1 / len(rows)),
+        answers=settings.compare.answers,
+        prices=prices,
+        unit=unit,
+        charged=_charged(rows, prices) / len(rows) if at_server else 0.0,
+    )
+
+
+def _charged(rows: Sequence[schema.Answer], prices: config.Prices) -> float:
+    """What a server charged for these answers; failed requests are not charged."""
+    charged = [row for row in rows if row.status != "failed"]
+    prompts = sum(row.prompt_tokens for row in charged)
+    return costs.tokens_price(prompts, sum(row.completion_tokens for row in charged), prices)
 
 
 def _forgetting(settings: config.Config, tuned: config.Config) -> Forgetting:

@@ -109,6 +109,9 @@ def _checked(settings: config.Config) -> tuple[config.Config, bool]:
             )
         # A mode's models and index belong together, so fix them here: hot-swapping one alone would break the pair.
         settings = arms.with_tuned_models(settings).with_values({"answer.arm": "rag"})
+    if config.hosted_name(settings.answer.arm):
+        plain = config.without_name(settings.answer.arm)
+        settings = arms.with_tuned_models(settings).with_values({"answer.arm": plain})
     keys = api_keys.load_keys(settings)
     if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1" and not keys:
         raise config.ConfigError(

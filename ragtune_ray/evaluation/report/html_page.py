@@ -17,7 +17,8 @@ from typing import Any
 import jinja2
 import yaml
 
-from ragtune_ray.evaluation.comparison import ARMS, BreakEven, Comparison, Latency, Round, read
+from ragtune_ray.config import ARMS
+from ragtune_ray.evaluation.comparison import BreakEven, Comparison, Latency, Round, read
 from ragtune_ray.evaluation.costs import Cost
 from ragtune_ray.evaluation.decision import Difference
 from ragtune_ray.evaluation.intervals import Interval

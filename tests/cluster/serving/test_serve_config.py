@@ -78,6 +78,16 @@ def test_adapters_are_refused_if_the_model_is_remote(tmp_path: Path) -> None:
         bound(config.Config().using(f"workspace={tmp_path}", "answer.arm=base", *elsewhere))
 
 
+def test_a_hosted_arm_is_served_as_its_plain_arm_with_its_own_generator(tmp_path: Path) -> None:
+    hosted = {"gpt": {"model": "gpt-x", "base_url": "http://127.0.0.1:9/v1"}}
+    given = {"workspace": str(tmp_path), "compare.hosted": hosted, "answer.arm": "base@gpt"}
+    settings = bound(config.load_config(given))._bound_deployment.init_args[0]
+    assert settings.answer.arm == "base"
+    assert (settings.generator.engine, settings.generator.model) == ("openai", "gpt-x")
+    with pytest.raises(config.ConfigError, match=r"serve\.adapter_arms"):
+        bound(config.load_config(given, {"serve.adapter_arms": ["rag+ft"]}))
+
+
 def test_every_deployment_replaces_the_unsafe_defaults_of_serve(tmp_path: Path) -> None:
     application = bound(
         config.Config().using(f"workspace={tmp_path}", "answer.arm=base", "serve.generator.min_replicas=0")
