@@ -56,6 +56,7 @@ def test_every_file_of_the_old_workspace_is_sound(settings: config.Config) -> No
 
 def test_finished_runs_of_the_old_workspace_are_found_again(settings: config.Config) -> None:
     """A run's directory is named by all that decides its rows, so an equal name shows an equal identity."""
+    settings = settings.using("evaluate.normalization=squad")  # the only way to score at that commit
     before = {path: path.stat().st_mtime_ns for path in Path("workspace/runs").rglob("*") if path.is_file()}
     assert str(retrieve(settings)) == run_name("retrieve")
     for arm in ("base", "rag", "rag+ft"):
@@ -66,6 +67,16 @@ def test_finished_runs_of_the_old_workspace_are_found_again(settings: config.Con
     (model,) = (path.name for path in (GOLDEN / "workspace/models/rag+ft").iterdir() if path.is_dir())
     assert str(train(settings)).endswith(f"models/rag+ft/{model}")
     assert {path: path.stat().st_mtime_ns for path in before} == before, "nothing was computed again"
+
+
+def test_old_answers_are_scored_again_by_the_stricter_default(settings: config.Config) -> None:
+    arms = {"evaluate.arms": settings.compare.arms}
+    evaluated = evaluate(settings.with_values(arms))
+    assert evaluated.path != run_name("evaluate"), "other scores have another identity"
+    assert set(evaluated.manifest["runs"].values()) == {run_name(f"answer-{arm}") for arm in settings.compare.arms}
+    assert evaluated.metrics == evaluate(settings.with_values({**arms, "evaluate.normalization": "squad"})).metrics, (
+        "these answers have no numbers"
+    )
 
 
 def test_the_old_comparison_reads_back_to_the_same_json(settings: config.Config) -> None:

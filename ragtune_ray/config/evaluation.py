@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
@@ -26,6 +26,15 @@ class Evaluate(Section):
     """Confidence level of the intervals."""
     language: Literal["en", "zh"] = "en"
     """How EM and token F1 split an answer. `en`: SQuAD words. `zh`: characters."""
+    normalization: Literal["squad", "strict"] = "strict"
+    """What EM, token F1 and contains-answer ignore. `strict`: case, articles and punctuation, but not what changes a number,
+    such as a decimal point, a minus or a percent sign. `squad`: all punctuation, as SQuAD's script does, so 4.5 equals 45;
+    for scores that are compared with published ones."""
+
+    def identity(self, exclude: set[str] | None = None) -> dict[str, Any]:
+        """What scores depend on, as JSON values. Settings that are newer than format 1 are absent at their old values."""
+        old = {"normalization"} if self.normalization == "squad" else set()
+        return self.model_dump(mode="json", exclude=(exclude or set()) | old)
 
 
 class Hosted(Section):

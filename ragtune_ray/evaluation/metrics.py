@@ -11,9 +11,11 @@ from typing import Literal
 
 from ragtune_ray import RagtuneError
 from ragtune_ray.answering.abstention import is_abstention
+from ragtune_ray.answering.citations import UNSPACED_BLOCKS
 from ragtune_ray.schema import Citation, Hit
 
 Language = Literal["en", "zh"]
+Normalization = Literal["squad", "strict"]
 
 
 class MetricError(RagtuneError, ValueError):
@@ -110,51 +112,103 @@ _CHINESE_PUNCTUATION = re.compile(
     "\ufe10-\ufe1f\ufe30-\ufe6f\uff01-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff65\uffe5]"  # full-width forms
 )
 _CHINESE_TOKEN = re.compile(r"[0-9a-zß-öø-ɏ]+|\S")
+_CHINESE_TOKEN_WITH_SIGNS = re.compile(r"[!-~ß-öø-ɏ]+|\S")
+
+# Full-width forms as ASCII, and the minus sign as a hyphen.
+_NARROW = str.maketrans({chr(code): chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)} | {"\u2212": "-"})
+_RANGE_DASH = re.compile(r"(?<=\d)[\u2010-\u2013](?=\d)")
+_THOUSANDS = re.compile(r"(?<![\d.,'])\d{1,3}(?:(,\d{3})+|('\d{3})+)(?![\d,']*\d)")
+_PERCENT = re.compile(r"(?<=\d)\s*(?:%|per ?cent\b)")
+_BARE_FRACTION = re.compile(r"(?<![\w.])\.(?=\d)")
+_ASCII_SIGN = f"[{re.escape(string.punctuation)}]"
+_COUNTED_SIGN = re.compile(
+    rf"(?<=\d){_ASCII_SIGN}{{1,2}}(?=\d)"  # 4.5, 1/2, 10:30, 1914-18, 10^-6
+    rf"|(?:(?<!\w)|(?<={UNSPACED_BLOCKS.pattern}))-(?=[$£€¥]?\d)"  # -10, but not B-52
+    r"|[<>]=?(?=\s*[$£€¥]?-?\d)"
+    r"|(?<=\d)%"
+    r"|(?<=\w)[+#]+(?!\w)"  # C++, C#, 18+
+)
+_KEPT_OR_REMOVED = re.compile(rf"({_COUNTED_SIGN.pattern})|{_ASCII_SIGN}")
+_ARTICLES = frozenset({"a", "an", "the"})
 
 
-def normalize_answer(text: str, language: Language) -> str:
+def normalize_answer(text: str, language: Language, normalization: Normalization = "strict") -> str:
     """Reduce an answer to the tokens that count in a comparison, separated by single spaces.
 
-    "en" is the normalisation of the official SQuAD v1.1 evaluation: lower case, no ASCII punctuation, no articles. "zh"
-    follows the CMRC 2018 evaluation: lower case, no ASCII or Chinese punctuation, every character is a token, and so is a run
-    of Latin letters and digits.
+    In English: lower case, no ASCII punctuation, no articles. In Chinese: lower case, no ASCII or Chinese punctuation, every
+    character is a token, and so is a run of Latin letters and digits.
+
+    `squad` does this as the evaluation scripts of SQuAD v1.1 and CMRC 2018 do, so 4.5 equals 45. `strict` keeps what changes a
+    number: its sign, decimal point, percent sign, < or >, and any other sign between two digits; also the signs of C++ and C#.
+    Commas between thousands are removed, "percent" equals %, and full-width characters equal ASCII. An article that ends the
+    text stays, as in "hepatitis A". In both, a text of articles alone stays as it is, so "A" is not equal to "".
 
     Raises:
-        MetricError: the language is unknown.
+        MetricError: the language or the normalization is unknown.
 
     >>> normalize_answer("The U.S.  Navy!", "en")
     'us navy'
+    >>> normalize_answer("-4.50 percent of $1,000.", "en"), normalize_answer("-4.50%", "en", "squad")
+    ('-4.50% of 1000', '450')
     >>> normalize_answer("“阿波罗 11号”，1969年。", "zh")
     '阿 波 罗 11 号 1969 年'
     """
-    text = text.lower().translate(_ASCII_PUNCTUATION)
-    match language:
-        case "en":
-            return " ".join(_ENGLISH_ARTICLES.sub(" ", text).split())
-        case "zh":
-            return " ".join(_CHINESE_TOKEN.findall(_CHINESE_PUNCTUATION.sub("", text)))
-        case _:
-            raise MetricError(f"evaluate.language is {language!r}; known are 'en' and 'zh'")
+    if language not in ("en", "zh"):
+        raise MetricError(f"evaluate.language is {language!r}; known are 'en' and 'zh'")
+    match normalization:
+        case "strict":
+            return " ".join(_without_articles(_strict_tokens(text, language), language))
+        case "squad" if language == "zh":
+            plain = text.lower().translate(_ASCII_PUNCTUATION)
+            return " ".join(_CHINESE_TOKEN.findall(_CHINESE_PUNCTUATION.sub("", plain)))
+        case "squad":
+            plain = text.lower().translate(_ASCII_PUNCTUATION)
+            return " ".join(_ENGLISH_ARTICLES.sub(" ", plain).split() or plain.split())
+    raise MetricError(f"evaluate.normalization is {normalization!r}; known are 'squad' and 'strict'")
 
 
-def exact_match(answer: str, answers: Sequence[str], language: Language) -> float:
+def _strict_tokens(text: str, language: Language) -> list[str]:
+    """The tokens of `strict`, articles included."""
+    text = _RANGE_DASH.sub("-", text.lower().translate(_NARROW))
+    text = _THOUSANDS.sub(lambda found: re.sub("[,']", "", found[0]), text)
+    text = _BARE_FRACTION.sub("0.", _PERCENT.sub("%", text))
+    plain = _KEPT_OR_REMOVED.sub(lambda found: found[1] or "", text)
+    plain = plain if plain.strip() else text  # an answer such as "+" is its punctuation
+    if language == "zh":
+        return _CHINESE_TOKEN_WITH_SIGNS.findall(_CHINESE_PUNCTUATION.sub(" ", plain))
+    return plain.split()
+
+
+def _without_articles(tokens: list[str], language: Language) -> list[str]:
+    """English tokens without articles, except one at the end: there it is a name, as in "vitamin A" or "A"."""
+    if language == "zh":
+        return tokens
+    return [token for token in tokens[:-1] if token not in _ARTICLES] + tokens[-1:]
+
+
+def exact_match(
+    answer: str, answers: Sequence[str], language: Language, normalization: Normalization = "strict"
+) -> float:
     """1 if the answer equals a gold answer after `normalize_answer`, else 0.
 
     Args:
         answer: the generated text.
         answers: gold answers, any one suffices; empty for an unanswerable query, which scores 1 if the answer abstains.
-        language: selects the normalisation of answers.
+        language: of the answers.
+        normalization: `evaluate.normalization`.
 
     >>> exact_match("the Moon.", ["moon", "Luna"], "en"), exact_match("I don't know.", [], "en")
     (1.0, 1.0)
+    >>> exact_match("4.5", ["45"], "en"), exact_match("4.5", ["45"], "en", "squad")
+    (0.0, 1.0)
     """
     if not answers:
         return float(is_abstention(answer))
-    found = normalize_answer(answer, language)
-    return float(any(found == normalize_answer(gold, language) for gold in answers))
+    found = normalize_answer(answer, language, normalization)
+    return float(any(found == normalize_answer(gold, language, normalization) for gold in answers))
 
 
-def token_f1(answer: str, answers: Sequence[str], language: Language) -> float:
+def token_f1(answer: str, answers: Sequence[str], language: Language, normalization: Normalization = "strict") -> float:
     """Harmonic mean of token precision and recall, over bags of tokens, against the closest gold answer.
 
     If the answer or a gold answer has no token after `normalize_answer`, F1 is 1 if neither has, else 0, as in SQuAD v2.
@@ -165,8 +219,8 @@ def token_f1(answer: str, answers: Sequence[str], language: Language) -> float:
     """
     if not answers:
         return float(is_abstention(answer))
-    found = normalize_answer(answer, language).split()
-    return max(_f1(found, normalize_answer(gold, language).split()) for gold in answers)
+    found = normalize_answer(answer, language, normalization).split()
+    return max(_f1(found, normalize_answer(gold, language, normalization).split()) for gold in answers)
 
 
 def _f1(found: list[str], gold: list[str]) -> float:
@@ -179,18 +233,41 @@ def _f1(found: list[str], gold: list[str]) -> float:
     return 2 * precision * recall / (precision + recall)
 
 
-def contains_answer(answer: str, answers: Sequence[str], language: Language) -> float:
+def contains_answer(
+    answer: str, answers: Sequence[str], language: Language, normalization: Normalization = "strict"
+) -> float:
     """1 if the answer contains the tokens of a gold answer in sequence after `normalize_answer`, else 0.
 
-    A gold answer without tokens never counts. Arguments as for `exact_match`; an unanswerable query scores 0 (`score_answers`
-    leaves it out).
+    A gold answer without tokens never counts. One that ends with an article, such as "hepatitis A", is looked for with all
+    articles; one that is an article, such as "A", also with its case. Arguments as for `exact_match`; an unanswerable query
+    scores 0 (`score_answers` leaves it out).
 
     >>> contains_answer("It was Neil Armstrong, in 1969.", ["Armstrong"], "en"), contains_answer("1969", ["196"], "en")
     (1.0, 0.0)
+    >>> contains_answer("The answer is A.", ["A"], "en"), contains_answer("It is a riddle.", ["A"], "en")
+    (1.0, 0.0)
     """
-    found = f" {normalize_answer(answer, language)} "
-    golds = (normalize_answer(gold, language) for gold in answers)
-    return float(any(gold and f" {gold} " in found for gold in golds))
+    found = normalize_answer(answer, language, normalization)
+    for gold in answers:
+        tokens = normalize_answer(gold, language, normalization)
+        if language == "en" and tokens.rpartition(" ")[2] in _ARTICLES:
+            keeps_case = tokens in _ARTICLES
+            if _contains(_words(answer, keeps_case=keeps_case), _words(gold, keeps_case=keeps_case)):
+                return 1.0
+        elif _contains(found, tokens):
+            return 1.0
+    return 0.0
+
+
+def _contains(text: str, part: str) -> bool:
+    """Whether a text of tokens contains these tokens in sequence; never if there are none."""
+    return bool(part) and f" {part} " in f" {text} "
+
+
+def _words(text: str, *, keeps_case: bool) -> str:
+    """The words of a text without the punctuation around them; articles stay."""
+    words = (word.strip(string.punctuation) for word in (text if keeps_case else text.lower()).split())
+    return " ".join(filter(None, words))
 
 
 def citation_precision(citations: Sequence[Citation], qrels: Mapping[str, float]) -> float:

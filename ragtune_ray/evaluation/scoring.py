@@ -65,7 +65,12 @@ def score_retrieval(queries: Sequence[Query], hits: Sequence[Hit], cutoffs: Sequ
     return scores
 
 
-def score_answers(queries: Sequence[Query], answers: Sequence[Answer], language: metrics.Language) -> PerQuery:
+def score_answers(
+    queries: Sequence[Query],
+    answers: Sequence[Answer],
+    language: metrics.Language,
+    normalization: metrics.Normalization = "strict",
+) -> PerQuery:
     """EM, token_F1, contains_answer, citation_precision, citation_recall, abstained and failed of every query.
 
     For an unanswerable query, EM and token_F1 are 1 if the answer abstained, else 0 (SQuAD v2). An answer that abstained from
@@ -80,7 +85,7 @@ def score_answers(queries: Sequence[Query], answers: Sequence[Answer], language:
     answer_of = _answer_of(queries, answers)
     return {
         query.query_id: {
-            **_answer_scores(query, answer_of[query.query_id], language),
+            **_answer_scores(query, answer_of[query.query_id], language, normalization),
             **_citation_scores(query, answer_of[query.query_id]),
             "abstained": float(_abstained(answer_of[query.query_id])),
             "failed": float(answer_of[query.query_id].status == "failed"),
@@ -158,7 +163,9 @@ def _abstained(answer: Answer) -> bool:
     return answer.abstained and answer.status == "ok"
 
 
-def _answer_scores(query: Query, answer: Answer, language: metrics.Language) -> dict[str, float]:
+def _answer_scores(
+    query: Query, answer: Answer, language: metrics.Language, normalization: metrics.Normalization
+) -> dict[str, float]:
     match query.answers:
         case None:
             return {}
@@ -169,9 +176,9 @@ def _answer_scores(query: Query, answer: Answer, language: metrics.Language) -> 
             return {"EM": 0.0, "token_F1": 0.0, "contains_answer": 0.0}
         case golds:
             return {
-                "EM": metrics.exact_match(answer.answer, golds, language),
-                "token_F1": metrics.token_f1(answer.answer, golds, language),
-                "contains_answer": metrics.contains_answer(answer.answer, golds, language),
+                "EM": metrics.exact_match(answer.answer, golds, language, normalization),
+                "token_F1": metrics.token_f1(answer.answer, golds, language, normalization),
+                "contains_answer": metrics.contains_answer(answer.answer, golds, language, normalization),
             }
 
 

@@ -11,7 +11,7 @@ import math
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ragtune_ray import config
@@ -178,9 +178,16 @@ def _query_lines(questions: QuestionSurvey | None) -> Iterator[str]:
 def _language_lines(corpus: CorpusSurvey, questions: QuestionSurvey | None) -> Iterator[str]:
     script = main_script((questions.scripts if questions else {}) or corpus.scripts)
     documents = main_script(corpus.scripts)
+    scoring = []
     if script == "CJK":
+        scoring.append(
+            _setting("  language: zh", "compares answers by character, as Chinese and Japanese have no spaces")
+        )
+    if questions is not None and PurePosixPath(questions.path).suffix.lower() == ".json":
+        scoring.append(_setting("  normalization: squad", "scores as SQuAD's script does; `strict` tells 4.5 from 45"))
+    if scoring:
         yield "evaluate:"
-        yield _setting("  language: zh", "compares answers by character, as Chinese and Japanese have no spaces")
+        yield from scoring
     if documents == "other":
         yield "index:"
         yield _setting("  language: none", "no English stop words and stemming in the lexical index")

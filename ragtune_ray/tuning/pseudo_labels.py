@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from ragtune_ray.evaluation.metrics import Language, token_f1
+from ragtune_ray.evaluation.metrics import Language, Normalization, token_f1
 from ragtune_ray.ingest.splits import draw
 from ragtune_ray.schema import Answer, Passage, Query
 from ragtune_ray.training.examples import holds_answer
@@ -60,9 +60,11 @@ def support_problem(answer: Answer, passages: Mapping[str, Passage]) -> str:
     return "" if cited_passage(answer, passages) else "its answer is not in a passage that it cites"
 
 
-def says_the_same(answer: str, others: Sequence[str], language: Language) -> bool:
+def says_the_same(
+    answer: str, others: Sequence[str], language: Language, normalization: Normalization = "strict"
+) -> bool:
     """Whether an answer has a token F1 of `SAME_F1` or more with any of the others."""
-    return token_f1(answer, others, language) >= SAME_F1
+    return token_f1(answer, others, language, normalization) >= SAME_F1
 
 
 def confidence_problem(answer: Answer, least: float) -> str:
@@ -94,7 +96,9 @@ def trusted_confidence(confidences: npt.ArrayLike, is_right: npt.ArrayLike, leas
     return None, share
 
 
-def agreement_problem(answer: str, samples: Sequence[str], least: float, language: Language) -> str:
+def agreement_problem(
+    answer: str, samples: Sequence[str], least: float, language: Language, normalization: Normalization = "strict"
+) -> str:
     """Why too few sampled answers agree with the greedy one; empty if a share of at least `least` does, or without samples.
 
     >>> agreement_problem("in 1969", ["1969", "1969", "Mars"], 0.6, "en")
@@ -102,15 +106,21 @@ def agreement_problem(answer: str, samples: Sequence[str], least: float, languag
     """
     if not samples:
         return ""
-    same = sum(says_the_same(answer, [sample], language) for sample in samples) / len(samples)
+    same = sum(says_the_same(answer, [sample], language, normalization) for sample in samples) / len(samples)
     return "" if same >= least else "samples of its answer do not agree"
 
 
-def regenerated_problem(answer: str, regenerated: Answer | None, least: float, language: Language) -> str:
+def regenerated_problem(
+    answer: str,
+    regenerated: Answer | None,
+    least: float,
+    language: Language,
+    normalization: Normalization = "strict",
+) -> str:
     """Why the cited passage alone does not lead to the same answer; empty if it does, with a token F1 of at least `least`."""
     if regenerated is None or regenerated.status != "ok":
         return "was not answered from its passage alone"
-    same = token_f1(regenerated.answer, [answer], language) >= least
+    same = token_f1(regenerated.answer, [answer], language, normalization) >= least
     return "" if same else "its passage alone leads to another answer"
 
 

@@ -184,3 +184,10 @@ def test_an_arm_without_a_model_and_a_wrong_hosted_model_are_refused(values: dic
         config.load_config({"compare.hosted": {"gpt": GPT}}, values)
     for part in named:
         assert part in str(error.value)
+
+
+def test_the_identity_of_scores_omits_a_newer_setting_at_its_old_value() -> None:
+    old = config.Evaluate(normalization="squad").identity()
+    assert set(config.Evaluate().model_dump()) - set(old) == {"normalization"}
+    assert config.Evaluate().identity() == {**old, "normalization": "strict"}
+    assert "arms" not in config.Evaluate().identity(exclude={"arms"})

@@ -150,6 +150,12 @@ def test_long_answers_raise_the_limit_and_change_the_prompt() -> None:
     assert "I don't know" in settings.prompt.system
 
 
+def test_questions_in_squads_format_are_scored_as_its_script_does() -> None:
+    write(Path("train.json"), squad({"id": "1", "question": "Who?", "answers": [{"text": "Ada"}]}))
+    init("train.json", "train.json")
+    assert config.load("ragtune.yaml").evaluate.normalization == "squad"
+
+
 def test_given_splits_are_kept() -> None:
     mixed(Path("docs"))
     ask({"split": "train", "answers": ["x"]}, {"split": "dev", "answers": ["y"]})

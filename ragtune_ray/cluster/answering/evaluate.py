@@ -90,7 +90,7 @@ def evaluate(settings: config.Config) -> Evaluation:
         answered = _answered(settings)
     identity = {
         "runs": {arm: artifacts.read_manifest(run)["manifest_sha256"] for arm, run in answered.items()},
-        "evaluate": settings.evaluate.model_dump(mode="json"),
+        "evaluate": settings.evaluate.identity(),
         "seed": settings.seed,
     }
     run = runs.Run.of(settings, "evaluate", identity, started=started)
@@ -239,7 +239,8 @@ def require_judged(settings: config.Config, judged: Sequence[schema.Query]) -> N
 
 def scores_of(queries: Sequence[schema.Query], rows: Sequence[schema.Answer], settings: config.Config) -> Scores:
     """Every metric of one arm's answers to these queries."""
-    per_query = scoring.score_answers(queries, rows, settings.evaluate.language)
+    rule = settings.evaluate
+    per_query = scoring.score_answers(queries, rows, rule.language, rule.normalization)
     for query_id, values in scoring.score_abstention(queries, rows).items():
         per_query[query_id].update(values)
     return per_query

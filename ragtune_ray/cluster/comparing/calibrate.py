@@ -69,7 +69,7 @@ def calibrate(settings: config.Config) -> CalibrationResult:
     found = dataclasses.replace(found, model=rows[0].model)
     identity = {
         "runs": [artifacts.read_manifest(run)["manifest_sha256"] for run in (closed, opened)],
-        "rule": [metric, settings.compare.margin, rule.model_dump(mode="json", exclude={"arms"}), settings.seed],
+        "rule": [metric, settings.compare.margin, rule.identity(exclude={"arms"}), settings.seed],
     }
     name = checksums.digest(identity)
     url = adaptive.publish_calibration(settings, name, found, closed_book=closed, retrieved=opened)

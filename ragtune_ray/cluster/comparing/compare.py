@@ -109,7 +109,7 @@ def _identity(settings: config.Config, evaluated: str, golden: Mapping[str, str]
         ],
         "files": _fingerprints(settings),
         "prices": _set_values(settings.prices, {"million_prompt_tokens", "million_completion_tokens"}),
-        "evaluate": settings.evaluate.model_dump(mode="json", exclude={"arms"}),
+        "evaluate": settings.evaluate.identity(exclude={"arms"}),
     }
 
 

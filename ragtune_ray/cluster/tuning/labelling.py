@@ -86,7 +86,7 @@ def _sampled(rounds: Rounds, path: str, number: int, seed: int) -> str:
 
 def _trusted(rounds: Rounds) -> dict[str, Any]:
     """The minimum confidence for a label, from the answers to the validation questions."""
-    rule, language = rounds.settings.tune, rounds.settings.evaluate.language
+    rule, scored = rounds.settings.tune, rounds.settings.evaluate
     if not rule.min_precision:
         return {"confidence": 0.0, "precision": None, "num_answers": 0}
     settings = rounds.settings_with(rounds.pair, {"queries.split": "validation", "answer.arm": "rag"})
@@ -97,7 +97,10 @@ def _trusted(rounds: Rounds) -> dict[str, Any]:
     rows = [row for row in rows if not checks.support_problem(row, texts)]
     known = [gold[row.query_id] for row in rows]
     pairs = zip(rows, known, strict=True)
-    is_right = [bool(right) and checks.says_the_same(row.answer, right, language) for row, right in pairs]
+    is_right = [
+        bool(right) and checks.says_the_same(row.answer, right, scored.language, scored.normalization)
+        for row, right in pairs
+    ]
     confidences = [row.confidence or 0.0 for row in rows]
     confidence, precision = checks.trusted_confidence(confidences, is_right, rule.min_precision)
     return {"confidence": confidence, "precision": precision, "num_answers": len(rows)}
@@ -107,7 +110,7 @@ def _filtered(
     rounds: Rounds, questions: Sequence[schema.Query], answered: str, samples: Sequence[str], trusted: float
 ) -> dict[str, Any]:
     """Apply the checks of support, likelihood and agreement."""
-    rule, language = rounds.settings.tune, rounds.settings.evaluate.language
+    rule, scored = rounds.settings.tune, rounds.settings.evaluate
     rows = {row.query_id: row for row in evaluate.read_answers(answered)}
     sampled = [{row.query_id: row.answer for row in evaluate.read_answers(run)} for run in samples]
     index = snapshot.open_index(rounds.pair.workspace)
@@ -120,7 +123,7 @@ def _filtered(
             return label
         said = [each[query.query_id] for each in sampled]
         problem = checks.confidence_problem(row, trusted) or checks.agreement_problem(
-            row.answer, said, rule.min_agreement, language
+            row.answer, said, rule.min_agreement, scored.language, scored.normalization
         )
         if not problem and set(label.document_ids) & rounds.forbidden:
             problem = "is based on a document of another split"
@@ -131,12 +134,15 @@ def _filtered(
 
 def _passed(rounds: Rounds, path: str, regenerated: str) -> dict[str, Any]:
     """Apply the check that the cited passage alone leads to the same answer."""
-    rule, language = rounds.settings.tune, rounds.settings.evaluate.language
+    rule, scored = rounds.settings.tune, rounds.settings.evaluate
     rows = {row.query_id: row for row in evaluate.read_answers(regenerated)}
 
     def judged(query: schema.Query) -> schema.Query | str:
         label = (query.answers or ("",))[0]
-        return checks.regenerated_problem(label, rows.get(query.query_id), rule.round_trip_score, language) or query
+        problem = checks.regenerated_problem(
+            label, rows.get(query.query_id), rule.round_trip_score, scored.language, scored.normalization
+        )
+        return problem or query
 
     return _keep(rounds, "passed", _read(path), judged)
 
