@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -25,40 +26,155 @@ would change passages or abstentions.
 """
 _SENTENCE_OR_LINE_END = re.compile(rf"{SENTENCE_END.pattern}|\n")
 _MIN_ANSWER_CHARACTERS = 2
-_NUMBERS = r"\d+(?:\s*(?:[,，、;；&]|[-–—~]|and)\s*\d+)*"
-MARK = re.compile(rf"[\[【]\s*({_NUMBERS})\s*(?:†[^\]】\n]{{0,40}})?[\]】]")
-"""A citation mark; its first group has the numbers."""
-_RANGE = re.compile(r"(\d+)\s*[-–—~]\s*(\d+)")
+_JOINED = r"(?:[,，、;；&]\s*(?:and|&)?|[-–—~－～]|and|und|et|y|和|与|及)"
+_NUMBERS = rf"\d{{1,6}}(?:\s*{_JOINED}\s*\d{{1,6}})*"
+MARK = re.compile(rf"[\[【［]\s*({_NUMBERS})\s*(?:†[^\]】］\n]{{0,40}})?[\]】］]")
+"""A citation mark; its first group has the numbers. `parse_citations` says which of them are marks where they stand."""
+_SPAN = re.compile(r"(\d+)(?:\s*[-–—~－～]\s*(\d+))?")
+_UNFINISHED_MARK = re.compile(r"\s*[\[【［][\d\s,，、;；&–—~－～-]{0,40}$")
+_REMOVED = "\x00"  # stands for a removed mark until the spaces around it are repaired
+
+# A bracket after "=" or "f(" is a list, and one before a unit is an interval.
+_BEFORE_A_LIST = re.compile(r"(?:[=∈]\s*|\w\(\s*)$")
+_UNIT = re.compile(r"\s?(?:[kmcµμn]?(?:g|m|l|s|mol|Hz|V|W|Pa)|[kKMG]i?B|dl|dL|mL|ppm|min|h|d|°C?|%|‰|€)(?!\w)")
+_WORD_BEFORE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*$")
+_PLAIN_NAME = re.compile(r"[A-Z][a-z]+")
+_FENCE = re.compile(r"(?m)^[ \t]{0,3}(`{3,}|~{3,})([^\n]*)\n")
+_TICKS = re.compile(r"(?<![`\w])`+|(?<=\w)`+(?=[^\w`])|(?<=\w)``+")
+_PARAGRAPH_END = re.compile(r"\n[ \t]*\n")
+
+
+def code_spans(text: str) -> list[tuple[int, int]]:
+    """The (start, end) of each block of code and inline code of a Markdown text, in order.
+
+    A block without an end reaches to the end of the text, as in Markdown. Inline code ends in its paragraph, or is none.
+
+    >>> code_spans("Use `arr[0]` now.")
+    [(4, 12)]
+    """
+    return [(start, end) for start, end in _code(text) if end is not None]
+
+
+def open_code(text: str) -> int:
+    """Where code may begin that later text would end; the length of the text if nowhere."""
+    unended = re.search(r"(?m)^[ \t]{0,3}~+[^\n]*\Z", text)  # a block's first line, if a line break follows
+    starts = [start for start, end in _code(text) if end is None]
+    return min([*starts[:1], unended.start() if unended else len(text)])
+
+
+def _code(text: str) -> Iterator[tuple[int, int | None]]:
+    """The (start, end) of code; end is None where inline code would begin, but is neither ended nor is its paragraph."""
+    at = 0
+    while at < len(text):
+        fence = _FENCE.search(text, at)
+        while fence and "`" in fence[1] and "`" in fence[2]:  # a line with inline code
+            fence = _FENCE.search(text, fence.end())
+        ticks = _TICKS.search(text, at, fence.start() if fence else len(text))
+        if ticks:
+            paragraph = _PARAGRAPH_END.search(text, ticks.end())
+            stop = min(fence.start() if fence else len(text), paragraph.start() if paragraph else len(text))
+            closing = re.compile(rf"(?<!`){ticks[0]}(?!`)").search(text, ticks.end(), stop)
+            at = closing.end() if closing else ticks.end()
+            if closing or stop == len(text):
+                yield ticks.start(), closing.end() if closing else None
+        elif fence:
+            last_line = re.compile(rf"(?m)^[ \t]{{0,3}}{fence[1][0]}{{{len(fence[1])},}}[ \t]*$")
+            closing = last_line.search(text, fence.end())
+            at = closing.end() if closing else len(text)
+            yield fence.start(), at
+        else:
+            return
+
+
+def without_unfinished_mark(text: str) -> str:
+    """A cut text without the beginning of a citation mark at its end.
+
+    >>> without_unfinished_mark("Paris [1] is large [2, ")
+    'Paris [1] is large'
+    """
+    return _UNFINISHED_MARK.sub("", text)
+
+
+def finished_sentences(text: str) -> str:
+    """The start of a cut text up to the end of its last whole sentence; empty if none is whole.
+
+    >>> finished_sentences("It is far. It was reached in 19")
+    'It is far.'
+    """
+    ends = [found.end() for found in _SENTENCE_OR_LINE_END.finditer(text)]
+    return text[: ends[-1]].rstrip() if ends else ""
 
 
 def parse_citations(answer: str, passages: Sequence[Passage]) -> tuple[str, tuple[Citation, ...]]:
     """Remove the citation marks from an answer and return the passages that they name.
 
-    Marks are [n], [n, m], [n][m], [n-m], 【n】 and 【n†source】. Numbers without a passage are removed too. But [1969] with five
-    passages is part of the answer: a mark stays in the text if all its numbers have more than two digits and more digits than
-    the number of passages.
+    Marks are [n], [n, m, and k], [n][m], [n-m], 【n】, ［n］ and 【n†source】. Numbers without a passage are removed too. The
+    following are part of the answer:
+
+    - [1969] with five passages: all numbers have more than two digits and more digits than the number of passages;
+    - what stands in code, or in `x = [1, 2]`;
+    - lists and ranges that contain 0, and intervals before a unit: [0, 1], [1-2] mg;
+    - what follows `)` or an identifier: f(x)[1], arr[1]. A word right before [1] is not an identifier if it is a name such as
+      Paris, or if a passage contains it and does not index or call it.
 
     Returns:
-        The answer without marks and with spacing and punctuation repaired; the citations in order of first mention.
+        The answer without marks and with the spaces around them repaired; the citations in order of first mention.
 
     >>> parse_citations("Paris [1].", [])
     ('Paris.', ())
+    >>> parse_citations("x = arr[0] + arr[1]", [])
+    ('x = arr[0] + arr[1]', ())
     """
-    most_digits = max(2, len(str(len(passages))))
     cited: dict[int, None] = {}
-
-    def remove(mark: re.Match[str]) -> str:
-        if all(len(digits) > most_digits for digits in re.findall(r"\d+", mark[1])):
-            return mark[0]
-        cited.update(dict.fromkeys(_numbers(mark[1], len(passages))))
-        return _replacement(mark.string, mark.start(), mark.end())
-
-    text, before = answer, ""
+    text, before = answer.replace(_REMOVED, ""), ""
     while text != before:  # repeat, because "[[1]2]" becomes "[2]"
-        text, before = MARK.sub(remove, text), text
-    if text != answer:
-        text = _tidied(text)
+        text, before = _tidied(_marks_removed(text, passages, cited)), text
     return text.strip(), tuple(_citation(passages[number - 1]) for number in cited)
+
+
+def _marks_removed(text: str, passages: Sequence[Passage], cited: dict[int, None]) -> str:
+    """The text with `_REMOVED` for each mark; the passages that the marks name are added to `cited`."""
+    code = code_spans(text)
+    parts, done, kept = [], 0, -1
+    for mark in MARK.finditer(text):
+        while code and code[0][1] <= mark.start():
+            code = code[1:]
+        in_code = bool(code) and code[0][0] <= mark.start()
+        # A bracket right after one that stays is another index: arr[0][1].
+        if in_code or mark.start() == kept or not _is_mark(mark, passages):
+            kept = mark.end()
+            continue
+        cited.update(dict.fromkeys(_numbers(mark[1], len(passages))))
+        parts += [text[done : mark.start()], _REMOVED]
+        done = mark.end()
+    return "".join([*parts, text[done:]])
+
+
+def _is_mark(found: re.Match[str], passages: Sequence[Passage]) -> bool:
+    """Whether a bracket outside of code is a mark, by the rules of `parse_citations`."""
+    text, start, numbers = found.string, found.start(), re.findall(r"\d+", found[1])
+    most_digits = max(2, len(str(len(passages))))
+    if all(len(digits) > most_digits for digits in numbers):
+        return False
+    if len(numbers) > 1 and any(int(digits) == 0 for digits in numbers):
+        return False
+    if found[0][0] != "[" or "†" in found[0]:
+        return True
+    before = text[max(0, start - 80) : start]
+    if before.endswith(")") or _BEFORE_A_LIST.search(before) or _UNIT.match(text, found.end()):
+        return False
+    word = _WORD_BEFORE.search(before)
+    if word is None or _PLAIN_NAME.fullmatch(word[0]):
+        return True
+    is_indexed = text.find(f"{word[0]}[0", 0, found.end()) >= 0
+    return not is_indexed and any(word[0].lower() in _prose_words(passage.text) for passage in passages)
+
+
+@functools.lru_cache(maxsize=256)
+def _prose_words(text: str) -> frozenset[str]:
+    """The words of a passage, in lower case, without those that are indexed or called: arr[0], f(x)."""
+    code = {word.lower() for word in re.findall(r"(\w+)[\[(]", text)}
+    return frozenset(re.findall(r"[a-z]{2,}", text.lower())) - code
 
 
 def supporting_citations(answer: str, passages: Sequence[Passage], question: str = "") -> tuple[Citation, ...]:
@@ -130,25 +246,36 @@ def _sentences(text: str) -> list[tuple[int, int]]:
 
 def _numbers(mark: str, num_passages: int) -> Iterator[int]:
     """The passage numbers of a mark, with ranges expanded, limited to 1..num_passages."""
-    for part in re.split(r"[,，、;；&]|and", mark):
-        numbers = _RANGE.search(part)
-        low, high = sorted(map(int, numbers.groups())) if numbers else (int(part), int(part))
+    for first, last in _SPAN.findall(mark):
+        low, high = sorted((int(first), int(last or first)))
         yield from range(max(low, 1), min(high, num_passages) + 1)
 
 
-def _replacement(text: str, start: int, end: int) -> str:
-    """The replacement of a mark: a space if removing it would join two words, else nothing."""
-    before, after = text[:start][-1:], text[end:][:1]
-    joins = before.isalnum() and after.isalnum() and not (UNSPACED_BLOCKS.match(before) or UNSPACED_BLOCKS.match(after))
-    return " " if joins else ""
+_EMPTY_BRACKETS = re.compile(rf"\([\s,;]*{_REMOVED}[\s,;{_REMOVED}]*\)|（\s*{_REMOVED}[\s，、；{_REMOVED}]*）")
+_REPEATED_STOP = re.compile(rf"(?<![.])([.。!?！？])[ \t]*{_REMOVED}[ \t{_REMOVED}]*[.。](?=\s|$)")
+_GAP = re.compile(rf"([ \t]*){_REMOVED}(?:[ \t]*[,;，、；]?[ \t]*{_REMOVED})*([ \t]*)")
+_CLOSING = re.compile(r"[,.;:!?)\]](?:\s|[.,;:!?)]|$)|[，。；：！？、）]|\n|$")
 
 
 def _tidied(text: str) -> str:
-    # "([1])" leaves empty brackets; "(see [1])" does not.
-    text = re.sub(r"\(\s*(?:[,;]+\s*)?\)|（\s*）", "", text)
-    text = re.sub(r"(?<![ \t])[ \t]+(?=[,.;:!?)\]](?:\s|[.,;:!?)]|$)|[，。；：！？、）])", "", text)
-    text = re.sub(r"(?<![.])([.。!?！？])[.。](?=\s|$)", r"\1", text)  # "Paris. [1]." leaves two full stops
-    return re.sub(r"[ \t]{2,}", " ", text)
+    """The text without `_REMOVED`, and with the spaces, brackets and full stops around it repaired; the rest is untouched."""
+    if _REMOVED not in text:
+        return text
+    text = _EMPTY_BRACKETS.sub(_REMOVED, text)  # "([1])"; "(see [1])" stays as "(see)"
+    text = _REPEATED_STOP.sub(r"\1", text)  # "Paris. [1]." has two full stops
+    return _GAP.sub(_gap, text)
+
+
+def _gap(found: re.Match[str]) -> str:
+    """The space that remains where marks were removed."""
+    text = found.string
+    before, after = text[max(0, found.start() - 1) : found.start()], text[found.end() : found.end() + 1]
+    if before in ("", "\n") or _CLOSING.match(text, found.end()):
+        return ""
+    if found[1] or found[2]:
+        return " "
+    joins = before.isalnum() and after.isalnum() and not (UNSPACED_BLOCKS.match(before) or UNSPACED_BLOCKS.match(after))
+    return " " if joins else ""
 
 
 def _citation(passage: Passage, start: int = 0, end: int | None = None) -> Citation:

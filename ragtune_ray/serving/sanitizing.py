@@ -7,12 +7,11 @@ and a space breaks any HTML or Markdown link that remains.
 
 from __future__ import annotations
 
-import os.path
 import re
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
-from ragtune_ray.answering.citations import parse_citations
+from ragtune_ray.answering.citations import open_code, parse_citations, without_unfinished_mark
 from ragtune_ray.schema import Passage
 
 LINK_REMOVED = "(link removed)"
@@ -66,13 +65,13 @@ def _checked_url(found: str, link_hosts: Sequence[str]) -> str:
 # Later text may still change the end of a growing text: an open bracket or tag, an unfinished URL or number, spaces and
 # punctuation, and a word before a colon or bracket, which may begin a URL. These patterns find that end in the reversed text,
 # where each is tried only once; in the text itself, each would be tried at every character.
-_BRACKET = re.compile(r"[\[(【\])】>]|(?<!\s)<")
-_OPENED_BY = {"]": "[", ")": "(", "】": "【", ">": "<"}
+_BRACKET = re.compile(r"[\[(【［\])】］>]|(?<!\s)<")
+_OPENED_BY = {"]": "[", ")": "(", "】": "【", "］": "［", ">": "<"}
 _LONGEST_OPEN = 900
-_BRACKETED = re.compile(r"\(?[\]】]++[^\[\]【】]{0,300}+[\[【]!?")
+_BRACKETED = re.compile(r"\(?[\]】］]++[^\[\]【】［］]{0,300}+[\[【［]!?")
 _UNFINISHED_WORD = re.compile(r"[!-~]*")
-_PUNCTUATION = re.compile(r"[\s!-/:-@\[-`{-~，。；：！？、【（「』]*")
-_JOINED = re.compile(r"(?<=[:\[【<])[!-~]+|(?<=\.)[Ww]{3}")
+_PUNCTUATION = re.compile(r"[\s!-/:-@\[-`{-~，。；：！？、【［（「』]*")
+_JOINED = re.compile(r"(?<=[:\[【［<])[!-~]+|(?<=\.)[Ww]{3}")
 
 
 class AnswerText:
@@ -95,18 +94,15 @@ class AnswerText:
         before, self._end = self._end, _settled(self._raw)
         if self._end == before:
             return ""
-        settled = self._raw[: self._end]
-        # After the first citation mark, parse_citations normalizes the spaces of the whole answer, including earlier ones.
-        with_mark = self._clean(f"{settled} [1]")
-        return self._next(os.path.commonprefix([self._clean(settled), with_mark]))  # noqa: RUF071  # by character is intended
+        return self._next(self._clean(self._raw[: self._end]))
 
-    def end(self) -> str:
-        """The remaining text, when the answer is complete."""
-        return self._next(self._clean(self._raw))
+    def end(self, *, cut: bool = False) -> str:
+        """The remaining text, when the answer is complete or was cut at its length limit."""
+        return self._next(self.whole(cut=cut))
 
-    def whole(self) -> str:
-        """The whole sanitized answer, when it is complete."""
-        return self._clean(self._raw)
+    def whole(self, *, cut: bool = False) -> str:
+        """The whole sanitized answer, when it is complete or was cut at its length limit."""
+        return self._clean(without_unfinished_mark(self._raw) if cut else self._raw)
 
     def _clean(self, raw: str) -> str:
         text, _ = parse_citations(raw.strip(), self._passages)
@@ -123,6 +119,14 @@ class AnswerText:
 
 def _settled(raw: str) -> int:
     """The length of the start of the text that no later text can change."""
+    length = _outside_brackets(raw[: open_code(raw)])
+    while (start := open_code(raw[:length])) < length:  # its end was cut off
+        length = _outside_brackets(raw[:start])
+    return length
+
+
+def _outside_brackets(raw: str) -> int:
+    """The length of the text without an end that may belong to a bracket, a tag, a URL or a number."""
     reversed_text = raw[::-1]
     cut = _end(_UNFINISHED_WORD, reversed_text, 0)
     before = -1

@@ -157,6 +157,15 @@ FIVE = [passage(n, f"text {n}", start=10 * n) for n in range(1, 6)]
         ("Paris [4-99].", "Paris.", [4, 5]),
         ("It was [1969] then [2].", "It was [1969] then.", [2]),
         ("[[1]2] x", "x", [1, 2]),
+        ("Paris ［1］ and ［２］。", "Paris and。", [1, 2]),
+        ("Paris [1, 2, and 3].", "Paris.", [1, 2, 3]),
+        ("Paris [1 and 3], [2 & 4].", "Paris.", [1, 3, 2, 4]),
+        ("In 1969[1], text[2] and NASA 4†[3].", "In 1969, text and NASA 4†.", [1, 2, 3]),
+        ("Use `arr` [1].", "Use `arr`.", [1]),
+        ("Hawai`i [1] is `big`.", "Hawai`i is `big`.", [1]),
+        ("a ` b [2]\n\nc ` d", "a ` b\n\nc ` d", [2]),
+        ("Call  main() first [1].", "Call  main() first.", [1]),
+        ("```\nx  = 1\n```\nDone [1].", "```\nx  = 1\n```\nDone.", [1]),
         ("no  marks , here", "no  marks , here", []),
         ("", "", []),
     ],
@@ -167,8 +176,42 @@ def test_citation_marks_are_removed_and_name_passages_in_order(answer: str, text
     assert citations == tuple(Citation(f"d{n}#0", f"d{n}", 10 * n, 10 * n + 6) for n in numbers)
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "x = arr[0] + arr[1]",
+        "Use arr[1].",
+        "f(x)[1] and f[2](x)",
+        "arr[0][1]",
+        "m[1][2][3]",
+        "Between [0, 1].",
+        "Take [1-2] mg or [1, 2] ml.",
+        "From [0-2] on.",
+        "`arr [1]` and ``b ` [2]``",
+        "```python\nprint([1])\n```",
+        "```\nan open block [1]",
+        "~~~\n[1]\n~~~",
+        "x = [1, 2]",
+        "sum([1, 2])",
+        f"[1, {'9' * 5000}]",
+    ],
+)
+def test_brackets_that_are_no_marks_stay(answer: str) -> None:
+    assert parse_citations(answer, FIVE) == (answer, ())
+
+
+def test_a_word_before_a_bracket_is_read_as_in_the_passages() -> None:
+    prose = passage(1, "A rocket flew. Then arr[0] is read.")
+    assert parse_citations("By a rocket[1].", [prose]) == (
+        "By a rocket.",
+        (Citation("d1#0", "d1", 0, len(prose.text)),),
+    )
+    assert parse_citations("By a arr[1].", [prose]) == ("By a arr[1].", ())
+    assert parse_citations("A rocket[0] and rocket[1].", [prose])[1] == ()
+
+
 @settings(deadline=None)
-@given(st.text(alphabet="ab [](),.-【】0123456789月", max_size=60))
+@given(st.text(alphabet="ab [](),.-【】0123456789月`\n=", max_size=60))
 def test_parsing_a_parsed_answer_changes_nothing(answer: str) -> None:
     text, citations = parse_citations(answer, FIVE)
     assert len(set(citations)) == len(citations)

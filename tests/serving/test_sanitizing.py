@@ -5,7 +5,7 @@ import re
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
@@ -18,6 +18,7 @@ ATOMS = [
     "[1]", "[2]", " [1].", "[", "]", "(", ")", "![", "](", "http://evil.example/x?y=1", "https://nasa.gov/a", "www.evil.example",
     " ", "  ", ".", ",", "Paris", "the", "<img src=x>", "<b>", "<", "5 < 6", "\n", "\n\n", "[1969]", "月球", "。", "【1】", "【", "!",
     "[a]: http://evil.example", "a", "(see [1])", "javascript:alert(1)", "?", "'", "data:", "://", "HTTP", "s",
+    "`", "``", "```\n", "\n```py\n", "~~~\n", "arr", "[0]", "mg", "=", "［1］", "x", " and",
     "[a]", "[a]:", "]:", ":", "> ", "- ", "//evil.example/q",
 ]  # fmt: skip
 texts = st.lists(st.sampled_from(ATOMS), max_size=14).map("".join)
@@ -92,6 +93,7 @@ def test_no_reference_definition_remains_a_link(raw: str) -> None:
     assert not re.search(r"<(?:a|img)\b", MarkdownIt().render(streamed))
 
 
+@settings(max_examples=300, deadline=None)
 @given(texts, st.lists(st.integers(1, 9), min_size=1))
 def test_pieces_of_a_stream_add_up_to_the_whole_answer(raw: str, sizes: list[int]) -> None:
     text, pieces, start = AnswerText(PASSAGES, ["nasa.gov"]), [], 0
