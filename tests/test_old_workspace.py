@@ -1,7 +1,8 @@
 """A workspace that an earlier commit wrote opens, answers, updates and rolls back; the same commands give the same identities.
 
 `tests/data/golden/workspace` was written by commit 7c4e917 with a two-layer generator and the hashing encoder:
-`index`, `index upsert new.jsonl`, `index delete d5`, `retrieve` and `compare` of its `ragtune.yaml`.
+`index`, `index upsert new.jsonl`, `index delete d5`, `retrieve` and `compare` of its `ragtune.yaml`. Rank fusion was the only
+fusion then, so its runs are found by a config that names it.
 """
 
 import json
@@ -35,7 +36,7 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> config.Config:
     """The config of the old workspace, in a copy of its folder; paths in it are relative."""
     shutil.copytree(GOLDEN, tmp_path / "old")
     monkeypatch.chdir(tmp_path / "old")
-    return config.load("ragtune.yaml")
+    return config.load("ragtune.yaml", ["retrieval.fusion=ranks"])
 
 
 def run_name(kind: str) -> str:

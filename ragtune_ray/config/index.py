@@ -41,13 +41,18 @@ class Retrieval(Section):
     """How hits are found."""
 
     mode: RetrievalMode = "hybrid"
-    """`dense`: vectors. `lexical`: BM25. `hybrid`: both, combined by reciprocal-rank fusion."""
+    """`dense`: vectors. `lexical`: BM25. `hybrid`: both, fused (`retrieval.fusion`)."""
     top_k: int = Field(5, gt=0)
     """Hits per query, and passages per prompt."""
     candidates: int = Field(50, gt=0)
     """Hits taken from each of dense and lexical search before they are fused or reranked."""
+    fusion: Literal["scores", "ranks"] = "scores"
+    """How `hybrid` combines both searches. `scores`: a weighted mean of the cosine and of BM25 divided by the query's best
+    BM25. `ranks`: reciprocal-rank fusion."""
+    lexical_weight: float = Field(0.35, ge=0, le=1)
+    """Weight of BM25 in `retrieval.fusion=scores`; the cosine has the rest."""
     fusion_constant: float = Field(5.0, ge=0)
-    """The constant k of reciprocal-rank fusion, 1 / (k + rank). Smaller values give more weight to the first ranks."""
+    """The constant k of `retrieval.fusion=ranks`, 1 / (k + rank). Smaller values give more weight to the first ranks."""
     reranker: str = ""
     """Cross-encoder that re-scores the candidates: a directory or hub name. Empty: none."""
     filter: dict[str, Any] = {}  # noqa: RUF012  # pydantic copies it
@@ -55,3 +60,13 @@ class Retrieval(Section):
     `{product: pump, year: {gte: 2020}, language: [de, en]}`."""
     tenant: str = ""
     """Find only documents of this tenant. Required if `index.tenant_field` is set, otherwise empty."""
+
+    @property
+    def fuses_scores(self) -> bool:
+        """Whether hits are fused by their scores, not by their ranks."""
+        return self.mode == "hybrid" and self.fusion == "scores"
+
+    def identity(self) -> dict[str, Any]:
+        """The part of a run's identity for these settings; without those of `fusion=scores` where it is not used."""
+        unused = set() if self.fuses_scores else {"fusion", "lexical_weight"}
+        return self.model_dump(mode="json", exclude=unused)

@@ -181,6 +181,22 @@ class LexicalIndex:
             ids[row, : len(best_ids)] = best_ids
         return scores, ids
 
+    def scores_of(self, queries: Sequence[str], ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """Return the scores of given passages, (num_queries, depth) like `ids`, to the last bit as `search` scores them.
+
+        A passage that shares no token with its query scores 0; an id of -1 scores -inf.
+        """
+        scores = np.where(ids < 0, np.float32(-np.inf), np.float32(0))
+        first = np.cumsum([0, *(len(segment.lengths) for segment in self._segments)])
+        owners = np.where(ids < 0, -1, np.searchsorted(first, ids, side="right") - 1)
+        for row, query_tokens in enumerate(tokens(queries, self._language)):
+            weights = self._weights(query_tokens)
+            for number in np.unique(owners[row][owners[row] >= 0]):
+                owned = owners[row] == number
+                passages = (ids[row, owned] - first[number]).astype(np.int32)
+                scores[row, owned] = _scores_of(self._segments[number], self._norms[number], weights, passages)
+        return scores
+
     def _best(self, weights: Mapping[str, np.float32], masks: Sequence[_Mask | None], top_k: int) -> _Hits:
         """Merge the hits of all segments, best first; each segment returns only hits that beat the earlier ones."""
         scores, ids = np.zeros(0, dtype=np.float32), np.zeros(0, dtype=np.int64)
@@ -260,6 +276,28 @@ def _segment_hits(
         kept = scores >= np.partition(scores, len(scores) - top_k)[len(scores) - top_k]
         scores, passages = scores[kept], passages[kept]
     return scores, passages
+
+
+def _scores_of(
+    segment: Postings,
+    norms: npt.NDArray[np.float32],
+    weights: Mapping[str, np.float32],
+    passages: npt.NDArray[np.int32],
+) -> npt.NDArray[np.float32]:
+    """Return the scores of passages of a segment; the same operations in the same order as in `_segment_hits`."""
+    scores = np.zeros(len(passages), dtype=np.float32)
+    for token, weight in weights.items():
+        span = _span(segment, token)
+        holders = segment.passages[span]
+        if not len(holders):
+            continue
+        places = np.minimum(np.searchsorted(holders, passages), len(holders) - 1)
+        found = holders[places] == passages
+        impacts = segment.counts[span][places[found]].astype(np.float32)
+        impacts /= impacts + norms[passages[found]]
+        impacts *= weight
+        scores[found] += impacts
+    return scores
 
 
 def _span(segment: Postings, token: str) -> slice:

@@ -1,25 +1,39 @@
 """Retrieves hits for queries: dense, lexical, or both fused, and optionally reranked.
 
-Fusion is by reciprocal rank (Cormack, Clarke and Buettcher 2009): a passage's score is the sum of 1 / (constant + rank)
-over the lists that contain it, so cosines and BM25 scores need no common scale.
+Fusion is by score or by rank (`retrieval.fusion`). By score, a passage's score is (1 - w) * cosine + w * BM25 / best BM25
+of the query, where both are computed for every candidate, whichever list it is from. By reciprocal rank (Cormack, Clarke and
+Buettcher 2009), it is the sum of 1 / (constant + rank) over the lists that contain it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
 from ragtune_ray import config, schema
-from ragtune_ray.index import IndexDataError, filters, segments, snapshot, versions
+from ragtune_ray.index import IndexDataError, filters, segments, snapshot, vectors, versions
 from ragtune_ray.models.encoder import Encoder, load_encoder
 from ragtune_ray.models.reranker import Reranker
 from ragtune_ray.storage import artifacts
 
 Ranked: TypeAlias = tuple[np.ndarray, np.ndarray]
 """Scores (float32) and passage ordinals, each (num_queries, depth), best first; missing hits are -inf and -1."""
+
+
+class Candidates(NamedTuple):
+    """The list that one search found; every array is (num_queries, depth), best first."""
+
+    scores: np.ndarray
+    """Float32; -inf for missing hits."""
+    ordinals: np.ndarray
+    """Of passages; -1 for missing hits."""
+    others: np.ndarray
+    """The scores that the other search gives to the same passages; zeros unless scores are fused."""
+
+
 Column: TypeAlias = Callable[[str, np.ndarray], list[str]]
 """Returns the values of a column of `Passage` at given ordinals."""
 
@@ -126,7 +140,7 @@ class Retriever:
         """Return scores and passage ordinals, each (num_queries, top_k), best first; missing hits are -inf and -1."""
         depth = self._ranking.depth(top_k)
         embedded = None if self._settings.mode == "lexical" else encode_queries(self.encoder, texts)
-        lists = search_lists(self.index, self._settings.mode, texts, embedded, depth, self._allowed)
+        lists = search_lists(self.index, self._settings, texts, embedded, depth, self._allowed)
         return self._ranking.rank(texts, lists, top_k, self._column)
 
     def _column(self, name: str, ordinals: np.ndarray) -> list[str]:
@@ -145,7 +159,7 @@ class Ranking:
         """Return the length of the lists from which `top_k` hits are made."""
         return list_depth(self._settings, top_k, reranks=self._reranker is not None)
 
-    def rank(self, texts: Sequence[str], lists: Sequence[Ranked], top_k: int, column: Column) -> Ranked:
+    def rank(self, texts: Sequence[str], lists: Sequence[Candidates], top_k: int, column: Column) -> Ranked:
         """Return scores and ordinals, each (num_queries, top_k), from the lists that `search_lists` found.
 
         Args:
@@ -154,11 +168,14 @@ class Ranking:
             top_k: hits to keep per query.
             column: returns the texts of passages, for the reranker.
         """
+        kept = self.depth(top_k) if self._reranker else top_k
         if len(lists) == 1:
-            scores, ordinals = lists[0]
+            scores, ordinals, _ = lists[0]
+        elif self._settings.fuses_scores:
+            dense, lexical = lists
+            scores, ordinals = fuse_scores(dense, lexical, self._settings.lexical_weight, kept)
         else:
-            kept = self.depth(top_k) if self._reranker else top_k
-            scores, ordinals = fuse([ordinals for _, ordinals in lists], self._settings.fusion_constant, kept)
+            scores, ordinals = fuse_ranks([each.ordinals for each in lists], self._settings.fusion_constant, kept)
         if self._reranker is not None:
             scores, ordinals = _rerank(self._reranker, texts, ordinals, column)
         return scores[:, :top_k], ordinals[:, :top_k]
@@ -171,23 +188,37 @@ def list_depth(settings: config.Retrieval, top_k: int, *, reranks: bool) -> int:
 
 def search_lists(
     opened: snapshot.Index,
-    mode: config.RetrievalMode,
+    settings: config.Retrieval,
     texts: Sequence[str],
     embedded: np.ndarray | None,
     depth: int,
     allowed: snapshot.Selection,
-) -> list[Ranked]:
+) -> list[Candidates]:
     """Search an index, or a shard of one, and return a dense list, a lexical one, or both in this order.
 
     `embedded` are the vectors of the queries, which mode `lexical` does not need; `depth` is the length of each list.
     """
-    lists = []
-    if mode != "lexical":
+    found: list[Ranked] = []
+    if settings.mode != "lexical":
         assert embedded is not None
-        lists.append(opened.vectors.search(embedded, depth, allowed))
-    if mode != "dense":
-        lists.append(opened.lexical.search(texts, depth, allowed))
-    return lists
+        found.append(opened.vectors.search(embedded, depth, allowed))
+    if settings.mode != "dense":
+        found.append(opened.lexical.search(texts, depth, allowed))
+    if not settings.fuses_scores:
+        return [Candidates(*each, np.zeros_like(each[0])) for each in found]
+    assert embedded is not None
+    dense, lexical = found
+    return [
+        Candidates(*dense, opened.lexical.scores_of(texts, dense[1])),
+        Candidates(*lexical, opened.vectors.scores_of(embedded, lexical[1])),
+    ]
+
+
+def merge_candidates(one: Candidates, other: Candidates, depth: int) -> Candidates:
+    """Merge the lists of one search over two shards; their ordinals differ."""
+    both = Candidates(*(np.concatenate(arrays, axis=1) for arrays in zip(one, other, strict=True)))
+    order = np.lexsort((both.ordinals, -both.scores), axis=1)[:, :depth]
+    return Candidates(*(np.take_along_axis(array, order, axis=1) for array in both))
 
 
 def check_encoder(encoder: Encoder, version: str, manifest: versions.IndexManifest) -> None:
@@ -237,10 +268,49 @@ def _rerank(reranker: Reranker, texts: Sequence[str], ordinals: np.ndarray, colu
     return np.take_along_axis(scores, order, axis=1), np.take_along_axis(ordinals, order, axis=1)
 
 
-def fuse(lists: Sequence[np.ndarray], constant: float, top_k: int) -> tuple[np.ndarray, np.ndarray]:
+def fuse_scores(dense: Candidates, lexical: Candidates, lexical_weight: float, top_k: int) -> Ranked:
+    """Fuse a dense and a lexical list of the same queries by (1 - w) * cosine + w * BM25 / best BM25 of the query.
+
+    >>> dense = Candidates(np.array([[0.9, 0.5]]), np.array([[7, 3]]), np.array([[0.0, 8.0]]))
+    >>> lexical = Candidates(np.array([[8.0, -np.inf]]), np.array([[3, -1]]), np.array([[0.5, -np.inf]]))
+    >>> scores, ordinals = fuse_scores(dense, lexical, 0.25, 3)
+    >>> ordinals.tolist(), [round(score, 3) for score in scores[0].tolist()]
+    ([[7, 3, -1]], [0.675, 0.625, -inf])
+
+    Args:
+        dense: its scores are cosines.
+        lexical: its scores are BM25. If it is empty for a query, the query's hits are ordered by their cosines.
+        lexical_weight: w, 0 to 1.
+        top_k: hits to keep per query.
+
+    Returns:
+        Scores (float32) and ordinals, each (num_queries, top_k), best first; equal scores are ordered by ordinal.
+    """
+    best = np.where(lexical.ordinals[:, :1] >= 0, lexical.scores[:, :1], 1.0).astype(np.float64)
+    ordinals = np.concatenate([dense.ordinals, lexical.ordinals], axis=1)
+    cosines = np.concatenate([dense.scores, lexical.others], axis=1).astype(np.float64)
+    words = np.concatenate([dense.others, lexical.scores], axis=1) / best
+    found = _is_first(ordinals)
+    fused = np.full(ordinals.shape, -np.inf)
+    fused[found] = (1 - lexical_weight) * cosines[found] + lexical_weight * words[found]
+    return vectors.top([fused], [np.where(found, ordinals, -1)], top_k)
+
+
+def _is_first(ordinals: np.ndarray) -> np.ndarray:
+    """Return for each ordinal of a row whether it is the first of its value, and not -1."""
+    order = np.argsort(ordinals, axis=1, kind="stable")
+    ordered = np.take_along_axis(ordinals, order, axis=1)
+    fresh = np.ones(ordinals.shape, dtype=bool)
+    fresh[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    first = np.empty_like(fresh)
+    np.put_along_axis(first, order, fresh, axis=1)
+    return first & (ordinals >= 0)
+
+
+def fuse_ranks(lists: Sequence[np.ndarray], constant: float, top_k: int) -> Ranked:
     """Fuse several ranked lists of the same queries by reciprocal rank.
 
-    >>> scores, ordinals = fuse([np.array([[7, 3]]), np.array([[3, -1]])], 1.0, 3)
+    >>> scores, ordinals = fuse_ranks([np.array([[7, 3]]), np.array([[3, -1]])], 1.0, 3)
     >>> ordinals.tolist(), [round(score, 3) for score in scores[0].tolist()]
     ([[3, 7, -1]], [0.833, 0.5, -inf])
 
@@ -267,7 +337,7 @@ def fuse(lists: Sequence[np.ndarray], constant: float, top_k: int) -> tuple[np.n
         totals[:, :-step] += np.where(same, shares[:, step:], 0.0)
     totals = np.where(first & (ordinals >= 0), totals, -np.inf)
     best = np.lexsort((ordinals, -totals), axis=1)[:, :top_k]
-    scores: Any = np.full((len(ordinals), top_k), -np.inf, dtype=np.float32)
+    scores = np.full((len(ordinals), top_k), -np.inf, dtype=np.float32)
     kept = np.full((len(ordinals), top_k), -1, dtype=np.int64)
     width = best.shape[1]
     scores[:, :width] = np.take_along_axis(totals, best, axis=1)

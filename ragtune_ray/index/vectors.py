@@ -134,16 +134,18 @@ class VectorIndex:
         coded = [hits for number, hits in zip(numbers, found, strict=True) if self.parts[number].exact is not None]
         if coded:
             nominated = _merged(coded, num_candidates)[1]
-            exact.append((self._exact_scores(queries, nominated), nominated))
+            exact.append((self.scores_of(queries, nominated), nominated))
         if not exact:
             return top([np.empty((len(queries), 0))], [np.empty((len(queries), 0))], top_k)
         return _merged(exact, top_k)
 
-    def _exact_scores(self, queries: np.ndarray, ordinals: np.ndarray) -> np.ndarray:
+    def scores_of(self, queries: np.ndarray, ordinals: np.ndarray) -> np.ndarray:
         """Return inner products of queries and stored vectors for (num_queries, depth) ordinals; -inf for -1."""
         scores = np.full(ordinals.shape, -np.inf, dtype=np.float32)
         for start in range(0, len(queries), QUERIES_AT_ONCE):
             rows, columns = np.nonzero(ordinals[start : start + QUERIES_AT_ONCE] >= 0)
+            if not len(rows):
+                continue
             rows += start
             stored = self.take(ordinals[rows, columns])
             scores[rows, columns] = np.einsum("nd,nd->n", stored, queries[rows])

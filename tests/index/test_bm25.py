@@ -223,6 +223,27 @@ def test_a_filter_keeps_scores_and_later_passages_move_up(
     assert scores[0].tolist() == every_score[0, kept].tolist() + [-np.inf] * missing
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    passages=PASSAGES, queries=st.lists(QUERY, min_size=1, max_size=3), cuts=CUTS, dead=NUMBERS, seed=st.integers(0, 9)
+)
+def test_given_passages_are_scored_as_search_scores_them(
+    passages: list[str], queries: list[str], cuts: set[int], dead: set[int], seed: int
+) -> None:
+    segments = [build_segment(part, "en") for part in cut(passages, cuts)]
+    index = LexicalIndex(segments, "en", alive=cut(mask_without(dead, len(passages)), cuts))
+    found_scores, found = index.search(queries, len(passages))
+    random = np.random.default_rng(seed)
+    alive = np.flatnonzero(mask_without(dead, len(passages)))
+    wanted = np.stack([random.permutation(np.append(alive, -1)) for _ in queries])
+    scores = index.scores_of(queries, wanted)
+    assert scores.dtype == np.float32
+    for row in range(len(queries)):
+        by_id = {int(i): score for i, score in zip(found[row], found_scores[row], strict=True) if i >= 0}
+        expected = [-np.inf if i < 0 else by_id.get(int(i), 0.0) for i in wanted[row]]
+        assert scores[row].tobytes() == np.array(expected, dtype=np.float32).tobytes()
+
+
 @settings(max_examples=80, deadline=None)
 @given(
     passages=PASSAGES,

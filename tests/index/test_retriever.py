@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 
 from ragtune_ray import config, schema
 from ragtune_ray.index import snapshot
-from ragtune_ray.index.retriever import Retriever, fuse, open_retriever
+from ragtune_ray.index.retriever import (
+    Candidates,
+    Retriever,
+    fuse_ranks,
+    fuse_scores,
+    merge_candidates,
+    open_retriever,
+)
 from ragtune_ray.models.encoder import HashingEncoder, load_encoder
 from ragtune_ray.storage import artifacts
 
@@ -52,7 +59,7 @@ def ids(hits: Sequence[schema.Hit]) -> list[str]:
 def test_fusion_sums_reciprocal_ranks() -> None:
     # constant 5: ranks 1, 2, 3 are worth 1/6, 1/7, 1/8.
     dense, lexical = np.array([[4, 2, 9]]), np.array([[9, 4, -1]])
-    scores, ordinals = fuse([dense, lexical], 5.0, 4)
+    scores, ordinals = fuse_ranks([dense, lexical], 5.0, 4)
     assert ordinals.tolist() == [[4, 9, 2, -1]]
     np.testing.assert_allclose(scores[0, :3], [1 / 6 + 1 / 7, 1 / 8 + 1 / 6, 1 / 7], rtol=1e-6)
     assert np.isneginf(scores[0, 3])
@@ -60,7 +67,7 @@ def test_fusion_sums_reciprocal_ranks() -> None:
 
 
 def test_fused_ties_are_ordered_by_ordinal() -> None:
-    assert fuse([np.array([[8, 3]]), np.array([[3, 8]])], 5.0, 2)[1].tolist() == [[3, 8]]
+    assert fuse_ranks([np.array([[8, 3]]), np.array([[3, 8]])], 5.0, 2)[1].tolist() == [[3, 8]]
 
 
 def reference_fusion(lists: list[list[int]], constant: float, top_k: int) -> tuple[list[float], list[int]]:
@@ -89,11 +96,73 @@ def test_fusion_equals_a_plain_loop(
         np.array([ranked[number] + [-1] * (8 - len(ranked[number])) for ranked in queries])
         for number in range(num_lists)
     ]
-    scores, ordinals = fuse(lists, constant, top_k)
+    scores, ordinals = fuse_ranks(lists, constant, top_k)
     for row, ranked in enumerate(queries):
         expected_scores, expected = reference_fusion(list(ranked[:num_lists]), constant, top_k)
         assert ordinals[row].tolist() == expected
         np.testing.assert_allclose(scores[row], expected_scores, rtol=1e-6)
+
+
+def reference_score_fusion(
+    dense: dict[int, float], lexical: dict[int, float], candidates: set[int], weight: float, top_k: int
+) -> tuple[list[float], list[int]]:
+    """From the cosines of all passages and the BM25 of those that share a word with the query."""
+    best = max(lexical.values(), default=1.0)
+    totals = {o: (1 - weight) * dense[o] + weight * lexical.get(o, 0.0) / best for o in candidates}
+    order = sorted(totals, key=lambda ordinal: (-np.float32(totals[ordinal]), ordinal))[:top_k]
+    missing = top_k - len(order)
+    return [totals[o] for o in order] + [-np.inf] * missing, order + [-1] * missing
+
+
+def test_score_fusion_weighs_the_cosine_and_the_share_of_the_best_bm25() -> None:
+    # Passage 9 is in both lists, 4 and 2 only in the dense one, 5 only in the lexical one; the best BM25 is 10.
+    missing = [-1, -np.inf]
+    dense = Candidates(np.array([[0.8, 0.6, 0.4]]), np.array([[4, 9, 2]]), np.array([[1.0, 10.0, 0.0]]))
+    lexical = Candidates(
+        np.array([[10.0, 7.5, missing[1]]]), np.array([[9, 5, missing[0]]]), np.array([[0.6, 0.2, missing[1]]])
+    )
+    scores, ordinals = fuse_scores(dense, lexical, 0.3, 5)
+    assert ordinals.tolist() == [[9, 4, 5, 2, -1]]
+    np.testing.assert_allclose(scores[0, :4], [0.42 + 0.3, 0.56 + 0.03, 0.14 + 0.225, 0.28], rtol=1e-6)
+    assert np.isneginf(scores[0, 4])
+    assert (scores.dtype, ordinals.dtype) == (np.float32, np.int64)
+    assert fuse_scores(dense, lexical, 0.0, 2)[1].tolist() == [[4, 9]], "weight 0 is the dense order"
+    assert fuse_scores(dense, lexical, 1.0, 2)[1].tolist() == [[9, 5]], "weight 1 is the lexical order"
+
+
+def test_score_fusion_of_a_query_without_lexical_hits_keeps_the_dense_order() -> None:
+    nothing = np.array([[-np.inf, -np.inf]])
+    dense = Candidates(np.array([[0.5, -0.1]]), np.array([[3, 8]]), np.array([[0.0, 0.0]]))
+    scores, ordinals = fuse_scores(dense, Candidates(nothing, np.array([[-1, -1]]), nothing), 0.25, 3)
+    assert ordinals.tolist() == [[3, 8, -1]]
+    np.testing.assert_allclose(scores[0, :2], [0.375, -0.075], rtol=1e-6)
+
+
+@pytest.mark.parametrize("candidates", [2, 4, 50])
+@pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
+def test_hybrid_scores_every_candidate_by_both_searches(
+    opened: snapshot.Index, encoder: HashingEncoder, passages: list[schema.Passage], candidates: int, weight: float
+) -> None:
+    settings = config.Retrieval(candidates=candidates, lexical_weight=weight)
+    scores, ordinals = Retriever(opened, encoder, settings).search_ordinals(QUERIES, 2)
+    cosines = encoder.encode_queries(QUERIES) @ encoder.encode_passages([passage.text for passage in passages]).T
+    depth = max(candidates, 2)
+    near = opened.vectors.search(encoder.encode_queries(QUERIES), depth)[1]
+    shared_scores, shared = opened.lexical.search(QUERIES, len(passages))
+    for row in range(len(QUERIES)):
+        lexical = {int(o): float(s) for o, s in zip(shared[row], shared_scores[row], strict=True) if o >= 0}
+        chosen = {int(o) for o in [*near[row], *shared[row][:depth]] if o >= 0}
+        dense = dict(enumerate(cosines[row].tolist()))
+        expected_scores, expected = reference_score_fusion(dense, lexical, chosen, weight, 2)
+        assert ordinals[row].tolist() == expected
+        np.testing.assert_allclose(scores[row], expected_scores, rtol=1e-5, atol=1e-6)
+
+
+def test_merged_candidates_are_those_of_one_search() -> None:
+    one = Candidates(np.array([[0.9, 0.2]]), np.array([[1, 0]]), np.array([[3.0, 4.0]]))
+    other = Candidates(np.array([[0.9, -np.inf]]), np.array([[5, -1]]), np.array([[7.0, -np.inf]]))
+    merged = merge_candidates(other, one, 2)
+    assert [array.tolist() for array in merged] == [[[0.9, 0.9]], [[1, 5]], [[3.0, 7.0]]]
 
 
 def test_dense_hits_are_the_nearest_vectors(
@@ -141,8 +210,8 @@ def test_search_returns_passages_in_the_order_of_their_hits(opened: snapshot.Ind
         retriever.search("one question")
 
 
-def test_hybrid_is_the_fusion_of_dense_and_lexical(opened: snapshot.Index, encoder: HashingEncoder) -> None:
-    settings = config.Retrieval(mode="hybrid", candidates=4, fusion_constant=2.0)
+def test_hybrid_by_ranks_is_the_fusion_of_dense_and_lexical(opened: snapshot.Index, encoder: HashingEncoder) -> None:
+    settings = config.Retrieval(mode="hybrid", candidates=4, fusion="ranks", fusion_constant=2.0)
     scores, ordinals = Retriever(opened, encoder, settings).search_ordinals(QUERIES, 3)
     dense = opened.vectors.search(encoder.encode_queries(QUERIES), 4)[1]
     lexical = opened.lexical.search(QUERIES, 4)[1]

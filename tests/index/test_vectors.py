@@ -243,6 +243,19 @@ def test_vectors_are_returned_as_they_were_added(kind: faiss_index.ConcreteKind,
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_given_vectors_are_scored_exactly(kind: faiss_index.ConcreteKind) -> None:
+    stored, queries = clustered_vectors(500), clustered_vectors(600)[500:]
+    searched = vectors.VectorIndex(built(kind, stored, 3))
+    wanted = np.random.default_rng(3).integers(-1, 500, (100, 7))
+    wanted[70] = -1
+    scores = searched.scores_of(queries, wanted)
+    expected = np.einsum("qd,qkd->qk", queries.astype(np.float64), stored[wanted].astype(np.float64))
+    np.testing.assert_allclose(scores, np.where(wanted < 0, -np.inf, expected), atol=1e-6)
+    alone = np.concatenate([searched.scores_of(queries[n : n + 1], wanted[n : n + 1]) for n in range(100)])
+    assert scores.tobytes() == alone.tobytes(), "a score does not depend on the other queries"
+
+
 def test_vectors_are_taken_across_kinds_and_empty_segments() -> None:
     stored = clustered_vectors(500)
     pieces = np.split(stored, [0, 90, 90, 90, 260, 400])
@@ -257,3 +270,4 @@ def test_vectors_are_taken_across_kinds_and_empty_segments() -> None:
     wanted = np.random.default_rng(5).permutation(500)
     np.testing.assert_allclose(vectors.VectorIndex(parts).take(wanted), stored[wanted], rtol=0, atol=1e-6)
     assert vectors.VectorIndex([]).take(np.empty(0, dtype=np.int64)).shape == (0, 0)
+    assert vectors.VectorIndex([]).scores_of(stored[:1], np.array([[-1]])).tolist() == [[-np.inf]]

@@ -48,7 +48,7 @@ def retrieve(settings: config.Config) -> Hits:
         fields = {"depth", "cutoffs", "resamples", "confidence"}
         identity = {
             **runs.inputs_identity(settings, staged, index_manifest),
-            "retrieval": settings.retrieval.model_dump(mode="json"),
+            "retrieval": settings.retrieval.identity(),
             "evaluate": settings.evaluate.model_dump(mode="json", include=fields),
             "seed": settings.seed,
         }

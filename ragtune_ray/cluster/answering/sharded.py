@@ -7,8 +7,8 @@ It writes the same files as retrieval from the whole index, in four stages, each
     search   per shard and unit     the shard's best passages: scores, ordinals over all shards, ids
     merge    per unit of queries    the best passages of all shards; fused, reranked, scored
 
-No process opens more than one shard. Until the run is published, its work directory contains `depth` scores and ordinals (12
-bytes per pair) for each query, shard and list, and the ids (for a reranker also the texts) of the passages.
+No process opens more than one shard. Until the run is published, its work directory contains `depth` scores and ordinals (16
+bytes per passage) for each query, shard and list, and the ids (for a reranker also the texts) of the passages.
 
 BM25 and the exact kind (`flat`) return the same hits as the whole index, to the last bit; so do `ivf` and `hnsw` if nothing is
 deleted or filtered out. Otherwise approximate kinds may order near ties differently, because each shard decides for itself: it
@@ -37,7 +37,7 @@ import pyarrow.parquet as pq
 from ragtune_ray import config, schema
 from ragtune_ray.cluster import runs, session, staged_queries, stages
 from ragtune_ray.cluster.answering.workers import commit_hits, row_by_row_if_needed
-from ragtune_ray.index import bm25, retriever, segments, snapshot, vectors, versions, words
+from ragtune_ray.index import bm25, retriever, segments, snapshot, versions, words
 from ragtune_ray.models.encoder import load_encoder
 from ragtune_ray.storage import checksums, filesystem
 
@@ -253,35 +253,37 @@ class SearchUnit(stages.UnitWorker):
     def _run(self, unit: dict[str, Any]) -> str:
         started = time.time()
         opened = self._shard.open(unit["shard"], self._statistics)
-        scores, ordinals = self._search(opened, unit)
+        scores, ordinals, others = self._search(opened, unit)
         found = np.unique(ordinals[ordinals >= 0])
         offset = self._offsets[unit["shard"]]
         passages = segments.take_rows(opened.passages.select(self._columns), found)
         passages = passages.append_column("ordinal", pa.array(found + offset, pa.int64()))
         with tempfile.TemporaryDirectory(prefix="ragtune-search-") as temporary:
             files = {"npz": Path(temporary) / "lists.npz", "parquet": Path(temporary) / "passages.parquet"}
-            np.savez(files["npz"], scores=scores, ordinals=np.where(ordinals >= 0, ordinals + offset, -1))
+            numbers = np.where(ordinals >= 0, ordinals + offset, -1)
+            np.savez(files["npz"], scores=scores, ordinals=numbers, others=others)
             pq.write_table(passages, files["parquet"], write_page_checksum=True)
             directory = self._job.stage("search")
             return stages.commit_unit(directory, unit["unit"], files, started=started, ended=time.time())
 
-    def _search(self, opened: snapshot.Index, unit: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-        """Scores and ordinals within the shard, (num_lists, num_queries, depth); -inf and -1 where encoding failed."""
+    def _search(self, opened: snapshot.Index, unit: dict[str, Any]) -> retriever.Candidates:
+        """The lists of the shard, each array (num_lists, num_queries, depth); -inf and -1 where encoding failed."""
         job = self._job
         texts = [row.text for row in staged_queries.read_queries(job.queries, unit["start"], unit["stop"])]
         embedded = None
         if job.mode != "lexical":
             embedded = _load(stages.unit_file(job.stage("encode"), unit["queries"], "npz"))["vectors"]
         shape = (2 if job.mode == "hybrid" else 1, len(texts), job.depth)
-        scores = np.full(shape, -np.inf, dtype=np.float32)
-        ordinals = np.full(shape, -1, dtype=np.int64)
+        found = retriever.Candidates(
+            np.full(shape, -np.inf, np.float32), np.full(shape, -1, np.int64), np.full(shape, -np.inf, np.float32)
+        )
         allowed = opened.allowed(self._visible)
         for rows in _read_encoded(job, unit["queries"]).together():
             some, near = [texts[row] for row in rows], None if embedded is None else embedded[rows]
-            lists = retriever.search_lists(opened, job.mode, some, near, job.depth, allowed)
-            scores[:, rows] = np.stack([part for part, _ in lists])
-            ordinals[:, rows] = np.stack([part for _, part in lists])
-        return scores, ordinals
+            lists = retriever.search_lists(opened, job.settings.retrieval, some, near, job.depth, allowed)
+            for whole, parts in zip(found, zip(*lists, strict=True), strict=True):
+                whole[:, rows] = np.stack(parts)
+        return found
 
 
 class MergeUnit(stages.UnitWorker):
@@ -297,10 +299,10 @@ class MergeUnit(stages.UnitWorker):
         rows = staged_queries.read_queries(self._job.queries, unit["start"], unit["stop"])
         encoded = _read_encoded(self._job, unit["unit"])
         lists = self._merged(unit["unit"])
-        column = self._passages(unit["unit"], np.unique(np.concatenate([ordinals.ravel() for _, ordinals in lists])))
+        column = self._passages(unit["unit"], np.unique(np.concatenate([each.ordinals.ravel() for each in lists])))
 
         def hits(numbers: Sequence[int]) -> list[list[schema.Hit]]:
-            some = [(scores[numbers], ordinals[numbers]) for scores, ordinals in lists]
+            some = [retriever.Candidates(*(array[numbers] for array in each)) for each in lists]
             ranked = self._ranking.rank([rows[number].text for number in numbers], some, self._job.top_k, column)
             return retriever.to_hits([rows[number].query_id for number in numbers], *ranked, column)
 
@@ -317,20 +319,20 @@ class MergeUnit(stages.UnitWorker):
         numbers = [self._job.search_unit(shard, unit) for shard in range(len(self._job.shards))]
         return [stages.unit_file(self._job.stage("search"), number, suffix) for number in numbers]
 
-    def _merged(self, unit: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    def _merged(self, unit: int) -> list[retriever.Candidates]:
         """The lists of all shards, merged one shard at a time."""
-        best: list[tuple[np.ndarray, np.ndarray]] = []
+        best: list[retriever.Candidates] = []
         for file in self._files(unit, "npz"):
             found = _load(file)
-            lists = list(zip(found["scores"], found["ordinals"], strict=True))
-            best = (
-                [
-                    vectors.top([one[0], other[0]], [one[1], other[1]], self._job.depth)
-                    for one, other in zip(best, lists, strict=True)
-                ]
-                if best
-                else lists
-            )
+            lists = [
+                retriever.Candidates(*each)
+                for each in zip(found["scores"], found["ordinals"], found["others"], strict=True)
+            ]
+            if best:
+                pairs = zip(best, lists, strict=True)
+                best = [retriever.merge_candidates(one, other, self._job.depth) for one, other in pairs]
+            else:
+                best = lists
         return best
 
     def _passages(self, unit: int, ordinals: np.ndarray) -> Callable[[str, np.ndarray], list[str]]:

@@ -146,7 +146,10 @@ def _identity(settings: config.Config) -> dict[str, Any]:
         ],
         "training": settings.training.model_dump(mode="json", exclude=train_module.UNRELATED),
         "metric": settings.compare.metric,
-        "settings": settings.model_dump(mode="json", include={"retrieval", "prompt", "generator", "evaluate", "seed"}),
+        "settings": {
+            **settings.model_dump(mode="json", include={"prompt", "generator", "evaluate", "seed"}),
+            "retrieval": settings.retrieval.identity(),
+        },
         "reading": settings.answer.model_dump(mode="json", include={"reading", "rank_weight"}),
         "indexing": settings.model_dump(mode="json", include={"chunking", "index"}) if rule.reindex else None,
     }

@@ -98,7 +98,13 @@ def run(settings: config.Config) -> dict[str, object]:
 
 
 @pytest.mark.parametrize(
-    ("mode", "filtered"), [("dense", ""), ("lexical", ""), ("hybrid", "retrieval.filter={parity: 1}")]
+    ("mode", "filtered"),
+    [
+        ("dense", ""),
+        ("lexical", ""),
+        ("hybrid", "retrieval.filter={parity: 1}"),
+        ("hybrid", "retrieval.fusion=ranks"),
+    ],
 )
 def test_a_run_over_shards_equals_a_run_over_the_whole(settings_of: Settings, mode: str, filtered: str) -> None:
     settings = settings_of(f"retrieval.mode={mode}", "retrieval.candidates=12", *filter(None, [filtered]))
