@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -113,13 +114,19 @@ def _publish(
 
 
 def trec_lines(hits: Iterable[schema.Hit]) -> Iterable[str]:
-    r"""Hits as lines of a TREC run file: query, Q0, passage, rank, score, run name.
+    r"""Hits, each query's best first, as lines of a TREC run file: query, Q0, passage, rank, score, run name.
 
-    >>> list(trec_lines([schema.Hit("q1", "d#0", "d", 1, 0.5)]))
-    ['q1 Q0 d#0 1 0.5 ragtune\n']
+    trec_eval ignores ranks and breaks ties of scores by passage id, so a score that does not fall is lowered to the next
+    smaller float32.
+
+    >>> list(trec_lines([schema.Hit("q1", "d#0", "d", 1, 0.5), schema.Hit("q1", "e#0", "e", 2, 0.5)]))
+    ['q1 Q0 d#0 1 0.5 ragtune\n', 'q1 Q0 e#0 2 0.49999997 ragtune\n']
     """
+    query_id, last = "", np.float32(np.inf)
     for hit in hits:
-        yield f"{_word(hit.query_id)} Q0 {_word(hit.passage_id)} {hit.rank} {hit.score:.9g} ragtune\n"
+        below = np.nextafter(last, np.float32(-np.inf)) if hit.query_id == query_id else np.float32(np.inf)
+        query_id, last = hit.query_id, min(np.float32(hit.score), below)
+        yield f"{_word(hit.query_id)} Q0 {_word(hit.passage_id)} {hit.rank} {last:.9g} ragtune\n"
 
 
 def _word(text: str) -> str:
