@@ -9,7 +9,7 @@ Records are frozen dataclasses inside a process and rows of Arrow tables between
 | `Query` | query_id | readers -> retriever, generator, metrics |
 | `Hit` | query_id, rank | retriever -> prompts, metrics |
 | `Answer` | query_id | generator -> metrics, `answers.parquet` |
-| `GeneratorExample`, `RetrieverExample` | query_id | examples -> objectives |
+| `GeneratorExample`, `RetrieverExample`, `RerankerExample` | query_id | examples -> objectives |
 | `Reject` | place | readers, encoder -> `rejects.jsonl` |
 """
 
@@ -190,6 +190,22 @@ class RetrieverExample:
     """Score of each passage by the teacher; empty if there is no teacher."""
     num_tokens: int
     """Tokens of the query and all passages."""
+
+
+@dataclass(frozen=True, slots=True)
+class RerankerExample:
+    """A training row of the reranker: a query, a passage that answers it, and hits that do not."""
+
+    query_id: str
+    query: str
+    passage_ids: tuple[str, ...]
+    """The positive, then the others, best first."""
+    passages: tuple[str, ...]
+    """Texts of these passages."""
+    first_scores: tuple[float, ...]
+    """Retrieval score of each passage divided by that of the query's best hit."""
+    num_tokens: int
+    """Tokens of all pairs of query and passage."""
 
 
 @dataclass(frozen=True, slots=True)

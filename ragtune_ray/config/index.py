@@ -54,7 +54,14 @@ class Retrieval(Section):
     fusion_constant: float = Field(5.0, ge=0)
     """The constant k of `retrieval.fusion=ranks`, 1 / (k + rank). Smaller values give more weight to the first ranks."""
     reranker: str = ""
-    """Cross-encoder that re-scores the candidates: a directory or hub name. Empty: none."""
+    """Cross-encoder that re-scores the candidates: a directory or hub name; `WORKSPACE/models/reranker` is the newest of
+    `training.objective=reranker`. Empty: none."""
+    rerank_candidates: int = Field(0, ge=0)
+    """The reranker re-scores only this many of the fused hits, at least `retrieval.top_k`. Its time grows with this number.
+    0: as many as `retrieval.candidates`."""
+    first_stage_weight: float | None = Field(None, ge=0)
+    """A reranked hit's score is the reranker's plus this weight times its retrieval score divided by the query's best. 0: the
+    reranker's alone. null: the weight that was fitted when the reranker was trained, or 0 if it was not trained here."""
     filter: dict[str, Any] = {}  # noqa: RUF012  # pydantic copies it
     """Conditions on the metadata of documents; all must be met. Empty: no condition. Example:
     `{product: pump, year: {gte: 2020}, language: [de, en]}`."""
@@ -67,6 +74,9 @@ class Retrieval(Section):
         return self.mode == "hybrid" and self.fusion == "scores"
 
     def identity(self) -> dict[str, Any]:
-        """The part of a run's identity for these settings; without those of `fusion=scores` where it is not used."""
+        """The part of a run's identity for these settings; without newer ones that are not set or have no effect."""
         unused = set() if self.fuses_scores else {"fusion", "lexical_weight"}
+        for name, default in (("rerank_candidates", 0), ("first_stage_weight", None)):
+            if not self.reranker or getattr(self, name) == default:
+                unused.add(name)
         return self.model_dump(mode="json", exclude=unused)

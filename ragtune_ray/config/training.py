@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from ragtune_ray.config.models import Precision
 from ragtune_ray.config.section import Section
 
-Objective = Literal["sft", "contrastive", "distillation", "query_side", "joint"]
+Objective = Literal["sft", "contrastive", "distillation", "query_side", "joint", "reranker"]
 
 
 class Training(Section):
@@ -19,13 +19,14 @@ class Training(Section):
     """What is trained. `sft`: the generator, on gold answers. `contrastive`: the retriever, on positives and negatives.
     `distillation`: the retriever, on the ranking of a teacher. `query_side`: contrastive, but only the encoder of queries
     is trained, so the index stays valid. `joint`: generator and encoder of queries, on one loss: the likelihood of the
-    answer summed over retrieved passages."""
+    answer summed over retrieved passages. `reranker`: a cross-encoder, on positives and negatives; use it with
+    `retrieval.reranker`."""
     arm: Literal["ft", "rag+ft"] = "rag+ft"
     """`sft`: arm to train for. `ft`: examples show the question alone. `rag+ft`: examples show the question with passages."""
     name: str = ""
-    """Name of the result in the workspace's `models/`. Empty: the arm for `sft`, `both` for `joint`, otherwise
-    `retriever`. Arms `ft` and `rag+ft` use the models of their own names; to use another, set generator.model or
-    encoder.model to its directory."""
+    """Name of the result in the workspace's `models/`. Empty: the arm for `sft`, `both` for `joint`, `reranker` for
+    `reranker`, otherwise `retriever`. Arms `ft` and `rag+ft` use the models of their own names; to use another, set
+    generator.model or encoder.model to its directory."""
     epochs: int = Field(1, gt=0)
     """Passes over the examples."""
     max_steps: int = Field(0, ge=0)
@@ -38,7 +39,8 @@ class Training(Section):
     """`sft` and `joint`: maximum length of prompt and answer together, in tokens. Passages are shortened or dropped
     to fit; the answer is never shortened."""
     learning_rate: float = Field(0.0, ge=0)
-    """Peak learning rate. 0: 5e-5 for the generator (2e-4 with LoRA), 3e-5 for the retriever and for `joint`."""
+    """Peak learning rate. 0: 5e-5 for the generator (2e-4 with LoRA), 1e-4 for the reranker, 3e-5 for
+    the retriever and for `joint`."""
     warmup_share: float = Field(0.05, ge=0, lt=1)
     """Share of the steps in which the learning rate rises linearly; then it falls along a cosine. 0: no warm-up."""
     weight_decay: float = Field(0.01, ge=0)
@@ -87,11 +89,12 @@ class Training(Section):
     replay_share: float = Field(0.1, ge=0, lt=1)
     """Share of the examples that are replayed, if `training.replay_path` is set."""
     hard_negatives: int = Field(4, ge=0)
-    """Retriever: retrieved passages per example that do not answer the question. `joint`: candidates after the first."""
+    """Retriever and reranker: retrieved passages per example that do not answer the question. `joint`: candidates after
+    the first."""
     negative_depth: int = Field(50, gt=0)
-    """Retriever: number of top hits from which hard negatives are taken."""
+    """Retriever and reranker: number of top hits from which hard negatives are taken."""
     negative_margin: float = Field(0.05, ge=0, lt=1)
-    """Retriever: leave out hits that score above (1 - margin) times the score of the positive, as they may be false
+    """Retriever and reranker: leave out hits that score above (1 - margin) times the score of the positive, as they may be false
     negatives (Moreira et al. 2024). 0: leave out none."""
     temperature: float = Field(0.05, gt=0)
     """Retriever: cosines of the trained model are divided by this. Smaller is sharper."""
@@ -123,7 +126,7 @@ class Training(Section):
     def _workers_are_ordered(self) -> Self:
         if self.max_workers and self.max_workers < self.workers:
             raise ValueError(f"training.max_workers ({self.max_workers}) is below training.workers ({self.workers})")
-        if self.teacher == "generator" and self.objective == "contrastive":
+        if self.teacher == "generator" and self.objective in ("contrastive", "reranker"):
             raise ValueError("training.teacher=generator works with training.objective distillation or query_side")
         if self.lora_rank and not self.trains_generator:
             raise ValueError("training.lora_rank: only objectives sft and joint train adapters; set it to 0")

@@ -177,7 +177,10 @@ class Ranking:
         else:
             scores, ordinals = fuse_ranks([each.ordinals for each in lists], self._settings.fusion_constant, kept)
         if self._reranker is not None:
-            scores, ordinals = _rerank(self._reranker, texts, ordinals, column)
+            kept = max(top_k, self._settings.rerank_candidates or self.depth(top_k))
+            given = self._settings.first_stage_weight
+            weight = self._reranker.first_stage_weight if given is None else given
+            scores, ordinals = _rerank(self._reranker, weight, texts, (scores[:, :kept], ordinals[:, :kept]), column)
         return scores[:, :top_k], ordinals[:, :top_k]
 
 
@@ -259,11 +262,16 @@ def to_hits(
     ]
 
 
-def _rerank(reranker: Reranker, texts: Sequence[str], ordinals: np.ndarray, column: Column) -> Ranked:
+def _rerank(reranker: Reranker, weight: float, texts: Sequence[str], found: Ranked, column: Column) -> Ranked:
+    """Order the candidates by the reranker's score plus `weight` times their retrieval score relative to the query's best."""
+    first, ordinals = found
     rows, columns = np.nonzero(ordinals >= 0)
     passages = column("text", ordinals[rows, columns])
     scores = np.full(ordinals.shape, -np.inf, dtype=np.float32)
     scores[rows, columns] = reranker.score([(texts[int(row)], text) for row, text in zip(rows, passages, strict=True)])
+    if weight:
+        best = np.abs(first[rows, 0])
+        scores[rows, columns] += weight * first[rows, columns] / np.where(best > 0, best, 1)
     order = np.argsort(-scores, axis=1, kind="stable")
     return np.take_along_axis(scores, order, axis=1), np.take_along_axis(ordinals, order, axis=1)
 

@@ -86,19 +86,28 @@ def _hosted_values(settings: config.Config, name: str) -> dict[str, Any]:
 def base_model(settings: config.Config) -> weights.Model:
     """The model that training starts from; for `training.objective=joint`, the generator.
 
+    A reranker starts from `retrieval.reranker`, or without one from the encoder. If that setting names the very folder that
+    the training publishes to, it also starts from the encoder, so that a config may use the reranker that it trains.
+
     Raises:
         ModelError: the model cannot be found or fetched, or has no weights.
     """
-    model = weights.resolve(settings.generator.model if settings.training.trains_generator else settings.encoder.model)
+    training = settings.training
+    name = settings.generator.model if training.trains_generator else settings.encoder.model
+    if training.objective == "reranker":
+        own = filesystem.join(settings.workspace, "models", tuned_name(training))
+        reranker = settings.retrieval.reranker.rstrip("/")
+        name = reranker if reranker and reranker != own and not reranker.startswith(f"{own}/") else name
+    model = weights.resolve(name)
     weights.weights_of(model)
     return model
 
 
 def tuned_name(settings: config.Training) -> str:
-    """The name of the model that a training run produces: `training.name`, else its arm, `retriever` or `both`."""
+    """The name of a training run's model: `training.name`, else its arm, `retriever`, `reranker` or `both`."""
     if settings.name:
         return settings.name
-    return {"sft": settings.arm, "joint": "both"}.get(settings.objective, "retriever")
+    return {"sft": settings.arm, "joint": "both", "reranker": "reranker"}.get(settings.objective, "retriever")
 
 
 def tuned_model(workspace: str, name: str) -> str:

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
 from ragtune_ray.models import weights
 from ragtune_ray.models.hardware import choose_device, resolve_precision
 
+BLEND = "reranker.json"
+"""File of a model trained here: `first_stage_weight`, the weight of the retrieval score that validation chose."""
+
 
 class Reranker:
-    """A cross-encoder; slow, so only for candidates."""
+    """A cross-encoder; slow, so only for candidates.
+
+    `first_stage_weight` is the one that the model was trained with, or 0 if the directory names none.
+    """
 
     def __init__(self, name: str, device: str = "auto") -> None:
         from sentence_transformers import CrossEncoder
@@ -19,6 +27,7 @@ class Reranker:
         model = weights.resolve(name)
         target = choose_device(device)
         self.fingerprint = model.fingerprint
+        self.first_stage_weight = _first_stage_weight(weights.weights_of(model))
         with weights.quiet_transformers():
             self._model = CrossEncoder(
                 str(model.directory),
@@ -33,3 +42,8 @@ class Reranker:
         if not pairs:
             return np.empty(0, dtype=np.float32)
         return np.asarray(self._model.predict(list(pairs), show_progress_bar=False), dtype=np.float32)
+
+
+def _first_stage_weight(directory: Path) -> float:
+    path = directory / BLEND
+    return float(json.loads(path.read_text(encoding="utf-8"))["first_stage_weight"]) if path.is_file() else 0.0

@@ -22,7 +22,16 @@ from ragtune_ray import config
 from ragtune_ray.answering import prompts
 from ragtune_ray.answering.citations import UNSPACED_BLOCKS
 from ragtune_ray.ingest.splits import positives
-from ragtune_ray.schema import ExampleKind, GeneratorExample, JointExample, Passage, Query, Reject, RetrieverExample
+from ragtune_ray.schema import (
+    ExampleKind,
+    GeneratorExample,
+    JointExample,
+    Passage,
+    Query,
+    Reject,
+    RerankerExample,
+    RetrieverExample,
+)
 
 SHORT_ANSWER = 3
 """Answers of up to this many characters must match whole words."""
@@ -84,13 +93,17 @@ def _folded(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
-def example_type(settings: config.Training) -> type[GeneratorExample | JointExample | RetrieverExample]:
+def example_type(
+    settings: config.Training,
+) -> type[GeneratorExample | JointExample | RetrieverExample | RerankerExample]:
     """The record type that the objective trains on."""
     match settings.objective:
         case "sft":
             return GeneratorExample
         case "joint":
             return JointExample
+        case "reranker":
+            return RerankerExample
     return RetrieverExample
 
 
@@ -261,16 +274,7 @@ def retriever_example(
     positive = None if query.answers == () else positive_passage(query, candidates)
     if positive is None:
         return Reject(query.query_id, "has no passage that answers it", "row")
-    cosines = {passage.passage_id: cosine for passage, cosine in _with_cosines(candidates)}
-    ceiling = (1 - training.negative_margin) * cosines[positive.passage_id]
-    negatives = [
-        passage
-        for passage in candidates.retrieved
-        if _is_distractor(passage, query)
-        and passage.document_id != positive.document_id
-        and (not training.negative_margin or cosines[passage.passage_id] <= ceiling)
-    ][: training.hard_negatives]
-    passages = [positive, *negatives]
+    passages = [positive, *_hard_negatives(query, positive, candidates, training)]
     texts = [passage.text for passage in passages]
     teacher_scores: Sequence[float] = ()
     if training.objective == "distillation":
@@ -286,6 +290,62 @@ def retriever_example(
         teacher_scores=tuple(teacher_scores),
         num_tokens=sum(count_tokens([query.text, *([] if training.keeps_index else texts)])),
     )
+
+
+def reranker_example(
+    query: Query,
+    candidates: Candidates,
+    settings: config.Config,
+    count_tokens: Callable[[Sequence[str]], list[int]],
+    *,
+    ranks_hits: bool = False,
+) -> RerankerExample | Reject:
+    """Make the reranker's example of one query: a positive passage and hard negatives.
+
+    With `ranks_hits`, for validation, the others are all candidates of other documents, as a search would rerank them; the
+    positive must be one of the candidates.
+    """
+    positive = None if query.answers == () else positive_passage(query, candidates)
+    if positive is None:
+        return Reject(query.query_id, "has no passage that answers it", "row")
+    scores = dict(zip((passage.passage_id for passage in candidates.retrieved), candidates.scores, strict=True))
+    if ranks_hits:
+        if positive.passage_id not in scores:
+            return Reject(query.query_id, f"its passage is not among the first {len(scores)} hits", "row")
+        relevant = {positive.document_id, *positives(query)}
+        others = [passage for passage in candidates.retrieved if passage.document_id not in relevant]
+    else:
+        others = _hard_negatives(query, positive, candidates, settings.training)
+    if not others:
+        return Reject(query.query_id, "has no hit that does not answer it", "row")
+    passages = [positive, *others]
+    lowest = min(scores.values())  # an upper bound of the score of a positive that was not found
+    found = [scores.get(passage.passage_id, lowest) for passage in passages]
+    texts = [passage.text for passage in passages]
+    query_tokens, *passage_tokens = count_tokens([query.text, *texts])
+    return RerankerExample(
+        query_id=query.query_id,
+        query=query.text,
+        passage_ids=tuple(passage.passage_id for passage in passages),
+        passages=tuple(texts),
+        first_scores=tuple(score / (abs(max(scores.values())) or 1.0) for score in found),
+        num_tokens=sum(query_tokens + count for count in passage_tokens),
+    )
+
+
+def _hard_negatives(
+    query: Query, positive: Passage, candidates: Candidates, training: config.Training
+) -> list[Passage]:
+    """Hits of other documents that do not answer the query and score clearly below the positive; best first."""
+    cosines = {passage.passage_id: cosine for passage, cosine in _with_cosines(candidates)}
+    ceiling = (1 - training.negative_margin) * cosines[positive.passage_id]
+    return [
+        passage
+        for passage in candidates.retrieved
+        if _is_distractor(passage, query)
+        and passage.document_id != positive.document_id
+        and (not training.negative_margin or cosines[passage.passage_id] <= ceiling)
+    ][: training.hard_negatives]
 
 
 def joint_example(

@@ -17,7 +17,11 @@ def model_card(facts: ModelManifest, settings: config.Config) -> str:
     header = {
         "base_model": facts["base"],
         "library_name": "transformers" if arm else "sentence-transformers",
-        "pipeline_tag": "text-generation" if arm else "sentence-similarity",
+        "pipeline_tag": "text-ranking"
+        if objective == "reranker"
+        else "text-generation"
+        if arm
+        else "sentence-similarity",
         "tags": ["ragtune-ray", objective],
     }
     data = facts["input"]

@@ -21,6 +21,7 @@ from ragtune_ray.training import optimization
 from ragtune_ray.training.objectives.contrastive import Contrastive, Distillation
 from ragtune_ray.training.objectives.joint import Joint
 from ragtune_ray.training.objectives.query_side import QuerySide
+from ragtune_ray.training.objectives.reranking import Reranking
 from ragtune_ray.training.objectives.sft import Sft
 
 ADAPTER = "adapter"
@@ -29,10 +30,11 @@ ADAPTER = "adapter"
 
 def load_objective(
     settings: config.Config, directory: Path, pool: dict[str, np.ndarray]
-) -> Sft | Contrastive | Distillation | QuerySide | Joint:
+) -> Sft | Contrastive | Distillation | QuerySide | Joint | Reranking:
     """Load a model into the objective that `training.objective` names, ready for training.
 
-    The model is a causal language model for `sft` and `joint`, otherwise one of sentence-transformers. `pool` has the stored
+    The model is a causal language model for `sft` and `joint`, a cross-encoder or an encoder (which gets a new head) for
+    `reranker`, otherwise one of sentence-transformers. `pool` has the stored
     vectors by passage id, for `query_side` and `joint`; otherwise it is empty.
 
     Raises:
@@ -55,6 +57,8 @@ def load_objective(
             return Distillation(_encoder(directory), **teacher, **shared)
         case "query_side":
             return QuerySide(_encoder(directory), pool=pool, **teacher, **shared)
+        case "reranker":
+            return Reranking(_cross_encoder(directory, settings.seed), training.micro_batch_tokens)
         case "joint":
             encoder_directory = weights_module.weights_of(weights_module.resolve(encoder.model))
             return Joint(_sft(training, directory), QuerySide(_encoder(encoder_directory), pool=pool, **shared))
@@ -119,6 +123,34 @@ def _encoder(directory: Path) -> Any:
     return encoder
 
 
+def _cross_encoder(directory: Path, seed: int) -> Any:
+    """A cross-encoder with one score; if the directory contains an encoder, with a new head whose weights depend on the seed."""
+    from sentence_transformers import CrossEncoder
+
+    torch.manual_seed(seed)
+    try:
+        with weights_module.quiet_transformers():
+            model = CrossEncoder(
+                str(directory),
+                device="cpu",
+                num_labels=1,
+                # A sigmoid would round high scores to equal ones.
+                activation_fn=nn.Identity(),
+                local_files_only=True,
+                trust_remote_code=False,
+                model_kwargs={"dtype": torch.float32, "use_safetensors": True},
+            )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise weights_module.ModelError(
+            f"model {directory}: cannot be trained as a reranker ({error}); name an encoder, or a cross-encoder with one label"
+        ) from error
+    if hardware.attention_for_training(hardware.choose_device(), max_tokens_of(model)) == "eager":
+        cast(Any, model[0]).auto_model.set_attn_implementation("eager")
+    model.train()
+    _without_dropout(model)
+    return model
+
+
 def _without_dropout(module: nn.Module) -> None:
     """Disable dropout: few epochs overfit little, and a text that is encoded twice must have one vector."""
     for part in module.modules():
@@ -135,6 +167,12 @@ def save_model(settings: config.Config, source: Path, weights: dict[str, Tensor]
     in `ADAPTER`. Write the two models of `joint` separately, with the objective `sft` or `query_side` and `part_weights`.
     """
     dtype = _stored_dtype(source)
+    if settings.training.objective == "reranker":
+        reranking = Reranking(_cross_encoder(source, settings.seed))
+        optimization.restore_weights(reranking, weights)
+        model: Any = reranking.model
+        model.to(dtype).save_pretrained(str(directory), create_model_card=False)
+        return
     if settings.training.objective != "sft":
         encoder = _encoder(source)
         optimization.restore_weights(
@@ -146,7 +184,7 @@ def save_model(settings: config.Config, source: Path, weights: dict[str, Tensor]
 
     objective = _sft(settings.training, source)
     optimization.restore_weights(objective, weights)
-    model: Any = objective.model
+    model = objective.model
     if settings.training.lora_rank:
         model.save_pretrained(directory / ADAPTER)
         (directory / ADAPTER / "README.md").unlink(missing_ok=True)  # an empty template

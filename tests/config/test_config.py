@@ -191,3 +191,14 @@ def test_the_identity_of_scores_omits_a_newer_setting_at_its_old_value() -> None
     assert set(config.Evaluate().model_dump()) - set(old) == {"normalization"}
     assert config.Evaluate().identity() == {**old, "normalization": "strict"}
     assert "arms" not in config.Evaluate().identity(exclude={"arms"})
+
+
+def test_newer_settings_of_reranking_leave_the_identity_of_old_runs() -> None:
+    newer = {"rerank_candidates", "first_stage_weight"}
+    for reranker in ("", "some/model"):
+        old = config.Retrieval(reranker=reranker)
+        assert old.identity() == old.model_dump(mode="json", exclude=newer)
+    changed = config.Retrieval(rerank_candidates=10, first_stage_weight=0.0)
+    assert changed.identity() == config.Retrieval().identity(), "they have no effect without a reranker"
+    found = changed.model_copy(update={"reranker": "some/model"}).identity()
+    assert (found["rerank_candidates"], found["first_stage_weight"]) == (10, 0.0)

@@ -269,6 +269,8 @@ def test_a_query_without_a_finite_vector_is_refused(opened: snapshot.Index, mode
 class LengthReranker:
     """Prefers long passages, an order that no other ranking produces by chance."""
 
+    first_stage_weight = 0.0
+
     def __init__(self) -> None:
         self.pairs: list[tuple[str, str]] = []
 
@@ -296,6 +298,34 @@ def test_a_reranker_orders_the_candidates(
         expected = sorted(pool, key=len, reverse=True)[:2]
         assert [hit.score for hit in after] == [len(text) for text in expected]
         assert [len(text_of[passage_id]) for passage_id in ids(after)] == [len(text) for text in expected]
+
+
+def test_only_the_first_hits_are_reranked(opened: snapshot.Index, encoder: HashingEncoder) -> None:
+    settings = config.Retrieval(candidates=5, reranker="x", rerank_candidates=3)
+    reranker = LengthReranker()
+    first = Retriever(opened, encoder, settings).search(["moon"], 3)[0]
+    found = Retriever(opened, encoder, settings, reranker).search(["moon"], 2)[0]
+    assert [text for _, text in reranker.pairs] == [hit.passage.text for hit in first]
+    assert [hit.passage.text for hit in found] == sorted((hit.passage.text for hit in first), key=len, reverse=True)[:2]
+    # As many are reranked as are asked for.
+    assert len(Retriever(opened, encoder, settings, reranker).search(["moon"], 4)[0]) == 4
+
+
+@pytest.mark.parametrize(("given", "trained"), [(100.0, 0.0), (None, 100.0)])
+def test_a_reranked_hit_keeps_a_share_of_its_retrieval_score(
+    opened: snapshot.Index, encoder: HashingEncoder, given: float | None, trained: float
+) -> None:
+    reranker = LengthReranker()
+    reranker.first_stage_weight = trained
+    settings = config.Retrieval(mode="dense", candidates=4, first_stage_weight=given)
+    first = Retriever(opened, encoder, settings).search(["moon", "star helium moon"], 4)
+    found = Retriever(opened, encoder, settings, reranker).search(["moon", "star helium moon"], 4)
+    for before, after in zip(first, found, strict=True):
+        expected = {
+            hit.passage.passage_id: len(hit.passage.text) + 100 * hit.score / abs(before[0].score) for hit in before
+        }
+        assert {hit.passage.passage_id: hit.score for hit in after} == pytest.approx(expected, rel=1e-5)
+        assert [hit.score for hit in after] == sorted((hit.score for hit in after), reverse=True)
 
 
 @pytest.mark.parametrize("mode", ["dense", "lexical", "hybrid"])

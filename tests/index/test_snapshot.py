@@ -60,6 +60,8 @@ def test_passages_are_taken_from_more_than_2_gib_of_text(
     assert {(passage.passage_id, len(passage.text)) for passage in found} == {(passages[0].passage_id, 2**26)}
 
     class Reranker:
+        first_stage_weight = 0.0
+
         def score(self, pairs: list[tuple[str, str]]) -> np.ndarray:
             return np.array([len(text) for _, text in pairs], dtype=np.float32)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ pytestmark = pytest.mark.usefixtures("cache")
         (["training.objective=contrastive"], "retriever"),
         (["training.objective=query_side", "training.arm=ft"], "retriever"),
         (["training.objective=distillation", "training.name=mine"], "mine"),
+        (["training.objective=reranker"], "reranker"),
     ],
 )
 def test_tuned_name_is_the_config_name_or_the_arm_or_retriever(overrides: list[str], name: str) -> None:
@@ -101,3 +103,25 @@ def test_a_hosted_arm_uses_its_own_generator_and_prices_and_all_other_settings()
     ) == settings.with_values({"answer.arm": "rag"})
     assert arms.with_tuned_models(found) == found
     assert arms.with_tuned_models(settings.with_values({"answer.arm": "base@long"})).generator.max_new_tokens == 900
+
+
+@pytest.mark.parametrize(
+    ("reranker", "base"),
+    [
+        ("", "encoder"),
+        ("other", "other"),
+        ("workspace/models/reranker", "encoder"),
+        ("workspace/models/reranker/0123", "encoder"),
+        ("workspace/models/reranker2", "workspace/models/reranker2"),
+    ],
+)
+def test_a_reranker_starts_from_the_configured_one_unless_it_is_the_result(
+    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reranker: str, base: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("encoder", "other", "workspace/models/reranker2"):
+        shutil.copytree(directory, name)
+    settings = config.Config().using(
+        "training.objective=reranker", "encoder.model=encoder", f"retrieval.reranker={reranker}"
+    )
+    assert arms.base_model(settings).name == base

@@ -19,6 +19,9 @@ def test_reranker_scores_equal_those_of_the_model(encoder_directory: Path, tmp_p
     model = BertForSequenceClassification(described).eval()
     model.save_pretrained(tmp_path)
     pairs = [("moon", "the moon"), ("mars", "a much longer passage about mars and its moons"), ("sun", "x")]
+    assert Reranker(str(tmp_path), "cpu").first_stage_weight == 0
+    (tmp_path / "reranker.json").write_text('{"first_stage_weight": 4.0}')
+    assert Reranker(str(tmp_path), "cpu").first_stage_weight == 4
     scores = Reranker(str(tmp_path), "cpu").score(pairs)
     with torch.inference_mode():
         logits = [float(model(**tokenizer(*pair, return_tensors="pt")).logits[0, 0]) for pair in pairs]

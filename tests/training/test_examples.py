@@ -13,7 +13,16 @@ from hypothesis import strategies as st
 from ragtune_ray import config
 from ragtune_ray.answering import pipeline
 from ragtune_ray.generation.interface import Completion, Prompt
-from ragtune_ray.schema import ExampleKind, GeneratorExample, JointExample, Passage, Query, Reject, RetrieverExample
+from ragtune_ray.schema import (
+    ExampleKind,
+    GeneratorExample,
+    JointExample,
+    Passage,
+    Query,
+    Reject,
+    RerankerExample,
+    RetrieverExample,
+)
 from ragtune_ray.training.examples import (
     Candidates,
     ChatText,
@@ -22,6 +31,7 @@ from ragtune_ray.training.examples import (
     joint_example,
     positive_passage,
     replay_count,
+    reranker_example,
     retriever_example,
 )
 
@@ -681,3 +691,65 @@ def test_retrieval_scores_teach_when_there_is_no_teacher() -> None:
     found = Candidates((GOLD,), (*shown[:2], plain("hit2#0", 5)), (9.0, 5.0, 1.0), (0.8,), (0.1, 0.2, 0.3))
     example = learnt(question(), found, DISTILLATION)
     assert example.teacher_scores == (1.0, 1.0, 0.5, 0.0)
+
+
+# --- reranker_example
+
+HITS = (plain("hit1#0", 5), GOLD, plain("hit2#0", 10), passage("hit3#0", f"Also {ANSWER}."), plain("gold#1", 5))
+RERANKED = Candidates((GOLD,), HITS, (8.0, 6.0, 4.0, 3.0, 2.0), (0.8,), (0.9, 0.8, 0.5, 0.5, 0.4))
+
+
+def reranked(settings: config.Config = SETTINGS, **more: Any) -> RerankerExample | Reject:
+    return reranker_example(question(), more.pop("found", RERANKED), settings, count_spaced, **more)
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        # hit1's cosine of .9 exceeds .95 * .8; hit3 contains the answer; gold#1 is of the positive's document.
+        ("negative_margin=0.05", ("gold#0", "hit2#0")),
+        ("negative_margin=0", ("gold#0", "hit1#0", "hit2#0")),
+    ],
+)
+def test_a_reranker_learns_from_the_negatives_of_the_retriever(override: str, expected: tuple[str, ...]) -> None:
+    settings = config.Config().using("training.objective=reranker", f"training.{override}")
+    example = reranked(settings)
+    contrasted = retriever_example(question(), RERANKED, settings, count_spaced)
+    assert isinstance(example, RerankerExample)
+    assert isinstance(contrasted, RetrieverExample)
+    assert example.passage_ids == contrasted.passage_ids == expected
+    score = dict(zip(("hit1#0", "gold#0", "hit2#0"), (1.0, 0.75, 0.5), strict=True))
+    assert example.first_scores == tuple(score[name] for name in expected)
+    words = dict(zip((hit.passage_id for hit in HITS), count_spaced([hit.text for hit in HITS]), strict=True))
+    assert example.num_tokens == sum(6 + words[name] for name in expected)  # six words in the question
+
+
+def test_validation_of_a_reranker_orders_all_hits_of_other_documents() -> None:
+    example = reranked(ranks_hits=True)
+    assert isinstance(example, RerankerExample)
+    assert example.passage_ids == ("gold#0", "hit1#0", "hit2#0", "hit3#0")
+    assert example.first_scores == (0.75, 1.0, 0.5, 0.375)
+
+
+def test_a_positive_that_was_not_found_scores_as_the_last_hit() -> None:
+    unfound = Candidates((GOLD,), (HITS[0], HITS[2]), (8.0, 4.0), (0.8,), (0.5, 0.5))
+    example = reranked(found=unfound)
+    assert isinstance(example, RerankerExample)
+    assert example.first_scores == (0.5, 1.0, 0.5)
+    rejected = reranked(found=unfound, ranks_hits=True)
+    assert isinstance(rejected, Reject)
+    assert rejected.reason == "its passage is not among the first 2 hits"
+
+
+@pytest.mark.parametrize(
+    ("found", "reason"),
+    [
+        (Candidates((GOLD,), (GOLD,), (8.0,), (0.8,), (0.8,)), "has no hit that does not answer it"),
+        (Candidates((GOLD,), (), (), (0.8,), ()), "has no hit that does not answer it"),
+        (Candidates((), (plain("hit1#0"),), (8.0,), (), (0.8,)), "has no passage that answers it"),
+    ],
+)
+def test_a_query_without_two_sorts_of_passages_trains_no_reranker(found: Candidates, reason: str) -> None:
+    rejected = reranked(found=found)
+    assert isinstance(rejected, Reject)
+    assert rejected.reason == reason

@@ -47,6 +47,7 @@ def fenced(body: str, heading: str) -> str:
         (RETRIEVER, "sentence-transformers", "sentence-similarity"),
         (RETRIEVER | {"objective": "contrastive"}, "sentence-transformers", "sentence-similarity"),
         (RETRIEVER | {"objective": "distillation"}, "sentence-transformers", "sentence-similarity"),
+        (RETRIEVER | {"objective": "reranker"}, "sentence-transformers", "text-ranking"),
     ],
 )
 def test_the_header_names_task_library_and_base_model(facts: dict[str, Any], library: str, task: str) -> None:

@@ -127,6 +127,41 @@ def test_an_encoder_loads_with_sentence_transformers(
     assert np.allclose(tuned, expected.numpy(), atol=1e-5)
 
 
+def test_a_reranker_loads_with_sentence_transformers_and_the_same_scores(
+    encoder_directory: Path, tmp_path: Path, clean_process: Callable[..., Any]
+) -> None:
+    from ragtune_ray.models.reranker import Reranker
+
+    settings = config.Config().using("training.objective=reranker")
+    objective: Any = trainable.load_objective(settings, encoder_directory, {})
+    weights = {name: weight * 3 for name, weight in optimization.trainable_weights(objective).items()}
+    trainable.save_model(settings, encoder_directory, weights, tmp_path)
+    optimization.restore_weights(objective, weights)
+    pairs = [("what is mars", "mars is red and cold"), ("moon", "armstrong"), ("moon", "a star")]
+    code = (
+        "import json, sys; from sentence_transformers import CrossEncoder;"
+        "model = CrossEncoder(sys.argv[1], device='cpu');"
+        "print(json.dumps(model.predict([tuple(pair) for pair in json.loads(sys.argv[2])]).tolist()))"
+    )
+    found = clean_process(code, str(tmp_path), json.dumps(pairs))
+    assert found == pytest.approx(objective.score(pairs).tolist(), rel=1e-4, abs=1e-5)
+    assert max(found) - min(found) > 0.1
+    # In bfloat16 where the CPU has it.
+    assert Reranker(str(tmp_path), "cpu").score(pairs).tolist() == pytest.approx(found, rel=0.02, abs=0.02)
+    # A tuned reranker is trained further with its head.
+    again: Any = trainable.load_objective(settings.using("seed=9"), tmp_path, {})
+    assert again.score(pairs).tolist() == pytest.approx(found, rel=1e-4, abs=1e-5)
+
+
+def test_a_classifier_of_several_labels_is_no_reranker(encoder_directory: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    AutoModelForSequenceClassification.from_pretrained(encoder_directory, num_labels=3).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(encoder_directory).save_pretrained(tmp_path)
+    with pytest.raises(weights_module.ModelError, match="a cross-encoder with one label"):
+        trainable.load_objective(config.Config().using("training.objective=reranker"), tmp_path, {})
+
+
 def test_a_model_without_new_weights_is_written_unchanged(generator_directory: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file
 

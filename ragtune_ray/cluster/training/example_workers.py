@@ -27,6 +27,15 @@ if TYPE_CHECKING:
     from ragtune_ray.models.encoder import Encoder
 
 
+VALIDATION_HITS = 10
+"""Hits per query that a reranker orders in validation."""
+
+
+def searched_with(settings: config.Config) -> config.Config:
+    """The config whose hits become examples; a reranker is trained on hits that no reranker ordered."""
+    return settings.with_values({"retrieval.reranker": ""}) if settings.training.objective == "reranker" else settings
+
+
 class PrepareUnit(stages.UnitWorker):
     """An actor that makes examples; it loads only the models that the objective needs."""
 
@@ -36,7 +45,7 @@ class PrepareUnit(stages.UnitWorker):
         session.use_one_thread()
         self._settings, self._staged, self._split, self._directory = settings, staged, split, directory
         self._sft = settings.training.objective == "sft"
-        self._retriever = open_retriever(settings, version) if version and split != "replay" else None
+        self._retriever = open_retriever(searched_with(settings), version) if version and split != "replay" else None
         self._encoder = _encoder(settings, self._retriever) if self._retriever and not self._sft else None
         self._count_tokens = _token_counter(settings)
         self._chat = _chat(settings) if settings.training.trains_generator else None
@@ -106,6 +115,9 @@ class PrepareUnit(stages.UnitWorker):
 
     def _plain_example(self, row: schema.Query, candidates: examples.Candidates) -> Any:
         settings, chat = self._settings, self._chat
+        if settings.training.objective == "reranker":
+            ranks_hits = self._split == "validation"
+            return examples.reranker_example(row, candidates, settings, self._count_tokens, ranks_hits=ranks_hits)
         if chat is None:
             return examples.retriever_example(row, candidates, settings, self._count_tokens, self._reranker)
         if self._sft:
@@ -116,6 +128,8 @@ class PrepareUnit(stages.UnitWorker):
     def _depth(self) -> int:
         """Number of hits to choose passages from: more than needed, because some answer the query and cannot distract."""
         training = self._settings.training
+        if training.objective == "reranker" and self._split == "validation":
+            return VALIDATION_HITS
         return 4 * (training.passages or self._settings.retrieval.top_k) if self._sft else training.negative_depth
 
     def _candidates(self, rows: Sequence[schema.Query]) -> list[examples.Candidates]:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from ragtune_ray import config, progress, schema
 from ragtune_ray.cluster import runs, session, staged_queries, stages
-from ragtune_ray.cluster.training.example_workers import PrepareUnit
+from ragtune_ray.cluster.training.example_workers import PrepareUnit, searched_with
 from ragtune_ray.ingest import inputs, splits
 from ragtune_ray.models import weights
 from ragtune_ray.storage import artifacts, filesystem
@@ -116,7 +116,7 @@ def _identity(
         "format": FORMAT,
         "queries": {split: part.fingerprint for split, part in staged.items()},
         "index": index_manifest.get("content_id"),
-        "retrieval": settings.retrieval.identity() if index_manifest else None,
+        "retrieval": searched_with(settings).retrieval.identity() if index_manifest else None,
         "encoder": settings.encoder.model_dump(mode="json", exclude={"model", "query_model"})
         if index_manifest
         else None,

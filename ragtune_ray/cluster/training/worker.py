@@ -10,14 +10,15 @@ import os
 import shutil
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 from ragtune_ray import config
 from ragtune_ray.cluster import runs
 from ragtune_ray.cluster.training import feeding
-from ragtune_ray.models import arms
+from ragtune_ray.models import arms, reranker
 from ragtune_ray.models import weights as weights_module
 from ragtune_ray.storage import artifacts, filesystem
 from ragtune_ray.training import batching, model_card
@@ -341,6 +342,9 @@ def _publish_model(
     base = arms.base_model(settings)
     staging = artifacts.stage(url)
     trainable.save_model(settings, weights_module.weights_of(base), weights, staging)
+    if settings.training.objective == "reranker":
+        blend = {"first_stage_weight": cast(Mapping[str, float], state.best)["first_stage_weight"]}
+        (staging / reranker.BLEND).write_text(json.dumps(blend) + "\n", encoding="utf-8")
     (staging / METRICS).write_text("".join(json.dumps(row) + "\n" for row in state.metrics), encoding="utf-8")
     _write_events(staging / EVENTS, state.metrics)
     manifest = runs.read_manifest(examples)

@@ -345,6 +345,8 @@ def test_no_worker_ever_has_two_shards_open(settings_of: Settings, job_of, monke
 class TextReranker:
     """A stand-in for a cross-encoder whose order nobody could get by chance."""
 
+    first_stage_weight = 0.0
+
     def __init__(self, *_: object) -> None:
         pass
 

@@ -106,7 +106,7 @@ def test_workspace_and_model_may_be_relative_paths(tmp_path: Path, generator_dir
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("objective", ["sft", "contrastive", "joint"])
+@pytest.mark.parametrize("objective", ["sft", "contrastive", "joint", "reranker"])
 def test_two_workers_have_the_losses_of_one(
     objective: str, given: config.Config, encoder_directory: Path, tmp_path: Path
 ) -> None:
@@ -140,6 +140,41 @@ def test_a_query_side_encoder_keeps_its_index_and_no_other(
     assert open_retriever(tuned).search_ordinals(["What is the code of vessel1?"], 3)[1].shape == (1, 3)
     with pytest.raises(weights_module.ModelError, match="trained for another passage encoder"):
         open_retriever(tuned.using("encoder.passage_prefix=x"))
+
+
+@pytest.mark.slow
+def test_retrieval_uses_the_reranker_that_was_trained(
+    given: config.Config, encoder_directory: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from sentence_transformers import CrossEncoder
+
+    from ragtune_ray.index.retriever import open_retriever
+
+    # The config may name the result before it exists, and again when it does.
+    settings = with_encoder(given, encoder_directory, tmp_path / "workspace").using(
+        "training.objective=reranker",
+        f"retrieval.reranker={tmp_path}/workspace/models/reranker",
+        "retrieval.rerank_candidates=4",
+        "training.epochs=10",
+    )
+    url = train(settings).path
+    manifest = artifacts.read_manifest(url)
+    assert manifest["best"]["step"] > 0
+    assert manifest["base"] == settings.encoder.model
+    assert train(settings).path == url
+    assert "already trained" in capfd.readouterr().err
+    weight = manifest["best"]["first_stage_weight"]
+    assert json.loads((Path(url) / "reranker.json").read_text()) == {"first_stage_weight": weight}
+    question = "What is the code of vessel1?"
+    (first,) = open_retriever(settings.using("retrieval.reranker=")).search([question], 4)
+    (found,) = open_retriever(settings).search([question], 3)
+    scores = CrossEncoder(url).predict([(question, hit.passage.text) for hit in first])
+    expected = {
+        hit.passage.passage_id: float(score) + weight * hit.score / first[0].score
+        for hit, score in zip(first, scores, strict=True)
+    }
+    best = sorted(expected.values(), reverse=True)[:3]
+    assert [hit.score for hit in found] == pytest.approx(best, rel=0.02, abs=0.02)  # bfloat16 where the CPU has it
 
 
 def test_an_index_refuses_another_encoders_weights(
