@@ -57,8 +57,8 @@ class Retrieval(Section):
     """Cross-encoder that re-scores the candidates: a directory or hub name; `WORKSPACE/models/reranker` is the newest of
     `training.objective=reranker`. Empty: none."""
     rerank_candidates: int = Field(0, ge=0)
-    """The reranker re-scores only this many of the fused hits, at least `retrieval.top_k`. Its time grows with this number.
-    0: as many as `retrieval.candidates`."""
+    """The reranker re-scores only this many of the fused hits; those behind keep their order. Its time grows with this
+    number. 0: all, as many as `retrieval.candidates`."""
     first_stage_weight: float | None = Field(None, ge=0)
     """A reranked hit's score is the reranker's plus this weight times its retrieval score divided by the query's best. 0: the
     reranker's alone. null: the weight that was fitted when the reranker was trained, or 0 if it was not trained here."""

@@ -177,10 +177,7 @@ class Ranking:
         else:
             scores, ordinals = fuse_ranks([each.ordinals for each in lists], self._settings.fusion_constant, kept)
         if self._reranker is not None:
-            kept = max(top_k, self._settings.rerank_candidates or self.depth(top_k))
-            given = self._settings.first_stage_weight
-            weight = self._reranker.first_stage_weight if given is None else given
-            scores, ordinals = _rerank(self._reranker, weight, texts, (scores[:, :kept], ordinals[:, :kept]), column)
+            scores, ordinals = _rerank(self._reranker, self._settings, texts, scores, ordinals, column)
         return scores[:, :top_k], ordinals[:, :top_k]
 
 
@@ -262,16 +259,32 @@ def to_hits(
     ]
 
 
-def _rerank(reranker: Reranker, weight: float, texts: Sequence[str], found: Ranked, column: Column) -> Ranked:
-    """Order the candidates by the reranker's score plus `weight` times their retrieval score relative to the query's best."""
-    first, ordinals = found
-    rows, columns = np.nonzero(ordinals >= 0)
+def _rerank(
+    reranker: Reranker,
+    settings: config.Retrieval,
+    texts: Sequence[str],
+    first: np.ndarray,
+    ordinals: np.ndarray,
+    column: Column,
+) -> Ranked:
+    """Order the first `rerank_candidates` hits by the reranker's score plus the weighted retrieval score `first`.
+
+    Retrieval scores are divided by the query's best. The hits behind keep their order and score below the others.
+    """
+    given = settings.first_stage_weight
+    weight = reranker.first_stage_weight if given is None else given
+    found = ordinals >= 0
+    best = np.abs(first[:, :1], where=found[:, :1], out=np.ones((len(first), 1), np.float32))
+    relative = np.divide(first, np.where(best > 0, best, 1), where=found, out=np.zeros_like(first))
+    reranked = found & (np.arange(ordinals.shape[1]) < (settings.rerank_candidates or ordinals.shape[1]))
+    rows, columns = np.nonzero(reranked)
     passages = column("text", ordinals[rows, columns])
     scores = np.full(ordinals.shape, -np.inf, dtype=np.float32)
     scores[rows, columns] = reranker.score([(texts[int(row)], text) for row, text in zip(rows, passages, strict=True)])
-    if weight:
-        best = np.abs(first[rows, 0])
-        scores[rows, columns] += weight * first[rows, columns] / np.where(best > 0, best, 1)
+    scores[rows, columns] += weight * relative[rows, columns]
+    lowest = np.min(scores, axis=1, where=reranked, initial=np.inf)
+    behind, columns = np.nonzero(found & ~reranked)
+    scores[behind, columns] = lowest[behind] + relative[behind, columns] - relative[behind, 0]
     order = np.argsort(-scores, axis=1, kind="stable")
     return np.take_along_axis(scores, order, axis=1), np.take_along_axis(ordinals, order, axis=1)
 

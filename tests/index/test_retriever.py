@@ -303,12 +303,16 @@ def test_a_reranker_orders_the_candidates(
 def test_only_the_first_hits_are_reranked(opened: snapshot.Index, encoder: HashingEncoder) -> None:
     settings = config.Retrieval(candidates=5, reranker="x", rerank_candidates=3)
     reranker = LengthReranker()
-    first = Retriever(opened, encoder, settings).search(["moon"], 3)[0]
-    found = Retriever(opened, encoder, settings, reranker).search(["moon"], 2)[0]
-    assert [text for _, text in reranker.pairs] == [hit.passage.text for hit in first]
-    assert [hit.passage.text for hit in found] == sorted((hit.passage.text for hit in first), key=len, reverse=True)[:2]
-    # As many are reranked as are asked for.
-    assert len(Retriever(opened, encoder, settings, reranker).search(["moon"], 4)[0]) == 4
+    (first,) = Retriever(opened, encoder, settings).search(["moon"], 5)
+    (found,) = Retriever(opened, encoder, settings, reranker).search(["moon"], 5)
+    before, after = ([hit.passage.text for hit in hits] for hits in (first, found))
+    assert [text for _, text in reranker.pairs] == before[:3]
+    assert after == sorted(before[:3], key=len, reverse=True) + before[3:]
+    lowest = min(map(len, before[:3]))
+    expected = [lowest + (hit.score - first[0].score) / first[0].score for hit in first[3:]]
+    assert [hit.score for hit in found[3:]] == pytest.approx(expected, rel=1e-5)
+    (shorter,) = Retriever(opened, encoder, settings, reranker).search(["moon"], 2)
+    assert shorter == found[:2], "the number of hits changes nothing"
 
 
 @pytest.mark.parametrize(("given", "trained"), [(100.0, 0.0), (None, 100.0)])
