@@ -14,8 +14,8 @@ from ragtune_ray.schema import RerankerExample
 from ragtune_ray.training.objectives.contrastive import MRR_DEPTH
 from ragtune_ray.training.objectives.sft import VALIDATION_TOKENS, Piece, on_device
 
-FIRST_STAGE_WEIGHTS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
-"""Validation chooses one of these. With the last one, the reranker only breaks near ties."""
+FIRST_STAGE_WEIGHTS = (128.0, 64.0, 32.0, 16.0, 8.0, 4.0, 2.0, 1.0, 0.5, 0.0)
+"""Validation chooses the best of these, the first one if several are. With 128, the reranker only breaks near ties."""
 
 
 class Reranking(nn.Module):
