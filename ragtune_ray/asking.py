@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Generator as Stream
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from ragtune_ray import config, schema
 from ragtune_ray.answering.pipeline import Task, answer_tasks, decoding_options, finished_answer, parts_of, task_prompt
 from ragtune_ray.answering.prompts import PromptError
 from ragtune_ray.generation.generator import open_generator
-from ragtune_ray.generation.interface import Completion, Generator
+from ragtune_ray.generation.interface import Completion, Finish, Generator
 from ragtune_ray.index.retriever import open_retriever
 from ragtune_ray.models import arms
 
@@ -93,9 +94,20 @@ def stream_answer(
         yield from (answer.answer, answer)
         return
     prompt = task_prompt(task, generator, settings)
-    text = ""
-    for piece in generator.stream(prompt, **decoding_options(settings)):
-        text += piece
-        yield piece
-    completion = Completion(text, prompt.num_tokens, generator.count_tokens([text])[0], 0.0, "stop", "")
+    pieces: list[str] = []
+    finish = yield from _recorded(generator.stream(prompt, **decoding_options(settings)), pieces)
+    text = "".join(pieces)
+    completion = Completion(text, prompt.num_tokens, generator.count_tokens([text])[0], 0.0, finish, "")
     yield finished_answer(task, prompt, completion, model, settings.training.abstention)
+
+
+def _recorded(stream: Stream[str, None, Finish], pieces: list[str]) -> Stream[str, None, Finish]:
+    """The same stream, with its pieces added to a list."""
+    while True:
+        try:
+            piece = next(stream)
+        except StopIteration as end:
+            finish: Finish = end.value
+            return finish
+        pieces.append(piece)
+        yield piece

@@ -27,6 +27,9 @@ import pyarrow as pa
 
 from ragtune_ray import RagtuneError
 
+NEWER_COLUMNS = {"cut"}
+"""Columns that older files lack; they are read as null."""
+
 
 class SchemaError(RagtuneError, ValueError):
     """A table lacks a column of its record type, or has it with another type; the message names both types."""
@@ -145,6 +148,9 @@ class Answer:
     """Fingerprint of the generator."""
     confidence: float | None = None
     """Geometric mean of the generated tokens' probabilities, 0 to 1. None if the row failed or the engine reports none."""
+    cut: bool | None = None
+    """Whether `generator.max_new_tokens`, or the model's context, ended the answer. None if the row failed, or in files that
+    are older than this column."""
 
 
 ExampleKind = Literal["question_only", "with_gold", "without_gold", "abstention", "replay"]
@@ -269,11 +275,24 @@ def from_table(table: pa.Table, record: type[Record]) -> Iterator[Record]:
     Raises:
         SchemaError: a column is missing or has another type.
     """
-    check(table.schema, record)
+    table = conformed(table, record)
     hints = typing.get_type_hints(record)
     names = [field.name for field in dataclasses.fields(typing.cast(Any, record))]
     for row in table.select(names).to_pylist():
         yield record(**{name: _restore(row[name], hints[name]) for name in names})
+
+
+def conformed(table: pa.Table, record: type) -> pa.Table:
+    """The columns of a record, in order; those that an older file lacks are null.
+
+    Raises:
+        SchemaError: another column is missing, or a column has another type.
+    """
+    check(table.schema, record)
+    columns = arrow_schema(record)
+    for name in NEWER_COLUMNS.intersection(columns.names).difference(table.schema.names):
+        table = table.append_column(columns.field(name), pa.nulls(table.num_rows, columns.field(name).type))
+    return table.select(columns.names).cast(columns)
 
 
 def reject_lines(rejects: Iterable[Reject]) -> str:
@@ -286,13 +305,15 @@ def reject_lines(rejects: Iterable[Reject]) -> str:
 
 
 def check(schema: pa.Schema, record: type) -> None:
-    """Check that a schema has every column of a record, with its type.
+    """Check that a schema has every column of a record, except `NEWER_COLUMNS`, with its type.
 
     Raises:
         SchemaError: a column is missing or has another type.
     """
     for field in arrow_schema(record):
         place = schema.get_field_index(field.name)
+        if place < 0 and field.name in NEWER_COLUMNS:
+            continue
         if place < 0 or not schema.field(place).type.equals(field.type):
             found = schema.field(place).type if place >= 0 else f"no such column; the table has {schema.names}"
             raise SchemaError(f"{record.__name__}.{field.name} should be {field.type}, found {found}")

@@ -59,9 +59,14 @@ def source_lines(passages: Sequence[schema.Passage], scores: Sequence[float]) ->
 
 
 def citation_lines(answer: schema.Answer) -> list[str]:
-    """The documents and character ranges that an answer cites."""
+    """The documents and character ranges that an answer cites, and whether the answer was cut."""
     places = [_place(each.document_id, each.start, each.end, {}) for each in answer.citations]
-    return [line for place in places for line in wrapped("cites ", place)]
+    lines = [line for place in places for line in wrapped("cites ", place)]
+    if answer.cut:
+        lines += wrapped(
+            "", "The answer was cut at its length limit; raise generator.max_new_tokens for longer answers."
+        )
+    return lines
 
 
 def _place(document_id: str, start: int, end: int, titles: Mapping[str, str]) -> str:
@@ -189,6 +194,7 @@ def _cell(interval: Mapping[str, float] | None, *, signed: bool) -> str:
 
 def evaluation_lines(run: str, num_examples: int) -> list[str]:
     """The score table of a finished `evaluate`, after the answers of every arm to the first `num_examples` queries."""
+    from ragtune_ray.cluster import runs
     from ragtune_ray.cluster.answering.evaluate import read_answers
 
     artifact = artifacts.open_artifact(run, "evaluate")
@@ -203,4 +209,9 @@ def evaluation_lines(run: str, num_examples: int) -> list[str]:
             for arm, answer in zip(arms, answers, strict=True):
                 lines += [f"-- {arm}", *answer_lines(answer, {})]
             lines.append("")
-    return lines + score_lines(summaries, differences)
+    lines += score_lines(summaries, differences)
+    for arm in arms:
+        manifest = runs.read_manifest(artifact.manifest["runs"][arm])
+        if notice := runs.cut_notice(manifest, manifest["config"]["generator"]["max_new_tokens"]):
+            lines += wrapped(f"{arm}: ", notice)
+    return lines

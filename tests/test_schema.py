@@ -61,7 +61,14 @@ def test_answers_have_exactly_the_documented_columns() -> None:
         "index_version",
         "model",
         "confidence",
+        "cut",
     ]
+
+
+def test_a_file_from_before_the_column_cut_is_read() -> None:
+    table = schema.to_table([ANSWER], schema.Answer).drop_columns(["cut"])
+    assert list(schema.from_table(table, schema.Answer)) == [ANSWER]
+    assert schema.conformed(table, schema.Answer).equals(schema.to_table([ANSWER], schema.Answer))
 
 
 def test_a_missing_column_is_refused_by_name() -> None:

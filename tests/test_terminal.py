@@ -126,3 +126,8 @@ def test_versions_are_listed_and_the_current_one_is_marked() -> None:
         ["*", "000002", "2025-01-01", "00:00", "2,000", "20,000", "flat", "to", "000001", "all-MiniLM-L6-v2"],
     ]
     assert max(map(columns, lines)) <= 80
+
+
+def test_a_cut_answer_names_the_setting_to_raise() -> None:
+    assert "generator.max_new_tokens" in " ".join(terminal.citation_lines(answer_of(cut=True)))
+    assert "generator" not in " ".join(terminal.citation_lines(answer_of(cut=False)))

@@ -10,7 +10,12 @@ from dataclasses import dataclass
 from ragtune_ray import config, schema
 from ragtune_ray.answering import prompts
 from ragtune_ray.answering.abstention import is_abstention
-from ragtune_ray.answering.citations import parse_citations, supporting_citations
+from ragtune_ray.answering.citations import (
+    finished_sentences,
+    parse_citations,
+    supporting_citations,
+    without_unfinished_mark,
+)
 from ragtune_ray.generation.interface import Completion, DecodingOptions, Generator, GeneratorError, Prompt, Tokenizer
 
 
@@ -196,10 +201,12 @@ def finished_answer(task: Task, prompt: Prompt, completion: Completion, model: s
     """
     if completion.error:
         return failed_answer(task, completion.error, model)
-    text, citations = parse_citations(completion.text.strip(), prompt.passages)
+    cut, text = completion.finish == "length", completion.text.strip()
+    text, citations = parse_citations(without_unfinished_mark(text) if cut else text, prompt.passages)
     abstained = is_abstention(text, taught)
     if not citations and not abstained:
-        citations = supporting_citations(text, prompt.passages, task.query.text)
+        # The words of an unfinished sentence would support what the answer does not say.
+        citations = supporting_citations(finished_sentences(text) if cut else text, prompt.passages, task.query.text)
     return schema.Answer(
         query_id=task.query.query_id,
         query=task.query.text,
@@ -216,4 +223,5 @@ def finished_answer(task: Task, prompt: Prompt, completion: Completion, model: s
         index_version=task.index_version,
         model=model,
         confidence=completion.confidence,
+        cut=cut,
     )

@@ -47,6 +47,8 @@ class RunFacts(TypedDict, total=False):
     """Fingerprint of the generator."""
     num_answers: int
     statuses: dict[str, int]
+    num_cut: int
+    """Answers that ended at `generator.max_new_tokens`; absent in older runs."""
     busy_seconds: dict[str, float]
     """Summed over the workers."""
     # evaluate, compare
@@ -133,6 +135,17 @@ class Run:
 def read_manifest(url: str) -> RunManifest:
     """The manifest of a finished run; ArtifactError if it is missing or damaged."""
     return cast(RunManifest, artifacts.read_manifest(url))
+
+
+def cut_notice(facts: Mapping[str, Any], max_new_tokens: int) -> str:
+    """How many answers of a run of `answer` were cut, and which setting to raise; empty if none was."""
+    num_cut = facts.get("num_cut", 0)
+    if not num_cut:
+        return ""
+    return (
+        f"{num_cut:,} of {facts['num_answers']:,} answers were cut at generator.max_new_tokens={max_new_tokens}; "
+        "raise it for longer answers"
+    )
 
 
 def say_if_finished(url: str, verb: str) -> bool:

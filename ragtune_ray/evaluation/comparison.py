@@ -118,6 +118,8 @@ class ArmResult(_Part):
     index_version: str = ""
     statuses: dict[str, int] = {}
     """`Answer.status` -> number of answers."""
+    cut: int = 0
+    """Number of answers that ended at `generator.max_new_tokens`."""
     quality: Metrics = {}
     explainability: Metrics = {}
     latency: Latency | None = None

@@ -10,7 +10,8 @@ from typing import Literal, Protocol, Required, TypeAlias, TypedDict, Unpack
 from ragtune_ray import RagtuneError
 from ragtune_ray.schema import Passage
 
-_INCOMPLETE = "\ufffd"  # decoders write this for a character whose last bytes are missing so far
+INCOMPLETE = "\ufffd"
+"""Decoders write this for a character whose last bytes are missing, so far or because the answer was cut."""
 
 
 class GeneratorError(RagtuneError, ValueError):
@@ -92,16 +93,15 @@ class Generator(Tokenizer, Protocol):
 def settled_text(text: str, stop: Sequence[str], *, ended: bool) -> tuple[str, bool]:
     """The part of a growing text that later tokens cannot change, and whether a stop string ends it.
 
-    Until `ended`, an incomplete character and a possible beginning of a stop string are held back, so that a stream never has
-    to retract text. An empty stop string is ignored.
+    An incomplete character is left out and, until `ended`, a possible beginning of a stop string is held back, so that a stream
+    never has to retract text. An empty stop string is ignored.
 
     >>> settled_text("Paris</", ["</s>"], ended=False)
     ('Paris', False)
     >>> settled_text("Paris</s> and", ["</s>"], ended=False)
     ('Paris', True)
     """
-    if not ended:
-        text = text.rstrip(_INCOMPLETE)
+    text = text.rstrip(INCOMPLETE)  # at the end, too: the character was cut
     cuts = [cut for cut in (text.find(mark) for mark in stop if mark) if cut >= 0]
     if cuts:
         return text[: min(cuts)], True

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any, Unpack
 from urllib.parse import urlsplit
 
-from ragtune_ray.generation.interface import Completion, DecodingOptions, Finish, GeneratorError, Prompt
+from ragtune_ray.generation.interface import INCOMPLETE, Completion, DecodingOptions, Finish, GeneratorError, Prompt
 
 MAX_STOPS = 4
 """Most stop strings of a request in OpenAI's API."""
@@ -75,13 +75,16 @@ class OpenAIGenerator:
         """
         request = self._request(**options)
         finish: Finish = "stop"
+        held = ""
         with self._openai.OpenAI(**self._connection()) as client:
             try:
                 for chunk in client.chat.completions.create(**request, messages=_messages(prompt), stream=True):
                     for choice in chunk.choices[:1]:
                         finish = "length" if choice.finish_reason == "length" else finish
-                        if choice.delta.content:
-                            yield choice.delta.content
+                        text = held + (choice.delta.content or "")
+                        held = text[len(text.rstrip(INCOMPLETE)) :]
+                        if held != text:
+                            yield text.removesuffix(held)
             except (self._openai.OpenAIError, ValueError) as error:
                 raise GeneratorError(self._reason(error)) from None  # the cause may contain the request with its key
         return finish
@@ -194,7 +197,7 @@ def _completion(reply: Any, prompt: Prompt, seconds: float) -> Completion:
         return Completion("", prompt.num_tokens, 0, seconds, "stop", "the server's reply has no choices[0].message")
     usage = getattr(reply, "usage", None)
     return Completion(
-        text=message.content or "",
+        text=(message.content or "").rstrip(INCOMPLETE),
         prompt_tokens=getattr(usage, "prompt_tokens", None) or prompt.num_tokens,
         completion_tokens=getattr(usage, "completion_tokens", None) or 0,
         seconds=seconds,

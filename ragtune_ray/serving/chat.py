@@ -192,7 +192,9 @@ class ChatHandler:
         extensions = self._extensions(accepted, job, shown, finished)
         request_id, answer = accepted.request_id, finished.answer
         return JSONResponse(
-            responses.completion_body(request_id, job.arm, answer, text.whole(), extensions, finished.finish)
+            responses.completion_body(
+                request_id, job.arm, answer, text.whole(cut=finished.finish == "length"), extensions, finished.finish
+            )
         )
 
     async def _confident_closed_book_answer(self, accepted: _AcceptedRequest) -> _Completion | None:
@@ -274,7 +276,7 @@ class ChatHandler:
     def _last_chunks(
         self, accepted: _AcceptedRequest, job: Job, shown: Shown, finished: Finished, text: AnswerText
     ) -> Iterator[dict[str, Any]]:
-        rest = text.end()
+        rest = text.end(cut=finished.finish == "length")
         if rest:
             yield accepted.chunk({"content": rest})
         extensions = self._extensions(accepted, job, shown, finished)

@@ -55,6 +55,8 @@ def support_problem(answer: Answer, passages: Mapping[str, Passage]) -> str:
     """Why no passage supports an answer; empty if one of `passages` (by id) does."""
     if answer.status != "ok" or answer.abstained:
         return "was not answered"
+    if answer.cut:
+        return "its answer was cut at generator.max_new_tokens"
     if len(answer.answer.split()) > MAX_ANSWER_WORDS:
         return "its answer is not a short phrase"
     return "" if cited_passage(answer, passages) else "its answer is not in a passage that it cites"

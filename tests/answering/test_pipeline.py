@@ -79,6 +79,7 @@ def test_an_answer_has_its_citations_and_cost(task_of: Callable[..., Task], pass
         error="",
         index_version="000007",
         model="f1",
+        cut=False,
     )
     assert passages[1].text in generator.seen[0].messages[1][1]
     assert generator.seen[0].messages[0] == ("system", SETTINGS.prompt.system)
@@ -105,6 +106,38 @@ def test_an_answer_without_marks_cites_the_sentence_that_contains_it(
     mars = passages[3]
     assert held.citations == (schema.Citation("mars#1", "mars", mars.start, mars.end),)
     assert not_held.citations == ()
+
+
+class Cut(Scripted):
+    """Ends every answer at the length limit."""
+
+    def _complete(self, prompt: Prompt) -> Completion:
+        return dataclasses.replace(super()._complete(prompt), finish="length")
+
+    def stream(self, prompt: Prompt, **arguments: object) -> Iterator[str]:
+        yield from super().stream(prompt, **arguments)
+        return "length"
+
+
+def test_the_unfinished_end_of_a_cut_answer_supports_nothing(task_of: Callable[..., Task]) -> None:
+    whole = "Phobos and Deimos."
+    script = {
+        "a": "Phobos and",
+        "b": f"{whole} Apollo 11 landed",
+        "c": "Apollo 11 [1]. Mars [2",
+        "d": "Apollo 11 [1][2",
+    }
+    tasks = [task_of(question) for question in script]
+    rows = answer_tasks(tasks, Cut(script), SETTINGS, "f1")
+    cited = [[citation.passage_id for citation in row.citations] for row in rows]
+    assert cited == [[], ["mars#1"], ["moon#1"], ["moon#1"]]
+    assert [row.answer for row in rows] == ["Phobos and", script["b"], "Apollo 11. Mars", "Apollo 11"]
+    assert [row.cut for row in rows] == [True] * 4
+    (uncut,) = answer_tasks(tasks[:1], Scripted(script), SETTINGS, "f1")
+    assert (uncut.cut, [citation.passage_id for citation in uncut.citations]) == (False, ["mars#1"])
+    *_, streamed = stream_answer(tasks[2], Cut(script), SETTINGS, "f1")
+    assert isinstance(streamed, schema.Answer)
+    assert (streamed.answer, streamed.cut) == ("Apollo 11. Mars", True)
 
 
 def test_marks_take_precedence_over_matching_text(task_of: Callable[..., Task]) -> None:

@@ -64,3 +64,10 @@ def test_a_run_is_named_by_its_identity_and_published_once(tmp_path: Path) -> No
     assert (manifest["kind"], manifest["num_answers"]) == ("answer", 3)
     assert manifest["config"] == settings.model_dump(mode="json")
     assert set(manifest["seconds"]) == {"total"}
+
+
+def test_cut_answers_are_told_with_the_setting_to_raise() -> None:
+    assert runs.cut_notice({"num_answers": 1200}, 48) == "", "a run of an earlier version"
+    assert runs.cut_notice({"num_answers": 1200, "num_cut": 0}, 48) == ""
+    told = "1,100 of 1,200 answers were cut at generator.max_new_tokens=48; raise it for longer answers"
+    assert runs.cut_notice({"num_answers": 1200, "num_cut": 1100}, 48) == told

@@ -53,7 +53,7 @@ def test_batched_greedy_answers_equal_transformers_one_by_one(tiny: Transformers
     prompts = some_prompts()
     for prompt, made in zip(prompts, tiny.generate(prompts, max_new_tokens=12), strict=True):
         ids = reference_ids(tiny, prompt, 12)
-        assert made.text == tiny._chat.decode(ids)
+        assert made.text == tiny._chat.decode(ids).rstrip("\ufffd")  # a character that was cut is left out
         assert made.completion_tokens == len(ids)
         assert made.prompt_tokens == tiny.count_tokens([tiny.render(prompt.messages)])[0]
         assert made.finish == ("length" if len(ids) == 12 else "stop")
@@ -175,7 +175,7 @@ def test_sampling_depends_on_the_seed_but_not_the_batch(tiny: TransformersGenera
         ("abST", True, ("abST", False)),
         ("abSTOPcd", False, ("ab", True)),
         ("ab\ufffd\ufffd", False, ("ab", False)),
-        ("ab\ufffd", True, ("ab\ufffd", False)),
+        ("ab\ufffd", True, ("ab", False)),
         ("abSTO\nSTOP", False, ("abSTO\n", True)),
         ("STSTO", False, ("ST", False)),
     ],

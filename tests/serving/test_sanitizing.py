@@ -127,6 +127,13 @@ def test_an_answer_without_links_equals_that_of_the_bulk_job() -> None:
     assert text.whole() == parse_citations(raw.strip(), PASSAGES)[0]
 
 
+def test_an_unfinished_mark_of_a_cut_answer_is_not_shown() -> None:
+    text = AnswerText(PASSAGES)
+    pieces = [text.add(piece) for piece in ["It was", " 1969 [1]", ". And [", "2"]]
+    assert "".join([*pieces, text.end(cut=True)]) == text.whole(cut=True) == "It was 1969. And"
+    assert text.whole() == "It was 1969. And [2"
+
+
 def test_words_are_shown_while_they_arrive() -> None:
     text = AnswerText(PASSAGES)
     shown = [text.add(piece) for piece in ["The", " Moon", " orbits", " the", " Earth", "."]]

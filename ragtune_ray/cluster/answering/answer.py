@@ -144,12 +144,13 @@ def _publish(
 ) -> None:
     staging = artifacts.stage(run.url)
     answer_schema = schema.arrow_schema(schema.Answer)
-    num_answers = 0
+    num_answers = num_cut = 0
     statuses: Counter[str] = Counter()
     with pq.ParquetWriter(staging / "answers.parquet", answer_schema, write_page_checksum=True) as writer:
-        for table in runs.merged(directory, summaries, "parquet"):
-            schema.check(table.schema, schema.Answer)
-            writer.write_table(table.cast(answer_schema))
+        for part in runs.merged(directory, summaries, "parquet"):
+            table = schema.conformed(part, schema.Answer)
+            writer.write_table(table)
+            num_cut += table["cut"].to_pylist().count(True)
             num_answers += table.num_rows
             statuses.update(table["status"].to_pylist())
     if num_answers != staged.num_queries:
@@ -159,6 +160,7 @@ def _publish(
         **runs.index_facts(run.settings, version, staged),
         "num_answers": num_answers,
         "statuses": dict(sorted(statuses.items())),
+        "num_cut": num_cut,
         "queries_per_second": runs.rate(staged, summaries),
         "busy_seconds": {
             "retrieval": round(sum(summary["retrieval_seconds"] for summary in summaries), 3),
@@ -170,3 +172,5 @@ def _publish(
     run.publish(staging, facts)
     failed = f", {statuses['failed']:,} failed" if statuses["failed"] else ""
     progress.say(f"answer: {num_answers:,} answers{failed}")
+    if notice := runs.cut_notice(facts, run.settings.generator.max_new_tokens):
+        progress.say(f"answer: {notice}")

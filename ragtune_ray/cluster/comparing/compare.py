@@ -243,7 +243,9 @@ def _comparison(
     return Comparison(
         format=comparison.FORMAT,
         title=settings.queries.path,
-        verdict=dataclasses.replace(verdict, warnings=(*verdict.warnings, *measure.cost_warnings(measured))),
+        verdict=dataclasses.replace(
+            verdict, warnings=(*verdict.warnings, *measure.cost_warnings(measured), *measure.cut_warnings(measured))
+        ),
         metric=settings.compare.metric,
         margin=settings.compare.margin,
         confidence=settings.evaluate.confidence,
@@ -282,6 +284,7 @@ def _arm(
         model_fingerprint=measured.manifest["model"],
         index_version=measured.manifest["index_version"],
         statuses={"ok": 0, "failed": 0, **measured.manifest["statuses"]},
+        cut=measured.manifest.get("num_cut", 0),
         quality={name: each for name, each in summary.items() if name not in elsewhere},
         explainability={"cited_share": measured.cited}
         | {name: summary[name] for name in sorted(explained & summary.keys())},

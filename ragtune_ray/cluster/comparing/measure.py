@@ -122,6 +122,14 @@ def measure(
     )
 
 
+def cut_warnings(measured: Mapping[config.Arm, Measured]) -> list[str]:
+    """For each arm whose answers were cut, how many; a cut answer can score less than a whole one."""
+    notices = {
+        arm: runs.cut_notice(each.manifest, each.settings.generator.max_new_tokens) for arm, each in measured.items()
+    }
+    return [f"{arm}: {notice}." for arm, notice in notices.items() if notice]
+
+
 def cost_warnings(measured: Mapping[config.Arm, Measured]) -> list[str]:
     """Sentences about arms whose cost lacks the work of a server, or tokens that it did not report."""
     at_server = {arm: each for arm, each in measured.items() if each.settings.generator.engine == "openai"}

@@ -74,7 +74,7 @@ def groups(comparison: Comparison) -> list[Group]:
         Group("Cost", _cost_rows(arms), _cost_note(arms)),
         Group("Freshness", _freshness_rows(arms), "after a document has changed"),
         Group("Forgetting", _forgetting_rows(arms), "questions from outside the corpus, before and after tuning"),
-        Group("Answers", _count_rows([arm.statuses for arm in arms])),
+        Group("Answers", (*_count_rows([arm.statuses for arm in arms]), *_cut_rows(arms))),
     ]
     return [group for group in found if group.rows]
 
@@ -262,6 +262,13 @@ def _count_rows(counts: Sequence[Mapping[str, int]]) -> tuple[Row, ...]:
         Row(name, tuple(Cell(f"{count.get(name, 0):,}") for count in counts))
         for name in _keys(counts, ("ok", "failed"))
     )
+
+
+def _cut_rows(arms: Sequence[ArmResult]) -> tuple[Row, ...]:
+    if not any(arm.cut for arm in arms):
+        return ()
+    note = "ended at generator.max_new_tokens; raise it for longer answers"
+    return (Row("cut", tuple(Cell(f"{arm.cut:,}") for arm in arms), note),)
 
 
 def _keys(mappings: Iterable[Mapping[str, object]], order: Iterable[str]) -> list[str]:

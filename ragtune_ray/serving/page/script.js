@@ -139,6 +139,7 @@ async function ask(question, signal) {
     }
     const content = chunk.choices[0]?.delta.content;
     if (content) byId("answer").append(content);
+    if (chunk.choices[0]?.finish_reason === "length") byId("cut").hidden = false;
     if (chunk.timings) {
       showFacts(chunk);
       showSources(sources, chunk.citations);
@@ -154,6 +155,7 @@ async function submit(event) {
   pending = new AbortController();
   showError("");
   byId("answer").replaceChildren();
+  byId("cut").hidden = true;
   byId("facts").replaceChildren();
   byId("sources").replaceChildren();
   byId("send").disabled = true;

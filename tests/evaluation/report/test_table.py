@@ -92,3 +92,12 @@ def test_numbers_are_short_at_any_magnitude() -> None:
     ]  # fmt: skip
     assert table.interval_text(Interval(value=0, low=-0.05, high=0.05, n=1), signed=True) == "[−0.05, +0.05]"
     assert [table.probability(p) for p in (None, 0, 0.0009, 0.001, 1)] == ["-", "<0.001", "<0.001", "0.001", "1.000"]
+
+
+def test_cut_answers_are_counted_with_the_setting_to_raise() -> None:
+    content = comparison()
+    assert ("Answers", "cut") not in rows(comparisons.read(content))
+    content["arms"]["rag"]["cut"] = 7
+    row = rows(comparisons.read(content))["Answers", "cut"]
+    assert texts(row) == ["0", "7", "0", "0"]
+    assert "generator.max_new_tokens" in row.note
