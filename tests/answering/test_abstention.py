@@ -67,6 +67,41 @@ ABSTENTIONS = [
     "抱歉，没有答案。",
     "文中没有提到。",
     "文章未提及具体年份。",
+    "I do not have enough information to answer.",
+    "I don't have any information about the crew.",
+    "There is no information about the crew.",
+    "There is not enough information to answer the question.",
+    "I'm sorry, I cannot find that.",
+    "I could not find any information about the launch.",
+    "I'm not sure.",
+    "N/A",
+    "N/A.",
+    "Not mentioned.",
+    "No information available.",
+    "Ich weiß es nicht.",
+    "Das weiß ich leider nicht.",
+    "Ich weiß nicht, wer gewonnen hat.",
+    "Leider, ich kann diese Frage nicht beantworten.",
+    "Es gibt keine Informationen über die Besatzung.",
+    "Ich habe nicht genügend Informationen.",
+    "Der Text enthält keine Angaben dazu.",
+    "Tut mir leid, ich kann das nicht finden.",
+    "Je ne sais pas.",
+    "Désolé, je ne sais pas qui a gagné.",
+    "Je n'ai pas assez d’informations pour répondre.",
+    "Il n'y a aucune information sur l'équipage.",
+    "Les passages ne mentionnent pas la date.",
+    "No lo sé.",
+    "Lo siento, no sé quién ganó.",
+    "No hay información sobre la tripulación.",
+    "No tengo suficiente información.",
+    "El texto no menciona la fecha.",
+    "我没有足够的信息来回答这个问题。",
+    "信息不足。",
+    "没有关于船员的信息。",
+    "我不清楚。",
+    "無法回答這個問題。",
+    "抱歉，找不到相关信息。",
 ]
 
 ANSWERS = [
@@ -101,6 +136,23 @@ ANSWERS = [
     "没有答案的问题是一首歌",
     "文中提到了一九六九年",
     "文章没有写完就发表了",
+    "Na",
+    "no evidence",
+    "no information technology before 1950",
+    "There is no information, it was 1969",
+    "I have enough information to answer: 1969",
+    "not available light but flash",
+    "Ich weiß nicht, vielleicht 1969",
+    "Keine Atomkraft",
+    "Der Text erschien nicht in Berlin",
+    "Je ne sais pas, peut-être 1969",
+    "Le texte ne fut publié qu'en 1969",
+    "No lo sé, quizás en 1969",
+    "No hay mal que por bien no venga",
+    "不清楚的照片",
+    "没有足够的燃料",
+    "It was launched in 1969, although there is no information about the crew.",
+    "The rocket flew in 1969. There is no information about the crew.",
 ]
 
 
@@ -135,13 +187,11 @@ def test_sentences_after_the_first_are_ignored(text: str) -> None:
     assert not is_abstention(f"Apollo 11 did. So {text}")
 
 
-@pytest.mark.parametrize(
-    "text", ["Je ne sais pas.", "je  ne\nSAIS pas", '"Je ne sais pas" [1].', "**Je ne sais pas!**"]
-)
+@pytest.mark.parametrize("text", ["Non lo so.", "non  lo\nSO", '"Non lo so" [1].', "**Non lo so!**"])
 def test_taught_words_alone_are_an_abstention(text: str) -> None:
-    assert is_abstention(text, "Je ne sais pas.")
+    assert is_abstention(text, "Non lo so.")
     assert not is_abstention(text)
-    assert not is_abstention(f"{text} 1969", "Je ne sais pas.")
+    assert not is_abstention(f"{text} 1969", "Non lo so.")
 
 
 def test_taught_words_do_not_change_the_rule() -> None:

@@ -245,12 +245,12 @@ def test_a_taught_abstention_counts_in_every_way_of_answering(task_of: Callable[
             text, chance = ("1969", 0.1) if knows and len(prompt.passages) == 1 else (made.text, 0.9)
             return dataclasses.replace(made, text=text, log_probability=math.log(chance))
 
-    generator = Reader({"When?": "je ne sais pas [1]"})
+    generator = Reader({"When?": "non lo so [1]"})
     task = task_of("When?", shown=(3, 1))
-    settings = SETTINGS.using("training.abstention=Je ne sais pas.")
+    settings = SETTINGS.using("training.abstention=Non lo so.")
     (row,) = answer_tasks([task], generator, settings, "f1")
     *_, streamed = stream_answer(task, generator, settings, "f1")
-    assert (row.answer, row.abstained) == ("je ne sais pas", True)
+    assert (row.answer, row.abstained) == ("non lo so", True)
     assert isinstance(streamed, schema.Answer)
     assert streamed.abstained
     unanswerable = dataclasses.replace(task.query, answers=())
@@ -264,7 +264,7 @@ def test_a_taught_abstention_counts_in_every_way_of_answering(task_of: Callable[
 
 def test_a_taught_abstention_contained_in_a_passage_cites_nothing(task_of: Callable[..., Task]) -> None:
     generator = Scripted({"Who landed?": "Apollo 11"})
-    for taught, cited in (("Apollo 11.", 0), ("Je ne sais pas.", 1)):
+    for taught, cited in (("Apollo 11.", 0), ("Non lo so.", 1)):
         settings = SETTINGS.using(f"training.abstention={taught}")
         (row,) = answer_tasks([task_of("Who landed?")], generator, settings, "f1")
         assert len(row.citations) == cited
