@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from ragtune_ray import config, progress
 from ragtune_ray.cluster import session, staged_queries, stages
 from ragtune_ray.index import retention, versions
-from ragtune_ray.models import weights
+from ragtune_ray.models import scripts, weights
 from ragtune_ray.storage import artifacts, checksums, filesystem
 
 if TYPE_CHECKING:
@@ -178,6 +178,12 @@ def inputs_identity(
         "query_model": query_model_fingerprint(settings),
         "reranker": _fingerprint(settings.retrieval.reranker if index_manifest else ""),
     }
+
+
+def retrieval_identity(settings: config.Config, index_manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a run's identity for how hits are ranked."""
+    unknown = scripts.unknown_scripts(index_manifest.get("scripts", {})) if settings.retrieval.fuses_scores else ()
+    return {**settings.retrieval.identity(), **({"unknown_scripts": sorted(unknown)} if unknown else {})}
 
 
 def query_model_fingerprint(settings: config.Config) -> str:

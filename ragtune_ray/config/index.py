@@ -32,9 +32,16 @@ class Index(Section):
     tenant_field: str = ""
     """Metadata field that names a document's tenant. If it is set, every retrieval must set `retrieval.tenant`. Empty: no
     tenants."""
+    lexical_titles: bool = True
+    """BM25 finds passages by the title of their document, too. Decided when an index is first built: an index from an earlier
+    version has no titles in BM25, and keeps it so."""
     language: Literal["en", "none"] = "en"
     """Stop words and stemming of the lexical index; `none` disables both. Text in scripts without spaces, such as Chinese,
     is always indexed by character bigrams."""
+
+    def identity(self) -> dict[str, Any]:
+        """The part of a build's identity for these settings; as before titles could be searched, where they are not."""
+        return self.model_dump(mode="json", exclude=set() if self.lexical_titles else {"lexical_titles"})
 
 
 class Retrieval(Section):
@@ -51,6 +58,8 @@ class Retrieval(Section):
     BM25. `ranks`: reciprocal-rank fusion."""
     lexical_weight: float = Field(0.35, ge=0, le=1)
     """Weight of BM25 in `retrieval.fusion=scores`; the cosine has the rest."""
+    unknown_script_weight: float = Field(0.9, ge=0, le=1)
+    """The weight of BM25 instead, for a query in a script that the encoder does not know, as `ragtune index` measured."""
     fusion_constant: float = Field(5.0, ge=0)
     """The constant k of `retrieval.fusion=ranks`, 1 / (k + rank). Smaller values give more weight to the first ranks."""
     reranker: str = ""
@@ -75,7 +84,7 @@ class Retrieval(Section):
 
     def identity(self) -> dict[str, Any]:
         """The part of a run's identity for these settings; without newer ones that are not set or have no effect."""
-        unused = set() if self.fuses_scores else {"fusion", "lexical_weight"}
+        unused = set() if self.fuses_scores else {"fusion", "lexical_weight", "unknown_script_weight"}
         for name, default in (("rerank_candidates", 0), ("first_stage_weight", None)):
             if not self.reranker or getattr(self, name) == default:
                 unused.add(name)

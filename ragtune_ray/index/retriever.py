@@ -15,6 +15,7 @@ import numpy as np
 
 from ragtune_ray import config, schema
 from ragtune_ray.index import IndexDataError, filters, segments, snapshot, vectors, versions
+from ragtune_ray.models import scripts
 from ragtune_ray.models.encoder import Encoder, load_encoder
 from ragtune_ray.models.reranker import Reranker
 from ragtune_ray.storage import artifacts
@@ -49,9 +50,14 @@ def open_retriever(settings: config.Config, version: str | None = None, device: 
     return Retriever(opened, encoder, settings.retrieval, load_reranker(settings.retrieval, device), visible(settings))
 
 
-def load_ranking(settings: config.Retrieval, device: str = "auto") -> Ranking:
-    """Return the ranking that a config describes, with its reranker loaded."""
-    return Ranking(settings, load_reranker(settings, device))
+def load_ranking(settings: config.Retrieval, manifest: versions.IndexManifest, device: str = "auto") -> Ranking:
+    """Return the ranking that a config describes for an index version, with its reranker loaded."""
+    return Ranking(settings, load_reranker(settings, device), unknown_scripts(manifest))
+
+
+def unknown_scripts(manifest: versions.IndexManifest) -> frozenset[str]:
+    """Return the scripts that the encoder of an index version does not know; empty if that was not measured."""
+    return scripts.unknown_scripts(manifest.get("scripts", {}))
 
 
 def load_reranker(settings: config.Retrieval, device: str = "auto") -> Reranker | None:
@@ -107,7 +113,7 @@ class Retriever:
         self._allowed = opened.allowed(chosen) if chosen else opened.alive
         self.encoder = encoder
         self._settings = settings
-        self._ranking = Ranking(settings, reranker)
+        self._ranking = Ranking(settings, reranker, unknown_scripts(opened.manifest))
 
     @staticmethod
     def open(settings: config.Config, version: str | None = None, device: str = "auto") -> Retriever:
@@ -151,9 +157,12 @@ class Retriever:
 class Ranking:
     """Turns the lists found for queries into one: fuses two, reranks, and keeps the best."""
 
-    def __init__(self, settings: config.Retrieval, reranker: Reranker | None) -> None:
+    def __init__(
+        self, settings: config.Retrieval, reranker: Reranker | None, unknown: frozenset[str] = frozenset()
+    ) -> None:
         self._settings = settings
         self._reranker = reranker
+        self._unknown = unknown  # scripts
 
     def depth(self, top_k: int) -> int:
         """Return the length of the lists from which `top_k` hits are made."""
@@ -173,12 +182,18 @@ class Ranking:
             scores, ordinals, _ = lists[0]
         elif self._settings.fuses_scores:
             dense, lexical = lists
-            scores, ordinals = fuse_scores(dense, lexical, self._settings.lexical_weight, kept)
+            scores, ordinals = fuse_scores(dense, lexical, self._lexical_weights(texts), kept)
         else:
             scores, ordinals = fuse_ranks([each.ordinals for each in lists], self._settings.fusion_constant, kept)
         if self._reranker is not None:
             scores, ordinals = _rerank(self._reranker, self._settings, texts, scores, ordinals, column)
         return scores[:, :top_k], ordinals[:, :top_k]
+
+    def _lexical_weights(self, texts: Sequence[str]) -> np.ndarray:
+        """Return the weight of BM25 for each query, (num_queries, 1)."""
+        chosen = self._settings
+        unknown = [bool(self._unknown) and scripts.script_of(text) in self._unknown for text in texts]
+        return np.where(np.array(unknown, dtype=bool), chosen.unknown_script_weight, chosen.lexical_weight)[:, None]
 
 
 def list_depth(settings: config.Retrieval, top_k: int, *, reranks: bool) -> int:
@@ -289,7 +304,7 @@ def _rerank(
     return np.take_along_axis(scores, order, axis=1), np.take_along_axis(ordinals, order, axis=1)
 
 
-def fuse_scores(dense: Candidates, lexical: Candidates, lexical_weight: float, top_k: int) -> Ranked:
+def fuse_scores(dense: Candidates, lexical: Candidates, lexical_weight: float | np.ndarray, top_k: int) -> Ranked:
     """Fuse a dense and a lexical list of the same queries by (1 - w) * cosine + w * BM25 / best BM25 of the query.
 
     >>> dense = Candidates(np.array([[0.9, 0.5]]), np.array([[7, 3]]), np.array([[0.0, 8.0]]))
@@ -301,7 +316,7 @@ def fuse_scores(dense: Candidates, lexical: Candidates, lexical_weight: float, t
     Args:
         dense: its scores are cosines.
         lexical: its scores are BM25. If it is empty for a query, the query's hits are ordered by their cosines.
-        lexical_weight: w, 0 to 1.
+        lexical_weight: w, 0 to 1; one for all queries, or (num_queries, 1).
         top_k: hits to keep per query.
 
     Returns:
@@ -312,8 +327,8 @@ def fuse_scores(dense: Candidates, lexical: Candidates, lexical_weight: float, t
     cosines = np.concatenate([dense.scores, lexical.others], axis=1).astype(np.float64)
     words = np.concatenate([dense.others, lexical.scores], axis=1) / best
     found = _is_first(ordinals)
-    fused = np.full(ordinals.shape, -np.inf)
-    fused[found] = (1 - lexical_weight) * cosines[found] + lexical_weight * words[found]
+    cosines, words = np.where(found, cosines, 0.0), np.where(found, words, 0.0)
+    fused = (1 - lexical_weight) * cosines + lexical_weight * words
     return vectors.top([fused], [np.where(found, ordinals, -1)], top_k)
 
 

@@ -65,7 +65,14 @@ def document_fingerprint(document: schema.Document) -> bytes:
 
 
 def write_segment(
-    directory: Path, passages: pa.Table, fingerprints: pa.Array, embedded: np.ndarray, trained: Any, language: str
+    directory: Path,
+    passages: pa.Table,
+    fingerprints: pa.Array,
+    embedded: np.ndarray,
+    trained: Any,
+    language: str,
+    *,
+    titles: bool = False,
 ) -> None:
     """Write the files of a segment into a staging directory.
 
@@ -76,6 +83,7 @@ def write_segment(
         embedded: (num_passages, dimension) unit vectors in the same order.
         trained: the empty FAISS structure that the segments of a version share.
         language: of the lexical index.
+        titles: whether the lexical index searches titles, too.
 
     Raises:
         IndexDataError: the numbers of vectors and passages differ, or a vector's length is not 1.
@@ -94,7 +102,10 @@ def write_segment(
         filesystem.save_array(directory / EXACT, np.ascontiguousarray(embedded, dtype=np.float32))
     del structure
     (directory / LEXICAL).mkdir()
-    bm25.build_segment((text.as_py() for text in passages["text"]), language).save(directory / LEXICAL)
+    texts = (text.as_py() for text in passages["text"])
+    if titles:
+        texts = (f"{title.as_py()}\n{text}" for title, text in zip(passages["title"], texts, strict=True))
+    bm25.build_segment(texts, language).save(directory / LEXICAL)
 
 
 def publish_segment(staging: Path, url: str, num_passages: int, trained_id: str) -> None:

@@ -21,7 +21,7 @@ from typing import Any, Literal, NotRequired, TypedDict, cast
 from ragtune_ray import config
 from ragtune_ray.index import faiss_index, segments
 from ragtune_ray.ingest import input_units
-from ragtune_ray.models import weights
+from ragtune_ray.models import scripts, weights
 from ragtune_ray.storage import artifacts, checksums, failpoints, filesystem
 
 INDEX_FORMAT = 2
@@ -65,6 +65,7 @@ class VersionFacts(TypedDict, total=False):
     corpus_id: str
     build_id: str
     language: str
+    lexical_titles: bool  # missing from older versions, whose BM25 does not search titles
     index_kind: faiss_index.ConcreteKind
     trained_id: str
     search: dict[str, int]  # the fields of a SearchEffort
@@ -72,6 +73,7 @@ class VersionFacts(TypedDict, total=False):
     bytes_per_vector: dict[str, float]  # searched, stored
     encoder: EncoderFacts
     encoding: dict[str, float]  # workers, busy_seconds
+    scripts: dict[str, scripts.ScriptFacts]  # what the encoder knows; missing from older versions
     num_documents: int
     num_rejects: dict[str, int]  # by kind
     seconds: dict[str, float]  # by stage, and total

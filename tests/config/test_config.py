@@ -202,3 +202,17 @@ def test_newer_settings_of_reranking_leave_the_identity_of_old_runs() -> None:
     assert changed.identity() == config.Retrieval().identity(), "they have no effect without a reranker"
     found = changed.model_copy(update={"reranker": "some/model"}).identity()
     assert (found["rerank_candidates"], found["first_stage_weight"]) == (10, 0.0)
+
+
+def test_the_identity_of_retrieval_names_score_fusion_only_where_it_is_used() -> None:
+    before = {"mode", "top_k", "candidates", "fusion_constant", "reranker", "filter", "tenant"}
+    for override in ("retrieval.fusion=ranks", "retrieval.mode=dense", "retrieval.mode=lexical"):
+        assert set(config.Config().using(override).retrieval.identity()) == before, override
+    added = set(config.Config().retrieval.identity()) - before
+    assert added == {"fusion", "lexical_weight", "unknown_script_weight"}
+
+
+def test_the_identity_of_an_index_without_titles_is_that_of_earlier_versions() -> None:
+    without = config.Config().using("index.lexical_titles=false").index.identity()
+    assert "lexical_titles" not in without
+    assert config.Config().index.identity() == {**without, "lexical_titles": True}

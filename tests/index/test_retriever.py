@@ -12,6 +12,7 @@ from ragtune_ray import config, schema
 from ragtune_ray.index import snapshot
 from ragtune_ray.index.retriever import (
     Candidates,
+    Ranking,
     Retriever,
     fuse_ranks,
     fuse_scores,
@@ -156,6 +157,22 @@ def test_hybrid_scores_every_candidate_by_both_searches(
         expected_scores, expected = reference_score_fusion(dense, lexical, chosen, weight, 2)
         assert ordinals[row].tolist() == expected
         np.testing.assert_allclose(scores[row], expected_scores, rtol=1e-5, atol=1e-6)
+
+
+def test_a_query_in_a_script_that_the_encoder_does_not_know_leans_on_bm25() -> None:
+    settings = config.Retrieval(lexical_weight=0.25, unknown_script_weight=0.75)
+    dense = Candidates(np.array([[0.8, 0.4]] * 2), np.array([[3, 5]] * 2), np.array([[0.0, 6.0]] * 2))
+    lexical = Candidates(np.array([[6.0, -np.inf]] * 2), np.array([[5, -1]] * 2), np.array([[0.4, -np.inf]] * 2))
+    for unknown, expected in (
+        (frozenset({"CJK"}), [[5, 3], [3, 5]]),
+        (frozenset(), [[3, 5], [3, 5]]),
+    ):
+        ranking = Ranking(settings, None, unknown)
+        scores, ordinals = ranking.rank(["谁来了?", "Who came?"], [dense, lexical], 2, lambda *_: [])
+        assert ordinals.tolist() == expected
+        # .75 * .8 and .75 * .4 + .25 for the weight .25; .25 * .4 + .75 and .25 * .8 for .75
+        np.testing.assert_allclose(scores[0], [0.85, 0.2] if unknown else [0.6, 0.55], rtol=1e-6)
+        np.testing.assert_allclose(scores[1], [0.6, 0.55], rtol=1e-6)
 
 
 def test_merged_candidates_are_those_of_one_search() -> None:

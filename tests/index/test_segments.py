@@ -1,5 +1,6 @@
 """Segments: their files, documents, filters and checks."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ragtune_ray import schema
-from ragtune_ray.index import faiss_index, filters, segments, versions
+from ragtune_ray.index import bm25, faiss_index, filters, segments, versions
 from ragtune_ray.models.encoder import HashingEncoder
 from ragtune_ray.storage import artifacts
 
@@ -140,3 +141,18 @@ def test_a_sound_segment_with_another_checksum_is_refused(
     (entry,) = only_entries(tmp_path)
     with pytest.raises(artifacts.ArtifactError, match="is not the segment that the version names"):
         segments.open_segment(str(tmp_path), entry.segment_id, "0" * 64)
+
+
+@pytest.mark.parametrize("titles", [False, True])
+def test_titles_are_searched_where_they_are_asked_for(
+    tmp_path: Path, passages: list[schema.Passage], titles: bool
+) -> None:
+    table = schema.to_table([dataclasses.replace(each, title="Zeppelins") for each in passages], schema.Passage)
+    trained = faiss_index.train("flat", 64, len(passages), np.empty((0, 64)), 0)
+    vectors = ENCODER.encode_passages([passage.text for passage in passages])
+    segments.write_segment(tmp_path, table, marks(len(passages)), vectors, trained, "en", titles=titles)
+    postings = bm25.Postings.load(tmp_path / segments.LEXICAL, mmap=False)
+    plain = bm25.build_segment([passage.text for passage in passages], "en")
+    found = bm25.LexicalIndex([postings], "en").search(["zeppelin"], len(passages))[1]
+    assert (found >= 0).all() == titles
+    assert (postings.lengths - plain.lengths).tolist() == [int(titles)] * len(passages)

@@ -68,7 +68,7 @@ def _identity(
         "arm": given.arm,
         "closed_book": given.closed_book,
         **(given.model_dump(include={"reading", "rank_weight"}) if given.reading == "apart" else {}),
-        "retrieval": settings.retrieval.identity() if given.shows_passages else None,
+        "retrieval": runs.retrieval_identity(settings, index_manifest) if given.shows_passages else None,
         "gold_passage": given.gold_passage,
         "prompt": settings.prompt.model_dump(mode="json"),
         "generator": settings.generator.model_dump(

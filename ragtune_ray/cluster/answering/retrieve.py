@@ -49,7 +49,7 @@ def retrieve(settings: config.Config) -> Hits:
         fields = {"depth", "cutoffs", "resamples", "confidence"}
         identity = {
             **runs.inputs_identity(settings, staged, index_manifest),
-            "retrieval": settings.retrieval.identity(),
+            "retrieval": runs.retrieval_identity(settings, index_manifest),
             "evaluate": settings.evaluate.model_dump(mode="json", include=fields),
             "seed": settings.seed,
         }

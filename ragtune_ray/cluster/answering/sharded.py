@@ -292,7 +292,8 @@ class MergeUnit(stages.UnitWorker):
     def __init__(self, job: Job) -> None:
         session.use_one_thread()
         self._job = job
-        self._ranking = retriever.load_ranking(job.settings.retrieval)
+        manifest = versions.read_version(job.settings.workspace, job.version).manifest
+        self._ranking = retriever.load_ranking(job.settings.retrieval, manifest)
 
     def _run(self, unit: dict[str, Any]) -> str:
         started = time.time()

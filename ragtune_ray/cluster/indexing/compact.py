@@ -86,6 +86,7 @@ def _job(
         latest.manifest["index_kind"],
         latest.manifest["encoder"]["dimension"],
         latest.manifest["language"],
+        latest.manifest.get("lexical_titles", False),
         latest.manifest.get("trained_id", ""),
         in_process,
     )

@@ -16,10 +16,15 @@ import pyarrow as pa
 from ragtune_ray import config, schema
 from ragtune_ray.cluster import session, stages
 from ragtune_ray.cluster.indexing import reading
+from ragtune_ray.models import scripts
 from ragtune_ray.storage import checksums, filesystem
 
 if TYPE_CHECKING:
     import ray.data
+
+
+PROBED_UNITS = 4
+"""Units, evenly spread over the input, in which an actor measures what scripts the encoder knows."""
 
 
 def embed_stage(
@@ -33,6 +38,8 @@ def embed_stage(
         for group, rows in enumerate(part["row_groups"]):
             unit = {"unit": len(units), "part": part["unit"], "row_group": group, "rows": rows, "dropped": dropped}
             units.append(unit)
+    for number in np.linspace(0, len(units) - 1, min(PROBED_UNITS, len(units))).astype(int):
+        units[number]["probed"] = True
     count = 1 if in_process else num_workers(settings, len(units))
 
     def transform(dataset: ray.data.Dataset) -> ray.data.Dataset:
@@ -83,6 +90,7 @@ class EmbedUnit(stages.UnitWorker):
         finite = np.isfinite(vectors).all(axis=1)
         failed = passages.filter(pa.array(kept & ~finite))["passage_id"].to_pylist()
         rows = np.flatnonzero(kept & finite)
+        texts = passages["text"].take(pa.array(rows)).to_pylist() if unit.get("probed") else []
         with tempfile.TemporaryDirectory(prefix="ragtune-embed-") as temporary:
             saved = Path(temporary) / "vectors.npz"
             np.savez(saved, rows=rows, vectors=vectors[rows])
@@ -99,6 +107,7 @@ class EmbedUnit(stages.UnitWorker):
                 ],
                 encoder=self._encoder.fingerprint,
                 dimension=self._encoder.dimension,
+                scripts=scripts.probe(self._encoder, texts, vectors[rows]) if texts else {},
                 seconds=round(time.monotonic() - started, 4),
             )
 

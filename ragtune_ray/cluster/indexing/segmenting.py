@@ -47,6 +47,8 @@ class Job:
     """Kind of the whole index."""
     dimension: int
     language: str
+    lexical_titles: bool
+    """BM25 searches titles, too."""
     trained_id: str
     """The trained structure to build from; "" if none is trained yet or the kind needs none."""
     in_process: bool
@@ -238,7 +240,9 @@ def _build_unit(unit: dict[str, Any], job: Job) -> str:
         columns = passages.select(schema.arrow_schema(schema.Passage).names)
         fingerprints = passages["fingerprint"].combine_chunks()
         with filesystem.discarding(staging):
-            segments.write_segment(staging, columns, fingerprints, embedded, trained, job.language)
+            segments.write_segment(
+                staging, columns, fingerprints, embedded, trained, job.language, titles=job.lexical_titles
+            )
         trained_id = job.trained_id if faiss_index.kind_of(trained) == job.kind else ""
         segments.publish_segment(staging, url, passages.num_rows, trained_id)
     files: dict[str, Path] = {}

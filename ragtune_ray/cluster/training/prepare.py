@@ -116,7 +116,7 @@ def _identity(
         "format": FORMAT,
         "queries": {split: part.fingerprint for split, part in staged.items()},
         "index": index_manifest.get("content_id"),
-        "retrieval": searched_with(settings).retrieval.identity() if index_manifest else None,
+        "retrieval": runs.retrieval_identity(searched_with(settings), index_manifest) if index_manifest else None,
         "encoder": settings.encoder.model_dump(mode="json", exclude={"model", "query_model"})
         if index_manifest
         else None,

@@ -151,7 +151,9 @@ def _identity(settings: config.Config) -> dict[str, Any]:
             "retrieval": settings.retrieval.identity(),
         },
         "reading": settings.answer.model_dump(mode="json", include={"reading", "rank_weight"}),
-        "indexing": settings.model_dump(mode="json", include={"chunking", "index"}) if rule.reindex else None,
+        "indexing": {"chunking": settings.chunking.model_dump(mode="json"), "index": settings.index.identity()}
+        if rule.reindex
+        else None,
     }
 
 
