@@ -139,7 +139,8 @@ _OPENING = re.compile(
     re.IGNORECASE,
 )
 _CONTRAST = re.compile(
-    r"\b(?:but|however|although|though|except|nevertheless|aber|jedoch|allerdings|mais|cependant|toutefois|pero|sin embargo|aunque)\b|但|不过|可是|然而"
+    r"\b(?:but|however|although|though|except|nevertheless|aber|jedoch|allerdings|mais|cependant|toutefois|pero|sin embargo|"
+    r"aunque)\b|但|不过|可是|然而"
 )
 # Not `citations.MARK` and `citations.SENTENCE_END`, which would change which answers are abstentions: here 【1】 is not a mark
 # but "[1, ]" is; a sentence does not end before a lower-case letter, and every line break ends one.
@@ -156,8 +157,8 @@ def is_abstention(text: str, taught: str = "") -> bool:
     """Whether a text says that the answer is unknown, by the rule in the module's docstring.
 
     Args:
-        text: a generated answer in English, German, French, Spanish or Chinese, with or without citation marks. The patterns see only its first
-            1,000 characters.
+        text: a generated answer in English, German, French, Spanish or Chinese, with or without citation marks. The patterns
+            see only its first 1,000 characters.
         taught: what the generator was trained to say instead of an answer, in any language; may be empty.
 
     >>> is_abstention("I don't know."), is_abstention("The passages do not say who won."), is_abstention("无法回答。")

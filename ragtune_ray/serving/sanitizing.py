@@ -19,34 +19,58 @@ _LABEL = r"\[((?:[^\[\]]|\[[^\[\]]{0,200}\]){0,300})\]"
 _INLINE = re.compile(
     rf"!?{_LABEL}\(\s*(?:<[^<>\n]{{0,500}}>|(?:[^()\s]|\([^()]{{0,200}}\)){{0,500}})[^()\n]{{0,200}}\)"
 )
-_DEFINITION = re.compile(r"(?m)^[ \t]{0,3}\[[^\[\]\n]{1,200}\]:[ \t]*\S+.*$")
-_TAG = re.compile(r"</?[A-Za-z][^<>]{0,500}>|<!--.{0,500}?-->", re.DOTALL)
+_DEFINITION = re.compile(r"(?m)^[ \t]{0,3}\[[^\[\]\n]{1,200}\]:[ \t]*[^\s/:.\\&#%?<]*[/:.\\&#%?<]\S*.*$")
+# Elements of HTML, current and obsolete. `command` is a common placeholder, and no browser knows it.
+_ELEMENTS = (
+    "a abbr acronym address applet area article aside audio b base basefont bdi bdo bgsound big blink blockquote body br button "
+    "canvas caption center cite code col colgroup data datalist dd del details dfn dialog dir div dl dt em embed fieldset "
+    "figcaption figure font footer form frame frameset h1 h2 h3 h4 h5 h6 head header hgroup hr html i iframe image img input ins "
+    "isindex kbd keygen label layer legend li link listing main map mark marquee math menu menuitem meta meter nav nobr noembed "
+    "noframes noscript object ol optgroup option output p param picture plaintext portal pre progress q rp rt ruby s samp "
+    "script search section select slot small source span strike strong style sub summary sup svg table tbody td template "
+    "textarea tfoot th thead time title tr track tt u ul var video wbr xml xmp"
+)
+_ELEMENT = rf"(?:{'|'.join(_ELEMENTS.split())})(?=[\s/>])"
+_TAG = re.compile(rf"</?{_ELEMENT}[^<>]{{0,500}}>|<!--.{{0,500}}?-->", re.DOTALL | re.IGNORECASE)
+# list[i](x): what can name no other page stays, as a browser is led nowhere.
+_INDEXED = r"(?<=[\w)])\[[\w ,+*-]{0,80}\]\([\w ,+*-]{0,80}\)"
 _URL = re.compile(
     r"(?i)(?:[a-z][a-z0-9+.-]{1,20}://|\b(?:javascript|data|vbscript|mailto|file|tel):(?=\S)|\bwww\.)[^\s<>\[\]\"'`]*"
 )
 # Breaks what the patterns above miss: a reference definition may be in a list or a quotation, or run over several lines.
-_LINK_REMNANT = re.compile(r"\](?=[(:])|<(?=[A-Za-z/!?])|!(?=\[)")
+# So may a tag without an end. Map<String, Integer> and <command> stay: no browser knows such an element.
+_CODE = re.compile(_INDEXED)
+_LINK_REMNANT = re.compile(
+    rf"(?P<code>{_INDEXED})|\](?=[(:])|<(?=[!?]|/?(?:{'|'.join(_ELEMENTS.split())})(?![\w,<-])|/?[A-Za-z][^<>]*[=:@/])|!(?=\[)",
+    re.IGNORECASE,
+)
 
 
 def without_links(text: str, link_hosts: Sequence[str] = ()) -> str:
-    """Remove all links, images and HTML tags from a text.
+    """Remove all links, images and HTML tags from a text; what only looks like them stays.
 
     >>> without_links("See ![x](https://evil.example/?q=1) and [the Moon](http://a.example).")
     'See x and the Moon.'
     >>> without_links("See https://nasa.gov/moon.", ["nasa.gov"])
     'See https://nasa.gov/moon.'
+    >>> without_links("Map<String, Integer>, Run <command> now, list[i](x)")
+    'Map<String, Integer>, Run <command> now, list[i](x)'
 
     Bare http:// and https:// URLs on one of `link_hosts` stay.
     """
     before = None
     while before != text:  # a removal may leave another link behind
         before = text
-        text = _INLINE.sub(lambda found: found[1], text)
+        text = _INLINE.sub(lambda found: found[0] if _names_no_page(found) else found[1], text)
         text = _DEFINITION.sub("", text)
         # URLs before tags: a tag may be all that separates a word from a URL.
         text = _URL.sub(lambda found: _checked_url(found[0], link_hosts), text)
         text = _TAG.sub("", text)
-    return _LINK_REMNANT.sub(lambda found: f"{found[0]} ", text)
+    return _LINK_REMNANT.sub(lambda found: found[0] if found["code"] else f"{found[0]} ", text)
+
+
+def _names_no_page(found: re.Match[str]) -> bool:
+    return _CODE.match(found.string, found.start()) is not None
 
 
 def _checked_url(found: str, link_hosts: Sequence[str]) -> str:
