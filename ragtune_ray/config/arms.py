@@ -10,12 +10,12 @@ from pydantic import AfterValidator
 Mode = Literal["staged", "joint", "iterative", "domain"]
 ARMS = ("base", "rag", "ft", "rag+ft", *get_args(Mode))
 """The arms that use the config's own generator, in the order in which they are shown."""
-HOSTED_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}"
-"""Regular expression of the names in `compare.hosted`; they become names of directories."""
+NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}"
+"""Regular expression of the names in `compare.hosted` and `compare.variants`; they become names of directories."""
 
 
 def _known(arm: str) -> str:
-    if arm not in ARMS and not re.fullmatch(f"(base|rag)@{HOSTED_NAME}", arm):
+    if arm not in ARMS and not re.fullmatch(f"(base|rag)@{NAME}", arm):
         raise ValueError(f"must be {', '.join(ARMS)}, or base@NAME or rag@NAME for a NAME in compare.hosted")
     return arm
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from ragtune_ray.config.arms import HOSTED_NAME, Arm, hosted_name
+from ragtune_ray.config.arms import NAME, Arm, hosted_name
 from ragtune_ray.config.generation import Generator
 from ragtune_ray.config.section import Section
 
@@ -37,6 +37,11 @@ class Evaluate(Section):
         return self.model_dump(mode="json", exclude=(exclude or set()) | old)
 
 
+Name = Annotated[str, Field(pattern=f"^{NAME}$")]
+AS_CONFIGURED = "config"
+"""Name of the config itself among `compare.variants`."""
+
+
 class Hosted(Section):
     """A generator for the arms `base@NAME` and `rag@NAME`; what is not set here is as in `generator`."""
 
@@ -62,12 +67,16 @@ class Compare(Section):
     Arms answer the questions of `queries`: those of the test split, if an arm is tuned and `queries.split` is `all`.
     """
 
-    hosted: dict[Annotated[str, Field(pattern=f"^{HOSTED_NAME}$")], Hosted] = Field(default_factory=dict)
+    hosted: dict[Name, Hosted] = Field(default_factory=dict)
     """Other generators, which answer in the arms `base@NAME` and `rag@NAME`: NAME to `model` and, where needed, `engine`
     (default `openai`), `base_url`, `api_key_env`, `max_new_tokens`, `million_prompt_tokens`, `million_completion_tokens`."""
     arms: tuple[Arm, ...] = Field(("base", "rag", "ft", "rag+ft"), min_length=1)
     """Arms to compare; a mode of `ragtune tune` is an arm, too. A tuned arm that has no model yet is trained first. A model
     of `compare.hosted` that no arm names takes part in both of its arms."""
+    variants: dict[Name, dict[str, Any]] = Field(default_factory=dict)
+    """Other settings of retrieval, tried in the arm `rag` on validation questions before the arms are compared; the best,
+    or the config itself, is then used by all arms. NAME to settings of `chunking`, `encoder`, `index`, `retrieval` or
+    `prompt`, such as `{long: {retrieval.top_k: 10, chunking.size_tokens: 400}}`."""
     metric: Literal["EM", "token_F1", "contains_answer"] = "token_F1"
     """Quality metric."""
     margin: float = Field(0.02, ge=0, lt=1)
@@ -113,6 +122,8 @@ class Compare(Section):
                 "compare.changed_queries_path and the changes (compare.changes_path or compare.deleted) need each other; "
                 "set both or neither"
             )
+        if AS_CONFIGURED in self.variants:
+            raise ValueError(f"compare.variants: {AS_CONFIGURED} is the name of the config itself; use another name")
         if len(set(self.arms)) < len(self.arms):
             raise ValueError(f"compare.arms: {', '.join(self.arms)}: each arm may be named only once")
         return self

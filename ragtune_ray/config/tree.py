@@ -27,6 +27,9 @@ from ragtune_ray.config.serving import Serve
 from ragtune_ray.config.training import Training
 from ragtune_ray.config.tuning import Tune
 
+VARIED = ("chunking", "encoder", "index", "retrieval", "prompt")
+"""Sections whose settings may differ in `compare.variants`."""
+
 
 class ConfigError(RagtuneError, ValueError):
     """A setting is wrong; the message names the field, the value and the rule."""
@@ -80,6 +83,22 @@ class Config(Section):
             if name and name not in self.compare.hosted:
                 known = ", ".join(self.compare.hosted) or "none"
                 raise ValueError(f"{field}: {arm}: compare.hosted has no {name} (it has: {known}); add it there")
+        return self
+
+    @model_validator(mode="after")
+    def _variants_are_settings_of_retrieval(self) -> Self:
+        for name, values in self.compare.variants.items():
+            tree = self.model_dump(mode="json")
+            tree["compare"]["variants"] = {}
+            for field, value in values.items():
+                section, _, setting = field.partition(".")
+                if section not in VARIED or setting in ("", "system_without_passages"):
+                    raise ValueError(
+                        f"compare.variants.{name}: {field}: must be section.field, of a setting that changes what is retrieved "
+                        f"or how it is shown (sections: {', '.join(VARIED)})"
+                    )
+                _set(tree, field, value)
+            _validated(tree, source=f"compare.variants.{name}")
         return self
 
     @model_validator(mode="after")

@@ -196,6 +196,48 @@ class Example(_Part):
     answers: dict[str, ExampleAnswer] = {}
 
 
+class Variant(_Part):
+    """One variant of retrieval, or the config itself."""
+
+    settings: dict[str, Any] = {}
+    """What differs from the config."""
+    score: Interval
+    """On the validation questions that it answered, in the arm `rag`."""
+    workspace: str = ""
+    """Of its own index; empty: that of the config."""
+
+
+class VariantRound(_Part):
+    """One round of the search."""
+
+    questions: int
+    """Validation questions that each of its variants has answered so far."""
+    scores: dict[str, float]
+    kept: tuple[str, ...]
+    """The variants that went on, best first."""
+
+
+class VariantSearch(_Part):
+    """The search among `compare.variants` on the validation questions."""
+
+    winner: str
+    """The variant that all arms used; `config`: none."""
+    questions: int
+    """Validation questions that there are."""
+    looks: int
+    """How many scores were compared, over all rounds. The more, the more optimistic the winner's own score."""
+    variants: dict[str, Variant]
+    rounds: tuple[VariantRound, ...]
+
+    def names(self) -> list[str]:
+        """The variants from the best to those that were dropped first."""
+        last = {name: place for place, each in enumerate(self.rounds) for name in each.scores}
+        return sorted(
+            self.variants,
+            key=lambda name: (name != self.winner, -last.get(name, -1), -self.variants[name].score.value, name),
+        )
+
+
 class Comparison(_Part):
     """The content of `comparison.json`."""
 
@@ -212,6 +254,7 @@ class Comparison(_Part):
     ceilings: dict[str, Ceilings] = {}
     differences: tuple[Difference, ...] = ()
     retrieval: Metrics | None = None
+    variants: VariantSearch | None = None
     break_even: tuple[BreakEven, ...] = ()
     examples: tuple[Example, ...] = ()
     config: dict[str, Any] = {}

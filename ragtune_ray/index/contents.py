@@ -147,6 +147,11 @@ def difference(workspace: str, old: versions.Version, new: versions.Version) -> 
     }
 
 
+def fingerprints(workspace: str, version: versions.Version) -> dict[str, bytes]:
+    """Return the digest of the content of each document, by id."""
+    return _fingerprints(workspace, version.entries)
+
+
 def _fingerprints(workspace: str, entries: Iterable[versions.Entry]) -> dict[str, bytes]:
     contents: dict[str, bytes] = {}
     for entry in entries:

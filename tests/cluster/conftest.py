@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -92,16 +92,18 @@ def nan_encoder(encoder_directory: Path, tmp_path_factory: pytest.TempPathFactor
 
 
 class StubServer:
-    """An OpenAI-compatible server on this machine whose every answer is "forty-two [1]", or an error."""
+    """An OpenAI-compatible server on this machine whose every answer is "forty-two [1]", or that of `reply`, or an error."""
 
     def __init__(self) -> None:
         self.status = 200
+        self.reply: Callable[[str], str] = lambda _: "forty-two [1]"
         stub = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_POST(self) -> None:
-                self.rfile.read(int(self.headers["Content-Length"]))
-                message = {"role": "assistant", "content": "forty-two [1]"}
+                asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                text = stub.reply(asked["messages"][-1]["content"])
+                message = {"role": "assistant", "content": text}
                 body = json.dumps(
                     {
                         "id": "1",

@@ -285,6 +285,35 @@ def comparison() -> dict[str, Any]:
     return json.loads(json.dumps(value))  # a deep copy, so that a test can change each part by itself
 
 
+def searched() -> dict[str, Any]:
+    """Three variants of retrieval were tried; `long` won."""
+    value = comparison()
+    value["variants"] = {
+        "winner": "long",
+        "questions": 80,
+        "looks": 6,
+        "variants": {
+            "config": {"settings": {}, "score": interval(0.2, 0.1, 0.3, 80)},
+            "dense": {"settings": {"retrieval.mode": "dense"}, "score": interval(0.1, 0.05, 0.15, 40)},
+            "few": {"settings": {"retrieval.top_k": 1}, "score": interval(0.15, 0.1, 0.2, 40)},
+            "long": {
+                "settings": {"retrieval.top_k": 10, "chunking.size_tokens": 400},
+                "score": interval(0.25, 0.15, 0.35, 80),
+                "workspace": "workspace/variants/long",
+            },
+        },
+        "rounds": [
+            {
+                "questions": 40,
+                "scores": {"config": 0.2, "dense": 0.1, "few": 0.15, "long": 0.2},
+                "kept": ["config", "long"],
+            },
+            {"questions": 80, "scores": {"config": 0.2, "long": 0.25}, "kept": ["long"]},
+        ],
+    }
+    return value
+
+
 def half_failed() -> dict[str, Any]:
     """More than half of the rows of rag failed, all of rag+ft; no prices are set; all differences are inconclusive."""
     value = comparison()

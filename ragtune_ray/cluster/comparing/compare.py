@@ -23,7 +23,7 @@ import pyarrow as pa
 from ragtune_ray import config, progress, schema
 from ragtune_ray.cluster import runs, session, staged_queries
 from ragtune_ray.cluster.answering import answer, evaluate, retrieve
-from ragtune_ray.cluster.comparing import freshness, measure
+from ragtune_ray.cluster.comparing import freshness, measure, variants
 from ragtune_ray.cluster.training import train
 from ragtune_ray.cluster.tuning import tune
 from ragtune_ray.evaluation import adaptive, comparison, costs, decision, failures, intervals
@@ -70,16 +70,17 @@ def compare(settings: config.Config, command: str = "") -> ComparisonResult:
     """
     started = time.monotonic()
     arms = settings.compare.arms
-    settings = evaluate.held_out(settings, arms)
+    settings = given = variants.held_out(evaluate.held_out(settings, arms))
     _require_inputs(settings)
     with session.ray_session(settings.cluster, for_training=any(map(config.is_tuned, arms))):
+        settings, searched = variants.settle(settings)
         for arm in arms:
             _train_if_missing(settings, arm)
         evaluated = str(evaluate.evaluate(settings.with_values({"evaluate.arms": arms})))
         queries = staged_queries.judged_queries(settings)
         golden = _gold_runs(settings, queries)
         retrieval = _retrieval(settings, queries)
-        run = runs.Run.of(settings, "compare", _identity(settings, evaluated, golden), started=started)
+        run = runs.Run.of(given, "compare", _identity(settings, evaluated, golden, searched), started=started)
         if run.is_finished():
             return ComparisonResult(run.url)
         indexes = _indexes(settings) if settings.compare.changed_queries_path else {}
@@ -91,19 +92,24 @@ def compare(settings: config.Config, command: str = "") -> ComparisonResult:
         }
         ceilings = _ceilings(settings, measured, golden, queries)
         found = _comparison(settings, measured, queries, retrieval, ceilings)
+        if searched:
+            found = found.model_copy(update={"variants": searched})
     _publish(run, found.model_copy(update={"command": command, "seconds": run.seconds()}), evaluated, golden)
     for of_arm in indexes.values():
         freshness.remove_copy(of_arm)
     return ComparisonResult(run.url)
 
 
-def _identity(settings: config.Config, evaluated: str, golden: Mapping[str, str]) -> dict[str, Any]:
+def _identity(
+    settings: config.Config, evaluated: str, golden: Mapping[str, str], searched: comparison.VariantSearch | None
+) -> dict[str, Any]:
     of_arms = [settings.with_values({"answer.arm": arm}) for arm in settings.compare.arms if config.retrieves(arm)]
     return {
+        **({"variants": searched.model_dump(mode="json")} if searched else {}),
         "format": comparison.FORMAT,
         "evaluated": artifacts.read_manifest(evaluated)["manifest_sha256"],
         "golden": {name: artifacts.read_manifest(run)["manifest_sha256"] for name, run in golden.items()},
-        "compare": _set_values(settings.compare, {"hosted"}),
+        "compare": _set_values(settings.compare, {"hosted", "variants"}),
         "calibrations": [
             dataclasses.asdict(calibrated) for of_arm in of_arms if (calibrated := adaptive.read_calibration(of_arm))
         ],

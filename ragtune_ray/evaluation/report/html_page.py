@@ -18,7 +18,7 @@ import jinja2
 import yaml
 
 from ragtune_ray.config import ARMS
-from ragtune_ray.evaluation.comparison import BreakEven, Comparison, Latency, Round, read
+from ragtune_ray.evaluation.comparison import BreakEven, Comparison, Latency, Round, VariantSearch, read
 from ragtune_ray.evaluation.costs import Cost
 from ragtune_ray.evaluation.decision import Difference
 from ragtune_ray.evaluation.intervals import Interval
@@ -58,6 +58,7 @@ def render(content: Mapping[str, Any]) -> str:
         groups=[(group, _strips(group, names)) for group in table.groups(facts)],
         losses=[(_piece(kind), row) for kind, row in table.losses(facts).items()],
         plots=_plots(facts),
+        variants=_variants(facts.variants) if facts.variants else None,
         break_even=[_break_even(each) for each in facts.break_even],
         config=yaml.safe_dump(facts.config, allow_unicode=True, width=100).strip(),
         hardware=_hardware(facts.hardware),
@@ -90,6 +91,24 @@ def _template() -> jinja2.Template:
 def _kind(name: str) -> int:
     """Colour and shape of an arm, the same in every report; all modes of `tune` share one."""
     return min(ARMS.index(name), OTHER_ARM) if name in ARMS else OTHER_ARM
+
+
+def _variants(found: VariantSearch) -> dict[str, Any]:
+    """A sentence about the search among variants of retrieval, and a row for each."""
+    return {
+        "sentence": table.variants_sentence(found),
+        "rows": [
+            (name, found.variants[name].score, table.variant_settings(found.variants[name]), _fate(found, name))
+            for name in found.names()
+        ],
+    }
+
+
+def _fate(found: VariantSearch, name: str) -> str:
+    if name == found.winner:
+        return "used by the arms"
+    last = max((each.questions for each in found.rounds if name in each.scores), default=0)
+    return f"dropped after {last:,} questions"
 
 
 def _piece(kind: str) -> int:

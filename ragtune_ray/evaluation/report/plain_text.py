@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import re
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ragtune_ray.evaluation import comparison
@@ -17,7 +18,7 @@ from ragtune_ray.evaluation.report import table
 WIDTH = 80
 """Columns of text for a terminal."""
 
-_LABEL, _CELL = 20, 15  # columns: a label and four cells fill a line
+_LABEL, _CELL, _CELLS = 20, 15, 4  # columns: a label and four cells fill a line
 # Characters that change the writing direction of the text after them.
 _DIRECTIONS = re.compile(r"[\u202a-\u202e\u2066-\u2069]")
 
@@ -30,15 +31,13 @@ def comparison_lines(content: Mapping[str, Any]) -> list[str]:
     """
     facts = comparison.read(content)
     names = facts.names()
-    lines = [*_verdict_lines(facts), "", *_heading_lines(facts)]
-    losses = table.Group("Where the points are lost", tuple(table.losses(facts).values()))
-    for group in [*table.groups(facts), losses]:
-        if group.rows:
-            lines += _paragraph("", f"{group.name}, {group.note}" if group.note else group.name)
-            lines += [line for row in group.rows for line in _row_lines(row)]
+    lines = _verdict_lines(facts)
+    for start in range(0, len(names), _CELLS):
+        lines += ["", *_table_lines(facts, start)]
     if facts.differences:
         lines += ["", f"{'difference':<15}{'metric':<16}{'value and interval':>21}{'n':>5}{'p adj.':>8}"]
-        lines += [_difference_line(each) for each in facts.differences]
+        lines += [line for each in facts.differences for line in _difference_lines(each)]
+    lines += _variant_lines(facts)
     for name in names:
         lines += [line for text in facts.arms[name].violations for line in _paragraph(f"{_cut(name, 10):<11}", text)]
     return lines
@@ -56,11 +55,23 @@ def _verdict_lines(facts: Comparison) -> list[str]:
     return [line for name, text in rows for line in _paragraph(f"{name:<11}", text)]
 
 
-def _heading_lines(facts: Comparison) -> list[str]:
-    """The names of the arms; `*` marks the recommended one."""
+def _table_lines(facts: Comparison, start: int) -> list[str]:
+    """The measures of the arms from number `start` that fit into a line."""
+    lines = _heading_lines(facts, facts.names()[start : start + _CELLS])
+    losses = table.Group("Where the points are lost", tuple(table.losses(facts).values()))
+    for group in [*table.groups(facts), losses]:
+        rows = [dataclasses.replace(row, cells=row.cells[start : start + _CELLS]) for row in group.rows]
+        if any(cell for row in rows for cell in row.cells):
+            lines += _paragraph("", f"{group.name}, {group.note}" if group.note else group.name)
+            lines += [line for row in rows for line in _row_lines(row)]
+    return lines
+
+
+def _heading_lines(facts: Comparison, shown: Sequence[str]) -> list[str]:
+    """The names of arms; `*` marks the recommended one."""
     chosen = facts.verdict.arm if facts.verdict.outcome == "recommended" else ""
-    names = [f"{_cut(name, _CELL - 2)}{'*' if name == chosen else ''}" for name in facts.names()]
-    mark = "* recommended" if chosen else ""
+    names = [f"{_cut(name, _CELL - 2)}{'*' if name == chosen else ''}" for name in shown]
+    mark = "* recommended" if chosen in shown else ""
     return [(f"{mark:<{_LABEL}}" + "".join(f"{name:>{_CELL}}" for name in names)).rstrip()]
 
 
@@ -87,12 +98,29 @@ def _cell_texts(cell: table.Cell | None) -> tuple[str, str]:
     return f"{cell.interval.value:.2f}", _ends(cell.interval)
 
 
-def _difference_line(each: Difference) -> str:
-    names = f"{_cut(each.arm, 6)} - {_cut(each.against, 6)}"
+def _difference_lines(each: Difference) -> list[str]:
+    """One difference; long names of arms are in a line of their own."""
+    names = f"{each.arm} - {each.against}"
+    above = [f"{_cut(each.arm, 38)} - {_cut(each.against, 38)}"] if len(names) > 14 else []
+    names = "" if above else names
     value = f"{each.value:+.3f} {_ends(each, '+')}"
     p = table.probability(each.p_adjusted if each.p_adjusted is not None else each.p_value)
     metric = _cut(table.metric_label(each.metric), 15)
-    return f"{names:<15}{metric:<16}{value:>21}{each.n:>5}{p:>8} {table.direction(each)}"
+    return [*above, f"{names:<15}{metric:<16}{value:>21}{each.n:>5}{p:>8} {table.direction(each)}"]
+
+
+def _variant_lines(facts: Comparison) -> list[str]:
+    """The settings of retrieval that were tried, best first, with their scores on validation questions."""
+    found = facts.variants
+    if found is None:
+        return []
+    lines = ["", *_paragraph("variants   ", table.variants_sentence(found))]
+    lines.append(f"{'variant':<19}{table.metric_label(facts.metric):<17}{'n':>5}  settings")
+    for name in found.names():
+        score = found.variants[name].score
+        start = f"  {_cut(name, 16):<17}{score.value:.3f} {_ends(score):<10} {score.n:>5,}  "
+        lines += _paragraph(start, table.variant_settings(found.variants[name]))
+    return lines
 
 
 def _ends(interval: Interval | Difference, sign: str = "") -> str:

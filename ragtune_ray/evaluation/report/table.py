@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from ragtune_ray.config import AS_CONFIGURED
 from ragtune_ray.evaluation import failures
-from ragtune_ray.evaluation.comparison import ArmResult, Comparison
+from ragtune_ray.evaluation.comparison import ArmResult, Comparison, Variant, VariantSearch
 from ragtune_ray.evaluation.costs import Cost
 from ragtune_ray.evaluation.decision import Difference, three_digits
 from ragtune_ray.evaluation.intervals import Interval
@@ -106,6 +107,24 @@ def metric_label(name: str) -> str:
     'token F1'
     """
     return name.replace("_", " ")
+
+
+def variants_sentence(found: VariantSearch) -> str:
+    """Which settings of retrieval all arms use, and how far the scores that chose them can be trusted."""
+    chosen = "The arms use the config as it is" if found.winner == AS_CONFIGURED else f"The arms use {found.winner}"
+    return (
+        f"{chosen}, the best of {len(found.variants)} settings of retrieval on validation questions. It was chosen by "
+        f"{found.looks:,} looks at these scores, so its own is optimistic; scores on the test questions are not."
+    )
+
+
+def variant_settings(variant: Variant) -> str:
+    """What differs from the config.
+
+    >>> variant_settings(Variant(settings={"retrieval.top_k": 10}, score=Interval(value=0, low=0, high=0, n=1)))
+    'retrieval.top_k=10'
+    """
+    return ", ".join(f"{name}={value}" for name, value in variant.settings.items()) or "as configured"
 
 
 def interval_text(interval: Interval | Difference, *, signed: bool = False) -> str:

@@ -25,9 +25,10 @@ from tests.support.comparisons import (
     half_failed,
     hostile,
     one_question,
+    searched,
 )
 
-ALL = [comparison, half_failed, hostile, one_question]
+ALL = [comparison, half_failed, hostile, one_question, searched]
 
 
 def page_of(value: dict[str, Any]) -> LexborHTMLParser:
@@ -249,6 +250,20 @@ def test_any_text_is_shown_unchanged(text: str) -> None:
     assert page.css_first(".example h3").text() == text
     assert page.css_first(".example .prose").text() == text
     assert page.css_first("#verdict .about bdi").text() == text
+
+
+def test_variants_of_retrieval_are_a_table_with_scores_settings_and_fate() -> None:
+    assert not page_of(comparison()).css("#variants")
+    page = page_of(searched())
+    (section,) = [each for each in page.css("section") if each.attributes.get("aria-labelledby") == "variants"]
+    assert "chosen by 6 looks at these scores, so its own is optimistic" in words(section)
+    rows = [" ".join(words(cell) for cell in row.css("th, td")) for row in section.css("tbody tr")]
+    assert rows == [
+        "long 0.250 [0.15, 0.35] 80 chunking.size_tokens=400, retrieval.top_k=10 used by the arms",
+        "config 0.200 [0.10, 0.30] 80 as configured dropped after 80 questions",
+        "few 0.150 [0.10, 0.20] 40 retrieval.top_k=1 dropped after 40 questions",
+        "dense 0.100 [0.05, 0.15] 40 retrieval.mode=dense dropped after 40 questions",
+    ]
 
 
 def test_missing_measurements_are_left_out() -> None:

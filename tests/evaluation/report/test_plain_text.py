@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ragtune_ray.evaluation.report.plain_text import comparison_lines
-from tests.support.comparisons import OVERRIDE, comparison, half_failed, hostile, one_question
+from tests.support.comparisons import OVERRIDE, comparison, half_failed, hostile, one_question, searched
 
 
 def columns(line: str) -> int:
@@ -15,7 +15,7 @@ def columns(line: str) -> int:
     return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in line)
 
 
-@pytest.mark.parametrize("make", [comparison, half_failed, hostile, one_question])
+@pytest.mark.parametrize("make", [comparison, half_failed, hostile, one_question, searched])
 def test_lines_fit_a_terminal_and_contain_no_control_characters(make: Any) -> None:
     lines = comparison_lines(make())
     assert max(map(columns, lines)) <= 80
@@ -88,3 +88,36 @@ def test_extreme_numbers_fit_the_table() -> None:
     lines = comparison_lines(given)
     assert max(map(columns, lines)) <= 80
     assert [line.split()[3:] for line in lines if line.startswith(" all in all")] == [["1.2e+15"] * 4]
+
+
+def test_variants_of_retrieval_are_listed_best_first_with_the_number_of_looks() -> None:
+    lines = comparison_lines(searched())
+    at = next(place for place, line in enumerate(lines) if line.startswith("variants"))
+    said = " ".join(" ".join(lines[at : at + 4]).split())
+    assert "use long, the best of 4 settings of retrieval on validation questions. It was chosen by 6 looks" in said
+    rows = [line.split() for line in lines if line.startswith("  ") and "[." in line and line.split()[0].isalpha()]
+    assert rows == [
+        ["long", "0.250", "[.15,.35]", "80", "chunking.size_tokens=400,"],
+        ["config", "0.200", "[.10,.30]", "80", "as", "configured"],
+        ["few", "0.150", "[.10,.20]", "40", "retrieval.top_k=1"],
+        ["dense", "0.100", "[.05,.15]", "40", "retrieval.mode=dense"],
+    ]
+    assert lines[lines.index(next(line for line in lines if "size_tokens=400," in line)) + 1].split() == [
+        "retrieval.top_k=10"
+    ]
+    assert not [line for line in comparison_lines(comparison()) if line.startswith("variants")]
+
+
+def test_more_arms_than_fit_a_line_are_shown_in_several_tables() -> None:
+    value = comparison()
+    value["arms"] |= {"base@gpt": value["arms"]["base"], "rag@gpt": value["arms"]["rag"]}
+    value["differences"].append(value["differences"][0] | {"arm": "rag@gpt", "against": "base@gpt"})
+    lines = comparison_lines(value)
+    assert max(map(columns, lines)) <= 80
+    (heading,) = [line.split() for line in lines if line.startswith("*")]
+    assert heading == ["*", "recommended", "base", "rag", "ft", "rag+ft*"]
+    assert ["base@gpt", "rag@gpt"] in [line.split() for line in lines]
+    rows = [line.split() for line in lines if line.startswith(" token F1")]
+    assert rows[1] == rows[0][:6], "the same numbers as base and rag"
+    at = lines.index("rag@gpt - base@gpt")
+    assert lines[at + 1].startswith(" " * 15 + value["differences"][0]["metric"].replace("_", " "))
