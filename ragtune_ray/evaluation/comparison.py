@@ -14,8 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ragtune_ray import RagtuneError
 from ragtune_ray.config import ARMS
 from ragtune_ray.evaluation.costs import Cost
-from ragtune_ray.evaluation.decision import Difference, Verdict
 from ragtune_ray.evaluation.intervals import Interval
+from ragtune_ray.evaluation.verdict import Difference, Verdict
 
 FORMAT: Literal[1] = 1
 """Version of the file format."""
@@ -151,7 +151,7 @@ class Questions(_Part):
     answerable: int
     unanswerable: int
     needed: int | None = None
-    """Questions needed to show a difference as large as the margin."""
+    """Questions that would probably decide, if the arms differ as they do so far; None: the questions decide."""
 
 
 class BreakEven(_Part):

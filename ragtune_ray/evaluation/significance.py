@@ -1,80 +1,77 @@
-"""Tests whether a difference between two arms is real, and computes how many questions would show it."""
+"""Intervals of the difference between two arms, and how many questions would show a difference."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
 from statistics import NormalDist
 
 import numpy as np
 
 from ragtune_ray.evaluation.intervals import Interval
-from ragtune_ray.evaluation.metrics import MetricError
 
-_BLOCK_SIGNS = 2**24
 POWER = 0.8
 """Probability with which `questions_needed` questions show a real difference."""
+_TIGHTEST_AT = 200
+"""Number of questions at which the interval for any time is narrowest, compared with the interval for one look."""
 
 
-def sign_flip_test(differences: np.ndarray, resamples: int, seed: int) -> float:
-    """Two-sided p-value of a paired permutation test that flips signs at random (Edgington and Onghena 2007).
+def difference_ends(
+    value: float, deviation: float, n: int, confidence: float, *, any_time: bool = False
+) -> tuple[float, float]:
+    """The interval of the mean of paired differences, each between -1 and 1.
 
-    `differences` (n,) are one arm minus the other, over the same queries. The observed signs count as one of the permutations,
-    so p is never 0. Pairs without a difference have no effect.
+    A t interval after one difference of +1 and one of -1 are added. For scores of 0 and 1 this is the interval of Bonett and
+    Price (2012), which Fagerland, Lydersen and Laake (2014) recommend for paired proportions. The two additions stand for gains
+    and losses that n questions may not have shown, so the interval has a width even where all differences are equal.
 
-    >>> sign_flip_test(np.zeros(10), 1000, 0)
-    1.0
+    Args:
+        value: mean of the differences, one arm minus the other, over the same questions.
+        deviation: their standard deviation (with n - 1 in the denominator; 0 for n = 1).
+        n: number of questions, at least 1.
+        confidence: between 0 and 1.
+        any_time: widen the interval so that it also holds for someone who looks after every question and stops when it suits
+            (asymptotic confidence sequence: Waudby-Smith, Arbour, Sinha, Kennedy and Ramdas 2024, theorem 2.2).
 
-    Raises:
-        MetricError: `resamples` is below 1, or a difference is not finite.
+    >>> [round(end, 3) for end in difference_ends(0.0, 0.0, 100, 0.95)]
+    [-0.028, 0.028]
     """
-    if resamples < 1 or not np.isfinite(differences).all():
-        raise MetricError(f"resamples={resamples}: must be at least 1, and every difference finite")
-    moved = np.asarray(differences, dtype=np.float64)
-    moved = moved[moved != 0]
-    if not moved.size:
-        return 1.0
-    observed = abs(moved.sum())
-    generator = np.random.default_rng(seed)
-    as_large = 0
-    block = max(1, _BLOCK_SIGNS // moved.size)
-    for start in range(0, resamples, block):
-        shape = (min(block, resamples - start), moved.size)
-        sums = (generator.integers(0, 2, size=shape, dtype=np.int8) * 2 - 1) @ moved
-        # A sum that differs only by rounding counts as equally large.
-        as_large += int(np.count_nonzero(np.abs(sums) >= observed * (1 - 1e-12)))
-    return (1 + as_large) / (1 + resamples)
+    from scipy.special import stdtrit
+
+    total = n + 2
+    squares = (n - 1) * deviation**2 + n * value**2 + 2
+    mean = n * value / total
+    spread = math.sqrt(max(0.0, squares / total - mean**2) * total / (total - 1))
+    reach = _any_time_reach(total, confidence) if any_time else float(stdtrit(total - 1, (1 + confidence) / 2))
+    half = reach * spread / math.sqrt(total)
+    return max(-1.0, mean - half), min(1.0, mean + half)
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjust the p-values of several tests so that together they err as rarely as one test (Holm 1979).
-
-    >>> holm([0.01, 0.04, 0.03])
-    [0.03, 0.06, 0.06]
-    """
-    adjusted = [0.0] * len(p_values)
-    largest = 0.0
-    for place, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
-        largest = max(largest, min(1.0, p_values[index] * (len(p_values) - place)))
-        adjusted[index] = largest
-    return adjusted
+def _any_time_reach(n: int, confidence: float) -> float:
+    """Half the width of the confidence sequence at n, in standard errors; narrowest at `_TIGHTEST_AT`."""
+    error = 1 - confidence
+    rho_squared = (-2 * math.log(error) + math.log(-2 * math.log(error)) + 1) / _TIGHTEST_AT
+    grown = n * rho_squared + 1
+    return math.sqrt(2 * grown / (n * rho_squared) * math.log(math.sqrt(grown) / error))
 
 
 def questions_needed(deviation: float, difference: float, confidence: float) -> int | None:
-    """Number of paired questions for a two-sided test to show a difference with probability `POWER`; None if it is 0.
+    """Number of paired questions that show a difference with probability `POWER`; None if it is 0.
 
-    Normal approximation: ((z of confidence + z of power) * deviation / difference) squared, with the standard deviation of the
-    paired differences.
+    The inverse of `difference_ends` with the normal distribution, for a two-sided interval: the smallest n at which
+    (z of confidence + z of power) standard errors, with the two added differences, are at most `difference`.
 
-    >>> questions_needed(0.5, 0.1, 0.95)
-    197
+    >>> questions_needed(0.5, 0.1, 0.95), questions_needed(0.0, 0.02, 0.95)
+    (201, 197)
     """
     if difference == 0:
         return None
     normal = NormalDist()
     reach = normal.inv_cdf((1 + confidence) / 2) + normal.inv_cdf(POWER)
-    return max(1, math.ceil((reach * deviation / difference) ** 2))
+    # The total N = n + 2 solves (N v + 2 (1 - v)) / N^2 = (difference / reach)^2 for the variance v.
+    variance, allowed = min(1.0, deviation**2), (difference / reach) ** 2
+    total = (variance + math.sqrt(variance**2 + 8 * allowed * (1 - variance))) / (2 * allowed)
+    return max(1, math.ceil(total - 2))
 
 
 def unseen_share(n: int, confidence: float) -> float:
@@ -103,12 +100,3 @@ def with_unseen(interval: Interval, differences: np.ndarray, confidence: float) 
     low = min(interval.low, gained - unseen) if interval.value <= 0 else interval.low
     high = max(interval.high, unseen - lost) if interval.value >= 0 else interval.high
     return dataclasses.replace(interval, low=low, high=high)
-
-
-def questions_to_rule_out(share: float, confidence: float) -> int:
-    """Number of questions without an event that rules out more than this share; the inverse of `unseen_share`.
-
-    >>> questions_to_rule_out(0.02, 0.95)
-    183
-    """
-    return math.ceil(math.log((1 - confidence) / 2) / math.log1p(-share))

@@ -15,7 +15,7 @@ import numpy as np
 
 from ragtune_ray import config
 from ragtune_ray.evaluation import intervals
-from ragtune_ray.evaluation.decision import MIN_QUESTIONS
+from ragtune_ray.evaluation.verdict import MIN_QUESTIONS
 from ragtune_ray.training import teaching
 
 RANDOM_PASSAGES = 512

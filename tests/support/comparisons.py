@@ -149,17 +149,15 @@ def _cited(share: tuple[float, float, float], precision: tuple[float, float, flo
 
 def _differences() -> list[dict[str, Any]]:
     rows = [
-        ("rag+ft", "base", 0.533, 0.451, 0.612, 0.0001, 0.0006, None),
-        ("rag+ft", "rag", 0.41, 0.334, 0.485, 0.0001, 0.0006, None),
-        ("rag+ft", "ft", 0.484, 0.4, 0.566, 0.0001, 0.0006, None),
-        ("rag", "base", 0.123, 0.092, 0.157, 0.0001, 0.0006, None),
-        ("ft", "base", 0.049, 0.012, 0.088, 0.011, 0.022, None),
-        ("ft", "rag", -0.074, -0.116, -0.03, 0.0012, 0.0036, None),
+        ("base", -0.533, -0.612, -0.451, "worse", None),
+        ("rag", -0.41, -0.485, -0.334, "worse", None),
+        ("ft", -0.484, -0.566, -0.4, "worse", None),
     ]
-    keys = ("arm", "against", "value", "low", "high", "p_value", "p_adjusted", "needed")
-    found = [{"metric": "token_F1", "n": 113} | dict(zip(keys, row, strict=True)) for row in rows]
-    unclear = ("ft", "base", -0.018, -0.071, 0.035, 0.51, 0.51, 980)
-    return [*found, {"metric": "contains_answer", "n": 113} | dict(zip(keys, unclear, strict=True))]
+    keys = ("arm", "value", "low", "high", "conclusion", "needed")
+    shared = {"against": "rag+ft", "n": 113, "confidence": 0.95, "deviation": 0.42}
+    found = [shared | {"metric": "token_F1"} | dict(zip(keys, row, strict=True)) for row in rows]
+    unclear = ("rag", -0.018, -0.071, 0.035, "open", 980)
+    return [*found, shared | {"metric": "contains_answer"} | dict(zip(keys, unclear, strict=True))]
 
 
 def _verdict() -> dict[str, Any]:

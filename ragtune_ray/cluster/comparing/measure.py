@@ -14,8 +14,9 @@ from ragtune_ray.cluster import runs, staged_queries
 from ragtune_ray.cluster.answering import answer
 from ragtune_ray.cluster.answering import evaluate as evaluate_module
 from ragtune_ray.cluster.comparing import calibrate, freshness, latency
-from ragtune_ray.evaluation import costs, decision, intervals, scoring
+from ragtune_ray.evaluation import costs, intervals, scoring
 from ragtune_ray.evaluation.comparison import Adaptive, Forgetting, Latency
+from ragtune_ray.evaluation.verdict import Evidence
 from ragtune_ray.index import versions
 from ragtune_ray.models import arms
 from ragtune_ray.storage import artifacts, filesystem
@@ -53,9 +54,9 @@ class Measured:
     adaptive: Adaptive | None
     """None if the arm was not calibrated."""
 
-    def evidence(self) -> decision.Evidence:
+    def evidence(self) -> Evidence:
         """The measurements that the decision uses."""
-        return decision.Evidence(
+        return Evidence(
             scores=self.scores,
             cost=self.cost,
             p95_seconds=self.latency.total.p95_seconds,

@@ -20,7 +20,7 @@ from ragtune_ray.cluster.training import train as train_module
 from ragtune_ray.cluster.tuning import labelling
 from ragtune_ray.cluster.tuning.judging import hits_of, queries_of
 from ragtune_ray.cluster.tuning.rounds import Rounds, TuneError
-from ragtune_ray.evaluation.decision import MIN_QUESTIONS
+from ragtune_ray.evaluation.verdict import MIN_QUESTIONS
 from ragtune_ray.index import snapshot
 from ragtune_ray.ingest import splits
 from ragtune_ray.models import weights

@@ -20,9 +20,9 @@ import yaml
 from ragtune_ray.config import ARMS
 from ragtune_ray.evaluation.comparison import BreakEven, Comparison, Latency, Round, VariantSearch, read
 from ragtune_ray.evaluation.costs import Cost
-from ragtune_ray.evaluation.decision import Difference
 from ragtune_ray.evaluation.intervals import Interval
 from ragtune_ray.evaluation.report import plots, table
+from ragtune_ray.evaluation.verdict import Difference
 
 OTHER_ARM = 4
 """Colour and shape that all other arms share."""
@@ -33,7 +33,7 @@ _OUTCOMES = {
     "too_few_questions": "Too few questions",
     "none_qualifies": "No arm qualifies",
 }
-_SIGNS = {"better": "▲", "worse": "▼", "inconclusive": "○"}
+_SIGNS = {"better": "▲", "worse": "▼", "no better": "▽", "as good": "=", "open": "○"}
 
 
 def render(content: Mapping[str, Any]) -> str:
@@ -79,8 +79,7 @@ def _template() -> jinja2.Template:
     environment.filters |= {
         "label": table.metric_label,
         "duration": table.duration,
-        "probability": table.probability,
-        "direction": table.direction,
+        "conclusion": table.conclusion,
         "ends": table.interval_text,
         "signed": _signed,
         "sign": _SIGNS.__getitem__,
@@ -136,7 +135,9 @@ def _plots(facts: Comparison) -> dict[str, str]:
         found["recall"] = plots.curve_plot(points, "recall@k of the retriever", "k, passages shown", "recall@k")
     deciding = [each for each in facts.differences if each.metric == facts.metric]
     if deciding:
-        marks = [_mark(f"{each.arm} − {each.against}", _kind(each.arm), each) for each in deciding]
+        marks = [
+            _mark(f"{each.arm} − {each.against}: {table.conclusion(each)}", _kind(each.arm), each) for each in deciding
+        ]
         title = f"Differences of {metric} between arms"
         found["differences"] = plots.interval_plot(marks, title, f"difference of {metric}", facts.margin)
     if table.losses(facts):

@@ -11,9 +11,9 @@ from typing import Any
 
 from ragtune_ray.evaluation import comparison
 from ragtune_ray.evaluation.comparison import Comparison
-from ragtune_ray.evaluation.decision import Difference
 from ragtune_ray.evaluation.intervals import Interval
 from ragtune_ray.evaluation.report import table
+from ragtune_ray.evaluation.verdict import Difference
 
 WIDTH = 80
 """Columns of text for a terminal."""
@@ -35,7 +35,7 @@ def comparison_lines(content: Mapping[str, Any]) -> list[str]:
     for start in range(0, len(names), _CELLS):
         lines += ["", *_table_lines(facts, start)]
     if facts.differences:
-        lines += ["", f"{'difference':<15}{'metric':<16}{'value and interval':>21}{'n':>5}{'p adj.':>8}"]
+        lines += ["", f"{'difference':<24}{'metric':<16}{'value and interval':>21}{'n':>7}"]
         lines += [line for each in facts.differences for line in _difference_lines(each)]
     lines += _variant_lines(facts)
     for name in names:
@@ -101,12 +101,11 @@ def _cell_texts(cell: table.Cell | None) -> tuple[str, str]:
 def _difference_lines(each: Difference) -> list[str]:
     """One difference; long names of arms are in a line of their own."""
     names = f"{each.arm} - {each.against}"
-    above = [f"{_cut(each.arm, 38)} - {_cut(each.against, 38)}"] if len(names) > 14 else []
+    above = [f"{_cut(each.arm, 38)} - {_cut(each.against, 38)}"] if len(names) > 23 else []
     names = "" if above else names
     value = f"{each.value:+.3f} {_ends(each, '+')}"
-    p = table.probability(each.p_adjusted if each.p_adjusted is not None else each.p_value)
     metric = _cut(table.metric_label(each.metric), 15)
-    return [*above, f"{names:<15}{metric:<16}{value:>21}{each.n:>5}{p:>8} {table.direction(each)}"]
+    return [*above, f"{names:<24}{metric:<16}{value:>21}{each.n:>7} {table.conclusion(each)}"]
 
 
 def _variant_lines(facts: Comparison) -> list[str]:

@@ -9,8 +9,9 @@ from ragtune_ray.config import AS_CONFIGURED
 from ragtune_ray.evaluation import failures
 from ragtune_ray.evaluation.comparison import ArmResult, Comparison, Variant, VariantSearch
 from ragtune_ray.evaluation.costs import Cost
-from ragtune_ray.evaluation.decision import Difference, three_digits
 from ragtune_ray.evaluation.intervals import Interval
+from ragtune_ray.evaluation.reasons import three_digits
+from ragtune_ray.evaluation.verdict import Difference
 
 LOSSES: dict[str, str] = {str(outcome): meaning for outcome, meaning in failures.MEANINGS.items()}
 """Outcome of an answerable question -> its meaning, from best to worst."""
@@ -146,20 +147,11 @@ def duration(seconds: float) -> str:
     return f"{three_digits(seconds * 1000)} ms" if 0 < abs(seconds) < 0.9995 else f"{three_digits(seconds)} s"
 
 
-def probability(p: float | None) -> str:
-    """A p-value; `-` if there is none.
-
-    >>> probability(0.0321), probability(0.00004)
-    ('0.032', '<0.001')
-    """
-    if p is None:
-        return "-"
-    return "<0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def direction(difference: Difference) -> str:
-    """`better`, `worse`, or `inconclusive` if the interval contains 0."""
-    return "better" if difference.low > 0 else "worse" if difference.high < 0 else "inconclusive"
+def conclusion(difference: Difference) -> str:
+    """What the interval shows about the first arm; in a comparison by an old version, only whether it contains 0."""
+    if difference.conclusion:
+        return difference.conclusion
+    return "better" if difference.low > 0 else "worse" if difference.high < 0 else "open"
 
 
 def _metric_rows(metrics: Sequence[Mapping[str, Interval | None]], decides: str = "") -> tuple[Row, ...]:

@@ -2,9 +2,10 @@
 
 from ragtune_ray.evaluation import comparison as comparisons
 from ragtune_ray.evaluation.comparison import Comparison
-from ragtune_ray.evaluation.decision import Difference, three_digits
 from ragtune_ray.evaluation.intervals import Interval
+from ragtune_ray.evaluation.reasons import three_digits
 from ragtune_ray.evaluation.report import table
+from ragtune_ray.evaluation.verdict import Difference
 from tests.support.comparisons import comparison, half_failed, one_question
 
 
@@ -73,14 +74,14 @@ def test_unknown_metrics_and_outcomes_are_shown() -> None:
     assert list(table.losses(facts)) == ["correct", "not_retrieved", "misread", "abstained", "wrong", "new_loss"]
 
 
-def test_difference_counts_only_if_its_interval_excludes_zero() -> None:
+def test_old_differences_count_only_if_the_interval_excludes_zero() -> None:
     def direction(low: float, high: float) -> str:
-        return table.direction(
+        return table.conclusion(
             Difference(arm="a", against="b", metric="EM", value=(low + high) / 2, low=low, high=high, n=9)
         )
 
-    assert [direction(0.01, 0.2), direction(-0.2, -0.01), direction(-0.1, 0.2)] == ["better", "worse", "inconclusive"]
-    assert [direction(0, 0.2), direction(-0.2, 0), direction(0, 0)] == ["inconclusive"] * 3
+    assert [direction(0.01, 0.2), direction(-0.2, -0.01), direction(-0.1, 0.2)] == ["better", "worse", "open"]
+    assert [direction(0, 0.2), direction(-0.2, 0), direction(0, 0)] == ["open"] * 3
 
 
 def test_numbers_are_short_at_any_magnitude() -> None:
@@ -91,7 +92,6 @@ def test_numbers_are_short_at_any_magnitude() -> None:
         "0 s", "0.400 ms", "999 ms", "1.00 s", "60.0 s", "86,400 s",
     ]  # fmt: skip
     assert table.interval_text(Interval(value=0, low=-0.05, high=0.05, n=1), signed=True) == "[−0.05, +0.05]"
-    assert [table.probability(p) for p in (None, 0, 0.0009, 0.001, 1)] == ["-", "<0.001", "<0.001", "0.001", "1.000"]
 
 
 def test_cut_answers_are_counted_with_the_setting_to_raise() -> None:

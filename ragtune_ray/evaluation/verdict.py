@@ -1,0 +1,116 @@
+"""What a decision between arms is made of: the evidence, the differences, and the verdict."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from ragtune_ray import config
+from ragtune_ray.evaluation import intervals
+from ragtune_ray.evaluation.costs import Cost
+from ragtune_ray.evaluation.scoring import PerQuery
+
+MIN_QUESTIONS = 20
+"""With fewer questions no interval is reliable, and no arm is recommended."""
+VerdictOutcome = Literal["recommended", "no_difference", "too_few_questions", "none_qualifies"]
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """The measurements of one arm that the decision uses."""
+
+    scores: PerQuery
+    """Of the same queries for every arm."""
+    cost: Cost
+    p95_seconds: float
+    """95th percentile of the time for one question."""
+    visible_seconds: float
+    """From a change of the documents until answers show it; infinite: never."""
+    cited_share: float
+    """Share of answers that cite a passage, without failures and abstentions."""
+    forgotten: intervals.Interval | None = None
+    """Score on the probe questions minus that of the base model; None: not measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """`arm` minus `against`, over the same questions."""
+
+    arm: str
+    against: str
+    metric: str
+    value: float
+    low: float
+    high: float
+    n: int
+    deviation: float = 0.0
+    """Standard deviation of the paired differences."""
+    confidence: float = 0.95
+    """Of the interval."""
+    conclusion: str = ""
+    """What the interval shows about `arm`: worse, no better (by more than the margin), as good (within the margin), better, or
+    open; empty in a comparison by an old version."""
+    needed: int | None = None
+    """Questions that would probably show what is open, if the difference is as observed; None: nothing is open."""
+
+
+@dataclass(frozen=True, slots=True)
+class Weighed:
+    """One step of the decision: a dimension, the rule applied to it, and the result."""
+
+    dimension: str
+    rule: str
+    result: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The recommended arm and the reasons."""
+
+    outcome: VerdictOutcome
+    arm: str
+    """Empty where no arm keeps the constraints."""
+    headline: str
+    reason: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    weighed: tuple[Weighed, ...] = ()
+    violations: Annotated[Mapping[str, tuple[str, ...]], Field(exclude=True)] = dataclasses.field(default_factory=dict)
+    """Arm -> the constraints that it breaks. `comparison.json` lists them with each arm instead."""
+    differences: Annotated[tuple[Difference, ...], Field(exclude=True)] = ()
+    """Each other arm minus this one, with the interval and the word that the verdict uses. Beside the verdict in the file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """The eligible arms, the arm that the verdict names, and each other arm's difference to it."""
+
+    rule: config.Compare
+    means: Mapping[str, float]
+    """Eligible arm -> mean score."""
+    costs: Mapping[str, Cost]
+    num_questions: int
+    outcome: VerdictOutcome
+    arm: str
+    """The recommended arm; without a recommendation, the one that is ahead."""
+    rows: tuple[Difference, ...]
+
+    @property
+    def best(self) -> str:
+        """The arm with the highest score; of equals, the cheapest."""
+        return max(self.means, key=lambda arm: (self.means[arm], -self.costs[arm].total))
+
+
+@dataclass(frozen=True, slots=True)
+class Disagreement:
+    """An arm that another metric shows to be ahead of the verdict's arm."""
+
+    arm: str
+    metric: str
+    score: float
+    """Of this arm in this metric."""
+    against: float
+    """Of the verdict's arm."""
