@@ -110,7 +110,7 @@ def test_variants_of_retrieval_are_listed_best_first_with_the_number_of_looks() 
 def test_more_arms_than_fit_a_line_are_shown_in_several_tables() -> None:
     value = comparison()
     value["arms"] |= {"base@gpt": value["arms"]["base"], "rag@gpt": value["arms"]["rag"]}
-    value["differences"].append(value["differences"][0] | {"arm": "rag@gpt", "against": "base@gpt"})
+    value["differences"].append(value["differences"][0] | {"arm": "rag@gpt-of-the-team", "against": "base@gpt"})
     lines = comparison_lines(value)
     assert max(map(columns, lines)) <= 80
     (heading,) = [line.split() for line in lines if line.startswith("*")]
@@ -118,5 +118,5 @@ def test_more_arms_than_fit_a_line_are_shown_in_several_tables() -> None:
     assert ["base@gpt", "rag@gpt"] in [line.split() for line in lines]
     rows = [line.split() for line in lines if line.startswith(" token F1")]
     assert rows[1] == rows[0][:6], "the same numbers as base and rag"
-    at = lines.index("rag@gpt - base@gpt")
-    assert lines[at + 1].startswith(" " * 15 + value["differences"][0]["metric"].replace("_", " "))
+    at = lines.index("rag@gpt-of-the-team - base@gpt")
+    assert lines[at + 1].startswith(" " * 24 + value["differences"][0]["metric"].replace("_", " "))
