@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from ragtune_ray import config, schema
 from ragtune_ray.evaluation import intervals, significance
+from ragtune_ray.evaluation.retrieval_fit import RetrievalFit
 from ragtune_ray.storage import artifacts, filesystem
 
 NUM_THRESHOLDS = 10
@@ -89,14 +90,26 @@ def confidence_of(answer: schema.Answer) -> float:
     return 0.0 if answer.abstained or answer.status != "ok" else answer.confidence or 0.0
 
 
-def publish_calibration(settings: config.Config, name: str, calibration: RetrievalCalibration, **facts: Any) -> str:
-    """Write a calibration of the arm `answer.arm` and make it the current one; returns its directory."""
+def publish_calibration(
+    settings: config.Config,
+    name: str,
+    calibration: RetrievalCalibration,
+    fit: RetrievalFit | None = None,
+    **facts: Any,
+) -> str:
+    """Write a calibration of the arm `answer.arm`, and the fit of its retrieval if there is one, and make it the current one.
+
+    Returns its directory.
+    """
     folder = _folder(settings)
     url = filesystem.join(folder, name)
     if not artifacts.is_finished(url):
         staging = artifacts.stage(url)
         text = json.dumps(dataclasses.asdict(calibration), indent=1) + "\n"
         (staging / "calibration.json").write_text(text, encoding="utf-8")
+        if fit is not None:
+            text = json.dumps(dataclasses.asdict(fit), indent=1) + "\n"
+            (staging / "retrieval.json").write_text(text, encoding="utf-8")
         artifacts.publish(staging, url, "calibration", config=settings.model_dump(mode="json"), **facts)
     artifacts.make_current(folder, name)
     return url

@@ -1,6 +1,7 @@
 """The confidence threshold for skipping retrieval, against hand computation."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from ragtune_ray import config, schema
 from ragtune_ray.evaluation import adaptive, intervals
+from ragtune_ray.evaluation.retrieval_fit import RetrievalFit, Tried
 from ragtune_ray.storage import artifacts
 
 RULE = {"margin": 0.02, "confidence": 0.95, "resamples": 500, "seed": 0}
@@ -91,3 +93,19 @@ def test_calibration_is_read_back_for_its_arm_only(tmp_path: Path) -> None:
     (tmp_path / "calibrations" / "rag" / "second" / "calibration.json").write_text("{}")
     with pytest.raises(artifacts.ArtifactError, match=r"calibration\.json"):
         adaptive.read_calibration(settings)
+
+
+def test_the_fit_of_retrieval_lies_beside_the_calibration(tmp_path: Path) -> None:
+    settings = config.Config(workspace=str(tmp_path))
+    tried = Tried({"retrieval.mode": "lexical"}, 0.5, intervals.Interval(0.1, 0.05, 0.15, 40))
+    fit = RetrievalFit("nDCG@10", 40, (tried,), {"retrieval.mode": "lexical"}, {1: 0.4, 10: 0.6})
+    url = adaptive.publish_calibration(settings, "fitted", FOUND, fit)
+    written = json.loads((Path(url) / "retrieval.json").read_text(encoding="utf-8"))
+    assert written["tried"][0] == {
+        "settings": {"retrieval.mode": "lexical"},
+        "score": 0.5,
+        "difference": {"value": 0.1, "low": 0.05, "high": 0.15, "n": 40},
+    }
+    assert (written["advised"], written["recalls"]) == ({"retrieval.mode": "lexical"}, {"1": 0.4, "10": 0.6})
+    assert adaptive.read_calibration(settings) == FOUND
+    assert not (Path(adaptive.publish_calibration(settings, "plain", FOUND)) / "retrieval.json").exists()

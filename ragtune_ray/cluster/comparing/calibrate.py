@@ -1,23 +1,30 @@
-"""`ragtune calibrate`: finds out, on the validation questions, when an arm may answer without retrieval.
+"""`ragtune calibrate`: finds out, on the validation questions, how to retrieve, and when an arm may answer without retrieval.
 
-In: a config whose arm retrieves, and queries with gold answers. Out: `calibrations/ARM/ID/calibration.json`; `CURRENT` next to
-these directories names the latest. The bulk answers are kept, so no question is answered twice.
+In: a config whose arm retrieves, and queries with gold answers. Out: `calibrations/ARM/ID/calibration.json` and, if enough
+queries have relevant documents, `retrieval.json`; `CURRENT` next to these directories names the latest. The bulk answers and
+hits are kept, so no question is answered or retrieved twice.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 
 from ragtune_ray import config, progress, schema
-from ragtune_ray.cluster import session, staged_queries
+from ragtune_ray.cluster import runs, session, staged_queries
 from ragtune_ray.cluster.answering import answer, evaluate
+from ragtune_ray.cluster.answering.retrieve import retrieve
 from ragtune_ray.cluster.comparing import latency
 from ragtune_ray.evaluation import adaptive, intervals
 from ragtune_ray.evaluation.comparison import Adaptive, Latency
+from ragtune_ray.evaluation.retrieval_fit import MIN_QUESTIONS, RetrievalFit, fit_retrieval, summary_lines
+from ragtune_ray.ingest.splits import positives
 from ragtune_ray.models import arms
+from ragtune_ray.models.scripts import unknown_scripts
 from ragtune_ray.storage import artifacts, checksums
 from ragtune_ray.storage.results import Result
 
@@ -34,6 +41,8 @@ class CalibrationResult(Result):
 def calibrate(settings: config.Config) -> CalibrationResult:
     """Find the confidence from which `answer.arm` answers as well without passages, by `compare.metric` and `compare.margin`.
 
+    First, other settings of retrieval are tried, and the better ones are printed; the calibration itself keeps the config's.
+
     Raises:
         config.ConfigError: the arm does not retrieve, or its generator reports no confidence.
         evaluation.EvaluationError: no validation question has this metric.
@@ -48,6 +57,7 @@ def calibrate(settings: config.Config) -> CalibrationResult:
         )
     metric, rule = settings.compare.metric, settings.evaluate
     with session.ray_session(settings.cluster):
+        fit = _fit(validation)
         queries = staged_queries.judged_queries(validation)
         closed = str(answer.answer(validation.with_values({"answer.closed_book": True})))
         opened = str(answer.answer(validation.with_values({"answer.closed_book": False})))
@@ -69,12 +79,34 @@ def calibrate(settings: config.Config) -> CalibrationResult:
     found = dataclasses.replace(found, model=rows[0].model)
     identity = {
         "runs": [artifacts.read_manifest(run)["manifest_sha256"] for run in (closed, opened)],
+        **({"retrieval": dataclasses.asdict(fit)} if fit else {}),
         "rule": [metric, settings.compare.margin, rule.identity(exclude={"arms"}), settings.seed],
     }
     name = checksums.digest(identity)
-    url = adaptive.publish_calibration(settings, name, found, closed_book=closed, retrieved=opened)
+    url = adaptive.publish_calibration(settings, name, found, fit, closed_book=closed, retrieved=opened)
     progress.say(f"calibrate ({settings.answer.arm}): {_summary(found, len(rows))}")
     return CalibrationResult(url)
+
+
+def _fit(validation: config.Config) -> RetrievalFit | None:
+    """Try other settings of retrieval, without the reranker; prints what was found. None without enough qrels."""
+    judged = [row for row in staged_queries.selected_queries(validation) if positives(row)]
+    if len(judged) < MIN_QUESTIONS:
+        return None
+
+    def measure(values: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+        run = retrieve(validation.with_values({"retrieval.reranker": "", **values}))
+        table = pq.read_table(artifacts.open_artifact(run.path, "retrieve").path / "scores.parquet")
+        return {row.pop("query_id"): row for row in table.to_pylist()}
+
+    _, manifest = runs.index_version(validation)
+    weights = ["retrieval.lexical_weight"]
+    if unknown_scripts(manifest.get("scripts", {})):
+        weights.append("retrieval.unknown_script_weight")
+    fit = fit_retrieval(validation, measure, weights)
+    for line in summary_lines(fit) if fit else []:
+        progress.say(f"calibrate (retrieval): {line}")
+    return fit
 
 
 def effect(
