@@ -33,7 +33,7 @@ def held_out(settings: config.Config) -> config.Config:
     Raises:
         ConfigError: `queries.split` is the validation split.
     """
-    if not settings.compare.variants or settings.queries.split == "test":
+    if not _are_searched(settings) or settings.queries.split == "test":
         return settings
     if settings.queries.split != "all":
         raise config.ConfigError(
@@ -51,7 +51,7 @@ def settle(settings: config.Config) -> tuple[config.Config, VariantSearch | None
         EvaluationError: there are no validation questions, or a variant's index contains other documents.
         AnswerError: too many rows of a variant failed.
     """
-    if not settings.compare.variants or not any(map(config.retrieves, settings.compare.arms)):
+    if not _are_searched(settings):
         return settings, None
     questions = _questions(settings)
     candidates = {config.AS_CONFIGURED: settings}
@@ -67,6 +67,10 @@ def settle(settings: config.Config) -> tuple[config.Config, VariantSearch | None
     found = _search(settings, candidates, rounds, scores, len(questions))
     progress.say(_summary(found))
     return candidates[found.winner], found
+
+
+def _are_searched(settings: config.Config) -> bool:
+    return bool(settings.compare.variants) and any(map(config.retrieves, settings.compare.arms))
 
 
 def _questions(settings: config.Config) -> list[schema.Query]:

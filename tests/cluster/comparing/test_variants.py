@@ -88,6 +88,9 @@ def test_the_best_variant_is_found_on_the_validation_questions_alone(
         [shares[top_k] for top_k in (1, 2, 3, 5)]
     )
     assert [found.variants[name].score.n for name in ("top1", "top3")] == [20, total]
+    numbers = [int(name[1:]) for name in answers.asked[0][1]]
+    assert numbers != sorted(numbers), "drawn from the whole file, not its beginning"
+    assert variants._questions(given) != variants._questions(given.using("seed=1"))
     again = Answerer(monkeypatch, lambda top_k, number: number % 4 < top_k)
     assert variants.settle(given) == (chosen, found)
     assert again.asked == answers.asked
@@ -112,6 +115,7 @@ def test_without_variants_or_retrieval_nothing_is_searched(
     assert variants.settle(settings) == (settings, None)
     assert variants.held_out(settings) == settings
     unused = with_top_k(settings, 1).using("compare.arms=[base]")
+    assert variants.held_out(unused) == unused
     assert variants.settle(unused) == (unused, None)
     assert not answers.asked
     assert capsys.readouterr().err == ""
