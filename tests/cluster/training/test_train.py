@@ -155,11 +155,11 @@ def test_retrieval_uses_the_reranker_that_was_trained(
         "training.objective=reranker",
         f"retrieval.reranker={tmp_path}/workspace/models/reranker",
         "retrieval.rerank_candidates=4",
-        "training.epochs=10",
+        "training.max_steps=2",
     )
     url = train(settings).path
     manifest = artifacts.read_manifest(url)
-    assert manifest["best"]["step"] > 0
+    assert manifest["objective"] == "reranker"
     assert manifest["base"] == settings.encoder.model
     assert train(settings).path == url
     assert "already trained" in capfd.readouterr().err
