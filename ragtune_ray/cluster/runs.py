@@ -59,6 +59,8 @@ class RunFacts(TypedDict, total=False):
     # examples
     num_train: int
     num_validation: int
+    split_record_id: str
+    """Identity of the draw in `queries.split_record`, if there is one."""
     kinds: dict[str, int]
     teacher: Mapping[str, Any]
 

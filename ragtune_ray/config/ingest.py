@@ -39,6 +39,10 @@ class Queries(Section):
     split_seed: int = 0
     """Seed of drawn splits, separate from `seed`, so that runs with different seeds use the same test questions. If a small
     corpus is divided unevenly, try another value."""
+    split_record: str = ""
+    """File in which drawn splits are kept, such as `workspace/splits.json`; local or s3://. With it, splits have their shares,
+    also of questions without an answer, and a document keeps its split when others are added. Keep the file as long as
+    models that were trained on its splits. Empty: the hash of a document decides, so that small splits may be uneven."""
     limit: int = Field(0, ge=0)
     """Use only the first N of the selected queries. 0: all."""
 

@@ -149,7 +149,7 @@ def _yaml_lines(corpus: CorpusSurvey, questions: QuestionSurvey | None, workspac
     yield _setting(f"  path: {_quoted(corpus.path)}", _describe_corpus(corpus))
     yield _setting("  # strict: true", "stop at the first unreadable file, instead of listing it in rejects.jsonl")
     yield ""
-    yield from _query_lines(questions)
+    yield from _query_lines(questions, workspace)
     yield ""
     yield from _language_lines(corpus, questions)
     yield "# chunking:"
@@ -161,7 +161,7 @@ def _yaml_lines(corpus: CorpusSurvey, questions: QuestionSurvey | None, workspac
     yield from _generator_lines(corpus, questions)
 
 
-def _query_lines(questions: QuestionSurvey | None) -> Iterator[str]:
+def _query_lines(questions: QuestionSurvey | None, workspace: str) -> Iterator[str]:
     if questions is None:
         yield "# queries:                         # add questions to evaluate, compare and train"
         yield _setting(
@@ -172,6 +172,10 @@ def _query_lines(questions: QuestionSurvey | None) -> Iterator[str]:
     yield _setting(f"  path: {_quoted(questions.path)}", _describe_questions(questions))
     if not questions.splits:
         yield _setting("  split_by: document", "draws train, validation and test so that they share no document")
+        record = _quoted(filesystem.join(workspace, "splits.json"))
+        yield _setting(
+            f"  split_record: {record}", "keeps the drawn splits: documents that you add later do not change them"
+        )
     yield _setting("  # limit: 20", "use only the first questions, for a quick first run")
 
 

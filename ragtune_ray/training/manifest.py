@@ -50,6 +50,8 @@ class ModelManifest(TrainingCost):
     """Manifest of `models/NAME/ID/`, a trained model."""
 
     config: dict[str, Any]
+    split_record_id: NotRequired[str]
+    """Identity of the draw in `queries.split_record`."""
     objective: str
     arm: str | None
     """`ft` or `rag+ft` for a generator; None for a retriever."""

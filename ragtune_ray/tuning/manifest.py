@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, NotRequired, cast
 
 from ragtune_ray.storage import artifacts
 from ragtune_ray.training.manifest import TrainingCost
@@ -19,6 +19,8 @@ class TuneManifest(TrainingCost):
     """The pair before tuning."""
     rounds: list[dict[str, Any]]
     """The verdicts, for the report of a comparison."""
+    split_record_id: NotRequired[str]
+    """Identity of the draw in `queries.split_record`."""
     created: str
     """UTC, such as 2026-01-31T12:00:00Z."""
 

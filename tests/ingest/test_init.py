@@ -134,7 +134,11 @@ def test_short_answers_keep_the_default_length_and_prompt() -> None:
     assert (questions.num_questions, questions.num_answered, questions.num_unanswerable) == (4, 2, 1)
     assert (questions.num_judged, questions.splits, questions.median_words) == (1, {}, 2)
     assert not questions.has_long_answers
-    assert values()["queries"] == {"path": "questions.jsonl", "split_by": "document"}
+    assert values()["queries"] == {
+        "path": "questions.jsonl",
+        "split_by": "document",
+        "split_record": "workspace/splits.json",
+    }
     assert not {"generator", "prompt"} & set(values())
 
 

@@ -22,11 +22,12 @@ from ragtune_ray.cluster import runs, session, staged_queries
 from ragtune_ray.cluster.answering import answer, retrieve
 from ragtune_ray.evaluation import intervals, scoring
 from ragtune_ray.index import versions
+from ragtune_ray.ingest import splits
 from ragtune_ray.models import arms, weights
 from ragtune_ray.storage import artifacts
 from ragtune_ray.storage.results import Result
 
-SPLITTING = ("split_by", "split_shares", "split_seed")
+SPLITTING = ("split_by", "split_shares", "split_seed", "split_record")
 """Fields of `queries` that decide which split a query belongs to."""
 
 Scores = dict[str, dict[str, float]]
@@ -189,6 +190,8 @@ def check_tuned(settings: config.Config, arm: config.Arm) -> None:
             f"{model}: was trained on {trained['path']}; whether that file contains these questions is unknown"
         )
         trained = current  # the splits of other questions do not matter
+    if trained:  # manifests from before the setting existed
+        trained = {"split_record": "", **trained}
     if missing := [field for field in SPLITTING if field not in trained]:
         progress.say(
             f"{model}: has no record of queries.{missing[0]}; whether it was trained on these questions is unknown"
@@ -199,6 +202,7 @@ def check_tuned(settings: config.Config, arm: config.Arm) -> None:
                 f"{model}: was trained with queries.{field}={trained[field]}, but this config has {current[field]}: some of "
                 f"these questions may have been training data; train it again (ragtune {command}), or set queries.{field} back"
             )
+    _refuse_another_draw(settings, model, manifest, command)
     if settings.generator.engine != "transformers":  # the model behind a server has no fingerprint
         return
     now = weights.resolve(settings.generator.model)
@@ -208,6 +212,17 @@ def check_tuned(settings: config.Config, arm: config.Arm) -> None:
             f"{model}: was trained from {base} ({fingerprint}), but generator.model={now.name} is another model "
             f"({now.fingerprint}): arms with different base models do not show what training is worth; train it again "
             f"(ragtune {command}), or set generator.model back"
+        )
+
+
+def _refuse_another_draw(settings: config.Config, model: str, manifest: Mapping[str, Any], command: str) -> None:
+    """Refuse a model whose training questions were drawn in a record of splits that is gone or was drawn again."""
+    drawn = manifest.get("split_record_id", "")
+    now = splits.record_id(settings.queries)
+    if drawn and now and drawn != now:
+        raise EvaluationError(
+            f"{model}: was trained on splits that were drawn before those in {settings.queries.split_record}, so some of these "
+            f"questions may have been training data; restore that file, or train the model again (ragtune {command})"
         )
 
 

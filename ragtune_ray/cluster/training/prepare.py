@@ -165,6 +165,8 @@ def _publish(
         "kinds": {row["values"]: row["counts"] for row in kinds},
         "num_rejects": len(rejects),
     }
+    if drawn := splits.record_id(settings.queries):
+        facts["split_record_id"] = drawn
     if settings.training.learns_from_generator:
         judged = [teaching.Judgement(**each) for part in summaries["train"] for each in part["judgements"]]
         facts["teacher"] = teaching.teacher_facts(judged)

@@ -371,6 +371,8 @@ def _publish_model(
         "cores_per_worker": torch.get_num_threads(),
         "tokens_per_second": round(state.num_tokens / max(state.seconds, 1e-9), 1),
     }
+    if drawn := manifest.get("split_record_id"):
+        facts["split_record_id"] = drawn
     if query_model:
         facts["query_model"] = query_model
     if settings.training.objective == "query_side":

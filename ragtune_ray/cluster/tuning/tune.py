@@ -137,7 +137,7 @@ def _identity(settings: config.Config) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "tune": rule.model_dump(mode="json"),
-        "queries": [fingerprint, settings.queries.model_dump(mode="json", exclude={"path"}), other],
+        "queries": [fingerprint, settings.queries.model_dump(mode="json", exclude={"path", "split_record"}), other],
         "index": index_manifest["content_id"],
         "models": [
             weights.resolve(settings.encoder.model).fingerprint,
@@ -301,6 +301,8 @@ def _publish(rounds: Rounds, url: str, cores: int) -> None:
         "cores_per_worker": cores,
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+    if drawn := splits.record_id(settings.queries):
+        facts["split_record_id"] = drawn
     artifacts.publish(staging, url, "tuned", **facts)
     if rounds.pair == start:
         progress.say("tune: no round was accepted; models and index are unchanged")

@@ -12,6 +12,7 @@ from ragtune_ray import config
 from ragtune_ray.cluster import session
 from ragtune_ray.cluster.answering import answer as answer_module
 from ragtune_ray.cluster.answering import evaluate
+from ragtune_ray.ingest import splits
 from ragtune_ray.models import weights
 from ragtune_ray.models.arms import Pair
 from ragtune_ray.storage import artifacts
@@ -119,12 +120,32 @@ def test_arms_are_answered_again_where_the_index_changed_between_them(
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("split_by", "folder"), ("split_shares", "[1.0, 1.0, 1.0]"), ("split_seed", "5")]
+    ("field", "value"),
+    [
+        ("split_by", "folder"),
+        ("split_shares", "[1.0, 1.0, 1.0]"),
+        ("split_seed", "5"),
+        ("split_record", "splits.json"),
+    ],
 )
 def test_a_model_trained_on_other_splits_is_refused(settings: config.Config, field: str, value: str) -> None:
     publish_generator(settings.using(f"queries.{field}={value}"))
     with pytest.raises(evaluate.EvaluationError, match=rf"was trained with queries\.{field}=.*training\.arm=ft"):
         evaluate.evaluate(settings)
+
+
+def test_a_model_trained_on_an_earlier_draw_is_refused(settings: config.Config, tmp_path: Path) -> None:
+    given = settings.using(f"queries.split_record={tmp_path / 'splits.json'}")
+    queries = list(splits.selected_queries(given.queries))
+    assert len(queries) > 20
+    first = splits.record_id(given.queries)
+    publish(given, "ft", "model", config=given.model_dump(mode="json"), split_record_id=first)
+    evaluate.check_tuned(given, "ft")
+    Path(given.queries.split_record).unlink()
+    smaller = given.using("queries.split_shares=[1, 1, 4]")
+    assert list(splits.selected_queries(smaller.queries))
+    with pytest.raises(evaluate.EvaluationError, match=r"were drawn before those in .*splits\.json"):
+        evaluate.check_tuned(given, "ft")
 
 
 def test_a_model_tuned_from_another_generator_is_refused(
