@@ -12,15 +12,18 @@ import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 import pyarrow.parquet as pq
 
 from ragtune_ray import config, progress, schema
+from ragtune_ray.index import contents, versions
 from ragtune_ray.ingest import inputs, splits
-from ragtune_ray.storage import checksums, filesystem
+from ragtune_ray.storage import artifacts, checksums, filesystem
 
 ROWS_AT_ONCE = 8192
+Row: TypeAlias = schema.Query | schema.Reject
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +49,7 @@ def staged_queries(settings: config.Config) -> Iterator[StagedQueries]:
     with tempfile.TemporaryDirectory(prefix="ragtune-queries-") as temporary:
         local = Path(temporary) / "queries.parquet"
         with pq.ParquetWriter(local, schema.arrow_schema(schema.Query), write_page_checksum=True) as writer:
-            for rows in _batched(_selected(settings.queries, rejects)):
+            for rows in _batched(_selected(settings, rejects)):
                 num_queries += len(rows)
                 for row in rows:
                     fingerprint.update(json.dumps(dataclasses.astuple(row), ensure_ascii=False).encode() + b"\n")
@@ -72,9 +75,9 @@ def fingerprint(settings: config.Config) -> str:
 
 
 def with_all_queries_of(settings: config.Config, path: str) -> config.Config:
-    """The config that selects all queries of another file."""
+    """The config that selects all queries of another file, whose documents need not be in the index."""
     values = {"queries.path": path, "queries.split": "all", "queries.split_by": "given", "queries.limit": 0}
-    return settings.with_values(values)
+    return settings.with_values({**values, "queries.unindexed": "keep"})
 
 
 def selected_queries(settings: config.Config) -> list[schema.Query]:
@@ -113,18 +116,63 @@ def units(staged: StagedQueries, unit_queries: int) -> list[dict[str, Any]]:
     ]
 
 
-def _selected(settings: config.Queries, rejects: list[schema.Reject]) -> Iterable[schema.Query]:
+def _selected(settings: config.Config, rejects: list[schema.Reject]) -> Iterable[schema.Query]:
     def selected() -> Iterable[schema.Query]:
-        for item in splits.selected_queries(settings):
+        for item in indexed_queries(settings, splits.selected_queries(settings.queries)):
             if isinstance(item, schema.Reject):
                 rejects.append(item)
             else:
                 yield item
 
-    return itertools.islice(selected(), settings.limit or None)
+    return itertools.islice(selected(), settings.queries.limit or None)
 
 
-def _batched(rows: Iterable[schema.Query]) -> Iterable[list[schema.Query]]:
+def indexed_queries(settings: config.Config, rows: Iterable[Row]) -> Iterator[Row]:
+    """The queries with the relevant documents that the workspace's index contains; a reject for each query that has none left.
+
+    All queries pass if there is no index, or with `queries.unindexed=keep`. Queries without relevant documents pass, too.
+
+    Raises:
+        InputError: a relevant document is not in the index, and `corpus.strict` is set.
+    """
+    version = _current_index(settings) if settings.queries.unindexed == "leave_out" else None
+    if version is None:
+        yield from rows
+        return
+    for batch in _batched(rows):
+        names = {name for row in batch if isinstance(row, schema.Query) for name in splits.positives(row)}
+        missing = names - contents.present(settings.workspace, version, sorted(names)) if names else set()
+        for row in batch:
+            yield _without(row, missing, settings) if isinstance(row, schema.Query) and missing else row
+
+
+def _current_index(settings: config.Config) -> versions.Version | None:
+    try:
+        return versions.read_version(settings.workspace, versions.current_version(settings.workspace))
+    except artifacts.ArtifactError:  # a command that needs the index says so
+        return None
+
+
+def _without(query: schema.Query, missing: set[str], settings: config.Config) -> Row:
+    positives = splits.positives(query)
+    gone = [name for name in positives if name in missing]
+    if not gone:
+        return query
+    which = f"relevant document {gone[0]!r}" + (f" and {len(gone) - 1} more are" if len(gone) > 1 else " is")
+    place, reason = f"{settings.queries.path}: query {query.query_id!r}", f"{which} not in the index"
+    if settings.corpus.strict:
+        raise inputs.InputError(
+            f"{place}: {reason} (corpus.strict); index the documents, correct document_ids, or set queries.unindexed=keep"
+        )
+    if len(gone) == len(positives):
+        return schema.Reject(place, f"{reason}; index it, or set queries.unindexed=keep", "row")
+    kept = [pair for pair in zip(query.document_ids, query.relevances, strict=True) if pair[0] not in gone]
+    return dataclasses.replace(
+        query, document_ids=tuple(name for name, _ in kept), relevances=tuple(value for _, value in kept)
+    )
+
+
+def _batched(rows: Iterable[Item]) -> Iterable[list[Item]]:
     iterator = iter(rows)
     while batch := list(itertools.islice(iterator, ROWS_AT_ONCE)):
         yield batch

@@ -118,6 +118,17 @@ class KnownDocuments:
         return [key in found for key in zip(document_ids, fingerprints, strict=True)]
 
 
+def present(workspace: str, version: versions.Version, document_ids: Sequence[str]) -> set[str]:
+    """Return those of the documents that a version contains."""
+    found: set[str] = set()
+    for entry in version.entries:
+        rows = _documents(workspace, entry)
+        near = rows.find(document_ids)
+        near = near[~np.isin(rows.first[near], deleted_passages(workspace, entry))]
+        found.update(rows.table["document_id"].take(pa.array(near)).to_pylist())
+    return found
+
+
 def find_documents(
     workspace: str, version: versions.Version, document_ids: Sequence[str]
 ) -> dict[str, dict[str, np.ndarray]]:

@@ -43,8 +43,9 @@ def answer(settings: config.Config) -> Answers:
         ArtifactError: the arm retrieves, and there is no sound index.
         ModelError: the arm is tuned, and no model was trained for it.
     """
-    settings = arms.with_tuned_models(settings)
+    # Staged before the arm's own index replaces the workspace's, so that all arms are asked the same questions.
     with staged_queries.staged_queries(settings) as staged:
+        settings = arms.with_tuned_models(settings)
         version, index_manifest = runs.index_version(settings) if settings.answer.shows_passages else ("", {})
         generator, arm = generator_fingerprint(settings.generator), settings.answer.arm
         run = runs.Run.of(

@@ -82,10 +82,7 @@ def evaluate(settings: config.Config) -> Evaluation:
     settings = held_out(settings, settings.evaluate.arms)
     for arm in filter(config.is_tuned, settings.evaluate.arms):
         check_tuned(settings, arm)
-    with staged_queries.staged_queries(settings) as staged:
-        queries = staged_queries.read_queries(staged.url, 0, staged.num_queries)
-    judged = [query for query in queries if query.answers is not None]
-    require_judged(settings, judged)
+    require_judged(settings, staged_queries.judged_queries(settings))
     require_index(settings, settings.evaluate.arms)
     with session.ray_session(settings.cluster):
         answered = _answered(settings)
@@ -96,7 +93,9 @@ def evaluate(settings: config.Config) -> Evaluation:
     }
     run = runs.Run.of(settings, "evaluate", identity, started=started)
     if not run.is_finished():
-        _publish(run, judged, staged, answered)
+        with staged_queries.staged_queries(settings) as staged:
+            queries = staged_queries.read_queries(staged.url, 0, staged.num_queries)
+        _publish(run, [query for query in queries if query.answers is not None], staged, answered)
     return Evaluation(run.url)
 
 

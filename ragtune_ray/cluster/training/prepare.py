@@ -68,7 +68,8 @@ def prepare(settings: config.Config, session_stack: ExitStack | None = None) -> 
     with ExitStack() as stack:
         staged = {split: stack.enter_context(_staged(settings, split)) for split in ("train", "validation")}
         if settings.training.objective == "sft" and settings.training.replay_path:
-            replay = settings.with_values({"queries.path": settings.training.replay_path, "queries.split_by": "given"})
+            other = {"queries.path": settings.training.replay_path, "queries.split_by": "given"}
+            replay = settings.with_values({**other, "queries.unindexed": "keep"})
             staged["replay"] = stack.enter_context(_staged(replay, "all"))
         _refuse_leaks(settings, staged)
         version, index_manifest = runs.index_version(settings) if needs_index(settings.training) else ("", {})

@@ -67,9 +67,9 @@ def judge_retriever(settings: config.Config, pair: Pair, changed: Pair, num_exam
 
 def queries_of(settings: config.Config, split: str) -> list[schema.Query]:
     """The queries of a split, with or without gold answers; InputError if there are none, except in the test split."""
-    selection = settings.queries.model_copy(update={"split": split})
+    rows = splits.selected_queries(settings.queries.model_copy(update={"split": split}))
     try:
-        found = [row for row in splits.selected_queries(selection) if isinstance(row, schema.Query)]
+        found = [row for row in staged_queries.indexed_queries(settings, rows) if isinstance(row, schema.Query)]
     except inputs.InputError:
         if split != "test":
             raise

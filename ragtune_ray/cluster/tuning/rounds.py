@@ -74,6 +74,7 @@ class Rounds:
                 "queries.path": path,
                 "queries.split_by": "given",
                 "queries.limit": 0,
+                "queries.unindexed": "keep",
                 "queries.split": "train",
                 "answer.arm": "rag",
                 "answer.max_failed_share": 1,

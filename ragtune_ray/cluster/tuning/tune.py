@@ -137,7 +137,11 @@ def _identity(settings: config.Config) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "tune": rule.model_dump(mode="json"),
-        "queries": [fingerprint, settings.queries.model_dump(mode="json", exclude={"path", "split_record"}), other],
+        "queries": [
+            fingerprint,
+            settings.queries.model_dump(mode="json", exclude={"path", "split_record", "unindexed"}),
+            other,
+        ],
         "index": index_manifest["content_id"],
         "models": [
             weights.resolve(settings.encoder.model).fingerprint,
