@@ -162,15 +162,31 @@ def calibrate(path: ConfigPath, overrides: Overrides = None, as_json: AsJson = F
 
 
 @app.command()
-def compare(path: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def compare(
+    path: ConfigPath,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Only look at splits, answers, power, time and memory; run nothing.")
+    ] = False,
+) -> int:
     """Compare base, rag, ft and rag+ft, and recommend one. Trains missing models first, and writes a report."""
     settings = load(path, overrides)
+    if check:
+        from ragtune_ray.cluster.comparing import check as checking
+
+        found = checking.check(settings)
+        print_lines(found.lines())
+        if as_json:
+            typer.echo(checking.report(found))
+        return FAILED if found.errors else DONE
     from ragtune_ray.cluster.comparing.compare import read_comparison
     from ragtune_ray.evaluation.report import plain_text
 
     run = str(rt.compare(settings, shlex.join(["ragtune", "compare", path, *(overrides or ())])))
     print_lines([*plain_text.comparison_lines(read_comparison(run)), f"report: {run}/report.html"])
     finish(run, as_json)
+    return DONE
 
 
 @app.command()

@@ -23,7 +23,7 @@ import pyarrow as pa
 from ragtune_ray import config, progress, schema
 from ragtune_ray.cluster import runs, session, staged_queries
 from ragtune_ray.cluster.answering import answer, evaluate, retrieve
-from ragtune_ray.cluster.comparing import freshness, measure, variants
+from ragtune_ray.cluster.comparing import check, freshness, measure, variants
 from ragtune_ray.cluster.training import train
 from ragtune_ray.cluster.tuning import tune
 from ragtune_ray.evaluation import adaptive, comparison, costs, decision, failures, intervals
@@ -72,6 +72,7 @@ def compare(settings: config.Config, command: str = "") -> ComparisonResult:
     arms = settings.compare.arms
     settings = given = variants.held_out(evaluate.held_out(settings, arms))
     _require_inputs(settings)
+    check.say(settings)
     with session.ray_session(settings.cluster, for_training=any(map(config.is_tuned, arms))):
         settings, searched = variants.settle(settings)
         for arm in arms:

@@ -16,6 +16,7 @@ import yaml
 from ragtune_ray import config, progress
 from ragtune_ray.cluster import runs, session, staged_queries
 from ragtune_ray.cluster.answering import answer, evaluate
+from ragtune_ray.cluster.comparing import check
 from ragtune_ray.cluster.training import train as train_module
 from ragtune_ray.cluster.tuning import labelling
 from ragtune_ray.cluster.tuning.judging import hits_of, queries_of
@@ -68,6 +69,8 @@ def tune(settings: config.Config) -> TuneResult:
     folder = filesystem.join(settings.workspace, "models", mode)
     url, root = filesystem.join(folder, identity), filesystem.join(settings.workspace, "rounds", f"{mode}-{identity}")
     if not runs.say_if_finished(url, "tune"):
+        # The gates judge by the validation questions.
+        check.say(settings.with_values({"queries.split": "validation", "compare.arms": ["rag", mode]}))
         # One Ray session for all verbs of all rounds.
         with session.ray_session(settings.cluster, for_training=True):
             rounds = Rounds(settings, root, Ledger(filesystem.join(root, LEDGER)), Pair.of(settings))

@@ -1,0 +1,237 @@
+"""`ragtune compare --check`: what it finds on questions made by script, with numbers computed by hand; no Ray, no model."""
+
+import dataclasses
+import json
+import random
+import struct
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ragtune_ray import config
+from ragtune_ray.cli import main
+from ragtune_ray.cluster.comparing import check as checking
+from ragtune_ray.cluster.comparing import forecast
+from ragtune_ray.cluster.comparing.check import check, smallest_difference
+from ragtune_ray.storage import artifacts
+from tests.support import index_changes as indexes
+
+SIZES = forecast.Sizes(num_questions=100, num_train=320, question_tokens=20.0, answer_tokens=4.0)
+
+
+def ask(path: Path, *rows: dict[str, Any]) -> Path:
+    full = ({"query_id": f"q{n}", "text": f"Question {n}?", "answers": ["x"], **row} for n, row in enumerate(rows))
+    path.write_text("".join(json.dumps(row) + "\n" for row in full))
+    return path
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> config.Config:
+    """An index of three documents (moon, mars, rover), and 60 questions on them with splits that share no document."""
+    indexes.build_standing(tmp_path)
+    names = {"train": "moon", "validation": "mars", "test": "rover"}
+    splits = ["train"] * 30 + ["validation"] * 10 + ["test"] * 20
+    ask(tmp_path / "q.jsonl", *({"split": split, "document_ids": [names[split]]} for split in splits))
+    return indexes.settings_of(tmp_path).using(
+        f"queries.path={tmp_path / 'q.jsonl'}", f"generator.model={tmp_path / 'g'}"
+    )
+
+
+def changed(settings: config.Config, change: dict[int, dict[str, Any]]) -> None:
+    path = Path(settings.queries.path)
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    ask(path, *({**row, **change.get(number, {})} for number, row in enumerate(rows)))
+
+
+def test_splits_and_kinds_of_answers_are_counted(settings: config.Config) -> None:
+    changed(
+        settings,
+        {0: {"answers": []}, 1: {"answers": None}, 41: {"answers": ["one " * 13, "two " * 20]}, 42: {"answers": []}},
+    )
+    found = check(settings)
+    assert found.errors == ()
+    assert found.facts["splits"] == {
+        "train": {"questions": 30, "answerable": 28, "unanswerable": 1, "unlabelled": 1},
+        "validation": {"questions": 10, "answerable": 10},
+        "test": {"questions": 20, "answerable": 19, "unanswerable": 1},
+    }
+    answers = found.facts["answers"]
+    assert (answers["n"], answers["short"], answers["long"], answers["median"]) == (19, 18, 1, 1.0)
+    assert found.facts["index"]["num_passages"] > 0
+
+
+def test_power_is_that_of_the_test_questions_and_too_few_are_a_warning(settings: config.Config) -> None:
+    found = check(settings)
+    power = found.facts["power"]
+    # 6 pairs share 5 %: z(1 - .05 / 6 / 2) = 2.638; with z(.8) = .842, (3.480 * .5 / .02)^2 = 7,568.
+    assert power["needed_for_margin"] == pytest.approx(7568, abs=2)
+    # 3.480 * .5 / sqrt(20) = .389.
+    assert power["smallest_difference"] == pytest.approx(0.389, abs=1e-3)
+    assert power["n"] == 20
+    (warning,) = [text for text in found.warnings if "too few" in text]
+    assert f"about {power['needed_for_margin']:,} are needed" in warning
+    few = check(settings.using("queries.limit=12"))
+    assert any("12 questions are fewer than 20" in text for text in few.warnings)
+    assert not [text for text in check(settings.using("compare.margin=0.5")).warnings if "too few" in text]
+
+
+@pytest.mark.parametrize("n", [30, 200, 5000])
+def test_the_smallest_difference_is_one_that_these_questions_show_and_no_smaller_one(n: int) -> None:
+    found = smallest_difference(n, 0.99)
+    assert checking.needed_questions(found, 0.99) <= n < checking.needed_questions(found * 0.99, 0.99)
+
+
+def test_a_leak_is_an_error_where_an_arm_is_tuned(settings: config.Config) -> None:
+    changed(settings, {59: {"document_ids": ["moon"]}})
+    (error,) = check(settings).errors
+    assert "both train and test ('moon')" in error
+    alone = check(settings.using("compare.arms=[base, rag]"))
+    assert alone.errors == ()
+    assert alone.facts["leak"] == error
+
+
+def test_what_makes_a_comparison_fail_is_an_error(settings: config.Config, tmp_path: Path) -> None:
+    changed(settings, {n: {"answers": None} for n in range(40, 60)})
+    assert any("no test question has `answers`" in text for text in check(settings).errors)
+    changed(settings, {n: {"split": "test", "answers": ["x"]} for n in range(30, 40)})
+    assert any("no question has split validation" in text for text in check(settings).errors)
+    without = check(settings.using(f"workspace={tmp_path / 'new'}"))
+    assert any("ragtune index" in text for text in without.errors)
+    assert without.facts["index"]["text"].startswith("to be built, and cannot be planned")
+    assert not any("ragtune index" in text for text in check(settings.using("compare.arms=[base, ft]")).errors)
+
+
+def test_missing_documents_and_repeated_questions_are_named(settings: config.Config) -> None:
+    changed(settings, {0: {"document_ids": ["pluto"]}, 2: {"text": "What  is it?"}, 45: {"text": "what is it"}})
+    found = check(settings)
+    assert found.facts["unindexed"] == {"left_out": 1, "partly": 0}
+    assert found.facts["splits"]["train"]["questions"] == 29
+    assert found.facts["duplicates"] == {"texts": 1, "in_two_splits": 1}
+    assert any("1 questions are left out" in text and "'pluto'" in text for text in found.warnings)
+    assert any("asked more than once" in text and "'q2', 'q45'" in text for text in found.warnings)
+    assert any("'pluto'" in text for text in check(settings.using("corpus.strict=true")).errors)
+
+
+def test_answers_and_prompts_that_do_not_fit_are_warnings(settings: config.Config) -> None:
+    # Without a tokenizer, a token is 3 bytes.
+    changed(settings, {n: {"answers": ["x" * 150]} for n in range(40, 44)} | {50: {"text": "y" * 3000}})
+    found = check(settings.using("prompt.max_tokens=500"))
+    assert found.facts["answers"]["over_limit"] == 4
+    assert any("4 of 20 gold answers are longer than generator.max_new_tokens=48" in text for text in found.warnings)
+    assert found.facts["prompts"]["too_long"] == 1
+    assert any("such as 'q50'" in text for text in found.warnings)
+    either = check(settings.using("generator.max_new_tokens=51"))
+    assert not any("gold answers are longer" in text for text in either.warnings)
+
+
+def test_looking_draws_no_splits_and_says_where_they_are_uneven(settings: config.Config, tmp_path: Path) -> None:
+    changed(settings, {n: {"document_ids": ["moon"]} for n in range(60)})
+    given = settings.using("queries.split_by=document")
+    assert any("queries.split_record" in text for text in check(given).warnings)
+    check(given.using(f"queries.split_record={tmp_path / 'splits.json'}"))
+    assert not (tmp_path / "splits.json").exists()
+
+
+# --- Forecast
+
+
+def write_model(directory: Path) -> forecast.Geometry:
+    """A model of 2 layers and 1,000 weights, as far as its headers say."""
+    directory.mkdir()
+    shape = {
+        "num_hidden_layers": 2,
+        "hidden_size": 8,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 50,
+    }
+    (directory / "config.json").write_text(json.dumps({**shape, "max_position_embeddings": 512}))
+    header = json.dumps(
+        {"a": {"dtype": "F32", "shape": [30, 30], "data_offsets": [0, 3600]}, "b": {"dtype": "F32", "shape": [100]}}
+    )
+    (directory / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header.encode())
+    return forecast.read_geometry(directory)
+
+
+def test_the_shape_of_a_model_is_read_from_its_headers(tmp_path: Path) -> None:
+    assert write_model(tmp_path / "g") == forecast.Geometry(1000, 2, 8, 2 * 2 * 2, 50, 512)
+
+
+def test_forecasts_are_the_work_divided_by_the_speed(settings: config.Config, tmp_path: Path) -> None:
+    write_model(tmp_path / "g")
+    given = settings.using("generator.precision=float32", "training.precision=float32", "retrieval.top_k=2")
+    base = forecast.answering(given, "base", SIZES, 1e6)
+    # 100 questions: 52 tokens read at .8e6, 48 written at .17e6 operations a second, 2,000 operations a token.
+    assert base.seconds == pytest.approx(100 * 2000 * (52 / 0.8e6 + 48 / 0.17e6))
+    assert base.memory_bytes == 4 * (1000 + 32768 * 2 * 8)
+    rag = forecast.answering(given, "rag", SIZES, 1e6)
+    assert rag.seconds == pytest.approx(100 * 2000 * ((52 + 2 * 8) / 0.8e6 + 48 / 0.17e6))
+    tuned = forecast.training(given, "ft", SIZES, 1e6)
+    assert tuned.seconds == pytest.approx(320 * 6000 * 56 / 1.1e6)
+    short = forecast.training(given.using("training.max_steps=2"), "ft", SIZES, 1e6)
+    assert short.seconds == pytest.approx(32 * 6000 * 56 / 1.1e6)
+    assert tuned.memory_bytes == 16 * 1000 + 2048 * 2 * 8 * 34 + 2 * 4 * 2048 * 50
+    assert forecast.training(given, "staged", SIZES, 1e6).seconds is None
+    context = check(given)
+    assert any("more than the 512 tokens" in text for text in context.warnings)
+
+
+def test_a_step_that_ran_before_is_forecast_from_its_rate(settings: config.Config, tmp_path: Path) -> None:
+    write_model(tmp_path / "g")
+    model = forecast.generator_fingerprint(settings.generator)
+    for name, rate, values in (("answer-rag-1", 4.0, {}), ("answer-rag-2", 9.0, {"answer.gold_passage": True})):
+        url = f"{settings.workspace}/runs/{name}"
+        given = settings.with_values({"answer.arm": "rag", **values})
+        facts = {"config": given.model_dump(mode="json"), "model": model, "queries_per_second": rate}
+        artifacts.publish(artifacts.stage(url), url, "answer", **facts)
+    found = forecast.answering(settings, "rag", SIZES, 1e6)
+    assert (found.seconds, found.source) == (25.0, "the rate of an earlier run")
+    assert forecast.answering(settings, "base", SIZES, 1e6).source == "the speed of this machine"
+
+
+def test_a_matrix_product_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert 1e8 < forecast.product_flops() < 1e15
+
+
+# --- Command
+
+
+def test_the_command_prints_facts_and_exits_by_the_errors(
+    settings: config.Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "c.yaml").write_text(json.dumps(settings.model_dump(mode="json")))
+    with pytest.raises(SystemExit) as ended:
+        main(["compare", str(tmp_path / "c.yaml"), "--check", "--json"])
+    assert ended.value.code == 0
+    shown = capsys.readouterr()
+    facts = json.loads(shown.out)
+    assert facts["errors"] == []
+    assert facts["power"]["n"] == 20
+    for line in ("test       20 questions: 20 answerable", "warning    20 questions are too few"):
+        assert line in shown.err
+    assert max(map(len, shown.err.splitlines())) <= 120
+    changed(settings, {59: {"document_ids": ["moon"]}})
+    with pytest.raises(SystemExit) as ended:
+        main(["compare", str(tmp_path / "c.yaml"), "--check"])
+    assert ended.value.code == 1
+    assert "error      1 document(s) are relevant" in capsys.readouterr().err
+
+
+def test_ten_thousand_questions_are_checked_in_seconds(settings: config.Config) -> None:
+    source = random.Random(0)
+    names = ["moon", "mars", "rover", *(f"d{number}" for number in range(2000))]
+    rows = ({"document_ids": [names[min(int(source.paretovariate(0.5)), 2000)]]} for _ in range(10_000))
+    ask(Path(settings.queries.path), *rows)
+    record = str(Path(settings.queries.path).with_name("splits.json"))
+    given = settings.with_values(
+        {"queries.split_by": "document", "queries.split_record": record, "queries.unindexed": "keep"}
+    )
+    started = time.process_time()
+    found = check(given)
+    assert time.process_time() - started < 10, "processor time, which other processes do not lengthen"
+    assert sum(each["questions"] for each in found.facts["splits"].values()) == 10_000
+    assert np.isfinite(found.facts["power"]["smallest_difference"])
+    assert dataclasses.is_dataclass(found)
