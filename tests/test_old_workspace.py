@@ -2,7 +2,7 @@
 
 `tests/data/golden/workspace` was written by commit 7c4e917 with a two-layer generator and the hashing encoder:
 `index`, `index upsert new.jsonl`, `index delete d5`, `retrieve` and `compare` of its `ragtune.yaml`. Rank fusion was the only
-fusion then, and BM25 had no titles, so a config that says so finds its runs.
+fusion then, BM25 had no titles, and questions about missing documents were kept, so a config that says so finds its runs.
 """
 
 import json
@@ -36,7 +36,9 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> config.Config:
     """The config of the old workspace, in a copy of its folder; paths in it are relative."""
     shutil.copytree(GOLDEN, tmp_path / "old")
     monkeypatch.chdir(tmp_path / "old")
-    return config.load("ragtune.yaml", ["retrieval.fusion=ranks", "index.lexical_titles=false"])
+    return config.load(
+        "ragtune.yaml", ["retrieval.fusion=ranks", "index.lexical_titles=false", "queries.unindexed=keep"]
+    )
 
 
 def run_name(kind: str) -> str:

@@ -19,7 +19,7 @@ import numpy as np
 from ragtune_ray import RagtuneError, config, progress
 from ragtune_ray.cluster import staged_queries
 from ragtune_ray.cluster.answering import evaluate
-from ragtune_ray.cluster.comparing import forecast
+from ragtune_ray.cluster.comparing import forecast, variants
 from ragtune_ray.evaluation import significance
 from ragtune_ray.evaluation.decision import MIN_QUESTIONS
 from ragtune_ray.evaluation.report.plain_text import wrapped
@@ -103,7 +103,7 @@ def check(settings: config.Config) -> Check:
     """
     if not settings.queries.path:
         raise config.ConfigError("queries.path is empty; name a file of queries")
-    given = evaluate.held_out(settings, settings.compare.arms)
+    given = variants.held_out(evaluate.held_out(settings, settings.compare.arms))
     rows = list(splits.selected_queries(given.queries.model_copy(update={"split": "all"}), write=False))
     queries = [row for row in rows if isinstance(row, Query)]
     found = _Findings()
