@@ -21,8 +21,8 @@ from ragtune_ray.cluster import staged_queries
 from ragtune_ray.cluster.answering import evaluate
 from ragtune_ray.cluster.comparing import forecast, variants
 from ragtune_ray.evaluation import significance
-from ragtune_ray.evaluation.decision import MIN_QUESTIONS
 from ragtune_ray.evaluation.report.plain_text import wrapped
+from ragtune_ray.evaluation.verdict import MIN_QUESTIONS
 from ragtune_ray.index import plan, versions
 from ragtune_ray.ingest import splits
 from ragtune_ray.ingest.balanced_splits import SPLITS
@@ -271,12 +271,12 @@ def _check_prompts(
 
 def _check_power(settings: config.Config, n: int, found: _Findings) -> None:
     margin, pairs = settings.compare.margin, math.comb(len(settings.compare.arms), 2)
-    confidence = 1 - (1 - settings.evaluate.confidence) / max(1, pairs)
+    confidence = settings.evaluate.confidence  # of each pair, as in `decision`
     needed = needed_questions(margin, confidence) if margin and pairs else None
     found.facts["power"] = {
         "n": n,
         "pairs": pairs,
-        "confidence_per_pair": confidence,
+        "confidence": confidence,
         "assumed_deviation": ASSUMED_DEVIATION,
         "smallest_difference": smallest_difference(n, confidence) if n and pairs else None,
         "margin": margin,
@@ -296,14 +296,13 @@ def _check_power(settings: config.Config, n: int, found: _Findings) -> None:
 
 def needed_questions(difference: float, confidence: float) -> int:
     """Number of questions that show a difference with 80 % probability, before the spread of the scores is known."""
-    needed = significance.questions_needed(ASSUMED_DEVIATION, difference, confidence) or 1
-    return max(needed, significance.questions_to_rule_out(difference, confidence) if difference < 1 else 1)
+    return significance.questions_needed(ASSUMED_DEVIATION, difference, confidence) or 1
 
 
 def smallest_difference(n: int, confidence: float) -> float:
     """The smallest difference that n questions show with 80 % probability; 1 if they show none.
 
-    >>> round(smallest_difference(197, 0.95), 3)
+    >>> round(smallest_difference(201, 0.95), 3)
     0.1
     """
     low, high = 0.0, 1.0

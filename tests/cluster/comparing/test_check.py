@@ -66,10 +66,10 @@ def test_splits_and_kinds_of_answers_are_counted(settings: config.Config) -> Non
 def test_power_is_that_of_the_test_questions_and_too_few_are_a_warning(settings: config.Config) -> None:
     found = check(settings)
     power = found.facts["power"]
-    # 6 pairs share 5 %: z(1 - .05 / 6 / 2) = 2.638; with z(.8) = .842, (3.480 * .5 / .02)^2 = 7,568.
-    assert power["needed_for_margin"] == pytest.approx(7568, abs=2)
-    # 3.480 * .5 / sqrt(20) = .389.
-    assert power["smallest_difference"] == pytest.approx(0.389, abs=1e-3)
+    # z(.975) + z(.8) = 2.8016; N = n + 2 solves (N / 4 + 3 / 2) / N^2 = (.02 / 2.8016)^2.
+    assert power["needed_for_margin"] == pytest.approx(4911, abs=3)
+    # 2.8016 * sqrt((22 / 4 + 3 / 2) / 22^2) = .337.
+    assert power["smallest_difference"] == pytest.approx(0.337, abs=1e-3)
     assert power["n"] == 20
     (warning,) = [text for text in found.warnings if "too few" in text]
     assert f"about {power['needed_for_margin']:,} are needed" in warning
