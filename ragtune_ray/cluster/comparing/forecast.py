@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import os
 import struct
-import time
+import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,16 @@ _ACTIVATION_BYTES = 34
 """Per token, layer and hidden dimension, kept for the backward pass (Korthikanti et al. 2023, 16 bit)."""
 _TEMPLATE_TOKENS = 32
 _PRODUCT = 1024
+_TIMED_PRODUCT = f"""
+import time, numpy
+one = numpy.ones(({_PRODUCT}, {_PRODUCT}), dtype=numpy.float32)
+seconds = []
+for _ in range(6):
+    started = time.process_time()
+    one @ one
+    seconds.append(time.process_time() - started)
+print(max(min(seconds), 1e-9))
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,18 +113,19 @@ def _num_weights(path: Path) -> int:
 
 
 def product_flops() -> float:
-    """Floating-point operations per second of a float32 matrix product on all cores, the best of ten.
+    """Floating-point operations per second of a float32 matrix product on all cores.
 
-    Processor time is measured, so that other processes on the machine do not matter.
+    A process of its own with one thread is timed, in processor time: threads that wait for a busy core would count as work.
     """
-    one = np.ones((_PRODUCT, _PRODUCT), dtype=np.float32)
-    one @ one  # starts the threads
-    seconds = []
-    for _ in range(10):
-        started = time.process_time()
-        one @ one
-        seconds.append(time.process_time() - started)
-    return float(2 * _PRODUCT**3 / max(min(seconds), 1e-9)) * len(os.sched_getaffinity(0))
+    one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    timed = subprocess.run(
+        [sys.executable, "-c", _TIMED_PRODUCT],
+        env={**os.environ, **one_thread},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return 2 * _PRODUCT**3 / float(timed.stdout) * len(os.sched_getaffinity(0))
 
 
 def answering(settings: config.Config, arm: config.Arm, sizes: Sizes, flops: float) -> Step:
