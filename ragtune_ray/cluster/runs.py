@@ -172,6 +172,7 @@ def inputs_identity(
     return {
         "format": RUN_FORMAT,
         "queries": staged.fingerprint,
+        **({"own_documents": "left out"} if staged.stand_in_corpus and index_manifest else {}),
         "index": index_manifest.get("content_id"),
         "tenant": [settings.index.tenant_field, settings.retrieval.tenant],
         "encoder": settings.encoder.model_dump(mode="json", exclude={"model", "query_model"})

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from ragtune_ray import config, progress, schema
 from ragtune_ray.index import contents, versions
-from ragtune_ray.ingest import inputs, splits
+from ragtune_ray.ingest import inputs, queries, splits
 from ragtune_ray.storage import artifacts, checksums, filesystem
 
 ROWS_AT_ONCE = 8192
@@ -36,6 +36,8 @@ class StagedQueries:
     """Digest of ids, texts, answers and qrels, in order."""
     num_queries: int
     rejects: tuple[schema.Reject, ...]
+    stand_in_corpus: bool = False
+    """Whether the document with a query's id may be the query itself, as in BEIR; it is then no hit of the query."""
 
 
 @contextlib.contextmanager
@@ -63,7 +65,7 @@ def staged_queries(settings: config.Config) -> Iterator[StagedQueries]:
     if rejects:
         progress.say(f"queries: {len(rejects):,} rejected; the first: {rejects[0].place}: {rejects[0].reason}")
     try:
-        yield StagedQueries(url, name, num_queries, tuple(rejects))
+        yield StagedQueries(url, name, num_queries, tuple(rejects), queries.may_stand_in_corpus(settings.queries.path))
     finally:
         filesystem.remove(url)
 

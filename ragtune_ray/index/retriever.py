@@ -35,6 +35,8 @@ class Candidates(NamedTuple):
     """The scores that the other search gives to the same passages; zeros unless scores are fused."""
 
 
+OWN_PASSAGES = 8
+"""Hits that are found in addition where those of one document are left out; a longer document may leave fewer hits."""
 Column: TypeAlias = Callable[[str, np.ndarray], list[str]]
 """Returns the values of a column of `Passage` at given ordinals."""
 
@@ -132,22 +134,36 @@ class Retriever:
             for row in self.retrieve_passages(texts, self._settings.top_k if top_k is None else top_k)
         ]
 
-    def retrieve(self, query_ids: Sequence[str], texts: Sequence[str], top_k: int) -> list[list[schema.Hit]]:
-        """Return the hits of each query, best first; fewer than `top_k` only if fewer match."""
-        scores, ordinals = self.search_ordinals(texts, top_k)
+    def retrieve(
+        self, query_ids: Sequence[str], texts: Sequence[str], top_k: int, *, leave_out_own: bool = False
+    ) -> list[list[schema.Hit]]:
+        """Return the hits of each query, best first; fewer than `top_k` only if fewer match.
+
+        `leave_out_own`: passages of the document with the query's id are no hits.
+        """
+        scores, ordinals = self.search_ordinals(texts, top_k, query_ids if leave_out_own else None)
         return to_hits(query_ids, scores, ordinals, self._column)
 
-    def retrieve_passages(self, texts: Sequence[str], top_k: int) -> list[tuple[list[schema.Passage], list[float]]]:
-        """Return the passages of each query's hits and their scores, best first."""
-        rows = zip(*self.search_ordinals(texts, top_k), strict=True)
+    def retrieve_passages(
+        self, texts: Sequence[str], top_k: int, own_ids: Sequence[str] | None = None
+    ) -> list[tuple[list[schema.Passage], list[float]]]:
+        """Return the passages of each query's hits and their scores, best first; for `own_ids` see `search_ordinals`."""
+        rows = zip(*self.search_ordinals(texts, top_k, own_ids), strict=True)
         return [(self.index.take(row[row >= 0].tolist()), score[row >= 0].tolist()) for score, row in rows]
 
-    def search_ordinals(self, texts: Sequence[str], top_k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return scores and passage ordinals, each (num_queries, top_k), best first; missing hits are -inf and -1."""
-        depth = self._ranking.depth(top_k)
+    def search_ordinals(
+        self, texts: Sequence[str], top_k: int, own_ids: Sequence[str] | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return scores and passage ordinals, each (num_queries, top_k), best first; missing hits are -inf and -1.
+
+        `own_ids` names for each query a document that is not among its hits; None: every document may be.
+        """
+        searched = top_k if own_ids is None else top_k + OWN_PASSAGES
+        depth = self._ranking.depth(searched)
         embedded = None if self._settings.mode == "lexical" else encode_queries(self.encoder, texts)
         lists = search_lists(self.index, self._settings, texts, embedded, depth, self._allowed)
-        return self._ranking.rank(texts, lists, top_k, self._column)
+        ranked = self._ranking.rank(texts, lists, searched, self._column)
+        return ranked if own_ids is None else without_own(own_ids, ranked, top_k, self._column)
 
     def _column(self, name: str, ordinals: np.ndarray) -> list[str]:
         values: list[str] = segments.take_rows(self.index.passages.select([name]), ordinals)[name].to_pylist()
@@ -254,6 +270,18 @@ def encode_queries(encoder: Encoder | None, texts: Sequence[str]) -> np.ndarray:
     if len(wrong):
         raise IndexDataError(f"the encoder returned no finite vector for the query {texts[wrong[0]]!r}")
     return vectors
+
+
+def without_own(own_ids: Sequence[str], ranked: Ranked, top_k: int, column: Column) -> Ranked:
+    """Remove the hits that are passages of the document named for their query, and keep the `top_k` best others."""
+    scores, ordinals = ranked
+    found = np.unique(ordinals)
+    owners = np.array(["" if ordinal < 0 else None for ordinal in found], dtype=object)
+    owners[found >= 0] = column("document_id", found[found >= 0])
+    own = owners[np.searchsorted(found, ordinals)] == np.array(own_ids, dtype=object)[:, None]
+    scores, ordinals = np.where(own, -np.inf, scores), np.where(own, -1, ordinals)
+    order = np.argsort(ordinals < 0, axis=1, kind="stable")[:, :top_k]
+    return np.take_along_axis(scores, order, axis=1), np.take_along_axis(ordinals, order, axis=1)
 
 
 def to_hits(

@@ -43,6 +43,12 @@ def read_queries(path: str, split: str = "all") -> Iterator[Query | Reject]:
     return _unique(_beir_queries(root, _qrels_files(root, split), split))
 
 
+def may_stand_in_corpus(path: str) -> bool:
+    """Whether a query may be a document of its corpus, with the same id: in BEIR folders, whose own evaluation skips it."""
+    store, inner = inputs.locate(path)
+    return bool(store.isdir(inner))
+
+
 def _query_rows(path: str) -> Iterator[Row]:
     try:
         match inputs.format_of(path):

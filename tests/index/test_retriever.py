@@ -175,6 +175,23 @@ def test_a_query_in_a_script_that_the_encoder_does_not_know_leans_on_bm25() -> N
         np.testing.assert_allclose(scores[1], [0.6, 0.55], rtol=1e-6)
 
 
+@pytest.mark.parametrize("mode", ["dense", "lexical", "hybrid"])
+def test_the_document_with_the_querys_id_is_left_out_where_asked(
+    opened: snapshot.Index, encoder: HashingEncoder, mode: config.RetrievalMode
+) -> None:
+    retriever = Retriever(opened, encoder, config.Retrieval(mode=mode))
+    texts = ["Phobos and Deimos are two moons of Mars", "moon", "moon"]
+    plain = retriever.retrieve(["mars", "moon", "unknown"], texts, 8)
+    assert plain[0][0].document_id == "mars"
+    found = retriever.retrieve(["mars", "moon", "unknown"], texts, 2, leave_out_own=True)
+    for before, after, own in zip(plain, found, ("mars", "moon", "unknown"), strict=True):
+        others = [(hit.passage_id, hit.score) for hit in before if hit.document_id != own][:2]
+        assert [(hit.passage_id, hit.score) for hit in after] == others
+        assert [hit.rank for hit in after] == list(range(1, len(after) + 1))
+    shown = retriever.retrieve_passages(texts, 2, ["mars", "moon", "unknown"])
+    assert [[each.passage_id for each in passages] for passages, _ in shown] == [ids(hits) for hits in found]
+
+
 def test_merged_candidates_are_those_of_one_search() -> None:
     one = Candidates(np.array([[0.9, 0.2]]), np.array([[1, 0]]), np.array([[3.0, 4.0]]))
     other = Candidates(np.array([[0.9, -np.inf]]), np.array([[5, -1]]), np.array([[7.0, -np.inf]]))

@@ -101,7 +101,7 @@ def _answer_units(
     def transform(dataset: ray.data.Dataset) -> ray.data.Dataset:
         if settings.answer.shows_passages:
             # Retrieval takes about 1 % of the time of generation, so the one retriever reserves no core.
-            arguments = {**shared, "depth": settings.retrieval.top_k}
+            arguments = {**shared, "depth": settings.retrieval.top_k, "leave_out_own": staged.stand_in_corpus}
             dataset = runs.pool(dataset, RetrieveUnit, 1, arguments, {"num_cpus": 0})
         # Workers that only send requests to a server reserve no GPU.
         cluster = settings.cluster

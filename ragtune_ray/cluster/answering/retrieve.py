@@ -22,6 +22,7 @@ from ragtune_ray.cluster.answering import sharded
 from ragtune_ray.cluster.answering.workers import RetrieveUnit
 from ragtune_ray.evaluation import intervals
 from ragtune_ray.index import snapshot, versions
+from ragtune_ray.index.retriever import OWN_PASSAGES
 from ragtune_ray.storage import artifacts, filesystem
 from ragtune_ray.storage.results import Result
 
@@ -69,11 +70,15 @@ def _retrieve(run: runs.Run, version: str, staged: staged_queries.StagedQueries)
         shards = snapshot.shards(settings.workspace, opened, settings.cluster.shard_bytes)
         if len(shards) > 1:
             places = tuple(map(tuple, shards))
-            job = sharded.Job(settings, version, staged.url, len(units), depth, places, run.work, directory)
+            own_passages = OWN_PASSAGES if staged.stand_in_corpus else 0
+            job = sharded.Job(
+                settings, version, staged.url, len(units), depth, places, run.work, directory, own_passages
+            )
             summaries, timed = sharded.scatter_gather(job, units)
         else:
             shared = {"settings": settings, "version": version, "queries": staged.url}
-            arguments = {**shared, "depth": depth, "directory": directory}
+            own = {"leave_out_own": staged.stand_in_corpus}
+            arguments = {**shared, **own, "depth": depth, "directory": directory}
             cluster = settings.cluster
             summaries = timed = runs.run_over_queries("retrieve", directory, units, RetrieveUnit, arguments, cluster)
     facts = runs.index_facts(settings, version, staged)

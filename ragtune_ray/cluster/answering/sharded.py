@@ -60,6 +60,8 @@ class Job:
     """Parent of the directories of all stages except `merge`."""
     hits: str
     """Directory of `merge`."""
+    own_passages: int = 0
+    """Hits that are found in addition, since those of the document with the query's id are left out; 0: none are."""
 
     def stage(self, name: str) -> str:
         """Directory of a stage. All but `encode` depend on the division into shards."""
@@ -80,7 +82,7 @@ class Job:
     def depth(self) -> int:
         """Number of passages per query in each list that is merged."""
         retrieval = self.settings.retrieval
-        return retriever.list_depth(retrieval, self.top_k, reranks=bool(retrieval.reranker))
+        return retriever.list_depth(retrieval, self.top_k + self.own_passages, reranks=bool(retrieval.reranker))
 
 
 def scatter_gather(job: Job, units: Sequence[dict[str, Any]]) -> tuple[list[stages.Summary], list[stages.Summary]]:
@@ -304,8 +306,11 @@ class MergeUnit(stages.UnitWorker):
 
         def hits(numbers: Sequence[int]) -> list[list[schema.Hit]]:
             some = [retriever.Candidates(*(array[numbers] for array in each)) for each in lists]
-            ranked = self._ranking.rank([rows[number].text for number in numbers], some, self._job.top_k, column)
-            return retriever.to_hits([rows[number].query_id for number in numbers], *ranked, column)
+            texts, names = zip(*((rows[number].text, rows[number].query_id) for number in numbers), strict=True)
+            ranked = self._ranking.rank(texts, some, self._job.top_k + self._job.own_passages, column)
+            if self._job.own_passages:
+                ranked = retriever.without_own(names, ranked, self._job.top_k, column)
+            return retriever.to_hits(names, *ranked, column)
 
         found: list[list[schema.Hit] | str] = [*encoded.errors]
         for numbers in encoded.together():

@@ -42,7 +42,14 @@ class RetrieveUnit:
     """
 
     def __init__(
-        self, settings: config.Config, version: str, queries: str, depth: int, directory: str | None = None
+        self,
+        settings: config.Config,
+        version: str,
+        queries: str,
+        depth: int,
+        directory: str | None = None,
+        *,
+        leave_out_own: bool = False,
     ) -> None:
         from ragtune_ray.index.retriever import open_retriever
 
@@ -51,6 +58,7 @@ class RetrieveUnit:
         self._cutoffs = settings.evaluate.cutoffs
         self._queries, self._depth, self._directory = queries, depth, directory
         self._gold_passage = settings.answer.gold_passage
+        self._leave_out_own = leave_out_own
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[str]]:
         """Retrieve for the units of the batch."""
@@ -71,10 +79,12 @@ class RetrieveUnit:
         return commit_hits(directory, unit["unit"], rows, found, self._cutoffs, started)
 
     def _hits(self, rows: Sequence[schema.Query]) -> list[list[schema.Hit]]:
-        return self._retriever.retrieve([row.query_id for row in rows], [row.text for row in rows], self._depth)
+        names, texts = [row.query_id for row in rows], [row.text for row in rows]
+        return self._retriever.retrieve(names, texts, self._depth, leave_out_own=self._leave_out_own)
 
     def _found(self, rows: Sequence[schema.Query]) -> list[Shown]:
-        return self._retriever.retrieve_passages([row.text for row in rows], self._depth)
+        own = [row.query_id for row in rows] if self._leave_out_own else None
+        return self._retriever.retrieve_passages([row.text for row in rows], self._depth, own)
 
     def _gold(self, rows: Sequence[schema.Query]) -> list[Shown]:
         owned = self._retriever.index.of_documents([positives(row) for row in rows])

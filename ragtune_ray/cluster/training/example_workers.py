@@ -39,11 +39,20 @@ def searched_with(settings: config.Config) -> config.Config:
 class PrepareUnit(stages.UnitWorker):
     """An actor that makes examples; it loads only the models that the objective needs."""
 
-    def __init__(self, settings: config.Config, version: str, staged: str, split: str, directory: str) -> None:
+    def __init__(
+        self,
+        settings: config.Config,
+        version: str,
+        staged: str,
+        split: str,
+        directory: str,
+        leave_out_own: bool = False,
+    ) -> None:
         from ragtune_ray.index.retriever import open_retriever
 
         session.use_one_thread()
         self._settings, self._staged, self._split, self._directory = settings, staged, split, directory
+        self._leave_out_own = leave_out_own
         self._sft = settings.training.objective == "sft"
         self._retriever = open_retriever(searched_with(settings), version) if version and split != "replay" else None
         self._encoder = _encoder(settings, self._retriever) if self._retriever and not self._sft else None
@@ -137,7 +146,8 @@ class PrepareUnit(stages.UnitWorker):
 
         assert self._retriever is not None
         texts = [row.text for row in rows]
-        scores, ordinals = self._retriever.search_ordinals(texts, self._depth())
+        own = [row.query_id for row in rows] if self._leave_out_own else None
+        scores, ordinals = self._retriever.search_ordinals(texts, self._depth(), own)
         gold = self._retriever.index.of_documents([splits.positives(row) for row in rows])
         embedded = encode_queries(self._encoder, texts) if self._encoder else None
         candidates = []

@@ -116,6 +116,7 @@ def _identity(
     return {
         "format": FORMAT,
         "queries": {split: part.fingerprint for split, part in staged.items()},
+        **({"own_documents": "left out"} if staged["train"].stand_in_corpus and index_manifest else {}),
         "index": index_manifest.get("content_id"),
         "retrieval": runs.retrieval_identity(searched_with(settings), index_manifest) if index_manifest else None,
         "encoder": settings.encoder.model_dump(mode="json", exclude={"model", "query_model"})
@@ -135,6 +136,7 @@ def _make_split(run: runs.Run, version: str, split: str, staged: staged_queries.
     learns_from_generator = settings.training.learns_from_generator
     units = staged_queries.units(staged, TAUGHT_UNIT_QUERIES if learns_from_generator else UNIT_QUERIES)
     arguments = {"settings": settings, "version": version, "staged": staged.url, "split": split, "directory": directory}
+    arguments["leave_out_own"] = staged.stand_in_corpus
     return runs.run_over_queries(f"examples ({split})", directory, units, PrepareUnit, arguments, settings.cluster)
 
 
