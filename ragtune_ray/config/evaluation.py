@@ -19,7 +19,8 @@ class Evaluate(Section):
     cutoffs: tuple[int, ...] = Field((1, 3, 5, 10), min_length=1)
     """Values of k for recall@k, MRR@k and nDCG@k."""
     depth: int = Field(20, gt=0)
-    """Hits per query that `ragtune retrieve` writes (at least `retrieval.top_k`). Answers always use `retrieval.top_k`."""
+    """Hits per query that `ragtune retrieve` writes (at least `retrieval.top_k`; more where they are from too few documents for
+    the metrics). Answers always use `retrieval.top_k`."""
     resamples: int = Field(10_000, ge=100)
     """Bootstrap resamples per confidence interval."""
     confidence: float = Field(0.95, gt=0, lt=1)

@@ -27,6 +27,10 @@ from ragtune_ray.storage import artifacts, filesystem
 from ragtune_ray.storage.results import Result
 
 RETRIEVE_UNIT_QUERIES = 512
+DEEPER = 4
+"""Factor by which a search goes deeper if its hits are from too few documents for the metrics."""
+MOST_HITS = 1000
+"""A search for metrics goes no deeper than this, or than `evaluate.depth`."""
 
 
 @dataclass(frozen=True)
@@ -62,28 +66,48 @@ def retrieve(settings: config.Config) -> Hits:
 
 def _retrieve(run: runs.Run, version: str, staged: staged_queries.StagedQueries) -> None:
     settings = run.settings
-    depth = max(settings.retrieval.top_k, settings.evaluate.depth)
-    directory = filesystem.join(run.work, "hits")
-    units = staged_queries.units(staged, RETRIEVE_UNIT_QUERIES)
+    depth = least = max(settings.retrieval.top_k, settings.evaluate.depth)
+    opened = versions.read_version(settings.workspace, version)
+    shards = snapshot.shards(settings.workspace, opened, settings.cluster.shard_bytes)
     with run.session(version):
-        opened = versions.read_version(settings.workspace, version)
-        shards = snapshot.shards(settings.workspace, opened, settings.cluster.shard_bytes)
-        if len(shards) > 1:
-            places = tuple(map(tuple, shards))
-            own_passages = OWN_PASSAGES if staged.stand_in_corpus else 0
-            job = sharded.Job(
-                settings, version, staged.url, len(units), depth, places, run.work, directory, own_passages
+        while True:
+            # Of long documents, many hits are passages of one document, which counts once.
+            directory = filesystem.join(run.work, "hits" if depth == least else f"hits-{depth}")
+            summaries, timed = _search(run, version, staged, shards, depth, directory)
+            short = sum(summary["short"] for summary in summaries)
+            if not short or depth >= MOST_HITS:
+                break
+            depth = min(MOST_HITS, DEEPER * depth)
+            progress.say(
+                f"retrieve: the hits of {short:,} queries are from fewer than {max(settings.evaluate.cutoffs)} documents; "
+                f"searching {depth} hits deep"
             )
-            summaries, timed = sharded.scatter_gather(job, units)
-        else:
-            shared = {"settings": settings, "version": version, "queries": staged.url}
-            own = {"leave_out_own": staged.stand_in_corpus}
-            arguments = {**shared, **own, "depth": depth, "directory": directory}
-            cluster = settings.cluster
-            summaries = timed = runs.run_over_queries("retrieve", directory, units, RetrieveUnit, arguments, cluster)
     facts = runs.index_facts(settings, version, staged)
     facts |= {"queries_per_second": runs.rate(staged, timed), "num_shards": max(1, len(shards))}
     _publish(run, directory, summaries, staged, facts)
+
+
+def _search(
+    run: runs.Run,
+    version: str,
+    staged: staged_queries.StagedQueries,
+    shards: Sequence[Sequence[int]],
+    depth: int,
+    directory: str,
+) -> tuple[list[stages.Summary], list[stages.Summary]]:
+    """Find `depth` hits per query; returns the summaries of the units in `directory`, and those of all work."""
+    settings = run.settings
+    units = staged_queries.units(staged, RETRIEVE_UNIT_QUERIES)
+    if len(shards) > 1:
+        places = tuple(map(tuple, shards))
+        own_passages = OWN_PASSAGES if staged.stand_in_corpus else 0
+        work = filesystem.join(run.work, f"depth-{depth}")
+        job = sharded.Job(settings, version, staged.url, len(units), depth, places, work, directory, own_passages)
+        return sharded.scatter_gather(job, units)
+    shared = {"settings": settings, "version": version, "queries": staged.url, "leave_out_own": staged.stand_in_corpus}
+    arguments = {**shared, "depth": depth, "directory": directory}
+    found = runs.run_over_queries("retrieve", directory, units, RetrieveUnit, arguments, settings.cluster)
+    return found, found
 
 
 def _publish(

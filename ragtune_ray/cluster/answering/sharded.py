@@ -318,7 +318,7 @@ class MergeUnit(stages.UnitWorker):
             for number, result in zip(numbers, results, strict=True):
                 found[number] = result
         cutoffs = self._job.settings.evaluate.cutoffs
-        return commit_hits(self._job.hits, unit["unit"], rows, found, cutoffs, started)
+        return commit_hits(self._job.hits, unit["unit"], rows, found, cutoffs, started, depth=self._job.top_k)
 
     def _files(self, unit: int, suffix: str) -> list[str]:
         """Per shard, the file that `search` wrote for a unit of queries."""

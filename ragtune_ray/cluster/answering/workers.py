@@ -76,7 +76,7 @@ class RetrieveUnit:
         started = time.time()
         rows = staged_queries.read_queries(self._queries, unit["start"], unit["stop"])
         found = row_by_row_if_needed(rows, self._hits)
-        return commit_hits(directory, unit["unit"], rows, found, self._cutoffs, started)
+        return commit_hits(directory, unit["unit"], rows, found, self._cutoffs, started, depth=self._depth)
 
     def _hits(self, rows: Sequence[schema.Query]) -> list[list[schema.Hit]]:
         names, texts = [row.query_id for row in rows], [row.text for row in rows]
@@ -117,8 +117,12 @@ def commit_hits(
     found: Sequence[list[schema.Hit] | str],
     cutoffs: Sequence[int],
     started: float,
+    *,
+    depth: int,
 ) -> str:
     """Commit a unit of retrieval: `hits.parquet`, `scores.parquet` of queries with qrels, rejects in the summary.
+
+    The summary's `short` counts the queries with qrels whose `depth` hits are from fewer documents than the largest cutoff.
 
     Args:
         directory: of the stage.
@@ -127,6 +131,7 @@ def commit_hits(
         found: per query, its hits or the reason why retrieval failed.
         cutoffs: the k of the metrics.
         started: Unix time when the unit began.
+        depth: hits that were searched for.
     """
     hits = [hit for row in found if not isinstance(row, str) for hit in row]
     rejects = [
@@ -146,6 +151,13 @@ def commit_hits(
             number,
             paths,
             rejects=[dataclasses.asdict(reject) for reject in rejects],
+            short=sum(
+                not isinstance(result, str)
+                and len(result) == depth
+                and len({hit.document_id for hit in result}) < max(cutoffs)
+                for row, result in zip(rows, found, strict=True)
+                if positives(row)
+            ),
             started=started,
             ended=time.time(),
         )
