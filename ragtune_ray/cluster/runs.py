@@ -7,19 +7,16 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, cast
+from typing import Any, TypedDict, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ragtune_ray import config, progress
-from ragtune_ray.cluster import session, staged_queries, stages
+from ragtune_ray.cluster import actors, session, staged_queries, stages
 from ragtune_ray.index import retention, versions
 from ragtune_ray.models import scripts, weights
 from ragtune_ray.storage import artifacts, checksums, filesystem
-
-if TYPE_CHECKING:
-    import ray.data
 
 RUN_FORMAT = 2
 """Part of a run's identity: raise it when a code change makes the same input produce other rows."""
@@ -237,40 +234,25 @@ def run_over_queries(
     *,
     counted: str = "queries",
 ) -> list[stages.Summary]:
-    """Run a stage over ranges of queries in a pool of encoder workers, and return the summaries of all units, in order.
+    """Run a stage over ranges of queries in a pool of actors, and return the summaries of all units, in order.
 
     Args:
         name: for progress lines.
         directory: of the stage.
         units: from `staged_queries.units`.
-        worker: an actor class that processes one unit at a time.
+        worker: a `stages.UnitWorker`.
         arguments: of its constructor.
-        cluster: number and resources of the workers.
+        cluster: number and resources of the actors.
         counted: what progress lines count.
     """
-
-    def transform(dataset: ray.data.Dataset) -> ray.data.Dataset:
-        count = min(len(units), session.workers(cluster.encoder_workers, cluster.gpus_per_worker))
-        return pool(dataset, worker, count, arguments, session.worker_options(cluster))
-
-    return stages.run_stage(name, directory, units, transform, counted=counted, rows_of=num_queries)
+    num_actors = session.workers(cluster.encoder_workers, cluster.gpus_per_worker)
+    pool = actors.Pool(worker, arguments, num_actors, session.worker_options(cluster))
+    return stages.run_stage(name, directory, units, stages.on_actors(pool), counted=counted, rows_of=num_queries)
 
 
 def num_queries(unit: dict[str, Any]) -> int:
     """Number of queries in a unit of a stage; 1 if the unit is not a range of queries."""
     return int(unit["stop"] - unit["start"]) if "stop" in unit else 1
-
-
-def pool(
-    dataset: ray.data.Dataset, worker: type, count: int, arguments: dict[str, Any], options: dict[str, Any]
-) -> ray.data.Dataset:
-    """Run a worker class in an autoscaling pool of at most `count` actors."""
-    import ray.data
-
-    compute = ray.data.ActorPoolStrategy(
-        min_size=1, max_size=max(1, count), initial_size=max(1, count), max_tasks_in_flight_per_actor=1
-    )
-    return dataset.map_batches(worker, batch_size=1, compute=compute, fn_constructor_kwargs=arguments, **options)
 
 
 def merged(directory: str, summaries: Iterable[stages.Summary], suffix: str) -> Iterable[pa.Table]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ragtune_ray import config
+from ragtune_ray.cluster import actors
 
 SERVE_ENVIRONMENT = {
     # Calls between replicas use gRPC instead of Ray's object store. This and the next setting cut the CPU time of a request
@@ -34,7 +35,7 @@ LOCAL = "local"
 def ray_session(settings: config.Cluster, *, for_training: bool = False) -> Iterator[None]:
     """Use the open Ray session if there is one; otherwise connect to `cluster.address` or RAY_ADDRESS, or start Ray here.
 
-    Sessions nest: an inner session leaves the outer one open.
+    Sessions nest: an inner session leaves the outer one open, and the actors of `actors` live until the outermost one ends.
 
     Args:
         settings: the section `cluster`.
@@ -60,7 +61,8 @@ def ray_session(settings: config.Cluster, *, for_training: bool = False) -> Iter
 
     if ray.is_initialized():
         _configure_ray_data()
-        yield
+        with _releasing_actors(settings):
+            yield
         return
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     with _silent_core():
@@ -70,9 +72,26 @@ def ray_session(settings: config.Cluster, *, for_training: bool = False) -> Iter
             ray.init(include_dashboard=False, **quiet)
     _configure_ray_data()
     try:
-        yield
+        with _releasing_actors(settings):
+            yield
     finally:
         ray.shutdown()
+
+
+_open: list[config.Cluster] = []
+"""The settings of the open sessions, each within the one before."""
+
+
+@contextlib.contextmanager
+def _releasing_actors(settings: config.Cluster) -> Iterator[None]:
+    """Release the actors at the end of the block, if this session is the outermost one."""
+    _open.append(settings)
+    try:
+        yield
+    finally:
+        _open.pop()
+        if not _open:
+            actors.release()
 
 
 def cluster_address(settings: config.Cluster) -> str:
@@ -94,7 +113,7 @@ def workers(configured: int, gpus_per_worker: float) -> int:
 
 
 def worker_options(settings: config.Cluster) -> dict[str, Any]:
-    """The resources that an actor with a model reserves, as arguments of `map_batches`."""
+    """The resources that an actor with a model reserves, as options of Ray."""
     options: dict[str, Any] = {"num_cpus": 1}
     if settings.gpus_per_worker:
         options["num_gpus"] = settings.gpus_per_worker
@@ -172,8 +191,8 @@ def _silent_core() -> Iterator[None]:
 def _configure_ray_data() -> None:
     """Turn off Ray Data's progress bars (`progress` shows one line per stage) and keep the actors of a pool.
 
-    Our actors take one unit at a time (`runs.pool`), so the utilization of a pool never exceeds 1.0. By default, Ray Data removes
-    an actor below 0.5 and adds one only above 1.75: an actor that idled during a slow start would never be replaced.
+    By default, Ray Data removes an actor of a pool below a utilization of 0.5 and adds one only above 1.75: an actor that idled
+    during a slow start would rarely be replaced.
     """
     import ray.data
 

@@ -1,4 +1,4 @@
-"""Runs numbered units of work on Ray Data and commits each once, so that a killed run loses only its unfinished units.
+"""Runs numbered units of work on Ray and commits each once, so that a killed run loses only its unfinished units.
 
 A worker finishes a unit by writing its files and then its marker, a JSON file with a summary. The next run skips units that
 have a marker. Units must be deterministic, because a unit may run twice. Ray Data's own checkpoints need one output row per
@@ -7,6 +7,7 @@ input row, but a unit of a corpus becomes any number of passages.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import re
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ragtune_ray import RagtuneError, progress
+from ragtune_ray.cluster import actors
 from ragtune_ray.storage import filesystem
 
 if TYPE_CHECKING:
@@ -31,6 +33,8 @@ _LAST_LINE = re.compile(r"^(?P<module>(?:\w+\.)*)(?P<message>\w+: .+)$", re.MULT
 Summary = dict[str, Any]
 Worker = Callable[[dict[str, np.ndarray]], dict[str, list[str]]]
 """Takes units as JSON in column "unit" and returns the results of `commit_unit` in column "summary"."""
+Work = Callable[[str, Sequence[dict[str, Any]]], Iterator[str]]
+"""Runs the given units of the stage of this name; yields the results of `commit_unit`, in any order."""
 
 
 class StageError(RagtuneError, RuntimeError):
@@ -38,13 +42,18 @@ class StageError(RagtuneError, RuntimeError):
 
 
 class UnitWorker:
-    """An actor of a stage. Subclasses define `_run`, which does one unit and returns the result of `commit_unit`."""
+    """Does the units of a stage, one at a time, with what its constructor loads."""
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[str]]:
-        """Do the units of the batch."""
-        return {"summary": [self._run(json.loads(unit)) for unit in batch["unit"]]}
+        """Do the units of the batch, as an actor of Ray Data."""
+        return {"summary": [self.run(json.loads(unit)) for unit in batch["unit"]]}
 
-    def _run(self, unit: dict[str, Any]) -> str:
+    def continues_with(self, arguments: dict[str, Any]) -> bool:  # noqa: ARG002 - for subclasses
+        """Take over the constructor's arguments of a later stage, if nothing new must be loaded; otherwise return False."""
+        return False
+
+    def run(self, unit: dict[str, Any]) -> str:
+        """Do a unit; returns the result of `commit_unit` or, if another pool of actors goes on with it, the unit as JSON."""
         raise NotImplementedError
 
 
@@ -109,11 +118,10 @@ def run_stage(
     name: str,
     directory: str,
     units: Sequence[dict[str, Any]],
-    transform: Callable[[ray.data.Dataset], ray.data.Dataset],
+    work: Work,
     *,
     counted: str = "units",
     rows_of: Callable[[dict[str, Any]], int] | None = None,
-    in_process: Callable[[], Worker] | None = None,
 ) -> list[Summary]:
     """Run every unit that has no marker yet, and return the summaries of all units, in order.
 
@@ -121,10 +129,9 @@ def run_stage(
         name: for progress lines, such as "embed".
         directory: of markers and files; local or remote.
         units: each with its number under "unit".
-        transform: from a dataset with one block per unit (JSON in column "unit") to `commit_unit`'s results in "summary".
+        work: runs the units: `on_actors`, `on_ray_data` or `in_process`.
         counted: what progress lines count, such as "passages".
         rows_of: returns how many of these a unit contains; None counts units.
-        in_process: returns a worker that runs the units one by one in this process, without Ray; None runs `transform`.
 
     Raises:
         StageError: a unit failed permanently, or was not committed.
@@ -138,8 +145,7 @@ def run_stage(
     skipped = sum(rows_of(by_number[number]) for number in finished)
     with progress.stage(name, total, counted, skipped) as shown:
         if pending:
-            results = _one_by_one(in_process(), pending) if in_process else _on_ray(name, transform, pending)
-            for result in results:
+            for result in work(name, pending):
                 summary = json.loads(result)
                 finished[summary["unit"]] = summary
                 shown.advance(rows_of(by_number[summary["unit"]]))
@@ -151,21 +157,52 @@ def run_stage(
     return [finished[number] for number in by_number]
 
 
-def _one_by_one(worker: Worker, pending: Sequence[dict[str, Any]]) -> Iterator[str]:
-    for unit in pending:
-        yield from worker({"unit": np.array([json.dumps(unit)])})["summary"]
+def on_actors(*pools: actors.Pool) -> Work:
+    """Run units in pools of actors that stay for the next stage; each pool takes the results of the one before."""
+
+    def work(name: str, pending: Sequence[dict[str, Any]]) -> Iterator[str]:
+        with _root_cause_raised(name):
+            yield from actors.run(pools, [json.dumps(unit) for unit in pending])
+
+    return work
 
 
-def _on_ray(
-    name: str, transform: Callable[[ray.data.Dataset], ray.data.Dataset], pending: Sequence[dict[str, Any]]
-) -> Iterator[str]:
-    import ray.data
+def on_ray_data(transform: Callable[[ray.data.Dataset], ray.data.Dataset]) -> Work:
+    """Run units with Ray Data.
+
+    `transform` turns a dataset with one block per unit (JSON in column "unit") into `commit_unit`'s results in column "summary".
+    """
+
+    def work(name: str, pending: Sequence[dict[str, Any]]) -> Iterator[str]:
+        import ray.data
+
+        actors.release()
+        units = [{"unit": json.dumps(unit)} for unit in pending]
+        with _root_cause_raised(name):
+            for row in transform(ray.data.from_items(units, override_num_blocks=len(units))).iter_rows():
+                yield row["summary"]
+
+    return work
+
+
+def in_process(make_worker: Callable[[], Worker]) -> Work:
+    """Run units one by one in this process, without Ray."""
+
+    def work(_: str, pending: Sequence[dict[str, Any]]) -> Iterator[str]:
+        worker = make_worker()
+        for unit in pending:
+            yield from worker({"unit": np.array([json.dumps(unit)])})["summary"]
+
+    return work
+
+
+@contextlib.contextmanager
+def _root_cause_raised(name: str) -> Iterator[None]:
+    """Turn an error of Ray into a StageError with the exception that the worker raised."""
     import ray.exceptions
 
-    dataset = ray.data.from_items([{"unit": json.dumps(unit)} for unit in pending], override_num_blocks=len(pending))
     try:
-        for row in transform(dataset).iter_rows():
-            yield row["summary"]
+        yield
     except (ray.exceptions.RayError, ray.exceptions.UserCodeException) as error:
         raise StageError(f"{name}: {_root_cause(error)}") from error
 
@@ -175,8 +212,9 @@ def _root_cause(error: BaseException) -> str:
     import ray.exceptions
 
     while True:
-        # Ray Data's exception loses its cause when it crosses processes; only the text of its traceback still names it.
-        parts = str(error).split(_CAUSED_BY) if isinstance(error, ray.exceptions.RayTaskError) else []
+        # An exception loses its cause when it crosses processes; only the text of its traceback still names it.
+        has_traceback = isinstance(error, ray.exceptions.RayTaskError | ray.exceptions.RayActorError)
+        parts = str(error).split(_CAUSED_BY) if has_traceback else []
         raised = [
             each
             for part in parts

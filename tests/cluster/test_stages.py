@@ -1,4 +1,4 @@
-"""What a stage says when the work of a unit fails, and that it uses all the actors it may."""
+"""What a stage says when the work of a unit fails, and that Ray Data uses all the actors it may."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import pytest
 import ray.data
 
 from ragtune_ray import config
-from ragtune_ray.cluster import session
+from ragtune_ray.cluster import actors, session, stages
 from ragtune_ray.cluster.stages import StageError, run_stage
 from ragtune_ray.storage import artifacts
 
@@ -25,13 +25,25 @@ def _fail(batch: dict[str, np.ndarray]) -> dict[str, Any]:
         raise artifacts.ArtifactError("shelf/seven: is torn; build it again") from error
 
 
-def test_a_failed_unit_reports_its_own_message_without_rays_wrapping(tmp_path: Path, shared_ray: None) -> None:
+class _Failing(stages.UnitWorker):
+    def run(self, unit: dict[str, Any]) -> str:
+        _fail({"unit": np.array([json.dumps(unit)])})
+        return ""
+
+
+@pytest.mark.parametrize("kind", ["actors", "Ray Data"])
+def test_a_failed_unit_reports_its_own_message_without_rays_wrapping(
+    tmp_path: Path, shared_ray: None, kind: str
+) -> None:
     def transform(units: ray.data.Dataset) -> ray.data.Dataset:
         return units.map_batches(_fail, batch_size=1)
 
+    pool = actors.Pool(_Failing, {}, 2, {"num_cpus": 1})
+    work = stages.on_actors(pool) if kind == "actors" else stages.on_ray_data(transform)
     with pytest.raises(StageError) as raised:
-        run_stage("shelve", str(tmp_path), [{"unit": 0}], transform)
+        run_stage("shelve", str(tmp_path), [{"unit": 0}, {"unit": 1}], work)
     assert str(raised.value) == "shelve: ArtifactError: shelf/seven: is torn; build it again"
+    assert not actors._actors, "an actor in the middle of a unit was not ended"
 
 
 class _Meeting:
@@ -52,11 +64,13 @@ class _Meeting:
 
 def test_a_shrunk_pool_grows_back_to_all_its_actors(tmp_path: Path, shared_ray: None) -> None:
     def transform(units: ray.data.Dataset) -> ray.data.Dataset:
-        # As `runs.pool` makes it, but shrunk: which a slow start of what comes before it does within seconds.
+        # Shrunk, as a slow start of what comes before it would do within seconds.
         shrunk = ray.data.ActorPoolStrategy(min_size=1, max_size=2, initial_size=1, max_tasks_in_flight_per_actor=1)
         given = {"directory": str(tmp_path)}
         return units.map_batches(_Meeting, batch_size=1, compute=shrunk, fn_constructor_kwargs=given, num_cpus=1)
 
     with session.ray_session(config.Cluster()):
-        done = run_stage("meet", str(tmp_path / "stage"), [{"unit": number} for number in range(8)], transform)
+        done = run_stage(
+            "meet", str(tmp_path / "stage"), [{"unit": number} for number in range(8)], stages.on_ray_data(transform)
+        )
     assert [summary["unit"] for summary in done] == list(range(8))

@@ -50,7 +50,7 @@ def test_killed_workers_and_a_killed_driver_leave_every_answer_once(
     for wanted in (4, 12):
         command = run("answer", given)
         eventually(lambda wanted=wanted: len(list(work.glob("answer-*/answers/unit-*.json"))) >= wanted, command)
-        (worker, *_) = command.workers("GenerateUnit")
+        (worker, *_) = eventually(lambda command=command: command.workers("GenerateUnit"), command)
         worker.send_signal(signal.SIGKILL)
         count = len(list(work.glob("answer-*/answers/unit-*.json")))
         eventually(lambda count=count: len(list(work.glob("answer-*/answers/unit-*.json"))) >= count + 3, command)

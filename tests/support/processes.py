@@ -9,11 +9,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 import pytest
 
+Found = TypeVar("Found")
 ROOT = Path(__file__).parents[2]
 DEADLINE_SECONDS = 600  # against a hang, not for speed: a run of a minute takes two beside another on two slow cores
 GRACE_SECONDS = 5
@@ -117,10 +118,11 @@ def end_remains(family: Sequence[psutil.Process]) -> None:
     assert not alive
 
 
-def eventually(condition: Callable[[], object], command: Command) -> None:
-    """Wait until a condition holds, looking often; fail when the command ends or the deadline passes first."""
+def eventually(condition: Callable[[], Found], command: Command) -> Found:
+    """Wait until a condition holds, looking often, and return it; fail when the command ends or the deadline passes first."""
     deadline = time.monotonic() + DEADLINE_SECONDS
-    while not condition():
+    while not (found := condition()):
         assert command.process.poll() is None, f"ended too early to be killed: {command.log.read_text()}"
         assert time.monotonic() < deadline
         time.sleep(0.005)
+    return found

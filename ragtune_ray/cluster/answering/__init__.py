@@ -1,1 +1,1 @@
-"""Retrieves, answers and evaluates questions in bulk with Ray Data."""
+"""Retrieves, answers and evaluates questions in bulk on Ray."""

@@ -9,19 +9,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import pyarrow.parquet as pq
 
 from ragtune_ray import RagtuneError, config, progress, schema
-from ragtune_ray.cluster import runs, session, staged_queries, stages
+from ragtune_ray.cluster import actors, runs, session, staged_queries, stages
 from ragtune_ray.cluster.answering.workers import GenerateUnit, RetrieveUnit
 from ragtune_ray.models import arms, weights
 from ragtune_ray.storage import artifacts, filesystem
 from ragtune_ray.storage.results import Result
-
-if TYPE_CHECKING:
-    import ray.data
 
 
 class AnswerError(RagtuneError, RuntimeError):
@@ -98,22 +95,21 @@ def _answer_units(
     shared = {"settings": settings, "version": version, "queries": staged.url}
     units = staged_queries.units(staged, settings.answer.unit_queries)
 
-    def transform(dataset: ray.data.Dataset) -> ray.data.Dataset:
-        if settings.answer.shows_passages:
-            # Retrieval takes about 1 % of the time of generation, so the one retriever reserves no core.
-            arguments = {**shared, "depth": settings.retrieval.top_k, "leave_out_own": staged.stand_in_corpus}
-            dataset = runs.pool(dataset, RetrieveUnit, 1, arguments, {"num_cpus": 0})
-        # Workers that only send requests to a server reserve no GPU.
-        cluster = settings.cluster
-        if settings.generator.engine == "openai":
-            cluster = cluster.model_copy(update={"gpus_per_worker": 0})
-        count = session.workers(cluster.generator_workers, cluster.gpus_per_worker)
-        arguments = {**shared, "directory": directory, "fingerprint": generator}
-        options = session.worker_options(cluster)
-        return runs.pool(dataset, GenerateUnit, min(len(units), count), arguments, options)
-
+    pools = []
+    if settings.answer.shows_passages:
+        # Retrieval takes about 1 % of the time of generation, so the one retriever reserves no core.
+        arguments = {**shared, "depth": settings.retrieval.top_k, "leave_out_own": staged.stand_in_corpus}
+        pools.append(actors.Pool(RetrieveUnit, arguments, 1, {"num_cpus": 0}))
+    # Workers that only send requests to a server reserve no GPU.
+    cluster = settings.cluster
+    if settings.generator.engine == "openai":
+        cluster = cluster.model_copy(update={"gpus_per_worker": 0})
+    num_actors = session.workers(cluster.generator_workers, cluster.gpus_per_worker)
+    arguments = {**shared, "directory": directory, "fingerprint": generator}
+    pools.append(actors.Pool(GenerateUnit, arguments, num_actors, session.worker_options(cluster)))
     name = f"answer ({settings.answer.arm})"
-    return stages.run_stage(name, directory, units, transform, counted="queries", rows_of=runs.num_queries)
+    work = stages.on_actors(*pools)
+    return stages.run_stage(name, directory, units, work, counted="queries", rows_of=runs.num_queries)
 
 
 def _refuse_failures(

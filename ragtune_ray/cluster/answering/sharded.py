@@ -138,7 +138,7 @@ def _read_encoded(job: Job, unit: int) -> _Encoded:
 
 
 class EncodeUnit(stages.UnitWorker):
-    """An actor that encodes units of queries."""
+    """Encodes units of queries."""
 
     def __init__(self, job: Job) -> None:
         session.use_one_thread()
@@ -151,7 +151,8 @@ class EncodeUnit(stages.UnitWorker):
             self._encoder = load_encoder(job.settings.encoder)
             retriever.check_encoder(self._encoder, job.version, manifest)
 
-    def _run(self, unit: dict[str, Any]) -> str:
+    def run(self, unit: dict[str, Any]) -> str:
+        """Encode a unit of queries."""
         started = time.time()
         rows = staged_queries.read_queries(self._job.queries, unit["start"], unit["stop"])
         numbers = itertools.count()
@@ -204,7 +205,7 @@ class _OneShard:
 
 
 class CountUnit(stages.UnitWorker):
-    """An actor that counts in how many passages of a shard each token of the queries occurs."""
+    """Counts in how many passages of a shard each token of the queries occurs."""
 
     def __init__(self, job: Job) -> None:
         session.use_one_thread()
@@ -218,7 +219,8 @@ class CountUnit(stages.UnitWorker):
             tokens.update(_read_encoded(self._job, unit).tokens)
         return tokens
 
-    def _run(self, unit: dict[str, Any]) -> str:
+    def run(self, unit: dict[str, Any]) -> str:
+        """Count the tokens of all queries in a shard."""
         started = time.time()
         counted = self._shard.open(unit["unit"]).lexical.statistics(self._tokens)
         with tempfile.TemporaryDirectory(prefix="ragtune-count-") as temporary:
@@ -236,7 +238,7 @@ def _read_statistics(job: Job) -> bm25.Statistics:
 
 
 class SearchUnit(stages.UnitWorker):
-    """An actor that searches one shard after another, a unit of queries at a time."""
+    """Searches one shard after another, a unit of queries at a time."""
 
     def __init__(self, job: Job) -> None:
         session.use_one_thread()
@@ -252,7 +254,8 @@ class SearchUnit(stages.UnitWorker):
     def _statistics(self) -> bm25.Statistics | None:
         return None if self._job.mode == "dense" else _read_statistics(self._job)
 
-    def _run(self, unit: dict[str, Any]) -> str:
+    def run(self, unit: dict[str, Any]) -> str:
+        """Search a shard for a unit of queries."""
         started = time.time()
         opened = self._shard.open(unit["shard"], self._statistics)
         scores, ordinals, others = self._search(opened, unit)
@@ -289,7 +292,7 @@ class SearchUnit(stages.UnitWorker):
 
 
 class MergeUnit(stages.UnitWorker):
-    """An actor that merges the results of all shards into hits."""
+    """Merges the results of all shards into hits."""
 
     def __init__(self, job: Job) -> None:
         session.use_one_thread()
@@ -297,7 +300,8 @@ class MergeUnit(stages.UnitWorker):
         manifest = versions.read_version(job.settings.workspace, job.version).manifest
         self._ranking = retriever.load_ranking(job.settings.retrieval, manifest)
 
-    def _run(self, unit: dict[str, Any]) -> str:
+    def run(self, unit: dict[str, Any]) -> str:
+        """Merge the hits of a unit of queries."""
         started = time.time()
         rows = staged_queries.read_queries(self._job.queries, unit["start"], unit["stop"])
         encoded = _read_encoded(self._job, unit["unit"])

@@ -1,4 +1,4 @@
-"""The actors of bulk retrieval and answering, which process one unit of queries at a time.
+"""The workers of bulk retrieval and answering, which process one unit of queries at a time.
 
 A query that cannot be retrieved or answered becomes a reject or a row with status `failed`. If a unit keeps killing its worker,
 its rows are processed one by one to find the row at fault.
@@ -35,8 +35,8 @@ Row = TypeVar("Row")
 Found = TypeVar("Found")
 
 
-class RetrieveUnit:
-    """An actor with a retriever. With a `directory` it commits hits there; otherwise it passes passages on to the generators.
+class RetrieveUnit(stages.UnitWorker):
+    """A retriever. With a `directory` it commits hits there; otherwise it passes passages on to the generators.
 
     With `answer.gold_passage` it passes on the passage that contains the answer, without retrieving.
     """
@@ -60,17 +60,13 @@ class RetrieveUnit:
         self._gold_passage = settings.answer.gold_passage
         self._leave_out_own = leave_out_own
 
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[str]]:
-        """Retrieve for the units of the batch."""
-        units = [json.loads(unit) for unit in batch["unit"]]
+    def run(self, unit: dict[str, Any]) -> str:
+        """Retrieve for a unit of queries."""
         if self._directory is not None:
-            return {"summary": [self._commit(unit, self._directory) for unit in units]}
-        return {"unit": [json.dumps(self._with_passages(unit)) for unit in units]}
-
-    def _with_passages(self, unit: dict[str, Any]) -> dict[str, Any]:
+            return self._commit(unit, self._directory)
         started = time.monotonic()
         retrieved = self._passages(unit)
-        return {**unit, "retrieved": retrieved, "retrieval_seconds": round(time.monotonic() - started, 4)}
+        return json.dumps({**unit, "retrieved": retrieved, "retrieval_seconds": round(time.monotonic() - started, 4)})
 
     def _commit(self, unit: dict[str, Any], directory: str) -> str:
         started = time.time()
@@ -175,7 +171,7 @@ def row_by_row_if_needed(rows: Sequence[Row], work: Callable[[Sequence[Row]], li
 
 
 class GenerateUnit(stages.UnitWorker):
-    """An actor with a generator that answers one unit of queries at a time."""
+    """A generator that answers one unit of queries at a time."""
 
     def __init__(self, settings: config.Config, version: str, queries: str, directory: str, fingerprint: str) -> None:
         from ragtune_ray.generation.generator import open_generator
@@ -185,7 +181,17 @@ class GenerateUnit(stages.UnitWorker):
         self._settings, self._version, self._queries = settings, version, queries
         self._directory, self._fingerprint = directory, fingerprint
 
-    def _run(self, unit: dict[str, Any]) -> str:
+    def continues_with(self, arguments: dict[str, Any]) -> bool:
+        """Take over other arguments, if their generator is the same."""
+        given: config.Config = arguments["settings"]
+        if (given.generator, arguments["fingerprint"]) != (self._settings.generator, self._fingerprint):
+            return False
+        self._settings, self._version, self._queries = given, arguments["version"], arguments["queries"]
+        self._directory = arguments["directory"]
+        return True
+
+    def run(self, unit: dict[str, Any]) -> str:
+        """Answer a unit of queries."""
         started = time.time()
         tasks = self._tasks(unit)
         if stages.begin_attempt(self._directory, unit["unit"]) > ATTEMPTS_TOGETHER:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ragtune_ray import config, schema
-from ragtune_ray.cluster import session
+from ragtune_ray.cluster import actors, session
 from ragtune_ray.evaluation.comparison import Latency, Percentiles
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ def measure(arms: Sequence[tuple[config.Config, str]], queries: Sequence[schema.
     """
     import ray
 
+    actors.release()
     options = {**session.worker_options(arms[0][0].cluster), "max_retries": 1}
     seconds_of_arms = ray.get(ray.remote(_answer_one_by_one).options(**options).remote(list(arms), list(queries)))
     return [

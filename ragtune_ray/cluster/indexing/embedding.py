@@ -55,15 +55,9 @@ def embed_stage(
             **session.worker_options(settings.cluster),
         )
 
-    return stages.run_stage(
-        "embed",
-        directory,
-        units,
-        transform,
-        counted="passages",
-        rows_of=lambda unit: int(unit["rows"]),
-        in_process=(lambda: EmbedUnit(settings.encoder, build)) if in_process else None,
-    )
+    here = stages.in_process(lambda: EmbedUnit(settings.encoder, build))
+    work = here if in_process else stages.on_ray_data(transform)
+    return stages.run_stage("embed", directory, units, work, counted="passages", rows_of=lambda unit: int(unit["rows"]))
 
 
 def num_workers(settings: config.Config, num_units: int) -> int:
@@ -81,7 +75,8 @@ class EmbedUnit(stages.UnitWorker):
         self._encoder = load_encoder(settings)
         self._build = build
 
-    def _run(self, unit: dict[str, Any]) -> str:
+    def run(self, unit: dict[str, Any]) -> str:
+        """Embed a row group."""
         started = time.monotonic()
         passages = reading.read_row_group(self._build, unit["part"], unit["row_group"])
         kept = ~np.isin(passages["document_number"].to_numpy(), unit["dropped"])

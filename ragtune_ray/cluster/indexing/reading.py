@@ -117,13 +117,8 @@ def _read(
             _read_units, batch_size=1, compute=ray.data.TaskPoolStrategy(), num_cpus=1, fn_kwargs=arguments
         )
 
-    return stages.run_stage(
-        "read",
-        directory,
-        units,
-        transform,
-        in_process=(lambda: functools.partial(_read_units, **arguments)) if in_process else None,
-    )
+    here = stages.in_process(lambda: functools.partial(_read_units, **arguments))
+    return stages.run_stage("read", directory, units, here if in_process else stages.on_ray_data(transform))
 
 
 def _warn_if_too_long(settings: config.Config, summaries: list[dict[str, Any]]) -> None:

@@ -8,6 +8,7 @@ measures how many lists or candidates a search must examine to find the exact ne
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import tempfile
 from collections.abc import Callable, Sequence
@@ -19,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from ragtune_ray import config, schema
-from ragtune_ray.cluster import stages
+from ragtune_ray.cluster import actors, stages
 from ragtune_ray.cluster.indexing import embedding
 from ragtune_ray.index import contents, faiss_index, retention, search_effort, segments, vectors, versions
 from ragtune_ray.storage import artifacts, checksums, failpoints, filesystem
@@ -97,14 +98,14 @@ def build_segments(job: Job, sources: Sequence[Source], *, calibrate: bool) -> t
             _build_units, batch_size=1, compute=ray.data.TaskPoolStrategy(), num_cpus=1, fn_kwargs={"job": job}
         )
 
+    here = stages.in_process(lambda: functools.partial(_build_units, job=job))
     stages.run_stage(
         "segment",
         directory,
         units,
-        transform,
+        here if job.in_process else stages.on_ray_data(transform),
         counted="passages",
         rows_of=lambda unit: sum(source["rows"] for source in unit["sources"]),
-        in_process=(lambda: lambda batch: _build_units(batch, job)) if job.in_process else None,
     )
     names = [str(unit["segment_id"]) for unit in units]
     facts: versions.VersionFacts = {"index_kind": job.kind, "trained_id": job.trained_id}
@@ -120,6 +121,7 @@ def _run(job: Job, function: Callable[..., Any], *arguments: Any) -> Any:
         return function(*arguments)
     import ray
 
+    actors.release()
     # The arguments only name files, so the driver never loads vectors.
     return ray.get(ray.remote(num_cpus=1)(function).remote(*arguments))
 

@@ -1,1 +1,1 @@
-"""Prepares examples with Ray Data and trains models with Ray Train."""
+"""Prepares examples and trains models with Ray Train."""

@@ -1,4 +1,4 @@
-"""The Ray Data actor that makes training examples from a unit of queries.
+"""Makes training examples from a unit of queries.
 
 Out: per unit, a file of examples and, for objectives that keep the index, the stored vectors of their passages.
 """
@@ -37,7 +37,7 @@ def searched_with(settings: config.Config) -> config.Config:
 
 
 class PrepareUnit(stages.UnitWorker):
-    """An actor that makes examples; it loads only the models that the objective needs."""
+    """Makes examples; it loads only the models that the objective needs."""
 
     def __init__(
         self,
@@ -62,7 +62,8 @@ class PrepareUnit(stages.UnitWorker):
         # Validation measures the rank of the positive passage, which needs no teacher.
         self._generator = None if split == "validation" else _teaching_generator(settings)
 
-    def _run(self, unit: dict[str, Any]) -> str:
+    def run(self, unit: dict[str, Any]) -> str:
+        """Make the examples of a unit of queries."""
         rows = staged_queries.read_queries(self._staged, unit["start"], unit["stop"])
         made, judgements = self._examples(rows)
         kept = [item for item in made if not isinstance(item, schema.Reject)]

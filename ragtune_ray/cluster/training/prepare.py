@@ -1,4 +1,4 @@
-"""Makes training and validation examples in bulk with Ray Data.
+"""Makes training and validation examples in bulk.
 
 In: a config with queries that have splits. Out: `runs/examples-ID/` with `train.parquet` and `validation.parquet` (rows of the
 objective's example type), `rejects.jsonl` and, if the objective keeps the index, `pool.parquet` (the vectors of all passages).

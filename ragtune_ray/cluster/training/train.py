@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from ragtune_ray import config, progress
-from ragtune_ray.cluster import runs, session
+from ragtune_ray.cluster import actors, runs, session
 from ragtune_ray.cluster.training import feeding, prepare, worker
 from ragtune_ray.cluster.training.worker import WorkerArguments
 from ragtune_ray.models import arms, weights
@@ -153,6 +153,7 @@ def _fit(settings: config.Config, examples: str, url: str, work: str) -> None:
     from ragtune_ray.training.optimization import TrainingError
 
     num_examples = runs.read_manifest(examples)["num_train"]
+    actors.release()
     _require_room(settings)
     _require_rows(settings.training, num_examples)
     _mend_snapshot(filesystem.join(work, worker.RUN_NAME))
