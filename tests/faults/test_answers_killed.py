@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 
 def settings(tmp_path: Path, generator: Path) -> dict[str, object]:
-    write_corpus(tmp_path / "corpus.jsonl", 60)
+    write_corpus(tmp_path / "corpus.jsonl", 120)
     write_queries(tmp_path / "queries.jsonl", 120)
     return {
         "workspace": str(tmp_path / "workspace"),
