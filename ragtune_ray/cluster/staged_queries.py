@@ -78,8 +78,15 @@ def fingerprint(settings: config.Config) -> str:
 
 def with_all_queries_of(settings: config.Config, path: str) -> config.Config:
     """The config that selects all queries of another file, whose documents need not be in the index."""
-    values = {"queries.path": path, "queries.split": "all", "queries.split_by": "given", "queries.limit": 0}
-    return settings.with_values({**values, "queries.unindexed": "keep"})
+    values = {
+        "queries.path": path,
+        "queries.split": "all",
+        "queries.split_by": "given",
+        "queries.limit": 0,
+        "queries.order": "given",
+        "queries.unindexed": "keep",
+    }
+    return settings.with_values(values)
 
 
 def selected_queries(settings: config.Config) -> list[schema.Query]:
@@ -126,7 +133,11 @@ def _selected(settings: config.Config, rejects: list[schema.Reject]) -> Iterable
             else:
                 yield item
 
-    return itertools.islice(selected(), settings.queries.limit or None)
+    given = settings.queries
+    if given.order == "shuffled":
+        shuffled = sorted(selected(), key=lambda row: splits.draw(f"order\0{row.query_id}", given.split_seed))
+        return itertools.islice(shuffled, given.limit or None)
+    return itertools.islice(selected(), given.limit or None)
 
 
 def indexed_queries(settings: config.Config, rows: Iterable[Row]) -> Iterator[Row]:

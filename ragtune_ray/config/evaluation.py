@@ -82,6 +82,9 @@ class Compare(Section):
     """Quality metric."""
     margin: float = Field(0.02, ge=0, lt=1)
     """Arms that score at most this much below the best count as equally good; the cheapest of them is recommended."""
+    until: Literal["all", "decided"] = "all"
+    """How many questions are asked. `all`: every one. `decided`: batches of about 100 in random order, until the verdict
+    stands; arms that cannot win any more are dropped. The intervals are wider, because they must hold after every batch."""
     answers: int = Field(10_000, gt=0)
     """Number of answers over which the costs of indexing and training are spread."""
     latency_queries: int = Field(20, gt=0)

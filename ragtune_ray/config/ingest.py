@@ -49,6 +49,9 @@ class Queries(Section):
     they are rejects, in every arm alike; an error with `corpus.strict`. `keep`: they are asked and count as missed."""
     limit: int = Field(0, ge=0)
     """Use only the first N of the selected queries. 0: all."""
+    order: Literal["given", "shuffled"] = "given"
+    """Order of the selected queries. `given`: as in the input. `shuffled`: drawn by `split_seed`, so that `limit` takes a
+    random sample."""
 
     @model_validator(mode="after")
     def _shares_are_shares(self) -> Self:

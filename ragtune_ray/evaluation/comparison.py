@@ -154,6 +154,27 @@ class Questions(_Part):
     """Questions that would probably decide, if the arms differ as they do so far; None: the questions decide."""
 
 
+class Looks(_Part):
+    """How many questions were asked where asking stopped with the verdict (`compare.until: decided`)."""
+
+    available: int
+    """Questions that could have been asked."""
+    looks: int
+    """Times that the arms were weighed."""
+    asked: dict[str, int]
+    """Arm -> questions that it was asked."""
+    dropped: tuple[str, ...] = ()
+    """Arms that could not win any more, in the order in which they were dropped."""
+
+    def sentence(self) -> str:
+        """What was saved."""
+        share = sum(self.asked.values()) / (self.available * len(self.asked))
+        batches = "1 batch" if self.looks == 1 else f"{self.looks} batches"
+        early = "".join(f"; {arm} was dropped after {self.asked[arm]:,}" for arm in self.dropped)
+        asked = f"{max(self.asked.values()):,} of {self.available:,} questions were asked, in {batches}"
+        return f"{asked}{early}: {share:.0%} of all answers."
+
+
 class BreakEven(_Part):
     """Number of answers from which `arm` is cheaper than `against`; None: never."""
 
@@ -256,6 +277,7 @@ class Comparison(_Part):
     retrieval: Metrics | None = None
     variants: VariantSearch | None = None
     break_even: tuple[BreakEven, ...] = ()
+    looks: Looks | None = None
     examples: tuple[Example, ...] = ()
     config: dict[str, Any] = {}
     versions: dict[str, str] = {}

@@ -17,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -42,11 +42,15 @@ DECIDING_METRICS = frozenset({"EM", "token_F1", "contains_answer"})
 
 
 def differences(scores: Mapping[str, PerQuery], settings: config.Config) -> list[Difference]:
-    """The difference of each pair of arms in `compare.metric`, over the same queries, with its interval."""
+    """The difference of each pair of arms in `compare.metric`, over the queries that both answered, with its interval."""
     metric, confidence = settings.compare.metric, settings.evaluate.confidence
-    found, values = [], {arm: _values(each, metric) for arm, each in scores.items()}
+    found = []
+    values = {
+        arm: {query_id: row[metric] for query_id, row in each.items() if metric in row} for arm, each in scores.items()
+    }
     for against, arm in itertools.combinations(scores, 2):
-        moved = values[arm] - values[against]
+        first, second = values[against], values[arm]
+        moved = np.array([second[query_id] - first[query_id] for query_id in first if query_id in second])
         if not len(moved):
             raise MetricError(f"compare.metric={metric}: no question has it in the arms {against} and {arm}")
         if np.abs(moved).max() > 1:
@@ -58,7 +62,12 @@ def differences(scores: Mapping[str, PerQuery], settings: config.Config) -> list
 
 
 def decide(
-    evidence: Mapping[str, Evidence], found: Sequence[Difference], settings: config.Config, *, any_time: bool = False
+    evidence: Mapping[str, Evidence],
+    found: Sequence[Difference],
+    settings: config.Config,
+    *,
+    any_time: bool = False,
+    dropped: Collection[str] = (),
 ) -> Verdict:
     """Recommend one of the arms by their measurements and the `differences` between them.
 
@@ -68,6 +77,7 @@ def decide(
         settings: `compare` and `evaluate.confidence`.
         any_time: whether the decision may have been tried before on fewer of the questions, so that the intervals must hold at
             every look.
+        dropped: arms that `beaten` excluded at an earlier look; nothing needs to be shown against them.
     """
     rule = settings.compare
     violations = {arm: tuple(_violations(each, rule)) for arm, each in evidence.items()}
@@ -82,7 +92,7 @@ def decide(
             tuple(reasons.weighed(evidence, None, settings)),
             violations,
         )
-    ranking = _rank(eligible, found, settings, any_time=any_time)
+    ranking = _rank(eligible, found, settings, any_time=any_time, dropped=dropped)
     return Verdict(
         ranking.outcome,
         ranking.arm,
@@ -96,34 +106,40 @@ def decide(
 
 
 def _rank(
-    eligible: Mapping[str, Evidence], found: Sequence[Difference], settings: config.Config, *, any_time: bool
+    eligible: Mapping[str, Evidence],
+    found: Sequence[Difference],
+    settings: config.Config,
+    *,
+    any_time: bool,
+    dropped: Collection[str],
 ) -> Ranking:
     rule, confidence = settings.compare, settings.evaluate.confidence
     values = {arm: _values(each.scores, rule.metric) for arm, each in eligible.items()}
     means = {arm: float(column.mean()) for arm, column in values.items()}
     costs = {arm: each.cost for arm, each in eligible.items()}
-    num_questions = len(next(iter(values.values())))
+    num_questions = max(map(len, values.values()))
 
     def rows(arm: str, confidence: float) -> list[Difference]:
         return [_difference_to(found, other, arm, confidence, any_time=any_time) for other in eligible if other != arm]
 
     def passes(row: Difference) -> bool:
-        return row.high < 0 if _is_cheaper(row, costs) else row.high <= rule.margin
+        return row.arm in dropped or (row.high < 0 if _is_cheaper(row, costs) else row.high <= rule.margin)
 
-    for arm in sorted(eligible, key=lambda arm: (costs[arm].total, -means[arm])):
+    candidates = [arm for arm in eligible if arm not in dropped] or list(eligible)
+    for arm in sorted(candidates, key=lambda arm: (costs[arm].total, -means[arm])):
         against = rows(arm, confidence)
         if num_questions >= MIN_QUESTIONS and all(map(passes, against)):
             same = bool(against) and all(row.low >= -rule.margin and row.high <= rule.margin for row in against)
-            words = ["as good" if same else "worse" if _is_cheaper(row, costs) else "no better" for row in against]
+            words = ["as good" if same else _claim(row, rule.margin, costs) for row in against]
             named = tuple(dataclasses.replace(row, conclusion=word) for row, word in zip(against, words, strict=True))
             outcome: VerdictOutcome = "no_difference" if same else "recommended"
             return Ranking(rule, means, costs, num_questions, outcome, arm, named)
-    ahead = max(eligible, key=lambda arm: (means[arm], -costs[arm].total))
+    ahead = max(candidates, key=lambda arm: (means[arm], -costs[arm].total))
     num_pairs = math.comb(len(eligible), 2) or 1
     named = tuple(
         dataclasses.replace(
             row,
-            conclusion=_word(row, rule.margin),
+            conclusion="dropped" if row.arm in dropped else _word(row, rule.margin),
             needed=None if passes(row) else _needed(row, rule.margin, confidence, is_cheaper=_is_cheaper(row, costs)),
         )
         for row in rows(ahead, 1 - (1 - confidence) / num_pairs)
@@ -133,6 +149,30 @@ def _rank(
 
 def _is_cheaper(row: Difference, costs: Mapping[str, Cost]) -> bool:
     return costs[row.arm].total < costs[row.against].total
+
+
+def _claim(row: Difference, margin: float, costs: Mapping[str, Cost]) -> str:
+    """What a recommendation states about another arm. Where it states nothing, the arm was dropped."""
+    if _is_cheaper(row, costs):
+        return "worse" if row.high < 0 else "dropped"
+    return "no better" if row.high <= margin else "dropped"
+
+
+def beaten(evidence: Mapping[str, Evidence], found: Sequence[Difference], settings: config.Config) -> set[str]:
+    """The arms that can no longer be recommended, at whatever look: another arm is shown to be in their way.
+
+    A cheaper or equally dear arm that is shown to be as good or better, or a dearer one that is better by more than the margin.
+    An arm that is excluded already excludes no other.
+    """
+    costs = {arm: each.cost for arm, each in evidence.items()}
+    excluded = set[str]()
+    for arm in evidence:
+        for other in evidence.keys() - excluded - {arm}:
+            row = _difference_to(found, other, arm, settings.evaluate.confidence, any_time=True)
+            if row.low > settings.compare.margin or (row.low >= 0 and _is_cheaper(row, costs)):
+                excluded.add(arm)
+                break
+    return excluded
 
 
 def _word(row: Difference, margin: float) -> str:

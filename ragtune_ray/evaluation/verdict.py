@@ -52,8 +52,8 @@ class Difference:
     confidence: float = 0.95
     """Of the interval."""
     conclusion: str = ""
-    """What the interval shows about `arm`: worse, no better (by more than the margin), as good (within the margin), better, or
-    open; empty in a comparison by an old version."""
+    """What the interval shows about `arm`: worse, no better (by more than the margin), as good (within the margin), better,
+    open, or dropped at an earlier look; empty in a comparison by an old version."""
     needed: int | None = None
     """Questions that would probably show what is open, if the difference is as observed; None: nothing is open."""
 

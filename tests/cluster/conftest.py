@@ -96,11 +96,13 @@ class StubServer:
 
     def __init__(self) -> None:
         self.status = 200
+        self.num_requests = 0
         self.reply: Callable[[str], str] = lambda _: "forty-two [1]"
         stub = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_POST(self) -> None:
+                stub.num_requests += 1
                 asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 text = stub.reply(asked["messages"][-1]["content"])
                 message = {"role": "assistant", "content": text}

@@ -294,3 +294,42 @@ def test_looking_at_any_time_needs_more_evidence() -> None:
     compared = decision.differences({arm: each.scores for arm, each in found.items()}, SETTINGS)
     assert decision.decide(found, compared, SETTINGS).outcome == "recommended"
     assert decision.decide(found, compared, SETTINGS, any_time=True).outcome == "too_few_questions"
+
+
+def test_arms_that_cannot_win_are_dropped() -> None:
+    """An arm is dropped for a cheaper one that is at least as good, or for one that is better by more than the margin."""
+    values = {
+        "base": rights(0.2, 400, 1),
+        "ft": rights(0.8, 400, 2),
+        "rag": rights(0.5, 400, 3),
+        "rag+ft": rights(0.81, 400, 4),
+    }
+    found = evidence(values)
+    compared = decision.differences({arm: each.scores for arm, each in found.items()}, SETTINGS)
+    assert decision.beaten(found, compared, SETTINGS) == {"base", "rag"}, "rag+ft may still be the best"
+    # The dropped arms were asked only the first 100 questions: the others are compared on all, those on what they share.
+    short = {
+        arm: dataclasses.replace(each, scores=dict(list(each.scores.items())[: 100 if arm in ("base", "rag") else 400]))
+        for arm, each in found.items()
+    }
+    compared = decision.differences({arm: each.scores for arm, each in short.items()}, SETTINGS)
+    assert {(row.arm, row.against): row.n for row in compared} == {
+        ("ft", "base"): 100,
+        ("rag", "base"): 100,
+        ("rag+ft", "base"): 100,
+        ("rag", "ft"): 100,
+        ("rag+ft", "ft"): 400,
+        ("rag+ft", "rag"): 100,
+    }
+    made = decision.decide(short, compared, SETTINGS, any_time=True, dropped=("base", "rag"))
+    assert made.outcome == "too_few_questions"
+    assert {row.arm: row.conclusion for row in made.differences}["rag+ft" if made.arm == "ft" else "ft"] == "open"
+    assert {row.needed for row in made.differences if row.arm in ("base", "rag")} == {None}
+
+
+def test_a_dropped_arm_is_never_recommended_and_stops_nobody() -> None:
+    found = evidence({"base": np.full(40, 0.7), "rag": np.full(40, 0.7)})
+    compared = decision.differences({arm: each.scores for arm, each in found.items()}, SETTINGS)
+    assert decision.decide(found, compared, SETTINGS, any_time=True).outcome == "too_few_questions"
+    made = decision.decide(found, compared, SETTINGS, any_time=True, dropped=("base",))
+    assert (made.outcome, made.arm, made.differences[0].conclusion) == ("recommended", "rag", "dropped")

@@ -6,9 +6,12 @@ driver is killed, only its unfinished units are repeated.
 
 from __future__ import annotations
 
+import tempfile
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pyarrow.parquet as pq
@@ -32,8 +35,13 @@ class Answers(Result):
     table: ClassVar[str | None] = "answers.parquet"
 
 
-def answer(settings: config.Config) -> Answers:
+def answer(settings: config.Config, known: str = "") -> Answers:
     """Answer every query in the arm of `answer.arm`.
+
+    Args:
+        settings: the whole config.
+        known: a finished run of the same settings over the first of these queries; its answers are taken over, unless the index
+            or the generator has changed.
 
     Raises:
         AnswerError: more than `answer.max_failed_share` of the rows failed.
@@ -50,6 +58,8 @@ def answer(settings: config.Config) -> Answers:
         )
         if not run.is_finished(f"answer ({arm})"):
             directory = filesystem.join(run.work, "answers")
+            if known:
+                _take_over(known, directory, staged, settings.answer.unit_queries, index_manifest, generator)
             with run.session(version):
                 summaries = _answer_units(settings, version, staged, directory, generator)
             _refuse_failures(settings, directory, summaries, staged.num_queries)
@@ -112,6 +122,43 @@ def _answer_units(
     return stages.run_stage(name, directory, units, work, counted="queries", rows_of=runs.num_queries)
 
 
+def _take_over(
+    known: str,
+    directory: str,
+    staged: staged_queries.StagedQueries,
+    unit_queries: int,
+    index_manifest: dict[str, Any],
+    generator: str,
+) -> None:
+    """Commit the units that another run has answered, with its times, as if they had just been finished."""
+    manifest = runs.read_manifest(known)
+    if manifest["index_content"] != index_manifest.get("content_id", "") or manifest["model"] != generator:
+        return
+    table = pq.read_table(artifacts.open_artifact(known, "answer").path / "answers.parquet")
+    count, busy, now = table.num_rows, manifest["busy_seconds"], time.time()
+    if table["query_id"].to_pylist() != [row.query_id for row in staged_queries.read_queries(staged.url, 0, count)]:
+        raise AnswerError(f"{known}: did not answer the first of these queries, so its answers cannot be taken over")
+    finished = stages.finished_units(directory)
+    for unit in staged_queries.units(staged, unit_queries):
+        if unit["stop"] > count or unit["unit"] in finished:
+            continue
+        rows = table.slice(unit["start"], unit["stop"] - unit["start"])
+        with tempfile.TemporaryDirectory(prefix="ragtune-answer-") as temporary:
+            path = Path(temporary) / "answers.parquet"
+            pq.write_table(rows, path, write_page_checksum=True)
+            stages.commit_unit(
+                directory,
+                unit["unit"],
+                {"parquet": path},
+                failed=rows["status"].to_pylist().count("failed"),
+                errors=[text for text in rows["error"].to_pylist() if text][:3],
+                retrieval_seconds=busy["retrieval"] * rows.num_rows / count,
+                busy_seconds=busy["generation"] * rows.num_rows / count,
+                started=now - count / manifest["queries_per_second"],
+                ended=now,
+            )
+
+
 def _refuse_failures(
     settings: config.Config, directory: str, summaries: Sequence[stages.Summary], num_queries: int
 ) -> None:
@@ -129,6 +176,11 @@ def _refuse_failures(
         f"{failed} of {num_queries} rows failed, more than answer.max_failed_share ({settings.answer.max_failed_share}) "
         f"allows; most often ({count}): {reason}; fix this and rerun: only failed units are repeated"
     )
+
+
+def _busy_seconds(summary: stages.Summary) -> float:
+    """Time in which a worker generated the unit's answers; recorded apart where another run did."""
+    return float(summary.get("busy_seconds", summary["ended"] - summary["started"]))
 
 
 def _publish(
@@ -161,7 +213,7 @@ def _publish(
         "queries_per_second": runs.rate(staged, summaries),
         "busy_seconds": {
             "retrieval": round(sum(summary["retrieval_seconds"] for summary in summaries), 3),
-            "generation": round(sum(summary["ended"] - summary["started"] for summary in summaries), 3),
+            "generation": round(sum(map(_busy_seconds, summaries)), 3),
         },
         "arm": run.settings.answer.arm,
         "model": generator,

@@ -68,10 +68,11 @@ class Evaluation(Result):
         return pa.Table.from_pylist(rows)
 
 
-def evaluate(settings: config.Config) -> Evaluation:
+def evaluate(settings: config.Config, known: Mapping[config.Arm, str] | None = None) -> Evaluation:
     """Answer the queries in each arm of `evaluate.arms`, score the answers and compare the arms.
 
-    If an arm is tuned, `queries.split=all` means the test split.
+    If an arm is tuned, `queries.split=all` means the test split. `known` has finished runs of arms over the first of these
+    queries, which are not answered again.
 
     Raises:
         EvaluationError: no query has gold answers, or `check_tuned` refuses an arm.
@@ -85,7 +86,7 @@ def evaluate(settings: config.Config) -> Evaluation:
     require_judged(settings, staged_queries.judged_queries(settings))
     require_index(settings, settings.evaluate.arms)
     with session.ray_session(settings.cluster):
-        answered = _answered(settings)
+        answered = _answered(settings, known or {})
     identity = {
         "runs": {arm: artifacts.read_manifest(run)["manifest_sha256"] for arm, run in answered.items()},
         "evaluate": settings.evaluate.identity(),
@@ -117,7 +118,7 @@ def _publish(
     run.publish(staging, {"runs": answered, "input": counts})
 
 
-def _answered(settings: config.Config) -> dict[config.Arm, str]:
+def _answered(settings: config.Config, known: Mapping[config.Arm, str]) -> dict[config.Arm, str]:
     """Each arm's run of `answer`, all from the same content of the index.
 
     If another process changes the index meanwhile, the arms that searched the old content answer again. Otherwise an arm could
@@ -126,7 +127,9 @@ def _answered(settings: config.Config) -> dict[config.Arm, str]:
     evaluated = settings.evaluate.arms
     for _ in range(MAX_CHANGES):
         before = _index_content(settings)
-        answered = {arm: str(answer.answer(settings.with_values({"answer.arm": arm}))) for arm in evaluated}
+        answered = {
+            arm: str(answer.answer(settings.with_values({"answer.arm": arm}), known.get(arm, ""))) for arm in evaluated
+        }
         if sum(map(config.retrieves, evaluated)) < 2 or _index_content(settings) == before:
             return answered
         progress.say("evaluate: the index changed meanwhile; arms that searched the old content answer again")

@@ -67,12 +67,12 @@ class Measured:
 
 
 def measure_latencies(
-    settings: config.Config, evaluated: str, queries: Sequence[schema.Query]
+    settings: config.Config, evaluated: Mapping[config.Arm, str], queries: Sequence[schema.Query]
 ) -> dict[config.Arm, Latency]:
-    """Ask every arm `compare.latency_queries` of the questions, one at a time; `evaluated` is their run of `evaluate`."""
+    """Ask every arm `compare.latency_queries` of the questions, one at a time; `evaluated` has their runs of `evaluate`."""
     timed = _spread(queries, settings.compare.latency_queries)
     progress.say(f"compare: each arm answers {len(timed)} questions one at a time")
-    answered = [_answered(settings, arm, evaluated) for arm in settings.compare.arms]
+    answered = [_answered(settings, arm, evaluated[arm]) for arm in settings.compare.arms]
     found = latency.measure([(of_arm, manifest["index_version"]) for of_arm, _, manifest in answered], timed)
     return dict(zip(settings.compare.arms, found, strict=True))
 
@@ -97,15 +97,14 @@ def measure(
     """
     of_arm, run, manifest = _answered(settings, arm, evaluated)
     rows = {row.query_id: row for row in evaluate_module.read_answers(run)}
+    queries = [query for query in queries if query.query_id in rows]
     model = arms.tuned_model(settings.workspace, arm) if config.is_tuned(arm) else ""
-    tuned = read_training_cost(model) if model else None
     timed = _spread(queries, settings.compare.latency_queries)
-    indexed = _index_seconds(of_arm, manifest)
     follows = changed.get(of_arm.workspace)
-    to_index = follows[1] if follows else sum(each["total"] for each in indexed[-1:])
     metrics = artifacts.open_artifact(evaluated, "evaluate").path / arm / "metrics.json"
     means = json.loads(metrics.read_text(encoding="utf-8"))
     plain = settings.with_values({"answer.arm": arm})
+    cost, visible_seconds = _cost_and_freshness(of_arm, manifest, list(rows.values()), changed)
     return Measured(
         settings=of_arm,
         rows=rows,
@@ -115,12 +114,50 @@ def measure(
         summary={metric: intervals.Interval(**ends) for metric, ends in means.items()},
         cited=scoring.cited_share(list(rows.values()), settings.evaluate, settings.seed),
         latency=one_by_one,
-        cost=_cost(of_arm, indexed, manifest["busy_seconds"], tuned, list(rows.values())),
-        visible_seconds=freshness.visible_seconds(arm, to_index, tuned),
+        cost=cost,
+        visible_seconds=visible_seconds,
         changed=freshness.changed_scores(settings, follows[0], arm) if follows else None,
-        forgetting=_forgetting(settings, of_arm) if tuned and settings.compare.probe_path else None,
+        forgetting=_forgetting(settings, of_arm) if model and settings.compare.probe_path else None,
         adaptive=calibrate.effect(plain, queries, run, timed, one_by_one) if config.retrieves(arm) else None,
     )
+
+
+def evidence_so_far(
+    settings: config.Config,
+    arm: config.Arm,
+    evaluated: str,
+    queries: Sequence[schema.Query],
+    changed: Mapping[str, tuple[config.Config, float]],
+    one_by_one: Latency,
+) -> Evidence:
+    """What a decision on a part of the questions uses: as `measure`, without what only the report shows."""
+    of_arm, run, manifest = _answered(settings, arm, evaluated)
+    rows = evaluate_module.read_answers(run)
+    known = {row.query_id for row in rows}
+    cost, visible_seconds = _cost_and_freshness(of_arm, manifest, rows, changed)
+    return Evidence(
+        scores=evaluate_module.scores_of([query for query in queries if query.query_id in known], rows, settings),
+        cost=cost,
+        p95_seconds=one_by_one.total.p95_seconds,
+        visible_seconds=visible_seconds,
+        cited_share=scoring.cited_share(rows, settings.evaluate, settings.seed).value,
+    )
+
+
+def _cost_and_freshness(
+    settings: config.Config,
+    manifest: runs.RunManifest,
+    rows: Sequence[schema.Answer],
+    changed: Mapping[str, tuple[config.Config, float]],
+) -> tuple[costs.Cost, float]:
+    """The cost of an arm, and the seconds until it shows a change; `settings` are the arm's own."""
+    arm = settings.answer.arm
+    tuned = read_training_cost(arms.tuned_model(settings.workspace, arm)) if config.is_tuned(arm) else None
+    indexed = _index_seconds(settings, manifest)
+    follows = changed.get(settings.workspace)
+    to_index = follows[1] if follows else sum(each["total"] for each in indexed[-1:])
+    cost = _cost(settings, indexed, manifest["busy_seconds"], tuned, rows)
+    return cost, freshness.visible_seconds(arm, to_index, tuned)
 
 
 def cut_warnings(measured: Mapping[config.Arm, Measured]) -> list[str]:
