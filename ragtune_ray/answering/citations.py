@@ -29,7 +29,7 @@ _MIN_ANSWER_CHARACTERS = 2
 _JOINED = r"(?:[,，、;；&]\s*(?:and|&)?|[-–—~－～]|and|und|et|y|和|与|及)"
 _NUMBERS = rf"\d{{1,6}}(?:\s*{_JOINED}\s*\d{{1,6}})*"
 MARK = re.compile(rf"[\[【［]\s*({_NUMBERS})\s*(?:†[^\]】］\n]{{0,40}})?[\]】］]")
-"""A citation mark; its first group has the numbers. `parse_citations` says which of them are marks where they stand."""
+"""A citation mark, or text that looks like one; its first group has the numbers. `parse_citations` says which are marks."""
 _SPAN = re.compile(r"(\d+)(?:\s*[-–—~－～]\s*(\d+))?")
 _UNFINISHED_MARK = re.compile(r"\s*[\[【［][\d\s,，、;；&–—~－～-]{0,40}$")
 _REMOVED = "\x00"  # stands for a removed mark until the spaces around it are repaired
@@ -47,7 +47,7 @@ _PARAGRAPH_END = re.compile(r"\n[ \t]*\n")
 def code_spans(text: str) -> list[tuple[int, int]]:
     """The (start, end) of each block of code and inline code of a Markdown text, in order.
 
-    A block without an end reaches to the end of the text, as in Markdown. Inline code ends in its paragraph, or is none.
+    A block without an end reaches to the end of the text, as in Markdown. Inline code must end in the paragraph where it begins.
 
     >>> code_spans("Use `arr[0]` now.")
     [(4, 12)]
@@ -56,14 +56,14 @@ def code_spans(text: str) -> list[tuple[int, int]]:
 
 
 def open_code(text: str) -> int:
-    """Where code may begin that later text would end; the length of the text if nowhere."""
+    """Where code may begin that only later text would end; the length of the text if there is no such place."""
     unended = re.search(r"(?m)^[ \t]{0,3}~+[^\n]*\Z", text)  # a block's first line, if a line break follows
     starts = [start for start, end in _code(text) if end is None]
     return min([*starts[:1], unended.start() if unended else len(text)])
 
 
 def _code(text: str) -> Iterator[tuple[int, int | None]]:
-    """The (start, end) of code; end is None where inline code would begin, but is neither ended nor is its paragraph."""
+    """The (start, end) of code; end is None where inline code would begin, but neither it nor its paragraph has ended."""
     at = 0
     while at < len(text):
         fence = _FENCE.search(text, at)

@@ -167,7 +167,7 @@ def compare(
     overrides: Overrides = None,
     as_json: AsJson = False,
     check: Annotated[
-        bool, typer.Option("--check", help="Only look at splits, answers, power, time and memory; run nothing.")
+        bool, typer.Option("--check", help="Only check splits, answers, power, time and memory; run nothing.")
     ] = False,
 ) -> int:
     """Compare base, rag, ft and rag+ft, and recommend one. Trains missing models first, and writes a report."""

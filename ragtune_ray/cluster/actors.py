@@ -1,8 +1,8 @@
-"""Runs units of work in actors that outlive a stage: starting one costs 6 to 10 seconds of a core, nearly all of it imports.
+"""Runs units of work in actors that outlive a stage: starting one costs 6 to 10 core-seconds, nearly all of it for imports.
 
 An actor holds one worker at a time, such as a generator, and frees it before it makes another. The driver gives each actor one
 unit at a time. If an actor's process or node is lost, its unit goes to another actor, and a new one is started in its place.
-Actors reserve cores and GPUs, so whatever else runs on Ray calls `release` first; the end of a session does, too.
+Actors reserve cores and GPUs, so whatever else runs on Ray calls `release` first, and so does the end of a session.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ logger = logging.getLogger(__name__)
 MAX_FAILED_STARTS = 3
 """A stage fails if this many new actors in a row die before they are ready."""
 MAX_WAIT_SECONDS = 1800
-"""A stage fails if for so long no unit runs because no actor can start. A cluster that grows may need minutes."""
+"""A stage fails if for this long no unit runs because no actor can start. A growing cluster may need minutes."""
 AHEAD = 2
-"""Finished units per actor of the next pool that may wait for it."""
+"""How many finished units may wait for the next pool, per actor of that pool."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class Pool:
     worker: type
     """A `stages.UnitWorker`."""
     arguments: dict[str, Any]
-    """Of its constructor."""
+    """The arguments of its constructor."""
     num_actors: int
     options: dict[str, Any]
     """The resources that each actor reserves."""
@@ -94,7 +94,7 @@ class _Line:
 
     @property
     def is_full(self) -> bool:
-        """Whether so many units wait that the pool before should pause."""
+        """Whether so many units wait that the pool before this one should pause."""
         return len(self.waiting) >= AHEAD * self.pool.num_actors
 
 
@@ -134,7 +134,7 @@ class _Stage:
                 self._busy[task.remote(pool.worker, pool.arguments, unit)] = (place, actor, unit)
 
     def _next_result(self) -> str | None:
-        """Wait until an actor has something; returns the result if the last pool has finished a unit."""
+        """Wait until an actor answers or is lost; returns the result if the last pool has finished a unit."""
         import ray
         import ray.exceptions
 
@@ -182,7 +182,8 @@ class _Stage:
 def _reserve(pools: Sequence[Pool], num_units: int) -> list[list[_Actor]]:
     """The actors of each pool, at most one per unit: those that exist, then new ones.
 
-    Other actors are ended if they reserve other resources, which the pools may need, else they only free their worker.
+    Other actors are ended if they reserve different resources, since the pools may need these; otherwise they only free
+    their worker.
     """
     free, reserved = [*_actors], list[list[_Actor]]()
     counts = [min(pool.num_actors, num_units) for pool in pools]
@@ -218,7 +219,7 @@ class StageActor:
         """Return as soon as the actor runs."""
 
     def run(self, worker: type, arguments: dict[str, Any], unit: str) -> str:
-        """Run a unit in a worker with these arguments: the one at hand, if it has them or can take them over."""
+        """Run a unit in a worker with these arguments: the current one, if it has them or can take them over."""
         if self._serves != (worker, arguments):
             is_alike = self._serves is not None and self._serves[0] is worker
             if not (is_alike and self._worker.continues_with(arguments)):

@@ -53,7 +53,7 @@ class UnitWorker:
         return False
 
     def run(self, unit: dict[str, Any]) -> str:
-        """Do a unit; returns the result of `commit_unit` or, if another pool of actors goes on with it, the unit as JSON."""
+        """Do a unit; returns the result of `commit_unit` or, if another pool of actors continues with it, the unit as JSON."""
         raise NotImplementedError
 
 

@@ -19,8 +19,8 @@ class Evaluate(Section):
     cutoffs: tuple[int, ...] = Field((1, 3, 5, 10), min_length=1)
     """Values of k for recall@k, MRR@k and nDCG@k."""
     depth: int = Field(20, gt=0)
-    """Hits per query that `ragtune retrieve` writes (at least `retrieval.top_k`; more where they are from too few documents for
-    the metrics). Answers always use `retrieval.top_k`."""
+    """Hits per query that `ragtune retrieve` writes: at least `retrieval.top_k`, and more if they are from too few documents for
+    the metrics. Answers always use `retrieval.top_k`."""
     resamples: int = Field(10_000, ge=100)
     """Bootstrap resamples per confidence interval."""
     confidence: float = Field(0.95, gt=0, lt=1)
@@ -33,7 +33,7 @@ class Evaluate(Section):
     for scores that are compared with published ones."""
 
     def identity(self, exclude: set[str] | None = None) -> dict[str, Any]:
-        """What scores depend on, as JSON values. Settings that are newer than format 1 are absent at their old values."""
+        """What scores depend on, as JSON values. Settings that are newer than format 1 are left out at their old values."""
         old = {"normalization"} if self.normalization == "squad" else set()
         return self.model_dump(mode="json", exclude=(exclude or set()) | old)
 
@@ -44,7 +44,7 @@ AS_CONFIGURED = "config"
 
 
 class Hosted(Section):
-    """A generator for the arms `base@NAME` and `rag@NAME`; what is not set here is as in `generator`."""
+    """A generator for the arms `base@NAME` and `rag@NAME`; settings that are not named here are those of `generator`."""
 
     model: str = Field(min_length=1)
     """As `generator.model`."""
@@ -55,7 +55,7 @@ class Hosted(Section):
     api_key_env: str = Generator().api_key_env
     """As `generator.api_key_env`."""
     max_new_tokens: int = Field(0, ge=0)
-    """As `generator.max_new_tokens`, such as more for a model that thinks first. 0: the same."""
+    """As `generator.max_new_tokens`, in tokens; a model that thinks before it answers needs more. 0: the same."""
     million_prompt_tokens: float = Field(0.0, ge=0)
     """As `prices.million_prompt_tokens`."""
     million_completion_tokens: float = Field(0.0, ge=0)
@@ -69,22 +69,25 @@ class Compare(Section):
     """
 
     hosted: dict[Name, Hosted] = Field(default_factory=dict)
-    """Other generators, which answer in the arms `base@NAME` and `rag@NAME`: NAME to `model` and, where needed, `engine`
-    (default `openai`), `base_url`, `api_key_env`, `max_new_tokens`, `million_prompt_tokens`, `million_completion_tokens`."""
+    """Other generators, which answer in the arms `base@NAME` and `rag@NAME`. Each NAME has a `model` and, where needed, `engine`
+    (default `openai`), `base_url`, `api_key_env`, `max_new_tokens`, `million_prompt_tokens` and `million_completion_tokens`.
+    Empty: none."""
     arms: tuple[Arm, ...] = Field(("base", "rag", "ft", "rag+ft"), min_length=1)
     """Arms to compare; a mode of `ragtune tune` is an arm, too. A tuned arm that has no model yet is trained first. A model
     of `compare.hosted` that no arm names takes part in both of its arms."""
     variants: dict[Name, dict[str, Any]] = Field(default_factory=dict)
     """Other settings of retrieval, tried in the arm `rag` on validation questions before the arms are compared; the best,
-    or the config itself, is then used by all arms. NAME to settings of `chunking`, `encoder`, `index`, `retrieval` or
-    `prompt`, such as `{long: {retrieval.top_k: 10, chunking.size_tokens: 400}}`."""
+    or the config itself, is then used by all arms. Each NAME has settings of `chunking`, `encoder`, `index`, `retrieval` or
+    `prompt`, such as `{long: {retrieval.top_k: 10, chunking.size_tokens: 400}}`. Empty: none."""
     metric: Literal["EM", "token_F1", "contains_answer"] = "token_F1"
     """Quality metric."""
     margin: float = Field(0.02, ge=0, lt=1)
-    """Arms that score at most this much below the best count as equally good; the cheapest of them is recommended."""
+    """Differences in `compare.metric` up to this size do not matter: an arm may be recommended although a dearer one is better
+    by up to this much. 0: every difference matters."""
     until: Literal["all", "decided"] = "all"
     """How many questions are asked. `all`: every one. `decided`: batches of about 100 in random order, until the verdict
-    stands; arms that cannot win any more are dropped. The intervals are wider, because they must hold after every batch."""
+    stands; arms that can no longer be recommended are dropped. The intervals are wider, because they must hold after every
+    batch."""
     answers: int = Field(10_000, gt=0)
     """Number of answers over which the costs of indexing and training are spread."""
     latency_queries: int = Field(20, gt=0)
@@ -104,14 +107,14 @@ class Compare(Section):
     """Changed documents (formats as for corpus.path). They are upserted into a copy of the index to measure how quickly
     and how well each arm reflects changes. Empty: not measured."""
     deleted: tuple[str, ...] = ()
-    """Ids of deleted documents."""
+    """Ids of documents that the change deletes. Empty: none."""
     changed_queries_path: str = ""
-    """Questions about the changes, with the new answers."""
+    """Questions about the changes, with the new answers. Required if there are changes, otherwise empty."""
     probe_path: str = ""
     """Questions with answers, on topics outside the corpus and never used in training, to measure what a tuned generator
     forgets. Empty: not measured."""
     num_examples: int = Field(8, ge=0)
-    """Number of questions for which the report shows the answers of all arms next to each other."""
+    """Number of questions for which the report shows the answers of all arms next to each other. 0: none."""
 
     @field_validator("arms")
     @classmethod
@@ -134,7 +137,7 @@ class Compare(Section):
 
 
 class Prices(Section):
-    """Prices of computing, for `ragtune plan` and `ragtune compare`; if all are 0, costs are given in hours."""
+    """Prices of computing, for `ragtune plan` and `ragtune compare`. Without them, `plan` gives hours and `compare` seconds."""
 
     core_hour: float = Field(0.0, ge=0)
     """Price of one CPU core for one hour. 0: unknown."""

@@ -33,14 +33,14 @@ class Index(Section):
     """Metadata field that names a document's tenant. If it is set, every retrieval must set `retrieval.tenant`. Empty: no
     tenants."""
     lexical_titles: bool = True
-    """BM25 finds passages by the title of their document, too. Decided when an index is first built: an index from an earlier
-    version has no titles in BM25, and keeps it so."""
+    """BM25 finds passages by the title of their document, too. This is decided when an index is first built; an index that was
+    built without titles stays without them."""
     language: Literal["en", "none"] = "en"
     """Stop words and stemming of the lexical index; `none` disables both. Text in scripts without spaces, such as Chinese,
     is always indexed by character bigrams."""
 
     def identity(self) -> dict[str, Any]:
-        """The part of a build's identity for these settings; as before titles could be searched, where they are not."""
+        """The part of a build's identity for these settings; without titles, the same as before titles could be searched."""
         return self.model_dump(mode="json", exclude=set() if self.lexical_titles else {"lexical_titles"})
 
 
@@ -57,20 +57,22 @@ class Retrieval(Section):
     """How `hybrid` combines both searches. `scores`: a weighted mean of the cosine and of BM25 divided by the query's best
     BM25. `ranks`: reciprocal-rank fusion."""
     lexical_weight: float = Field(0.35, ge=0, le=1)
-    """Weight of BM25 in `retrieval.fusion=scores`; the cosine has the rest."""
+    """Weight of BM25 with `retrieval.fusion=scores`, from 0 (only the cosine) to 1 (only BM25)."""
     unknown_script_weight: float = Field(0.9, ge=0, le=1)
-    """The weight of BM25 instead, for a query in a script that the encoder does not know, as `ragtune index` measured."""
+    """Weight of BM25 instead of `retrieval.lexical_weight`, for a query in a script that the encoder does not know.
+    `ragtune index` measures which scripts it knows."""
     fusion_constant: float = Field(5.0, ge=0)
     """The constant k of `retrieval.fusion=ranks`, 1 / (k + rank). Smaller values give more weight to the first ranks."""
     reranker: str = ""
-    """Cross-encoder that re-scores the candidates: a directory or hub name; `WORKSPACE/models/reranker` is the newest of
-    `training.objective=reranker`. Empty: none."""
+    """Cross-encoder that re-scores the candidates: a directory or hub name. `WORKSPACE/models/reranker` is the newest one
+    that `training.objective=reranker` trained. Empty: none."""
     rerank_candidates: int = Field(0, ge=0)
-    """The reranker re-scores only this many of the fused hits; those behind keep their order. Its time grows with this
-    number. 0: all, as many as `retrieval.candidates`."""
+    """The reranker re-scores only this many of the fused hits; the others follow in their order. Its time grows with
+    this number. 0: all, as many as `retrieval.candidates`."""
     first_stage_weight: float | None = Field(None, ge=0)
-    """A reranked hit's score is the reranker's plus this weight times its retrieval score divided by the query's best. 0: the
-    reranker's alone. null: the weight that was fitted when the reranker was trained, or 0 if it was not trained here."""
+    """The score of a reranked hit is the reranker's score plus this weight times (the hit's retrieval score / the query's best
+    retrieval score). 0: the reranker's score alone. null: the weight that was fitted when the reranker was trained, or 0 if it
+    was not trained here."""
     filter: dict[str, Any] = {}  # noqa: RUF012  # pydantic copies it
     """Conditions on the metadata of documents; all must be met. Empty: no condition. Example:
     `{product: pump, year: {gte: 2020}, language: [de, en]}`."""
@@ -83,7 +85,7 @@ class Retrieval(Section):
         return self.mode == "hybrid" and self.fusion == "scores"
 
     def identity(self) -> dict[str, Any]:
-        """The part of a run's identity for these settings; without newer ones that are not set or have no effect."""
+        """The part of a run's identity for these settings; newer ones that are not set or have no effect are left out."""
         unused = set() if self.fuses_scores else {"fusion", "lexical_weight", "unknown_script_weight"}
         for name, default in (("rerank_candidates", 0), ("first_stage_weight", None)):
             if not self.reranker or getattr(self, name) == default:

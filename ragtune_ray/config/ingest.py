@@ -17,8 +17,8 @@ class Corpus(Section):
     path: str = ""
     """Local or s3://: a folder of .md, .txt, .html, .pdf or .docx files, a .jsonl or .parquet file, BEIR or SQuAD JSON."""
     strict: bool = False
-    """Stop at the first bad row or file, or question about documents that are not in the index. By default such input is written
-    to rejects.jsonl and skipped."""
+    """Stop at the first bad row, bad file or question about documents that are not in the index. By default such input is skipped
+    and written to rejects.jsonl."""
     max_document_bytes: int = Field(32 * 2**20, gt=0)
     """Reject any document (or line of a .jsonl file) longer than this many bytes."""
     unit_bytes: int = Field(4 * 2**20, gt=0)
@@ -41,9 +41,9 @@ class Queries(Section):
     """Seed of drawn splits, separate from `seed`, so that runs with different seeds use the same test questions. If a small
     corpus is divided unevenly, try another value."""
     split_record: str = ""
-    """File in which drawn splits are kept, such as `workspace/splits.json`; local or s3://. With it, splits have their shares,
-    also of questions without an answer, and a document keeps its split when others are added. Keep the file as long as
-    models that were trained on its splits. Empty: the hash of a document decides, so that small splits may be uneven."""
+    """File in which drawn splits are kept, such as `workspace/splits.json`; local or s3://. With it, splits keep to their
+    shares, also of questions without an answer, and a document keeps its split when others are added. Keep the file as long as
+    the models that were trained on its splits. Empty: a hash decides for each document, so that small splits may be uneven."""
     unindexed: Literal["leave_out", "keep"] = "leave_out"
     """Questions whose relevant documents are all missing from the index, so that no retriever can find them. `leave_out`:
     they are rejects, in every arm alike; an error with `corpus.strict`. `keep`: they are asked and count as missed."""

@@ -26,7 +26,7 @@ class Training(Section):
     name: str = ""
     """Name of the result in the workspace's `models/`. Empty: the arm for `sft`, `both` for `joint`, `reranker` for
     `reranker`, otherwise `retriever`. Arms `ft` and `rag+ft` use the models of their own names; to use another, set
-    generator.model or encoder.model to its directory."""
+    `generator.model` or `encoder.model` to its directory."""
     epochs: int = Field(1, gt=0)
     """Passes over the examples."""
     max_steps: int = Field(0, ge=0)
@@ -94,8 +94,8 @@ class Training(Section):
     negative_depth: int = Field(50, gt=0)
     """Retriever and reranker: number of top hits from which hard negatives are taken."""
     negative_margin: float = Field(0.05, ge=0, lt=1)
-    """Retriever and reranker: leave out hits that score above (1 - margin) times the score of the positive, as they may be false
-    negatives (Moreira et al. 2024). 0: leave out none."""
+    """Retriever and reranker: leave out hits that score above (1 - margin) times the score of the positive, since they may be
+    false negatives (Moreira et al. 2024). 0: leave out none."""
     temperature: float = Field(0.05, gt=0)
     """Retriever: cosines of the trained model are divided by this. Smaller is sharper."""
     teacher: Literal["retrieval", "generator"] = "retrieval"

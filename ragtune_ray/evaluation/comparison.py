@@ -151,7 +151,7 @@ class Questions(_Part):
     answerable: int
     unanswerable: int
     needed: int | None = None
-    """Questions that would probably decide, if the arms differ as they do so far; None: the questions decide."""
+    """Questions that would probably decide, if the arms differ as they do so far; None: these questions decide."""
 
 
 class Looks(_Part):
@@ -167,7 +167,7 @@ class Looks(_Part):
     """Arms that could not win any more, in the order in which they were dropped."""
 
     def sentence(self) -> str:
-        """What was saved."""
+        """How many questions and answers were needed, in a sentence."""
         share = sum(self.asked.values()) / (self.available * len(self.asked))
         batches = "1 batch" if self.looks == 1 else f"{self.looks} batches"
         early = "".join(f"; {arm} was dropped after {self.asked[arm]:,}" for arm in self.dropped)
@@ -244,7 +244,7 @@ class VariantSearch(_Part):
     winner: str
     """The variant that all arms used; `config`: none."""
     questions: int
-    """Validation questions that there are."""
+    """Number of validation questions available."""
     looks: int
     """How many scores were compared, over all rounds. The more, the more optimistic the winner's own score."""
     variants: dict[str, Variant]

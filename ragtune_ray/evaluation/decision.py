@@ -6,10 +6,10 @@ The rule: among the arms that keep the user's constraints, an arm is recommended
 - to be better by no more than the margin, if it is not cheaper: the interval ends at the margin or below it.
 
 Of several arms that pass, the cheapest is recommended. If none passes there are too few questions, and the reasons say how many
-would decide. These two tests are all that the words of a recommendation state, so one interval of the configured confidence per
-arm suffices: all of them must hold at once, and an arm that is ahead by chance is rarely ahead of every other (Gutmann and
-Maymin 1987; Hung and Fithian 2019). Where nothing is recommended, the words are about single arms, and the intervals are widened
-so that all pairs hold together (Bonferroni). `bench/decision_rule.py` simulates how often the rule errs.
+would decide. A recommendation states no more than these two tests, so one interval of the configured confidence per arm
+suffices: all of them must hold at once, and an arm that is ahead by chance is rarely ahead of every other (Gutmann and Maymin
+1987; Hung and Fithian 2019). Where nothing is recommended, the statements are about single arms, and the intervals are widened so
+that all pairs hold together (Bonferroni). `bench/decision_rule.py` simulates how often the rule errs.
 """
 
 from __future__ import annotations
@@ -159,10 +159,10 @@ def _claim(row: Difference, margin: float, costs: Mapping[str, Cost]) -> str:
 
 
 def beaten(evidence: Mapping[str, Evidence], found: Sequence[Difference], settings: config.Config) -> set[str]:
-    """The arms that can no longer be recommended, at whatever look: another arm is shown to be in their way.
+    """The arms that no later look can recommend, because another arm rules them out.
 
-    A cheaper or equally dear arm that is shown to be as good or better, or a dearer one that is better by more than the margin.
-    An arm that is excluded already excludes no other.
+    That is a cheaper arm that is shown to score at least as high, or any arm that is shown to be better by more than the margin.
+    An arm that is ruled out already rules out no other.
     """
     costs = {arm: each.cost for arm, each in evidence.items()}
     excluded = set[str]()
@@ -184,7 +184,7 @@ def _word(row: Difference, margin: float) -> str:
 
 
 def _needed(row: Difference, margin: float, confidence: float, *, is_cheaper: bool) -> int | None:
-    """Questions that would probably settle an arm that is behind by -`value`, if that is the true difference.
+    """Number of questions that would probably settle an arm that is behind by -`value`, if that is the true difference.
 
     A dearer arm is settled by showing that it is no better by more than the margin. A cheaper one is settled either way: it is
     worse, or the arm that is ahead is no better by more than the margin.

@@ -1,7 +1,7 @@
 """Successive halving: finds the best of several candidates with fewer answers than all would need on all questions.
 
-All candidates answer a share of the questions, the better half of them as many again, and so on, until one is left or the
-questions are used up (Jamieson and Talwalkar 2016). The best was chosen by these scores, so its own is optimistic.
+All candidates answer a share of the questions, the better half of them answers as many again, and so on, until one is left or
+the questions are used up (Jamieson and Talwalkar 2016). The best was chosen by these scores, so its own is optimistic.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ def first_questions(num_candidates: int, num_questions: int) -> int:
 def halve(
     candidates: Sequence[str], num_questions: int, scores_of: Callable[[str, int, int], Sequence[float]]
 ) -> tuple[list[Round], dict[str, list[float]]]:
-    """Search the candidate with the highest mean score; of equal ones, the first wins.
+    """Search for the candidate with the highest mean score; of equal ones, the first wins.
 
     Args:
         candidates: at least two names.
-        num_questions: questions that there are.
+        num_questions: number of questions available.
         scores_of: the scores of a candidate on the questions from the second argument to the third (excluded).
 
     Returns:

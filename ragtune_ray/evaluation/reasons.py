@@ -114,7 +114,7 @@ def weighed(
         Weighed(
             "cost",
             f"the cheapest arm that no other beats, over {rule.answers:,} answers; a dearer one must win by more than the margin"
-            + (f"; at most {rule.max_cost_per_1000:g} a thousand" if rule.max_cost_per_1000 else ""),
+            + (f"; at most {rule.max_cost_per_1000:g} per 1,000 answers" if rule.max_cost_per_1000 else ""),
             _listed({arm: each.cost.total for arm, each in evidence.items()}, unit),
         ),
         _constraint("freshness", "max_visible_seconds", "s", evidence, rule),

@@ -1,7 +1,7 @@
 """Chooses how to retrieve on validation questions: dense, BM25 or both, with which weight, how many candidates and hits.
 
-A change is advised only if it is better than the current settings with confidence. Where one half of hybrid retrieval only
-harms, the other half alone is among what is tried.
+A change is advised only if it is better than the current settings with confidence. Dense retrieval and BM25 are
+also tried alone, since one of them may only harm in hybrid retrieval.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ class Tried:
     """One way to retrieve, and how well it does."""
 
     settings: dict[str, Any]
-    """By dotted name; empty: the current ones."""
+    """Settings that differ from the current ones, by dotted name; empty: none."""
     score: float
     """Mean of the metric."""
     difference: intervals.Interval
-    """To the current settings, on the same questions."""
+    """From the current settings, on the same questions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +58,9 @@ def fit_retrieval(
 ) -> RetrievalFit | None:
     """Try other ways to retrieve; None if fewer than `MIN_QUESTIONS` questions have relevant documents.
 
-    First dense, BM25 and the `WEIGHTS`, then more candidates with the best of them if that is hybrid. The number of hits is the
-    smallest cutoff whose recall is within `compare.margin` of that of the largest cutoff. `weights` names the settings that get
-    a tried weight.
+    Tries first dense, BM25 and the `WEIGHTS`, then more candidates with the best of them if that is hybrid. The number of hits is
+    the smallest cutoff whose recall is within `compare.margin` of that of the largest cutoff. `weights` names the settings that
+    get a tried weight.
     """
     metric = f"nDCG@{max(settings.evaluate.cutoffs)}"
     current = measure({})

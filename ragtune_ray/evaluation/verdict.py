@@ -81,7 +81,8 @@ class Verdict:
     violations: Annotated[Mapping[str, tuple[str, ...]], Field(exclude=True)] = dataclasses.field(default_factory=dict)
     """Arm -> the constraints that it breaks. `comparison.json` lists them with each arm instead."""
     differences: Annotated[tuple[Difference, ...], Field(exclude=True)] = ()
-    """Each other arm minus this one, with the interval and the word that the verdict uses. Beside the verdict in the file."""
+    """Each other arm minus this one, with the interval and the word that the verdict uses. `comparison.json` has them beside
+    the verdict."""
 
 
 @dataclass(frozen=True, slots=True)

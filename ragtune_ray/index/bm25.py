@@ -182,7 +182,7 @@ class LexicalIndex:
         return scores, ids
 
     def scores_of(self, queries: Sequence[str], ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        """Return the scores of given passages, (num_queries, depth) like `ids`, to the last bit as `search` scores them.
+        """Return the scores of given passages, (num_queries, depth) like `ids`; the same as those of `search` to the last bit.
 
         A passage that shares no token with its query scores 0; an id of -1 scores -inf.
         """

@@ -36,7 +36,7 @@ class Candidates(NamedTuple):
 
 
 OWN_PASSAGES = 8
-"""Hits that are found in addition where those of one document are left out; a longer document may leave fewer hits."""
+"""Extra hits to find where those of one document are left out; if that document has more passages, fewer hits may remain."""
 Column: TypeAlias = Callable[[str, np.ndarray], list[str]]
 """Returns the values of a column of `Passage` at given ordinals."""
 
@@ -139,7 +139,7 @@ class Retriever:
     ) -> list[list[schema.Hit]]:
         """Return the hits of each query, best first; fewer than `top_k` only if fewer match.
 
-        `leave_out_own`: passages of the document with the query's id are no hits.
+        `leave_out_own`: passages of the document with the query's id are not hits.
         """
         scores, ordinals = self.search_ordinals(texts, top_k, query_ids if leave_out_own else None)
         return to_hits(query_ids, scores, ordinals, self._column)
@@ -273,7 +273,7 @@ def encode_queries(encoder: Encoder | None, texts: Sequence[str]) -> np.ndarray:
 
 
 def without_own(own_ids: Sequence[str], ranked: Ranked, top_k: int, column: Column) -> Ranked:
-    """Remove the hits that are passages of the document named for their query, and keep the `top_k` best others."""
+    """Remove the hits that are passages of the document named for their query, and keep the best `top_k` of the others."""
     scores, ordinals = ranked
     found = np.unique(ordinals)
     owners = np.array(["" if ordinal < 0 else None for ordinal in found], dtype=object)
@@ -312,7 +312,7 @@ def _rerank(
 ) -> Ranked:
     """Order the first `rerank_candidates` hits by the reranker's score plus the weighted retrieval score `first`.
 
-    Retrieval scores are divided by the query's best. The hits behind keep their order and score below the others.
+    Retrieval scores are divided by the query's best. The other hits keep their order and score below these.
     """
     given = settings.first_stage_weight
     weight = reranker.first_stage_weight if given is None else given

@@ -1,8 +1,8 @@
 """Fills splits so that they keep to their shares, and keeps the result in a file, so that no document changes its split.
 
-A draw that treats each document alone, such as a hash, can never be unbalanced by new documents, but is uneven where documents
-have many questions. A draw that looks at all documents is even, but moves documents when others are added. Only memory gives
-both: what was drawn before stays, and new documents go where questions are missing.
+A draw that treats each document alone, such as a hash, never moves a document when others are added, but is uneven where
+documents have many questions. A draw that looks at all documents is even, but moves documents when others are added. Only a
+record of earlier draws gives both: what was drawn before stays, and new documents go to the splits that lack questions.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ TOTAL = "questions"
 TOLERANCE = 0.1
 """Relative distance of a split to its share up to which the other counts matter."""
 _WEIGHTS = (16.0, 256.0, 4096.0)
-"""Of the number of questions against the other counts; the next one is tried while splits are further than `TOLERANCE`."""
+"""Of the number of questions, relative to the other counts; the next is tried while a split is off by more than `TOLERANCE`."""
 _MAX_PASSES = 10
 _SWAPS = 10_000
 """Pairs that a pass may swap: all pairs of up to about 140 groups, and with more groups those near each other in size."""

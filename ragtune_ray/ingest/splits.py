@@ -3,7 +3,7 @@
 Documents that are relevant to the same query stay together, and so do documents of one folder if `by` is `folder`. Without
 `queries.split_record`, the split of such a group depends only on its name and the seed: it does not change when the corpus
 grows, and two files of questions on the same documents agree, but the sizes of the splits are left to chance. With it, the
-splits have their shares, and a file remembers them.
+splits keep to their shares, and a file records them.
 """
 
 from __future__ import annotations
@@ -98,9 +98,9 @@ def draw(name: str, seed: int) -> float:
 def record_splits(queries: Iterable[Query], settings: config.Queries, *, write: bool = True) -> dict[str, str]:
     """The split of every query by `queries.split_record`, which new documents are added to; "" if a query fits in none.
 
-    Documents in the record keep their split. The others are placed so that the splits of these queries have their shares, of
-    answerable, unanswerable and unlabelled questions and of documents with few and many questions alike (`balanced_splits`). A
-    new query whose documents are already in different splits fits in none.
+    Documents in the record keep their split. The others are placed so that the splits of these queries keep to their
+    shares. Answerable, unanswerable and unlabelled questions, and documents with few and many questions, are divided alike
+    (`balanced_splits`). A new query whose documents are already in different splits fits in none.
 
     Args:
         queries: all queries; their own `split` is ignored.

@@ -19,13 +19,13 @@ from ragtune_ray.models.encoder import Encoder
 PROBED_PASSAGES = 24
 """Passages of one script whose sentences are encoded, per unit of an index build."""
 FEWEST_PASSAGES = 8
-"""Fewer passages of a script in one unit are not looked for."""
+"""A script with fewer passages in a unit is not measured there."""
 FEWEST_JUDGED = 16
 """A script is judged on at least this many passages of the index."""
 KNOWN_SHARE = 0.7
 """An encoder knows a script if it finds at least this share of the passages."""
 READ_CHARACTERS = 400
-"""The script of a text is that of most letters among its first characters."""
+"""The script of a text is that of most letters among this many first characters."""
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[。！？؟।])")
 

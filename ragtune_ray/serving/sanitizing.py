@@ -32,7 +32,7 @@ _ELEMENTS = (
 )
 _ELEMENT = rf"(?:{'|'.join(_ELEMENTS.split())})(?=[\s/>])"
 _TAG = re.compile(rf"</?{_ELEMENT}[^<>]{{0,500}}>|<!--.{{0,500}}?-->", re.DOTALL | re.IGNORECASE)
-# list[i](x): what can name no other page stays, as a browser is led nowhere.
+# list[i](x) stays: what cannot name another page leads a browser nowhere.
 _INDEXED = r"(?<=[\w)])\[[\w ,+*-]{0,80}\]\([\w ,+*-]{0,80}\)"
 _URL = re.compile(
     r"(?i)(?:[a-z][a-z0-9+.-]{1,20}://|\b(?:javascript|data|vbscript|mailto|file|tel):(?=\S)|\bwww\.)[^\s<>\[\]\"'`]*"

@@ -34,8 +34,8 @@ def load_objective(
     """Load a model into the objective that `training.objective` names, ready for training.
 
     The model is a causal language model for `sft` and `joint`, a cross-encoder or an encoder (which gets a new head) for
-    `reranker`, otherwise one of sentence-transformers. `pool` has the stored
-    vectors by passage id, for `query_side` and `joint`; otherwise it is empty.
+    `reranker`, otherwise a model of sentence-transformers. `pool` has the stored vectors by passage id, for `query_side` and
+    `joint`; otherwise it is empty.
 
     Raises:
         ModelError: the directory does not contain such a model.

@@ -40,7 +40,7 @@ def answer(settings: config.Config, known: str = "") -> Answers:
 
     Args:
         settings: the whole config.
-        known: a finished run of the same settings over the first of these queries; its answers are taken over, unless the index
+        known: a finished run of the same settings over the first of these queries; its answers are reused, unless the index
             or the generator has changed.
 
     Raises:
@@ -137,7 +137,7 @@ def _take_over(
     table = pq.read_table(artifacts.open_artifact(known, "answer").path / "answers.parquet")
     count, busy, now = table.num_rows, manifest["busy_seconds"], time.time()
     if table["query_id"].to_pylist() != [row.query_id for row in staged_queries.read_queries(staged.url, 0, count)]:
-        raise AnswerError(f"{known}: did not answer the first of these queries, so its answers cannot be taken over")
+        raise AnswerError(f"{known}: did not answer the first of these queries, so its answers cannot be reused")
     finished = stages.finished_units(directory)
     for unit in staged_queries.units(staged, unit_queries):
         if unit["stop"] > count or unit["unit"] in finished:
@@ -179,7 +179,7 @@ def _refuse_failures(
 
 
 def _busy_seconds(summary: stages.Summary) -> float:
-    """Time in which a worker generated the unit's answers; recorded apart where another run did."""
+    """Time in which a worker generated the unit's answers; recorded separately if they come from another run."""
     return float(summary.get("busy_seconds", summary["ended"] - summary["started"]))
 
 

@@ -30,7 +30,7 @@ RETRIEVE_UNIT_QUERIES = 512
 DEEPER = 4
 """Factor by which a search goes deeper if its hits are from too few documents for the metrics."""
 MOST_HITS = 1000
-"""A search for metrics goes no deeper than this, or than `evaluate.depth`."""
+"""A search for metrics goes no deeper than this, unless `evaluate.depth` or `retrieval.top_k` is larger."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def _retrieve(run: runs.Run, version: str, staged: staged_queries.StagedQueries)
     shards = snapshot.shards(settings.workspace, opened, settings.cluster.shard_bytes)
     with run.session(version):
         while True:
-            # Of long documents, many hits are passages of one document, which counts once.
+            # If documents are long, many hits may be passages of one document, which counts once.
             directory = filesystem.join(run.work, "hits" if depth == least else f"hits-{depth}")
             summaries, timed = _search(run, version, staged, shards, depth, directory)
             short = sum(summary["short"] for summary in summaries)
@@ -95,7 +95,7 @@ def _search(
     depth: int,
     directory: str,
 ) -> tuple[list[stages.Summary], list[stages.Summary]]:
-    """Find `depth` hits per query; returns the summaries of the units in `directory`, and those of all work."""
+    """Find `depth` hits per query; returns the summaries of the units in `directory`, and those of all units that ran."""
     settings = run.settings
     units = staged_queries.units(staged, RETRIEVE_UNIT_QUERIES)
     if len(shards) > 1:

@@ -61,7 +61,7 @@ class Job:
     hits: str
     """Directory of `merge`."""
     own_passages: int = 0
-    """Hits that are found in addition, since those of the document with the query's id are left out; 0: none are."""
+    """Extra hits to find, since those of the document with the query's id are left out; 0: nothing is left out."""
 
     def stage(self, name: str) -> str:
         """Directory of a stage. All but `encode` depend on the division into shards."""

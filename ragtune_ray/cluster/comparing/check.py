@@ -1,4 +1,4 @@
-"""Looks at a comparison before it costs anything: splits, leaks, answers, missing documents, power, minutes and memory.
+"""Checks a comparison before it costs anything: splits, leaks, answers, missing documents, power, minutes and memory.
 
 No model is loaded. What would make the comparison fail is an error; what would make its result weak is a warning.
 """
@@ -34,7 +34,7 @@ from ragtune_ray.schema import Query, Reject
 from ragtune_ray.storage import artifacts
 
 ASSUMED_DEVIATION = 0.5
-"""Of the paired differences of two arms, before anything is measured: as where a quarter of all questions is won or lost."""
+"""Of the paired differences of two arms, before anything is measured: as if a quarter of all questions were won or lost."""
 SHOWN = 3
 CUT_SHARE = 0.05
 """Share of the gold answers that may exceed `generator.max_new_tokens` without a warning."""
@@ -289,8 +289,8 @@ def _check_power(settings: config.Config, n: int, found: _Findings) -> None:
     if needed and n < needed:
         found.warnings.append(
             f"{n:,} questions are too few to tell arms apart to within compare.margin={margin:g}: about {needed:,} are "
-            "needed if a quarter of all questions is won or lost between two arms, fewer if arms differ less; add questions or "
-            "raise the margin"
+            "needed if a quarter of all questions is won or lost between two arms, fewer if arms differ on fewer; add "
+            "questions or raise the margin"
         )
 
 
@@ -332,7 +332,7 @@ def _check_index(settings: config.Config, found: _Findings) -> None:
 
 
 def _planned(settings: config.Config) -> dict[str, Any]:
-    """What `ragtune plan` says of the index that is still to build; the plan is kept."""
+    """What `ragtune plan` says about the index that is still to be built; the plan is kept."""
     try:
         planned: Mapping[str, Any] = plan.read_plan(plan.plan_index(settings))
     except RagtuneError as error:

@@ -1,7 +1,7 @@
 """Forecasts minutes and memory of the steps of a comparison, without loading a model.
 
-A step that ran before in this workspace is forecast from its rate. Otherwise from the number of weights, the number of tokens and
-the speed of a matrix product on this machine: an upper estimate, since answers may end early and passages may be short.
+A step that ran before in this workspace is forecast from its rate. For any other, the number of weights, the number of tokens and
+the speed of a matrix product on this machine give an upper estimate, since answers may end early and passages may be short.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def _num_weights(path: Path) -> int:
 def product_flops() -> float:
     """Floating-point operations per second of a float32 matrix product on all cores.
 
-    A process of its own with one thread is timed, in processor time: threads that wait for a busy core would count as work.
+    A separate process with one thread is timed, in processor time: threads that wait for a busy core would count as work.
     """
     one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     timed = subprocess.run(
@@ -179,7 +179,7 @@ def training(settings: config.Config, arm: config.Arm, sizes: Sizes, flops: floa
 
 
 def prompt_tokens(settings: config.Config, arm: config.Arm, sizes: Sizes) -> float:
-    """Mean length of a prompt, at most: passages count with `chunking.size_tokens`."""
+    """Upper estimate of the mean length of a prompt: every passage counts as `chunking.size_tokens`."""
     shown = settings.retrieval.top_k * settings.chunking.size_tokens if config.retrieves(arm) else 0
     return min(float(settings.prompt.max_tokens), sizes.question_tokens + _TEMPLATE_TOKENS + shown)
 

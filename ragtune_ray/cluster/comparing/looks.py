@@ -37,7 +37,7 @@ class Asked:
 
 
 def ask_until_decided(settings: config.Config, weigh: Weigh) -> Asked:
-    """Ask batch after batch until an arm is recommended or every question is asked.
+    """Ask in batches until an arm is recommended or every question is asked.
 
     Args:
         settings: of the comparison; its queries are taken in random order.
@@ -67,7 +67,7 @@ def ask_until_decided(settings: config.Config, weigh: Weigh) -> Asked:
             break
         new = decision.beaten(evidence, differences, settings) - set(dropped)
         if count < available and new:
-            progress.say(f"compare: {', '.join(sorted(new))} cannot win any more and answers no further questions")
+            progress.say(f"compare: can no longer win, so no further questions for: {', '.join(sorted(new))}")
             dropped += sorted(new)
     return Asked(so_far, evaluated, Looks(available=available, looks=num_looks, asked=asked, dropped=tuple(dropped)))
 

@@ -1,4 +1,4 @@
-"""Searches the best settings of retrieval, so that fine-tuning is compared with a good `rag`.
+"""Searches for the best settings of retrieval, so that fine-tuning is compared with a good `rag`.
 
 In: `compare.variants`. The config itself and its variants answer validation questions in the arm `rag`, with the generator as it
 is. Out: the config of the best. A variant that needs its own index has a workspace of its own, `variants/NAME` in the
@@ -45,7 +45,7 @@ def held_out(settings: config.Config) -> config.Config:
 
 
 def settle(settings: config.Config) -> tuple[config.Config, VariantSearch | None]:
-    """The config of the best variant or, of equal ones, the config as it is; and the search, None without variants.
+    """The config of the best variant (the config as it is, if it scores the same) and the search; None without variants.
 
     Raises:
         EvaluationError: there are no validation questions, or a variant's index contains other documents.

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 PROBED_UNITS = 4
-"""Units, evenly spread over the input, in which an actor measures what scripts the encoder knows."""
+"""Units, evenly spread over the input, in which an actor measures which scripts the encoder knows."""
 
 
 def embed_stage(

@@ -167,8 +167,8 @@ def _scripts(
     for name in sorted(scripts.unknown_scripts(found) - scripts.unknown_scripts(before)):
         progress.say(
             f"index: {settings.encoder.model} does not know the script {name}: given one sentence, it finds the passage in "
-            f"{found[name]['found']} of {found[name]['passages']} cases; for questions in it, hybrid retrieval gives BM25 "
-            f"the weight {settings.retrieval.unknown_script_weight} (retrieval.unknown_script_weight)"
+            f"{found[name]['found']} of {found[name]['passages']} cases; for questions in this script, hybrid retrieval gives "
+            f"BM25 the weight {settings.retrieval.unknown_script_weight} (retrieval.unknown_script_weight)"
         )
     return found
 

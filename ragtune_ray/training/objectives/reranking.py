@@ -15,7 +15,7 @@ from ragtune_ray.training.objectives.contrastive import MRR_DEPTH
 from ragtune_ray.training.objectives.sft import VALIDATION_TOKENS, Piece, on_device
 
 FIRST_STAGE_WEIGHTS = (128.0, 64.0, 32.0, 16.0, 8.0, 4.0, 2.0, 1.0, 0.5, 0.0)
-"""Validation chooses the best of these, the first one if several are. With 128, the reranker only breaks near ties."""
+"""Validation chooses the best of these; of equal ones, the first. With 128, the reranker only breaks near ties."""
 
 
 class Reranking(nn.Module):
@@ -70,7 +70,7 @@ class Reranking(nn.Module):
         return scores
 
     def validate(self, rows: Sequence[RerankerExample]) -> dict[str, float]:
-        """`MRR@10` of the positives among each query's hits, and `score`, the same; `first_stage_weight` is the best of a few."""
+        """`MRR@10` of the positives among each query's hits, and `score`, the same; `first_stage_weight` is the best one."""
         scores = self.score([(row.query, text) for row in rows for text in row.passages])
         lists = np.split(scores, np.cumsum([len(row.passages) for row in rows])[:-1])
         first = [np.array(row.first_scores) for row in rows]
