@@ -77,7 +77,8 @@ def decide(
         settings: `compare` and `evaluate.confidence`.
         any_time: whether the decision may have been tried before on fewer of the questions, so that the intervals must hold at
             every look.
-        dropped: arms that `beaten` excluded at an earlier look; nothing needs to be shown against them.
+        dropped: arms that `beaten` named at an earlier look. Nothing needs to be shown against those that an eligible arm still
+            rules out.
     """
     rule = settings.compare
     violations = {arm: tuple(_violations(each, rule)) for arm, each in evidence.items()}
@@ -92,7 +93,8 @@ def decide(
             tuple(reasons.weighed(evidence, None, settings)),
             violations,
         )
-    ranking = _rank(eligible, found, settings, any_time=any_time, dropped=dropped)
+    out = frozenset(dropped) & beaten(eligible, found, settings)
+    ranking = _rank(eligible, found, settings, any_time=any_time, out=out)
     return Verdict(
         ranking.outcome,
         ranking.arm,
@@ -111,7 +113,7 @@ def _rank(
     settings: config.Config,
     *,
     any_time: bool,
-    dropped: Collection[str],
+    out: Collection[str],
 ) -> Ranking:
     rule, confidence = settings.compare, settings.evaluate.confidence
     values = {arm: _values(each.scores, rule.metric) for arm, each in eligible.items()}
@@ -123,9 +125,9 @@ def _rank(
         return [_difference_to(found, other, arm, confidence, any_time=any_time) for other in eligible if other != arm]
 
     def passes(row: Difference) -> bool:
-        return row.arm in dropped or (row.high < 0 if _is_cheaper(row, costs) else row.high <= rule.margin)
+        return row.arm in out or (row.high < 0 if _is_cheaper(row, costs) else row.high <= rule.margin)
 
-    candidates = [arm for arm in eligible if arm not in dropped] or list(eligible)
+    candidates = [arm for arm in eligible if arm not in out]
     for arm in sorted(candidates, key=lambda arm: (costs[arm].total, -means[arm])):
         against = rows(arm, confidence)
         if num_questions >= MIN_QUESTIONS and all(map(passes, against)):
@@ -133,18 +135,20 @@ def _rank(
             words = ["as good" if same else _claim(row, rule.margin, costs) for row in against]
             named = tuple(dataclasses.replace(row, conclusion=word) for row, word in zip(against, words, strict=True))
             outcome: VerdictOutcome = "no_difference" if same else "recommended"
-            return Ranking(rule, means, costs, num_questions, outcome, arm, named)
+            return Ranking(rule, means, costs, num_questions, outcome, arm, named, tuple(candidates))
     ahead = max(candidates, key=lambda arm: (means[arm], -costs[arm].total))
     num_pairs = math.comb(len(eligible), 2) or 1
     named = tuple(
         dataclasses.replace(
             row,
-            conclusion="dropped" if row.arm in dropped else _word(row, rule.margin),
-            needed=None if passes(row) else _needed(row, rule.margin, confidence, is_cheaper=_is_cheaper(row, costs)),
+            conclusion="dropped" if row.arm in out else _word(row, rule.margin),
+            needed=None
+            if passes(row)
+            else _needed(row, settings, is_cheaper=_is_cheaper(row, costs), any_time=any_time),
         )
         for row in rows(ahead, 1 - (1 - confidence) / num_pairs)
     )
-    return Ranking(rule, means, costs, num_questions, "too_few_questions", ahead, named)
+    return Ranking(rule, means, costs, num_questions, "too_few_questions", ahead, named, tuple(candidates))
 
 
 def _is_cheaper(row: Difference, costs: Mapping[str, Cost]) -> bool:
@@ -162,12 +166,13 @@ def beaten(evidence: Mapping[str, Evidence], found: Sequence[Difference], settin
     """The arms that no later look can recommend, because another arm rules them out.
 
     That is a cheaper arm that is shown to score at least as high, or any arm that is shown to be better by more than the margin.
-    An arm that is ruled out already rules out no other.
+    An arm that is ruled out already, or that breaks a constraint, rules out no other.
     """
+    eligible = {arm for arm, each in evidence.items() if not _violations(each, settings.compare)}
     costs = {arm: each.cost for arm, each in evidence.items()}
     excluded = set[str]()
     for arm in evidence:
-        for other in evidence.keys() - excluded - {arm}:
+        for other in eligible - excluded - {arm}:
             row = _difference_to(found, other, arm, settings.evaluate.confidence, any_time=True)
             if row.low > settings.compare.margin or (row.low >= 0 and _is_cheaper(row, costs)):
                 excluded.add(arm)
@@ -183,15 +188,15 @@ def _word(row: Difference, margin: float) -> str:
     return "no better" if row.high <= margin else "open"
 
 
-def _needed(row: Difference, margin: float, confidence: float, *, is_cheaper: bool) -> int | None:
+def _needed(row: Difference, settings: config.Config, *, is_cheaper: bool, any_time: bool) -> int | None:
     """Number of questions that would probably settle an arm that is behind by -`value`, if that is the true difference.
 
     A dearer arm is settled by showing that it is no better by more than the margin. A cheaper one is settled either way: it is
     worse, or the arm that is ahead is no better by more than the margin.
     """
-    ahead = -row.value
+    ahead, margin, confidence = -row.value, settings.compare.margin, settings.evaluate.confidence
     distance = max(ahead, margin - ahead) if is_cheaper else ahead + margin
-    needed = significance.questions_needed(row.deviation, distance, confidence)
+    needed = significance.questions_needed(row.deviation, distance, confidence, any_time=any_time)
     return None if needed is None else max(needed, row.n + 1, MIN_QUESTIONS)
 
 
@@ -223,10 +228,11 @@ def _disagreement(
         if not all(any(metric in row for row in each.values()) for each in scores.values()):
             continue
         found = differences(scores, settings.with_values({"compare.metric": metric}))
-        ours = float(_values(scores[ranking.arm], metric).mean())
         for arm in scores.keys() - {ranking.arm}:
             row = _difference_to(found, arm, ranking.arm, settings.evaluate.confidence, any_time=any_time)
             if row.low > 0:
+                shared = {query_id: scores[ranking.arm][query_id] for query_id in scores[arm]}
+                ours = float(_values(shared, metric).mean())
                 ahead.append((row.value, arm, Disagreement(arm, metric, ours + row.value, ours)))
     return max(ahead, key=lambda each: each[:2])[2] if ahead else None
 

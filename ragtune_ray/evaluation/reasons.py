@@ -28,7 +28,8 @@ def headline(ranking: Ranking, disagreement: Disagreement | None) -> str:
     meaning, by_rule, but = _meaning(arm), "", ""
     if disagreement is not None:
         other = disagreement
-        by_rule = f" by {rule.metric} ({ranking.means[arm]:.3f} against {ranking.means[other.arm]:.3f})"
+        (behind,) = (row.value for row in ranking.rows if row.arm == other.arm)
+        by_rule = f" by {rule.metric} ({ranking.means[arm]:.3f} against {ranking.means[arm] + behind:.3f})"
         but = f", but {other.arm} is ahead by {other.metric} ({other.score:.3f} against {other.against:.3f})"
     match ranking.outcome:
         case "recommended":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import math
 from statistics import NormalDist
@@ -55,23 +56,29 @@ def _any_time_reach(n: int, confidence: float) -> float:
     return math.sqrt(2 * grown / (n * rho_squared) * math.log(math.sqrt(grown) / error))
 
 
-def questions_needed(deviation: float, difference: float, confidence: float) -> int | None:
+def questions_needed(deviation: float, difference: float, confidence: float, *, any_time: bool = False) -> int | None:
     """Number of paired questions that show a difference with probability `POWER`; None if it is 0.
 
-    The inverse of `difference_ends` with the normal distribution, for a two-sided interval: the smallest n at which
-    (z of confidence + z of power) standard errors, with the two added differences, are at most `difference`.
+    The smallest n at which the half width of `difference_ends`, with the normal distribution, plus the z of the power in standard
+    errors is at most `difference`. For `any_time` see there.
 
     >>> questions_needed(0.5, 0.1, 0.95), questions_needed(0.0, 0.02, 0.95)
     (201, 197)
     """
     if difference == 0:
         return None
-    normal = NormalDist()
-    reach = normal.inv_cdf((1 + confidence) / 2) + normal.inv_cdf(POWER)
-    # The total N = n + 2 solves (N v + 2 (1 - v)) / N^2 = (difference / reach)^2 for the variance v.
-    variance, allowed = min(1.0, deviation**2), (difference / reach) ** 2
-    total = (variance + math.sqrt(variance**2 + 8 * allowed * (1 - variance))) / (2 * allowed)
-    return max(1, math.ceil(total - 2))
+    normal, variance = NormalDist(), min(1.0, deviation**2)
+    power, once = normal.inv_cdf(POWER), normal.inv_cdf((1 + confidence) / 2)
+
+    def shows(n: int) -> bool:
+        reach = _any_time_reach(n + 2, confidence) if any_time else once
+        error = math.sqrt((n * variance + 2) / (n + 2)) / math.sqrt(n + 2)
+        return (reach + power) * error <= difference
+
+    enough = 1
+    while not shows(enough):
+        enough *= 2
+    return bisect.bisect_left(range(enough + 1), x=True, lo=1, key=shows)
 
 
 def unseen_share(n: int, confidence: float) -> float:

@@ -98,11 +98,13 @@ class Ranking:
     arm: str
     """The recommended arm; without a recommendation, the one that is ahead."""
     rows: tuple[Difference, ...]
+    running: tuple[str, ...]
+    """The eligible arms that were not dropped, which answered all questions."""
 
     @property
     def best(self) -> str:
         """The arm with the highest score; of equals, the cheapest."""
-        return max(self.means, key=lambda arm: (self.means[arm], -self.costs[arm].total))
+        return max(self.running, key=lambda arm: (self.means[arm], -self.costs[arm].total))
 
 
 @dataclass(frozen=True, slots=True)

@@ -327,9 +327,36 @@ def test_arms_that_cannot_win_are_dropped() -> None:
     assert {row.needed for row in made.differences if row.arm in ("base", "rag")} == {None}
 
 
-def test_a_dropped_arm_is_never_recommended_and_stops_nobody() -> None:
+def test_an_arm_is_out_only_while_another_rules_it_out() -> None:
     found = evidence({"base": np.full(40, 0.7), "rag": np.full(40, 0.7)})
     compared = decision.differences({arm: each.scores for arm, each in found.items()}, SETTINGS)
     assert decision.decide(found, compared, SETTINGS, any_time=True).outcome == "too_few_questions"
     made = decision.decide(found, compared, SETTINGS, any_time=True, dropped=("base",))
-    assert (made.outcome, made.arm, made.differences[0].conclusion) == ("recommended", "rag", "dropped")
+    assert made.outcome == "too_few_questions", "no arm rules base out, whoever said so"
+
+
+def test_an_arm_that_breaks_a_constraint_drops_nobody() -> None:
+    """A slow arm that is best by far may not be recommended; the others go on against each other."""
+    values = {"base": rights(0.4, 200, 1), "ft": rights(0.5, 200, 2), "rag": rights(0.95, 200, 3)}
+    settings = SETTINGS.using("compare.max_p95_seconds=1.5")
+    found = evidence(values, p95_seconds={"rag": 9.0})
+    compared = decision.differences({arm: each.scores for arm, each in found.items()}, settings)
+    assert decision.beaten(found, compared, settings) == set()
+    # Even if it dropped them at an earlier look, when it was fast enough, they are weighed against each other.
+    made = decision.decide(found, compared, settings, any_time=True, dropped=("base", "ft"))
+    assert (made.outcome, made.arm) == ("too_few_questions", "ft")
+    assert made.differences[0].conclusion == "open"
+    assert decision.beaten(evidence(values), compared, SETTINGS) == {"base", "ft"}
+
+
+def test_the_best_arm_answered_all_questions() -> None:
+    """A dropped arm's mean over fewer questions is not compared with the others' means."""
+    easy_first = np.concatenate([np.ones(100), np.repeat([1.0, 0.0], [150, 150])])
+    found = evidence({"base": np.concatenate([np.ones(70), np.zeros(330)]), "rag": easy_first, "ft": easy_first})
+    found["base"] = dataclasses.replace(found["base"], scores=dict(list(found["base"].scores.items())[:100]))
+    compared = decision.differences({arm: each.scores for arm, each in found.items()}, SETTINGS)
+    made = decision.decide(found, compared, SETTINGS, any_time=True, dropped=("base",))
+    assert made.reason[0] == "ft scores highest of 3: token_F1 0.625 over 400 questions."
+    assert {row.arm: row.conclusion for row in made.differences} == {"base": "dropped", "rag": "open"} | (
+        {"base": "worse", "rag": "no better"} if made.outcome == "recommended" else {}
+    )

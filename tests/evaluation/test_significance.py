@@ -82,6 +82,14 @@ def test_needed_questions_reach_the_difference(deviation: float, difference: flo
     assert questions_needed(deviation, 0.0, 0.95) is None
 
 
+def test_needed_questions_for_any_time_shrink_that_interval() -> None:
+    n = questions_needed(0.5, 0.05, 0.95, any_time=True)
+    low, high = difference_ends(0.0, 0.5, n, 0.95, any_time=True)
+    error = 0.5 / math.sqrt(n)
+    assert (high - low) / 2 + stats.norm.ppf(0.8) * error == pytest.approx(0.05, rel=0.01)
+    assert n > 1.5 * questions_needed(0.5, 0.05, 0.95)
+
+
 def test_needed_questions_have_the_promised_power() -> None:
     n = questions_needed(math.sqrt(0.4 - 0.1**2), 0.1, 0.95)
     generator = np.random.default_rng(3)

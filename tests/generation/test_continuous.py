@@ -604,7 +604,8 @@ def test_base_and_adapters_in_one_batch_answer_as_each_alone(
         for name in expected
     ]
     for name, number, one in asked:
-        assert one.completion().text == expected[name][number], name
+        # A character that was cut is no part of an answer.
+        assert one.completion().text == expected[name][number].rstrip("\ufffd"), name
     bulk = adapted.generate(PROMPTS, max_new_tokens=15)
     assert [one.text for one in bulk] == expected[""], "adapters of one thread do not affect another"
     with pytest.raises(GeneratorError, match="available: a, b"):

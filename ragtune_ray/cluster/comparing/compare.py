@@ -77,6 +77,7 @@ def compare(settings: config.Config, command: str = "") -> ComparisonResult:
         retrieval = _retrieval(settings, queries)
         run = runs.Run.of(given, "compare", _identity(settings, evaluated, golden, searched), started=started)
         if run.is_finished():
+            once.remove_copies()
             return ComparisonResult(run.url)
         changed = once.changes(settings)
         measured = {
@@ -88,8 +89,7 @@ def compare(settings: config.Config, command: str = "") -> ComparisonResult:
         if searched:
             found = found.model_copy(update={"variants": searched})
     _publish(run, found.model_copy(update={"command": command, "seconds": run.seconds()}), evaluated, golden)
-    for of_arm in once.indexes.values():
-        freshness.remove_copy(of_arm)
+    once.remove_copies()
     return ComparisonResult(run.url)
 
 
@@ -115,6 +115,11 @@ class _MeasuredOnce:
             self.indexes = _indexes(settings)
             self._changes = {workspace: freshness.follow_changes(of_arm) for workspace, of_arm in self.indexes.items()}
         return self._changes
+
+    def remove_copies(self) -> None:
+        """Remove the copies of indexes to which the changes were applied."""
+        for of_arm in self.indexes.values():
+            freshness.remove_copy(of_arm)
 
 
 def _asked(

@@ -15,7 +15,7 @@ from ragtune_ray.cluster import runs, staged_queries
 from ragtune_ray.cluster.answering import evaluate
 from ragtune_ray.evaluation import decision
 from ragtune_ray.evaluation.comparison import Looks
-from ragtune_ray.evaluation.verdict import Evidence
+from ragtune_ray.evaluation.verdict import MIN_QUESTIONS, Evidence
 from ragtune_ray.storage import artifacts
 
 BATCH_QUESTIONS = 100
@@ -52,7 +52,8 @@ def ask_until_decided(settings: config.Config, weigh: Weigh) -> Asked:
     asked: dict[config.Arm, int] = {}
     dropped: list[config.Arm] = []
     for count in [*range(step, available, step), available]:
-        num_looks += 1
+        if count < available and not _are_judged(settings, count):
+            continue
         alive = tuple(arm for arm in settings.compare.arms if arm not in dropped)
         so_far = settings.with_values({"queries.limit": count})
         known = {arm: runs.read_manifest(url)["runs"][arm] for arm, url in evaluated.items() if arm in alive}
@@ -61,6 +62,7 @@ def ask_until_decided(settings: config.Config, weigh: Weigh) -> Asked:
         asked |= dict.fromkeys(alive, count)
         evidence = weigh(so_far, evaluated)
         differences = decision.differences({arm: each.scores for arm, each in evidence.items()}, settings)
+        num_looks += 1
         verdict = decision.decide(evidence, differences, settings, any_time=True, dropped=dropped)
         progress.say(f"compare: {count:,} of {available:,} questions asked: {verdict.headline}")
         if verdict.outcome in ("recommended", "no_difference"):
@@ -70,6 +72,11 @@ def ask_until_decided(settings: config.Config, weigh: Weigh) -> Asked:
             progress.say(f"compare: can no longer win, so no further questions for: {', '.join(sorted(new))}")
             dropped += sorted(new)
     return Asked(so_far, evaluated, Looks(available=available, looks=num_looks, asked=asked, dropped=tuple(dropped)))
+
+
+def _are_judged(settings: config.Config, count: int) -> bool:
+    """Whether enough of the first questions have gold answers for a verdict."""
+    return len(staged_queries.judged_queries(settings.with_values({"queries.limit": count}))) >= MIN_QUESTIONS
 
 
 def identity(evaluated: Mapping[config.Arm, str]) -> str | dict[str, str]:

@@ -70,7 +70,8 @@ def tune(settings: config.Config) -> TuneResult:
     url, root = filesystem.join(folder, identity), filesystem.join(settings.workspace, "rounds", f"{mode}-{identity}")
     if not runs.say_if_finished(url, "tune"):
         # The gates judge by the validation questions.
-        check.say(settings.with_values({"queries.split": "validation", "compare.arms": ["rag", mode]}))
+        judged = {"queries.split": "validation", "compare.arms": ["rag", mode], "compare.variants": {}}
+        check.say(settings.with_values(judged))
         # One Ray session for all verbs of all rounds.
         with session.ray_session(settings.cluster, for_training=True):
             rounds = Rounds(settings, root, Ledger(filesystem.join(root, LEDGER)), Pair.of(settings))
@@ -142,8 +143,9 @@ def _identity(settings: config.Config) -> dict[str, Any]:
         "tune": rule.model_dump(mode="json"),
         "queries": [
             fingerprint,
-            settings.queries.model_dump(mode="json", exclude={"path", "split_record", "unindexed"}),
+            settings.queries.model_dump(mode="json", exclude={"path", "split_record", "unindexed", "order"}),
             other,
+            *([settings.queries.order] if settings.queries.order != "given" else []),
         ],
         "index": index_manifest["content_id"],
         "models": [
@@ -154,7 +156,8 @@ def _identity(settings: config.Config) -> dict[str, Any]:
         "training": settings.training.model_dump(mode="json", exclude=train_module.UNRELATED),
         "metric": settings.compare.metric,
         "settings": {
-            **settings.model_dump(mode="json", include={"prompt", "generator", "evaluate", "seed"}),
+            **settings.model_dump(mode="json", include={"prompt", "generator", "seed"}),
+            "evaluate": settings.evaluate.identity(),
             "retrieval": settings.retrieval.identity(),
         },
         "reading": settings.answer.model_dump(mode="json", include={"reading", "rank_weight"}),

@@ -33,7 +33,7 @@ _OUTCOMES = {
     "too_few_questions": "Too few questions",
     "none_qualifies": "No arm qualifies",
 }
-_SIGNS = {"better": "▲", "worse": "▼", "no better": "▽", "as good": "=", "open": "○"}
+_SIGNS = {"better": "▲", "worse": "▼", "no better": "▽", "as good": "=", "open": "○", "dropped": "–"}
 
 
 def render(content: Mapping[str, Any]) -> str:

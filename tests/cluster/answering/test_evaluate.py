@@ -61,7 +61,7 @@ def asked(settings: config.Config, monkeypatch: pytest.MonkeyPatch) -> config.Co
     """The config that `evaluate` answers by."""
     found = []
 
-    def answer(given: config.Config) -> str:
+    def answer(given: config.Config, _: str) -> str:
         found.append(given)
         raise AskedError
 
@@ -103,7 +103,7 @@ def test_arms_are_answered_again_where_the_index_changed_between_them(
     given = settings.using("evaluate.arms=[rag, rag+ft]")
     content, found = [0], []
 
-    def answer(asked_with: config.Config) -> str:
+    def answer(asked_with: config.Config, _: str) -> str:
         found.append((asked_with.answer.arm, content[0]))
         content[0] += len(found) in range(1, 2 * changes, 2)  # published after the first arm, so often
         return f"{asked_with.answer.arm} on {content[0]}"
@@ -112,9 +112,9 @@ def test_arms_are_answered_again_where_the_index_changed_between_them(
     monkeypatch.setattr(evaluate, "_index_content", lambda _: str(content[0]))
     if changes == evaluate.MAX_CHANGES:
         with pytest.raises(evaluate.EvaluationError, match="changed 3 times"):
-            evaluate._answered(given)
+            evaluate._answered(given, {})
         return
-    assert evaluate._answered(given) == {"rag": "rag on 1", "rag+ft": "rag+ft on 1"}
+    assert evaluate._answered(given, {}) == {"rag": "rag on 1", "rag+ft": "rag+ft on 1"}
     assert found == [("rag", 0), ("rag+ft", 1), ("rag", 1), ("rag+ft", 1)]
     assert "answer again" in capsys.readouterr().err
 

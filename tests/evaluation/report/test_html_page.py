@@ -149,6 +149,13 @@ def test_differences_are_marked_by_words_and_signs() -> None:
     )
 
 
+def test_every_conclusion_has_a_sign() -> None:
+    words_of = ["better", "worse", "no better", "as good", "open", "dropped"]
+    value = comparison()
+    value["differences"] = [value["differences"][0] | {"conclusion": word} for word in words_of]
+    assert [words(each)[2:] for each in page_of(value).css(".way")] == words_of
+
+
 def test_tables_have_scopes_labels_and_heading_levels() -> None:
     page = page_of(comparison())
     headings = page.css("th")
