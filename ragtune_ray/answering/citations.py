@@ -34,11 +34,15 @@ _SPAN = re.compile(r"(\d+)(?:\s*[-–—~－～]\s*(\d+))?")
 _UNFINISHED_MARK = re.compile(r"\s*[\[【［][\d\s,，、;；&–—~－～-]{0,40}$")
 _REMOVED = "\x00"  # stands for a removed mark until the spaces around it are repaired
 
-# A bracket after "=" or "f(" is a list, and one before a unit is an interval.
+# A bracket after "=" or "f(" is a list, and one of two numbers before a unit is an interval.
 _BEFORE_A_LIST = re.compile(r"(?:[=∈]\s*|\w\(\s*)$")
-_UNIT = re.compile(r"\s?(?:[kmcµμn]?(?:g|m|l|s|mol|Hz|V|W|Pa)|[kKMG]i?B|dl|dL|mL|ppm|min|h|d|°C?|%|‰|€)(?!\w)")
+_UNIT = re.compile(r"\s?(?:[kmcµμn]?(?:g|m|l|s|mol|Hz|V|W|Pa)|[kKMG]i?B|dl|dL|mL|ppm|min|h|d|°C?|%|‰|€)(?![\w'’])")
 _WORD_BEFORE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*$")
 _PLAIN_NAME = re.compile(r"[A-Z][a-z]+")
+# Shorter words, such as arr or data, are often names in code, and so is what follows an operator or a dot.
+_LONG_WORD = re.compile(r"(?<![=+*/%<>]\s)(?<![\w.=+*/%<>])[A-Za-z][a-z]{4,}$")
+_REMARK = re.compile(r"(?<!\w)\([^()\n]*\)$")  # "(1969)", but not "f(x)"
+_CLAUSE_END = re.compile(rf"(?:{MARK.pattern})*(?:[.,;:](?!\w)|\s*\Z)")
 _FENCE = re.compile(r"(?m)^[ \t]{0,3}(`{3,}|~{3,})([^\n]*)\n")
 _TICKS = re.compile(r"(?<![`\w])`+|(?<=\w)`+(?=[^\w`])|(?<=\w)``+")
 _PARAGRAPH_END = re.compile(r"\n[ \t]*\n")
@@ -115,7 +119,8 @@ def parse_citations(answer: str, passages: Sequence[Passage]) -> tuple[str, tupl
     - what stands in code, or in `x = [1, 2]`;
     - lists and ranges that contain 0, and intervals before a unit: [0, 1], [1-2] mg;
     - what follows `)` or an identifier: f(x)[1], arr[1]. A word right before [1] is not an identifier if it is a name such as
-      Paris, or if a passage contains it and does not index or call it.
+      Paris, or if a passage contains it and does not index or call it. At the end of a clause, as in "(1969)[1]." and
+      "discovered[1].", a remark in brackets and a longer word are none either, if there is a passage with that number.
 
     Returns:
         The answer without marks and with the spaces around them repaired; the citations in order of first mention.
@@ -161,20 +166,38 @@ def _is_mark(found: re.Match[str], passages: Sequence[Passage]) -> bool:
     if found[0][0] != "[" or "†" in found[0]:
         return True
     before = text[max(0, start - 80) : start]
-    if before.endswith(")") or _BEFORE_A_LIST.search(before) or _UNIT.match(text, found.end()):
+    if _BEFORE_A_LIST.search(before) or (len(numbers) > 1 and _UNIT.match(text, found.end())):
         return False
+    exists = all(1 <= int(digits) <= len(passages) for digits in numbers)
+    ends_clause = exists and _CLAUSE_END.match(text, found.end()) is not None
+    if before.endswith(")"):
+        return ends_clause and _REMARK.search(text[max(0, start - 300) : start]) is not None
     word = _WORD_BEFORE.search(before)
-    if word is None or _PLAIN_NAME.fullmatch(word[0]):
+    looks_so = ends_clause and _LONG_WORD.search(before) is not None
+    return word is None or _is_prose(word[0], text[: found.end()], passages, looks_so=looks_so)
+
+
+def _is_prose(word: str, text: str, passages: Sequence[Passage], *, looks_so: bool) -> bool:
+    """Whether the word right before the bracket at the end of the text is no identifier; see `parse_citations`."""
+    if _PLAIN_NAME.fullmatch(word):
         return True
-    is_indexed = text.find(f"{word[0]}[0", 0, found.end()) >= 0
-    return not is_indexed and any(word[0].lower() in _prose_words(passage.text) for passage in passages)
+    if f"{word}[0" in text:
+        return False
+    if any(word.lower() in _prose_words(passage.text) for passage in passages):
+        return True
+    return looks_so and not any(word.lower() in _code_words(passage.text) for passage in passages)
 
 
 @functools.lru_cache(maxsize=256)
 def _prose_words(text: str) -> frozenset[str]:
-    """The words of a passage, in lower case, without those that are indexed or called: arr[0], f(x)."""
-    code = {word.lower() for word in re.findall(r"(\w+)[\[(]", text)}
-    return frozenset(re.findall(r"[a-z]{2,}", text.lower())) - code
+    """The words of a passage, in lower case, without those that are indexed or called."""
+    return frozenset(re.findall(r"[a-z]{2,}", text.lower())) - _code_words(text)
+
+
+@functools.lru_cache(maxsize=256)
+def _code_words(text: str) -> frozenset[str]:
+    """The words of a passage, in lower case, that are indexed or called: arr[0], f(x)."""
+    return frozenset(word.lower() for word in re.findall(r"(\w+)[\[(]", text))
 
 
 def supporting_citations(answer: str, passages: Sequence[Passage], question: str = "") -> tuple[Citation, ...]:

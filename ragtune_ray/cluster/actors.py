@@ -22,6 +22,12 @@ logger = logging.getLogger(__name__)
 
 MAX_FAILED_STARTS = 3
 """A stage fails if this many new actors in a row die before they are ready."""
+MAX_LOSSES = 40
+"""A pool fails if it loses this many actors per actor of it and finishes no unit in between.
+
+An actor is ready before it loads a model, so a model that does not fit in memory kills each new one. The bound is above what
+rows that kill their worker need: `ATTEMPTS_TOGETHER` of `answering.workers` and one per row of a unit (`answer.unit_queries`).
+"""
 MAX_WAIT_SECONDS = 1800
 """A stage fails if for this long no unit runs because no actor can start. A growing cluster may need minutes."""
 AHEAD = 2
@@ -91,6 +97,10 @@ class _Line:
     idle: list[_Actor] = field(default_factory=list)
     waiting: deque[str] = field(default_factory=deque)
     """Units for which no actor was free yet."""
+    losses: int = 0
+    """Actors that were lost since the last finished unit."""
+    num_actors: int = 0
+    """Actors that the stage reserved for it."""
 
     @property
     def is_full(self) -> bool:
@@ -108,6 +118,7 @@ class _Stage:
         self._busy: dict[Any, tuple[int, _Actor, str | None]] = {}
         """Reference to a result -> place of the line, actor, and its unit (None: the actor is starting)."""
         for place, actors in enumerate(_reserve(pools, len(units))):
+            self._lines[place].num_actors = len(actors)
             for actor in actors:
                 self._expect(place, actor)
 
@@ -149,6 +160,8 @@ class _Stage:
             self._replace(place, actor, unit, error)
             return None
         self._failed_starts, actor.is_ready = 0, True
+        if unit is not None:
+            self._lines[place].losses = 0
         self._lines[place].idle.append(actor)
         if place + 1 == len(self._lines):
             return result
@@ -158,12 +171,16 @@ class _Stage:
 
     def _replace(self, place: int, lost: _Actor, unit: str | None, error: Exception) -> None:
         """Start an actor in the place of one that was lost, and let its unit wait for the next free one."""
+        line = self._lines[place]
+        line.losses += 1
+        if line.losses >= MAX_LOSSES * line.num_actors:
+            _refuse_endless_losses(line, error)
         self._failed_starts = 0 if lost.is_ready else self._failed_starts + 1
         if self._failed_starts == MAX_FAILED_STARTS:
             raise error
         if unit is not None:
             logger.warning("a worker process was lost and is replaced; its unit is repeated: %s", error)
-            self._lines[place].waiting.appendleft(unit)
+            line.waiting.appendleft(unit)
         lost.end()
         self._expect(place, _start(lost.options))
 
@@ -177,6 +194,17 @@ class _Stage:
                 f"no actor with the resources {wanted} could start within {MAX_WAIT_SECONDS} seconds; "
                 "lower the settings of section cluster, or add nodes"
             )
+
+
+def _refuse_endless_losses(line: _Line, error: Exception) -> None:
+    """Raise RayError, since new actors of this pool only die as well."""
+    import ray.exceptions
+
+    raise ray.exceptions.RayError(
+        f"{line.losses} worker processes ({line.pool.worker.__name__}) in a row were lost, with no finished unit between; "
+        "often the model does not fit in memory: use a smaller one, lower the numbers of workers in section cluster, or add "
+        f"memory. The last: {' '.join(str(error).split())}"
+    )
 
 
 def _reserve(pools: Sequence[Pool], num_units: int) -> list[list[_Actor]]:

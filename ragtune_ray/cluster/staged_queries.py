@@ -65,7 +65,7 @@ def staged_queries(settings: config.Config) -> Iterator[StagedQueries]:
     if rejects:
         progress.say(f"queries: {len(rejects):,} rejected; the first: {rejects[0].place}: {rejects[0].reason}")
     try:
-        yield StagedQueries(url, name, num_queries, tuple(rejects), queries.may_stand_in_corpus(settings.queries.path))
+        yield StagedQueries(url, name, num_queries, tuple(rejects), queries.may_stand_in_corpus(settings.queries))
     finally:
         filesystem.remove(url)
 
@@ -85,8 +85,14 @@ def with_all_queries_of(settings: config.Config, path: str) -> config.Config:
         "queries.limit": 0,
         "queries.order": "given",
         "queries.unindexed": "keep",
+        "queries.own_documents": "auto",
     }
     return settings.with_values(values)
+
+
+def own_documents_setting(settings: config.Config) -> dict[str, str]:
+    """The setting that a file needs to which these queries are copied, since its format no longer says it."""
+    return {"queries.own_documents": "leave_out" if queries.may_stand_in_corpus(settings.queries) else "keep"}
 
 
 def selected_queries(settings: config.Config) -> list[schema.Query]:

@@ -47,6 +47,10 @@ class Queries(Section):
     unindexed: Literal["leave_out", "keep"] = "leave_out"
     """Questions whose relevant documents are all missing from the index, so that no retriever can find them. `leave_out`:
     they are rejects, in every arm alike; an error with `corpus.strict`. `keep`: they are asked and count as missed."""
+    own_documents: Literal["auto", "leave_out", "keep"] = "auto"
+    """Whether the document with a query's id may be the query itself. `leave_out`: it is no hit of the query, is not shown in its
+    prompt and is no hard negative. `keep`: equal ids mean nothing. `auto`: `leave_out` in a BEIR folder, as in BEIR's own
+    evaluation; else `keep`."""
     limit: int = Field(0, ge=0)
     """Use only the first N of the selected queries. 0: all."""
     order: Literal["given", "shuffled"] = "given"

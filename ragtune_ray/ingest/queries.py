@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import PurePosixPath
 
+from ragtune_ray.config import Queries
 from ragtune_ray.ingest import inputs
 from ragtune_ray.ingest.inputs import Row
 from ragtune_ray.ingest.parquet import parquet_rows
@@ -43,9 +44,11 @@ def read_queries(path: str, split: str = "all") -> Iterator[Query | Reject]:
     return _unique(_beir_queries(root, _qrels_files(root, split), split))
 
 
-def may_stand_in_corpus(path: str) -> bool:
-    """Whether a query may be a document of its corpus, with the same id: in BEIR folders, whose own evaluation skips it."""
-    store, inner = inputs.locate(path)
+def may_stand_in_corpus(given: Queries) -> bool:
+    """Whether a query may be a document of its corpus, with the same id: see `queries.own_documents`."""
+    if given.own_documents != "auto":
+        return given.own_documents == "leave_out"
+    store, inner = inputs.locate(given.path)
     return bool(store.isdir(inner))
 
 

@@ -166,6 +166,22 @@ FIVE = [passage(n, f"text {n}", start=10 * n) for n in range(1, 6)]
         ("a ` b [2]\n\nc ` d", "a ` b\n\nc ` d", [2]),
         ("Call  main() first [1].", "Call  main() first.", [1]),
         ("```\nx  = 1\n```\nDone [1].", "```\nx  = 1\n```\nDone.", [1]),
+        (
+            "Selon le texte [1] l'eau bout, [2] d’autres disent [1, 3] l'air.",
+            "Selon le texte l'eau bout, d’autres disent l'air.",
+            [1, 2, 3],
+        ),
+        ("Take passage [1] g then.", "Take passage g then.", [1]),
+        (
+            "It landed (in 1969)[1]. It was discovered[2][3], later seen[4] there",
+            "It landed (in 1969). It was discovered, later seen[4] there",
+            [1, 2, 3],
+        ),
+        (
+            "First (1969)[2], then Mars (1971)[3]; it was discovered[1] ",
+            "First (1969), then Mars (1971); it was discovered",
+            [2, 3, 1],
+        ),
         ("no  marks , here", "no  marks , here", []),
         ("", "", []),
     ],
@@ -193,6 +209,11 @@ def test_citation_marks_are_removed_and_name_passages_in_order(answer: str, text
         "~~~\n[1]\n~~~",
         "x = [1, 2]",
         "sum([1, 2])",
+        "total = values[1]",
+        "It is items[1].name, self.items[1] or values[1][2] + 1",
+        "Call matrix(x)[1]. Then `discovered[1]`.",
+        "It was discovered[6].",
+        "Values values[0] and values[1].",
         f"[1, {'9' * 5000}]",
     ],
 )
@@ -208,6 +229,8 @@ def test_a_word_before_a_bracket_is_read_as_in_the_passages() -> None:
     )
     assert parse_citations("By a arr[1].", [prose]) == ("By a arr[1].", ())
     assert parse_citations("A rocket[0] and rocket[1].", [prose])[1] == ()
+    code = passage(1, "Read values[0] first.")
+    assert parse_citations("Use values[1].", [code]) == ("Use values[1].", ())
 
 
 @settings(deadline=None)

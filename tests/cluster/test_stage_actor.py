@@ -1,12 +1,15 @@
 """Which worker an actor holds, tested in this process."""
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+import ray
+import ray.exceptions
 
 from ragtune_ray import config
-from ragtune_ray.cluster import stages
+from ragtune_ray.cluster import actors, stages
 from ragtune_ray.cluster.actors import StageActor
 from ragtune_ray.cluster.answering import workers
 from ragtune_ray.generation import generator
@@ -90,3 +93,63 @@ def test_a_generator_continues_with_every_job_of_its_model(
         assert {name: taken[name] for name in taken if name != "_generator"} == {
             name: made[name] for name in made if name != "_generator"
         }
+
+
+class Handle:
+    """In place of a handle of Ray: a result is the function that returns it or raises."""
+
+    def __init__(self, run: Callable[[str], str]) -> None:
+        self.ready = self.run = self
+        self._run = run
+
+    def options(self, **_: object) -> "Handle":
+        """Return a task."""
+        return self
+
+    def remote(self, *arguments: Any) -> Callable[[], Any]:
+        """Start a task: with a unit, or whether the actor is ready."""
+        return lambda: self._run(arguments[-1]) if arguments else None
+
+
+def work(monkeypatch: pytest.MonkeyPatch, run: Callable[[str], str], num_units: int, num_actors: int = 1) -> list[str]:
+    """The results of a stage whose actors are always ready and do `run`."""
+
+    def start(options: dict[str, Any]) -> actors._Actor:
+        actors._actors.append(actors._Actor(options, Handle(run)))
+        return actors._actors[-1]
+
+    monkeypatch.setattr(actors, "_actors", [])
+    monkeypatch.setattr(actors, "_start", start)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "wait", lambda busy, **_: (busy[:1], busy[1:]))
+    monkeypatch.setattr(ray, "get", lambda result: result())
+    pool = actors.Pool(Loading, {}, num_actors, {})
+    return sorted(actors.run([pool], [str(number) for number in range(num_units)]))
+
+
+@pytest.mark.parametrize("num_actors", [1, 3])
+def test_a_pool_whose_actors_all_die_while_they_load_fails(monkeypatch: pytest.MonkeyPatch, num_actors: int) -> None:
+    attempts = []
+
+    def out_of_memory(unit: str) -> str:
+        attempts.append(unit)
+        assert len(attempts) < 1000, "replaced forever"
+        raise ray.exceptions.OutOfMemoryError("killed to free memory")
+
+    with pytest.raises(ray.exceptions.RayError, match=r"^\d+ worker .*\(Loading\) in a row.*memory: .*killed to free"):
+        work(monkeypatch, out_of_memory, 8, num_actors)
+    assert len(attempts) == actors.MAX_LOSSES * num_actors
+
+
+def test_units_that_kill_a_worker_for_each_of_their_rows_are_finished(monkeypatch: pytest.MonkeyPatch) -> None:
+    deaths = workers.ATTEMPTS_TOGETHER + config.Answer().unit_queries
+    left = {str(unit): deaths for unit in range(6)}
+
+    def deadly(unit: str) -> str:
+        left[unit] -= 1
+        if left[unit] >= 0:
+            raise ray.exceptions.RayActorError
+        return unit
+
+    assert work(monkeypatch, deadly, 6, 2) == list("012345")
+    assert left == dict.fromkeys("012345", -1)

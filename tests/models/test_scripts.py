@@ -71,6 +71,13 @@ def test_a_text_of_one_sentence_is_looked_for_by_its_first_half() -> None:
     assert asked == ["abcde"] * 8
 
 
+def test_a_passage_that_stands_twice_is_found() -> None:
+    encoder = HashingEncoder("hashing-512")
+    texts = [*ENGLISH[:10], *ENGLISH[:10]]
+    found = scripts.probe(encoder, texts, encoder.encode_passages(texts))
+    assert found == {"LATIN": {"passages": 20, "found": 20}}
+
+
 def test_few_passages_are_not_judged() -> None:
     encoder = OnlyLatin("hashing-64")
     assert scripts.probe(encoder, CHINESE[:7], encoder.encode_passages(CHINESE[:7])) == {}

@@ -123,7 +123,8 @@ def _scores(settings: config.Config, varied: config.Config, questions: Sequence[
     lines = [json.dumps(dataclasses.asdict(query), ensure_ascii=False) + "\n" for query in questions]
     path = filesystem.join(settings.workspace, "variants", f"questions-{checksums.digest(lines)}.jsonl")
     filesystem.replace_text(path, "".join(lines))
-    asked = staged_queries.with_all_queries_of(varied, path).with_values({"answer.arm": "rag"})
+    copied = {"answer.arm": "rag", **staged_queries.own_documents_setting(settings)}
+    asked = staged_queries.with_all_queries_of(varied, path).with_values(copied)
     rows = evaluate.read_answers(str(answer.answer(asked)))
     scores = evaluate.scores_of(questions, rows, varied)
     return [scores[query.query_id][varied.compare.metric] for query in questions]

@@ -69,7 +69,7 @@ def prepare(settings: config.Config, session_stack: ExitStack | None = None) -> 
         staged = {split: stack.enter_context(_staged(settings, split)) for split in ("train", "validation")}
         if settings.training.objective == "sft" and settings.training.replay_path:
             other = {"queries.path": settings.training.replay_path, "queries.split_by": "given"}
-            replay = settings.with_values({**other, "queries.unindexed": "keep"})
+            replay = settings.with_values({**other, "queries.unindexed": "keep", "queries.own_documents": "auto"})
             staged["replay"] = stack.enter_context(_staged(replay, "all"))
         _refuse_leaks(settings, staged)
         version, index_manifest = runs.index_version(settings) if needs_index(settings.training) else ("", {})

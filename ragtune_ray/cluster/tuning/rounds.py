@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ragtune_ray import RagtuneError, config, progress, schema
-from ragtune_ray.cluster import runs
+from ragtune_ray.cluster import runs, staged_queries
 from ragtune_ray.cluster.indexing import index
 from ragtune_ray.cluster.training import prepare, train
 from ragtune_ray.cluster.tuning import judging
@@ -75,6 +75,7 @@ class Rounds:
                 "queries.split_by": "given",
                 "queries.limit": 0,
                 "queries.unindexed": "keep",
+                **staged_queries.own_documents_setting(self.settings),
                 "queries.split": "train",
                 "answer.arm": "rag",
                 "answer.max_failed_share": 1,

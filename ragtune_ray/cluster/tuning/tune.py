@@ -133,6 +133,9 @@ def _identity(settings: config.Config) -> dict[str, Any]:
     rule = settings.tune
     with staged_queries.staged_queries(settings) as staged:
         fingerprint = staged.fingerprint
+    not_identifying = {"path", "split_record", "unindexed", "order"}
+    if settings.queries.own_documents == "auto":
+        not_identifying.add("own_documents")
     other = [
         staged_queries.fingerprint(staged_queries.with_all_queries_of(settings, path))
         for path in (rule.questions_path, rule.probe_path, rule.retriever_probe_path)
@@ -143,7 +146,7 @@ def _identity(settings: config.Config) -> dict[str, Any]:
         "tune": rule.model_dump(mode="json"),
         "queries": [
             fingerprint,
-            settings.queries.model_dump(mode="json", exclude={"path", "split_record", "unindexed", "order"}),
+            settings.queries.model_dump(mode="json", exclude=not_identifying),
             other,
             *([settings.queries.order] if settings.queries.order != "given" else []),
         ],

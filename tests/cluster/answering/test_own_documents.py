@@ -9,15 +9,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ragtune_ray import config
+from ragtune_ray import config, schema
 from ragtune_ray.cluster import runs, session, staged_queries
 from ragtune_ray.cluster.answering.sharded import CountUnit, EncodeUnit, Job, MergeUnit, SearchUnit
 from ragtune_ray.cluster.answering.workers import RetrieveUnit
+from ragtune_ray.cluster.comparing import variants
 from ragtune_ray.cluster.indexing.index import build_index
 from ragtune_ray.cluster.indexing.update import upsert_documents
 from ragtune_ray.cluster.training.example_workers import PrepareUnit
+from ragtune_ray.cluster.tuning import rounds
 from ragtune_ray.index import snapshot, versions
 from ragtune_ray.index.retriever import OWN_PASSAGES
+from ragtune_ray.models.arms import Pair
+from ragtune_ray.tuning.ledger import Ledger
 
 TOPICS = ("salt", "walnut", "velvet", "copper", "amber", "linen")
 
@@ -112,3 +116,40 @@ def test_only_beir_folders_are_treated_so_and_it_is_part_of_the_identity(
     with staged_queries.staged_queries(plain) as staged:
         assert not staged.stand_in_corpus
         assert "own_documents" not in runs.inputs_identity(plain, staged, manifest)
+
+
+def test_a_copy_of_the_queries_is_treated_as_they_are(settings: config.Config, tmp_path: Path) -> None:
+    _, manifest = runs.index_version(settings)
+    file = str(write(tmp_path / "copy.jsonl", rows(0, 20)))
+    for given, expected in ((settings, True), (settings.using("queries.own_documents=keep"), False)):
+        copied = staged_queries.with_all_queries_of(given, file).with_values(
+            staged_queries.own_documents_setting(given)
+        )
+        with staged_queries.staged_queries(copied) as staged, staged_queries.staged_queries(given) as original:
+            assert staged.stand_in_corpus is original.stand_in_corpus is expected
+            assert ("own_documents" in runs.inputs_identity(copied, staged, manifest)) is expected
+    probe = staged_queries.with_all_queries_of(settings.using("queries.own_documents=leave_out"), file)
+    with staged_queries.staged_queries(probe) as staged:
+        assert not staged.stand_in_corpus, "another file says itself what its ids mean"
+
+
+def test_variants_and_rounds_leave_out_own_documents_as_the_queries_do(
+    settings: config.Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[bool] = []
+
+    def answered(asked: config.Config) -> str:
+        with staged_queries.staged_queries(asked) as staged:
+            seen.append(staged.stand_in_corpus)
+        return "run"
+
+    monkeypatch.setattr(variants.answer, "answer", answered)
+    monkeypatch.setattr(variants.evaluate, "read_answers", lambda _: [])
+    monkeypatch.setattr(variants.evaluate, "scores_of", lambda *_: {"a1": {settings.compare.metric: 1.0}})
+    question = schema.Query("a1", "Vessel?", ("salt",), ("a3",), (1.0,), "validation")
+    assert variants._scores(settings, settings, [question]) == [1.0]
+    monkeypatch.setattr(rounds.judging, "queries_of", lambda *_: [question])
+    ledger = Ledger(str(tmp_path / "ledger.jsonl"))
+    tuned = rounds.Rounds(settings, str(tmp_path / "tune"), ledger, Pair.of(settings))
+    answered(tuned.settings_for(tuned.write_questions("questions", [question])))
+    assert seen == [True, True]
