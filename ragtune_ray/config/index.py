@@ -68,7 +68,7 @@ class Retrieval(Section):
     that `training.objective=reranker` trained. Empty: none."""
     rerank_candidates: int = Field(0, ge=0)
     """The reranker re-scores only this many of the fused hits; the others follow in their order. Its time grows with
-    this number. 0: all, as many as `retrieval.candidates`."""
+    this number. 0: as many as `retrieval.candidates`, or `retrieval.top_k` if that is more."""
     first_stage_weight: float | None = Field(None, ge=0)
     """The score of a reranked hit is the reranker's score plus this weight times (the hit's retrieval score / the query's best
     retrieval score). 0: the reranker's score alone. null: the weight that was fitted when the reranker was trained, or 0 if it
@@ -83,6 +83,12 @@ class Retrieval(Section):
     def fuses_scores(self) -> bool:
         """Whether hits are fused by their scores, not by their ranks."""
         return self.mode == "hybrid" and self.fusion == "scores"
+
+    @property
+    def num_reranked(self) -> int:
+        """Hits that the reranker re-scores, however many are searched for: metrics then describe what answers are shown."""
+        pool = max(self.top_k, self.candidates)
+        return min(self.rerank_candidates or pool, pool)
 
     def identity(self) -> dict[str, Any]:
         """The part of a run's identity for these settings; newer ones that are not set or have no effect are left out."""

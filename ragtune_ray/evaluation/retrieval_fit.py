@@ -1,7 +1,8 @@
-"""Chooses how to retrieve on validation questions: dense, BM25 or both, with which weight, how many candidates and hits.
+"""Chooses how to retrieve on validation questions: dense, BM25 or both, with which weight and how many candidates.
 
-A change is advised only if it is better than the current settings with confidence. Dense retrieval and BM25 are
-also tried alone, since one of them may only harm in hybrid retrieval.
+A change is advised only if it is better than the current settings with confidence. Since the best of several
+alternatives may look better by chance, that is the confidence of all of them together (Bonferroni). Dense retrieval and
+BM25 are also tried alone, since one of them may only harm in hybrid retrieval.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ WEIGHTS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 0.9)
 """Weights of BM25 that are tried."""
 MORE_CANDIDATES = (2, 4)
 """Multiples of `retrieval.candidates` that are tried with the best weight."""
+MOST_TRIED = 2 + len(WEIGHTS) + len(MORE_CANDIDATES)
+"""Alternatives to the current settings: dense, BM25, the weights, more candidates."""
 MIN_QUESTIONS = 30
 """With fewer questions nothing is chosen."""
 
@@ -37,7 +40,7 @@ class Tried:
     score: float
     """Mean of the metric."""
     difference: intervals.Interval
-    """From the current settings, on the same questions."""
+    """From the current settings, on the same questions; the interval is corrected for the number of alternatives."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +53,7 @@ class RetrievalFit:
     advised: dict[str, Any]
     """Settings to change, by dotted name; empty: nothing is better with confidence."""
     recalls: dict[int, float]
-    """k -> recall@k with the advised settings."""
+    """k -> recall@k with the advised settings; k counts documents, not passages."""
 
 
 def fit_retrieval(
@@ -58,9 +61,8 @@ def fit_retrieval(
 ) -> RetrievalFit | None:
     """Try other ways to retrieve; None if fewer than `MIN_QUESTIONS` questions have relevant documents.
 
-    Tries first dense, BM25 and the `WEIGHTS`, then more candidates with the best of them if that is hybrid. The number of hits is
-    the smallest cutoff whose recall is within `compare.margin` of that of the largest cutoff. `weights` names the settings that
-    get a tried weight.
+    Tries first dense, BM25 and the `WEIGHTS`, then more candidates with the best of them if that is hybrid.
+    `weights` names the settings that get a tried weight.
     """
     metric = f"nDCG@{max(settings.evaluate.cutoffs)}"
     current = measure({})
@@ -91,14 +93,13 @@ def fit_retrieval(
     recalls = {
         k: float(_values(measured[best], names, f"recall@{k}").mean()) for k in sorted(settings.evaluate.cutoffs)
     }
-    top_k = next(k for k, recall in recalls.items() if recall >= recalls[max(recalls)] - settings.compare.margin)
-    advised = _changed(settings, {**tried[best].settings, "retrieval.top_k": top_k})
-    return RetrievalFit(metric, len(names), tuple(tried), advised, recalls)
+    return RetrievalFit(metric, len(names), tuple(tried), _changed(settings, tried[best].settings), recalls)
 
 
 def _gain(settings: config.Config, before: np.ndarray, after: np.ndarray) -> intervals.Interval:
     rule = settings.evaluate
-    return intervals.paired_bootstrap(before, after, rule.resamples, rule.confidence, settings.seed)
+    confidence = 1 - (1 - rule.confidence) / MOST_TRIED
+    return intervals.paired_bootstrap(before, after, rule.resamples, confidence, settings.seed)
 
 
 def _values(scores: Scores, names: list[str], metric: str) -> np.ndarray:
@@ -119,7 +120,9 @@ def _changed(settings: config.Config, values: Mapping[str, Any]) -> dict[str, An
 
 def summary_lines(fit: RetrievalFit) -> list[str]:
     """The fit in lines for people: each way with its score and its difference, then the settings to paste."""
-    lines = [f"{fit.metric} on {fit.num_questions:,} validation questions"]
+    lines = [
+        f"{fit.metric} on {fit.num_questions:,} validation questions; intervals corrected for {MOST_TRIED} alternatives"
+    ]
     for each in fit.tried:
         name = ", ".join(f"{key.partition('.')[2]} {value}" for key, value in each.settings.items()) or "now"
         gap = each.difference

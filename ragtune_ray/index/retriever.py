@@ -310,7 +310,7 @@ def _rerank(
     ordinals: np.ndarray,
     column: Column,
 ) -> Ranked:
-    """Order the first `rerank_candidates` hits by the reranker's score plus the weighted retrieval score `first`.
+    """Order the first `num_reranked` hits by the reranker's score plus the weighted retrieval score `first`.
 
     Retrieval scores are divided by the query's best. The other hits keep their order and score below these.
     """
@@ -319,7 +319,7 @@ def _rerank(
     found = ordinals >= 0
     best = np.abs(first[:, :1], where=found[:, :1], out=np.ones((len(first), 1), np.float32))
     relative = np.divide(first, np.where(best > 0, best, 1), where=found, out=np.zeros_like(first))
-    reranked = found & (np.arange(ordinals.shape[1]) < (settings.rerank_candidates or ordinals.shape[1]))
+    reranked = found & (np.arange(ordinals.shape[1]) < settings.num_reranked)
     rows, columns = np.nonzero(reranked)
     passages = column("text", ordinals[rows, columns])
     scores = np.full(ordinals.shape, -np.inf, dtype=np.float32)

@@ -72,12 +72,36 @@ def test_the_better_half_is_advised_where_the_other_harms(dense: float, lexical:
     assert not any("retrieval.candidates" in values for values in asked), "one half needs no more candidates"
 
 
-@pytest.mark.parametrize(("margin", "top_k"), [(0.02, 5), (0.06, 3), (0.0, 10)])
-def test_the_number_of_hits_is_the_smallest_that_loses_no_more_than_the_margin(margin: float, top_k: int) -> None:
-    settings = config.Config().with_values({"compare.margin": margin, "retrieval.top_k": 7})
+def test_the_best_of_many_must_be_better_at_the_corrected_confidence() -> None:
+    """BM25 alone gains two standard errors: enough for one alternative at 95 %, not for one of eleven."""
+    spread = np.random.default_rng(1).normal(0, 0.1, QUESTIONS)
+    gain = spread - spread.mean() + 2.3 * spread.std() / np.sqrt(QUESTIONS)
+
+    def measure(values: Mapping[str, Any]) -> Scores:
+        extra = gain if values == {"retrieval.mode": "lexical"} else np.full(QUESTIONS, -0.1 if values else 0.0)
+        recalls = {f"recall@{k}": 0.5 for k in (1, 3, 5, 10)}
+        return {f"q{n}": {"nDCG@10": 0.5 + each, **recalls} for n, each in enumerate(extra)}
+
+    settings = config.Config()
+    fit = fit_retrieval(settings, measure)
+    assert fit is not None
+    found = fit.tried[2].difference
+    # The normal quantile of 1 - .05 / 11 / 2; that of .975 would leave a low end above 0.
+    error = spread.std() / np.sqrt(QUESTIONS)
+    assert found.low == pytest.approx(found.value - 2.838 * error, abs=0.3 * error)
+    assert found.value - 1.96 * error > 0 > found.low
+    assert fit.advised == {}
+    lenient = settings.with_values({"evaluate.confidence": 0.5})
+    again = fit_retrieval(lenient, measure)
+    assert again is not None
+    assert again.advised == {"retrieval.mode": "lexical"}
+
+
+def test_recall_of_documents_advises_no_number_of_passages() -> None:
+    settings = config.Config().with_values({"retrieval.top_k": 7})
     fit = fit_retrieval(settings, world(peak_at(0.35, 0.5, 0.6), []))
     assert fit is not None
-    assert fit.advised == {"retrieval.top_k": top_k}
+    assert fit.advised == {}
 
 
 def test_an_index_with_unknown_scripts_gets_both_weights() -> None:

@@ -349,6 +349,21 @@ def test_only_the_first_hits_are_reranked(opened: snapshot.Index, encoder: Hashi
     assert shorter == found[:2], "the number of hits changes nothing"
 
 
+@pytest.mark.parametrize(("top_k", "candidates", "limit", "reranked"), [(2, 3, 0, 3), (4, 3, 0, 4), (2, 4, 9, 4)])
+def test_a_deeper_search_reranks_no_more_hits(
+    opened: snapshot.Index, encoder: HashingEncoder, top_k: int, candidates: int, limit: int, reranked: int
+) -> None:
+    settings = config.Retrieval(mode="dense", top_k=top_k, candidates=candidates, rerank_candidates=limit)
+    reranker = LengthReranker()
+    (first,) = Retriever(opened, encoder, settings).search(["moon"], 6)
+    (shown,) = Retriever(opened, encoder, settings, reranker).search(["moon"])
+    reranker.pairs.clear()
+    (deep,) = Retriever(opened, encoder, settings, reranker).search(["moon"], 6)
+    assert len(reranker.pairs) == reranked
+    assert deep[:top_k] == shown
+    assert [hit.passage for hit in deep[reranked:]] == [hit.passage for hit in first[reranked:]]
+
+
 @pytest.mark.parametrize(("given", "trained"), [(100.0, 0.0), (None, 100.0)])
 def test_a_reranked_hit_keeps_a_share_of_its_retrieval_score(
     opened: snapshot.Index, encoder: HashingEncoder, given: float | None, trained: float

@@ -71,11 +71,11 @@ class Evaluation(Result):
 def evaluate(settings: config.Config, known: Mapping[config.Arm, str] | None = None) -> Evaluation:
     """Answer the queries in each arm of `evaluate.arms`, score the answers and compare the arms.
 
-    If an arm is tuned, `queries.split=all` means the test split. `known` has finished runs of arms over the first of these
-    queries, which are not answered again.
+    If an arm is tuned or uses a reranker trained on these queries, `queries.split=all` means the test split. `known` has
+    finished runs of arms over the first of these queries, which are not answered again.
 
     Raises:
-        EvaluationError: no query has gold answers, or `check_tuned` refuses an arm.
+        EvaluationError: no query has gold answers, or `check_tuned` or `check_reranker` refuses a model.
         ModelError: no model was trained yet for a tuned arm.
         AnswerError: too many rows of an arm failed.
     """
@@ -83,6 +83,7 @@ def evaluate(settings: config.Config, known: Mapping[config.Arm, str] | None = N
     settings = held_out(settings, settings.evaluate.arms)
     for arm in filter(config.is_tuned, settings.evaluate.arms):
         check_tuned(settings, arm)
+    check_reranker(settings, settings.evaluate.arms)
     require_judged(settings, staged_queries.judged_queries(settings))
     require_index(settings, settings.evaluate.arms)
     with session.ray_session(settings.cluster):
@@ -148,11 +149,17 @@ def _index_content(settings: config.Config) -> str:
 
 
 def held_out(settings: config.Config, compared: Sequence[config.Arm]) -> config.Config:
-    """The config restricted to the test split if an arm is tuned on the other splits of these queries."""
-    if settings.queries.split != "all" or not any(_learns_from_these(settings, arm) for arm in compared):
+    """The config restricted to the test split if an arm, or its reranker, is tuned on the other splits of these queries."""
+    if settings.queries.split != "all":
+        return settings
+    if any(_learns_from_these(settings, arm) for arm in compared):
+        learned = "an arm"
+    elif (trained := _trained_reranker(settings, compared)) and _is_from_these(settings, trained[1]):
+        learned = "the reranker"
+    else:
         return settings
     progress.say(
-        "queries: an arm was tuned on the other splits, so only the test split is used, despite queries.split=all"
+        f"queries: {learned} was tuned on the other splits, so only the test split is used, despite queries.split=all"
     )
     return settings.with_values({"queries.split": "test"})
 
@@ -165,6 +172,20 @@ def _learns_from_these(settings: config.Config, arm: config.Arm) -> bool:
         manifest = artifacts.read_manifest(arms.tuned_model(settings.workspace, arm))
     except weights.ModelError:
         return True
+    return _is_from_these(settings, manifest)
+
+
+def _trained_reranker(settings: config.Config, compared: Sequence[config.Arm]) -> tuple[str, dict[str, Any]] | None:
+    """Directory and manifest of the reranker that an arm uses; None if there is none, or it was not trained by ragtune."""
+    name = settings.retrieval.reranker
+    if not name or not any(map(config.retrieves, compared)):
+        return None
+    url = artifacts.current(name) or name
+    return (url, artifacts.read_manifest(url)) if artifacts.is_finished(url) else None
+
+
+def _is_from_these(settings: config.Config, manifest: Mapping[str, Any]) -> bool:
+    """Whether a model was trained on queries of `queries.path`; also if its manifest does not say."""
     return bool(_queries_of(manifest).get("path", settings.queries.path) == settings.queries.path)
 
 
@@ -186,12 +207,39 @@ def check_tuned(settings: config.Config, arm: config.Arm) -> None:
     model = arms.tuned_model(settings.workspace, arm)
     manifest = artifacts.read_manifest(model)
     command = f"tune CONFIG tune.mode={arm}" if config.is_mode(arm) else f"train CONFIG training.arm={arm}"
+    _refuse_other_splits(settings, model, manifest, command)
+    if settings.generator.engine != "transformers":  # the model behind a server has no fingerprint
+        return
+    now = weights.resolve(settings.generator.model)
+    base, fingerprint = _base(arm, manifest, now)
+    if fingerprint != now.fingerprint:
+        raise EvaluationError(
+            f"{model}: was trained from {base} ({fingerprint}), but generator.model={now.name} is another model "
+            f"({now.fingerprint}): arms with different base models do not show what training is worth; train it again "
+            f"(ragtune {command}), or set generator.model back"
+        )
+
+
+def check_reranker(settings: config.Config, compared: Sequence[config.Arm]) -> None:
+    """Refuse `retrieval.reranker`, if an arm retrieves, where it was trained on other splits of these queries.
+
+    As in `check_tuned`, a progress line warns of a reranker that was trained on other queries.
+
+    Raises:
+        EvaluationError: it was trained on other splits.
+    """
+    if trained := _trained_reranker(settings, compared):
+        _refuse_other_splits(settings, *trained, "train CONFIG training.objective=reranker")
+
+
+def _refuse_other_splits(settings: config.Config, model: str, manifest: Mapping[str, Any], command: str) -> None:
+    """Refuse a model if training questions of it may be among those that are asked."""
     trained, current = _queries_of(manifest), settings.queries.model_dump(mode="json")
     if trained.get("path", current["path"]) != current["path"]:
         progress.say(
             f"{model}: was trained on {trained['path']}; whether that file contains these questions is unknown"
         )
-        trained = current  # the splits of other questions do not matter
+        return  # the splits of other questions do not matter
     if trained:  # manifests from before the setting existed
         trained = {"split_record": "", **trained}
     if missing := [field for field in SPLITTING if field not in trained]:
@@ -205,16 +253,6 @@ def check_tuned(settings: config.Config, arm: config.Arm) -> None:
                 f"these questions may have been training data; train it again (ragtune {command}), or set queries.{field} back"
             )
     _refuse_another_draw(settings, model, manifest, command)
-    if settings.generator.engine != "transformers":  # the model behind a server has no fingerprint
-        return
-    now = weights.resolve(settings.generator.model)
-    base, fingerprint = _base(arm, manifest, now)
-    if fingerprint != now.fingerprint:
-        raise EvaluationError(
-            f"{model}: was trained from {base} ({fingerprint}), but generator.model={now.name} is another model "
-            f"({now.fingerprint}): arms with different base models do not show what training is worth; train it again "
-            f"(ragtune {command}), or set generator.model back"
-        )
 
 
 def _refuse_another_draw(settings: config.Config, model: str, manifest: Mapping[str, Any], command: str) -> None:

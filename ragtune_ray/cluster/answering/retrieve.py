@@ -74,13 +74,13 @@ def _retrieve(run: runs.Run, version: str, staged: staged_queries.StagedQueries)
             # If documents are long, many hits may be passages of one document, which counts once.
             directory = filesystem.join(run.work, "hits" if depth == least else f"hits-{depth}")
             summaries, timed = _search(run, version, staged, shards, depth, directory)
-            short = sum(summary["short"] for summary in summaries)
+            short = sum(summary.get("short", 0) for summary in summaries)
             if not short or depth >= MOST_HITS:
                 break
             depth = min(MOST_HITS, DEEPER * depth)
             progress.say(
-                f"retrieve: the hits of {short:,} queries are from fewer than {max(settings.evaluate.cutoffs)} documents; "
-                f"searching {depth} hits deep"
+                f"retrieve: the hits of {short:,} queries are from too few documents for metrics at "
+                f"{max(settings.evaluate.cutoffs)}; searching {depth} hits deep"
             )
     facts = runs.index_facts(settings, version, staged)
     facts |= {"queries_per_second": runs.rate(staged, timed), "num_shards": max(1, len(shards))}

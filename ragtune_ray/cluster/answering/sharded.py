@@ -299,6 +299,7 @@ class MergeUnit(stages.UnitWorker):
         self._job = job
         manifest = versions.read_version(job.settings.workspace, job.version).manifest
         self._ranking = retriever.load_ranking(job.settings.retrieval, manifest)
+        self._num_documents = manifest["num_documents"] - bool(job.own_passages)
 
     def run(self, unit: dict[str, Any]) -> str:
         """Merge the hits of a unit of queries."""
@@ -322,7 +323,16 @@ class MergeUnit(stages.UnitWorker):
             for number, result in zip(numbers, results, strict=True):
                 found[number] = result
         cutoffs = self._job.settings.evaluate.cutoffs
-        return commit_hits(self._job.hits, unit["unit"], rows, found, cutoffs, started, depth=self._job.top_k)
+        return commit_hits(
+            self._job.hits,
+            unit["unit"],
+            rows,
+            found,
+            cutoffs,
+            started,
+            depth=self._job.top_k,
+            num_documents=self._num_documents,
+        )
 
     def _files(self, unit: int, suffix: str) -> list[str]:
         """Per shard, the file that `search` wrote for a unit of queries."""

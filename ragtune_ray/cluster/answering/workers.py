@@ -72,7 +72,16 @@ class RetrieveUnit(stages.UnitWorker):
         started = time.time()
         rows = staged_queries.read_queries(self._queries, unit["start"], unit["stop"])
         found = row_by_row_if_needed(rows, self._hits)
-        return commit_hits(directory, unit["unit"], rows, found, self._cutoffs, started, depth=self._depth)
+        return commit_hits(
+            directory,
+            unit["unit"],
+            rows,
+            found,
+            self._cutoffs,
+            started,
+            depth=self._depth,
+            num_documents=self._retriever.index.manifest["num_documents"] - self._leave_out_own,
+        )
 
     def _hits(self, rows: Sequence[schema.Query]) -> list[list[schema.Hit]]:
         names, texts = [row.query_id for row in rows], [row.text for row in rows]
@@ -115,10 +124,12 @@ def commit_hits(
     started: float,
     *,
     depth: int,
+    num_documents: int,
 ) -> str:
     """Commit a unit of retrieval: `hits.parquet`, `scores.parquet` of queries with qrels, rejects in the summary.
 
-    The summary's `short` counts the queries with qrels whose `depth` hits are from fewer documents than the largest cutoff.
+    The summary's `short` counts the queries with qrels whose `depth` hits are from fewer documents than the largest cutoff,
+    or than can be found.
 
     Args:
         directory: of the stage.
@@ -128,6 +139,7 @@ def commit_hits(
         cutoffs: the k of the metrics.
         started: Unix time when the unit began.
         depth: hits that were searched for.
+        num_documents: documents that can be found.
     """
     hits = [hit for row in found if not isinstance(row, str) for hit in row]
     rejects = [
@@ -150,7 +162,7 @@ def commit_hits(
             short=sum(
                 not isinstance(result, str)
                 and len(result) == depth
-                and len({hit.document_id for hit in result}) < max(cutoffs)
+                and len({hit.document_id for hit in result}) < min(max(cutoffs), num_documents)
                 for row, result in zip(rows, found, strict=True)
                 if positives(row)
             ),

@@ -89,17 +89,21 @@ def calibrate(settings: config.Config) -> CalibrationResult:
 
 
 def _fit(validation: config.Config) -> RetrievalFit | None:
-    """Try other settings of retrieval, without the reranker; prints what was found. None without enough qrels."""
+    """Try other settings of retrieval on the arm's own index, without the reranker, and print the result.
+
+    None without enough qrels.
+    """
     judged = [row for row in staged_queries.selected_queries(validation) if positives(row)]
     if len(judged) < MIN_QUESTIONS:
         return None
+    of_arm = arms.with_tuned_models(validation)
 
     def measure(values: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-        run = retrieve(validation.with_values({"retrieval.reranker": "", **values}))
+        run = retrieve(of_arm.with_values({"retrieval.reranker": "", **values}))
         table = pq.read_table(artifacts.open_artifact(run.path, "retrieve").path / "scores.parquet")
         return {row.pop("query_id"): row for row in table.to_pylist()}
 
-    _, manifest = runs.index_version(validation)
+    _, manifest = runs.index_version(of_arm)
     weights = ["retrieval.lexical_weight"]
     if unknown_scripts(manifest.get("scripts", {})):
         weights.append("retrieval.unknown_script_weight")

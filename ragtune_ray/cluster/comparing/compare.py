@@ -54,7 +54,7 @@ class ComparisonResult(Result):
 def compare(settings: config.Config, command: str = "") -> ComparisonResult:
     """Compare the arms of `compare.arms` and recommend one. `command` is the command line, for the report.
 
-    If an arm is tuned, `queries.split=all` means the test split.
+    If an arm is tuned or uses a reranker trained on these queries, `queries.split=all` means the test split.
 
     Raises:
         EvaluationError: no query has gold answers, or a tuned model was trained on other splits or from another base model.
@@ -65,6 +65,7 @@ def compare(settings: config.Config, command: str = "") -> ComparisonResult:
     arms = settings.compare.arms
     settings = given = variants.held_out(evaluate.held_out(settings, arms))
     _require_inputs(settings)
+    evaluate.check_reranker(settings, arms)
     check.say(settings)
     with session.ray_session(settings.cluster, for_training=any(map(config.is_tuned, arms))):
         settings, searched = variants.settle(settings)

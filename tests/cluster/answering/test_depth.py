@@ -93,3 +93,27 @@ def test_the_search_ends_at_the_most_hits_and_with_enough_documents(
     monkeypatch.setattr(retrieve_module, "MOST_HITS", 30)
     retrieve(settings)
     assert depths == [20, 30]
+
+
+@pytest.mark.parametrize("sharded", ["", "cluster.shard_bytes=1"])
+def test_a_corpus_of_few_documents_is_searched_once(settings: config.Config, depths: list[int], sharded: str) -> None:
+    """Fifteen documents of many passages: metrics at 40 can never see 40 documents."""
+    given = settings.using("evaluate.cutoffs=[40]", *filter(None, [sharded]))
+    passages = pq.read_table(Path(retrieve(given.using("evaluate.depth=1000"))) / "hits.parquet").num_rows
+    assert 15 < passages < 1000
+    depths.clear()
+    assert len(documents_of(Path(retrieve(given.using(f"evaluate.depth={passages}"))))) == 15
+    assert set(depths) == {passages}
+
+
+def test_summaries_of_older_units_do_not_say_whether_hits_are_short(
+    settings: config.Config, depths: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = runs.run_over_queries
+
+    def without_short(*given: Any, **named: Any) -> Any:
+        return [{key: value for key, value in each.items() if key != "short"} for each in here(*given, **named)]
+
+    monkeypatch.setattr(runs, "run_over_queries", without_short)
+    retrieve(settings)
+    assert depths == [20]

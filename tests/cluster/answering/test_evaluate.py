@@ -148,6 +148,45 @@ def test_a_model_trained_on_an_earlier_draw_is_refused(settings: config.Config, 
         evaluate.check_tuned(given, "ft")
 
 
+@pytest.mark.parametrize("named", ["", "/first"])
+def test_a_reranker_trained_on_these_questions_is_evaluated_on_the_test_split(
+    settings: config.Config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, named: str
+) -> None:
+    publish(settings, "reranker", "model", config=settings.model_dump(mode="json"))
+    given = settings.using(
+        f"retrieval.reranker={settings.workspace}/models/reranker{named}", "evaluate.arms=[base, rag]"
+    )
+    assert asked(given, monkeypatch).queries.split == "test"
+    others = tmp_path / "others.jsonl"
+    others.write_text('{"query_id": "a", "text": "Who?", "answers": ["me"]}\n')
+    for unaffected in (
+        "evaluate.arms=[base]",
+        "retrieval.reranker=cross-encoder/ms-marco-MiniLM-L-6-v2",
+        f"queries.path={others}",
+    ):
+        another = given.using(unaffected, "queries.split_by=document")
+        assert asked(another, monkeypatch).queries.split == "all"
+
+
+def test_a_reranker_trained_on_other_splits_is_refused(settings: config.Config, tmp_path: Path) -> None:
+    arms = "evaluate.arms=[base, rag]"
+    given = settings.using(f"retrieval.reranker={settings.workspace}/models/reranker", arms)
+    publish(given, "reranker", "model", config=given.using("queries.split_seed=5").model_dump(mode="json"))
+    with pytest.raises(evaluate.EvaluationError, match=r"queries\.split_seed=5.*training\.objective=reranker"):
+        evaluate.evaluate(given)
+    evaluate.check_reranker(given, ["base"])
+
+
+def test_a_reranker_trained_on_an_earlier_draw_is_refused(settings: config.Config, tmp_path: Path) -> None:
+    given = settings.using(
+        f"queries.split_record={tmp_path / 'splits.json'}", f"retrieval.reranker={settings.workspace}/models/reranker"
+    )
+    assert list(splits.selected_queries(given.queries))
+    publish(given, "reranker", "model", config=given.model_dump(mode="json"), split_record_id="another")
+    with pytest.raises(evaluate.EvaluationError, match=r"were drawn before those in .*splits\.json"):
+        evaluate.check_reranker(given, ["rag"])
+
+
 def test_a_model_tuned_from_another_generator_is_refused(
     settings: config.Config, another_generator: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
