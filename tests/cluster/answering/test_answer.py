@@ -50,7 +50,7 @@ def test_metrics_equal_those_of_ir_measures_on_the_same_files(workspace: Path, s
 
 
 def test_every_query_gets_its_full_number_of_hits_in_order(workspace: Path, settings_for) -> None:
-    run = Path(retrieve(settings_for(workspace, "evaluate.depth=6")))
+    run = Path(retrieve(settings_for(workspace, "evaluate.depth=6", "evaluate.cutoffs=[1]")))
     hits = list(schema.from_table(pq.read_table(run / "hits.parquet"), schema.Hit))
     assert [hit.query_id for hit in hits] == [f"q{number}" for number in range(40) for _ in range(6)]
     assert [hit.rank for hit in hits] == list(range(1, 7)) * 40
