@@ -120,6 +120,7 @@ def _rank(
     means = {arm: float(column.mean()) for arm, column in values.items()}
     costs = {arm: each.cost for arm, each in eligible.items()}
     num_questions = max(map(len, values.values()))
+    together = 1 - (1 - confidence) / (math.comb(len(eligible), 2) or 1)
 
     def rows(arm: str, confidence: float) -> list[Difference]:
         return [_difference_to(found, other, arm, confidence, any_time=any_time) for other in eligible if other != arm]
@@ -132,12 +133,13 @@ def _rank(
         against = rows(arm, confidence)
         if num_questions >= MIN_QUESTIONS and all(map(passes, against)):
             same = bool(against) and all(row.low >= -rule.margin and row.high <= rule.margin for row in against)
-            words = ["as good" if same else _claim(row, rule.margin, costs) for row in against]
+            # "Worse" of a dearer arm says more than the recommendation needs, so it must hold together with all pairs.
+            wide = {row.arm for row in rows(arm, together) if row.high < 0}
+            words = ["as good" if same else _claim(row, rule.margin, costs, wide) for row in against]
             named = tuple(dataclasses.replace(row, conclusion=word) for row, word in zip(against, words, strict=True))
             outcome: VerdictOutcome = "no_difference" if same else "recommended"
             return Ranking(rule, means, costs, num_questions, outcome, arm, named, tuple(candidates))
     ahead = max(candidates, key=lambda arm: (means[arm], -costs[arm].total))
-    num_pairs = math.comb(len(eligible), 2) or 1
     named = tuple(
         dataclasses.replace(
             row,
@@ -146,7 +148,7 @@ def _rank(
             if passes(row)
             else _needed(row, settings, is_cheaper=_is_cheaper(row, costs), any_time=any_time),
         )
-        for row in rows(ahead, 1 - (1 - confidence) / num_pairs)
+        for row in rows(ahead, together)
     )
     return Ranking(rule, means, costs, num_questions, "too_few_questions", ahead, named, tuple(candidates))
 
@@ -155,10 +157,12 @@ def _is_cheaper(row: Difference, costs: Mapping[str, Cost]) -> bool:
     return costs[row.arm].total < costs[row.against].total
 
 
-def _claim(row: Difference, margin: float, costs: Mapping[str, Cost]) -> str:
+def _claim(row: Difference, margin: float, costs: Mapping[str, Cost], worse: Collection[str]) -> str:
     """What a recommendation states about another arm. Where it states nothing, the arm was dropped."""
     if _is_cheaper(row, costs):
         return "worse" if row.high < 0 else "dropped"
+    if row.arm in worse:
+        return "worse"
     return "no better" if row.high <= margin else "dropped"
 
 
