@@ -100,7 +100,10 @@ def test_four_arms_are_trained_and_compared(compared: tuple[config.Config, Compa
         assert (arm["cost"]["index"] > 0) == ("rag" in name)
         assert (arm["forgetting"] is not None) == ("ft" in name)
         assert arm["freshness"]["changed"]["n"] == 4
-    assert len(found["differences"]) == 6
+    others = set(found["arms"]) - {found["verdict"]["arm"]}
+    assert {(row["arm"], row["against"]) for row in found["differences"]} == {
+        (arm, found["verdict"]["arm"]) for arm in others
+    }
     assert set(found["ceilings"]["tuned model"]) == {"closed_book", "retrieved", "gold_passage"}
     assert found["retrieval"]["recall@5"]["n"] == num_test
     assert found["command"] == "ragtune compare a.yaml"
