@@ -162,7 +162,7 @@ def test_killed_comparison_answers_nothing_twice(
     answered = []
     monkeypatch.setattr(answer, "_answer_units", lambda *_: answered.append(1))
     with monkeypatch.context() as patch:
-        patch.setattr(compare_module, "_comparison", dies)
+        patch.setattr(compare_module.summary, "comparison_of", dies)
         with pytest.raises(RuntimeError, match="killed"):
             compare(settings.using("compare.changes_path=", "compare.changed_queries_path="))
     url = compare(settings.using("compare.changes_path=", "compare.changed_queries_path="))
