@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated
 
 import typer
@@ -39,8 +39,17 @@ def divide(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return [argument for argument in arguments if argument not in overrides], overrides
 
 
-def finish(result: object, as_json: bool) -> None:
-    """Print the path of an artifact as the last line of stdout, or with --json its path and facts."""
+def finish(
+    result: object, as_json: bool, more: Mapping[str, object] | None = None, without: Sequence[str] = ()
+) -> None:
+    """Print the path of an artifact as the last line of stdout, or with --json its path and facts.
+
+    Args:
+        result: the artifact, or its path.
+        as_json: whether --json is set.
+        more: facts in addition to those of the manifest.
+        without: facts of the manifest to leave out.
+    """
     path = str(result)
     if not as_json:
         typer.echo(path)
@@ -48,8 +57,9 @@ def finish(result: object, as_json: bool) -> None:
     from ragtune_ray.storage import artifacts
 
     manifest = artifacts.read_manifest(path)
-    facts = {name: value for name, value in manifest.items() if name not in {"files", "config", "manifest_sha256"}}
-    typer.echo(json.dumps({"path": path, **facts}, ensure_ascii=False))
+    hidden = {"files", "config", "manifest_sha256", *without}
+    facts = {name: value for name, value in manifest.items() if name not in hidden}
+    typer.echo(json.dumps({"path": path, **facts, **(more or {})}, ensure_ascii=False))
 
 
 def print_lines(lines: Iterable[str]) -> None:

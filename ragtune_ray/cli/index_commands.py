@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import typer.core
@@ -21,6 +21,9 @@ from ragtune_ray.cli.common import (
     print_error,
     print_lines,
 )
+
+if TYPE_CHECKING:
+    from ragtune_ray.cluster.indexing.change import IndexVersion
 
 
 class _CorpusByDefault(typer.core.TyperGroup):
@@ -45,7 +48,8 @@ upkeep_app = typer.Typer(rich_markup_mode=None)
 @index_app.command("corpus")
 def index(path: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Make the index contain exactly the corpus. Only new and changed documents are embedded."""
-    finish(rt.build_index(load(path, overrides)), as_json)
+    version = rt.build_index(load(path, overrides))
+    finish(version, as_json, version.changes.counts(), without=("change",))
 
 
 @index_app.command()
@@ -56,7 +60,7 @@ def upsert(
     as_json: AsJson = False,
 ) -> None:
     """Add documents to the index. Documents with the same ids are replaced."""
-    finish(rt.upsert_documents(load(path, overrides), documents), as_json)
+    _finish_change(rt.upsert_documents(load(path, overrides), documents), as_json)
 
 
 @index_app.command()
@@ -80,7 +84,12 @@ def delete(
         raise ConfigError("index delete: no document is named; pass ids, files of the corpus or a .jsonl file of ids")
     from ragtune_ray.cluster.indexing.update import document_ids
 
-    finish(rt.delete_documents(settings, document_ids(settings, named)), as_json)
+    _finish_change(rt.delete_documents(settings, document_ids(settings, named)), as_json)
+
+
+def _finish_change(version: IndexVersion, as_json: bool) -> None:
+    """Like `finish`; the JSON tells what this call changed, not what the version's manifest says about another one."""
+    finish(version, as_json, version.changes.facts(), without=("change", "num_rejects"))
 
 
 @index_app.command("compact")

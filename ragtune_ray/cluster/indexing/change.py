@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
-from ragtune_ray import RagtuneError, config, progress
+from ragtune_ray import RagtuneError, config, progress, schema
 from ragtune_ray.cluster.indexing import compact, pipeline
 from ragtune_ray.cluster.indexing.pipeline import Built
 from ragtune_ray.index import versions
@@ -24,14 +24,56 @@ class OvertakenError(RagtuneError, RuntimeError):
     """During a build, another process changed documents that the build took as known."""
 
 
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What one call did to the documents of an index, whatever others changed meanwhile."""
+
+    added: int = 0
+    replaced: int = 0
+    deleted: int = 0
+    unchanged: int = 0
+    """Documents of the input that the index already contained."""
+    missing: tuple[str, ...] = ()
+    """Ids to delete that the index did not contain."""
+    rejects: tuple[schema.Reject, ...] = ()
+
+    @classmethod
+    def of(cls, change: Mapping[str, int], num_documents: int, rejects: Sequence[schema.Reject] = ()) -> Changes:
+        """From the `change` of a version's facts ({} if none was published) and the number of documents in the input.
+
+        >>> Changes.of({"added": 1, "changed": 2, "removed": 0}, 5).unchanged
+        2
+        """
+        added, replaced = change.get("added", 0), change.get("changed", 0)
+        unchanged = num_documents - added - replaced
+        return cls(added, replaced, change.get("removed", 0), unchanged, rejects=tuple(rejects))
+
+    def counts(self) -> dict[str, int]:
+        """The number of documents per kind of change."""
+        return {
+            "added": self.added,
+            "replaced": self.replaced,
+            "deleted": self.deleted,
+            "unchanged": self.unchanged,
+        }
+
+    def facts(self) -> dict[str, Any]:
+        """The counts, the missing ids, and under `rejected` the place and reason of each reject, as JSON values."""
+        rejected = [{"place": reject.place, "reason": reject.reason} for reject in self.rejects]
+        return {**self.counts(), "missing": list(self.missing), "rejected": rejected}
+
+
 @dataclass(frozen=True)
 class IndexVersion(Result):
     """A version of the index; `name` is its number, such as "000042"."""
 
+    changes: Changes = field(default=Changes(), compare=False)
+    """What the call that returned this did; the version may be one that another call published."""
+
     @classmethod
-    def of(cls, workspace: str, name: str) -> IndexVersion:
+    def of(cls, workspace: str, name: str, changes: Changes) -> IndexVersion:
         """The version with this name."""
-        return cls(versions.version_url(workspace, name))
+        return cls(versions.version_url(workspace, name), changes)
 
     @property
     def name(self) -> str:
@@ -65,13 +107,23 @@ def publish_change(
     """
     with pipeline.session_for(settings, base, in_process=in_process):
         built = pipeline.build(settings, plan, encoder, base, build_id, in_process=in_process)
-        version, is_new = versions.publish_rebasing(settings.workspace, lambda latest: draft(latest, built))
+        drafted: versions.Draft | None = None
+
+        def prepare(latest: versions.Version | None) -> versions.Draft | None:
+            nonlocal drafted
+            drafted = draft(latest, built)
+            return drafted
+
+        version, is_new = versions.publish_rebasing(settings.workspace, prepare)
         assert version is not None, "without a version, a draft is never None"
         filesystem.remove(pipeline.directory(settings.workspace, build_id))
         failpoints.reach("build.cleaned")
         report(version, is_new, built)
         compacted = compact.compact_if_needed(settings, in_process=in_process)
-    return IndexVersion.of(settings.workspace, (compacted or version).name)
+    # Not from the manifest: the version may be a compaction's, or one that was there before.
+    change = drafted.facts["change"] if drafted is not None else {}
+    changes = Changes.of(change, built.parts.documents.num_rows, built.rejects)
+    return IndexVersion.of(settings.workspace, (compacted or version).name, changes)
 
 
 def overtaken_by(version: versions.Version) -> OvertakenError:

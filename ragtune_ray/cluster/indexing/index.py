@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from ragtune_ray import config, progress, schema
 from ragtune_ray.cluster.indexing import change, pipeline
-from ragtune_ray.cluster.indexing.change import IndexVersion
+from ragtune_ray.cluster.indexing.change import Changes, IndexVersion
 from ragtune_ray.cluster.indexing.pipeline import Built, CorpusError
 from ragtune_ray.index import contents, segments, versions
 from ragtune_ray.index.plan import outcome_line, planned_for
@@ -50,8 +50,9 @@ def _build(settings: config.Config, plan: input_units.Plan, encoder: weights.Mod
     corpus_id = versions.corpus_id(settings, plan, encoder)
     published = _published(settings, base, corpus_id)
     if published is not None:
+        assert base is not None, "a version contains this corpus"
         progress.say(f"index: version {published} already contains this corpus; nothing to do")
-        return IndexVersion.of(settings.workspace, published)
+        return IndexVersion.of(settings.workspace, published, _changes(settings.workspace, base, published))
     if base is not None and not _can_keep(settings, base, versions.recipe(settings, encoder)):
         progress.say("index: chunking, encoder, kind or format changed; every document is indexed again")
         base = None
@@ -102,6 +103,13 @@ def _published(settings: config.Config, base: versions.Version | None, corpus_id
             _refuse_rejects(settings, earlier)
             return versions.roll_back(settings.workspace, name).name
     return None
+
+
+def _changes(workspace: str, base: versions.Version, published: str) -> Changes:
+    """What publishing an earlier version again changes."""
+    now = versions.read_version(workspace, published)
+    change = {name: len(ids) for name, ids in contents.difference(workspace, base, now).items()}
+    return Changes.of(change, now.manifest["num_documents"])
 
 
 def _refuse_rejects(settings: config.Config, version: versions.Version) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from ragtune_ray import RagtuneError, config, progress, schema
 from ragtune_ray.cluster.indexing import change, compact, pipeline
-from ragtune_ray.cluster.indexing.change import IndexVersion
+from ragtune_ray.cluster.indexing.change import Changes, IndexVersion
 from ragtune_ray.cluster.indexing.pipeline import Built
 from ragtune_ray.index import contents, versions
 from ragtune_ray.ingest import input_units, parsers, rows
@@ -53,11 +53,8 @@ def upsert_documents(settings: config.Config, path: str, *, in_process: bool = F
             _refuse_other_recipe(settings, encoder, latest)
             _refuse_overtaken(settings.workspace, latest, base, built)
             drafted = _draft(settings, latest, built, started)
-            if drafted is None and latest is None:
-                first = (
-                    f"; the first reject: {built.rejects[0].place}: {built.rejects[0].reason}" if built.rejects else ""
-                )
-                raise UpdateError(f"{path}: contains no document that could be indexed{first}")
+            if drafted is None and (latest is None or (built.rejects and not built.num_known)):
+                raise UpdateError(f"{path}: contains no document that could be indexed{_first_reject(built)}")
             return drafted
 
         return change.publish_change(settings, plan, encoder, base, build_id, draft, _report, in_process=in_process)
@@ -65,8 +62,12 @@ def upsert_documents(settings: config.Config, path: str, *, in_process: bool = F
     return change.retry_if_overtaken("upsert", attempt)
 
 
+def _first_reject(built: Built) -> str:
+    return f"; the first reject: {built.rejects[0].place}: {built.rejects[0].reason}" if built.rejects else ""
+
+
 def _report(version: versions.Version, is_new: bool, built: Built) -> None:
-    rejected = f", {len(built.rejects):,} rejected" if built.rejects else ""
+    rejected = f", {len(built.rejects):,} rejected{_first_reject(built)}" if built.rejects else ""
     if is_new:
         counts = version.manifest["change"]
         progress.say(
@@ -161,7 +162,7 @@ def _without(
 
 
 def delete_documents(settings: config.Config, ids: Sequence[str]) -> IndexVersion:
-    """Delete documents from the index; ids that it does not contain are counted and ignored. ArtifactError without an index."""
+    """Delete documents from the index; `changes.missing` has the ids that it does not contain. ArtifactError without an index."""
     versions.current_version(settings.workspace)
     requested = sorted(set(ids))
     missing: list[str] = []
@@ -179,11 +180,12 @@ def delete_documents(settings: config.Config, ids: Sequence[str]) -> IndexVersio
             f"delete: none of {len(requested):,} ids is in index version {version.name} (the first: {missing[0]!r}); nothing to "
             "do. Ids are the `document_id` of hits and citations"
         )
-        return IndexVersion.of(settings.workspace, version.name)
+        return IndexVersion.of(settings.workspace, version.name, Changes(missing=tuple(missing)))
     absent = f"; {len(missing):,} are not in the index (the first: {missing[0]!r})" if missing else ""
     progress.say(f"delete: version {version.name}: {len(requested) - len(missing):,} documents deleted{absent}")
     compacted = compact.compact_if_needed(settings, in_process=True)
-    return IndexVersion.of(settings.workspace, (compacted or version).name)
+    changes = Changes(deleted=len(requested) - len(missing), missing=tuple(missing))
+    return IndexVersion.of(settings.workspace, (compacted or version).name, changes)
 
 
 def _deletion_facts(latest: versions.Version, found: Sequence[str]) -> versions.VersionFacts:

@@ -231,3 +231,32 @@ def test_a_corpus_file_named_by_another_path_keeps_its_id(
     update.upsert_documents(settings, "../docs/sub/a.md")
     assert living(settings) == {"sub/a.md"}
     assert update.document_ids(settings, ["../docs/sub"]) == ["sub/a.md"]
+
+
+def changed(settings: config.Config, tmp_path: Path, *rows: Any) -> change.Changes:
+    path = tmp_path / "changes.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return update.upsert_documents(settings, str(path)).changes
+
+
+def test_a_change_reports_what_this_call_did(settings: config.Config, tmp_path: Path) -> None:
+    """Also if it publishes nothing, or if a compaction publishes the last version; `change` of that manifest is another's."""
+    settings = settings.using("index.compact_segments=2")
+    update.upsert_documents(settings, lines_file(tmp_path / "base.jsonl", numbered(3)))
+    update.upsert_documents(settings, lines_file(tmp_path / "more.jsonl", {"more": "the comet"}))
+    good, bad = {"id": "d1", "text": "renewed"}, {"id": "d2", "text": "refused", "metadata": {"x": float("nan")}}
+    made = changed(
+        settings, tmp_path, {"id": "new", "text": "amber"}, good, bad, {"id": "d0", "text": numbered(1)["d0"]}
+    )
+    assert made.counts() == {"added": 1, "replaced": 1, "deleted": 0, "unchanged": 1}
+    assert [(reject.place, reject.kind) for reject in made.rejects] == [(f"{tmp_path}/changes.jsonl:3", "row")]
+    assert "NaN is not allowed" in made.facts()["rejected"][0]["reason"]
+    last = versions.read_version(settings.workspace, versions.current_version(settings.workspace))
+    assert last.manifest["operation"] == "compact", "the change also caused a compaction"
+    again = changed(settings, tmp_path, good, bad)
+    assert (again.counts(), len(again.rejects)) == ({"added": 0, "replaced": 0, "deleted": 0, "unchanged": 1}, 1)
+    with pytest.raises(update.UpdateError, match=r"no document that could be indexed; the first reject: .*:1: .*NaN"):
+        changed(settings, tmp_path, bad)
+    gone = update.delete_documents(settings, ["d0", "nobody"]).changes
+    assert gone == change.Changes(deleted=1, missing=("nobody",))
+    assert update.delete_documents(settings, ["d0"]).changes == change.Changes(missing=("d0",))
