@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, Unpack
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ragtune_ray import config
 from ragtune_ray.generation import shared_prefixes
@@ -22,10 +21,9 @@ from ragtune_ray.generation.openai_client import OpenAIGenerator
 from ragtune_ray.generation.row import Row
 from ragtune_ray.generation.sampling import choose_tokens, row_seed
 from ragtune_ray.generation.shared_prefixes import IGNORED
-from ragtune_ray.models import weights
+from ragtune_ray.models import loading, weights
 from ragtune_ray.models.hardware import Precision, choose_device, resolve_precision
 from ragtune_ray.models.packing import pack
-from ragtune_ray.models.weights import quiet_transformers
 
 _logger = logging.getLogger(__name__)
 _FORWARD_TOKENS = {"cpu": 512, "cuda": 16384}  # padded tokens per prefill pass; on a CPU larger passes gain 10 %
@@ -43,8 +41,8 @@ def open_generator(settings: config.Config, model: str | None = None) -> OpenedG
     """Find and load the model that a config names (or `model`, if given), or connect to its server with engine `openai`.
 
     Raises:
-        weights.ModelError: the model cannot be found or fetched.
-        GeneratorError: the model cannot be loaded, or the server's API key is missing.
+        weights.ModelError: the model cannot be found, fetched or loaded.
+        GeneratorError: this engine cannot run the model, or the server's API key is missing.
     """
     if settings.generator.engine == "openai":
         return OpenedGenerator(load_generator(settings.generator, None), settings.generator.model)
@@ -56,6 +54,7 @@ def load_generator(settings: config.Generator, directory: Path | None) -> Transf
     """Load a model from its local directory; with engine `openai`, where `directory` is None, connect to the server.
 
     Raises:
+        weights.ModelError: the model cannot be loaded.
         GeneratorError: the directory or the key is missing, or the model cannot be run.
     """
     match settings.engine:
@@ -87,29 +86,16 @@ class TransformersGenerator:
         end_tokens: token ids that end an answer.
 
     Raises:
-        GeneratorError: the directory contains no such model, or this engine cannot run its architecture.
+        weights.ModelError: the directory contains no such model, or lacks tensors of it.
+        GeneratorError: this engine cannot run its architecture.
     """
 
     def __init__(self, directory: Path, *, precision: Precision, batch_tokens: int, device: str = "auto") -> None:
         self.device = choose_device(device)
         self._batch_tokens = batch_tokens
         self._forward_tokens = min(_FORWARD_TOKENS["cuda" if self.device.startswith("cuda") else "cpu"], batch_tokens)
-        try:
-            with quiet_transformers():
-                tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
-                model = AutoModelForCausalLM.from_pretrained(
-                    directory,
-                    dtype=resolve_precision(precision, self.device),
-                    attn_implementation="sdpa",
-                    use_safetensors=True,
-                    trust_remote_code=False,
-                    local_files_only=True,
-                )
-        except (OSError, ValueError) as error:
-            raise GeneratorError(
-                f"generator.model: {directory} cannot be loaded ({error}); it needs config.json, a tokenizer and "
-                "*.safetensors as transformers' save_pretrained writes them"
-            ) from error
+        tokenizer = loading.load_tokenizer(directory)
+        model = loading.load_causal_model(directory, resolve_precision(precision, self.device), "sdpa")
         check_architecture(model.config)
         self._model = model.to(self.device).eval()
         # Packed layers round differently in passes of other shapes, so each prompt is prefilled alone; see `decoding`.

@@ -7,7 +7,6 @@ so small that its activations stay in the cache; otherwise the bfloat16 matrix u
 from __future__ import annotations
 
 import functools
-import json
 import logging
 import re
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ import numpy as np
 
 from ragtune_ray import config
 from ragtune_ray.ingest.chunking import TokenSpans, tokenizer_spans, word_spans
-from ragtune_ray.models import weights
+from ragtune_ray.models import layout, loading, weights
 from ragtune_ray.models.hardware import choose_device, resolve_precision
 from ragtune_ray.models.token_batches import batches_by_length, padded_tokens, token_ids
 
@@ -82,12 +81,9 @@ def load_token_counter(settings: config.Encoder) -> TokenCounter:
     model = weights.resolve(settings.model)
     if model.directory is None:
         return TokenCounter(word_spans, 0, HashingEncoder.max_tokens)
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(model.directory, local_files_only=True, trust_remote_code=False)
+    tokenizer = loading.load_tokenizer(model.directory)
     added = len(tokenizer(settings.passage_prefix)["input_ids"])
-    described = model.directory / "sentence_bert_config.json"
-    longest = json.loads(described.read_text(encoding="utf-8")).get("max_seq_length") if described.is_file() else None
+    longest = layout.read_object(model.directory, model.directory / "sentence_bert_config.json").get("max_seq_length")
     return TokenCounter(tokenizer_spans(tokenizer), added, int(longest or tokenizer.model_max_length))
 
 
@@ -95,22 +91,14 @@ class SentenceEncoder:
     """A sentence-transformers bi-encoder (Reimers and Gurevych 2019)."""
 
     def __init__(self, model: weights.Model, settings: config.Encoder, device: str = "auto") -> None:
-        from sentence_transformers import SentenceTransformer
-
         # Imports torch, which tasks that only count tokens or hash words do not need.
         from ragtune_ray.models.packing import pack
 
         self.device = choose_device(device)
         self.fingerprint = weights.encoder_fingerprint(model.fingerprint, settings)
         self._settings = settings
-        with weights.quiet_transformers():
-            self._model = SentenceTransformer(
-                str(model.directory),
-                device=self.device,
-                local_files_only=True,
-                trust_remote_code=False,
-                model_kwargs={"dtype": resolve_precision(settings.precision, self.device), "use_safetensors": True},
-            )
+        precision = resolve_precision(settings.precision, self.device)
+        self._model = loading.load_sentence_encoder(weights.weights_of(model), self.device, precision)
         self._model.eval()
         pack(next(iter(self._model)))
         # Pooling sums over hundreds of tokens: bfloat16 loses the third digit, and float32 costs nothing here.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ragtune_ray.models import weights
+from ragtune_ray.models import loading, weights
 from ragtune_ray.models.hardware import choose_device, resolve_precision
 
 BLEND = "reranker.json"
@@ -22,20 +22,12 @@ class Reranker:
     """
 
     def __init__(self, name: str, device: str = "auto") -> None:
-        from sentence_transformers import CrossEncoder
-
         model = weights.resolve(name)
         target = choose_device(device)
         self.fingerprint = model.fingerprint
         self.first_stage_weight = _first_stage_weight(weights.weights_of(model))
-        with weights.quiet_transformers():
-            self._model = CrossEncoder(
-                str(model.directory),
-                device=target,
-                local_files_only=True,
-                trust_remote_code=False,
-                model_kwargs={"dtype": resolve_precision("auto", target), "use_safetensors": True},
-            )
+        directory = weights.weights_of(model)
+        self._model = loading.load_cross_encoder(directory, target, resolve_precision("auto", target))
 
     def score(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
         """Score (query, passage) pairs: float32 (num_pairs,), larger is better."""

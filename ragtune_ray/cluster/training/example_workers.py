@@ -19,7 +19,7 @@ from ragtune_ray import config, schema
 from ragtune_ray.cluster import session, staged_queries, stages
 from ragtune_ray.index import segments
 from ragtune_ray.ingest import splits
-from ragtune_ray.models import weights
+from ragtune_ray.models import loading, weights
 from ragtune_ray.training import examples, teaching
 
 if TYPE_CHECKING:
@@ -218,12 +218,10 @@ def _encoder(settings: config.Config, retriever: Retriever) -> Encoder:
 
 
 def _chat(settings: config.Config) -> examples.ChatText:
-    from transformers import AutoTokenizer
-
     from ragtune_ray.generation.chat import ChatTokenizer
 
-    directory = weights.resolve(settings.generator.model).directory
-    chat = ChatTokenizer(AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True))
+    directory = weights.weights_of(weights.resolve(settings.generator.model))
+    chat = ChatTokenizer(loading.load_tokenizer(directory))
     return examples.ChatText(lambda texts: [len(ids) for ids in chat.encode(texts)], chat.render)
 
 
