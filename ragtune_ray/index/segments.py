@@ -124,7 +124,7 @@ def _documents(passages: pa.Table, fingerprints: pa.Array) -> tuple[pa.Table, li
     starts = np.flatnonzero(np.concatenate([[True], ids[1:] != ids[:-1]])) if len(ids) else np.empty(0, dtype=np.int64)
     counts = np.diff(np.append(starts, len(ids)))
     names = ids[starts]
-    keys = _keys(names)
+    keys = document_keys(names)
     order = np.lexsort((starts, keys))
     rows = pa.array(starts[order], pa.int64())
     table = pa.table(
@@ -160,8 +160,8 @@ def take_rows(table: pa.Table, numbers: Sequence[int] | np.ndarray) -> pa.Table:
     return pa.Table.from_batches(parts, table.schema).combine_chunks().take(pa.array(places))
 
 
-def _keys(document_ids: Sequence[str] | np.ndarray) -> np.ndarray:
-    """Hash each id to 64 bits; once sorted, hashes can be searched without reading ids."""
+def document_keys(document_ids: Sequence[str] | np.ndarray) -> np.ndarray:
+    """Hash each id to 64 bits, (num_ids,) uint64; once sorted, hashes can be searched without reading ids."""
     digests = b"".join(hashlib.blake2b(name.encode(), digest_size=8).digest() for name in document_ids)
     return np.frombuffer(digests, dtype="<u8").astype(np.uint64)
 
@@ -214,7 +214,7 @@ class DocumentRows:
 
     def find(self, document_ids: Sequence[str]) -> np.ndarray:
         """Return the numbers of these documents' rows, ascending; unknown ids are ignored."""
-        keys = _keys(document_ids)
+        keys = document_keys(document_ids)
         low, high = (np.searchsorted(self.keys, keys, side=side) for side in ("left", "right"))
         ranges = [np.arange(first, last) for first, last in zip(low, high, strict=True)]
         near = np.unique(np.concatenate([np.empty(0, dtype=np.int64), *ranges]))

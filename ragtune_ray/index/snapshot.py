@@ -19,8 +19,21 @@ from ragtune_ray.index import bm25, contents, filters, segments, vectors, versio
 Selection = Sequence[np.ndarray | None]
 """Per segment, which passages may be hits, bool (num_passages,); None allows all of them."""
 
+LISTED_CHARACTERS = 4 * 2**20
+"""Maximum length of all metadata in a page of listed documents."""
 KEPT_FILTERS = 64
 """Size of the cache of filters, per open version."""
+
+
+@dataclass(frozen=True, slots=True)
+class ListedDocument:
+    """A document of an open version, without its text."""
+
+    document_id: str
+    title: str
+    metadata: str
+    """A JSON object as text."""
+    num_passages: int
 
 
 @dataclass(frozen=True)
@@ -75,6 +88,36 @@ class Index:
         nothing = np.empty(0, dtype=np.int64)
         parts = ([part for name in group for part in owned.get(name, [])] for group in document_ids)
         return [np.concatenate([nothing, *group]) for group in parts]
+
+    def list_documents(self, chosen: filters.Filter, after: str, limit: int) -> tuple[list[ListedDocument], bool]:
+        """List the documents that match a filter, in the order of the hashes of their ids, which no change of the index alters.
+
+        Args:
+            chosen: which documents to list.
+            after: the last id of the previous page, even if it has been deleted meanwhile; "" for the first page.
+            limit: maximum number of documents. If their metadata exceed `LISTED_CHARACTERS`, there are fewer, but at least one.
+
+        Returns:
+            The documents, and whether more follow.
+        """
+        start = (int(segments.document_keys([after])[0]), after) if after else (0, "")
+        found: dict[tuple[int, str], list[tuple[segments.Segment, int]]] = {}
+        for segment, mask in zip(self.segments, self.allowed(chosen), strict=True):
+            rows = segment.documents
+            numbers = _rows_after(rows, mask, start[0], limit + 2)
+            names = rows.table["document_id"].take(pa.array(numbers)).to_pylist()
+            for name, key, number in zip(names, rows.keys[numbers].tolist(), numbers.tolist(), strict=True):
+                found.setdefault((key, name), []).append((segment, number))
+        places = sorted(place for place in found if place > start)
+        listed: list[ListedDocument] = []
+        num_characters = 0
+        for place in places[:limit]:
+            document = _listed(place[1], found[place])
+            num_characters += len(document.metadata)
+            if listed and num_characters > LISTED_CHARACTERS:
+                break
+            listed.append(document)
+        return listed, len(listed) < len(places)
 
     def live_passages(self) -> pa.Table:
         """Return the `Passage` rows that are not deleted, in the order of their ordinals."""
@@ -168,3 +211,23 @@ def shards(workspace: str, version: versions.Version, shard_bytes: int) -> list[
         groups[-1].append(place)
         size += num_bytes
     return groups
+
+
+def _rows_after(rows: segments.DocumentRows, mask: np.ndarray | None, key: int, num_keys: int) -> np.ndarray:
+    """The rows of a segment with the first so many different keys from `key` on whose passages the mask allows."""
+    numbers = np.arange(np.searchsorted(rows.keys, np.uint64(key)), len(rows.keys))
+    if mask is not None:
+        numbers = numbers[mask[rows.first[numbers]]]
+    size = num_keys  # a document has several rows if other documents stand between its passages
+    while size < len(numbers) and len(np.unique(rows.keys[numbers[:size]])) < num_keys:
+        size *= 2
+    last = rows.keys[numbers[:size][-1:]]
+    chosen: np.ndarray = numbers[: np.searchsorted(rows.keys[numbers], last[0], "right")] if len(last) else numbers
+    return chosen
+
+
+def _listed(document_id: str, places: Sequence[tuple[segments.Segment, int]]) -> ListedDocument:
+    segment, row = places[0]
+    first = segments.take_rows(segment.passages.select(["title", "metadata"]), [int(segment.documents.first[row])])
+    num_passages = sum(int(segment.documents.count[row]) for segment, row in places)
+    return ListedDocument(document_id, first["title"][0].as_py(), first["metadata"][0].as_py(), num_passages)

@@ -115,11 +115,15 @@ def visible_filter(settings: config.Config, key: Key, requested: dict[str, Any] 
         if not tenant:
             raise ApiError(403, "documents here belong to tenants, and this key has no tenant", code="no_tenant")
         parts.append(filters.tenant_filter(field_name, tenant))
+    return filters.combine(*parts, requested_filter(requested))
+
+
+def requested_filter(requested: dict[str, Any] | None) -> filters.Filter:
+    """The filter of a request; ApiError 400 if it is malformed."""
     try:
-        parts.append(filters.parse_filter(requested or {}))
+        return filters.parse_filter(requested or {})
     except (ValueError, RecursionError, TypeError) as error:
         raise ApiError(400, str(error)[:300], code="invalid_filter", param="filter") from None
-    return filters.combine(*parts)
 
 
 def load_keys(settings: config.Config) -> Keys:

@@ -16,6 +16,7 @@ from ragtune_ray.serving import requests
 from ragtune_ray.serving.api_keys import Key, Keys, Right
 from ragtune_ray.serving.backend import Backend
 from ragtune_ray.serving.chat import ChatHandler
+from ragtune_ray.serving.documents import PARAMETERS, DeletedDocuments, DocumentHandlers, DocumentsRequest
 from ragtune_ray.serving.handlers import Handlers
 from ragtune_ray.serving.middleware import INTERNAL_ERROR, AccessMiddleware, Route
 from ragtune_ray.serving.requests import ApiError
@@ -29,6 +30,7 @@ PAGE_FILES = {
 
 BodyHandler = Callable[[bytes, Key], Awaitable[Response]]
 Handler = Callable[[], Awaitable[Response]]
+QueryHandler = Callable[[Request, Key], Awaitable[Response]]
 
 
 def build_app(
@@ -44,9 +46,12 @@ def build_app(
     telemetry = Telemetry()
     chat = ChatHandler(settings, backend, telemetry, calibration)
     handlers = Handlers(settings, backend, telemetry)
+    documents = DocumentHandlers(settings, backend, handlers.load)
     app = FastAPI(title="ragtune-ray", version=ragtune_ray.__version__, docs_url=None, redoc_url=None)
     middleware = AccessMiddleware(app, {}, keys, telemetry)
     max_bytes, max_document_bytes = settings.serve.max_body_bytes, settings.serve.max_document_bytes
+
+    changing = Route("admin", max_document_bytes)
 
     async def ready() -> Response:
         return await handlers.ready(draining=middleware.draining)
@@ -55,8 +60,12 @@ def build_app(
         ("POST", "/v1/chat/completions", requests.ChatRequest, chat, Route("key", max_bytes, chat.load)),
         ("POST", "/v1/retrieve", requests.RetrieveRequest, handlers.retrieve, Route("key", max_bytes, handlers.load)),
         ("POST", "/v1/embeddings", requests.EmbeddingsRequest, handlers.embed, Route("key", max_bytes, handlers.load)),
-        ("POST", "/v1/documents", requests.DocumentsRequest, handlers.upsert, Route("admin", max_document_bytes)),
-        ("DELETE", "/v1/documents", requests.DeletedDocuments, handlers.delete, Route("admin", max_document_bytes)),
+        ("POST", "/v1/documents", DocumentsRequest, documents.upsert, changing),
+        ("DELETE", "/v1/documents", DeletedDocuments, documents.delete, changing),
+        ("POST", "/v1/documents/delete", DeletedDocuments, documents.delete, changing),  # proxies drop bodies of DELETE
+    ]
+    with_query: list[tuple[str, QueryHandler, dict[str, str], Route]] = [
+        ("/v1/documents", documents.list_documents, PARAMETERS, Route("key", load=handlers.load)),
     ]
     without_body: list[tuple[str, Right, Handler]] = [
         ("/v1/models", "key", handlers.models),
@@ -68,11 +77,14 @@ def build_app(
     ]
     for method, path, body, body_handler, _ in with_body:
         _add_with_body(app, method, path, body, body_handler)
+    for path, query_handler, parameters, _ in with_query:
+        _add_with_query(app, path, query_handler, parameters)
     for path, _, handler in without_body:
         app.add_api_route(path, handler, methods=["GET"], name=path)
     middleware.routes = {
         ("GET", "/openapi.json"): Route("public"),
         **{(method, path): route for method, path, _, _, route in with_body},
+        **{("GET", path): route for path, _, _, route in with_query},
         **{("GET", path): Route(right) for path, right, _ in without_body},
     }
     _send_errors(app, telemetry)
@@ -89,6 +101,18 @@ def _add_with_body(app: FastAPI, method: str, path: str, body: type[BaseModel], 
     app.add_api_route(
         path, handle, methods=[method], summary=f"{method} {path}", name=body.__name__, openapi_extra=described
     )
+
+
+def _add_with_query(app: FastAPI, path: str, handler: QueryHandler, parameters: dict[str, str]) -> None:
+    async def handle(request: Request) -> Response:
+        return await handler(request, request.state.key)
+
+    described = [
+        {"name": name, "in": "query", "required": False, "description": meaning, "schema": {"type": "string"}}
+        for name, meaning in parameters.items()
+    ]
+    extra = {"parameters": described}
+    app.add_api_route(path, handle, methods=["GET"], summary=f"GET {path}", name=path, openapi_extra=extra)
 
 
 def _send_errors(app: FastAPI, telemetry: Telemetry) -> None:

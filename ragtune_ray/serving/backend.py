@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 
 from ragtune_ray import config, schema
-from ragtune_ray.index import filters
+from ragtune_ray.index import filters, snapshot
 from ragtune_ray.serving.requests import ApiError
 
 
@@ -120,6 +120,15 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True)
+class Listed:
+    """A page of documents, all from one index version."""
+
+    index_version: str
+    documents: tuple[snapshot.ListedDocument, ...]
+    has_more: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     """The state of the replicas."""
 
@@ -147,7 +156,10 @@ class Backend(Protocol):
         """The first and last event of `stream`; retried if a replica dies."""
 
     async def change_documents(self, change: Change, seconds: float) -> Mapping[str, Any]:
-        """Publish an index version; returns when every reachable retriever has swapped to it."""
+        """Publish an index version; returns what changed when every reachable retriever has swapped to it."""
+
+    async def list_documents(self, visible: filters.Filter, after: str, limit: int, seconds: float) -> Listed:
+        """The documents that the filter selects, from the one after the id `after` on; see `snapshot.Index`."""
 
     async def status(self) -> Status:
         """The current state of the replicas."""

@@ -1,4 +1,4 @@
-"""Handles all routes of the endpoint except chat completions (`chat`)."""
+"""Handles all routes of the endpoint except chat completions (`chat`) and documents (`documents`)."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ from ragtune_ray import config
 from ragtune_ray.serving import requests, responses
 from ragtune_ray.serving.admission import Load, capacity
 from ragtune_ray.serving.api_keys import Key, visible_filter
-from ragtune_ray.serving.backend import Backend, Change
+from ragtune_ray.serving.backend import Backend
 from ragtune_ray.serving.chat import retrieve_before, served_arms, timeout_as_504
 from ragtune_ray.serving.telemetry import Telemetry
 
 READY_SECONDS = 5.0
-DOCUMENTS_SECONDS = 600.0
 
 
 @dataclass(slots=True)
@@ -71,28 +70,6 @@ class Handlers:
         return JSONResponse(
             responses.embeddings_body(found.vectors, found.model, request.encoding_format, found.num_tokens)
         )
-
-    async def upsert(self, body: bytes, _: Key) -> Response:
-        """POST /v1/documents."""
-        request = requests.parse(requests.DocumentsRequest, body)
-        field_name = self.settings.index.tenant_field
-        for number, document in enumerate(request.documents, start=1):
-            requests.checked_text(document.document_id, "documents.document_id", 512)
-            tenant = document.metadata.get(field_name) if field_name else "-"
-            if not isinstance(tenant, str) or not tenant:
-                reason = f"metadata.{field_name} of number {number} must name its tenant"
-                raise requests.invalid("documents", reason, code="tenant_missing")
-        return await self._publish(Change(upserted=tuple(document.model_dump() for document in request.documents)))
-
-    async def delete(self, body: bytes, _: Key) -> Response:
-        """DELETE /v1/documents."""
-        request = requests.parse(requests.DeletedDocuments, body)
-        ids = tuple(requests.checked_text(name, "document_ids", 512) for name in request.document_ids)
-        return await self._publish(Change(deleted=ids))
-
-    async def _publish(self, change: Change) -> Response:
-        with timeout_as_504():
-            return JSONResponse(dict(await self.backend.change_documents(change, DOCUMENTS_SECONDS)))
 
     async def models(self) -> Response:
         """GET /v1/models: the arms."""

@@ -51,6 +51,11 @@ class Route:
     load: Load | None = None
     """When this is full, requests are refused before their body is read. None: never refused for load."""
 
+    @property
+    def is_work(self) -> bool:
+        """Whether its requests count towards the limits of their key, and are refused while the endpoint shuts down."""
+        return bool(self.max_body_bytes) or self.load is not None
+
 
 @dataclass(slots=True)
 class AccessMiddleware:
@@ -106,10 +111,10 @@ class AccessMiddleware:
             raise ApiError(404, "this path does not exist", code="not_found")
         scope["method"] = method
         key = self._authenticated_key(scope, headers, route.right)
-        if self.draining and route.max_body_bytes:
+        if self.draining and route.is_work:
             raise ApiError(503, "this endpoint is shutting down", code="draining", retry_after_seconds=5)
         scope.setdefault("state", {})["key"] = key
-        if not route.max_body_bytes:
+        if not route.is_work:
             await self.app(scope, receive, reply)
             return
         self.usage.enter(key)
@@ -118,7 +123,8 @@ class AccessMiddleware:
             with self.telemetry.running.track_inprogress():
                 if route.load is not None:
                     route.load.refuse_if_full()
-                scope["state"]["body"] = await _read_body(receive, headers, route.max_body_bytes)
+                if route.max_body_bytes:
+                    scope["state"]["body"] = await _read_body(receive, headers, route.max_body_bytes)
                 await self.app(scope, receive, reply)
         finally:
             self.in_flight -= 1

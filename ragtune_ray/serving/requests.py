@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -24,6 +25,7 @@ class ApiError(RagtuneError):
         code: one word for programs.
         param: the field at fault.
         retry_after_seconds: value of the Retry-After header; None omits the header.
+        details: fields of the body beside `error`.
     """
 
     def __init__(
@@ -34,10 +36,11 @@ class ApiError(RagtuneError):
         code: str,
         param: str | None = None,
         retry_after_seconds: float | None = None,
+        details: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(message)
         self.status, self.message, self.code, self.param = status, message, code, param
-        self.retry_after_seconds = retry_after_seconds
+        self.retry_after_seconds, self.details = retry_after_seconds, details or {}
 
     def body(self) -> dict[str, Any]:
         """The error object.
@@ -46,7 +49,10 @@ class ApiError(RagtuneError):
         'rate_limit_error'
         """
         kind = _TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
-        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+        return {
+            "error": {"message": self.message, "type": kind, "param": self.param, "code": self.code},
+            **self.details,
+        }
 
     def headers(self) -> dict[str, str]:
         """Retry-After in whole seconds, or nothing."""
@@ -70,7 +76,7 @@ def invalid(field: str, reason: str, *, status: int = 400, code: str = "invalid_
     return ApiError(status, f"{field}: {reason}", code=code, param=field or None)
 
 
-class _Request(BaseModel):
+class RequestBody(BaseModel):
     """Base of all request bodies; unknown fields are refused."""
 
     model_config = ConfigDict(
@@ -78,14 +84,14 @@ class _Request(BaseModel):
     )
 
 
-class TextPart(_Request):
+class TextPart(RequestBody):
     """One part of a message's content."""
 
     type: Literal["text"]
     text: str
 
 
-class Message(_Request):
+class Message(RequestBody):
     """One turn of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
@@ -97,14 +103,14 @@ class Message(_Request):
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
 
-class StreamOptions(_Request):
+class StreamOptions(RequestBody):
     """What a stream contains in addition to text."""
 
     include_usage: bool = False
     include_obfuscation: bool = False
 
 
-class ResponseFormat(_Request):
+class ResponseFormat(RequestBody):
     """The format of the answer; only plain text is supported."""
 
     type: Literal["text"]
@@ -113,7 +119,7 @@ class ResponseFormat(_Request):
 Filter = Annotated[dict[str, Any], Field(max_length=16)]
 
 
-class ChatRequest(_Request):
+class ChatRequest(RequestBody):
     """The body of POST /v1/chat/completions."""
 
     messages: list[Message] = Field(min_length=1)
@@ -146,7 +152,7 @@ class ChatRequest(_Request):
     """Extension: time limit for the answer; at most serve.timeout_seconds."""
 
 
-class RetrieveRequest(_Request):
+class RetrieveRequest(RequestBody):
     """The body of POST /v1/retrieve."""
 
     query: str = Field(min_length=1)
@@ -155,7 +161,7 @@ class RetrieveRequest(_Request):
     timeout_seconds: float | None = Field(None, gt=0)
 
 
-class EmbeddingsRequest(_Request):
+class EmbeddingsRequest(RequestBody):
     """The body of POST /v1/embeddings."""
 
     input: str | Annotated[list[str], Field(min_length=1)]
@@ -169,27 +175,6 @@ class EmbeddingsRequest(_Request):
     def texts(self) -> list[str]:
         """The texts to embed."""
         return [self.input] if isinstance(self.input, str) else self.input
-
-
-class DocumentBody(_Request):
-    """A document to add or replace."""
-
-    document_id: str = Field(min_length=1, max_length=512)
-    text: str = Field(min_length=1)
-    title: str = ""
-    metadata: dict[str, Any] = {}
-
-
-class DocumentsRequest(_Request):
-    """The body of POST /v1/documents."""
-
-    documents: list[DocumentBody] = Field(min_length=1)
-
-
-class DeletedDocuments(_Request):
-    """The body of DELETE /v1/documents."""
-
-    document_ids: list[Annotated[str, Field(min_length=1, max_length=512)]] = Field(min_length=1, max_length=10_000)
 
 
 def parse(kind: type[Body], raw: bytes) -> Body:

@@ -235,3 +235,48 @@ def test_an_index_of_format_1_can_be_searched_but_not_filtered(tmp_path: Path, n
     ):
         with pytest.raises(artifacts.ArtifactError, match=r"earlier version.*run: ragtune index CONFIG"):
             needs_documents()
+
+
+def paged(opened: snapshot.Index, chosen: filters.Filter, limit: int) -> list[snapshot.ListedDocument]:
+    """All pages of a list, one after another."""
+    found: list[snapshot.ListedDocument] = []
+    more = True
+    while more:
+        page, more = opened.list_documents(chosen, found[-1].document_id if found else "", limit)
+        assert 0 < len(page) <= limit or not found
+        found += page
+    return found
+
+
+def test_documents_are_listed_once_each_in_pages(
+    tmp_path: Path, write_index: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Documents with up to 4 passages, which stand apart from each other and across segments; some are deleted."""
+    counts = {f"d{number}": 1 + number % 4 for number in range(23)}
+    metadata = {name: json.dumps({"even": number % 2 == 0}) for number, name in enumerate(counts)}
+    rows = [
+        schema.Passage(f"{name}#{part}", name, f"{name} {part}", name.upper(), metadata[name], part, part + 1)
+        for part in range(4)
+        for name, count in counts.items()
+        if part < count
+    ]
+    write_index(tmp_path, rows, ENCODER, num_segments=3)
+    delete(str(tmp_path), "d3", "d6")
+    opened = snapshot.open_index(str(tmp_path))
+    alive = {name: count for name, count in counts.items() if name not in ("d3", "d6")}
+    expected = [snapshot.ListedDocument(name, name.upper(), metadata[name], count) for name, count in alive.items()]
+    for limit in (1, 2, 7, 50):
+        found = paged(opened, filters.Filter(), limit)
+        assert sorted(found, key=lambda each: int(each.document_id[1:])) == expected, limit
+        assert found == paged(opened, filters.Filter(), 5), "the order does not depend on the pages"
+        even = paged(opened, filters.parse_filter({"even": True}), limit)
+        assert even == [each for each in found if int(each.document_id[1:]) % 2 == 0]
+    after_deleted, _ = opened.list_documents(filters.Filter(), "d3", 50)
+    whole = paged(snapshot.open_index(str(tmp_path), "000001"), filters.Filter(), 50)
+    place = [each.document_id for each in whole].index("d3")
+    assert after_deleted == [each for each in whole[place + 1 :] if each.document_id != "d6"]
+    monkeypatch.setattr(snapshot, "LISTED_CHARACTERS", 3 * len(metadata["d0"]))
+    assert len(opened.list_documents(filters.Filter(), "", 50)[0]) in (2, 3)
+    monkeypatch.setattr(snapshot, "LISTED_CHARACTERS", 1)
+    assert paged(opened, filters.Filter(), 50) == found
+    assert snapshot.open_index(str(tmp_path)).list_documents(filters.parse_filter({"none": 1}), "", 5) == ([], False)

@@ -13,9 +13,10 @@ import uvicorn
 from ragtune_ray import config, schema
 from ragtune_ray.answering.citations import parse_citations
 from ragtune_ray.evaluation import adaptive
+from ragtune_ray.index import snapshot
 from ragtune_ray.serving.api_keys import Key, Keys
 from ragtune_ray.serving.app import build_app
-from ragtune_ray.serving.backend import Change, Embedded, Failed, Finished, Found, Job, Shown, Status
+from ragtune_ray.serving.backend import Change, Embedded, Failed, Finished, Found, Job, Listed, Shown, Status
 from ragtune_ray.serving.requests import ApiError
 
 PASSAGES = tuple(
@@ -99,6 +100,12 @@ class FakeBackend:
     async def change_documents(self, change: Change, seconds: float) -> Mapping[str, Any]:
         self.asked.append(("change", change))
         return {"index_version": "000008"}
+
+    async def list_documents(self, visible, after, limit, seconds) -> Listed:
+        self.asked.append(("list", visible, after, limit))
+        rows = [snapshot.ListedDocument(f"d{n}", f"Vessel {n}", '{"year": 2020}', 1) for n in range(3)]
+        rows = [row for row in rows if row.document_id > after]
+        return Listed("000007", tuple(rows[:limit]), len(rows) > limit)
 
     async def status(self) -> Status:
         return Status(

@@ -13,7 +13,7 @@ import contextlib
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,7 +30,11 @@ IN_PROCESS_BYTES = 512 * 2**10
 
 
 class CorpusError(RagtuneError, ValueError):
-    """The corpus cannot be indexed in its current state."""
+    """The corpus cannot be indexed in its current state; `rejects` has the inputs at fault, if any."""
+
+    def __init__(self, message: str, rejects: Sequence[schema.Reject] = ()) -> None:
+        super().__init__(message)
+        self.rejects = tuple(rejects)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +117,8 @@ def build(
     rejects = [*parts.rejects, *(schema.Reject(**reject) for block in blocks for reject in block["rejects"])]
     if rejects and settings.corpus.strict:
         raise CorpusError(
-            f"corpus.strict: {len(rejects)} inputs were rejected; the first: {rejects[0].place}: {rejects[0].reason}"
+            f"corpus.strict: {len(rejects)} inputs were rejected; the first: {rejects[0].place}: {rejects[0].reason}",
+            rejects,
         )
     facts = _facts(settings, encoder, blocks, in_process=in_process)
     facts["scripts"] = _scripts(settings, base, blocks)

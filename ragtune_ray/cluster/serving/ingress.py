@@ -7,12 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
-import tempfile
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
@@ -35,7 +32,18 @@ from ragtune_ray.index import filters
 from ragtune_ray.serving import api_keys
 from ragtune_ray.serving.admission import slots_per_replica
 from ragtune_ray.serving.app import build_app
-from ragtune_ray.serving.backend import Change, Embedded, Event, Failed, Finished, Found, Job, Shown, Status
+from ragtune_ray.serving.backend import (
+    Change,
+    Embedded,
+    Event,
+    Failed,
+    Finished,
+    Found,
+    Job,
+    Listed,
+    Shown,
+    Status,
+)
 from ragtune_ray.serving.hot_swap import HotSwap
 from ragtune_ray.serving.requests import ApiError
 from ragtune_ray.serving.telemetry import Telemetry
@@ -135,13 +143,21 @@ class ServeBackend:
         async with self._publish_lock:
             call = _publish.options(num_cpus=0, max_retries=2).remote(self._settings, change)
             try:
-                name, facts = await asyncio.wait_for(call, seconds)
+                result: dict[str, Any] | Failed = await asyncio.wait_for(call, seconds)
             except RayError as error:
                 logger.error("publishing documents failed: %s", type(error).__name__)  # noqa: TRY400  # the message may quote them
                 message = "the documents could not be published; see the log of the task"
-                raise ApiError(422, message, code="not_published") from None
+                raise ApiError(500, message, code="not_published") from None
+        facts = _checked(result)
         serving = await self._broadcast(self._retriever, "refresh", seconds)
-        return {"index_version": name, **facts, "copies_that_serve_it": sum(each == name for each in serving)}
+        return {**facts, "copies_that_serve_it": sum(each == facts["index_version"] for each in serving)}
+
+    async def list_documents(self, visible: filters.Filter, after: str, limit: int, seconds: float) -> Listed:
+        """A page of documents."""
+        retriever = self._require_retriever()
+        call = self._retry_if_died("retriever", lambda: retriever.list_documents.remote(visible, after, limit))
+        result: Listed | Failed = await asyncio.wait_for(call, seconds)
+        return _checked(result)
 
     async def status(self) -> Status:
         """The state of the replicas, at most `STATUS_SECONDS` old."""
@@ -233,22 +249,10 @@ def _unavailable(message: str) -> ApiError:
 
 
 @ray.remote  # type: ignore[untyped-decorator]
-def _publish(settings: config.Config, change: Change) -> tuple[str, dict[str, Any]]:
-    """Upsert or delete documents in a separate process; returns the name of the new version and what changed."""
-    from ragtune_ray.cluster.indexing.update import delete_documents, upsert_documents
-    from ragtune_ray.index import versions
+def _publish(settings: config.Config, change: Change) -> dict[str, Any] | Failed:
+    from ragtune_ray.cluster.serving.publishing import publish
 
-    if change.deleted:
-        url = delete_documents(settings, change.deleted)
-    else:
-        with tempfile.TemporaryDirectory(prefix="ragtune-documents-") as folder:
-            path = Path(folder) / "documents.jsonl"
-            path.write_text("".join(json.dumps(dict(row)) + "\n" for row in change.upserted), encoding="utf-8")
-            # In process: the replicas may occupy all cores, and then a task of Ray Data would wait forever.
-            url = upsert_documents(settings.with_values({"corpus.path": ""}), str(path), in_process=True)
-    name = str(url).rstrip("/").rsplit("/", 1)[-1]
-    manifest = versions.read_version(settings.workspace, name).manifest
-    return name, {"change": manifest.get("change", {}), "num_rejects": manifest.get("num_rejects", 0)}
+    return publish(settings, change)
 
 
 class _DisconnectMiddleware:

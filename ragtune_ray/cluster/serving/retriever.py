@@ -16,7 +16,7 @@ from ragtune_ray import config, schema
 from ragtune_ray.cluster.answering.workers import row_by_row_if_needed
 from ragtune_ray.cluster.serving.replicas import TRIAL_QUESTION, SwappingReplica, prepare_process
 from ragtune_ray.index import filters, retention, snapshot, versions
-from ragtune_ray.serving.backend import TOO_LATE, Embedded, Failed, Found, without_metadata
+from ragtune_ray.serving.backend import TOO_LATE, Embedded, Failed, Found, Listed, without_metadata
 from ragtune_ray.serving.hot_swap import HotSwap
 from ragtune_ray.storage import artifacts
 
@@ -69,6 +69,22 @@ class RetrieverReplica(SwappingReplica):
         vectors = await asyncio.get_running_loop().run_in_executor(self._thread, encode, list(texts))
         num_tokens = sum(len(text.split()) for text in texts)
         return Embedded(vectors, self._settings.encoder.model.rstrip("/").rsplit("/", 1)[-1], num_tokens)
+
+    async def list_documents(self, visible: filters.Filter, after: str, limit: int) -> Listed | Failed:
+        """A page of the documents of the index version in use."""
+
+        def listed() -> Listed | Failed:
+            with self._current.lease() as lease:
+                try:
+                    documents, has_more = lease.resource.index.list_documents(visible, after, limit)
+                except artifacts.ArtifactError:
+                    message = (
+                        "this index was written by an earlier version and cannot be listed; run: ragtune index CONFIG"
+                    )
+                    return Failed(409, message, "index_too_old")
+                return Listed(lease.name, tuple(documents), has_more)
+
+        return await asyncio.get_running_loop().run_in_executor(self._thread, listed)
 
     async def status(self) -> dict[str, Any]:
         """The index version in use, and the refused version if any."""

@@ -238,11 +238,17 @@ def test_added_documents_are_found_and_deleted_ones_are_not(http: httpx.Client) 
     row = {"document_id": "kraken", "text": "The code of kraken is tentacle.", "metadata": metadata}
     reply = http.post("/v1/documents", json={"documents": [row]})
     assert reply.status_code == 200, reply.text
-    assert reply.json()["copies_that_serve_it"] == 1
+    counts = {"added": 1, "replaced": 0, "deleted": 0, "unchanged": 0, "missing": [], "rejected": []}
+    assert reply.json() == {"index_version": reply.json()["index_version"], **counts, "copies_that_serve_it": 1}
     assert first() == "The code of kraken is tentacle."
     narrowed = http.post("/v1/retrieve", json={"query": "code", "filter": {"kind": "beast"}, "top_k": 9}).json()["data"]
     assert [(source["document_id"], source["url"]) for source in narrowed] == [("kraken", "https://kraken.example/")]
-    assert http.request("DELETE", "/v1/documents", json={"document_ids": ["kraken"]}).status_code == 200
+    listed = http.get("/v1/documents", params={"filter": '{"kind": "beast"}'}).json()
+    assert [(row["document_id"], row["num_passages"], row["metadata"]) for row in listed["data"]] == [
+        ("kraken", 1, metadata)
+    ]
+    gone = http.request("DELETE", "/v1/documents", json={"document_ids": ["kraken", "nobody"]}).json()
+    assert (gone["added"], gone["deleted"], gone["missing"]) == (0, 1, ["nobody"])
     assert "tentacle" not in first()
 
 
