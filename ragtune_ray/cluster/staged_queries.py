@@ -101,9 +101,19 @@ def selected_queries(settings: config.Config) -> list[schema.Query]:
         return read_queries(staged.url, 0, staged.num_queries)
 
 
-def judged_queries(settings: config.Config) -> list[schema.Query]:
-    """The selected queries that have gold answers."""
-    return [query for query in selected_queries(settings) if query.answers is not None]
+def judged_queries(settings: config.Config, fingerprint: str = "") -> list[schema.Query]:
+    """The selected queries that have gold answers; a ChangedError if `fingerprint` is not "" and not theirs when staged."""
+    with staged_queries(settings) as staged:
+        if fingerprint:
+            require_same(settings, staged, fingerprint)
+        return [query for query in read_queries(staged.url, 0, staged.num_queries) if query.answers is not None]
+
+
+def require_same(settings: config.Config, staged: StagedQueries, fingerprint: str) -> None:
+    """Raise a ChangedError if a step before this one had other queries; `fingerprint` is that of its staged queries."""
+    if staged.fingerprint != fingerprint:
+        path = settings.queries.path
+        raise inputs.ChangedError(f"{path} or the index changed while the queries were evaluated; run again")
 
 
 def read_queries(url: str, start: int, stop: int) -> list[schema.Query]:

@@ -254,7 +254,7 @@ def _parts(units: Sequence[input_units.Unit], seed: int, num_documents: int) -> 
     """Yield small, distinct parts of units of one format, so that the first n are evenly spread for every n."""
     form = units[0].format
     if form == "files":
-        files = [dataclasses.replace(unit, paths=(path,)) for unit in units for path in unit.paths]
+        files = [unit.part(paths=(path,)) for unit in units for path in unit.paths]
         yield from (files[number] for number in _spread(len(files), seed))
         return
     total = sum(map(_size, units))
@@ -274,7 +274,7 @@ def _parts(units: Sequence[input_units.Unit], seed: int, num_documents: int) -> 
             if part is not None:
                 yield part
         else:
-            yield dataclasses.replace(unit, start=start, stop=min(stop, start + max(ROWS_AT_ONCE, num_lines)))
+            yield unit.part(start=start, stop=min(stop, start + max(ROWS_AT_ONCE, num_lines)))
 
 
 def _spread(count: int, seed: int) -> list[int]:
@@ -299,7 +299,7 @@ def _whole_lines(unit: input_units.Unit, start: int, stop: int, num_lines: int) 
             if not size:
                 break
             end, lines = end + size, lines + 1
-    return dataclasses.replace(unit, start=start, stop=end) if end > start else None
+    return unit.part(start=start, stop=end) if end > start else None
 
 
 def _line_bytes(file: io.BufferedReader, limit: int) -> int:

@@ -12,24 +12,33 @@ import math
 import os
 import posixpath
 from collections import deque
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
-from ragtune_ray.ingest import inputs
+from ragtune_ray.ingest import inputs, planned_file
 from ragtune_ray.ingest.inputs import Format
-from ragtune_ray.ingest.parquet import check_columns, parquet_errors
+from ragtune_ray.ingest.parquet import blocks_of_footer, blocks_of_group, check_columns, parquet_errors
 from ragtune_ray.ingest.parsers import ParseError
 from ragtune_ray.ingest.rows import DOCUMENT_IDS, parse_json, reject, squad_contexts
 from ragtune_ray.schema import Reject
 from ragtune_ray.storage import checksums, filesystem
 
-Range = tuple[int, int, int]
-"""`start`, `stop` and `first_line` of a unit."""
+
+class Range(NamedTuple):
+    """A part of a file: see the attributes of `Unit`."""
+
+    start: int
+    stop: int
+    first_line: int = 0
+    sha256: str = ""
+    blocks: planned_file.Blocks = ()
+
+
 _MAX_RANGES_PER_ROW_GROUP = 4096
 
 
@@ -58,6 +67,25 @@ class Unit:
     """1-based number of the line that begins at byte `start`; 0 for formats without lines."""
     root: str
     """The corpus folder; the ids of document files are relative to it."""
+    sha256s: tuple[str, ...] = ()
+    """What is read must be what was planned. The sha256 of each path (files, squad) or of the range of bytes (jsonl)."""
+    blocks: planned_file.Blocks = ()
+    """The same for parquet: the blocks of the file that contain these rows and the footer."""
+
+    @property
+    def is_planned(self) -> bool:
+        """Whether this unit comes from a plan, so that it can be compared; a part of one for a survey does not."""
+        return bool(self.sha256s or self.blocks)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Unit:
+        """A unit from the JSON of its `dataclasses.asdict`."""
+        lists = {name: tuple(values[name]) for name in ("paths", "sha256s")}
+        return cls(**{**values, **lists, "blocks": tuple((number, digest) for number, digest in values["blocks"])})
+
+    def part(self, **changes: Any) -> Unit:
+        """A part of this unit, which is not compared with the plan; `changes` are attributes."""
+        return replace(self, **changes, sha256s=(), blocks=())
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +116,7 @@ def plan_units(path: str, unit_bytes: int, root: str | None = None) -> Plan:
     units: list[Unit] = []
     files: list[InputFile] = []
     group: list[InputFile] = []
+    group_bytes = 0
     for name in names:
         place = filesystem.join(folder, name)
         try:
@@ -99,10 +128,11 @@ def plan_units(path: str, unit_bytes: int, root: str | None = None) -> Plan:
         files.append(file)
         if form == "files":
             group.append(file)
-            if sum(member.size_bytes for member in group) >= unit_bytes:
+            group_bytes += file.size_bytes
+            if group_bytes >= unit_bytes:
                 units.append(_group_unit(len(units), group, root))
-                group = []
-        units += [Unit(number, form, (place,), *part, root) for number, part in enumerate(ranges, len(units))]
+                group, group_bytes = [], 0
+        units += [_range_unit(number, form, file, part, root) for number, part in enumerate(ranges, len(units))]
     if group:
         units.append(_group_unit(len(units), group, root))
     if not units:
@@ -174,7 +204,13 @@ def _check_entry(entry: Path, root: str) -> None:
 
 
 def _group_unit(number: int, group: list[InputFile], root: str) -> Unit:
-    return Unit(number, "files", tuple(file.path for file in group), 0, 0, 0, root)
+    paths, sha256s = tuple(file.path for file in group), tuple(file.sha256 for file in group)
+    return Unit(number, "files", paths, 0, 0, 0, root, sha256s)
+
+
+def _range_unit(number: int, form: Format, file: InputFile, part: Range, root: str) -> Unit:
+    sha256s = () if form == "parquet" else (part.sha256 or file.sha256,)
+    return Unit(number, form, (file.path,), part.start, part.stop, part.first_line, root, sha256s, part.blocks)
 
 
 def _scan(path: str, form: Format, unit_bytes: int) -> tuple[InputFile, list[Range]]:
@@ -182,70 +218,88 @@ def _scan(path: str, form: Format, unit_bytes: int) -> tuple[InputFile, list[Ran
     digest = hashlib.sha256()
     ranges: list[Range] = []
     with inputs.open_file(path) as file:
-        blocks = _hashed_blocks(file, digest)
         match form:
             case "jsonl":
-                ranges = _line_ranges(blocks, unit_bytes)
+                ranges = _line_ranges(_hashed_blocks(file, digest), unit_bytes)
             case "squad":
-                data = b"".join(blocks)
+                data = b"".join(_hashed_blocks(file, digest))
                 num_contexts = sum(1 for _ in squad_contexts(parse_json(data))) if data else 0
                 ranges = _even_ranges(0, num_contexts, len(data), unit_bytes)
+            case "parquet":
+                hashed = _hashed_blocks(file, digest, planned_file.BLOCK_BYTES)
+                digests = [planned_file.block_digest(block) for block in hashed]
             case _:
-                deque(blocks, maxlen=0)
+                deque(_hashed_blocks(file, digest), maxlen=0)
         size_bytes = file.tell()
         if size_bytes == 0:
             raise ParseError("the file is empty (0 bytes)")
         if form == "parquet":
-            ranges = _row_ranges(file, unit_bytes)
+            ranges = _row_ranges(file, path, digests, unit_bytes)
     if form != "files" and not ranges:
         raise ParseError("the file contains no documents")
     return InputFile(path, size_bytes, digest.hexdigest()), ranges
 
 
-def _hashed_blocks(file: Any, digest: Any) -> Iterator[bytes]:
-    while block := file.read(inputs.BLOCK_BYTES):
+def _hashed_blocks(file: Any, digest: Any, block_bytes: int = 0) -> Iterator[bytes]:
+    while block := file.read(block_bytes or inputs.BLOCK_BYTES):
         digest.update(block)
         yield block
 
 
 def _line_ranges(blocks: Iterable[bytes], unit_bytes: int) -> list[Range]:
-    """Byte ranges with the number of their first line; each ends with the line in which it reaches `unit_bytes`."""
+    """Ranges of bytes; each ends with the line in which it reaches `unit_bytes`."""
     ranges: list[Range] = []
     position = start = 0
     line = first_line = 1
+    digest = hashlib.sha256()
     for block in blocks:
         counted = 0
         while (end := block.find(b"\n", max(counted, start + unit_bytes - 1 - position)) + 1) > 0:
             line += block.count(b"\n", counted, end)
-            ranges.append((start, position + end, first_line))
-            start, first_line, counted = position + end, line, end
+            digest.update(memoryview(block)[counted:end])
+            ranges.append(Range(start, position + end, first_line, digest.hexdigest()))
+            start, first_line, counted, digest = position + end, line, end, hashlib.sha256()
         line += block.count(b"\n", counted)
+        digest.update(memoryview(block)[counted:])
         position += len(block)
-    return [*ranges, (start, position, first_line)] if position > start else ranges
+    return [*ranges, Range(start, position, first_line, digest.hexdigest())] if position > start else ranges
 
 
 def _even_ranges(start: int, stop: int, size_bytes: int, unit_bytes: int) -> list[Range]:
     # A broken file may claim any size and number of rows, so the number of ranges has its own limit.
     num_ranges = max(1, min(stop - start, math.ceil(size_bytes / unit_bytes), _MAX_RANGES_PER_ROW_GROUP))
     edges = [start + (stop - start) * number // num_ranges for number in range(num_ranges + 1)]
-    return [(first, last, 0) for first, last in itertools.pairwise(edges) if first < last]
+    return [Range(first, last) for first, last in itertools.pairwise(edges) if first < last]
 
 
-def _row_ranges(file: Any, unit_bytes: int) -> list[Range]:
+def _row_ranges(raw: Any, path: str, digests: list[str], unit_bytes: int) -> list[Range]:
     """Ranges of rows: consecutive row groups of at most `unit_bytes` uncompressed bytes, and parts of larger groups."""
-    with parquet_errors():
+    numbered = tuple(enumerate(digests))
+    with parquet_errors(), planned_file.opened(raw, path, numbered) as file:
         parquet = pq.ParquetFile(file)
         groups = [parquet.metadata.row_group(number) for number in range(parquet.num_row_groups)]
-        check_columns(parquet.schema_arrow, DOCUMENT_IDS, ("text",))
+        columns = check_columns(parquet.schema_arrow, DOCUMENT_IDS, ("text",), ("metadata",))
+        needed = [blocks_of_group(group, columns, len(digests)) for group in groups]
+        footer = blocks_of_footer(parquet.metadata, raw.seek(0, os.SEEK_END))
     ranges: list[Range] = []
     row = start = gathered_bytes = 0
-    for group in groups:
+    gathered: set[int] = set()
+
+    def add(parts: list[Range]) -> None:
+        blocks = tuple((number, digests[number]) for number in sorted(gathered.union(footer)))
+        ranges.extend(part._replace(blocks=blocks) for part in parts)
+        gathered.clear()
+
+    for group, blocks in zip(groups, needed, strict=True):
         if gathered_bytes and gathered_bytes + group.total_byte_size > unit_bytes:
-            ranges.append((start, row, 0))
+            add([Range(start, row)])
             start, gathered_bytes = row, 0
         row += group.num_rows
         gathered_bytes += group.total_byte_size
+        gathered.update(blocks)
         if gathered_bytes > unit_bytes:  # this group alone is too large
-            ranges += _even_ranges(start, row, gathered_bytes, unit_bytes)
+            add(_even_ranges(start, row, gathered_bytes, unit_bytes))
             start, gathered_bytes = row, 0
-    return [*ranges, (start, row, 0)] if row > start else ranges
+    if row > start:
+        add([Range(start, row)])
+    return ranges

@@ -5,6 +5,7 @@ A path is local or any fsspec URL. The *place* of a row, as rejects name it, is 
 
 from __future__ import annotations
 
+import hashlib
 import io
 import itertools
 import sys
@@ -19,7 +20,7 @@ from ragtune_ray.ingest import parsers
 from ragtune_ray.ingest.parsers import ParseError
 from ragtune_ray.ingest.rows import Context, parse_json, reject, squad_contexts
 from ragtune_ray.schema import Reject
-from ragtune_ray.storage import filesystem
+from ragtune_ray.storage import checksums, filesystem
 
 Format = Literal["files", "jsonl", "parquet", "squad"]
 Row = tuple[str, Any] | Reject
@@ -37,6 +38,15 @@ BLOCK_BYTES = 4 * 2**20
 
 class InputError(RagtuneError, ValueError):
     """An input as a whole cannot be used."""
+
+
+class ChangedError(InputError):
+    """A file is no longer the one that was planned, or read before."""
+
+
+def changed(path: str, during: str = "indexed") -> ChangedError:
+    """The error for a file that changed while something was done with it."""
+    return ChangedError(f"{path} changed while it was {during}; run again")
 
 
 def locate(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -84,28 +94,38 @@ def why_unreadable(error: Exception) -> str:
     return f"cannot be read: {error.strerror}" if isinstance(error, OSError) else str(error)
 
 
-def read_lines(path: str, max_bytes: int, start: int = 0, stop: int = sys.maxsize, line: int = 1) -> Iterator[Row]:
+def read_lines(
+    path: str, max_bytes: int, start: int = 0, stop: int = sys.maxsize, line: int = 1, sha256: str = ""
+) -> Iterator[Row]:
     """Read the lines in bytes `start` to `stop` of a file, except blank ones.
 
     A line longer than `max_bytes` is never loaded whole and becomes a reject. `line` is the number of the first line.
+
+    Raises:
+        ChangedError: after the last line, if the bytes do not have the `sha256` ("" for any).
     """
+    digest = hashlib.sha256()
     with open_file(path) as raw:
         raw.seek(start)
         file = io.BufferedReader(raw, BLOCK_BYTES)  # the readline of some remote files takes no limit
         for number in itertools.count(line):
             data = file.readline(min(max_bytes + 2, stop - start)) if start < stop else b""
             if not data:
-                return
+                break
+            digest.update(data)
             start += len(data)
             size_bytes = len(data.rstrip(b"\r\n"))
             if size_bytes > max_bytes or (len(data) == max_bytes + 2 and not data.endswith(b"\n")):
-                while not data.endswith(b"\n") and (data := file.readline(BLOCK_BYTES)):
+                while not data.endswith(b"\n") and (data := file.readline(min(BLOCK_BYTES, stop - start))):
+                    digest.update(data)
                     start += len(data)
                     size_bytes += len(data.rstrip(b"\r\n"))
                 reason = f"line of {size_bytes:,} bytes is longer than max_document_bytes ({max_bytes:,})"
                 yield reject(f"{path}:{number}", reason, "row")
             elif data.strip():
                 yield f"{path}:{number}", data
+    if sha256 not in ("", digest.hexdigest()):
+        raise changed(path)
 
 
 def jsonl_rows(lines: Iterable[Row]) -> Iterator[Row]:
@@ -121,11 +141,15 @@ def jsonl_rows(lines: Iterable[Row]) -> Iterator[Row]:
             yield reject(place, str(error), "row")
 
 
-def read_squad(path: str) -> Iterator[Context]:
+def read_squad(path: str, sha256: str = "") -> Iterator[Context]:
     """Read the paragraphs of a SQuAD file, after loading all of it into memory.
 
     Raises:
         ParseError: the file is not SQuAD JSON.
+        ChangedError: the file does not have the `sha256` ("" for any).
     """
     with open_file(path) as file:
-        return squad_contexts(parse_json(file.read()))
+        data = file.read()
+    if sha256 not in ("", checksums.bytes_sha256(data)):
+        raise changed(path)
+    return squad_contexts(parse_json(data))

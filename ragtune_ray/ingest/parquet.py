@@ -6,14 +6,14 @@ A column whose type can contain code or raw bytes is refused before anything is 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ragtune_ray.ingest import inputs
+from ragtune_ray.ingest import inputs, planned_file
 from ragtune_ray.ingest.inputs import Row
 from ragtune_ray.ingest.parsers import ParseError
 from ragtune_ray.ingest.rows import reject
@@ -21,6 +21,8 @@ from ragtune_ray.ingest.rows import reject
 Columns = tuple[str, ...]
 """Names of columns."""
 _BATCH_BYTES = 4 * 2**20
+# Arrow reads this much from the end of a file, and of columns by old writers more than their length.
+_FIRST_READ_BYTES, _COLUMN_PADDING_BYTES = 64 * 2**10, 128
 
 
 @contextmanager
@@ -35,7 +37,13 @@ def parquet_errors() -> Iterator[None]:
 
 
 def parquet_rows(
-    path: str, ids: Columns, texts: Columns, nested: Columns, start: int = 0, stop: int = sys.maxsize
+    path: str,
+    ids: Columns,
+    texts: Columns,
+    nested: Columns,
+    start: int = 0,
+    stop: int = sys.maxsize,
+    blocks: planned_file.Blocks = (),
 ) -> Iterator[Row]:
     """Read rows `start` to `stop`: all columns of scalars, and those in `nested`, which may contain lists and objects.
 
@@ -43,8 +51,9 @@ def parquet_rows(
 
     Raises:
         ParseError: the file is broken, or `check_columns` refuses it.
+        ChangedError: `blocks` is not empty, and something else was read.
     """
-    with inputs.open_file(path) as file, parquet_errors():
+    with inputs.open_file(path) as raw, parquet_errors(), planned_file.opened(raw, path, blocks) as file:
         parquet = pq.ParquetFile(file, pre_buffer=False, buffer_size=_BATCH_BYTES)
         columns = check_columns(parquet.schema_arrow, ids, texts, nested)
         first = 0
@@ -72,6 +81,29 @@ def _batch_rows(path: str, batch: Any, first: int) -> Iterator[Row]:
             return
         for offset in range(len(batch)):
             yield from _batch_rows(path, batch.slice(offset, 1), first + offset)
+
+
+def blocks_of_group(group: Any, columns: Collection[str], num_blocks: int) -> set[int]:
+    """Numbers of the blocks of a file (see `planned_file`) from which the columns of a row group are read."""
+    found: set[int] = set()
+    for number in range(group.num_columns):
+        column = group.column(number)
+        path = column.path_in_schema
+        if not any(path == name or path.startswith(f"{name}.") for name in columns):
+            continue
+        starts = [column.data_page_offset]
+        if column.has_dictionary_page and column.dictionary_page_offset:
+            starts.append(column.dictionary_page_offset)
+        stop = min(starts) + column.total_compressed_size + _COLUMN_PADDING_BYTES
+        found.update(planned_file.blocks_of(min(starts), stop, num_blocks))
+    return found
+
+
+def blocks_of_footer(metadata: Any, size_bytes: int) -> set[int]:
+    """Numbers of the blocks of a file of `size_bytes` from which its footer is read."""
+    tail_bytes = max(metadata.serialized_size + 8, _FIRST_READ_BYTES)
+    num_blocks = -(-size_bytes // planned_file.BLOCK_BYTES)
+    return set(planned_file.blocks_of(size_bytes - tail_bytes, size_bytes, num_blocks))
 
 
 def check_columns(schema: Any, ids: Columns, texts: Columns, nested: Columns = ()) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 from collections.abc import Iterable, Iterator
@@ -42,6 +43,34 @@ def read_queries(path: str, split: str = "all") -> Iterator[Query | Reject]:
     if not store.exists(filesystem.join(inner, "queries.jsonl")):
         raise inputs.InputError(f"{path}: a folder of queries must be BEIR, with a queries.jsonl; or name a file")
     return _unique(_beir_queries(root, _qrels_files(root, split), split))
+
+
+def require_same_files(path: str, sha256: str) -> None:
+    """Raise a ChangedError if `files_sha256` of a path is no longer this."""
+    if files_sha256(path) != sha256:
+        raise inputs.changed(path, "read")
+
+
+def files_sha256(path: str) -> str:
+    """One digest of all files from which the queries of a path are read.
+
+    Raises:
+        InputError: the path is missing.
+    """
+    store, inner = inputs.locate(path)
+    root = filesystem.absolute(path)
+    files = [root]
+    if store.isdir(inner):
+        folder = filesystem.join(root, "qrels")
+        names = [name for name in filesystem.list_names(folder) if name.endswith(".tsv")]
+        files = [filesystem.join(root, "queries.jsonl"), *(filesystem.join(folder, name) for name in names)]
+    digest = hashlib.sha256()
+    for file in files:
+        with inputs.open_file(file) as opened:
+            while block := opened.read(inputs.BLOCK_BYTES):
+                digest.update(block)
+        digest.update(f"\0{file}\0".encode())
+    return digest.hexdigest()
 
 
 def may_stand_in_corpus(given: Queries) -> bool:

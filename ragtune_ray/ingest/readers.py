@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,11 +15,18 @@ from ragtune_ray.ingest.parsers import ParseError, parse_file
 from ragtune_ray.ingest.rows import DOCUMENT_IDS, document_from_row, reject
 from ragtune_ray.schema import Document, Reject
 
+_GONE = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
+"""Errors of opening a file; if it was planned, it could be opened then."""
+
 
 def read_documents(unit: Unit, max_document_bytes: int) -> Iterator[Document | Reject]:
     """Read the documents of one unit in order, with a reject for each bad row or file; memory use stays constant.
 
     Files, lines and texts longer than `max_document_bytes` are rejected.
+
+    Raises:
+        ChangedError: a file is no longer the one that was planned. Documents may have been returned before, so that only
+            a unit that was read to its end may be used.
     """
     if unit.format == "files":
         yield from _file_documents(unit, max_document_bytes)
@@ -27,26 +34,39 @@ def read_documents(unit: Unit, max_document_bytes: int) -> Iterator[Document | R
     try:
         for row in _document_rows(unit, max_document_bytes):
             yield row if isinstance(row, Reject) else _document(*row, max_document_bytes)
-    except ParseError as error:  # the whole file is broken, or changed since it was planned
+    except ParseError as error:  # the whole file is broken
         yield reject(unit.paths[0], str(error), "file")
+    except _GONE as error:
+        if not unit.is_planned:
+            raise
+        raise inputs.changed(unit.paths[0]) from error
 
 
 def _file_documents(unit: Unit, max_document_bytes: int) -> Iterator[Document | Reject]:
-    for path in unit.paths:
+    for path, sha256 in itertools.zip_longest(unit.paths, unit.sha256s, fillvalue=""):
         try:
-            title, text = parse_file(path, _read_small(path, max_document_bytes), max_document_bytes)
+            data = _read_small(path, max_document_bytes, sha256)
+            title, text = parse_file(path, data, max_document_bytes)
             row = {"document_id": path.removeprefix(unit.root).lstrip("/"), "title": title, "text": text}
             yield document_from_row(row, path, max_document_bytes)
-        except (ParseError, FileNotFoundError, PermissionError) as error:
+        except (ParseError, *_GONE) as error:
+            if sha256 and isinstance(error, _GONE):
+                raise inputs.changed(path) from error
             yield reject(path, inputs.why_unreadable(error), "file")
 
 
-def _read_small(path: str, max_bytes: int) -> bytes:
+def _read_small(path: str, max_bytes: int, sha256: str) -> bytes:
     with inputs.open_file(path) as file:
         data: bytes = file.read(max_bytes + 1)
-        if len(data) > max_bytes:
-            size_bytes = file.seek(0, os.SEEK_END)
-            raise ParseError(f"file of {size_bytes:,} bytes is longer than max_document_bytes ({max_bytes:,})")
+        digest = hashlib.sha256(data)
+        if is_long := len(data) > max_bytes:
+            while block := file.read(inputs.BLOCK_BYTES):
+                digest.update(block)
+        size_bytes = file.tell()
+    if sha256 not in ("", digest.hexdigest()):
+        raise inputs.changed(path)
+    if is_long:
+        raise ParseError(f"file of {size_bytes:,} bytes is longer than max_document_bytes ({max_bytes:,})")
     return data
 
 
@@ -54,10 +74,11 @@ def _document_rows(unit: Unit, max_document_bytes: int) -> Iterator[Row]:
     (path,) = unit.paths
     match unit.format:
         case "jsonl":
-            lines = inputs.read_lines(path, max_document_bytes, unit.start, unit.stop, unit.first_line)
+            (sha256,) = unit.sha256s or ("",)
+            lines = inputs.read_lines(path, max_document_bytes, unit.start, unit.stop, unit.first_line, sha256)
             return inputs.jsonl_rows(lines)
         case "parquet":
-            return parquet_rows(path, DOCUMENT_IDS, ("text",), ("metadata",), unit.start, unit.stop)
+            return parquet_rows(path, DOCUMENT_IDS, ("text",), ("metadata",), unit.start, unit.stop, unit.blocks)
         case _:
             return _squad_documents(unit)
 
@@ -71,7 +92,8 @@ def _document(place: str, value: Any, max_document_bytes: int) -> Document | Rej
 
 def _squad_documents(unit: Unit) -> Iterator[Row]:
     (path,) = unit.paths
-    for context in itertools.islice(inputs.read_squad(path), unit.start, unit.stop):
+    (sha256,) = unit.sha256s or ("",)
+    for context in itertools.islice(inputs.read_squad(path, sha256), unit.start, unit.stop):
         if not context.is_repeat:
             row = {"document_id": context.document_id, "title": context.title, "text": context.text}
             yield f"{path}#{context.ordinal}", row

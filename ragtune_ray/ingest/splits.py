@@ -161,8 +161,8 @@ def _filled(
 def selected_queries(settings: config.Queries, *, write: bool = True) -> Iterator[Query | Reject]:
     """The queries of `queries.split`, with a reject for each bad row.
 
-    Unless `split_by` is `given`, the file is read twice: first to draw the splits, then for the queries. `write` is that of
-    `record_splits`.
+    Unless `split_by` is `given`, all queries are kept in memory to draw their splits: a second reading could find others.
+    `write` is that of `record_splits`.
 
     Raises:
         InputError: the queries cannot be read, or the record of their splits cannot be used.
@@ -170,12 +170,13 @@ def selected_queries(settings: config.Queries, *, write: bool = True) -> Iterato
     if settings.split_by == "given":
         yield from read_queries(settings.path, settings.split)
         return
-    rows = (row for row in read_queries(settings.path) if isinstance(row, Query))
+    rows = list(read_queries(settings.path))
+    queries = [row for row in rows if isinstance(row, Query)]
     if settings.split_record:
-        splits = record_splits(rows, settings, write=write)
+        splits = record_splits(queries, settings, write=write)
     else:
-        splits = assign_splits(rows, settings.split_by, settings.split_shares, settings.split_seed)
-    for row in read_queries(settings.path):
+        splits = assign_splits(queries, settings.split_by, settings.split_shares, settings.split_seed)
+    for row in rows:
         if isinstance(row, Reject):
             yield row
         elif not splits[row.query_id]:

@@ -85,12 +85,12 @@ def test_broken_or_unsuitable_files_are_rejected_when_planning(tmp_path: Path) -
     assert [text for text, item in zip(expected, rejects, strict=True) if text not in item.reason] == []
 
 
-def test_file_that_breaks_after_planning_is_one_reject(tmp_path: Path) -> None:
+def test_file_with_broken_pages_is_one_reject(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "a.parquet", {"id": ["a"] * 1000, "text": ["x y z"] * 1000})
-    plan = plan_units(str(path), LIMIT)
     data = bytearray(path.read_bytes())
     data[4:60] = b"\xff" * 56
     path.write_bytes(data)
+    plan = plan_units(str(path), LIMIT)
     reject = only_reject(read_documents(plan.units[0], LIMIT))
     assert (reject.place, reject.kind) == (str(path), "file")
     assert "Parquet is broken" in reject.reason

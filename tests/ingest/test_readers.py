@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 from ragtune_ray.ingest.input_units import plan_units
-from ragtune_ray.ingest.readers import read_documents
 from ragtune_ray.schema import Document, Reject
 from tests.support.corpora import doc, documents, only_reject, read, write
 
@@ -51,12 +50,6 @@ def test_empty_and_oversized_files_are_rejected(tmp_path: Path) -> None:
         "file of 101 bytes is longer than max_document_bytes (100)",
     ]
     assert [item.document_id for item in items if isinstance(item, Document)] == ["fits.txt"]
-
-
-def test_file_deleted_after_planning_is_rejected(tmp_path: Path) -> None:
-    plan = plan_units(str(write(tmp_path / "a.txt", "x")), LIMIT)
-    (tmp_path / "a.txt").unlink()
-    assert "No such file" in only_reject(read_documents(plan.units[0], LIMIT)).reason
 
 
 def test_bad_lines_are_rejected_by_number_and_others_read(tmp_path: Path) -> None:

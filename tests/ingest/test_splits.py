@@ -291,3 +291,15 @@ def test_given_splits_are_used_unless_splits_are_drawn(tmp_path: Path) -> None:
     assert [dataclasses.replace(row, split="") for row in drawn] == [
         dataclasses.replace(row, split="") for row in read_queries(str(path)) if isinstance(row, Query)
     ]
+
+
+def test_queries_that_change_while_they_are_read_are_of_one_version(tmp_path: Path) -> None:
+    def lines(word: str) -> list[dict[str, Any]]:
+        return [{"id": n, "text": f"{word} {n}?", "document_id": f"{word}{n}"} for n in range(20)]
+
+    path = write(tmp_path / "queries.jsonl", *lines("amber"))
+    rows = selected_queries(config.Queries(path=str(path), split_by="document"))
+    first = next(rows)
+    write(path, *lines("basalt"))  # splits of these documents were not drawn
+    found = [first, *rows]
+    assert [row.text for row in found if isinstance(row, Query)] == [f"amber {n}?" for n in range(20)]

@@ -78,6 +78,7 @@ def evaluate(settings: config.Config, known: Mapping[config.Arm, str] | None = N
         EvaluationError: no query has gold answers, or `check_tuned` or `check_reranker` refuses a model.
         ModelError: no model was trained yet for a tuned arm.
         AnswerError: too many rows of an arm failed.
+        ChangedError: the queries changed after they were answered.
     """
     started = time.monotonic()
     settings = held_out(settings, settings.evaluate.arms)
@@ -96,6 +97,8 @@ def evaluate(settings: config.Config, known: Mapping[config.Arm, str] | None = N
     run = runs.Run.of(settings, "evaluate", identity, started=started)
     if not run.is_finished():
         with staged_queries.staged_queries(settings) as staged:
+            for url in answered.values():
+                staged_queries.require_same(settings, staged, runs.read_manifest(url)["input"]["fingerprint"])
             queries = staged_queries.read_queries(staged.url, 0, staged.num_queries)
         _publish(run, [query for query in queries if query.answers is not None], staged, answered)
     return Evaluation(run.url)

@@ -11,6 +11,7 @@ import json
 import os
 import time
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 import pyarrow as pa
@@ -73,7 +74,8 @@ def compare(settings: config.Config, command: str = "") -> ComparisonResult:
             _train_if_missing(settings, arm)
         once = _MeasuredOnce()
         settings, evaluated, looked = _asked(settings, once)
-        queries = staged_queries.judged_queries(settings)
+        asked = max((runs.read_manifest(run)["input"] for run in evaluated.values()), key=itemgetter("num_queries"))
+        queries = staged_queries.judged_queries(settings, asked["fingerprint"])
         golden = _gold_runs(settings, queries)
         retrieval = _retrieval(settings, queries)
         run = runs.Run.of(given, "compare", _identity(settings, evaluated, golden, searched), started=started)

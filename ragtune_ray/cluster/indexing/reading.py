@@ -160,8 +160,7 @@ def _read_units(
     summaries = []
     for text in batch["unit"]:
         unit = json.loads(text)
-        given = unit["input"]
-        source = input_units.Unit(**{**given, "paths": tuple(given["paths"])})
+        source = input_units.Unit.from_json(unit["input"])
         summaries.append(
             _read_unit(source, directory, known, counter, chunking, encoder.unit_passages, max_document_bytes)
         )

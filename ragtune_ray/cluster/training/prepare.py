@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from ragtune_ray import config, progress, schema
 from ragtune_ray.cluster import runs, session, staged_queries, stages
 from ragtune_ray.cluster.training.example_workers import PrepareUnit, searched_with
-from ragtune_ray.ingest import inputs, splits
+from ragtune_ray.ingest import inputs, queries, splits
 from ragtune_ray.models import weights
 from ragtune_ray.storage import artifacts, filesystem
 from ragtune_ray.training import examples, teaching
@@ -63,8 +63,10 @@ def prepare(settings: config.Config, session_stack: ExitStack | None = None) -> 
 
     Raises:
         LeakError: a document is relevant to queries of two splits.
+        ChangedError: the file of queries changed between two readings of it.
         InputError: there are no training or no validation queries, or none of them yields an example.
     """
+    given = queries.files_sha256(settings.queries.path) if settings.queries.path else ""
     with ExitStack() as stack:
         staged = {split: stack.enter_context(_staged(settings, split)) for split in ("train", "validation")}
         if settings.training.objective == "sft" and settings.training.replay_path:
@@ -72,6 +74,7 @@ def prepare(settings: config.Config, session_stack: ExitStack | None = None) -> 
             replay = settings.with_values({**other, "queries.unindexed": "keep", "queries.own_documents": "auto"})
             staged["replay"] = stack.enter_context(_staged(replay, "all"))
         _refuse_leaks(settings, staged)
+        queries.require_same_files(settings.queries.path, given)
         version, index_manifest = runs.index_version(settings) if needs_index(settings.training) else ("", {})
         run = runs.Run.of(settings, "examples", _identity(settings, staged, index_manifest))
         if run.is_finished():

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 
 from ragtune_ray import config
-from ragtune_ray.cluster import session
+from ragtune_ray.cluster import session, staged_queries
 from ragtune_ray.cluster.answering import answer as answer_module
 from ragtune_ray.cluster.answering import evaluate
+from ragtune_ray.cluster.training import prepare as prepare_module
 from ragtune_ray.ingest import splits
+from ragtune_ray.ingest.inputs import ChangedError
 from ragtune_ray.models import weights
 from ragtune_ray.models.arms import Pair
 from ragtune_ray.storage import artifacts
@@ -251,3 +253,52 @@ def test_an_evaluation_returns_metrics_and_differences_as_one_table(tmp_path: Pa
         ("rag", "EM", 0.75),
         ("rag - base", "EM", 0.5),
     ]
+
+
+def test_questions_that_change_after_they_were_answered_are_not_scored(
+    settings_for, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queries = tmp_path / "queries.jsonl"
+    queries.write_text('{"query_id": "a", "text": "Who?", "answers": ["me"]}\n')
+    given = settings_for(tmp_path / "workspace", f"queries.path={queries}", "evaluate.arms=[base]")
+    url = str(tmp_path / "workspace" / "runs" / "answer-base")
+    facts = {"input": {"fingerprint": staged_queries.fingerprint(given), "num_queries": 1}}
+    artifacts.publish(artifacts.stage(url), url, "answer", **facts)
+    monkeypatch.setattr(session, "ray_session", lambda *_: contextlib.nullcontext())
+    published: list[Any] = []
+    monkeypatch.setattr(evaluate, "_publish", lambda *arguments: published.append(arguments))
+
+    def answered(*_: Any) -> dict[str, str]:
+        queries.write_text(queries.read_text().replace("me", "you"))
+        return {"base": url}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate, "_answered", answered)
+        with pytest.raises(ChangedError, match=r"queries\.jsonl or the index changed while .*; run again"):
+            evaluate.evaluate(given)
+    assert published == []
+    queries.write_text(queries.read_text().replace("you", "me"))
+    monkeypatch.setattr(evaluate, "_answered", lambda *_: {"base": url})
+    evaluate.evaluate(given)
+    assert len(published) == 1
+
+
+def test_questions_that_change_between_the_splits_are_not_trained_on(
+    settings_for, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queries = tmp_path / "queries.jsonl"
+    lines = [{"id": n, "text": f"{n}?", "answers": ["x"], "document_id": f"d{n}"} for n in range(60)]
+    queries.write_text("\n".join(map(json.dumps, lines)))
+    given = settings_for(tmp_path / "workspace", f"queries.path={queries}", "queries.split_by=document")
+    stage = prepare_module.staged_queries.staged_queries
+
+    def meanwhile(settings: config.Config) -> Any:
+        staged = stage(settings)
+        if settings.queries.split == "train":
+            lines.append({"id": "new", "text": "?", "answers": ["x"], "document_id": "d0"})
+            queries.write_text("\n".join(map(json.dumps, lines)))
+        return staged
+
+    monkeypatch.setattr(prepare_module.staged_queries, "staged_queries", meanwhile)
+    with pytest.raises(ChangedError, match=r"queries\.jsonl changed while it was read; run again$"):
+        prepare_module.prepare(given)

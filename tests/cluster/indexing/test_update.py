@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from ragtune_ray import config
-from ragtune_ray.cluster.indexing import change, compact, pipeline, reading, update
+from ragtune_ray.cluster.indexing import change, compact, index, pipeline, reading, update
 from ragtune_ray.index import retention, snapshot, versions
+from ragtune_ray.ingest import inputs
 from ragtune_ray.storage import artifacts
 
 
@@ -260,3 +261,41 @@ def test_a_change_reports_what_this_call_did(settings: config.Config, tmp_path: 
     gone = update.delete_documents(settings, ["d0", "nobody"]).changes
     assert gone == change.Changes(deleted=1, missing=("nobody",))
     assert update.delete_documents(settings, ["d0"]).changes == change.Changes(missing=("d0",))
+
+
+@pytest.mark.parametrize("verb", ["index", "upsert"])
+def test_a_file_replaced_after_planning_is_not_published(
+    settings: config.Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    for name in ("a", "b", "c"):
+        (corpus / f"{name}.txt").write_text(f"vessel {name} is amber")
+    settings = settings.using(f"corpus.path={corpus}", "corpus.unit_bytes=1")
+
+    def run() -> str:
+        if verb == "index":
+            return index.build_index(settings).name
+        return update.upsert_documents(settings, str(corpus)).name
+
+    first, replaced = reading.read_stage, corpus / "b.txt"
+
+    def meanwhile(*arguments: Any, **named: Any) -> Any:
+        replaced.write_text("vessel b is basalt")
+        return first(*arguments, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(reading, "read_stage", meanwhile)
+        with pytest.raises(inputs.ChangedError, match=r"b\.txt changed while it was indexed; run again$"):
+            run()
+    assert versions.list_versions(settings.workspace) == []
+    replaced.write_text("vessel b is amber")  # the unfinished build of this content is taken up again
+    assert run() == "000001"
+    assert texts(settings) == {f"vessel {name} is amber" for name in "abc"}
+    replaced.write_text("vessel b is basalt")
+    assert run() == "000002"
+    assert texts(settings) == {"vessel a is amber", "vessel b is basalt", "vessel c is amber"}
+
+
+def texts(settings: config.Config) -> set[str]:
+    return set(snapshot.open_index(settings.workspace).live_passages()["text"].to_pylist())
