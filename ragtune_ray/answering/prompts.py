@@ -21,6 +21,7 @@ Render = Callable[[Sequence[tuple[str, str]]], str]
 
 _USEFUL_TOKENS = 32  # a last passage that would be shortened below this is dropped
 _USEFUL_CHARACTERS = 40
+_CHARACTERS_PER_TOKEN = 16  # more than in the text of any language
 _NUMBER_TOKENS = 5  # estimate for "[12] " and the empty line between passages
 
 
@@ -54,11 +55,21 @@ def _latest_turns(
     def fits(start: int) -> bool:
         return count_tokens([render(history[start:])])[0] <= max_tokens
 
+    history = _short_enough(history, max_tokens * _CHARACTERS_PER_TOKEN)
     starts = [place for place, (role, _) in enumerate(history) if role == "user"]
     if starts and not fits(starts[0]):
         # Fewer turns are never longer, so a binary search finds the first start that fits.
         starts = starts[bisect.bisect_left(starts, True, lo=1, key=fits) :]
     return tuple(history[starts[0] :]) if starts else ()
+
+
+def _short_enough(history: Sequence[tuple[str, str]], max_characters: int) -> Sequence[tuple[str, str]]:
+    """The latest turns with at most so many characters together; tokenizing what cannot fit would delay other requests."""
+    start = len(history)
+    while start and len(history[start - 1][1]) <= max_characters:
+        start -= 1
+        max_characters -= len(history[start][1])
+    return history[start:]
 
 
 def build_prompts(

@@ -63,19 +63,25 @@ class Serve(Section):
     poll_seconds: float = Field(1.0, gt=0)
     """Seconds between checks for a new index version or tuned model."""
     max_body_bytes: int = Field(256 * 1024, gt=0)
-    """Maximum size of a request body, in bytes, except for requests that change documents."""
+    """Maximum size of a request body, in bytes, except for embeddings and requests that change documents."""
+    max_embeddings_bytes: int = Field(4 * 2**20, gt=0)
+    """Maximum size of the body of a request for embeddings, in bytes."""
     max_document_bytes: int = Field(8 * 2**20, gt=0)
     """Maximum size of the body of a request that changes documents, in bytes."""
     max_messages: int = Field(64, gt=0)
     """Maximum number of messages in a conversation."""
+    max_conversation_characters: int = Field(100_000, gt=0)
+    """Maximum length of all messages of a conversation together, in characters."""
     max_question_characters: int = Field(8000, gt=0)
-    """Maximum length of a question, or of a text to embed, in characters."""
-    max_texts: int = Field(64, gt=0)
+    """Maximum length of a question, of all system messages together, or of a text to embed, in characters."""
+    max_texts: int = Field(2048, gt=0)
     """Maximum number of texts per request for embeddings."""
+    max_answers: int = Field(8, gt=0)
+    """Maximum number of answers that a request may draw (`n`)."""
     max_top_k: int = Field(50, gt=0)
     """Maximum number of hits a request may ask for."""
     max_new_tokens: int = Field(512, gt=0)
-    """Maximum answer length a request may ask for, in tokens. The default is generator.max_new_tokens."""
+    """Maximum answer length, in tokens; a request for more gets this many. The default is generator.max_new_tokens."""
     retrieval: RetrievalUse = "always"
     """`always`: retrieve for every question. `auto`: answer without passages first, and retrieve only if the generator's
     confidence is below the threshold found by `ragtune calibrate`. A request may choose either."""

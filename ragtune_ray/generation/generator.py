@@ -202,6 +202,9 @@ class TransformersGenerator:
         temperature: float = 0.0,
         stop: Sequence[str] = (),
         seed: int = 0,
+        top_p: float = 1.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
     ) -> tuple[list[Row], dict[int, Completion]]:
         """The rows of the prompts that can be answered, and index -> failed completion for the others."""
         rows: list[Row] = []
@@ -214,7 +217,8 @@ class TransformersGenerator:
                 failed[index] = _failure(len(ids), f"the prompt has {len(ids)} tokens, {limit}")
             else:
                 room = min(max_new_tokens, self.context_tokens - len(ids))
-                rows.append(Row(index, ids, room, row_seed(seed, ids), temperature, stop))
+                options = (temperature, stop, top_p, presence_penalty, frequency_penalty)
+                rows.append(Row(index, ids, room, row_seed(seed, ids), *options))
         return rows, failed
 
     def _complete(self, batch: Sequence[Row]) -> dict[int, Completion]:
@@ -228,7 +232,7 @@ class TransformersGenerator:
             if len(batch) == 1:
                 return {batch[0].index: _failure(len(batch[0].ids), f"{type(error).__name__}: {error}")}
             _logger.warning("a batch of %d prompts failed (%s); halving it", len(batch), error)
-            fresh = [Row(row.index, row.ids, row.room, row.seed, row.temperature, row.stop) for row in batch]
+            fresh = [row.fresh() for row in batch]
             half = len(fresh) // 2
             return self._complete(fresh[:half]) | self._complete(fresh[half:])
         seconds = (time.perf_counter() - started) / len(batch)

@@ -65,6 +65,12 @@ class DecodingOptions(TypedDict, total=False):
     """Texts at which an answer ends; by default none."""
     seed: int
     """Seed of sampled answers, by default 0; for the same prompt and seed the answer is the same."""
+    top_p: float
+    """Sampled answers draw from the likeliest tokens whose probabilities add up to this; by default 1, from all."""
+    presence_penalty: float
+    """Subtracted from the logit of every token that the answer has already; by default 0."""
+    frequency_penalty: float
+    """Subtracted as often as the answer has the token; by default 0."""
 
 
 class Tokenizer(Protocol):

@@ -15,6 +15,7 @@ from ragtune_ray.generation.interface import INCOMPLETE, Completion, DecodingOpt
 
 MAX_STOPS = 4
 """Most stop strings of a request in OpenAI's API."""
+_SAMPLING_DEFAULTS = {"top_p": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 _BYTES_PER_TOKEN = 3  # English has 4 to 5 bytes per token, Chinese 3 to 4, so that 3 overestimates the number of tokens
 
 
@@ -114,14 +115,21 @@ class OpenAIGenerator:
                 return Completion("", prompt.num_tokens, 0, seconds, "stop", self._reason(error))
 
     def _request(
-        self, max_new_tokens: int, temperature: float = 0.0, stop: Sequence[str] = (), seed: int = 0
+        self,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        stop: Sequence[str] = (),
+        seed: int = 0,
+        **sampling: float,
     ) -> dict[str, Any]:
         if len(stop) > MAX_STOPS:
             raise GeneratorError(f"generator.stop: {len(stop)} texts; an OpenAI-compatible server accepts {MAX_STOPS}")
         request: dict[str, Any] = {"model": self._model, "max_tokens": max_new_tokens, "temperature": temperature}
         if stop:
             request["stop"] = list(stop)
-        return request | {"seed": seed}
+        # Some servers refuse a field even at its default.
+        changed = {name: value for name, value in sampling.items() if value != _SAMPLING_DEFAULTS[name]}
+        return request | {"seed": seed} | changed
 
     def _connection(self) -> dict[str, Any]:
         return {

@@ -27,6 +27,9 @@ class Row:
     """0 is greedy."""
     stop: Sequence[str] = ()
     """Texts at which the answer ends."""
+    top_p: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
     generated: list[int] = field(default_factory=list)
     finish: Finish | None = None
     """None while it is being decoded."""
@@ -43,6 +46,11 @@ class Row:
     def confidence(self) -> float:
         """The geometric mean of the probabilities of its tokens, 0 to 1."""
         return math.exp(self.log_probability / max(1, self.num_chosen))
+
+    def fresh(self) -> Row:
+        """The same prompt and options, before the first token."""
+        options = (self.room, self.seed, self.temperature, self.stop, self.top_p)
+        return Row(self.index, self.ids, *options, self.presence_penalty, self.frequency_penalty)
 
     def append(
         self, token: int, end_tokens: frozenset[int], decode: Callable[[Sequence[int]], str], *, watch: bool

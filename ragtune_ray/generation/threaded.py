@@ -49,10 +49,9 @@ class PassThroughGenerator:
             if self._num_requests >= self._max_running + self._max_waiting:
                 raise Overloaded(f"{self._num_requests} requests run or wait; retry later")
             self._num_requests += 1
-        decoding = options.get("seed", 0), options.get("temperature", 0.0), options.get("stop", ())
-        row = Row(0, [0] * prompt.num_tokens, options["max_new_tokens"], *decoding)
+        row = Row(0, [0] * prompt.num_tokens, options["max_new_tokens"])
         request = Request(row, deadline_seconds=deadline_seconds)
-        self._pool.submit(self._run, request, prompt)
+        self._pool.submit(self._run, request, prompt, options)
         return request
 
     def stats(self) -> PassThroughStats:
@@ -70,10 +69,10 @@ class PassThroughGenerator:
         del grace_seconds
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _run(self, request: Request, prompt: Prompt) -> None:
+    def _run(self, request: Request, prompt: Prompt, options: DecodingOptions) -> None:
         row = request.row
         try:
-            if not request.expire() and (finish := self._stream_into(request, prompt)) is not None:
+            if not request.expire() and (finish := self._stream_into(request, prompt, options)) is not None:
                 row.generated = [0] * self._generator.count_tokens([row.text])[0]
                 row.finish = finish
                 request.advance()
@@ -83,12 +82,10 @@ class PassThroughGenerator:
             with self._lock:
                 self._num_requests -= 1
 
-    def _stream_into(self, request: Request, prompt: Prompt) -> Finish | None:
+    def _stream_into(self, request: Request, prompt: Prompt, options: DecodingOptions) -> Finish | None:
         """Add the engine's pieces to the request; return why they ended, or None if the request was over first."""
         row = request.row
-        pieces = self._generator.stream(
-            prompt, max_new_tokens=row.room, temperature=row.temperature, stop=row.stop, seed=row.seed
-        )
+        pieces = self._generator.stream(prompt, **options)
         while True:
             try:
                 row.text += next(pieces)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from importlib import resources
 
 from fastapi import FastAPI, Request
@@ -13,12 +14,16 @@ import ragtune_ray
 from ragtune_ray import config
 from ragtune_ray.evaluation import adaptive
 from ragtune_ray.serving import requests
+from ragtune_ray.serving.answers import Answerer
 from ragtune_ray.serving.api_keys import Key, Keys, Right
 from ragtune_ray.serving.backend import Backend
-from ragtune_ray.serving.chat import ChatHandler
 from ragtune_ray.serving.documents import PARAMETERS, DeletedDocuments, DocumentHandlers, DocumentsRequest
-from ragtune_ray.serving.handlers import Handlers
+from ragtune_ray.serving.handlers import Handlers, model_handler
 from ragtune_ray.serving.middleware import INTERNAL_ERROR, AccessMiddleware, Route
+from ragtune_ray.serving.openai.chat import ChatRequest, answer_chat
+from ragtune_ray.serving.openai.completions import CompletionRequest, answer_completion
+from ragtune_ray.serving.openai.embeddings import EmbeddingsRequest
+from ragtune_ray.serving.openai.responses import ResponseRequest, answer_response
 from ragtune_ray.serving.requests import ApiError
 from ragtune_ray.serving.telemetry import Telemetry
 
@@ -41,25 +46,28 @@ def build_app(
 ) -> AccessMiddleware:
     """Build the ASGI application of the endpoint. Without keys, it serves only localhost.
 
-    `calibration` is called for each request; see `ChatHandler`.
+    `calibration` is called for each request; see `Answerer`.
     """
     telemetry = Telemetry()
-    chat = ChatHandler(settings, backend, telemetry, calibration)
+    answerer = Answerer(settings, backend, telemetry, calibration)
     handlers = Handlers(settings, backend, telemetry)
     documents = DocumentHandlers(settings, backend, handlers.load)
     app = FastAPI(title="ragtune-ray", version=ragtune_ray.__version__, docs_url=None, redoc_url=None)
     middleware = AccessMiddleware(app, {}, keys, telemetry)
     max_bytes, max_document_bytes = settings.serve.max_body_bytes, settings.serve.max_document_bytes
-
+    answering = Route("key", max_bytes, answerer.load)
+    embedding = Route("key", settings.serve.max_embeddings_bytes, handlers.load)
     changing = Route("admin", max_document_bytes)
 
     async def ready() -> Response:
         return await handlers.ready(draining=middleware.draining)
 
     with_body: list[tuple[str, str, type[BaseModel], BodyHandler, Route]] = [
-        ("POST", "/v1/chat/completions", requests.ChatRequest, chat, Route("key", max_bytes, chat.load)),
+        ("POST", "/v1/chat/completions", ChatRequest, partial(answer_chat, answerer), answering),
+        ("POST", "/v1/responses", ResponseRequest, partial(answer_response, answerer), answering),
+        ("POST", "/v1/completions", CompletionRequest, partial(answer_completion, answerer), answering),
+        ("POST", "/v1/embeddings", EmbeddingsRequest, handlers.embed, embedding),
         ("POST", "/v1/retrieve", requests.RetrieveRequest, handlers.retrieve, Route("key", max_bytes, handlers.load)),
-        ("POST", "/v1/embeddings", requests.EmbeddingsRequest, handlers.embed, Route("key", max_bytes, handlers.load)),
         ("POST", "/v1/documents", DocumentsRequest, documents.upsert, changing),
         ("DELETE", "/v1/documents", DeletedDocuments, documents.delete, changing),
         ("POST", "/v1/documents/delete", DeletedDocuments, documents.delete, changing),  # proxies drop bodies of DELETE
@@ -69,6 +77,7 @@ def build_app(
     ]
     without_body: list[tuple[str, Right, Handler]] = [
         ("/v1/models", "key", handlers.models),
+        *((f"/v1/models/{name}", "key", model_handler(name)) for name in handlers.served_models()),
         ("/healthz", "public", _alive),
         ("/readyz", "public", ready),
         ("/version", "public", _version),

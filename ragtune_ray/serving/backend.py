@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 
 from ragtune_ray import config, schema
+from ragtune_ray.generation.interface import Finish
 from ragtune_ray.index import filters, snapshot
 from ragtune_ray.serving.requests import ApiError
 
@@ -65,6 +66,9 @@ class Job:
     seed: int
     closed_book: bool = False
     """Answer without passages, although the arm retrieves."""
+    top_p: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +87,8 @@ class Finished:
     answer: schema.Answer
     raw: str
     """As generated, with citation marks."""
-    finish: str
-    """`stop` or `length`."""
+    finish: Finish
+    """Why it ended."""
     first_token_seconds: float
     """From arrival at the generator to the first text."""
     seconds: float

@@ -17,9 +17,9 @@ from ragtune_ray.index import filters
 from ragtune_ray.ingest import parsers, rows
 from ragtune_ray.serving import requests
 from ragtune_ray.serving.admission import Load
+from ragtune_ray.serving.answers import timeout_as_504
 from ragtune_ray.serving.api_keys import Key, requested_filter, visible_filter
 from ragtune_ray.serving.backend import Backend, Change, Listed
-from ragtune_ray.serving.chat import timeout_as_504
 from ragtune_ray.serving.requests import ApiError, RequestBody
 
 CHANGE_SECONDS = 600.0

@@ -1,19 +1,22 @@
-"""Handles all routes of the endpoint except chat completions (`chat`) and documents (`documents`)."""
+"""Handles the routes that neither answer questions (`openai/`) nor concern documents (`documents`)."""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from starlette.responses import JSONResponse, Response
 
 from ragtune_ray import config
-from ragtune_ray.serving import requests, responses
+from ragtune_ray.serving import requests, sources
 from ragtune_ray.serving.admission import Load, capacity
+from ragtune_ray.serving.answers import retrieve_before, served_arms
 from ragtune_ray.serving.api_keys import Key, visible_filter
 from ragtune_ray.serving.backend import Backend
-from ragtune_ray.serving.chat import retrieve_before, served_arms, timeout_as_504
+from ragtune_ray.serving.openai import embeddings
 from ragtune_ray.serving.telemetry import Telemetry
 
 READY_SECONDS = 5.0
@@ -45,7 +48,7 @@ class Handlers:
         return JSONResponse(
             {
                 "object": "list",
-                "data": responses.sources(found.passages, found.scores),
+                "data": sources.sources(found.passages, found.scores),
                 "index_version": found.index_version,
                 "timings": {"retrieval_seconds": round(time.monotonic() - started, 4)},
             }
@@ -53,28 +56,17 @@ class Handlers:
 
     async def embed(self, body: bytes, _: Key) -> Response:
         """POST /v1/embeddings."""
-        request = requests.parse(requests.EmbeddingsRequest, body)
-        limits = self.settings.serve
-        texts = [requests.checked_text(text, "input", limits.max_question_characters) for text in request.texts()]
-        requests.limited(len(texts), limits.max_texts, "input")
-        if not all(text.strip() for text in texts):
-            raise requests.invalid("input", "texts must not be empty")
-        with self.load.admit(limits.timeout_seconds), timeout_as_504():
-            found = await self.backend.embed(texts, request.input_type, limits.timeout_seconds)
-        if request.model and request.model != found.model:
-            reason = f"this endpoint embeds with {found.model}"
-            raise requests.invalid("model", reason, status=404, code="model_not_found")
-        dimension = found.vectors.shape[1]
-        if request.dimensions not in (None, dimension):
-            raise requests.invalid("dimensions", f"must be {dimension} for this encoder")
-        return JSONResponse(
-            responses.embeddings_body(found.vectors, found.model, request.encoding_format, found.num_tokens)
-        )
+        with self.load.admit(self.settings.serve.timeout_seconds):
+            return await embeddings.embed(self.settings, self.backend, body)
+
+    def served_models(self) -> tuple[str, ...]:
+        """The arms, then the model that embeds."""
+        embedding = embeddings.embedding_model(self.settings)
+        return (*served_arms(self.settings), *([embedding] if embedding else []))
 
     async def models(self) -> Response:
-        """GET /v1/models: the arms."""
-        common = {"object": "model", "created": 0, "owned_by": "ragtune-ray"}
-        return JSONResponse({"object": "list", "data": [{"id": arm, **common} for arm in served_arms(self.settings)]})
+        """GET /v1/models: the arms and the model that embeds."""
+        return JSONResponse({"object": "list", "data": [_model(name) for name in self.served_models()]})
 
     async def ready(self, *, draining: bool) -> Response:
         """GET /readyz: 200 if the endpoint can answer questions, otherwise 503 and the reasons."""
@@ -102,3 +94,16 @@ class Handlers:
         except TimeoutError:
             text = self.telemetry.text((), ())
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def _model(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "ragtune-ray"}
+
+
+def model_handler(name: str) -> Callable[[], Awaitable[Response]]:
+    """GET /v1/models/NAME."""
+
+    async def send() -> Response:
+        return JSONResponse(_model(name))
+
+    return send

@@ -77,6 +77,7 @@ class AccessMiddleware:
             return
         if scope["type"] != "http":  # there are no WebSocket routes
             return
+        scope["path"] = scope["path"].rstrip("/") or "/"  # a client that joins URLs may add a slash
         reply = _Reply(send)
         started = time.monotonic()
         path = scope["path"] if any(path == scope["path"] for _, path in self.routes) else "other"

@@ -1,18 +1,15 @@
-"""Parses and validates request bodies in OpenAI's format; fields that the endpoint does not support are refused."""
+"""Parses and validates request bodies; unknown fields are refused by name. `openai/` has those in OpenAI's formats."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ragtune_ray import RagtuneError, config
-from ragtune_ray.generation.openai_client import MAX_STOPS
 
-Turn = tuple[str, str]
-"""(role, content)."""
 Body = TypeVar("Body", bound=BaseModel)
 
 
@@ -84,72 +81,7 @@ class RequestBody(BaseModel):
     )
 
 
-class TextPart(RequestBody):
-    """One part of a message's content."""
-
-    type: Literal["text"]
-    text: str
-
-
-class Message(RequestBody):
-    """One turn of a conversation."""
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[TextPart], Field(min_length=1)]
-    name: str | None = None
-
-    def text(self) -> str:
-        """The content as one string."""
-        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-
-
-class StreamOptions(RequestBody):
-    """What a stream contains in addition to text."""
-
-    include_usage: bool = False
-    include_obfuscation: bool = False
-
-
-class ResponseFormat(RequestBody):
-    """The format of the answer; only plain text is supported."""
-
-    type: Literal["text"]
-
-
 Filter = Annotated[dict[str, Any], Field(max_length=16)]
-
-
-class ChatRequest(RequestBody):
-    """The body of POST /v1/chat/completions."""
-
-    messages: list[Message] = Field(min_length=1)
-    model: str = ""
-    """The arm that answers; empty: the arm of the config."""
-    stream: bool = False
-    stream_options: StreamOptions | None = None
-    max_tokens: int | None = Field(None, ge=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
-    temperature: float | None = Field(None, ge=0, le=2)
-    stop: str | list[str] | None = None
-    seed: int | None = Field(None, ge=0, lt=2**63)
-    n: Literal[1] | None = None
-    top_p: Literal[1] | None = None
-    presence_penalty: Literal[0] | None = None
-    frequency_penalty: Literal[0] | None = None
-    logprobs: Literal[False] | None = None
-    response_format: ResponseFormat | None = None
-    user: str | None = None
-    """Neither stored nor logged."""
-    metadata: dict[str, str] | None = None
-    store: Literal[False] | None = None
-    top_k: int | None = Field(None, ge=1)
-    """Extension: how many passages to retrieve."""
-    filter: Filter | None = None
-    """Extension: conditions on documents' metadata, in addition to those of the key."""
-    retrieval: config.RetrievalUse | None = None
-    """Extension: `auto` retrieves only if the generator is unsure without passages. None: serve.retrieval."""
-    timeout_seconds: float | None = Field(None, gt=0)
-    """Extension: time limit for the answer; at most serve.timeout_seconds."""
 
 
 class RetrieveRequest(RequestBody):
@@ -161,37 +93,31 @@ class RetrieveRequest(RequestBody):
     timeout_seconds: float | None = Field(None, gt=0)
 
 
-class EmbeddingsRequest(RequestBody):
-    """The body of POST /v1/embeddings."""
-
-    input: str | Annotated[list[str], Field(min_length=1)]
-    model: str = ""
-    encoding_format: Literal["float", "base64"] = "float"
-    dimensions: int | None = Field(None, ge=1)
-    user: str | None = None
-    input_type: Literal["query", "passage"] = "query"
-    """Extension: selects the encoder's prompt prefix (and model) for queries or passages."""
-
-    def texts(self) -> list[str]:
-        """The texts to embed."""
-        return [self.input] if isinstance(self.input, str) else self.input
-
-
 def parse(kind: type[Body], raw: bytes) -> Body:
     """Parse a request body. If it is invalid, raise ApiError 400, which names the first invalid field but not its value."""
+    return validated(kind, json_object(raw))
+
+
+def json_object(raw: bytes) -> dict[str, Any]:
+    """The JSON object of a request body; ApiError 400 if it is anything else."""
     try:
         value = json.loads(raw, parse_constant=_refuse_constant, object_pairs_hook=_object_with_unique_fields)
     except (ValueError, RecursionError) as error:
         raise ApiError(400, "the body is not JSON in UTF-8", code="invalid_json") from error
     if not isinstance(value, dict):
         raise ApiError(400, f"the body must be a JSON object, not {_json_type(value)}", code="invalid_body")
+    return value
+
+
+def validated(kind: type[Body], value: dict[str, Any]) -> Body:
+    """A JSON object as a request; ApiError 400 names the first invalid field but not its value."""
     try:
         return kind.model_validate(value)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         field = ".".join(str(part) for part in first["loc"])[:200]
         unknown = first["type"] == "extra_forbidden"
-        reason = "this endpoint does not support this field; leave it out" if unknown else str(first["msg"])
+        reason = "this endpoint does not know this field; leave it out" if unknown else str(first["msg"])
         code = "unknown_parameter" if unknown else "invalid_value"
         raise invalid(field, reason, code=code) from None
 
@@ -210,49 +136,15 @@ def _object_with_unique_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _has_surrogate(text: str) -> bool:
-    return any("\ud800" <= character <= "\udfff" for character in text)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _json_type(value: Any) -> str:
     return {list: "an array", str: "a string", bool: "a boolean", type(None): "null"}.get(type(value), "a number")
-
-
-class Conversation(BaseModel):
-    """A chat request, split into question, history and instruction."""
-
-    model_config = ConfigDict(frozen=True)
-
-    question: str
-    """The last message, which is the user's."""
-    history: tuple[Turn, ...]
-    """The earlier messages, oldest first."""
-    instruction: str
-    """The client's system messages, joined."""
-    search: str
-    """The text to retrieve for: the last two questions, since "and its moons?" alone finds nothing."""
-
-
-def conversation(request: ChatRequest, limits: config.Serve) -> Conversation:
-    """Split the messages of a request; ApiError 400 if there are too many, the last is not a question, or a text is invalid."""
-    if len(request.messages) > limits.max_messages:
-        count = f"{len(request.messages)} messages; the limit is {limits.max_messages}"
-        raise invalid("messages", count, code="too_many_messages")
-    system, turns = [], []
-    for message in request.messages:
-        text = checked_text(message.text(), "messages", limits.max_question_characters)
-        if message.role in ("system", "developer"):
-            system.append(text)
-        else:
-            turns.append((message.role, text))
-    if not turns or turns[-1][0] != "user" or not turns[-1][1].strip():
-        raise invalid("messages", "the last one must be a non-empty user message")
-    questions = [text for role, text in turns if role == "user"]
-    return Conversation(
-        question=turns[-1][1],
-        history=tuple(turns[:-1]),
-        instruction="\n".join(system),
-        search="\n".join(questions[-2:])[-limits.max_question_characters :],
-    )
 
 
 def checked_text(text: str, field: str, max_characters: int) -> str:
@@ -262,22 +154,6 @@ def checked_text(text: str, field: str, max_characters: int) -> str:
     if "\0" in text or _has_surrogate(text):
         raise invalid(field, "contains NUL or a lone surrogate", code="invalid_text")
     return text
-
-
-def stops_of(request: ChatRequest) -> tuple[str, ...]:
-    """The stop sequences of a request; ApiError 400 if there are too many, or one is empty or too long."""
-    stops = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ())
-    if len(stops) > MAX_STOPS or any(not 0 < len(stop) <= 256 for stop in stops):
-        raise invalid("stop", f"at most {MAX_STOPS} strings of 1 to 256 characters")
-    return stops
-
-
-def max_new_tokens_of(request: ChatRequest, settings: config.Config) -> int:
-    """The maximum answer length in tokens; ApiError 400 if a request asks for more than serve.max_new_tokens."""
-    requested = request.max_completion_tokens or request.max_tokens
-    if requested is None:
-        return min(settings.generator.max_new_tokens, settings.serve.max_new_tokens)
-    return limited(requested, settings.serve.max_new_tokens, "max_tokens")
 
 
 def top_k_of(requested: int | None, settings: config.Config) -> int:

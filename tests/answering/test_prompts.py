@@ -323,6 +323,24 @@ def test_history_follows_the_system_message_and_loses_its_oldest_turns() -> None
     assert [role for role, _ in messages(40)] == ["system", "user"], "a conversation never begins with the assistant"
 
 
+def test_turns_that_cannot_fit_are_not_tokenized() -> None:
+    counted: list[str] = []
+
+    def count(texts: Any) -> list[int]:
+        counted.extend(texts)
+        return count_spaced(texts)
+
+    history = [
+        ("user", "old " * 50_000),
+        ("assistant", "A planet."),
+        ("user", "What is Mars?"),
+        ("assistant", "A planet."),
+    ]
+    made = build_prompt("W?", (), system="", max_tokens=100, count_tokens=count, render=render, history=history)
+    assert made.messages[:-1] == tuple(history[2:])
+    assert sum(map(len, counted)) < 1000
+
+
 turns = st.lists(st.tuples(st.sampled_from(["user", "assistant"]), words), max_size=12)
 
 

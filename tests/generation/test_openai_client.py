@@ -142,6 +142,18 @@ def test_answers_are_in_the_order_of_the_prompts(server: Server, connect: Callab
     )  # fmt: skip
 
 
+def test_options_of_sampling_are_sent_only_if_they_change_something(
+    server: Server, connect: Callable[..., OpenAIGenerator]
+) -> None:
+    neutral = {"top_p": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+    changed = {"top_p": 0.9, "presence_penalty": -0.5, "frequency_penalty": 0.5}
+    for options in (neutral, changed):
+        connect().generate(prompts_of("q"), max_new_tokens=9, **options)
+    before, after = server.requests
+    assert after == before | changed
+    assert not set(neutral) & set(before)
+
+
 def test_concurrency_limits_the_requests_in_flight(server: Server, connect: Callable[..., OpenAIGenerator]) -> None:
     server.barrier = threading.Barrier(3)  # replies are sent when three requests are in flight; fewer would hang
     connect(concurrency=3).generate(prompts_of(*"abcdefghi"), max_new_tokens=9)

@@ -21,7 +21,8 @@ class Slow:
     def count_tokens(self, texts):
         return [len(text.split()) for text in texts]
 
-    def stream(self, prompt, *, max_new_tokens, temperature, stop, seed):
+    def stream(self, prompt, **options):
+        self.options = options
         try:
             for piece in self.pieces:
                 assert self.go.wait(120)
@@ -46,6 +47,21 @@ def test_pieces_and_completion_are_those_of_the_engine() -> None:
     assert PassThroughGenerator(slow).submit(PROMPT, max_new_tokens=3).completion().finish == "stop"
     slow.finish = "length"
     assert PassThroughGenerator(slow).submit(PROMPT, max_new_tokens=9).completion().finish == "length"
+
+
+def test_the_engine_gets_all_options() -> None:
+    slow = Slow("a")
+    slow.go.set()
+    options = {
+        "max_new_tokens": 9,
+        "temperature": 0.5,
+        "stop": ("x",),
+        "seed": 3,
+        "top_p": 0.9,
+        "presence_penalty": 1.0,
+    }
+    PassThroughGenerator(slow).submit(PROMPT, **options).completion()
+    assert slow.options == options
 
 
 def test_a_failing_engine_fails_the_request_with_its_message() -> None:

@@ -13,6 +13,7 @@ import uvicorn
 from ragtune_ray import config, schema
 from ragtune_ray.answering.citations import parse_citations
 from ragtune_ray.evaluation import adaptive
+from ragtune_ray.generation.interface import Finish
 from ragtune_ray.index import snapshot
 from ragtune_ray.serving.api_keys import Key, Keys
 from ragtune_ray.serving.app import build_app
@@ -31,6 +32,7 @@ class FakeBackend:
 
     def __init__(self) -> None:
         self.raw = "It is secret0 [1]."
+        self.finish: Finish = "stop"
         self.asked: list[Any] = []
         self.retrieval_error: ApiError | None = None
         self.failure: Failed | None = None
@@ -47,7 +49,7 @@ class FakeBackend:
 
     async def embed(self, texts, input_type, seconds) -> Embedded:
         self.asked.append(("embed", texts, input_type))
-        return Embedded(np.eye(4, dtype=np.float32)[: len(texts)], "encoder", 9)
+        return Embedded(np.eye(4, dtype=np.float32)[np.arange(len(texts)) % 4], "all-MiniLM-L6-v2", 9)
 
     async def stream(self, job: Job, seconds: float):
         self.asked.append(("stream", job, seconds))
@@ -95,7 +97,7 @@ class FakeBackend:
             "model",
             self.confidence,
         )
-        return Finished(schema.Answer(*row), self.raw, "stop", 0.05, 0.1)
+        return Finished(schema.Answer(*row), self.raw, self.finish, 0.05, 0.1)
 
     async def change_documents(self, change: Change, seconds: float) -> Mapping[str, Any]:
         self.asked.append(("change", change))

@@ -174,6 +174,9 @@ class GeneratorReplica(SwappingReplica):
             temperature=job.temperature,
             stop=job.stop,
             seed=job.seed,
+            top_p=job.top_p,
+            presence_penalty=job.presence_penalty,
+            frequency_penalty=job.frequency_penalty,
             deadline_seconds=_seconds_left(deadline),
             adapter=job.arm if job.arm in loaded.adapters else "",
         )
@@ -276,7 +279,9 @@ def _failed(error: Exception) -> Failed:
     """The failure that a client sees, without the exception's message, which may quote the question."""
     match error:
         case prompts.PromptError():
-            return Failed(400, "the question does not fit into the prompt; shorten it", "question_too_long")
+            return Failed(
+                400, "question and system messages do not fit into the prompt; shorten them", "question_too_long"
+            )
         case Overloaded():
             return Failed(429, "too many requests are waiting; try again later", "overloaded", 1.0)
         case RequestFailed(reason="deadline"):

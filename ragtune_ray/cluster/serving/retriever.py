@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import numpy as np
 from ray import serve
 
 from ragtune_ray import config, schema
@@ -18,9 +19,12 @@ from ragtune_ray.cluster.serving.replicas import TRIAL_QUESTION, SwappingReplica
 from ragtune_ray.index import filters, retention, snapshot, versions
 from ragtune_ray.serving.backend import TOO_LATE, Embedded, Failed, Found, Listed, without_metadata
 from ragtune_ray.serving.hot_swap import HotSwap
+from ragtune_ray.serving.openai.embeddings import embedding_model
 from ragtune_ray.storage import artifacts
 
 BATCH_QUERIES = 32
+EMBEDDED_TEXTS = 32
+"""How many texts are embedded at once; queries wait for no more than these."""
 
 _Query: TypeAlias = tuple[str, int, filters.Filter, float]
 """(text, top_k, filter, deadline in monotonic time)."""
@@ -63,12 +67,16 @@ class RetrieverReplica(SwappingReplica):
 
     async def embed(self, texts: Sequence[str], input_type: str) -> Embedded | Failed:
         """The embeddings of texts."""
-        if self._encoder is None:
+        model = embedding_model(self._settings)
+        if self._encoder is None or model is None:
             return Failed(409, "this endpoint has no encoder, because retrieval.mode is lexical", "no_encoder")
         encode = self._encoder.encode_queries if input_type == "query" else self._encoder.encode_passages
-        vectors = await asyncio.get_running_loop().run_in_executor(self._thread, encode, list(texts))
+        loop, pieces = asyncio.get_running_loop(), []
+        for start in range(0, len(texts), EMBEDDED_TEXTS):  # between two pieces, waiting queries are searched
+            piece = list(texts[start : start + EMBEDDED_TEXTS])
+            pieces.append(await loop.run_in_executor(self._thread, encode, piece))
         num_tokens = sum(len(text.split()) for text in texts)
-        return Embedded(vectors, self._settings.encoder.model.rstrip("/").rsplit("/", 1)[-1], num_tokens)
+        return Embedded(np.concatenate(pieces), model, num_tokens)
 
     async def list_documents(self, visible: filters.Filter, after: str, limit: int) -> Listed | Failed:
         """A page of the documents of the index version in use."""

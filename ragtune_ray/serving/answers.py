@@ -1,4 +1,4 @@
-"""Handles POST /v1/chat/completions: retrieves, generates, and sends the answer as one body or as a stream."""
+"""Answers questions in any format: retrieves, generates, and sends the answer as one body or as a stream."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, TypeVar
 
@@ -16,10 +16,12 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from ragtune_ray import config
 from ragtune_ray.evaluation import adaptive
 from ragtune_ray.index import filters
-from ragtune_ray.serving import requests, responses
+from ragtune_ray.serving import requests, sources
 from ragtune_ray.serving.admission import Load, capacity
 from ragtune_ray.serving.api_keys import Key, visible_filter
 from ragtune_ray.serving.backend import TOO_LATE, Backend, Event, Failed, Finished, Found, Job, Shown
+from ragtune_ray.serving.conversations import Conversation
+from ragtune_ray.serving.formats import Format, Served
 from ragtune_ray.serving.middleware import INTERNAL_ERROR, traceback_without_message
 from ragtune_ray.serving.requests import ApiError
 from ragtune_ray.serving.sanitizing import AnswerText
@@ -27,6 +29,31 @@ from ragtune_ray.serving.telemetry import Telemetry
 
 Item = TypeVar("Item")
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What a client asks, whatever the format of its request. None means: as the config says."""
+
+    conversation: Conversation
+    model: str = ""
+    """The arm that answers; empty: the arm of the config."""
+    num_answers: int = 1
+    """How many answers to draw, with consecutive seeds."""
+    max_new_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+    top_k: int | None = None
+    """How many passages to retrieve."""
+    filter: dict[str, Any] | None = None
+    """Conditions on documents' metadata, in addition to those of the key."""
+    retrieval: config.RetrievalUse | None = None
+    """`auto` retrieves only if the generator is unsure without passages."""
+    timeout_seconds: float | None = None
 
 
 def served_arms(settings: config.Config) -> tuple[config.Arm, ...]:
@@ -66,15 +93,14 @@ async def retrieve_before(
 
 
 @dataclass(slots=True)
-class _AcceptedRequest:
-    request_id: str
+class _Accepted:
     job: Job
     """The closed-book job, without passages."""
+    num_answers: int
     query: str
     """What to search for."""
     visible: filters.Filter
     top_k: int
-    include_usage: bool
     started: float
     timeout_seconds: float
     calibration: adaptive.RetrievalCalibration | None
@@ -97,19 +123,13 @@ class _AcceptedRequest:
         """A context manager that raises TimeoutError at the deadline."""
         return asyncio.timeout(self.seconds_left)
 
-    def chunk(
-        self, delta: dict[str, Any], extensions: dict[str, Any] | None = None, finish: str | None = None
-    ) -> dict[str, Any]:
-        """One chunk of the streamed answer."""
-        return responses.chunk(self.request_id, self.job.arm, delta, extensions, finish)
-
 
 _Completion: TypeAlias = tuple[Job, Shown, Finished]
 
 
 @dataclass(slots=True)
-class ChatHandler:
-    """Answers chat requests."""
+class Answerer:
+    """Answers questions and writes the answers in the format of their request."""
 
     settings: config.Config
     backend: Backend
@@ -117,87 +137,89 @@ class ChatHandler:
     calibration: Callable[[], adaptive.RetrievalCalibration | None]
     """Returns the current calibration of adaptive retrieval; None if `ragtune calibrate` has not run."""
     load: Load = field(init=False)
+    """The questions in flight, whatever their format."""
 
     def __post_init__(self) -> None:
         self.load = Load(capacity(self.settings.serve.generator))
 
-    async def __call__(self, body: bytes, key: Key) -> Response:
-        """POST /v1/chat/completions."""
-        request = requests.parse(requests.ChatRequest, body)
-        accepted = self._accept(request, key)
-        if not request.stream:
-            with self.load.admit(accepted.timeout_seconds):
-                return await self._complete_response(accepted)
-        events = self._stream_events(accepted)
+    async def respond(self, question: Question, key: Key, written: Format, *, stream: bool) -> Response:
+        """The response to a question, in the given format."""
+        accepted = self._accept(question, key)
+        if not stream:
+            with contextlib.ExitStack() as admitted:
+                for _ in range(accepted.num_answers):
+                    admitted.enter_context(self.load.admit(accepted.timeout_seconds))
+                return JSONResponse(written.whole(await self._answers(accepted)))
+        events = self._stream_events(accepted, written)
         first = await anext(events)  # an error before the first event still sets the HTTP status
         headers = {"x-accel-buffering": "no"}
         return StreamingResponse(_prepend(first, events), media_type="text/event-stream", headers=headers)
 
-    def _accept(self, request: requests.ChatRequest, key: Key) -> _AcceptedRequest:
+    def _accept(self, question: Question, key: Key) -> _Accepted:
         started = time.monotonic()
-        arms = served_arms(self.settings)
-        if request.model and request.model not in arms:
+        arms, generator = served_arms(self.settings), self.settings.generator
+        if question.model and question.model not in arms:
             reason = f"not served here; use one of: {', '.join(arms)}"
             raise requests.invalid("model", reason, status=404, code="model_not_found")
-        conversation, generator = requests.conversation(request, self.settings.serve), self.settings.generator
-        visible = visible_filter(self.settings, key, request.filter)
-        top_k = requests.top_k_of(request.top_k, self.settings)
+        longest = self.settings.serve.max_new_tokens
         job = Job(
-            question=conversation.question,
-            arm=next(arm for arm in arms if request.model in ("", arm)),
+            question=question.conversation.question,
+            arm=next(arm for arm in arms if question.model in ("", arm)),
             passages=(),
             scores=(),
             index_version="",
-            history=conversation.history,
-            instruction=conversation.instruction,
-            max_new_tokens=requests.max_new_tokens_of(request, self.settings),
-            temperature=generator.temperature if request.temperature is None else request.temperature,
-            stop=(*generator.stop, *requests.stops_of(request)),
-            seed=self.settings.seed if request.seed is None else request.seed,
+            history=question.conversation.history,
+            instruction=question.conversation.instruction,
+            max_new_tokens=min(question.max_new_tokens or generator.max_new_tokens, longest),
+            temperature=generator.temperature if question.temperature is None else question.temperature,
+            stop=(*generator.stop, *question.stop),
+            seed=self.settings.seed if question.seed is None else question.seed,
             closed_book=True,
+            top_p=question.top_p,
+            presence_penalty=question.presence_penalty,
+            frequency_penalty=question.frequency_penalty,
         )
-        return _AcceptedRequest(
-            request_id=responses.new_id(),
+        return _Accepted(
             job=job,
-            query=conversation.search,
-            visible=visible,
-            top_k=top_k,
-            include_usage=request.stream_options is not None and request.stream_options.include_usage,
+            num_answers=question.num_answers,
+            query=question.conversation.search,
+            visible=visible_filter(self.settings, key, question.filter),
+            top_k=requests.top_k_of(question.top_k, self.settings),
             started=started,
-            timeout_seconds=requests.timeout_of(request.timeout_seconds, self.settings),
-            calibration=self._calibration_for(request),
+            timeout_seconds=requests.timeout_of(question.timeout_seconds, self.settings),
+            calibration=self._calibration_for(question),
         )
 
-    def _calibration_for(self, request: requests.ChatRequest) -> adaptive.RetrievalCalibration | None:
-        if (request.retrieval or self.settings.serve.retrieval) == "always":
+    def _calibration_for(self, question: Question) -> adaptive.RetrievalCalibration | None:
+        if (question.retrieval or self.settings.serve.retrieval) == "always":
             return None
         # The calibration is for the arm of the config; another arm's adapter makes it another generator.
         calibration = self.calibration()
-        if calibration is None or request.model not in ("", self.settings.answer.arm):
-            if request.retrieval is None:
+        if calibration is None or question.model not in ("", self.settings.answer.arm):
+            if question.retrieval is None:
                 return None
             reason = "`auto` needs a calibration, and this arm has none; leave the field out"
             raise requests.invalid("retrieval", reason, status=409, code="not_calibrated")
         return calibration
 
-    async def _complete_response(self, accepted: _AcceptedRequest) -> Response:
+    async def _answers(self, accepted: _Accepted) -> list[Served]:
+        """All answers to one question; the deadline is theirs together."""
         with timeout_as_504():
             async with accepted.timeout():
                 closed_book = await self._confident_closed_book_answer(accepted)
-                job, shown, finished = closed_book or await self._complete(
-                    accepted, await self._open_book_job(accepted)
-                )
+                job = closed_book[0] if closed_book else await self._open_book_job(accepted)
+                seeds = range(job.seed + (closed_book is not None), job.seed + accepted.num_answers)
+                jobs = [dataclasses.replace(job, seed=seed) for seed in seeds]
+                others = await _all([self._complete(accepted, each) for each in jobs])
+        completions = [closed_book, *others] if closed_book else others
+        return [self._served_whole(accepted, *completion) for completion in completions]
+
+    def _served_whole(self, accepted: _Accepted, job: Job, shown: Shown, finished: Finished) -> Served:
         text = AnswerText(shown.passages, self.settings.serve.link_hosts)
         text.add(finished.raw)
-        extensions = self._extensions(accepted, job, shown, finished)
-        request_id, answer = accepted.request_id, finished.answer
-        return JSONResponse(
-            responses.completion_body(
-                request_id, job.arm, answer, text.whole(cut=finished.finish == "length"), extensions, finished.finish
-            )
-        )
+        return self._served(accepted, job, shown, finished, text.whole(cut=finished.finish == "length"))
 
-    async def _confident_closed_book_answer(self, accepted: _AcceptedRequest) -> _Completion | None:
+    async def _confident_closed_book_answer(self, accepted: _Accepted) -> _Completion | None:
         """The answer without passages, if the request allows it and the generator is confident enough."""
         if accepted.calibration is None:
             return None
@@ -208,7 +230,7 @@ class ChatHandler:
         self.telemetry.adaptive.labels("closed_book" if is_confident else "retrieved").inc()
         return completion if is_confident else None
 
-    async def _open_book_job(self, accepted: _AcceptedRequest) -> Job:
+    async def _open_book_job(self, accepted: _Accepted) -> Job:
         job = dataclasses.replace(accepted.job, closed_book=False)
         if not config.retrieves(job.arm):
             return job
@@ -219,13 +241,13 @@ class ChatHandler:
         accepted.retrieval_seconds = time.monotonic() - started
         return dataclasses.replace(job, passages=found.passages, scores=found.scores, index_version=found.index_version)
 
-    async def _complete(self, accepted: _AcceptedRequest, job: Job) -> _Completion:
+    async def _complete(self, accepted: _Accepted, job: Job) -> _Completion:
         result = await self.backend.complete(job, accepted.seconds_left)
         if isinstance(result, Failed):
             raise result.error()
         return job, *result
 
-    async def _stream_events(self, accepted: _AcceptedRequest) -> AsyncGenerator[bytes, None]:
+    async def _stream_events(self, accepted: _Accepted, written: Format) -> AsyncGenerator[bytes, None]:
         """The events of a stream. An error before the first event is raised; a later one is sent as an event."""
         has_begun = False
         with self.load.admit(accepted.timeout_seconds):
@@ -234,21 +256,22 @@ class ChatHandler:
                     closed_book = await self._confident_closed_book_answer(accepted)
                     job = closed_book[0] if closed_book else await self._open_book_job(accepted)
                 events = _replay(*closed_book[1:]) if closed_book else self.backend.stream(job, accepted.seconds_left)
-                async with contextlib.aclosing(self._chunks(accepted, job, events)) as chunks:
-                    async for chunk in _until(accepted.deadline, chunks):
+                async with contextlib.aclosing(self._written(accepted, job, events, written)) as pieces:
+                    async for piece in _until(accepted.deadline, pieces):
                         has_begun = True
-                        yield responses.event(chunk)
-                yield responses.DONE
+                        yield piece
             except Exception as error:  # noqa: BLE001  # any exception must reach the client as an event
                 if not has_begun:
                     raise TOO_LATE.error() if isinstance(error, TimeoutError) else error from None
                 failure = _client_error(error)
                 self.telemetry.refused.labels(failure.code).inc()
-                yield responses.event(failure.body())
+                for piece in written.failed(failure):
+                    yield piece
 
-    async def _chunks(
-        self, accepted: _AcceptedRequest, job: Job, events: AsyncGenerator[Event, None]
-    ) -> AsyncGenerator[dict[str, Any], None]:
+    async def _written(
+        self, accepted: _Accepted, job: Job, events: AsyncGenerator[Event, None], written: Format
+    ) -> AsyncGenerator[bytes, None]:
+        """The events of an answer in the format of its request."""
         text = AnswerText((), ())
         shown: Shown | None = None
         async with contextlib.aclosing(events):
@@ -259,36 +282,23 @@ class ChatHandler:
                     case Shown():
                         shown = event
                         text = AnswerText(shown.passages, self.settings.serve.link_hosts)
-                        sources = responses.sources(shown.passages, shown.scores)
-                        extensions = {"sources": sources, "index_version": job.index_version}
-                        yield accepted.chunk({"role": "assistant", "content": ""}, extensions)
+                        known = {"sources": sources.sources(shown.passages, shown.scores)}
+                        for each in written.begin(job.arm, known | {"index_version": job.index_version}):
+                            yield each
                     case str():
-                        piece = text.add(event)
-                        if piece:
-                            yield accepted.chunk({"content": piece})
+                        for each in _pieces(written, text.add(event)):
+                            yield each
                     case Finished():
                         assert shown is not None
-                        for chunk in self._last_chunks(accepted, job, shown, event, text):
-                            yield chunk
+                        for each in _pieces(written, text.end(cut=event.finish == "length")):
+                            yield each
+                        for each in written.end(self._served(accepted, job, shown, event, text.shown)):
+                            yield each
                         return
         raise ApiError(502, "the answer ended early; ask again", code="incomplete_answer")
 
-    def _last_chunks(
-        self, accepted: _AcceptedRequest, job: Job, shown: Shown, finished: Finished, text: AnswerText
-    ) -> Iterator[dict[str, Any]]:
-        rest = text.end(cut=finished.finish == "length")
-        if rest:
-            yield accepted.chunk({"content": rest})
-        extensions = self._extensions(accepted, job, shown, finished)
-        sources = extensions.pop("sources")
-        annotations = responses.url_citations(text.shown, finished.answer.citations, sources)
-        extensions["citations"] = responses.citations_body(finished.answer)
-        yield accepted.chunk({"annotations": annotations}, extensions, finished.finish)
-        if accepted.include_usage:
-            yield accepted.chunk({}, {"choices": [], "usage": responses.usage_body(finished.answer)})
-
-    def _extensions(self, accepted: _AcceptedRequest, job: Job, shown: Shown, finished: Finished) -> dict[str, Any]:
-        """The fields of an answer beyond OpenAI's format; also counts the answer in the metrics."""
+    def _served(self, accepted: _Accepted, job: Job, shown: Shown, finished: Finished, text: str) -> Served:
+        """An answer with its sources, citations and facts; also counts it in the metrics."""
         telemetry, answer = self.telemetry, finished.answer
         telemetry.generation_seconds.observe(finished.seconds)
         total = time.monotonic() - accepted.started
@@ -302,15 +312,40 @@ class ChatHandler:
             "generation_seconds": finished.seconds,
             "total_seconds": total,
         }
-        return {
-            "sources": responses.sources(shown.passages, shown.scores),
-            "index_version": job.index_version,
-            "arm": job.arm,
-            "retrieved": config.retrieves(job.arm) and not job.closed_book,
-            "abstained": answer.abstained,
-            "generator": answer.model,
-            "timings": {name: round(seconds, 4) for name, seconds in timings.items()},
-        }
+        found = sources.sources(shown.passages, shown.scores)
+        return Served(
+            arm=job.arm,
+            text=text,
+            finish=finished.finish,
+            annotations=sources.url_citations(text, answer.citations, found),
+            prompt_tokens=answer.prompt_tokens,
+            completion_tokens=answer.completion_tokens,
+            extensions={
+                "citations": sources.citations_body(answer),
+                "sources": found,
+                "index_version": job.index_version,
+                "arm": job.arm,
+                "retrieved": config.retrieves(job.arm) and not job.closed_book,
+                "abstained": answer.abstained,
+                "generator": answer.model,
+                "timings": {name: round(seconds, 4) for name, seconds in timings.items()},
+            },
+        )
+
+
+def _pieces(written: Format, text: str) -> Iterator[bytes]:
+    if text:
+        yield from written.piece(text)
+
+
+async def _all(calls: Sequence[Coroutine[Any, Any, Item]]) -> list[Item]:
+    """The results of calls that run at once; if one fails, the others are cancelled."""
+    tasks = [asyncio.ensure_future(call) for call in calls]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 async def _replay(shown: Shown, finished: Finished) -> AsyncGenerator[Event, None]:
