@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
@@ -56,6 +56,12 @@ class Serve(Section):
     """YAML file of API keys (format: docs/serving.md), read when a replica of the ingress starts. Empty: no file."""
     keys_env: str = "RAGTUNE_API_KEYS"
     """Environment variable with API keys, separated by commas. They allow everything except changing documents."""
+    allowed_hosts: tuple[Annotated[str, Field(pattern=r"^(\*\.)?[a-z0-9._:-]+$")], ...] = ()
+    """Names that requests may be addressed to, in lower case and without a port, such as rag.example.com or *.example.com;
+    localhost always is. Empty: any name if there are API keys, otherwise only localhost."""
+    allowed_origins: tuple[Annotated[str, Field(pattern=r"^(\*|https?://[^/?#\s]+)$")], ...] = ()
+    """Origins whose web pages may use the endpoint (CORS), such as https://chat.example.com; *: all. Empty: only its own
+    page."""
     timeout_seconds: float = Field(60.0, gt=0)
     """Maximum seconds from a request to the end of its answer. A request may ask for less."""
     grace_seconds: float = Field(30.0, ge=0)

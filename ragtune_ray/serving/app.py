@@ -53,7 +53,8 @@ def build_app(
     handlers = Handlers(settings, backend, telemetry)
     documents = DocumentHandlers(settings, backend, handlers.load)
     app = FastAPI(title="ragtune-ray", version=ragtune_ray.__version__, docs_url=None, redoc_url=None)
-    middleware = AccessMiddleware(app, {}, keys, telemetry)
+    hosts, origins = settings.serve.allowed_hosts, settings.serve.allowed_origins
+    middleware = AccessMiddleware(app, {}, keys, telemetry, allowed_hosts=hosts, allowed_origins=origins)
     max_bytes, max_document_bytes = settings.serve.max_body_bytes, settings.serve.max_document_bytes
     answering = Route("key", max_bytes, answerer.load)
     embedding = Route("key", settings.serve.max_embeddings_bytes, handlers.load)

@@ -10,10 +10,11 @@ import asyncio
 import logging
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -25,6 +26,9 @@ from ragtune_ray.serving.requests import ApiError
 from ragtune_ray.serving.telemetry import Telemetry
 
 INTERNAL_ERROR = ApiError(500, "internal error; see the log of the endpoint", code="internal_error")
+POLICY_VIOLATION = 1008
+PROBES = ("/healthz", "/readyz")
+"""Routes that, with keys, may be addressed to any name, since probes use the address of the machine."""
 BODY_SECONDS = 10.0
 """Time limit for receiving a body."""
 _HEADERS = {
@@ -69,14 +73,41 @@ class AccessMiddleware:
     usage: Usage = field(default_factory=Usage)
     draining: bool = False
     in_flight: int = 0
+    allowed_hosts: Sequence[str] = ()
+    """Names that a request may be addressed to, besides localhost; empty: any with keys, none without."""
+    allowed_origins: Sequence[str] = ()
+    """Origins of other sites whose web pages may use the endpoint."""
+    cors: ASGIApp | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        if self.allowed_origins:
+            self.cors = CORSMiddleware(
+                self._serve,
+                allow_origins=self.allowed_origins,
+                allow_methods=["GET", "POST", "DELETE"],
+                allow_headers=["*"],
+                expose_headers=["Retry-After", "Mcp-Session-Id"],
+            )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
             return
-        if scope["type"] != "http":  # there are no WebSocket routes
-            return
+        if scope["type"] == "websocket":
+            await self._refuse_websocket(receive, send)
+        elif self.cors is not None:
+            await self.cors(scope, receive, send)
+        else:
+            await self._serve(scope, receive, send)
+
+    async def _refuse_websocket(self, receive: Receive, send: Send) -> None:
+        """Close a WebSocket before it is accepted, which the client sees as 403; there are no WebSocket routes."""
+        await receive()
+        self.telemetry.refused.labels("no_websockets").inc()
+        await send({"type": "websocket.close", "code": POLICY_VIOLATION, "reason": "this endpoint has no WebSockets"})
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope["path"] = scope["path"].rstrip("/") or "/"  # a client that joins URLs may add a slash
         reply = _Reply(send)
         started = time.monotonic()
@@ -111,6 +142,8 @@ class AccessMiddleware:
                 raise ApiError(405, f"this path supports only {' and '.join(allowed)}", code="method_not_allowed")
             raise ApiError(404, "this path does not exist", code="not_found")
         scope["method"] = method
+        if not self.keys or path not in PROBES:
+            self._check_host(headers)
         key = self._authenticated_key(scope, headers, route.right)
         if self.draining and route.is_work:
             raise ApiError(503, "this endpoint is shutting down", code="draining", retry_after_seconds=5)
@@ -131,6 +164,14 @@ class AccessMiddleware:
             self.in_flight -= 1
             self.usage.leave(key)
 
+    def _check_host(self, headers: Headers) -> None:
+        """Refuse a request that is addressed to another name than the allowed ones."""
+        host = headers.get("host", "")
+        if (self.allowed_hosts or not self.keys) and not (is_loopback(host) or _is_allowed(host, self.allowed_hosts)):
+            if self.keys:
+                raise ApiError(400, "this host name is not served; see serve.allowed_hosts", code="unknown_host")
+            raise _keys_required()
+
     def _authenticated_key(self, scope: Scope, headers: Headers, right: Right) -> Key:
         if not self.keys:
             _require_localhost(scope, headers)
@@ -150,12 +191,25 @@ class AccessMiddleware:
 
 def _require_localhost(scope: Scope, headers: Headers) -> None:
     client = (scope.get("client") or ("", 0))[0]
-    host = headers.get("host", "")
     forwarded = {"forwarded", "x-forwarded-for", "x-real-ip"} & set(headers.keys())
-    if not is_loopback(client) or not is_loopback(host) or forwarded:
-        raise ApiError(
-            403, "without API keys, only requests from localhost are served; set serve.keys_path", code="keys_required"
-        )
+    if not is_loopback(client) or forwarded:
+        raise _keys_required()
+
+
+def _keys_required() -> ApiError:
+    message = "without API keys, only requests from localhost are served; set serve.keys_path"
+    return ApiError(403, message, code="keys_required")
+
+
+def _is_allowed(host: str, allowed: Sequence[str]) -> bool:
+    """Whether the value of a Host header is one of these names; `*.example.com` stands for all names below example.com.
+
+    >>> _is_allowed("a.example.com:8000", ["*.example.com"]), _is_allowed("example.com", ["*.example.com"])
+    (True, False)
+    """
+    name = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() and not host.endswith("]") else host
+    name = name.strip("[]").rstrip(".").casefold()
+    return any(name == each or (each.startswith("*.") and name.endswith(each[1:])) for each in allowed)
 
 
 async def _read_body(receive: Receive, headers: Headers, max_bytes: int) -> bytes:
@@ -219,7 +273,12 @@ class _Reply:
 
 
 def check_exposure(settings: config.Config, keys: Keys) -> None:
-    """Raise ConfigError if `serve.host` is a public address and no keys are configured."""
+    """Raise ConfigError if without keys `serve.host` is a public address, or web pages of any site are allowed."""
+    if not keys and "*" in settings.serve.allowed_origins:
+        raise config.ConfigError(
+            "serve.allowed_origins '*' lets every web page use this endpoint, but no API keys are configured; set "
+            f"serve.keys_path or the environment variable {settings.serve.keys_env}, or name the origins"
+        )
     if not keys and not is_loopback(settings.serve.host):
         raise config.ConfigError(
             f"serve.host {settings.serve.host!r} is open to other machines, but no API keys are configured; set "
