@@ -226,7 +226,7 @@ def _read(settings: config.Config, plan: input_units.Plan) -> tuple[list[Read], 
         items = num_pieces = characters = 0
         for part in _parts([unit for unit in plan.units if unit.format == stratum], settings.seed, num_documents):
             started = time.perf_counter()
-            found = list(readers.read_documents(part, settings.corpus.max_document_bytes))
+            found = list(readers.read_documents(part, settings.corpus))
             seconds += time.perf_counter() - started
             documents = [item for item in found if isinstance(item, schema.Document)]
             rejects += [item for item in found if isinstance(item, schema.Reject)]

@@ -23,7 +23,7 @@ from fsspec.implementations.local import LocalFileSystem
 from ragtune_ray.ingest import inputs, planned_file
 from ragtune_ray.ingest.inputs import Format
 from ragtune_ray.ingest.parquet import blocks_of_footer, blocks_of_group, check_columns, parquet_errors
-from ragtune_ray.ingest.parsers import ParseError
+from ragtune_ray.ingest.parsing.text import ParseError
 from ragtune_ray.ingest.rows import DOCUMENT_IDS, parse_json, reject, squad_contexts
 from ragtune_ray.schema import Reject
 from ragtune_ray.storage import checksums, filesystem

@@ -17,7 +17,7 @@ import fsspec
 
 from ragtune_ray import RagtuneError
 from ragtune_ray.ingest import parsers
-from ragtune_ray.ingest.parsers import ParseError
+from ragtune_ray.ingest.parsing.text import ParseError
 from ragtune_ray.ingest.rows import Context, parse_json, reject, squad_contexts
 from ragtune_ray.schema import Reject
 from ragtune_ray.storage import checksums, filesystem

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from ragtune_ray.ingest import inputs, planned_file
 from ragtune_ray.ingest.inputs import Row
-from ragtune_ray.ingest.parsers import ParseError
+from ragtune_ray.ingest.parsing.text import ParseError
 from ragtune_ray.ingest.rows import reject
 
 Columns = tuple[str, ...]

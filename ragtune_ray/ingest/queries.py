@@ -13,7 +13,7 @@ from ragtune_ray.config import Queries
 from ragtune_ray.ingest import inputs
 from ragtune_ray.ingest.inputs import Row
 from ragtune_ray.ingest.parquet import parquet_rows
-from ragtune_ray.ingest.parsers import ParseError, clean
+from ragtune_ray.ingest.parsing.text import ParseError, clean
 from ragtune_ray.ingest.rows import QUERY_IDS, QUERY_TEXTS, query_from_row, reject, split_name
 from ragtune_ray.schema import Query, Reject
 from ragtune_ray.storage import filesystem

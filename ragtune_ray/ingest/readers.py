@@ -7,11 +7,13 @@ import itertools
 from collections.abc import Iterator
 from typing import Any
 
+from ragtune_ray.config import Corpus
 from ragtune_ray.ingest import inputs
 from ragtune_ray.ingest.input_units import Unit
 from ragtune_ray.ingest.inputs import Row
 from ragtune_ray.ingest.parquet import parquet_rows
-from ragtune_ray.ingest.parsers import ParseError, parse_file
+from ragtune_ray.ingest.parsers import parse_file
+from ragtune_ray.ingest.parsing.text import ParseError
 from ragtune_ray.ingest.rows import DOCUMENT_IDS, document_from_row, reject
 from ragtune_ray.schema import Document, Reject
 
@@ -19,21 +21,21 @@ _GONE = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionErr
 """Errors of opening a file; if it was planned, it could be opened then."""
 
 
-def read_documents(unit: Unit, max_document_bytes: int) -> Iterator[Document | Reject]:
+def read_documents(unit: Unit, corpus: Corpus) -> Iterator[Document | Reject]:
     """Read the documents of one unit in order, with a reject for each bad row or file; memory use stays constant.
 
-    Files, lines and texts longer than `max_document_bytes` are rejected.
+    Files, lines and texts longer than `corpus.max_document_bytes` are rejected.
 
     Raises:
         ChangedError: a file is no longer the one that was planned. Documents may have been returned before, so that only
             a unit that was read to its end may be used.
     """
     if unit.format == "files":
-        yield from _file_documents(unit, max_document_bytes)
+        yield from _file_documents(unit, corpus)
         return
     try:
-        for row in _document_rows(unit, max_document_bytes):
-            yield row if isinstance(row, Reject) else _document(*row, max_document_bytes)
+        for row in _document_rows(unit, corpus.max_document_bytes):
+            yield row if isinstance(row, Reject) else _document(*row, corpus.max_document_bytes)
     except ParseError as error:  # the whole file is broken
         yield reject(unit.paths[0], str(error), "file")
     except _GONE as error:
@@ -42,13 +44,17 @@ def read_documents(unit: Unit, max_document_bytes: int) -> Iterator[Document | R
         raise inputs.changed(unit.paths[0]) from error
 
 
-def _file_documents(unit: Unit, max_document_bytes: int) -> Iterator[Document | Reject]:
+def _file_documents(unit: Unit, corpus: Corpus) -> Iterator[Document | Reject]:
     for path, sha256 in itertools.zip_longest(unit.paths, unit.sha256s, fillvalue=""):
         try:
-            data = _read_small(path, max_document_bytes, sha256)
-            title, text = parse_file(path, data, max_document_bytes)
-            row = {"document_id": path.removeprefix(unit.root).lstrip("/"), "title": title, "text": text}
-            yield document_from_row(row, path, max_document_bytes)
+            parsed = parse_file(path, _read_small(path, corpus.max_document_bytes, sha256), corpus)
+            row = {
+                "document_id": path.removeprefix(unit.root).lstrip("/"),
+                "title": parsed.title,
+                "text": parsed.text,
+                "metadata": parsed.metadata,
+            }
+            yield document_from_row(row, path, corpus.max_document_bytes)
         except (ParseError, *_GONE) as error:
             if sha256 and isinstance(error, _GONE):
                 raise inputs.changed(path) from error

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn
 
-from ragtune_ray.ingest.parsers import ParseError, clean
+from ragtune_ray.ingest.parsing.text import ParseError, clean
 from ragtune_ray.schema import Document, Query, Reject
 
 DOCUMENT_IDS = ("document_id", "_id", "id")

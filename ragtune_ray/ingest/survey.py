@@ -16,10 +16,11 @@ from typing import Literal
 import numpy as np
 import regex  # type: ignore[import-untyped]  # the library has no stubs
 
+from ragtune_ray.config import Corpus
 from ragtune_ray.ingest import inputs, parsers
 from ragtune_ray.ingest.chunking import word_spans
 from ragtune_ray.ingest.input_units import Unit, list_input
-from ragtune_ray.ingest.parsers import ParseError
+from ragtune_ray.ingest.parsing.text import ParseError
 from ragtune_ray.ingest.queries import read_queries
 from ragtune_ray.ingest.readers import read_documents
 from ragtune_ray.schema import Document, Reject
@@ -32,7 +33,6 @@ SAMPLE_FILES, SAMPLE_ROWS = 40, 25
 """Limits on the files of a corpus that are read, and on the documents of each."""
 LONG_ANSWER_WORDS, LONG_ANSWER_CHARACTERS = 12, 30
 """Answers whose median length is above this many words, or CJK characters, are long."""
-_MAX_DOCUMENT_BYTES = 32 * 2**20
 _SCRIPTS = regex.compile(
     r"(?P<Latin>\p{Latin}+)|(?P<CJK>[\p{Han}\p{Hiragana}\p{Katakana}]+)|(?P<other>\p{L}+)", regex.V1
 )
@@ -229,7 +229,7 @@ def _sample(folder: str, name: str) -> Iterator[Document | Reject]:
     place = filesystem.join(folder, name)
     unit = Unit(0, inputs.format_of(name), (place,), 0, sys.maxsize, 1, folder)
     try:
-        yield from itertools.islice(read_documents(unit, _MAX_DOCUMENT_BYTES), SAMPLE_ROWS)
+        yield from itertools.islice(read_documents(unit, Corpus()), SAMPLE_ROWS)
     except OSError as error:
         yield Reject(place, inputs.why_unreadable(error), "file")
 

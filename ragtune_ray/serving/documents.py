@@ -14,7 +14,8 @@ from starlette.responses import JSONResponse, Response
 
 from ragtune_ray import config
 from ragtune_ray.index import filters
-from ragtune_ray.ingest import parsers, rows
+from ragtune_ray.ingest import rows
+from ragtune_ray.ingest.parsing.text import ParseError, clean
 from ragtune_ray.serving import requests
 from ragtune_ray.serving.admission import Load
 from ragtune_ray.serving.answers import timeout_as_504
@@ -106,7 +107,7 @@ def checked_documents(given: Sequence[DocumentBody], settings: config.Config) ->
     for number, body in enumerate(given, start=1):
         try:
             row = _checked_row(body, settings, found)
-        except parsers.ParseError as error:
+        except ParseError as error:
             rejected.append({"number": number, "document_id": body.document_id, "reason": str(error)})
             continue
         found[row["document_id"]] = row
@@ -124,10 +125,10 @@ def _checked_row(body: DocumentBody, settings: config.Config, earlier: Container
     try:
         requests.checked_text(str(body.document_id), "document_id", MAX_ID_CHARACTERS)
     except ApiError as error:
-        raise parsers.ParseError(error.message) from None
+        raise ParseError(error.message) from None
     document = rows.document_from_row(body.model_dump(), "", settings.corpus.max_document_bytes)
     if document.document_id in earlier:
-        raise parsers.ParseError("an earlier document of this request has the same id")
+        raise ParseError("an earlier document of this request has the same id")
     return {
         "document_id": document.document_id,
         "text": document.text,
@@ -145,7 +146,7 @@ def _refusal(rejected: Sequence[dict[str, Any]], num_given: int, code: str) -> A
 
 
 def _checked_id(number: int, given: str | int) -> str:
-    name = parsers.clean(str(given))
+    name = clean(str(given))
     if not name.strip():
         raise requests.invalid("document_ids", f"number {number} is blank")
     return requests.checked_text(name, "document_ids", MAX_ID_CHARACTERS)

@@ -57,7 +57,7 @@ def planned(settings: config.Config) -> dict[str, Any]:
 def everything(settings: config.Config) -> tuple[int, int]:
     """Count documents and passages by reading and chunking the whole corpus."""
     plan = plan_units(settings.corpus.path, settings.corpus.unit_bytes)
-    found = [item for unit in plan.units for item in read_documents(unit, settings.corpus.max_document_bytes)]
+    found = [item for unit in plan.units for item in read_documents(unit, settings.corpus)]
     documents = [item for item in found if isinstance(item, schema.Document)]
     cut = chunk_all(documents, word_spans, settings.chunking.size_tokens, settings.chunking.overlap_tokens)
     return len(documents), sum(map(len, cut))

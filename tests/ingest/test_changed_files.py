@@ -12,12 +12,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from ragtune_ray.config import Corpus
 from ragtune_ray.ingest import inputs, planned_file
 from ragtune_ray.ingest.input_units import Plan, plan_units
 from ragtune_ray.ingest.inputs import ChangedError
 from ragtune_ray.ingest.readers import read_documents
 from ragtune_ray.schema import Document
 from tests.support.corpora import LIMIT, doc, squad, write, write_parquet
+
+CORPUS = Corpus(max_document_bytes=LIMIT)
 
 
 def text_file(folder: Path, text: str) -> Path:
@@ -40,7 +43,7 @@ def contexts(folder: Path, text: str) -> Path:
 
 
 def read_all(plan: Plan, limit: int = LIMIT) -> list[str]:
-    found = [item for unit in plan.units for item in read_documents(unit, limit)]
+    found = [item for unit in plan.units for item in read_documents(unit, Corpus(max_document_bytes=limit))]
     return [item.text if isinstance(item, Document) else item.reason for item in found]
 
 
@@ -57,7 +60,7 @@ def test_a_replaced_file_is_an_error_until_it_is_back(tmp_path: Path, make: Call
     assert len(path.read_bytes()) == len(original)
     for unit in plan.units:
         with pytest.raises(ChangedError, match=rf"^{path} changed while it was indexed; run again$"):
-            list(read_documents(unit, LIMIT))
+            list(read_documents(unit, CORPUS))
     path.write_bytes(original)
     assert read_all(plan) == before
 
@@ -68,10 +71,10 @@ def test_a_deleted_or_shortened_file_is_an_error(tmp_path: Path, make: Callable[
     unit = plan_units(str(path), 600).units[-1]
     os.truncate(path, path.stat().st_size - 3)
     with pytest.raises(ChangedError):
-        list(read_documents(unit, LIMIT))
+        list(read_documents(unit, CORPUS))
     path.unlink()
     with pytest.raises(ChangedError):
-        list(read_documents(unit, LIMIT))
+        list(read_documents(unit, CORPUS))
 
 
 def test_lines_are_compared_range_by_range(tmp_path: Path) -> None:
@@ -86,7 +89,7 @@ def test_lines_are_compared_range_by_range(tmp_path: Path) -> None:
     changed = []
     for unit in plan.units:
         try:
-            list(read_documents(unit, LIMIT))
+            list(read_documents(unit, CORPUS))
         except ChangedError:
             changed.append(unit.number)
     assert changed == [len(plan.units) - 1]
@@ -98,7 +101,7 @@ def test_appended_lines_are_not_read_and_no_change(tmp_path: Path) -> None:
     plan = plan_units(str(path), 1000)
     with path.open("a") as file:
         file.write("more of the last line\n" + json.dumps(doc("c")))
-    assert [item.document_id for item in read_documents(plan.units[0], LIMIT)] == ["a", "b"]
+    assert [item.document_id for item in read_documents(plan.units[0], CORPUS)] == ["a", "b"]
     assert (
         read_all(plan, 5)
         == [  # the last line is too long, and still ends where it ended in planning
@@ -143,7 +146,7 @@ def test_parquet_is_compared_where_it_is_read(tmp_path: Path, monkeypatch: pytes
         path.write_bytes(data)
         for unit in plan.units:
             try:
-                list(read_documents(unit, LIMIT))
+                list(read_documents(unit, CORPUS))
             except ChangedError:
                 changed.append(20 <= unit.start < 40)
         assert all(changed), "only units of the second row group"

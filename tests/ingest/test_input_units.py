@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ragtune_ray.config import Corpus
 from ragtune_ray.ingest import inputs
 from ragtune_ray.ingest.input_units import plan_units
 from ragtune_ray.ingest.inputs import InputError
@@ -128,7 +129,7 @@ def test_any_division_of_jsonl_reads_the_same_rows_and_lines(
         whole = read(path, 10**9, limit=200)
         patch.setattr(inputs, "BLOCK_BYTES", block)
         plan = plan_units(str(path), unit_bytes)
-        pieces = [item for unit in plan.units for item in read_documents(unit, 200)]
+        pieces = [item for unit in plan.units for item in read_documents(unit, Corpus(max_document_bytes=200))]
     assert pieces == whole
     starts = [unit.start for unit in plan.units]
     assert [0, *(unit.stop for unit in plan.units)] == [*starts, path.stat().st_size]

@@ -7,6 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from ragtune_ray.config import Corpus
 from ragtune_ray.ingest.input_units import plan_units
 from ragtune_ray.ingest.inputs import InputError
 from ragtune_ray.ingest.readers import read_documents
@@ -91,6 +92,6 @@ def test_file_with_broken_pages_is_one_reject(tmp_path: Path) -> None:
     data[4:60] = b"\xff" * 56
     path.write_bytes(data)
     plan = plan_units(str(path), LIMIT)
-    reject = only_reject(read_documents(plan.units[0], LIMIT))
+    reject = only_reject(read_documents(plan.units[0], Corpus(max_document_bytes=LIMIT)))
     assert (reject.place, reject.kind) == (str(path), "file")
     assert "Parquet is broken" in reject.reason

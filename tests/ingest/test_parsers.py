@@ -12,10 +12,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ragtune_ray.config import Corpus
 from ragtune_ray.ingest import parsers
-from ragtune_ray.ingest.parsers import ParseError, clean, decode, parse_file
+from ragtune_ray.ingest.parsers import parse_file
+from ragtune_ray.ingest.parsing import pdf
+from ragtune_ray.ingest.parsing.text import ParseError, clean, decode
 
-LIMIT = 1_000_000
+CORPUS = Corpus(max_document_bytes=1_000_000)
+
+
+def title_and_text(name: str, data: bytes) -> tuple[str, str]:
+    parsed = parse_file(name, data, CORPUS)
+    return parsed.title, parsed.text
 
 
 def make_pdf(*pages: str, title: str = "") -> bytes:
@@ -97,11 +105,11 @@ def test_decode_accepts_another_encoding_only_if_certain() -> None:
     ],
 )
 def test_markdown_is_unchanged_and_titled_by_its_first_heading(text: str, title: str) -> None:
-    assert parse_file("a/notes.md", text.encode(), LIMIT) == (title, text)
+    assert title_and_text("a/notes.md", text.encode()) == (title, text)
 
 
 def test_plain_text_is_titled_by_its_file_name() -> None:
-    assert parse_file("a/log.v2.txt", b"\xef\xbb\xbfx\r\ny", LIMIT) == ("log.v2", "x\ny")
+    assert title_and_text("a/log.v2.txt", b"\xef\xbb\xbfx\r\ny") == ("log.v2", "x\ny")
 
 
 def test_html_separates_blocks_and_drops_navigation_and_scripts() -> None:
@@ -111,48 +119,50 @@ def test_html_separates_blocks_and_drops_navigation_and_scripts() -> None:
       <pre>x = 1
   y = 2</pre><table><tr><td>a</td><td>b</td></tr><tr><td>c</td></tr></table><aside>A</aside>
       <footer>F</footer></body></html>"""
-    title, text = parse_file("x.html", page.encode(), LIMIT)
+    title, text = title_and_text("x.html", page.encode())
     assert title == "Red planet"
     assert text.split("\n") == ["One bold", "two", "three", "x = 1", "y = 2", "a b", "c"]
-    assert parse_file("x.htm", b"<h1>Top</h1>text", LIMIT) == ("Top", "Top\ntext")
-    assert parse_file("x.html", b"", LIMIT) == ("x", "")
+    assert title_and_text("x.htm", b"<h1>Top</h1>text") == ("Top", "Top\ntext")
+    assert title_and_text("x.html", b"") == ("x", "")
     latin = '<meta charset="iso-8859-1"><p>Le château'.encode("latin-1")
-    assert parse_file("x.html", latin, LIMIT)[1] == "Le château"
+    assert title_and_text("x.html", latin)[1] == "Le château"
 
 
 def test_pdf_pages_are_joined_by_a_blank_line() -> None:
-    assert parse_file("x.pdf", make_pdf("Page one", "Page two", title="Probe"), LIMIT) == (
+    assert title_and_text("x.pdf", make_pdf("Page one", "Page two", title="Probe")) == (
         "Probe",
         "Page one\n\nPage two",
     )
-    assert parse_file("x.pdf", make_pdf("One"), LIMIT) == ("x", "One")
+    assert title_and_text("x.pdf", make_pdf("One")) == ("x", "One")
 
 
 def test_broken_empty_encrypted_or_endless_pdf_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "cannot be opened" in reason(parse_file, "x.pdf", b"%PDF-1.4 garbage", LIMIT)
-    assert "run OCR" in reason(parse_file, "x.pdf", make_pdf(""), LIMIT)
+    assert "cannot be opened" in reason(parse_file, "x.pdf", b"%PDF-1.4 garbage", CORPUS)
+    assert "run OCR" in reason(parse_file, "x.pdf", make_pdf(""), CORPUS)
     encryption = (
         f"/Encrypt << /Filter /Standard /V 1 /R 2 /P -4 /O <{'11' * 32}> /U <{'22' * 32}> >> /ID [<00> <00>] >>\nst"
     )
     locked = make_pdf("One").replace(b">>\nst" + b"artxref", encryption.encode() + b"artxref")
-    assert "it is encrypted" in reason(parse_file, "x.pdf", locked, LIMIT)
-    monkeypatch.setattr(parsers, "_MAX_PDF_PAGES", 1)
-    assert "PDF of 2 pages; at most 1" in reason(parse_file, "x.pdf", make_pdf("One", "Two"), LIMIT)
+    assert "it is encrypted" in reason(parse_file, "x.pdf", locked, CORPUS)
+    monkeypatch.setattr(pdf, "_MAX_PAGES", 1)
+    assert "PDF of 2 pages; at most 1" in reason(parse_file, "x.pdf", make_pdf("One", "Two"), CORPUS)
 
 
 def test_docx_text_keeps_its_order_with_merged_cells_once() -> None:
-    title, text = parse_file("x.docx", make_docx("Probe"), LIMIT)
+    title, text = title_and_text("x.docx", make_docx("Probe"))
     assert title == "Probe"
     assert text == "Before.\na\tb\nc d\nAfter."
-    assert parse_file("x.docx", make_docx(), LIMIT)[0] == "x"
+    assert title_and_text("x.docx", make_docx())[0] == "x"
 
 
 def test_docx_that_unpacks_to_too_much_is_refused_unopened() -> None:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("word/document.xml", b"0" * 30_000)
-    assert "unpacks to 30,000 bytes" in reason(parse_file, "x.docx", buffer.getvalue(), 1_000)
-    assert "DOCX is broken" in reason(parse_file, "x.docx", buffer.getvalue(), LIMIT)
+    assert "unpacks to 30,000 bytes" in reason(
+        parse_file, "x.docx", buffer.getvalue(), Corpus(max_document_bytes=1_000)
+    )
+    assert "DOCX is broken" in reason(parse_file, "x.docx", buffer.getvalue(), CORPUS)
 
 
 def test_damaged_docx_and_pdf_return_text_or_raise_parse_error() -> None:
@@ -164,7 +174,7 @@ def test_damaged_docx_and_pdf_return_text_or_raise_parse_error() -> None:
             for _ in range(generator.randint(1, 20)):
                 data[generator.randrange(len(data))] = generator.randrange(256)
             try:
-                parse_file(name, bytes(data[: generator.randint(len(data) // 2, len(data) * 2)]), LIMIT)
+                parse_file(name, bytes(data[: generator.randint(len(data) // 2, len(data) * 2)]), CORPUS)
                 read += 1
             except ParseError:
                 refused += 1
@@ -180,8 +190,8 @@ def test_missing_extras_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("tag", ["div", "span", "B", "my-tag class=x"])
 def test_html_nested_too_deeply_is_refused_before_parsing(tag: str) -> None:
-    assert parse_file("x.html", f"<{tag}>x".encode() * 5_000, LIMIT)[1]
-    message = reason(parse_file, "x.html", f"<{tag}>x".encode() * 5_001, LIMIT)
+    assert title_and_text("x.html", f"<{tag}>x".encode() * 5_000)[1]
+    message = reason(parse_file, "x.html", f"<{tag}>x".encode() * 5_001, CORPUS)
     assert "HTML nested 5,001 elements deep; at most 5,000" in message
 
 
@@ -189,8 +199,8 @@ def test_html_nested_too_deeply_is_refused_before_parsing(tag: str) -> None:
     "element", ["<p>x", "<LI>x", "<br>x", "<td>x", "<div><b>x</b></div>", "<img/>x", "<svg/>x", "</i>x"]
 )
 def test_html_with_many_sibling_elements_is_read(element: str) -> None:
-    assert parse_file("x.html", element.encode() * 6_000, LIMIT)[1].count("x") == 6_000
+    assert title_and_text("x.html", element.encode() * 6_000)[1].count("x") == 6_000
 
 
 def test_end_tag_without_start_does_not_hide_nesting() -> None:
-    assert "nested 5,001" in reason(parse_file, "x.html", b"<div></i>x" * 5_001, LIMIT)
+    assert "nested 5,001" in reason(parse_file, "x.html", b"<div></i>x" * 5_001, CORPUS)

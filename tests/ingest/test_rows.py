@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ragtune_ray.ingest.parsers import ParseError
+from ragtune_ray.ingest.parsing.text import ParseError
 from ragtune_ray.ingest.rows import document_from_row, parse_json, query_from_row, squad_contexts
 
 LIMIT = 1_000_000

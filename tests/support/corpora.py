@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ragtune_ray.config import Corpus
 from ragtune_ray.ingest.input_units import plan_units
 from ragtune_ray.ingest.readers import read_documents
 from ragtune_ray.schema import Document, Reject
@@ -16,7 +17,11 @@ LIMIT = 1_000_000
 
 
 def read(path: Any, unit_bytes: int = LIMIT, limit: int = LIMIT) -> list[Document | Reject]:
-    return [item for unit in plan_units(str(path), unit_bytes).units for item in read_documents(unit, limit)]
+    return [
+        item
+        for unit in plan_units(str(path), unit_bytes).units
+        for item in read_documents(unit, Corpus(max_document_bytes=limit))
+    ]
 
 
 def documents(path: Any, unit_bytes: int = LIMIT) -> list[Document]:

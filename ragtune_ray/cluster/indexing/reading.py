@@ -107,7 +107,7 @@ def _read(
         "base": base,
         "encoder": settings.encoder,
         "chunking": settings.chunking,
-        "max_document_bytes": settings.corpus.max_document_bytes,
+        "corpus": settings.corpus,
     }
 
     def transform(dataset: ray.data.Dataset) -> ray.data.Dataset:
@@ -151,7 +151,7 @@ def _read_units(
     base: str,
     encoder: config.Encoder,
     chunking: config.Chunking,
-    max_document_bytes: int,
+    corpus: config.Corpus,
 ) -> dict[str, list[str]]:
     from ragtune_ray.models.encoder import load_token_counter
 
@@ -161,9 +161,7 @@ def _read_units(
     for text in batch["unit"]:
         unit = json.loads(text)
         source = input_units.Unit.from_json(unit["input"])
-        summaries.append(
-            _read_unit(source, directory, known, counter, chunking, encoder.unit_passages, max_document_bytes)
-        )
+        summaries.append(_read_unit(source, directory, known, counter, chunking, encoder.unit_passages, corpus))
     return {"summary": summaries}
 
 
@@ -174,7 +172,7 @@ def _read_unit(
     counter: TokenCounter,
     chunking: config.Chunking,
     unit_passages: int,
-    max_document_bytes: int,
+    corpus: config.Corpus,
 ) -> str:
     from ragtune_ray.ingest.chunking import chunk_all
 
@@ -187,7 +185,7 @@ def _read_unit(
         paths = {name: Path(temporary) / name for name in ("passages.parquet", "documents.parquet", "rejects.jsonl")}
         with pq.ParquetWriter(paths["passages.parquet"], _PART_SCHEMA, write_page_checksum=True) as writer:
             waiting: list[dict[str, Any]] = []
-            for group in _groups(readers.read_documents(unit, max_document_bytes)):
+            for group in _groups(readers.read_documents(unit, corpus)):
                 rejects += [item for item in group if isinstance(item, schema.Reject)]
                 read = [item for item in group if isinstance(item, schema.Document)]
                 rows = _document_rows(read, len(documents), known)

@@ -16,7 +16,8 @@ from ragtune_ray.cluster.indexing import change, compact, pipeline
 from ragtune_ray.cluster.indexing.change import Changes, IndexVersion
 from ragtune_ray.cluster.indexing.pipeline import Built
 from ragtune_ray.index import contents, versions
-from ragtune_ray.ingest import input_units, parsers, rows
+from ragtune_ray.ingest import input_units, rows
+from ragtune_ray.ingest.parsing.text import ParseError
 from ragtune_ray.models import weights
 from ragtune_ray.storage import checksums, failpoints, filesystem
 
@@ -225,7 +226,7 @@ def _ids_of_lines(path: Path) -> list[str]:
             continue
         try:
             value = rows.parse_json(line)
-        except parsers.ParseError as error:
+        except ParseError as error:
             raise UpdateError(f"{path}:{number}: {error}; write one id, or one object with an id, per line") from error
         given = [value.get(key) for key in rows.DOCUMENT_IDS] if isinstance(value, dict) else [value]
         named = [each for each in given if isinstance(each, str | int) and not isinstance(each, bool)]
