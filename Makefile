@@ -3,12 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+CLIENTS := .venv-clients
 # No usage reports, no model hub, and no threads inside tokenizers.
 export RAY_USAGE_STATS_ENABLED := 0
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: install demo check test slow bench clean
+.PHONY: install clients demo check test slow bench clean
 
 install: $(INSTALLED)
 
@@ -17,6 +18,14 @@ $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $(INSTALLED)
+
+# Clients of the endpoint whose dependencies conflict with ours, in an environment of their own; tests/clients runs them.
+clients: $(CLIENTS)/.installed
+
+$(CLIENTS)/.installed: tests/clients/requirements.txt
+	test -x $(CLIENTS)/bin/python || $(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check --requirement tests/clients/requirements.txt
+	touch $(CLIENTS)/.installed
 
 # Index, ask and compare the arms on the small corpus of data/space.
 demo: install
@@ -30,10 +39,12 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest --numprocesses 2 --dist loadfile -m "not cluster and not slow" --ignore tests/faults --ignore tests/browser
+	$(BIN)/pytest --numprocesses 2 --dist loadfile -m "not cluster and not slow" --ignore tests/faults --ignore tests/browser \
+		--ignore tests/clients
 
 # All tests that a change must pass.
-test: check
+test: check clients
+	$(BIN)/pytest tests/clients
 	$(BIN)/pytest --numprocesses 2 --dist loadfile -m "not cluster and not slow" tests/faults tests/browser
 	$(BIN)/ragtune models
 	$(BIN)/pytest --numprocesses 2 --dist loadfile -m "cluster and not slow and not serve"
@@ -57,4 +68,4 @@ bench: install
 	$(BIN)/python -m bench.training
 
 clean:
-	rm -rf $(VENV) workspace .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(CLIENTS) workspace .mypy_cache .ruff_cache .pytest_cache
