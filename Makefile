@@ -9,7 +9,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: install clients demo check test slow bench clean
+.PHONY: install clients demo check test slow wheel bench clean
 
 install: $(INSTALLED)
 
@@ -56,6 +56,13 @@ slow: install
 	$(BIN)/pytest --numprocesses 2 --dist loadfile -m "slow and not serve"
 	$(BIN)/pytest -m "serve and slow"
 
+# The wheel, built and tried outside the repository; what it installs besides comes from .venv.
+wheel: install
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation --outdir dist .
+	$(BIN)/ragtune models
+	$(BIN)/python deploy/try_wheel.py dist/*.whl
+
 # Benchmarks against other tools; docs/measurements.md has the results.
 bench: install
 	$(BIN)/python -m bench.encoding
@@ -68,4 +75,4 @@ bench: install
 	$(BIN)/python -m bench.training
 
 clean:
-	rm -rf $(VENV) $(CLIENTS) workspace .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(CLIENTS) dist workspace .mypy_cache .ruff_cache .pytest_cache

@@ -97,7 +97,7 @@ class RagtuneError(Exception):
             training    TrainingError
             tuning      LedgerError
             serving     ApiError (an HTTP status and message), HotSwapError
-            cluster     StageError, CorpusError, DuplicateError, UpdateError, OvertakenError, AnswerError,
+            cluster     StartError, StageError, CorpusError, DuplicateError, UpdateError, OvertakenError, AnswerError,
                         EvaluationError, MeasureError, TuneError, ServeError
     """
 

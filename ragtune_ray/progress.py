@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Self, TextIO
 
 LINE_EVERY_SECONDS = 30.0
@@ -105,6 +105,27 @@ class _Live(Stage):
 
     def __exit__(self, kind: type[BaseException] | None, *details: object) -> None:
         self._bar.stop()
+
+
+class Stages:
+    """Announces the stages of a long job, such as `compare: stage 3 of 8: train rag+ft, about 1m30s`.
+
+    Args:
+        verb: of the job.
+        seconds: stage -> how long it will take, None if that is unknown; in the order in which they run.
+    """
+
+    def __init__(self, verb: str, seconds: Mapping[str, float | None]) -> None:
+        self._verb, self._seconds = verb, dict(seconds)
+
+    def begin(self, name: str) -> None:
+        """Say that a stage begins, and how long it will take; a stage that was not foreseen has no number."""
+        if name not in self._seconds:
+            say(f"{self._verb}: {name}")
+            return
+        number, seconds = list(self._seconds).index(name) + 1, self._seconds[name]
+        about = "" if seconds is None else f", about {duration(seconds)}"
+        say(f"{self._verb}: stage {number} of {len(self._seconds)}: {name}{about}")
 
 
 def _pace(rate: float) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import ragtune_ray as rt
 from ragtune_ray import cli, config, schema
 from ragtune_ray.models.encoder import HashingEncoder, load_encoder
 
@@ -93,9 +94,9 @@ def test_a_missing_index_exits_with_1_and_names_the_command(run: Run, config_pat
     verb, *question = arguments
     code, out, err = run(verb, config_path, *("Why?" for _ in question))
     assert (code, out) == (1, "")
-    assert err.startswith("error: ")
-    assert "run: ragtune index CONFIG" in err
-    assert len(err.splitlines()) == 1
+    (error,) = [line for line in err.splitlines() if not line.startswith(("ask: reading", "note: "))]
+    assert error.startswith("error: ")
+    assert "run: ragtune index CONFIG" in error
 
 
 @pytest.mark.parametrize("arguments", [["diff", "1"], ["index", "delete", "a.md"]])
@@ -237,6 +238,40 @@ def test_settings_lists_every_field_with_its_default_and_meaning(run: Run) -> No
     assert lines == [
         line for name, default, text in expected for line in (f"{name} = {default}", *f"    {text}".split("\n"))
     ]
+
+
+def test_settings_of_one_section_or_one_setting(run: Run) -> None:
+    code, out, _ = run("settings", "retrieval")
+    assert code == 0
+    shown = [line.partition(" = ")[0] for line in out.splitlines() if " = " in line and line.startswith("retrieval.")]
+    assert shown == [f"retrieval.{name}" for name in config.Retrieval.model_fields]
+    assert "encoder.model" not in out
+    assert run("settings", "retrieval.top_k")[1].splitlines()[0] == "retrieval.top_k = 5"
+    code, out, err = run("settings", "retreival")
+    assert (code, out) == (2, "")
+    assert "did you mean retrieval? sections: workspace, " in err
+
+
+def test_the_version_is_shown(run: Run) -> None:
+    assert run("--version") == (0, f"ragtune {rt.__version__}\n", "")
+
+
+def test_the_help_of_index_shows_its_argument(run: Run) -> None:
+    code, out, _ = run("index", "--help")
+    assert code == 0
+    assert out.splitlines()[0] == "Usage: ragtune index CONFIG [SECTION.FIELD=VALUE]..."
+    assert "CONFIG is a YAML file" in out
+
+
+@pytest.mark.parametrize("model", ["", "generator.model=mine"])
+def test_a_verb_says_at_once_what_it_reads_and_names_a_demonstration_model(
+    run: Run, config_path: str, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rt, "evaluate", lambda _: sys.exit(7), raising=False)
+    code, _, err = run("evaluate", config_path, "queries.path=q.jsonl", *filter(None, [model]))
+    assert code == 7
+    note = "note: SmolLM2-135M-Instruct is a demonstration model; set generator.model"
+    assert err.splitlines() == ["evaluate: reading q.jsonl", *([] if model else [note])]
 
 
 def test_help_names_every_verb_and_loads_neither_torch_nor_ray() -> None:

@@ -120,3 +120,14 @@ def test_begin_excludes_earlier_time_from_the_rate() -> None:
     stage.begin(now=80.0)
     stage.advance(2, now=120.0)
     assert stage.line(120.0) == "train 2/50 steps · 20.0s each · 16m00s left"
+
+
+def test_stages_are_numbered_with_what_they_will_take(capsys: pytest.CaptureFixture[str]) -> None:
+    stages = progress.Stages("compare", {"train ft": 93.0, "answer ft": None})
+    for name in ("train ft", "answer ft", "train another"):
+        stages.begin(name)
+    assert capsys.readouterr().err.splitlines() == [
+        "compare: stage 1 of 2: train ft, about 1m33s",
+        "compare: stage 2 of 2: answer ft",
+        "compare: train another",
+    ]

@@ -24,6 +24,7 @@ from ragtune_ray.cli.common import (
     ConfigPath,
     OptionalConfigPath,
     Overrides,
+    begin,
     finish,
     load,
     print_error,
@@ -59,6 +60,21 @@ app = typer.Typer(
 )
 app.add_typer(index_app)
 app.add_typer(upkeep_app)
+
+
+def _show_version(is_asked: bool) -> None:
+    if is_asked:
+        typer.echo(f"ragtune {rt.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    _: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Options of the command itself."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -119,6 +135,7 @@ def init(
 def plan(path: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Estimate passages, size, time and cost of `index`. Probes a sample of the corpus; builds nothing."""
     settings = load(path, overrides)
+    begin("plan", settings, settings.corpus.path)
     from ragtune_ray import terminal
     from ragtune_ray.index.plan import plan_index, read_plan
 
@@ -131,13 +148,17 @@ def plan(path: ConfigPath, overrides: Overrides = None, as_json: AsJson = False)
 @app.command()
 def retrieve(path: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Find the hits of every query. Scores them if the queries have qrels."""
-    finish(rt.retrieve(load(path, overrides)), as_json)
+    settings = load(path, overrides)
+    begin("retrieve", settings, settings.queries.path)
+    finish(rt.retrieve(settings), as_json)
 
 
 @app.command()
 def answer(path: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Answer every query, with citations."""
-    finish(rt.answer(load(path, overrides)), as_json)
+    settings = load(path, overrides)
+    begin("answer", settings, settings.queries.path, generates=True)
+    finish(rt.answer(settings), as_json)
 
 
 @app.command()
@@ -148,7 +169,9 @@ def evaluate(
     show: Annotated[int, typer.Option(help="Print this many answers per arm.")] = 0,
 ) -> None:
     """Answer every query in each arm of evaluate.arms, and score it."""
-    run = rt.evaluate(load(path, overrides))
+    settings = load(path, overrides)
+    begin("evaluate", settings, settings.queries.path, generates=True)
+    run = rt.evaluate(settings)
     from ragtune_ray.terminal import evaluation_lines
 
     print_lines(evaluation_lines(str(run), show))
@@ -158,7 +181,9 @@ def evaluate(
 @app.command()
 def calibrate(path: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Find how confident the generator must be to skip retrieval. Uses answer.arm and the validation questions."""
-    finish(rt.calibrate(load(path, overrides)), as_json)
+    settings = load(path, overrides)
+    begin("calibrate", settings, settings.queries.path, generates=True)
+    finish(rt.calibrate(settings), as_json)
 
 
 @app.command()
@@ -172,6 +197,7 @@ def compare(
 ) -> int:
     """Compare base, rag, ft and rag+ft, and recommend one. Trains missing models first, and writes a report."""
     settings = load(path, overrides)
+    begin("compare", settings, settings.queries.path, generates=True)
     if check:
         from ragtune_ray.cluster.comparing import check as checking
 
@@ -192,13 +218,17 @@ def compare(
 @app.command()
 def train(path: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Fine-tune the generator or the retriever on the training split."""
-    finish(rt.train(load(path, overrides)), as_json)
+    settings = load(path, overrides)
+    begin("train", settings, settings.queries.path, generates=settings.training.objective in ("sft", "joint"))
+    finish(rt.train(settings), as_json)
 
 
 @app.command()
 def tune(path: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Tune retriever and generator in rounds. The method is tune.mode; models are kept only if they score higher."""
-    url = str(rt.tune(load(path, overrides)))
+    settings = load(path, overrides)
+    begin("tune", settings, settings.queries.path, generates=True)
+    url = str(rt.tune(settings))
     from ragtune_ray.cluster.tuning.tune import report_lines
 
     print_lines(report_lines(url))
@@ -214,6 +244,7 @@ def ask(
 ) -> None:
     """Answer one question, and show its sources."""
     settings = load(path, overrides)
+    begin("ask", settings, settings.workspace, generates=True)
     if as_json:
         typer.echo(json.dumps(rt.ask(settings, question).facts(), ensure_ascii=False))
         return
@@ -271,16 +302,18 @@ def models(path: OptionalConfigPath = None, overrides: Overrides = None, as_json
 
 @app.command()
 def settings(
+    section: Annotated[str, typer.Argument(help="Only this section, or this setting; default: all.")] = "",
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown page of tables.")] = False,
 ) -> None:
-    """List every setting with its default and meaning."""
+    """List every setting, or those of one section, with default and meaning."""
     from ragtune_ray import config
 
+    listed = config.describe_section(section) if section else list(config.describe())
     if markdown:
         typer.echo(config.settings_page(), nl=False)
         return
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
-    for name, default, meaning in config.describe():
+    for name, default, meaning in listed:
         typer.echo(f"{name} = {default}")
         lines = textwrap.wrap(meaning, width - 4, break_on_hyphens=False) if width else [meaning]
         typer.echo("    " + "\n    ".join(lines))

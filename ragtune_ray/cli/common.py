@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 import ragtune_ray as rt
+from ragtune_ray import progress
 
 DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
 """Exit codes."""
@@ -28,6 +29,22 @@ def load(path: str, overrides: Sequence[str] | None) -> rt.Config:
     from ragtune_ray import config
 
     return config.load(path, overrides or ())
+
+
+def begin(verb: str, settings: rt.Config, path: str, *, generates: bool = False) -> None:
+    """Say at once what a verb reads first, because its imports alone take seconds.
+
+    Args:
+        verb: of the command.
+        settings: the whole config.
+        path: what is read; nothing is said of an empty path, which the verb refuses.
+        generates: the verb uses the generator; say so where that is the embedded one.
+    """
+    if path:
+        progress.say(f"{verb}: reading {path}")
+    model = settings.generator.model
+    if generates and settings.generator.engine == "transformers" and model == rt.Config().generator.model:
+        progress.say(f"note: {model} is a demonstration model; set generator.model")
 
 
 def divide(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

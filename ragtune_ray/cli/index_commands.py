@@ -15,6 +15,7 @@ from ragtune_ray.cli.common import (
     AsJson,
     ConfigPath,
     Overrides,
+    begin,
     divide,
     finish,
     load,
@@ -33,11 +34,15 @@ class _CorpusByDefault(typer.core.TyperGroup):
         named = not args or args[0] in self.commands or args[0] == "--help"
         return super().parse_args(ctx, args if named else ["corpus", *args])
 
+    def format_usage(self, ctx: Any, formatter: Any) -> None:
+        formatter.write_usage(ctx.command_path, "CONFIG [SECTION.FIELD=VALUE]...")
+        formatter.write_usage(ctx.command_path, "COMMAND CONFIG ...", prefix=" " * len("Usage: "))
+
 
 index_app = typer.Typer(
     name="index",
     cls=_CorpusByDefault,
-    help="Build the index, or change documents in it.",
+    help="Build the index, or change documents in it. CONFIG is a YAML file; `ragtune settings` lists its settings.",
     epilog="`ragtune index CONFIG` is short for `ragtune index corpus CONFIG`.",
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -48,7 +53,9 @@ upkeep_app = typer.Typer(rich_markup_mode=None)
 @index_app.command("corpus")
 def index(path: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Make the index contain exactly the corpus. Only new and changed documents are embedded."""
-    version = rt.build_index(load(path, overrides))
+    settings = load(path, overrides)
+    begin("index", settings, settings.corpus.path)
+    version = rt.build_index(settings)
     finish(version, as_json, version.changes.counts(), without=("change",))
 
 
@@ -60,7 +67,9 @@ def upsert(
     as_json: AsJson = False,
 ) -> None:
     """Add documents to the index. Documents with the same ids are replaced."""
-    _finish_change(rt.upsert_documents(load(path, overrides), documents), as_json)
+    settings = load(path, overrides)
+    begin("index", settings, documents)
+    _finish_change(rt.upsert_documents(settings, documents), as_json)
 
 
 @index_app.command()

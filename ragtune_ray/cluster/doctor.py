@@ -19,6 +19,9 @@ from pathlib import Path
 from typing import Literal
 
 from ragtune_ray import RagtuneError, config
+from ragtune_ray.config import extras
+from ragtune_ray.ingest import init, survey
+from ragtune_ray.ingest.inputs import InputError
 from ragtune_ray.models import weights
 from ragtune_ray.storage import filesystem
 
@@ -59,7 +62,10 @@ class Finding:
 
 
 def examine(settings: config.Config) -> Iterator[Finding]:
-    """Run every check, cheap ones first. The end-to-end run is skipped if a model is missing."""
+    """Run every check, cheap ones first. The end-to-end run is skipped if a model is missing.
+
+    The corpus and the questions are read as `ragtune init` does: every file is listed, a sample of the documents is read.
+    """
     yield from _versions()
     yield _processor()
     yield _memory()
@@ -67,6 +73,7 @@ def examine(settings: config.Config) -> Iterator[Finding]:
     yield _shared_memory()
     yield from _ports()
     yield _authentication()
+    yield from _inputs(settings)
     resolved = []
     for name in _model_names(settings):
         finding = _model(name)
@@ -158,6 +165,35 @@ def _authentication() -> Finding:
         return Finding("ray auth", "ok", "token", "")
     text = "RAY_AUTH_MODE is unset: local sessions use a token, but clients of a cluster do not send one"
     return Finding("ray auth", "note", text, "export RAY_AUTH_MODE=token wherever you use a cluster")
+
+
+def _inputs(settings: config.Config) -> Iterator[Finding]:
+    """Look at the corpus and the questions, and name every missing library at once."""
+    missing = extras.missing(settings)
+    if settings.corpus.path:
+        try:
+            corpus = survey.survey_corpus(settings.corpus.path)
+        except InputError as error:
+            yield Finding("corpus", "failed", str(error), "see corpus.path")
+        else:
+            missing += corpus.extras
+            unread = "; ".join(f"not read: {each.num_files} {each.suffix} ({each.reason})" for each in corpus.unread)
+            text = f"{corpus.path}: {init.describe_corpus(corpus)}" + (f"; {unread}" if unread else "")
+            yield Finding("corpus", "note" if unread else "ok", text, "")
+    if settings.queries.path:
+        try:
+            questions = survey.survey_questions(settings.queries.path)
+        except InputError as error:
+            yield Finding("questions", "failed", str(error), "see queries.path")
+        else:
+            rejects = f"; {questions.num_rejects:,} rows are not usable, the first: {questions.first_reject}"
+            text = f"{questions.path}: {init.describe_questions(questions)}" + (
+                rejects if questions.num_rejects else ""
+            )
+            yield Finding("questions", "note" if questions.num_rejects else "ok", text, "")
+    if missing:
+        text = f"missing for these inputs and settings: {', '.join(missing)}"
+        yield Finding("libraries", "failed", text, extras.install_command(*missing))
 
 
 def _model_names(settings: config.Config) -> list[str]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ragtune_ray import config
+from ragtune_ray import RagtuneError, config, progress
 from ragtune_ray.cluster import actors
 
 SERVE_ENVIRONMENT = {
@@ -29,6 +29,7 @@ SERVE_ENVIRONMENT = {
 }
 """Environment variables that every Ray Serve process reads, so they must be set before Ray starts."""
 
+START_ATTEMPTS = 2
 LOCAL = "local"
 """The value of `cluster.address` that starts Ray on this machine, even for inputs small enough to process without it."""
 
@@ -66,18 +67,59 @@ def ray_session(settings: config.Cluster, *, for_training: bool = False) -> Iter
         with _releasing_actors(settings):
             yield
         return
-    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    with _silent_core():
-        if address:
-            ray.init(address=address, **quiet)
-        else:
-            ray.init(include_dashboard=False, **quiet)
+    _start(address)
     _configure_ray_data()
     try:
         with _releasing_actors(settings):
             yield
     finally:
         ray.shutdown()
+
+
+class StartError(RagtuneError, RuntimeError):
+    """Ray did not start on this machine."""
+
+
+def _start(address: str) -> None:
+    """Connect to a cluster, or start Ray here; a start that takes too long is tried once more.
+
+    Raises:
+        StartError: it took too long again.
+    """
+    import ray
+
+    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if address:
+        with _silent_core():
+            ray.init(address=address, **quiet)
+        return
+    for attempt in range(1, START_ATTEMPTS + 1):
+        try:
+            with _silent_core():
+                ray.init(include_dashboard=False, **quiet)
+            return
+        except Exception as error:
+            # Ray raises a plain Exception when its own processes do not answer in 30 seconds.
+            if not _took_too_long(error):
+                raise
+            ray.shutdown()
+            if attempt == START_ATTEMPTS:
+                raise StartError(
+                    f"Ray did not start on this machine in {START_ATTEMPTS} attempts ({_first_line(error)}); usually "
+                    "other work keeps its cores or its disk busy: wait or stop that work, then run the command again; "
+                    "`ragtune doctor` checks memory, disk and ports; the logs are in /tmp/ray/session_latest/logs"
+                ) from error
+            progress.say("Ray took too long to start; trying once more")
+
+
+def _took_too_long(error: Exception) -> bool:
+    """Whether Ray gave up waiting for its own processes."""
+    return isinstance(error, TimeoutError) or "timed out" in str(error).lower()
+
+
+def _first_line(error: Exception) -> str:
+    """The first sentence of a message, without its full stop."""
+    return str(error).strip().partition(". ")[0].rstrip(".")
 
 
 _open: list[config.Cluster] = []

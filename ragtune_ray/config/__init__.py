@@ -14,13 +14,15 @@ from ragtune_ray.config.ingest import Chunking, Corpus, Queries, SplitName
 from ragtune_ray.config.models import Encoder, Precision
 from ragtune_ray.config.section import Section
 from ragtune_ray.config.serving import Replicas, RetrievalUse, Serve
+from ragtune_ray.config.source import ConfigError
 from ragtune_ray.config.training import Objective, Training
-from ragtune_ray.config.tree import Config, ConfigError, describe, load, load_config, settings_page
+from ragtune_ray.config.tree import Config, describe, describe_section, load, load_config, settings_page
 from ragtune_ray.config.tuning import Component, Tune
 
 __all__ = [
-    "ARMS", "AS_CONFIGURED", "Answer", "Arm", "Chunking", "Cluster", "Compare", "Component", "Config", "ConfigError", "Corpus",
-    "Encoder", "Evaluate", "Generator", "Hosted", "Index", "IndexKind", "Mode", "Objective", "Precision", "Prices", "Prompt",
-    "Queries", "Replicas", "Retrieval", "RetrievalMode", "RetrievalUse", "Section", "Serve", "SplitName", "Training", "Tune",
-    "describe", "hosted_name", "is_mode", "is_tuned", "load", "load_config", "retrieves", "settings_page", "without_name",
+    "ARMS", "AS_CONFIGURED", "Answer", "Arm", "Chunking", "Cluster", "Compare", "Component", "Config", "ConfigError",
+    "Corpus", "Encoder", "Evaluate", "Generator", "Hosted", "Index", "IndexKind", "Mode", "Objective", "Precision", "Prices",
+    "Prompt", "Queries", "Replicas", "Retrieval", "RetrievalMode", "RetrievalUse", "Section", "Serve", "SplitName",
+    "Training", "Tune", "describe", "describe_section", "hosted_name", "is_mode", "is_tuned", "load", "load_config",
+    "retrieves", "settings_page", "without_name",
 ]  # fmt: skip

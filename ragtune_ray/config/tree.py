@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import json
 import os
@@ -13,7 +14,6 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
-from ragtune_ray import RagtuneError
 from ragtune_ray.config.answering import Answer, Prompt
 from ragtune_ray.config.arms import hosted_name
 from ragtune_ray.config.cluster import Cluster
@@ -24,15 +24,12 @@ from ragtune_ray.config.ingest import Chunking, Corpus, Queries
 from ragtune_ray.config.models import Encoder
 from ragtune_ray.config.section import Section
 from ragtune_ray.config.serving import Serve
+from ragtune_ray.config.source import ConfigError, Source, read
 from ragtune_ray.config.training import Training
 from ragtune_ray.config.tuning import Tune
 
 VARIED = ("chunking", "encoder", "index", "retrieval", "prompt")
 """Sections whose settings may differ in `compare.variants`."""
-
-
-class ConfigError(RagtuneError, ValueError):
-    """A setting is wrong; the message names the field, the value and the rule."""
 
 
 class Config(Section):
@@ -98,7 +95,7 @@ class Config(Section):
                         f"or how it is shown (sections: {', '.join(VARIED)})"
                     )
                 _set(tree, field, value)
-            _validated(tree, source=f"compare.variants.{name}")
+            _validated(tree, Source(f"compare.variants.{name}"))
         return self
 
     @model_validator(mode="after")
@@ -127,7 +124,7 @@ class Config(Section):
         tree = self.model_dump(mode="json")
         for name, value in values.items():
             _set(tree, name, os.fspath(value) if isinstance(value, os.PathLike) else value)
-        return _validated(tree, source="settings")
+        return _validated(tree, Source("settings"))
 
     def using(self, *overrides: str) -> Config:
         """A copy with `section.field=value` texts applied, as on the command line; validated again.
@@ -138,31 +135,20 @@ class Config(Section):
         tree = self.model_dump(mode="json")
         for override in overrides:
             _apply(tree, override)
-        return _validated(tree, source="overrides")
+        return _validated(tree, Source("overrides"))
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML file and apply `section.field=value` overrides.
 
     Raises:
-        ConfigError: the file cannot be read or is not a mapping, a name is unknown, or a value breaks its rule.
+        ConfigError: the file cannot be read or is not a mapping, a name is unknown, or a value breaks its rule. The message
+            names the file and line of the value, or the command line.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"config {path}: cannot be read ({error.strerror}); name a YAML file") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"config {path}: is not UTF-8 text ({error.reason} at byte {error.start})") from error
-    try:
-        values: Any = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: an impossible date such as 2024-02-30
-        raise ConfigError(f"config {path}: is not YAML: {' '.join(str(error).split())}") from error
-    values = {} if values is None else values
-    if not isinstance(values, dict):
-        raise ConfigError(f"config {path}: must be a mapping of sections, is {type(values).__name__}")
+    values, lines = read(path)
     for override in overrides:
         _apply(values, override)
-    return _validated(values, source=str(path))
+    return _validated(values, Source(str(path), lines, tuple(overrides)))
 
 
 def load_config(source: str | os.PathLike[str] | Mapping[str, Any], values: Mapping[str, Any] | None = None) -> Config:
@@ -181,6 +167,25 @@ def load_config(source: str | os.PathLike[str] | Mapping[str, Any], values: Mapp
 def describe() -> Iterator[tuple[str, str, str]]:
     """Every setting as (dotted name, default, meaning), in the order of the tree."""
     yield from _describe(Config(), "")
+
+
+def describe_section(section: str) -> list[tuple[str, str, str]]:
+    """As `describe`, for the settings of one section, or one setting.
+
+    >>> [name for name, _, _ in describe_section("index")][:2]
+    ['index.kind', 'index.memory_bytes']
+
+    Raises:
+        ConfigError: there is no such section or setting.
+    """
+    every = list(describe())
+    found = [each for each in every if each[0] == section or each[0].startswith(f"{section}.")]
+    if not found:
+        sections = list(dict.fromkeys(name.partition(".")[0] for name, _, _ in every))
+        near = difflib.get_close_matches(section, [*sections, *(name for name, _, _ in every)], n=1)
+        meant = f"did you mean {near[0]}? " if near else ""
+        raise ConfigError(f"no section or setting is named {section!r}; {meant}sections: {', '.join(sections)}")
+    return found
 
 
 def settings_page() -> str:
@@ -244,20 +249,25 @@ def _section_of(field: FieldInfo) -> type[BaseModel] | None:
     return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
 
 
-def _validated(values: dict[str, Any], source: str) -> Config:
+def _validated(values: dict[str, Any], source: Source) -> Config:
     try:
         return Config.model_validate(values)
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(item, source) for item in error.errors())) from error
 
 
-def _explain(item: Any, source: str) -> str:
-    field = ".".join(str(part) for part in item["loc"])
+def _explain(item: Any, source: Source) -> str:
+    place, field = source.place(item["loc"]), ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
-        return f"{source}: unknown setting {field!r}; known here: {', '.join(_known_fields(item['loc'][:-1]))}"
+        known = _known_fields(item["loc"][:-1])
+        near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
+        meant = f"did you mean {near[0]!r}? " if near else ""
+        return f"{place}: unknown setting {field!r}; {meant}known here: {', '.join(known)}"
     message = str(item["msg"]).removeprefix("Value error, ")
+    if item["type"] == "model_type":
+        message = "must be a mapping of settings"
     given = "" if isinstance(item["input"], dict) else f" (given: {item['input']!r})"
-    return f"{source}: {field or 'config'}: {message}{given}"
+    return f"{place}: {field or 'config'}: {message}{given}"
 
 
 def _known_fields(location: Sequence[Any]) -> list[str]:
@@ -275,12 +285,15 @@ def _known_fields(location: Sequence[Any]) -> list[str]:
 def _apply(values: dict[str, Any], override: str) -> None:
     name, separator, text = override.partition("=")
     if not separator or not name:
-        raise ConfigError(f"override {override!r}: must be section.field=value")
+        raise ConfigError(f"command line: {override!r} is not a setting, which is section.field=value")
     try:
         value = yaml.safe_load(text) if text.strip() else ""
     except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"override {override!r}: the value is not valid YAML; quote it") from error
-    _set(values, name.strip(), value)
+        raise ConfigError(f"command line: {override!r}: the value is not valid YAML; quote it") from error
+    try:
+        _set(values, name.strip(), value)
+    except ConfigError as error:
+        raise ConfigError(f"command line: {error}") from error
 
 
 def _set(values: dict[str, Any], name: str, value: Any) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any, Unpack
 from urllib.parse import urlsplit
 
+from ragtune_ray.config.extras import install_command
 from ragtune_ray.generation.interface import INCOMPLETE, Completion, DecodingOptions, Finish, GeneratorError, Prompt
 
 MAX_STOPS = 4
@@ -151,7 +152,7 @@ def _import_openai() -> Any:
         import openai
     except ImportError as error:
         raise GeneratorError(
-            "generator.engine=openai needs the package openai: pip install 'ragtune-ray[openai]'"
+            f"generator.engine=openai needs the package openai, which is missing; run: {install_command('openai')}"
         ) from error
     return openai
 

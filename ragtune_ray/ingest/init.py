@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ragtune_ray import config
+from ragtune_ray.config.extras import install_command
 from ragtune_ray.ingest.survey import (
     CorpusSurvey,
     QuestionSurvey,
@@ -47,12 +48,12 @@ class InitResult:
     def lines(self) -> Iterator[str]:
         """What was found and what to do next, for a person."""
         corpus, questions = self.corpus, self.questions
-        yield f"{corpus.path}: {_describe_corpus(corpus)}"
+        yield f"{corpus.path}: {describe_corpus(corpus)}"
         if corpus.scripts:
             yield f"  scripts: {', '.join(f'{script} {share:.0%}' for script, share in corpus.scripts.items())}"
         for item in corpus.unread:
             yield f"  not read: {item.num_files} {item.suffix or 'without a suffix'} ({item.reason})"
-        yield f"{questions.path}: {_describe_questions(questions)}" if questions else "no questions found"
+        yield f"{questions.path}: {describe_questions(questions)}" if questions else "no questions found"
         yield from (f"warning: {text}" for text in self.warnings)
         yield f"wrote {self.path}; next:"
         yield from (f"  {command}" for command in self.commands)
@@ -88,12 +89,14 @@ def _workspace(folder: str) -> str:
     return ".ragtune" if inside else "workspace"
 
 
-def _describe_corpus(corpus: CorpusSurvey) -> str:
+def describe_corpus(corpus: CorpusSurvey) -> str:
+    """Number, size and types of the files, in one line."""
     kinds = ", ".join(f"{number:,} {suffix}" for suffix, number in corpus.kinds.items())
     return f"{_many(corpus.num_files, 'file')}, {_size(corpus.num_bytes)}" + (f": {kinds}" if kinds else "")
 
 
-def _describe_questions(questions: QuestionSurvey) -> str:
+def describe_questions(questions: QuestionSurvey) -> str:
+    """How many questions there are, and what is known of them, in one line."""
     parts = [_many(questions.num_questions, "question")]
     if questions.num_answered:
         length = "long" if questions.has_long_answers else "short"
@@ -126,7 +129,7 @@ def _warnings(corpus: CorpusSurvey, questions: QuestionSurvey | None) -> Iterato
 def _commands(output: str, corpus: CorpusSurvey, questions: QuestionSurvey | None) -> Iterator[str]:
     name = shlex.quote(output)
     if corpus.extras:
-        yield f"pip install 'ragtune-ray[{','.join(corpus.extras)}]'"
+        yield install_command(*corpus.extras)
     yield f"ragtune index {name}"
     if questions is None:
         yield f'ragtune ask {name} "YOUR QUESTION"'
@@ -146,7 +149,7 @@ def _yaml_lines(corpus: CorpusSurvey, questions: QuestionSurvey | None, workspac
     yield _setting(f"workspace: {_quoted(workspace)}", "index, models and runs are written here")
     yield ""
     yield "corpus:"
-    yield _setting(f"  path: {_quoted(corpus.path)}", _describe_corpus(corpus))
+    yield _setting(f"  path: {_quoted(corpus.path)}", describe_corpus(corpus))
     yield _setting("  # strict: true", "stop at the first unreadable file, instead of listing it in rejects.jsonl")
     yield ""
     yield from _query_lines(questions, workspace)
@@ -169,7 +172,7 @@ def _query_lines(questions: QuestionSurvey | None, workspace: str) -> Iterator[s
         )
         return
     yield "queries:"
-    yield _setting(f"  path: {_quoted(questions.path)}", _describe_questions(questions))
+    yield _setting(f"  path: {_quoted(questions.path)}", describe_questions(questions))
     if not questions.splits:
         yield _setting("  split_by: document", "draws train, validation and test so that they share no document")
         record = _quoted(filesystem.join(workspace, "splits.json"))

@@ -112,6 +112,7 @@ def plan_units(path: str, unit_bytes: int, root: str | None = None) -> Plan:
         InputError: the path is missing, contains nothing readable, or needs an extra that is not installed.
     """
     folder, names, rejects = list_input(path)
+    inputs.require_libraries(path, names)
     root = root or folder
     units: list[Unit] = []
     files: list[InputFile] = []

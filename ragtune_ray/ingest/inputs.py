@@ -9,6 +9,7 @@ import hashlib
 import io
 import itertools
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import PurePosixPath
 from typing import Any, Literal
@@ -16,6 +17,7 @@ from typing import Any, Literal
 import fsspec
 
 from ragtune_ray import RagtuneError
+from ragtune_ray.config.extras import install_command
 from ragtune_ray.ingest import parsers
 from ragtune_ray.ingest.parsing.text import ParseError
 from ragtune_ray.ingest.rows import Context, parse_json, reject, squad_contexts
@@ -85,8 +87,22 @@ def format_of(path: str) -> Format:
         raise ParseError(f"files of type {suffix or '(none)'!r} cannot be read; accepted: {' '.join(_FORMATS)}")
     extra = parsers.missing_extra(suffix)
     if extra:
-        raise InputError(f"{path}: reading {suffix} needs an extra that is missing; pip install 'ragtune-ray[{extra}]'")
+        raise InputError(f"{path}: reading {suffix} needs a library that is missing; run: {install_command(extra)}")
     return _FORMATS[suffix]
+
+
+def require_libraries(path: str, names: Iterable[str]) -> None:
+    """Refuse the files of a corpus if libraries that read some of them are missing; names all of these at once.
+
+    Raises:
+        InputError: libraries are missing; the message has the command that installs them.
+    """
+    counts = Counter(PurePosixPath(name).suffix.lower() for name in names)
+    needed = {suffix: extra for suffix in sorted(counts) if (extra := parsers.missing_extra(suffix))}
+    if needed:
+        files = ", ".join(f"{counts[suffix]:,} {suffix}" for suffix in needed)
+        command = install_command(*dict.fromkeys(needed.values()))
+        raise InputError(f"{path}: libraries that read {files} are missing; run: {command}")
 
 
 def why_unreadable(error: Exception) -> str:

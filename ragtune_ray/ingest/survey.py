@@ -49,7 +49,7 @@ class Unread:
     reason: str
     """Why the first of them cannot be read."""
     extra: str = ""
-    """The extra that reads them: `pip install 'ragtune-ray[EXTRA]'`; empty if none does."""
+    """The extra of this package that reads them; empty if none does."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ import numpy as np
 from fsspec.implementations.local import LocalFileSystem
 
 from ragtune_ray import RagtuneError
+from ragtune_ray.config.extras import install_command
 
 
 class UrlError(RagtuneError, ValueError):
@@ -41,7 +42,8 @@ def locate(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     try:
         store, path = fsspec.core.url_to_fs(url)
     except ImportError as error:
-        raise UrlError(f"{url}: {error}; for s3:// run: pip install 'ragtune-ray[s3]'") from None
+        hint = f"; run: {install_command('s3')}" if url.startswith("s3://") else ""
+        raise UrlError(f"{url}: {error}{hint}") from None
     except ValueError as error:
         raise UrlError(f"{url}: {error}") from None
     return store, str(path)

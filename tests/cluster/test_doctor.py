@@ -6,7 +6,10 @@ import pytest
 
 from ragtune_ray import config
 from ragtune_ray.cluster import doctor
+from ragtune_ray.config import extras
+from ragtune_ray.ingest import parsers
 from ragtune_ray.models import weights
+from tests.support.corpora import write
 
 
 @pytest.mark.cluster
@@ -40,3 +43,23 @@ def test_every_failing_line_names_its_fix(tmp_path: Path, monkeypatch: pytest.Mo
     assert all(finding.fix for finding in failed)
     assert all("->" in finding.line() for finding in failed)
     assert findings[-1].text == "skipped, because a model is missing"
+
+
+def test_corpus_questions_and_missing_libraries_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parsers, "missing_extra", {".pdf": "pdf", ".docx": "docx"}.get)
+    monkeypatch.setattr(extras, "missing", lambda _: ["s3"])
+    write(tmp_path / "docs" / "a.md", "# A\n\nThe pump is red.")
+    for name in ("b.pdf", "c.docx"):
+        write(tmp_path / "docs" / name, "x")
+    write(tmp_path / "q.jsonl", {"query_id": "1", "text": "Which colour?", "answers": ["red"]}, {"text": "no id"})
+    given = config.Config().using(f"corpus.path={tmp_path / 'docs'}", f"queries.path={tmp_path / 'q.jsonl'}")
+    findings = {finding.name: finding for finding in doctor._inputs(given)}
+    assert findings["corpus"].level == findings["questions"].level == "note"
+    assert "1 file, 22 bytes: 1 .md; not read: 1 .docx" in findings["corpus"].text
+    assert "1 question, 1 with short answers" in findings["questions"].text
+    assert "1 rows are not usable" in findings["questions"].text
+    assert findings["libraries"].fix == extras.install_command("s3", "docx", "pdf")
+    nowhere = config.Config().using(f"corpus.path={tmp_path / 'nowhere'}", f"queries.path={tmp_path / 'nowhere.jsonl'}")
+    failed = {finding.name: finding for finding in doctor._inputs(nowhere) if finding.failed}
+    assert failed.keys() == {"corpus", "questions", "libraries"}
+    assert list(doctor._inputs(config.Config()))[:-1] == []

@@ -28,3 +28,38 @@ def test_an_inner_session_reuses_the_outer_one_and_leaves_it_open(
                 assert calls == ["init"]
             assert calls == ["init"]
         assert calls == ["init", "release", *(["shutdown"] if started_by == "the session" else [])]
+
+
+@pytest.mark.parametrize("failures", [0, 1, 2])
+def test_a_start_that_takes_too_long_is_tried_once_more_and_then_explained(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], failures: int
+) -> None:
+    started: list[str] = []
+    ray = types.ModuleType("ray")
+
+    def init(**_: object) -> None:
+        started.append("init")
+        if len(started) <= failures:
+            raise Exception("The current node timed out during startup. This could happen because of a raylet.")  # noqa: TRY002
+
+    monkeypatch.setattr(ray, "init", init, raising=False)
+    monkeypatch.setattr(ray, "shutdown", lambda: None, raising=False)
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    if failures < session.START_ATTEMPTS:
+        session._start("")
+    else:
+        with pytest.raises(session.StartError, match=r"2 attempts \(The current node timed out .*ragtune doctor"):
+            session._start("")
+    assert len(started) == min(failures + 1, session.START_ATTEMPTS)
+    assert ("once more" in capsys.readouterr().err) is (failures > 0)
+
+
+def test_another_failure_of_ray_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = types.ModuleType("ray")
+    init = mock.Mock(side_effect=ValueError("no such address"))
+    monkeypatch.setattr(ray, "init", init, raising=False)
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    for address in ("", "10.0.0.1:6379"):
+        with pytest.raises(ValueError, match="no such address"):
+            session._start(address)
+    assert init.call_count == 2

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from ragtune_ray import cli, config
+from ragtune_ray.config.extras import install_command
 from ragtune_ray.index.plan import plan_index, read_plan
 from ragtune_ray.ingest import parsers, survey
 from ragtune_ray.ingest.init import init
@@ -102,10 +103,10 @@ def test_files_that_cannot_be_read_are_named_with_the_extra_to_install(monkeypat
     result = init("docs")
     found = {(item.suffix, item.num_files, item.extra) for item in result.corpus.unread}
     assert found == {(".png", 2, ""), (".docx", 1, "docx"), (".txt", 1, ""), (".md", 1, "")}
-    assert result.commands[0] == "pip install 'ragtune-ray[docx]'"
+    assert result.commands[0] == install_command("docx")
     lines = "\n".join(result.lines())
     assert "not read: 2 .png (files of type '.png' cannot be read" in lines
-    assert "pip install 'ragtune-ray[docx]'" in lines
+    assert install_command("docx") in lines
 
 
 def test_bad_rows_are_reported_once_per_file() -> None:

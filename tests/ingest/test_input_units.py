@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ragtune_ray.config import Corpus
+from ragtune_ray.config.extras import install_command
 from ragtune_ray.ingest import inputs
 from ragtune_ray.ingest.input_units import plan_units
 from ragtune_ray.ingest.inputs import InputError
@@ -96,11 +97,17 @@ def test_input_with_nothing_readable_lists_accepted_formats(tmp_path: Path) -> N
         assert "SQuAD" in str(caught.value)
 
 
-def test_missing_extra_is_an_error_that_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write(tmp_path / "a.pdf", "x")
-    monkeypatch.setattr(inputs.parsers, "missing_extra", lambda suffix: "pdf" if suffix == ".pdf" else None)
-    with pytest.raises(InputError, match=r"a\.pdf.*pip install 'ragtune-ray\[pdf\]'"):
+def test_all_missing_libraries_are_named_at_once_before_a_file_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a.pdf", "b.PDF", "c.md", "d.docx"):
+        write(tmp_path / name, "x")
+    monkeypatch.setattr(inputs.parsers, "missing_extra", {".pdf": "pdf", ".docx": "docx"}.get)
+    monkeypatch.setattr(inputs, "open_file", lambda path: pytest.fail(f"{path} was opened"))
+    with pytest.raises(InputError) as error:
         plan_units(str(tmp_path), LIMIT)
+    expected = f"{tmp_path}: libraries that read 1 .docx, 2 .pdf are missing; run: {install_command('docx', 'pdf')}"
+    assert str(error.value) == expected
 
 
 LINES = st.one_of(

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from ragtune_ray import RagtuneError, config, progress, schema
 from ragtune_ray.cluster import actors, runs, session, staged_queries, stages
-from ragtune_ray.cluster.answering.workers import GenerateUnit, RetrieveUnit
+from ragtune_ray.cluster.answering.workers import NO_GOLD_PASSAGE, GenerateUnit, RetrieveUnit
 from ragtune_ray.models import arms, weights
 from ragtune_ray.storage import artifacts, filesystem
 from ragtune_ray.storage.results import Result
@@ -193,7 +193,7 @@ def _publish(
 ) -> None:
     staging = artifacts.stage(run.url)
     answer_schema = schema.arrow_schema(schema.Answer)
-    num_answers = num_cut = 0
+    num_answers = num_cut = without_gold = 0
     statuses: Counter[str] = Counter()
     with pq.ParquetWriter(staging / "answers.parquet", answer_schema, write_page_checksum=True) as writer:
         for part in runs.merged(directory, summaries, "parquet"):
@@ -202,6 +202,7 @@ def _publish(
             num_cut += table["cut"].to_pylist().count(True)
             num_answers += table.num_rows
             statuses.update(table["status"].to_pylist())
+            without_gold += sum(error.endswith(NO_GOLD_PASSAGE) for error in table["error"].to_pylist())
     if num_answers != staged.num_queries:
         raise AnswerError(f"{run.url}: {num_answers} answers for {staged.num_queries} queries; run the command again")
     (staging / "rejects.jsonl").write_text(schema.reject_lines(staged.rejects), encoding="utf-8")
@@ -219,7 +220,17 @@ def _publish(
         "model": generator,
     }
     run.publish(staging, facts)
-    failed = f", {statuses['failed']:,} failed" if statuses["failed"] else ""
-    progress.say(f"answer: {num_answers:,} answers{failed}")
+    progress.say(_counted(num_answers - without_gold, without_gold, statuses["failed"] - without_gold))
     if notice := runs.cut_notice(facts, run.settings.generator.max_new_tokens):
         progress.say(f"answer: {notice}")
+
+
+def _counted(num_asked: int, without_gold: int, num_failed: int) -> str:
+    """How many queries were answered; those without a gold passage, which was to be shown, did not fail.
+
+    >>> _counted(35, 5, 0)
+    'answer: 35 answers; 5 questions have no gold passage and are left out'
+    """
+    failed = f", {num_failed:,} failed" if num_failed else ""
+    missing = f"; {without_gold:,} questions have no gold passage and are left out" if without_gold else ""
+    return f"answer: {num_asked:,} answers{failed}{missing}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,11 +68,15 @@ class Evaluation(Result):
         return pa.Table.from_pylist(rows)
 
 
-def evaluate(settings: config.Config, known: Mapping[config.Arm, str] | None = None) -> Evaluation:
+def evaluate(
+    settings: config.Config,
+    known: Mapping[config.Arm, str] | None = None,
+    begin: Callable[[config.Arm], None] = lambda _: None,
+) -> Evaluation:
     """Answer the queries in each arm of `evaluate.arms`, score the answers and compare the arms.
 
     If an arm is tuned or uses a reranker trained on these queries, `queries.split=all` means the test split. `known` has
-    finished runs of arms over the first of these queries, which are not answered again.
+    finished runs of arms over the first of these queries, which are not answered again. `begin` is called before an arm answers.
 
     Raises:
         EvaluationError: no query has gold answers, or `check_tuned` or `check_reranker` refuses a model.
@@ -88,7 +92,7 @@ def evaluate(settings: config.Config, known: Mapping[config.Arm, str] | None = N
     require_judged(settings, staged_queries.judged_queries(settings))
     require_index(settings, settings.evaluate.arms)
     with session.ray_session(settings.cluster):
-        answered = _answered(settings, known or {})
+        answered = _answered(settings, known or {}, begin)
     identity = {
         "runs": {arm: artifacts.read_manifest(run)["manifest_sha256"] for arm, run in answered.items()},
         "evaluate": settings.evaluate.identity(),
@@ -122,7 +126,9 @@ def _publish(
     run.publish(staging, {"runs": answered, "input": counts})
 
 
-def _answered(settings: config.Config, known: Mapping[config.Arm, str]) -> dict[config.Arm, str]:
+def _answered(
+    settings: config.Config, known: Mapping[config.Arm, str], begin: Callable[[config.Arm], None]
+) -> dict[config.Arm, str]:
     """Each arm's run of `answer`, all from the same content of the index.
 
     If another process changes the index meanwhile, the arms that searched the old content answer again. Otherwise an arm could
@@ -131,9 +137,10 @@ def _answered(settings: config.Config, known: Mapping[config.Arm, str]) -> dict[
     evaluated = settings.evaluate.arms
     for _ in range(MAX_CHANGES):
         before = _index_content(settings)
-        answered = {
-            arm: str(answer.answer(settings.with_values({"answer.arm": arm}), known.get(arm, ""))) for arm in evaluated
-        }
+        answered = {}
+        for arm in evaluated:
+            begin(arm)
+            answered[arm] = str(answer.answer(settings.with_values({"answer.arm": arm}), known.get(arm, "")))
         if sum(map(config.retrieves, evaluated)) < 2 or _index_content(settings) == before:
             return answered
         progress.say("evaluate: the index changed meanwhile; arms that searched the old content answer again")

@@ -28,6 +28,8 @@ from ragtune_ray.training.examples import Candidates, positive_passage
 
 ATTEMPTS_TOGETHER = 2
 """A unit whose worker died this many times is processed row by row."""
+NO_GOLD_PASSAGE = "has no answer that a passage of a relevant document could contain"
+"""The end of the error of a query that has no gold passage to show."""
 
 Shown = tuple[list[schema.Passage], list[float]]
 """The passages for a query's prompt, best first, and their scores."""
@@ -98,9 +100,7 @@ class RetrieveUnit(stages.UnitWorker):
     def _gold_of(self, row: schema.Query, ordinals: np.ndarray) -> Shown:
         passage = positive_passage(row, Candidates(tuple(self._retriever.index.take(ordinals.tolist())), (), ()))
         if passage is None or not row.answers:
-            raise ValueError(
-                f"query {row.query_id!r} has no answer that a passage of a relevant document could contain"
-            )
+            raise ValueError(f"query {row.query_id!r} {NO_GOLD_PASSAGE}")
         return [passage], [1.0]
 
     def _passages(self, unit: dict[str, Any]) -> list[dict[str, Any]]:

@@ -19,7 +19,7 @@ import numpy as np
 from ragtune_ray import RagtuneError, config, progress
 from ragtune_ray.cluster import staged_queries
 from ragtune_ray.cluster.answering import evaluate
-from ragtune_ray.cluster.comparing import forecast, variants
+from ragtune_ray.cluster.comparing import forecast, summary, variants
 from ragtune_ray.evaluation import significance
 from ragtune_ray.evaluation.report.plain_text import wrapped
 from ragtune_ray.evaluation.verdict import MIN_QUESTIONS
@@ -51,6 +51,10 @@ class Check:
     """What makes the comparison fail."""
     warnings: tuple[str, ...]
 
+    def seconds(self) -> dict[str, float | None]:
+        """Stage -> how long it will take; None if that is unknown."""
+        return {step["name"]: step["seconds"] for step in self.facts["steps"]}
+
     def lines(self) -> Iterator[str]:
         """The facts, then the warnings and errors, for a person."""
         for name, text in self._rows():
@@ -79,10 +83,14 @@ class Check:
             yield "power", f"{shown} with 80 % probability{margin}"
         index = facts["index"]
         yield "index", index["text"]
-        for step in facts["steps"]:
+        for number, step in enumerate(facts["steps"], start=1):
             shown = "unknown time" if step["seconds"] is None else f"about {progress.duration(step['seconds'])}"
             memory = f", {step['memory_bytes'] / GIBIBYTE:.1f} GiB" if step["memory_bytes"] else ""
-            yield "step", f"{step['name']}: {shown}{memory} ({step['source']})"
+            yield f"stage {number}", f"{step['name']}: {shown}{memory} ({step['source']})"
+        known = [step["seconds"] for step in facts["steps"] if step["seconds"] is not None]
+        unknown = len(facts["steps"]) - len(known)
+        without = f", without the {unknown} of unknown time" if unknown else ""
+        yield "in all", f"{len(facts['steps'])} stages, about {progress.duration(sum(known))}{without}"
 
 
 class _Findings:
@@ -94,8 +102,12 @@ class _Findings:
         self.warnings: list[str] = []
 
 
-def check(settings: config.Config) -> Check:
+def check(settings: config.Config, stages: forecast.Stages = forecast.comparison) -> Check:
     """Check the comparison of `compare.arms`; nothing is trained, answered or drawn.
+
+    Args:
+        settings: of the comparison.
+        stages: forecasts what will run.
 
     Raises:
         ConfigError: `queries.path` is empty.
@@ -121,14 +133,16 @@ def check(settings: config.Config) -> Check:
     sizes = _check_answers(given, kept, judged, found)
     _check_power(given, len(judged), found)
     _check_index(given, found)
-    _forecast(given, untrained, sizes, found)
+    _forecast(given, stages(given, untrained, sizes), found)
     return Check(found.facts, tuple(found.errors), tuple(found.warnings))
 
 
-def say(settings: config.Config) -> None:
+def say(settings: config.Config, stages: forecast.Stages = forecast.comparison) -> Check:
     """Print what `check` finds as progress, before a comparison or a tune starts."""
-    for line in check(settings).lines():
+    found = check(settings, stages)
+    for line in found.lines():
         progress.say(line)
+    return found
 
 
 def _is_trained(settings: config.Config, arm: config.Arm) -> bool:
@@ -239,8 +253,13 @@ def _check_answers(
     asked = np.array(count([row.text for row in judged]))
     _check_prompts(settings, judged, asked, count, found)
     train = [row for row in kept if row.split == "train" and row.answers is not None]
-    mean_tokens = (float(each.mean()) if len(each) else 0.0 for each in (asked, tokens))
-    return forecast.Sizes(len(judged), len(train), *mean_tokens)
+    return forecast.Sizes(
+        num_questions=len(judged),
+        num_train=len(train),
+        question_tokens=float(asked.mean()) if len(asked) else 0.0,
+        answer_tokens=float(tokens.mean()) if len(tokens) else 0.0,
+        reads_gold=summary.reads_gold(settings, judged),
+    )
 
 
 def _check_prompts(
@@ -348,14 +367,9 @@ def _planned(settings: config.Config) -> dict[str, Any]:
     }
 
 
-def _forecast(
-    settings: config.Config, untrained: Sequence[config.Arm], sizes: forecast.Sizes, found: _Findings
-) -> None:
+def _forecast(settings: config.Config, steps: Sequence[forecast.Step], found: _Findings) -> None:
     import psutil
 
-    flops, arms = forecast.product_flops(), settings.compare.arms
-    steps = [forecast.training(settings, arm, sizes, flops) for arm in untrained]
-    steps += [forecast.answering(settings, arm, sizes, flops) for arm in arms]
     found.facts["steps"] = [step.facts() for step in steps]
     available = psutil.virtual_memory().available
     for step in steps:

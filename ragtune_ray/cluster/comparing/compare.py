@@ -19,7 +19,7 @@ import pyarrow as pa
 from ragtune_ray import config, progress, schema
 from ragtune_ray.cluster import runs, session, staged_queries
 from ragtune_ray.cluster.answering import answer, evaluate, retrieve
-from ragtune_ray.cluster.comparing import check, freshness, looks, measure, summary, variants
+from ragtune_ray.cluster.comparing import check, forecast, freshness, looks, measure, summary, variants
 from ragtune_ray.cluster.training import train
 from ragtune_ray.cluster.tuning import tune
 from ragtune_ray.evaluation import adaptive, comparison, intervals
@@ -67,16 +67,19 @@ def compare(settings: config.Config, command: str = "") -> ComparisonResult:
     settings = given = variants.held_out(evaluate.held_out(settings, arms))
     _require_inputs(settings)
     evaluate.check_reranker(settings, arms)
-    check.say(settings)
+    stages = progress.Stages("compare", check.say(settings).seconds())
     with session.ray_session(settings.cluster, for_training=any(map(config.is_tuned, arms))):
+        if variants.are_searched(settings):
+            stages.begin(forecast.CHOOSE)
         settings, searched = variants.settle(settings)
         for arm in arms:
-            _train_if_missing(settings, arm)
+            _train_if_missing(settings, arm, stages)
         once = _MeasuredOnce()
-        settings, evaluated, looked = _asked(settings, once)
+        settings, evaluated, looked = _asked(settings, once, stages)
         asked = max((runs.read_manifest(run)["input"] for run in evaluated.values()), key=itemgetter("num_queries"))
         queries = staged_queries.judged_queries(settings, asked["fingerprint"])
-        golden = _gold_runs(settings, queries)
+        golden = _gold_runs(settings, queries, stages)
+        stages.begin(forecast.MEASURE)
         retrieval = _retrieval(settings, queries)
         run = runs.Run.of(given, "compare", _identity(settings, evaluated, golden, searched), started=started)
         if run.is_finished():
@@ -126,14 +129,15 @@ class _MeasuredOnce:
 
 
 def _asked(
-    settings: config.Config,
-    once: _MeasuredOnce,
+    settings: config.Config, once: _MeasuredOnce, stages: progress.Stages
 ) -> tuple[config.Config, dict[config.Arm, str], comparison.Looks | None]:
     """Let the arms answer; returns the config of the questions asked, each arm's run of `evaluate`, and the looks."""
     compared = settings.compare.arms
     if settings.compare.until == "all":
-        run = str(evaluate.evaluate(settings.with_values({"evaluate.arms": compared})))
+        given = settings.with_values({"evaluate.arms": compared})
+        run = str(evaluate.evaluate(given, begin=lambda arm: stages.begin(forecast.answer_stage(arm))))
         return settings, dict.fromkeys(compared, run), None
+    stages.begin(forecast.DECIDE)
 
     def weigh(so_far: config.Config, evaluated: Mapping[config.Arm, str]) -> dict[config.Arm, Evidence]:
         queries = staged_queries.judged_queries(so_far)
@@ -228,14 +232,14 @@ def _publish(run: runs.Run, found: Comparison, evaluated: Mapping[config.Arm, st
     )
 
 
-def _train_if_missing(settings: config.Config, arm: config.Arm) -> None:
+def _train_if_missing(settings: config.Config, arm: config.Arm, stages: progress.Stages) -> None:
     """Train the model of a tuned arm if there is none; otherwise check that the existing one may be compared."""
     if not config.is_tuned(arm):
         return
     try:
         arms_module.tuned_model(settings.workspace, arm)
     except weights.ModelError:
-        progress.say(f"compare: arm {arm} has no tuned model yet; training it")
+        stages.begin(forecast.train_stage(arm))
         if config.is_mode(arm):
             tune.tune(settings.with_values({"tune.mode": arm}))
         else:
@@ -244,14 +248,16 @@ def _train_if_missing(settings: config.Config, arm: config.Arm) -> None:
     evaluate.check_tuned(settings, arm)
 
 
-def _gold_runs(settings: config.Config, queries: Sequence[schema.Query]) -> dict[str, str]:
+def _gold_runs(
+    settings: config.Config, queries: Sequence[schema.Query], stages: progress.Stages
+) -> dict[config.Arm, str]:
     """Arm that retrieves -> the run in which its generator answers from the gold passage."""
-    # Queries without a gold passage fail and are left out, so the result means little if they are the majority.
-    if not settings.compare.gold_passages or sum(map(summary.has_gold_passage, queries)) < len(queries) / 2:
-        return {}
-    arms = [arm for arm in settings.compare.arms if config.retrieves(arm)]
-    values = {"answer.gold_passage": True, "answer.max_failed_share": 1}
-    return {arm: str(answer.answer(settings.with_values({"answer.arm": arm, **values}))) for arm in arms}
+    golden = {}
+    for arm in filter(config.retrieves, settings.compare.arms if summary.reads_gold(settings, queries) else ()):
+        stages.begin(forecast.gold_stage(arm))
+        values = {"answer.arm": arm, "answer.gold_passage": True, "answer.max_failed_share": 1}
+        golden[arm] = str(answer.answer(settings.with_values(values)))
+    return golden
 
 
 def _retrieval(settings: config.Config, queries: Sequence[schema.Query]) -> comparison.Metrics | None:

@@ -6,12 +6,13 @@ the speed of a matrix product on this machine give an upper estimate, since answ
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import struct
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import numpy as np
 from ragtune_ray import RagtuneError, config
 from ragtune_ray.cluster import runs
 from ragtune_ray.cluster.answering.answer import generator_fingerprint
+from ragtune_ray.cluster.comparing import variants
 from ragtune_ray.models import arms, weights
 from ragtune_ray.storage import artifacts, filesystem
 
@@ -45,6 +47,10 @@ for _ in range(6):
     seconds.append(time.process_time() - started)
 print(max(min(seconds), 1e-9))
 """
+
+
+CHOOSE, DECIDE, MEASURE = "choose settings of retrieval", "answer until the verdict stands", "measure and report"
+"""Stages of a comparison beside those of `train_stage`, `answer_stage` and `gold_stage`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +80,8 @@ class Sizes:
     """Mean length of a question."""
     answer_tokens: float
     """Mean length of a gold answer."""
+    reads_gold: bool = False
+    """Generators also answer from the passage that contains the answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,9 +136,60 @@ def product_flops() -> float:
     return 2 * _PRODUCT**3 / float(timed.stdout) * len(os.sched_getaffinity(0))
 
 
+Stages = Callable[[config.Config, Sequence[config.Arm], Sizes], list[Step]]
+"""Forecasts the stages of a job from its config, the arms that must be trained first, and the sizes."""
+
+
+def train_stage(arm: config.Arm) -> str:
+    """The name of the stage that trains an arm."""
+    return f"train {arm}"
+
+
+def answer_stage(arm: config.Arm) -> str:
+    """The name of the stage that asks an arm all questions."""
+    return f"answer {arm}"
+
+
+def gold_stage(arm: config.Arm) -> str:
+    """The name of the stage in which an arm answers from gold passages."""
+    return f"answer {arm} from gold passages"
+
+
+def comparison(settings: config.Config, untrained: Sequence[config.Arm], sizes: Sizes) -> list[Step]:
+    """All stages of a comparison, in the order in which they run.
+
+    Args:
+        settings: of the comparison.
+        untrained: arms that must be trained first.
+        sizes: of its questions.
+    """
+    flops, compared = product_flops(), settings.compare.arms
+    steps = [Step(CHOOSE, None, None, "depends on the variants")] if variants.are_searched(settings) else []
+    steps += [training(settings, arm, sizes, flops) for arm in untrained]
+    answers = [answering(settings, arm, sizes, flops) for arm in compared]
+    steps += answers if settings.compare.until == "all" else [_asked_in_batches(answers)]
+    one_passage = settings.with_values({"retrieval.top_k": 1})
+    for arm in filter(config.retrieves, compared if sizes.reads_gold else ()):
+        step = answering(one_passage, arm, sizes, flops)
+        steps.append(dataclasses.replace(step, name=gold_stage(arm)))
+    share = min(settings.compare.latency_queries, sizes.num_questions) / max(1, sizes.num_questions)
+    return [*steps, Step(MEASURE, _total(answers, share), None, "one question at a time")]
+
+
+def _asked_in_batches(answers: Sequence[Step]) -> Step:
+    memory = max((step.memory_bytes or 0 for step in answers), default=0)
+    return Step(DECIDE, _total(answers), memory or None, "at most, if every question is asked of every arm")
+
+
+def _total(steps: Sequence[Step], share: float = 1.0) -> float | None:
+    """The time of all steps, times a share; None if that of one is unknown."""
+    known = [step.seconds for step in steps if step.seconds is not None]
+    return sum(known) * share if len(known) == len(steps) else None
+
+
 def answering(settings: config.Config, arm: config.Arm, sizes: Sizes, flops: float) -> Step:
     """The step that asks one arm all questions."""
-    name = f"answer {arm}"
+    name = answer_stage(arm)
     try:
         given = arms.with_tuned_models(settings.with_values({"answer.arm": arm}))
     except weights.ModelError:  # not trained yet
@@ -158,7 +217,7 @@ def answering(settings: config.Config, arm: config.Arm, sizes: Sizes, flops: flo
 
 def training(settings: config.Config, arm: config.Arm, sizes: Sizes, flops: float) -> Step:
     """The step that trains the generator of `ft` or `rag+ft`; a mode is trained in rounds of unknown number and size."""
-    name, rule = f"train {arm}", settings.training
+    name, rule = train_stage(arm), settings.training
     if config.is_mode(arm):
         return Step(name, None, None, "rounds depend on what fails")
     geometry = _geometry(settings.generator.model) if settings.generator.engine == "transformers" else None

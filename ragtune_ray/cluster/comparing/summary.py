@@ -30,6 +30,14 @@ def has_gold_passage(query: schema.Query) -> bool:
     return bool(query.answers and splits.positives(query))
 
 
+def reads_gold(settings: config.Config, queries: Sequence[schema.Query]) -> bool:
+    """Whether generators also answer from gold passages: they are shown for half of the queries or more.
+
+    Queries without a gold passage are left out, so the result would mean little if they were the majority.
+    """
+    return settings.compare.gold_passages and sum(map(has_gold_passage, queries)) >= len(queries) / 2
+
+
 def ceilings(
     settings: config.Config,
     measured: Mapping[config.Arm, measure.Measured],

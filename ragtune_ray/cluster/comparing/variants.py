@@ -33,7 +33,7 @@ def held_out(settings: config.Config) -> config.Config:
     Raises:
         ConfigError: `queries.split` is the validation split.
     """
-    if not _are_searched(settings) or settings.queries.split == "test":
+    if not are_searched(settings) or settings.queries.split == "test":
         return settings
     if settings.queries.split != "all":
         raise config.ConfigError(
@@ -51,7 +51,7 @@ def settle(settings: config.Config) -> tuple[config.Config, VariantSearch | None
         EvaluationError: there are no validation questions, or a variant's index contains other documents.
         AnswerError: too many rows of a variant failed.
     """
-    if not _are_searched(settings):
+    if not are_searched(settings):
         return settings, None
     questions = _questions(settings)
     candidates = {config.AS_CONFIGURED: settings}
@@ -69,7 +69,8 @@ def settle(settings: config.Config) -> tuple[config.Config, VariantSearch | None
     return candidates[found.winner], found
 
 
-def _are_searched(settings: config.Config) -> bool:
+def are_searched(settings: config.Config) -> bool:
+    """Whether there are variants, and an arm to choose them for."""
     return bool(settings.compare.variants) and any(map(config.retrieves, settings.compare.arms))
 
 

@@ -15,9 +15,9 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pyarrow as pa
 
@@ -136,11 +136,17 @@ def _num_weights(directory: Path, training: config.Training) -> int:
 
 
 def _say_result(manifest: ModelManifest) -> None:
-    start, best = manifest["start"]["score"], manifest["best"]["score"]
-    if manifest["best"]["step"]:
-        found = f"best after step {manifest['best']['step']}: validation score {best:.4f}, at the start {start:.4f}"
+    start, best = cast(Mapping[str, float], manifest["start"]), cast(Mapping[str, float], manifest["best"])
+    # The first metric is the one that decides, such as `loss`; `score` is its negative where less is better.
+    metric = next(name for name in start if name != "score")
+    if best["step"]:
+        found = (
+            f"best after step {best['step']}: validation {metric} {best[metric]:.4f}, at the start {start[metric]:.4f}"
+        )
     else:
-        found = f"no step was better than the start (validation score {start:.4f}): the weights are unchanged"
+        found = (
+            f"no step was better than the start (validation {metric} {start[metric]:.4f}): the weights are unchanged"
+        )
     progress.say(f"train: {manifest['num_steps']:,} steps, {found}")
 
 

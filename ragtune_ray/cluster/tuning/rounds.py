@@ -15,7 +15,7 @@ from ragtune_ray import RagtuneError, config, progress, schema
 from ragtune_ray.cluster import runs, staged_queries
 from ragtune_ray.cluster.indexing import index
 from ragtune_ray.cluster.training import prepare, train
-from ragtune_ray.cluster.tuning import judging
+from ragtune_ray.cluster.tuning import forecast, judging
 from ragtune_ray.index import versions
 from ragtune_ray.ingest import inputs, splits
 from ragtune_ray.models.arms import Pair
@@ -36,10 +36,11 @@ class Rounds:
         root: directory of its ledger, questions and indexes.
         ledger: its steps so far.
         pair: the retriever and generator before tuning.
+        stages: announces what the rounds do.
     """
 
-    def __init__(self, settings: config.Config, root: str, ledger: Ledger, pair: Pair) -> None:
-        self.settings, self.root, self.ledger = settings, root, ledger
+    def __init__(self, settings: config.Config, root: str, ledger: Ledger, pair: Pair, stages: progress.Stages) -> None:
+        self.settings, self.root, self.ledger, self.stages = settings, root, ledger, stages
         self.pair = pair
         """The current retriever and generator: the last accepted ones."""
         self.number = 1
@@ -190,6 +191,7 @@ class Rounds:
     def _train(self, components: Sequence[config.Component], settings: config.Config) -> Row | None:
         """Train a model for these components; None if there is too little to learn, or nothing better was found."""
         rule, name = self.settings.tune, " and ".join(components)
+        self.stages.begin(forecast.train_stage(self.number, name))
         prepared = self.step(f"{name} prepared", lambda: _prepare_examples(settings), components)
         problem = prepared["problem"]
         if not problem and prepared["num_examples"] < rule.min_examples:
@@ -217,6 +219,7 @@ class Rounds:
             judge = judging.judge_generator if component == "generator" else judging.judge_retriever
             return {**judge(self.settings, self.pair, changed, num_examples).facts(), "pair": changed.facts()}
 
+        self.stages.begin(forecast.judge_stage(self.number, component))
         row = self.step(f"{component} judged", verdict)
         self._say(row)
         if row["accepted"]:

@@ -18,7 +18,7 @@ from ragtune_ray.cluster import runs, session, staged_queries
 from ragtune_ray.cluster.answering import answer, evaluate
 from ragtune_ray.cluster.comparing import check
 from ragtune_ray.cluster.training import train as train_module
-from ragtune_ray.cluster.tuning import labelling
+from ragtune_ray.cluster.tuning import forecast, labelling
 from ragtune_ray.cluster.tuning.judging import hits_of, queries_of
 from ragtune_ray.cluster.tuning.rounds import Rounds, TuneError
 from ragtune_ray.evaluation.verdict import MIN_QUESTIONS
@@ -71,10 +71,11 @@ def tune(settings: config.Config) -> TuneResult:
     if not runs.say_if_finished(url, "tune"):
         # The gates judge by the validation questions.
         judged = {"queries.split": "validation", "compare.arms": ["rag", mode], "compare.variants": {}}
-        check.say(settings.with_values(judged))
+        found = check.say(settings.with_values(judged), forecast.tuning)
         # One Ray session for all verbs of all rounds.
         with session.ray_session(settings.cluster, for_training=True):
-            rounds = Rounds(settings, root, Ledger(filesystem.join(root, LEDGER)), Pair.of(settings))
+            stages = progress.Stages("tune", found.seconds())
+            rounds = Rounds(settings, root, Ledger(filesystem.join(root, LEDGER)), Pair.of(settings), stages)
             match mode:
                 case "staged":
                     _staged(rounds)
@@ -173,6 +174,7 @@ def _identity(settings: config.Config) -> dict[str, Any]:
 def _staged(rounds: Rounds) -> None:
     """Answer the training questions, attribute each failure to a component, and tune the component on its failures."""
     values = {"queries.split": "train", "answer.arm": "rag", "answer.max_failed_share": 1}
+    rounds.stages.begin(forecast.ANSWER)
     answered = rounds.path_step("answered", lambda: answer.answer(rounds.settings_with(rounds.pair, values)))
     routed = rounds.step("routed", lambda: _routed(rounds, answered))
     rounds.tune_generator(**routed["generator"])
@@ -260,6 +262,7 @@ def _iterative(rounds: Rounds) -> None:
     collected: dict[str, Any] = {}
     for number in range(1, settings.tune.rounds + 1):
         rounds.number = number
+        rounds.stages.begin(forecast.label_stage(number))
         before = len(collected)
         collected |= {query.query_id: query for query in labelling.pseudo_labels(rounds, unlabelled)}
         if len(collected) == before:
@@ -286,6 +289,7 @@ def _domain(rounds: Rounds) -> None:
 
     The retriever learns even from generated questions that are answered badly, as long as they retrieve their passage.
     """
+    rounds.stages.begin(forecast.label_stage(rounds.number))
     if rounds.settings.tune.questions_path:
         made = answered = labelling.pseudo_labels(rounds, labelling.unlabelled(rounds))
     else:

@@ -44,11 +44,14 @@ def render(content: Mapping[str, Any]) -> str:
     """
     facts = read(content)
     names = facts.names()
+    chosen = facts.verdict.arm if facts.verdict.outcome in ("recommended", "no_difference") else ""
     style = _packaged("report.css")
     return _template().render(
         facts=facts,
         names=names,
-        chosen=facts.verdict.arm if facts.verdict.outcome in ("recommended", "no_difference") else "",
+        chosen=chosen,
+        # On a phone only the first column of the table is visible without scrolling.
+        columns=sorted(range(len(names)), key=lambda number: names[number] != chosen),
         kinds={name: _kind(name) for name in names},
         symbols={name: plots.symbol(_kind(name)) for name in names},
         outcome=_OUTCOMES[facts.verdict.outcome],

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ragtune_ray import config, schema
+from ragtune_ray import config, progress, schema
 from ragtune_ray.cluster import runs, session, staged_queries
 from ragtune_ray.cluster.answering.sharded import CountUnit, EncodeUnit, Job, MergeUnit, SearchUnit
 from ragtune_ray.cluster.answering.workers import RetrieveUnit
@@ -150,6 +150,6 @@ def test_variants_and_rounds_leave_out_own_documents_as_the_queries_do(
     assert variants._scores(settings, settings, [question]) == [1.0]
     monkeypatch.setattr(rounds.judging, "queries_of", lambda *_: [question])
     ledger = Ledger(str(tmp_path / "ledger.jsonl"))
-    tuned = rounds.Rounds(settings, str(tmp_path / "tune"), ledger, Pair.of(settings))
+    tuned = rounds.Rounds(settings, str(tmp_path / "tune"), ledger, Pair.of(settings), progress.Stages("tune", {}))
     answered(tuned.settings_for(tuned.write_questions("questions", [question])))
     assert seen == [True, True]

@@ -16,6 +16,7 @@ from ragtune_ray.cli import main
 from ragtune_ray.cluster.comparing import check as checking
 from ragtune_ray.cluster.comparing import forecast
 from ragtune_ray.cluster.comparing.check import check, smallest_difference
+from ragtune_ray.cluster.tuning.forecast import tuning
 from ragtune_ray.storage import artifacts
 from tests.support import index_changes as indexes
 
@@ -190,6 +191,53 @@ def test_a_step_that_ran_before_is_forecast_from_its_rate(settings: config.Confi
     found = forecast.answering(settings, "rag", SIZES, 1e6)
     assert (found.seconds, found.source) == (25.0, "the rate of an earlier run")
     assert forecast.answering(settings, "base", SIZES, 1e6).source == "the speed of this machine"
+
+
+def test_the_stages_of_a_comparison_are_listed_in_their_order(
+    settings: config.Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_model(tmp_path / "g")
+    monkeypatch.setattr(forecast, "product_flops", lambda: 1e6)
+    given = settings.using("compare.latency_queries=10")
+    stages = forecast.comparison(given, ["ft"], dataclasses.replace(SIZES, reads_gold=True))
+    answers = [f"answer {arm}" for arm in ("base", "rag", "ft", "rag+ft")]
+    golden = [f"answer {arm} from gold passages" for arm in ("rag", "rag+ft")]
+    assert [stage.name for stage in stages] == ["train ft", *answers, *golden, "measure and report"]
+    seconds = [stage.seconds or 0 for stage in stages]
+    assert seconds[5] < seconds[2], "one passage is shown instead of five"
+    assert seconds[-1] == pytest.approx(sum(seconds[1:5]) / 10), "10 of 100 questions"
+    short = forecast.comparison(
+        given.using("compare.until=decided", "compare.variants={a: {retrieval.top_k: 3}}"), [], SIZES
+    )
+    assert [stage.name for stage in short] == [
+        "choose settings of retrieval",
+        "answer until the verdict stands",
+        "measure and report",
+    ]
+    assert short[1].seconds == pytest.approx(sum(seconds[1:5]))
+    lines = list(check(given).lines())
+    assert any(line.startswith("stage 1    train ft: about ") for line in lines)
+    assert lines[[line.startswith("in all") for line in lines].index(True)].startswith("in all     9 stages, about ")
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (["tune.mode=staged"], ["answer the training questions", *(f"round 1: {verb} the {name}" for name in ("generator", "retriever") for verb in ("train", "judge"))]),
+        (["tune.mode=joint", "tune.components=[generator]"], [f"round {number}: {verb} the generator" for number in (1, 2) for verb in ("train", "judge")]),
+        (["tune.mode=joint", "tune.in_loop=true", "tune.rounds=1"], ["round 1: train the retriever and generator", "round 1: judge the retriever", "round 1: judge the generator"]),
+        (["tune.mode=iterative", "tune.rounds=1", "tune.components=[generator]"], ["round 0: train the generator", "round 0: judge the generator", "round 1: make training questions", "round 1: train the generator", "round 1: judge the generator"]),
+        (["tune.mode=domain", "tune.components=[retriever]"], ["round 1: make training questions", "round 1: train the retriever", "round 1: judge the retriever"]),
+    ],
+)  # fmt: skip
+def test_the_stages_of_a_tune_are_listed_in_their_order(
+    settings: config.Config, tmp_path: Path, values: list[str], expected: list[str]
+) -> None:
+    write_model(tmp_path / "g")
+    stages = tuning(settings.using(*values), [], SIZES)
+    assert [stage.name for stage in stages] == expected
+    known = {stage.name.rpartition(": ")[2] for stage in stages if stage.seconds is not None}
+    assert known <= {"answer the training questions", "train the generator", "judge the generator"}
 
 
 def test_a_matrix_product_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ragtune_ray import config, schema
+from ragtune_ray import config, progress, schema
 from ragtune_ray.cluster.answering import answer, evaluate
 from ragtune_ray.cluster.answering.retrieve import retrieve
 from ragtune_ray.cluster.comparing import compare, freshness
@@ -116,7 +116,9 @@ def test_a_new_encoders_index_refuses_other_encoders(given: config.Config, tmp_p
         "training.hard_negatives=2", "queries.split=all",
     )  # fmt: skip
     start = arms.Pair.of(settings)
-    rounds = Rounds(settings, str(tmp_path / "rounds"), Ledger(str(tmp_path / "ledger.jsonl")), start)
+    rounds = Rounds(
+        settings, str(tmp_path / "rounds"), Ledger(str(tmp_path / "ledger.jsonl")), start, progress.Stages("tune", {})
+    )
     learnt = judging.queries_of(settings, "train")
     accepted = rounds.tune_retriever(rounds.write_questions("questions", learnt), len(learnt), taught=False)
     (judged,) = [row for row in rounds.ledger.rows if "pair" in row]

@@ -125,15 +125,23 @@ def test_every_outcome_is_named_and_only_a_recommended_arm_marked(outcome: str, 
 
 def test_table_shows_the_numbers_of_the_comparison() -> None:
     page = page_of(comparison())
+    # The recommended arm comes first: on a phone, only the first column is visible without scrolling.
+    heads = page.css(".measures thead th")[2:]
+    assert [words(head.css_first("bdi")) for head in heads] == ["rag+ft", "base", "rag", "ft"]
     assert cells(page, ".measures", "token F1 decides") == [
         "113",
+        "0.591 [0.51, 0.67]",
         "0.058 [0.04, 0.08]",
         "0.181 [0.15, 0.21]",
         "0.107 [0.07, 0.14]",
-        "0.591 [0.51, 0.67]",
     ]
-    assert cells(page, ".measures", "total p50")[2] == "641 ms (p95 1.03 s)"
-    assert cells(page, ".measures", "visible after")[1:] == ["–", "3.42 s", "–", "3.42 s"]
+    assert cells(page, ".measures", "total p50")[3] == "641 ms (p95 1.03 s)"
+    assert cells(page, ".measures", "visible after")[1:] == ["3.42 s", "–", "3.42 s", "–"]
+    chosen = {
+        tuple(place for place, cell in enumerate(row.css("td")) if "chosen" in (cell.attributes.get("class") or ""))
+        for row in page.css(".measures tbody tr:not(.group)")
+    }
+    assert chosen == {(1,)}, "the first column after n is marked in every row"
     assert cells(page, "#losses ~ .beside table", "misread") == ["–", "49 (43 %)", "–", "38 (34 %)"]
     assert len(page.css(".measures svg.strip")) == sum(
         bool(re.fullmatch(r"[\d.]+ \[[\d., ]+\]", words(cell))) for cell in page.css(".measures td")
