@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import logging
 import os
 import time
 from collections.abc import Generator as Stream
@@ -12,11 +13,13 @@ from typing import Any, Unpack
 from urllib.parse import urlsplit
 
 from ragtune_ray.config.extras import install_command
-from ragtune_ray.generation.interface import INCOMPLETE, Completion, DecodingOptions, Finish, GeneratorError, Prompt
+from ragtune_ray.generation import openai_replies
+from ragtune_ray.generation.interface import Completion, DecodingOptions, Finish, GeneratorError, Prompt
 
 MAX_STOPS = 4
 """Most stop strings of a request in OpenAI's API."""
 _SAMPLING_DEFAULTS = {"top_p": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+_logger = logging.getLogger(__name__)
 _BYTES_PER_TOKEN = 3  # English has 4 to 5 bytes per token, Chinese 3 to 4, so that 3 overestimates the number of tokens
 
 
@@ -24,7 +27,8 @@ class OpenAIGenerator:
     """A chat model behind an OpenAI-compatible HTTP API.
 
     The SDK retries on 408, 409, 429, 5xx and lost connections: with exponential backoff and jitter, or when the server's
-    Retry-After header says.
+    Retry-After header says. Where a server refuses `max_tokens`, `temperature` or `seed`, the request is repeated with the newer
+    name or without it, and so are all later requests.
 
     Args:
         base_url: the root of the API, including /v1.
@@ -52,6 +56,7 @@ class OpenAIGenerator:
         self._base_url, self._model = base_url, model
         self._key = _api_key(api_key_env, base_url)
         self._concurrency, self._timeout_seconds, self._max_attempts = concurrency, timeout_seconds, max_attempts
+        self._refused: frozenset[str] = frozenset()
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """An estimate, UTF-8 bytes / 3 rounded up; usually too high, so that prompts do not exceed their budget."""
@@ -77,18 +82,27 @@ class OpenAIGenerator:
         """
         request = self._request(**options)
         finish: Finish = "stop"
-        held = ""
+        raw: str | None = None
+        shown = ""
         with self._openai.OpenAI(**self._connection()) as client:
             try:
-                for chunk in client.chat.completions.create(**request, messages=_messages(prompt), stream=True):
+                for chunk in self._open_stream(client, prompt, request):
                     for choice in chunk.choices[:1]:
                         finish = "length" if choice.finish_reason == "length" else finish
-                        text = held + (choice.delta.content or "")
-                        held = text[len(text.rstrip(INCOMPLETE)) :]
-                        if held != text:
-                            yield text.removesuffix(held)
+                        piece = openai_replies.content_of(choice.delta)
+                        raw = raw if piece is None else (raw or "") + piece
+                        more = openai_replies.more_text(raw or "", shown, ended=False)
+                        if more:
+                            yield more
+                        shown += more
             except (self._openai.OpenAIError, ValueError) as error:
+                if isinstance(error, GeneratorError):
+                    raise
                 raise GeneratorError(self._reason(error)) from None  # the cause may contain the request with its key
+        if more := openai_replies.more_text(raw or "", shown, ended=True):
+            yield more
+        elif not shown and (problem := openai_replies.missing_text(raw, finish)):
+            raise GeneratorError(problem)
         return finish
 
     def log_likelihood(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[tuple[float, int]]:
@@ -109,11 +123,48 @@ class OpenAIGenerator:
         async with slots:
             started = time.perf_counter()
             try:
-                reply = await client.chat.completions.create(**request, messages=_messages(prompt))
-                return _completion(reply, prompt, time.perf_counter() - started)
+                reply = await self._reply(client, prompt, request)
+                return openai_replies.completion_of(reply, prompt, time.perf_counter() - started)
             except (self._openai.OpenAIError, ValueError) as error:  # ValueError: the body is not JSON
                 seconds = time.perf_counter() - started
                 return Completion("", prompt.num_tokens, 0, seconds, "stop", self._reason(error))
+
+    async def _reply(self, client: Any, prompt: Prompt, request: dict[str, Any]) -> Any:
+        refused = self._refused
+        while True:
+            sent = openai_replies.adapted(request, refused)
+            try:
+                reply = await client.chat.completions.create(**sent, messages=_messages(prompt))
+            except (self._openai.BadRequestError, self._openai.UnprocessableEntityError) as error:
+                refused |= {self._refused_parameter(error, sent)}
+            else:
+                self._remember(refused)
+                return reply
+
+    def _open_stream(self, client: Any, prompt: Prompt, request: dict[str, Any]) -> Any:
+        refused = self._refused
+        while True:
+            sent = openai_replies.adapted(request, refused)
+            try:
+                stream = client.chat.completions.create(**sent, messages=_messages(prompt), stream=True)
+            except (self._openai.BadRequestError, self._openai.UnprocessableEntityError) as error:
+                refused |= {self._refused_parameter(error, sent)}
+            else:
+                self._remember(refused)
+                return stream
+
+    def _refused_parameter(self, error: Any, sent: dict[str, Any]) -> str:
+        """The parameter to send otherwise; raises the error again if it names none."""
+        parameter = openai_replies.refused_parameter(f"{error} {error.body}", getattr(error, "param", None), sent)
+        if not parameter:
+            raise error
+        return parameter
+
+    def _remember(self, refused: frozenset[str]) -> None:
+        """Note the parameters without which a request succeeded."""
+        for parameter in sorted(refused - self._refused):
+            _logger.warning("%s does not accept %s; it is sent otherwise", _host(self._base_url), parameter)
+        self._refused |= refused
 
     def _request(
         self,
@@ -196,20 +247,3 @@ def _host(base_url: str) -> str:
 
 def _messages(prompt: Prompt) -> list[dict[str, str]]:
     return [{"role": role, "content": content} for role, content in prompt.messages]
-
-
-def _completion(reply: Any, prompt: Prompt, seconds: float) -> Completion:
-    """The server's reply as a completion; with an `error` if it does not have the expected form."""
-    choices = getattr(reply, "choices", None)
-    message = getattr(choices[0], "message", None) if choices else None
-    if choices is None or message is None:
-        return Completion("", prompt.num_tokens, 0, seconds, "stop", "the server's reply has no choices[0].message")
-    usage = getattr(reply, "usage", None)
-    return Completion(
-        text=(message.content or "").rstrip(INCOMPLETE),
-        prompt_tokens=getattr(usage, "prompt_tokens", None) or prompt.num_tokens,
-        completion_tokens=getattr(usage, "completion_tokens", None) or 0,
-        seconds=seconds,
-        finish="length" if choices[0].finish_reason == "length" else "stop",
-        error="",
-    )

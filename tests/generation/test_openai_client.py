@@ -11,120 +11,15 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ragtune_ray.generation.interface import GeneratorError, Prompt
+from ragtune_ray.generation.interface import GeneratorError
 from ragtune_ray.generation.openai_client import OpenAIGenerator
-
-SECRET = "sk-very-secret"
-
-
-class Server(ThreadingHTTPServer):
-    """Answers each request from the list of replies for its question, in order; the last reply is repeated."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.scripts: dict[str, list] = {}
-        self.requests: list[dict] = []
-        self.keys: set[str] = set()
-        self.lock = threading.Lock()
-        self.active = self.most_active = 0
-        self.barrier: threading.Barrier | None = None
-        self.crowded = threading.Event()
-        self.released = threading.Event()
-
-    @property
-    def base_url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/v1"
-
-
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-    def do_POST(self) -> None:
-        server: Server = self.server
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        question = body["messages"][-1]["content"]
-        with server.lock:
-            server.requests.append(body)
-            server.keys.add(self.headers["Authorization"])
-            server.active += 1
-            server.most_active = max(server.most_active, server.active)
-            if server.barrier is not None and server.active > server.barrier.parties:
-                server.crowded.set()
-            script = server.scripts.get(question, [])
-            reply = script.pop(0) if len(script) > 1 else (script[0] if script else question.upper())
-        try:
-            if server.barrier is not None:
-                server.barrier.wait(timeout=10)
-                server.crowded.wait(0.15)  # time for a request beyond the limit to arrive
-            self.answer(reply, stream=body.get("stream", False))
-        finally:
-            with server.lock:
-                server.active -= 1
-
-    def answer(self, reply: Any, *, stream: bool) -> None:
-        if reply == "hang":
-            self.server.released.wait(timeout=20)
-            self.close_connection = True
-            return
-        if isinstance(reply, tuple):
-            status, headers, text = reply
-            self.send(status, text.encode(), headers)
-        elif stream:
-            chunks = [{"choices": [{"index": 0, "delta": {"content": letter}}]} for letter in reply]
-            # Servers send the finish reason in a chunk without text and the usage in one without choices.
-            chunks += [{"choices": [{"index": 0, "delta": {}, "finish_reason": "length"}]}, {"choices": []}]
-            lines = [f"data: {json.dumps(chunk)}\n\n" for chunk in chunks] + ["data: [DONE]\n\n"]
-            self.send(200, "".join(lines).encode(), {"Content-Type": "text/event-stream"})
-        else:
-            choice = {"index": 0, "message": {"role": "assistant", "content": reply}, "finish_reason": "length"}
-            usage = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
-            self.send(200, json.dumps({"choices": [choice], "usage": usage}).encode(), {})
-
-    def send(self, status: int, body: bytes, headers: dict[str, str]) -> None:
-        self.send_response(status)
-        for name, value in ({"Content-Type": "application/json", "Content-Length": str(len(body))} | headers).items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(body)
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    with Server() as running:
-        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield running
-        running.released.set()
-        running.shutdown()
-        thread.join()
-
-
-@pytest.fixture
-def connect(server: Server, monkeypatch: pytest.MonkeyPatch) -> Callable[..., OpenAIGenerator]:
-    monkeypatch.setenv("RAGTUNE_TEST_KEY", SECRET)
-
-    def connected(**changes: Any) -> OpenAIGenerator:
-        settings = {"api_key_env": "RAGTUNE_TEST_KEY", "max_attempts": 3, "timeout_seconds": 10.0} | changes
-        return OpenAIGenerator(server.base_url, "a-model", **settings)
-
-    return connected
-
-
-def prompts_of(*questions: str) -> list[Prompt]:
-    return [Prompt((("system", "S"), ("user", question)), (), 5) for question in questions]
-
+from tests.support.openai_server import SECRET, Server, prompts_of
 
 NOW = {"Retry-After-Ms": "1"}  # so that tests do not wait for the backoff
 

@@ -1,0 +1,95 @@
+"""A scripted OpenAI-compatible server."""
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from ragtune_ray.generation.interface import Prompt
+
+SECRET = "sk-very-secret"
+
+
+class Server(ThreadingHTTPServer):
+    """Answers each request from the list of replies for its question, in order; the last reply is repeated."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.scripts: dict[str, list] = {}
+        self.requests: list[dict] = []
+        self.keys: set[str] = set()
+        self.lock = threading.Lock()
+        self.active = self.most_active = 0
+        self.barrier: threading.Barrier | None = None
+        self.crowded = threading.Event()
+        self.released = threading.Event()
+        self.finish = "length"
+
+    @property
+    def base_url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}/v1"
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def do_POST(self) -> None:
+        server: Server = self.server
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        question = body["messages"][-1]["content"]
+        with server.lock:
+            server.requests.append(body)
+            server.keys.add(self.headers["Authorization"])
+            server.active += 1
+            server.most_active = max(server.most_active, server.active)
+            if server.barrier is not None and server.active > server.barrier.parties:
+                server.crowded.set()
+            script = server.scripts.get(question, [])
+            reply = script.pop(0) if len(script) > 1 else (script[0] if script else question.upper())
+        try:
+            if server.barrier is not None:
+                server.barrier.wait(timeout=10)
+                server.crowded.wait(0.15)  # time for a request beyond the limit to arrive
+            self.answer(reply, stream=body.get("stream", False))
+        finally:
+            with server.lock:
+                server.active -= 1
+
+    def answer(self, reply: Any, *, stream: bool) -> None:
+        if reply == "hang":
+            self.server.released.wait(timeout=20)
+            self.close_connection = True
+            return
+        if callable(reply):
+            reply = reply(self.server.requests[-1])
+        if isinstance(reply, tuple):
+            status, headers, text = reply
+            self.send(status, text.encode(), headers)
+        elif stream:
+            pieces = [reply] if isinstance(reply, dict) else [{"content": letter} for letter in reply]
+            chunks = [{"choices": [{"index": 0, "delta": piece}]} for piece in pieces]
+            # Servers send the finish reason in a chunk without text and the usage in one without choices.
+            chunks += [{"choices": [{"index": 0, "delta": {}, "finish_reason": self.server.finish}]}, {"choices": []}]
+            lines = [f"data: {json.dumps(chunk)}\n\n" for chunk in chunks] + ["data: [DONE]\n\n"]
+            self.send(200, "".join(lines).encode(), {"Content-Type": "text/event-stream"})
+        else:
+            message = reply if isinstance(reply, dict) else {"content": reply}
+            choice = {"index": 0, "message": {"role": "assistant"} | message, "finish_reason": self.server.finish}
+            usage = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
+            self.send(200, json.dumps({"choices": [choice], "usage": usage}).encode(), {})
+
+    def send(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for name, value in ({"Content-Type": "application/json", "Content-Length": str(len(body))} | headers).items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+
+def prompts_of(*questions: str) -> list[Prompt]:
+    return [Prompt((("system", "S"), ("user", question)), (), 5) for question in questions]
