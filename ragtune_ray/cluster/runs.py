@@ -172,12 +172,17 @@ def inputs_identity(
         **({"own_documents": "left out"} if staged.stand_in_corpus and index_manifest else {}),
         "index": index_manifest.get("content_id"),
         "tenant": [settings.index.tenant_field, settings.retrieval.tenant],
-        "encoder": settings.encoder.model_dump(mode="json", exclude={"model", "query_model"})
-        if index_manifest
-        else None,
+        "encoder": encoder_identity(settings) if index_manifest else None,
         "query_model": query_model_fingerprint(settings),
         "reranker": _fingerprint(settings.retrieval.reranker if index_manifest else ""),
     }
+
+
+def encoder_identity(settings: config.Config) -> dict[str, Any]:
+    """The part of a run's identity for the encoder's settings; the index and `query_model_fingerprint` stand for the models."""
+    searches_vectors = settings.retrieval.mode != "lexical"
+    directory = weights.resolve(settings.encoder.model).directory if searches_vectors else None
+    return weights.with_prompts(settings.encoder, directory).model_dump(mode="json", exclude={"model", "query_model"})
 
 
 def retrieval_identity(settings: config.Config, index_manifest: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,10 +20,12 @@ class Encoder(Section):
     query_model: str = ""
     """Encoder of queries, if it is not `encoder.model`; both must use the same vector space.
     `training.objective=query_side` trains one. Empty: `encoder.model`."""
-    query_prefix: str = ""
-    """Text put before every query, for models that expect one (E5: "query: ")."""
-    passage_prefix: str = ""
-    """Text put before every passage, for models that expect one (E5: "passage: ")."""
+    query_prefix: str | None = None
+    """Text put before every query, for models that expect one (E5: "query: "). null: the prompt for queries that the model
+    brings, if any; "" for none."""
+    passage_prefix: str | None = None
+    """Text put before every passage, for models that expect one (E5: "passage: "). null: the prompt for documents that the
+    model brings, if any; "" for none."""
     precision: Precision = "auto"
     """Number format of the computation. `auto`: bfloat16 if the hardware supports it, otherwise float32."""
     batch_tokens: int = Field(0, ge=0)

@@ -163,7 +163,8 @@ def planned_corpus_id(settings: config.Config, plan: input_units.Plan, encoder: 
 def _fingerprint(settings: config.Config, encoder: weights.Model, **scope: Any) -> str:
     """Digest the settings of reading, chunking and embedding together with the given values."""
     chunking = settings.chunking.model_dump(mode="json")
-    embedding = [encoder.fingerprint, settings.encoder.query_prefix, settings.encoder.passage_prefix]
+    prefixed = weights.with_prompts(settings.encoder, encoder.directory)
+    embedding = [encoder.fingerprint, prefixed.query_prefix, prefixed.passage_prefix]
     limit = settings.corpus.max_document_bytes
     return checksums.digest({"max_document_bytes": limit, "chunking": chunking, "encoder": embedding, **scope})
 

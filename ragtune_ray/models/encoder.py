@@ -82,7 +82,8 @@ def load_token_counter(settings: config.Encoder) -> TokenCounter:
     if model.directory is None:
         return TokenCounter(word_spans, 0, HashingEncoder.max_tokens)
     tokenizer = loading.load_tokenizer(model.directory)
-    added = len(tokenizer(settings.passage_prefix)["input_ids"])
+    prefix = weights.with_prompts(settings, model.directory).passage_prefix
+    added = len(tokenizer(prefix)["input_ids"])
     longest = layout.read_object(model.directory, model.directory / "sentence_bert_config.json").get("max_seq_length")
     return TokenCounter(tokenizer_spans(tokenizer), added, int(longest or tokenizer.model_max_length))
 
@@ -95,8 +96,8 @@ class SentenceEncoder:
         from ragtune_ray.models.packing import pack
 
         self.device = choose_device(device)
-        self.fingerprint = weights.encoder_fingerprint(model.fingerprint, settings)
-        self._settings = settings
+        self.fingerprint = weights.encoder_fingerprint(model, settings)
+        self._prefixed = weights.with_prompts(settings, model.directory)
         precision = resolve_precision(settings.precision, self.device)
         self._model = loading.load_sentence_encoder(weights.weights_of(model), self.device, precision)
         self._model.eval()
@@ -109,11 +110,11 @@ class SentenceEncoder:
 
     def encode_passages(self, texts: Sequence[str]) -> np.ndarray:
         """Encode passages; a row is NaN if the model's output is."""
-        return self._encode([self._settings.passage_prefix + text for text in texts])
+        return self._encode([f"{self._prefixed.passage_prefix}{text}" for text in texts])
 
     def encode_queries(self, texts: Sequence[str]) -> np.ndarray:
         """Encode queries; a row is NaN if the model's output is."""
-        return self._encode([self._settings.query_prefix + text for text in texts])
+        return self._encode([f"{self._prefixed.query_prefix}{text}" for text in texts])
 
     def _encode(self, texts: list[str]) -> np.ndarray:
         import torch
@@ -153,7 +154,7 @@ class QuerySideEncoder:
                 f"encoder.query_model {queries.name!r} with encoder.model {passages.name!r}: a hashing encoder has no weights; "
                 "name two models, or leave encoder.query_model empty"
             )
-        self.fingerprint = weights.encoder_fingerprint(passages.fingerprint, settings)
+        self.fingerprint = weights.encoder_fingerprint(passages, settings)
         trained_for = weights.passage_encoder(queries)
         if trained_for not in ("", self.fingerprint):
             raise weights.ModelError(

@@ -15,6 +15,7 @@ from ragtune_ray import RagtuneError
 
 INDEX = "model.safetensors.index.json"
 WEIGHTS = "model.safetensors"
+DESCRIPTION = "config_sentence_transformers.json"
 ADAPTER = "adapter_config.json"
 PICKLED_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
 
@@ -68,6 +69,28 @@ def modules_of(directory: Path) -> list[str]:
         ModelError: a module is not one of sentence-transformers, or is outside the directory.
     """
     return [kind for _, kind in _modules(directory)]
+
+
+def prompts_of(directory: Path) -> tuple[str, str]:
+    """The prompts for queries and for passages that a sentence-transformers model brings; "" where it has none.
+
+    Its default prompt stands in for a prompt that it does not name.
+    """
+    described = read_object(directory, directory / DESCRIPTION)
+    prompts = described.get("prompts") or {}
+    default = prompts.get(described.get("default_prompt_name")) or ""
+
+    def prompt(*names: str) -> str:
+        named = [prompts[name] for name in names if prompts.get(name) is not None]
+        return str(next(filter(None, named), "") if named else default)
+
+    return prompt("query"), prompt("document", "passage", "corpus")
+
+
+def excludes_prompt(directory: Path) -> bool:
+    """Whether a model of sentence-transformers leaves its prompt out of the pooling."""
+    pooling = [folder / "config.json" for folder, kind in _modules(directory) if kind == "Pooling"]
+    return any(read_object(directory, path).get("include_prompt") is False for path in pooling)
 
 
 def _read(directory: Path, path: Path) -> Any:

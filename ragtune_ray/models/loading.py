@@ -286,3 +286,16 @@ def _check_encoder(directory: Path, encoder: Any) -> None:
             f"model {directory}: its transformer returns {output} and not a vector per token, which is not supported; name an "
             "encoder of texts"
         )
+    described = layout.read_object(directory, directory / layout.DESCRIPTION)
+    similarity, last = described.get("similarity_fn_name") or "cosine", (layout.modules_of(directory) or [""])[-1]
+    if similarity != "cosine" and (similarity == "manhattan" or last != "Normalize"):
+        raise ModelError(
+            f"model {directory}: was trained for {similarity} of vectors of any length (similarity_fn_name in "
+            f"{layout.DESCRIPTION}), but an index compares vectors of length 1; name a model for cosine, or write cosine there "
+            "if that is good enough"
+        )
+    if described.get("truncate_dim"):
+        raise ModelError(
+            f"model {directory}: {layout.DESCRIPTION} sets truncate_dim, which is not supported; remove it there to use the "
+            "whole vectors"
+        )

@@ -119,9 +119,27 @@ def weights_of(model: Model) -> Path:
     return model.directory
 
 
-def encoder_fingerprint(model: str, settings: config.Encoder) -> str:
+def encoder_fingerprint(model: Model, settings: config.Encoder) -> str:
     """The fingerprint of an encoder's vectors: a digest of its model's fingerprint and both prefixes."""
-    return checksums.digest([model, settings.query_prefix, settings.passage_prefix])
+    prefixed = with_prompts(settings, model.directory)
+    return checksums.digest([model.fingerprint, prefixed.query_prefix, prefixed.passage_prefix])
+
+
+def with_prompts(settings: config.Encoder, directory: Path | None) -> config.Encoder:
+    """The settings with both prefixes: those that they name, else the prompts that the model in `directory` brings, else "".
+
+    Raises:
+        ModelError: the model does not pool its prompts, which is not supported.
+    """
+    brought = layout.prompts_of(directory) if directory else ("", "")
+    given = (settings.query_prefix, settings.passage_prefix)
+    query, passage = (brought[place] if text is None else text for place, text in enumerate(given))
+    if directory and (query or passage) and layout.excludes_prompt(directory):
+        raise ModelError(
+            f"model {directory}: leaves its prompt out of the pooling (include_prompt), which is not supported; name another "
+            "model, or set encoder.query_prefix and encoder.passage_prefix to empty texts"
+        )
+    return settings.model_copy(update={"query_prefix": query, "passage_prefix": passage})
 
 
 def passage_encoder(model: Model) -> str:

@@ -40,7 +40,11 @@ def load_objective(
     Raises:
         ModelError: the directory does not contain such a model.
     """
-    training, encoder = settings.training, settings.encoder
+    training = settings.training
+    retriever = directory
+    if training.objective == "joint":
+        retriever = weights_module.weights_of(weights_module.resolve(settings.encoder.model))
+    encoder = weights_module.with_prompts(settings.encoder, retriever)
     shared: dict[str, Any] = {
         "temperature": training.temperature,
         "query_prefix": encoder.query_prefix,
@@ -60,8 +64,7 @@ def load_objective(
         case "reranker":
             return Reranking(_cross_encoder(directory, settings.seed), training.micro_batch_tokens)
         case "joint":
-            encoder_directory = weights_module.weights_of(weights_module.resolve(encoder.model))
-            return Joint(_sft(training, directory), QuerySide(_encoder(encoder_directory), pool=pool, **shared))
+            return Joint(_sft(training, directory), QuerySide(_encoder(retriever), pool=pool, **shared))
 
 
 def _sft(settings: config.Training, directory: Path) -> Sft:
@@ -139,7 +142,8 @@ def save_model(settings: config.Config, source: Path, weights: dict[str, Tensor]
     """Write a model with trained weights, in the number format and layout of `source`, the directory that training started from.
 
     If `weights` is empty, the weights stay those of the source. With LoRA, `directory` receives the merged model, and the adapter
-    in `ADAPTER`. Write the two models of `joint` separately, with the objective `sft` or `query_side` and `part_weights`.
+    in `ADAPTER`. An encoder brings the prefixes of its training as prompts. Write the two models of `joint` separately, with the
+    objective `sft` or `query_side` and `part_weights`.
     """
     dtype = _stored_dtype(source)
     if settings.training.objective == "reranker":
@@ -153,6 +157,9 @@ def save_model(settings: config.Config, source: Path, weights: dict[str, Tensor]
         optimization.restore_weights(
             encoder, {name.removeprefix("encoder."): weight for name, weight in weights.items()}
         )
+        prefixed = weights_module.with_prompts(settings.encoder, source)
+        others = {name: text for name, text in encoder.prompts.items() if name not in ("passage", "corpus")}
+        encoder.prompts = {**others, "query": prefixed.query_prefix, "document": prefixed.passage_prefix}
         encoder.to(dtype).save_pretrained(str(directory), create_model_card=False)
         return
     objective = _sft(settings.training, source)

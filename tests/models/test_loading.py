@@ -412,27 +412,3 @@ def test_other_files_that_an_encoder_names_are_refused(encoder: Path, tmp_path: 
     change_settings(encoder / "sentence_bert_config.json", tokenizer_name_or_path=None)
     change_settings(encoder / "config.json", transformers_weights="../other.safetensors")
     refused(load_embeddings, encoder, "config.json names the weights '../other.safetensors'")
-
-
-# --- Modules
-
-
-@pytest.mark.parametrize(
-    ("place", "kind", "reason"),
-    [
-        (
-            0,
-            "StaticEmbedding",
-            "begins with a module StaticEmbedding, such as static embeddings, which is not supported",
-        ),
-        (0, "Router", "one model for queries and another for passages"),
-        (0, "Asym", "one model for queries and another for passages"),
-        (1, "LSTM", "has the modules LSTM, which are not supported"),
-    ],
-)
-def test_modules_that_cannot_be_run_are_refused(encoder: Path, place: int, kind: str, reason: str) -> None:
-    modules = json.loads((encoder / "modules.json").read_text())
-    modules[place]["type"] = f"sentence_transformers.models.{kind}"
-    (encoder / "modules.json").write_text(json.dumps(modules))
-    for load in ENCODERS[:2]:
-        refused(load, encoder, reason)

@@ -105,7 +105,8 @@ def test_encoder_fingerprint_depends_on_model_and_both_prefixes() -> None:
     prefixes = [("", ""), ("q", ""), ("", "q"), ("q", "q"), ("p", "q")]
     made = {
         weights_module.encoder_fingerprint(
-            model, config.Encoder(model=name, query_prefix=query, passage_prefix=passage)
+            weights_module.Model(name, None, model),
+            config.Encoder(model=name, query_prefix=query, passage_prefix=passage),
         )
         for model in ("one", "two")
         for query, passage in prefixes

@@ -122,9 +122,7 @@ def _identity(
         **({"own_documents": "left out"} if staged["train"].stand_in_corpus and index_manifest else {}),
         "index": index_manifest.get("content_id"),
         "retrieval": runs.retrieval_identity(searched_with(settings), index_manifest) if index_manifest else None,
-        "encoder": settings.encoder.model_dump(mode="json", exclude={"model", "query_model"})
-        if index_manifest
-        else None,
+        "encoder": runs.encoder_identity(settings) if index_manifest else None,
         "query_model": runs.query_model_fingerprint(settings) if index_manifest else "",
         "prompt": settings.prompt.model_dump(mode="json") if generator else None,
         "tokenizer": generator,

@@ -116,7 +116,8 @@ def _identity(
     settings: config.Config, examples: str, base: weights.Model, encoder: weights.Model | None
 ) -> dict[str, Any]:
     training = settings.training
-    prefixes = [settings.encoder.query_prefix, settings.encoder.passage_prefix]
+    prefixed = weights.with_prompts(settings.encoder, (encoder or base).directory)
+    prefixes = [prefixed.query_prefix, prefixed.passage_prefix]
     identity = {
         "format": FORMAT,
         "examples": runs.read_manifest(examples)["manifest_sha256"],

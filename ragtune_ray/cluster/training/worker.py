@@ -376,7 +376,7 @@ def _publish_model(
     if query_model:
         facts["query_model"] = query_model
     if settings.training.objective == "query_side":
-        facts["passage_encoder"] = weights_module.encoder_fingerprint(base.fingerprint, settings.encoder)
+        facts["passage_encoder"] = weights_module.encoder_fingerprint(base, settings.encoder)
     (staging / "README.md").write_text(model_card.model_card(facts, settings), encoding="utf-8")
     artifacts.publish(staging, url, "model", **facts)
 
