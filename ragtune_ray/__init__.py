@@ -96,7 +96,7 @@ class RagtuneError(Exception):
             evaluation  MetricError, ComparisonError
             training    TrainingError
             tuning      LedgerError
-            serving     ApiError (an HTTP status and message), HotSwapError
+            serving     ApiError (an HTTP status and message), HotSwapError, McpMissingError
             cluster     StartError, StageError, CorpusError, DuplicateError, UpdateError, OvertakenError, AnswerError,
                         EvaluationError, MeasureError, TuneError, ServeError
     """

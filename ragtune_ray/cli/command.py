@@ -34,7 +34,7 @@ from ragtune_ray.cli.index_commands import index_app, upkeep_app
 
 VERBS = [
     *("init", "plan", "index", "retrieve", "answer", "evaluate", "calibrate", "compare"),
-    *("train", "tune", "ask", "serve", "versions", "diff", "rollback", "gc", "verify"),
+    *("train", "tune", "ask", "serve", "mcp", "versions", "diff", "rollback", "gc", "verify"),
     *("doctor", "models", "settings"),
 ]
 """The verbs in the order in which they are used."""
@@ -264,6 +264,14 @@ def ask(
 def serve_endpoint(path: ConfigPath, overrides: Overrides = None) -> None:
     """Serve answers over HTTP, with a web page, until Ctrl-C. The API is OpenAI's; SIGTERM also stops it."""
     rt.serve(load(path, overrides))
+
+
+@app.command("mcp")
+def serve_mcp(path: ConfigPath, overrides: Overrides = None) -> None:
+    """Let an assistant search and ask over MCP on stdin and stdout, in this process. Needs the extra `mcp`."""
+    from ragtune_ray.serving import mcp
+
+    mcp.load("local").serve_stdio(load(path, overrides))
 
 
 @app.command()

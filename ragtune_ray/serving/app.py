@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from functools import partial
 from importlib import resources
+from typing import Any, Literal
 
 from fastapi import FastAPI, Request
 from pydantic import BaseModel
@@ -13,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 import ragtune_ray
 from ragtune_ray import config
 from ragtune_ray.evaluation import adaptive
-from ragtune_ray.serving import requests
+from ragtune_ray.serving import mcp, requests
 from ragtune_ray.serving.answers import Answerer
 from ragtune_ray.serving.api_keys import Key, Keys, Right
 from ragtune_ray.serving.backend import Backend
@@ -36,6 +38,15 @@ PAGE_FILES = {
 BodyHandler = Callable[[bytes, Key], Awaitable[Response]]
 Handler = Callable[[], Awaitable[Response]]
 QueryHandler = Callable[[Request, Key], Awaitable[Response]]
+
+
+class McpMessage(BaseModel):
+    """A message of the Model Context Protocol, version 2025-03-26 or later (streamable HTTP)."""
+
+    jsonrpc: Literal["2.0"]
+    method: str
+    id: int | str | None = None
+    params: dict[str, Any] | None = None
 
 
 def build_app(
@@ -72,6 +83,7 @@ def build_app(
         ("POST", "/v1/documents", DocumentsRequest, documents.upsert, changing),
         ("DELETE", "/v1/documents", DeletedDocuments, documents.delete, changing),
         ("POST", "/v1/documents/delete", DeletedDocuments, documents.delete, changing),  # proxies drop bodies of DELETE
+        ("POST", "/mcp", McpMessage, partial(_answer_mcp, answerer, handlers), Route("key", max_bytes)),
     ]
     with_query: list[tuple[str, QueryHandler, dict[str, str], Route]] = [
         ("/v1/documents", documents.list_documents, PARAMETERS, Route("key", load=handlers.load)),
@@ -123,6 +135,15 @@ def _add_with_query(app: FastAPI, path: str, handler: QueryHandler, parameters: 
     ]
     extra = {"parameters": described}
     app.add_api_route(path, handle, methods=["GET"], summary=f"GET {path}", name=path, openapi_extra=extra)
+
+
+async def _answer_mcp(answerer: Answerer, handlers: Handlers, body: bytes, key: Key) -> Response:
+    try:
+        endpoint = await asyncio.to_thread(mcp.load, "endpoint")  # the first import takes a second
+    except mcp.McpMissingError as error:
+        raise ApiError(501, f"{error} where the endpoint runs", code="mcp_missing") from None
+    response: Response = endpoint.McpResponse(endpoint.EndpointTools(answerer, handlers, key), body)
+    return response
 
 
 def _send_errors(app: FastAPI, telemetry: Telemetry) -> None:

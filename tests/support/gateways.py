@@ -152,8 +152,9 @@ def question(text: str = "What is the code of vessel0?", **fields: Any) -> dict[
 class Served:
     """The endpoint on a local port, in a thread of its own."""
 
-    def __init__(self, backend: FakeBackend, allowed: Keys) -> None:
-        middleware = build_app(config.Config(), backend, allowed, lambda: None)
+    def __init__(self, backend: FakeBackend, allowed: Keys, settings: config.Config | None = None) -> None:
+        self.backend = backend
+        middleware = build_app(settings or config.Config(), backend, allowed, lambda: None)
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.address = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
         self._server = uvicorn.Server(uvicorn.Config(middleware, log_level="error", lifespan="off"))
