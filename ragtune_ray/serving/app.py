@@ -140,8 +140,9 @@ def _add_with_query(app: FastAPI, path: str, handler: QueryHandler, parameters: 
 async def _answer_mcp(answerer: Answerer, handlers: Handlers, body: bytes, key: Key) -> Response:
     try:
         endpoint = await asyncio.to_thread(mcp.load, "endpoint")  # the first import takes a second
-    except mcp.McpMissingError as error:
-        raise ApiError(501, f"{error} where the endpoint runs", code="mcp_missing") from None
+    except mcp.McpMissingError:
+        message = "this endpoint has no MCP; its operator can add it by installing ragtune-ray[mcp]"
+        raise ApiError(501, message, code="mcp_missing") from None
     response: Response = endpoint.McpResponse(endpoint.EndpointTools(answerer, handlers, key), body)
     return response
 

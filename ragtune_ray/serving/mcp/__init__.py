@@ -10,6 +10,7 @@ import importlib
 from typing import Any
 
 from ragtune_ray import RagtuneError
+from ragtune_ray.config.extras import install_command
 
 
 class McpMissingError(RagtuneError, ImportError):
@@ -26,5 +27,5 @@ def load(name: str) -> Any:
         return importlib.import_module(f"{__name__}.{name}")
     except ModuleNotFoundError as error:
         raise McpMissingError(
-            f"MCP needs the package {error.name}, which is missing; run: pip install 'ragtune-ray[mcp]'"
+            f"MCP needs the package {error.name}, which is missing; run: {install_command('mcp')}"
         ) from error
