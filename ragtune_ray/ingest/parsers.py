@@ -12,7 +12,7 @@ from ragtune_ray.ingest.parsing.text import ParsedFile, clean, count_characters,
 
 FILE_SUFFIXES = (".md", ".markdown", ".txt", ".html", ".htm", ".pdf", ".docx")
 """Files of these types are one document each."""
-_EXTRAS = {".pdf": ("pypdfium2", "pdf"), ".docx": ("docx", "docx")}  # suffix -> library, and the extra that installs it
+_EXTRAS = {".pdf": ("pypdfium2", "pdf"), ".docx": ("lxml", "docx")}  # suffix -> library, and the extra that installs it
 _EXTRAS |= dict.fromkeys((".html", ".htm"), ("selectolax", "html"))
 
 

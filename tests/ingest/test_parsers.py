@@ -151,7 +151,7 @@ def test_broken_empty_encrypted_or_endless_pdf_is_refused(monkeypatch: pytest.Mo
 def test_docx_text_keeps_its_order_with_merged_cells_once() -> None:
     title, text = title_and_text("x.docx", make_docx("Probe"))
     assert title == "Probe"
-    assert text == "Before.\na\tb\nc d\nAfter."
+    assert text == "Before.\n| a | b |\n|---|---|\n| c d |  |\nAfter."
     assert title_and_text("x.docx", make_docx())[0] == "x"
 
 
