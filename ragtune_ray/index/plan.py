@@ -183,7 +183,7 @@ def _seconds(measured: Probe, totals: Mapping[str, Mapping[str, Any]], workers: 
     alone, shared = _products(measured.kind, count)
     add_seconds = measured.add_seconds
     if measured.kind == "hnsw":  # the path to a vector's neighbours grows logarithmically
-        add_seconds *= max(1.0, math.log(max(2, count)) / math.log(max(2, measured.num_passages)))
+        add_seconds *= max(1.0, math.log(max(2, count)) / math.log(max(2, measured.num_vectors)))
     segment = count * (measured.lexical_seconds + add_seconds) + shared * measured.product_seconds
     seconds = {
         "start": RAY_START_SECONDS + measured.load_seconds,

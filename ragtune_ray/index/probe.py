@@ -30,7 +30,10 @@ PROBE_DOCUMENTS = 200
 PROBE_CHARACTERS = 8 * 2**20
 """The probe ends after this many characters, even if they are in few documents."""
 PROBE_PASSAGES = 512
-"""Limit on the passages that are embedded and indexed."""
+"""Limit on the passages that are indexed."""
+EMBED_SECONDS = 4.0
+"""About as long passages are embedded, so that a plan takes seconds with a slow encoder, too."""
+FEWEST_EMBEDDED = 64
 FEWEST_PIECES = 4
 HEAD_CHARACTERS = 2**18
 """Only this much of a document is chunked; the rest is assumed to be similar."""
@@ -71,7 +74,8 @@ class Probe:
     Attributes:
         pieces: the parts that were read.
         sizes: size of the whole input per format.
-        num_passages: passages that were embedded and indexed.
+        num_passages: passages that were chunked and whose words were indexed.
+        num_vectors: passages that were embedded.
         rejects: rejected inputs.
         dimension: of the vectors.
         device: on which the encoder ran.
@@ -91,6 +95,7 @@ class Probe:
     pieces: tuple[Piece, ...]
     sizes: Mapping[str, float]
     num_passages: int
+    num_vectors: int
     rejects: tuple[schema.Reject, ...]
     dimension: int
     device: str
@@ -171,22 +176,25 @@ def _measure(
     """Measure the steps after chunking; return fields of `Probe`."""
     count = len(passages)
     texts = [passage.text for passage in passages]
-    encoder.encode_passages(texts[:8])  # warm up
+    embedded = _embeddable(encoder, texts)
     batch = settings.encoder.unit_passages
     started = time.perf_counter()
-    vectors = np.concatenate([encoder.encode_passages(texts[i : i + batch]) for i in range(0, count, batch)])
-    embed_seconds = (time.perf_counter() - started) / count
+    parts = [encoder.encode_passages(embedded[i : i + batch]) for i in range(0, len(embedded), batch)]
+    embed_seconds = (time.perf_counter() - started) / len(embedded)
+    vectors = np.concatenate(parts)
     started = time.perf_counter()
     postings = bm25.build_segment(texts, settings.index.language)
     lexical_seconds = (time.perf_counter() - started) / count
     vectors = vectors[np.isfinite(vectors).all(axis=1)]
     if not len(vectors):
         raise PlanError(
-            f"encoder.model {settings.encoder.model!r} returned no finite vector for any of {count} passages; set another model"
+            f"encoder.model {settings.encoder.model!r} returned no finite vector for any of {len(embedded)} passages; set another "
+            "model"
         )
     add_seconds, product_seconds = _time_structure(vectors, kind, settings.seed)
     return {
         "num_passages": count,
+        "num_vectors": len(vectors),
         "passage_characters": sum(map(len, texts)) / count,
         "text_bytes": schema.to_table(passages, schema.Passage).nbytes / count,
         "postings_bytes": 8 * len(postings.passages) / count + 4,
@@ -196,6 +204,16 @@ def _measure(
         "add_seconds": add_seconds,
         "product_seconds": product_seconds,
     }
+
+
+def _embeddable(encoder: Encoder, texts: Sequence[str]) -> Sequence[str]:
+    """Texts spread over the corpus, as many as the encoder embeds in `EMBED_SECONDS`; about `FEWEST_EMBEDDED` at least."""
+    encoder.encode_passages(texts[:8])  # warm up
+    started = time.perf_counter()
+    encoder.encode_passages(texts[:8])
+    seconds_each = (time.perf_counter() - started) / len(texts[:8])
+    wanted = max(FEWEST_EMBEDDED, EMBED_SECONDS / seconds_each)
+    return texts[:: max(1, math.ceil(len(texts) / wanted))]
 
 
 def _time_structure(vectors: np.ndarray, kind: faiss_index.ConcreteKind, seed: int) -> tuple[float, float]:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from ragtune_ray import cli, config, schema, terminal
@@ -73,6 +74,7 @@ def probe_of(**changes: Any) -> probe.Probe:
         "pieces": tuple(probe.Piece("files", 1.0, 1, 2.0, 1000) for _ in range(1000)),
         "sizes": {"files": 10_000.0},
         "num_passages": 500,
+        "num_vectors": 500,
         "rejects": (),
         "dimension": 384,
         "device": "cpu",
@@ -475,3 +477,24 @@ def test_no_line_of_the_table_is_wider_than_a_terminal(tmp_path: Path, scale: in
     lines = terminal.plan_lines(found)
     assert max(map(columns, lines)) <= 80
     assert len([line for line in lines if line.startswith(("flat", "ivf", "hnsw"))]) == 5
+
+
+class _SlowEncoder:
+    """Takes `seconds` a text, by the clock of the test."""
+
+    def __init__(self, clock: list[float], seconds: float) -> None:
+        self.clock, self.seconds = clock, seconds
+
+    def encode_passages(self, texts: list[str]) -> np.ndarray:
+        self.clock[0] += self.seconds * len(texts)
+        return np.ones((len(texts), 2), dtype=np.float32)
+
+
+@pytest.mark.parametrize(("seconds", "count"), [(0.001, 500), (0.02, 167), (1.0, 63)])
+def test_a_slow_encoder_embeds_fewer_passages(monkeypatch: pytest.MonkeyPatch, seconds: float, count: int) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(probe.time, "perf_counter", lambda: clock[0])
+    texts = [str(number) for number in range(500)]
+    chosen = probe._embeddable(_SlowEncoder(clock, seconds), texts)
+    assert len(chosen) == count
+    assert chosen == texts[:: 500 // count + (500 % count > 0)], "spread over the corpus"
