@@ -32,7 +32,7 @@ MARK = re.compile(rf"[\[【［]\s*({_NUMBERS})\s*(?:†[^\]】］\n]{{0,40}})?[\
 """A citation mark, or text that looks like one; its first group has the numbers. `parse_citations` says which are marks."""
 _SPAN = re.compile(r"(\d+)(?:\s*[-–—~－～]\s*(\d+))?")
 _UNFINISHED_MARK = re.compile(r"\s*[\[【［][\d\s,，、;；&–—~－～-]{0,40}$")
-_REMOVED = "\x00"  # stands for a removed mark until the spaces around it are repaired
+_REMOVED = "\x00"  # replaces a removed mark until the spaces around it are repaired
 
 # A bracket after "=" or "f(" is a list, and one of two numbers before a unit is an interval.
 _BEFORE_A_LIST = re.compile(r"(?:[=∈]\s*|\w\(\s*)$")

@@ -10,6 +10,9 @@ from ragtune_ray.config.arms import NAME, Arm, hosted_name
 from ragtune_ray.config.generation import Generator
 from ragtune_ray.config.section import Section
 
+DecidingMetric = Literal["EM", "token_F1", "contains_answer"]
+"""A metric that can decide a comparison."""
+
 
 class Evaluate(Section):
     """How hits and answers are scored."""
@@ -79,7 +82,7 @@ class Compare(Section):
     """Other settings of retrieval, tried in the arm `rag` on validation questions before the arms are compared; the best,
     or the config itself, is then used by all arms. Each NAME has settings of `chunking`, `encoder`, `index`, `retrieval` or
     `prompt`, such as `{long: {retrieval.top_k: 10, chunking.size_tokens: 400}}`. Empty: none."""
-    metric: Literal["EM", "token_F1", "contains_answer"] = "token_F1"
+    metric: DecidingMetric = "token_F1"
     """Quality metric."""
     margin: float = Field(0.02, ge=0, lt=1)
     """Differences in `compare.metric` up to this size do not matter: an arm may be recommended although a dearer one is better

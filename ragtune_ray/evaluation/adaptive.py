@@ -46,18 +46,16 @@ def calibrate(
     *,
     margin: float,
     confidence: float,
-    resamples: int,
-    seed: int,
 ) -> RetrievalCalibration:
     """Find the lowest threshold at which closed-book answers are not worse by more than a margin.
 
-    `NUM_THRESHOLDS` confidences are tried, and the interval of the paired difference must be above -margin. It is widened for
-    the number of thresholds (Bonferroni; `confidence` is that of all intervals together) and for unseen losses
-    (`significance.with_unseen`). All arrays are (num_queries,); the confidence of an answer that must not be used is 0.
+    `NUM_THRESHOLDS` confidences are tried, and the interval of the paired difference (`significance.difference_ends`) must be
+    above -margin. It is widened for the number of thresholds (Bonferroni; `confidence` is that of all intervals together). All
+    arrays are (num_queries,); the confidence of an answer that must not be used is 0.
 
     >>> confidences = [0.9] * 400 + [0.2] * 400
     >>> closed_book, retrieved = [1.0] * 400 + [0.0] * 400, [1.0] * 800
-    >>> found = calibrate(confidences, closed_book, retrieved, margin=0.02, confidence=0.95, resamples=200, seed=0)
+    >>> found = calibrate(confidences, closed_book, retrieved, margin=0.02, confidence=0.95)
     >>> found.threshold, found.share
     (0.9, 0.5)
     """
@@ -72,10 +70,11 @@ def calibrate(
         kept = confident >= threshold
         if kept.sum() < MIN_CONFIDENT:
             break
-        bootstrapped = intervals.paired_bootstrap(opened[kept], closed[kept], resamples, each, seed)
-        found = significance.with_unseen(bootstrapped, closed[kept] - opened[kept], each)
-        if found.low >= -margin:
-            return RetrievalCalibration(threshold, float(kept.mean()), found)
+        differences = closed[kept] - opened[kept]
+        value, n = float(differences.mean()), len(differences)
+        low, high = significance.difference_ends(value, float(differences.std(ddof=1)), n, each)
+        if low >= -margin:
+            return RetrievalCalibration(threshold, float(kept.mean()), intervals.Interval(value, low, high, n))
     return RetrievalCalibration(None, 0.0, None)
 
 

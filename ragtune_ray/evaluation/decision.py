@@ -18,6 +18,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Collection, Mapping, Sequence
+from typing import get_args
 
 import numpy as np
 
@@ -36,9 +37,6 @@ from ragtune_ray.evaluation.verdict import (
     Verdict,
     VerdictOutcome,
 )
-
-DECIDING_METRICS = frozenset({"EM", "token_F1", "contains_answer"})
-"""The values of `compare.metric`."""
 
 
 def differences(scores: Mapping[str, PerQuery], settings: config.Config) -> list[Difference]:
@@ -228,7 +226,7 @@ def _disagreement(
     """The arm that another metric shows to be furthest ahead of the verdict's arm; None if no metric shows one."""
     scores = {arm: each.scores for arm, each in eligible.items()}
     ahead = []
-    for metric in sorted(DECIDING_METRICS - {ranking.rule.metric}):
+    for metric in sorted({*get_args(config.DecidingMetric)} - {ranking.rule.metric}):
         if not all(any(metric in row for row in each.values()) for each in scores.values()):
             continue
         found = differences(scores, settings.with_values({"compare.metric": metric}))

@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import bisect
-import dataclasses
 import math
 from statistics import NormalDist
-
-import numpy as np
-
-from ragtune_ray.evaluation.intervals import Interval
 
 POWER = 0.8
 """Probability with which `questions_needed` questions show a real difference."""
@@ -23,8 +18,8 @@ def difference_ends(
     """The interval of the mean of paired differences, each between -1 and 1.
 
     A t interval after one difference of +1 and one of -1 are added. For scores of 0 and 1 this is the interval of Bonett and
-    Price (2012), which Fagerland, Lydersen and Laake (2014) recommend for paired proportions. The two additions stand for gains
-    and losses that n questions may not have shown, so the interval has a width even where all differences are equal.
+    Price (2012), which Fagerland, Lydersen and Laake (2014) recommend for paired proportions. The two additions are a gain
+    and a loss that n questions may not have shown, so the interval has a width even where all differences are equal.
 
     Args:
         value: mean of the differences, one arm minus the other, over the same questions.
@@ -79,31 +74,3 @@ def questions_needed(deviation: float, difference: float, confidence: float, *, 
     while not shows(enough):
         enough *= 2
     return bisect.bisect_left(range(enough + 1), x=True, lo=1, key=shows)
-
-
-def unseen_share(n: int, confidence: float) -> float:
-    """The largest plausible share of questions with an event that did not occur in any of n questions.
-
-    The upper end of the two-sided Clopper-Pearson interval (1934) for no event in n: the "rule of three" (Hanley and
-    Lippman-Hand 1983), about 3 / n at one-sided 95 %.
-
-    >>> round(unseen_share(100, 0.95), 4)
-    0.0362
-    """
-    tail = (1 - confidence) / 2
-    return float(1 - tail ** (1 / n))
-
-
-def with_unseen(interval: Interval, differences: np.ndarray, confidence: float) -> Interval:
-    """Widen the bootstrap interval of a mean difference, at the same confidence, for losses and gains that no question showed.
-
-    If the mean is at most 0, `low` is at most the mean gain - `unseen_share`, as if that share of all questions lost 1 each. If
-    the mean is at least 0, `high` is at least `unseen_share` - the mean loss. The end nearer to 0 stays, so the bootstrap alone
-    decides whether the arm that is ahead is better. Differences (n,) are between -1 and 1.
-    """
-    unseen = unseen_share(interval.n, confidence)
-    # Observed losses do not raise `low`: otherwise one loss would prove more than none.
-    gained, lost = (float(np.maximum(sign * differences, 0).mean()) for sign in (1, -1))
-    low = min(interval.low, gained - unseen) if interval.value <= 0 else interval.low
-    high = max(interval.high, unseen - lost) if interval.value >= 0 else interval.high
-    return dataclasses.replace(interval, low=low, high=high)

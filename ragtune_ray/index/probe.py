@@ -188,8 +188,8 @@ def _measure(
     vectors = vectors[np.isfinite(vectors).all(axis=1)]
     if not len(vectors):
         raise PlanError(
-            f"encoder.model {settings.encoder.model!r} returned no finite vector for any of {len(embedded)} passages; set another "
-            "model"
+            f"encoder.model {settings.encoder.model!r} returned no finite vector for any of {len(embedded)} passages; set "
+            "another model"
         )
     add_seconds, product_seconds = _time_structure(vectors, kind, settings.seed)
     return {

@@ -116,7 +116,7 @@ class VectorIndex:
         every_list: bool,
     ) -> tuple[np.ndarray, np.ndarray]:
         # Among equal scores at the end of its list, FAISS keeps arbitrary ones. With a slightly deeper search, equal
-        # vectors (of duplicate texts) are cut off by ordinal, whatever the segments are.
+        # vectors (of duplicate texts) are cut off by ordinal, independently of the segments.
         depth = top_k + TIED_VECTORS
         batch = _QueryBatch(queries, self.effort, sum(counts) / self.num_vectors, every_list=every_list)
         num_candidates = max(depth, self.effort.rescored * top_k)

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from ragtune_ray import config, schema
 from ragtune_ray.evaluation import adaptive, intervals
 from ragtune_ray.evaluation.retrieval_fit import RetrievalFit, Tried
 from ragtune_ray.storage import artifacts
 
-RULE = {"margin": 0.02, "confidence": 0.95, "resamples": 500, "seed": 0}
+RULE = {"margin": 0.02, "confidence": 0.95}
 ANSWER = schema.Answer("q", "?", "yes", (), (), (), False, 0.1, 9, 1, "ok", "", "", "model", 0.8)
 FOUND = adaptive.RetrievalCalibration(0.75, 0.5, intervals.Interval(0.1, 0.0, 0.2, 40), "model")
 
@@ -24,9 +25,12 @@ def test_lowest_threshold_without_loss_is_found() -> None:
     closed = (confidences >= 0.6).astype(float)  # right from there on, as the answers with passages always are
     found = adaptive.calibrate(confidences, closed, np.ones(2000), **RULE)
     assert (found.threshold, found.share) == (0.6, 0.4)
-    unseen = 1 - 0.0025 ** (1 / 800)  # Clopper and Pearson, no event in 800, at 1 - .05 / 10
+    added = [1.0, -1.0] + [
+        0.0
+    ] * 800  # the interval is that of 800 equal answers, one gain and one loss, at 1 - .05 / 10
+    half = stats.t.ppf(0.9975, 801) * stats.sem(added)
     assert found.difference is not None
-    assert dataclasses.astuple(found.difference) == pytest.approx((0.0, -unseen, unseen, 800))
+    assert dataclasses.astuple(found.difference) == pytest.approx((0.0, -half, half, 800))
 
 
 def test_few_confident_answers_give_no_threshold() -> None:
@@ -57,7 +61,7 @@ def test_no_questions_give_no_threshold() -> None:
 )
 def test_skipping_retrieval_loses_at_most_the_margin(rows: list[tuple[float, bool, bool]], margin: float) -> None:
     sure, closed, opened = (np.array(column, dtype=float) for column in zip(*rows, strict=True))
-    found = adaptive.calibrate(sure, closed, opened, margin=margin, confidence=0.95, resamples=200, seed=0)
+    found = adaptive.calibrate(sure, closed, opened, margin=margin, confidence=0.95)
     if found.threshold is None:
         return
     kept = sure >= found.threshold

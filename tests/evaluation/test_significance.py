@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ragtune_ray.evaluation.significance import difference_ends, questions_needed, unseen_share
+from ragtune_ray.evaluation.significance import difference_ends, questions_needed
 
 
 def ends(differences: np.ndarray, confidence: float = 0.95, *, any_time: bool = False) -> tuple[float, float]:
@@ -95,9 +95,3 @@ def test_needed_questions_have_the_promised_power() -> None:
     generator = np.random.default_rng(3)
     shown = [ends(generator.choice([-1.0, 0.0, 1.0], n, p=[0.15, 0.6, 0.25]))[0] > 0 for _ in range(2000)]
     assert np.mean(shown) == pytest.approx(0.8, abs=0.03)
-
-
-@pytest.mark.parametrize(("n", "upper"), [(20, 0.1684), (100, 0.0362)])
-def test_unseen_share_equals_clopper_pearson(n: int, upper: float) -> None:
-    assert unseen_share(n, 0.95) == pytest.approx(upper, abs=5e-5)
-    assert (1 - unseen_share(n, 0.95)) ** n == pytest.approx(0.025)

@@ -73,8 +73,6 @@ def calibrate(settings: config.Config) -> CalibrationResult:
         against,
         margin=settings.compare.margin,
         confidence=rule.confidence,
-        resamples=rule.resamples,
-        seed=settings.seed,
     )
     found = dataclasses.replace(found, model=rows[0].model)
     identity = {

@@ -44,7 +44,8 @@ def ask_until_decided(settings: config.Config, weigh: Weigh) -> Asked:
         weigh: measures what the decision uses, from the answers so far.
     """
     settings = settings.with_values({"queries.order": "shuffled"})
-    available = len(staged_queries.selected_queries(settings))
+    selected = staged_queries.selected_queries(settings)
+    available = len(selected)
     unit = settings.answer.unit_queries
     step = math.ceil(BATCH_QUESTIONS / unit) * unit
     so_far, num_looks = settings, 0
@@ -52,7 +53,8 @@ def ask_until_decided(settings: config.Config, weigh: Weigh) -> Asked:
     asked: dict[config.Arm, int] = {}
     dropped: list[config.Arm] = []
     for count in [*range(step, available, step), available]:
-        if count < available and not _are_judged(settings, count):
+        num_judged = sum(query.answers is not None for query in selected[:count])
+        if count < available and num_judged < MIN_QUESTIONS:
             continue
         alive = tuple(arm for arm in settings.compare.arms if arm not in dropped)
         so_far = settings.with_values({"queries.limit": count})
@@ -72,11 +74,6 @@ def ask_until_decided(settings: config.Config, weigh: Weigh) -> Asked:
             progress.say(f"compare: can no longer win, so no further questions for: {', '.join(sorted(new))}")
             dropped += sorted(new)
     return Asked(so_far, evaluated, Looks(available=available, looks=num_looks, asked=asked, dropped=tuple(dropped)))
-
-
-def _are_judged(settings: config.Config, count: int) -> bool:
-    """Whether enough of the first questions have gold answers for a verdict."""
-    return len(staged_queries.judged_queries(settings.with_values({"queries.limit": count}))) >= MIN_QUESTIONS
 
 
 def identity(evaluated: Mapping[config.Arm, str]) -> str | dict[str, str]:

@@ -1,4 +1,4 @@
-"""Queries that stand in their own corpus, as in BEIR: no hits of themselves, whole or in shards. In this process."""
+"""Queries that are documents of their own corpus, as in BEIR: no hits of themselves, whole or in shards. In this process."""
 
 import json
 from pathlib import Path
