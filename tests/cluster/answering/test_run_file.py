@@ -26,4 +26,4 @@ def test_equal_scores_keep_the_order_of_the_hits(scores: list[float]) -> None:
         assert order_of_trec_eval(lines, query_id) == [hit.passage_id for hit in hits if hit.query_id == query_id]
     written = [float(line.split()[4]) for line in lines[: len(scores)]]
     np.testing.assert_allclose(written, scores, rtol=1e-6, atol=1e-6)
-    assert lines[len(scores)].split()[4] == lines[0].split()[4], "the next query starts at rank 1 again"
+    assert lines[len(scores)].split()[4] == lines[0].split()[4], "every query starts with the same score"
