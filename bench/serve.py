@@ -94,6 +94,7 @@ def main() -> None:
         "stub": _stub,
         "empty": _empty,
         "overload": _overload,
+        "oversized": _oversized,
         "kill": _kill,
         "swap": _swap,
         "models": _models,
@@ -205,6 +206,9 @@ async def _closed_loop(plan: dict[str, Any], one: Callable[[int], Any], started:
 
 def _body(plan: dict[str, Any], number: int) -> dict[str, Any]:
     question = plan["questions"][number % len(plan["questions"])]
+    if plan.get("oversized"):
+        system = [{"role": "system", "content": question.ljust(8000, "x")}] * 30
+        return {"messages": [*system, {"role": "user", "content": question}]}
     if plan["path"] == CHAT:
         return {"messages": [{"role": "user", "content": question}], "stream": bool(plan.get("stream"))}
     return {"query": question} if plan["path"] == "/v1/retrieve" else {"question": question}
@@ -345,6 +349,22 @@ def _overload(options: argparse.Namespace, settings: config.Config, questions: l
     by_turn = ", ".join(f"{before >> 20}/{after >> 20}" for before, after in memories)
     _row("overload: memory of all replicas, before/after in MiB, per turn", by_turn, "flat")
     _row("overload: next answer after it", f"{normal:.1f} s", "< 5 s")
+
+
+def _oversized(options: argparse.Namespace, settings: config.Config, questions: list[str]) -> None:
+    """Measure what 16 requests/s over the limit on characters cost them and another client."""
+    with running(settings) as address:
+        plan = {"address": address, "path": CHAT, "questions": questions, "seconds": options.seconds}
+        _loaded(**plan | {"clients": 2, "seconds": 3})
+        alone = _loaded(**plan, clients=1)
+        with _loading(**plan, rate=16, oversized=True) as result:
+            beside = _loaded(**plan, clients=1)
+            refused = [each for each in result()["results"] if each["status"] == 400]
+    late = _percentile([each["seconds"] * 1000 for each in refused], 0.99)
+    _row("oversized at 16 rps: p99 of the refusals", f"{late:.0f} ms of {len(refused)}", "< 100 ms")
+    seconds = [statistics.median(each["seconds"] for each in _good(load)) for load in (alone, beside)]
+    _row("oversized at 16 rps: p50 of another client, alone and beside them", f"{seconds[0]:.2f} s, {seconds[1]:.2f} s")
+    _row("oversized at 16 rps: beside / alone", f"{seconds[1] / seconds[0]:.2f}", "<= 1.5")
 
 
 def _kill(options: argparse.Namespace, settings: config.Config, questions: list[str]) -> None:

@@ -71,12 +71,20 @@ class RetrieverReplica(SwappingReplica):
         if self._encoder is None or model is None:
             return Failed(409, "this endpoint has no encoder, because retrieval.mode is lexical", "no_encoder")
         encode = self._encoder.encode_queries if input_type == "query" else self._encoder.encode_passages
-        loop, pieces = asyncio.get_running_loop(), []
+        loop, pieces, num_tokens = asyncio.get_running_loop(), [], 0
         for start in range(0, len(texts), EMBEDDED_TEXTS):  # between two pieces, waiting queries are searched
             piece = list(texts[start : start + EMBEDDED_TEXTS])
             pieces.append(await loop.run_in_executor(self._thread, encode, piece))
-        num_tokens = sum(len(text.split()) for text in texts)
+            num_tokens += await loop.run_in_executor(self._thread, self._num_tokens, piece)
         return Embedded(np.concatenate(pieces), model, num_tokens)
+
+    def _num_tokens(self, texts: list[str]) -> int:
+        """How many tokens of the texts the encoder reads."""
+        from ragtune_ray.models.encoder import load_token_counter
+
+        counter = load_token_counter(self._settings.encoder)
+        counts = (len(spans) + counter.num_added_tokens for spans in counter.token_spans(texts))
+        return sum(min(count, counter.max_tokens) for count in counts)
 
     async def list_documents(self, visible: filters.Filter, after: str, limit: int) -> Listed | Failed:
         """A page of the documents of the index version in use."""

@@ -17,7 +17,7 @@ from ragtune_ray.serving.openai.messages import Message
 class ChatRequest(fields.SamplingRequest):
     """The body of POST /v1/chat/completions."""
 
-    messages: list[Message] = Field(min_length=1)
+    messages: list[Message] = Field(min_length=1, fail_fast=True)
     max_completion_tokens: int | None = Field(None, ge=1)
 
 

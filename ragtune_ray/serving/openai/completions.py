@@ -29,7 +29,7 @@ def _one_text(prompt: Any) -> Any:
 class CompletionRequest(fields.SamplingRequest):
     """The body of POST /v1/completions."""
 
-    prompt: Annotated[str, BeforeValidator(_one_text)]
+    prompt: Annotated[str, BeforeValidator(_one_text, json_schema_input_type=str | list[str])]
     """The question; a text, or a list of one."""
 
 

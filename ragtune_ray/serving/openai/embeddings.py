@@ -18,29 +18,26 @@ from ragtune_ray.serving.requests import RequestBody, checked_text, invalid, lim
 
 
 def _texts_alone(given: Any) -> Any:
-    first = given[0] if isinstance(given, list) and given else ""
-    if isinstance(first, int | list):
+    if isinstance(given, list) and not all(isinstance(each, str) for each in given):
         raise PydanticCustomError(
             "token_ids",
-            "token ids are those of another model's tokenizer; send texts; with LangChain, set "
+            "must be a text or a list of texts; token ids are those of another model's tokenizer; with LangChain, set "
             "OpenAIEmbeddings(check_embedding_ctx_length=False)",
         )
-    return given
+    return [given] if isinstance(given, str) else given
 
 
 class EmbeddingsRequest(RequestBody):
     """The body of POST /v1/embeddings."""
 
-    input: Annotated[str | Annotated[list[str], Field(min_length=1)], BeforeValidator(_texts_alone)]
+    input: Annotated[
+        list[str], Field(min_length=1), BeforeValidator(_texts_alone, json_schema_input_type=str | list[str])
+    ]
     model: str = ""
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = Field(None, ge=1)
     input_type: Literal["query", "passage"] = "query"
     """Extension: selects the encoder's prompt prefix (and model) for queries or passages."""
-
-    def texts(self) -> list[str]:
-        """The texts to embed."""
-        return [self.input] if isinstance(self.input, str) else self.input
 
 
 def embedding_model(settings: config.Config) -> str | None:
@@ -58,8 +55,8 @@ async def embed(settings: config.Config, backend: Backend, body: bytes) -> Respo
     limits, model = settings.serve, embedding_model(settings)
     if request.model and model and request.model != model:
         raise invalid("model", f"this endpoint embeds with {model}", status=404, code="model_not_found")
-    limited(len(request.texts()), limits.max_texts, "input")
-    texts = [checked_text(text, "input", limits.max_question_characters) for text in request.texts()]
+    limited(len(request.input), limits.max_texts, "input")
+    texts = [checked_text(text, "input", limits.max_question_characters) for text in request.input]
     if not all(text.strip() for text in texts):
         raise invalid("input", "texts must not be empty")
     with timeout_as_504():

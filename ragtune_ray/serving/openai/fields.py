@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from ragtune_ray import config
 from ragtune_ray.generation.openai_client import MAX_STOPS
@@ -132,8 +132,10 @@ def _used(body: Mapping[str, Any], kind: type[Body], unused: Unused) -> dict[str
     no_tools = {"tools": body.get("tool_choice"), "functions": body.get("function_call")}
     for name, given in body.items():
         refused = unused.refused.get(name)
-        known = name in kind.model_fields or name in unused.ignored or refused is not None
-        if (known and given is None) or name in unused.ignored or (refused and no_tools.get(name) == "none"):
+        if name not in kind.model_fields and name not in unused.ignored and refused is None:
+            reason = "this endpoint does not know this field; leave it out"
+            raise invalid(name[:200], reason, code="unknown_parameter")
+        if given is None or name in unused.ignored or (refused and no_tools.get(name) == "none"):
             continue
         if refused is None:
             used[name] = given
@@ -172,12 +174,20 @@ class StreamOptions(RequestBody):
     include_obfuscation: bool | None = None
 
 
+def _listed(given: Any) -> Any:
+    return [given] if isinstance(given, str) else given
+
+
 class SamplingRequest(AnswerRequest):
     """The fields that chat completions and completions share."""
 
     max_tokens: int | None = Field(None, ge=1)
     """Longest answer; more than serve.max_new_tokens is that many."""
-    stop: str | Annotated[list[str], Field(max_length=MAX_STOPS)] | None = None
+    stop: Annotated[
+        list[Annotated[str, Field(min_length=1, max_length=256)]],
+        Field(max_length=MAX_STOPS, fail_fast=True),
+        BeforeValidator(_listed, json_schema_input_type=str | list[str]),
+    ] = Field(default_factory=list)
     """Up to four texts of 1 to 256 characters that end the answer."""
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     n: int = Field(1, ge=1)
@@ -193,9 +203,6 @@ class SamplingRequest(AnswerRequest):
 
     def sampling(self, limits: config.Serve) -> dict[str, Any]:
         """The fields of the class and `common` as arguments of `answers.Question`; ApiError 400 if one is over its limit."""
-        stops = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
-        if any(not 0 < len(stop) <= 256 for stop in stops):
-            raise invalid("stop", f"at most {MAX_STOPS} strings of 1 to 256 characters")
         if self.n > limits.max_answers:
             raise invalid("n", f"{self.n}; the limit is {limits.max_answers}", code="over_limit")
         if self.n > 1 and self.stream:
@@ -206,7 +213,7 @@ class SamplingRequest(AnswerRequest):
             **self.common(),
             "num_answers": self.n,
             "max_new_tokens": self.max_tokens,
-            "stop": stops,
+            "stop": tuple(self.stop),
             "seed": self.seed,
             "presence_penalty": self.presence_penalty,
             "frequency_penalty": self.frequency_penalty,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -24,6 +25,9 @@ class TextPart(BaseModel):
 
 
 def _text_parts(content: Any) -> Any:
+    """A content as a list of parts; a text is one part, and null is none."""
+    if content is None or isinstance(content, str):
+        return [{"type": "text", "text": content}] if content else []
     for part in content if isinstance(content, list) else ():
         if not isinstance(part, dict) or part.get("type") not in _TEXTS:
             raise PydanticCustomError("not_text", "every part must be a text; leave out images, audio and files")
@@ -42,25 +46,27 @@ def _known_role(role: Any) -> Any:
     return role
 
 
-Content: TypeAlias = Annotated[str | list[TextPart] | None, BeforeValidator(_text_parts)]
+Content: TypeAlias = Annotated[
+    list[TextPart],
+    Field(fail_fast=True),
+    BeforeValidator(_text_parts, json_schema_input_type=str | list[TextPart] | None),
+]
 
 
-def text_of(content: str | list[TextPart] | None) -> str:
+def text_of(content: Sequence[TextPart]) -> str:
     """The content of a message as one string.
 
     >>> text_of([TextPart(type="text", text="What is "), TextPart(type="text", text="Mars?")])
     'What is Mars?'
     """
-    if isinstance(content, list):
-        return "".join(part.text or part.refusal or "" for part in content)
-    return content or ""
+    return "".join(part.text or part.refusal or "" for part in content)
 
 
 class Message(RequestBody):
     """One turn of a chat; those of the assistant may be sent back as they were received."""
 
     role: Annotated[Literal["system", "developer", "user", "assistant"], BeforeValidator(_known_role)]
-    content: Content = None
+    content: Content = Field(default_factory=list)
     name: str | None = None
     refusal: str | None = None
     annotations: Any = None
@@ -83,7 +89,7 @@ class MessageItem(RequestBody):
 
     type: Literal["message"] = "message"
     role: Literal["system", "developer", "user", "assistant"]
-    content: Content = Field(None)
+    content: Content = Field(default_factory=list)
     id: str | None = None
     status: str | None = None
     phase: str | None = None

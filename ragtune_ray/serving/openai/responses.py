@@ -23,14 +23,16 @@ from ragtune_ray.serving.requests import ApiError
 
 
 def _messages_alone(items: Any) -> Any:
-    """The items that are messages; an item that is neither a message nor a thought is refused."""
+    """The items that are messages; an item that is neither a message nor a thought is refused. A text is the user's message."""
+    if isinstance(items, str):
+        return [{"role": "user", "content": items}]
     if not isinstance(items, list):
         return items
     kinds = {item.get("type", "message") if isinstance(item, dict) else "message" for item in items}
     refused = sorted(str(kind)[:40] for kind in kinds if kind not in ("message", "reasoning"))
     if refused:
         reason = "only messages are supported; leave out the items of type {kinds}"
-        raise PydanticCustomError("items", reason, {"kinds": ", ".join(refused)})
+        raise PydanticCustomError("items", reason, {"kinds": ", ".join(refused[:9])})
     return [item for item in items if not (isinstance(item, dict) and item.get("type") == "reasoning")]
 
 
@@ -38,8 +40,9 @@ class ResponseRequest(fields.AnswerRequest):
     """The body of POST /v1/responses."""
 
     input: Annotated[
-        str | Annotated[list[MessageItem], Field(min_length=1)],
-        BeforeValidator(_messages_alone),
+        list[MessageItem],
+        Field(min_length=1, fail_fast=True),
+        BeforeValidator(_messages_alone, json_schema_input_type=str | list[MessageItem]),
     ]
     """The question, or the messages of a conversation."""
     instructions: str | None = None
@@ -53,10 +56,7 @@ class ResponseRequest(fields.AnswerRequest):
 def response_question(request: ResponseRequest, limits: config.Serve) -> Question:
     """The question of a request; ApiError 400 if it is invalid or over a limit."""
     instructions: list[Turn] = [("system", request.instructions)] if request.instructions else []
-    if isinstance(request.input, str):
-        turns: list[Turn] = [("user", request.input)]
-    else:
-        turns = [(item.role, item.text()) for item in request.input]
+    turns: list[Turn] = [(item.role, item.text()) for item in request.input]
     conversation = conversation_of([*instructions, *turns], limits, "input")
     return Question(conversation, max_new_tokens=request.max_output_tokens, **request.common())
 

@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from ragtune_ray import config
 from ragtune_ray.serving.openai import fields
@@ -183,6 +184,8 @@ def test_an_unknown_field_is_refused_by_name_even_if_it_is_null(kind: str, value
         ("responses", "input", []),
         ("responses", "metadata", {"a": 1}),
         ("embeddings", "encoding_format", "int8"),
+        ("embeddings", "input", []),
+        ("embeddings", "input", 3),
     ],
 )
 def test_an_invalid_value_is_refused_by_the_name_of_its_field(kind: str, name: str, value: object) -> None:
@@ -224,5 +227,44 @@ def test_fields_become_the_question() -> None:
 
 def test_token_ids_are_refused_with_the_switch_of_langchain() -> None:
     for ids in ([[1, 2], [3]], [1, 2]):
-        with pytest.raises(ApiError, match=r"send texts.*check_embedding_ctx_length=False"):
+        with pytest.raises(
+            ApiError, match=r"input: must be a text or a list of texts; token ids.*check_embedding_ctx_length=False"
+        ):
             parsed("embeddings", input=ids)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "values"),
+    [
+        ("chat", "messages", [1]),
+        ("chat", "messages", [{"role": "user", "content": [{"type": "text", "text": 3}] * 50}]),
+        ("chat", "stop", [3]),
+        ("responses", "input", [{"role": "x", "content": "x"}]),
+        ("embeddings", "input", [3]),
+    ],
+)
+def test_many_invalid_elements_are_one_error(kind: str, name: str, values: list[Any]) -> None:
+    """So that a body of 100,000 of them is refused as fast as any other."""
+    body = LEAST[kind] | {name: values * 50}
+    with pytest.raises(ValidationError) as error:
+        {"chat": ChatRequest, "responses": ResponseRequest, "embeddings": EmbeddingsRequest}[kind].model_validate(body)
+    assert error.value.error_count() == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "field"),
+    [
+        ("responses", {"input": [{"role": "x", "content": "x"}]}, "input.0.role"),
+        (
+            "responses",
+            {"input": [{"role": "user", "content": [{"type": "input_text", "text": 3}]}]},
+            "input.0.content.0.text",
+        ),
+        ("chat", {"messages": [{"role": "user", "content": 3}]}, "messages.0.content"),
+        ("chat", {"stop": ["a", ""]}, "stop.1"),
+    ],
+)
+def test_the_error_names_the_element_at_fault(kind: str, given: dict[str, Any], field: str) -> None:
+    with pytest.raises(ApiError) as error:
+        parsed(kind, **given)
+    assert error.value.param == field
