@@ -69,6 +69,16 @@ def served_arms(settings: config.Config) -> tuple[config.Arm, ...]:
     return (*plain, *settings.serve.adapter_arms)
 
 
+def generator_name(settings: config.Config, arm: config.Arm) -> str:
+    """The name of the model that answers in an arm, for people; programs should compare fingerprints.
+
+    >>> generator_name(config.Config(), "rag"), generator_name(config.Config(), "rag+ft")
+    ('SmolLM2-135M-Instruct', 'SmolLM2-135M-Instruct, fine-tuned')
+    """
+    name = settings.generator.model.rstrip("/").rsplit("/", 1)[-1]
+    return f"{name}, fine-tuned" if config.is_tuned(arm) else name
+
+
 @contextlib.contextmanager
 def timeout_as_504() -> Iterator[None]:
     """Turn a TimeoutError into ApiError 504."""
@@ -328,6 +338,7 @@ class Answerer:
                 "retrieved": config.retrieves(job.arm) and not job.closed_book,
                 "abstained": answer.abstained,
                 "generator": answer.model,
+                "generator_name": generator_name(self.settings, job.arm),
                 "timings": {name: round(seconds, 4) for name, seconds in timings.items()},
             },
         )

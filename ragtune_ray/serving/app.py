@@ -20,7 +20,7 @@ from ragtune_ray.serving.answers import Answerer
 from ragtune_ray.serving.api_keys import Key, Keys, Right
 from ragtune_ray.serving.backend import Backend
 from ragtune_ray.serving.documents import PARAMETERS, DeletedDocuments, DocumentHandlers, DocumentsRequest
-from ragtune_ray.serving.handlers import Handlers, model_handler
+from ragtune_ray.serving.handlers import Handlers
 from ragtune_ray.serving.middleware import INTERNAL_ERROR, AccessMiddleware, Route
 from ragtune_ray.serving.openai.chat import ChatRequest, answer_chat
 from ragtune_ray.serving.openai.completions import CompletionRequest, answer_completion
@@ -33,6 +33,7 @@ PAGE_FILES = {
     "/": ("index.html", "text/html; charset=utf-8"),
     "/page/style.css": ("style.css", "text/css; charset=utf-8"),
     "/page/script.js": ("script.js", "text/javascript; charset=utf-8"),
+    "/page/icon.svg": ("icon.svg", "image/svg+xml"),
 }
 
 BodyHandler = Callable[[bytes, Key], Awaitable[Response]]
@@ -90,7 +91,7 @@ def build_app(
     ]
     without_body: list[tuple[str, Right, Handler]] = [
         ("/v1/models", "key", handlers.models),
-        *((f"/v1/models/{name}", "key", model_handler(name)) for name in handlers.served_models()),
+        *((f"/v1/models/{name}", "key", handlers.model_handler(name)) for name in handlers.served_models()),
         ("/healthz", "public", _alive),
         ("/readyz", "public", ready),
         ("/version", "public", _version),

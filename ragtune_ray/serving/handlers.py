@@ -66,7 +66,20 @@ class Handlers:
 
     async def models(self) -> Response:
         """GET /v1/models: the arms and the model that embeds."""
-        return JSONResponse({"object": "list", "data": [_model(name) for name in self.served_models()]})
+        return JSONResponse({"object": "list", "data": [self._model(name) for name in self.served_models()]})
+
+    def model_handler(self, name: str) -> Callable[[], Awaitable[Response]]:
+        """GET /v1/models/NAME."""
+
+        async def send() -> Response:
+            return JSONResponse(self._model(name))
+
+        return send
+
+    def _model(self, name: str) -> dict[str, Any]:
+        """A model as OpenAI lists it; the extension `task` tells an arm, which answers, from the model that embeds."""
+        task = "answer" if name in served_arms(self.settings) else "embed"
+        return {"id": name, "object": "model", "created": 0, "owned_by": "ragtune-ray", "task": task}
 
     async def ready(self, *, draining: bool) -> Response:
         """GET /readyz: 200 if the endpoint can answer questions, otherwise 503 and the reasons."""
@@ -94,16 +107,3 @@ class Handlers:
         except TimeoutError:
             text = self.telemetry.text((), ())
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
-
-
-def _model(name: str) -> dict[str, Any]:
-    return {"id": name, "object": "model", "created": 0, "owned_by": "ragtune-ray"}
-
-
-def model_handler(name: str) -> Callable[[], Awaitable[Response]]:
-    """GET /v1/models/NAME."""
-
-    async def send() -> Response:
-        return JSONResponse(_model(name))
-
-    return send

@@ -215,7 +215,10 @@ async def test_every_route_has_a_policy_and_enforces_it() -> None:
         rights = {place: route.right for place, route in http.middleware.routes.items()}
         assert {place for place, right in rights.items() if right == "public"} == {
             ("GET", path)
-            for path in ("/", "/page/style.css", "/page/script.js", "/healthz", "/readyz", "/version", "/openapi.json")
+            for path in (
+                *("/", "/page/style.css", "/page/script.js", "/page/icon.svg"),
+                *("/healthz", "/readyz", "/version", "/openapi.json"),
+            )
         }
         assert {place for place, right in rights.items() if right == "admin"} == {
             ("POST", "/v1/documents"),

@@ -3,7 +3,11 @@
 // Answers and sources enter the page only as text (textContent, Text nodes), so a document can never add markup.
 
 const byId = (id) => document.getElementById(id);
+const MAX_TURNS = 10; // earlier questions that a follow-up question sends along
+const ARMS = { rag: "rag: with the documents", base: "base: the model alone", ft: "ft: the fine-tuned model alone",
+  "rag+ft": "rag+ft: the fine-tuned model with the documents" };
 let pending = null; // the AbortController of the current question
+let turns = []; // the conversation: { question, answer } of each answered question
 
 function element(name, text, className) {
   const made = document.createElement(name);
@@ -34,18 +38,20 @@ async function errorOf(reply) {
 async function loadModels() {
   const reply = await fetch("/v1/models", { headers: headers() });
   if (reply.status === 401) {
+    byId("key-row").hidden = false;
     byId("state").textContent = "Enter an API key";
     return;
   }
   if (!reply.ok) throw await errorOf(reply);
-  const models = (await reply.json()).data.map((model) => model.id);
+  const arms = (await reply.json()).data.filter((model) => model.task === "answer").map((model) => model.id);
   const chosen = byId("model").value;
-  byId("model").replaceChildren(...models.map((id) => {
-    const option = element("option", id);
+  byId("model").replaceChildren(...arms.map((id) => {
+    const option = element("option", ARMS[id] ?? id);
     option.value = id;
     option.selected = id === chosen;
     return option;
   }));
+  byId("model").hidden = byId("model-label").hidden = arms.length < 2;
   byId("state").textContent = "Ready";
 }
 
@@ -78,8 +84,14 @@ function sourceItem(source, citations) {
   if (cited) summary.append(element("span", "cited", "badge"));
   const text = element("p");
   for (const [piece, isCited] of pieces(source, citations)) text.append(isCited ? element("mark", piece) : piece);
-  const location = `${source.document_id}, characters ${source.start} to ${source.end}, score ${source.score.toFixed(3)}`;
-  details.append(summary, text, element("p", location, "quiet"));
+  const place = `${source.document_id}, characters ${source.start} to ${source.end}, score ${source.score.toFixed(3)}`;
+  const location = element("p", place, "quiet");
+  if (/^https?:\/\//.test(source.url ?? "")) {
+    const link = element("a", "open");
+    Object.assign(link, { href: source.url, target: "_blank", rel: "noopener noreferrer" });
+    location.append(", ", link);
+  }
+  details.append(summary, text, location);
   item.append(details);
   return item;
 }
@@ -89,8 +101,9 @@ function showSources(sources, citations) {
   byId("no-sources").hidden = sources.length > 0;
 }
 
-function pair(name, value) {
+function pair(name, value, title) {
   const made = element("div");
+  if (title) made.title = title;
   made.append(element("dt", name), element("dd", value));
   return made;
 }
@@ -103,9 +116,9 @@ function showFacts(chunk) {
     ["Retrieval", chunk.retrieved ? seconds(chunk.timings.retrieval_seconds) : "none"],
     ["First token", seconds(chunk.timings.first_token_seconds)],
     ["Generation", seconds(chunk.timings.generation_seconds)],
-    ["Model", chunk.generator],
+    ["Model", chunk.generator_name, `fingerprint ${chunk.generator}`],
   ];
-  byId("facts").replaceChildren(...facts.map(([name, value]) => pair(name, value)));
+  byId("facts").replaceChildren(...facts.map((fact) => pair(...fact)));
 }
 
 async function* events(body) {
@@ -120,8 +133,15 @@ async function* events(body) {
   }
 }
 
+function conversation(question) {
+  const earlier = turns.slice(-MAX_TURNS).flatMap((turn) => [
+    { role: "user", content: turn.question }, { role: "assistant", content: turn.answer },
+  ]);
+  return [...earlier, { role: "user", content: question }];
+}
+
 async function ask(question, signal) {
-  const body = { messages: [{ role: "user", content: question }], model: byId("model").value, stream: true };
+  const body = { messages: conversation(question), model: byId("model").value, stream: true };
   const reply = await fetch("/v1/chat/completions", {
     method: "POST", headers: headers(), body: JSON.stringify(body), signal,
   });
@@ -136,6 +156,7 @@ async function ask(question, signal) {
       sources = chunk.sources;
       showSources(sources, []);
       byId("result").hidden = false;
+      byId("asked").scrollIntoView();
     }
     const content = chunk.choices[0]?.delta.content;
     if (content) byId("answer").append(content);
@@ -148,36 +169,82 @@ async function ask(question, signal) {
   if (!ended) throw new Error("The answer ended early. Please ask again.");
 }
 
+// Moves the last answer to the earlier ones, with its sources closed.
+function keepTurn() {
+  if (byId("result").hidden || !turns.length || turns.at(-1).kept) return;
+  turns.at(-1).kept = true;
+  const turn = element("article");
+  turn.append(element("h2", turns.at(-1).question, "question"), element("p", turns.at(-1).answer, "answer"));
+  const items = Array.from(byId("sources").children, (item) => item.cloneNode(true));
+  if (items.length) {
+    const details = element("details");
+    const list = element("ol", undefined, "sources");
+    list.append(...items);
+    details.append(element("summary", `Sources (${items.length})`), list);
+    turn.append(details);
+  }
+  byId("earlier").append(turn);
+  byId("earlier").hidden = false;
+}
+
+function clearResult() {
+  byId("result").hidden = true;
+  byId("cut").hidden = true;
+  for (const name of ["asked", "answer", "facts", "sources"]) byId(name).replaceChildren();
+}
+
+function showConversation() {
+  byId("question-label").textContent = turns.length ? "Follow-up question" : "Question";
+  byId("restart").hidden = !turns.length;
+}
+
+function restart() {
+  pending?.abort();
+  turns = [];
+  clearResult();
+  byId("earlier").replaceChildren();
+  byId("earlier").hidden = true;
+  showError("");
+  showConversation();
+  byId("question").focus();
+}
+
+function setBusy(isBusy) {
+  byId("send").disabled = isBusy;
+  byId("stop").hidden = !isBusy;
+  byId("answer").setAttribute("aria-busy", String(isBusy));
+}
+
 async function submit(event) {
   event.preventDefault();
   const question = byId("question").value.trim();
   if (!question || pending) return;
-  pending = new AbortController();
+  const current = pending = new AbortController();
   showError("");
-  byId("answer").replaceChildren();
-  byId("cut").hidden = true;
-  byId("facts").replaceChildren();
-  byId("sources").replaceChildren();
-  byId("send").disabled = true;
-  byId("stop").hidden = false;
-  byId("answer").setAttribute("aria-busy", "true");
+  keepTurn();
+  clearResult();
+  byId("asked").textContent = question;
+  byId("question").value = "";
+  setBusy(true);
   byId("state").textContent = "Answering";
   try {
-    await ask(question, pending.signal);
+    await ask(question, current.signal);
+    turns.push({ question, answer: byId("answer").textContent });
     byId("state").textContent = "Done";
   } catch (error) {
     byId("state").textContent = error.name === "AbortError" ? "Stopped" : "Failed";
     if (error.name !== "AbortError") showError(error.message);
+    byId("question").value ||= question; // so that it can be asked again
   } finally {
     pending = null;
-    byId("send").disabled = false;
-    byId("stop").hidden = true;
-    byId("answer").setAttribute("aria-busy", "false");
+    setBusy(false);
+    showConversation();
   }
 }
 
 byId("ask").addEventListener("submit", submit);
 byId("stop").addEventListener("click", () => pending?.abort());
+byId("restart").addEventListener("click", restart);
 byId("question").addEventListener("keydown", (event) => {
   if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
     event.preventDefault();
