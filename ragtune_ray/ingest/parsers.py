@@ -45,7 +45,7 @@ def _parse(suffix: str, data: bytes, corpus: Corpus) -> ParsedFile:
         case ".docx":
             return docx.parse(data, corpus.max_document_bytes)
         case ".html" | ".htm":
-            return html.parse(decode(data))
+            return html.parse(data)
         case ".md" | ".markdown":
             return markdown.parse(clean(decode(data)))
         case _:

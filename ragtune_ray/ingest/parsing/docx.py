@@ -75,6 +75,7 @@ class _Reader:
             if isinstance(note.tag, str) and note.get(f"{W}type", "normal") == "normal"
         }
         self._num_notes = 0
+        self._padding = marks.Padding()
         self._after: list[str] = []
         """Text boxes and notes of the paragraph that is being read, which follow it."""
 
@@ -230,13 +231,12 @@ class _Reader:
             return
         texts = []
         for row, listed in zip(rows, cells, strict=True):
-            skipped = row.find(f"{W}trPr/{W}gridBefore")
-            texts.append([""] * (0 if skipped is None else _span(skipped)))
+            texts.append(self._padding.take(_span(row.find(f"{W}trPr/{W}gridBefore"), 0)))
             for cell in listed:
-                span, merged = cell.find(f"{W}tcPr/{W}gridSpan"), cell.find(f"{W}tcPr/{W}vMerge")
+                merged = cell.find(f"{W}tcPr/{W}vMerge")
                 is_continued = merged is not None and merged.get(f"{W}val", "continue") == "continue"
                 texts[-1].append("" if is_continued else " ".join(self._blocks(cell)))
-                texts[-1] += [""] * (0 if span is None else _span(span) - 1)
+                texts[-1] += self._padding.take(_span(cell.find(f"{W}tcPr/{W}gridSpan"), 1) - 1)
         yield marks.table(texts)
 
 
@@ -244,8 +244,8 @@ def _script(name: str, text: str) -> str:
     return f"/{text}" if name == "den" else f"{'^' if name == 'sup' else '_'}{text}" if text else ""
 
 
-def _span(element: Any) -> int:
-    return max(0, min(integer(element.get(f"{W}val"), 1), marks.MAX_COLUMNS))
+def _span(element: Any, default: int) -> int:
+    return default if element is None else integer(element.get(f"{W}val"), default)
 
 
 def _within(element: Any, name: str) -> Iterator[Any]:

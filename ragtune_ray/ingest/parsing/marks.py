@@ -17,24 +17,47 @@ _ROMAN = tuple(
         strict=True,
     )
 )
-MAX_COLUMNS = 1_000
-"""Columns of a table that are read at most; broken files claim any number."""
+
+
+class Padding:
+    """Empty cells that wide and high cells of tables cover, up to a limit per file, since broken files claim any number."""
+
+    def __init__(self) -> None:
+        self._left = 100_000
+
+    def take(self, number: int) -> list[str]:
+        """That many empty cells, or as many as are left.
+
+        >>> Padding().take(2)
+        ['', '']
+        """
+        taken = max(0, min(number, self._left))
+        self._left -= taken
+        return [""] * taken
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
     r"""Rows of cells as a Markdown table with the first row as its header; empty rows and columns are left out.
 
-    >>> print(table([["a", "b|c"], ["1", ""], ["", ""]]))
+    >>> print(table([["a", "b|c"], ["", "1"], ["2", ""], ["", ""]]))
     | a | b\|c |
     |---|---|
-    | 1 |  |
+    | | 1 |
+    | 2 |
     """
-    cells = [[" ".join(cell.split()).replace("|", "\\|") for cell in row[:MAX_COLUMNS]] for row in rows]
-    cells = [row for row in cells if any(row)]
-    width = max(map(len, cells), default=0)
-    kept = [column for column in range(width) if any(column < len(row) and row[column] for row in cells)]
-    lines = ["| " + " | ".join(row[column] if column < len(row) else "" for column in kept) + " |" for row in cells]
-    return "\n".join([*lines[:1], "|" + "---|" * len(kept), *lines[1:]]) if lines else ""
+    cells = [[" ".join(cell.split()).replace("|", "\\|") for cell in row] for row in rows if any(row)]
+    used = sorted({column for row in cells for column, cell in enumerate(row) if cell})
+    if not used:
+        return ""
+    kept = [[row[column] for column in used if column < len(row)] for row in cells]
+    lines = [_line(row) for row in kept if any(row)]
+    lines[0] += " |" * (len(used) - lines[0].count(" |"))  # only the header must have every cell
+    return "\n".join([lines[0], "|" + "---|" * len(used), *lines[1:]])
+
+
+def _line(cells: Sequence[str]) -> str:
+    width = max((place for place, cell in enumerate(cells, 1) if cell), default=0)
+    return "|" + "".join(f" {cell} |" if cell else " |" for cell in cells[:width])
 
 
 def raised(text: str, before: str) -> str:
