@@ -103,10 +103,11 @@ def test_the_old_index_finds_what_it_found(settings: config.Config) -> None:
 
 
 def test_the_corpus_is_indexed_to_the_same_bytes(settings: config.Config) -> None:
-    """Names of segments are digests of what decides their content."""
+    """Under another name, a digest of what decides its content: files are read in a newer way (`versions.READING_FORMAT`)."""
     build_index(settings.with_values({"workspace": "new"}))
     (name,) = (path.name for path in Path("new/index/segments").iterdir())
-    old, new = Path("workspace/index/segments", name), Path("new/index/segments", name)
+    (entry,) = versions.read_version(settings.workspace, "000001").entries
+    old, new = Path("workspace/index/segments", entry.segment_id), Path("new/index/segments", name)
     files = {path.relative_to(new) for path in new.rglob("*") if path.is_file()}
     assert files == {path.relative_to(old) for path in old.rglob("*") if path.is_file()}
     assert [

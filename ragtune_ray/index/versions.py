@@ -26,6 +26,8 @@ from ragtune_ray.storage import artifacts, checksums, failpoints, filesystem
 
 INDEX_FORMAT = 2
 """Format of version manifests and segment files; earlier formats can be read."""
+READING_FORMAT = 2
+"""Raise it when a code change makes the same files lead to other documents."""
 MAX_REBASES = 20
 """Attempts to publish a change before giving up."""
 
@@ -150,8 +152,16 @@ def recipe(settings: config.Config, encoder: weights.Model) -> str:
 
 def corpus_id(settings: config.Config, plan: input_units.Plan, encoder: weights.Model) -> str:
     """Return the identity of an index of this corpus, wherever the corpus is stored."""
-    content = {"kind": settings.index.kind, "input": input_units.input_fingerprint(plan)}
+    content = {"kind": settings.index.kind, "input": input_units.input_fingerprint(plan), "reading": reading(settings)}
     return checksums.digest({"recipe": recipe(settings, encoder), **content})
+
+
+def reading(settings: config.Config) -> list[Any]:
+    """Return what decides, besides the recipe, which documents the files of a corpus become.
+
+    If it changes, `ragtune index` reads the corpus again, but embeds only documents that differ.
+    """
+    return [READING_FORMAT, settings.index.tenant_field]
 
 
 def planned_corpus_id(settings: config.Config, plan: input_units.Plan, encoder: weights.Model) -> str:

@@ -7,7 +7,9 @@ record of earlier draws gives both: what was drawn before stays, and new documen
 
 from __future__ import annotations
 
+import functools
 import json
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -73,7 +75,8 @@ def read_record(url: str) -> SplitRecord | None:
 
 
 def _parsed(found: Any) -> SplitRecord:
-    names = [(str(name), str(split)) for split, members in found["groups"].items() for name in members]
+    normalized = functools.partial(unicodedata.normalize, "NFC")  # as document ids are
+    names = [(normalized(str(name)), str(split)) for split, members in found["groups"].items() for name in members]
     repeated = [name for name, times in Counter(name for name, _ in names).items() if times > 1]
     unknown = [split for split in found["groups"] if split not in SPLITS]
     if found["format"] != RECORD_FORMAT or repeated or unknown:

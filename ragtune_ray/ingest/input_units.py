@@ -39,6 +39,7 @@ class Range(NamedTuple):
     blocks: planned_file.Blocks = ()
 
 
+_SHOWN_COLUMNS = 10
 _MAX_RANGES_PER_ROW_GROUP = 4096
 
 
@@ -49,6 +50,8 @@ class InputFile:
     path: str
     size_bytes: int
     sha256: str
+    unread: tuple[str, ...] = ()
+    """Columns of a Parquet file that cannot become text or metadata, with their types."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +145,23 @@ def plan_units(path: str, unit_bytes: int, root: str | None = None) -> Plan:
     return Plan(tuple(units), tuple(files), tuple(sorted(rejects, key=lambda item: item.place)))
 
 
+def unread_line(plan: Plan) -> str:
+    """One line about the columns that are left unread; "" if there are none.
+
+    >>> unread_line(Plan((), (InputFile("a.parquet", 9, "", ("image (binary)",)),), ()))
+    'left unread in 1 Parquet file: image (binary)'
+    """
+    files = [file for file in plan.files if file.unread]
+    columns = list(dict.fromkeys(column for file in files for column in file.unread))
+    more = f" and {len(columns) - _SHOWN_COLUMNS} more" if len(columns) > _SHOWN_COLUMNS else ""
+    many = "" if len(files) == 1 else "s"
+    return (
+        f"left unread in {len(files):,} Parquet file{many}: {', '.join(columns[:_SHOWN_COLUMNS])}{more}"
+        if files
+        else ""
+    )
+
+
 def input_fingerprint(plan: Plan) -> str:
     """A fingerprint of the files' contents and of their paths below the corpus folder, which become document ids."""
     root = plan.units[0].root.rstrip("/") + "/" if plan.units else ""
@@ -218,6 +238,7 @@ def _scan(path: str, form: Format, unit_bytes: int) -> tuple[InputFile, list[Ran
     """Hash a file and choose where to divide it, in one pass."""
     digest = hashlib.sha256()
     ranges: list[Range] = []
+    unread: list[str] = []
     with inputs.open_file(path) as file:
         match form:
             case "jsonl":
@@ -235,10 +256,10 @@ def _scan(path: str, form: Format, unit_bytes: int) -> tuple[InputFile, list[Ran
         if size_bytes == 0:
             raise ParseError("the file is empty (0 bytes)")
         if form == "parquet":
-            ranges = _row_ranges(file, path, digests, unit_bytes)
+            ranges, unread = _row_ranges(file, path, digests, unit_bytes)
     if form != "files" and not ranges:
         raise ParseError("the file contains no documents")
-    return InputFile(path, size_bytes, digest.hexdigest()), ranges
+    return InputFile(path, size_bytes, digest.hexdigest(), tuple(unread)), ranges
 
 
 def _hashed_blocks(file: Any, digest: Any, block_bytes: int = 0) -> Iterator[bytes]:
@@ -273,13 +294,16 @@ def _even_ranges(start: int, stop: int, size_bytes: int, unit_bytes: int) -> lis
     return [Range(first, last) for first, last in itertools.pairwise(edges) if first < last]
 
 
-def _row_ranges(raw: Any, path: str, digests: list[str], unit_bytes: int) -> list[Range]:
-    """Ranges of rows: consecutive row groups of at most `unit_bytes` uncompressed bytes, and parts of larger groups."""
+def _row_ranges(raw: Any, path: str, digests: list[str], unit_bytes: int) -> tuple[list[Range], list[str]]:
+    """Ranges of rows: consecutive row groups of at most `unit_bytes` uncompressed bytes, and parts of larger groups.
+
+    The second result is what `check_columns` leaves unread.
+    """
     numbered = tuple(enumerate(digests))
     with parquet_errors(), planned_file.opened(raw, path, numbered) as file:
         parquet = pq.ParquetFile(file)
         groups = [parquet.metadata.row_group(number) for number in range(parquet.num_row_groups)]
-        columns = check_columns(parquet.schema_arrow, DOCUMENT_IDS, ("text",), ("metadata",))
+        columns, unread = check_columns(parquet.schema_arrow, DOCUMENT_IDS, ("text",), ("metadata",))
         needed = [blocks_of_group(group, columns, len(digests)) for group in groups]
         footer = blocks_of_footer(parquet.metadata, raw.seek(0, os.SEEK_END))
     ranges: list[Range] = []
@@ -303,4 +327,4 @@ def _row_ranges(raw: Any, path: str, digests: list[str], unit_bytes: int) -> lis
             start, gathered_bytes = row, 0
     if row > start:
         add([Range(start, row)])
-    return ranges
+    return ranges, unread

@@ -14,7 +14,15 @@ from ragtune_ray.ingest import inputs
 from ragtune_ray.ingest.inputs import Row
 from ragtune_ray.ingest.parquet import parquet_rows
 from ragtune_ray.ingest.parsing.text import ParseError, clean
-from ragtune_ray.ingest.rows import QUERY_IDS, QUERY_TEXTS, query_from_row, reject, split_name
+from ragtune_ray.ingest.rows import (
+    QUERY_ANSWERS,
+    QUERY_IDS,
+    QUERY_TEXTS,
+    checked_id,
+    query_from_row,
+    reject,
+    split_name,
+)
 from ragtune_ray.schema import Query, Reject
 from ragtune_ray.storage import filesystem
 
@@ -87,7 +95,7 @@ def _query_rows(path: str) -> Iterator[Row]:
             case "jsonl":
                 yield from inputs.jsonl_rows(inputs.read_lines(path, _MAX_QUERY_BYTES))
             case "parquet":
-                yield from parquet_rows(path, QUERY_IDS, QUERY_TEXTS, ("answers", "document_ids", "relevances"))
+                yield from parquet_rows(path, QUERY_IDS, QUERY_TEXTS, (*QUERY_ANSWERS, "document_ids", "relevances"))
             case _:
                 yield from _squad_questions(path)
     except ParseError as error:
@@ -198,7 +206,8 @@ def _qrels_rows(path: str) -> Iterator[tuple[str, str, float] | Reject]:
             continue
         place, data = line
         try:
-            query_id, document_id, score = clean(data.decode()).rstrip("\n").split("\t")
+            *ids, score = clean(data.decode()).rstrip("\n").split("\t")
+            query_id, document_id = (checked_id(each, "an id of qrels") for each in ids)
             relevance = float(score)
         except ValueError:
             if not place.endswith(":1"):  # the header

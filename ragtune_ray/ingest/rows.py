@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import decimal
 import itertools
 import json
 import math
-from collections.abc import Iterator, Sequence
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn
 
@@ -18,6 +21,10 @@ QUERY_IDS = ("query_id", "_id", "id")
 """Columns for a query's id."""
 QUERY_TEXTS = ("text", "query", "question")
 """Columns for a query's text."""
+QUERY_ANSWERS = ("answers", "answer", "ground_truth")
+"""Columns for a query's gold answers."""
+MAX_LIST_VALUES = 100
+"""A column with a longer list does not become metadata: it is probably an embedding."""
 _SPLITS = {"dev": "validation", "val": "validation", "valid": "validation"}
 
 
@@ -66,7 +73,7 @@ def _refuse_constant(name: str) -> NoReturn:
 def document_from_row(row: Any, place: str, max_document_bytes: int) -> Document:
     """Make a document from a row with an id, `text`, and optionally `title` and `metadata`.
 
-    Other scalar columns are added to the metadata.
+    Other columns are added to the metadata if they contain scalars, or short lists of them.
 
     >>> document_from_row({"_id": 7, "text": "Mars is red.", "year": 1877}, "a.jsonl:1", 100).metadata
     '{"year": 1877}'
@@ -106,7 +113,8 @@ def query_from_row(row: Any) -> Query:
         raise ParseError("empty query")
     document_ids, relevances = _judgements(row)
     split = split_name(_text(row, "split").strip() or "all")
-    return Query(query_id, text, _answers(row.get("answers")), document_ids, relevances, split)
+    given = next((row[name] for name in QUERY_ANSWERS if row.get(name) is not None), None)
+    return Query(query_id, text, _answers(given), document_ids, relevances, split)
 
 
 def split_name(name: str) -> str:
@@ -132,16 +140,29 @@ def _identifier(row: dict[str, Any], names: Sequence[str]) -> tuple[str, str]:
     name = next((name for name in names if row.get(name) is not None), None)
     if name is None:
         raise ParseError(f"no id: one of {', '.join(names)} must be set; found {_names(row)}")
-    return name, _as_id(row[name], name)
+    return name, checked_id(row[name], name)
 
 
-def _as_id(value: Any, name: str) -> str:
+def checked_id(value: Any, name: str) -> str:
+    r"""The one spelling of an id of a document or query: text as `clean` makes it, in Unicode's form NFC.
+
+    >>> checked_id("caf\u0065\u0301\r\n1", "id") == "caf\u00e9\n1"
+    True
+
+    Raises:
+        ParseError: the value is not text or an integer, or is blank; the message calls it `name`.
+    """
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise ParseError(f"{name} must be text or an integer, found {type(value).__name__}")
-    identifier = clean(str(value))
+    identifier = unicodedata.normalize("NFC", clean(str(value)))
     if not identifier.strip():
         raise ParseError(f"{name} is empty")
     return identifier
+
+
+def spellings_of_ids(identifiers: Iterable[str]) -> list[str]:
+    """The ids, and their spellings in NFD, with which an index may contain them that is older than `checked_id`."""
+    return list(dict.fromkeys(form for name in identifiers for form in (name, unicodedata.normalize("NFD", name))))
 
 
 def _text(row: dict[str, Any], name: str) -> str:
@@ -157,20 +178,41 @@ def _metadata(row: dict[str, Any], id_name: str) -> str:
         given = parse_json(given)
     if given is not None and not isinstance(given, dict):
         raise ParseError(f"metadata must be an object, found {type(given).__name__}")
-    scalars = {
-        name: value
+    others = {
+        name: plain
         for name, value in row.items()
-        # pandas writes missing numbers to Parquet as NaN.
-        if name not in (id_name, "text", "title", "metadata")
-        and isinstance(value, str | int | float)
-        and not (isinstance(value, float) and math.isnan(value))
+        if name not in (id_name, "text", "title", "metadata") and _is_kept(plain := _plain(value))
     }
     try:
-        return clean(json.dumps(scalars | (given or {}), sort_keys=True, ensure_ascii=False, allow_nan=False))
+        values = others | _plain(given or {})
+        return clean(json.dumps(values, sort_keys=True, ensure_ascii=False, allow_nan=False))
     except RecursionError:
         raise ParseError("metadata nested too deeply") from None
     except (TypeError, ValueError) as error:
         raise ParseError(f"metadata cannot be written as JSON: {error}") from None
+
+
+def _is_kept(value: Any) -> bool:
+    """Whether a column of a row becomes metadata: a scalar, or a list of scalars too short for an embedding."""
+    if isinstance(value, list):
+        return 0 < len(value) <= MAX_LIST_VALUES and all(isinstance(item, str | int | float) for item in value)
+    return isinstance(value, str | int | float)
+
+
+def _plain(value: Any) -> Any:
+    """A value of JSON or Arrow as JSON: dates as ISO text, decimals as numbers, and None for the NaN of pandas."""
+    match value:
+        case float() if math.isnan(value):
+            return None
+        case dt.date() | dt.time():  # a datetime is a date
+            return value.isoformat()
+        case decimal.Decimal():
+            return int(value) if value == value.to_integral_value() else float(value)
+        case list():
+            return [_plain(item) for item in value]
+        case dict():
+            return {name: _plain(item) for name, item in value.items()}
+    return value
 
 
 def _answers(value: Any) -> tuple[str, ...] | None:
@@ -184,7 +226,10 @@ def _answers(value: Any) -> tuple[str, ...] | None:
     texts = [answer.get("text") if isinstance(answer, dict) else answer for answer in answers]
     if not all(isinstance(text, str) for text in texts):
         raise ParseError("answers must be a list of texts; an element is not text")
-    return tuple(dict.fromkeys(clean(text) for text in map(str, texts) if text.strip()))
+    found = tuple(dict.fromkeys(clean(text) for text in map(str, texts) if text.strip()))
+    if texts and not found:
+        raise ParseError("every answer is blank; write [] if the question has no answer, and null if it is unknown")
+    return found
 
 
 def _judgements(row: dict[str, Any]) -> tuple[tuple[str, ...], tuple[float, ...]]:
@@ -200,7 +245,9 @@ def _judgements(row: dict[str, Any]) -> tuple[tuple[str, ...], tuple[float, ...]
         raise ParseError(f"relevances must be a list with one number per document id ({len(ids)})")
     if not all(isinstance(value, int | float) and math.isfinite(value) for value in relevances):
         raise ParseError("relevances must be finite numbers")
-    judged = {_as_id(value, "document_ids"): float(relevance) for value, relevance in zip(ids, relevances, strict=True)}
+    judged = {
+        checked_id(value, "document_ids"): float(relevance) for value, relevance in zip(ids, relevances, strict=True)
+    }
     return tuple(judged), tuple(judged.values())
 
 

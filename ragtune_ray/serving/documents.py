@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 from ragtune_ray import config
 from ragtune_ray.index import filters
 from ragtune_ray.ingest import rows
-from ragtune_ray.ingest.parsing.text import ParseError, clean
+from ragtune_ray.ingest.parsing.text import ParseError
 from ragtune_ray.serving import requests
 from ragtune_ray.serving.admission import Load
 from ragtune_ray.serving.answers import timeout_as_504
@@ -146,9 +146,10 @@ def _refusal(rejected: Sequence[dict[str, Any]], num_given: int, code: str) -> A
 
 
 def _checked_id(number: int, given: str | int) -> str:
-    name = clean(str(given))
-    if not name.strip():
-        raise requests.invalid("document_ids", f"number {number} is blank")
+    try:
+        name = rows.checked_id(given, "document_id")
+    except ParseError:
+        raise requests.invalid("document_ids", f"number {number} is blank") from None
     return requests.checked_text(name, "document_ids", MAX_ID_CHARACTERS)
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import json
+from decimal import Decimal
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
 from ragtune_ray.config import Corpus
-from ragtune_ray.ingest.input_units import plan_units
+from ragtune_ray.index import filters
+from ragtune_ray.ingest.input_units import plan_units, unread_line
 from ragtune_ray.ingest.inputs import InputError
 from ragtune_ray.ingest.readers import read_documents
 from ragtune_ray.schema import Document, Reject
@@ -24,13 +28,90 @@ def test_column_name_that_is_not_utf8_is_rejected(tmp_path: Path) -> None:
         plan_units(str(path), LIMIT)
 
 
+def test_dates_decimals_lists_and_objects_become_metadata(tmp_path: Path) -> None:
+    metadata = pa.struct(
+        {
+            "tenant": pa.string(),
+            "day": pa.date32(),
+            "price": pa.decimal128(8, 2),
+            "whole": pa.decimal128(8, 2),
+            "tags": pa.list_(pa.string()),
+            "days": pa.list_(pa.date32()),
+            "labels": pa.map_(pa.string(), pa.int64()),
+            "scan": pa.binary(),
+            "deep": pa.struct({"n": pa.int8(), "raw": pa.list_(pa.binary())}),
+        }
+    )
+    day = dt.date(2024, 2, 29)
+    row = {"tenant": "acme", "day": day, "price": Decimal("9.50"), "whole": Decimal("3.00"), "tags": ["a", "b"]}
+    row |= {"days": [day], "labels": [("x", 1)], "scan": b"\0", "deep": {"n": 1, "raw": [b""]}}
+    when = dt.datetime(2024, 2, 29, 12, 30, tzinfo=dt.UTC)
+    columns = {
+        "id": ["a"],
+        "text": ["x"],
+        "metadata": pa.array([row], metadata),
+        "when": pa.array([when], pa.timestamp("ns", "UTC")),
+        "at": pa.array([when.time()], pa.time64("ns")),
+        "cost": pa.array([Decimal("0.10")], pa.decimal256(40, 2)),
+        "authors": [["Ann", "Bo"]],
+        "vector": [[0.5] * 101],
+        "object": [{"a": 1}],
+        "image": [{"bytes": b"\x89PNG", "path": "a.png"}],
+        "span": pa.array([5], pa.duration("s")),
+        "tensor": pa.array([[1.0, 2.0]], pa.list_(pa.float32(), 2)),
+    }
+    path = write_parquet(tmp_path / "a.parquet", columns)
+    (document,) = documents(path)
+    assert json.loads(document.metadata) == {
+        "tenant": "acme",
+        "day": "2024-02-29",
+        "price": 9.5,
+        "whole": 3,
+        "tags": ["a", "b"],
+        "days": ["2024-02-29"],
+        "labels": {"x": 1},
+        "deep": {"n": 1},
+        "when": "2024-02-29T12:30:00+00:00",
+        "at": "12:30:00",
+        "cost": 0.1,
+        "authors": ["Ann", "Bo"],
+    }
+    table = filters.attributes([document.metadata])
+    for condition in (
+        {"days": "2024-02-29"},
+        {"authors": "Bo"},
+        {"when": {"gte": "2024-02-28"}},
+        {"price": {"lt": 10}},
+    ):
+        assert filters.matches(filters.parse_filter(condition), table, lambda: [document.metadata]).tolist() == [True]
+    line = unread_line(plan_units(str(path), LIMIT))
+    assert line.startswith("left unread in 1 Parquet file: metadata.scan (binary), metadata.deep.raw (list<")
+    assert [name for name in columns if f" {name} (" in line] == ["object", "image", "span", "tensor"]
+
+
+def test_binary_columns_are_left_unread_and_binary_ids_refused(tmp_path: Path) -> None:
+    good = write_parquet(tmp_path / "a.parquet", {"id": ["a"], "text": ["x"], "blob": [b"x"], "year": [1]})
+    (document,) = documents(good)
+    assert document.metadata == '{"year": 1}'
+    bad = write_parquet(tmp_path / "b.parquet", {"id": [b"a"], "text": ["x"]})
+    with pytest.raises(InputError, match="column 'id' must be text or integers, found binary"):
+        plan_units(str(bad), LIMIT)
+
+
+def test_a_value_that_python_cannot_hold_is_one_rejected_row(tmp_path: Path) -> None:
+    days = pa.array([0, 10**7], pa.int32()).cast(pa.date32())
+    items = read(write_parquet(tmp_path / "a.parquet", {"id": ["a", "b"], "text": ["x", "y"], "day": days}))
+    assert isinstance(items[0], Document)
+    assert items[0].metadata == '{"day": "1970-01-01"}'
+    assert "a value cannot be read" in only_reject(items).reason
+
+
 def test_objects_and_categories_are_read_and_other_types_ignored(tmp_path: Path) -> None:
     columns = {
         "id": pa.array(["a"]),
         "text": pa.array(["x"]).dictionary_encode(),
         "metadata": pa.array([{"deep": {"n": [1]}}]),
-        "vector": pa.array([[1.0]]),
-        "when": pa.array([0], pa.timestamp("s")),
+        "vector": pa.array([[1.0] * 101]),
         "score": pa.array([float("nan")]),
         "large": pa.array(["y"], pa.large_string()),
     }
@@ -65,9 +146,9 @@ def test_broken_or_unsuitable_files_are_rejected_when_planning(tmp_path: Path) -
     (tmp_path / "b.parquet").write_bytes(b"garbage" * 100)
     write_parquet(tmp_path / "c.parquet", {"id": ["a"], "body": ["x"]})
     write_parquet(tmp_path / "d.parquet", {"text": ["x"], "title": ["x"]})
-    write_parquet(tmp_path / "e.parquet", {"id": ["a"], "text": ["x"], "blob": [[b"x"]]})
     opaque = pa.ExtensionArray.from_storage(Opaque(), pa.array(["x"]))
-    write_parquet(tmp_path / "f.parquet", {"id": ["a"], "text": ["x"], "code": opaque})
+    write_parquet(tmp_path / "e.parquet", {"id": ["a"], "text": opaque})
+    write_parquet(tmp_path / "f.parquet", {"id": opaque, "text": ["x"]})
     write_parquet(tmp_path / "g.parquet", {"id": ["a"], "text": [1]})
     write_parquet(tmp_path / "h.parquet", {"id": pa.array([], pa.string()), "text": pa.array([], pa.string())})
     rejects = plan_units(str(tmp_path), LIMIT).rejects
@@ -78,8 +159,8 @@ def test_broken_or_unsuitable_files_are_rejected_when_planning(tmp_path: Path) -
         "Parquet is broken",
         "no column 'text'; found id, body",
         "no column 'document_id' or '_id' or 'id'; found text, title",
-        "column 'blob' is of type",
-        "column 'code' is of type",
+        "column 'text' must be text, found",
+        "column 'id' must be text or integers, found",
         "column 'text' must be text, found int64",
         "contains no documents",
     ]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ragtune_ray.ingest.parsing.text import ParseError
-from ragtune_ray.ingest.rows import document_from_row, parse_json, query_from_row, squad_contexts
+from ragtune_ray.ingest.rows import document_from_row, parse_json, query_from_row, spellings_of_ids, squad_contexts
 
 LIMIT = 1_000_000
 
@@ -41,12 +41,14 @@ def test_json_is_parsed_strictly(data: bytes, expected: str) -> None:
 
 def test_metadata_combines_its_object_and_other_scalar_columns() -> None:
     document = document_from_row(
-        row(metadata={"b": [1], "year": 1}, year=2, z=True, lost=[1], none=None, nan=float("nan"), document_id=7),
+        row(metadata={"b": [1], "year": 1}, year=2, z=True, none=None, nan=float("nan"), document_id=7),
         "p",
         LIMIT,
     )
     assert document.document_id == "7"
     assert document.metadata == '{"b": [1], "id": "a", "year": 1, "z": true}'
+    lists = row(tags=["a", "b"], none=[], vector=[0.5] * 101, objects=[{"a": 1}], object={"a": 1}, mixed=[1, "x"])
+    assert document_from_row(lists, "p", LIMIT).metadata == '{"mixed": [1, "x"], "tags": ["a", "b"]}'
     assert document_from_row(row(title=" A\n b "), "p", LIMIT).title == "A b"
     assert document_from_row(row(metadata='{"a": 1}'), "p", LIMIT).metadata == '{"a": 1}'
     assert document_from_row(row(), "p", LIMIT).metadata == "{}"
@@ -144,3 +146,34 @@ def test_squad_ids_are_unique_and_contexts_repeat_within_an_article() -> None:
     assert [context.is_repeat for context in contexts] == [False, False, True, False, False, False, False]
     assert contexts[0].title == "X y"
     assert "not SQuAD" in reason(lambda: list(squad_contexts({"a": 1})))
+
+
+COMPOSED, DECOMPOSED = "caf\u00e9", "cafe\u0301"
+
+
+def test_an_id_has_one_spelling_in_documents_queries_and_qrels() -> None:
+    assert document_from_row(row(id=DECOMPOSED + "\r\n1"), "p", LIMIT).document_id == COMPOSED + "\n1"
+    assert document_from_row(row(text=DECOMPOSED), "p", LIMIT).text == DECOMPOSED, "a text stays as it is"
+    query = query_from_row({"id": DECOMPOSED, "text": "?", "document_ids": [DECOMPOSED, COMPOSED]})
+    assert (query.query_id, query.document_ids) == (COMPOSED, (COMPOSED,))
+    assert spellings_of_ids([COMPOSED, "a"]) == [COMPOSED, DECOMPOSED, "a"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"answer": "Paris"}, ("Paris",)),
+        ({"ground_truth": ["Paris", "Lutetia"]}, ("Paris", "Lutetia")),
+        ({"answers": None, "answer": "Paris"}, ("Paris",)),
+        ({"answers": [], "answer": "see above"}, ()),
+        ({"answers": ["", "Paris"]}, ("Paris",)),
+        ({"answer": None}, None),
+    ],
+)
+def test_answers_may_have_other_names(fields: dict[str, Any], expected: Any) -> None:
+    assert query_from_row({"id": 1, "text": "?"} | fields).answers == expected
+
+
+@pytest.mark.parametrize("fields", [{"answers": [""]}, {"answer": " "}, {"answers": {"text": ["", " "]}}])
+def test_blank_answers_are_no_unanswerable_question(fields: dict[str, Any]) -> None:
+    assert "every answer is blank; write []" in reason(query_from_row, {"id": 1, "text": "?"} | fields)

@@ -41,6 +41,8 @@ def build_index(settings: config.Config) -> IndexVersion:
         raise config.ConfigError("corpus.path is empty; name a folder or file of documents")
     started = time.monotonic()
     plan = input_units.plan_units(settings.corpus.path, settings.corpus.unit_bytes)
+    if unread := input_units.unread_line(plan):
+        progress.say(f"index: {unread}")
     encoder = weights.resolve(settings.encoder.model)
     return change.retry_if_overtaken("index", lambda: _build(settings, plan, encoder, started))
 

@@ -10,10 +10,10 @@ import functools
 import hashlib
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from ragtune_ray import RagtuneError, config, progress, schema
 from ragtune_ray.cluster import stages
 from ragtune_ray.index import contents, segments, versions
-from ragtune_ray.ingest import input_units, readers
+from ragtune_ray.ingest import input_units, readers, rows
 from ragtune_ray.storage import checksums, filesystem
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from ragtune_ray.models.encoder import TokenCounter
 
+Item: TypeAlias = schema.Document | schema.Reject
 DOCUMENTS_AT_ONCE = 256
 BYTES_AT_ONCE = 4 * 2**20
 
@@ -108,6 +109,7 @@ def _read(
         "encoder": settings.encoder,
         "chunking": settings.chunking,
         "corpus": settings.corpus,
+        "tenant_field": settings.index.tenant_field,
     }
 
     def transform(dataset: ray.data.Dataset) -> ray.data.Dataset:
@@ -152,6 +154,7 @@ def _read_units(
     encoder: config.Encoder,
     chunking: config.Chunking,
     corpus: config.Corpus,
+    tenant_field: str,
 ) -> dict[str, list[str]]:
     from ragtune_ray.models.encoder import load_token_counter
 
@@ -161,18 +164,32 @@ def _read_units(
     for text in batch["unit"]:
         unit = json.loads(text)
         source = input_units.Unit.from_json(unit["input"])
-        summaries.append(_read_unit(source, directory, known, counter, chunking, encoder.unit_passages, corpus))
+        items = with_tenant(readers.read_documents(source, corpus), tenant_field)
+        summaries.append(_read_unit(source.number, items, directory, known, counter, chunking, encoder.unit_passages))
     return {"summary": summaries}
 
 
+def with_tenant(items: Iterable[Item], tenant_field: str) -> Iterator[Item]:
+    """The items, with a reject for each document whose metadata does not name its tenant in this field ("" for any)."""
+    for item in items:
+        if tenant_field and isinstance(item, schema.Document):
+            tenants = json.loads(item.metadata).get(tenant_field)
+            tenants = tenants if isinstance(tenants, list) else [tenants]
+            if not tenants or not all(isinstance(name, str) and name.strip() for name in tenants):
+                reason = f"no tenant: metadata must name it as text in {tenant_field!r} (index.tenant_field)"
+                yield rows.reject(item.place, reason, "row")
+                continue
+        yield item
+
+
 def _read_unit(
-    unit: input_units.Unit,
+    number: int,
+    items: Iterator[Item],
     directory: str,
     known: contents.KnownDocuments,
     counter: TokenCounter,
     chunking: config.Chunking,
     unit_passages: int,
-    corpus: config.Corpus,
 ) -> str:
     from ragtune_ray.ingest.chunking import chunk_all
 
@@ -185,12 +202,12 @@ def _read_unit(
         paths = {name: Path(temporary) / name for name in ("passages.parquet", "documents.parquet", "rejects.jsonl")}
         with pq.ParquetWriter(paths["passages.parquet"], _PART_SCHEMA, write_page_checksum=True) as writer:
             waiting: list[dict[str, Any]] = []
-            for group in _groups(readers.read_documents(unit, corpus)):
+            for group in _groups(items):
                 rejects += [item for item in group if isinstance(item, schema.Reject)]
                 read = [item for item in group if isinstance(item, schema.Document)]
-                rows = _document_rows(read, len(documents), known)
-                documents += rows
-                new = [(document, row) for document, row in zip(read, rows, strict=True) if not row["is_known"]]
+                found = _document_rows(read, len(documents), known)
+                documents += found
+                new = [(document, row) for document, row in zip(read, found, strict=True) if not row["is_known"]]
                 cut = chunk_all([each for each, _ in new], counter.token_spans, size, chunking.overlap_tokens)
                 too_long += _num_too_long(counter, chunking, [passage.text for each in cut for passage in each])
                 for (_, row), passages in zip(new, cut, strict=True):
@@ -203,7 +220,7 @@ def _read_unit(
         paths["rejects.jsonl"].write_text(schema.reject_lines(rejects), encoding="utf-8")
         return stages.commit_unit(
             directory,
-            unit.number,
+            number,
             paths,
             row_groups=row_groups,
             documents=len(documents),
@@ -219,9 +236,9 @@ def _num_too_long(counter: TokenCounter, chunking: config.Chunking, texts: list[
     return sum(len(spans) + counter.num_added_tokens > counter.max_tokens for spans in counter.token_spans(texts))
 
 
-def _groups(items: Iterator[schema.Document | schema.Reject]) -> Iterator[list[schema.Document | schema.Reject]]:
+def _groups(items: Iterator[Item]) -> Iterator[list[Item]]:
     """Groups of a few hundred documents or a few megabytes: large enough to tokenize fast, smaller than a unit."""
-    group: list[schema.Document | schema.Reject] = []
+    group: list[Item] = []
     size = 0
     for item in items:
         group.append(item)

@@ -6,7 +6,7 @@ A small upsert runs in this process, without Ray. The cost of a change does not 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +42,8 @@ def upsert_documents(settings: config.Config, path: str, *, in_process: bool = F
     """
     started = time.monotonic()
     plan = input_units.plan_units(path, settings.corpus.unit_bytes, root=_root(settings.corpus.path, path))
+    if unread := input_units.unread_line(plan):
+        progress.say(f"upsert: {unread}")
     encoder = weights.resolve(settings.encoder.model)
     in_process = in_process or pipeline.runs_in_process(settings, plan)
 
@@ -84,7 +86,7 @@ def _build_id(
 ) -> str:
     """Digest of everything on which the segments depend, including the folder to which ids of files are relative."""
     content = [input_units.input_fingerprint(plan), plan.units[0].root]
-    recipe = [versions.recipe(settings, encoder), *pipeline.segment_settings(settings)]
+    recipe = [versions.recipe(settings, encoder), *pipeline.segment_settings(settings), versions.reading(settings)]
     return checksums.digest(["upsert", recipe, content, base.content_id if base else ""])
 
 
@@ -116,12 +118,13 @@ def _draft(
         return None  # this upsert was killed after publishing, and is now repeated
     entries, replaced = _without(settings.workspace, latest, new_ids)
     before = latest.manifest["num_documents"] if latest else 0
+    num_changed = len(_normalized(replaced))
     facts: versions.VersionFacts = {
         **built.facts,
         "operation": "upsert",
         "num_documents": before - len(replaced) + len(new_ids),
         "num_rejects": built.counted_rejects(),
-        "change": {"added": len(new_ids) - len(replaced), "changed": len(replaced), "removed": 0},
+        "change": {"added": len(new_ids) - num_changed, "changed": num_changed, "removed": 0},
         "seconds": {**built.seconds, "total": round(time.monotonic() - started, 3)},
     }
     if latest is None:
@@ -144,10 +147,10 @@ def _refuse_overtaken(
 def _without(
     workspace: str, latest: versions.Version | None, document_ids: Sequence[str]
 ) -> tuple[tuple[versions.Entry, ...], list[str]]:
-    """The segments of a version without these documents, and the ids among these that it contained."""
+    """The segments of a version without these documents, and the ids among these that it contained, as it spells them."""
     if latest is None:
         return (), []
-    found = contents.find_documents(workspace, latest, document_ids)
+    found = contents.find_documents(workspace, latest, rows.spellings_of_ids(document_ids))
     doomed: dict[str, list[np.ndarray]] = {}
     for places in found.values():
         for segment_id, ordinals in places.items():
@@ -165,13 +168,13 @@ def _without(
 def delete_documents(settings: config.Config, ids: Sequence[str]) -> IndexVersion:
     """Delete documents from the index; `changes.missing` has the ids that it does not contain. ArtifactError without an index."""
     versions.current_version(settings.workspace)
-    requested = sorted(set(ids))
+    requested = sorted({rows.checked_id(name, "document_id") for name in ids})
     missing: list[str] = []
 
     def prepare(latest: versions.Version | None) -> versions.Draft | None:
         assert latest is not None
         entries, found = _without(settings.workspace, latest, requested)
-        missing[:] = sorted(set(requested) - set(found))
+        missing[:] = sorted(set(requested) - _normalized(found))
         return versions.Draft(entries, _deletion_facts(latest, found)) if found else None
 
     version, is_new = versions.publish_rebasing(settings.workspace, prepare)
@@ -187,6 +190,10 @@ def delete_documents(settings: config.Config, ids: Sequence[str]) -> IndexVersio
     compacted = compact.compact_if_needed(settings, in_process=True)
     changes = Changes(deleted=len(requested) - len(missing), missing=tuple(missing))
     return IndexVersion.of(settings.workspace, (compacted or version).name, changes)
+
+
+def _normalized(ids: Iterable[str]) -> set[str]:
+    return {rows.checked_id(name, "document_id") for name in ids}
 
 
 def _deletion_facts(latest: versions.Version, found: Sequence[str]) -> versions.VersionFacts:

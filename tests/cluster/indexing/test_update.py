@@ -10,7 +10,7 @@ import pytest
 from ragtune_ray import config
 from ragtune_ray.cluster.indexing import change, compact, index, pipeline, reading, update
 from ragtune_ray.index import retention, snapshot, versions
-from ragtune_ray.ingest import inputs
+from ragtune_ray.ingest import inputs, rows
 from ragtune_ray.storage import artifacts
 
 
@@ -299,3 +299,65 @@ def test_a_file_replaced_after_planning_is_not_published(
 
 def texts(settings: config.Config) -> set[str]:
     return set(snapshot.open_index(settings.workspace).live_passages()["text"].to_pylist())
+
+
+COMPOSED, DECOMPOSED = "caf\u00e9", "cafe\u0301"
+
+
+@pytest.mark.parametrize("given", ["a\r\nb", "\ufeffa\nb", "a\nb", "a\rb"])
+def test_an_id_is_cleaned_alike_for_upsert_and_delete(settings: config.Config, tmp_path: Path, given: str) -> None:
+    path = lines_file(tmp_path / "more.jsonl", {"a\r\nb": "the comet", COMPOSED: "the moon"})
+    update.upsert_documents(settings, path)
+    assert update.delete_documents(settings, [given, DECOMPOSED]).changes == change.Changes(deleted=2)
+    assert living(settings) == set()
+
+
+def test_an_index_with_decomposed_ids_is_changed_by_either_spelling(
+    settings: config.Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = lines_file(tmp_path / "old.jsonl", {DECOMPOSED: "the comet", f"{DECOMPOSED}2": "the moon", "a": "amber"})
+    with monkeypatch.context() as before:
+        before.setattr(rows.unicodedata, "normalize", lambda _, text: text)
+        before.setattr(versions, "READING_FORMAT", 1)
+        index.build_index(settings.using(f"corpus.path={path}"))
+    assert living(settings) == {DECOMPOSED, f"{DECOMPOSED}2", "a"}
+    replaced = lines_file(tmp_path / "new.jsonl", {COMPOSED: "a new comet"})
+    assert update.upsert_documents(settings, replaced).changes.counts()["replaced"] == 1
+    assert living(settings) == {COMPOSED, f"{DECOMPOSED}2", "a"}
+    assert update.delete_documents(settings, [f"{COMPOSED}2"]).changes == change.Changes(deleted=1)
+    index.build_index(settings.using(f"corpus.path={path}"))
+    assert living(settings) == {COMPOSED, f"{COMPOSED}2", "a"}
+    manifest = versions.read_version(settings.workspace, versions.current_version(settings.workspace)).manifest
+    assert manifest["num_documents"] == 3
+    assert manifest["change"]["unchanged"] == 1
+
+
+@pytest.mark.parametrize("verb", ["index", "upsert"])
+def test_a_document_without_its_tenant_is_a_reject(settings: config.Config, tmp_path: Path, verb: str) -> None:
+    documents = [
+        {"id": "good", "text": "amber", "metadata": {"owner": "acme"}},
+        {"id": "both", "text": "amber too", "owner": ["acme", "other"]},
+        *(
+            {"id": f"bad{number}", "text": "x", "owner": each}
+            for number, each in enumerate([None, "", 7, [], ["a", 1]])
+        ),
+        {"id": "none", "text": "basalt"},
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, documents)))
+    run = {
+        "index": lambda given: index.build_index(given.using(f"corpus.path={path}")),
+        "upsert": lambda given: update.upsert_documents(given, str(path)),
+    }[verb]
+    run(settings)
+    assert len(living(settings)) == 8
+    settings = settings.using("index.tenant_field=owner")
+    if verb == "upsert":
+        settings = settings.using(f"workspace={tmp_path / 'other'}")
+    published = run(settings)
+    rejects = [json.loads(line) for line in (Path(published.path) / "rejects.jsonl").read_text().splitlines()]
+    assert [each["place"].rpartition(":")[2] for each in rejects] == list("345678")
+    assert {each["reason"] for each in rejects} == {
+        "no tenant: metadata must name it as text in 'owner' (index.tenant_field)"
+    }
+    assert living(settings) == {"good", "both"}
