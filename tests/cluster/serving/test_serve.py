@@ -85,14 +85,22 @@ def test_the_openai_client_gets_equal_plain_and_streamed_answers(sdk: openai.Ope
     text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
     assert text == plain.choices[0].message.content
     assert chunks[-1].usage == plain.usage
-    assert [model.id for model in sdk.models.list()] == ["rag", "base", "ft"]
+    response = sdk.responses.create(model="rag", input=question()["messages"])
+    assert (response.output_text, response.model_extra["sources"]) == (text, sources)
+    *_, last = sdk.responses.create(model="rag", input=question()["messages"], stream=True)
+    assert last.type == f"response.{response.status}"
+    assert last.response.output[0].content == response.output[0].content
+    listed = [model.id for model in sdk.models.list()]
+    assert listed[:-1] == ["rag", "base", "ft"]
     assert sdk.chat.completions.create(model="base", **question()).model_extra["sources"] == []
-    vectors = sdk.embeddings.create(model="", input=["a", "b"]).data
+    vectors = sdk.embeddings.create(model=listed[-1], input=["a", "b"]).data
     assert [len(vector.embedding) for vector in vectors] == [64, 64]
     with pytest.raises(openai.NotFoundError):
         sdk.chat.completions.create(model="gpt-4", **question())
     with pytest.raises(openai.BadRequestError):
-        sdk.chat.completions.create(model="rag", n=2, **question())
+        sdk.chat.completions.create(model="rag", logprobs=True, **question())
+    choices = sdk.chat.completions.create(model="rag", n=2, temperature=1.0, top_p=0.9, **question()).choices
+    assert len(choices) == 2
 
 
 def test_a_served_answer_equals_that_of_the_bulk_job(http: httpx.Client, settings: config.Config) -> None:

@@ -156,8 +156,9 @@ async def test_a_stream_that_fails_says_so(sdk: openai.AsyncOpenAI, backend: Fak
 
 
 async def test_vectors_and_models(sdk: openai.AsyncOpenAI, backend: FakeBackend) -> None:
-    names = [model.id async for model in sdk.models.list()]
-    assert names == ["rag", "base", "all-MiniLM-L6-v2"]
+    listed = {model.id: model.task async for model in sdk.models.list()}
+    assert listed == {"rag": "answer", "base": "answer", "all-MiniLM-L6-v2": "embed"}
+    names = list(listed)
     for name in names:
         assert (await sdk.models.retrieve(name)).id == name
     with pytest.raises(openai.NotFoundError):
