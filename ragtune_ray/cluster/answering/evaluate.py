@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,11 +75,11 @@ def evaluate(
 ) -> Evaluation:
     """Answer the queries in each arm of `evaluate.arms`, score the answers and compare the arms.
 
-    If an arm is tuned or uses a reranker trained on these queries, `queries.split=all` means the test split. `known` has
+    If an arm is tuned or uses a model trained on these queries, `queries.split=all` means the test split. `known` has
     finished runs of arms over the first of these queries, which are not answered again. `begin` is called before an arm answers.
 
     Raises:
-        EvaluationError: no query has gold answers, or `check_tuned` or `check_reranker` refuses a model.
+        EvaluationError: no query has gold answers, or `check_tuned` or `check_used_models` refuses a model.
         ModelError: no model was trained yet for a tuned arm.
         AnswerError: too many rows of an arm failed.
         ChangedError: the queries changed after they were answered.
@@ -88,7 +88,7 @@ def evaluate(
     settings = held_out(settings, settings.evaluate.arms)
     for arm in filter(config.is_tuned, settings.evaluate.arms):
         check_tuned(settings, arm)
-    check_reranker(settings, settings.evaluate.arms)
+    check_used_models(settings, settings.evaluate.arms)
     require_judged(settings, staged_queries.judged_queries(settings))
     require_index(settings, settings.evaluate.arms)
     with session.ray_session(settings.cluster):
@@ -159,14 +159,12 @@ def _index_content(settings: config.Config) -> str:
 
 
 def held_out(settings: config.Config, compared: Sequence[config.Arm]) -> config.Config:
-    """The config restricted to the test split if an arm, or its reranker, is tuned on the other splits of these queries."""
+    """The config restricted to the test split if an arm, or a model that it uses, is tuned on other splits of these queries."""
     if settings.queries.split != "all":
         return settings
-    if any(_learns_from_these(settings, arm) for arm in compared):
-        learned = "an arm"
-    elif (trained := _trained_reranker(settings, compared)) and _is_from_these(settings, trained[1]):
-        learned = "the reranker"
-    else:
+    used = (role for role, _, manifest in _trained_models(settings, compared) if _is_from_these(settings, manifest))
+    learned = "an arm" if any(_learns_from_these(settings, arm) for arm in compared) else next(used, "")
+    if not learned:
         return settings
     progress.say(
         f"queries: {learned} was tuned on the other splits, so only the test split is used, despite queries.split=all"
@@ -185,13 +183,31 @@ def _learns_from_these(settings: config.Config, arm: config.Arm) -> bool:
     return _is_from_these(settings, manifest)
 
 
-def _trained_reranker(settings: config.Config, compared: Sequence[config.Arm]) -> tuple[str, dict[str, Any]] | None:
-    """Directory and manifest of the reranker that an arm uses; None if there is none, or it was not trained by ragtune."""
-    name = settings.retrieval.reranker
-    if not name or not any(map(config.retrieves, compared)):
-        return None
-    url = artifacts.current(name) or name
-    return (url, artifacts.read_manifest(url)) if artifacts.is_finished(url) else None
+def _trained_models(
+    settings: config.Config, compared: Sequence[config.Arm]
+) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Role, directory and manifest of each model that the config names, an arm uses, and ragtune trained."""
+    for role, name in _used_models(settings, compared):
+        url = artifacts.current(name) or name if name else ""
+        if url and artifacts.is_finished(url):
+            manifest = artifacts.read_manifest(url)
+            if "source" not in manifest:  # an embedded model, unpacked from its wheel
+                yield role, url, manifest
+
+
+def _used_models(settings: config.Config, compared: Sequence[config.Arm]) -> Iterator[tuple[str, str]]:
+    """Role and name of each model that the config names and an arm uses; a mode has its own pair."""
+    if any(map(config.retrieves, compared)):
+        yield "the reranker", settings.retrieval.reranker
+    if any(config.retrieves(arm) and not config.is_mode(arm) for arm in compared):
+        yield "the encoder", settings.encoder.model
+        yield "the encoder of queries", settings.encoder.query_model
+    hosted = [name for arm in compared if (name := config.hosted_name(arm))]
+    generators = [(settings.generator.engine, settings.generator.model)] if len(hosted) < len(compared) else []
+    generators += [(settings.compare.hosted[name].engine, settings.compare.hosted[name].model) for name in hosted]
+    for engine, model in generators:
+        if engine == "transformers":
+            yield "the generator", model
 
 
 def _is_from_these(settings: config.Config, manifest: Mapping[str, Any]) -> bool:
@@ -230,16 +246,17 @@ def check_tuned(settings: config.Config, arm: config.Arm) -> None:
         )
 
 
-def check_reranker(settings: config.Config, compared: Sequence[config.Arm]) -> None:
-    """Refuse `retrieval.reranker`, if an arm retrieves, where it was trained on other splits of these queries.
+def check_used_models(settings: config.Config, compared: Sequence[config.Arm]) -> None:
+    """Refuse a model that the config names and an arm uses, where it was trained on other splits of these queries.
 
-    As in `check_tuned`, a progress line warns of a reranker that was trained on other queries.
+    As in `check_tuned`, a progress line warns of a model that was trained on other queries.
 
     Raises:
         EvaluationError: it was trained on other splits.
     """
-    if trained := _trained_reranker(settings, compared):
-        _refuse_other_splits(settings, *trained, "train CONFIG training.objective=reranker")
+    for role, url, manifest in _trained_models(settings, compared):
+        objective = manifest.get("objective") or ("reranker" if role == "the reranker" else "contrastive")
+        _refuse_other_splits(settings, url, manifest, f"train CONFIG training.objective={objective}")
 
 
 def _refuse_other_splits(settings: config.Config, model: str, manifest: Mapping[str, Any], command: str) -> None:

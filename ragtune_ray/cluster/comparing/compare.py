@@ -55,7 +55,7 @@ class ComparisonResult(Result):
 def compare(settings: config.Config, command: str = "") -> ComparisonResult:
     """Compare the arms of `compare.arms` and recommend one. `command` is the command line, for the report.
 
-    If an arm is tuned or uses a reranker trained on these queries, `queries.split=all` means the test split.
+    If an arm is tuned or uses a model trained on these queries, `queries.split=all` means the test split.
 
     Raises:
         EvaluationError: no query has gold answers, or a tuned model was trained on other splits or from another base model.
@@ -66,7 +66,7 @@ def compare(settings: config.Config, command: str = "") -> ComparisonResult:
     arms = settings.compare.arms
     settings = given = variants.held_out(evaluate.held_out(settings, arms))
     _require_inputs(settings)
-    evaluate.check_reranker(settings, arms)
+    evaluate.check_used_models(settings, arms)
     stages = progress.Stages("compare", check.say(settings).seconds())
     with session.ray_session(settings.cluster, for_training=any(map(config.is_tuned, arms))):
         if variants.are_searched(settings):

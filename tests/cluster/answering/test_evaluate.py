@@ -114,9 +114,9 @@ def test_arms_are_answered_again_where_the_index_changed_between_them(
     monkeypatch.setattr(evaluate, "_index_content", lambda _: str(content[0]))
     if changes == evaluate.MAX_CHANGES:
         with pytest.raises(evaluate.EvaluationError, match="changed 3 times"):
-            evaluate._answered(given, {})
+            evaluate._answered(given, {}, lambda _: None)
         return
-    assert evaluate._answered(given, {}) == {"rag": "rag on 1", "rag+ft": "rag+ft on 1"}
+    assert evaluate._answered(given, {}, lambda _: None) == {"rag": "rag on 1", "rag+ft": "rag+ft on 1"}
     assert found == [("rag", 0), ("rag+ft", 1), ("rag", 1), ("rag+ft", 1)]
     assert "answer again" in capsys.readouterr().err
 
@@ -170,13 +170,46 @@ def test_a_reranker_trained_on_these_questions_is_evaluated_on_the_test_split(
         assert asked(another, monkeypatch).queries.split == "all"
 
 
+@pytest.mark.parametrize(
+    ("setting", "objective", "arms", "others"),
+    [
+        ("encoder.model", "contrastive", "[base, rag]", "[base]"),
+        ("encoder.query_model", "query_side", "[base, rag]", "[base, staged]"),
+        ("generator.model", "sft", "[base]", "[base@large]"),
+        ("compare.hosted.small.model", "sft", "[base@small]", "[base@large]"),
+    ],
+)
+def test_a_model_that_the_config_names_is_not_asked_what_it_was_trained_on(
+    settings: config.Config, monkeypatch: pytest.MonkeyPatch, setting: str, objective: str, arms: str, others: str
+) -> None:
+    hosted = "compare.hosted={small: {model: x, engine: transformers}, large: {model: x}}"
+    given = settings.using(hosted, f"{setting}={settings.workspace}/models/trained", f"evaluate.arms={arms}")
+    another = given.using(f"evaluate.arms={others}")
+    publish(settings, "staged", "tuned", config=given.using("queries.path=x").model_dump(mode="json"))
+    assert evaluate.held_out(given, given.evaluate.arms).queries.split == "all", "not trained yet"
+    publish(settings, "trained", "model", objective=objective, config=given.model_dump(mode="json"))
+    for named in (given, given.using(f"{setting}={settings.workspace}/models/trained/first")):
+        assert asked(named, monkeypatch).queries.split == "test"
+    assert evaluate.held_out(another, another.evaluate.arms).queries.split == "all", "no arm uses the model"
+    elsewhere = given.using("queries.split_seed=5")
+    with pytest.raises(evaluate.EvaluationError, match=rf"queries\.split_seed=0.*training\.objective={objective}"):
+        evaluate.evaluate(elsewhere)
+    evaluate.check_used_models(another.using("queries.split_seed=5"), another.evaluate.arms)
+
+
+def test_an_embedded_model_was_not_trained_on_these_questions(settings: config.Config) -> None:
+    url = publish(settings, "embedded", "model", source="a-wheel==1.0")
+    given = settings.using(f"encoder.model={url}", f"generator.model={url}")
+    assert evaluate.held_out(given, ["base", "rag"]).queries.split == "all"
+
+
 def test_a_reranker_trained_on_other_splits_is_refused(settings: config.Config, tmp_path: Path) -> None:
     arms = "evaluate.arms=[base, rag]"
     given = settings.using(f"retrieval.reranker={settings.workspace}/models/reranker", arms)
     publish(given, "reranker", "model", config=given.using("queries.split_seed=5").model_dump(mode="json"))
     with pytest.raises(evaluate.EvaluationError, match=r"queries\.split_seed=5.*training\.objective=reranker"):
         evaluate.evaluate(given)
-    evaluate.check_reranker(given, ["base"])
+    evaluate.check_used_models(given, ["base"])
 
 
 def test_a_reranker_trained_on_an_earlier_draw_is_refused(settings: config.Config, tmp_path: Path) -> None:
@@ -186,7 +219,7 @@ def test_a_reranker_trained_on_an_earlier_draw_is_refused(settings: config.Confi
     assert list(splits.selected_queries(given.queries))
     publish(given, "reranker", "model", config=given.model_dump(mode="json"), split_record_id="another")
     with pytest.raises(evaluate.EvaluationError, match=r"were drawn before those in .*splits\.json"):
-        evaluate.check_reranker(given, ["rag"])
+        evaluate.check_used_models(given, ["rag"])
 
 
 def test_a_model_tuned_from_another_generator_is_refused(
