@@ -62,7 +62,13 @@ class Adapters:
         parameter = next(model.parameters())
         deltas: dict[str, dict[str, _Weights]] = {}
         for name, directory in directories.items():
-            for layer, (down, up) in _load(name, directory).items():
+            where = f"adapter {name!r} in {directory}"
+            settings, weights = _load(where, directory)
+            if missing := sorted(_targets(settings, model) - weights.keys()):
+                raise GeneratorError(
+                    f"{where} has no weights for {len(missing)} of its layers, such as {missing[0]}; copy or download it again"
+                )
+            for layer, (down, up) in weights.items():
                 _check(name, model, layer, down, up)
                 deltas.setdefault(layer, {})[name] = (down.to(parameter), up.to(parameter))
         for layer, by_adapter in deltas.items():
@@ -194,9 +200,34 @@ def _unpacked(model: nn.Module, layer: str) -> str:
     return f"{parent}.{name.removesuffix('_proj')}" if packed else layer
 
 
-def _load(name: str, directory: Path) -> dict[str, _Weights]:
-    """The weights of an adapter by layer."""
-    where = f"adapter {name!r} in {directory}"
+def _targets(settings: dict[str, Any], model: nn.Module) -> set[str]:
+    """The layers that an adapter changes, as its config names them: their last names, and the numbers of the blocks."""
+    names, excluded = settings.get("target_modules"), settings.get("exclude_modules") or []
+    if not isinstance(names, list) or isinstance(excluded, str):
+        return set()  # a regular expression; only its layers of another model are noticed
+    layers = {layer for layer in _linear_layers(model) if _is_named(layer, names) and not _is_named(layer, excluded)}
+    blocks = settings.get("layers_to_transform")
+    if blocks is None:
+        return layers
+    numbers = {str(block) for block in (blocks if isinstance(blocks, list) else [blocks])}
+    return {layer for layer in layers if next(filter(str.isdigit, layer.split(".")), "") in numbers}
+
+
+def _is_named(layer: str, names: Sequence[str]) -> bool:
+    return any(layer == name or layer.endswith(f".{name}") for name in names)
+
+
+def _linear_layers(model: nn.Module) -> Iterator[str]:
+    """The names of a model's linear layers, as in PEFT."""
+    for name, module in model.named_modules():
+        if isinstance(module, PackedGatedLayers):
+            yield from (f"{name}.{part}" for part in _GATED)
+        elif isinstance(module, nn.Linear | PackedLinear):
+            yield name
+
+
+def _load(where: str, directory: Path) -> tuple[dict[str, Any], dict[str, _Weights]]:
+    """The settings of an adapter, and its weights by layer."""
     try:
         settings = json.loads((directory / "adapter_config.json").read_text(encoding="utf-8"))
         tensors = load_file(directory / "adapter_model.safetensors")
@@ -219,7 +250,7 @@ def _load(name: str, directory: Path) -> dict[str, _Weights]:
         )
     if not all(part.isfinite().all() for pair in weights.values() for part in pair):
         raise GeneratorError(f"{where} has weights that are not numbers")
-    return weights
+    return settings, weights
 
 
 def _check_settings(where: str, settings: dict[str, Any]) -> None:

@@ -659,7 +659,14 @@ def test_adapters_that_do_not_fit_are_refused_by_name(
         save_file(good | {key: value.clone()}, weights)
         with pytest.raises(GeneratorError, match=message):
             tiny.load_adapters({"x": tmp_path})
-    save_file({key.replace("layers.0", "layers.9"): value for key, value in good.items()}, weights)
+    save_file({key: value for key, value in good.items() if "layers.1.self_attn.v_proj" not in key}, weights)
+    with pytest.raises(GeneratorError, match=r"no weights for 1 of its layers, such as model\.layers\.1\.self_attn\.v_proj"):
+        tiny.load_adapters({"x": tmp_path})
+    edit_settings(tmp_path, layers_to_transform=[0])
+    save_file({key: value for key, value in good.items() if "layers.1." not in key}, weights)
+    copy.deepcopy(tiny).load_adapters({"x": tmp_path})
+    edit_settings(tmp_path, layers_to_transform=None)
+    save_file({key.replace("layers.0", "layers.9"): value for key, value in good.items()} | good, weights)
     with pytest.raises(GeneratorError, match=r"layers\.9.*not a linear layer of this model"):
         tiny.load_adapters({"x": tmp_path})
     weights.write_bytes(b"no weights")
