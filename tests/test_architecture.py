@@ -112,9 +112,13 @@ def test_every_room_says_what_it_is_for() -> None:
 
 
 def test_no_module_unpickles_or_trusts_remote_code() -> None:
-    forbidden = re.compile(r"\bpickle\b\.|trust_remote_code=True|allow_pickle=True|torch\.load\(|\beval\(|\bexec\(")
+    forbidden = re.compile(
+        r"\bpickle\b\.|trust_remote_code=True|allow_pickle=True|\btorch\.load\(|read_pickle|weights_only|\beval\(|\bexec\("
+    )
+    unpicklers = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "pickletools", "_pickle"}
     for name, path in MODULES.items():
         assert not forbidden.search(path.read_text(encoding="utf-8").replace(".eval()", "")), name
+        assert not {found.partition(".")[0] for found in _imports(path)} & unpicklers, name
 
 
 def test_every_error_class_derives_from_the_packages_base_error() -> None:

@@ -12,6 +12,8 @@ from jinja2 import TemplateError
 
 from ragtune_ray.generation.interface import GeneratorError
 
+# Besides its own, a template raises what its expressions do: those of the sandbox are TemplateErrors, too.
+_TEMPLATE_ERRORS = (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 _LOOKS_SPECIAL = re.compile(r"^[<\[].+[>\]]$")
 
 
@@ -45,11 +47,11 @@ class ChatTokenizer:
             return self._bos_token() + "\n".join([*lines, "assistant:"])
         # Gemma's template refuses the role `system`; Gemma's and Mistral's refuse consecutive messages of one role.
         for form in (chat, _join_consecutive(chat)):
-            with contextlib.suppress(TemplateError):
+            with contextlib.suppress(*_TEMPLATE_ERRORS):
                 return self._apply_template(form)
         try:
             return self._apply_template(_join_consecutive(_system_into_first(chat)))
-        except TemplateError as error:
+        except _TEMPLATE_ERRORS as error:
             roles = ", ".join(role for role, _ in messages)
             raise GeneratorError(
                 f"the model's chat template refuses messages of the roles {roles}: {error}; begin with the user's "

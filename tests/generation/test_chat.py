@@ -1,5 +1,6 @@
 """Chat templates that refuse some orders of roles."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -42,6 +43,28 @@ def chat_with(template: str) -> ChatTokenizer:
 )
 def test_consecutive_messages_are_joined_if_roles_must_alternate(template: str, messages: Any, text: str) -> None:
     assert chat_with(template).render(messages) == text
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        "{{ cycler.__init__.__globals__.os.system('touch CANARY') }}",
+        "{{ lipsum.__globals__['os'].popen('touch CANARY').read() }}",
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{% for m in messages %}{{ m.__init__.__globals__ }}{% endfor %}",
+        "{{ messages.append(1) }}",
+        "{% for n in range(1000000000) %}x{% endfor %}",
+        "{{ 1 / 0 }}",
+        "{{ messages[99].content.x }}",
+        "{{ 'a' + 1 }}",
+        "{% if %}",
+    ],
+)
+def test_a_hostile_template_runs_no_code_and_is_an_error(attack: str, tmp_path: Path) -> None:
+    canary = tmp_path / "canary"
+    with pytest.raises(GeneratorError, match="the model's chat template refuses messages of the roles user"):
+        chat_with(attack.replace("CANARY", str(canary))).render([("user", "a")])
+    assert not canary.exists()
 
 
 def test_messages_that_the_template_refuses_are_an_error_with_their_roles() -> None:

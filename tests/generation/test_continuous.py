@@ -660,7 +660,9 @@ def test_adapters_that_do_not_fit_are_refused_by_name(
         with pytest.raises(GeneratorError, match=message):
             tiny.load_adapters({"x": tmp_path})
     save_file({key: value for key, value in good.items() if "layers.1.self_attn.v_proj" not in key}, weights)
-    with pytest.raises(GeneratorError, match=r"no weights for 1 of its layers, such as model\.layers\.1\.self_attn\.v_proj"):
+    with pytest.raises(
+        GeneratorError, match=r"no weights for 1 of its layers, such as model\.layers\.1\.self_attn\.v_proj"
+    ):
         tiny.load_adapters({"x": tmp_path})
     edit_settings(tmp_path, layers_to_transform=[0])
     save_file({key: value for key, value in good.items() if "layers.1." not in key}, weights)

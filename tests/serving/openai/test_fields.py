@@ -156,10 +156,11 @@ def test_a_field_that_asks_for_what_cannot_be_done_is_refused_by_name(kind: str,
 
 @pytest.mark.parametrize("kind", LEAST)
 @pytest.mark.parametrize("value", [None, 0, "x"])
-def test_an_unknown_field_is_refused_by_name_even_if_it_is_null(kind: str, value: object) -> None:
+@pytest.mark.parametrize("name", ["chat_template_kwargs", "chat_template"])
+def test_an_unknown_field_is_refused_by_name_even_if_it_is_null(kind: str, name: str, value: object) -> None:
     with pytest.raises(ApiError) as error:
-        parsed(kind, chat_template_kwargs=value)
-    assert (error.value.code, error.value.param) == ("unknown_parameter", "chat_template_kwargs")
+        parsed(kind, **{name: value})
+    assert (error.value.status, error.value.code, error.value.param) == (400, "unknown_parameter", name)
 
 
 @pytest.mark.parametrize(
