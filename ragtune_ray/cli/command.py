@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import shlex
@@ -82,6 +83,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal may not know every character of a document
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("ragtune_ray").setLevel(logging.DEBUG if debug else logging.INFO)
     sys.exit(_exit_code(arguments, debug))
@@ -275,12 +279,20 @@ def serve_mcp(path: ConfigPath, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def doctor(path: OptionalConfigPath = None, overrides: Overrides = None, as_json: AsJson = False) -> int:
+def doctor(
+    path: OptionalConfigPath = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+    security: Annotated[
+        bool, typer.Option("--security", help="Only check who can reach or read what; takes a second.")
+    ] = False,
+) -> int:
     """Check this machine, Ray and the models. Indexes ten documents and asks a question; a failed check names its fix."""
     from ragtune_ray.cluster.doctor import examine
+    from ragtune_ray.cluster.security import examine_security
 
     findings = []
-    for finding in examine(load(path, overrides) if path else rt.Config()):
+    for finding in (examine_security if security else examine)(load(path, overrides) if path else rt.Config()):
         findings.append(finding)
         typer.echo(finding.line(), err=True)
     if as_json:

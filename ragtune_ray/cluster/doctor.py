@@ -66,13 +66,13 @@ def examine(settings: config.Config) -> Iterator[Finding]:
 
     The corpus and the questions are read as `ragtune init` does: every file is listed, a sample of the documents is read.
     """
-    yield from _versions()
+    yield from check_versions()
     yield _processor()
     yield _memory()
     yield from _disk(settings)
     yield _shared_memory()
     yield from _ports()
-    yield _authentication()
+    yield check_authentication()
     yield from _inputs(settings)
     resolved = []
     for name in _model_names(settings):
@@ -85,7 +85,8 @@ def examine(settings: config.Config) -> Iterator[Finding]:
         yield Finding("end to end", "note", "skipped, because a model is missing", "")
 
 
-def _versions() -> Iterator[Finding]:
+def check_versions() -> Iterator[Finding]:
+    """Whether the installed libraries are newer than their known vulnerabilities."""
     for package, floor in FLOORS.items():
         version = importlib.metadata.version(package)
         parts = tuple(int(part) for part in version.split("+")[0].split(".")[:3] if part.isdigit())
@@ -153,7 +154,8 @@ def _ports() -> Iterator[Finding]:
             yield Finding(f"port {port}", "ok", "free", "")
 
 
-def _authentication() -> Finding:
+def check_authentication() -> Finding:
+    """Whether clients of Ray must present a token, and whether others can read it."""
     mode = os.environ.get("RAY_AUTH_MODE")
     token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray" / "auth_token"))
     if mode == "disabled":

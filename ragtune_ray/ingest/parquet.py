@@ -54,7 +54,13 @@ def parquet_rows(
         ChangedError: `blocks` is not empty, and something else was read.
     """
     with inputs.open_file(path) as raw, parquet_errors(), planned_file.opened(raw, path, blocks) as file:
-        parquet = pq.ParquetFile(file, pre_buffer=False, buffer_size=_BATCH_BYTES, coerce_int96_timestamp_unit="us")
+        parquet = pq.ParquetFile(
+            file,
+            pre_buffer=False,
+            buffer_size=_BATCH_BYTES,
+            coerce_int96_timestamp_unit="us",
+            page_checksum_verification=True,
+        )
         columns, _ = check_columns(parquet.schema_arrow, ids, texts, nested)
         first = 0
         for number in range(parquet.num_row_groups):

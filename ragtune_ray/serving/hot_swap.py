@@ -33,7 +33,7 @@ class Refusal:
     reason: str
     """For the log; may contain paths."""
     since: float
-    """Unix time."""
+    """In monotonic time, which no change of the clock affects."""
 
 
 @dataclass(slots=True)
@@ -112,7 +112,7 @@ class HotSwap(Generic[Resource]):
                 self.refused = None
                 return False
             refused = self.refused
-            if refused and refused.name == name and not retry and time.time() - refused.since < RETRY_SECONDS:
+            if refused and refused.name == name and not retry and time.monotonic() - refused.since < RETRY_SECONDS:
                 return False
             return self._swap(name)
 
@@ -174,4 +174,4 @@ class HotSwap(Generic[Resource]):
         """Log an error of any class: stores, file formats and templates raise their own, and none may end the service."""
         if self.refused is None or (self.refused.name, self.refused.reason) != (name, str(error)):
             logger.error("%s %s is refused: %s: %s", self._kind, name, type(error).__name__, error)
-        self.refused = Refusal(name, str(error), time.time())
+        self.refused = Refusal(name, str(error), time.monotonic())

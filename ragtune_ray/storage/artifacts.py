@@ -59,7 +59,7 @@ def stage(url: str, scratch: str | None = None) -> Path:
     store, path = filesystem.locate(url)
     if isinstance(store, LocalFileSystem):
         target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
+        filesystem.make_directory(target.parent)
         parent = Path(filesystem.locate(scratch)[1]) if scratch else target.parent
         staging = parent / f".staging-{target.name}-{uuid.uuid4().hex[:12]}"
         staging.mkdir(parents=True)
@@ -156,7 +156,18 @@ def read_manifest(url: str) -> dict[str, Any]:
         raise ArtifactError(
             f"{url}: has format {manifest_format}, this version reads {MANIFEST_FORMAT}; build it again"
         )
+    for name in manifest["files"]:
+        if not _stays_below(name):
+            raise ArtifactError(
+                f"{url}: {MANIFEST} names the file {name!r}, which is outside the directory; do not use it"
+            )
     return {**manifest, "manifest_sha256": claimed}
+
+
+def _stays_below(name: str) -> bool:
+    """Whether a relative path in a manifest names a file below the artifact's directory."""
+    parts = name.split("/")
+    return not {"", ".", ".."} & set(parts) and "\0" not in name and "\\" not in name
 
 
 def find_problems(url: str) -> list[str]:

@@ -158,7 +158,7 @@ def replace_text(url: str, text: str) -> None:
         store.pipe_file(path, text.encode())
         return
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(target.parent)
     temporary = target.with_name(f".{target.name}-{uuid.uuid4().hex[:12]}")
     with discarding(temporary):
         temporary.write_text(text, encoding="utf-8")
@@ -182,7 +182,7 @@ def commit_file(local: Path, url: str) -> None:
         local.unlink()
         return
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(target.parent)
     if local.stat().st_dev != target.parent.stat().st_dev:
         # A rename works only within one file system, and the temporary directory is often on another than the workspace.
         near = target.with_name(f".{target.name}-{uuid.uuid4().hex[:12]}")
@@ -263,6 +263,14 @@ def copy_tree(source: str, target: str) -> None:
         copied = join(target_path, path.removeprefix(f"{source_path}/"))
         with source_store.open(path, "rb") as old, target_store.open(copied, "wb") as new:
             shutil.copyfileobj(old, new, 2**22)
+
+
+def make_directory(path: Path) -> None:
+    """Create a local directory and its missing parents, and wait until their entries are written to the disk."""
+    missing = [place for place in [path, *path.parents] if not place.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for place in missing:
+        sync(place.parent)
 
 
 def sync(path: Path) -> None:

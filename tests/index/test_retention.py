@@ -1,13 +1,18 @@
 """What `gc` removes of models, runs and rounds, and what it keeps; tests/faults covers index versions."""
 
+import json
 import os
+import platform
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from ragtune_ray import schema
-from ragtune_ray.index import retention
+from ragtune_ray.index import contents, retention, snapshot, versions
 from ragtune_ray.models.encoder import HashingEncoder
 from ragtune_ray.storage import artifacts
 
@@ -94,3 +99,74 @@ def test_a_tune_is_kept_while_its_model_trains(workspace: Path) -> None:
     age(workspace / "rounds")
     retention.collect(str(workspace), keep=3, min_age_seconds=DAY_SECONDS)
     assert left(workspace) == {*FINISHED, STAGED, "models/.work/ft-1", "rounds/staged-b2"}
+
+
+@pytest.fixture
+def three_versions(tmp_path: Path, passages: list[schema.Passage], write_index: Callable[..., str]) -> str:
+    """An index of three versions without a common segment, of which gc would keep only the last."""
+    for number in range(3):
+        write_index(tmp_path, passages[number : number + 2], HashingEncoder("hashing-16"), num_segments=1)
+    for path in (tmp_path / "index").rglob("*"):
+        os.utime(path, (0, 0))
+    return str(tmp_path)
+
+
+def record_of(workspace: str, name: str, **facts: object) -> Path:
+    """Write the file of a job that reads version 000001."""
+    path = Path(workspace) / "index" / "readers" / name
+    path.parent.mkdir(exist_ok=True)
+    here = {"version": "000001", "host": platform.node(), "process": os.getpid(), "since": time.time()}
+    path.write_text(json.dumps({**here, **facts}))
+    return path
+
+
+def test_a_version_that_is_read_stays_whole_until_its_reader_ends(three_versions: str) -> None:
+    with retention.held(three_versions, "000001"):
+        assert retention.collect(three_versions, 1, 0.0).versions == ("000002",)
+        assert versions.list_versions(three_versions) == ["000001", "000003"]
+        assert snapshot.open_index(three_versions, "000001").num_passages == 2
+        assert contents.index_problems(three_versions) == []
+    assert retention.collect(three_versions, 1, 0.0).versions == ("000001",)
+    assert versions.list_versions(three_versions) == ["000003"]
+    assert len(list((Path(three_versions) / "index" / "segments").iterdir())) == 1
+
+
+def test_the_record_of_a_reader_that_was_killed_protects_nothing_and_is_removed(three_versions: str) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    path = record_of(three_versions, "killed.json", process=ended.pid)
+    assert retention.collect(three_versions, 1, 0.0).versions == ("000001", "000002")
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(("hours", "is_kept"), [(23, True), (25, False)])
+def test_a_reader_on_another_machine_protects_its_version_for_a_day(
+    three_versions: str, hours: int, is_kept: bool
+) -> None:
+    path = record_of(three_versions, "other.json", host="another", process=1, since=time.time() - hours * 3600)
+    retention.collect(three_versions, 1, 0.0)
+    assert ("000001" in versions.list_versions(three_versions)) is is_kept
+    assert path.exists() is is_kept
+
+
+def test_a_damaged_record_of_a_reader_is_removed_and_said(
+    three_versions: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = record_of(three_versions, "damaged.json")
+    path.write_text("{")
+    assert retention.collect(three_versions, 1, 0.0).versions == ("000001", "000002")
+    assert not path.exists()
+    assert "damaged.json is damaged" in caplog.text
+
+
+def test_keep_must_be_at_least_one(three_versions: str) -> None:
+    with pytest.raises(ValueError, match="keep is 0"):
+        retention.collect(three_versions, 0, 0.0)
+    assert len(versions.list_versions(three_versions)) == 3
+
+
+def test_work_of_the_future_is_kept_after_the_clock_was_set_back(workspace: Path) -> None:
+    for path in workspace.rglob("*"):
+        os.utime(path, (time.time() + DAY_SECONDS,) * 2)
+    retention.collect(str(workspace), keep=3, min_age_seconds=0.0)
+    assert left(workspace) == {*FINISHED, *HALF_WAY, STAGED}

@@ -8,6 +8,7 @@ from decimal import Decimal
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from ragtune_ray.config import Corpus
@@ -174,5 +175,18 @@ def test_file_with_broken_pages_is_one_reject(tmp_path: Path) -> None:
     path.write_bytes(data)
     plan = plan_units(str(path), LIMIT)
     reject = only_reject(read_documents(plan.units[0], Corpus(max_document_bytes=LIMIT)))
+    assert (reject.place, reject.kind) == (str(path), "file")
+    assert "Parquet is broken" in reject.reason
+
+
+def test_a_flipped_bit_is_found_if_the_file_has_checksums_of_its_pages(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"id": ["a", "b"], "text": ["x y z", "u v w"]}), path, write_page_checksum=True)
+    text = pq.ParquetFile(path).metadata.row_group(0).column(1)
+    data = bytearray(path.read_bytes())
+    data[(text.dictionary_page_offset or text.data_page_offset) + text.total_compressed_size - 1] ^= 1
+    path.write_bytes(data)
+    plan = plan_units(str(path), LIMIT)
+    reject = only_reject(read_documents(plan.units[0], LIMIT))
     assert (reject.place, reject.kind) == (str(path), "file")
     assert "Parquet is broken" in reject.reason

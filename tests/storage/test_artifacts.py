@@ -8,7 +8,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from ragtune_ray.storage import artifacts, filesystem
+from ragtune_ray.storage import artifacts, checksums, filesystem
 
 
 def _publish(url: str, files: dict[str, str], **facts: object) -> bool:
@@ -170,3 +170,22 @@ def test_removing_the_scratch_directory_removes_its_staging(tmp_path: Path) -> N
     filesystem.remove(str(tmp_path / "scratch"))
     assert not staging.exists()
     assert list((tmp_path / "place").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["../x.txt", "sub/../../x.txt", "/etc/passwd", "a\0b", "", "./x.txt", "..\\x.txt"])
+def test_a_manifest_that_names_files_outside_is_refused_before_they_are_touched(root: str, name: str) -> None:
+    url = filesystem.join(root, "a")
+    manifest = {
+        "format": 1,
+        "kind": "thing",
+        "package_version": "0",
+        "files": {name: {"bytes": 3, "sha256": checksums.bytes_sha256(b"one")}},
+    }
+    sha256 = checksums.bytes_sha256(checksums.canonical_json(manifest))
+    text = checksums.canonical_json({**manifest, "manifest_sha256": sha256}).decode()
+    filesystem.replace_text(filesystem.join(root, "x.txt"), "one")
+    filesystem.replace_text(filesystem.join(url, "manifest.json"), text)
+    with pytest.raises(artifacts.ArtifactError, match="outside the directory"):
+        artifacts.open_artifact(url)
+    assert "outside the directory" in artifacts.find_problems(url)[0]
+    assert not (filesystem.cache_directory() / "artifacts").exists()

@@ -1,0 +1,95 @@
+"""Ten times as many requests as fit: the surplus is refused at once and costs nothing, and the endpoint recovers by itself."""
+
+import asyncio
+import gc
+import threading
+import tracemalloc
+from pathlib import Path
+
+import pytest
+
+from tests.support.gateways import FakeBackend, client, question
+
+pytestmark = pytest.mark.anyio
+
+CHAT = "/v1/chat/completions"
+FITS = 5
+LIMITS = ("serve.generator.max_ongoing_requests=3", "serve.generator.max_queued_requests=2")
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_of_ten_times_too_many_requests_exactly_those_that_fit_are_answered_again_and_again(stream: bool) -> None:
+    backend = FakeBackend()
+    async with client(*LIMITS, backend=backend) as http:
+        for _ in range(5):
+            backend.gate = asyncio.Event()
+            backend.asked.clear()
+            burst = [asyncio.ensure_future(http.post(CHAT, json=question(stream=stream))) for _ in range(10 * FITS)]
+            while sum(request.done() for request in burst) < 9 * FITS:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+            assert len(backend.asked) == 2 * FITS, "a refused request is neither retrieved for nor generated"
+            backend.gate.set()
+            replies = await asyncio.gather(*burst)
+            assert sorted(reply.status_code for reply in replies) == [200] * FITS + [429] * 9 * FITS
+            refused = [reply for reply in replies if reply.status_code == 429]
+            assert all(1 <= int(reply.headers["retry-after"]) <= 60 for reply in refused)
+            assert {reply.json()["error"]["code"] for reply in refused} == {"overloaded"}
+            assert http.middleware.in_flight == 0
+        text = (await http.get("/metrics")).text
+        assert f'ragtune_refused_total{{reason="overloaded"}} {5 * 9 * FITS}.0' in text
+
+
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
+async def test_requests_of_every_outcome_leave_nothing_behind() -> None:
+    """The memory of a server that runs for months: 400 requests more add no task, thread, file or object."""
+    backend = FakeBackend()
+
+    async def abandoned(http) -> None:
+        """A stream whose client leaves while it waits for the generator."""
+        backend.gate = asyncio.Event()
+        task = asyncio.ensure_future(http.post(CHAT, json=question(stream=True)))
+        while http.middleware.in_flight == 0:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        backend.gate = None
+
+    async def some(http, count: int) -> None:
+        for _ in range(count):
+            assert (await http.post(CHAT, json=question())).status_code == 200
+            assert (await http.post(CHAT, json=question(stream=True))).status_code == 200
+            assert (
+                await http.post(CHAT, content=b"{", headers={"content-type": "application/json"})
+            ).status_code == 400
+            await abandoned(http)
+            backend.asked.clear()
+
+    def counts() -> tuple[int, int, int]:
+        return len(asyncio.all_tasks()), threading.active_count(), open_files()
+
+    async with client(backend=backend) as http:
+        await some(http, 20)
+        gc.collect()
+        before = counts()
+        tracemalloc.start()
+        try:
+            await some(http, 10)
+            gc.collect()
+            start, _ = tracemalloc.get_traced_memory()
+            await some(http, 100)
+            gc.collect()
+            end, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert counts() == before
+        assert http.middleware.in_flight == 0
+        assert end - start < 400 * 100, "less than 100 bytes per request"
