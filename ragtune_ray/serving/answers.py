@@ -368,12 +368,15 @@ async def _replay(shown: Shown, finished: Finished) -> AsyncGenerator[Event, Non
 
 async def _until(deadline: float, items: AsyncGenerator[Item, None]) -> AsyncIterator[Item]:
     """The items until the deadline, then TimeoutError."""
-    # One `asyncio.timeout` around the loop would fail if several tasks consume the stream.
+    # One `asyncio.timeout` around the loop would fail if several tasks consume the stream. Until Python 3.12, `wait_for` forgets
+    # that it was cancelled if an item is ready at that moment, and the answer to a client that has left would go on.
     while True:
         try:
-            yield await asyncio.wait_for(anext(items), max(0.0, deadline - time.monotonic()))
+            async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
+                item = await anext(items)
         except StopAsyncIteration:
             return
+        yield item
 
 
 async def _prepend(first: bytes, events: AsyncGenerator[bytes, None]) -> AsyncIterator[bytes]:

@@ -69,7 +69,7 @@ def test_a_token_that_others_can_read_is_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "unsafe", "safe"),
+    ("name", "unsafe", "harmless"),
     [
         ("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1", "0"),
         ("RAY_DATA_AUTOLOAD_CLOUDPICKLE_TENSOR_METADATA", "1", "0"),
@@ -78,12 +78,12 @@ def test_a_token_that_others_can_read_is_found(tmp_path: Path) -> None:
     ],
 )
 def test_variables_that_undo_a_protection_are_found(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, unsafe: str, safe: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, unsafe: str, harmless: str
 ) -> None:
     monkeypatch.setenv(name, unsafe)
     (found,) = findings(tmp_path).values()
     assert (found.level, found.fix) == ("failed", f"unset {name}")
-    monkeypatch.setenv(name, safe)
+    monkeypatch.setenv(name, harmless)
     assert findings(tmp_path) == {}
 
 

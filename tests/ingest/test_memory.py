@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from ragtune_ray.config import Corpus
 from ragtune_ray.ingest.input_units import plan_units
 from ragtune_ray.ingest.readers import read_documents
 from ragtune_ray.schema import Document, Reject
@@ -28,7 +29,7 @@ def write_sparse(path: Path, before: bytes, after: bytes) -> None:
         ("a.txt", b"", b"x", []),
         ("a.pdf", b"%PDF-1.7\n", b"x", []),
         ("a.jsonl", b'{"id": "a", "text": "', b'"}\n{"id": "b", "text": "B"}\n', ["b"]),
-        ("b.jsonl", b'{"id": "b", "text": "B"}\n{"id": "a", "text": "', b"", ["b"]),
+        ("b.jsonl", b'{"id": "b", "text": "B"}\n{"id": "a", "text": "', b"x", ["b"]),
     ],
 )
 def test_a_huge_document_is_refused_without_being_loaded(
@@ -38,7 +39,7 @@ def test_a_huge_document_is_refused_without_being_loaded(
     tracemalloc.start()
     try:
         plan = plan_units(str(tmp_path), 4 * MIB)
-        items = [item for unit in plan.units for item in read_documents(unit, LIMIT)]
+        items = [item for unit in plan.units for item in read_documents(unit, Corpus(max_document_bytes=LIMIT))]
         _, peak_bytes = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

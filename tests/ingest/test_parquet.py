@@ -187,6 +187,6 @@ def test_a_flipped_bit_is_found_if_the_file_has_checksums_of_its_pages(tmp_path:
     data[(text.dictionary_page_offset or text.data_page_offset) + text.total_compressed_size - 1] ^= 1
     path.write_bytes(data)
     plan = plan_units(str(path), LIMIT)
-    reject = only_reject(read_documents(plan.units[0], LIMIT))
+    reject = only_reject(read_documents(plan.units[0], Corpus(max_document_bytes=LIMIT)))
     assert (reject.place, reject.kind) == (str(path), "file")
     assert "Parquet is broken" in reject.reason

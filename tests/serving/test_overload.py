@@ -93,3 +93,19 @@ async def test_requests_of_every_outcome_leave_nothing_behind() -> None:
         assert counts() == before
         assert http.middleware.in_flight == 0
         assert end - start < 400 * 100, "less than 100 bytes per request"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_client_that_leaves_at_any_moment_ends_its_request(stream: bool) -> None:
+    backend = FakeBackend()
+    async with client(backend=backend) as http:
+        for num_steps in range(60):
+            backend.gate = asyncio.Event()  # nobody sets it
+            task = asyncio.ensure_future(http.post(CHAT, json=question(stream=stream)))
+            for _ in range(num_steps):
+                await asyncio.sleep(0)
+            task.cancel()
+            done, _ = await asyncio.wait([task], timeout=10)
+            assert done, f"left after {num_steps} steps, and the answer goes on"
+            assert task.cancelled()
+            assert http.middleware.in_flight == 0

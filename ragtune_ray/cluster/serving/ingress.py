@@ -87,7 +87,8 @@ class ServeBackend:
         """The embeddings of texts."""
         retriever = self._require_retriever()
         call = self._retry_if_died("retriever", lambda: retriever.embed.remote(list(texts), input_type))
-        result: Embedded | Failed = await asyncio.wait_for(call, seconds)
+        async with asyncio.timeout(seconds):
+            result: Embedded | Failed = await call
         return _checked(result)
 
     async def complete(self, job: Job, seconds: float) -> tuple[Shown, Finished] | Failed:
@@ -143,7 +144,8 @@ class ServeBackend:
         async with self._publish_lock:
             call = _publish.options(num_cpus=0, max_retries=2).remote(self._settings, change)
             try:
-                result: dict[str, Any] | Failed = await asyncio.wait_for(call, seconds)
+                async with asyncio.timeout(seconds):
+                    result: dict[str, Any] | Failed = await call
             except RayError as error:
                 logger.error("publishing documents failed: %s", type(error).__name__)  # noqa: TRY400  # the message may quote them
                 message = "the documents could not be published; see the log of the task"
@@ -156,7 +158,8 @@ class ServeBackend:
         """A page of documents."""
         retriever = self._require_retriever()
         call = self._retry_if_died("retriever", lambda: retriever.list_documents.remote(visible, after, limit))
-        result: Listed | Failed = await asyncio.wait_for(call, seconds)
+        async with asyncio.timeout(seconds):
+            result: Listed | Failed = await call
         return _checked(result)
 
     async def status(self) -> Status:
