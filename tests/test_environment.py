@@ -40,9 +40,9 @@ def test_an_index_is_built_and_described_whatever_the_surroundings(tmp_path: Pat
         capture_output=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr.decode()
+    assert done.returncode == 0, done.stderr.decode("latin-1")
     assert "  \\u5ae6\\u5a25.md" in done.stdout.decode("latin-1").splitlines()
-    assert "Traceback" not in done.stderr.decode()
+    assert "Traceback" not in done.stderr.decode("latin-1")
 
 
 def test_text_files_of_the_package_are_opened_with_their_encoding() -> None:
