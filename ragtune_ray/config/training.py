@@ -19,8 +19,8 @@ class Training(Section):
     """What is trained. `sft`: the generator, on gold answers. `contrastive`: the retriever, on positives and negatives.
     `distillation`: the retriever, on the ranking of a teacher. `query_side`: contrastive, but only the encoder of queries
     is trained, so the index stays valid. `joint`: generator and encoder of queries, on one loss: the likelihood of the
-    answer summed over retrieved passages. `reranker`: a cross-encoder, on positives and negatives; use it with
-    `retrieval.reranker`."""
+    answer summed over retrieved passages. `reranker`: a late-interaction model or a cross-encoder, on
+    positives and negatives; use it with `retrieval.reranker`."""
     arm: Literal["ft", "rag+ft"] = "rag+ft"
     """`sft`: arm to train for. `ft`: examples show the question alone. `rag+ft`: examples show the question with passages."""
     name: str = ""
@@ -39,8 +39,8 @@ class Training(Section):
     """`sft` and `joint`: maximum length of prompt and answer together, in tokens. Passages are shortened or dropped
     to fit; the answer is never shortened."""
     learning_rate: float = Field(0.0, ge=0)
-    """Peak learning rate. 0: 5e-5 for the generator (2e-4 with LoRA), 1e-4 for the reranker, 3e-5 for
-    the retriever and for `joint`."""
+    """Peak learning rate. 0: 5e-5 for the generator (2e-4 with LoRA), 3e-5 for the retriever, the
+    reranker and `joint`."""
     warmup_share: float = Field(0.05, ge=0, lt=1)
     """Share of the steps in which the learning rate rises linearly; then it falls along a cosine. 0: no warm-up."""
     weight_decay: float = Field(0.01, ge=0)

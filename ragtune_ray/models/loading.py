@@ -10,11 +10,11 @@ import io
 import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ragtune_ray.models import layout
+from ragtune_ray.models.late_interaction import MODEL_TYPE
 from ragtune_ray.models.layout import ModelError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ _UNUSED = re.compile(r"(^|\.)pooler\.")
 """A head of encoders that this project does not use; many directories do not have it."""
 _OLD_BUFFERS = re.compile(r"(position_ids|inv_freq|masked_bias|attn\.bias)$")
 """Computed now, but stored by old versions of transformers."""
-_ENCODER_MODULES = {"Pooling", "Dense", "LayerNorm", "Normalize", "Dropout"}
+_ENCODER_MODULES = {"Pooling", "Dense", "LayerNorm", "Normalize", "Dropout", "MultiVectorMask"}
 _recording = threading.Lock()
 
 
@@ -82,20 +82,47 @@ def load_sentence_encoder(directory: Path, device: str, dtype: torch.dtype) -> A
     return encoder
 
 
-def load_cross_encoder(
-    directory: Path, device: str, dtype: torch.dtype, *, new_head: bool = False, **options: Any
-) -> Any:
+def is_late_interaction(directory: Path) -> bool:
+    """Whether a directory contains a late-interaction model of sentence-transformers."""
+    return layout.read_object(directory, directory / layout.DESCRIPTION).get("model_type") == MODEL_TYPE
+
+
+def is_cross_encoder(directory: Path) -> bool:
+    """Whether a directory contains a model that reads query and passage together, and scores them."""
+    kinds = layout.read_object(directory, directory / "config.json").get("architectures") or [""]
+    return str(kinds[0]).endswith(("ForSequenceClassification", "ForCausalLM"))
+
+
+def load_late_interaction(directory: Path, device: str, dtype: torch.dtype) -> Any:
+    """Load a late-interaction model of sentence-transformers; raises a ModelError if it is not whole."""
+    from sentence_transformers.multi_vector_encoder import MultiVectorEncoder
+
+    layout.check_directory(directory)
+    _check_modules(directory)
+    with _explained(directory), _recorded_loading() as loaded:
+        model = MultiVectorEncoder(
+            str(directory),
+            device=device,
+            local_files_only=True,
+            trust_remote_code=False,
+            model_kwargs={"dtype": dtype, "use_safetensors": True},
+        )
+    for part, found in loaded:
+        check_tensors(directory, part, found, may_lack=_UNUSED.search)
+    return model
+
+
+def load_cross_encoder(directory: Path, device: str, dtype: torch.dtype, **options: Any) -> Any:
     """Load a cross-encoder of sentence-transformers.
 
     Args:
         directory: of the model.
         device: a torch device.
         dtype: of the weights.
-        new_head: for training, the directory may contain an encoder; its head then has random weights.
         **options: further arguments of `CrossEncoder`.
 
     Raises:
-        ModelError: it is not whole; without `new_head` also if it is an encoder.
+        ModelError: it is not whole.
     """
     from sentence_transformers import CrossEncoder
 
@@ -109,11 +136,8 @@ def load_cross_encoder(
             model_kwargs={"dtype": dtype, "use_safetensors": True},
             **options,
         )
-    kinds = layout.read_object(directory, directory / "config.json").get("architectures") or [""]
-    is_encoder = not str(kinds[0]).endswith(("ForSequenceClassification", "ForCausalLM"))
     for model, found in loaded:
-        new = partial(_is_of_head, f"{model.base_model_prefix}.")
-        check_tensors(directory, model, found, new if new_head and is_encoder else None)
+        check_tensors(directory, model, found)
     return encoder
 
 
@@ -165,10 +189,6 @@ def quiet_transformers() -> Iterator[None]:
         transformers_logging.set_verbosity(verbosity)
         if bars:
             transformers_logging.enable_progress_bar()
-
-
-def _is_of_head(base: str, name: str) -> bool:
-    return not name.startswith(base) or bool(_UNUSED.search(name))
 
 
 def _shown(names: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""Scores pairs of query and passage with a cross-encoder, to reorder the candidates of a search."""
+"""Scores pairs of query and passage with a cross-encoder or by late interaction, to reorder the candidates of a search."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ragtune_ray.models import loading, weights
+from ragtune_ray.models import late_interaction, loading, weights
 from ragtune_ray.models.hardware import choose_device, resolve_precision
 
 BLEND = "reranker.json"
@@ -16,7 +16,7 @@ BLEND = "reranker.json"
 
 
 class Reranker:
-    """A cross-encoder; slow, so only for candidates.
+    """A cross-encoder or a late-interaction model; slow, so only for candidates.
 
     `first_stage_weight` is the one that the model was trained with, or 0 if the directory names none.
     """
@@ -27,12 +27,15 @@ class Reranker:
         self.fingerprint = model.fingerprint
         self.first_stage_weight = _first_stage_weight(weights.weights_of(model))
         directory = weights.weights_of(model)
-        self._model = loading.load_cross_encoder(directory, target, resolve_precision("auto", target))
+        load = loading.load_late_interaction if loading.is_late_interaction(directory) else loading.load_cross_encoder
+        self._model = load(directory, target, resolve_precision("auto", target))
 
     def score(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
         """Score (query, passage) pairs: float32 (num_pairs,), larger is better."""
         if not pairs:
             return np.empty(0, dtype=np.float32)
+        if late_interaction.is_late_interaction(self._model):
+            return late_interaction.score(self._model, pairs)
         return np.asarray(self._model.predict(list(pairs), show_progress_bar=False), dtype=np.float32)
 
 

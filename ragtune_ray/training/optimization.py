@@ -47,8 +47,6 @@ def peak_learning_rate(settings: config.Training) -> float:
     """The configured learning rate, or the default of the objective."""
     if settings.learning_rate:
         return settings.learning_rate
-    if settings.objective == "reranker":
-        return 1e-4
     if settings.objective != "sft":
         return 3e-5
     return 2e-4 if settings.lora_rank else 5e-5

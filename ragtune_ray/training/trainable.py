@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ragtune_ray import config
-from ragtune_ray.models import hardware, loading
+from ragtune_ray.models import hardware, late_interaction, loading
 from ragtune_ray.models import weights as weights_module
 from ragtune_ray.models.token_batches import max_tokens_of
 from ragtune_ray.training import optimization
@@ -33,9 +33,9 @@ def load_objective(
 ) -> Sft | Contrastive | Distillation | QuerySide | Joint | Reranking:
     """Load a model into the objective that `training.objective` names, ready for training.
 
-    The model is a causal language model for `sft` and `joint`, a cross-encoder or an encoder (which gets a new head) for
-    `reranker`, otherwise a model of sentence-transformers. `pool` has the stored vectors by passage id, for `query_side` and
-    `joint`; otherwise it is empty.
+    The model is a causal language model for `sft` and `joint`, a cross-encoder, a late-interaction model or an encoder (whose
+    token vectors then score by late interaction) for `reranker`, otherwise a model of sentence-transformers. `pool` has the
+    stored vectors by passage id, for `query_side` and `joint`; otherwise it is empty.
 
     Raises:
         ModelError: the directory does not contain such a model.
@@ -62,7 +62,7 @@ def load_objective(
         case "query_side":
             return QuerySide(_encoder(directory), pool=pool, **teacher, **shared)
         case "reranker":
-            return Reranking(_cross_encoder(directory, settings.seed), training.micro_batch_tokens)
+            return Reranking(_reranker(settings, directory), training.micro_batch_tokens)
         case "joint":
             return Joint(_sft(training, directory), QuerySide(_encoder(retriever), pool=pool, **shared))
 
@@ -105,22 +105,23 @@ def _encoder(directory: Path) -> Any:
     return encoder
 
 
-def _cross_encoder(directory: Path, seed: int) -> Any:
-    """A cross-encoder with one score; if the directory contains an encoder, with a new head whose weights depend on the seed."""
-    torch.manual_seed(seed)
+def _reranker(settings: config.Config, directory: Path) -> Any:
+    """A cross-encoder with one score, or a late-interaction model, which an encoder becomes."""
     try:
-        model = loading.load_cross_encoder(
-            directory,
-            "cpu",
-            torch.float32,
-            new_head=True,
-            num_labels=1,
+        if loading.is_late_interaction(directory):
+            model = loading.load_late_interaction(directory, "cpu", torch.float32)
+        elif loading.is_cross_encoder(directory):
             # A sigmoid would round high scores to equal ones.
-            activation_fn=nn.Identity(),
-        )
+            model = loading.load_cross_encoder(
+                directory, "cpu", torch.float32, num_labels=1, activation_fn=nn.Identity()
+            )
+        else:
+            prefixed = weights_module.with_prompts(settings.encoder, directory)
+            encoder = loading.load_sentence_encoder(directory, "cpu", torch.float32)
+            model = late_interaction.from_encoder(encoder, prefixed.query_prefix or "", prefixed.passage_prefix or "")
     except weights_module.ModelError as error:
         raise weights_module.ModelError(
-            f"{error}. A reranker is trained from an encoder, or from a cross-encoder with one label"
+            f"{error}. A reranker is trained from an encoder, a late-interaction model, or a cross-encoder with one label"
         ) from error
     if hardware.attention_for_training(hardware.choose_device(), max_tokens_of(model)) == "eager":
         cast(Any, model[0]).auto_model.set_attn_implementation("eager")
@@ -147,7 +148,7 @@ def save_model(settings: config.Config, source: Path, weights: dict[str, Tensor]
     """
     dtype = _stored_dtype(source)
     if settings.training.objective == "reranker":
-        reranking = Reranking(_cross_encoder(source, settings.seed))
+        reranking = Reranking(_reranker(settings, source))
         optimization.restore_weights(reranking, weights)
         model: Any = reranking.model
         model.to(dtype).save_pretrained(str(directory), create_model_card=False)

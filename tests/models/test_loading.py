@@ -19,7 +19,14 @@ from ragtune_ray.models.encoder import load_encoder, load_token_counter
 from ragtune_ray.models.layout import ModelError
 from ragtune_ray.models.reranker import Reranker
 from ragtune_ray.training import trainable
-from tests.support.models import Touching, change_settings, change_tensors, save_model, save_tokenizer
+from tests.support.models import (
+    Touching,
+    change_settings,
+    change_tensors,
+    save_cross_encoder,
+    save_model,
+    save_tokenizer,
+)
 
 ENCODER_LAYER = "encoder.layer.1.attention.self.query.weight"
 
@@ -53,16 +60,7 @@ def generator(generator_directory: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def cross_encoder(encoder_directory: Path, tmp_path: Path) -> Path:
-    """A cross-encoder as transformers saves it."""
-    from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
-
-    directory = tmp_path / "cross-encoder"
-    tokenizer = AutoTokenizer.from_pretrained(encoder_directory)
-    tokenizer.save_pretrained(directory)
-    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
-    settings = BertConfig(vocab_size=len(tokenizer), num_labels=1, **shape)
-    BertForSequenceClassification(settings).save_pretrained(directory)
-    return directory
+    return save_cross_encoder(encoder_directory, tmp_path / "cross-encoder")
 
 
 def without(*parts: str) -> Callable[[dict[str, torch.Tensor]], None]:
@@ -110,6 +108,14 @@ def test_a_cross_encoder_without_its_head_is_refused(cross_encoder: Path, encode
     refused(load, cross_encoder, "missing tensors: classifier.bias, classifier.weight.")
     refused(load_for_training("reranker"), cross_encoder, "missing tensors: classifier.bias, classifier.weight.")
     refused(load, encoder, "missing tensors: classifier.bias, classifier.weight.")
+
+
+def test_a_late_interaction_model_is_refused_like_an_encoder(encoder: Path, tmp_path: Path) -> None:
+    settings = config.Config().using("training.objective=reranker")
+    trainable.save_model(settings, encoder, {}, tmp_path / "late")
+    assert Reranker(str(tmp_path / "late"), "cpu")
+    change_tensors(tmp_path / "late", without("layer.1."))
+    refused(lambda directory: Reranker(str(directory), "cpu"), tmp_path / "late", "missing tensors: encoder.layer.1.")
 
 
 @pytest.mark.parametrize("load", ENCODERS)

@@ -54,6 +54,19 @@ def save_model(directory: Path, seed: int = 0, **changes: Any) -> None:
     LlamaForCausalLM(LlamaConfig(**(shape | changes))).save_pretrained(directory)
 
 
+def save_cross_encoder(encoder_directory: Path, directory: Path) -> Path:
+    """As transformers writes it, with the tokenizer of an encoder, one label, and weights so large that scores differ."""
+    from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
+
+    torch.manual_seed(1)
+    tokenizer = AutoTokenizer.from_pretrained(encoder_directory)
+    tokenizer.save_pretrained(directory)
+    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+    described = BertConfig(vocab_size=len(tokenizer), num_labels=1, initializer_range=0.5, **shape)
+    BertForSequenceClassification(described).save_pretrained(directory)
+    return directory
+
+
 def prompt_of(text: str) -> Prompt:
     return Prompt((("user", text),), (), 0)
 

@@ -12,6 +12,6 @@ depend on how a step is cut into pieces and divided among workers.
 | `Contrastive` | encoder | InfoNCE (van den Oord et al. 2018) over the passages of the whole step |
 | `Distillation` | encoder | KL from a teacher's ranking of the query's own passages, plus weighted InfoNCE |
 | `QuerySide` | encoder of queries | either, over fixed passage vectors (Izacard et al. 2023, section 3.4) |
-| `Reranking` | cross-encoder | cross-entropy of the positive among its query's own hits |
+| `Reranking` | late-interaction model or cross-encoder | cross-entropy of the positive among its query's own hits |
 | `Joint` | generator and encoder of queries | answer likelihood over all candidates (RAG-Sequence, Lewis et al. 2020) |
 """

@@ -1,4 +1,4 @@
-"""Trains a cross-encoder to score the passage that answers a query above the query's other hits."""
+"""Trains a reranker to score the passage that answers a query above the query's other hits."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ragtune_ray.models import late_interaction
 from ragtune_ray.models.token_batches import batches_by_length, max_tokens_of
 from ragtune_ray.schema import RerankerExample
 from ragtune_ray.training.objectives.contrastive import MRR_DEPTH
@@ -21,13 +22,15 @@ FIRST_STAGE_WEIGHTS = (128.0, 64.0, 32.0, 16.0, 8.0, 4.0, 2.0, 1.0, 0.5, 0.0)
 class Reranking(nn.Module):
     """Cross-entropy of each query's positive among its own passages.
 
-    `model` is a cross-encoder of sentence-transformers with one label, `micro_batch_tokens` the padded tokens per forward pass.
+    `model` is a late-interaction model of sentence-transformers, or a cross-encoder with one label; `micro_batch_tokens` is the
+    number of padded tokens per forward pass, without those of the queries of a late-interaction model.
     """
 
     def __init__(self, model: nn.Module, micro_batch_tokens: int = 2048) -> None:
         super().__init__()
         self.model = model
         self._micro_batch_tokens = micro_batch_tokens
+        self._is_late = late_interaction.is_late_interaction(model)
 
     def weight(self, rows: Sequence[RerankerExample]) -> float:
         """Number of queries: the loss of a step is a mean over them."""
@@ -80,15 +83,21 @@ class Reranking(nn.Module):
 
     def _scores(self, piece: Piece) -> Tensor:
         features = {name: value for name, value in piece.items() if name not in ("owner", "place")}
+        if self._is_late:
+            return late_interaction.pair_scores(self.model, features)
         return cast(Tensor, cast(Any, self.model)(features)["scores"])[:, 0].float()
 
     def _encoded(self, pairs: Sequence[tuple[str, str]]) -> dict[str, list[list[int]]]:
         """Token ids and the like of each pair, truncated as in sentence-transformers."""
         model: Any = self.model
+        if self._is_late:
+            return late_interaction.encode_pairs(model, pairs)
         queries, passages = map(list, zip(*pairs, strict=True))
         return dict(model.tokenizer(queries, passages, truncation=True, max_length=max_tokens_of(model)))
 
     def _padded(self, encoded: dict[str, list[list[int]]]) -> Piece:
+        if self._is_late:
+            return late_interaction.pad_pairs(self.model, encoded)
         return dict(cast(Any, self.model).tokenizer.pad(encoded, padding=True, return_tensors="pt"))
 
 

@@ -146,9 +146,8 @@ def test_a_query_side_encoder_keeps_its_index_and_no_other(
 def test_retrieval_uses_the_reranker_that_was_trained(
     given: config.Config, encoder_directory: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from sentence_transformers import CrossEncoder
-
     from ragtune_ray.index.retriever import open_retriever
+    from ragtune_ray.models.reranker import Reranker
 
     # The config may name the result before it exists, and again when it does.
     settings = with_encoder(given, encoder_directory, tmp_path / "workspace").using(
@@ -168,7 +167,7 @@ def test_retrieval_uses_the_reranker_that_was_trained(
     question = "What is the code of vessel1?"
     (first,) = open_retriever(settings.using("retrieval.reranker=")).search([question], 4)
     (found,) = open_retriever(settings).search([question], 3)
-    scores = CrossEncoder(url).predict([(question, hit.passage.text) for hit in first])
+    scores = Reranker(url).score([(question, hit.passage.text) for hit in first])
     expected = {
         hit.passage.passage_id: float(score) + weight * hit.score / first[0].score
         for hit, score in zip(first, scores, strict=True)
