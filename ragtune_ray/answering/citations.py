@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 
 from ragtune_ray.answering.abstention import is_abstention
 from ragtune_ray.index.words import tokens
+from ragtune_ray.ingest import characters
 from ragtune_ray.schema import Citation, Passage
 
 UNSPACED_BLOCKS = re.compile(
@@ -253,7 +254,7 @@ def _cite_each_sentence(answer: str, passages: Sequence[Passage], question: str)
 
 def _content_words(text: str) -> set[str]:
     """The words of a text as BM25 indexes them: without stop words."""
-    return set(tokens([text], "en")[0])
+    return set(tokens([text], "en-folded")[0])
 
 
 def _sentences(text: str) -> list[tuple[int, int]]:
@@ -306,14 +307,15 @@ def _citation(passage: Passage, start: int = 0, end: int | None = None) -> Citat
     return Citation(passage.passage_id, passage.document_id, passage.start + start, stop)
 
 
-_WORD = re.compile(rf"{UNSPACED_BLOCKS.pattern}|(?:(?!{UNSPACED_BLOCKS.pattern})[^\W_])+")
+_LETTERS = rf"(?:(?!{UNSPACED_BLOCKS.pattern})[^\W_])+"
+_WORD = re.compile(rf"{UNSPACED_BLOCKS.pattern}|{_LETTERS}(?:[\u00ad\u200b-\u200d\u2060]+{_LETTERS})*")
 
 
 def _words(text: str) -> Iterator[tuple[str, int, int]]:
     """The (normalized word, start, end) of each word; each character of an unspaced script is a word."""
     for found in _WORD.finditer(text):
         if any(character.isalnum() for character in found[0]):
-            yield unicodedata.normalize("NFKC", found[0]).casefold(), found.start(), found.end()
+            yield unicodedata.normalize("NFKC", characters.visible(found[0])).casefold(), found.start(), found.end()
 
 
 def _index_of(sequence: list[str], words: list[str]) -> int | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import string
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
@@ -12,6 +13,7 @@ from typing import Literal
 from ragtune_ray import RagtuneError
 from ragtune_ray.answering.abstention import is_abstention
 from ragtune_ray.answering.citations import UNSPACED_BLOCKS
+from ragtune_ray.ingest import characters
 from ragtune_ray.schema import Citation, Hit
 
 Language = Literal["en", "zh"]
@@ -140,7 +142,8 @@ def normalize_answer(text: str, language: Language, normalization: Normalization
 
     `squad` does this as the evaluation scripts of SQuAD v1.1 and CMRC 2018 do, so 4.5 equals 45. `strict` keeps what changes a
     number: its sign, decimal point, percent sign, < or >, and any other sign between two digits; also the signs of C++ and C#.
-    Commas between thousands are removed, "percent" equals %, and full-width characters equal ASCII. An article that ends the
+    Commas between thousands are removed, "percent" equals %, full-width characters equal ASCII, invisible characters such as
+    soft hyphens are left out, and accents may be spelled in one character or two. An article that ends the
     text stays, as in "hepatitis A". In both, a text of articles alone stays as it is, so "A" is not equal to "".
 
     Raises:
@@ -169,6 +172,7 @@ def normalize_answer(text: str, language: Language, normalization: Normalization
 
 def _strict_tokens(text: str, language: Language) -> list[str]:
     """The tokens of `strict`, articles included."""
+    text = unicodedata.normalize("NFC", characters.visible(text))
     text = _RANGE_DASH.sub("-", text.lower().translate(_NARROW))
     text = _THOUSANDS.sub(lambda found: re.sub("[,']", "", found[0]), text)
     text = _BARE_FRACTION.sub("0.", _PERCENT.sub("%", text))
@@ -266,6 +270,7 @@ def _contains(text: str, part: str) -> bool:
 
 def _words(text: str, *, keeps_case: bool) -> str:
     """The words of a text without the punctuation around them; articles stay."""
+    text = characters.visible(text)
     words = (word.strip(string.punctuation) for word in (text if keeps_case else text.lower()).split())
     return " ".join(filter(None, words))
 

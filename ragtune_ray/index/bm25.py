@@ -102,12 +102,15 @@ def add_statistics(parts: Sequence[Statistics]) -> Statistics:
     return Statistics(num_passages, num_tokens, dict(frequencies))
 
 
-def build_segment(texts: Iterable[str], language: str) -> Postings:
-    """Count the tokens of passages, given in the order of their ordinals; the texts are read once, in batches."""
-    numbers = _TermNumbers(term_of(language))
+def build_segment(texts: Iterable[str], rules: str) -> Postings:
+    """Count the tokens of passages, given in the order of their ordinals; the texts are read once, in batches.
+
+    `rules` are those of `index.words`.
+    """
+    numbers = _TermNumbers(term_of(rules))
     remaining, batches = iter(texts), []
     while batch := list(itertools.islice(remaining, _BATCH_PASSAGES)):
-        batches.append(_count([words_of(text, language) for text in batch], numbers))
+        batches.append(_count([words_of(text, rules) for text in batch], numbers))
     return _merge(batches, list(numbers.of_term))
 
 
@@ -116,7 +119,7 @@ class LexicalIndex:
 
     Args:
         segments: in the order of their passages' ordinals.
-        language: the language the segments were built with.
+        rules: those of `index.words` with which the segments were built.
         k1: how slowly repeated tokens saturate.
         b: how strongly long passages are discounted, 0 to 1.
         alive: per segment a mask (num_passages,), False for deleted passages, or None if none are deleted. Deleted
@@ -128,16 +131,16 @@ class LexicalIndex:
     def __init__(
         self,
         segments: Sequence[Postings],
-        language: str,
+        rules: str,
         k1: float = 1.5,
         b: float = 0.75,
         *,
         alive: Sequence[npt.NDArray[np.bool_] | None] | None = None,
         statistics: Statistics | None = None,
     ) -> None:
-        term_of(language)
+        term_of(rules)
         self._segments = tuple(segments)
-        self._language, self._k1, self._b = language, k1, b
+        self._rules, self._k1, self._b = rules, k1, b
         self._alive = _masks("alive", alive, self._segments)
         self._index_statistics = statistics
         self._frequencies: dict[str, int] = {}  # a cache, in these segments
@@ -175,7 +178,7 @@ class LexicalIndex:
         ]
         scores = np.full((len(queries), top_k), -np.inf, dtype=np.float32)
         ids = np.full((len(queries), top_k), -1, dtype=np.int64)
-        for row, query_tokens in enumerate(tokens(queries, self._language)):
+        for row, query_tokens in enumerate(tokens(queries, self._rules)):
             best_scores, best_ids = self._best(self._weights(query_tokens), masks, top_k)
             scores[row, : len(best_ids)] = best_scores
             ids[row, : len(best_ids)] = best_ids
@@ -189,7 +192,7 @@ class LexicalIndex:
         scores = np.where(ids < 0, np.float32(-np.inf), np.float32(0))
         first = np.cumsum([0, *(len(segment.lengths) for segment in self._segments)])
         owners = np.where(ids < 0, -1, np.searchsorted(first, ids, side="right") - 1)
-        for row, query_tokens in enumerate(tokens(queries, self._language)):
+        for row, query_tokens in enumerate(tokens(queries, self._rules)):
             weights = self._weights(query_tokens)
             for number in np.unique(owners[row][owners[row] >= 0]):
                 owned = owners[row] == number

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ragtune_ray import RagtuneError, config, schema
-from ragtune_ray.index import bm25, faiss_index
+from ragtune_ray.index import bm25, faiss_index, words
 from ragtune_ray.ingest import chunking, input_units, inputs, readers
 
 if TYPE_CHECKING:
@@ -183,7 +183,7 @@ def _measure(
     embed_seconds = (time.perf_counter() - started) / len(embedded)
     vectors = np.concatenate(parts)
     started = time.perf_counter()
-    postings = bm25.build_segment(texts, settings.index.language)
+    postings = bm25.build_segment(texts, words.folded(settings.index.language))
     lexical_seconds = (time.perf_counter() - started) / count
     vectors = vectors[np.isfinite(vectors).all(axis=1)]
     if not len(vectors):

@@ -70,7 +70,7 @@ def write_segment(
     fingerprints: pa.Array,
     embedded: np.ndarray,
     trained: Any,
-    language: str,
+    words: str,
     *,
     titles: bool = False,
 ) -> None:
@@ -82,7 +82,7 @@ def write_segment(
         fingerprints: of each passage's document, binary of 16 bytes, (num_passages,).
         embedded: (num_passages, dimension) unit vectors in the same order.
         trained: the empty FAISS structure that the segments of a version share.
-        language: of the lexical index.
+        words: rules of the words of the lexical index.
         titles: whether the lexical index searches titles, too.
 
     Raises:
@@ -105,7 +105,7 @@ def write_segment(
     texts = (text.as_py() for text in passages["text"])
     if titles:
         texts = (f"{title.as_py()}\n{text}" for title, text in zip(passages["title"], texts, strict=True))
-    bm25.build_segment(texts, language).save(directory / LEXICAL)
+    bm25.build_segment(texts, words).save(directory / LEXICAL)
 
 
 def publish_segment(staging: Path, url: str, num_passages: int, trained_id: str) -> None:

@@ -179,7 +179,7 @@ def open_index(
         alive,
         vectors.VectorIndex([segment.part for segment in found], _effort(manifest, found)),
         bm25.LexicalIndex(
-            [segment.postings for segment in found], manifest["language"], alive=alive, statistics=statistics
+            [segment.postings for segment in found], versions.words_of(manifest), alive=alive, statistics=statistics
         ),
         pa.concat_tables(tables) if tables else schema.arrow_schema(schema.Passage).empty_table(),
     )

@@ -67,6 +67,7 @@ class VersionFacts(TypedDict, total=False):
     corpus_id: str
     build_id: str
     language: str
+    words: str  # rules of `index.words`; missing from older versions, whose rules are the language
     lexical_titles: bool  # missing from older versions, whose BM25 does not search titles
     index_kind: faiss_index.ConcreteKind
     trained_id: str
@@ -177,6 +178,11 @@ def _fingerprint(settings: config.Config, encoder: weights.Model, **scope: Any) 
     embedding = [encoder.fingerprint, prefixed.query_prefix, prefixed.passage_prefix]
     limit = settings.corpus.max_document_bytes
     return checksums.digest({"max_document_bytes": limit, "chunking": chunking, "encoder": embedding, **scope})
+
+
+def words_of(manifest: IndexManifest) -> str:
+    """Return the rules by which the words of an index are made; see `index.words`."""
+    return manifest.get("words", manifest["language"])
 
 
 def version_url(workspace: str, version: str) -> str:

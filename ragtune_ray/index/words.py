@@ -1,4 +1,8 @@
-"""Splits texts into the words and stemmed tokens that lexical search uses."""
+"""Splits texts into the words and stemmed tokens that lexical search uses.
+
+The rules are named "en" or "none" (`index.language`), or "en-folded" or "none-folded": without accents and invisible characters.
+All indexes are built with folded words now; older ones keep theirs.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +15,10 @@ from pathlib import Path
 
 import regex  # type: ignore[import-untyped]  # the library has no stubs
 
+from ragtune_ray.ingest import characters
 from ragtune_ray.ingest.chunking import UNSPACED_SCRIPTS
 
+_FOLDED = "-folded"
 _ASCII_WORD = re.compile(r"[a-z0-9]+")
 _ASCII_WORD_EN = re.compile(r"[a-z0-9]+(?:'[a-z0-9]+)*")  # "don't" is one word: stop words contain it
 _LETTER = rf"(?:(?![{UNSPACED_SCRIPTS}_])\w)"
@@ -21,34 +27,51 @@ _WORD_EN = regex.compile(rf"[{UNSPACED_SCRIPTS}][{UNSPACED_SCRIPTS}\p{{M}}]*|{_L
 _UNSPACED_START = regex.compile(rf"[{UNSPACED_SCRIPTS}]")
 
 
-def tokens(texts: Sequence[str], language: str) -> list[list[str]]:
+def folded(language: str) -> str:
+    """Return the rules for words of new indexes.
+
+    >>> folded("en")
+    'en-folded'
+    """
+    return language.removesuffix(_FOLDED) + _FOLDED
+
+
+def tokens(texts: Sequence[str], rules: str) -> list[list[str]]:
     """Return the query tokens of each text: stemmed, without stop words unless the text has no other words.
 
     Words are normalized (NFKC) and case-folded. A run of an unspaced script (Chinese, Thai, ...) becomes its overlapping
-    pairs of characters, or one token if it is a single character. `language` "en" stems (Porter2) and drops stop words;
-    "none" does neither.
+    pairs of characters, or one token if it is a single character. `rules` "en" stem (Porter2) and drop stop words;
+    "none" do neither.
 
-    >>> tokens(["The Moons of 木星人, to be", "To be"], "en")
-    [['moon', '木星', '星人'], ['to', 'be']]
+    >>> tokens(["The Moons of 木星人, to be", "To be", "Café"], "en-folded")
+    [['moon', '木星', '星人'], ['to', 'be'], ['cafe']]
     """
-    term = term_of(language)
-    stop_words = _stop_words() if language == "en" else frozenset()
+    term = term_of(rules)
+    stop_words = _stop_words() if _is_english(rules) else frozenset()
     results = []
     for text in texts:
-        words = words_of(text, language)
+        words = words_of(text, rules)
         results.append([term(word) for word in words if word not in stop_words] or [term(word) for word in words])
     return results
 
 
-def words_of(text: str, language: str) -> list[str]:
+def words_of(text: str, rules: str) -> list[str]:
     """Split a text into normalized words; stop words are kept and nothing is stemmed."""
     if text.isascii():
-        return (_ASCII_WORD_EN if language == "en" else _ASCII_WORD).findall(text.lower())
-    text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold()).replace("’", "'")
-    words: list[str] = (_WORD_EN if language == "en" else _WORD).findall(text)
+        return (_ASCII_WORD_EN if _is_english(rules) else _ASCII_WORD).findall(text.lower())
+    if rules.endswith(_FOLDED):
+        text = characters.without_accents(unicodedata.normalize("NFKC", characters.visible(text)).casefold())
+    else:
+        text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    text = text.replace("’", "'")
+    words: list[str] = (_WORD_EN if _is_english(rules) else _WORD).findall(text)
     if not _UNSPACED_START.search(text):
         return words
     return list(itertools.chain.from_iterable(map(_pairs, words)))
+
+
+def _is_english(rules: str) -> bool:
+    return rules.removesuffix(_FOLDED) == "en"
 
 
 def _pairs(word: str) -> list[str]:
@@ -64,9 +87,9 @@ def _stop_words() -> frozenset[str]:
 
 
 @cache
-def term_of(language: str) -> Callable[[str], str]:
+def term_of(rules: str) -> Callable[[str], str]:
     """Return the function that maps a word to its index term."""
-    match language:
+    match rules.removesuffix(_FOLDED):
         case "en":
             import Stemmer
 
@@ -75,4 +98,4 @@ def term_of(language: str) -> Callable[[str], str]:
         case "none":
             return str
         case _:
-            raise ValueError(f"index.language is {language!r}; it must be 'en' or 'none'")
+            raise ValueError(f"index.language is {rules!r}; it must be 'en' or 'none'")

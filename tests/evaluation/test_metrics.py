@@ -272,3 +272,12 @@ def test_undefined_citation_shares_are_refused() -> None:
         metrics.citation_precision([], {"a": 1})
     with pytest.raises(MetricError, match="no relevance above 0"):
         metrics.citation_recall([], {"a": 0})
+
+
+def test_invisible_characters_and_two_spellings_of_accents_do_not_separate_answers() -> None:
+    answer, gold = "In the co\u00adope\u200bration of Cafe\u0301 Royal.", ["cooperation of Caf\u00e9 Royal"]
+    assert metrics.contains_answer(answer, gold, "en") == 1.0
+    assert metrics.exact_match(gold[0] + "\u2060", gold, "en") == 1.0
+    assert metrics.contains_answer("vitamin\u00ad A", ["vitamin A"], "en") == 1.0
+    assert metrics.exact_match("阿\u200b波罗", ["阿波罗"], "zh") == 1.0
+    assert metrics.exact_match(gold[0] + "\u2060", gold, "en", "squad") == 0.0, "as SQuAD's script does"

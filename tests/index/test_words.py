@@ -6,7 +6,7 @@ import sys
 import pytest
 from bm25s import stopwords
 
-from ragtune_ray.index.words import _stop_words, tokens
+from ragtune_ray.index.words import _stop_words, folded, tokens
 
 
 @pytest.mark.parametrize(
@@ -42,3 +42,28 @@ def test_english_stop_words_need_no_import_of_bm25s() -> None:
     seen = "from ragtune_ray.index import words; import sys; print(words.tokens(['the dogs'], 'en'), 'bm25s' in sys.modules)"
     printed = subprocess.run([sys.executable, "-c", seen], check=True, capture_output=True, text=True).stdout
     assert printed.strip() == "[['dog']] False"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("co\u00adoperate zero\u200bwidth\ufeff \u200eleft", ["cooper", "zerowidth", "left"]),
+        ("Müller cafe\u0301s naïve Ångström", ["muller", "cafe", "naiv", "angstrom"]),
+        ("Straße Smørrebrød Łódź œuvre", ["strass", "smorrebrod", "lodz", "oeuvr"]),
+        ("İstanbul ISPANAK ıspanak", ["istanbul", "ispanak", "ispanak"]),
+        ("ΆΝΘΡΩΠΟΣ άνθρωπος", ["ανθρωποσ", "ανθρωποσ"]),
+        ("كِتَاب أحمد كـتاب", ["كتاب", "احمد", "كتاب"]),
+        ("שָׁלוֹם", ["שלום"]),
+        ("ёлка мой", ["елка", "мой"]),
+        ("がく हिन्दी 한국어", ["がく", "हिन्दी", "한국어"]),
+    ],
+)
+def test_folded_words_have_no_accents_and_no_invisible_characters(text: str, expected: list[str]) -> None:
+    assert tokens([text], "en-folded") == [expected]
+    assert tokens([text], "en") != [expected] or "हिन्दी" in text
+
+
+def test_folded_words_of_ascii_are_the_same() -> None:
+    text = "The snake_case don't RUNNING 3.14"
+    assert tokens([text], "en-folded") == tokens([text], "en")
+    assert folded("none") == folded(folded("none")) == "none-folded"

@@ -144,7 +144,7 @@ class EncodeUnit(stages.UnitWorker):
         session.use_one_thread()
         self._job = job
         manifest = versions.read_version(job.settings.workspace, job.version).manifest
-        self._language = manifest["language"]
+        self._words = versions.words_of(manifest)
         self._dimension = int(manifest["encoder"]["dimension"])
         self._encoder = None
         if job.mode != "lexical":
@@ -179,7 +179,7 @@ class EncodeUnit(stages.UnitWorker):
     def _encode(self, texts: Sequence[str], batch: int) -> list[tuple[int, np.ndarray | None, list[str]]]:
         embedded = [None] * len(texts) if self._encoder is None else retriever.encode_queries(self._encoder, texts)
         dense = self._job.mode == "dense"
-        tokens = [[]] * len(texts) if dense else words.tokens(texts, self._language)
+        tokens = [[]] * len(texts) if dense else words.tokens(texts, self._words)
         return [(batch, vector, row) for vector, row in zip(embedded, tokens, strict=True)]
 
 

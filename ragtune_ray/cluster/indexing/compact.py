@@ -85,7 +85,7 @@ def _job(
         build_id,
         latest.manifest["index_kind"],
         latest.manifest["encoder"]["dimension"],
-        latest.manifest["language"],
+        versions.words_of(latest.manifest),
         latest.manifest.get("lexical_titles", False),
         latest.manifest.get("trained_id", ""),
         in_process,

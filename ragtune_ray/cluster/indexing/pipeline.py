@@ -20,7 +20,7 @@ from typing import Any
 from ragtune_ray import RagtuneError, config, progress, schema
 from ragtune_ray.cluster import session
 from ragtune_ray.cluster.indexing import embedding, reading, segmenting
-from ragtune_ray.index import faiss_index, retention, versions
+from ragtune_ray.index import faiss_index, retention, versions, words
 from ragtune_ray.ingest import input_units
 from ragtune_ray.models import scripts, weights
 from ragtune_ray.storage import failpoints, filesystem
@@ -127,12 +127,13 @@ def build(
         return Built((), parts, rejects, 0, facts, seconds)
     num_passages = sum(source["rows"] for source in sources)
     chosen, dimension = settings.index, blocks[0]["dimension"]
-    # A build on a base uses its kind and trained structure, and searches titles if the base does.
+    # A build on a base uses its kind and trained structure, makes words as the base does, and searches titles if it does.
     kind = faiss_index.choose_kind(chosen.kind, num_passages, dimension, chosen.memory_bytes)
     kind, trained_id = (base.manifest["index_kind"], base.manifest.get("trained_id", "")) if base else (kind, "")
     titles = base.manifest.get("lexical_titles", False) if base else chosen.lexical_titles
     facts["lexical_titles"] = titles
-    job = segmenting.Job(settings, folder, build_id, kind, dimension, chosen.language, titles, trained_id, in_process)
+    facts["words"] = rules = versions.words_of(base.manifest) if base else words.folded(chosen.language)
+    job = segmenting.Job(settings, folder, build_id, kind, dimension, rules, titles, trained_id, in_process)
     stored_bytes = num_passages * faiss_index.footprint(job.kind, job.dimension).disk_bytes
     filesystem.require_space(settings.workspace, int(stored_bytes + 2 * text_bytes), "the segments")
     with _timed(seconds, "segment"):

@@ -47,7 +47,8 @@ class Job:
     kind: faiss_index.ConcreteKind
     """Kind of the whole index."""
     dimension: int
-    language: str
+    words: str
+    """Rules of BM25's words."""
     lexical_titles: bool
     """BM25 searches titles, too."""
     trained_id: str
@@ -243,7 +244,7 @@ def _build_unit(unit: dict[str, Any], job: Job) -> str:
         fingerprints = passages["fingerprint"].combine_chunks()
         with filesystem.discarding(staging):
             segments.write_segment(
-                staging, columns, fingerprints, embedded, trained, job.language, titles=job.lexical_titles
+                staging, columns, fingerprints, embedded, trained, job.words, titles=job.lexical_titles
             )
         trained_id = job.trained_id if faiss_index.kind_of(trained) == job.kind else ""
         segments.publish_segment(staging, url, passages.num_rows, trained_id)

@@ -10,6 +10,7 @@ from ragtune_ray.cluster import runs
 from ragtune_ray.cluster.indexing.compact import compact
 from ragtune_ray.cluster.indexing.index import build_index
 from ragtune_ray.cluster.indexing.update import upsert_documents
+from ragtune_ray.index import words
 from ragtune_ray.index.retriever import open_retriever
 from tests.support.indexes import latest
 
@@ -72,3 +73,27 @@ def test_later_segments_search_titles_as_the_first_ones_do(
         assert [[hit.document_id for hit in hits] for hits in found] == ([["new"], ["e3"]] if titles else [[], []])
         compact(other, in_process=True)
     assert latest(built.workspace).manifest["lexical_titles"] is titles
+
+
+def test_an_index_of_unfolded_words_keeps_them(
+    settings: config.Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    rows = [{"id": "a", "text": "Ein Café in Zürich"}, {"id": "b", "text": "Ein Fluss"}]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    settings = settings.using(f"corpus.path={path}", "retrieval.mode=lexical")
+    old = settings.using(f"workspace={tmp_path / 'old'}")
+    with monkeypatch.context() as before:
+        before.setattr(words, "folded", lambda language: language)
+        build_index(old)
+    build_index(settings)
+    path.write_text("\n".join(map(json.dumps, [*rows, {"id": "c", "text": "Das Café Genf"}])))
+    for given, found in (
+        (old, {"Café": {"a", "c"}, "cafe": set()}),
+        (settings, {"Café": {"a", "c"}, "cafe": {"a", "c"}}),
+    ):
+        build_index(given)
+        compact(given, in_process=True)
+        for query, expected in found.items():
+            hits = open_retriever(given).retrieve(["q"], [query], 5)[0]
+            assert {hit.document_id for hit in hits} == expected, (given.workspace, query)
