@@ -58,13 +58,14 @@ async def test_several_answers_have_consecutive_seeds_and_their_own_facts(
     assert all(choice.citations == reply.citations for choice in reply.choices)
 
 
-async def test_a_chat_is_streamed(sdk: openai.AsyncOpenAI) -> None:
+async def test_a_chat_is_streamed(sdk: openai.AsyncOpenAI, backend: FakeBackend) -> None:
     stream = await sdk.chat.completions.create(
         model="rag", messages=ASKED, stream=True, stream_options={"include_usage": True}, max_tokens=100_000
     )
     chunks = [chunk async for chunk in stream]
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks[:-1]) == ANSWER
     assert chunks[-1].usage.total_tokens == 16
+    assert backend.asked[-1][1].max_new_tokens == 512
 
 
 async def test_a_completion_is_plain_or_streamed(sdk: openai.AsyncOpenAI, backend: FakeBackend) -> None:
