@@ -68,13 +68,13 @@ class Serve(Section):
     """Seconds that running requests may take to finish when a replica or the endpoint stops."""
     poll_seconds: float = Field(1.0, gt=0)
     """Seconds between checks for a new index version or tuned model."""
-    max_body_bytes: int = Field(256 * 1024, gt=0)
+    max_body_bytes: int = Field(512 * 1024, gt=0)
     """Maximum size of a request body, in bytes, except for embeddings and requests that change documents."""
     max_embeddings_bytes: int = Field(4 * 2**20, gt=0)
     """Maximum size of the body of a request for embeddings, in bytes."""
     max_document_bytes: int = Field(8 * 2**20, gt=0)
     """Maximum size of the body of a request that changes documents, in bytes."""
-    max_messages: int = Field(64, gt=0)
+    max_messages: int = Field(512, gt=0)
     """Maximum number of messages in a conversation."""
     max_conversation_characters: int = Field(100_000, gt=0)
     """Maximum length of all messages of a conversation together, in characters."""

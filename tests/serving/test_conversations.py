@@ -37,7 +37,7 @@ def test_earlier_turns_may_be_long_and_do_not_crowd_the_question_out_of_the_sear
         pytest.param([("user", "x" * 60_000)] * 2 + [("user", "x")], "text_too_long", id="long conversation"),
         pytest.param([("user", "x\0")], "invalid_text", id="NUL"),
         pytest.param([("user", "\ud83d"), ("user", "x")], "invalid_text", id="surrogate in an earlier turn"),
-        pytest.param([("user", "x")] * 65, "too_many_messages", id="many messages"),
+        pytest.param([("user", "x")] * 513, "too_many_messages", id="many messages"),
     ],
 )
 def test_an_unanswerable_conversation_is_refused_by_the_field_it_came_in(

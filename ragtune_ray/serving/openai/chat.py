@@ -11,13 +11,13 @@ from ragtune_ray.serving.api_keys import Key
 from ragtune_ray.serving.conversations import conversation_of
 from ragtune_ray.serving.openai import fields
 from ragtune_ray.serving.openai.completion_format import CompletionFormat
-from ragtune_ray.serving.openai.messages import Message
+from ragtune_ray.serving.openai.messages import MAX_ELEMENTS, Message
 
 
 class ChatRequest(fields.SamplingRequest):
     """The body of POST /v1/chat/completions."""
 
-    messages: list[Message] = Field(min_length=1, fail_fast=True)
+    messages: list[Message] = Field(min_length=1, max_length=MAX_ELEMENTS, fail_fast=True)
     max_completion_tokens: int | None = Field(None, ge=1)
 
 

@@ -10,6 +10,8 @@ from pydantic_core import PydanticCustomError
 
 from ragtune_ray.serving.requests import RequestBody
 
+MAX_ELEMENTS = 4096
+"""Most messages or parts that are looked at before a request is refused; `serve.max_messages` is what counts below this."""
 _TEXTS = ("text", "input_text", "output_text", "refusal")
 
 
@@ -48,7 +50,7 @@ def _known_role(role: Any) -> Any:
 
 Content: TypeAlias = Annotated[
     list[TextPart],
-    Field(fail_fast=True),
+    Field(max_length=MAX_ELEMENTS, fail_fast=True),
     BeforeValidator(_text_parts, json_schema_input_type=str | list[TextPart] | None),
 ]
 

@@ -18,7 +18,7 @@ from ragtune_ray.serving.api_keys import Key
 from ragtune_ray.serving.conversations import Turn, conversation_of
 from ragtune_ray.serving.formats import Served, event
 from ragtune_ray.serving.openai import fields
-from ragtune_ray.serving.openai.messages import MessageItem
+from ragtune_ray.serving.openai.messages import MAX_ELEMENTS, MessageItem
 from ragtune_ray.serving.requests import ApiError
 
 
@@ -41,7 +41,7 @@ class ResponseRequest(fields.AnswerRequest):
 
     input: Annotated[
         list[MessageItem],
-        Field(min_length=1, fail_fast=True),
+        Field(min_length=1, max_length=MAX_ELEMENTS, fail_fast=True),
         BeforeValidator(_messages_alone, json_schema_input_type=str | list[MessageItem]),
     ]
     """The question, or the messages of a conversation."""
