@@ -15,7 +15,8 @@ class Corpus(Section):
     """Where the documents come from."""
 
     path: str = ""
-    """Local or s3://: a folder of .md, .txt, .html, .pdf or .docx files, a .jsonl or .parquet file, BEIR or SQuAD JSON."""
+    """Local or s3://: a folder of .md, .txt, .rst, .html, .pdf, .docx, .pptx, .xlsx, .csv, .epub or .eml files, a .jsonl or
+    .parquet file, BEIR or SQuAD JSON."""
     strict: bool = False
     """Stop at the first bad row, bad file or question about documents that are not in the index. By default such input is skipped
     and written to rejects.jsonl."""

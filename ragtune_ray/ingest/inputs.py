@@ -30,8 +30,8 @@ Row = tuple[str, Any] | Reject
 _FORMATS: dict[str, Format] = {".jsonl": "jsonl", ".parquet": "parquet", ".json": "squad"}
 _FORMATS |= dict.fromkeys(parsers.FILE_SUFFIXES, "files")
 ACCEPTED = (
-    "a folder of .md .txt .html .pdf .docx .jsonl .parquet, one such file, a BEIR folder (corpus.jsonl, queries.jsonl, "
-    "qrels/*.tsv) or SQuAD .json"
+    "a folder of .md .txt .rst .html .pdf .docx .pptx .xlsx .csv .epub .eml .jsonl .parquet, one such file, a BEIR folder "
+    "(corpus.jsonl, queries.jsonl, qrels/*.tsv) or SQuAD .json"
 )
 """What an input may be, for error messages."""
 BLOCK_BYTES = 4 * 2**20

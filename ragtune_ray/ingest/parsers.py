@@ -7,19 +7,36 @@ import importlib.util
 from pathlib import PurePosixPath
 
 from ragtune_ray.config import Corpus
-from ragtune_ray.ingest.parsing import docx, html, markdown, pdf
-from ragtune_ray.ingest.parsing.text import ParsedFile, clean, count_characters, decode
+from ragtune_ray.ingest.parsing import docx, epub, html, mail, markdown, pdf, pptx, rst, sheets
+from ragtune_ray.ingest.parsing.text import ParsedFile, ParseError, clean, count_characters, decode
 
-FILE_SUFFIXES = (".md", ".markdown", ".txt", ".html", ".htm", ".pdf", ".docx")
+_EXTRAS: dict[str, tuple[str, tuple[str, ...]]] = {
+    ".md": ("", ()),
+    ".markdown": ("", ()),
+    ".txt": ("", ()),
+    ".rst": ("", ()),
+    ".csv": ("", ()),
+    ".html": ("html", ("selectolax",)),
+    ".htm": ("html", ("selectolax",)),
+    ".xhtml": ("html", ("selectolax",)),
+    ".eml": ("html", ("selectolax",)),
+    ".epub": ("epub", ("lxml", "selectolax")),
+    ".pdf": ("pdf", ("pypdfium2",)),
+    ".docx": ("docx", ("lxml",)),
+    ".pptx": ("office", ("lxml",)),
+    ".xlsx": ("office", ("lxml", "python_calamine")),
+}
+"""Suffix -> the extra that reads such files, and the libraries that it installs."""
+FILE_SUFFIXES = tuple(_EXTRAS)
 """Files of these types are one document each."""
-_EXTRAS = {".pdf": ("pypdfium2", "pdf"), ".docx": ("lxml", "docx")}  # suffix -> library, and the extra that installs it
-_EXTRAS |= dict.fromkeys((".html", ".htm"), ("selectolax", "html"))
+_MAX_MAIL_DEPTH = 3
+"""A message may be attached to a message, and so on."""
 
 
 def missing_extra(suffix: str) -> str | None:
     """The extra to install before files of this suffix can be read; None if nothing is missing."""
-    module, extra = _EXTRAS.get(suffix, ("", ""))
-    return extra if module and importlib.util.find_spec(module) is None else None
+    extra, modules = _EXTRAS.get(suffix, ("", ()))
+    return extra if any(importlib.util.find_spec(module) is None for module in modules) else None
 
 
 def parse_file(name: str, data: bytes, corpus: Corpus) -> ParsedFile:
@@ -32,22 +49,61 @@ def parse_file(name: str, data: bytes, corpus: Corpus) -> ParsedFile:
         ParseError: the file is broken, encrypted, nested too deeply, or unpacks to far more than
             `corpus.max_document_bytes`.
     """
-    parsed = _parse(PurePosixPath(name).suffix.lower(), data, corpus)
+    parsed = _parse(_suffix(name), data, corpus, depth=0)
     title = " ".join(clean(parsed.title).split()) or PurePosixPath(name).stem
     return dataclasses.replace(parsed, title=title)
 
 
-def _parse(suffix: str, data: bytes, corpus: Corpus) -> ParsedFile:
+def _suffix(name: str) -> str:
+    return PurePosixPath(name).suffix.lower()
+
+
+def _parse(suffix: str, data: bytes, corpus: Corpus, depth: int) -> ParsedFile:
     """The text is clean already, so that offsets of pages hold."""
+    limit = corpus.max_document_bytes
     match suffix:
         case ".pdf":
             return pdf.parse(data)
         case ".docx":
-            return docx.parse(data, corpus.max_document_bytes)
-        case ".html" | ".htm":
-            return html.parse(data)
+            return docx.parse(data, limit)
+        case ".pptx":
+            return pptx.parse(data, limit)
+        case ".xlsx":
+            return sheets.parse(sheets.read_xlsx(data, limit))
+        case ".epub":
+            return epub.parse(data, limit)
+        case ".html" | ".htm" | ".xhtml":
+            return html.parse(data, is_xml=suffix == ".xhtml")
+        case ".eml":
+            return mail.parse(data, lambda name, attached: _attachment(name, attached, corpus, depth + 1))
+    return _parse_text(suffix, clean(decode(data)))
+
+
+def _parse_text(suffix: str, text: str) -> ParsedFile:
+    match suffix:
         case ".md" | ".markdown":
-            return markdown.parse(clean(decode(data)))
+            return markdown.parse(text)
+        case ".csv":
+            return sheets.parse(sheets.read_csv(text))
+        case ".rst":
+            return rst.parse(text)
         case _:
-            text = clean(decode(data))
             return ParsedFile("", text, plain_characters=count_characters(text))
+
+
+def _attachment(name: str, data: bytes, corpus: Corpus, depth: int) -> ParsedFile | None:
+    """An attachment; None if files of its type are not read, or it cannot be, which does not spoil the message.
+
+    Raises:
+        ParseError: it needs an extra that is not installed.
+    """
+    suffix = _suffix(name)
+    if suffix not in _EXTRAS or depth > _MAX_MAIL_DEPTH:
+        return None
+    extra = missing_extra(suffix)
+    if extra:
+        raise ParseError(f"attachment {name!r} needs an extra that is missing; pip install 'ragtune-ray[{extra}]'")
+    try:
+        return _parse(suffix, data, corpus, depth)
+    except ParseError:
+        return None

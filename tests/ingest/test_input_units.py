@@ -86,7 +86,7 @@ def test_input_with_nothing_readable_lists_accepted_formats(tmp_path: Path) -> N
     for path, expected in (
         (tmp_path, "nothing readable"),
         (tmp_path / "missing", "no such file or folder"),
-        (write(tmp_path / "x" / "a.csv", "a,b"), "'.csv' cannot be read"),
+        (write(tmp_path / "x" / "a.zip", "a,b"), "'.zip' cannot be read"),
         (write(tmp_path / "y" / "a.json", {"a": 1}), "not SQuAD JSON"),
         ("nosuch://bucket/a", "Protocol not known"),
     ):

@@ -184,8 +184,9 @@ def test_damaged_docx_and_pdf_return_text_or_raise_parse_error() -> None:
 
 def test_missing_extras_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parsers.importlib.util, "find_spec", lambda _: None)
-    found = [parsers.missing_extra(suffix) for suffix in (".pdf", ".docx", ".html", ".htm", ".md", ".jsonl")]
-    assert found == ["pdf", "docx", "html", "html", None, None]
+    suffixes = (".pdf", ".docx", ".html", ".eml", ".epub", ".pptx", ".xlsx", ".md", ".csv", ".jsonl")
+    found = [parsers.missing_extra(suffix) for suffix in suffixes]
+    assert found == ["pdf", "docx", "html", "html", "epub", "office", "office", None, None, None]
 
 
 @pytest.mark.parametrize("tag", ["div", "span", "B", "my-tag class=x"])

@@ -16,6 +16,7 @@ _TAG = re.compile(r"<(/?)([A-Za-z][^\s/<>]*)([^<>]*)")
 _CHARSET = re.compile(
     rb"""<(?:meta|\?xml)[^<>]{0,200}?(?:charset|encoding)\s*=\s*["']?\s*([A-Za-z0-9_:.-]{2,40})""", re.IGNORECASE
 )
+_EMPTY_ELEMENT = re.compile(r"<([A-Za-z][\w:.-]*)((?:\s[^<>]*?)?)/>")
 _UNSEEN = ["script", "style", "template", "noscript"]
 # The end tags of these elements are optional or do not exist, so an unclosed one does not mean nesting.
 _TAGS_WITHOUT_END = (
@@ -43,16 +44,23 @@ _COOKIES = re.compile(
 )
 
 
-def parse(data: bytes) -> ParsedFile:
+def parse(data: bytes, *, is_xml: bool = False) -> ParsedFile:
     """Title and visible text of a page, with a line per block and tables as Markdown.
 
     Scripts, navigation, breadcrumbs, cookie banners and the page's own header and footer are left out; those of an article
     stay. `<link rel=canonical>` becomes the metadata `url`.
 
+    Args:
+        data: the file.
+        is_xml: it is XHTML, in which `<title/>` is an empty element. Otherwise a page is XHTML if it begins with `<?xml`.
+
     Raises:
         ParseError: the page is nested too deeply, or its encoding is not certain.
     """
-    return parse_source(_decoded(data))
+    source = _decoded(data)
+    if is_xml or source.lstrip("\ufeff").startswith("<?xml"):
+        source = _EMPTY_ELEMENT.sub(_as_pair, source)
+    return parse_source(source)
 
 
 def parse_source(source: str) -> ParsedFile:
@@ -75,6 +83,25 @@ def parse_source(source: str) -> ParsedFile:
     plain = tree.body.text()
     _drop_furniture(tree)
     return ParsedFile(title, clean(html_text.write(tree.body)), metadata, plain_characters=count_characters(plain))
+
+
+def _as_pair(tag: re.Match[str]) -> str:
+    """An empty element of XML as HTML has it: without an end, or with one of its own."""
+    is_void = tag[1].lower() in {
+        "br",
+        "hr",
+        "img",
+        "input",
+        "link",
+        "meta",
+        "wbr",
+        "area",
+        "base",
+        "col",
+        "source",
+        "embed",
+    }
+    return tag[0] if is_void else f"<{tag[1]}{tag[2]}></{tag[1]}>"
 
 
 def _decoded(data: bytes) -> str:

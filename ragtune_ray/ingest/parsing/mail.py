@@ -1,0 +1,111 @@
+"""Text of e-mails (.eml): who wrote what to whom, and the attachments that can be read."""
+
+from __future__ import annotations
+
+import email
+import email.policy
+import email.utils
+from collections.abc import Callable, Iterator
+from email.message import EmailMessage
+
+from ragtune_ray.ingest.parsing import html
+from ragtune_ray.ingest.parsing.text import ParsedFile, ParseError, Scalar, clean, count_characters, decode
+
+_SHOWN = ("From", "To", "Cc", "Date")
+_MAX_PARTS = 1_000
+_MAX_DEPTH = 20
+ReadAttachment = Callable[[str, bytes], ParsedFile | None]
+"""Takes name and bytes of an attachment; None if files of its type are not read."""
+
+
+def parse(data: bytes, read: ReadAttachment) -> ParsedFile:
+    """Subject and text of a message: its headers, its body (plain text rather than HTML) and its attachments.
+
+    Raises:
+        ParseError: it is not a message, or has too many or too deeply nested parts.
+    """
+    # The standard library's parser raises errors of many kinds on malformed headers.
+    try:
+        message = email.message_from_bytes(data, policy=email.policy.default)
+        assert isinstance(message, EmailMessage)
+        headers = {name: clean(str(message[name])) for name in _SHOWN if message[name]}
+        subject = clean(str(message["Subject"] or ""))
+        if not headers and not subject:
+            raise ParseError("not an e-mail: it has none of the headers From, To, Date and Subject")
+        blocks = list(_blocks(message, read))
+    except (ValueError, LookupError, AttributeError, TypeError, RuntimeError) as error:
+        if isinstance(error, ParseError):
+            raise
+        raise ParseError(f"e-mail is broken: {type(error).__name__}: {error}") from None
+    shown = "\n".join(f"{name}: {value}" for name, value in headers.items())
+    plain = count_characters(shown) + sum(number for _, number in blocks)
+    text = "\n\n".join(text for text in (shown, *(text.strip() for text, _ in blocks)) if text)
+    return ParsedFile(subject, text, _metadata(message, headers), plain_characters=plain)
+
+
+def _metadata(message: EmailMessage, headers: dict[str, str]) -> dict[str, Scalar | list[Scalar]]:
+    found: dict[str, Scalar | list[Scalar]] = {}
+    if "From" in headers:
+        found["author"] = headers["From"]
+    if "Date" in headers:
+        try:
+            found["created"] = email.utils.parsedate_to_datetime(str(message["Date"])).isoformat()
+        except ValueError:
+            found["created"] = headers["Date"]
+    return found
+
+
+def _blocks(message: EmailMessage, read: ReadAttachment) -> Iterator[tuple[str, int]]:
+    """The texts of the parts to show, and the letters and digits of each in plain text."""
+    for part in _parts(message):
+        name = part.get_filename() or ""
+        data = part.get_payload(decode=True)
+        if not isinstance(data, bytes):
+            continue
+        kind = part.get_content_type()
+        if part.get_content_disposition() == "attachment" or name or not kind.startswith("text/"):
+            label = f"Attachment: {clean(name)}" if name else ""
+            found = read(name, data) if name else None
+            text = f"{label}\n\n{found.text}" if found else label
+            yield text, count_characters(label) + (found.plain_characters if found else 0)
+        elif kind == "text/html":
+            page = html.parse_source(_decoded(part, data))
+            yield page.text, page.plain_characters
+        else:
+            text = clean(_decoded(part, data))
+            yield text, count_characters(text)
+
+
+def _parts(message: EmailMessage) -> Iterator[EmailMessage]:
+    """The parts to show, in order: of alternatives the plain text, unless it is empty."""
+    waiting = [(message, 0)]
+    num_parts = 0
+    while waiting:
+        part, depth = waiting.pop()
+        num_parts += 1
+        if num_parts > _MAX_PARTS or depth > _MAX_DEPTH:
+            raise ParseError(
+                f"e-mail of more than {_MAX_PARTS:,} parts, or nested deeper than {_MAX_DEPTH}; save its parts as files"
+            )
+        if not part.is_multipart():
+            yield part
+            continue
+        inner = [each for each in part.iter_parts() if isinstance(each, EmailMessage)]
+        if part.get_content_type() == "multipart/alternative":
+            inner = _best(inner)
+        waiting += [(each, depth + 1) for each in reversed(inner)]
+
+
+def _best(alternatives: list[EmailMessage]) -> list[EmailMessage]:
+    plain = [
+        each for each in alternatives if each.get_content_type() == "text/plain" and str(each.get_payload()).strip()
+    ]
+    return plain[:1] or alternatives[-1:]
+
+
+def _decoded(part: EmailMessage, data: bytes) -> str:
+    charset = part.get_content_charset()
+    try:
+        return data.decode(charset or "utf-8")
+    except (LookupError, UnicodeDecodeError):
+        return decode(data)
