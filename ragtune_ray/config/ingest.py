@@ -22,6 +22,8 @@ class Corpus(Section):
     and written to rejects.jsonl."""
     max_document_bytes: int = Field(32 * 2**20, gt=0)
     """Reject any document (or line of a .jsonl file) longer than this many bytes."""
+    max_parse_seconds: float = Field(60.0, gt=0)
+    """Reject a file whose parser takes longer than this. A file that crashes its parser is rejected, too."""
     unit_bytes: int = Field(4 * 2**20, gt=0)
     """Input bytes per reading task; larger files are read in ranges of about this size."""
 

@@ -12,7 +12,7 @@ from ragtune_ray.ingest import inputs
 from ragtune_ray.ingest.input_units import Unit
 from ragtune_ray.ingest.inputs import Row
 from ragtune_ray.ingest.parquet import parquet_rows
-from ragtune_ray.ingest.parsers import parse_file
+from ragtune_ray.ingest.parser_process import parse_file
 from ragtune_ray.ingest.parsing.text import ParseError
 from ragtune_ray.ingest.rows import DOCUMENT_IDS, document_from_row, reject
 from ragtune_ray.schema import Document, Reject
@@ -24,7 +24,7 @@ _GONE = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionErr
 def read_documents(unit: Unit, corpus: Corpus) -> Iterator[Document | Reject]:
     """Read the documents of one unit in order, with a reject for each bad row or file; memory use stays constant.
 
-    Files, lines and texts longer than `corpus.max_document_bytes` are rejected.
+    Files, lines and texts longer than `corpus.max_document_bytes` are rejected, and files that hang or crash their parser.
 
     Raises:
         ChangedError: a file is no longer the one that was planned. Documents may have been returned before, so that only
