@@ -55,6 +55,8 @@ class InitResult:
             yield f"  not read: {item.num_files} {item.suffix or 'without a suffix'} ({item.reason})"
         yield f"{questions.path}: {describe_questions(questions)}" if questions else "no questions found"
         yield from (f"warning: {text}" for text in self.warnings)
+        model = config.Config().generator.model
+        yield f"note: {model} is a demonstration model; set generator.model in {self.path}"
         yield f"wrote {self.path}; next:"
         yield from (f"  {command}" for command in self.commands)
 
@@ -159,8 +161,8 @@ def _yaml_lines(corpus: CorpusSurvey, questions: QuestionSurvey | None, workspac
     yield _setting(
         "#   size_tokens: 256", "longest passage; longer ones contain more context, but fewer fit in a prompt"
     )
-    yield "# retrieval:"
-    yield _setting("#   top_k: 5", "passages shown to the generator; a small generator reads 2 or 3 better")
+    yield "retrieval:"
+    yield _setting("  top_k: 2", "passages in a prompt; 2 suit the demonstration model, 5 a larger one")
     yield from _generator_lines(corpus, questions)
 
 
@@ -219,12 +221,13 @@ def _generator_lines(corpus: CorpusSurvey, questions: QuestionSurvey | None) -> 
         "model: Qwen/Qwen2.5-1.5B-Instruct"
         if main_script(corpus.scripts) not in ("Latin", None)
         else "model: HuggingFaceTB/SmolLM2-1.7B-Instruct",
-        "a larger model reads better; the default has 135 million parameters",
+        "a larger model reads better; the default is for demonstration",
     )
     if questions is None or not questions.has_long_answers:
-        yield "# generator:"
-        yield f"#   {larger}"
-        yield _setting("#   max_new_tokens: 48", "longest answer, in tokens")
+        yield "generator:"
+        yield f"  # {larger}"
+        yield _setting('  stop: ["\\n"]', "the demonstration model does not stop by itself; a larger one does")
+        yield _setting("  # max_new_tokens: 48", "longest answer, in tokens")
         return
     tokens = min(512, max(96, 32 * math.ceil(questions.long_words * _TOKENS_PER_WORD / 32)))
     yield "generator:"

@@ -80,14 +80,16 @@ def test_kinds_bytes_and_scripts_of_the_corpus_are_counted() -> None:
 def test_english_and_chinese_corpora_get_settings_of_their_scripts() -> None:
     mixed(Path("docs"), CHINESE)
     init("docs")
+    small = {"retrieval": {"top_k": 2}, "generator": {"stop": ["\n"]}}
     assert values() == {
         "workspace": "workspace",
         "corpus": {"path": "docs"},
         "evaluate": {"language": "zh"},
+        **small,
     }
     mixed(Path("docs"), LATIN)
     init("docs", force=True)
-    assert values() == {"workspace": "workspace", "corpus": {"path": "docs"}}
+    assert values() == {"workspace": "workspace", "corpus": {"path": "docs"}, **small}
     mixed(Path("docs"), "Луна вращается вокруг Земли. ")
     init("docs", force=True)
     assert values()["index"] == {"language": "none"}
@@ -127,7 +129,7 @@ def test_an_empty_or_missing_folder_is_refused() -> None:
     assert not Path("ragtune.yaml").exists()
 
 
-def test_short_answers_keep_the_default_length_and_prompt() -> None:
+def test_short_answers_keep_the_default_length_and_prompt_and_suit_the_demonstration_model() -> None:
     mixed(Path("docs"))
     ask({"answers": ["on Mars"]}, {"answers": []}, {"answers": ["the crater"], "document_ids": ["a.md"]}, {})
     questions = init("docs").questions
@@ -140,7 +142,12 @@ def test_short_answers_keep_the_default_length_and_prompt() -> None:
         "split_by": "document",
         "split_record": "workspace/splits.json",
     }
-    assert not {"generator", "prompt"} & set(values())
+    assert "prompt" not in values()
+    settings = config.load("ragtune.yaml")
+    assert settings.generator.model_copy(update={"stop": ()}) == config.Generator()
+    assert (settings.generator.stop, settings.retrieval.top_k) == (("\n",), 2)
+    lines = list(init("docs", force=True).lines())
+    assert "note: SmolLM2-135M-Instruct is a demonstration model; set generator.model in ragtune.yaml" in lines
 
 
 def test_long_answers_raise_the_limit_and_change_the_prompt() -> None:
@@ -151,6 +158,7 @@ def test_long_answers_raise_the_limit_and_change_the_prompt() -> None:
     assert questions.has_long_answers
     settings = config.load("ragtune.yaml")
     assert settings.generator.max_new_tokens >= 1.5 * questions.long_words
+    assert settings.generator.stop == (), "an answer may have several lines"
     assert "short" not in settings.prompt.system
     assert "I don't know" in settings.prompt.system
 
