@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from ragtune_ray.models import late_interaction, loading, weights
+from ragtune_ray.models import late_interaction, layout, loading, weights
 from ragtune_ray.models.hardware import choose_device, resolve_precision
 
 BLEND = "reranker.json"
@@ -40,5 +39,9 @@ class Reranker:
 
 
 def _first_stage_weight(directory: Path) -> float:
-    path = directory / BLEND
-    return float(json.loads(path.read_text(encoding="utf-8"))["first_stage_weight"]) if path.is_file() else 0.0
+    weight = layout.read_object(directory, directory / BLEND).get("first_stage_weight", 0.0)
+    if not isinstance(weight, int | float):
+        raise weights.ModelError(
+            f"model {directory}: {BLEND} has the first_stage_weight {weight!r}, which is no number; copy or download it again"
+        )
+    return float(weight)

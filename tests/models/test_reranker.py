@@ -3,10 +3,12 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from ragtune_ray import config
+from ragtune_ray.models.layout import ModelError
 from ragtune_ray.models.reranker import Reranker
 from ragtune_ray.training import trainable
 from tests.support.models import save_cross_encoder
@@ -19,6 +21,11 @@ def test_scores_of_a_cross_encoder_equal_those_of_the_model(encoder_directory: P
     assert Reranker(str(tmp_path), "cpu").first_stage_weight == 0
     (tmp_path / "reranker.json").write_text('{"first_stage_weight": 4.0}')
     assert Reranker(str(tmp_path), "cpu").first_stage_weight == 4
+    for damaged, reason in (("{", "is damaged"), ('{"first_stage_weight": "x"}', "no number")):
+        (tmp_path / "reranker.json").write_text(damaged)
+        with pytest.raises(ModelError, match=rf"{tmp_path}: reranker\.json .*{reason}"):
+            Reranker(str(tmp_path), "cpu")
+    (tmp_path / "reranker.json").unlink()
     scores = Reranker(str(tmp_path), "cpu").score(PAIRS)
     model, tokenizer = (kind.from_pretrained(tmp_path) for kind in (AutoModelForSequenceClassification, AutoTokenizer))
     with torch.inference_mode():

@@ -98,7 +98,11 @@ class Geometry:
 
 
 def read_geometry(directory: Path) -> Geometry:
-    """Read the shape of a model from config.json and the headers of its safetensors; no weights are read."""
+    """Read the shape of a model from config.json and the headers of its safetensors; no weights are read.
+
+    Raises:
+        ModelError: a file is damaged.
+    """
     found: dict[str, Any] = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     found = {**found, **(found.get("text_config") or {})}
     hidden, heads = int(found.get("hidden_size") or 0), int(found.get("num_attention_heads") or 1)
@@ -114,9 +118,14 @@ def read_geometry(directory: Path) -> Geometry:
 
 
 def _num_weights(path: Path) -> int:
-    with path.open("rb") as file:
-        (size,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(size))
+    try:
+        with path.open("rb") as file:
+            (size,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(size))
+    except (struct.error, ValueError) as error:
+        raise weights.ModelError(
+            f"model {path.parent}: {path.name} is damaged ({error}); copy or download the model again"
+        ) from error
     return sum(int(np.prod(each["shape"])) for name, each in header.items() if name != "__metadata__")
 
 

@@ -17,6 +17,7 @@ from ragtune_ray.cluster.comparing import check as checking
 from ragtune_ray.cluster.comparing import forecast
 from ragtune_ray.cluster.comparing.check import check, smallest_difference
 from ragtune_ray.cluster.tuning.forecast import tuning
+from ragtune_ray.models.layout import ModelError
 from ragtune_ray.storage import artifacts
 from tests.support import index_changes as indexes
 
@@ -159,6 +160,15 @@ def write_model(directory: Path) -> forecast.Geometry:
 
 def test_the_shape_of_a_model_is_read_from_its_headers(tmp_path: Path) -> None:
     assert write_model(tmp_path / "g") == forecast.Geometry(1000, 2, 8, 2 * 2 * 2, 50, 512)
+
+
+@pytest.mark.parametrize("length", [0, 7, 40])
+def test_a_damaged_model_is_named(tmp_path: Path, length: int) -> None:
+    write_model(tmp_path / "g")
+    path = tmp_path / "g" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:length])
+    with pytest.raises(ModelError, match=r"g: model\.safetensors is damaged .*copy or download"):
+        forecast.read_geometry(tmp_path / "g")
 
 
 def test_forecasts_are_the_work_divided_by_the_speed(settings: config.Config, tmp_path: Path) -> None:
