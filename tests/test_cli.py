@@ -119,6 +119,20 @@ def test_a_document_id_may_contain_an_equals_sign(run: Run, config_path: str, mo
     assert asked == [["x=1.md"]]
 
 
+def test_the_json_of_a_change_is_about_this_command(run: Run, config_path: str, tmp_path: Path) -> None:
+    """The second deletion publishes nothing; the manifest of the current version tells of the first one."""
+    documents = tmp_path / "d.jsonl"
+    documents.write_text('{"id": "a", "text": "The moon."}\n{"id": "b", "text": ""}\n{"id": "c", "text": "The sun."}\n')
+    settings = (f"workspace={tmp_path / 'w'}", "encoder.model=hashing-32")
+    added = json.loads(run("index", "upsert", config_path, str(documents), *settings, "--json")[1])
+    assert (added["added"], added["rejected"]) == (2, [{"place": f"{documents}:2", "reason": "empty document"}])
+    assert json.loads(run("index", "delete", config_path, "a", *settings, "--json")[1])["deleted"] == 1
+    code, out, _ = run("index", "delete", config_path, "a", *settings, "--json")
+    facts = json.loads(out)
+    assert (code, facts["deleted"], facts["missing"], facts["version"]) == (0, 0, ["a"], "000002")
+    assert not {"change", "num_rejects"} & facts.keys()
+
+
 def test_json_option_may_precede_the_config_of_index(run: Run, config_path: str) -> None:
     code, out, err = run("index", "--json", config_path)
     assert (code, out) == (2, "")

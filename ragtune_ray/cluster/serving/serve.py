@@ -15,6 +15,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -198,6 +199,7 @@ def running(settings: config.Config, generator_kind: type | None = None) -> Iter
     with session.ray_session(settings.cluster), _sigterm_as_interrupt():
         from ray import serve
 
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)  # `serve` says what a person needs
         _refuse_other_serve()
         _check_cores(settings)
         app = _graph(*checked, generator_kind)  # not earlier: this imports Ray, which reads its environment on import
@@ -218,10 +220,12 @@ def serve(settings: config.Config, stopped: threading.Event | None = None) -> No
     """Serve until SIGTERM or Ctrl-C, then let requests in flight finish; raises what `running` raises."""
     stop = stopped or threading.Event()
     progress.say("serve: loading")
-    with running(settings) as address, _stopping(stop):
+    with contextlib.ExitStack() as ending, running(settings) as address, _stopping(stop):
         progress.say(f"serve: web page at {address}/, API at {address}/v1; press Ctrl-C to stop")
         _wait(stop)
         progress.say("serve: stopping; requests in flight may finish")
+        # Ray prints on stdout that calls to Serve's controller fail, which it has just ended.
+        ending.enter_context(contextlib.redirect_stdout(ending.enter_context(Path(os.devnull).open("w"))))
 
 
 def _sigterm_as_interrupt() -> contextlib.AbstractContextManager[None]:

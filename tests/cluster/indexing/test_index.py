@@ -221,6 +221,10 @@ def test_an_earlier_corpus_is_published_again_without_embedding(
     assert not embedded(capsys.readouterr().err)
     first, third = (versions.read_version(str(workspace), name) for name in ("000001", "000003"))
     assert first.entries == third.entries
+    total = len(corpus.read_text().splitlines())
+    assert url.changes.counts() == {"added": total - 50, "replaced": 0, "deleted": 0, "unchanged": 50}
+    again = build_index(settings_for(workspace))
+    assert again.changes.counts() == {"added": 0, "replaced": 0, "deleted": 0, "unchanged": total}
 
 
 def test_a_resumed_build_repeats_segments_that_are_gone(

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import json
+import os
 import random
 import shutil
 import signal
@@ -21,7 +22,15 @@ from ragtune_ray import config
 from ragtune_ray.cluster.indexing.index import build_index
 from ragtune_ray.cluster.serving.serve import running
 from ragtune_ray.storage import artifacts
-from tests.support.endpoints import CHAT, QUICK, eventually, question, replica_processes, wait_until_ready
+from tests.support.endpoints import (
+    CHAT,
+    QUICK,
+    WAIT_SECONDS,
+    eventually,
+    question,
+    replica_processes,
+    wait_until_ready,
+)
 from tests.support.processes import Command
 
 pytestmark = [pytest.mark.timeout(1500), pytest.mark.serve, pytest.mark.cluster, pytest.mark.usefixtures("shared_ray")]
@@ -168,28 +177,43 @@ def test_a_second_endpoint_on_a_cluster_is_refused(tmp_path: Path, settings_for)
             pass
 
 
-def test_sigterm_lets_a_stream_finish_and_exits_with_0(tmp_path: Path, settings_for) -> None:
+def test_ctrl_c_lets_a_stream_finish_and_ends_in_one_line(tmp_path: Path, settings_for) -> None:
+    """As a terminal sends it, to the whole process group. Meanwhile, a client that never ends its headers is cut off."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     settings = settings_for(tmp_path / "w", *QUICK, "answer.arm=base", f"serve.port={port}", "serve.grace_seconds=30")
     path = tmp_path / "c.yaml"
     path.write_text(yaml.safe_dump(settings.model_dump(mode="json")))
     command = [sys.executable, "-m", "ragtune_ray.cli", "serve", str(path)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     long = question(max_tokens=512, temperature=1.0, stream=True)
     with (
-        subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process,
+        subprocess.Popen(command, start_new_session=True, **pipes) as process,
         httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=300) as http,
     ):
         wait_until_ready(http, process, lambda: process.stderr.read() if process.stderr else "")
         assert process.stderr is not None
-        next(line for line in process.stderr if "Ctrl-C" in line)  # its signal handlers are installed only now
+        assert process.stdout is not None
+        said = []
+        while not said or "Ctrl-C" not in said[-1]:  # its signal handlers are installed only now
+            said.append(process.stderr.readline())
+        with socket.create_connection(("127.0.0.1", port), timeout=WAIT_SECONDS) as slow:
+            slow.sendall(b"GET / HTTP/1.1\r\nhost: localhost\r\n")
+            assert slow.recv(100).startswith(b"HTTP/1.1 408")
         with http.stream("POST", CHAT, json=long) as reply:
             lines = reply.iter_lines()
             next(lines)
-            process.send_signal(signal.SIGTERM)
+            os.killpg(process.pid, signal.SIGINT)
             rest = "\n".join(lines)
         assert rest.rstrip().endswith("[DONE]")
         assert process.wait(600) == 0
+        said += process.stderr.readlines()
+        assert [line.partition(" at http")[0].rstrip() for line in said] == [
+            "serve: loading",
+            "serve: web page",
+            "serve: stopping; requests in flight may finish",
+        ]
+        assert process.stdout.read() == ""
 
 
 def test_sigterm_during_startup_stops_every_process(tmp_path: Path, settings_for) -> None:
