@@ -16,6 +16,7 @@ from mcp_types import CallToolResult, TextContent
 
 from ragtune_ray.index import filters
 from ragtune_ray.serving import mcp
+from ragtune_ray.storage import artifacts
 from tests.support.gateways import FakeBackend, Served, bearer, client, keys
 from tests.support.index_changes import build_standing, settings_of, upsert
 
@@ -172,6 +173,11 @@ def test_without_the_extra_the_command_names_it(monkeypatch: pytest.MonkeyPatch)
         mcp.McpMissingError, match=r"needs the package mcp\S*, which is missing; run: .*pip install .*mcp"
     ):
         mcp.load("local")
+
+
+def test_a_workspace_without_an_index_is_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(artifacts.ArtifactError, match=r"has no index; run: ragtune index"):
+        mcp.load("local").serve_stdio(settings_of(tmp_path))
 
 
 async def test_the_command_serves_a_workspace_on_stdio(tmp_path: Path, generator_directory: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import anyio
 from mcp.server.stdio import stdio_server
 
-from ragtune_ray import RagtuneError, config, schema
+from ragtune_ray import RagtuneError, config, progress, schema
 from ragtune_ray.answering.pipeline import Task, answer_tasks
 from ragtune_ray.generation.generator import open_generator
 from ragtune_ray.generation.interface import Generator
@@ -33,7 +33,7 @@ from ragtune_ray.serving.sanitizing import without_links
 
 
 class LocalTools:
-    """The tools over the workspace of a config; one call runs at a time, and models are loaded at the first that needs them."""
+    """The tools over the workspace of a config; one call runs at a time, and the generator is loaded at the first question."""
 
     def __init__(self, settings: config.Config) -> None:
         self._settings = arms.with_tuned_models(settings)
@@ -42,6 +42,10 @@ class LocalTools:
         self._models: tuple[Encoder | None, Reranker | None] | None = None
         self._index: snapshot.Index | None = None
         self._generator: tuple[Generator, str] | None = None
+
+    def load_ahead(self) -> None:
+        """Begin to load what a search needs, so that the first call waits less; it raises what fails."""
+        self._thread.submit(self._opened, self._visible)
 
     async def search(self, given: SearchArguments) -> dict[str, Any]:
         """The passages found, from the current index version."""
@@ -116,9 +120,14 @@ def serve_stdio(settings: config.Config) -> None:
 
     Raises:
         ConfigError: the filter or the tenant of the config is invalid.
+        ArtifactError: there is no index.
         ModelError: a tuned model that `answer.arm` names is missing.
     """
-    server = build_server(LocalTools(settings))
+    versions.current_version(settings.workspace)
+    tools = LocalTools(settings)
+    tools.load_ahead()
+    server = build_server(tools)
+    progress.say("mcp: answering on stdin and stdout; an assistant starts this command and speaks to it")
 
     async def run() -> None:
         async with stdio_server() as (read, write):
