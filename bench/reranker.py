@@ -1,9 +1,9 @@
-"""Compares retrieval with and without a tuned reranker on test questions: paired intervals, and milliseconds per query.
+"""Compares retrieval with and without a reranker on test questions: paired intervals, and milliseconds per query.
 
     python -m bench.reranker CONFIG [section.field=value ...]
 
-Index the corpus and train the reranker first (`ragtune train CONFIG training.objective=reranker`). The time is that of one
-question after another in this process, on one thread.
+Index the corpus first. The reranker is `retrieval.reranker` or, if that is empty, the newest one that `ragtune train CONFIG
+training.objective=reranker` trained. The time is that of one question after another in this process, on one thread.
 """
 
 from __future__ import annotations
@@ -35,9 +35,8 @@ def main() -> None:
     options = parser.parse_args()
     given = config.load(options.config, ["training.objective=reranker", "queries.split=test", *options.overrides])
     before = given.using("retrieval.reranker=")
-    after = given.with_values(
-        {"retrieval.reranker": arms.tuned_model(given.workspace, arms.tuned_name(given.training))}
-    )
+    reranker = given.retrieval.reranker or arms.tuned_model(given.workspace, arms.tuned_name(given.training))
+    after = given.with_values({"retrieval.reranker": reranker})
     old, new = _scores(before), _scores(after)
     ids = sorted(set(old) & set(new))
     print(f"{'metric':10} {'before':>7} {'after':>7}  difference [95 % interval], {len(ids)} questions")

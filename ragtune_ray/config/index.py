@@ -64,8 +64,9 @@ class Retrieval(Section):
     fusion_constant: float = Field(5.0, ge=0)
     """The constant k of `retrieval.fusion=ranks`, 1 / (k + rank). Smaller values give more weight to the first ranks."""
     reranker: str = ""
-    """Cross-encoder or late-interaction model that re-scores the candidates: a directory or hub name.
-    `WORKSPACE/models/reranker` is the newest one that `training.objective=reranker` trained. Empty: none."""
+    """Model that re-scores the candidates: the directory or hub name of a cross-encoder, of a late-interaction model, or of an
+    encoder, whose token vectors then score (that of `encoder.model` will do). `WORKSPACE/models/reranker` is the newest one that
+    `training.objective=reranker` trained. Empty: none."""
     rerank_candidates: int = Field(0, ge=0)
     """The reranker re-scores only this many of the fused hits; the others follow in their order. Its time grows with
     this number. 0: as many as `retrieval.candidates`, or `retrieval.top_k` if that is more."""

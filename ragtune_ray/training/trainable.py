@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from ragtune_ray import config
-from ragtune_ray.models import hardware, late_interaction, loading
+from ragtune_ray.models import hardware, loading
 from ragtune_ray.models import weights as weights_module
+from ragtune_ray.models.reranker import load_reranker
 from ragtune_ray.models.token_batches import max_tokens_of
 from ragtune_ray.training import optimization
 from ragtune_ray.training.objectives.contrastive import Contrastive, Distillation
@@ -108,17 +109,11 @@ def _encoder(directory: Path) -> Any:
 def _reranker(settings: config.Config, directory: Path) -> Any:
     """A cross-encoder with one score, or a late-interaction model, which an encoder becomes."""
     try:
-        if loading.is_late_interaction(directory):
-            model = loading.load_late_interaction(directory, "cpu", torch.float32)
-        elif loading.is_cross_encoder(directory):
-            # A sigmoid would round high scores to equal ones.
-            model = loading.load_cross_encoder(
-                directory, "cpu", torch.float32, num_labels=1, activation_fn=nn.Identity()
-            )
-        else:
-            prefixed = weights_module.with_prompts(settings.encoder, directory)
-            encoder = loading.load_sentence_encoder(directory, "cpu", torch.float32)
-            model = late_interaction.from_encoder(encoder, prefixed.query_prefix or "", prefixed.passage_prefix or "")
+        prefixed = weights_module.with_prompts(settings.encoder, directory)
+        prefixes = prefixed.query_prefix or "", prefixed.passage_prefix or ""
+        # A sigmoid would round high scores to equal ones.
+        of_cross_encoder: dict[str, Any] = {"num_labels": 1, "activation_fn": nn.Identity()}
+        model = load_reranker(directory, "cpu", torch.float32, prefixes, **of_cross_encoder)
     except weights_module.ModelError as error:
         raise weights_module.ModelError(
             f"{error}. A reranker is trained from an encoder, a late-interaction model, or a cross-encoder with one label"

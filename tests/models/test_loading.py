@@ -107,7 +107,6 @@ def test_a_cross_encoder_without_its_head_is_refused(cross_encoder: Path, encode
     change_tensors(cross_encoder, without("classifier."))
     refused(load, cross_encoder, "missing tensors: classifier.bias, classifier.weight.")
     refused(load_for_training("reranker"), cross_encoder, "missing tensors: classifier.bias, classifier.weight.")
-    refused(load, encoder, "missing tensors: classifier.bias, classifier.weight.")
 
 
 def test_a_late_interaction_model_is_refused_like_an_encoder(encoder: Path, tmp_path: Path) -> None:

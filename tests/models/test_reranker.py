@@ -34,7 +34,6 @@ def test_scores_of_a_cross_encoder_equal_those_of_the_model(encoder_directory: P
     expected = 1 / (1 + np.exp(-np.array(logits)))
     np.testing.assert_allclose(scores, expected, atol=0.02)  # bfloat16 where the CPU has it
     assert scores.argsort().tolist() == expected.argsort().tolist()
-    assert Reranker(str(tmp_path), "cpu").score([]).shape == (0,)
 
 
 def test_scores_of_late_interaction_equal_those_of_training(encoder_directory: Path, tmp_path: Path) -> None:
@@ -44,4 +43,15 @@ def test_scores_of_late_interaction_equal_those_of_training(encoder_directory: P
     scores = Reranker(str(tmp_path), "cpu").score(PAIRS)
     np.testing.assert_allclose(scores, expected, rtol=0.02)  # bfloat16 where the CPU has it
     assert scores.dtype == np.float32
-    assert Reranker(str(tmp_path), "cpu").score([]).shape == (0,)
+    (tmp_path / "reranker.json").write_text('{"first_stage_weight": 4.0}')
+    assert Reranker(str(tmp_path), "cpu").first_stage_weight == 4
+
+
+def test_an_encoder_is_used_for_late_interaction(encoder_directory: Path) -> None:
+    settings = config.Config().using("training.objective=reranker")
+    expected = trainable.load_objective(settings, encoder_directory, {}).score(PAIRS)  # type: ignore[union-attr]
+    np.testing.assert_allclose(Reranker(str(encoder_directory), "cpu").score(PAIRS), expected, rtol=0.02)
+
+
+def test_no_pairs_have_no_scores(encoder_directory: Path) -> None:
+    assert Reranker(str(encoder_directory), "cpu").score([]).shape == (0,)
