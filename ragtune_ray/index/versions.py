@@ -79,6 +79,7 @@ class VersionFacts(TypedDict, total=False):
     scripts: dict[str, scripts.ScriptFacts]  # what the encoder knows; missing from older versions
     num_documents: int
     num_rejects: dict[str, int]  # by kind
+    kinds: dict[str, dict[str, int]]  # of files: what was read (`ingest.parsing.tally`); missing from older versions
     seconds: dict[str, float]  # by stage, and total
     planned: PlannedFacts | None
 

@@ -7,7 +7,7 @@ import importlib.util
 from pathlib import PurePosixPath
 
 from ragtune_ray.config import Corpus
-from ragtune_ray.ingest.parsing import docx, epub, html, mail, markdown, pdf, pptx, rst, sheets
+from ragtune_ray.ingest.parsing import docx, epub, html, mail, markdown, pdf, pptx, sheets
 from ragtune_ray.ingest.parsing.text import ParsedFile, ParseError, clean, count_characters, decode
 
 _EXTRAS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -86,7 +86,7 @@ def _parse_text(suffix: str, text: str) -> ParsedFile:
         case ".csv":
             return sheets.parse(sheets.read_csv(text))
         case ".rst":
-            return rst.parse(text)
+            return markdown.parse_rst(text)
         case _:
             return ParsedFile("", text, plain_characters=count_characters(text))
 

@@ -13,6 +13,7 @@ from ragtune_ray.ingest.input_units import Unit
 from ragtune_ray.ingest.inputs import Row
 from ragtune_ray.ingest.parquet import parquet_rows
 from ragtune_ray.ingest.parser_process import parse_file
+from ragtune_ray.ingest.parsing.tally import Tally
 from ragtune_ray.ingest.parsing.text import ParseError
 from ragtune_ray.ingest.rows import DOCUMENT_IDS, document_from_row, reject
 from ragtune_ray.schema import Document, Reject
@@ -21,17 +22,18 @@ _GONE = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionErr
 """Errors of opening a file; if it was planned, it could be opened then."""
 
 
-def read_documents(unit: Unit, corpus: Corpus) -> Iterator[Document | Reject]:
+def read_documents(unit: Unit, corpus: Corpus, tally: Tally | None = None) -> Iterator[Document | Reject]:
     """Read the documents of one unit in order, with a reject for each bad row or file; memory use stays constant.
 
     Files, lines and texts longer than `corpus.max_document_bytes` are rejected, and files that hang or crash their parser.
+    The tally counts what is read.
 
     Raises:
         ChangedError: a file is no longer the one that was planned. Documents may have been returned before, so that only
             a unit that was read to its end may be used.
     """
     if unit.format == "files":
-        yield from _file_documents(unit, corpus)
+        yield from _file_documents(unit, corpus, tally)
         return
     try:
         for row in _document_rows(unit, corpus.max_document_bytes):
@@ -44,7 +46,7 @@ def read_documents(unit: Unit, corpus: Corpus) -> Iterator[Document | Reject]:
         raise inputs.changed(unit.paths[0]) from error
 
 
-def _file_documents(unit: Unit, corpus: Corpus) -> Iterator[Document | Reject]:
+def _file_documents(unit: Unit, corpus: Corpus, tally: Tally | None) -> Iterator[Document | Reject]:
     for path, sha256 in itertools.zip_longest(unit.paths, unit.sha256s, fillvalue=""):
         try:
             parsed = parse_file(path, _read_small(path, corpus.max_document_bytes, sha256), corpus)
@@ -54,7 +56,10 @@ def _file_documents(unit: Unit, corpus: Corpus) -> Iterator[Document | Reject]:
                 "text": parsed.text,
                 "metadata": parsed.metadata,
             }
-            yield document_from_row(row, path, corpus.max_document_bytes)
+            document = document_from_row(row, path, corpus.max_document_bytes)
+            if tally:
+                tally.characters(path, parsed)
+            yield document
         except (ParseError, *_GONE) as error:
             if sha256 and isinstance(error, _GONE):
                 raise inputs.changed(path) from error

@@ -76,6 +76,7 @@ def _build(settings: config.Config, plan: input_units.Plan, encoder: weights.Mod
             "input": {"num_files": len(plan.files), "fingerprint": input_units.input_fingerprint(plan)},
             "num_documents": built.parts.documents.num_rows,
             "num_rejects": built.counted_rejects(),
+            "kinds": built.parts.kinds,
             "seconds": {**built.seconds, "total": round(time.monotonic() - started, 3)},
             # Set even if it is None; otherwise the version would inherit the plan of an earlier corpus.
             "planned": planned,

@@ -24,6 +24,7 @@ from ragtune_ray import RagtuneError, config, progress, schema
 from ragtune_ray.cluster import stages
 from ragtune_ray.index import contents, segments, versions
 from ragtune_ray.ingest import input_units, readers, rows
+from ragtune_ray.ingest.parsing import tally
 from ragtune_ray.storage import checksums, filesystem
 
 if TYPE_CHECKING:
@@ -69,6 +70,8 @@ class Parts:
     rejects: list[schema.Reject]
     documents: pa.Table
     """Columns document_id, fingerprint, is_known; one row per distinct document."""
+    kinds: tally.Counts
+    """What was read of each kind of file."""
 
     @property
     def num_passages(self) -> int:
@@ -95,7 +98,21 @@ def read_stage(
     kept = np.ones(documents.num_rows, dtype=bool)
     kept[later] = False
     once = documents.select(["document_id", "fingerprint", "is_known"]).filter(pa.array(kept))
-    return Parts(summaries, dropped, rejects, once)
+    kinds = _kinds(plan, summaries)
+    return Parts(summaries, dropped, rejects, once, kinds)
+
+
+def _kinds(plan: input_units.Plan, summaries: list[dict[str, Any]]) -> tally.Counts:
+    """What was read of each kind of file; says so if files of several kinds, or rejects, are among them."""
+    planned = tally.Tally()
+    for reject in plan.rejects:
+        planned.of(reject)
+    # Units finished by an earlier release lack the counts.
+    counts = tally.added([planned.counts(), *(summary.get("kinds", {}) for summary in summaries)])
+    if any("plain_characters" in found or "rejected" in found for found in counts.values()):
+        for line in tally.table(counts):
+            progress.say(f"read: {line}")
+    return counts
 
 
 def _read(
@@ -164,8 +181,11 @@ def _read_units(
     for text in batch["unit"]:
         unit = json.loads(text)
         source = input_units.Unit.from_json(unit["input"])
-        items = with_tenant(readers.read_documents(source, corpus), tenant_field)
-        summaries.append(_read_unit(source.number, items, directory, known, counter, chunking, encoder.unit_passages))
+        counts = tally.Tally()
+        items = with_tenant(readers.read_documents(source, corpus, counts), tenant_field)
+        summaries.append(
+            _read_unit(source.number, items, directory, known, counter, chunking, encoder.unit_passages, counts)
+        )
     return {"summary": summaries}
 
 
@@ -190,6 +210,7 @@ def _read_unit(
     counter: TokenCounter,
     chunking: config.Chunking,
     unit_passages: int,
+    counts: tally.Tally,
 ) -> str:
     from ragtune_ray.ingest.chunking import chunk_all
 
@@ -203,6 +224,8 @@ def _read_unit(
         with pq.ParquetWriter(paths["passages.parquet"], _PART_SCHEMA, write_page_checksum=True) as writer:
             waiting: list[dict[str, Any]] = []
             for group in _groups(items):
+                for item in group:
+                    counts.of(item)
                 rejects += [item for item in group if isinstance(item, schema.Reject)]
                 read = [item for item in group if isinstance(item, schema.Document)]
                 found = _document_rows(read, len(documents), known)
@@ -227,6 +250,7 @@ def _read_unit(
             rejected=len(rejects),
             too_long=too_long,
             max_tokens=counter.max_tokens,
+            kinds=counts.counts(),
         )
 
 

@@ -1,4 +1,7 @@
-"""Title and front matter of Markdown; the text stays as it was written, which people and models read well."""
+"""Titles of Markdown and reStructuredText; the text stays as it was written, which people and models read well.
+
+docutils is no help for reStructuredText: it drops what Sphinx adds to the language.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,8 @@ _MAX_BRACKETS = 500
 """PyYAML needs time quadratic in the depth of brackets."""
 _PARTS = (16 * 2**10, 256 * 2**10)
 """Characters in which a heading is looked for, first and at most: the parser reads a megabyte in several seconds."""
+_PUNCTUATION = re.compile(r"([!-/:-@\[-`{-~])\1*[ \t]*")
+_MAX_LINES = 5_000
 
 
 def parse(text: str) -> ParsedFile:
@@ -85,3 +90,20 @@ def _plain(source: str) -> str:
     return "".join(
         " " if token.type.endswith("break") else token.content for token in inline if token.type != "html_inline"
     )
+
+
+def parse_rst(text: str) -> ParsedFile:
+    r"""Title and text of a page; the title is the first line that is underlined.
+
+    >>> parse_rst(".. comment\n\n=====\nMars\n=====\n\ntext").title
+    'Mars'
+    """
+    lines = text.split("\n", _MAX_LINES)[:_MAX_LINES]
+    for above, line, below in zip(["", *lines], lines, lines[1:], strict=False):
+        title = line.strip()
+        is_underlined = bool(_PUNCTUATION.fullmatch(below)) and len(below.rstrip()) >= min(len(title), 4)
+        if title and is_underlined and not _PUNCTUATION.fullmatch(line):
+            is_overlined = bool(_PUNCTUATION.fullmatch(above))
+            if is_overlined or not line[:1].isspace():
+                return ParsedFile(title, text, plain_characters=count_characters(text))
+    return ParsedFile("", text, plain_characters=count_characters(text))

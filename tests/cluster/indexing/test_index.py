@@ -131,6 +131,10 @@ def test_bad_files_and_rows_are_counted_and_skipped(tmp_path: Path, settings_for
         "rows.jsonl:6",
     ]
     assert sum(opened.manifest["num_rejects"].values()) == len(rejects)
+    kinds = opened.manifest["kinds"]
+    assert {kind: (found.get("read", 0), found.get("rejected", 0)) for kind, found in kinds.items()} == {
+        ".exe": (0, 1), ".jsonl": (2, 4), ".md": (1, 1), ".parquet": (0, 1), ".pdf": (0, 1), ".txt": (0, 2),
+    }  # fmt: skip
     with pytest.raises(CorpusError, match=r"corpus\.strict: 10 inputs were rejected; the first: "):
         build_index(settings.using("corpus.strict=true", f"workspace={tmp_path / 'strict'}"))
     assert versions.list_versions(str(tmp_path / "strict")) == []
