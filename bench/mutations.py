@@ -13,14 +13,20 @@ from __future__ import annotations
 import argparse
 import ast
 import copy
+import importlib
+import os
 import random
 import re
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "ragtune_ray"
@@ -41,6 +47,17 @@ SWAPPED: dict[type[ast.cmpop], type[ast.cmpop]] = {
     ast.In: ast.NotIn, ast.NotIn: ast.In, ast.Is: ast.IsNot, ast.IsNot: ast.Is,
 }  # fmt: skip
 LIMIT_SECONDS = 1800
+LIBRARIES = (
+    "faiss",
+    "torch",
+    "transformers",
+    "sentence_transformers",
+    "peft",
+    "pyarrow.parquet",
+    "fastapi",
+    "hypothesis",
+)
+"""Imported once; the tests of each break run in a fork."""
 SILENT = re.compile(r"(logger|logging|progress|warnings)\.")
 """Calls that only tell something; removing one is not drawn."""
 
@@ -175,15 +192,35 @@ class Tests:
     def _first_failure(self, arguments: list[str]) -> str:
         """The first of these tests that fails, without those that are slow."""
         options = ["-q", "-x", "-m", "not slow", "-p", "no:cacheprovider", "--timeout=300"]
-        command = [sys.executable, "-B", "-m", "pytest", *options, *arguments]
-        try:
-            done = subprocess.run(
-                command, cwd=self._tree, capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False
-            )
-        except subprocess.TimeoutExpired:
-            return "time-out"
-        found = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
-        return found[1] if found else f"pytest: exit code {done.returncode}" if done.returncode else ""
+        with tempfile.TemporaryFile() as said:
+            child = os.fork()
+            if child == 0:
+                os.setpgid(0, 0)
+                for descriptor in (1, 2):
+                    os.dup2(said.fileno(), descriptor)
+                os.chdir(self._tree)
+                sys.path[0] = str(self._tree)
+                sys.dont_write_bytecode = True
+                os._exit(pytest.main([*options, *arguments]))
+            code = _exit_code(child)
+            if code is None:
+                return "time-out"
+            said.seek(0)
+            found = re.search(r"^(?:FAILED|ERROR) (\S+)", said.read().decode(), re.MULTILINE)
+        return found[1] if found else f"pytest: exit code {code}" if code else ""
+
+
+def _exit_code(child: int) -> int | None:
+    """The exit code of a process; None if it was ended at the time limit."""
+    deadline = time.monotonic() + LIMIT_SECONDS
+    while time.monotonic() < deadline:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.1)
+    os.killpg(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return None
 
 
 def main() -> None:
@@ -213,6 +250,8 @@ def main() -> None:
 
 
 def _try_all(tree: Path, drawn: list[Mutation]) -> None:
+    for library in LIBRARIES:
+        importlib.import_module(library)
     tests = Tests(tree)
     print("| place | before | after | caught by |\n|---|---|---|---|", flush=True)
     num_caught = 0

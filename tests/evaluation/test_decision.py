@@ -150,6 +150,9 @@ def test_failed_rows_and_forgetting_cause_warnings() -> None:
     warnings = decision.decide(found, compared, SETTINGS).warnings
     assert "5.0% of the rows of rag+ft failed; they count as wrong." in warnings
     assert "The generator of rag+ft lost 0.200 [0.100, 0.300] on the probe questions." in warnings
+    unsure = dataclasses.replace(found["rag+ft"], forgotten=intervals.Interval(-0.1, -0.3, 0.1, 50))
+    warnings = decision.decide({**found, "rag+ft": unsure}, compared, SETTINGS).warnings
+    assert not any("probe questions" in line for line in warnings), "it may have lost nothing"
 
 
 def test_arms_that_answer_nothing_cause_a_warning() -> None:

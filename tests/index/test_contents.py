@@ -1,16 +1,19 @@
 """Documents of a version: lookup, deletions, differences, damage."""
 
+import dataclasses
+import io
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import fsspec
+import numpy as np
 import pytest
 
 from ragtune_ray import schema
 from ragtune_ray.index import contents, segments, snapshot, versions
 from ragtune_ray.models.encoder import HashingEncoder
-from ragtune_ray.storage import artifacts
+from ragtune_ray.storage import artifacts, checksums
 from tests.support.indexes import delete, latest, living
 
 Write = Callable[..., str]
@@ -44,8 +47,6 @@ def test_a_document_is_known_if_not_deleted_and_unchanged(workspace: str) -> Non
 
 
 def test_the_difference_names_documents(workspace: str, passages: list[schema.Passage], write_index: Write) -> None:
-    import dataclasses
-
     first = latest(workspace)
     changed = [
         dataclasses.replace(passage, title="Luna") if passage.document_id == "moon" else passage
@@ -117,3 +118,15 @@ def test_every_damaged_or_replaced_segment_is_reported(workspace: str) -> None:
     assert len(found) == 2
     assert "passages.arrow is missing" in found[0]
     assert f"{second}: is not the segment" in found[1]
+
+
+def test_deletions_that_contain_objects_are_not_unpickled(workspace: str) -> None:
+    """Whoever can write a workspace can also write the right sha256, but must not run code in those who read it."""
+    entry = next(entry for entry in delete(workspace, "mars").entries if entry.deleted)
+    written = io.BytesIO()
+    np.save(written, np.array([print], dtype=object), allow_pickle=True)
+    path = Path(workspace) / "index" / "deleted" / entry.deleted
+    path.write_bytes(written.getvalue())
+    forged = dataclasses.replace(entry, deleted_sha256=checksums.bytes_sha256(written.getvalue()))
+    with pytest.raises(ValueError, match="allow_pickle=False"):
+        contents.live_mask(workspace, forged)
