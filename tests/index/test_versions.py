@@ -66,6 +66,22 @@ def test_one_of_two_publishers_wins_and_the_other_gets_a_conflict(workspace: str
     assert [path.name for path in (Path(workspace) / "index" / "versions").iterdir() if path.name[0] == "."] == []
 
 
+def test_a_publisher_that_is_overtaken_while_it_publishes_gets_a_conflict(
+    workspace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = latest(workspace)
+
+    def overtaken(name: str) -> None:
+        if name == "publish.staged":
+            monkeypatch.undo()
+            versions.publish_version(workspace, base, versions.Draft(base.entries, {"by": "first"}))
+
+    monkeypatch.setattr(versions.failpoints, "reach", overtaken)
+    with pytest.raises(versions.ConflictError, match=r"000002: another publisher took this version first"):
+        versions.publish_version(workspace, base, versions.Draft(base.entries, {"by": "second"}))
+    assert latest(workspace).manifest["by"] == "first"
+
+
 def test_the_losing_publisher_rebases_its_change(workspace: str, caplog: pytest.LogCaptureFixture) -> None:
     bases = []
 

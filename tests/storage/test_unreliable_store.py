@@ -44,12 +44,12 @@ def store() -> Iterator[type[FailingStore]]:
     FailingStore.store.clear()
 
 
-def publish(url: str) -> bool:
+def publish(url: str, rows: int = 3) -> bool:
     staging = artifacts.stage(url)
     for name in ("a.txt", "b.txt", "c.txt"):
         (staging / name).write_text(name * 9)
     try:
-        return artifacts.publish(staging, url, "thing", rows=3)
+        return artifacts.publish(staging, url, "thing", rows=rows)
     finally:
         assert not staging.exists(), "a store that is down does not fill the local disk"
 
@@ -78,3 +78,23 @@ def test_a_pointer_that_cannot_be_written_keeps_its_old_text(store: type[Failing
     with pytest.raises(TimeoutError, match="bucket/CURRENT"):
         filesystem.replace_text("failing://bucket/CURRENT", "new")
     assert filesystem.read_text("failing://bucket/CURRENT") == "old"
+
+
+def test_of_two_publishers_at_once_in_a_store_the_first_manifest_stays(
+    store: type[FailingStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = "failing://bucket/a"
+    real = store.put_file
+    others: list[bool] = []
+
+    def overtaken(self: FailingStore, lpath: str, rpath: str, **options: Any) -> None:
+        real(self, lpath, rpath, **options)
+        if not others:  # this publisher has seen that nothing is there, and now another one is faster
+            others.append(False)
+            others[0] = publish(url, rows=4)
+
+    monkeypatch.setattr(store, "put_file", overtaken)
+    assert not publish(url)
+    assert others == [True]
+    assert artifacts.read_manifest(url)["rows"] == 4
+    assert artifacts.find_problems(url) == []
