@@ -115,7 +115,7 @@ def resolve(name: str) -> Model:
 def weights_of(model: Model) -> Path:
     """The model's directory; raises a ModelError for the hashing encoder, which has no weights."""
     if model.directory is None:
-        raise ModelError(f"encoder.model {model.name!r} has no weights to train; name a model")
+        raise ModelError(f"model {model.name!r}: hashes words and has no weights to train or run; name a model")
     return model.directory
 
 

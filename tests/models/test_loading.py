@@ -275,19 +275,22 @@ def test_pickled_weights_are_never_read(encoder: Path, generator: Path, tmp_path
     assert not (tmp_path / "canary").exists()
 
 
-def test_encoders_are_read_from_safetensors_alone(
-    encoder: Path, cross_encoder: Path, monkeypatch: pytest.MonkeyPatch
+def test_weights_are_read_from_safetensors_alone(
+    encoder: Path, cross_encoder: Path, generator: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Even if the check of the directory misses pickled weights, which are valid here."""
     monkeypatch.setattr(layout, "check_directory", lambda _: None)
-    for directory, load in (
-        (encoder, lambda: loading.load_sentence_encoder(encoder, "cpu", torch.float32)),
-        (cross_encoder, lambda: loading.load_cross_encoder(cross_encoder, "cpu", torch.float32)),
-    ):
+    for directory in (encoder, cross_encoder, generator):
         from safetensors.torch import load_file
 
         torch.save(load_file(directory / "model.safetensors"), directory / "pytorch_model.bin")
         (directory / "model.safetensors").unlink()
+    for load in (
+        lambda: loading.load_sentence_encoder(encoder, "cpu", torch.float32),
+        lambda: loading.load_late_interaction(encoder, "cpu", torch.float32),
+        lambda: loading.load_cross_encoder(cross_encoder, "cpu", torch.float32),
+        lambda: loading.load_causal_model(generator, torch.float32, "sdpa"),
+    ):
         with pytest.raises(ModelError, match=r"no file named model\.safetensors"):
             load()
 
