@@ -46,7 +46,7 @@ def test_no_request_generated_from_the_schema_breaks_the_endpoint() -> None:
                     reply = case.call(base_url=served.address, headers=headers)
                     asked[reply.status_code] = asked.get(reply.status_code, 0) + 1
                     assert reply.status_code < 500 or _missed_own_deadline(case, reply), (case.body, reply.text)
-                    if reply.status_code >= 400 and case.method != "HEAD":
+                    if reply.status_code >= 400 and case.method != "HEAD" and case.path != "/mcp":  # JSON-RPC there
                         assert set(reply.json()["error"]) == {"message", "type", "param", "code"}
 
                 ask()
