@@ -152,15 +152,18 @@ class Answerer:
     def __post_init__(self) -> None:
         self.load = Load(capacity(self.settings.serve.generator))
 
-    async def respond(self, question: Question, key: Key, written: Format, *, stream: bool) -> Response:
-        """The response to a question, in the given format."""
-        accepted = self._accept(question, key)
+    async def respond(self, questions: Sequence[Question], key: Key, written: Format, *, stream: bool) -> Response:
+        """The response to the questions of one request, in its format; a stream answers the only one."""
+        accepted = [self._accept(question, key) for question in questions]
         if not stream:
             with contextlib.ExitStack() as admitted:
-                for _ in range(accepted.num_answers):
-                    admitted.enter_context(self.load.admit(accepted.timeout_seconds))
-                return JSONResponse(written.whole(await self._answers(accepted)))
-        events = self._stream_events(accepted, written)
+                for each in accepted:
+                    for _ in range(each.num_answers):
+                        admitted.enter_context(self.load.admit(each.timeout_seconds))
+                answers = await _all([self._answers(each) for each in accepted])
+                return JSONResponse(written.whole([answer for each in answers for answer in each]))
+        (only,) = accepted
+        events = self._stream_events(only, written)
         first = await anext(events)  # an error before the first event still sets the HTTP status
         headers = {"x-accel-buffering": "no"}
         return StreamingResponse(_prepend(first, events), media_type="text/event-stream", headers=headers)
@@ -222,7 +225,8 @@ class Answerer:
                 jobs = [dataclasses.replace(job, seed=seed) for seed in seeds]
                 others = await _all([self._complete(accepted, each) for each in jobs])
         completions = [closed_book, *others] if closed_book else others
-        return [self._served_whole(accepted, *completion) for completion in completions]
+        served = [self._served_whole(accepted, *completion) for completion in completions]
+        return [served[0], *(dataclasses.replace(each, prompt_tokens=0) for each in served[1:])]
 
     def _served_whole(self, accepted: _Accepted, job: Job, shown: Shown, finished: Finished) -> Served:
         text = AnswerText(shown.passages, self.settings.serve.link_hosts)

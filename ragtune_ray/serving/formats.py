@@ -24,14 +24,16 @@ class Served:
     annotations: Sequence[Mapping[str, Any]]
     """One `url_citation` per cited source, as in chat completions."""
     prompt_tokens: int
+    """0 for further answers to the same question, so that the tokens of a request are their sum."""
     completion_tokens: int
     extensions: Mapping[str, Any]
     """Fields beyond OpenAI's formats: `sources`, `citations`, `index_version`, `arm`, `timings`, ..."""
 
 
 def usage_of(answers: Sequence[Served]) -> dict[str, int]:
-    """The tokens of several answers to one prompt, as `usage` of a completion."""
-    prompt, completion = answers[0].prompt_tokens, sum(answer.completion_tokens for answer in answers)
+    """The tokens of all answers of a request, as `usage` of a completion."""
+    prompt = sum(answer.prompt_tokens for answer in answers)
+    completion = sum(answer.completion_tokens for answer in answers)
     return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 

@@ -140,7 +140,7 @@ class AccessMiddleware:
             allowed = sorted(known for known, known_path in self.routes if known_path == path)
             if allowed:
                 raise ApiError(405, f"this path supports only {' and '.join(allowed)}", code="method_not_allowed")
-            raise ApiError(404, "this path does not exist", code="not_found")
+            raise ApiError(404, "this path does not exist; GET /openapi.json lists those that do", code="not_found")
         scope["method"] = method
         if not self.keys or path not in PROBES:
             self._check_host(headers)

@@ -23,7 +23,9 @@ def main(address: str) -> None:
         model="base", extra_body={"top_k": 1}, temperature=0.3, max_tokens=100_000, n=2, stop=["END"], **reached
     )
     assert len(narrowed.generate([[question]]).generations[0]) == 2
-    assert OpenAI(model="rag", **reached).invoke("What is the code of vessel0?") == "It is secret0."
+    text = OpenAI(model="rag", **reached)
+    assert text.invoke("What is the code of vessel0?") == "It is secret0."
+    assert text.batch(["What is the code of vessel0?", "And of vessel1?"]) == ["It is secret0."] * 2
 
     by_default = OpenAIEmbeddings(model="all-MiniLM-L6-v2", check_embedding_ctx_length=False, **reached)
     assert by_default.embed_documents(["a", "b"]) == [[1, 0, 0, 0], [0, 1, 0, 0]]

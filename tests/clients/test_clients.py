@@ -11,6 +11,7 @@ from tests.support.gateways import FakeBackend, Served
 
 HERE = Path(__file__).parent
 PYTHON = HERE.parent.parent / ".venv-clients" / "bin" / "python"
+SECONDS = 300
 CLIENTS = ["langchain", "llama_index", "litellm"]
 
 
@@ -30,7 +31,11 @@ def test_each_client_can_ask_stream_continue_and_embed() -> None:
             )
             for client in CLIENTS
         }
-        said = {client: process.communicate()[0] for client, process in running.items()}
+        try:
+            said = {client: process.communicate(timeout=SECONDS)[0] for client, process in running.items()}
+        finally:
+            for process in running.values():
+                process.kill()
         failed = {client: said[client][-3000:] for client, process in running.items() if process.returncode}
     finally:
         served.stop()

@@ -34,5 +34,5 @@ async def answer_chat(answerer: Answerer, body: bytes, key: Key) -> Response:
     request = fields.parse(ChatRequest, body, fields.CHAT)
     question = chat_question(request, answerer.settings.serve)
     return await answerer.respond(
-        question, key, CompletionFormat(request.include_usage, is_chat=True), stream=request.stream
+        [question], key, CompletionFormat(request.include_usage, is_chat=True), stream=request.stream
     )

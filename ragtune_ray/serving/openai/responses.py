@@ -65,7 +65,7 @@ async def answer_response(answerer: Answerer, body: bytes, key: Key) -> Response
     """POST /v1/responses."""
     request = _resolved(fields.parse(ResponseRequest, body, fields.RESPONSES), answerer.settings)
     question = response_question(request, answerer.settings.serve)
-    return await answerer.respond(question, key, ResponseFormat(request), stream=request.stream)
+    return await answerer.respond([question], key, ResponseFormat(request), stream=request.stream)
 
 
 def _resolved(request: ResponseRequest, settings: config.Config) -> ResponseRequest:

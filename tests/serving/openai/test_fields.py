@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from ragtune_ray import config
 from ragtune_ray.serving.openai import fields
 from ragtune_ray.serving.openai.chat import ChatRequest, chat_question
-from ragtune_ray.serving.openai.completions import CompletionRequest, completion_question
+from ragtune_ray.serving.openai.completions import CompletionRequest, completion_questions
 from ragtune_ray.serving.openai.embeddings import EmbeddingsRequest
 from ragtune_ray.serving.openai.responses import ResponseRequest, response_question
 from ragtune_ray.serving.requests import ApiError
@@ -30,7 +30,7 @@ def parsed(kind: str, **given: Any) -> Any:
         case "chat":
             return chat_question(fields.parse(ChatRequest, raw, fields.CHAT), LIMITS)
         case "completions":
-            return completion_question(fields.parse(CompletionRequest, raw, fields.COMPLETIONS), LIMITS)
+            return completion_questions(fields.parse(CompletionRequest, raw, fields.COMPLETIONS), LIMITS)[0]
         case "responses":
             return response_question(fields.parse(ResponseRequest, raw, fields.RESPONSES), LIMITS)
     return fields.parse(EmbeddingsRequest, raw, fields.EMBEDDINGS)
@@ -181,7 +181,8 @@ def test_an_unknown_field_is_refused_by_name_even_if_it_is_null(kind: str, name:
         ("chat", "stop", ["x" * 257]),
         ("chat", "messages", []),
         ("completions", "prompt", [1, 2, 3]),
-        ("completions", "prompt", ["a", "b"]),
+        ("completions", "prompt", []),
+        ("completions", "prompt", ["a"] * 9),
         ("responses", "input", []),
         ("responses", "metadata", {"a": 1}),
         ("embeddings", "encoding_format", "int8"),
@@ -201,6 +202,10 @@ def test_a_stream_has_one_answer() -> None:
     assert parsed("chat", n=3).num_answers == 3
     with pytest.raises(ApiError, match=r"n: a stream has one answer"):
         parsed("chat", n=3, stream=True)
+    with pytest.raises(ApiError, match=r"prompt: a stream answers one prompt"):
+        parsed("completions", prompt=["a", "b"], stream=True)
+    with pytest.raises(ApiError, match=r"prompt: 3 prompts with n=3; the limit is 8 answers"):
+        parsed("completions", prompt=["a", "b", "c"], n=3)
 
 
 def test_fields_become_the_question() -> None:

@@ -80,6 +80,17 @@ async def test_a_completion_is_plain_or_streamed(sdk: openai.AsyncOpenAI, backen
     assert chunks[0].sources == plain.sources
 
 
+async def test_several_prompts_are_retrieved_for_and_answered_each(
+    sdk: openai.AsyncOpenAI, backend: FakeBackend
+) -> None:
+    reply = await sdk.completions.create(model="rag", prompt=["What is Mars?", "What is Venus?"], n=2, seed=7)
+    assert [choice.index for choice in reply.choices] == [0, 1, 2, 3]
+    assert [asked[1] for asked in backend.asked if asked[0] == "retrieve"] == ["What is Mars?", "What is Venus?"]
+    jobs = sorted((job.question, job.seed) for name, job, *_ in backend.asked if name == "complete")
+    assert jobs == [(prompt, seed) for prompt in ("What is Mars?", "What is Venus?") for seed in (7, 8)]
+    assert (reply.usage.prompt_tokens, reply.usage.completion_tokens) == (22, 20)
+
+
 async def test_a_response_is_the_answer_with_its_citations_and_continues(
     sdk: openai.AsyncOpenAI, backend: FakeBackend
 ) -> None:
