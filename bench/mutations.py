@@ -233,9 +233,9 @@ def main() -> None:
     parser.add_argument("--list", action="store_true", help="only print the draw")
     given = parser.parse_args()
     rooms = given.rooms.split(",")
-    source = random.Random(given.seed)
+    number = max(1, given.number // len(rooms))
     drawn = [
-        each for room in rooms for each in source.sample(list(mutations(room)), max(1, given.number // len(rooms)))
+        each for room in rooms for each in random.Random(f"{given.seed} {room}").sample([*mutations(room)], number)
     ]
     if given.list:
         for each in drawn:

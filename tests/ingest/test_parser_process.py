@@ -22,7 +22,7 @@ def hostile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Parser processes in which a file's content says what its parser does, as a bug in a C library would."""
     (tmp_path / "sitecustomize.py").write_text(
         """
-import ctypes, os, sys, threading
+import ctypes, mmap, os, sys, threading
 ParsedFile = None
 def parse(name, data, *limits):
     match data.split()[0]:
@@ -35,7 +35,10 @@ def parse(name, data, *limits):
         case b"exit":
             os._exit(3)
         case b"bloat":
-            bytearray(1 << 40)
+            try:
+                mmap.mmap(-1, 1 << 32)  # more than the limit, less than a machine has
+            except OSError as error:
+                raise MemoryError from error  # what malloc makes of it
         case b"raise":
             raise KeyError("odd")
         case b"print":
