@@ -24,6 +24,14 @@ class Corpus(Section):
     """Reject any document (or line of a .jsonl file) longer than this many bytes."""
     max_parse_seconds: float = Field(60.0, gt=0)
     """Reject a file whose parser takes longer than this. A file that crashes its parser is rejected, too."""
+    sheets: Literal["table", "rows"] = "table"
+    """What the rows of .csv and .xlsx files become. `table`: each file is a document that contains its tables. `rows`: each row
+    is a document, with the columns as in a .jsonl file; without a column `text`, its text is `column: value` line by line."""
+    ocr: Literal["none", "tesseract"] = "none"
+    """How pages of PDFs without text, such as scanned ones, are read. `tesseract`: by that command, which must be installed
+    (Debian: `apt-get install tesseract-ocr`). A page takes seconds, so raise `max_parse_seconds`."""
+    ocr_languages: str = Field("eng", pattern=r"^[A-Za-z_/]+(\+[A-Za-z_/]+)*$")
+    """Languages of scanned pages by tesseract's names, such as `deu+eng`."""
     unit_bytes: int = Field(4 * 2**20, gt=0)
     """Input bytes per reading task; larger files are read in ranges of about this size."""
 

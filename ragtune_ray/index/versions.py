@@ -178,6 +178,9 @@ def _fingerprint(settings: config.Config, encoder: weights.Model, **scope: Any) 
     prefixed = weights.with_prompts(settings.encoder, encoder.directory)
     embedding = [encoder.fingerprint, prefixed.query_prefix, prefixed.passage_prefix]
     limit = settings.corpus.max_document_bytes
+    # Only settings that differ from their defaults, so that indexes that are older than these settings keep their identity.
+    reading = settings.corpus.model_dump(mode="json", include={"sheets", "ocr", "ocr_languages"}, exclude_defaults=True)
+    scope |= {"reading": reading} if reading else {}
     return checksums.digest({"max_document_bytes": limit, "chunking": chunking, "encoder": embedding, **scope})
 
 

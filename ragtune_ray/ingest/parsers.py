@@ -63,28 +63,32 @@ def _parse(suffix: str, data: bytes, corpus: Corpus, depth: int) -> ParsedFile:
     limit = corpus.max_document_bytes
     match suffix:
         case ".pdf":
-            return pdf.parse(data)
+            return pdf.parse(data, corpus)
         case ".docx":
             return docx.parse(data, limit)
         case ".pptx":
             return pptx.parse(data, limit)
         case ".xlsx":
-            return sheets.parse(sheets.read_xlsx(data, limit))
+            return _parse_book(sheets.read_xlsx(data, limit), corpus)
         case ".epub":
             return epub.parse(data, limit)
         case ".html" | ".htm" | ".xhtml":
             return html.parse(data, is_xml=suffix == ".xhtml")
         case ".eml":
             return mail.parse(data, lambda name, attached: _attachment(name, attached, corpus, depth + 1))
-    return _parse_text(suffix, clean(decode(data)))
+    return _parse_text(suffix, clean(decode(data)), corpus)
 
 
-def _parse_text(suffix: str, text: str) -> ParsedFile:
+def _parse_book(book: sheets.Workbook, corpus: Corpus) -> ParsedFile:
+    return sheets.parse_rows(book) if corpus.sheets == "rows" else sheets.parse(book)
+
+
+def _parse_text(suffix: str, text: str, corpus: Corpus) -> ParsedFile:
     match suffix:
         case ".md" | ".markdown":
             return markdown.parse(text)
         case ".csv":
-            return sheets.parse(sheets.read_csv(text))
+            return _parse_book(sheets.read_csv(text), corpus)
         case ".rst":
             return markdown.parse_rst(text)
         case _:

@@ -14,7 +14,7 @@ from ragtune_ray.ingest.inputs import Row
 from ragtune_ray.ingest.parquet import parquet_rows
 from ragtune_ray.ingest.parser_process import parse_file
 from ragtune_ray.ingest.parsing.tally import Tally
-from ragtune_ray.ingest.parsing.text import ParseError
+from ragtune_ray.ingest.parsing.text import ParsedFile, ParseError
 from ragtune_ray.ingest.rows import DOCUMENT_IDS, document_from_row, reject
 from ragtune_ray.schema import Document, Reject
 
@@ -50,6 +50,11 @@ def _file_documents(unit: Unit, corpus: Corpus, tally: Tally | None) -> Iterator
     for path, sha256 in itertools.zip_longest(unit.paths, unit.sha256s, fillvalue=""):
         try:
             parsed = parse_file(path, _read_small(path, corpus.max_document_bytes, sha256), corpus)
+            if parsed.rows:
+                yield from _sheet_documents(path, unit, parsed, corpus)
+                if tally:
+                    tally.characters(path, parsed)
+                continue
             row = {
                 "document_id": path.removeprefix(unit.root).lstrip("/"),
                 "title": parsed.title,
@@ -64,6 +69,14 @@ def _file_documents(unit: Unit, corpus: Corpus, tally: Tally | None) -> Iterator
             if sha256 and isinstance(error, _GONE):
                 raise inputs.changed(path) from error
             yield reject(path, inputs.why_unreadable(error), "file")
+
+
+def _sheet_documents(path: str, unit: Unit, parsed: ParsedFile, corpus: Corpus) -> Iterator[Document | Reject]:
+    """The rows of a spreadsheet as documents; the id of one that states none is `PATH#SHEET!ROW`."""
+    name = path.removeprefix(unit.root).lstrip("/")
+    for place, row in parsed.rows:
+        named = row if any(key in row for key in DOCUMENT_IDS) else {"document_id": f"{name}#{place}", **row}
+        yield _document(f"{path}#{place}", named, corpus.max_document_bytes)
 
 
 def _read_small(path: str, max_bytes: int, sha256: str) -> bytes:

@@ -74,7 +74,7 @@ def parse_source(source: str) -> ParsedFile:
     depth = _depth(source)
     if depth > _MAX_DEPTH:
         raise ParseError(f"HTML nested {depth:,} elements deep; at most {_MAX_DEPTH:,} are read; save it as plain text")
-    tree = LexborHTMLParser(source)
+    tree = LexborHTMLParser(html_text.CONTROLS.sub(" ", source))
     if tree.body is None:
         return ParsedFile("", "")
     heading = tree.css_first("head title") or tree.css_first("h1")

@@ -10,7 +10,8 @@ from ragtune_ray.ingest.parsing import marks
 
 BREAK, SPACE, LABEL = "\x1e", "\x1f", "\x1d"
 """A line break, a space that stays, and the beginning of a list item's number, since white space means nothing in HTML."""
-_CONTROLS = re.compile(f"[{BREAK}{SPACE}{LABEL}]")
+CONTROLS = re.compile(f"[{BREAK}{SPACE}{LABEL}]")
+"""These characters must not be in the page."""
 _BLOCK_NAMES = (
     "address article aside blockquote br caption dd details dialog div dl dt fieldset figcaption figure footer form h1 h2 h3 h4 "
     "h5 h6 header hr legend li main ol p pre section summary table tbody tfoot thead tr ul"
@@ -76,7 +77,6 @@ class _Writer:
         """Open `sup` and `sub`, and where their text begins."""
 
     def text(self, text: str) -> None:
-        text = _CONTROLS.sub(" ", text)
         if self._num_pre:
             text = text.replace("\r\n", "\n").replace("\n", BREAK).replace("\t", SPACE * 4).replace(" ", SPACE)
         self.out.append(text)
@@ -92,7 +92,7 @@ class _Writer:
                 self._num_pre += 1
             case "ol" | "ul" | "menu":
                 form = "bullet" if tag != "ol" else _LISTS.get(node.attributes.get("type") or "1", "decimal")
-                self._lists.append((form, _integer(node, "start", 1)))
+                self._lists.append((form, _integer(node.attributes, "start", 1)))
             case "li":
                 self._item(node)
             case "table":
@@ -127,7 +127,7 @@ class _Writer:
         if form == "bullet":
             self.out.append(f"{LABEL}- ")
             return
-        count = _integer(node, "value", count)
+        count = _integer(node.attributes, "value", count)
         self._lists[-1] = (form, count + 1)
         self.out.append(f"{LABEL}{marks.number(count, form)}. ")
 
@@ -164,8 +164,9 @@ class _Writer:
         if table.is_data and table.cell_start >= 0:
             row = table.rows[-1]
             self._skip_covered(table, row)
-            covered = self._padding.take(_integer(node, "colspan", 1) - 1)
-            num_rows = _integer(node, "rowspan", 1)
+            attributes = node.attributes
+            covered = self._padding.take(_integer(attributes, "colspan", 1) - 1)
+            num_rows = _integer(attributes, "rowspan", 1)
             if num_rows > 1:
                 table.pending[len(row)] = (num_rows - 1, 1 + len(covered))
             row.append("".join(self.out[table.cell_start :]).replace(BREAK, " ").replace(LABEL, ""))
@@ -191,6 +192,6 @@ class _Writer:
             self.out += [*caption, BREAK, marks.table(table.rows).replace("\n", BREAK)]
 
 
-def _integer(node: Any, name: str, default: int) -> int:
-    value = (node.attributes.get(name) or "").strip()
-    return int(value) if re.fullmatch(r"-?[0-9]{1,6}", value) else default
+def _integer(attributes: dict[str, str | None], name: str, default: int) -> int:
+    value = attributes.get(name)
+    return int(value) if value and re.fullmatch(r"\s*-?[0-9]{1,6}\s*", value) else default

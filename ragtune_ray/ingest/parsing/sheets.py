@@ -16,6 +16,8 @@ from ragtune_ray.ingest.parsing.archives import Package, open_package
 from ragtune_ray.ingest.parsing.docx import stated
 from ragtune_ray.ingest.parsing.text import ParsedFile, ParseError, Scalar, clean, count_characters
 
+_IDS = ("document_id", "_id", "id")
+_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?")
 _DELIMITERS = ",;\t|"
 _SAMPLE = 64 * 2**10
 _MAX_CELLS = 5_000_000
@@ -44,6 +46,35 @@ def parse(book: Workbook) -> ParsedFile:
             blocks.append(f"{name}\n\n{table}" if name else table)
         plain += count_characters("".join("".join(row) for row in rows)) + (count_characters(name) if table else 0)
     return ParsedFile(book.title, clean("\n\n".join(blocks)), book.metadata or {}, plain_characters=plain)
+
+
+def parse_rows(book: Workbook) -> ParsedFile:
+    r"""The rows below the first of every sheet, by the names in the first.
+
+    >>> parse_rows(Workbook([("", [["name", "year"], ["Phobos", "1877"]])])).rows
+    [('2', {'name': 'Phobos', 'year': 1877, 'text': 'name: Phobos\nyear: 1877'})]
+    """
+    found = [row for name, rows in book.sheets for row in _as_documents(f"{name}!" if name else "", rows)]
+    plain = sum(count_characters("".join(map("".join, rows[1:]))) for _, rows in book.sheets)
+    return ParsedFile(book.title, "", book.metadata or {}, rows=found, plain_characters=plain)
+
+
+def _as_documents(prefix: str, rows: list[list[str]]) -> Iterator[tuple[str, dict[str, Scalar]]]:
+    header = [" ".join(cell.split()) or f"column {place}" for place, cell in enumerate(rows[0], 1)] if rows else []
+    for number, row in enumerate(rows[1:], 2):
+        cells = {name: clean(cell) for name, cell in zip(header, row, strict=False) if cell.strip()}
+        texts = {"text", "title", *_IDS}
+        values: dict[str, Scalar] = {name: cell if name in texts else _number(cell) for name, cell in cells.items()}
+        if "text" not in cells:
+            values["text"] = "\n".join(f"{name}: {cell}" for name, cell in cells.items() if name not in _IDS)
+        yield f"{prefix}{number}", values
+
+
+def _number(cell: str) -> Scalar:
+    """The number that a cell contains, or its text; leading zeros belong to codes."""
+    if not _NUMBER.fullmatch(cell) or len(cell) > 18:
+        return cell
+    return float(cell) if "." in cell else int(cell)
 
 
 def read_xlsx(data: bytes, max_document_bytes: int) -> Workbook:

@@ -5,6 +5,7 @@ In: parsed files and rejects of a unit. Out: counts as JSON values, which add up
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import PurePosixPath
@@ -12,6 +13,7 @@ from pathlib import PurePosixPath
 from ragtune_ray.ingest.parsing.text import ParsedFile, count_characters
 from ragtune_ray.schema import Document, Reject
 
+_ROW_PLACE = re.compile(r".*?(\.(?:jsonl|json|parquet|csv|xlsx))[:#][^/]*\Z", re.IGNORECASE | re.DOTALL)
 Counts = dict[str, dict[str, int]]
 """Suffix -> `read`, `rejected` (files, or rows of .jsonl, .parquet and .json); and for files `kept_characters` of
 `plain_characters`: letters and digits of the text, and of a plain extraction of everything visible."""
@@ -33,7 +35,8 @@ class Tally:
         """Count what was kept of a file. More than there is cannot be kept: numbers of lists are not in the plain text."""
         kind = self._kind(path)
         kind["plain_characters"] += parsed.plain_characters
-        kind["kept_characters"] += min(count_characters(parsed.text), parsed.plain_characters)
+        kept = parsed.text or "".join(str(value) for _, row in parsed.rows for value in row.values())
+        kind["kept_characters"] += min(count_characters(kept), parsed.plain_characters)
 
     def counts(self) -> Counts:
         """The counts as JSON values."""
@@ -46,13 +49,11 @@ class Tally:
 def kind_of(place: str) -> str:
     """The suffix of the file at a place.
 
-    >>> [kind_of("a/b.JSONL:12"), kind_of("a/b.parquet#3"), kind_of("a/b")]
-    ['.jsonl', '.parquet', '(none)']
+    >>> [kind_of("a/b.JSONL:12"), kind_of("a/b.xlsx#A v1.2!3"), kind_of("a/b")]
+    ['.jsonl', '.xlsx', '(none)']
     """
-    suffix = PurePosixPath(place).suffix.lower()
-    if suffix.startswith((".jsonl:", ".json#", ".parquet#")):
-        suffix = suffix.replace("#", ":").partition(":")[0]
-    return suffix or "(none)"
+    in_rows = _ROW_PLACE.match(place)
+    return in_rows[1].lower() if in_rows else PurePosixPath(place).suffix.lower() or "(none)"
 
 
 def added(all_counts: Iterable[Counts]) -> Counts:

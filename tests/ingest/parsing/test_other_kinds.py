@@ -6,6 +6,7 @@ import datetime as dt
 import email.message
 import io
 import time
+from pathlib import Path
 
 import openpyxl
 import pptx
@@ -14,9 +15,13 @@ from pptx.util import Inches
 
 from ragtune_ray.config import Corpus
 from ragtune_ray.ingest import parsers
+from ragtune_ray.ingest.input_units import plan_units
 from ragtune_ray.ingest.parsers import parse_file
 from ragtune_ray.ingest.parsing import html
 from ragtune_ray.ingest.parsing.text import ParsedFile, ParseError
+from ragtune_ray.ingest.readers import read_documents
+from ragtune_ray.schema import Document
+from tests.support.corpora import write
 from tests.support.documents import make_docx, make_epub, make_pptx, sentences
 from tests.support.office_files import package, part
 
@@ -124,6 +129,24 @@ def test_a_sheet_that_spans_millions_of_empty_cells_is_refused_before_it_is_load
 )
 def test_the_delimiter_of_a_csv_file_is_found(text: str, second: str) -> None:
     assert parse("x.csv", text.encode()).text.split("\n")[2] == second
+
+
+def test_rows_of_sheets_are_documents_if_that_is_wanted(tmp_path: Path) -> None:
+    write(tmp_path / "a.csv", "name;year;code", "Phobos;1877;007", "Deimos;1877.5;")
+    write(tmp_path / "b.csv", "id,title,text,year", "x,Mars,A planet.,1610", ",,,")
+    (tmp_path / "c.xlsx").write_bytes(workbook(["name", "n"], ["Phobos", 1]))
+    (unit,) = plan_units(str(tmp_path), 10**6).units
+    found = {
+        item.document_id: item for item in read_documents(unit, Corpus(sheets="rows")) if isinstance(item, Document)
+    }
+    assert {name: item.text for name, item in found.items()} == {
+        "a.csv#2": "name: Phobos\nyear: 1877\ncode: 007",
+        "a.csv#3": "name: Deimos\nyear: 1877.5",
+        "x": "A planet.",
+        "c.xlsx#Moons!2": "name: Phobos\nn: 1",
+    }
+    assert found["a.csv#2"].metadata == '{"code": "007", "name": "Phobos", "year": 1877}'
+    assert (found["x"].title, found["x"].metadata) == ("Mars", '{"year": 1610}')
 
 
 def test_a_cell_that_is_too_long_is_refused() -> None:
