@@ -105,4 +105,5 @@ def _recognized(page: Any, languages: str) -> str:
     if done.returncode:
         reason = " ".join(done.stderr.decode("utf-8", "replace").split())[:300]
         raise ParseError(f"tesseract failed (corpus.ocr_languages={languages}): {reason}")
-    return done.stdout.decode("utf-8", "replace").replace("\x0c", "")
+    text: str = done.stdout.decode("utf-8", "replace")
+    return text.replace("\x0c", "")
