@@ -9,6 +9,7 @@ _RAISED = str.maketrans("0123456789+-−=()ni", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺�
 _LOWERED = str.maketrans("0123456789+-−=()aehijklmnoprstuvx", "₀₁₂₃₄₅₆₇₈₉₊₋₋₌₍₎ₐₑₕᵢⱼₖₗₘₙₒₚᵣₛₜᵤᵥₓ")
 _HAS_RAISED = re.compile(r"[0-9+\-−=()ni]*[0-9ni]")
 _HAS_LOWERED = re.compile(r"[0-9+\-−=()aehijklmnoprstuvx]+")
+_UNSAFE = re.compile(r"\||\s{2,}|[^\S ]")
 _WORD = re.compile(r"[^\W\d_]{2,}\.?")
 _ROMAN = tuple(
     zip(
@@ -45,7 +46,7 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     | | 1 |
     | 2 |
     """
-    cells = [[" ".join(cell.split()).replace("|", "\\|") for cell in row] for row in rows if any(row)]
+    cells = [[_UNSAFE.sub(_escaped, cell).strip() for cell in row] for row in rows if any(row)]
     used = sorted({column for row in cells for column, cell in enumerate(row) if cell})
     if not used:
         return ""
@@ -55,9 +56,16 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], "|" + "---|" * len(used), *lines[1:]])
 
 
-def _line(cells: Sequence[str]) -> str:
-    width = max((place for place, cell in enumerate(cells, 1) if cell), default=0)
-    return "|" + "".join(f" {cell} |" if cell else " |" for cell in cells[:width])
+def _escaped(found: re.Match[str]) -> str:
+    return "\\|" if found[0] == "|" else " "
+
+
+def _line(cells: list[str]) -> str:
+    while not cells[-1]:
+        del cells[-1]
+    if "" not in cells:
+        return "| " + " | ".join(cells) + " |"
+    return "|" + "".join(f" {cell} |" if cell else " |" for cell in cells)
 
 
 def raised(text: str, before: str) -> str:

@@ -163,12 +163,8 @@ def _texts(rows: Iterable[list[Any]]) -> list[list[str]]:
 
 def _text(value: Any) -> str:
     """A cell as text: whole numbers without a fraction, dates in ISO format."""
-    match value:
-        case bool():
-            return str(value).upper()
-        case float():
-            return f"{value:.15g}"
-        case dt.datetime() | dt.date() | dt.time():
-            return value.isoformat()
-        case _:
-            return str(value)
+    if type(value) is float:
+        return f"{value:.15g}"
+    if isinstance(value, bool):
+        return str(value).upper()
+    return value.isoformat() if isinstance(value, dt.date | dt.time) else str(value)
