@@ -33,8 +33,8 @@ def install_command(*extras: str) -> str:
 
     It names the libraries, so that it works wherever ragtune-ray itself came from: an index, a wheel or a clone.
     """
-    found = [requirement for extra in extras for requirement in _requirements(extra)]
-    named = found or [f"{DISTRIBUTION}[{','.join(extras)}]"]
+    found = dict.fromkeys(requirement for extra in extras for requirement in _requirements(extra))
+    named = list(found) or [f"{DISTRIBUTION}[{','.join(extras)}]"]
     return f"{_pip()} install {' '.join(map(shlex.quote, named))}"
 
 

@@ -7,6 +7,7 @@ import importlib.util
 from pathlib import PurePosixPath
 
 from ragtune_ray.config import Corpus
+from ragtune_ray.config.extras import install_command
 from ragtune_ray.ingest.parsing import docx, epub, html, mail, markdown, pdf, pptx, sheets
 from ragtune_ray.ingest.parsing.text import ParsedFile, ParseError, clean, count_characters, decode
 
@@ -106,7 +107,7 @@ def _attachment(name: str, data: bytes, corpus: Corpus, depth: int) -> ParsedFil
         return None
     extra = missing_extra(suffix)
     if extra:
-        raise ParseError(f"attachment {name!r} needs an extra that is missing; pip install 'ragtune-ray[{extra}]'")
+        raise ParseError(f"attachment {name!r} needs a library that is missing; run: {install_command(extra)}")
     try:
         return _parse(suffix, data, corpus, depth)
     except ParseError:

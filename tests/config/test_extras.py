@@ -15,6 +15,7 @@ DECLARED = [
     'pypdfium2>=5; extra == "pdf"',
     "python-docx>=1.2 ; (python_version >= '3') and extra == 'docx'",
     'selectolax>=0.4; extra == "html"',
+    'selectolax>=0.4; extra == "epub"',
 ]
 
 
@@ -26,6 +27,7 @@ def declared(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_command_names_the_libraries_of_all_extras_at_once() -> None:
     assert extras.install_command("pdf", "docx") == "pip install 'pypdfium2>=5' 'python-docx>=1.2'"
+    assert extras.install_command("html", "epub") == "pip install 'selectolax>=0.4'"
 
 
 def test_another_pip_on_the_path_is_not_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

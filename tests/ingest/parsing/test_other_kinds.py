@@ -197,7 +197,7 @@ def test_attachments_are_read_and_the_others_named(monkeypatch: pytest.MonkeyPat
     blocks += [text.index(found) for found in ("Attachment: c.png", "Inner.", "deep")]
     assert blocks == sorted(blocks)
     monkeypatch.setattr(parsers, "missing_extra", lambda suffix: "docx" if suffix == ".docx" else None)
-    assert "attachment 'a.docx' needs an extra" in reason("x.eml", made.as_bytes())
+    assert "attachment 'a.docx' needs a library" in reason("x.eml", made.as_bytes())
 
 
 def test_mails_that_are_none_or_too_deep_are_refused() -> None:
