@@ -31,6 +31,8 @@ from ragtune_ray.storage import artifacts, filesystem
 _PREFILL = {"bfloat16": 4.0, "float32": 0.8}
 _DECODING = 0.17
 _TRAINING = {"bfloat16": 2.3, "float32": 1.1}
+ANSWERING_STARTS, TRAINING_STARTS = 3.0, 15.0
+"""Seconds before the first answer or step, in which workers start and load the model, measured on the same machine."""
 _TRAINED_BYTES = 16
 """A weight, its gradient and two moments in float32."""
 _ACTIVATION_BYTES = 34
@@ -221,7 +223,7 @@ def answering(settings: config.Config, arm: config.Arm, sizes: Sizes, flops: flo
         written = min(written, round(sizes.answer_tokens) + 8)
     products = 2.0 * geometry.num_weights
     seconds = products * (read / (_PREFILL[precision] * flops) + written / (_DECODING * flops))
-    return Step(name, seconds * sizes.num_questions, memory, "the speed of this machine")
+    return Step(name, ANSWERING_STARTS + seconds * sizes.num_questions, memory, "the speed of this machine")
 
 
 def training(settings: config.Config, arm: config.Arm, sizes: Sizes, flops: float) -> Step:
@@ -243,7 +245,7 @@ def training(settings: config.Config, arm: config.Arm, sizes: Sizes, flops: floa
         examples = min(examples, rule.max_steps * rule.batch_examples)
     tokens = min(rule.max_tokens, prompt_tokens(settings, arm, sizes) + sizes.answer_tokens)
     seconds = 6.0 * geometry.num_weights * examples * tokens / (_TRAINING[_precision(rule.precision)] * flops)
-    return Step(name, seconds, memory, "the speed of this machine")
+    return Step(name, TRAINING_STARTS + seconds, memory, "the speed of this machine")
 
 
 def prompt_tokens(settings: config.Config, arm: config.Arm, sizes: Sizes) -> float:
