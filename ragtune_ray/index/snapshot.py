@@ -19,8 +19,9 @@ from ragtune_ray.index import bm25, contents, filters, segments, vectors, versio
 Selection = Sequence[np.ndarray | None]
 """Per segment, which passages may be hits, bool (num_passages,); None allows all of them."""
 
-LISTED_CHARACTERS = 4 * 2**20
-"""Maximum length of all metadata in a page of listed documents."""
+LISTED_CHARACTERS = 2**19
+"""Maximum length of all metadata in a page of listed documents: even in UTF-8, replicas may send this to each other."""
+LISTED_TITLE_CHARACTERS = 500
 KEPT_FILTERS = 64
 """Size of the cache of filters, per open version."""
 
@@ -31,8 +32,9 @@ class ListedDocument:
 
     document_id: str
     title: str
-    metadata: str
-    """A JSON object as text."""
+    """At most `LISTED_TITLE_CHARACTERS`."""
+    metadata: str | None
+    """A JSON object as text; None if it is longer than `LISTED_CHARACTERS`."""
     num_passages: int
 
 
@@ -113,7 +115,7 @@ class Index:
         num_characters = 0
         for place in places[:limit]:
             document = _listed(place[1], found[place])
-            num_characters += len(document.metadata)
+            num_characters += len(document.metadata or "")
             if listed and num_characters > LISTED_CHARACTERS:
                 break
             listed.append(document)
@@ -230,4 +232,6 @@ def _listed(document_id: str, places: Sequence[tuple[segments.Segment, int]]) ->
     segment, row = places[0]
     first = segments.take_rows(segment.passages.select(["title", "metadata"]), [int(segment.documents.first[row])])
     num_passages = sum(int(segment.documents.count[row]) for segment, row in places)
-    return ListedDocument(document_id, first["title"][0].as_py(), first["metadata"][0].as_py(), num_passages)
+    title, metadata = first["title"][0].as_py(), first["metadata"][0].as_py()
+    kept = metadata if len(metadata) <= LISTED_CHARACTERS else None
+    return ListedDocument(document_id, title[:LISTED_TITLE_CHARACTERS], kept, num_passages)

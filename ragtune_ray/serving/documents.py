@@ -181,7 +181,7 @@ def listed_body(listed: Listed) -> dict[str, Any]:
             "object": "document",
             "document_id": document.document_id,
             "title": document.title,
-            "metadata": json.loads(document.metadata),
+            "metadata": None if document.metadata is None else json.loads(document.metadata),
             "num_passages": document.num_passages,
         }
         for document in listed.documents

@@ -278,5 +278,6 @@ def test_documents_are_listed_once_each_in_pages(
     monkeypatch.setattr(snapshot, "LISTED_CHARACTERS", 3 * len(metadata["d0"]))
     assert len(opened.list_documents(filters.Filter(), "", 50)[0]) in (2, 3)
     monkeypatch.setattr(snapshot, "LISTED_CHARACTERS", 1)
-    assert paged(opened, filters.Filter(), 50) == found
+    without = [dataclasses.replace(each, metadata=None) for each in found]
+    assert paged(opened, filters.Filter(), 50) == without, "metadata that fills a page alone is left out"
     assert snapshot.open_index(str(tmp_path)).list_documents(filters.parse_filter({"none": 1}), "", 5) == ([], False)

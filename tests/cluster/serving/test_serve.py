@@ -252,9 +252,8 @@ def test_added_documents_are_found_and_deleted_ones_are_not(http: httpx.Client) 
     narrowed = http.post("/v1/retrieve", json={"query": "code", "filter": {"kind": "beast"}, "top_k": 9}).json()["data"]
     assert [(source["document_id"], source["url"]) for source in narrowed] == [("kraken", "https://kraken.example/")]
     listed = http.get("/v1/documents", params={"filter": '{"kind": "beast"}'}).json()
-    assert [(row["document_id"], row["num_passages"], row["metadata"]) for row in listed["data"]] == [
-        ("kraken", 1, metadata)
-    ]
+    found = [(row["document_id"], row["num_passages"], row["metadata"]) for row in listed["data"]]
+    assert found == [("kraken", 1, None)], "without its metadata, which is longer than a page"
     gone = http.request("DELETE", "/v1/documents", json={"document_ids": ["kraken", "nobody"]}).json()
     assert (gone["added"], gone["deleted"], gone["missing"]) == (0, 1, ["nobody"])
     assert "tentacle" not in first()
