@@ -49,6 +49,10 @@ class Document:
     """A JSON object as text; "{}" if there is none."""
     place: str
     """Source of the document: a path, with `:LINE` or `#ROW` if the file contains several."""
+    page_starts: tuple[int, ...] = ()
+    """For each page of a PDF or slide, its first character in the text; empty without pages."""
+    modified: str = ""
+    """When the file was modified, if `corpus.file_times` is set. Not part of the document's fingerprint."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +67,15 @@ class Passage:
     title: str
     """Title of the document."""
     metadata: str
-    """Metadata of the document."""
+    """Metadata of the document; `PAGE` in it is the page on which the passage begins."""
     start: int
     """First character in the document."""
     end: int
     """One past the last character in the document."""
+
+
+PAGE = "#page"
+"""Key in a passage's metadata; no document's metadata have it."""
 
 
 def document_id_of(passage_id: str) -> str:

@@ -8,8 +8,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 
 from ragtune_ray.answering.abstention import is_abstention
-from ragtune_ray.index.words import tokens
-from ragtune_ray.ingest import characters
+from ragtune_ray.index.words import tokens, visible
 from ragtune_ray.schema import Citation, Passage
 
 UNSPACED_BLOCKS = re.compile(
@@ -315,7 +314,7 @@ def _words(text: str) -> Iterator[tuple[str, int, int]]:
     """The (normalized word, start, end) of each word; each character of an unspaced script is a word."""
     for found in _WORD.finditer(text):
         if any(character.isalnum() for character in found[0]):
-            yield unicodedata.normalize("NFKC", characters.visible(found[0])).casefold(), found.start(), found.end()
+            yield unicodedata.normalize("NFKC", visible(found[0])).casefold(), found.start(), found.end()
 
 
 def _index_of(sequence: list[str], words: list[str]) -> int | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ragtune_ray.config.section import Section
 
@@ -20,6 +20,9 @@ class Corpus(Section):
     strict: bool = False
     """Stop at the first bad row, bad file or question about documents that are not in the index. By default such input is skipped
     and written to rejects.jsonl."""
+    encoding: str = "auto"
+    """Encoding of .txt and .md files: a name such as `windows-1252` or `gb18030`. `auto`: UTF-8, or another encoding if only one
+    gives a plausible text; otherwise the file is a reject."""
     max_document_bytes: int = Field(32 * 2**20, gt=0)
     """Reject any document (or line of a .jsonl file) longer than this many bytes."""
     max_parse_seconds: float = Field(60.0, gt=0)
@@ -32,8 +35,24 @@ class Corpus(Section):
     (Debian: `apt-get install tesseract-ocr`). A page takes seconds, so raise `max_parse_seconds`."""
     ocr_languages: str = Field("eng", pattern=r"^[A-Za-z_/]+(\+[A-Za-z_/]+)*$")
     """Languages of scanned pages by tesseract's names, such as `deu+eng`."""
+    file_times: bool = False
+    """Add the time of last modification to the metadata of document files (`modified`), as it was when their content was indexed.
+    Indexes of equal files then differ if the times do. Touching a file changes nothing."""
     unit_bytes: int = Field(4 * 2**20, gt=0)
     """Input bytes per reading task; larger files are read in ranges of about this size."""
+
+    @field_validator("encoding")
+    @classmethod
+    def _encoding_is_known(cls, name: str) -> str:
+        try:
+            known = name == "auto" or "".encode(name) is not None
+        except (LookupError, ValueError):
+            known = False
+        if not known:
+            raise ValueError(
+                f"corpus.encoding {name!r} is unknown; write auto, or a name such as windows-1252 or gb18030"
+            )
+        return name
 
 
 class Queries(Section):

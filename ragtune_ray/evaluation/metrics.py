@@ -13,7 +13,7 @@ from typing import Literal
 from ragtune_ray import RagtuneError
 from ragtune_ray.answering.abstention import is_abstention
 from ragtune_ray.answering.citations import UNSPACED_BLOCKS
-from ragtune_ray.ingest import characters
+from ragtune_ray.index.words import visible
 from ragtune_ray.schema import Citation, Hit
 
 Language = Literal["en", "zh"]
@@ -172,7 +172,7 @@ def normalize_answer(text: str, language: Language, normalization: Normalization
 
 def _strict_tokens(text: str, language: Language) -> list[str]:
     """The tokens of `strict`, articles included."""
-    text = unicodedata.normalize("NFC", characters.visible(text))
+    text = unicodedata.normalize("NFC", visible(text))
     text = _RANGE_DASH.sub("-", text.lower().translate(_NARROW))
     text = _THOUSANDS.sub(lambda found: re.sub("[,']", "", found[0]), text)
     text = _BARE_FRACTION.sub("0.", _PERCENT.sub("%", text))
@@ -270,7 +270,7 @@ def _contains(text: str, part: str) -> bool:
 
 def _words(text: str, *, keeps_case: bool) -> str:
     """The words of a text without the punctuation around them; articles stay."""
-    text = characters.visible(text)
+    text = visible(text)
     words = (word.strip(string.punctuation) for word in (text if keeps_case else text.lower()).split())
     return " ".join(filter(None, words))
 

@@ -137,7 +137,21 @@ def _documents(passages: pa.Table, fingerprints: pa.Array) -> tuple[pa.Table, li
         ],
         schema=_DOCUMENTS_SCHEMA,
     )
-    return table, take_rows(passages.select(["metadata"]), starts[order])["metadata"].to_pylist()
+    metadata = take_rows(passages.select(["metadata"]), starts[order])["metadata"].to_pylist()
+    return table, list(map(without_page, metadata))
+
+
+def without_page(metadata: str) -> str:
+    """Return the metadata of a document, from those of one of its passages.
+
+    >>> without_page('{"#page": 2, "year": 1877}')
+    '{"year": 1877}'
+    """
+    if schema.PAGE not in metadata:
+        return metadata
+    values = json.loads(metadata)
+    values.pop(schema.PAGE, None)
+    return json.dumps(values, sort_keys=True, ensure_ascii=False)
 
 
 def take_rows(table: pa.Table, numbers: Sequence[int] | np.ndarray) -> pa.Table:

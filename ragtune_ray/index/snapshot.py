@@ -232,6 +232,6 @@ def _listed(document_id: str, places: Sequence[tuple[segments.Segment, int]]) ->
     segment, row = places[0]
     first = segments.take_rows(segment.passages.select(["title", "metadata"]), [int(segment.documents.first[row])])
     num_passages = sum(int(segment.documents.count[row]) for segment, row in places)
-    title, metadata = first["title"][0].as_py(), first["metadata"][0].as_py()
+    title, metadata = first["title"][0].as_py(), segments.without_page(first["metadata"][0].as_py())
     kept = metadata if len(metadata) <= LISTED_CHARACTERS else None
     return ListedDocument(document_id, title[:LISTED_TITLE_CHARACTERS], kept, num_passages)

@@ -163,7 +163,7 @@ def reading(settings: config.Config) -> list[Any]:
 
     If it changes, `ragtune index` reads the corpus again, but embeds only documents that differ.
     """
-    return [READING_FORMAT, settings.index.tenant_field]
+    return [READING_FORMAT, settings.index.tenant_field, settings.corpus.encoding, settings.corpus.file_times]
 
 
 def planned_corpus_id(settings: config.Config, plan: input_units.Plan, encoder: weights.Model) -> str:

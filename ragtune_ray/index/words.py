@@ -15,10 +15,15 @@ from pathlib import Path
 
 import regex  # type: ignore[import-untyped]  # the library has no stubs
 
-from ragtune_ray.ingest import characters
 from ragtune_ray.ingest.chunking import UNSPACED_SCRIPTS
 
 _FOLDED = "-folded"
+# Soft hyphens, zero-width spaces and joiners, marks of direction, variation selectors, ...
+_INVISIBLE = regex.compile(r"\p{Default_Ignorable_Code_Point}+")
+# Scripts whose readers leave accents, points or vowel signs out; in others they make another letter (が, й, हि).
+_MARKS = regex.compile(r"([\p{Latin}\p{Greek}\p{Hebrew}\p{Arabic}])\p{Mn}+")
+_LETTERS = str.maketrans({"ø": "o", "ł": "l", "đ": "d", "ð": "d", "ħ": "h", "ı": "i", "æ": "ae", "œ": "oe", "þ": "th"})
+_LETTERS |= str.maketrans({"ё": "е", "ـ": ""})  # Cyrillic io and ie; the Arabic tatweel
 _ASCII_WORD = re.compile(r"[a-z0-9]+")
 _ASCII_WORD_EN = re.compile(r"[a-z0-9]+(?:'[a-z0-9]+)*")  # "don't" is one word: stop words contain it
 _LETTER = rf"(?:(?![{UNSPACED_SCRIPTS}_])\w)"
@@ -60,7 +65,7 @@ def words_of(text: str, rules: str) -> list[str]:
     if text.isascii():
         return (_ASCII_WORD_EN if _is_english(rules) else _ASCII_WORD).findall(text.lower())
     if rules.endswith(_FOLDED):
-        text = characters.without_accents(unicodedata.normalize("NFKC", characters.visible(text)).casefold())
+        text = without_accents(unicodedata.normalize("NFKC", visible(text)).casefold())
     else:
         text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
     text = text.replace("’", "'")
@@ -68,6 +73,27 @@ def words_of(text: str, rules: str) -> list[str]:
     if not _UNSPACED_START.search(text):
         return words
     return list(itertools.chain.from_iterable(map(_pairs, words)))
+
+
+def visible(text: str) -> str:
+    r"""The text without invisible characters, which stand inside words or between them without meaning.
+
+    >>> visible("co\u00adoper\u200bate")
+    'cooperate'
+    """
+    return text if text.isascii() else _INVISIBLE.sub("", text)
+
+
+def without_accents(text: str) -> str:
+    """A case-folded text with letters as people type them to search.
+
+    >>> without_accents("crème smørrebrød über żółw i̇stanbul")
+    'creme smorrebrod uber zolw istanbul'
+    """
+    if text.isascii():
+        return text
+    plain = _MARKS.sub(r"\1", unicodedata.normalize("NFKD", text))
+    return unicodedata.normalize("NFKC", plain).translate(_LETTERS)
 
 
 def _is_english(rules: str) -> bool:

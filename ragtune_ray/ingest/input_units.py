@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
-from ragtune_ray.ingest import inputs, planned_file
+from ragtune_ray.ingest import inputs, planned_file, sidecars
 from ragtune_ray.ingest.inputs import Format
 from ragtune_ray.ingest.parquet import blocks_of_footer, blocks_of_group, check_columns, parquet_errors
 from ragtune_ray.ingest.parsing.text import ParseError
@@ -74,6 +74,8 @@ class Unit:
     """What is read must be what was planned. The sha256 of each path (files, squad) or of the range of bytes (jsonl)."""
     blocks: planned_file.Blocks = ()
     """The same for parquet: the blocks of the file that contain these rows and the footer."""
+    sidecars: tuple[str, ...] = ()
+    """For each of several document files, the sha256 of its sidecar (`sidecars.path_of`); "" if it has none."""
 
     @property
     def is_planned(self) -> bool:
@@ -83,12 +85,12 @@ class Unit:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Unit:
         """A unit from the JSON of its `dataclasses.asdict`."""
-        lists = {name: tuple(values[name]) for name in ("paths", "sha256s")}
+        lists = {name: tuple(values[name]) for name in ("paths", "sha256s", "sidecars")}
         return cls(**{**values, **lists, "blocks": tuple((number, digest) for number, digest in values["blocks"])})
 
     def part(self, **changes: Any) -> Unit:
         """A part of this unit, which is not compared with the plan; `changes` are attributes."""
-        return replace(self, **changes, sha256s=(), blocks=())
+        return replace(self, **changes, sha256s=(), blocks=(), sidecars=())
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,21 +119,24 @@ def plan_units(path: str, unit_bytes: int, root: str | None = None) -> Plan:
     folder, names, rejects = list_input(path)
     inputs.require_libraries(path, names)
     root = root or folder
+    described, names = sidecars.split(names)
     units: list[Unit] = []
     files: list[InputFile] = []
-    group: list[InputFile] = []
+    group: list[tuple[InputFile, str]] = []
     group_bytes = 0
     for name in names:
         place = filesystem.join(folder, name)
         try:
+            sidecars.refuse_lone(name)
             form = inputs.format_of(name)
+            sidecar = [_scan(sidecars.path_of(place), "files", unit_bytes)[0]] if name in described else []
             file, ranges = _scan(place, form, unit_bytes)
         except (ParseError, FileNotFoundError, PermissionError) as error:
             rejects.append(reject(place, inputs.why_unreadable(error), "file"))
             continue
-        files.append(file)
+        files += [file, *sidecar]
         if form == "files":
-            group.append(file)
+            group.append((file, sidecar[0].sha256 if sidecar else ""))
             group_bytes += file.size_bytes
             if group_bytes >= unit_bytes:
                 units.append(_group_unit(len(units), group, root))
@@ -176,7 +181,8 @@ def list_input(path: str) -> tuple[str, list[str], list[Reject]]:
     store, inner = inputs.locate(path)
     root = filesystem.absolute(path)
     if not store.isdir(inner):
-        return posixpath.dirname(root), [posixpath.basename(root)], []
+        name, sidecar = posixpath.basename(root), sidecars.path_of(inner)
+        return posixpath.dirname(root), [name, *([sidecars.path_of(name)] if store.exists(sidecar) else [])], []
     if store.exists(filesystem.join(inner, "corpus.jsonl")):
         return root, ["corpus.jsonl"], []
     if isinstance(store, LocalFileSystem):
@@ -224,9 +230,9 @@ def _check_entry(entry: Path, root: str) -> None:
         raise ParseError("not a regular file, or a broken symlink")
 
 
-def _group_unit(number: int, group: list[InputFile], root: str) -> Unit:
-    paths, sha256s = tuple(file.path for file in group), tuple(file.sha256 for file in group)
-    return Unit(number, "files", paths, 0, 0, 0, root, sha256s)
+def _group_unit(number: int, group: list[tuple[InputFile, str]], root: str) -> Unit:
+    paths, sha256s = tuple(file.path for file, _ in group), tuple(file.sha256 for file, _ in group)
+    return Unit(number, "files", paths, 0, 0, 0, root, sha256s, sidecars=tuple(sidecar for _, sidecar in group))
 
 
 def _range_unit(number: int, form: Format, file: InputFile, part: Range, root: str) -> Unit:

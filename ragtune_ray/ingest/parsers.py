@@ -77,7 +77,7 @@ def _parse(suffix: str, data: bytes, corpus: Corpus, depth: int) -> ParsedFile:
             return html.parse(data, is_xml=suffix == ".xhtml")
         case ".eml":
             return mail.parse(data, lambda name, attached: _attachment(name, attached, corpus, depth + 1))
-    return _parse_text(suffix, clean(decode(data)), corpus)
+    return _parse_text(suffix, clean(decode(data, corpus.encoding)), corpus)
 
 
 def _parse_book(book: sheets.Workbook, corpus: Corpus) -> ParsedFile:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from ragtune_ray.config import Corpus
-from ragtune_ray.ingest import inputs
+from ragtune_ray.ingest import inputs, sidecars
 from ragtune_ray.ingest.input_units import Unit
 from ragtune_ray.ingest.inputs import Row
 from ragtune_ray.ingest.parquet import parquet_rows
@@ -17,6 +18,7 @@ from ragtune_ray.ingest.parsing.tally import Tally
 from ragtune_ray.ingest.parsing.text import ParsedFile, ParseError
 from ragtune_ray.ingest.rows import DOCUMENT_IDS, document_from_row, reject
 from ragtune_ray.schema import Document, Reject
+from ragtune_ray.storage import filesystem
 
 _GONE = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
 """Errors of opening a file; if it was planned, it could be opened then."""
@@ -47,36 +49,38 @@ def read_documents(unit: Unit, corpus: Corpus, tally: Tally | None = None) -> It
 
 
 def _file_documents(unit: Unit, corpus: Corpus, tally: Tally | None) -> Iterator[Document | Reject]:
-    for path, sha256 in itertools.zip_longest(unit.paths, unit.sha256s, fillvalue=""):
+    for path, sha256, sidecar in itertools.zip_longest(unit.paths, unit.sha256s, unit.sidecars, fillvalue=""):
         try:
             parsed = parse_file(path, _read_small(path, corpus.max_document_bytes, sha256), corpus)
+            name = path.removeprefix(unit.root).lstrip("/")
+            stated = sidecars.parse(_read_small(sidecars.path_of(path), sidecars.MAX_BYTES, sidecar)) if sidecar else {}
             if parsed.rows:
-                yield from _sheet_documents(path, unit, parsed, corpus)
+                yield from _sheet_documents(path, name, parsed, corpus, stated)
                 if tally:
                     tally.characters(path, parsed)
                 continue
-            row = {
-                "document_id": path.removeprefix(unit.root).lstrip("/"),
-                "title": parsed.title,
-                "text": parsed.text,
-                "metadata": parsed.metadata,
-            }
+            title = stated.pop("title", None) or parsed.title
+            metadata = {**sidecars.place_of(name), **parsed.metadata, **stated}
+            row = {"document_id": name, "title": title, "text": parsed.text, "metadata": metadata}
             document = document_from_row(row, path, corpus.max_document_bytes)
             if tally:
                 tally.characters(path, parsed)
-            yield document
+            modified = filesystem.modified(path) if corpus.file_times else ""
+            yield replace(document, page_starts=parsed.page_starts, modified=modified)
         except (ParseError, *_GONE) as error:
             if sha256 and isinstance(error, _GONE):
                 raise inputs.changed(path) from error
             yield reject(path, inputs.why_unreadable(error), "file")
 
 
-def _sheet_documents(path: str, unit: Unit, parsed: ParsedFile, corpus: Corpus) -> Iterator[Document | Reject]:
-    """The rows of a spreadsheet as documents; the id of one that states none is `PATH#SHEET!ROW`."""
-    name = path.removeprefix(unit.root).lstrip("/")
+def _sheet_documents(
+    path: str, name: str, parsed: ParsedFile, corpus: Corpus, stated: dict[str, Any]
+) -> Iterator[Document | Reject]:
+    """The rows of a spreadsheet as documents, with what its sidecar states; the id of one without is `PATH#SHEET!ROW`."""
+    shared = {key: value for key, value in stated.items() if key not in (*DOCUMENT_IDS, "text")}
     for place, row in parsed.rows:
         named = row if any(key in row for key in DOCUMENT_IDS) else {"document_id": f"{name}#{place}", **row}
-        yield _document(f"{path}#{place}", named, corpus.max_document_bytes)
+        yield _document(f"{path}#{place}", {**shared, **named}, corpus.max_document_bytes)
 
 
 def _read_small(path: str, max_bytes: int, sha256: str) -> bytes:

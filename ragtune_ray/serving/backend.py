@@ -14,6 +14,7 @@ from ragtune_ray import config, schema
 from ragtune_ray.generation.interface import Finish
 from ragtune_ray.index import filters, snapshot
 from ragtune_ray.serving.requests import ApiError
+from ragtune_ray.serving.sources import shown_metadata
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,16 +28,12 @@ class Found:
 
 
 def without_metadata(passage: schema.Passage) -> schema.Passage:
-    """A passage whose metadata keeps only `url`: the rest is not used, and sending it between replicas could cost megabytes.
+    """A passage whose metadata keeps only what sources show: sending the rest between replicas could cost megabytes.
 
     >>> without_metadata(schema.Passage("a#0", "a", "text", "A", '{"url": "https://a.org", "raw": "..."}', 0, 4)).metadata
     '{"url": "https://a.org"}'
     """
-    try:
-        url = json.loads(passage.metadata).get("url")
-    except (ValueError, AttributeError, RecursionError):
-        url = None
-    return dataclasses.replace(passage, metadata=json.dumps({"url": url}) if isinstance(url, str) else "{}")
+    return dataclasses.replace(passage, metadata=json.dumps(shown_metadata(passage)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ def source(number: int, passage: schema.Passage, score: float) -> dict[str, Any]
         "document_id": passage.document_id,
         "title": passage.title,
         "url": _url(passage),
+        "page": _page(passage),
         "start": passage.start,
         "end": passage.end,
         "text": passage.text,
@@ -32,12 +33,28 @@ def sources(passages: Sequence[schema.Passage], scores: Sequence[float]) -> list
 
 def _url(passage: schema.Passage) -> str | None:
     """The document's `url` from its metadata, if it is an http or https URL."""
+    url = shown_metadata(passage).get("url")
     try:
-        url = json.loads(passage.metadata).get("url")
         parts = urlsplit(url) if isinstance(url, str) else None
-    except (ValueError, AttributeError, RecursionError):
+    except ValueError:
         return None
     return url if parts is not None and parts.scheme in ("http", "https") and parts.hostname else None
+
+
+def _page(passage: schema.Passage) -> int | None:
+    """The page of a PDF or slide on which the passage begins."""
+    page = shown_metadata(passage).get(schema.PAGE)
+    return page if isinstance(page, int) else None
+
+
+def shown_metadata(passage: schema.Passage) -> dict[str, Any]:
+    """The part of a passage's metadata that sources show: URL and page."""
+    try:
+        values = json.loads(passage.metadata)
+    except (ValueError, RecursionError):
+        return {}
+    found = {name: values.get(name) for name in ("url", schema.PAGE)} if isinstance(values, dict) else {}
+    return {name: value for name, value in found.items() if isinstance(value, str | int)}
 
 
 def url_citations(answer: str, citations: Sequence[schema.Citation], shown: Sequence[Mapping[str, Any]]) -> list[Any]:

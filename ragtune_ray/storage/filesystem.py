@@ -7,6 +7,7 @@ sees the old content or the new, never a part of either.
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import os
 import shutil
 import tempfile
@@ -131,6 +132,16 @@ def last_change(url: str) -> float | None:
         return max(times, default=None)
     found = (info.get("LastModified") for info in store.find(path, detail=True).values())
     return max((changed.timestamp() for changed in found if changed is not None), default=None)
+
+
+def modified(url: str) -> str:
+    """When a file was last modified, as ISO 8601 in UTC and whole seconds; "" if its store does not say."""
+    store, path = locate(url)
+    info = store.info(path)
+    when = info.get("mtime", info.get("LastModified"))
+    if isinstance(when, int | float):
+        when = dt.datetime.fromtimestamp(when, dt.UTC)
+    return when.astimezone(dt.UTC).isoformat(timespec="seconds") if isinstance(when, dt.datetime) else ""
 
 
 def list_names(url: str) -> list[str]:

@@ -21,7 +21,7 @@ import numpy as np
 from ragtune_ray import config
 from ragtune_ray.answering import prompts
 from ragtune_ray.answering.citations import UNSPACED_BLOCKS
-from ragtune_ray.ingest import characters
+from ragtune_ray.index.words import visible
 from ragtune_ray.ingest.splits import positives
 from ragtune_ray.schema import (
     ExampleKind,
@@ -91,7 +91,7 @@ def _is_spaced(character: str) -> bool:
 
 
 def _folded(text: str) -> str:
-    return " ".join(unicodedata.normalize("NFKC", characters.visible(text)).casefold().split())
+    return " ".join(unicodedata.normalize("NFKC", visible(text)).casefold().split())
 
 
 def example_type(

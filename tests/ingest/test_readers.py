@@ -18,9 +18,9 @@ def test_each_file_of_a_folder_is_a_document_with_its_path_as_id(tmp_path: Path)
     write(tmp_path / "c.html", "<p>Three</p>")
     found = documents(tmp_path)
     assert [(item.document_id, item.title, item.text, item.metadata) for item in found] == [
-        ("a.md", "One", "# One\n", "{}"),
-        ("b/two.txt", "two", "Two\n", "{}"),
-        ("c.html", "c", "Three", "{}"),
+        ("a.md", "One", "# One\n", '{"path": "a.md"}'),
+        ("b/two.txt", "two", "Two\n", '{"folder": ["b"], "path": "b/two.txt"}'),
+        ("c.html", "c", "Three", '{"path": "c.html"}'),
     ]
     assert found[1].place == f"{tmp_path}/b/two.txt"
     assert documents(tmp_path / "b" / "two.txt")[0].document_id == "two.txt"

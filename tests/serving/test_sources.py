@@ -2,6 +2,7 @@
 
 from ragtune_ray import schema
 from ragtune_ray.serving import sources
+from ragtune_ray.serving.backend import without_metadata
 
 
 def test_a_source_has_a_url_only_if_it_is_http() -> None:
@@ -33,3 +34,14 @@ def test_annotations_name_each_cited_source_once_by_url_or_urn() -> None:
     marks = sources.url_citations("Yes.", cited, shown)
     assert [mark["url_citation"]["url"] for mark in marks] == ["https://c.example/", "urn:ragtune:a%20b"]
     assert {(m["url_citation"]["start_index"], m["url_citation"]["end_index"]) for m in marks} == {(0, 4)}
+
+
+def test_a_source_shows_the_page_on_which_its_passage_begins() -> None:
+    def page(metadata: str) -> object:
+        passage = without_metadata(schema.Passage("d#0", "d", "x", "", metadata, 0, 1))
+        assert "raw" not in passage.metadata
+        return sources.source(1, passage, 0.5)["page"]
+
+    assert page('{"#page": 12, "raw": "..."}') == 12
+    for none in ("{}", "[]", "{", '{"#page": "x", "page": 3}'):
+        assert page(none) is None

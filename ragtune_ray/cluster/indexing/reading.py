@@ -5,6 +5,7 @@ Out: per unit, a Parquet file of passages (a *part*), a table of documents, and 
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import functools
 import hashlib
@@ -233,8 +234,8 @@ def _read_unit(
                 new = [(document, row) for document, row in zip(read, found, strict=True) if not row["is_known"]]
                 cut = chunk_all([each for each, _ in new], counter.token_spans, size, chunking.overlap_tokens)
                 too_long += _num_too_long(counter, chunking, [passage.text for each in cut for passage in each])
-                for (_, row), passages in zip(new, cut, strict=True):
-                    waiting += [_passage_row(passage, row) for passage in passages]
+                for (document, row), passages in zip(new, cut, strict=True):
+                    waiting += [_passage_row(passage, row) for passage in with_place(document, passages)]
                 whole = len(waiting) - len(waiting) % unit_passages
                 row_groups += _write(writer, waiting[:whole], unit_passages)
                 waiting = waiting[whole:]
@@ -272,6 +273,19 @@ def _groups(items: Iterator[Item]) -> Iterator[list[Item]]:
             group, size = [], 0
     if group:
         yield group
+
+
+def with_place(document: schema.Document, passages: Iterable[schema.Passage]) -> Iterator[schema.Passage]:
+    """The passages of a document, with their pages and the document's `modified` in their metadata."""
+    if not document.page_starts and not document.modified:
+        yield from passages
+        return
+    values = json.loads(document.metadata)
+    values |= {"modified": document.modified} if document.modified else {}
+    for passage in passages:
+        page = bisect.bisect_right(document.page_starts, passage.start)
+        placed = values | ({schema.PAGE: page} if page else {})
+        yield dataclasses.replace(passage, metadata=json.dumps(placed, sort_keys=True, ensure_ascii=False))
 
 
 def _passage_row(passage: schema.Passage, document: dict[str, Any]) -> dict[str, Any]:

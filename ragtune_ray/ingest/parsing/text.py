@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 from dataclasses import dataclass, field
 
@@ -13,6 +14,37 @@ _UNSAFE = re.compile("[\x00\ud800-\udfff]")
 _NOT_ASCII = re.compile(r"[^\x00-\x7f]+")
 _NOT_ASCII_WORDS = bytes(code for code in range(256) if not (code < 128 and chr(code).isalnum()))
 _NOT_WORDS = re.compile(r"[\W_]+")
+# The letters beyond ASCII of one language each, in lower case. A text with letters of several is probably no Western text at all.
+_ALPHABETS = [
+    frozenset(letters)
+    for letters in (
+        "äöüßéàèáâêôç",
+        "àâçéèêëîïôœùûüÿ",
+        "áéíóúñü",
+        "áâãàçéêíóôõúü",
+        "àèéìíîòóùú",
+        "åäöéàü",
+        "æøåéóòêü",
+        "éëïóöüáè",
+    )
+]
+_MARKS = frozenset("‘’‚“”„†•…‰‹›–—€™¡¿§©«»®°±·²³¼½¾ºª£\u00a0")
+_MARK_IN_WORD = re.compile(r"[^\W\d_][“”‚„†•…‰‹›™¡¿§©®±²³¼½¾£€][^\W\d_]")
+_MAX_ACCENTED_SHARE = 0.4
+"""Of the letters of a Western text; a text in Greek or Cyrillic has more that are not ASCII."""
+_MIN_ACCENTED = 5
+_OTHERS = [
+    "utf_16", "utf_32", "cp1250", "cp1251", "cp1252", "cp1253", "cp1254", "cp1255", "cp1256", "cp1257", "koi8_r", "gb18030",
+    "big5", "cp932", "euc_jp", "cp949",
+]  # fmt: skip
+_MARGIN = 0.1
+"""Of charset-normalizer's measures, both between 0 and 1, by which the best encoding must be better than the others."""
+_BOMS = {
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
 
 
 class ParseError(RagtuneError, ValueError):
@@ -60,24 +92,62 @@ def clean(text: str) -> str:
     return _UNSAFE.sub("\ufffd", text.removeprefix("\ufeff"))
 
 
-def decode(data: bytes) -> str:
-    """Decode UTF-8, or another encoding if charset-normalizer finds exactly one that fits.
+def decode(data: bytes, encoding: str = "auto") -> str:
+    r"""Decode a text file.
 
-    Most Western texts fit several single-byte encodings; a wrong guess would silently swap letters, so none is made.
+    `auto` means what the byte-order mark says, else UTF-8, else another encoding if only one gives a plausible text: a wrong
+    guess would silently swap letters.
+
+    >>> decode("Größe".encode("cp1252"))
+    'Größe'
 
     Raises:
-        ParseError: the encoding is not certain.
+        ParseError: the encoding is not certain, or the file is not in the given one.
     """
+    marked = next((name for mark, name in _BOMS.items() if data.startswith(mark)), "utf-8")
     try:
-        return data.decode("utf-8")
+        return data.decode(marked if encoding == "auto" else encoding)
     except UnicodeDecodeError as error:
-        from charset_normalizer import from_bytes
+        place = f"(byte 0x{data[error.start]:02x} at {error.start})"
+        if encoding != "auto":
+            raise ParseError(f"not {encoding} {place}; correct corpus.encoding, or convert the file") from None
+    found = _western(data) or _other(data)
+    if found is None:
+        raise ParseError(
+            f"not UTF-8 {place}, and no other encoding is certain; set corpus.encoding to its name, or convert it: "
+            "iconv -f ENCODING -t UTF-8 FILE"
+        )
+    return found
 
-        candidates = from_bytes(data)
-        best = candidates.best()
-        if best is None or len(candidates) > 1:
-            raise ParseError(
-                f"not UTF-8 (byte 0x{data[error.start]:02x} at {error.start}), and no other encoding is certain; convert it: "
-                "iconv -f ENCODING -t UTF-8 FILE"
-            ) from None
-        return str(best)
+
+def _western(data: bytes) -> str | None:
+    """The text in windows-1252, if it looks like one Western European language; else None."""
+    try:
+        text = data.decode("cp1252")
+    except UnicodeDecodeError:
+        return None
+    beyond = set(text.lower()) - {chr(code) for code in range(128)}
+    accented = beyond - _MARKS
+    if _MARK_IN_WORD.search(text) or not any(accented <= alphabet for alphabet in _ALPHABETS):
+        return None
+    num_letters = sum(map(str.isalpha, text))
+    num_accented = sum(character in accented for character in text.lower())
+    if num_accented > _MAX_ACCENTED_SHARE * num_letters:
+        return None
+    # Central European, Turkish and Baltic files have other letters at some of these bytes.
+    is_same = all(data.decode(name, "replace") == text for name in ("cp1250", "cp1254"))
+    return text if is_same or num_accented >= _MIN_ACCENTED else None
+
+
+def _other(data: bytes) -> str | None:
+    """The only plausible text in another encoding; None if there is none, or several."""
+    from charset_normalizer import from_bytes
+
+    found = from_bytes(data, cp_isolation=_OTHERS)
+    best = found.best()
+    if best is None:
+        return None
+    near = [each for each in found if each.chaos < best.chaos + _MARGIN and each.coherence > best.coherence - _MARGIN]
+    text = str(best)
+    is_certain = len({str(each) for each in near}) == 1 and not _MARK_IN_WORD.search(text)
+    return text if is_certain else None

@@ -84,7 +84,8 @@ function sourceItem(source, citations) {
   if (cited) summary.append(element("span", "cited", "badge"));
   const text = element("p");
   for (const [piece, isCited] of pieces(source, citations)) text.append(isCited ? element("mark", piece) : piece);
-  const place = `${source.document_id}, characters ${source.start} to ${source.end}, score ${source.score.toFixed(3)}`;
+  const page = source.page ? `, page ${source.page}` : "";
+  const place = `${source.document_id}${page}, characters ${source.start} to ${source.end}, score ${source.score.toFixed(3)}`;
   const location = element("p", place, "quiet");
   if (/^https?:\/\//.test(source.url ?? "")) {
     const link = element("a", "open");

@@ -1,6 +1,7 @@
 """Upserts and deletions in this process, without Ray: what is built again, what others publish meanwhile, and ids in files."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ import pytest
 from ragtune_ray import config
 from ragtune_ray.cluster.indexing import change, compact, index, pipeline, reading, update
 from ragtune_ray.index import retention, snapshot, versions
-from ragtune_ray.ingest import inputs, rows
+from ragtune_ray.ingest import inputs, readers, rows
+from ragtune_ray.ingest.parsing.text import ParsedFile
 from ragtune_ray.storage import artifacts
 
 
@@ -361,3 +363,30 @@ def test_a_document_without_its_tenant_is_a_reject(settings: config.Config, tmp_
         "no tenant: metadata must name it as text in 'owner' (index.tenant_field)"
     }
     assert living(settings) == {"good", "both"}
+
+
+def test_pages_and_times_are_kept_and_touching_a_file_changes_nothing(
+    settings: config.Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pages = ["amber basalt cedar delta ember fjord garnet", "harbor island jasper kelp lagoon meadow nectar"]
+    parsed = ParsedFile("Two", "\n\n".join(pages), {"author": "Ann"}, (0, len(pages[0]) + 2))
+    monkeypatch.setattr(readers, "parse_file", lambda *_: parsed)
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    (corpus / "two.md").write_text("x")
+    os.utime(corpus / "two.md", (1_700_000_000, 1_700_000_000))
+    settings = settings.using(f"corpus.path={corpus}", "corpus.file_times=true")
+    index.build_index(settings)
+    opened = snapshot.open_index(settings.workspace)
+    rows = opened.live_passages().to_pylist()
+    found = {(row["start"] >= parsed.page_starts[1]) + 1: json.loads(row["metadata"]) for row in rows}
+    expected = {"path": "two.md", "author": "Ann", "modified": "2023-11-14T22:13:20+00:00"}
+    assert found == {page: expected | {"#page": page} for page in (1, 2)}
+    columns = opened.segments[0].attributes.column_names
+    assert columns == ["left_out", "author:text", "modified:text", "path:text"]
+    os.utime(corpus / "two.md")
+    assert index.build_index(settings).name == "000001", "nothing to do"
+    (corpus / "three.md").write_text("y")
+    index.build_index(settings)
+    manifest = versions.read_version(settings.workspace, "000002").manifest
+    assert manifest["change"] == {"added": 1, "changed": 0, "removed": 0, "unchanged": 1}
