@@ -123,6 +123,10 @@ def _disk(settings: config.Config) -> Iterator[Finding]:
         places["disk (workspace)"] = Path(settings.workspace)
     for name, place in places.items():
         existing = next(path for path in [place.absolute(), *place.absolute().parents] if path.exists())
+        if not existing.is_dir() or not os.access(existing, os.W_OK):
+            fix = "set RAGTUNE_CACHE, TMPDIR or the workspace to a folder that you can write"
+            yield Finding(name, "failed", f"{place} cannot be written", fix)
+            continue
         usage = shutil.disk_usage(existing)
         text = f"{_gib(usage.free)} free at {existing}"
         if usage.free < MIN_FREE_DISK_BYTES:

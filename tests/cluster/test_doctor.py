@@ -63,3 +63,15 @@ def test_corpus_questions_and_missing_libraries_are_looked_at(tmp_path: Path, mo
     failed = {finding.name: finding for finding in doctor._inputs(nowhere) if finding.failed}
     assert failed.keys() == {"corpus", "questions", "libraries"}
     assert list(doctor._inputs(config.Config()))[:-1] == []
+
+
+def test_a_home_that_cannot_be_written_and_a_missing_dev_shm_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAGTUNE_CACHE", "/dev/null/cache")
+    found = {finding.name: finding for finding in doctor._disk(config.Config().using(f"workspace={tmp_path}"))}
+    assert found["disk (model cache)"].text == "/dev/null/cache cannot be written"
+    assert "RAGTUNE_CACHE" in found["disk (model cache)"].fix
+    assert found["disk (workspace)"].level != "failed"
+    monkeypatch.setattr(doctor, "Path", lambda *_: tmp_path / "missing")
+    assert (doctor._shared_memory().level, "no /dev/shm" in doctor._shared_memory().text) == ("note", True)

@@ -1,5 +1,6 @@
 """Files are replaced atomically, copied and fetched, locally and in an object store."""
 
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -105,3 +106,13 @@ def test_free_space_of_a_missing_path_is_that_of_its_nearest_parent(tmp_path: Pa
     free = filesystem.free_bytes(str(tmp_path / "not" / "yet"))
     assert free is not None
     assert 0 < free <= shutil.disk_usage(tmp_path).total
+
+
+def test_a_tree_is_copied_where_files_cannot_be_linked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError("links are not supported")
+
+    monkeypatch.setattr(os, "link", refuse)
+    filesystem.replace_text(str(tmp_path / "a" / "deep" / "x.txt"), "one")
+    filesystem.copy_tree(str(tmp_path / "a"), str(tmp_path / "b"))
+    assert (tmp_path / "b" / "deep" / "x.txt").read_text() == "one"
