@@ -27,7 +27,8 @@ def parse(data: bytes, max_document_bytes: int) -> ParsedFile:
         if root is None:
             raise LookupError("no package document")
         chapters = [
-            html.parse(package.read(name), is_xml=True) for name in _spine(package, root, posixpath.dirname(main))
+            html.parse(package.read(name), is_xml=True, has_furniture=False)
+            for name in _spine(package, root, posixpath.dirname(main))
         ]
         texts = [chapter.text for chapter in chapters if chapter.text]
         title, metadata = _stated(root)

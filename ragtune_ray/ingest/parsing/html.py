@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 from ragtune_ray.ingest.parsing import html_text
 from ragtune_ray.ingest.parsing.text import ParsedFile, ParseError, Scalar, clean, count_characters, decode
@@ -25,10 +25,13 @@ _TAGS_WITHOUT_END = (
 )
 _SECTIONS = "article,main,section,blockquote,details,fieldset,figure,dialog,td,[role=main],[role=article]"
 """A header, footer or aside inside one of these belongs to it, and is content."""
-_MARGINS = "header,footer,aside,[role=banner],[role=contentinfo],[role=complementary]"
-_CONTENT = "main,article,h1,[role=main]"
-_NAVIGATION = "nav,[role=navigation],[role=search],[aria-label=breadcrumb i],[itemtype*=BreadcrumbList],a.skip-link"
-_SUSPECTS = "div,ol,ul,p,section,aside,dialog,form,header,footer,span"
+_MARGINS = "header:not(#title-block-header),footer,aside:not([role^=doc-]),[role=banner],[role=contentinfo],[role=complementary]"
+"""Not the title, author and date that pandoc writes, nor footnotes."""
+_NAVIGATION = "nav,[role=navigation],[role=search]"
+_MAIN = "article,main,[role=main],[role=article]"
+"""Names say nothing inside one of these: a manual has sections on cookie banners."""
+_TRAILS = "[aria-label=breadcrumb i],[itemtype*=BreadcrumbList],a.skip-link"
+_SUSPECTS = frozenset(["div", "ol", "ul", "p", "section", "aside", "dialog", "form", "header", "footer", "span"])
 _NAMED = ",".join(
     f'[{name}*="{word}" i]'
     for word in ("cookie", "consent", "gdpr", "breadcrumb", "onetrust")
@@ -38,13 +41,20 @@ _BREADCRUMB = re.compile(
     r"(?!has-|no-|with-).*bread-?crumbs?(?:[-_]?(?:nav|list|container|wrapper|trail|bar))?", re.IGNORECASE
 )
 _COOKIES = re.compile(
-    r"onetrust.*|cybotcookiebot.*|cookie-?consent|.*(?:cookie|consent|gdpr).*?"
-    r"(?:banner|bar|notice|notification|consent|popup|modal|dialog|message|alert|overlay|wall|prompt|law)(?:[-_].*)?",
+    r"onetrust.*|cybotcookiebot.*|cookie-?consent|.*cookie[-_]?law(?:[-_].*)?|.*(?:cookie|consent|gdpr).*?"
+    r"(?:banner|bar|notice|notification|consent|popup|modal|dialog|message|alert|overlay|wall|prompt)(?:[-_].*)?",
     re.IGNORECASE,
 )
+_HEADINGS = frozenset(["h1", "h2", "h3", "h4", "h5", "h6"])
+_CONTROLS = frozenset(["button", "input", "select", "textarea"])
+_MAX_CHARACTERS = 300
+"""Letters and digits of a breadcrumb, or of a banner without a button, which then has no heading either."""
+_MAX_CHARACTERS_WITH_BUTTON = 1_000
+_MAX_CHARACTERS_OF_PAGE = 2_000
+"""If names would remove more from a page than this, they mean something else on it and remove nothing."""
 
 
-def parse(data: bytes, *, is_xml: bool = False) -> ParsedFile:
+def parse(data: bytes, *, is_xml: bool = False, has_furniture: bool = True) -> ParsedFile:
     """Title and visible text of a page, with a line per block and tables as Markdown.
 
     Scripts, navigation, breadcrumbs, cookie banners and the page's own header and footer are left out; those of an article
@@ -53,6 +63,7 @@ def parse(data: bytes, *, is_xml: bool = False) -> ParsedFile:
     Args:
         data: the file.
         is_xml: it is XHTML, in which `<title/>` is an empty element. Otherwise a page is XHTML if it begins with `<?xml`.
+        has_furniture: it is a page of a site. A chapter of a book is not: all of its text is content.
 
     Raises:
         ParseError: the page is nested too deeply, or its encoding is not certain.
@@ -60,11 +71,15 @@ def parse(data: bytes, *, is_xml: bool = False) -> ParsedFile:
     source = _decoded(data)
     if is_xml or source.lstrip("\ufeff").startswith("<?xml"):
         source = _EMPTY_ELEMENT.sub(_as_pair, source)
-    return parse_source(source)
+    return parse_source(source, has_furniture=has_furniture)
 
 
-def parse_source(source: str) -> ParsedFile:
+def parse_source(source: str, *, has_furniture: bool = True) -> ParsedFile:
     """Parse a page that is decoded already.
+
+    Args:
+        source: the page.
+        has_furniture: as in `parse`.
 
     Raises:
         ParseError: the page is nested too deeply.
@@ -81,7 +96,8 @@ def parse_source(source: str) -> ParsedFile:
     title, metadata = heading.text() if heading else "", _metadata(tree)
     tree.strip_tags(_UNSEEN)
     plain = tree.body.text()
-    _drop_furniture(tree)
+    if has_furniture:
+        _drop_furniture(tree)
     return ParsedFile(title, clean(html_text.write(tree.body)), metadata, plain_characters=count_characters(plain))
 
 
@@ -136,26 +152,110 @@ def _metadata(tree: Any) -> dict[str, Scalar | list[Scalar]]:
     return found
 
 
+class _Contents(NamedTuple):
+    num_characters: int
+    has_heading: bool
+    has_control: bool
+
+
 def _drop_furniture(tree: Any) -> None:
+    """Remove the furniture of a page; by its name alone only what is short and outside the page's main part."""
     sections = {node.mem_id for node in tree.css(_SECTIONS)}
     headings = tree.css("h1")
     is_flat = len(headings) == 1 and tree.css_first("main,article,[role=main]") is None
     # The header of a page without any structure contains its title, and perhaps its abstract.
     titled = _around(headings) if is_flat else set()
-    holders = _around(tree.css(_CONTENT))
     inside: dict[int, bool] = {}
     doomed = [
         node for node in tree.css(_MARGINS) if node.mem_id not in titled and not _is_inside(node, sections, inside)
     ]
     doomed += tree.css(_NAVIGATION)
-    doomed += [
-        node
-        for node in tree.css(_NAMED)
-        if node.tag in _SUSPECTS.split(",") and node.mem_id not in holders and _is_named(node.attributes)
-    ]
+    doomed += _named(tree, headings)
     seen = {node.mem_id: node for node in doomed}
     for node in seen.values():
         node.remove()
+
+
+def _named(tree: Any, headings: list[Any]) -> list[Any]:
+    """The elements that a name or label calls furniture, and whose contents allow it."""
+    main = tree.css(_MAIN)
+    main_ids = {node.mem_id for node in main}
+    holders = _around([*main, *headings])
+    trails = {node.mem_id for node in tree.css(_TRAILS)}
+    found: dict[int, Any] = {}
+    kept: set[int] = set()
+    inside: dict[int, bool] = {}
+    known: dict[int, _Contents] = {}
+    for node in reversed(tree.css(f"{_TRAILS},{_NAMED}")):  # inner ones first: `known` spares a second look at them
+        key = node.mem_id
+        is_trail, is_banner = _claims(node) if key not in trails else (True, False)
+        if not (is_trail or is_banner) or key in holders or (key not in trails and _is_inside(node, main_ids, inside)):
+            continue
+        known[key] = _contents(node, known)
+        if _is_furniture(node, known[key], is_banner=is_banner):
+            found[key] = node
+        else:
+            kept.add(key)
+    # What stays, stays whole.
+    in_kept: dict[int, bool] = {}
+    found = {key: node for key, node in found.items() if key in trails or not _is_inside(node, kept, in_kept)}
+    found_ids = set(found)
+    in_found: dict[int, bool] = {}
+    outermost = {key: node for key, node in found.items() if not _is_inside(node, found_ids, in_found)}
+    is_little = sum(known[key].num_characters for key in outermost) <= _MAX_CHARACTERS_OF_PAGE
+    return list(outermost.values()) if is_little else []
+
+
+def _claims(node: Any) -> tuple[bool, bool]:
+    """Whether class, id or label of an element say that it is a breadcrumb, or a cookie banner."""
+    if node.tag not in _SUSPECTS:
+        return False, False
+    attributes = node.attributes
+    names = [*(attributes.get("class") or "").split(), attributes.get("id") or ""]
+    names = [name for name in names if len(name) < 200]
+    label = attributes.get("aria-label") or ""
+    asks = attributes.get("role") in {"dialog", "alertdialog", "region"} and "cookie" in label.lower()
+    return any(map(_BREADCRUMB.fullmatch, names)), asks or any(map(_COOKIES.fullmatch, names))
+
+
+def _is_furniture(node: Any, contents: _Contents, *, is_banner: bool) -> bool:
+    """Whether an element of such a name may go: it is short, and no section of the text."""
+    if contents.has_heading and (not is_banner or _is_section(node)):
+        return False
+    if is_banner and contents.has_control:
+        return contents.num_characters <= _MAX_CHARACTERS_WITH_BUTTON
+    return contents.num_characters <= _MAX_CHARACTERS and not contents.has_heading
+
+
+def _contents(root: Any, known: dict[int, _Contents]) -> _Contents:
+    """What is below an element; `known` has it for elements inside."""
+    num_characters = 0
+    has_heading = has_control = False
+    node = root.first_child
+    while node is not None:
+        below = known.get(node.mem_id)
+        if below is not None:
+            num_characters += below.num_characters
+            has_heading |= below.has_heading
+            has_control |= below.has_control
+        elif node.tag == "-text":
+            num_characters += count_characters(node.text_content or "")
+        else:
+            has_heading |= node.tag in _HEADINGS
+            has_control |= node.tag in _CONTROLS
+        child = node.first_child if below is None else None
+        if child is not None:
+            node = child
+            continue
+        while node.next is None and node.parent.mem_id != root.mem_id:
+            node = node.parent
+        node = node.next
+    return _Contents(num_characters, has_heading, has_control)
+
+
+def _is_section(node: Any) -> bool:
+    """Whether an element is a section, of HTML 5 or as Sphinx and pandoc write it, whose ids come from headings."""
+    return node.tag == "section" or "section" in (node.attributes.get("class") or "").split()
 
 
 def _around(nodes: Iterable[Any]) -> set[int]:
@@ -179,14 +279,6 @@ def _is_inside(node: Any, sections: set[int], known: dict[int, bool]) -> bool:
     found = node is not None and (node.mem_id in sections or known[node.mem_id])
     known.update(dict.fromkeys(passed, found))
     return found
-
-
-def _is_named(attributes: dict[str, str | None]) -> bool:
-    """Whether class, id or label say that an element is a breadcrumb or a cookie banner."""
-    names = [*(attributes.get("class") or "").split(), attributes.get("id") or ""]
-    label = attributes.get("aria-label") or ""
-    asks = attributes.get("role") in {"dialog", "alertdialog", "region"} and "cookie" in label.lower()
-    return asks or any(_BREADCRUMB.fullmatch(name) or _COOKIES.fullmatch(name) for name in names if len(name) < 200)
 
 
 def _depth(source: str) -> int:

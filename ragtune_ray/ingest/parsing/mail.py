@@ -69,7 +69,7 @@ def _blocks(message: EmailMessage, read: ReadAttachment) -> Iterator[tuple[str, 
             text = f"{label}\n\n{found.text}" if found else label
             yield text, count_characters(label) + (found.plain_characters if found else 0)
         elif kind == "text/html":
-            page = html.parse_source(_decoded(part, data))
+            page = html.parse_source(_decoded(part, data), has_furniture=False)
             yield page.text, page.plain_characters
         else:
             text = clean(_decoded(part, data))

@@ -38,6 +38,8 @@ def test_the_header_of_a_page_without_structure_is_its_title_and_abstract() -> N
         "<ul aria-label='Breadcrumb'><li>F</ul>",
         "<ol itemtype='https://schema.org/BreadcrumbList'><li>F</ol>",
         "<div id='cookie-banner'><p>F<nav>F</nav></div>",
+        "<div id='cookie-banner'><h2>F</h2><p>F<p><button>F</button></div>",
+        "<div class='eu-cookie-law'>F</div>",
         "<div class='x CookieConsent'>F</div>",
         "<div class='gdpr_popup_wrapper'>F</div>",
         "<section id='onetrust-consent-sdk'><div class='onetrust-pc'>F</div></section>",
@@ -59,10 +61,63 @@ def test_navigation_breadcrumbs_and_cookie_banners_are_left_out(furniture: str) 
         "<h2 id='informed-consent-dialog'>C</h2>",
         "<div class='cookie-banner'><article>C</article></div>",
         "<section id=consent><p>C</section>",
+        "<div id=gdpr-law>C</div>",
     ],
 )
 def test_what_only_sounds_like_furniture_stays(content: str) -> None:
     assert lines(f"<body>{content}<p>text</p>") == ["C", "text"]
+
+
+@pytest.mark.parametrize(
+    "name", ["consent-dialog", "cookie-notice", "gdpr-law", "cookie-law", "onetrust-setup", "breadcrumbs"]
+)
+@pytest.mark.parametrize(
+    "page",
+    [
+        "<div role=main><section id='{}'><h2>C</h2><p>x</p></section></div>",
+        "<main><p class='{}'>C</p><p>x</p></main>",
+        "<article><div id='{}'>C<p>x</p></div></article>",
+        "<section id='{}'><h2>C</h2><p>x</p></section>",
+        "<section id='{0}'><h2>C</h2><div class='{0}'>x</div></section>",
+        "<div class='section' id='{}'><h2>C</h2><p>x</p></div>",
+        "<div class='section level2' id='{}'><h2>C</h2><label><input type=checkbox>x</label></div>",
+        "<div id='{}'><h3>C</h3><p>x</p></div>",
+    ],
+)
+def test_sections_named_after_their_heading_stay(name: str, page: str) -> None:
+    assert lines(page.format(name)) == ["C", "x"]
+
+
+@pytest.mark.parametrize(
+    ("banner", "length"),
+    [
+        ("<div class=cookie-banner>{}</div>", 300),
+        ("<div class=breadcrumb>{}</div>", 300),
+        ("<ul aria-label=Breadcrumb><li>{}</ul>", 300),
+        ("<div id=cookie-consent><h2></h2>{}<button></button></div>", 1_000),
+        ("<div id=onetrust-consent-sdk><div class=onetrust-banner>{}<input></div></div>", 1_000),
+        ("<div id=breadcrumbs>{}<button></button></div>", 300),
+    ],
+)
+def test_names_remove_only_what_is_short(banner: str, length: int) -> None:
+    assert lines(banner.format("é" * length) + "<p>x") == ["x"]
+    assert lines(banner.format("é" * (length + 1)) + "<p>x") == ["- " * ("<li>" in banner) + "é" * (length + 1), "x"]
+
+
+def test_names_that_would_remove_much_of_a_page_remove_nothing() -> None:
+    notice = "<p class=consent-notice>" + "a" * 250
+    assert lines(notice * 8 + "<p>x") == ["x"]
+    assert lines(notice * 9 + "<p>x") == ["a" * 250] * 9 + ["x"]
+
+
+def test_what_stays_stays_whole() -> None:
+    long = "a" * 301
+    assert lines(f"<div id=cookie-notice>{long}<p class=cookie-message>b</p></div>") == [long, "b"]
+
+
+def test_title_blocks_and_footnotes_of_pandoc_stay() -> None:
+    page = "<header id=title-block-header><h1>T</h1><p>A. Hall</p></header><h1>One</h1><aside role=doc-footnote>note</aside>"
+    assert lines(page) == ["T", "A. Hall", "One", "note"]
 
 
 def test_raised_and_lowered_characters_keep_their_meaning() -> None:
@@ -129,6 +184,7 @@ def test_the_plain_count_shows_what_was_left_out() -> None:
         "<sup>" * 4_000 + "x" * 100_000,
         "<ol>" * 2_000 + "<li>x" * 2_000,
         "<div class=cookie-bar>" * 3_000 + "x",
+        "<div class=cookie-bar>" * 3_000 + "<p class=cookie-bar>x" * 20_000,
         "<nav><header>" * 2_000 + "x",
         "<td rowspan=999999 colspan=999999>x" * 2_000,
         "<table><tr>" + "<td rowspan=999999 colspan=999>x</td>" * 50 + "<tr><td>x" * 2_000,

@@ -161,6 +161,19 @@ def test_books_name_their_author_and_read_chapters_of_xhtml() -> None:
     assert "EPUB is broken" in reason("x.epub", package("x", {}, {}))
 
 
+def test_chapters_and_mails_have_no_furniture() -> None:
+    chapter = (
+        "<header>Chapter head</header><nav>Plan</nav><p>text</p><div class='cookie-notice'>Recipes</div>"
+        "<aside epub:type='footnote'>note</aside><footer>end</footer>"
+    )
+    kept = ["Chapter head", "Plan", "text", "Recipes", "note", "end"]
+    book = parse("x.epub", make_epub([chapter, "last"]))
+    assert book.text.split("\n") == [*kept, "", "last"]
+    made = message("")
+    made.set_content(chapter, subtype="html")
+    assert parse("x.eml", made.as_bytes()).text.split("\n")[-6:] == kept
+
+
 def message(body: str = "Hello.") -> email.message.EmailMessage:
     made = email.message.EmailMessage()
     made["Subject"], made["From"], made["To"] = "Möons", "Asaph Hall <hall@a.org>", "b@b.org"
