@@ -22,8 +22,11 @@ FEWEST_PASSAGES = 8
 """A script with fewer passages in a unit is not measured there."""
 FEWEST_JUDGED = 16
 """A script is judged on at least this many passages of the index."""
-KNOWN_SHARE = 0.7
-"""An encoder knows a script if it finds at least this share of the passages."""
+NEAREST = 3
+"""A passage is found if it is among this many nearest to its sentence: several passages may be about the same thing."""
+KNOWN_SHARE = 0.75
+"""An encoder knows a script if it finds at least this share of the passages. With MiniLM it is .88 to 1.00 in two English corpora
+and .54 in a Chinese one."""
 READ_CHARACTERS = 400
 """The script of a text is that of most letters among this many first characters."""
 
@@ -36,7 +39,7 @@ class ScriptFacts(TypedDict):
     passages: int
     """Passages that were looked for."""
     found: int
-    """Of these, how many were nearest to their sentence, or a passage with the same text was."""
+    """Of these, how many were among the `NEAREST` to their sentence, or a passage with the same text was."""
 
 
 def script_of(text: str) -> str:
@@ -73,19 +76,25 @@ def probe(encoder: Encoder, texts: Sequence[str], vectors: np.ndarray) -> dict[s
             continue
         chosen = np.unique(np.linspace(0, len(places) - 1, min(PROBED_PASSAGES, len(places))).astype(int))
         sentences = encoder.encode_queries([_sentence(texts[places[place]]) for place in chosen])
-        nearest = np.argmax(sentences @ vectors[places].T, axis=1)
-        # A passage with the same text is as good. Equal scores are not: an encoder may map all texts of a script to one vector.
-        pairs = zip(places[nearest], places[chosen], strict=True)
-        found[script] = {"passages": len(chosen), "found": sum(texts[first] == texts[other] for first, other in pairs)}
+        # Equal scores do not count: an encoder may map all texts of a script to one vector.
+        nearest = np.argsort(-(sentences @ vectors[places].T), axis=1, kind="stable")[:, :NEAREST]
+        are_found = (
+            texts[place] in {texts[other] for other in others}  # a passage with the same text is as good
+            for place, others in zip(places[chosen], places[nearest], strict=True)
+        )
+        found[script] = {"passages": len(chosen), "found": sum(are_found)}
     return found
 
 
 def _sentence(text: str) -> str:
-    """Return the middle sentence of a text, or the first half of a text that is one sentence."""
+    """Return the longest sentence of a text, or the first half of a text that is one sentence.
+
+    A short sentence often says nothing without the ones before it.
+    """
     sentences = [sentence for sentence in _SENTENCE_END.split(text.strip()) if sentence.strip()]
     if len(sentences) < 2:
         return text[: (len(text) + 1) // 2]
-    return sentences[len(sentences) // 2]
+    return max(sentences, key=len)
 
 
 def add_facts(parts: Sequence[Mapping[str, ScriptFacts]]) -> dict[str, ScriptFacts]:
