@@ -246,6 +246,8 @@ class Reject:
     reason: str
     """One sentence."""
     kind: Literal["file", "row", "passage"]
+    is_transient: bool = False
+    """Whether the file may be read another time: its parser crashed, reached a limit or lacked a library."""
 
 
 Record = TypeVar("Record")
@@ -307,7 +309,7 @@ def reject_lines(rejects: Iterable[Reject]) -> str:
     r"""Format rejects as JSON lines, the content of `rejects.jsonl`.
 
     >>> reject_lines([Reject("a.jsonl:3", "empty document", "row")])
-    '{"place": "a.jsonl:3", "reason": "empty document", "kind": "row"}\n'
+    '{"place": "a.jsonl:3", "reason": "empty document", "kind": "row", "is_transient": false}\n'
     """
     return "".join(json.dumps(dataclasses.asdict(reject), ensure_ascii=False) + "\n" for reject in rejects)
 

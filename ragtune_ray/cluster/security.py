@@ -16,7 +16,7 @@ from ragtune_ray.cluster.doctor import Finding, Level, check_authentication, che
 from ragtune_ray.generation.openai_client import is_loopback
 from ragtune_ray.serving import api_keys, middleware
 
-RAY_PORTS = {8265: "the Ray dashboard", 10001: "the Ray client server"}
+RAY_PORTS = {6379: "the head node of Ray (GCS)", 8265: "the Ray dashboard", 10001: "the Ray client server"}
 """Whoever reaches one of these ports without a token can run code on the cluster."""
 
 
@@ -63,7 +63,9 @@ def _reachable_ports() -> Iterator[Finding]:
         if not public:
             yield Finding(f"port {port}", "ok", f"{name} is not reachable from other machines", "")
             continue
-        fix = "ray start --dashboard-host=127.0.0.1, or a firewall; and export RAY_AUTH_MODE=token before it starts"
+        wall = "a firewall that admits only machines of the cluster"
+        closing = f"ray start --dashboard-host=127.0.0.1, or {wall}" if port == 8265 else wall
+        fix = f"{closing}; and export RAY_AUTH_MODE=token before it starts"
         level: Level = "note" if os.environ.get("RAY_AUTH_MODE") == "token" else "failed"
         yield Finding(f"port {port}", level, f"{name} listens on {', '.join(public)}", fix)
 

@@ -26,7 +26,7 @@ from ragtune_ray.storage import artifacts, checksums, failpoints, filesystem
 
 INDEX_FORMAT = 2
 """Format of version manifests and segment files; earlier formats can be read."""
-READING_FORMAT = 2
+READING_FORMAT = 3
 """Raise it when a code change makes the same files lead to other documents."""
 MAX_REBASES = 20
 """Attempts to publish a change before giving up."""
@@ -79,6 +79,7 @@ class VersionFacts(TypedDict, total=False):
     scripts: dict[str, scripts.ScriptFacts]  # what the encoder knows; missing from older versions
     num_documents: int
     num_rejects: dict[str, int]  # by kind
+    num_transient_rejects: int  # of them; missing from older versions
     kinds: dict[str, dict[str, int]]  # of files: what was read (`ingest.parsing.tally`); missing from older versions
     seconds: dict[str, float]  # by stage, and total
     planned: PlannedFacts | None
@@ -308,9 +309,11 @@ def publish_version(workspace: str, base: Version | None, draft: Draft) -> Versi
     return read_version(workspace, name)
 
 
+CORPUS_FACTS = ("corpus_id", "num_rejects", "num_transient_rejects", "kinds")
+"""What a version says about the corpus that was read for it; versions with the same content say the same."""
 _OWN_FACTS = {
     "format", "kind", "package_version", "files", "manifest_sha256", "version", "parent", "created", "segments",
-    "restores", "operation", "change", "seconds", "rejects", "num_rejects", "build_id", "corpus_id", "planned",
+    "restores", "operation", "change", "seconds", "rejects", "build_id", "planned", *CORPUS_FACTS,
 }  # fmt: skip
 """Facts of one version; all other facts are inherited by the next version."""
 
@@ -388,7 +391,7 @@ def roll_back(workspace: str, target: str | None = None) -> Version:
         raise artifacts.ArtifactError(f"{workspace}: has no index; run: ragtune index CONFIG")
     name = target if target is not None else _previous_name(workspace, base)
     restored = read_version(workspace, name)
-    of_content = {"corpus_id", "build_id", "num_rejects"}
+    of_content = {"build_id", *CORPUS_FACTS}
     kept = {key: value for key, value in restored.manifest.items() if key not in _OWN_FACTS or key in of_content}
     facts = cast(VersionFacts, {**kept, "operation": "rollback", "restores": name})
     return publish_version(workspace, base, Draft(restored.entries, facts))

@@ -16,12 +16,13 @@ import signal
 import subprocess
 import sys
 import threading
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
+import ragtune_ray
 from ragtune_ray.config import Corpus
 from ragtune_ray.ingest import parsers
-from ragtune_ray.ingest.parsing.text import ParsedFile, ParseError
+from ragtune_ray.ingest.parsing.text import ParsedFile, ParseError, TransientError
 
 IN_THIS_PROCESS = (".txt",)
 """Files of these types are only decoded."""
@@ -29,14 +30,19 @@ MEMORY_FACTOR = 64
 """A parser may use this many times `max_document_bytes`, and `BASE_BYTES` more."""
 BASE_BYTES = 2**30
 
-_COMMAND = "from ragtune_ray.ingest import parser_process; parser_process.serve()"
+# A terminal sends Ctrl-C to this process, too; the one that started it decides when it ends.
+_COMMAND = (
+    "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); "
+    "from ragtune_ray.ingest import parser_process; parser_process.serve()"
+)
 
 
 def parse_file(name: str, data: bytes, corpus: Corpus) -> ParsedFile:
     """As `parsers.parse_file`, within limits of time (`corpus.max_parse_seconds`) and memory (`MEMORY_FACTOR`).
 
     Raises:
-        ParseError: the file cannot be parsed, or not within the limits.
+        TransientError: the parser crashed, reached a limit or lacks a library.
+        ParseError: the file cannot be parsed.
     """
     if PurePosixPath(name).suffix.lower() in IN_THIS_PROCESS:
         return parsers.parse_file(name, data, corpus)
@@ -52,9 +58,8 @@ class _Parser:
 
     def __init__(self) -> None:
         self._owner = os.getpid()
-        # The modules may be found in folders that only this process knows, such as those of a Ray job.
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        command = [sys.executable, "-c", _COMMAND]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(_module_folders())}
+        command = [sys.executable, "-P", "-c", _COMMAND]
         self.process = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
     @property
@@ -64,6 +69,18 @@ class _Parser:
 
     def parse(self, name: str, data: bytes, corpus: Corpus) -> ParsedFile:
         """Let the process parse a file."""
+        try:
+            parsed = self._reply(name, data, corpus)
+        except BaseException:
+            # The process may still reply about this file, which would be taken for the text of the next one.
+            self.process.kill()
+            self.process.wait()
+            raise
+        if "error" in parsed:
+            raise (TransientError if parsed["is_transient"] else ParseError)(parsed["error"])
+        return ParsedFile(**{**parsed, "page_starts": tuple(parsed["page_starts"])})
+
+    def _reply(self, name: str, data: bytes, corpus: Corpus) -> dict[str, Any]:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         header = json.dumps({"name": name, "num_bytes": len(data), "corpus": corpus.model_dump(mode="json")})
@@ -72,11 +89,9 @@ class _Parser:
             self.process.stdin.flush()
         reply = self.process.stdout.readline()
         if not reply.endswith(b"\n"):
-            raise ParseError(self._why_ended(corpus.max_parse_seconds))
-        parsed = json.loads(reply)
-        if "error" in parsed:
-            raise ParseError(parsed["error"])
-        return ParsedFile(**{**parsed, "page_starts": tuple(parsed["page_starts"])})
+            raise TransientError(self._why_ended(corpus.max_parse_seconds))
+        parsed: dict[str, Any] = json.loads(reply)
+        return parsed
 
     def _why_ended(self, max_seconds: float) -> str:
         code = self.process.wait()
@@ -96,6 +111,16 @@ class _Parser:
                 with contextlib.suppress(BrokenPipeError):
                     pipe.close()
         self.process.wait()
+
+
+def _module_folders() -> list[str]:
+    """Where this process finds modules, which only it may know, as in a Ray job; without the working directory.
+
+    A file there, such as a user's own html.py, would replace a module of Python. It stays if it contains this package.
+    """
+    here, package = Path.cwd().resolve(), Path(ragtune_ray.__file__).resolve().parent.parent
+    folders = [os.path.abspath(folder) for folder in sys.path]  # noqa: PTH100  # "" is the working directory
+    return [folder for folder in folders if here == package or Path(folder).resolve() != here]
 
 
 _lock = threading.Lock()
@@ -131,11 +156,16 @@ def _parsed(name: str, data: bytes, corpus: Corpus) -> dict[str, Any]:
     try:
         return dataclasses.asdict(parsers.parse_file(name, data, corpus))
     except ParseError as error:
-        return {"error": str(error)}
+        return _failed(str(error), is_transient=isinstance(error, TransientError))
     except MemoryError:
-        return {"error": "parsing needs too much memory; split the file, or raise corpus.max_document_bytes"}
+        reason = "parsing needs too much memory; split the file, or raise corpus.max_document_bytes"
+        return _failed(reason, is_transient=True)
     except Exception as error:  # noqa: BLE001  # a parser may raise anything on a broken file, and others must be parsed
-        return {"error": f"cannot be parsed: {type(error).__name__}: {error}"}
+        return _failed(f"cannot be parsed: {type(error).__name__}: {error}", is_transient=False)
+
+
+def _failed(reason: str, *, is_transient: bool) -> dict[str, Any]:
+    return {"error": reason, "is_transient": is_transient}
 
 
 def _send(replies: IO[bytes], reply: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 from ragtune_ray.config import Corpus
 from ragtune_ray.config.extras import install_command
 from ragtune_ray.ingest.parsing import docx, epub, html, mail, markdown, pdf, pptx, sheets
-from ragtune_ray.ingest.parsing.text import ParsedFile, ParseError, clean, count_characters, decode
+from ragtune_ray.ingest.parsing.text import ParsedFile, ParseError, TransientError, clean, count_characters, decode
 
 _EXTRAS: dict[str, tuple[str, tuple[str, ...]]] = {
     ".md": ("", ()),
@@ -100,15 +100,17 @@ def _attachment(name: str, data: bytes, corpus: Corpus, depth: int) -> ParsedFil
     """An attachment; None if files of its type are not read, or it cannot be, which does not spoil the message.
 
     Raises:
-        ParseError: it needs an extra that is not installed.
+        TransientError: it needs a library that is not installed.
     """
     suffix = _suffix(name)
     if suffix not in _EXTRAS or depth > _MAX_MAIL_DEPTH:
         return None
     extra = missing_extra(suffix)
     if extra:
-        raise ParseError(f"attachment {name!r} needs a library that is missing; run: {install_command(extra)}")
+        raise TransientError(f"attachment {name!r} needs a library that is missing; run: {install_command(extra)}")
     try:
         return _parse(suffix, data, corpus, depth)
-    except ParseError:
+    except TransientError:
+        raise
+    except (ParseError, MemoryError):
         return None

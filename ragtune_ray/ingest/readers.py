@@ -15,7 +15,7 @@ from ragtune_ray.ingest.inputs import Row
 from ragtune_ray.ingest.parquet import parquet_rows
 from ragtune_ray.ingest.parser_process import parse_file
 from ragtune_ray.ingest.parsing.tally import Tally
-from ragtune_ray.ingest.parsing.text import ParsedFile, ParseError
+from ragtune_ray.ingest.parsing.text import ParsedFile, ParseError, TransientError
 from ragtune_ray.ingest.rows import DOCUMENT_IDS, document_from_row, reject
 from ragtune_ray.schema import Document, Reject
 from ragtune_ray.storage import filesystem
@@ -70,7 +70,8 @@ def _file_documents(unit: Unit, corpus: Corpus, tally: Tally | None) -> Iterator
         except (ParseError, *_GONE) as error:
             if sha256 and isinstance(error, _GONE):
                 raise inputs.changed(path) from error
-            yield reject(path, inputs.why_unreadable(error), "file")
+            reason, is_transient = inputs.why_unreadable(error), isinstance(error, TransientError)
+            yield reject(path, reason, "file", is_transient=is_transient)
 
 
 def _sheet_documents(

@@ -42,9 +42,9 @@ class Context:
     """Whether an earlier paragraph of the article has the same text, so that both are one document."""
 
 
-def reject(place: str, reason: str, kind: Literal["file", "row"]) -> Reject:
+def reject(place: str, reason: str, kind: Literal["file", "row"], *, is_transient: bool = False) -> Reject:
     """Record what was left out; place and reason may contain any text."""
-    return Reject(clean(place), clean(reason), kind)
+    return Reject(clean(place), clean(reason), kind, is_transient)
 
 
 def parse_json(data: str | bytes) -> Any:

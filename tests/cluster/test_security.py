@@ -41,16 +41,22 @@ def test_a_safe_machine_has_no_finding(tmp_path: Path) -> None:
     assert findings(tmp_path) == {}
 
 
-@pytest.mark.parametrize("ip", ["0.0.0.0", "::", "10.0.0.7"])  # noqa: S104
-def test_ports_of_ray_that_others_reach_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ip: str) -> None:
-    monkeypatch.setattr(psutil, "net_connections", lambda **_: [listening(ip, 8265), listening("127.0.0.1", 10001)])
+@pytest.mark.parametrize(
+    ("ip", "port"),
+    [("0.0.0.0", 8265), ("::", 8265), ("10.0.0.7", 8265), ("10.0.0.7", 6379), ("10.0.0.7", 10001)],  # noqa: S104
+)
+def test_ports_of_ray_that_others_reach_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ip: str, port: int
+) -> None:
+    others = [listening("127.0.0.1", other) for other in (6379, 8265, 10001) if other != port]
+    monkeypatch.setattr(psutil, "net_connections", lambda **_: [listening(ip, port), *others])
     (found,) = findings(tmp_path).values()
-    assert (found.name, found.level) == ("port 8265", "note"), "a token is required"
+    assert (found.name, found.level) == (f"port {port}", "note"), "a token is required"
     assert ip in found.text
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     assert {name: each.level for name, each in findings(tmp_path).items()} == {
         "ray auth": "note",
-        "port 8265": "failed",
+        f"port {port}": "failed",
     }
 
 

@@ -32,7 +32,7 @@ def test_identities_of_a_corpus_are_pinned(tmp_path: Path) -> None:
     )
     plan, encoder = plan_units(settings.corpus.path, 2**22), weights.resolve("hashing-64")
     assert versions.recipe(settings, encoder) == "01b30743eea80167"
-    assert versions.corpus_id(settings, plan, encoder) == "1d101fee98b08470"
+    assert versions.corpus_id(settings, plan, encoder) == "19c3bc6569c747ec"
     assert versions.planned_corpus_id(settings, plan, encoder) == "575158214be5e996"
 
 
@@ -154,6 +154,15 @@ def test_rolling_back_publishes_the_content_of_an_earlier_version(workspace: str
     assert living(workspace) == everything
     assert versions.roll_back(workspace, "000003").content_id == versions.read_version(workspace, "000003").content_id
     assert versions.current_version(workspace) == "000006"
+
+
+def test_facts_about_the_corpus_that_was_read_belong_to_its_content(workspace: str) -> None:
+    base = latest(workspace)
+    facts: versions.VersionFacts = {"corpus_id": "c", "kinds": {".md": {"read": 2}}, "num_transient_rejects": 1}
+    read = versions.publish_version(workspace, base, versions.Draft(base.entries, facts))
+    assert facts.items() <= read.manifest.items()
+    assert not facts.keys() & delete(workspace, "mars").manifest.keys()
+    assert facts.items() <= versions.roll_back(workspace, read.name).manifest.items()
 
 
 def test_a_rollback_needs_an_earlier_version(tmp_path: Path, workspace: str) -> None:

@@ -1,7 +1,9 @@
 """Files that hang, crash or bloat their parser: each is one reject, in time, and the files after it are read."""
 
 import os
+import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pytest
 from ragtune_ray.config import Corpus
 from ragtune_ray.ingest import parser_process
 from ragtune_ray.ingest.parsers import parse_file
-from ragtune_ray.ingest.parsing.text import ParseError
+from ragtune_ray.ingest.parsing.text import ParseError, TransientError
 
 CORPUS = Corpus(max_document_bytes=1_000_000)
 SECONDS = 60.0
@@ -104,9 +106,52 @@ def test_a_hostile_file_is_refused_with_the_reason_and_the_next_one_is_parsed(
     content: str, max_seconds: float, reason: str
 ) -> None:
     assert parse("fine") == "fine"
-    with pytest.raises(ParseError, match=reason):
+    with pytest.raises(ParseError, match=reason) as caught:
         parse(content, max_seconds)
+    assert isinstance(caught.value, TransientError) == (content != "raise")
     assert parse("fine") == "fine"
+
+
+def test_modules_in_the_working_directory_are_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "html.py").write_text("raise RuntimeError('imported')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", ["", *sys.path])
+    parser_process.close()
+    assert parse("fine") == "fine"
+    parser_process.close()
+
+
+def test_the_working_directory_stays_if_the_package_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = Path(parser_process.__file__).parents[2]
+    monkeypatch.setattr(sys, "path", ["", "/modules"])
+    monkeypatch.chdir(root)
+    assert parser_process._module_folders() == [str(root), "/modules"]
+    monkeypatch.chdir(tmp_path)
+    assert parser_process._module_folders() == ["/modules"]
+
+
+@pytest.mark.usefixtures("hostile")
+def test_the_reply_about_an_interrupted_file_is_not_taken_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    parse("fine")
+
+    def interrupt() -> bytes:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(process().stdout, "readline", interrupt)
+        parse("first")
+    assert parse("second") == "second"
+
+
+@pytest.mark.usefixtures("hostile")
+def test_ctrl_c_leaves_the_end_of_an_idle_process_to_its_owner(capfd: pytest.CaptureFixture[str]) -> None:
+    parse("fine")
+    idle = process()
+    idle.send_signal(signal.SIGINT)
+    assert parse("fine") == "fine"
+    assert process() is idle
+    parser_process.close()
+    assert (idle.returncode, capfd.readouterr().err) == (0, "")
 
 
 @pytest.mark.usefixtures("hostile")

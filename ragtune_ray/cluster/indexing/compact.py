@@ -7,6 +7,7 @@ meanwhile are deleted from the new ones too.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 
@@ -114,12 +115,8 @@ def _draft(
     kept = [entry for entry in base.entries if entry.segment_id not in names]
     before = sum(entry.segment_id not in names for entry in base.entries[:place])
     entries = (*kept[:before], *replaced, *kept[before:])
-    facts: versions.VersionFacts = {"operation": "compact"}
-    if "corpus_id" in base.manifest:
-        facts["corpus_id"] = base.manifest["corpus_id"]
-    if "num_rejects" in base.manifest:
-        facts["num_rejects"] = base.manifest["num_rejects"]
-    return versions.Draft(entries, facts)
+    kept_facts = {name: value for name, value in base.manifest.items() if name in versions.CORPUS_FACTS}
+    return versions.Draft(entries, cast(versions.VersionFacts, {**kept_facts, "operation": "compact"}))
 
 
 def _still_deleted(workspace: str, then: versions.Entry, now: versions.Entry) -> bool:

@@ -7,6 +7,7 @@ resumed build produces the same segments as an uninterrupted one: units depend o
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
@@ -50,7 +51,7 @@ def build_index(settings: config.Config) -> IndexVersion:
 def _build(settings: config.Config, plan: input_units.Plan, encoder: weights.Model, started: float) -> IndexVersion:
     base = versions.latest_version(settings.workspace)
     corpus_id = versions.corpus_id(settings, plan, encoder)
-    published = _published(settings, base, corpus_id)
+    published, partial = _published(settings, base, corpus_id)
     if published is not None:
         assert base is not None, "a version contains this corpus"
         progress.say(f"index: version {published} already contains this corpus; nothing to do")
@@ -58,10 +59,11 @@ def _build(settings: config.Config, plan: input_units.Plan, encoder: weights.Mod
     if base is not None and not _can_keep(settings, base, versions.recipe(settings, encoder)):
         progress.say("index: chunking, encoder, kind or format changed; every document is indexed again")
         base = None
-    build_id = checksums.digest([corpus_id, pipeline.segment_settings(settings), base.content_id if base else ""])
+    identity = [corpus_id, pipeline.segment_settings(settings), base.content_id if base else "", *partial]
+    build_id = checksums.digest(identity)
     planned = planned_for(settings.workspace, versions.planned_corpus_id(settings, plan, encoder))
 
-    def draft(latest: versions.Version | None, built: Built) -> versions.Draft:
+    def draft(latest: versions.Version | None, built: Built) -> versions.Draft | None:
         if not built.num_passages and not built.num_known:
             first = f"; the first: {built.rejects[0].place}: {built.rejects[0].reason}" if built.rejects else ""
             raise CorpusError(
@@ -75,37 +77,58 @@ def _build(settings: config.Config, plan: input_units.Plan, encoder: weights.Mod
             "config": settings.model_dump(mode="json"),
             "input": {"num_files": len(plan.files), "fingerprint": input_units.input_fingerprint(plan)},
             "num_documents": built.parts.documents.num_rows,
-            "num_rejects": built.counted_rejects(),
+            **built.reject_facts(),
             "kinds": built.parts.kinds,
             "seconds": {**built.seconds, "total": round(time.monotonic() - started, 3)},
             # Set even if it is None; otherwise the version would inherit the plan of an earlier corpus.
             "planned": planned,
         }
-        return _draft(settings, latest, base, built, facts)
+        drafted = _draft(settings, latest, base, built, facts)
+        return None if latest is not None and _adds_nothing(latest, drafted) else drafted
 
-    def report(version: versions.Version, _: bool, built: Built) -> None:
-        _summarize(version, built)
-        if planned:
+    def report(version: versions.Version, is_new: bool, built: Built) -> None:
+        _summarize(version, is_new, built)
+        if planned and is_new:
             progress.say(outcome_line(planned, version.manifest, built.num_passages))
 
     in_process = pipeline.runs_in_process(settings, plan)
     return change.publish_change(settings, plan, encoder, base, build_id, draft, report, in_process=in_process)
 
 
-def _published(settings: config.Config, base: versions.Version | None, corpus_id: str) -> str | None:
-    """The version that contains this corpus: the latest, or an earlier one, which is published again; None if there is none."""
-    if base is None:
-        return None
-    if base.manifest.get("corpus_id") == corpus_id:
-        _refuse_rejects(settings, base)
+def _published(settings: config.Config, base: versions.Version | None, corpus_id: str) -> tuple[str | None, list[str]]:
+    """The version that contains this corpus: the latest, or an earlier one, which is published again; None if there is none.
+
+    Also the versions that may lack documents of it, because they have transient rejects; its files are then read again.
+    """
+    partial: list[str] = []
+    for version in _history(settings.workspace, base):
+        if version.manifest.get("corpus_id") != corpus_id:
+            continue
+        if version.manifest.get("num_transient_rejects"):
+            partial.append(version.name)
+            continue
+        _refuse_rejects(settings, version)
+        if version is not base:
+            return versions.roll_back(settings.workspace, version.name).name, partial
         versions.advance_current(settings.workspace)
-        return base.name
-    for name in reversed(versions.list_versions(settings.workspace)):
-        earlier = versions.read_version(settings.workspace, name)
-        if earlier.manifest.get("corpus_id") == corpus_id:
-            _refuse_rejects(settings, earlier)
-            return versions.roll_back(settings.workspace, name).name
-    return None
+        return version.name, partial
+    return None, partial
+
+
+def _history(workspace: str, base: versions.Version | None) -> Iterator[versions.Version]:
+    """The latest version and all before it; each is read only when it is asked for."""
+    if base is not None:
+        yield base
+        for name in reversed(versions.list_versions(workspace)):
+            if name != base.name:
+                yield versions.read_version(workspace, name)
+
+
+def _adds_nothing(latest: versions.Version, drafted: versions.Draft) -> bool:
+    """Whether the latest version has the same documents of the same corpus, and the same facts about it."""
+    change = drafted.facts["change"]
+    is_same = not any(change[name] for name in ("added", "changed", "removed"))
+    return is_same and all(latest.manifest.get(name) == drafted.facts.get(name) for name in versions.CORPUS_FACTS)
 
 
 def _changes(workspace: str, base: versions.Version, published: str) -> Changes:
@@ -173,10 +196,13 @@ def _draft(
     return versions.Draft((*kept, *built.entries), facts, files)
 
 
-def _summarize(version: versions.Version, built: Built) -> None:
+def _summarize(version: versions.Version, is_new: bool, built: Built) -> None:
     manifest = version.manifest
-    counts = {name: count for name, count in manifest["change"].items() if count}
     rejected = f", {len(built.rejects):,} rejected (rejects.jsonl)" if built.rejects else ""
+    if not is_new:
+        progress.say(f"index: version {version.name} already contains all that could be read of this corpus{rejected}")
+        return
+    counts = {name: count for name, count in manifest["change"].items() if count}
     progress.say(
         f"index: version {version.name}: {manifest['num_documents']:,} documents, {manifest['num_passages']:,} passages"
         f"{rejected}; documents " + ", ".join(f"{name} {count:,}" for name, count in counts.items())

@@ -57,9 +57,12 @@ class Built:
         """Documents of the input that the base version already contains."""
         return sum(self.parts.documents["is_known"].to_pylist())
 
-    def counted_rejects(self) -> dict[str, int]:
-        """Rejects by kind."""
-        return dict(sorted(Counter(reject.kind for reject in self.rejects).items()))
+    def reject_facts(self) -> versions.VersionFacts:
+        """For the version's manifest, the numbers of rejects."""
+        return {
+            "num_rejects": dict(sorted(Counter(reject.kind for reject in self.rejects).items())),
+            "num_transient_rejects": sum(reject.is_transient for reject in self.rejects),
+        }
 
 
 def segment_settings(settings: config.Config) -> list[Any]:
@@ -115,14 +118,17 @@ def build(
         blocks = embedding.embed_stage(settings, folder, parts, in_process=in_process)
     failpoints.reach("build.embedded")
     rejects = [*parts.rejects, *(schema.Reject(**reject) for block in blocks for reject in block["rejects"])]
-    if rejects and settings.corpus.strict:
+    sources = segmenting.blocks_as_sources(blocks)
+    is_refused = bool(rejects) and settings.corpus.strict
+    if (is_refused or not sources) and any(reject.is_transient for reject in rejects):
+        filesystem.remove(folder)  # the next run reads these files again
+    if is_refused:
         raise CorpusError(
             f"corpus.strict: {len(rejects)} inputs were rejected; the first: {rejects[0].place}: {rejects[0].reason}",
             rejects,
         )
     facts = _facts(settings, encoder, blocks, in_process=in_process)
     facts["scripts"] = _scripts(settings, base, blocks)
-    sources = segmenting.blocks_as_sources(blocks)
     if not sources:
         return Built((), parts, rejects, 0, facts, seconds)
     num_passages = sum(source["rows"] for source in sources)

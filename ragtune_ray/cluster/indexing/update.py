@@ -123,7 +123,7 @@ def _draft(
         **built.facts,
         "operation": "upsert",
         "num_documents": before - len(replaced) + len(new_ids),
-        "num_rejects": built.counted_rejects(),
+        **built.reject_facts(),
         "change": {"added": len(new_ids) - num_changed, "changed": num_changed, "removed": 0},
         "seconds": {**built.seconds, "total": round(time.monotonic() - started, 3)},
     }

@@ -18,17 +18,7 @@ MAX_UNPACKED = 20
 _STRICT = re.compile(rb"http://purl\.oclc\.org/ooxml/([A-Za-z]+)/")
 _OFFICE = "http://schemas.openxmlformats.org/officeDocument/2006/relationships"
 # On broken files zipfile and lxml raise errors without a common base; lxml's XMLSyntaxError is a SyntaxError.
-_BROKEN = (
-    OSError,
-    EOFError,
-    ValueError,
-    LookupError,
-    AttributeError,
-    TypeError,
-    RuntimeError,
-    SyntaxError,
-    MemoryError,
-)
+_BROKEN = (OSError, EOFError, ValueError, LookupError, AttributeError, TypeError, RuntimeError, SyntaxError)
 
 
 class Package:

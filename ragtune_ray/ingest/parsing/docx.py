@@ -6,6 +6,8 @@ numbers alike (docs/decisions.md).
 
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -203,8 +205,7 @@ class _Reader:
             self._after += graphic_blocks(self._package, self._parts[self._part], child)
             return ""
         if name == "sym":
-            code = int(child.get(f"{W}char", "0"), 16)
-            return "" if 0xE000 <= code <= 0xF8FF or not code else chr(code)  # those are glyphs of a symbol font
+            return _symbol(child.get(f"{W}char", ""))
         return "".join(self._inline(child))
 
     def _run(self, run: Any, before: str) -> str:
@@ -238,6 +239,12 @@ class _Reader:
                 texts[-1].append("" if is_continued else " ".join(self._blocks(cell)))
                 texts[-1] += self._padding.take(_span(cell.find(f"{W}tcPr/{W}gridSpan"), 1) - 1)
         yield marks.table(texts)
+
+
+def _symbol(code: str) -> str:
+    """The character of a hexadecimal code; empty for a malformed one, and for the glyphs of symbol fonts, E000 to F8FF."""
+    number = int(code, 16) if re.fullmatch("[0-9A-Fa-f]{1,6}", code) else 0
+    return "" if not 0 < number <= sys.maxunicode or 0xE000 <= number <= 0xF8FF else chr(number)
 
 
 def _script(name: str, text: str) -> str:

@@ -6,6 +6,7 @@ docutils is no help for reStructuredText: it drops what Sphinx adds to the langu
 from __future__ import annotations
 
 import datetime as dt
+import math
 import re
 import tomllib
 from typing import Any
@@ -52,13 +53,15 @@ def front_matter(text: str) -> tuple[dict[str, Scalar | list[Scalar]], str]:
 
 
 def _value(given: Any) -> Scalar | list[Scalar] | None:
-    """A value of metadata: a scalar, a date as ISO text, or a list of these; None for anything else."""
+    """A value of metadata: a finite scalar, a date as ISO text, or a list of these; None for anything else."""
     if isinstance(given, list):
         return [value for item in given if (value := _scalar(item)) is not None]
     return _scalar(given)
 
 
 def _scalar(given: Any) -> Scalar | None:
+    if isinstance(given, float) and not math.isfinite(given):
+        return None
     if isinstance(given, str | int | float):
         return given
     if isinstance(given, dt.date | dt.time):

@@ -9,7 +9,7 @@ import subprocess
 from typing import Any
 
 from ragtune_ray.config import Corpus
-from ragtune_ray.ingest.parsing.text import ParsedFile, ParseError, Scalar, clean, count_characters
+from ragtune_ray.ingest.parsing.text import ParsedFile, ParseError, Scalar, TransientError, clean, count_characters
 
 _MAX_PAGES = 5_000
 _BETWEEN_PAGES = "\n\n"
@@ -25,7 +25,8 @@ def parse(data: bytes, corpus: Corpus) -> ParsedFile:
     """Title and text of a PDF; its pages are joined by a blank line.
 
     Raises:
-        ParseError: the PDF is broken, encrypted, has too many pages or no text, or tesseract fails.
+        TransientError: tesseract is missing, fails or takes too long.
+        ParseError: the PDF is broken, encrypted, has too many pages or no text.
     """
     import pypdfium2
 
@@ -95,15 +96,15 @@ def _recognized(page: Any, languages: str) -> str:
             env={**os.environ, "OMP_THREAD_LIMIT": "1"},  # reading tasks already use every core
         )
     except FileNotFoundError:
-        raise ParseError(
+        raise TransientError(
             "corpus.ocr is tesseract, but there is no such command; install it (Debian: apt-get install tesseract-ocr)"
         ) from None
     except subprocess.TimeoutExpired:
-        raise ParseError(
+        raise TransientError(
             f"tesseract took longer than {_MAX_OCR_SECONDS} seconds on one page; run OCR on the file first"
         ) from None
     if done.returncode:
         reason = " ".join(done.stderr.decode("utf-8", "replace").split())[:300]
-        raise ParseError(f"tesseract failed (corpus.ocr_languages={languages}): {reason}")
+        raise TransientError(f"tesseract failed (corpus.ocr_languages={languages}): {reason}")
     text: str = done.stdout.decode("utf-8", "replace")
     return text.replace("\x0c", "")

@@ -51,6 +51,10 @@ class ParseError(RagtuneError, ValueError):
     """A row or file cannot be read; the caller adds its location and makes a `Reject`."""
 
 
+class TransientError(ParseError):
+    """A file could not be read this time, but may be another time: its parser crashed, reached a limit or lacks a library."""
+
+
 @dataclass(frozen=True, slots=True)
 class ParsedFile:
     """What a parser found in one file."""

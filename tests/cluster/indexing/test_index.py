@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ragtune_ray import schema
+from ragtune_ray import config, schema
 from ragtune_ray.cluster.indexing import reading
 from ragtune_ray.cluster.indexing.compact import compact
 from ragtune_ray.cluster.indexing.index import CorpusError, build_index
@@ -16,8 +16,10 @@ from ragtune_ray.cluster.indexing.reading import DuplicateError
 from ragtune_ray.cluster.indexing.update import delete_documents
 from ragtune_ray.index import contents, faiss_index, retention, snapshot, versions
 from ragtune_ray.index.retriever import open_retriever
+from ragtune_ray.ingest import readers
+from ragtune_ray.ingest.parsing.text import ParsedFile, TransientError
 from ragtune_ray.storage import artifacts
-from tests.support.indexes import segment_manifests
+from tests.support.indexes import living, segment_manifests
 
 
 def test_every_passage_reconstructs_its_document(tmp_path: Path, settings_for, corpus: Path) -> None:
@@ -265,6 +267,8 @@ def test_strict_refuses_a_version_whose_rejects_were_counted_earlier(
     build_index(settings.using(f"corpus.path={corpus}", "index.segment_passages=10000"))
     names = versions.list_versions(settings.workspace)
     assert names == ["000001", "000002", "000003"]
+    kinds = [versions.read_version(settings.workspace, name).manifest.get("kinds") for name in names]
+    assert kinds[0] == kinds[1] == {".jsonl": {"read": 60, "rejected": 1}}
     with pytest.raises(CorpusError, match=r"corpus\.strict: 1 inputs were rejected .*version 000002 \(row 1\)"):
         build_index(strict)
     versions.roll_back(settings.workspace, "000001")
@@ -272,6 +276,70 @@ def test_strict_refuses_a_version_whose_rejects_were_counted_earlier(
         build_index(strict)
     assert versions.list_versions(settings.workspace) == [*names, "000004"]
     assert str(build_index(settings)) == versions.version_url(settings.workspace, "000004")
+
+
+@pytest.fixture
+def unread(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Names of files whose parser takes too long, until they are removed from the set."""
+    names: set[str] = set()
+    parse_file = readers.parse_file
+
+    def parse(path: str, data: bytes, corpus: config.Corpus) -> ParsedFile:
+        if Path(path).name in names:
+            raise TransientError("took too long")
+        return parse_file(path, data, corpus)
+
+    monkeypatch.setattr(readers, "parse_file", parse)
+    return names
+
+
+def test_files_that_could_not_be_read_are_read_again_and_others_not_embedded_again(
+    tmp_path: Path, settings_for, unread: set[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name in ("a", "b", "c"):
+        (folder / f"{name}.txt").write_text(f"Text {name}.")
+    settings = settings_for(tmp_path / "workspace", f"corpus.path={folder}")
+    unread |= {"b.txt", "c.txt"}
+    first = build_index(settings)
+    rejects = [json.loads(line) for line in (Path(first) / "rejects.jsonl").read_text().splitlines()]
+    assert [reject["is_transient"] for reject in rejects] == [True, True]
+    assert artifacts.read_manifest(str(first))["num_transient_rejects"] == 2
+    capsys.readouterr()
+    assert build_index(settings) == first
+    assert (
+        "version 000001 already contains all that could be read of this corpus, 2 rejected" in capsys.readouterr().err
+    )
+    unread.discard("b.txt")
+    second = build_index(settings)
+    assert second.changes.counts() == {"added": 1, "replaced": 0, "deleted": 0, "unchanged": 1}
+    assert segment_manifests(settings.workspace)[:1] == segment_manifests(settings.workspace, "000001")
+    # After the rollback the documents are as before the second build, whose segments must not be taken for those of the fourth.
+    versions.roll_back(settings.workspace, "000001")
+    unread.clear()
+    assert build_index(settings).name == "000004"
+    assert living(settings.workspace) == {"a.txt", "b.txt", "c.txt"}
+    capsys.readouterr()
+    assert build_index(settings).name == "000004"
+    assert "nothing to do" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("strict", ["true", "false"])
+def test_a_refused_corpus_is_read_again_if_files_could_not_be_read(
+    tmp_path: Path, settings_for, unread: set[str], strict: str
+) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "a.txt").write_text("Text a.")
+    (folder / "b.txt").write_text("Text b." if strict == "true" else " ")
+    settings = settings_for(tmp_path / "workspace", f"corpus.path={folder}", f"corpus.strict={strict}")
+    unread.add("a.txt")
+    with pytest.raises(CorpusError, match="rejected"):
+        build_index(settings)
+    unread.clear()
+    build_index(settings)
+    assert "a.txt" in living(settings.workspace)
 
 
 def test_garbage_collection_spares_the_base_of_a_running_build(

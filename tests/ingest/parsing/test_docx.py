@@ -7,6 +7,7 @@ import io
 import docx as python_docx
 import pytest
 
+from ragtune_ray.ingest.parsing.archives import open_package
 from ragtune_ray.ingest.parsing.docx import parse
 from ragtune_ray.ingest.parsing.text import ParsedFile, ParseError, count_characters
 from tests.support.office_files import docx, package, paragraph, part
@@ -139,6 +140,17 @@ def test_raised_and_lowered_characters_keep_their_meaning() -> None:
     math = "<m:sSup><m:e><m:r><m:t>x</m:t></m:r></m:e><m:sup><m:r><m:t>2</m:t></m:r></m:sup></m:sSup>"
     half = "<m:f><m:num><m:r><m:t>1</m:t></m:r></m:num><m:den><m:r><m:t>2</m:t></m:r></m:den></m:f>"
     assert read(f"<w:p><m:oMath>{math}{half}</m:oMath></w:p>") == ["x^21/2"]
+
+
+def test_symbols_are_read_unless_malformed_or_of_a_symbol_font() -> None:
+    for code, shown in {"2192": "→", "1F600": "😀", "F0B7": "", "ZZ": "", "": "", "-1": "", "FFFFFF": ""}.items():
+        assert read(f'<w:p>{run("a")}<w:r><w:sym w:char="{code}"/></w:r>{run("b")}</w:p>') == [f"a{shown}b"]
+    assert read(f"<w:p>{run('a')}<w:r><w:sym/></w:r></w:p>") == ["a"]
+
+
+def test_a_file_that_needs_too_much_memory_is_not_called_broken() -> None:
+    with pytest.raises(MemoryError), open_package("DOCX", docx(paragraph("a")), LIMIT):
+        raise MemoryError
 
 
 def test_diagrams_and_charts_are_read() -> None:

@@ -50,6 +50,8 @@ def test_front_matter_becomes_title_and_metadata() -> None:
     assert (parsed.title, parsed.text) == ("Mars", "text")
     assert parsed.metadata == {"year": 1877, "seen": "2024-05-01T10:00:00"}
     assert parse("---\ntags: x\n...\n# Head\n").title == "Head"
+    assert parse("---\na: .inf\nb: .nan\nc: [1.5, -.inf]\n---\ntext").metadata == {"c": [1.5]}
+    assert parse("+++\na = inf\nb = 1\n+++\ntext").metadata == {"b": 1}
 
 
 @pytest.mark.parametrize(

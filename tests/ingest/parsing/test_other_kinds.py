@@ -17,8 +17,8 @@ from ragtune_ray.config import Corpus
 from ragtune_ray.ingest import parsers
 from ragtune_ray.ingest.input_units import plan_units
 from ragtune_ray.ingest.parsers import parse_file
-from ragtune_ray.ingest.parsing import html
-from ragtune_ray.ingest.parsing.text import ParsedFile, ParseError
+from ragtune_ray.ingest.parsing import docx, html
+from ragtune_ray.ingest.parsing.text import ParsedFile, ParseError, TransientError
 from ragtune_ray.ingest.readers import read_documents
 from ragtune_ray.schema import Document
 from tests.support.corpora import write
@@ -210,7 +210,51 @@ def test_attachments_are_read_and_the_others_named(monkeypatch: pytest.MonkeyPat
     blocks += [text.index(found) for found in ("Attachment: c.png", "Inner.", "deep")]
     assert blocks == sorted(blocks)
     monkeypatch.setattr(parsers, "missing_extra", lambda suffix: "docx" if suffix == ".docx" else None)
-    assert "attachment 'a.docx' needs a library" in reason("x.eml", made.as_bytes())
+    outer = message()
+    outer.add_attachment(made.as_bytes(), maintype="application", subtype="x", filename="made.eml")
+    for data in (made.as_bytes(), outer.as_bytes()):
+        with pytest.raises(TransientError, match=r"attachment 'a\.docx' needs a library that is missing; run: .* install "):
+            parse("x.eml", data)
+
+
+def test_an_attachment_that_needs_too_much_memory_does_not_spoil_its_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhaust(*_: object) -> ParsedFile:
+        raise MemoryError
+
+    made = message()
+    made.add_attachment(b"", maintype="application", subtype="x", filename="a.docx")
+    monkeypatch.setattr(docx, "parse", exhaust)
+    assert parse("x.eml", made.as_bytes()).text.endswith("\n\nHello.\n\nAttachment: a.docx")
+
+
+def test_forwarded_messages_keep_who_wrote_them_when_and_about_what() -> None:
+    made = message()
+    made.add_attachment(message("Inner."))
+    headers = "From: Asaph Hall <hall@a.org>\nTo: b@b.org\nDate: Sun, 12 Aug 1877 10:00:00 +0000"
+    assert parse("x.eml", made.as_bytes()).text == f"{headers}\n\nHello.\n\n{headers}\nSubject: Möons\n\nInner."
+
+
+@pytest.mark.parametrize(
+    ("headers", "shown"),
+    [
+        ('text/plain; name="message"', "a,b"),
+        ('text/plain; name="message.txt"', "a,b"),
+        ('text/plain; name="x"\nContent-Disposition: inline; filename="x"', "Attachment: x\n\na,b"),
+        ('text/x-log; name="x.log"', "Attachment: x.log\n\na,b"),
+        ('text/csv; name="x.csv"', "Attachment: x.csv\n\n| a | b |\n|---|---|"),
+        ('text/plain\nContent-Disposition: attachment; filename="x.log"', "Attachment: x.log"),
+    ],
+)
+def test_a_name_does_not_make_an_attachment_of_the_body(headers: str, shown: str) -> None:
+    text = parse("x.eml", f"From: a@b.org\nContent-Type: {headers}\n\na,b".encode()).text
+    assert text == f"From: a@b.org\n\n{shown}"
+
+
+@pytest.mark.parametrize("date", ["Thu, 1 Jan 1970 00:00:00 +9999999999999", "yesterday", "1 Jan 99999 00:00 +0000"])
+def test_a_bad_date_is_kept_as_text(date: str) -> None:
+    parsed = parse("x.eml", f"From: a@b.org\nDate: {date}\n\nBody.".encode())
+    assert parsed.text == f"From: a@b.org\nDate: {date}\n\nBody."
+    assert parsed.metadata["created"] == date
 
 
 def test_mails_that_are_none_or_too_deep_are_refused() -> None:

@@ -13,7 +13,7 @@ from reportlab.pdfgen.canvas import Canvas
 
 from ragtune_ray.config import Corpus
 from ragtune_ray.ingest.parsing.pdf import parse
-from ragtune_ray.ingest.parsing.text import ParseError
+from ragtune_ray.ingest.parsing.text import TransientError
 from tests.support.documents import make_pdf, sentences
 
 OCR = Corpus(ocr="tesseract")
@@ -59,10 +59,10 @@ head -c 15 > {tmp_path}/picture; cat > /dev/null; echo "$@" > {tmp_path}/argumen
     assert (tmp_path / "picture").read_bytes().startswith(b"P5 2481 3508 25")
     assert (tmp_path / "arguments").read_text() == "stdin stdout -l eng\n"
     command.write_text("#!/bin/sh\ncat > /dev/null; echo no such language >&2; exit 1\n")
-    with pytest.raises(ParseError, match=r"tesseract failed \(corpus.ocr_languages=eng\): no such language"):
+    with pytest.raises(TransientError, match=r"tesseract failed \(corpus.ocr_languages=eng\): no such language"):
         parse(data, OCR)
     monkeypatch.setenv("PATH", str(tmp_path / "empty"))
-    with pytest.raises(ParseError, match="there is no such command; install it"):
+    with pytest.raises(TransientError, match="there is no such command; install it"):
         parse(data, OCR)
 
 
