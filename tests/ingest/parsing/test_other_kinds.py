@@ -213,7 +213,9 @@ def test_attachments_are_read_and_the_others_named(monkeypatch: pytest.MonkeyPat
     outer = message()
     outer.add_attachment(made.as_bytes(), maintype="application", subtype="x", filename="made.eml")
     for data in (made.as_bytes(), outer.as_bytes()):
-        with pytest.raises(TransientError, match=r"attachment 'a\.docx' needs a library that is missing; run: .* install "):
+        with pytest.raises(
+            TransientError, match=r"attachment 'a\.docx' needs a library that is missing; run: .* install "
+        ):
             parse("x.eml", data)
 
 
