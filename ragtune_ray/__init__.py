@@ -88,7 +88,7 @@ class RagtuneError(Exception):
             config      ConfigError
             schema      SchemaError
             storage     ArtifactError > ConflictError (two publishers of an index), SpaceError, UrlError
-            ingest      InputError, ChangedError, ParseError, LeakError, TokenizerError
+            ingest      InputError, ChangedError, ParseError > TransientError (try again later), LeakError, TokenizerError
             models      ModelError
             index       IndexDataError, SelectionError, PlanError
             generation  GeneratorError, Overloaded, RequestFailed
