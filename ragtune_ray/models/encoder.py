@@ -84,7 +84,7 @@ def load_token_counter(settings: config.Encoder) -> TokenCounter:
     tokenizer = loading.load_tokenizer(model.directory)
     prefix = weights.with_prompts(settings, model.directory).passage_prefix
     added = len(tokenizer(prefix)["input_ids"])
-    longest = layout.read_object(model.directory, model.directory / "sentence_bert_config.json").get("max_seq_length")
+    longest = layout.transformer_settings(model.directory).get("max_seq_length")
     return TokenCounter(tokenizer_spans(tokenizer), added, int(longest or tokenizer.model_max_length))
 
 

@@ -21,7 +21,11 @@ PICKLED_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
 
 _DISTRIBUTED = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
 _WEIGHTED_MODULES = {"Dense", "LayerNorm"}
-_SETTINGS = ("config.json", "tokenizer_config.json", "sentence_bert_config.json")
+_TRANSFORMER_SETTINGS = tuple(
+    f"sentence_{kind}_config.json" for kind in "bert roberta distilbert camembert albert xlm-roberta xlnet".split()
+)
+"""Where sentence-transformers looks for the settings of its module Transformer; the first file that is not empty counts."""
+_SETTINGS = {"config.json", "tokenizer_config.json", *_TRANSFORMER_SETTINGS}
 _ELSEWHERE = {"tokenizer_name_or_path", "gguf_file", "adapter_kwargs"}
 """Settings that make sentence-transformers read files that are not the model's own."""
 
@@ -33,6 +37,7 @@ class ModelError(RagtuneError, RuntimeError):
 def check_directory(directory: Path) -> None:
     """Refuse a directory with pickled weights, code, links or files elsewhere that loading the model would use.
 
+    The root is checked even if modules.json names other folders, since transformers loads the root whatever modules.json says.
     Pickled copies of weights beside safetensors are never read, and so are no reason to refuse.
 
     Raises:
@@ -45,8 +50,12 @@ def check_directory(directory: Path) -> None:
     for module, kind in modules:
         if kind in _WEIGHTED_MODULES and not (module / WEIGHTS).is_file():
             raise _no_weights(directory, module)
-    transformers = [module for module, kind in modules if kind == "Transformer"] or ([] if modules else [directory])
-    for folder in transformers:
+    for path in sorted(path for path in directory.rglob("*.json") if path.name in _SETTINGS):
+        _check_settings(directory, path)
+    transformers = {module for module, kind in modules if kind == "Transformer"}
+    if not modules or any((directory / name).is_file() for name in ("config.json", ADAPTER)):
+        transformers.add(directory)
+    for folder in sorted(transformers):
         _check_transformer(directory, folder)
 
 
@@ -60,6 +69,12 @@ def read_object(directory: Path, path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ModelError(f"model {directory}: {_name(directory, path)} is not a JSON object; copy or download it again")
     return found
+
+
+def transformer_settings(directory: Path) -> dict[str, Any]:
+    """The settings of the module Transformer of sentence-transformers in the root of a directory; {} if it has none."""
+    found = (read_object(directory, directory / name) for name in _TRANSFORMER_SETTINGS)
+    return next(filter(None, found), {})
 
 
 def modules_of(directory: Path) -> list[str]:
@@ -147,8 +162,6 @@ def _check_transformer(directory: Path, folder: Path) -> None:
             f"model {directory}: is an adapter of {base!r} and not a whole model; merge it (merge_and_unload of PEFT), save that "
             "and name its directory"
         )
-    for name in _SETTINGS:
-        _check_settings(directory, folder / name)
     explicit = read_object(directory, folder / "config.json").get("transformers_weights")
     names = [str(explicit)] if explicit else [WEIGHTS, INDEX]
     found = next((folder / name for name in names if (folder / name).is_file()), None)
@@ -210,12 +223,12 @@ def _check_settings(directory: Path, path: Path) -> None:
         runs_code |= key.endswith(("attn_implementation", "implementation_internal")) and "/" in str(value)
         if runs_code:
             raise ModelError(
-                f"model {directory}: {path.name} sets {key} to {value!r}, which asks for code that is not run; remove the "
+                f"model {directory}: {_name(directory, path)} sets {key} to {value!r}, which asks for code that is not run; remove the "
                 "setting if the model works without it, or choose another model"
             )
-        if path.name == "sentence_bert_config.json" and key in _ELSEWHERE and value:
+        if path.name in _TRANSFORMER_SETTINGS and key in _ELSEWHERE and value:
             raise ModelError(
-                f"model {directory}: {path.name} sets {key} to {value!r}, which names other files than its own; copy them into "
+                f"model {directory}: {_name(directory, path)} sets {key} to {value!r}, which names other files than its own; copy them into "
                 "the directory and remove the setting"
             )
 

@@ -420,3 +420,26 @@ def test_other_files_that_an_encoder_names_are_refused(encoder: Path, tmp_path: 
     change_settings(encoder / "sentence_bert_config.json", tokenizer_name_or_path=None)
     change_settings(encoder / "config.json", transformers_weights="../other.safetensors")
     refused(load_embeddings, encoder, "config.json names the weights '../other.safetensors'")
+
+
+@pytest.mark.parametrize("name", ["sentence_roberta_config.json", "sentence_xlm-roberta_config.json"])
+def test_older_names_of_an_encoders_settings_count(encoder: Path, tmp_path: Path, name: str) -> None:
+    (encoder / "sentence_bert_config.json").rename(encoder / name)
+    assert load_token_counter(config.Encoder(model=str(encoder))).max_tokens == 64
+    change_settings(encoder / name, model_args={"gguf_file": "other.gguf"})
+    refused(load_embeddings, encoder, f"{name} sets gguf_file")
+
+
+@pytest.mark.parametrize("other", [[], [{"type": "sentence_transformers.models.Transformer", "path": "0_Transformer"}]])
+def test_the_root_is_checked_whatever_modules_it_names(
+    encoder: Path, generator: Path, tmp_path: Path, other: list[dict[str, str]]
+) -> None:
+    shutil.copytree(encoder, generator / "0_Transformer")
+    modules = [*other, {"type": "sentence_transformers.models.Normalize", "path": "1_Normalize"}]
+    (generator / "modules.json").write_text(json.dumps(modules))
+    layout.check_directory(generator)
+    change_settings(generator / "config.json", _attn_implementation="organisation/kernel")
+    refused(load_answers, generator, "config.json sets _attn_implementation")
+    change_settings(generator / "config.json", _attn_implementation="sdpa")
+    (generator / "model.safetensors").rename(generator / "pytorch_model.bin")
+    refused(load_answers, generator, "its weights are pickled (pytorch_model.bin)")
