@@ -163,7 +163,7 @@ def _parameters(given: QueryParams) -> dict[str, Any]:
     if unknown:
         raise requests.invalid(unknown[0][:200], f"supported are {', '.join(PARAMETERS)}", code="unknown_parameter")
     limit = given.get("limit", str(LISTED))
-    if not limit.isdecimal() or not 1 <= int(limit[:9]) <= MAX_LISTED:
+    if not limit.isdecimal() or len(limit) > 9 or not 1 <= int(limit) <= MAX_LISTED:
         raise requests.invalid("limit", f"must be a number from 1 to {MAX_LISTED}")
     try:
         chosen = json.loads(given.get("filter", "{}"))

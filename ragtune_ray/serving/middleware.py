@@ -220,7 +220,7 @@ async def _read_body(receive: Receive, headers: Headers, max_bytes: int) -> byte
         raise ApiError(415, "compressed bodies are not supported; send plain JSON", code="unsupported_encoding")
     too_long = ApiError(413, f"the body is larger than {max_bytes:,} bytes", code="body_too_long")
     length = headers.get("content-length", "0")
-    if not length.isdecimal() or int(length[:20]) > max_bytes:
+    if not length.isdecimal() or len(length) > 20 or int(length) > max_bytes:
         raise too_long
     parts, size = [], 0
     try:

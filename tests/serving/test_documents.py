@@ -135,6 +135,8 @@ async def test_documents_are_listed_page_by_page() -> None:
             {"limit": 0},
             {"limit": 1001},
             {"limit": "x"},
+            {"limit": "0000000011000000"},
+            {"limit": "000000001" + "9" * 5000},
             {"page": 2},
             {"filter": "x"},
             {"filter": "[]"},

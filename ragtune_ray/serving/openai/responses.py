@@ -28,8 +28,10 @@ def _messages_alone(items: Any) -> Any:
         return [{"role": "user", "content": items}]
     if not isinstance(items, list):
         return items
-    kinds = {item.get("type", "message") if isinstance(item, dict) else "message" for item in items}
-    refused = sorted(str(kind)[:40] for kind in kinds if kind not in ("message", "reasoning"))
+    types = [item["type"] for item in items if isinstance(item, dict) and "type" in item]
+    # A type that is no text, maybe not even hashable, is refused as the field of a message.
+    kinds = {kind for kind in types if isinstance(kind, str)}
+    refused = sorted(kind[:40] for kind in kinds - {"message", "reasoning"})
     if refused:
         reason = "only messages are supported; leave out the items of type {kinds}"
         raise PydanticCustomError("items", reason, {"kinds": ", ".join(refused[:9])})

@@ -84,3 +84,9 @@ def test_a_message_that_is_no_text_is_refused_with_the_next_step(message: dict[s
 def test_an_item_that_is_no_message_is_refused_by_its_type(kind: str) -> None:
     with pytest.raises(ApiError, match=rf"input: only messages are supported; leave out the items of type {kind}"):
         response_history({"type": kind, "id": "x"})
+
+
+@pytest.mark.parametrize("kind", [[], {}, ["message"], None, 1])
+def test_a_type_that_is_no_text_is_refused_as_a_field(kind: Any) -> None:
+    with pytest.raises(ApiError, match=r"input.0.type: Input should be 'message'"):
+        response_history({"type": kind, "role": "user", "content": "x"})
