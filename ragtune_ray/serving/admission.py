@@ -19,39 +19,45 @@ MAX_INTERVALS = 32
 
 @dataclass(slots=True)
 class Load:
-    """The requests that wait for or use one resource, and how fast they complete."""
+    """The requests that wait for or use one resource, and how fast they complete. A request of n answers counts n times."""
 
     capacity: int
     current: int = 0
-    intervals_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=MAX_INTERVALS))
-    """Seconds between recent completions, measured only while other requests were in flight."""
+    intervals: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=MAX_INTERVALS))
+    """Seconds between recent completions while others were in flight, and how many requests the later one counts as."""
     last_completion: float = 0.0
     """Monotonic time; 0 if nothing is in flight."""
 
     @property
     def _throughput_is_known(self) -> bool:
-        return len(self.intervals_seconds) >= MIN_INTERVALS
+        return len(self.intervals) >= MIN_INTERVALS
 
     @property
     def seconds_per_request(self) -> float:
         """Mean seconds between completions; 1 until the throughput is known."""
-        return sum(self.intervals_seconds) / len(self.intervals_seconds) if self._throughput_is_known else 1.0
+        if not self._throughput_is_known:
+            return 1.0
+        return sum(seconds for seconds, _ in self.intervals) / sum(count for _, count in self.intervals)
 
     @contextlib.contextmanager
-    def admit(self, timeout_seconds: float) -> Iterator[None]:
-        """Count a request as in flight during the block; ApiError 429 if all slots are taken or it would time out waiting."""
+    def admit(self, timeout_seconds: float, count: int = 1) -> Iterator[None]:
+        """Count a request, or `count` of them, as in flight during the block.
+
+        Raises:
+            ApiError: 429, too few slots are free, or the request would time out waiting.
+        """
         if self._throughput_is_known and self.current * self.seconds_per_request > timeout_seconds:
             raise self._overloaded()
-        self.refuse_if_full()
-        self.current += 1
+        self.refuse_if_full(count)
+        self.current += count
         try:
             yield
         finally:
-            self._complete()
+            self._complete(count)
 
-    def refuse_if_full(self) -> None:
-        """Raise ApiError 429 if all slots are taken; can be called before the request is read."""
-        if self.current >= self.capacity:
+    def refuse_if_full(self, count: int = 1) -> None:
+        """Raise ApiError 429 if so many slots are not free; can be called before the request is read."""
+        if self.current + count > self.capacity:
             raise self._overloaded()
 
     def _overloaded(self) -> ApiError:
@@ -62,11 +68,11 @@ class Load:
             retry_after_seconds=min(60.0, max(1.0, self.current * self.seconds_per_request)),
         )
 
-    def _complete(self) -> None:
+    def _complete(self, count: int) -> None:
         now = time.monotonic()
-        if self.last_completion and self.current > 1:
-            self.intervals_seconds.append(min(now - self.last_completion, 10.0))
-        self.current -= 1
+        if self.last_completion and self.current > count:
+            self.intervals.append((min(now - self.last_completion, 10.0 * count), count))
+        self.current -= count
         self.last_completion = now if self.current else 0.0  # idle time does not count towards the throughput
 
 

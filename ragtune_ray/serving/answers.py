@@ -156,10 +156,8 @@ class Answerer:
         """The response to the questions of one request, in its format; a stream answers the only one."""
         accepted = [self._accept(question, key) for question in questions]
         if not stream:
-            with contextlib.ExitStack() as admitted:
-                for each in accepted:
-                    for _ in range(each.num_answers):
-                        admitted.enter_context(self.load.admit(each.timeout_seconds))
+            num_answers = self._num_answers(accepted)
+            with self.load.admit(accepted[0].timeout_seconds, num_answers):
                 answers = await _all([self._answers(each) for each in accepted])
                 return JSONResponse(written.whole([answer for each in answers for answer in each]))
         (only,) = accepted
@@ -167,6 +165,14 @@ class Answerer:
         first = await anext(events)  # an error before the first event still sets the HTTP status
         headers = {"x-accel-buffering": "no"}
         return StreamingResponse(_prepend(first, events), media_type="text/event-stream", headers=headers)
+
+    def _num_answers(self, accepted: Sequence[_Accepted]) -> int:
+        """How many answers a request asks for; ApiError 400 if an idle endpoint has fewer slots, so that waiting never helps."""
+        asked = sum(each.num_answers for each in accepted)
+        if asked > self.load.capacity:
+            reason = f"{asked} answers at once; this endpoint has room for {self.load.capacity}; ask for fewer"
+            raise requests.invalid("n" if len(accepted) == 1 else "prompt", reason, code="over_limit")
+        return asked
 
     def _accept(self, question: Question, key: Key) -> _Accepted:
         started = time.monotonic()

@@ -1,13 +1,17 @@
 """Ten times as many requests as fit: the surplus is refused at once and costs nothing, and the endpoint recovers by itself."""
 
 import asyncio
+import contextlib
 import gc
 import threading
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from ragtune_ray.serving import admission
+from ragtune_ray.serving.requests import ApiError
 from tests.support.gateways import FakeBackend, client, question
 
 pytestmark = pytest.mark.anyio
@@ -46,6 +50,48 @@ async def test_of_ten_times_too_many_requests_exactly_those_that_fit_are_answere
 
 def open_files() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "field"),
+    [
+        (CHAT, question(n=6), "n"),
+        ("/v1/completions", {"prompt": "a", "n": 6}, "n"),
+        ("/v1/completions", {"prompt": ["a", "b", "c"], "n": 2}, "prompt"),
+    ],
+)
+async def test_more_answers_than_ever_fit_are_refused_for_good(path: str, body: dict[str, Any], field: str) -> None:
+    async with client(*LIMITS) as http:
+        reply = await http.post(path, json=body)
+        assert (reply.status_code, reply.json()["error"]["param"]) == (400, field)
+        assert f"6 answers at once; this endpoint has room for {FITS}" in reply.json()["error"]["message"]
+        assert http.backend.asked == []
+        load = http.middleware.routes["POST", path].load
+        assert (await http.post(path, json=body | {"n": 1})).status_code == 200
+        with load.admit(60):  # four more fit, five do not
+            five = {"prompt": ["a"] * FITS} if field == "prompt" else {"n": FITS}
+            assert (await http.post(path, json=body | {"n": 1} | five)).status_code == 429
+        assert load.current == 0
+
+
+def test_several_answers_of_one_request_are_one_completion(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(admission.time, "monotonic", lambda: now[0])
+    load = admission.Load(capacity=100)
+    requests = [contextlib.ExitStack() for _ in range(9)]
+    for number, each in enumerate(requests):
+        each.enter_context(load.admit(60, count=4 if number % 2 else 8))
+    for each in requests[:5]:
+        now[0] += 12
+        each.close()
+    # Four intervals of 12 seconds, in which 4 + 8 + 4 + 8 answers were complete.
+    assert load.seconds_per_request == pytest.approx(2)
+    assert load.current == 24
+    with pytest.raises(ApiError) as raised, load.admit(47):
+        pass
+    assert (raised.value.status, raised.value.retry_after_seconds) == (429, 48)
+    with load.admit(49, count=8):
+        assert load.current == 32
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
