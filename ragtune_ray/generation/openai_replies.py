@@ -10,31 +10,48 @@ from ragtune_ray.generation.interface import INCOMPLETE, Completion, Finish, Gen
 
 _OPEN, _CLOSE = "<think>", "</think>"
 _CLOSE_LINE = re.compile(rf"(?m)^[ \t]*{_CLOSE}[ \t]*$")
-_REFUSAL = re.compile(
-    r"support|permit|allow|unknown|unrecogni|unexpected|extra|instead|cannot find|only", re.IGNORECASE
+_UNSUPPORTED = re.compile(
+    r"unsupported|not support|deprecated|unknown|unrecogni|unexpected|extra|instead|cannot find", re.IGNORECASE
+)
+_FIXED = re.compile(r"only (the default|\S+ is (allowed|supported))", re.IGNORECASE)
+"""A parameter with only one value may as well be left out."""
+_REFUSED_VALUE = re.compile(
+    r"\b(above|below|between|range|greater|less|more than|larger|smaller|higher|lower|at most|at least|exceeds?|must be|maximum|"
+    r"minimum|too (large|small|high|low)|(unsupported|unexpected|unknown) value)\b",
+    re.IGNORECASE,
 )
 _OPTIONAL = {"max_tokens": "max_completion_tokens", "temperature": "", "seed": ""}
 """Parameters that some servers refuse, and what newer ones call them; "" if the request is sent without."""
 
 
 def refused_parameter(message: str, parameter: str | None, request: Mapping[str, Any]) -> str:
-    """The parameter of a request that a server refused and that `adapted` can change; "" if there is none.
+    """The parameter of a request that a server does not support and that `adapted` can change; "" if there is none.
+
+    A value out of range is no such parameter, since other values of it are accepted.
 
     >>> refused_parameter("Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead.", None, {"max_tokens": 9})
     'max_tokens'
+    >>> refused_parameter("temperature above 1 is not allowed", "temperature", {"temperature": 1.5})
+    ''
 
     Args:
         message: the server's error.
         parameter: the field of the request that the error names, if it does.
         request: what was sent.
     """
-    if not _REFUSAL.search(message):
-        return ""
-    sent = [name for name in _OPTIONAL if name in request]
+    sent = [name for name in _OPTIONAL if name in request and not _refuses_value(message, name)]
     if parameter:
         return parameter if parameter in sent else ""
     named = {name: found.start() for name in sent if (found := re.search(rf"\b{name}\b", message))}
     return min(named, key=named.__getitem__, default="")
+
+
+def _refuses_value(message: str, name: str) -> bool:
+    """Whether a message is about a value of a parameter and not about the parameter."""
+    if _FIXED.search(message):
+        return False
+    has_value = re.search(rf"\b{name}\b['\"`]?( of|[ =:])*\d", message)
+    return bool(has_value or _REFUSED_VALUE.search(message) or not _UNSUPPORTED.search(message))
 
 
 def adapted(request: Mapping[str, Any], refused: Collection[str]) -> dict[str, Any]:

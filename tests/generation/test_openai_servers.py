@@ -69,6 +69,39 @@ def test_a_refused_parameter_is_sent_otherwise_and_remembered(
     assert len(server.requests) == 2 * num_refused + 4
 
 
+@pytest.mark.parametrize(
+    ("message", "refused"),
+    [
+        ("temperature above 1 is not allowed", ""),
+        ("temperature: values greater than 1 are not supported", ""),
+        ("Unsupported value: 'temperature' does not support 1.5 with this model.", ""),
+        ("temperature=1.5 is not supported", ""),
+        ("temperature is limited to 1; use 1 instead of values above", ""),
+        ("temperature must be a number", ""),
+        (TEMPERATURE, "temperature"),
+        ("invalid temperature: only 1 is allowed for this model", "temperature"),
+        ("`temperature` is deprecated for this model.", "temperature"),
+        ("Unrecognized request argument supplied: temperature", "temperature"),
+        ("Completions.create() got an unexpected keyword argument 'temperature'", "temperature"),
+        ("temperature is not supported by this model", "temperature"),
+    ],
+)
+def test_a_refused_value_fails_its_request_alone(
+    server: Server, connect: Callable[..., OpenAIGenerator], message: str, refused: str
+) -> None:
+    error = json.dumps({"error": {"message": message, "param": "temperature"}})
+    server.scripts["q"] = [lambda request: (400, {}, error) if request.get("temperature", 0) > 1 else "fine"]
+    client = connect(concurrency=1)
+    (hot,) = client.generate(prompts_of("q"), max_new_tokens=9, temperature=1.5)
+    (mild,) = client.generate(prompts_of("q"), max_new_tokens=9, temperature=0.5)
+    assert mild.text == "fine"
+    if refused:
+        assert (hot.text, "temperature" in server.requests[-1]) == ("fine", False)
+    else:
+        assert message in hot.error
+        assert server.requests[-1]["temperature"] == 0.5
+
+
 def test_other_errors_are_not_retried_and_nothing_is_remembered(
     server: Server, connect: Callable[..., OpenAIGenerator]
 ) -> None:
