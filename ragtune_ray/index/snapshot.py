@@ -216,16 +216,20 @@ def shards(workspace: str, version: versions.Version, shard_bytes: int) -> list[
 
 
 def _rows_after(rows: segments.DocumentRows, mask: np.ndarray | None, key: int, num_keys: int) -> np.ndarray:
-    """The rows of a segment with the first so many different keys from `key` on whose passages the mask allows."""
-    numbers = np.arange(np.searchsorted(rows.keys, np.uint64(key)), len(rows.keys))
-    if mask is not None:
-        numbers = numbers[mask[rows.first[numbers]]]
-    size = num_keys  # a document has several rows if other documents stand between its passages
-    while size < len(numbers) and len(np.unique(rows.keys[numbers[:size]])) < num_keys:
-        size *= 2
-    last = rows.keys[numbers[:size][-1:]]
-    chosen: np.ndarray = numbers[: np.searchsorted(rows.keys[numbers], last[0], "right")] if len(last) else numbers
-    return chosen
+    """The rows of a segment with at least the first so many different keys from `key` on whose passages the mask allows."""
+    start = int(np.searchsorted(rows.keys, np.uint64(key)))
+    size = num_keys
+    while True:
+        # Only a part of the rows is looked at, since a segment may have millions.
+        numbers = np.arange(start, min(start + size, len(rows.keys)))
+        if mask is not None:
+            numbers = numbers[mask[rows.first[numbers]]]
+        keys = rows.keys[numbers]
+        if start + size >= len(rows.keys):
+            return numbers
+        if len(np.unique(keys)) > num_keys:
+            return numbers[: np.searchsorted(keys, keys[-1])]  # the last key may have more rows
+        size *= 2  # the mask leaves rows out, and a document has several if others stand between its passages
 
 
 def _listed(document_id: str, places: Sequence[tuple[segments.Segment, int]]) -> ListedDocument:

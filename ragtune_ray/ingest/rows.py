@@ -23,6 +23,8 @@ QUERY_TEXTS = ("text", "query", "question")
 """Columns for a query's text."""
 QUERY_ANSWERS = ("answers", "answer", "ground_truth")
 """Columns for a query's gold answers."""
+MAX_ID_CHARACTERS = 4096
+"""Any path is shorter, and an id in a URL stays below the 64 KiB that HTTP servers accept, however it is encoded."""
 MAX_LIST_VALUES = 100
 """A column with a longer list does not become metadata: it is probably an embedding."""
 _SPLITS = {"dev": "validation", "val": "validation", "valid": "validation"}
@@ -150,14 +152,29 @@ def checked_id(value: Any, name: str) -> str:
     True
 
     Raises:
-        ParseError: the value is not text or an integer, or is blank; the message calls it `name`.
+        ParseError: the value is not text or an integer, is blank or too long; the message calls it `name`.
     """
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise ParseError(f"{name} must be text or an integer, found {type(value).__name__}")
     identifier = unicodedata.normalize("NFC", clean(str(value)))
     if not identifier.strip():
         raise ParseError(f"{name} is empty")
+    if len(identifier) > MAX_ID_CHARACTERS:
+        raise ParseError(f"{name} has {len(identifier):,} characters; the limit is {MAX_ID_CHARACTERS:,}")
     return identifier
+
+
+def missing_tenant(document: Document, tenant_field: str) -> str:
+    """Why the metadata of a document do not name its tenant in this field, as text or a list of texts; "" if they do.
+
+    >>> missing_tenant(Document("d", "Mars is red.", "", '{"owner": ["a", "b"]}', ""), "owner")
+    ''
+    """
+    tenants = json.loads(document.metadata).get(tenant_field)
+    tenants = tenants if isinstance(tenants, list) else [tenants]
+    if tenants and all(isinstance(name, str) and name.strip() for name in tenants):
+        return ""
+    return f"no tenant: metadata must name it as text in {tenant_field!r} (index.tenant_field)"
 
 
 def spellings_of_ids(identifiers: Iterable[str]) -> list[str]:

@@ -12,10 +12,10 @@ from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from ragtune_ray import config
+from ragtune_ray import config, schema
 from ragtune_ray.index import filters
 from ragtune_ray.ingest import rows
-from ragtune_ray.ingest.parsing.text import ParseError
+from ragtune_ray.ingest.parsing.text import ParseError, clean
 from ragtune_ray.serving import requests
 from ragtune_ray.serving.admission import Load
 from ragtune_ray.serving.answers import timeout_as_504
@@ -24,7 +24,6 @@ from ragtune_ray.serving.backend import Backend, Change, Listed
 from ragtune_ray.serving.requests import ApiError, RequestBody
 
 CHANGE_SECONDS = 600.0
-MAX_ID_CHARACTERS = 512
 MAX_LISTED = 1000
 LISTED = 100
 """Documents per page if a request names no limit."""
@@ -88,7 +87,7 @@ class DocumentHandlers:
         """GET /v1/documents?limit=...&after=...&filter=..."""
         parameters = _parameters(request.query_params)
         visible = listed_filter(self.settings, key, parameters["filter"])
-        after = requests.checked_text(parameters["after"], "after", MAX_ID_CHARACTERS)
+        after = requests.checked_text(parameters["after"], "after", rows.MAX_ID_CHARACTERS)
         seconds = self.settings.serve.timeout_seconds
         with self.load.admit(seconds), timeout_as_504():
             listed = await self.backend.list_documents(visible, after, parameters["limit"], seconds)
@@ -104,37 +103,37 @@ def checked_documents(given: Sequence[DocumentBody], settings: config.Config) ->
     found: dict[str, Mapping[str, Any]] = {}
     rejected: list[dict[str, Any]] = []
     tenantless: list[dict[str, Any]] = []
+    tenant_field = settings.index.tenant_field
     for number, body in enumerate(given, start=1):
+        named = clean(body.document_id) if isinstance(body.document_id, str) else body.document_id
+        refused = {"number": number, "document_id": named}
         try:
-            row = _checked_row(body, settings, found)
+            document = _checked_document(body, settings, found)
         except ParseError as error:
-            rejected.append({"number": number, "document_id": body.document_id, "reason": str(error)})
+            rejected.append({**refused, "reason": str(error)})
             continue
-        found[row["document_id"]] = row
-        field_name = settings.index.tenant_field
-        tenant = row["metadata"].get(field_name) if field_name else "-"
-        if not isinstance(tenant, str) or not tenant:
-            reason = f"metadata.{field_name} must name the document's tenant"
-            tenantless.append({"number": number, "document_id": body.document_id, "reason": reason})
+        found[document.document_id] = {
+            "document_id": document.document_id,
+            "text": document.text,
+            "title": document.title,
+            "metadata": json.loads(document.metadata),
+        }
+        if tenant_field and (reason := rows.missing_tenant(document, tenant_field)):
+            tenantless.append({**refused, "reason": reason})
     if rejected or tenantless:
         raise _refusal(rejected + tenantless, len(given), "documents_rejected" if rejected else "tenant_missing")
     return list(found.values())
 
 
-def _checked_row(body: DocumentBody, settings: config.Config, earlier: Container[str]) -> Mapping[str, Any]:
+def _checked_document(body: DocumentBody, settings: config.Config, earlier: Container[str]) -> schema.Document:
     try:
-        requests.checked_text(str(body.document_id), "document_id", MAX_ID_CHARACTERS)
+        requests.checked_text(str(body.document_id), "document_id", rows.MAX_ID_CHARACTERS)
     except ApiError as error:
         raise ParseError(error.message) from None
     document = rows.document_from_row(body.model_dump(), "", settings.corpus.max_document_bytes)
     if document.document_id in earlier:
         raise ParseError("an earlier document of this request has the same id")
-    return {
-        "document_id": document.document_id,
-        "text": document.text,
-        "title": document.title,
-        "metadata": json.loads(document.metadata),
-    }
+    return document
 
 
 def _refusal(rejected: Sequence[dict[str, Any]], num_given: int, code: str) -> ApiError:
@@ -147,10 +146,9 @@ def _refusal(rejected: Sequence[dict[str, Any]], num_given: int, code: str) -> A
 
 def _checked_id(number: int, given: str | int) -> str:
     try:
-        name = rows.checked_id(given, "document_id")
-    except ParseError:
-        raise requests.invalid("document_ids", f"number {number} is blank") from None
-    return requests.checked_text(name, "document_ids", MAX_ID_CHARACTERS)
+        return rows.checked_id(given, "document_id")
+    except ParseError as error:
+        raise requests.invalid("document_ids", f"number {number}: {error}") from None
 
 
 def listed_filter(settings: config.Config, key: Key, requested: dict[str, Any] | None) -> filters.Filter:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from ragtune_ray import config, schema
-from ragtune_ray.index import bm25, contents, faiss_index, filters, snapshot, vectors, versions, words
+from ragtune_ray.index import bm25, contents, faiss_index, filters, segments, snapshot, vectors, versions, words
 from ragtune_ray.index.retriever import Retriever
 from ragtune_ray.models.encoder import HashingEncoder
 from ragtune_ray.storage import artifacts
@@ -246,6 +247,22 @@ def paged(opened: snapshot.Index, chosen: filters.Filter, limit: int) -> list[sn
         assert 0 < len(page) <= limit or not found
         found += page
     return found
+
+
+def test_a_page_looks_at_its_own_documents_alone() -> None:
+    table = pa.table({"first": np.arange(8_000_000)})
+    rows = segments.DocumentRows(np.arange(8_000_000, dtype=np.uint64) // 2, table)
+    masks = [None, np.arange(8_000_000) % 4 < 2]
+    assert len(rows.first) == 8_000_000
+    tracemalloc.start()
+    try:
+        every, second = (snapshot._rows_after(rows, mask, 2_000_001, 3) for mask in masks)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert every[:6].tolist() == list(range(4_000_002, 4_000_008))
+    assert second[:6].tolist() == [4_000_004, 4_000_005, 4_000_008, 4_000_009, 4_000_012, 4_000_013]
+    assert peak_bytes < 100_000
 
 
 def test_documents_are_listed_once_each_in_pages(

@@ -68,6 +68,7 @@ def test_lone_surrogates_are_replaced_in_every_document_field() -> None:
         ({"text": "x"}, "no id"),
         (row(id=None), "no id"),
         (row(id=" "), "id is empty"),
+        (row(id="x" * 4097), "id has 4,097 characters; the limit is 4,096"),
         (row(id=True), "id must be text or an integer, found bool"),
         (row(id=1.5), "id must be text or an integer, found float"),
         ({"id": "a", "body": "x"}, "no column 'text'; found body, id"),

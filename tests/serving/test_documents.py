@@ -3,9 +3,11 @@
 import json
 from typing import Any
 
+import httpx2 as httpx
 import pytest
 
 from ragtune_ray.index import filters
+from ragtune_ray.ingest import rows
 from ragtune_ray.serving.backend import Failed
 from tests.support.gateways import FakeBackend, bearer, client, keys
 
@@ -40,7 +42,8 @@ async def test_documents_are_rows_as_in_files(name: str, given: Any, kept: str) 
         ('{"id": "a", "text": "other"}', "an earlier document of this request has the same id"),
         ('{"id": "a\\u0000", "text": "x"}', "NUL"),
         ('{"id": "b", "text": "' + "x" * 101 + '"}', "101 bytes is longer than max_document_bytes"),
-        ('{"id": "' + "b" * 513 + '", "text": "x"}', "513 characters; the limit is 512"),
+        ('{"id": "' + "b" * 4097 + '", "text": "x"}', "4,097 characters; the limit is 4,096"),
+        ('{"id": "\\ud800", "text": "x"}', "a lone surrogate"),
     ],
 )
 async def test_a_refused_document_is_named_and_nothing_is_changed(row: str, reason: str) -> None:
@@ -77,11 +80,15 @@ async def test_a_document_of_another_shape_is_refused_by_its_field(row: dict[str
 
 async def test_a_document_must_name_its_tenant() -> None:
     async with client("index.tenant_field=owner", keys=keys(user="a", other="b")) as http:
-        for metadata in ({}, {"owner": ""}, {"owner": 1}):
+        for metadata in ({}, {"owner": ""}, {"owner": " "}, {"owner": 1}, {"owner": []}, {"owner": ["a", " "]}):
             body = {"documents": [{"id": "a", "text": "x", "metadata": metadata}]}
             reply = await http.post(PATH, json=body, headers=bearer("admin"))
             assert (reply.status_code, reply.json()["error"]["code"]) == (400, "tenant_missing")
-            assert reply.json()["rejected"][0]["reason"] == "metadata.owner must name the document's tenant"
+            assert reply.json()["rejected"][0]["reason"] == (
+                "no tenant: metadata must name it as text in 'owner' (index.tenant_field)"
+            )
+        body = {"documents": [{"id": "a", "text": "x", "metadata": {"owner": ["a", "b"]}}]}
+        assert (await http.post(PATH, json=body, headers=bearer("admin"))).status_code == 200
 
 
 @pytest.mark.parametrize(("method", "path"), [("DELETE", PATH), ("POST", f"{PATH}/delete")])
@@ -90,7 +97,7 @@ async def test_ids_to_delete_are_cleaned_as_those_of_documents_are(method: str, 
         await http.request(method, path, json={"document_ids": ["\ufeffa\r\nb", "a\nb", 7]})
         ((_, change),) = http.backend.asked
         assert change.deleted == ("a\nb", "7")
-        for ids in ([], ["a", " "], ["\ufeff"], [None], [True], ["x" * 513]):
+        for ids in ([], ["a", " "], ["\ufeff"], [None], [True], ["x" * 4097]):
             reply = await http.request(method, path, json={"document_ids": ids})
             assert (reply.status_code, reply.json()["error"]["param"][:12]) == (400, "document_ids"), ids
         assert len(http.backend.asked) == 1
@@ -131,6 +138,10 @@ async def test_documents_are_listed_page_by_page() -> None:
         empty = (await http.get(PATH, params={"after": "d2"})).json()
         assert (empty["data"], empty["last_id"], empty["has_more"]) == ([], None, False)
         assert [asked[3] for asked in http.backend.asked] == [2, 100, 100]
+        longest = "\U0001f30d" * rows.MAX_ID_CHARACTERS
+        assert (await http.get(PATH, params={"after": longest})).status_code == 200
+        assert (await http.request("DELETE", PATH, json={"document_ids": [longest]})).status_code == 200
+        assert len(str(httpx.URL(PATH, params={"after": longest}))) < 2**16
         for wrong in (
             {"limit": 0},
             {"limit": 1001},
@@ -141,6 +152,7 @@ async def test_documents_are_listed_page_by_page() -> None:
             {"filter": "x"},
             {"filter": "[]"},
             {"after": "x\0"},
+            {"after": "x" * 4097},
         ):
             reply = await http.get(PATH, params=wrong)
             assert (reply.status_code, reply.json()["error"]["param"]) == (400, next(iter(wrong))), wrong

@@ -194,10 +194,8 @@ def with_tenant(items: Iterable[Item], tenant_field: str) -> Iterator[Item]:
     """The items, with a reject for each document whose metadata does not name its tenant in this field ("" for any)."""
     for item in items:
         if tenant_field and isinstance(item, schema.Document):
-            tenants = json.loads(item.metadata).get(tenant_field)
-            tenants = tenants if isinstance(tenants, list) else [tenants]
-            if not tenants or not all(isinstance(name, str) and name.strip() for name in tenants):
-                reason = f"no tenant: metadata must name it as text in {tenant_field!r} (index.tenant_field)"
+            reason = rows.missing_tenant(item, tenant_field)
+            if reason:
                 yield rows.reject(item.place, reason, "row")
                 continue
         yield item

@@ -22,32 +22,36 @@ def publish(settings: config.Config, change: Change) -> dict[str, Any] | Failed:
     Returns:
         The name of the version and what this change did to it, or why nothing was changed, in words for the client.
     """
-    try:
-        version = delete_documents(settings, change.deleted) if change.deleted else _upsert(settings, change)
-    except CorpusError as error:
-        # Rows were checked before, so these are passages, and their place is an id.
-        reasons = "; ".join(f"{reject.place}: {reject.reason}" for reject in error.rejects[:10])
-        return Failed(422, f"nothing was changed: {reasons}", "documents_rejected")
-    except UpdateError as error:
-        return Failed(409, f"nothing was changed: {error}", "index_mismatch")
-    except (OvertakenError, versions.ConflictError):
-        message = "nothing was changed: other processes changed the index meanwhile; send the request again"
-        return Failed(409, message, "conflict", retry_after_seconds=1)
-    except filesystem.SpaceError:
-        return Failed(507, "nothing was changed: the disk of the index is full", "no_space")
-    except artifacts.ArtifactError as error:
-        return _no_index(settings, error)
+    with tempfile.TemporaryDirectory(prefix="ragtune-documents-") as folder:
+        path = str(Path(folder) / "documents.jsonl")
+        try:
+            version = delete_documents(settings, change.deleted) if change.deleted else _upsert(settings, change, path)
+        except CorpusError as error:
+            reasons = "; ".join(f"{reject.place}: {reject.reason}" for reject in error.rejects[:10])
+            return Failed(422, f"nothing was changed: {_without_path(reasons, path)}", "documents_rejected")
+        except UpdateError as error:
+            return Failed(409, f"nothing was changed: {_without_path(str(error), path)}", "index_mismatch")
+        except (OvertakenError, versions.ConflictError):
+            message = "nothing was changed: other processes changed the index meanwhile; send the request again"
+            return Failed(409, message, "conflict", retry_after_seconds=1)
+        except filesystem.SpaceError:
+            return Failed(507, "nothing was changed: the disk of the index is full", "no_space")
+        except artifacts.ArtifactError as error:
+            return _no_index(settings, error)
     return {"index_version": version.name, **version.changes.facts()}
 
 
-def _upsert(settings: config.Config, change: Change) -> IndexVersion:
+def _upsert(settings: config.Config, change: Change, path: str) -> IndexVersion:
     # Strict: a client that sees success must find all of its documents. Without a corpus, ids stay as they are.
     settings = settings.with_values({"corpus.path": "", "corpus.strict": True})
-    with tempfile.TemporaryDirectory(prefix="ragtune-documents-") as folder:
-        path = Path(folder) / "documents.jsonl"
-        path.write_text("".join(json.dumps(dict(row)) + "\n" for row in change.upserted), encoding="utf-8")
-        # In process: the replicas may occupy all cores, and then a task of Ray Data would wait forever.
-        return upsert_documents(settings, str(path), in_process=True)
+    Path(path).write_text("".join(json.dumps(dict(row)) + "\n" for row in change.upserted), encoding="utf-8")
+    # In process: the replicas may occupy all cores, and then a task of Ray Data would wait forever.
+    return upsert_documents(settings, path, in_process=True)
+
+
+def _without_path(message: str, path: str) -> str:
+    """A message for the client: a line of the file of its documents is the number of one."""
+    return message.replace(f"{path}:", "document ").replace(path, "the request")
 
 
 def _no_index(settings: config.Config, error: artifacts.ArtifactError) -> Failed:

@@ -13,6 +13,7 @@ from pydantic_core import PydanticCustomError
 from starlette.responses import Response
 
 from ragtune_ray import config
+from ragtune_ray.ingest.parsing.text import clean
 from ragtune_ray.serving.answers import Answerer, Question
 from ragtune_ray.serving.api_keys import Key
 from ragtune_ray.serving.conversations import Turn, conversation_of
@@ -31,7 +32,7 @@ def _messages_alone(items: Any) -> Any:
     types = [item["type"] for item in items if isinstance(item, dict) and "type" in item]
     # A type that is no text, maybe not even hashable, is refused as the field of a message.
     kinds = {kind for kind in types if isinstance(kind, str)}
-    refused = sorted(kind[:40] for kind in kinds - {"message", "reasoning"})
+    refused = sorted(clean(kind[:40]) for kind in kinds - {"message", "reasoning"})
     if refused:
         reason = "only messages are supported; leave out the items of type {kinds}"
         raise PydanticCustomError("items", reason, {"kinds": ", ".join(refused[:9])})

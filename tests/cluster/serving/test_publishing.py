@@ -63,6 +63,14 @@ def test_a_passage_without_a_vector_fails_the_whole_change(
     assert texts_of(settings.workspace) == {"a": "amber"}
 
 
+def test_a_reject_of_a_row_is_told_by_its_number_and_without_a_path(settings: config.Config) -> None:
+    failed = upserted(settings.using("index.tenant_field=owner"), row("a"), row("b") | {"text": " "})
+    reason = "no tenant: metadata must name it as text in 'owner' (index.tenant_field)"
+    assert failed == Failed(
+        422, f"nothing was changed: document 1: {reason}; document 2: empty document", "documents_rejected"
+    )
+
+
 def test_failures_are_told_in_words_for_clients(settings: config.Config, monkeypatch: pytest.MonkeyPatch) -> None:
     assert publish(settings, Change(deleted=("a",))) == Failed(
         409, "this endpoint has no index; add documents first", "no_index"

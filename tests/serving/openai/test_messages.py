@@ -80,9 +80,10 @@ def test_a_message_that_is_no_text_is_refused_with_the_next_step(message: dict[s
     assert (error.value.param or "").startswith("messages.0")
 
 
-@pytest.mark.parametrize("kind", ["function_call", "function_call_output", "item_reference", "x"])
+@pytest.mark.parametrize("kind", ["function_call", "function_call_output", "item_reference", "x", "\ud800"])
 def test_an_item_that_is_no_message_is_refused_by_its_type(kind: str) -> None:
-    with pytest.raises(ApiError, match=rf"input: only messages are supported; leave out the items of type {kind}"):
+    shown = kind.replace("\ud800", "\ufffd")
+    with pytest.raises(ApiError, match=rf"input: only messages are supported; leave out the items of type {shown}"):
         response_history({"type": kind, "id": "x"})
 
 
