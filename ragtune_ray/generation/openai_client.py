@@ -27,8 +27,8 @@ class OpenAIGenerator:
     """A chat model behind an OpenAI-compatible HTTP API.
 
     The SDK retries on 408, 409, 429, 5xx and lost connections: with exponential backoff and jitter, or when the server's
-    Retry-After header says. Where a server does not support `max_tokens`, `temperature` or `seed`, the request is repeated with the
-    newer name or without it, and so are all later requests. A value that it refuses fails only the request that has it.
+    Retry-After header says. Where a server does not support `max_tokens`, `temperature` or `seed`, the request is repeated with
+    the newer name or without it, and so are all later requests. A value that it refuses fails only the request that has it.
 
     Args:
         base_url: the root of the API, including /v1.

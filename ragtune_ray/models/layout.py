@@ -22,7 +22,8 @@ PICKLED_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
 _DISTRIBUTED = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
 _WEIGHTED_MODULES = {"Dense", "LayerNorm"}
 _TRANSFORMER_SETTINGS = tuple(
-    f"sentence_{kind}_config.json" for kind in "bert roberta distilbert camembert albert xlm-roberta xlnet".split()
+    f"sentence_{kind}_config.json"
+    for kind in ["bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet"]
 )
 """Where sentence-transformers looks for the settings of its module Transformer; the first file that is not empty counts."""
 _SETTINGS = {"config.json", "tokenizer_config.json", *_TRANSFORMER_SETTINGS}
@@ -218,18 +219,18 @@ def _is_plain(name: str) -> bool:
 def _check_settings(directory: Path, path: Path) -> None:
     """Refuse settings that ask for code, or for files elsewhere."""
     for key, value in _all_settings(read_object(directory, path)):
+        setting = f"model {directory}: {_name(directory, path)} sets {key} to {value!r}"
         runs_code = key == "trust_remote_code" and value is True
         # "organisation/kernel" names compiled code on the hub.
         runs_code |= key.endswith(("attn_implementation", "implementation_internal")) and "/" in str(value)
         if runs_code:
             raise ModelError(
-                f"model {directory}: {_name(directory, path)} sets {key} to {value!r}, which asks for code that is not run; remove the "
-                "setting if the model works without it, or choose another model"
+                f"{setting}, which asks for code that is not run; remove the setting if the model works without it, or choose "
+                "another model"
             )
         if path.name in _TRANSFORMER_SETTINGS and key in _ELSEWHERE and value:
             raise ModelError(
-                f"model {directory}: {_name(directory, path)} sets {key} to {value!r}, which names other files than its own; copy them into "
-                "the directory and remove the setting"
+                f"{setting}, which names other files than its own; copy them into the directory and remove the setting"
             )
 
 
