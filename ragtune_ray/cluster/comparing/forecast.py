@@ -138,7 +138,7 @@ def product_flops() -> float:
     """
     one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     timed = subprocess.run(
-        [sys.executable, "-c", _TIMED_PRODUCT],
+        [sys.executable, "-P", "-c", _TIMED_PRODUCT],
         env={**os.environ, **one_thread},
         capture_output=True,
         text=True,

@@ -87,7 +87,8 @@ def _build_id(
     """Digest of everything on which the segments depend, including the folder to which ids of files are relative."""
     content = [input_units.input_fingerprint(plan), plan.units[0].root]
     recipe = [versions.recipe(settings, encoder), *pipeline.segment_settings(settings), versions.reading(settings)]
-    return checksums.digest(["upsert", recipe, content, base.content_id if base else ""])
+    # Also the name: after a rollback to the same content, a file may be read that was a transient reject before.
+    return checksums.digest(["upsert", recipe, content, [base.content_id, base.name] if base else ""])
 
 
 def _root(corpus: str, path: str) -> str | None:

@@ -251,7 +251,11 @@ def test_the_stages_of_a_tune_are_listed_in_their_order(
     assert known <= {"answer the training questions", "train the generator", "judge the generator"}
 
 
-def test_a_matrix_product_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_matrix_product_is_timed_whatever_is_in_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "numpy.py").write_text("raise RuntimeError('imported')")
+    monkeypatch.chdir(tmp_path)
     assert 1e8 < forecast.product_flops() < 1e15
 
 

@@ -13,7 +13,7 @@ from ragtune_ray.cluster.indexing import reading
 from ragtune_ray.cluster.indexing.compact import compact
 from ragtune_ray.cluster.indexing.index import CorpusError, build_index
 from ragtune_ray.cluster.indexing.reading import DuplicateError
-from ragtune_ray.cluster.indexing.update import delete_documents
+from ragtune_ray.cluster.indexing.update import delete_documents, upsert_documents
 from ragtune_ray.index import contents, faiss_index, retention, snapshot, versions
 from ragtune_ray.index.retriever import open_retriever
 from ragtune_ray.ingest import readers
@@ -323,6 +323,25 @@ def test_files_that_could_not_be_read_are_read_again_and_others_not_embedded_aga
     capsys.readouterr()
     assert build_index(settings).name == "000004"
     assert "nothing to do" in capsys.readouterr().err
+
+
+def test_an_upsert_after_a_rollback_takes_files_that_could_not_be_read_before(
+    tmp_path: Path, settings_for, unread: set[str]
+) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name in ("b", "c"):
+        (folder / f"{name}.txt").write_text(f"Text {name}.")
+    settings = settings_for(tmp_path / "workspace")
+    build_index(settings)
+    before = living(settings.workspace)
+    unread.add("b.txt")
+    upsert_documents(settings, str(folder), in_process=True)
+    assert living(settings.workspace) == before | {"c.txt"}
+    versions.roll_back(settings.workspace)
+    unread.clear()
+    upsert_documents(settings, str(folder), in_process=True)
+    assert living(settings.workspace) == before | {"b.txt", "c.txt"}
 
 
 @pytest.mark.parametrize("strict", ["true", "false"])
