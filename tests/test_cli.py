@@ -259,7 +259,7 @@ def test_settings_of_one_section_or_one_setting(run: Run) -> None:
     assert code == 0
     shown = [line.partition(" = ")[0] for line in out.splitlines() if " = " in line and line.startswith("retrieval.")]
     assert shown == [f"retrieval.{name}" for name in config.Retrieval.model_fields]
-    assert "encoder.model" not in out
+    assert "encoder.model = " not in out
     assert run("settings", "retrieval.top_k")[1].splitlines()[0] == "retrieval.top_k = 5"
     code, out, err = run("settings", "retreival")
     assert (code, out) == (2, "")

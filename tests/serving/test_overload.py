@@ -136,7 +136,8 @@ async def test_requests_of_every_outcome_leave_nothing_behind() -> None:
             end, _ = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
-        assert counts() == before
+        # A leak would add one per request; a library may open a file once, whenever it is first needed.
+        assert all(now <= then + 3 for now, then in zip(counts(), before, strict=True))
         assert http.middleware.in_flight == 0
         assert end - start < 400 * 100, "less than 100 bytes per request"
 

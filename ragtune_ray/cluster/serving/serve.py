@@ -225,7 +225,9 @@ def serve(settings: config.Config, stopped: threading.Event | None = None) -> No
         _wait(stop)
         progress.say("serve: stopping; requests in flight may finish")
         # Ray prints on stdout that calls to Serve's controller fail, which it has just ended.
-        ending.enter_context(contextlib.redirect_stdout(ending.enter_context(Path(os.devnull).open("w"))))
+        ending.enter_context(
+            contextlib.redirect_stdout(ending.enter_context(Path(os.devnull).open("w", encoding="utf-8")))
+        )
 
 
 def _sigterm_as_interrupt() -> contextlib.AbstractContextManager[None]:
