@@ -56,8 +56,8 @@ OVER_LIMITS: list[tuple[str, str, dict[str, Any]]] = [
     ("POST", EMBED, {"input": "x", "dimensions": 10**12}),
     ("POST", DOCUMENTS, {"documents": []}),
     ("POST", DOCUMENTS, {"documents": [{"document_id": "a\0b", "text": "x"}]}),
-    ("POST", DOCUMENTS, {"documents": [{"document_id": "x" * 513, "text": "x"}]}),
-    ("DELETE", DOCUMENTS, {"document_ids": ["x" * 513]}),
+    ("POST", DOCUMENTS, {"documents": [{"document_id": "x" * 4097, "text": "x"}]}),
+    ("DELETE", DOCUMENTS, {"document_ids": ["x" * 4097]}),
 ]
 
 
@@ -97,3 +97,10 @@ async def test_every_value_over_its_limit_is_refused() -> None:
             await refused(http, method, path, json.dumps(body).encode())
         asked = [name for name, *_ in http.backend.asked]
         assert set(asked) <= {"embed"}, "only the dimension is known no earlier than the embedding"
+
+
+async def test_a_length_with_leading_zeros_is_refused_by_its_value() -> None:
+    async with client() as http:
+        headers = {"content-type": "application/json", "content-length": "0" * 20 + "9" * 9}
+        reply = await http.post(RETRIEVE, content=b'{"query": "x"}', headers=headers)
+        assert (reply.status_code, reply.json()["error"]["code"]) == (413, "body_too_long")
