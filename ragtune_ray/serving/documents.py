@@ -35,6 +35,8 @@ PARAMETERS = {
 """Query parameters of GET /v1/documents."""
 SHOWN_REFUSALS = 100
 """How many refused documents a response lists."""
+SHOWN_ID_CHARACTERS = 512
+"""How much of the id of each a response repeats."""
 
 
 class DocumentBody(RequestBody):
@@ -105,7 +107,7 @@ def checked_documents(given: Sequence[DocumentBody], settings: config.Config) ->
     tenantless: list[dict[str, Any]] = []
     tenant_field = settings.index.tenant_field
     for number, body in enumerate(given, start=1):
-        named = clean(body.document_id) if isinstance(body.document_id, str) else body.document_id
+        named = clean(body.document_id[:SHOWN_ID_CHARACTERS]) if isinstance(body.document_id, str) else body.document_id
         refused = {"number": number, "document_id": named}
         try:
             document = _checked_document(body, settings, found)
