@@ -104,7 +104,7 @@ def test_prefixes_of_the_encoder_are_part_of_the_texts(encoder_directory: Path) 
 
 
 def test_validation_reranks_each_querys_own_hits(objective: reranking.Reranking) -> None:
-    scores = [[float(plain_score(objective, each.query, text)) for text in each.passages] for each in ROWS]
+    scores = [[plain_score(objective, each.query, text).item() for text in each.passages] for each in ROWS]
     ranks = [1 + sum(other >= row_scores[0] for other in row_scores[1:]) for row_scores in scores]
     validated = objective.validate(ROWS)  # equal retrieval scores, so that their weight changes nothing
     assert validated["MRR@10"] == validated["score"] == pytest.approx(np.mean([1 / rank for rank in ranks]))
