@@ -1,6 +1,7 @@
 """Checks a comparison before it costs anything: splits, leaks, answers, missing documents, power, minutes and memory.
 
-No model is loaded. What would make the comparison fail is an error; what would make its result weak is a warning.
+No generator is loaded, and the encoder only to plan an index that is still to be built. What would make the comparison fail is
+an error; what would make its result weak is a warning.
 """
 
 from __future__ import annotations
