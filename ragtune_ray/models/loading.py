@@ -68,16 +68,7 @@ def load_sentence_encoder(directory: Path, device: str, dtype: torch.dtype) -> A
 
     layout.check_directory(directory)
     _check_modules(directory)
-    with _explained(directory), _recorded_loading() as loaded:
-        encoder = SentenceTransformer(
-            str(directory),
-            device=device,
-            local_files_only=True,
-            trust_remote_code=False,
-            model_kwargs={"dtype": dtype, "use_safetensors": True},
-        )
-    for model, found in loaded:
-        check_tensors(directory, model, found, may_lack=_UNUSED.search)
+    encoder = _load_whole(SentenceTransformer, directory, device, dtype, _UNUSED.search)
     _check_encoder(directory, encoder)
     return encoder
 
@@ -99,17 +90,7 @@ def load_late_interaction(directory: Path, device: str, dtype: torch.dtype) -> A
 
     layout.check_directory(directory)
     _check_modules(directory)
-    with _explained(directory), _recorded_loading() as loaded:
-        model = MultiVectorEncoder(
-            str(directory),
-            device=device,
-            local_files_only=True,
-            trust_remote_code=False,
-            model_kwargs={"dtype": dtype, "use_safetensors": True},
-        )
-    for part, found in loaded:
-        check_tensors(directory, part, found, may_lack=_UNUSED.search)
-    return model
+    return _load_whole(MultiVectorEncoder, directory, device, dtype, _UNUSED.search)
 
 
 def load_cross_encoder(directory: Path, device: str, dtype: torch.dtype, **options: Any) -> Any:
@@ -127,8 +108,20 @@ def load_cross_encoder(directory: Path, device: str, dtype: torch.dtype, **optio
     from sentence_transformers import CrossEncoder
 
     layout.check_directory(directory)
+    return _load_whole(CrossEncoder, directory, device, dtype, **options)
+
+
+def _load_whole(
+    kind: Callable[..., Any],
+    directory: Path,
+    device: str,
+    dtype: torch.dtype,
+    may_lack: Callable[[str], object] | None = None,
+    **options: Any,
+) -> Any:
+    """Load a model of sentence-transformers and check its tensors; `kind` is its class, for `may_lack` see `check_tensors`."""
     with _explained(directory), _recorded_loading() as loaded:
-        encoder = CrossEncoder(
+        model = kind(
             str(directory),
             device=device,
             local_files_only=True,
@@ -136,9 +129,9 @@ def load_cross_encoder(directory: Path, device: str, dtype: torch.dtype, **optio
             model_kwargs={"dtype": dtype, "use_safetensors": True},
             **options,
         )
-    for model, found in loaded:
-        check_tensors(directory, model, found)
-    return encoder
+    for part, found in loaded:
+        check_tensors(directory, part, found, may_lack)
+    return model
 
 
 def check_tensors(

@@ -28,8 +28,8 @@ class Reranker:
         model = weights.resolve(name)
         target = choose_device(device)
         self.fingerprint = model.fingerprint
-        self.first_stage_weight = _first_stage_weight(weights.weights_of(model))
         directory = weights.weights_of(model)
+        self.first_stage_weight = _first_stage_weight(directory)
         self._model = load_reranker(directory, target, resolve_precision("auto", target), layout.prompts_of(directory))
 
     def score(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:

@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What a client asks, whatever the format of its request. None means: as the config says."""
+    """What a client asks, in any format. None means: as the config says."""
 
     conversation: Conversation
     model: str = ""
@@ -147,7 +147,7 @@ class Answerer:
     calibration: Callable[[], adaptive.RetrievalCalibration | None]
     """Returns the current calibration of adaptive retrieval; None if `ragtune calibrate` has not run."""
     load: Load = field(init=False)
-    """The questions in flight, whatever their format."""
+    """The questions in flight, in all formats."""
 
     def __post_init__(self) -> None:
         self.load = Load(capacity(self.settings.serve.generator))

@@ -26,7 +26,7 @@ class OvertakenError(RagtuneError, RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What one call did to the documents of an index, whatever others changed meanwhile."""
+    """What one call did to the documents of an index, without the changes that others made meanwhile."""
 
     added: int = 0
     replaced: int = 0
