@@ -147,7 +147,7 @@ def test_replicas_scale_with_load_and_swap_in_a_tuned_model(
             return reply.json()["generator"]
 
     with running(settings) as address, httpx.Client(base_url=address, timeout=300) as http:
-        assert [model["id"] for model in http.get("/v1/models").json()["data"]] == ["rag+ft"]
+        assert [model["id"] for model in http.get("/v1/models").json()["data"]] == ["rag+ft", "hashing-64"]
         with concurrent.futures.ThreadPoolExecutor(6) as pool:
             answers = []
 
