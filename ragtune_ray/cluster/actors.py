@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ragtune_ray.cluster import devices
 from ragtune_ray.models import hardware
 
 logger = logging.getLogger(__name__)
@@ -244,7 +245,8 @@ class StageActor:
         self._serves: tuple[type, dict[str, Any]] | None = None
 
     def ready(self) -> None:
-        """Return as soon as the actor runs."""
+        """Prepare the process, as soon as the actor runs."""
+        devices.use_reserved_devices()
 
     def run(self, worker: type, arguments: dict[str, Any], unit: str) -> str:
         """Run a unit in a worker with these arguments: the current one, if it has them or can take them over."""

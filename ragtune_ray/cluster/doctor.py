@@ -27,8 +27,9 @@ from ragtune_ray.storage import filesystem
 
 logger = logging.getLogger(__name__)
 
-FLOORS = {"ray": (2, 55), "torch": (2, 10), "transformers": (5, 3), "pyarrow": (14, 0, 1)}
-"""Minimum versions: in earlier ones, a data or model file can run code (a known vulnerability)."""
+FLOORS = {"ray": (2, 60), "torch": (2, 10), "transformers": (5, 3), "pyarrow": (14, 0, 1)}
+"""Minimum versions. Earlier ones of Ray lack options that the endpoint needs; in earlier ones of the others, a data or model
+file can run code (a known vulnerability)."""
 MIN_FREE_MEMORY_BYTES = 2 * 2**30
 MIN_FREE_DISK_BYTES = 5 * 2**30
 MIN_SHARED_MEMORY_BYTES = 256 * 2**20
@@ -86,13 +87,14 @@ def examine(settings: config.Config) -> Iterator[Finding]:
 
 
 def check_versions() -> Iterator[Finding]:
-    """Whether the installed libraries are newer than their known vulnerabilities."""
+    """Whether the installed libraries have the minimum versions."""
     for package, floor in FLOORS.items():
         version = importlib.metadata.version(package)
         parts = tuple(int(part) for part in version.split("+")[0].split(".")[:3] if part.isdigit())
         if parts < floor:
             fix = f"pip install '{package}>={'.'.join(map(str, floor))}'"
-            yield Finding(package, "failed", f"{version} has a known vulnerability", fix)
+            problem = "lacks what the endpoint needs" if package == "ray" else "has a known vulnerability"
+            yield Finding(package, "failed", f"{version} {problem}", fix)
         else:
             yield Finding(package, "ok", version, "")
 

@@ -42,7 +42,8 @@ class Noting(stages.UnitWorker):
 
     def run(self, unit: dict[str, Any]) -> str:
         """Return what is here."""
-        return json.dumps({"unit": unit["unit"], "files": [], "process": os.getpid(), "alive": sorted(self.alive)})
+        here = {"process": os.getpid(), "alive": sorted(self.alive), "gpus": os.environ.get("CUDA_VISIBLE_DEVICES")}
+        return json.dumps({"unit": unit["unit"], "files": [], **here})
 
 
 def results(*pools: actors.Pool, num_units: int = 8) -> list[dict[str, Any]]:
@@ -58,6 +59,7 @@ def test_the_next_stage_uses_the_same_processes_and_each_holds_one_worker() -> N
     first = results(actors.Pool(Noting, {"name": "first"}, 2, ONE_CORE))
     second = results(actors.Pool(Noting, {"name": "second"}, 2, ONE_CORE))
     assert [each["unit"] for each in first] == list(range(8))
+    assert {each["gpus"] for each in first} == {""}, "an actor that reserved no GPU sees none"
     assert len(processes(first) | processes(second)) <= 2
     assert processes(first) & processes(second)
     assert {tuple(each["alive"]) for each in first} == {("first",)}

@@ -29,7 +29,10 @@ def test_cluster_yaml_is_accepted_by_rays_own_validator() -> None:
     assert all("RAY_AUTH_MODE=token" in line for line in described["worker_start_ray_commands"] if "start" in line)
     kinds = described["available_node_types"]
     assert any(kind["resources"].get("GPU") for kind in kinds.values())
-    assert all(kind["min_workers"] < kind["max_workers"] for name, kind in kinds.items() if name != "head")
+    workers = [kind for name, kind in kinds.items() if name != "head"]
+    assert all(kind["min_workers"] < kind["max_workers"] for kind in workers)
+    # Ray gives its default profile to the head alone, and the workers read and write the bucket.
+    assert all(kind["node_config"]["IamInstanceProfile"]["Name"] for kind in workers)
 
 
 def test_a_cluster_yaml_with_a_misspelt_key_is_refused() -> None:

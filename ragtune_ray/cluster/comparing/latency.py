@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ragtune_ray import config, schema
-from ragtune_ray.cluster import actors, session
+from ragtune_ray.cluster import actors, devices, session
 from ragtune_ray.evaluation.comparison import Latency, Percentiles
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ def _answer_one_by_one(arms: list[tuple[config.Config, str]], queries: list[sche
     from ragtune_ray.generation.generator import open_generator
     from ragtune_ray.index.retriever import open_retriever
 
+    devices.use_reserved_devices()
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     found, generator, opened = [], None, None
     for settings, version in arms:

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from ragtune_ray import config, schema
-from ragtune_ray.cluster import session, stages
+from ragtune_ray.cluster import devices, session, stages
 from ragtune_ray.cluster.indexing import reading
 from ragtune_ray.models import scripts
 from ragtune_ray.storage import checksums, filesystem
@@ -71,6 +71,7 @@ class EmbedUnit(stages.UnitWorker):
     def __init__(self, settings: config.Encoder, build: str) -> None:
         from ragtune_ray.models.encoder import load_encoder
 
+        devices.use_reserved_devices()
         session.use_one_thread()
         self._encoder = load_encoder(settings)
         self._build = build

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from ragtune_ray.cluster import session
+from ragtune_ray.cluster import devices, session
 from ragtune_ray.serving.hot_swap import HotSwap
 
 TRIAL_QUESTION = "Is this a trial?"
@@ -37,6 +37,7 @@ class SwappingReplica:
 
 
 def prepare_process(num_threads: int) -> None:
-    """Set up the log and the number of threads; call it before loading a model."""
+    """Set up the log, the devices and the number of threads; call it before loading a model."""
     session.log_with_serve()
+    devices.use_reserved_devices()
     session.use_threads(max(1, num_threads))

@@ -156,6 +156,7 @@ def _fit(settings: config.Config, examples: str, url: str, work: str) -> None:
     import ray
     import ray.exceptions
     import ray.train
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     from ragtune_ray.training.optimization import TrainingError
 
@@ -165,7 +166,9 @@ def _fit(settings: config.Config, examples: str, url: str, work: str) -> None:
     _require_rows(settings.training, num_examples)
     _mend_snapshot(filesystem.join(work, worker.RUN_NAME))
     num_steps = batching.num_steps(num_examples, settings.training)
-    board = ray.remote(num_cpus=0)(_Board).remote()
+    # On the driver's node: progress must not end with a node of the workers.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    board = ray.remote(num_cpus=0, scheduling_strategy=here)(_Board).remote()
     arguments: WorkerArguments = {
         "settings": settings.model_dump(mode="json"),
         "examples": examples,

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 from ragtune_ray import config
-from ragtune_ray.cluster import runs
+from ragtune_ray.cluster import devices, runs
 from ragtune_ray.cluster.training import feeding
 from ragtune_ray.models import arms, reranker
 from ragtune_ray.models import weights as weights_module
@@ -85,6 +85,7 @@ def run_worker(arguments: WorkerArguments) -> dict[str, str]:
     """Train on one worker; the first worker also publishes the model. Returns `error`: why training stopped, or ""."""
     from ragtune_ray.training.optimization import TrainingError
 
+    devices.use_reserved_devices()
     state = _load(arguments)
     if not _resume(state, filesystem.join(arguments["work"], RUN_NAME)):
         state.start = _validate(state)

@@ -48,6 +48,19 @@ def test_serve_accepts_the_files_and_their_builder_and_config_exist(number: int)
     assert bool(settings.serve.keys_path) is exposed, "an endpoint open to other machines has keys"
 
 
+def test_the_kubernetes_endpoint_can_grow_to_all_its_replicas_and_outlives_its_head() -> None:
+    service = yaml.safe_load((ROOT / "deploy" / "rayservice.yaml").read_text())["spec"]
+    cluster = service["rayClusterConfig"]
+    (application,) = yaml.safe_load(service["serveConfigV2"])["applications"]
+    settings = config.load(ROOT / "configs" / "space.yaml", application["args"]["overrides"]).serve
+    (group,) = cluster["workerGroupSpecs"]
+    cores = int(group["template"]["spec"]["containers"][0]["resources"]["limits"]["cpu"]) * group["maxReplicas"]
+    needed = sum(each.max_replicas * each.num_cpus for each in (settings.retriever, settings.generator))
+    assert needed <= cores
+    assert cluster["enableInTreeAutoscaling"] is True
+    assert cluster["gcsFaultToleranceOptions"]["redisAddress"]
+
+
 def test_the_old_import_path_still_names_the_builder() -> None:
     assert service.application.__module__ == "ragtune_ray.cluster.serving.serve"
 
