@@ -27,8 +27,8 @@ import pyarrow as pa
 
 from ragtune_ray import RagtuneError
 
-NEWER_COLUMNS = {"cut"}
-"""Columns that older files lack; they are read as null."""
+NEWER_COLUMNS = {"cut", "messages"}
+"""Columns that older files lack; they are read as null, or as empty lists if they contain lists."""
 
 
 class SchemaError(RagtuneError, ValueError):
@@ -88,6 +88,15 @@ def document_id_of(passage_id: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class Message:
+    """A turn of a conversation before a question."""
+
+    role: Literal["user", "assistant", "system"]
+    """`system`: an instruction, which is added to the prompt's own."""
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
 class Query:
     """A question, with its gold answers and relevant documents if they are known."""
 
@@ -101,6 +110,23 @@ class Query:
     """One per document of `document_ids`. Larger is more relevant; 0 is not relevant."""
     split: str
     """train, validation or test; "all" if the source names none."""
+    messages: tuple[Message, ...] = ()
+    """The conversation before the question, oldest first; empty: the question stands alone."""
+
+    @property
+    def history(self) -> tuple[tuple[str, str], ...]:
+        """(role, content) of what user and assistant said before, oldest first."""
+        return tuple((each.role, each.content) for each in self.messages if each.role != "system")
+
+    @property
+    def instruction(self) -> str:
+        """The system messages, joined; empty if there are none."""
+        return "\n".join(each.content for each in self.messages if each.role == "system")
+
+    def identity(self) -> tuple[Any, ...]:
+        """The values of the fields, for fingerprints; `messages` are left out if there are none, as in older fingerprints."""
+        values = dataclasses.astuple(self)
+        return values if self.messages else values[:-1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,7 +319,7 @@ def from_table(table: pa.Table, record: type[Record]) -> Iterator[Record]:
 
 
 def conformed(table: pa.Table, record: type) -> pa.Table:
-    """The columns of a record, in order; those that an older file lacks are null.
+    """The columns of a record, in order; those that an older file lacks are null or, if they contain lists, empty lists.
 
     Raises:
         SchemaError: another column is missing, or a column has another type.
@@ -301,7 +327,9 @@ def conformed(table: pa.Table, record: type) -> pa.Table:
     check(table.schema, record)
     columns = arrow_schema(record)
     for name in NEWER_COLUMNS.intersection(columns.names).difference(table.schema.names):
-        table = table.append_column(columns.field(name), pa.nulls(table.num_rows, columns.field(name).type))
+        kind = columns.field(name).type
+        missing = pa.array([[]] * table.num_rows, kind) if pa.types.is_list(kind) else pa.nulls(table.num_rows, kind)
+        table = table.append_column(columns.field(name), missing)
     return table.select(columns.names).cast(columns)
 
 

@@ -1,5 +1,7 @@
 """Records and Arrow tables: round trips and refused tables."""
 
+import dataclasses
+
 import pyarrow as pa
 import pytest
 
@@ -30,6 +32,9 @@ ANSWER = schema.Answer(
         schema.Query("q", "Who?", None, (), (), "all"),
         schema.Query("q", "Who?", (), ("d",), (1.0,), "test"),
         schema.Query("q", "谁?", ("甲", "乙"), ("d", "e"), (1.0, 0.0), "test"),
+        schema.Query(
+            "q", "When?", None, (), (), "all", (schema.Message("user", "Who?"), schema.Message("assistant", "A."))
+        ),
         schema.Passage("d#0", "d", "text", "", "{}", 0, 4),
         schema.Hit("q", "d#0", "d", 1, 0.5),
     ],
@@ -69,6 +74,21 @@ def test_a_file_from_before_the_column_cut_is_read() -> None:
     table = schema.to_table([ANSWER], schema.Answer).drop_columns(["cut"])
     assert list(schema.from_table(table, schema.Answer)) == [ANSWER]
     assert schema.conformed(table, schema.Answer).equals(schema.to_table([ANSWER], schema.Answer))
+
+
+def test_queries_from_before_the_column_messages_stand_alone() -> None:
+    rows = [schema.Query("q", "Who?", None, (), (), "all"), schema.Query("r", "When?", (), (), (), "all")]
+    table = schema.to_table(rows, schema.Query)
+    assert list(schema.from_table(table.drop_columns(["messages"]), schema.Query)) == rows
+    assert schema.conformed(table.drop_columns(["messages"]), schema.Query).equals(table)
+
+
+def test_the_identity_of_a_question_is_older_than_its_messages() -> None:
+    """Fingerprints of queries name the runs of every older workspace."""
+    alone = schema.Query("q", "When?", ("1990",), ("d",), (1.0,), "test")
+    assert alone.identity() == ("q", "When?", ("1990",), ("d",), (1.0,), "test")
+    asked = dataclasses.replace(alone, messages=(schema.Message("user", "Who?"),))
+    assert asked.identity() == (*alone.identity(), (("user", "Who?"),))
 
 
 def test_a_missing_column_is_refused_by_name() -> None:

@@ -32,10 +32,6 @@ class Task:
     """Empty in arms that do not retrieve."""
     error: str = ""
     """Why retrieval failed; empty if it succeeded."""
-    history: tuple[tuple[str, str], ...] = ()
-    """(role, content) of the conversation before the query, oldest first."""
-    instruction: str = ""
-    """Appended to the system prompt; a client of the endpoint may send one."""
 
 
 def answer_tasks(
@@ -154,10 +150,11 @@ def _prompts(tasks: Sequence[Task], generator: Generator, settings: config.Confi
             prompts.build_prompts(
                 [task.query.text for task in retrieved],
                 [task.passages for task in retrieved],
-                system=_system(settings),
+                system=[_system(task, settings) for task in retrieved],
                 max_tokens=settings.prompt.max_tokens,
                 count_tokens=generator.count_tokens,
                 render=generator.render,
+                histories=[task.query.history for task in retrieved],
             )
         )
     except (prompts.PromptError, GeneratorError):
@@ -167,7 +164,7 @@ def _prompts(tasks: Sequence[Task], generator: Generator, settings: config.Confi
 
 
 def task_prompt(task: Task, generator: Tokenizer, settings: config.Config) -> Prompt:
-    """The prompt of one task, with its history and instruction.
+    """The prompt of one task, with the conversation before its query.
 
     Raises:
         prompts.PromptError: the question does not fit `prompt.max_tokens`.
@@ -175,11 +172,11 @@ def task_prompt(task: Task, generator: Tokenizer, settings: config.Config) -> Pr
     return prompts.build_prompt(
         task.query.text,
         task.passages,
-        system="\n".join(filter(None, [_system(settings), task.instruction])),
+        system=_system(task, settings),
         max_tokens=settings.prompt.max_tokens,
         count_tokens=generator.count_tokens,
         render=generator.render,
-        history=task.history,
+        history=task.query.history,
     )
 
 
@@ -190,8 +187,14 @@ def _prompt_or_reason(task: Task, generator: Generator, settings: config.Config)
         return str(error)
 
 
-def _system(settings: config.Config) -> str:
-    return settings.prompt.system if settings.answer.shows_passages else settings.prompt.system_without_passages
+def _system(task: Task, settings: config.Config) -> str:
+    shown = settings.prompt.system if settings.answer.shows_passages else settings.prompt.system_without_passages
+    return with_instruction(shown, task.query)
+
+
+def with_instruction(system: str, query: schema.Query) -> str:
+    """A system message, followed by those of the conversation before the query."""
+    return "\n".join(filter(None, [system, query.instruction]))
 
 
 def finished_answer(task: Task, prompt: Prompt, completion: Completion, model: str, taught: str = "") -> schema.Answer:

@@ -43,8 +43,15 @@ def build_prompt(
 
     As many of the latest turns are kept as fit half of the budget, beginning with a turn of the user.
     """
-    kept = _latest_turns(history, max_tokens // 2, count_tokens, render)
-    (prompt,) = _build([_Draft(query, tuple(passages), system, kept)], max_tokens, count_tokens, render)
+    (prompt,) = build_prompts(
+        [query],
+        [passages],
+        system=system,
+        max_tokens=max_tokens,
+        count_tokens=count_tokens,
+        render=render,
+        histories=[history],
+    )
     return prompt
 
 
@@ -76,22 +83,34 @@ def build_prompts(
     queries: Sequence[str],
     passages: Sequence[Sequence[Passage]],
     *,
-    system: str,
+    system: str | Sequence[str],
     max_tokens: int,
     count_tokens: CountTokens,
     render: Render,
+    histories: Sequence[Sequence[tuple[str, str]]] = (),
 ) -> list[Prompt]:
     """Chat messages for every query: the system message, then one of the user with numbered passages and the question.
 
     Passages (best first) are dropped from the end until the prompt fits; the last one kept may be cut after a sentence or word.
     The question is never shortened, and at least one passage is kept. All texts are counted in one call and the finished
-    prompts in another, which is repeated for those that are still too long. An empty `system` means no system message.
+    prompts in another, which is repeated for those that are still too long.
+
+    Args:
+        queries: the questions.
+        passages: for each, best first.
+        system: one system message for all prompts, or one for each; an empty text means none.
+        max_tokens: budget of each prompt.
+        count_tokens: counts the generator's tokens.
+        render: applies its chat template.
+        histories: for each query the turns before it, as in `build_prompt`; empty: no query has any.
 
     Raises:
         PromptError: system message, question and the first word of a passage exceed `max_tokens`.
     """
-    drafts = [_Draft(query, tuple(shown), system) for query, shown in zip(queries, passages, strict=True)]
-    return _build(drafts, max_tokens, count_tokens, render)
+    systems = [system] * len(queries) if isinstance(system, str) else system
+    turns = [_latest_turns(each, max_tokens // 2, count_tokens, render) for each in histories or [()] * len(queries)]
+    parts = zip(queries, map(tuple, passages), systems, turns, strict=True)
+    return _build([_Draft(*each) for each in parts], max_tokens, count_tokens, render)
 
 
 def _build(drafts: list[_Draft], max_tokens: int, count_tokens: CountTokens, render: Render) -> list[Prompt]:

@@ -33,7 +33,7 @@ class StagedQueries:
     url: str
     """A Parquet file of `Query` rows, used by this job only."""
     fingerprint: str
-    """Digest of ids, texts, answers and qrels, in order."""
+    """Digest of ids, texts, conversations, answers and qrels, in order."""
     num_queries: int
     rejects: tuple[schema.Reject, ...]
     stand_in_corpus: bool = False
@@ -54,7 +54,7 @@ def staged_queries(settings: config.Config) -> Iterator[StagedQueries]:
             for rows in _batched(_selected(settings, rejects)):
                 num_queries += len(rows)
                 for row in rows:
-                    fingerprint.update(json.dumps(dataclasses.astuple(row), ensure_ascii=False).encode() + b"\n")
+                    fingerprint.update(json.dumps(row.identity(), ensure_ascii=False).encode() + b"\n")
                 writer.write_table(schema.to_table(rows, schema.Query))
         if not num_queries:
             first = f"; the first reject: {rejects[0].place}: {rejects[0].reason}" if rejects else ""

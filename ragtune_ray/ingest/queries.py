@@ -23,7 +23,7 @@ from ragtune_ray.ingest.rows import (
     reject,
     split_name,
 )
-from ragtune_ray.schema import Query, Reject
+from ragtune_ray.schema import Message, Query, Reject
 from ragtune_ray.storage import filesystem
 
 Placed = tuple[str, Query] | Reject
@@ -95,7 +95,9 @@ def _query_rows(path: str) -> Iterator[Row]:
             case "jsonl":
                 yield from inputs.jsonl_rows(inputs.read_lines(path, _MAX_QUERY_BYTES))
             case "parquet":
-                yield from parquet_rows(path, QUERY_IDS, QUERY_TEXTS, (*QUERY_ANSWERS, "document_ids", "relevances"))
+                yield from parquet_rows(
+                    path, QUERY_IDS, QUERY_TEXTS, (*QUERY_ANSWERS, "document_ids", "relevances", "messages")
+                )
             case _:
                 yield from _squad_questions(path)
     except ParseError as error:
@@ -141,14 +143,15 @@ def _with_split(queries: Iterable[Placed], split: str, path: str) -> Iterator[Pl
 
 
 def _unique(queries: Iterable[Placed]) -> Iterator[Query | Reject]:
-    seen: dict[str, tuple[str, str]] = {}
+    seen: dict[str, tuple[tuple[str, tuple[Message, ...]], str]] = {}
     for item in queries:
         if isinstance(item, Reject):
             yield item
             continue
         place, query = item
-        text, first_place = seen.setdefault(query.query_id, (query.text, place))
-        if text != query.text:
+        asked = (query.text, query.messages)
+        first, first_place = seen.setdefault(query.query_id, (asked, place))
+        if first != asked:
             raise inputs.InputError(
                 f"query id {query.query_id!r} has two texts, at {first_place} and {place}; ids must be unique"
             )

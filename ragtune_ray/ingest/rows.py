@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NoReturn
 
 from ragtune_ray.ingest.parsing.text import ParseError, clean
-from ragtune_ray.schema import Document, Query, Reject
+from ragtune_ray.schema import Document, Message, Query, Reject
 
 DOCUMENT_IDS = ("document_id", "_id", "id")
 """Columns for a document's id; the first that is not null is used."""
@@ -27,6 +27,11 @@ MAX_ID_CHARACTERS = 4096
 """Any path is shorter, and an id in a URL stays below the 64 KiB that HTTP servers accept, however it is encoded."""
 MAX_LIST_VALUES = 100
 """A column with a longer list does not become metadata: it is probably an embedding."""
+MAX_MESSAGES = 512
+"""Messages before a question; like the defaults of `serve.max_messages` and `serve.max_conversation_characters`."""
+MAX_CONVERSATION_CHARACTERS = 100_000
+"""Length of all messages before a question together."""
+_ROLES: tuple[Literal["user", "assistant", "system"], ...] = ("user", "assistant", "system")
 _SPLITS = {"dev": "validation", "val": "validation", "valid": "validation"}
 
 
@@ -97,7 +102,7 @@ def document_from_row(row: Any, place: str, max_document_bytes: int) -> Document
 
 
 def query_from_row(row: Any) -> Query:
-    """Make a query from a row with an id and a text, and optionally answers, judged documents and a split.
+    """Make a query from a row with an id and a text, and optionally answers, judged documents, a split and messages.
 
     >>> query_from_row({"id": 1, "question": "Why?", "answers": [], "document_id": "d"}).document_ids
     ('d',)
@@ -116,7 +121,7 @@ def query_from_row(row: Any) -> Query:
     document_ids, relevances = _judgements(row)
     split = split_name(_text(row, "split").strip() or "all")
     given = next((row[name] for name in QUERY_ANSWERS if row.get(name) is not None), None)
-    return Query(query_id, text, _answers(given), document_ids, relevances, split)
+    return Query(query_id, text, _answers(given), document_ids, relevances, split, _messages(row.get("messages"), text))
 
 
 def split_name(name: str) -> str:
@@ -247,6 +252,47 @@ def _answers(value: Any) -> tuple[str, ...] | None:
     if texts and not found:
         raise ParseError("every answer is blank; write [] if the question has no answer, and null if it is unknown")
     return found
+
+
+def _messages(value: Any, question: str) -> tuple[Message, ...]:
+    """The conversation before a question; a last message that only repeats the question is left out.
+
+    >>> _messages([{"role": "user", "content": "Who built it?"}], "When?")
+    (Message(role='user', content='Who built it?'),)
+
+    Raises:
+        ParseError: it is not a list of messages, has an unknown role, an empty text, or is too long.
+    """
+    if value is None:
+        return ()
+    if not isinstance(value, list):
+        raise ParseError(f'messages must be a list of {{"role", "content"}}, found {type(value).__name__}')
+    if len(value) > MAX_MESSAGES:
+        raise ParseError(f"{len(value):,} messages; the limit is {MAX_MESSAGES}; leave out the oldest")
+    found = [_message(each, number) for number, each in enumerate(value, start=1)]
+    num_characters = sum(len(each.content) for each in found)
+    if num_characters > MAX_CONVERSATION_CHARACTERS:
+        raise ParseError(
+            f"messages have {num_characters:,} characters; the limit is {MAX_CONVERSATION_CHARACTERS:,}; leave out the oldest"
+        )
+    if found and found[-1].role == "user" and found[-1].content.strip() == question.strip():
+        found.pop()
+    return tuple(found)
+
+
+def _message(value: Any, number: int) -> Message:
+    if not isinstance(value, dict):
+        raise ParseError(f'message {number} must be an object {{"role", "content"}}, found {type(value).__name__}')
+    given = value.get("role")
+    role = next((role for role in _ROLES if role == given), None)
+    if role is None:
+        raise ParseError(f"message {number}: role must be one of {', '.join(_ROLES)}, found {str(given)[:40]!r}")
+    content = value.get("content")
+    if not isinstance(content, str):
+        raise ParseError(f"message {number}: content must be text, found {type(content).__name__}")
+    if not content.strip():
+        raise ParseError(f"message {number}: content is empty; leave the message out")
+    return Message(role, clean(content))
 
 
 def _judgements(row: dict[str, Any]) -> tuple[tuple[str, ...], tuple[float, ...]]:

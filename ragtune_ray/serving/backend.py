@@ -67,6 +67,17 @@ class Job:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
 
+    @property
+    def query(self) -> schema.Query:
+        """The question with the conversation before it, as in bulk answering."""
+        return schema.Query("ask", self.question, None, (), (), "all", conversation(self.instruction, self.history))
+
+
+def conversation(instruction: str, turns: Sequence[tuple[str, str]]) -> tuple[schema.Message, ...]:
+    """The messages before a question: an instruction, if it is not empty, and the turns of user and assistant."""
+    said = [schema.Message("user" if role == "user" else "assistant", text) for role, text in turns]
+    return (*([schema.Message("system", instruction)] if instruction else []), *said)
+
 
 @dataclass(frozen=True, slots=True)
 class Shown:

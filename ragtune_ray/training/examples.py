@@ -21,6 +21,7 @@ import numpy as np
 from ragtune_ray import config
 from ragtune_ray.answering import prompts
 from ragtune_ray.answering.citations import UNSPACED_BLOCKS
+from ragtune_ray.answering.pipeline import with_instruction
 from ragtune_ray.index.words import visible
 from ragtune_ray.ingest.splits import positives
 from ragtune_ray.schema import (
@@ -190,20 +191,22 @@ def _example_with(
     settings: config.Config,
 ) -> GeneratorExample | Reject:
     """Build the prompt as answering does, but leave enough tokens for the answer."""
-    training, prompt_settings = settings.training, settings.prompt
+    training, shown_in = settings.training, settings.prompt
     cites = training.cite and gold is not None
     longest_target = f"{answer} [{len(shown)}]" if cites else answer
     num_answer_tokens = _count_answer_tokens(longest_target, chat)
     # As in answering, an arm that retrieves keeps its instruction even if nothing is found.
     closed_book = kind in ("question_only", "replay")
+    system = shown_in.system_without_passages if closed_book else shown_in.system
     try:
         prompt = prompts.build_prompt(
             query.text,
             shown,
-            system=prompt_settings.system_without_passages if closed_book else prompt_settings.system,
-            max_tokens=min(prompt_settings.max_tokens, training.max_tokens - num_answer_tokens),
+            system=with_instruction(system, query),
+            max_tokens=min(shown_in.max_tokens, training.max_tokens - num_answer_tokens),
             count_tokens=chat.count_tokens,
             render=chat.render,
+            history=query.history,
         )
     except prompts.PromptError as error:
         reason = f"its answer takes {num_answer_tokens} of training.max_tokens ({training.max_tokens}): {error}"

@@ -16,6 +16,7 @@ import numpy as np
 
 from ragtune_ray import config
 from ragtune_ray.answering import prompts
+from ragtune_ray.answering.pipeline import with_instruction
 from ragtune_ray.evaluation.metrics import mrr_at_k
 from ragtune_ray.generation.interface import Generator, GeneratorError, Prompt
 from ragtune_ray.ingest.splits import positives
@@ -64,9 +65,9 @@ def _gains(
 ) -> list[list[float]]:
     queries = [query for query, _ in asked]
     pairs = [(query, passage) for query, passages in asked for passage in passages]
-    without = _prompts([query.text for query in queries], [()] * len(queries), generator, settings)
-    texts = [query.text for query, _ in pairs]
-    with_passage = _prompts(texts, [(passage,) for _, passage in pairs], generator, settings)
+    without = _prompts(queries, [()] * len(queries), generator, settings)
+    asked_again = [query for query, _ in pairs]
+    with_passage = _prompts(asked_again, [(passage,) for _, passage in pairs], generator, settings)
     answers = [(query.answers or ("",))[0] for query in [*queries, *(query for query, _ in pairs)]]
     means = [total / max(1, count) for total, count in generator.log_likelihood([*without, *with_passage], answers)]
     before, after = means[: len(queries)], iter(means[len(queries) :])
@@ -74,16 +75,18 @@ def _gains(
 
 
 def _prompts(
-    texts: Sequence[str], shown: Sequence[Sequence[Passage]], generator: Generator, settings: config.Config
+    queries: Sequence[Query], shown: Sequence[Sequence[Passage]], generator: Generator, settings: config.Config
 ) -> list[Prompt]:
+    # As in answering: an arm that retrieves has its own instruction.
+    system = settings.prompt.system if shown and shown[0] else settings.prompt.system_without_passages
     return prompts.build_prompts(
-        texts,
+        [query.text for query in queries],
         shown,
-        # As in answering: an arm that retrieves has its own instruction.
-        system=settings.prompt.system if shown and shown[0] else settings.prompt.system_without_passages,
+        system=[with_instruction(system, query) for query in queries],
         max_tokens=settings.prompt.max_tokens,
         count_tokens=generator.count_tokens,
         render=generator.render,
+        histories=[query.history for query in queries],
     )
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from ragtune_ray import config, schema
 from ragtune_ray.answering import prompts
-from ragtune_ray.answering.pipeline import Task, answer_tasks, failed_answer, likeliest
+from ragtune_ray.answering.pipeline import Task, answer_tasks, failed_answer, likeliest, task_prompt
 from ragtune_ray.asking import stream_answer
 from ragtune_ray.evaluation import scoring
 from ragtune_ray.generation.interface import Completion, GeneratorError, Prompt
@@ -96,6 +96,21 @@ def test_the_generator_gets_the_settings_of_the_config(task_of: Callable[..., Ta
     assert generator.seen[0].messages[0] == ("system", SETTINGS.prompt.system_without_passages)
     list(stream_answer(task_of("q", ()), generator, settings, "f1"))
     assert generator.arguments == expected
+
+
+def test_the_prompt_shows_the_conversation_before_the_question(task_of: Callable[..., Task]) -> None:
+    said = (schema.Message("system", "Be brief."), schema.Message("user", "Who?"), schema.Message("assistant", "Ada."))
+    alone, broken, follow_up = task_of("q"), task_of("q", error="no index"), task_of("r")
+    follow_up = dataclasses.replace(follow_up, query=dataclasses.replace(follow_up.query, messages=said))
+    generator = Scripted({"q": "a", "r": "b"})
+    rows = answer_tasks([alone, broken, follow_up], generator, SETTINGS, "f1")
+    assert [row.answer for row in rows] == ["a", "", "b"]
+    first, last = generator.seen
+    assert [role for role, _ in first.messages] == ["system", "user"]
+    assert last.messages[0] == ("system", f"{SETTINGS.prompt.system}\nBe brief.")
+    assert last.messages[1:3] == (("user", "Who?"), ("assistant", "Ada."))
+    assert last.messages[3][1].endswith("Question: r")
+    assert last == task_prompt(follow_up, generator, SETTINGS), "as when it is asked alone"
 
 
 def test_an_answer_without_marks_cites_the_sentence_that_contains_it(

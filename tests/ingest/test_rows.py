@@ -97,6 +97,21 @@ def test_query_accepts_every_name_of_its_fields() -> None:
     assert (single.document_ids, single.relevances, single.split) == (("d",), (1.0,), "all")
 
 
+def test_a_question_has_the_messages_before_it() -> None:
+    said = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Who built Hubble?\r\n"},
+        {"role": "assistant", "content": "NASA."},
+    ]
+    row = {"id": "q", "text": "And when was it launched?"}
+    query = query_from_row({**row, "messages": said})
+    assert query.history == (("user", "Who built Hubble?\n"), ("assistant", "NASA."))
+    assert query.instruction == "Be brief."
+    repeated = query_from_row({**row, "messages": [*said, {"role": "user", "content": "And when was it launched? "}]})
+    assert repeated == query, "a conversation that ends in the question itself"
+    assert query_from_row({**row, "messages": None}) == query_from_row({**row, "messages": []}) == query_from_row(row)
+
+
 @pytest.mark.parametrize(
     ("answers", "expected"),
     [
@@ -125,6 +140,20 @@ def test_unknown_empty_and_several_answers_are_distinguished(answers: Any, expec
         ({"document_ids": ["d"], "relevances": []}, "one number per document id (1)"),
         ({"document_ids": ["d"], "relevances": ["1"]}, "finite numbers"),
         ({"split": 1}, "split must be text"),
+        ({"messages": "Who?"}, 'messages must be a list of {"role", "content"}, found str'),
+        ({"messages": ["Who?"]}, 'message 1 must be an object {"role", "content"}, found str'),
+        (
+            {"messages": [{"role": "user", "content": "x"}, {"role": "tool", "content": "x"}]},
+            "message 2: role must be one of user, assistant, system, found 'tool'",
+        ),
+        ({"messages": [{"content": "x"}]}, "found 'None'"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text"}]}]},
+            "message 1: content must be text, found list",
+        ),
+        ({"messages": [{"role": "user", "content": " "}]}, "message 1: content is empty"),
+        ({"messages": [{"role": "user", "content": "x"}] * 513}, "513 messages; the limit is 512"),
+        ({"messages": [{"role": "user", "content": "x" * 50_001}] * 2}, "100,002 characters; the limit is 100,000"),
     ],
 )
 def test_bad_query_row_raises_with_the_reason(fields: dict[str, Any], expected: str) -> None:

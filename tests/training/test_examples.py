@@ -4,6 +4,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from ragtune_ray.schema import (
     ExampleKind,
     GeneratorExample,
     JointExample,
+    Message,
     Passage,
     Query,
     Reject,
@@ -200,6 +202,19 @@ def test_the_full_answer_survives_at_every_length(chat: ChatText) -> None:
         "the part of passage",
         *(f"{shown} shown" for shown in range(1, 12)),
     }
+
+
+def test_a_follow_up_is_learnt_with_the_conversation_before_it() -> None:
+    """The prompt of training is that of answering, so it shows the conversation, too."""
+    said = (Message("system", "Be brief."), Message("user", "What is it?"), Message("assistant", "The Moon."))
+    alone = generator_example(question(), candidates([GOLD]), CHAT, SETTINGS)
+    example = generator_example(replace(question(), messages=said), candidates([GOLD]), CHAT, SETTINGS)
+    assert isinstance(alone, GeneratorExample)
+    assert isinstance(example, GeneratorExample)
+    history = "<user> What is it? <assistant> The Moon. "
+    shown = alone.prompt.replace(" <user>", f"\nBe brief. {history}<user>")
+    assert example.prompt == shown
+    assert (example.answer, example.passage_ids) == (alone.answer, alone.passage_ids)
 
 
 SENTENCES = st.lists(st.sampled_from(["Dust.", "Far and wide.", "月球很大。", "A rover went there.\n\n"]), max_size=25)

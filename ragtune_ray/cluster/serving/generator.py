@@ -154,8 +154,7 @@ class GeneratorReplica(SwappingReplica):
 
     def _submit_all(self, loaded: _Loaded, job: Job, deadline: float) -> list[_Reading]:
         """Submit all readings of a job, or none."""
-        query = schema.Query("ask", job.question, None, (), (), "all")
-        task = Task(query, job.passages, job.scores, job.index_version, "", job.history, job.instruction)
+        task = Task(job.query, job.passages, job.scores, job.index_version)
         readings: list[_Reading] = []
         try:
             parts = parts_of(task, self._settings_of(job))
