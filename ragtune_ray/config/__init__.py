@@ -7,7 +7,16 @@ room; the string under a field is its documentation. Importing this room loads n
 from ragtune_ray.config.answering import Answer, Prompt
 from ragtune_ray.config.arms import ARMS, Arm, Mode, hosted_name, is_mode, is_tuned, retrieves, without_name
 from ragtune_ray.config.cluster import Cluster
-from ragtune_ray.config.evaluation import AS_CONFIGURED, Compare, DecidingMetric, Evaluate, Hosted, Prices
+from ragtune_ray.config.evaluation import (
+    AS_CONFIGURED,
+    Compare,
+    DecidingMetric,
+    Evaluate,
+    Hosted,
+    Language,
+    Normalization,
+    Prices,
+)
 from ragtune_ray.config.generation import Generator
 from ragtune_ray.config.index import Index, IndexKind, Retrieval, RetrievalMode
 from ragtune_ray.config.ingest import Chunking, Corpus, Queries, SplitName
@@ -20,9 +29,9 @@ from ragtune_ray.config.tree import Config, describe, describe_section, load, lo
 from ragtune_ray.config.tuning import Component, Tune
 
 __all__ = [
-    "ARMS", "AS_CONFIGURED", "Answer", "Arm", "Chunking", "Cluster", "Compare", "Component", "Config", "ConfigError", "Corpus",
-    "DecidingMetric", "Encoder", "Evaluate", "Generator", "Hosted", "Index", "IndexKind", "Mode", "Objective", "Precision",
-    "Prices", "Prompt", "Queries", "Replicas", "Retrieval", "RetrievalMode", "RetrievalUse", "Section", "Serve", "SplitName",
-    "Training", "Tune", "describe", "describe_section", "hosted_name", "is_mode", "is_tuned", "load", "load_config",
-    "retrieves", "settings_page", "without_name",
+    "ARMS", "AS_CONFIGURED", "Answer", "Arm", "Chunking", "Cluster", "Compare", "Component", "Config", "ConfigError",
+    "Corpus", "DecidingMetric", "Encoder", "Evaluate", "Generator", "Hosted", "Index", "IndexKind", "Language", "Mode",
+    "Normalization", "Objective", "Precision", "Prices", "Prompt", "Queries", "Replicas", "Retrieval", "RetrievalMode",
+    "RetrievalUse", "Section", "Serve", "SplitName", "Training", "Tune", "describe", "describe_section", "hosted_name",
+    "is_mode", "is_tuned", "load", "load_config", "retrieves", "settings_page", "without_name",
 ]  # fmt: skip

@@ -10,8 +10,17 @@ from ragtune_ray.config.arms import NAME, Arm, hosted_name
 from ragtune_ray.config.generation import Generator
 from ragtune_ray.config.section import Section
 
-DecidingMetric = Literal["EM", "token_F1", "contains_answer"]
-"""A metric that can decide a comparison."""
+DecidingMetric = Literal[
+    "EM", "token_F1", "contains_answer", "ROUGE_L", "numeric_match", "semantic", "groundedness", "judge"
+]
+"""A metric that can decide a comparison. The last three are computed by models, where `evaluate.metrics` names them."""
+Language = Literal[
+    "en", "zh", "ar", "cs", "da", "de", "el", "es", "fi", "fr", "he", "hi", "hu", "id", "it", "ja", "km", "ko", "lo", "my", "nl",
+    "no", "pl", "pt", "ro", "ru", "sv", "th", "tr", "uk", "vi", "other",
+]  # fmt: skip
+"""Language of answers, by its ISO 639-1 code; `other`: any that is not named."""
+Normalization = Literal["squad", "strict"]
+"""What a comparison of answers ignores."""
 
 
 class Evaluate(Section):
@@ -28,17 +37,25 @@ class Evaluate(Section):
     """Bootstrap resamples per confidence interval."""
     confidence: float = Field(0.95, gt=0, lt=1)
     """Confidence level of the intervals."""
-    language: Literal["en", "zh"] = "en"
-    """How EM and token F1 split an answer. `en`: SQuAD words. `zh`: characters."""
-    normalization: Literal["squad", "strict"] = "strict"
-    """What EM, token F1 and contains-answer ignore. `strict`: case, articles and punctuation, but not what changes a number,
-    such as a decimal point, a minus or a percent sign. `squad`: all punctuation, as SQuAD's script does, so 4.5 equals 45;
-    for scores that are compared with published ones."""
+    language: Language = "en"
+    """Language of the gold answers. Metrics compare words, but characters in Chinese, Japanese, Thai, Lao, Khmer and Burmese.
+    Only English articles are ignored. Most languages of Europe write 4,5 and 1.000 for the English 4.5 and 1,000."""
+    normalization: Normalization = "strict"
+    """What EM, token F1, contains-answer and ROUGE-L ignore. `strict`: case, articles and punctuation, but not what changes a
+    number, such as a decimal point, a minus or a percent sign. `squad`: all punctuation, as SQuAD's script does, so 4.5
+    equals 45; for scores that are compared with published ones."""
+    metrics: tuple[DecidingMetric, ...] = ()
+    """Metrics to compute besides those that need no model (EM, token_F1, contains_answer, ROUGE_L, and numeric_match where
+    gold answers are numbers). `ragtune compare` computes `compare.metric` in any case."""
+    numeric_tolerance: float = Field(0.0, ge=0, lt=1)
+    """How far a number may be from the gold number to be right in numeric_match, as a share of the gold number: 0.01 accepts
+    4.46 for 4.5. Whole numbers from 1000 to 2100 without a unit may be years, and must be equal. 0: all must be equal."""
 
     def identity(self, exclude: set[str] | None = None) -> dict[str, Any]:
         """What scores depend on, as JSON values. Settings that are newer than format 1 are left out at their old values."""
-        old = {"normalization"} if self.normalization == "squad" else set()
-        return self.model_dump(mode="json", exclude=(exclude or set()) | old)
+        old = {"normalization": "squad", "metrics": (), "numeric_tolerance": 0.0}
+        unset = {name for name, value in old.items() if getattr(self, name) == value}
+        return self.model_dump(mode="json", exclude=(exclude or set()) | unset)
 
 
 Name = Annotated[str, Field(pattern=f"^{NAME}$")]

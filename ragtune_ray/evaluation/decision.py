@@ -25,7 +25,7 @@ import numpy as np
 from ragtune_ray import config
 from ragtune_ray.evaluation import reasons, significance
 from ragtune_ray.evaluation.costs import Cost
-from ragtune_ray.evaluation.metrics import MetricError
+from ragtune_ray.evaluation.metrics.errors import MetricError
 from ragtune_ray.evaluation.reasons import three_digits
 from ragtune_ray.evaluation.scoring import PerQuery
 from ragtune_ray.evaluation.verdict import (
@@ -227,16 +227,23 @@ def _disagreement(
     scores = {arm: each.scores for arm, each in eligible.items()}
     ahead = []
     for metric in sorted({*get_args(config.DecidingMetric)} - {ranking.rule.metric}):
-        if not all(any(metric in row for row in each.values()) for each in scores.values()):
+        if _num_shared(scores, metric) < MIN_QUESTIONS:
             continue
         found = differences(scores, settings.with_values({"compare.metric": metric}))
         for arm in scores.keys() - {ranking.arm}:
             row = _difference_to(found, arm, ranking.arm, settings.evaluate.confidence, any_time=any_time)
             if row.low > 0:
-                shared = {query_id: scores[ranking.arm][query_id] for query_id in scores[arm]}
-                ours = float(_values(shared, metric).mean())
-                ahead.append((row.value, arm, Disagreement(arm, metric, ours + row.value, ours)))
+                shared = [query_id for query_id, values in scores[arm].items() if metric in values]
+                ours = scores[ranking.arm]
+                mean = float(_values({name: ours[name] for name in shared if name in ours}, metric).mean())
+                ahead.append((row.value, arm, Disagreement(arm, metric, mean + row.value, mean)))
     return max(ahead, key=lambda each: each[:2])[2] if ahead else None
+
+
+def _num_shared(scores: Mapping[str, PerQuery], metric: str) -> int:
+    """The fewest questions for which two arms both have a metric; a metric may be missing, as a failed grade is."""
+    having = [{query_id for query_id, row in each.items() if metric in row} for each in scores.values()]
+    return min((len(one & other) for one, other in itertools.combinations(having, 2)), default=0)
 
 
 def _violations(each: Evidence, rule: config.Compare) -> list[str]:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ragtune_ray import config
-from ragtune_ray.evaluation.metrics import MetricError
+from ragtune_ray.evaluation.metrics.errors import MetricError
 
 FloatArray = npt.NDArray[np.float64]
 

@@ -7,7 +7,7 @@ all arms are scored on the same queries:
 | metrics | defined for |
 |---|---|
 | recall@k, MRR@k, nDCG@k | queries with a relevant document |
-| EM, token_F1 | queries whose `answers` are known |
+| EM, token_F1, ROUGE_L | queries whose `answers` are known |
 | contains_answer | queries with at least one gold answer |
 | citation_recall | queries with a relevant document that are not known to be unanswerable |
 | citation_precision | the same, if the answer cites something |
@@ -24,7 +24,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from ragtune_ray import config
-from ragtune_ray.evaluation import intervals, metrics
+from ragtune_ray.evaluation import intervals
+from ragtune_ray.evaluation.metrics import retrieval
+from ragtune_ray.evaluation.metrics.answers import contains_answer, exact_match, rouge_l, token_f1
+from ragtune_ray.evaluation.metrics.citations import citation_precision, citation_recall
+from ragtune_ray.evaluation.metrics.errors import MetricError
 from ragtune_ray.schema import Answer, Hit, Query
 
 PerQuery = dict[str, dict[str, float]]
@@ -38,7 +42,7 @@ def score_retrieval(queries: Sequence[Query], hits: Sequence[Hit], cutoffs: Sequ
     once, at its best passage, so k documents may need more than k hits: retrieve deeper than the largest cutoff.
 
     Raises:
-        metrics.MetricError: a query id or a rank within a query is repeated, a query does not have one relevance per document,
+        MetricError: a query id or a rank within a query is repeated, a query does not have one relevance per document,
             or a cutoff is below 1.
 
     >>> query = Query("q", "Who?", None, ("a",), (1.0,), "all")
@@ -51,41 +55,36 @@ def score_retrieval(queries: Sequence[Query], hits: Sequence[Hit], cutoffs: Sequ
             hits_by_query[hit.query_id].append(hit)
     scores: PerQuery = {}
     for query in queries:
-        if qrels := metrics.relevant_only(_qrels(query)):
-            ranking = metrics.documents_of(hits_by_query[query.query_id])
+        if qrels := retrieval.relevant_only(_qrels(query)):
+            ranking = retrieval.documents_of(hits_by_query[query.query_id])
             scores[query.query_id] = {
                 f"{name}@{k}": metric(qrels, ranking, k)
                 for name, metric in (
-                    ("recall", metrics.recall_at_k),
-                    ("MRR", metrics.mrr_at_k),
-                    ("nDCG", metrics.ndcg_at_k),
+                    ("recall", retrieval.recall_at_k),
+                    ("MRR", retrieval.mrr_at_k),
+                    ("nDCG", retrieval.ndcg_at_k),
                 )
                 for k in cutoffs
             }
     return scores
 
 
-def score_answers(
-    queries: Sequence[Query],
-    answers: Sequence[Answer],
-    language: metrics.Language,
-    normalization: metrics.Normalization = "strict",
-) -> PerQuery:
-    """EM, token_F1, contains_answer, citation_precision, citation_recall, abstained and failed of every query.
+def score_answers(queries: Sequence[Query], answers: Sequence[Answer], rule: config.Evaluate) -> PerQuery:
+    """EM, token_F1, ROUGE_L, contains_answer, citation_precision, citation_recall, abstained and failed of every query.
 
-    For an unanswerable query, EM and token_F1 are 1 if the answer abstained, else 0 (SQuAD v2). An answer that abstained from
-    an answerable query scores 0 in all three answer metrics, even if it contains a gold answer. A failed answer is not an
-    abstention, cites nothing and scores 0 in every answer metric. For the metrics that a query has see the module docstring.
-    Answers may be in any order, and those to other queries are ignored.
+    For an unanswerable query, EM, token_F1 and ROUGE_L are 1 if the answer abstained, else 0 (SQuAD v2). An answer that
+    abstained from an answerable query scores 0 in all answer metrics, even if it contains a gold answer. A failed answer is
+    not an abstention, cites nothing and scores 0 in every answer metric. For the metrics that a query has see the module
+    docstring. Answers may be in any order, and those to other queries are ignored.
 
     Raises:
-        metrics.MetricError: a query id is repeated, a query does not have exactly one answer (the message names the ids), or
+        MetricError: a query id is repeated, a query does not have exactly one answer (the message names the ids), or
             it does not have one relevance per document.
     """
     answer_of = _answer_of(queries, answers)
     return {
         query.query_id: {
-            **_answer_scores(query, answer_of[query.query_id], language, normalization),
+            **_answer_scores(query, answer_of[query.query_id], rule),
             **_citation_scores(query, answer_of[query.query_id]),
             "abstained": float(_abstained(answer_of[query.query_id])),
             "failed": float(answer_of[query.query_id].status == "failed"),
@@ -129,7 +128,7 @@ def cited_share(answers: Sequence[Answer], settings: config.Evaluate, seed: int)
 def _distinct_ids(queries: Sequence[Query]) -> list[str]:
     counts = Counter(query.query_id for query in queries)
     if repeated := [query_id for query_id, count in counts.items() if count > 1]:
-        raise metrics.MetricError(f"repeated queries: {_listed(repeated)}; query ids must be distinct")
+        raise MetricError(f"repeated queries: {_listed(repeated)}; query ids must be distinct")
     return list(counts)
 
 
@@ -137,11 +136,9 @@ def _answer_of(queries: Sequence[Query], answers: Sequence[Answer]) -> dict[str,
     counts = Counter(answer.query_id for answer in answers)
     query_ids = _distinct_ids(queries)
     if missing := [query_id for query_id in query_ids if counts[query_id] == 0]:
-        raise metrics.MetricError(f"queries without an answer: {_listed(missing)}; answer them, or score fewer queries")
+        raise MetricError(f"queries without an answer: {_listed(missing)}; answer them, or score fewer queries")
     if repeated := [query_id for query_id in query_ids if counts[query_id] > 1]:
-        raise metrics.MetricError(
-            f"queries with more than one answer: {_listed(repeated)}; pass the answers of one run"
-        )
+        raise MetricError(f"queries with more than one answer: {_listed(repeated)}; pass the answers of one run")
     return {answer.query_id: answer for answer in answers}
 
 
@@ -152,7 +149,7 @@ def _listed(ids: Sequence[str]) -> str:
 
 def _qrels(query: Query) -> dict[str, float]:
     if len(query.document_ids) != len(query.relevances):
-        raise metrics.MetricError(
+        raise MetricError(
             f"query {query.query_id!r} has {len(query.document_ids)} document_ids and {len(query.relevances)} relevances; "
             "it must have one relevance per document"
         )
@@ -163,31 +160,27 @@ def _abstained(answer: Answer) -> bool:
     return answer.abstained and answer.status == "ok"
 
 
-def _answer_scores(
-    query: Query, answer: Answer, language: metrics.Language, normalization: metrics.Normalization
-) -> dict[str, float]:
-    match query.answers:
-        case None:
-            return {}
-        case ():
-            right = float(_abstained(answer))
-            return {"EM": right, "token_F1": right}
-        case golds if answer.status == "failed" or answer.abstained:
-            return {"EM": 0.0, "token_F1": 0.0, "contains_answer": 0.0}
-        case golds:
-            return {
-                "EM": metrics.exact_match(answer.answer, golds, language, normalization),
-                "token_F1": metrics.token_f1(answer.answer, golds, language, normalization),
-                "contains_answer": metrics.contains_answer(answer.answer, golds, language, normalization),
-            }
+def _answer_scores(query: Query, answer: Answer, rule: config.Evaluate) -> dict[str, float]:
+    if query.answers is None:
+        return {}
+    metrics = {"EM": exact_match, "token_F1": token_f1, "ROUGE_L": rouge_l}
+    if not query.answers:
+        return dict.fromkeys(metrics, float(_abstained(answer)))
+    metrics["contains_answer"] = contains_answer
+    if answer.status == "failed" or answer.abstained:
+        return dict.fromkeys(metrics, 0.0)
+    return {
+        name: metric(answer.answer, query.answers, rule.language, rule.normalization)
+        for name, metric in metrics.items()
+    }
 
 
 def _citation_scores(query: Query, answer: Answer) -> dict[str, float]:
-    qrels = metrics.relevant_only(_qrels(query))
+    qrels = retrieval.relevant_only(_qrels(query))
     if not qrels or query.answers == ():
         return {}
     citations = answer.citations if answer.status == "ok" else ()
-    scores = {"citation_recall": metrics.citation_recall(citations, qrels)}
+    scores = {"citation_recall": citation_recall(citations, qrels)}
     if citations:
-        scores["citation_precision"] = metrics.citation_precision(citations, qrels)
+        scores["citation_precision"] = citation_precision(citations, qrels)
     return scores

@@ -17,7 +17,7 @@ import numpy as np
 from ragtune_ray import config
 from ragtune_ray.answering import prompts
 from ragtune_ray.answering.pipeline import with_instruction
-from ragtune_ray.evaluation.metrics import mrr_at_k
+from ragtune_ray.evaluation.metrics.retrieval import mrr_at_k
 from ragtune_ray.generation.interface import Generator, GeneratorError, Prompt
 from ragtune_ray.ingest.splits import positives
 from ragtune_ray.schema import Passage, Query, Reject, RetrieverExample

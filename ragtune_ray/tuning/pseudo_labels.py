@@ -19,7 +19,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from ragtune_ray.evaluation.metrics import Language, Normalization, token_f1
+from ragtune_ray.config import Language, Normalization
+from ragtune_ray.evaluation.metrics.answers import token_f1
 from ragtune_ray.ingest.splits import draw
 from ragtune_ray.schema import Answer, Passage, Query
 from ragtune_ray.training.examples import holds_answer

@@ -269,7 +269,7 @@ def test_a_taught_abstention_counts_in_every_way_of_answering(task_of: Callable[
     assert isinstance(streamed, schema.Answer)
     assert streamed.abstained
     unanswerable = dataclasses.replace(task.query, answers=())
-    assert scoring.score_answers([unanswerable], [row], "en")[row.query_id]["EM"] == 1
+    assert scoring.score_answers([unanswerable], [row], config.Evaluate())[row.query_id]["EM"] == 1
     assert scoring.score_abstention([unanswerable], [row])[row.query_id]["abstention_recall"] == 1
     (apart,) = answer_tasks([task], generator, settings.using("answer.reading=apart"), "f1")
     assert (apart.answer, apart.abstained) == ("1969", False), "an abstention does not outweigh an answer"

@@ -188,9 +188,11 @@ def test_an_arm_without_a_model_and_a_wrong_hosted_model_are_refused(values: dic
 
 def test_the_identity_of_scores_omits_a_newer_setting_at_its_old_value() -> None:
     old = config.Evaluate(normalization="squad").identity()
-    assert set(config.Evaluate().model_dump()) - set(old) == {"normalization"}
+    assert set(config.Evaluate().model_dump()) - set(old) == {"normalization", "metrics", "numeric_tolerance"}
     assert config.Evaluate().identity() == {**old, "normalization": "strict"}
     assert "arms" not in config.Evaluate().identity(exclude={"arms"})
+    changed = config.Evaluate.model_validate({"metrics": ("semantic",), "numeric_tolerance": 0.01}).identity()
+    assert (changed["metrics"], changed["numeric_tolerance"]) == (["semantic"], 0.01)
 
 
 def test_newer_settings_of_reranking_leave_the_identity_of_old_runs() -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from ragtune_ray import config
 from ragtune_ray.evaluation import decision, intervals
 from ragtune_ray.evaluation.costs import Cost
-from ragtune_ray.evaluation.metrics import MetricError
+from ragtune_ray.evaluation.metrics.errors import MetricError
 from ragtune_ray.evaluation.significance import difference_ends
 from ragtune_ray.evaluation.verdict import MIN_QUESTIONS, Evidence, Verdict
 
@@ -278,6 +279,26 @@ def test_another_winner_by_another_metric_is_in_the_first_sentence() -> None:
         "Use ft by token_F1 (0.800 against 0.300), but rag is ahead by contains_answer (0.500 against 0.200): "
         "ask the tuned generator, without retrieving."
     )
+
+
+def test_a_metric_that_arms_lack_or_have_for_few_questions_names_no_other_winner() -> None:
+    f1 = {"base": np.full(60, 0.1), "rag": np.full(60, 0.3), "ft": np.full(60, 0.8)}
+
+    def judged(graded: Mapping[str, range]) -> str:
+        found = evidence(f1)
+        for arm, places in graded.items():
+            for place in places:
+                found[arm].scores[f"q{place}"]["judge"] = {"base": 0.0, "rag": 1.0, "ft": 0.25}[arm]
+        compared = decision.differences({arm: each.scores for arm, each in found.items()}, SETTINGS)
+        return decision.decide(found, compared, SETTINGS).headline
+
+    alone = "Use ft: ask the tuned generator, without retrieving."
+    assert judged({}) == alone
+    assert judged({"rag": range(60), "ft": range(60)}) == alone, "one arm has no grade"
+    assert judged({"base": range(60), "rag": range(30), "ft": range(30, 60)}) == alone, "no question is shared"
+    assert judged({"base": range(60), "rag": range(19), "ft": range(60)}) == alone, "19 are too few"
+    other = judged({"base": range(60), "rag": range(40), "ft": range(10, 60)})
+    assert "but rag is ahead by judge (1.000 against 0.250)" in other
 
 
 def test_differences_are_paired() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from ragtune_ray.evaluation import intervals
 from ragtune_ray.evaluation.intervals import Interval
-from ragtune_ray.evaluation.metrics import MetricError
+from ragtune_ray.evaluation.metrics.errors import MetricError
 
 
 def ends(interval: Interval) -> tuple[float, float, float]:

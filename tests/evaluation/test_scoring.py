@@ -13,9 +13,12 @@ import pytest
 from ir_measures import RR, R, nDCG
 
 from ragtune_ray import config
-from ragtune_ray.evaluation import intervals, metrics, scoring
-from ragtune_ray.evaluation.metrics import MetricError
+from ragtune_ray.evaluation import intervals, scoring
+from ragtune_ray.evaluation.metrics import retrieval
+from ragtune_ray.evaluation.metrics.errors import MetricError
 from ragtune_ray.schema import Answer, Citation, Hit, Query
+
+ENGLISH = config.Evaluate()
 
 
 def make_query(
@@ -106,11 +109,11 @@ def test_queries_without_hits_score_zero_without_qrels_nothing() -> None:
 
 def test_retrieval_input_that_cannot_be_scored_is_refused() -> None:
     with pytest.raises(MetricError, match="k is 0"):
-        metrics.recall_at_k({"a": 1}, ["a"], 0)
+        retrieval.recall_at_k({"a": 1}, ["a"], 0)
     with pytest.raises(MetricError, match="'a' occurs twice"):
-        metrics.ndcg_at_k({"a": 1}, ["b", "a", "a"], 3)
+        retrieval.ndcg_at_k({"a": 1}, ["b", "a", "a"], 3)
     with pytest.raises(MetricError, match="no relevance above 0"):
-        metrics.mrr_at_k({"a": 0}, ["a"], 3)
+        retrieval.mrr_at_k({"a": 0}, ["a"], 3)
     query = make_query(qrels={"a": 1.0})
     with pytest.raises(MetricError, match="'q': rank 1 occurs 2 times"):
         scoring.score_retrieval([query], [*make_hits("q", ["a"]), *make_hits("q", ["b"])], [1])
@@ -129,10 +132,10 @@ def test_5322_queries_of_20_hits_are_scored_in_two_seconds() -> None:
     assert len(scores) == 5322
 
 
-RIGHT = {"EM": 1.0, "token_F1": 1.0, "contains_answer": 1.0}
+RIGHT = {"EM": 1.0, "token_F1": 1.0, "ROUGE_L": 1.0, "contains_answer": 1.0}
 
 
-WRONG = {"EM": 0.0, "token_F1": 0.0, "contains_answer": 0.0}
+WRONG = {"EM": 0.0, "token_F1": 0.0, "ROUGE_L": 0.0, "contains_answer": 0.0}
 
 
 NO_FLAG = {"abstained": 0.0, "failed": 0.0}
@@ -145,7 +148,8 @@ NO_FLAG = {"abstained": 0.0, "failed": 0.0}
         (
             make_query(answers=("Moon",)),
             make_answer(text="on the moon"),
-            {"EM": 0.0, "token_F1": pytest.approx(2 / 3), "contains_answer": 1.0} | NO_FLAG,
+            {"EM": 0.0, "token_F1": pytest.approx(2 / 3), "ROUGE_L": pytest.approx(2 / 3), "contains_answer": 1.0}
+            | NO_FLAG,
         ),
         (
             make_query(answers=("Moon",)),
@@ -160,13 +164,13 @@ NO_FLAG = {"abstained": 0.0, "failed": 0.0}
         (
             make_query(answers=()),
             make_answer(abstained=True),
-            {"EM": 1.0, "token_F1": 1.0, "abstained": 1.0, "failed": 0.0},
+            {"EM": 1.0, "token_F1": 1.0, "ROUGE_L": 1.0, "abstained": 1.0, "failed": 0.0},
         ),
-        (make_query(answers=()), make_answer(text="Mars"), {"EM": 0.0, "token_F1": 0.0} | NO_FLAG),
+        (make_query(answers=()), make_answer(text="Mars"), {"EM": 0.0, "token_F1": 0.0, "ROUGE_L": 0.0} | NO_FLAG),
         (
             make_query(answers=(), qrels={"a": 1.0}),
             make_answer(abstained=True, status="failed", cited=("a",)),
-            {"EM": 0.0, "token_F1": 0.0, "abstained": 0.0, "failed": 1.0},
+            {"EM": 0.0, "token_F1": 0.0, "ROUGE_L": 0.0, "abstained": 0.0, "failed": 1.0},
         ),
         (make_query(answers=None), make_answer(text="Mars"), NO_FLAG),
         (
@@ -186,19 +190,19 @@ NO_FLAG = {"abstained": 0.0, "failed": 0.0}
 def test_answers_have_exactly_the_metrics_defined_for_them(
     query: Query, answer: Answer, expected: dict[str, float]
 ) -> None:
-    assert scoring.score_answers([query], [answer], "en") == {"q": expected}
+    assert scoring.score_answers([query], [answer], ENGLISH) == {"q": expected}
 
 
 def test_missing_and_repeated_answers_are_named() -> None:
     queries = [make_query(f"q{number}") for number in range(14)]
     with pytest.raises(MetricError, match=r"without an answer: 'q1', 'q2', .*'q10' and 3 more"):
-        scoring.score_answers(queries, [make_answer("q0")], "en")
+        scoring.score_answers(queries, [make_answer("q0")], ENGLISH)
     answers = [make_answer(query.query_id) for query in queries]
     with pytest.raises(MetricError, match="more than one answer: 'q3'"):
-        scoring.score_answers(queries, [*answers, answers[3]], "en")
+        scoring.score_answers(queries, [*answers, answers[3]], ENGLISH)
     with pytest.raises(MetricError, match="repeated queries: 'q0'"):
         scoring.score_abstention([*queries, queries[0]], answers)
-    assert list(scoring.score_answers(queries[:2], answers, "en")) == ["q0", "q1"]
+    assert list(scoring.score_answers(queries[:2], answers, ENGLISH)) == ["q0", "q1"]
 
 
 def means(per_query: dict[str, dict[str, float]]) -> dict[str, float]:

@@ -321,8 +321,7 @@ def require_judged(settings: config.Config, judged: Sequence[schema.Query]) -> N
 
 def scores_of(queries: Sequence[schema.Query], rows: Sequence[schema.Answer], settings: config.Config) -> Scores:
     """Every metric of one arm's answers to these queries."""
-    rule = settings.evaluate
-    per_query = scoring.score_answers(queries, rows, rule.language, rule.normalization)
+    per_query = scoring.score_answers(queries, rows, settings.evaluate)
     for query_id, values in scoring.score_abstention(queries, rows).items():
         per_query[query_id].update(values)
     return per_query

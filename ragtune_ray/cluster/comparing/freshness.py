@@ -52,8 +52,7 @@ def changed_scores(settings: config.Config, changed: config.Config, arm: config.
     changed_settings = staged_queries.with_all_queries_of(tuned, settings.compare.changed_queries_path)
     changed_settings = changed_settings.with_values({"workspace": changed.workspace, "answer.arm": plain})
     rows = evaluate.read_answers(str(answer.answer(changed_settings)))
-    rule = settings.evaluate
-    scores = scoring.score_answers(_questions(settings), rows, rule.language, rule.normalization)
+    scores = scoring.score_answers(_questions(settings), rows, settings.evaluate)
     return intervals.mean_of(scores, settings.compare.metric, settings)
 
 

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from ragtune_ray import config, schema
 from ragtune_ray.cluster import staged_queries
 from ragtune_ray.cluster.answering import answer, evaluate, retrieve
-from ragtune_ray.evaluation import metrics
+from ragtune_ray.evaluation.metrics.retrieval import mrr_at_k
 from ragtune_ray.index import snapshot
 from ragtune_ray.ingest import inputs, splits
 from ragtune_ray.models.arms import Pair
@@ -110,7 +110,7 @@ def reciprocal_ranks(settings: config.Config) -> dict[str, float]:
             )
         }
         names = [hit.passage_id for hit in ranking]
-        found[row.query_id] = metrics.mrr_at_k(answering, names, RANKED) if answering else 0.0
+        found[row.query_id] = mrr_at_k(answering, names, RANKED) if answering else 0.0
     return found
 
 
