@@ -135,8 +135,7 @@ def _tuned(settings: config.Config, mode: str) -> tuple[Pair, list[Row]]:
 
 def _em(settings: config.Config) -> Scores:
     for_test = settings.using("queries.split=test", f"queries.limit={ANSWERED_QUESTIONS}", "answer.arm=rag")
-    rows = evaluate.read_answers(str(answer.answer(for_test)))
-    scores = evaluate.scores_of(queries_of(for_test, "test"), rows, settings)
+    scores = evaluate.scores_of(queries_of(for_test, "test"), str(answer.answer(for_test)), settings)
     return {name: values["EM"] for name, values in scores.items()}
 
 

@@ -50,6 +50,8 @@ class RunFacts(TypedDict, total=False):
     """Summed over the workers."""
     # evaluate, compare
     runs: dict[config.Arm, str]
+    grading: dict[str, dict[str, int]]
+    """Metric -> what its grades took; absent without `evaluate.metrics`."""
     evaluated: str
     golden: dict[str, str]
     verdict: dict[str, Any]

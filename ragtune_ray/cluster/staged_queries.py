@@ -102,11 +102,16 @@ def selected_queries(settings: config.Config) -> list[schema.Query]:
 
 
 def judged_queries(settings: config.Config, fingerprint: str = "") -> list[schema.Query]:
-    """The selected queries that have gold answers; a ChangedError if `fingerprint` is not "" and not theirs when staged."""
+    """The selected queries that can be scored: those with gold answers; all, if a metric of `evaluate.metrics` needs none.
+
+    Raises:
+        ChangedError: `fingerprint` is not "" and not theirs when staged.
+    """
     with staged_queries(settings) as staged:
         if fingerprint:
             require_same(settings, staged, fingerprint)
-        return [query for query in read_queries(staged.url, 0, staged.num_queries) if query.answers is not None]
+        found = read_queries(staged.url, 0, staged.num_queries)
+        return [query for query in found if settings.evaluate.can_score(query.answers)]
 
 
 def require_same(settings: config.Config, staged: StagedQueries, fingerprint: str) -> None:

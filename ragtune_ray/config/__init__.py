@@ -9,9 +9,11 @@ from ragtune_ray.config.arms import ARMS, Arm, Mode, hosted_name, is_mode, is_tu
 from ragtune_ray.config.cluster import Cluster
 from ragtune_ray.config.evaluation import (
     AS_CONFIGURED,
+    WITHOUT_GOLD,
     Compare,
     DecidingMetric,
     Evaluate,
+    GradedMetric,
     Hosted,
     Language,
     Normalization,
@@ -29,9 +31,10 @@ from ragtune_ray.config.tree import Config, describe, describe_section, load, lo
 from ragtune_ray.config.tuning import Component, Tune
 
 __all__ = [
-    "ARMS", "AS_CONFIGURED", "Answer", "Arm", "Chunking", "Cluster", "Compare", "Component", "Config", "ConfigError",
-    "Corpus", "DecidingMetric", "Encoder", "Evaluate", "Generator", "Hosted", "Index", "IndexKind", "Language", "Mode",
-    "Normalization", "Objective", "Precision", "Prices", "Prompt", "Queries", "Replicas", "Retrieval", "RetrievalMode",
-    "RetrievalUse", "Section", "Serve", "SplitName", "Training", "Tune", "describe", "describe_section", "hosted_name",
-    "is_mode", "is_tuned", "load", "load_config", "retrieves", "settings_page", "without_name",
+    "ARMS", "AS_CONFIGURED", "WITHOUT_GOLD", "Answer", "Arm", "Chunking", "Cluster", "Compare", "Component", "Config",
+    "ConfigError", "Corpus", "DecidingMetric", "Encoder", "Evaluate", "Generator", "GradedMetric", "Hosted", "Index",
+    "IndexKind", "Language", "Mode", "Normalization", "Objective", "Precision", "Prices", "Prompt", "Queries", "Replicas",
+    "Retrieval", "RetrievalMode", "RetrievalUse", "Section", "Serve", "SplitName", "Training", "Tune", "describe",
+    "describe_section", "hosted_name", "is_mode", "is_tuned", "load", "load_config", "retrieves", "settings_page",
+    "without_name",
 ]  # fmt: skip

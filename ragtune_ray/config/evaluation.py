@@ -13,7 +13,9 @@ from ragtune_ray.config.section import Section
 DecidingMetric = Literal[
     "EM", "token_F1", "contains_answer", "ROUGE_L", "numeric_match", "semantic", "groundedness", "judge"
 ]
-"""A metric that can decide a comparison. The last three are computed by models, where `evaluate.metrics` names them."""
+"""A metric that can decide a comparison."""
+GradedMetric = Literal["semantic"]
+"""A metric that a model computes, where `evaluate.metrics` names it."""
 Language = Literal[
     "en", "zh", "ar", "cs", "da", "de", "el", "es", "fi", "fr", "he", "hi", "hu", "id", "it", "ja", "km", "ko", "lo", "my", "nl",
     "no", "pl", "pt", "ro", "ru", "sv", "th", "tr", "uk", "vi", "other",
@@ -21,6 +23,27 @@ Language = Literal[
 """Language of answers, by its ISO 639-1 code; `other`: any that is not named."""
 Normalization = Literal["squad", "strict"]
 """What a comparison of answers ignores."""
+WITHOUT_GOLD = frozenset[str]({"groundedness", "judge"})
+"""Metrics that also score questions without gold answers."""
+
+
+class Hosted(Section):
+    """A generator for the arms `base@NAME` and `rag@NAME`; settings that are not named here are those of `generator`."""
+
+    model: str = Field(min_length=1)
+    """As `generator.model`."""
+    engine: Literal["openai", "transformers"] = "openai"
+    """As `generator.engine`."""
+    base_url: str = Generator().base_url
+    """As `generator.base_url`."""
+    api_key_env: str = Generator().api_key_env
+    """As `generator.api_key_env`."""
+    max_new_tokens: int = Field(0, ge=0)
+    """As `generator.max_new_tokens`, in tokens; a model that thinks before it answers needs more. 0: the same."""
+    million_prompt_tokens: float = Field(0.0, ge=0)
+    """As `prices.million_prompt_tokens`."""
+    million_completion_tokens: float = Field(0.0, ge=0)
+    """As `prices.million_completion_tokens`."""
 
 
 class Evaluate(Section):
@@ -44,15 +67,33 @@ class Evaluate(Section):
     """What EM, token F1, contains-answer and ROUGE-L ignore. `strict`: case, articles and punctuation, but not what changes a
     number, such as a decimal point, a minus or a percent sign. `squad`: all punctuation, as SQuAD's script does, so 4.5
     equals 45; for scores that are compared with published ones."""
-    metrics: tuple[DecidingMetric, ...] = ()
+    metrics: tuple[GradedMetric, ...] = ()
     """Metrics to compute besides those that need no model (EM, token_F1, contains_answer, ROUGE_L, and numeric_match where
-    gold answers are numbers). `ragtune compare` computes `compare.metric` in any case."""
+    gold answers are numbers): `semantic` (cosine of answer and gold answer by the encoder). `ragtune compare` computes
+    `compare.metric` in any case."""
     numeric_tolerance: float = Field(0.0, ge=0, lt=1)
     """How far a number may be from the gold number to be right in numeric_match, as a share of the gold number: 0.01 accepts
     4.46 for 4.5. Whole numbers from 1000 to 2100 without a unit may be years, and must be equal. 0: all must be equal."""
 
+    @field_validator("metrics")
+    @classmethod
+    def _metrics_are_a_set(cls, metrics: tuple[GradedMetric, ...]) -> tuple[GradedMetric, ...]:
+        return tuple(sorted(set(metrics)))
+
+    @property
+    def scores_without_gold(self) -> bool:
+        """Whether questions without gold answers are scored."""
+        return not WITHOUT_GOLD.isdisjoint(self.metrics)
+
+    def can_score(self, answers: tuple[str, ...] | None) -> bool:
+        """Whether a question with these gold answers (None: unknown) is scored."""
+        return answers is not None or self.scores_without_gold
+
     def identity(self, exclude: set[str] | None = None) -> dict[str, Any]:
-        """What scores depend on, as JSON values. Settings that are newer than format 1 are left out at their old values."""
+        """What scores depend on, as JSON values. Settings that are newer than format 1 are left out at their old values.
+
+        The models that grade are left out: `evaluation.grading.graders.identities` has what their grades depend on.
+        """
         old = {"normalization": "squad", "metrics": (), "numeric_tolerance": 0.0}
         unset = {name for name, value in old.items() if getattr(self, name) == value}
         return self.model_dump(mode="json", exclude=(exclude or set()) | unset)
@@ -61,25 +102,6 @@ class Evaluate(Section):
 Name = Annotated[str, Field(pattern=f"^{NAME}$")]
 AS_CONFIGURED = "config"
 """Name of the config itself among `compare.variants`."""
-
-
-class Hosted(Section):
-    """A generator for the arms `base@NAME` and `rag@NAME`; settings that are not named here are those of `generator`."""
-
-    model: str = Field(min_length=1)
-    """As `generator.model`."""
-    engine: Literal["openai", "transformers"] = "openai"
-    """As `generator.engine`."""
-    base_url: str = Generator().base_url
-    """As `generator.base_url`."""
-    api_key_env: str = Generator().api_key_env
-    """As `generator.api_key_env`."""
-    max_new_tokens: int = Field(0, ge=0)
-    """As `generator.max_new_tokens`, in tokens; a model that thinks before it answers needs more. 0: the same."""
-    million_prompt_tokens: float = Field(0.0, ge=0)
-    """As `prices.million_prompt_tokens`."""
-    million_completion_tokens: float = Field(0.0, ge=0)
-    """As `prices.million_completion_tokens`."""
 
 
 class Compare(Section):

@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 from ragtune_ray.config.answering import Answer, Prompt
 from ragtune_ray.config.arms import hosted_name
 from ragtune_ray.config.cluster import Cluster
-from ragtune_ray.config.evaluation import Compare, Evaluate, Prices
+from ragtune_ray.config.evaluation import Compare, Evaluate, GradedMetric, Prices
 from ragtune_ray.config.generation import Generator
 from ragtune_ray.config.index import Index, Retrieval
 from ragtune_ray.config.ingest import Chunking, Corpus, Queries
@@ -125,6 +125,17 @@ class Config(Section):
         for name, value in values.items():
             _set(tree, name, os.fspath(value) if isinstance(value, os.PathLike) else value)
         return _validated(tree, Source("settings"))
+
+    def with_compared_metric(self) -> Config:
+        """A copy in which `evaluate.metrics` names `compare.metric`, if that is one that a model computes.
+
+        >>> Config().with_values({"compare.metric": "semantic"}).with_compared_metric().evaluate.metrics
+        ('semantic',)
+        """
+        metric, metrics = self.compare.metric, self.evaluate.metrics
+        if metric in metrics or metric not in get_args(GradedMetric):
+            return self
+        return self.with_values({"evaluate.metrics": [*metrics, metric]})
 
     def using(self, *overrides: str) -> Config:
         """A copy with `section.field=value` texts applied, as on the command line; validated again.

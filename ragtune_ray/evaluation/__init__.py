@@ -1,5 +1,5 @@
 """Scores hits and answers, computes confidence intervals, and recommends one arm.
 
 In: answers, gold answers, costs. Out: metrics and a verdict, which `report/` shows to people.
-This room runs no model.
+Models are run in `grading/` alone.
 """

@@ -156,10 +156,15 @@ def list_names(url: str) -> list[str]:
     return sorted(name for name in names if not name.startswith("."))
 
 
+def read_bytes(url: str) -> bytes:
+    """The content of a small file."""
+    store, path = locate(url)
+    return bytes(store.cat_file(path))
+
+
 def read_text(url: str) -> str:
     """The content of a small UTF-8 file."""
-    store, path = locate(url)
-    return bytes(store.cat_file(path)).decode("utf-8")
+    return read_bytes(url).decode("utf-8")
 
 
 def replace_text(url: str, text: str) -> None:

@@ -20,7 +20,9 @@ import pyarrow.parquet as pq
 from ragtune_ray import RagtuneError, config, progress, schema
 from ragtune_ray.cluster import runs, session, staged_queries
 from ragtune_ray.cluster.answering import answer, retrieve
+from ragtune_ray.cluster.grading import grade
 from ragtune_ray.evaluation import intervals, scoring
+from ragtune_ray.evaluation.grading import graders
 from ragtune_ray.index import versions
 from ragtune_ray.ingest import splits
 from ragtune_ray.models import arms, weights
@@ -96,6 +98,7 @@ def evaluate(
     identity = {
         "runs": {arm: artifacts.read_manifest(run)["manifest_sha256"] for arm, run in answered.items()},
         "evaluate": settings.evaluate.identity(),
+        **graders.identities(settings),
         "seed": settings.seed,
     }
     run = runs.Run.of(settings, "evaluate", identity, started=started)
@@ -104,7 +107,8 @@ def evaluate(
             for url in answered.values():
                 staged_queries.require_same(settings, staged, runs.read_manifest(url)["input"]["fingerprint"])
             queries = staged_queries.read_queries(staged.url, 0, staged.num_queries)
-        _publish(run, [query for query in queries if query.answers is not None], staged, answered)
+        judged = [query for query in queries if settings.evaluate.can_score(query.answers)]
+        _publish(run, judged, staged, answered)
     return Evaluation(run.url)
 
 
@@ -112,18 +116,21 @@ def _publish(
     run: runs.Run, judged: Sequence[schema.Query], staged: staged_queries.StagedQueries, answered: dict[config.Arm, str]
 ) -> None:
     settings, options = run.settings, run.settings.evaluate
-    scores = {arm: scores_of(judged, read_answers(url), settings) for arm, url in answered.items()}
+    graded = grade.grade(settings, judged, answered)
+    scores = {arm: _with_grades(judged, url, settings, graded.values[arm]) for arm, url in answered.items()}
     staging = artifacts.stage(run.url)
     for arm, per_query in scores.items():
         (staging / arm).mkdir()
         summary = intervals.summarize(per_query, options.resamples, options.confidence, settings.seed)
         (staging / arm / "metrics.json").write_text(retrieve.metrics_json(summary), encoding="utf-8")
-        rows = [{"query_id": query_id, **values} for query_id, values in per_query.items()]
-        pq.write_table(_score_table(rows), staging / arm / "scores.parquet", write_page_checksum=True)
+        pq.write_table(
+            _score_table(per_query, graded.columns[arm]), staging / arm / "scores.parquet", write_page_checksum=True
+        )
     differences = _differences(scores, settings)
     (staging / "differences.json").write_text(json.dumps(differences, indent=1) + "\n", encoding="utf-8")
     counts = {"fingerprint": staged.fingerprint, "num_queries": staged.num_queries, "num_judged": len(judged)}
-    run.publish(staging, {"runs": answered, "input": counts})
+    facts: runs.RunFacts = {"runs": answered, "input": counts}
+    run.publish(staging, {**facts, "grading": graded.facts} if graded.facts else facts)
 
 
 def _answered(
@@ -314,17 +321,35 @@ def require_index(settings: config.Config, compared: Sequence[config.Arm]) -> No
 
 
 def require_judged(settings: config.Config, judged: Sequence[schema.Query]) -> None:
-    """Raise EvaluationError if no question has gold answers."""
+    """Raise EvaluationError if no question can be scored."""
     if not judged:
         raise EvaluationError(f"{settings.queries.path}: no query has `answers`, so no answer can be scored")
 
 
-def scores_of(queries: Sequence[schema.Query], rows: Sequence[schema.Answer], settings: config.Config) -> Scores:
-    """Every metric of one arm's answers to these queries."""
+def scores_of(queries: Sequence[schema.Query], run: str, settings: config.Config) -> Scores:
+    """Every metric of the answers of one run of `answer` to these queries; those of `evaluate.metrics` are graded."""
+    arm = settings.answer.arm
+    return _with_grades(queries, run, settings, grade.grade(settings, queries, {arm: run}).values[arm])
+
+
+def _with_grades(queries: Sequence[schema.Query], run: str, settings: config.Config, grades: Scores) -> Scores:
+    rows = read_answers(run)
     per_query = scoring.score_answers(queries, rows, settings.evaluate)
-    for query_id, values in scoring.score_abstention(queries, rows).items():
-        per_query[query_id].update(values)
+    for found in (scoring.score_abstention(queries, rows), grades):
+        for query_id, values in found.items():
+            per_query[query_id].update(values)
     return per_query
+
+
+def read_scores(run: str, arm: config.Arm) -> Scores:
+    """The scores of an arm in a finished run of `evaluate`; a metric that is undefined for a query is left out."""
+    path = artifacts.open_artifact(run, "evaluate").path / arm / "scores.parquet"
+    table = pq.read_table(path)
+    numbers = [name for name in table.column_names if table.schema.field(name).type == pa.float64()]
+    return {
+        row.pop("query_id"): {name: value for name, value in row.items() if value is not None}
+        for row in table.select(["query_id", *numbers]).to_pylist()
+    }
 
 
 def read_answers(run: str) -> list[schema.Answer]:
@@ -333,10 +358,13 @@ def read_answers(run: str) -> list[schema.Answer]:
     return list(schema.from_table(pq.read_table(path / "answers.parquet"), schema.Answer))
 
 
-def _score_table(rows: list[dict[str, Any]]) -> pa.Table:
-    names = sorted({name for row in rows for name in row if name != "query_id"})
-    columns = pa.schema([pa.field("query_id", pa.string()), *(pa.field(name, pa.float64()) for name in names)])
-    return pa.Table.from_pylist(rows, schema=columns)
+def _score_table(scores: Scores, texts: Mapping[str, Mapping[str, str]]) -> pa.Table:
+    """One row per query: its scores, and what the graders say."""
+    names = sorted({name for values in scores.values() for name in values})
+    said = sorted({name for values in texts.values() for name in values})
+    columns = [pa.field("query_id", pa.string()), *(pa.field(name, pa.float64()) for name in names)]
+    rows = [{"query_id": name, **values, **texts[name]} for name, values in scores.items()]
+    return pa.Table.from_pylist(rows, schema=pa.schema([*columns, *(pa.field(name, pa.string()) for name in said)]))
 
 
 def _differences(

@@ -49,6 +49,7 @@ def calibrate(settings: config.Config) -> CalibrationResult:
     """
     if not config.retrieves(settings.answer.arm):
         raise config.ConfigError(f"answer.arm={settings.answer.arm} never retrieves; name one that does, such as rag")
+    settings = settings.with_compared_metric()
     validation = settings.with_values({"queries.split": "validation"})
     engine = arms.with_tuned_models(validation).generator.engine
     if engine != "transformers":
@@ -157,8 +158,7 @@ def _paired(
     """The closed-book answers to the questions scored in both runs, and the scores of both runs, (num_questions,) each."""
     metric = settings.compare.metric
     rows = {row.query_id: row for row in evaluate.read_answers(closed)}
-    without = evaluate.scores_of(queries, list(rows.values()), settings)
-    having = evaluate.scores_of(queries, evaluate.read_answers(opened), settings)
+    without, having = (evaluate.scores_of(queries, run, settings) for run in (closed, opened))
     shared = [name for name, values in without.items() if metric in values and metric in having.get(name, {})]
     scores, against = (np.array([found[name][metric] for name in shared]) for found in (without, having))
     return [rows[name] for name in shared], scores, against

@@ -116,7 +116,7 @@ def check(settings: config.Config, stages: forecast.Stages = forecast.comparison
     """
     if not settings.queries.path:
         raise config.ConfigError("queries.path is empty; name a file of queries")
-    given = variants.held_out(evaluate.held_out(settings, settings.compare.arms))
+    given = variants.held_out(evaluate.held_out(settings.with_compared_metric(), settings.compare.arms))
     rows = list(splits.selected_queries(given.queries.model_copy(update={"split": "all"}), write=False))
     queries = [row for row in rows if isinstance(row, Query)]
     found = _Findings()
@@ -127,7 +127,7 @@ def check(settings: config.Config, stages: forecast.Stages = forecast.comparison
         )
     kept = _indexed(given, queries, found)
     asked = [row for row in kept if given.queries.split in ("all", row.split)][: given.queries.limit or None]
-    judged = [row for row in asked if row.answers is not None]
+    judged = [row for row in asked if given.evaluate.can_score(row.answers)]
     untrained = [arm for arm in given.compare.arms if config.is_tuned(arm) and not _is_trained(given, arm)]
     _check_splits(given, kept, judged, untrained, found)
     _check_duplicates(kept, found)

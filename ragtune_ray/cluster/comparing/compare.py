@@ -64,7 +64,7 @@ def compare(settings: config.Config, command: str = "") -> ComparisonResult:
     """
     started = time.monotonic()
     arms = settings.compare.arms
-    settings = given = variants.held_out(evaluate.held_out(settings, arms))
+    settings = given = variants.held_out(evaluate.held_out(settings.with_compared_metric(), arms))
     _require_inputs(settings)
     evaluate.check_used_models(settings, arms)
     stages = progress.Stages("compare", check.say(settings).seconds())
@@ -143,8 +143,7 @@ def _asked(
         queries = staged_queries.judged_queries(so_far)
         latencies, changed = once.latencies(so_far, evaluated, queries), once.changes(so_far)
         return {
-            arm: measure.evidence_so_far(so_far, arm, run, queries, changed, latencies[arm])
-            for arm, run in evaluated.items()
+            arm: measure.evidence_so_far(so_far, arm, run, changed, latencies[arm]) for arm, run in evaluated.items()
         }
 
     asked = looks.ask_until_decided(settings, weigh)

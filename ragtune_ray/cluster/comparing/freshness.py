@@ -12,7 +12,7 @@ from ragtune_ray import config, schema
 from ragtune_ray.cluster import staged_queries
 from ragtune_ray.cluster.answering import answer, evaluate
 from ragtune_ray.cluster.indexing import update
-from ragtune_ray.evaluation import intervals, scoring
+from ragtune_ray.evaluation import intervals
 from ragtune_ray.models import arms
 from ragtune_ray.storage import checksums, filesystem
 from ragtune_ray.training.manifest import TrainingCost
@@ -51,8 +51,7 @@ def changed_scores(settings: config.Config, changed: config.Config, arm: config.
     plain: config.Arm = "rag" if config.retrieves(arm) else "base"
     changed_settings = staged_queries.with_all_queries_of(tuned, settings.compare.changed_queries_path)
     changed_settings = changed_settings.with_values({"workspace": changed.workspace, "answer.arm": plain})
-    rows = evaluate.read_answers(str(answer.answer(changed_settings)))
-    scores = scoring.score_answers(_questions(settings), rows, settings.evaluate)
+    scores = evaluate.scores_of(_questions(settings), str(answer.answer(changed_settings)), settings)
     return intervals.mean_of(scores, settings.compare.metric, settings)
 
 

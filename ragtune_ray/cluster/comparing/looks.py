@@ -53,7 +53,7 @@ def ask_until_decided(settings: config.Config, weigh: Weigh) -> Asked:
     asked: dict[config.Arm, int] = {}
     dropped: list[config.Arm] = []
     for count in [*range(step, available, step), available]:
-        num_judged = sum(query.answers is not None for query in selected[:count])
+        num_judged = sum(settings.evaluate.can_score(query.answers) for query in selected[:count])
         if count < available and num_judged < MIN_QUESTIONS:
             continue
         alive = tuple(arm for arm in settings.compare.arms if arm not in dropped)

@@ -91,7 +91,7 @@ def measure(
         settings: of the comparison.
         arm: the arm to measure.
         evaluated: the finished run of `evaluate` with its answers.
-        queries: queries with gold answers.
+        queries: those that can be scored.
         changed: workspace of an index -> result of `freshness.follow_changes`; empty if no change is measured.
         one_by_one: the arm's latency.
     """
@@ -108,7 +108,7 @@ def measure(
     return Measured(
         settings=of_arm,
         rows=rows,
-        scores=evaluate_module.scores_of(queries, list(rows.values()), settings),
+        scores=evaluate_module.read_scores(evaluated, arm),
         manifest=manifest,
         rounds=read_tune_manifest(model).get("rounds", []) if config.is_mode(arm) else [],
         summary={metric: intervals.Interval(**ends) for metric, ends in means.items()},
@@ -126,17 +126,15 @@ def evidence_so_far(
     settings: config.Config,
     arm: config.Arm,
     evaluated: str,
-    queries: Sequence[schema.Query],
     changed: Mapping[str, tuple[config.Config, float]],
     one_by_one: Latency,
 ) -> Evidence:
     """What a decision on a part of the questions uses: as `measure`, without what only the report shows."""
     of_arm, run, manifest = _answered(settings, arm, evaluated)
     rows = evaluate_module.read_answers(run)
-    known = {row.query_id for row in rows}
     cost, visible_seconds = _cost_and_freshness(of_arm, manifest, rows, changed)
     return Evidence(
-        scores=evaluate_module.scores_of([query for query in queries if query.query_id in known], rows, settings),
+        scores=evaluate_module.read_scores(evaluated, arm),
         cost=cost,
         p95_seconds=one_by_one.total.p95_seconds,
         visible_seconds=visible_seconds,
@@ -270,10 +268,7 @@ def _forgetting(settings: config.Config, tuned: config.Config) -> Forgetting:
         raise MeasureError(f"compare.probe_path={settings.compare.probe_path}: no question has `answers`")
     base = probe.with_values({"answer.arm": "base"})
     changed = base.with_values({"generator.model": tuned.generator.model, "generator.engine": "transformers"})
-    before, after = (
-        evaluate_module.scores_of(queries, evaluate_module.read_answers(str(answer.answer(each))), settings)
-        for each in (base, changed)
-    )
+    before, after = (evaluate_module.scores_of(queries, str(answer.answer(each)), base) for each in (base, changed))
     metric, evaluate = settings.compare.metric, settings.evaluate
     a, b = (np.array([row[metric] for row in scores.values() if metric in row]) for scores in (before, after))
     if not len(a):

@@ -45,8 +45,7 @@ def ceilings(
     queries: Sequence[schema.Query],
 ) -> dict[str, Ceilings]:
     """Each generator's scores without passages, with retrieved and with gold passages, over queries with a gold passage."""
-    answered = {arm: evaluate.read_answers(run) for arm, run in golden.items()}
-    failed = {row.query_id for rows in answered.values() for row in rows if row.status == "failed"}
+    failed = {row.query_id for run in golden.values() for row in evaluate.read_answers(run) if row.status == "failed"}
     readable = {query.query_id for query in queries if has_gold_passage(query)} - failed
     hosted = [(name, f"base@{name}", f"rag@{name}") for name in settings.compare.hosted]
     generators = [("base model", "base", "rag"), *hosted, ("tuned model", "ft", "rag+ft")]
@@ -55,7 +54,7 @@ def ceilings(
         scores = {
             "closed_book": measured[closed].scores if closed in measured else {},
             "retrieved": measured[opened].scores if opened in measured else {},
-            "gold_passage": evaluate.scores_of(queries, answered[opened], settings) if opened in answered else {},
+            "gold_passage": evaluate.scores_of(queries, golden[opened], settings) if opened in golden else {},
         }
         shared = {
             kind: {query_id: values for query_id, values in per_query.items() if query_id in readable}

@@ -80,7 +80,7 @@ def _questions(settings: config.Config) -> list[schema.Query]:
         found = staged_queries.judged_queries(settings.with_values({"queries.split": "validation"}))
     except inputs.InputError:
         found = []
-    answerable = [query for query in found if query.answers]
+    answerable = [query for query in found if query.answers != ()]
     if not answerable:
         raise evaluate.EvaluationError(
             f"{settings.queries.path}: no validation question has gold answers, and compare.variants are chosen on these; set "
@@ -126,9 +126,14 @@ def _scores(settings: config.Config, varied: config.Config, questions: Sequence[
     filesystem.replace_text(path, "".join(lines))
     copied = {"answer.arm": "rag", **staged_queries.own_documents_setting(settings)}
     asked = staged_queries.with_all_queries_of(varied, path).with_values(copied)
-    rows = evaluate.read_answers(str(answer.answer(asked)))
-    scores = evaluate.scores_of(questions, rows, varied)
-    return [scores[query.query_id][varied.compare.metric] for query in questions]
+    scores = evaluate.scores_of(questions, str(answer.answer(asked)), settings)
+    metric = settings.compare.metric
+    if unscored := [query.query_id for query in questions if metric not in scores[query.query_id]]:
+        raise evaluate.EvaluationError(
+            f"compare.variants: {len(unscored):,} answers have no {metric}, such as that to {unscored[0]!r}, because their grade "
+            "failed; run the command again: only failed grades are asked for again"
+        )
+    return [scores[query.query_id][metric] for query in questions]
 
 
 def _search(

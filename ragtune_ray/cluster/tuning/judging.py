@@ -80,7 +80,7 @@ def queries_of(settings: config.Config, split: str) -> list[schema.Query]:
 def _scores(settings: config.Config, metric: str) -> dict[str, float]:
     """query_id -> score of the answer with this config."""
     judged = staged_queries.judged_queries(settings)
-    scores = evaluate.scores_of(judged, evaluate.read_answers(str(answer.answer(settings))), settings)
+    scores = evaluate.scores_of(judged, str(answer.answer(settings)), settings)
     return {query_id: values[metric] for query_id, values in scores.items() if metric in values}
 
 

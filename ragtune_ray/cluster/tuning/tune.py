@@ -62,7 +62,7 @@ def tune(settings: config.Config) -> TuneResult:
         ArtifactError: there is no sound index.
         LedgerError: the ledger of an earlier run is damaged.
     """
-    settings = settings.with_values({"queries.split": "all", "answer.arm": "rag"})
+    settings = settings.with_compared_metric().with_values({"queries.split": "all", "answer.arm": "rag"})
     _check(settings)
     identity = checksums.digest(_identity(settings))
     mode = settings.tune.mode
@@ -185,9 +185,11 @@ def _routed(rounds: Rounds, path: str) -> dict[str, Any]:
     """Choose the questions that each component learns from, and write them to a file per component."""
     settings, rule = rounds.settings, rounds.settings.tune
     rows = {row.query_id: row for row in evaluate.read_answers(path)}
-    judged = [query for query in queries_of(settings, "train") if query.answers is not None]
-    scores = evaluate.scores_of(judged, list(rows.values()), settings)
+    known = [query for query in queries_of(settings, "train") if query.answers is not None]
+    scores = evaluate.scores_of(known, path, settings)
     values = {name: each.get(settings.compare.metric) for name, each in scores.items()}
+    # A question whose grade failed teaches nothing.
+    judged = [query for query in known if query.answers == () or values[query.query_id] is not None]
     deep = hits_of(rounds.settings_with(rounds.pair, {"queries.split": "train"}), rule.deep_hits)
     index = snapshot.open_index(rounds.pair.workspace, None)
     gold_ids = [query.query_id for query in judged if query.answers]

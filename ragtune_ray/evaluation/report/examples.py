@@ -19,7 +19,7 @@ def most_telling(scores: Mapping[config.Arm, PerQuery], metric: str, count: int)
     The arms take turns: each chooses the query on which it leads most. Ties follow the order of the queries.
     """
     arms = list(scores)
-    ids = [query_id for query_id, values in scores[arms[0]].items() if metric in values]
+    ids = [name for name in scores[arms[0]] if all(metric in per_query.get(name, {}) for per_query in scores.values())]
     table = np.array([[scores[arm][query_id][metric] for query_id in ids] for arm in arms])
     leads = table - table.mean(axis=0) if ids else table
     orders = np.argsort(-leads, axis=1, kind="stable")

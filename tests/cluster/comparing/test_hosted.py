@@ -2,12 +2,15 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ragtune_ray import config
+from ragtune_ray.cluster import staged_queries
 from ragtune_ray.cluster.answering import evaluate
 from ragtune_ray.cluster.comparing.compare import compare, read_comparison
 from ragtune_ray.cluster.indexing.index import build_index
+from ragtune_ray.models.encoder import HashingEncoder
 from ragtune_ray.storage import artifacts
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.cluster, pytest.mark.usefixtures("shared_ray")]
@@ -30,6 +33,7 @@ def test_a_hosted_model_answers_beside_the_own_generator_at_its_price(
             "compare.arms=[base, rag]",
             "compare.latency_queries=1",
             "compare.answers=1",
+            "compare.metric=semantic",
             "prices.core_hour=0.36",
             "cluster.generator_workers=1",
         ).model_dump(mode="json"),
@@ -53,6 +57,20 @@ def test_a_hosted_model_answers_beside_the_own_generator_at_its_price(
         assert cost["per_1000"] == pytest.approx(1000 * (hardware + charged))
         assert cost["unit"] == "USD"
         assert found["arms"][arm]["model"] == ("gpt-x" if by_server else settings.generator.model)
+    # The deciding metric is in the scores of the evaluation, from which the comparison takes it.
+    gold = {row.query_id: row.answers for row in staged_queries.selected_queries(settings)}
+    encode = HashingEncoder("hashing-64").encode_passages
+    for arm, each in rows.items():
+        expected = {
+            row.query_id: max(0.0, *(encode([row.answer]) @ encode(list(gold[row.query_id])).T)[0])
+            if row.answer
+            else 0.0
+            for row in each
+        }
+        scores = evaluate.read_scores(run.manifest["evaluated"], arm)
+        assert {name: values["semantic"] for name, values in scores.items()} == pytest.approx(expected, abs=1e-6)
+        assert found["arms"][arm]["quality"]["semantic"]["value"] == pytest.approx(np.mean([*expected.values()]))
+    assert found["metric"] == "semantic"
     others = {difference["arm"] for difference in found["differences"]}
     assert others == {"base", "rag", "base@gpt", "rag@gpt"} - {found["verdict"]["arm"]}
     assert "gpt" in found["ceilings"]

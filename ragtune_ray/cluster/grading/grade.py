@@ -1,0 +1,149 @@
+"""Grades the answers of all arms together by the metrics of `evaluate.metrics`; what was graded before is not graded again."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import pyarrow.parquet as pq
+
+from ragtune_ray import config, progress, schema
+from ragtune_ray.cluster import actors, session, stages
+from ragtune_ray.cluster.grading.workers import GradeUnit
+from ragtune_ray.evaluation.grading import graders
+from ragtune_ray.evaluation.grading.cache import Grades
+from ragtune_ray.evaluation.grading.task import Grade, GradingError, Task
+from ragtune_ray.storage import artifacts, checksums
+
+UNIT_TASKS = 32
+"""Answers that are graded together; a killed run loses at most this many grades per worker."""
+
+Column = dict[str, str]
+"""Name of a text column of `scores.parquet` -> its value for one question."""
+
+
+@dataclass(slots=True)
+class Graded:
+    """What grading adds to the scores of each arm."""
+
+    values: dict[str, dict[str, dict[str, float]]]
+    """Arm -> query id -> metric -> value; a metric is left out where a grade failed in any arm."""
+    columns: dict[str, dict[str, Column]]
+    """Arm -> query id -> METRIC_status and METRIC_reason."""
+    facts: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Metric -> how many answers were graded, how many grades were known or failed, requests and tokens."""
+
+
+def grade(settings: config.Config, queries: Sequence[schema.Query], answered: Mapping[config.Arm, str]) -> Graded:
+    """Grade the answers to these queries by every metric of `evaluate.metrics`.
+
+    Args:
+        settings: of the evaluation; the workspace keeps the grades.
+        queries: that are scored.
+        answered: arm -> its run of `answer`.
+
+    Raises:
+        GradingError: too many grades failed.
+        ModelError: a model cannot be found or loaded.
+    """
+    found = Graded(
+        {arm: {query.query_id: {} for query in queries} for arm in answered},
+        {arm: {query.query_id: {} for query in queries} for arm in answered},
+    )
+    if settings.evaluate.metrics:
+        arms = {arm: _read(run) for arm, run in answered.items()}
+        with session.ray_session(settings.cluster):
+            for metric in settings.evaluate.metrics:
+                _grade_by(settings, metric, queries, arms, found)
+    return found
+
+
+def _read(run: str) -> dict[str, schema.Answer]:
+    path = artifacts.open_artifact(run, "answer").path
+    return {row.query_id: row for row in schema.from_table(pq.read_table(path / "answers.parquet"), schema.Answer)}
+
+
+def _grade_by(
+    settings: config.Config,
+    metric: config.GradedMetric,
+    queries: Sequence[schema.Query],
+    arms: Mapping[config.Arm, Mapping[str, schema.Answer]],
+    found: Graded,
+) -> None:
+    given = {
+        (arm, query.query_id): graders.task_of(metric, query, rows[query.query_id])
+        for arm, rows in arms.items()
+        for query in queries
+    }
+    tasks = {task.key(): task for task in given.values() if isinstance(task, Task)}
+    grades, found.facts[metric] = _graded(settings, metric, tasks)
+    _refuse_failures(settings, metric, grades)
+    failed = {query_id for (_, query_id), task in given.items() if isinstance(task, Task) and grades[task.key()].error}
+    for (arm, query_id), task in given.items():
+        if task is None:
+            continue
+        made = grades[task.key()] if isinstance(task, Task) else Grade({metric: task})
+        if query_id not in failed:
+            found.values[arm][query_id].update(made.values)
+        found.columns[arm][query_id].update(_columns(metric, made, is_failed=query_id in failed))
+
+
+def _columns(metric: str, grade: Grade, *, is_failed: bool) -> Column:
+    """The status of a grade (failed, left out because it failed in another arm, or graded) and its reason."""
+    status = "failed" if grade.error else "left_out" if is_failed else "graded"
+    return {f"{metric}_status": status, f"{metric}_reason": grade.error or grade.reason}
+
+
+def _graded(
+    settings: config.Config, metric: config.GradedMetric, tasks: Mapping[str, Task]
+) -> tuple[dict[str, Grade], dict[str, int]]:
+    """The grade of every task, and how many were made; the new ones are kept as soon as their unit is finished."""
+    cache = Grades(settings.workspace, graders.identity(settings, metric))
+    grades = {key: grade for key, grade in cache.read().items() if key in tasks} if tasks else {}
+    # The order is drawn by the seed, so that no arm's answers come first.
+    pending = sorted(tasks.keys() - grades.keys(), key=lambda key: checksums.digest([settings.seed, key]))
+    new: list[Grade] = []
+    with progress.stage(f"grade ({metric})", len(tasks), "answers", len(grades)) as shown:
+        for made in _in_units(settings, metric, [tasks[key] for key in pending]):
+            cache.write(made)
+            grades |= made
+            new += made.values()
+            shown.advance(len(made))
+    return grades, {
+        "answers": len(tasks),
+        "known": len(tasks) - len(new),
+        "failed": sum(bool(each.error) for each in new),
+        "requests": sum(each.requests for each in new),
+        "prompt_tokens": sum(each.prompt_tokens for each in new),
+        "completion_tokens": sum(each.completion_tokens for each in new),
+    }
+
+
+def _in_units(
+    settings: config.Config, metric: config.GradedMetric, tasks: Sequence[Task]
+) -> Iterator[dict[str, Grade]]:
+    units = [
+        {"unit": number, "tasks": [dataclasses.asdict(task) for task in tasks[start : start + UNIT_TASKS]]}
+        for number, start in enumerate(range(0, len(tasks), UNIT_TASKS))
+    ]
+    if not units:
+        return
+    cluster = settings.cluster
+    num_actors = session.workers(cluster.encoder_workers, cluster.gpus_per_worker)
+    pool = actors.Pool(GradeUnit, {"settings": settings, "metric": metric}, num_actors, session.worker_options(cluster))
+    for result in stages.on_actors(pool)(f"grade ({metric})", units):
+        yield {key: Grade(**made) for key, made in json.loads(result).items()}
+
+
+def _refuse_failures(settings: config.Config, metric: str, grades: Mapping[str, Grade]) -> None:
+    failed = [grade.error for grade in grades.values() if grade.error]
+    allowed = settings.answer.max_failed_share
+    if len(failed) > allowed * len(grades):
+        reason, count = Counter(failed).most_common(1)[0]
+        raise GradingError(
+            f"{len(failed):,} of {len(grades):,} grades of {metric} failed, more than answer.max_failed_share ({allowed}) "
+            f"allows; most often ({count:,}): {reason}; fix this and run again: finished grades are kept"
+        )

@@ -1,0 +1,122 @@
+"""All arms are graded together, each distinct answer once, and a failed grade is never a 0; no Ray is started here."""
+
+from pathlib import Path
+
+import pytest
+
+from ragtune_ray import config
+from ragtune_ray.cluster.grading import grade, workers
+from ragtune_ray.evaluation.grading.task import Grade, GradingError, Task
+from ragtune_ray.schema import Answer, Query
+from tests.support.answered import grade_in_this_process, publish_answers
+from tests.support.comparisons import answer_row
+
+
+class Scripted:
+    """Grades by the answer's text: its number of characters / 10; "broken" fails."""
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+
+    def grade(self, tasks: list[Task]) -> list[Grade]:
+        self.seen += [task.answer for task in tasks]
+        return [
+            Grade(error="it broke")
+            if task.answer == "broken"
+            else Grade({"semantic": len(task.answer) / 10}, requests=1)
+            for task in tasks
+        ]
+
+
+@pytest.fixture
+def grader(monkeypatch: pytest.MonkeyPatch) -> Scripted:
+    grader = Scripted()
+    monkeypatch.setattr(workers.graders, "open_grader", lambda *_: grader)
+    grade_in_this_process(monkeypatch)
+    return grader
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> config.Config:
+    return config.load_config(
+        {"workspace": str(tmp_path), "encoder.model": "hashing-64", "evaluate.metrics": ["semantic"]}
+    )
+
+
+def queries(count: int) -> list[Query]:
+    return [Query(f"q{number}", "Who?", ("me",), (), (), "test") for number in range(count)]
+
+
+def rows(*texts: str) -> list[Answer]:
+    return [answer_row(f"q{number}", text) for number, text in enumerate(texts)]
+
+
+def test_equal_answers_of_two_arms_are_graded_once_and_never_again(settings: config.Config, grader: Scripted) -> None:
+    runs = {
+        "base": publish_answers(settings.workspace, "base", rows("me", "you", "")),
+        "ft": publish_answers(settings.workspace, "ft", rows("me", "nobody", "they")),
+    }
+    found = grade.grade(settings, queries(3), runs)
+    assert found.values == {
+        "base": {"q0": {"semantic": 0.2}, "q1": {"semantic": 0.3}, "q2": {"semantic": 0.0}},
+        "ft": {"q0": {"semantic": 0.2}, "q1": {"semantic": 0.6}, "q2": {"semantic": 0.4}},
+    }
+    assert sorted(grader.seen) == ["me", "nobody", "they", "you"]
+    assert found.facts["semantic"] == {
+        "answers": 4, "known": 0, "failed": 0, "requests": 4, "prompt_tokens": 0, "completion_tokens": 0,
+    }  # fmt: skip
+    again = grade.grade(settings, queries(3), runs)
+    assert again.values == found.values
+    assert len(grader.seen) == 4
+    assert again.facts["semantic"]["known"] == 4
+    assert again.facts["semantic"]["requests"] == 0
+
+
+def test_the_order_mixes_the_arms_and_depends_on_the_seed(settings: config.Config, grader: Scripted) -> None:
+    orders = []
+    for seed in (0, 1):
+        given = settings.with_values({"seed": seed, "workspace": f"{settings.workspace}/{seed}"})
+        runs = {
+            arm: publish_answers(given.workspace, arm, rows(*(f"{arm} {number}" for number in range(20))))
+            for arm in ("base", "ft")
+        }
+        grader.seen.clear()
+        grade.grade(given, queries(20), runs)
+        orders.append(list(grader.seen))
+    assert sorted(orders[0]) == sorted(orders[1])
+    assert orders[0] != orders[1]
+    first = [text.startswith("base") for text in orders[0][:20]]
+    assert 3 < sum(first) < 17
+
+
+def test_a_failed_grade_leaves_its_question_out_in_every_arm(settings: config.Config, grader: Scripted) -> None:
+    runs = {
+        "base": publish_answers(settings.workspace, "base", rows("broken", "you", "we")),
+        "ft": publish_answers(settings.workspace, "ft", rows("me", "nobody", "they")),
+    }
+    found = grade.grade(settings, queries(3), runs)
+    assert [found.values[arm]["q0"] for arm in runs] == [{}, {}]
+    assert found.columns["base"]["q0"] == {"semantic_status": "failed", "semantic_reason": "it broke"}
+    assert found.columns["ft"]["q0"] == {"semantic_status": "left_out", "semantic_reason": ""}
+    assert found.columns["ft"]["q1"]["semantic_status"] == "graded"
+    assert found.facts["semantic"]["failed"] == 1
+    grader.seen.clear()
+    grade.grade(settings, queries(3), runs)
+    assert grader.seen == ["broken"], "only what failed is tried again"
+
+
+def test_too_many_failed_grades_fail_the_run_and_keep_the_others(settings: config.Config, grader: Scripted) -> None:
+    runs = {"base": publish_answers(settings.workspace, "base", rows("broken", "you"))}
+    strict = settings.with_values({"answer.max_failed_share": 0.4})
+    with pytest.raises(GradingError, match=r"1 of 2 grades of semantic failed.*it broke.*run again"):
+        grade.grade(strict, queries(2), runs)
+    grader.seen.clear()
+    with pytest.raises(GradingError):
+        grade.grade(strict, queries(2), runs)
+    assert grader.seen == ["broken"]
+
+
+def test_questions_without_gold_answers_have_no_semantic_score(settings: config.Config, grader: Scripted) -> None:
+    runs = {"base": publish_answers(settings.workspace, "base", rows("me", "you"))}
+    unknown = Query("q1", "Who?", None, (), (), "test")
+    assert grade.grade(settings, [*queries(1), unknown], runs).values["base"] == {"q0": {"semantic": 0.2}, "q1": {}}
