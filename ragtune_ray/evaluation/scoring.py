@@ -9,6 +9,7 @@ all arms are scored on the same queries:
 | recall@k, MRR@k, nDCG@k | queries with a relevant document |
 | EM, token_F1, ROUGE_L | queries whose `answers` are known |
 | contains_answer | queries with at least one gold answer |
+| numeric_match | queries of which a gold answer is a number |
 | citation_recall | queries with a relevant document that are not known to be unanswerable |
 | citation_precision | the same, if the answer cites something |
 | abstained, failed | every query |
@@ -19,7 +20,8 @@ all arms are scored on the same queries:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -29,6 +31,7 @@ from ragtune_ray.evaluation.metrics import retrieval
 from ragtune_ray.evaluation.metrics.answers import contains_answer, exact_match, rouge_l, token_f1
 from ragtune_ray.evaluation.metrics.citations import citation_precision, citation_recall
 from ragtune_ray.evaluation.metrics.errors import MetricError
+from ragtune_ray.evaluation.metrics.numbers import is_numeric, numeric_match
 from ragtune_ray.schema import Answer, Hit, Query
 
 PerQuery = dict[str, dict[str, float]]
@@ -70,7 +73,7 @@ def score_retrieval(queries: Sequence[Query], hits: Sequence[Hit], cutoffs: Sequ
 
 
 def score_answers(queries: Sequence[Query], answers: Sequence[Answer], rule: config.Evaluate) -> PerQuery:
-    """EM, token_F1, ROUGE_L, contains_answer, citation_precision, citation_recall, abstained and failed of every query.
+    """The metrics of every query that need no model: of its answer, citations and abstention, and whether it failed.
 
     For an unanswerable query, EM, token_F1 and ROUGE_L are 1 if the answer abstained, else 0 (SQuAD v2). An answer that
     abstained from an answerable query scores 0 in all answer metrics, even if it contains a gold answer. A failed answer is
@@ -163,10 +166,12 @@ def _abstained(answer: Answer) -> bool:
 def _answer_scores(query: Query, answer: Answer, rule: config.Evaluate) -> dict[str, float]:
     if query.answers is None:
         return {}
-    metrics = {"EM": exact_match, "token_F1": token_f1, "ROUGE_L": rouge_l}
+    metrics: dict[str, Callable[..., float]] = {"EM": exact_match, "token_F1": token_f1, "ROUGE_L": rouge_l}
     if not query.answers:
         return dict.fromkeys(metrics, float(_abstained(answer)))
     metrics["contains_answer"] = contains_answer
+    if is_numeric(query.answers, rule.language):
+        metrics["numeric_match"] = partial(numeric_match, tolerance=rule.numeric_tolerance)
     if answer.status == "failed" or answer.abstained:
         return dict.fromkeys(metrics, 0.0)
     return {
