@@ -3,7 +3,7 @@
     python -m bench.serve --data SQUAD.json [--model DIRECTORY] [--seconds 30] [--only overload,kill]
 
 Each part starts the endpoint on a local Ray and loads it from a second process over loopback. A part with a number of
-clients is a closed loop; the others are open loops, whose requests leave on schedule whatever happens to earlier ones.
+clients is a closed loop; the others are open loops, whose requests leave on schedule, even if earlier ones are late.
 Each figure is printed with the bar that it has to reach.
 """
 

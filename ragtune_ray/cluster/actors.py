@@ -2,7 +2,7 @@
 
 An actor holds one worker at a time, such as a generator, and frees it before it makes another. The driver gives each actor one
 unit at a time. If an actor's process or node is lost, its unit goes to another actor, and a new one is started in its place.
-Actors reserve cores and GPUs, so whatever else runs on Ray calls `release` first, and so does the end of a session.
+Actors reserve cores and GPUs, so other work on Ray calls `release` first, and so does the end of a session.
 """
 
 from __future__ import annotations

@@ -181,7 +181,7 @@ def inputs_identity(
 
 
 def encoder_identity(settings: config.Config) -> dict[str, Any]:
-    """The part of a run's identity for the encoder's settings; the index and `query_model_fingerprint` stand for the models."""
+    """The part of a run's identity for the encoder's settings; `query_model_fingerprint` and the index identify the models."""
     searches_vectors = settings.retrieval.mode != "lexical"
     directory = weights.resolve(settings.encoder.model).directory if searches_vectors else None
     return weights.with_prompts(settings.encoder, directory).model_dump(mode="json", exclude={"model", "query_model"})

@@ -47,7 +47,7 @@ def halve(
         scores_of: the scores of a candidate on the questions from the second argument to the third (excluded).
 
     Returns:
-        The rounds, of which the last keeps only the best; and the scores of each candidate on the questions that it answered.
+        The rounds (the last keeps only the best), and the scores of each candidate on the questions that it answered.
     """
     scores: dict[str, list[float]] = {name: [] for name in candidates}
     rounds: list[Round] = []

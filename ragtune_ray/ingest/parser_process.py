@@ -137,7 +137,7 @@ def close() -> None:
 
 def serve() -> None:
     """Parse the files that arrive on stdin until it ends: what the parser process runs."""
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # the system itself ends the process, whatever it is doing
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # the system itself ends the process, even inside C code
     requests = sys.stdin.buffer
     with os.fdopen(os.dup(sys.stdout.fileno()), "wb") as replies:
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # libraries may print

@@ -1,4 +1,4 @@
-"""Reads a file of which planning has hashed every block, and returns only bytes that still have these hashes."""
+"""Reads a file after planning has hashed its blocks, and returns only bytes that still have these hashes."""
 
 from __future__ import annotations
 

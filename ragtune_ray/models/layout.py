@@ -38,7 +38,7 @@ class ModelError(RagtuneError, RuntimeError):
 def check_directory(directory: Path) -> None:
     """Refuse a directory with pickled weights, code, links or files elsewhere that loading the model would use.
 
-    The root is checked even if modules.json names other folders, since transformers loads the root whatever modules.json says.
+    The root is checked even if modules.json names other folders, since transformers loads the root in any case.
     Pickled copies of weights beside safetensors are never read, and so are no reason to refuse.
 
     Raises:
@@ -90,7 +90,7 @@ def modules_of(directory: Path) -> list[str]:
 def prompts_of(directory: Path) -> tuple[str, str]:
     """The prompts for queries and for passages that a sentence-transformers model brings; "" where it has none.
 
-    Its default prompt stands in for a prompt that it does not name.
+    Its default prompt is used for a prompt that it does not name.
     """
     described = read_object(directory, directory / DESCRIPTION)
     prompts = described.get("prompts") or {}

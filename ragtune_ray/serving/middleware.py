@@ -202,7 +202,7 @@ def _keys_required() -> ApiError:
 
 
 def _is_allowed(host: str, allowed: Sequence[str]) -> bool:
-    """Whether the value of a Host header is one of these names; `*.example.com` stands for all names below example.com.
+    """Whether the value of a Host header is one of these names; `*.example.com` means all names below example.com.
 
     >>> _is_allowed("a.example.com:8000", ["*.example.com"]), _is_allowed("example.com", ["*.example.com"])
     (True, False)

@@ -201,7 +201,7 @@ def restore_weights(module: nn.Module, weights: dict[str, Tensor]) -> None:
 def save_state(
     directory: Path, module: nn.Module, optimizer: torch.optim.Optimizer, best: dict[str, Tensor], facts: dict[str, Any]
 ) -> None:
-    """Write everything that the next step depends on into an empty directory, of which only the first worker's is kept.
+    """Write everything that the next step depends on into an empty directory; only the first worker's is kept.
 
     `best` has the best weights so far; empty: the current or the initial ones. With FSDP all workers must call this together.
     """

@@ -191,7 +191,7 @@ def test_too_few_questions_prove_no_equality() -> None:
 
 @pytest.mark.parametrize("right", [(20, 19), (19, 20)])
 def test_a_lead_by_chance_is_not_recommended(right: tuple[int, int]) -> None:
-    """40 questions, one more right answer: whichever arm has it, and whatever it costs, the data do not decide."""
+    """40 questions, one more right answer: the data do not decide, at any price and for either arm."""
     columns = [np.repeat([1.0, 0.0], [count, 40 - count]) for count in right]
     for first, second in (("base", "rag"), ("rag", "base")):
         found = verdict({first: columns[0], second: np.roll(columns[1], 10)})
@@ -237,7 +237,7 @@ def test_words_follow_from_the_intervals() -> None:
 
 @given(st.integers(0, 10_000), st.integers(1, 200), st.lists(st.floats(0, 1), min_size=2, max_size=4))
 def test_a_recommendation_is_shown_against_every_arm(seed: int, n: int, shares: list[float]) -> None:
-    """Whatever the scores: a recommended arm has the intervals that the rule asks for, and nothing else is recommended."""
+    """For any scores: a recommended arm has the intervals that the rule asks for, and nothing else is recommended."""
     shared = np.random.default_rng(seed).random(n)
     values = {
         arm: (0.7 * shared + 0.3 * np.random.default_rng(seed + 1 + place).random(n) < share).astype(float)

@@ -14,7 +14,7 @@ from tests.support.processes import Command
 
 @pytest.fixture
 def run(tmp_path: Path) -> Iterator[Callable[..., Command]]:
-    """A function that starts `ragtune VERB` with a config; whatever still runs at the end of the test is ended."""
+    """A function that starts `ragtune VERB` with a config; commands that still run at the end of the test are ended."""
     started: list[Command] = []
 
     def start(verb: str, settings: dict[str, object], *overrides: str) -> Command:

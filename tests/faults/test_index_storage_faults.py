@@ -1,4 +1,4 @@
-"""A disk of which the n-th operation fails, for every n: nothing is half-published, and the same command ends it afterwards."""
+"""A disk whose n-th operation fails, for every n: nothing is half-published, and the same command ends it afterwards."""
 
 import builtins
 import contextlib

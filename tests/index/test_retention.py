@@ -103,7 +103,7 @@ def test_a_tune_is_kept_while_its_model_trains(workspace: Path) -> None:
 
 @pytest.fixture
 def three_versions(tmp_path: Path, passages: list[schema.Passage], write_index: Callable[..., str]) -> str:
-    """An index of three versions without a common segment, of which gc would keep only the last."""
+    """An index of three versions without a common segment; gc would keep only the last."""
     for number in range(3):
         write_index(tmp_path, passages[number : number + 2], HashingEncoder("hashing-16"), num_segments=1)
     for path in (tmp_path / "index").rglob("*"):

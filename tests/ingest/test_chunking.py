@@ -101,7 +101,7 @@ def test_passages_are_slices_that_fit_and_cover_the_text(counter: str, text: str
 @given(text=TEXTS, sizes=SIZES)
 def test_words_and_graphemes_are_split_only_if_too_long_alone(counter: str, text: str, sizes: tuple[int, int]) -> None:
     spans, (size, overlap) = COUNTERS[counter], sizes
-    runs = [(match.start(), match[0]) for match in re.finditer(r"\S+", text)]  # a space is a boundary, whatever follows
+    runs = [(match.start(), match[0]) for match in re.finditer(r"\S+", text)]  # a space is always a boundary
     graphemes = [(at + m.start(), at + m.end()) for at, run in runs for m in regex.finditer(r"\X", run)]
     pieces = [match.span() for match in regex.finditer(rf"[^\s{chunking.UNSPACED_SCRIPTS}]+", text)]
     words = [(a, b) for a, b in pieces if regex.fullmatch(r"[^\W\p{M}\u200d]\w*", text[a:b])]

@@ -181,7 +181,7 @@ def test_a_workspace_without_an_index_is_refused_at_once(tmp_path: Path) -> None
 
 
 async def test_the_command_serves_a_workspace_on_stdio(tmp_path: Path, generator_directory: Path) -> None:
-    """Also a version that is published while it runs, and whatever else is written to stdout."""
+    """Also with a version that is published while it runs, and with other text written to stdout."""
     build_standing(tmp_path)
     settings = settings_of(tmp_path).using(f"generator.model={generator_directory}", "generator.max_new_tokens=4")
     path = tmp_path / "my.yaml"

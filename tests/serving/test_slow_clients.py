@@ -17,13 +17,13 @@ JSON = {"content-type": "application/json"}
 
 
 async def stalled() -> AsyncIterator[bytes]:
-    """A body of which nothing more arrives after the first byte."""
+    """A body that stops after the first byte."""
     yield b"{"
     await asyncio.Event().wait()
 
 
 async def trickling() -> AsyncIterator[bytes]:
-    """A body of which a byte arrives each second, for ever."""
+    """A body that sends one byte a second, for ever."""
     while True:
         yield b" "
         await asyncio.sleep(1)

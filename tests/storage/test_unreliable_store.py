@@ -1,4 +1,4 @@
-"""An object store of which the n-th write fails, for every n: nothing half-published is ever seen, and the next try ends it."""
+"""An object store whose n-th write fails, for every n: nothing half-published is ever seen, and the next try ends it."""
 
 import errno
 import os

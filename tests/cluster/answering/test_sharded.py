@@ -1,4 +1,4 @@
-"""Retrieval from an index in shards: the same hits as from the whole, whatever was deleted, filtered out or interrupted."""
+"""Retrieval from an index in shards: the same hits as from the whole, also after deletions, with filters and after interruptions."""
 
 import dataclasses
 import gc
@@ -48,7 +48,7 @@ def changed_corpus(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tu
 
 
 def build(settings: config.Config, changes: Path) -> None:
-    """Several segments, of which some passages are deleted and some replaced."""
+    """Several segments with deleted and replaced passages."""
     build_index(settings)
     delete_documents(settings, ["d2", "d3", "d30", "d59"])
     upsert_documents(settings, str(changes))
