@@ -74,6 +74,9 @@ class Evaluate(Section):
     numeric_tolerance: float = Field(0.0, ge=0, lt=1)
     """How far a number may be from the gold number to be right in numeric_match, as a share of the gold number: 0.01 accepts
     4.46 for 4.5. Whole numbers from 1000 to 2100 without a unit may be years, and must be equal. 0: all must be equal."""
+    labels_path: str = ""
+    """File of people's grades, written by `ragtune label`: JSON lines that can be versioned. Empty: labels.jsonl in the
+    workspace."""
 
     @field_validator("metrics")
     @classmethod
@@ -96,7 +99,7 @@ class Evaluate(Section):
         """
         old = {"normalization": "squad", "metrics": (), "numeric_tolerance": 0.0}
         unset = {name for name, value in old.items() if getattr(self, name) == value}
-        return self.model_dump(mode="json", exclude=(exclude or set()) | unset)
+        return self.model_dump(mode="json", exclude={"labels_path", *(exclude or ()), *unset})
 
 
 Name = Annotated[str, Field(pattern=f"^{NAME}$")]
