@@ -20,11 +20,13 @@ import json
 import random
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ragtune_ray import config, schema
+from bench import planted_long
+from bench.planted_world import CAPITALS, DEVICES, URGENCIES, Row, Task, document, named, question
+from bench.planted_world import settings as settings_of_tasks
+from ragtune_ray import schema
 from ragtune_ray.answering import pipeline
 from ragtune_ray.cluster.comparing.compare import compare, read_comparison
 from ragtune_ray.cluster.indexing.index import build_index
@@ -33,66 +35,16 @@ from ragtune_ray.models import weights
 
 SPLITS = {"train": 192, "validation": 16, "test": 80}
 """Number of questions per split."""
-SYLLABLES = [
-    "bra", "cor", "dal", "el", "fen", "gar", "hul", "ist", "jor", "kal", "lum", "mor", "nev", "ost", "pra", "quil",
-    "ras", "sul", "tar", "ulm", "ver", "wol", "yar", "zen",
-]  # fmt: skip
-SITES = ["depot", "harbour", "station", "quarry", "mill", "archive", "clinic", "airfield", "orchard", "foundry"]
-DEVICES = ["printer", "scanner", "router", "laptop", "phone", "monitor", "projector", "keyboard", "camera", "server"]
-URGENCIES = {"today": "A", "this week": "B", "this month": "C"}
-CAPITALS = {
-    "France": "Paris", "Germany": "Berlin", "Spain": "Madrid", "Italy": "Rome", "Portugal": "Lisbon",
-    "Norway": "Oslo", "Sweden": "Stockholm", "Finland": "Helsinki", "Denmark": "Copenhagen", "Poland": "Warsaw",
-    "Austria": "Vienna", "Hungary": "Budapest", "Greece": "Athens", "Turkey": "Ankara", "Egypt": "Cairo",
-    "Morocco": "Rabat", "Kenya": "Nairobi", "Nigeria": "Abuja", "Ghana": "Accra", "Ethiopia": "Addis Ababa",
-    "India": "New Delhi", "China": "Beijing", "Japan": "Tokyo", "Thailand": "Bangkok", "Vietnam": "Hanoi",
-    "Indonesia": "Jakarta", "Australia": "Canberra", "Canada": "Ottawa", "Mexico": "Mexico City",
-    "Brazil": "Brasilia", "Argentina": "Buenos Aires", "Chile": "Santiago", "Peru": "Lima", "Colombia": "Bogota",
-    "Cuba": "Havana", "Iran": "Tehran", "Iraq": "Baghdad", "Ireland": "Dublin", "Iceland": "Reykjavik",
-    "Russia": "Moscow", "Ukraine": "Kyiv", "Romania": "Bucharest", "Bulgaria": "Sofia", "Serbia": "Belgrade",
-    "Croatia": "Zagreb", "Slovenia": "Ljubljana", "Slovakia": "Bratislava", "Czechia": "Prague",
-    "Belgium": "Brussels", "the Netherlands": "Amsterdam", "Switzerland": "Bern", "Luxembourg": "Luxembourg",
-    "Estonia": "Tallinn", "Latvia": "Riga", "Lithuania": "Vilnius", "Belarus": "Minsk", "Albania": "Tirana",
-    "Malta": "Valletta", "Cyprus": "Nicosia", "Lebanon": "Beirut", "Syria": "Damascus", "Jordan": "Amman",
-    "Saudi Arabia": "Riyadh", "Qatar": "Doha", "Kuwait": "Kuwait City", "Oman": "Muscat", "Yemen": "Sanaa",
-    "Pakistan": "Islamabad", "Afghanistan": "Kabul", "Bangladesh": "Dhaka", "Nepal": "Kathmandu", "Bhutan": "Thimphu",
-    "Sri Lanka": "Colombo", "Myanmar": "Naypyidaw", "Cambodia": "Phnom Penh", "Laos": "Vientiane",
-    "Malaysia": "Kuala Lumpur", "Singapore": "Singapore", "the Philippines": "Manila", "South Korea": "Seoul",
-    "North Korea": "Pyongyang", "Mongolia": "Ulaanbaatar", "New Zealand": "Wellington", "Fiji": "Suva",
-    "Tunisia": "Tunis", "Algeria": "Algiers", "Libya": "Tripoli", "Sudan": "Khartoum", "Somalia": "Mogadishu",
-    "Uganda": "Kampala", "Rwanda": "Kigali", "Zambia": "Lusaka", "Zimbabwe": "Harare", "Angola": "Luanda",
-    "Senegal": "Dakar", "Mali": "Bamako", "Cameroon": "Yaounde", "Namibia": "Windhoek", "Botswana": "Gaborone",
-    "Venezuela": "Caracas", "Ecuador": "Quito", "Paraguay": "Asuncion", "Uruguay": "Montevideo",
-    "Panama": "Panama City", "Costa Rica": "San Jose", "Nicaragua": "Managua", "Honduras": "Tegucigalpa",
-    "Guatemala": "Guatemala City", "Jamaica": "Kingston", "Haiti": "Port-au-Prince",
-    "the Dominican Republic": "Santo Domingo", "Armenia": "Yerevan", "Georgia": "Tbilisi", "Azerbaijan": "Baku",
-    "Kazakhstan": "Astana", "Uzbekistan": "Tashkent",
-}  # fmt: skip
-
-Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Task:
-    """A corpus and its questions."""
-
-    documents: list[Row]
-    questions: list[Row]
-    right: tuple[str, ...]
-    """Arms that are a right verdict."""
-    overrides: tuple[str, ...] = ()
-    changed_documents: tuple[Row, ...] = ()
-    changed_questions: tuple[Row, ...] = ()
 
 
 def changing_facts(seed: int) -> Task:
     """Gate codes of invented sites; after training, the codes of sites in the training split change."""
     source = random.Random(f"facts {seed}")
     documents, questions, changed_documents, changed_questions = [], [], [], []
-    for split, number, name in _named(source):
+    for split, number, name in named(source, SPLITS):
         code, later = source.sample(range(1000, 10_000), 2)
         documents.append(_site(name, code, source))
-        questions.append(_question(split, number, f"What is the gate code of the {name}?", str(code), documents[-1]))
+        questions.append(question(split, number, f"What is the gate code of the {name}?", [str(code)], documents[-1]))
         if split == "train" and number < SPLITS["test"]:
             changed_documents.append(_site(name, later, source))
             changed_questions.append({**questions[-1], "answers": [str(later)], "split": "test"})
@@ -108,10 +60,10 @@ def house_form(seed: int) -> Task:
             device, floor = source.choice(DEVICES), source.randint(1, 9)
             urgency = source.choice(list(URGENCIES))
             text = f"A {device} on floor {floor} does not work. It is wanted {urgency}."
-            documents.append(_document(f"incident {split} {number}", text))
+            documents.append(document(f"incident {split} {number}", text))
             asked = f"Ticket tag for a broken {device} on floor {floor}, wanted {urgency}?"
             answer = f"HD/{device}/F{floor}/{URGENCIES[urgency]}"
-            questions.append(_question(split, number, asked, answer, documents[-1]))
+            questions.append(question(split, number, asked, [answer], documents[-1]))
     return Task(documents, questions, ("ft",))
 
 
@@ -119,11 +71,11 @@ def facts_in_house_form(seed: int) -> Task:
     """Gate codes of invented sites, in an answer form that no document states."""
     source = random.Random(f"both {seed}")
     documents, questions = [], []
-    for split, number, name in _named(source):
+    for split, number, name in named(source, SPLITS):
         code = source.randint(1000, 9999)
         documents.append(_site(name, code, source))
         questions.append(
-            _question(split, number, f"What is the gate code of the {name}?", f"GC/{code}/OK", documents[-1])
+            question(split, number, f"What is the gate code of the {name}?", [f"GC/{code}/OK"], documents[-1])
         )
     return Task(documents, questions, ("rag+ft",))
 
@@ -137,7 +89,7 @@ def known_already(seed: int) -> Task:
     shares = {"train": known[: len(known) // 3], "validation": known[len(known) // 3 :][:6]}
     shares["test"] = known[len(known) // 3 + 6 :]
     questions = [
-        _question(split, number, f"What is the capital of {country}?", CAPITALS[country], documents[country])
+        question(split, number, f"What is the capital of {country}?", [CAPITALS[country]], documents[country])
         for split, part in shares.items()
         for number, country in enumerate(part)
     ]
@@ -146,13 +98,13 @@ def known_already(seed: int) -> Task:
 
 
 def _capital(country: str) -> Row:
-    return _document(country, f"{CAPITALS[country]} is the capital of {country}.")
+    return document(country, f"{CAPITALS[country]} is the capital of {country}.")
 
 
 @functools.cache
 def _known_capitals() -> tuple[str, ...]:
     """Return the countries whose capital the base model names from memory and also from the document."""
-    settings = _settings()
+    settings = settings_of_tasks()
     loaded = generator.load_generator(settings.generator, weights.resolve(settings.generator.model).directory)
     known = set(CAPITALS)
     for arm in ("base", "rag"):
@@ -171,48 +123,21 @@ def _known_capitals() -> tuple[str, ...]:
     return tuple(country for country in CAPITALS if country in known)
 
 
-TASKS: dict[str, Callable[[int], Task]] = {
+SHORT_TASKS: dict[str, Callable[[int], Task]] = {
     "changing_facts": changing_facts,
     "house_form": house_form,
     "facts_in_house_form": facts_in_house_form,
     "known_already": known_already,
 }
-
-
-def _named(source: random.Random) -> Iterable[tuple[str, int, str]]:
-    names = set[str]()
-    for split, count in SPLITS.items():
-        for number in range(count):
-            while (name := _name(source)) in names:
-                pass
-            names.add(name)
-            yield split, number, name
-
-
-def _name(source: random.Random) -> str:
-    return f"{''.join(source.sample(SYLLABLES, 2)).capitalize()} {source.choice(SITES)}"
+TASKS = {**SHORT_TASKS, **planted_long.TASKS}
 
 
 def _site(name: str, code: int, source: random.Random) -> Row:
     people = source.randint(3, 90)
-    return _document(
+    return document(
         name,
         f"The {name} has {people} workers. The gate code of the {name} is {code}. It opens at {source.randint(5, 9)}.",
     )
-
-
-def _document(title: str, text: str) -> Row:
-    return {"document_id": title.replace(" ", "-"), "title": title, "text": text}
-
-
-def _question(split: str, number: int, text: str, answer: str, document: Row) -> Row:
-    return {
-        "query_id": f"{split}-{number}",
-        "text": text,
-        "answers": [answer],
-        "split": split,
-        "document_ids": [document["document_id"]],
-    }
 
 
 def run(name: str, seed: int, workspace: Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
@@ -230,7 +155,7 @@ def run(name: str, seed: int, workspace: Path, overrides: Iterable[str] = ()) ->
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (folder / f"{kind}.jsonl").write_text(text, encoding="utf-8")
     changes = ("compare.changes_path={0}/changes.jsonl", "compare.changed_queries_path={0}/changed.jsonl")
-    settings = _settings().using(
+    settings = settings_of_tasks().using(
         f"workspace={folder}",
         f"corpus.path={folder}/corpus.jsonl",
         f"queries.path={folder}/queries.jsonl",
@@ -245,36 +170,22 @@ def run(name: str, seed: int, workspace: Path, overrides: Iterable[str] = ()) ->
     return {**found, "right": task.right, "bench_seconds": time.monotonic() - started}
 
 
-def _settings() -> config.Config:
-    return config.Config().using(
-        "retrieval.top_k=1",
-        "generator.max_new_tokens=16",
-        "generator.stop=['\\n']",
-        "training.batch_examples=4",
-        "training.learning_rate=1e-4",
-        "training.gold_left_out_share=0",
-        "training.cite=false",
-        "training.evaluate_steps=1000",
-        "training.checkpoint_steps=1000",
-        "compare.latency_queries=5",
-    )
-
-
 def main() -> None:
     """Run every task with every seed and print the verdicts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("overrides", nargs="*", help="settings such as cluster.gpus_per_worker=1")
-    parser.add_argument("--tasks", nargs="*", default=list(TASKS), choices=list(TASKS))
+    parser.add_argument("--kind", default="short", choices=["short", "long"], help="of the answers, without --tasks")
+    parser.add_argument("--tasks", nargs="*", choices=list(TASKS))
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--workspace", type=Path, default=Path("workspace/planted"))
     options = parser.parse_args()
     lines = []
-    for name in options.tasks:
+    for name in options.tasks or (planted_long.TASKS if options.kind == "long" else SHORT_TASKS):
         for seed in options.seeds:
             found = run(name, seed, options.workspace.resolve(), options.overrides)
             lines.append(_line(name, seed, found))
             print(lines[-1], flush=True)
-    print("\n" + f"{'task':<20}{'seed':>4}  {'verdict':<26}{'':<7}quality of base, rag, ft, rag+ft")
+    print("\n" + f"{'task':<26}{'seed':>4}  {'verdict':<26}{'':<7}quality of base, rag, ft, rag+ft")
     print("\n".join(lines))
 
 
@@ -285,7 +196,7 @@ def _line(name: str, seed: int, found: dict[str, Any]) -> str:
     scores = " ".join(f"{arm['quality'][metric]['value']:.2f}" for arm in found["arms"].values())
     changed = [arm["freshness"]["changed"] for arm in found["arms"].values()]
     after = "  changed " + " ".join(f"{each['value']:.2f}" for each in changed) if all(changed) else ""
-    return f"{name:<20}{seed:>4}  {shown:<26}{mark:<7}{metric} {scores}{after}  {found['bench_seconds']:.0f} s"
+    return f"{name:<26}{seed:>4}  {shown:<26}{mark:<7}{metric} {scores}{after}  {found['bench_seconds']:.0f} s"
 
 
 if __name__ == "__main__":

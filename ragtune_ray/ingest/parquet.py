@@ -47,7 +47,7 @@ def parquet_rows(
 ) -> Iterator[Row]:
     """Read rows `start` to `stop`: all columns of scalars or lists of them, and those in `nested`, which may contain objects.
 
-    The file needs one of the `ids` columns and one of the `texts` columns.
+    The file needs one of the `ids` columns, unless none is named, and one of the `texts` columns.
 
     Raises:
         ParseError: the file is broken, or `check_columns` refuses it.
@@ -143,7 +143,7 @@ def check_columns(schema: Any, ids: Columns, texts: Columns, nested: Columns = (
     if len(set(schema.names)) < len(schema.names):
         raise ParseError(f"two columns have one name; found {found}")
     for names in (ids, texts):
-        if not set(names) & set(schema.names):
+        if names and not set(names) & set(schema.names):
             raise ParseError(f"no column {' or '.join(map(repr, names))}; found {found}")
     read: list[str] = []
     unread: list[str] = []
@@ -153,7 +153,7 @@ def check_columns(schema: Any, ids: Columns, texts: Columns, nested: Columns = (
         paths, others = _paths(field, field.name, is_nested=field.name in nested)
         read += paths
         unread += others
-    if not set(ids) & set(read):
+    if ids and not set(ids) & set(read):
         name = next(name for name in ids if name in schema.names)
         raise ParseError(f"column {name!r} must be text or integers, found {schema.field(name).type}")
     return read, unread

@@ -2,40 +2,48 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import PurePosixPath
+from typing import Any
 
+from ragtune_ray import progress
 from ragtune_ray.config import Queries
 from ragtune_ray.ingest import inputs
+from ragtune_ray.ingest.exports import fields, tables
 from ragtune_ray.ingest.inputs import Row
 from ragtune_ray.ingest.parquet import parquet_rows
 from ragtune_ray.ingest.parsing.text import ParseError, clean
 from ragtune_ray.ingest.rows import (
-    QUERY_ANSWERS,
-    QUERY_IDS,
-    QUERY_TEXTS,
     checked_id,
+    parse_json,
     query_from_row,
     reject,
     split_name,
+    squad_contexts,
 )
 from ragtune_ray.schema import Message, Query, Reject
 from ragtune_ray.storage import filesystem
 
 Placed = tuple[str, Query] | Reject
+SUFFIXES = (".jsonl", ".parquet", ".csv", ".tsv", ".json")
+"""Files from which questions are read."""
 _MAX_QUERY_BYTES = 8 * 2**20
+_NESTED = (*fields.TEXTS[4:], *fields.ANSWERS, *fields.NESTED, "document_ids", "document_id", "relevances", "messages")
 
 
-def read_queries(path: str, split: str = "all") -> Iterator[Query | Reject]:
-    """Read the queries of a .jsonl or .parquet file, SQuAD JSON or a BEIR folder, with a reject for each bad row.
+def read_queries(path: str, split: str = "all", notices: fields.Notices | None = None) -> Iterator[Query | Reject]:
+    """Read the queries of a .jsonl, .parquet, .csv or .json file or a BEIR folder, with a reject for each bad row.
 
     Args:
         path: local or any fsspec URL.
         split: `all`, or only the queries of this split; in BEIR, those judged in the qrels file of that name.
+        notices: counts what was read as meant, or not read; None: it is said as progress, once per process.
 
     Raises:
         InputError: the path is missing or unreadable, one id has two texts, or no query has the split.
@@ -45,12 +53,14 @@ def read_queries(path: str, split: str = "all") -> Iterator[Query | Reject]:
     if not store.isdir(inner):
         if store.size(inner) == 0:
             raise inputs.InputError(f"{path}: the file is empty (0 bytes)")
-        if PurePosixPath(root).suffix.lower() not in (".jsonl", ".parquet", ".json"):
-            raise inputs.InputError(f"{path}: queries are read from .jsonl, .parquet, SQuAD .json or a BEIR folder")
-        return _unique(_with_split(_queries(_query_rows(root)), split, path))
+        if PurePosixPath(root).suffix.lower() not in SUFFIXES:
+            raise inputs.InputError(
+                f"{path}: queries are read from {' '.join(SUFFIXES)} (a list, or SQuAD) or a BEIR folder"
+            )
+        return _unique(_with_split(_noted(_query_rows(root), path, notices), split, path))
     if not store.exists(filesystem.join(inner, "queries.jsonl")):
         raise inputs.InputError(f"{path}: a folder of queries must be BEIR, with a queries.jsonl; or name a file")
-    return _unique(_beir_queries(root, _qrels_files(root, split), split))
+    return _unique(_beir_queries(root, _qrels_files(root, split), split, notices))
 
 
 def require_same_files(path: str, sha256: str) -> None:
@@ -91,22 +101,35 @@ def may_stand_in_corpus(given: Queries) -> bool:
 
 def _query_rows(path: str) -> Iterator[Row]:
     try:
-        match inputs.format_of(path):
-            case "jsonl":
+        match PurePosixPath(path).suffix.lower():
+            case ".jsonl":
                 yield from inputs.jsonl_rows(inputs.read_lines(path, _MAX_QUERY_BYTES))
-            case "parquet":
-                yield from parquet_rows(
-                    path, QUERY_IDS, QUERY_TEXTS, (*QUERY_ANSWERS, "document_ids", "relevances", "messages")
-                )
+            case ".parquet":
+                yield from parquet_rows(path, (), fields.TEXTS[:4], _NESTED)
+            case ".json":
+                yield from _json_rows(path, parse_json(_content(path)))
             case _:
-                yield from _squad_questions(path)
+                yield from ((f"{path}#{number}", row) for number, row in tables.csv_rows(_content(path)))
     except ParseError as error:
         raise inputs.InputError(f"{path}: {error}") from None
 
 
-def _squad_questions(path: str) -> Iterator[Row]:
+def _content(path: str) -> bytes:
+    with inputs.open_file(path) as file:
+        data: bytes = file.read()
+    return data
+
+
+def _json_rows(path: str, data: Any) -> Iterator[Row]:
+    if (rows := tables.listed(data)) is None:
+        yield from _squad_questions(path, data)
+        return
+    yield from ((f"{path}#{number}", row) for number, row in enumerate(rows))
+
+
+def _squad_questions(path: str, data: Any) -> Iterator[Row]:
     ordinals = itertools.count()
-    for context in inputs.read_squad(path):
+    for context in squad_contexts(data):
         for question, ordinal in zip(context.questions, ordinals, strict=False):
             row = question
             if isinstance(question, dict):
@@ -116,14 +139,30 @@ def _squad_questions(path: str) -> Iterator[Row]:
             yield f"{path}#{ordinal}", row
 
 
-def _queries(rows: Iterable[Row]) -> Iterator[Placed]:
+def _noted(rows: Iterable[Row], path: str, notices: fields.Notices | None) -> Iterator[Placed]:
+    """The queries of rows; says at the end what was noted, if nobody else counts it."""
+    if notices is not None:
+        yield from _queries(rows, notices)
+        return
+    counted: fields.Notices = Counter()
+    yield from _queries(rows, counted)
+    for line in fields.lines(Counter({text: n for text, n in counted.items() if not text.startswith(fields.UNREAD)})):
+        _say_once(f"{path}: {line}")
+
+
+@functools.cache
+def _say_once(line: str) -> None:
+    progress.say(line)
+
+
+def _queries(rows: Iterable[Row], notices: fields.Notices) -> Iterator[Placed]:
     for row in rows:
         if isinstance(row, Reject):
             yield row
             continue
         place, value = row
         try:
-            yield place, query_from_row(value)
+            yield place, query_from_row(value, notices)
         except ParseError as error:
             yield reject(place, str(error), "row")
 
@@ -173,7 +212,7 @@ def _qrels_files(root: str, split: str) -> dict[str, str]:
     return kept
 
 
-def _beir_queries(root: str, files: dict[str, str], split: str) -> Iterator[Placed]:
+def _beir_queries(root: str, files: dict[str, str], split: str, notices: fields.Notices | None) -> Iterator[Placed]:
     judged: dict[str, dict[str, float]] = {}
     splits: dict[str, str] = {}
     for path, name in files.items():
@@ -187,7 +226,7 @@ def _beir_queries(root: str, files: dict[str, str], split: str) -> Iterator[Plac
             splits[query_id] = name if splits.get(query_id, name) == name else "all"
     missing = set(judged)
     path = filesystem.join(root, "queries.jsonl")
-    for item in _queries(inputs.jsonl_rows(inputs.read_lines(path, _MAX_QUERY_BYTES))):
+    for item in _noted(inputs.jsonl_rows(inputs.read_lines(path, _MAX_QUERY_BYTES)), root, notices):
         if isinstance(item, Reject):
             yield item
             continue

@@ -8,21 +8,17 @@ import itertools
 import json
 import math
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn
 
+from ragtune_ray.ingest.exports.fields import query_fields
 from ragtune_ray.ingest.parsing.text import ParseError, clean
 from ragtune_ray.schema import Document, Message, Query, Reject
 
 DOCUMENT_IDS = ("document_id", "_id", "id")
 """Columns for a document's id; the first that is not null is used."""
-QUERY_IDS = ("query_id", "_id", "id")
-"""Columns for a query's id."""
-QUERY_TEXTS = ("text", "query", "question")
-"""Columns for a query's text."""
-QUERY_ANSWERS = ("answers", "answer", "ground_truth")
-"""Columns for a query's gold answers."""
 MAX_ID_CHARACTERS = 4096
 """Any path is shorter, and an id in a URL stays below the 64 KiB that HTTP servers accept, however it is encoded."""
 MAX_LIST_VALUES = 100
@@ -101,27 +97,29 @@ def document_from_row(row: Any, place: str, max_document_bytes: int) -> Document
     return Document(document_id, text, " ".join(_text(row, "title").split()), _metadata(row, id_name), place)
 
 
-def query_from_row(row: Any) -> Query:
-    """Make a query from a row with an id and a text, and optionally answers, judged documents, a split and messages.
+def query_from_row(row: Any, notices: Counter[str] | None = None) -> Query:
+    """Make a query from a row with a text, and optionally an id, answers, judged documents, a split and messages.
 
-    >>> query_from_row({"id": 1, "question": "Why?", "answers": [], "document_id": "d"}).document_ids
-    ('d',)
+    `notices` counts what was read as meant, or not read (`exports.fields`).
+
+    >>> query_from_row({"id": 1, "question": "Why?", "answer": "So.", "document_id": "d"}).answers
+    ('So.',)
 
     Raises:
         ParseError: a field is missing, of the wrong type or empty, or relevances and document_ids differ in number.
     """
     row = _object(row)
-    _, query_id = _identifier(row, QUERY_IDS)
-    name = next((name for name in QUERY_TEXTS if row.get(name) is not None), None)
-    if name is None:
+    fields = query_fields(row, Counter() if notices is None else notices)
+    if "text" not in fields:
         raise ParseError(f"no column 'text', 'query' or 'question'; found {_names(row)}")
-    text = _text(row, name)
+    text = _text(fields, "text")
     if not text.strip():
         raise ParseError("empty query")
-    document_ids, relevances = _judgements(row)
-    split = split_name(_text(row, "split").strip() or "all")
-    given = next((row[name] for name in QUERY_ANSWERS if row.get(name) is not None), None)
-    return Query(query_id, text, _answers(given), document_ids, relevances, split, _messages(row.get("messages"), text))
+    _, query_id = _identifier(fields, ("query_id",))
+    document_ids, relevances = _judgements(fields)
+    split = split_name(_text(fields, "split").strip() or "all")
+    messages = _messages(fields.get("messages"), text)
+    return Query(query_id, text, _answers(fields.get("answers")), document_ids, relevances, split, messages)
 
 
 def split_name(name: str) -> str:
@@ -237,18 +235,13 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _answers(value: Any) -> tuple[str, ...] | None:
-    if isinstance(value, dict):  # SQuAD as Parquet: {"text": [...], "answer_start": [...]}
-        value = value.get("text")
-    if value is None:
+def _answers(texts: list[Any] | None) -> tuple[str, ...] | None:
+    if texts is None:
         return None
-    answers = [value] if isinstance(value, str) else value
-    if not isinstance(answers, list):
-        raise ParseError(f"answers must be a list of texts, found {type(value).__name__}")
-    texts = [answer.get("text") if isinstance(answer, dict) else answer for answer in answers]
-    if not all(isinstance(text, str) for text in texts):
-        raise ParseError("answers must be a list of texts; an element is not text")
-    found = tuple(dict.fromkeys(clean(text) for text in map(str, texts) if text.strip()))
+    for text in texts:
+        if not isinstance(text, str):
+            raise ParseError(f"answers must be a list of texts; an element is not text but {type(text).__name__}")
+    found = tuple(dict.fromkeys(clean(text) for text in texts if text.strip()))
     if texts and not found:
         raise ParseError("every answer is blank; write [] if the question has no answer, and null if it is unknown")
     return found
@@ -296,11 +289,7 @@ def _message(value: Any, number: int) -> Message:
 
 
 def _judgements(row: dict[str, Any]) -> tuple[tuple[str, ...], tuple[float, ...]]:
-    single, ids = row.get("document_id"), row.get("document_ids")
-    if ids is None:
-        ids = [] if single is None else [single]
-    if not isinstance(ids, list):
-        raise ParseError(f"document_ids must be a list, found {type(ids).__name__}")
+    ids = row.get("document_ids", [])
     relevances = row.get("relevances")
     if relevances is None:
         relevances = [1.0] * len(ids)

@@ -36,8 +36,8 @@ LONG_ANSWER_WORDS, LONG_ANSWER_CHARACTERS = 12, 30
 _SCRIPTS = regex.compile(
     r"(?P<Latin>\p{Latin}+)|(?P<CJK>[\p{Han}\p{Hiragana}\p{Katakana}]+)|(?P<other>\p{L}+)", regex.V1
 )
-_QUESTION_NAMES = ("question", "queries", "query")
 _QUESTION_SUFFIXES = (".jsonl", ".parquet", ".json")
+_QUESTION_NAMES = ("question", "queries", "query")
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def test_squad_questions_name_the_documents_of_their_contexts(tmp_path: Path) ->
             {"id": 1, "question": "A?", "answers": [{"text": "x"}, {"text": "y"}, {"text": "x"}]},
             {"id": "2", "question": "B?", "is_impossible": True, "plausible_answers": [{"text": "p"}]},
             {"id": "3", "question": "C?"},
-            {"question": "no id"},
+            {"id": "no question"},
         ),
     )
     assert [(item.document_id, item.title, item.text, item.place) for item in documents(path, unit_bytes=1)] == [
@@ -131,9 +132,39 @@ def test_unusable_query_files_are_errors(tmp_path: Path) -> None:
         ("a.md", "queries are read from"),
         ("a.json", "not JSON"),
         ("b.parquet", "Parquet is broken"),
-        ("c.parquet", "no column 'text' or 'query' or 'question'; found id, body"),
+        ("c.parquet", "no column 'text' or 'query' or 'question' or 'user_input'; found id, body"),
     ):
         with pytest.raises(InputError) as caught:
             queries(tmp_path / name)
         assert expected in str(caught.value)
         assert name in str(caught.value)
+
+
+EXPORTED = {
+    "q.csv": 'Question,Answers,document_ids\nWho?,"[""Ann"", ""Anna""]",a.md\n"What, then?",,\n',
+    "q.tsv": "question\tanswers\tdocument_ids\nWho?\t['Ann', 'Anna']\ta.md\nWhat, then?\t\t\n",
+    "list.json": '[{"question": "Who?", "answers": ["Ann", "Anna"], "document_ids": "a.md"}, {"question": "What, then?"}]',
+    "llama.json": '{"examples": [{"query": "Who?", "reference_answer": ["Ann", "Anna"], "document_id": "a.md"}, {"query": "What, then?"}]}',
+}
+
+
+@pytest.mark.parametrize("name", EXPORTED)
+def test_tables_and_lists_of_json_are_files_of_questions(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text(EXPORTED[name])
+    found = [(item.text, item.answers, item.document_ids) for item in queries(tmp_path / name)]
+    assert found == [("Who?", ("Ann", "Anna"), ("a.md",)), ("What, then?", None, ())]
+
+
+def test_what_is_read_as_meant_is_said_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(
+        tmp_path / "q.jsonl", {"id": 1, "text": "Ok?", "answer": True, "note": "x"}, {"id": 2, "text": "?", "answer": 4}
+    )
+    assert [item.answers for item in queries(path)] == [("yes", "true"), ("4",)]
+    queries(path)
+    assert capsys.readouterr().err.splitlines() == [
+        f"{path}: true and false are read as the answers yes and no (1 row)",
+        f"{path}: numbers are read as text (1 row)",
+    ]
+    counted: Counter[str] = Counter()
+    list(read_queries(str(path), notices=counted))
+    assert counted["not read: column `note`"] == 1
