@@ -9,6 +9,11 @@ from pydantic import Field
 from ragtune_ray.config.section import Section
 
 RetrievalMode = Literal["dense", "lexical", "hybrid"]
+WordLanguage = Literal[
+    "en", "none", "ar", "ca", "cs", "da", "de", "el", "es", "et", "eu", "fa", "fi", "fr", "ga", "hi", "hu", "hy", "id", "it",
+    "lt", "ne", "nl", "no", "pl", "pt", "ro", "ru", "sr", "sv", "ta", "tr",
+]  # fmt: skip
+"""Languages with a stemmer, by their ISO 639-1 codes."""
 IndexKind = Literal["auto", "flat", "ivf", "ivf_sq", "ivf_pq", "hnsw"]
 
 
@@ -35,9 +40,10 @@ class Index(Section):
     lexical_titles: bool = True
     """BM25 finds passages by the title of their document, too. This is decided when an index is first built; an index that was
     built without titles stays without them."""
-    language: Literal["en", "none"] = "en"
-    """Stop words and stemming of the lexical index; `none` disables both. Text in scripts without spaces, such as Chinese,
-    is always indexed by character bigrams."""
+    language: WordLanguage = "en"
+    """Language whose endings the lexical index ignores (stemming) and whose stop words it drops from queries; `none`: neither.
+    There are stop words for da, de, en, es, fr, it, nl, no, pt, ru, sv and tr. Text in scripts without spaces, such as Chinese,
+    is always indexed by character bigrams. An index keeps its language until it is built again."""
 
     def identity(self) -> dict[str, Any]:
         """The part of a build's identity for these settings; without titles, the same as before titles could be searched."""

@@ -1,7 +1,8 @@
 """Splits texts into the words and stemmed tokens that lexical search uses.
 
-The rules are named "en" or "none" (`index.language`), or "en-folded" or "none-folded": without accents and invisible characters.
-All indexes are built with folded words now; older ones keep theirs.
+The rules are named for `index.language`, such as "en" or "none", or "en-folded" and so on: without accents and invisible
+characters. All indexes are built with folded words now; older ones keep theirs. Where words are folded, so are stop words, and
+words are folded before they are stemmed: someone who types activite finds activités.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
+from typing import get_args
 
 import regex  # type: ignore[import-untyped]  # the library has no stubs
 
+from ragtune_ray.config import WordLanguage
 from ragtune_ray.ingest.chunking import UNSPACED_SCRIPTS
 
 _FOLDED = "-folded"
@@ -45,14 +48,16 @@ def tokens(texts: Sequence[str], rules: str) -> list[list[str]]:
     """Return the query tokens of each text: stemmed, without stop words unless the text has no other words.
 
     Words are normalized (NFKC) and case-folded. A run of an unspaced script (Chinese, Thai, ...) becomes its overlapping
-    pairs of characters, or one token if it is a single character. `rules` "en" stem (Porter2) and drop stop words;
-    "none" do neither.
+    pairs of characters, or one token if it is a single character. Rules of a language stem with its Snowball stemmer (English:
+    Porter2) and drop its stop words; "none" do neither.
 
     >>> tokens(["The Moons of 木星人, to be", "To be", "Café"], "en-folded")
     [['moon', '木星', '星人'], ['to', 'be'], ['cafe']]
+    >>> tokens(["die Verträge", "Vertrag"], "de-folded")
+    [['vertrag'], ['vertrag']]
     """
     term = term_of(rules)
-    stop_words = _stop_words() if _is_english(rules) else frozenset()
+    stop_words = _stop_words_of(rules)
     results = []
     for text in texts:
         words = words_of(text, rules)
@@ -107,21 +112,36 @@ def _pairs(word: str) -> list[str]:
 
 
 @cache
-def _stop_words() -> frozenset[str]:
-    lines = Path(__file__).with_name("stop_words_en.txt").read_text(encoding="utf-8").splitlines()
-    return frozenset(word for line in lines if not line.startswith("#") for word in line.split())
+def stop_words(language: str) -> frozenset[str]:
+    """The stop words of a language, by its ISO 639-1 code; empty if there is no list.
+
+    >>> "und" in stop_words("de"), stop_words("fi")
+    (True, frozenset())
+    """
+    here = Path(__file__)
+    if language == "en":
+        lines = here.with_name("stop_words_en.txt").read_text(encoding="utf-8").splitlines()
+        return frozenset(word for line in lines if not line.startswith("#") for word in line.split())
+    lines = here.with_name("stop_words_other.txt").read_text(encoding="utf-8").splitlines()
+    return frozenset(word for line in lines if line.startswith(f"{language}: ") for word in line.split()[1:])
+
+
+@cache
+def _stop_words_of(rules: str) -> frozenset[str]:
+    """The stop words as the words of these rules are written; English ones have no accents."""
+    words = stop_words(rules.removesuffix(_FOLDED))
+    return frozenset(map(without_accents, words)) if rules.endswith(_FOLDED) else words
 
 
 @cache
 def term_of(rules: str) -> Callable[[str], str]:
     """Return the function that maps a word to its index term."""
-    match rules.removesuffix(_FOLDED):
-        case "en":
-            import Stemmer
+    language = rules.removesuffix(_FOLDED)
+    if language == "none":
+        return str
+    if language not in get_args(WordLanguage):
+        raise ValueError(f"index.language is {rules!r}; it must be one of {', '.join(get_args(WordLanguage))}")
+    import Stemmer
 
-            stem: Callable[[str], str] = Stemmer.Stemmer("english").stemWord
-            return stem
-        case "none":
-            return str
-        case _:
-            raise ValueError(f"index.language is {rules!r}; it must be 'en' or 'none'")
+    stem: Callable[[str], str] = Stemmer.Stemmer(language).stemWord  # Snowball knows the codes, too
+    return stem

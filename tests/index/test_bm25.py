@@ -183,8 +183,8 @@ def test_a_segment_whose_files_do_not_belong_together_is_refused(tmp_path: Path)
 
 
 def test_an_unknown_language_and_a_top_k_below_one_are_refused_with_their_values() -> None:
-    with pytest.raises(ValueError, match="'fr'"):
-        build_segment(["a"], "fr")
+    with pytest.raises(ValueError, match="'xx'"):
+        build_segment(["a"], "xx")
     with pytest.raises(ValueError, match="got 0"):
         LexicalIndex([], "en").search(["a"], 0)
 
@@ -352,3 +352,16 @@ def test_masks_that_do_not_fit_are_refused_by_name(masks: list[np.ndarray], mess
         LexicalIndex(segments, "en", alive=masks)
     with pytest.raises(ValueError, match=f"allowed.*{message}"):
         LexicalIndex(segments, "en").search(["mars"], 1, masks)
+
+
+def test_in_german_a_contract_is_found_by_its_plural_with_the_rules_of_the_index() -> None:
+    passages = ["Mit den Verträgen endet die Frist.", "Der Vertrag verlängert sich.", "Das Haus wurde verkauft."]
+
+    def found(rules: str, query: str) -> set[int]:
+        _, ids = LexicalIndex([build_segment(passages, rules)], rules).search([query], 3)
+        return set(ids[0].tolist()) - {-1}
+
+    assert found("de-folded", "Vertrag") == found("de-folded", "Verträge") == {0, 1}
+    assert found("en-folded", "Vertrag") == {1}
+    assert found("de-folded", "die Häuser") == {2}, "an article finds nothing"
+    assert found("en-folded", "die Häuser") == {0}

@@ -2,11 +2,13 @@
 
 import subprocess
 import sys
+from typing import get_args
 
 import pytest
 from bm25s import stopwords
 
-from ragtune_ray.index.words import _stop_words, folded, tokens
+from ragtune_ray.config import WordLanguage
+from ragtune_ray.index.words import folded, stop_words, term_of, tokens
 
 
 @pytest.mark.parametrize(
@@ -33,8 +35,44 @@ def test_tokens_follow_the_language(text: str, language: str, expected: list[str
     assert tokens([text], language) == [expected]
 
 
-def test_english_stop_words_are_those_of_bm25s() -> None:
-    assert frozenset(stopwords.STOPWORDS_EN_PLUS) == _stop_words()
+@pytest.mark.parametrize(
+    ("language", "text", "query"),
+    [
+        ("de", "Die Verträge wurden von beiden Häusern gekündigt.", "Vertrag Haus"),
+        ("fr", "Les activités de l'entreprise étaient régulières.", "activite reguliere"),
+        ("es", "Las canciones fueron escritas por él.", "cancion escrita"),
+        ("it", "I contratti dell'azienda sono annullati.", "contratto annullato"),
+        ("ru", "Договоры были расторгнуты.", "договор расторгнут"),
+        ("sv", "Avtalen hade sagts upp av bolagen.", "avtal bolag"),
+        ("tr", "Sözleşmeler ve evler", "sözleşme ev"),
+        ("fi", "Talossa on ikkunoita", "talo"),
+    ],
+)
+def test_another_form_of_a_word_has_the_same_token(language: str, text: str, query: str) -> None:
+    rules, unstemmed = folded(language), folded("none")
+    assert set(tokens([query], rules)[0]) <= set(tokens([text], rules)[0])
+    assert not set(tokens([query], unstemmed)[0]) & set(tokens([text], unstemmed)[0])
+
+
+def test_stop_words_are_those_of_bm25s() -> None:
+    lists = {
+        "en": stopwords.STOPWORDS_EN_PLUS, "da": stopwords.STOPWORDS_DANISH, "de": stopwords.STOPWORDS_GERMAN,
+        "es": stopwords.STOPWORDS_SPANISH, "fr": stopwords.STOPWORDS_FRENCH, "it": stopwords.STOPWORDS_ITALIAN,
+        "nl": stopwords.STOPWORDS_DUTCH, "no": stopwords.STOPWORDS_NORWEGIAN, "pt": stopwords.STOPWORDS_PORTUGUESE,
+        "ru": stopwords.STOPWORDS_RUSSIAN, "sv": stopwords.STOPWORDS_SWEDISH, "tr": stopwords.STOPWORDS_TURKISH,
+    }  # fmt: skip
+    for language, expected in lists.items():
+        assert stop_words(language) == frozenset(expected), language
+    assert tokens(["Für die Verträge", "Était-ce la même ?"], "de-folded")[0] == ["vertrag"]
+    assert tokens(["Était la même"], "fr-folded") == [["etait", "la", "mem"]], "a query of stop words keeps them"
+    assert stop_words("fi") == stop_words("none") == frozenset()
+
+
+def test_every_language_of_the_setting_has_a_stemmer() -> None:
+    for language in get_args(WordLanguage):
+        assert term_of(folded(language))("a")
+    with pytest.raises(ValueError, match=r"index\.language is 'xx-folded'"):
+        term_of("xx-folded")
 
 
 def test_english_stop_words_need_no_import_of_bm25s() -> None:
