@@ -15,6 +15,7 @@ from ragtune_ray import RagtuneError
 from ragtune_ray.config import ARMS
 from ragtune_ray.evaluation.costs import Cost
 from ragtune_ray.evaluation.intervals import Interval
+from ragtune_ray.evaluation.labelling.agreement import Agreement
 from ragtune_ray.evaluation.verdict import Difference, Verdict
 
 FORMAT: Literal[1] = 1
@@ -175,6 +176,43 @@ class Looks(_Part):
         return f"{asked}{early}: {share:.0%} of all answers."
 
 
+class CheckedArm(_Part):
+    """One arm in `Checked`."""
+
+    agreement: Agreement
+    """Of the metric with people, over the arm's labelled answers."""
+    alone: Interval | None = None
+    """Mean of the metric over all questions, not corrected."""
+    people: Interval | None = None
+    """Mean of people's grades over the labelled questions."""
+
+
+class Checked(_Part):
+    """What people's labels (`ragtune label`) say about a metric."""
+
+    metric: str
+    """The metric that the labels check: judge if there is one, otherwise the one that decides."""
+    path: str
+    """The file of the labels."""
+    answers: int
+    """Different answers of this comparison that have a label."""
+    questions: int
+    """Questions for which every arm's answer has a label."""
+    needed: int = 0
+    """Questions to label until the metric is corrected; 0: there are enough."""
+    corrected: bool = False
+    """Whether means, differences and verdict are corrected by the labels."""
+    overall: Agreement
+    """Of the metric with people, over the labelled answers of all arms."""
+    arms: dict[str, CheckedArm]
+    between: Agreement | None = None
+    """Of people with each other; None: no answer has labels of two."""
+    others: int = 0
+    """Labelled answers that no arm of this comparison gave, such as those of another run."""
+    rejects: tuple[str, ...] = ()
+    """Lines of the file that are no labels."""
+
+
 class BreakEven(_Part):
     """Number of answers from which `arm` is cheaper than `against`; None: never."""
 
@@ -278,6 +316,7 @@ class Comparison(_Part):
     variants: VariantSearch | None = None
     break_even: tuple[BreakEven, ...] = ()
     looks: Looks | None = None
+    checked: Checked | None = None
     examples: tuple[Example, ...] = ()
     config: dict[str, Any] = {}
     versions: dict[str, str] = {}

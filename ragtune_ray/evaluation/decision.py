@@ -23,7 +23,7 @@ from typing import get_args
 import numpy as np
 
 from ragtune_ray import config
-from ragtune_ray.evaluation import reasons, significance
+from ragtune_ray.evaluation import prediction_powered, reasons, significance
 from ragtune_ray.evaluation.costs import Cost
 from ragtune_ray.evaluation.metrics.errors import MetricError
 from ragtune_ray.evaluation.reasons import three_digits
@@ -39,24 +39,47 @@ from ragtune_ray.evaluation.verdict import (
 )
 
 
-def differences(scores: Mapping[str, PerQuery], settings: config.Config) -> list[Difference]:
-    """The difference of each pair of arms in `compare.metric`, over the queries that both answered, with its interval."""
+def differences(
+    scores: Mapping[str, PerQuery], settings: config.Config, labels: Mapping[str, Mapping[str, float]] | None = None
+) -> list[Difference]:
+    """The difference of each pair of arms in `compare.metric`, over the queries that both answered, with its interval.
+
+    Args:
+        scores: arm -> query id -> metric -> value.
+        settings: `compare.metric` and `evaluate.confidence`.
+        labels: arm -> query id -> people's grade, which correct the differences (`prediction_powered`); None: do not correct.
+    """
     metric, confidence = settings.compare.metric, settings.evaluate.confidence
     found = []
-    values = {
-        arm: {query_id: row[metric] for query_id, row in each.items() if metric in row} for arm, each in scores.items()
-    }
+    values = {arm: _by_query(each, metric) for arm, each in scores.items()}
     for against, arm in itertools.combinations(scores, 2):
-        first, second = values[against], values[arm]
-        moved = np.array([second[query_id] - first[query_id] for query_id in first if query_id in second])
-        if not len(moved):
+        moved = _moved(values[against], values[arm])
+        if not moved:
             raise MetricError(f"compare.metric={metric}: no question has it in the arms {against} and {arm}")
-        if np.abs(moved).max() > 1:
+        column = np.array(list(moved.values()))
+        if np.abs(column).max() > 1:
             raise MetricError(f"compare.metric={metric}: scores must be between 0 and 1")
-        value, deviation = float(moved.mean()), float(np.std(moved, ddof=1)) if len(moved) > 1 else 0.0
-        low, high = significance.difference_ends(value, deviation, len(moved), confidence)
-        found.append(Difference(arm, against, metric, value, low, high, len(moved), deviation, confidence))
+        row = Difference(arm, against, metric, float(column.mean()), 0.0, 0.0, len(column), confidence=confidence)
+        if labels is not None:
+            corrected = prediction_powered.estimate(moved, _moved(labels[against], labels[arm]))
+            row = dataclasses.replace(
+                row,
+                value=max(-1.0, min(1.0, corrected.value)),
+                deviation=corrected.error * math.sqrt(corrected.n),
+                labels=corrected.labels,
+                error=corrected.error,
+                degrees=corrected.degrees,
+            )
+        elif len(column) > 1:
+            row = dataclasses.replace(row, deviation=float(np.std(column, ddof=1)))
+        low, high = row.ends(confidence)
+        found.append(dataclasses.replace(row, low=low, high=high))
     return found
+
+
+def _moved(first: Mapping[str, float], second: Mapping[str, float]) -> dict[str, float]:
+    """Query id -> second minus first, of the queries that both have."""
+    return {query_id: second[query_id] - value for query_id, value in first.items() if query_id in second}
 
 
 def decide(
@@ -91,7 +114,7 @@ def decide(
             tuple(reasons.weighed(evidence, None, settings)),
             violations,
         )
-    out = frozenset(dropped) & beaten(eligible, found, settings)
+    out = frozenset(dropped) & beaten(eligible, found, settings) if dropped else frozenset[str]()
     ranking = _rank(eligible, found, settings, any_time=any_time, out=out)
     return Verdict(
         ranking.outcome,
@@ -114,8 +137,8 @@ def _rank(
     out: Collection[str],
 ) -> Ranking:
     rule, confidence = settings.compare, settings.evaluate.confidence
-    values = {arm: _values(each.scores, rule.metric) for arm, each in eligible.items()}
-    means = {arm: float(column.mean()) for arm, column in values.items()}
+    values = {arm: _by_query(each.scores, rule.metric) for arm, each in eligible.items()}
+    means = {arm: _mean(values[arm], each.labels) for arm, each in eligible.items()}
     costs = {arm: each.cost for arm, each in eligible.items()}
     num_questions = max(map(len, values.values()))
     together = 1 - (1 - confidence) / (math.comb(len(eligible), 2) or 1)
@@ -202,8 +225,14 @@ def _needed(row: Difference, settings: config.Config, *, is_cheaper: bool, any_t
     return None if needed is None else max(needed, row.n + 1, MIN_QUESTIONS)
 
 
-def _values(scores: PerQuery, metric: str) -> np.ndarray:
-    return np.array([values[metric] for values in scores.values() if metric in values])
+def _by_query(scores: PerQuery, metric: str) -> dict[str, float]:
+    return {query_id: values[metric] for query_id, values in scores.items() if metric in values}
+
+
+def _mean(values: Mapping[str, float], labels: Mapping[str, float] | None) -> float:
+    if labels is not None:
+        return max(0.0, min(1.0, prediction_powered.estimate(values, labels).value))
+    return float(np.mean(list(values.values())))
 
 
 def _difference_to(
@@ -213,10 +242,9 @@ def _difference_to(
     for each in found:
         if {each.arm, each.against} == {arm, against}:
             value = each.value if each.arm == arm else 0.0 - each.value  # 0, not -0, which would be printed
-            low, high = significance.difference_ends(value, each.deviation, each.n, confidence, any_time=any_time)
-            return dataclasses.replace(
-                each, arm=arm, against=against, value=value, low=low, high=high, confidence=confidence
-            )
+            row = dataclasses.replace(each, arm=arm, against=against, value=value, confidence=confidence)
+            low, high = row.ends(confidence, any_time=any_time)
+            return dataclasses.replace(row, low=low, high=high)
     raise AssertionError(f"no difference between {arm} and {against}")
 
 
@@ -235,7 +263,7 @@ def _disagreement(
             if row.low > 0:
                 shared = [query_id for query_id, values in scores[arm].items() if metric in values]
                 ours = scores[ranking.arm]
-                mean = float(_values({name: ours[name] for name in shared if name in ours}, metric).mean())
+                mean = _mean(_by_query({name: ours[name] for name in shared if name in ours}, metric), None)
                 ahead.append((row.value, arm, Disagreement(arm, metric, mean + row.value, mean)))
     return max(ahead, key=lambda each: each[:2])[2] if ahead else None
 

@@ -72,7 +72,14 @@ def _conclusion(row: Difference, margin: float) -> str:
         "no better": f"no better by more than {margin:g}",
         "as good": f"as good: within {margin:g}",
     }.get(row.conclusion, row.conclusion)
-    return words if row.needed is None else f"{words}: about {row.needed:,} questions would probably show more"
+    if row.needed is None:
+        return words
+    return f"{words}: about {row.needed:,} questions{_labelled(row, row.needed)} would probably show more"
+
+
+def _labelled(row: Difference, needed: int) -> str:
+    """How many of the needed questions people must label, where labels correct the difference: the same share as now."""
+    return f" with {math.ceil(needed * row.labels / row.n):,} of them labelled" if row.labels else ""
 
 
 def warnings(ranking: Ranking, evidence: Mapping[str, Evidence]) -> list[str]:
@@ -84,10 +91,12 @@ def warnings(ranking: Ranking, evidence: Mapping[str, Evidence]) -> list[str]:
             "recommended; add questions."
         )
     if unsettled := [row for row in ranking.rows if row.needed is not None]:
-        names, needed = ", ".join(row.arm for row in unsettled), max(row.needed or 0 for row in unsettled)
+        names, most = ", ".join(row.arm for row in unsettled), max(unsettled, key=lambda row: row.needed or 0)
+        needed = most.needed or 0
+        there = f"{ranking.num_questions:,}" + (f", {most.labels:,} of them labelled" if most.labels else "")
         lines.append(
-            f"To decide between {ranking.arm} and {names} takes about {needed:,} questions if the arms differ as they do so "
-            f"far; there are {ranking.num_questions:,}."
+            f"To decide between {ranking.arm} and {names} takes about {needed:,} questions{_labelled(most, needed)} if the "
+            f"arms differ as they do so far; there are {there}."
         )
     if ranking.means[ranking.best] < rule.margin:
         lines.append(f"Every arm scores under {rule.margin:g} in {rule.metric}: none answers these questions.")

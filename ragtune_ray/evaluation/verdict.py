@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from ragtune_ray import config
-from ragtune_ray.evaluation import intervals
+from ragtune_ray.evaluation import intervals, prediction_powered, significance
 from ragtune_ray.evaluation.costs import Cost
 from ragtune_ray.evaluation.scoring import PerQuery
 
@@ -34,6 +34,8 @@ class Evidence:
     """Share of answers that cite a passage, without failures and abstentions."""
     forgotten: intervals.Interval | None = None
     """Score on the probe questions minus that of the base model; None: not measured."""
+    labels: Mapping[str, float] | None = None
+    """query_id -> people's grade of the arm's answer, which corrects `compare.metric`; None: it is not corrected."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,7 @@ class Difference:
     high: float
     n: int
     deviation: float = 0.0
-    """Standard deviation of the paired differences."""
+    """Standard deviation of the paired differences; if corrected, that which would give the same standard error."""
     confidence: float = 0.95
     """Of the interval."""
     conclusion: str = ""
@@ -56,6 +58,21 @@ class Difference:
     open, or dropped at an earlier look; empty in a comparison by an old version."""
     needed: int | None = None
     """Questions that would probably show what is open, if the difference is as observed; None: nothing is open."""
+    labels: int = 0
+    """Questions whose labels correct the difference; 0: it is not corrected."""
+    error: float = 0.0
+    """Standard error of a corrected difference."""
+    degrees: float = 0.0
+    """Degrees of freedom of the t distribution of a corrected difference."""
+
+    def ends(self, confidence: float, *, any_time: bool = False) -> tuple[float, float]:
+        """The interval of this confidence. `any_time` is as in `significance.difference_ends`; a corrected one has none."""
+        if not self.labels:
+            return significance.difference_ends(self.value, self.deviation, self.n, confidence, any_time=any_time)
+        if any_time:
+            raise ValueError("a corrected difference has no interval that holds at every look")
+        low, high = prediction_powered.t_ends(self.value, self.error, self.degrees, confidence)
+        return max(-1.0, low), min(1.0, high)
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from ragtune_ray.cluster.training import train
 from ragtune_ray.cluster.tuning import tune
 from ragtune_ray.evaluation import adaptive, comparison, intervals
 from ragtune_ray.evaluation.comparison import Comparison
+from ragtune_ray.evaluation.labelling import labels
 from ragtune_ray.evaluation.report import html_page
 from ragtune_ray.evaluation.verdict import Evidence
 from ragtune_ray.ingest import input_units, splits
@@ -68,6 +69,7 @@ def compare(settings: config.Config, command: str = "") -> ComparisonResult:
     _require_inputs(settings)
     evaluate.check_used_models(settings, arms)
     stages = progress.Stages("compare", check.say(settings).seconds())
+    people = labels.read(labels.path_of(settings))
     with session.ray_session(settings.cluster, for_training=any(map(config.is_tuned, arms))):
         if variants.are_searched(settings):
             stages.begin(forecast.CHOOSE)
@@ -81,7 +83,7 @@ def compare(settings: config.Config, command: str = "") -> ComparisonResult:
         golden = _gold_runs(settings, queries, stages)
         stages.begin(forecast.MEASURE)
         retrieval = _retrieval(settings, queries)
-        run = runs.Run.of(given, "compare", _identity(settings, evaluated, golden, searched), started=started)
+        run = runs.Run.of(given, "compare", _identity(settings, evaluated, golden, searched, people), started=started)
         if run.is_finished():
             once.remove_copies()
             return ComparisonResult(run.url)
@@ -91,7 +93,7 @@ def compare(settings: config.Config, command: str = "") -> ComparisonResult:
             for arm, one_by_one in once.latencies(settings, evaluated, queries).items()
         }
         ceilings = summary.ceilings(settings, measured, golden, queries)
-        found = summary.comparison_of(settings, measured, queries, retrieval, ceilings, looked)
+        found = summary.comparison_of(settings, measured, queries, retrieval, ceilings, looked, people)
         if searched:
             found = found.model_copy(update={"variants": searched})
     _publish(run, found.model_copy(update={"command": command, "seconds": run.seconds()}), evaluated, golden)
@@ -155,10 +157,12 @@ def _identity(
     evaluated: Mapping[config.Arm, str],
     golden: Mapping[str, str],
     searched: comparison.VariantSearch | None,
+    people: labels.Labels,
 ) -> dict[str, Any]:
     of_arms = [settings.with_values({"answer.arm": arm}) for arm in settings.compare.arms if config.retrieves(arm)]
     return {
         **({"variants": searched.model_dump(mode="json")} if searched else {}),
+        **({"labels": people.identity()} if people.rows else {}),
         "format": comparison.FORMAT,
         "evaluated": looks.identity(evaluated),
         "golden": {name: artifacts.read_manifest(run)["manifest_sha256"] for name, run in golden.items()},

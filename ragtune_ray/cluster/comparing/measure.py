@@ -16,6 +16,7 @@ from ragtune_ray.cluster.answering import evaluate as evaluate_module
 from ragtune_ray.cluster.comparing import calibrate, freshness, latency
 from ragtune_ray.evaluation import costs, intervals, scoring
 from ragtune_ray.evaluation.comparison import Adaptive, Forgetting, Latency
+from ragtune_ray.evaluation.labelling import checking
 from ragtune_ray.evaluation.verdict import Evidence
 from ragtune_ray.index import versions
 from ragtune_ray.models import arms
@@ -53,6 +54,8 @@ class Measured:
     forgetting: Forgetting | None
     adaptive: Adaptive | None
     """None if the arm was not calibrated."""
+    labels: Mapping[str, float] | None = None
+    """query_id -> people's grade, if labels correct `compare.metric`; `summary` then has its corrected mean."""
 
     def evidence(self) -> Evidence:
         """The measurements that the decision uses."""
@@ -63,7 +66,13 @@ class Measured:
             visible_seconds=self.visible_seconds,
             cited_share=self.cited.value,
             forgotten=self.forgetting.difference if self.forgetting else None,
+            labels=self.labels,
         )
+
+    def corrected(self, labelled: Mapping[str, float], settings: config.Config) -> Measured:
+        """The same with the mean of `compare.metric` corrected by people's grades."""
+        mean = checking.corrected_mean(self.scores, labelled, settings)
+        return dataclasses.replace(self, labels=labelled, summary={**self.summary, settings.compare.metric: mean})
 
 
 def measure_latencies(

@@ -17,7 +17,9 @@ from ragtune_ray.cluster.answering import evaluate
 from ragtune_ray.cluster.comparing import measure
 from ragtune_ray.evaluation import comparison, costs, decision, failures, intervals
 from ragtune_ray.evaluation.comparison import ArmResult, BreakEven, Ceilings, Comparison
+from ragtune_ray.evaluation.labelling import checking, labels
 from ragtune_ray.evaluation.report import examples
+from ragtune_ray.evaluation.verdict import Verdict
 from ragtune_ray.index import snapshot
 from ragtune_ray.ingest import splits
 from ragtune_ray.storage import filesystem
@@ -73,6 +75,7 @@ def comparison_of(
     retrieval: comparison.Metrics | None,
     ceilings: dict[str, Ceilings],
     looked: comparison.Looks | None,
+    given: labels.Labels,
 ) -> Comparison:
     """Decide, and put all measurements beside the verdict.
 
@@ -83,19 +86,21 @@ def comparison_of(
         retrieval: metrics of the hits; None if no arm retrieves.
         ceilings: from `ceilings`.
         looked: how many questions were asked, if asking stopped with the verdict.
+        given: people's labels.
     """
-    compared = decision.differences({arm: each.scores for arm, each in measured.items()}, settings)
-    evidence = {arm: each.evidence() for arm, each in measured.items()}
-    dropped = looked.dropped if looked else ()
-    verdict = decision.decide(evidence, compared, settings, any_time=looked is not None, dropped=dropped)
-    if looked:
-        verdict = dataclasses.replace(verdict, reason=(*verdict.reason, looked.sentence()))
+    checked, labelled = checking.check(
+        {arm: each.scores for arm, each in measured.items()},
+        {arm: {query_id: row.answer for query_id, row in each.rows.items()} for arm, each in measured.items()},
+        given,
+        settings,
+    )
+    if labelled:
+        measured = {arm: each.corrected(labelled[arm], settings) for arm, each in measured.items()}
+    verdict = _verdict(settings, measured, looked, checked)
     return Comparison(
         format=comparison.FORMAT,
         title=settings.queries.path,
-        verdict=dataclasses.replace(
-            verdict, warnings=(*verdict.warnings, *measure.cost_warnings(measured), *measure.cut_warnings(measured))
-        ),
+        verdict=verdict,
         metric=settings.compare.metric,
         margin=settings.compare.margin,
         confidence=settings.evaluate.confidence,
@@ -110,12 +115,46 @@ def comparison_of(
         differences=verdict.differences,
         retrieval=retrieval,
         looks=looked,
+        checked=checked,
         break_even=_break_even({arm: each.cost for arm, each in measured.items()}),
         examples=_examples(settings, measured, queries),
         config=settings.model_dump(mode="json"),
         versions={"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in LIBRARIES},
         hardware=_hardware(),
         created=dt.datetime.now(dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+    )
+
+
+def _verdict(
+    settings: config.Config,
+    measured: Mapping[config.Arm, measure.Measured],
+    looked: comparison.Looks | None,
+    checked: comparison.Checked | None,
+) -> Verdict:
+    """The decision, with what the reader must know about the labels, the looks, the costs and cut answers."""
+    evidence = {arm: each.evidence() for arm, each in measured.items()}
+    labelled = {arm: each.labels for arm, each in evidence.items() if each.labels is not None}
+    scores = {arm: each.scores for arm, each in measured.items()}
+    verdict = decision.decide(
+        evidence,
+        decision.differences(scores, settings, labelled or None),
+        settings,
+        any_time=looked is not None,
+        dropped=looked.dropped if looked else (),
+    )
+    return dataclasses.replace(
+        verdict,
+        reason=(
+            *verdict.reason,
+            *(checking.reasons(checked) if checked else ()),
+            *([looked.sentence()] if looked else ()),
+        ),
+        warnings=(
+            *verdict.warnings,
+            *checking.warnings(checked, settings),
+            *measure.cost_warnings(measured),
+            *measure.cut_warnings(measured),
+        ),
     )
 
 

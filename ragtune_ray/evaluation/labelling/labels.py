@@ -56,6 +56,8 @@ class Labels:
     """In the order in which they were given."""
     rejects: tuple[str, ...] = ()
     """Lines that are no labels, each with its number and the reason."""
+    path: str = ""
+    """The file that they are from."""
 
     def by_labeller(self) -> dict[Key, dict[str, float]]:
         """Answer -> labeller -> grade; of several labels by one person the last counts."""
@@ -80,7 +82,7 @@ def path_of(settings: config.Config) -> str:
 
 def read(url: str) -> Labels:
     """Read a file of labels; without a file there are no labels. Lines that are no labels are listed, not used."""
-    return parse(filesystem.read_bytes(url)) if filesystem.exists(url) else Labels()
+    return dataclasses.replace(parse(filesystem.read_bytes(url)) if filesystem.exists(url) else Labels(), path=url)
 
 
 def parse(content: bytes) -> Labels:

@@ -70,6 +70,7 @@ def groups(comparison: Comparison) -> list[Group]:
     arms = [comparison.arms[name] for name in comparison.names()]
     found = [
         Group("Quality", _metric_rows([arm.quality for arm in arms], decides=comparison.metric)),
+        Group("Labels", _label_rows(comparison), _label_note(comparison)),
         Group("Explainability", _metric_rows([arm.explainability for arm in arms])),
         Group("Latency", _latency_rows(arms), "of one question"),
         Group("Adaptive retrieval", _adaptive_rows(arms), "skipped where the generator is confident; against always"),
@@ -179,6 +180,39 @@ def _interval_row(
         for interval in intervals
     )
     return Row(label, cells, note, n, decides)
+
+
+def _label_rows(comparison: Comparison) -> tuple[Row, ...]:
+    """What people's labels say of the metric that they check, and its means without them."""
+    checked = comparison.checked
+    if checked is None:
+        return ()
+    name = metric_label(checked.metric)
+    found = [checked.arms.get(arm) for arm in comparison.names()]
+    alike = tuple(
+        Cell(f"{each.agreement.alike:,} of {each.agreement.n:,}") if each and each.agreement.n else None
+        for each in found
+    )
+    kappas = [each.agreement.kappa if each else None for each in found]
+    rows = [Row("graded alike", alike, f"answers to which people and {name} give the same grade")]
+    if any(kappa is not None for kappa in kappas):
+        cells = tuple(Cell(_minus(f"{kappa:.2f}")) if kappa is not None else None for kappa in kappas)
+        rows.append(Row("kappa", cells, "agreement beyond chance, linear weights; 1 is full"))
+    if any(each and each.people for each in found):
+        rows.append(
+            _interval_row("people", [each.people if each else None for each in found], "labelled answers alone")
+        )
+    if checked.corrected:
+        alone = [each.alone if each else None for each in found]
+        rows.append(_interval_row(f"{name} uncorrected", alone, f"the mean of {name} as it is"))
+    return tuple(rows)
+
+
+def _label_note(comparison: Comparison) -> str:
+    checked = comparison.checked
+    if checked is None or not checked.corrected:
+        return "grades by people"
+    return f"grades by people; they correct {metric_label(checked.metric)}"
 
 
 def _latency_rows(arms: Sequence[ArmResult]) -> tuple[Row, ...]:

@@ -23,11 +23,11 @@ def test_labels_are_read_as_written(tmp_path: Path) -> None:
     given = [label(), label('嫦娥 \N{SNOWMAN}\n"quoted" \ud800', 0.5)]
     labels.append(path, given[:1])
     labels.append(path, given[1:])
-    assert labels.read(str(path)) == labels.Labels(tuple(given))
+    assert labels.read(str(path)) == labels.Labels(tuple(given), path=str(path))
     first, second = path.read_text(encoding="utf-8").splitlines()
     assert json.loads(first) == dataclasses.asdict(given[0])
     assert "嫦娥" in second, "a person can read the file"
-    assert labels.read(str(tmp_path / "none.jsonl")) == labels.Labels()
+    assert labels.read(str(tmp_path / "none.jsonl")).rows == ()
 
 
 def test_the_last_label_of_a_person_counts_and_people_are_averaged() -> None:
@@ -65,7 +65,7 @@ def test_a_torn_last_line_is_kept_beside_the_file(tmp_path: Path) -> None:
     path.write_bytes(whole[:-9])
     assert labels.read(str(path)).rejects == ("line 2: this is no JSON object",)
     assert "labels.jsonl.torn; give this label again" in labels.mend(path)
-    assert labels.read(str(path)) == labels.Labels((label(),))
+    assert labels.read(str(path)) == labels.Labels((label(),), path=str(path))
     first = len(whole.splitlines(keepends=True)[0])
     assert (tmp_path / "labels.jsonl.torn").read_bytes() == whole[first:-9] + b"\n"
     assert labels.mend(path) == "", "once is enough"

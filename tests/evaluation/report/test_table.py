@@ -4,9 +4,9 @@ from ragtune_ray.evaluation import comparison as comparisons
 from ragtune_ray.evaluation.comparison import Comparison
 from ragtune_ray.evaluation.intervals import Interval
 from ragtune_ray.evaluation.reasons import three_digits
-from ragtune_ray.evaluation.report import table
+from ragtune_ray.evaluation.report import html_page, plain_text, table
 from ragtune_ray.evaluation.verdict import Difference
-from tests.support.comparisons import comparison, half_failed, one_question
+from tests.support.comparisons import comparison, half_failed, interval, one_question
 
 
 def rows(facts: Comparison) -> dict[tuple[str, str], table.Row]:
@@ -101,3 +101,21 @@ def test_cut_answers_are_counted_with_the_setting_to_raise() -> None:
     row = rows(comparisons.read(content))["Answers", "cut"]
     assert texts(row) == ["0", "7", "0", "0"]
     assert "generator.max_new_tokens" in row.note
+
+
+def test_labels_are_a_group_of_their_own() -> None:
+    value = comparison()
+    agreement = {"n": 51, "alike": 40, "kappa": 0.71}
+    arm = {"agreement": agreement, "alone": interval(0.8, 0.7, 0.9), "people": None}
+    value["checked"] = {
+        "metric": "judge", "path": "labels.jsonl", "answers": 102, "questions": 51, "corrected": True, "overall": agreement,
+        "arms": {"base": arm, "rag": {**arm, "agreement": {"n": 51, "alike": 30, "kappa": None}}},
+    }  # fmt: skip
+    group = next(group for group in table.groups(comparisons.read(value)) if group.name == "Labels")
+    assert group.note == "grades by people; they correct judge"
+    alike, kappa, alone = group.rows
+    assert [cell.text if cell else "" for cell in alike.cells] == ["40 of 51", "30 of 51", "", ""]
+    assert [cell.text if cell else "" for cell in kappa.cells] == ["0.71", "", "", ""]
+    assert (alone.label, alone.cells[0].text if alone.cells[0] else "") == ("judge uncorrected", "0.800")
+    assert "judge uncorrected" in html_page.render(value)
+    assert any("graded alike" in line for line in plain_text.comparison_lines(value))
