@@ -77,9 +77,12 @@ def test_old_answers_are_scored_again_by_the_stricter_default(settings: config.C
     evaluated = evaluate(settings.with_values(arms))
     assert evaluated.path != run_name("evaluate"), "other scores have another identity"
     assert set(evaluated.manifest["runs"].values()) == {run_name(f"answer-{arm}") for arm in settings.compare.arms}
-    assert evaluated.metrics == evaluate(settings.with_values({**arms, "evaluate.normalization": "squad"})).metrics, (
-        "these answers have no numbers"
-    )
+    old = evaluate(settings.with_values({**arms, "evaluate.normalization": "squad"})).metrics
+    for arm, metrics in evaluated.metrics.items():
+        assert {name: metrics[name] for name in old[arm]} == old[arm], "these answers have no numbers"
+        assert set(metrics) - set(old[arm]) == {"ROUGE_L"}, "which the old run does not have"
+    newer = {**arms, "evaluate.normalization": "squad", "compare.metric": "ROUGE_L"}
+    assert all("ROUGE_L" in metrics for metrics in evaluate(settings.with_values(newer)).metrics.values())
 
 
 def test_the_old_comparison_reads_back_to_the_same_json(settings: config.Config) -> None:

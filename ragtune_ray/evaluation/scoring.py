@@ -20,14 +20,14 @@ all arms are scored on the same queries:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 
 import numpy as np
 
 from ragtune_ray import config
 from ragtune_ray.evaluation import intervals
-from ragtune_ray.evaluation.metrics import retrieval
+from ragtune_ray.evaluation.metrics import languages, retrieval
 from ragtune_ray.evaluation.metrics.answers import contains_answer, exact_match, rouge_l, token_f1
 from ragtune_ray.evaluation.metrics.citations import citation_precision, citation_recall
 from ragtune_ray.evaluation.metrics.errors import MetricError
@@ -126,6 +126,17 @@ def cited_share(answers: Sequence[Answer], settings: config.Evaluate, seed: int)
         return intervals.Interval(0.0, 0.0, 0.0, 0)
     cites = np.array([float(bool(answer.citations)) for answer in given])
     return intervals.bootstrap(cites, settings.resamples, settings.confidence, seed)
+
+
+def language_warnings(
+    queries: Sequence[Query], answers: Mapping[str, Iterable[Answer]], language: config.Language
+) -> list[str]:
+    """One sentence for the gold answers, and one for the answers of each arm, that are clearly not in `evaluate.language`."""
+    texts = {"the gold answers": [gold for query in queries for gold in query.answers or ()]}
+    for arm, rows in answers.items():
+        texts[f"the answers of {arm}"] = [row.answer for row in rows if row.status == "ok" and not row.abstained]
+    found = (languages.warning(what, written, language) for what, written in texts.items())
+    return [sentence for sentence in found if sentence]
 
 
 def _distinct_ids(queries: Sequence[Query]) -> list[str]:

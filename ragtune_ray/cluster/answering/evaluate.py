@@ -34,6 +34,8 @@ SPLITTING = ("split_by", "split_shares", "split_seed", "split_record")
 
 Scores = dict[str, dict[str, float]]
 """Query id -> metric -> value."""
+NEWER_METRICS = ("ROUGE_L", "numeric_match")
+"""Metrics that scores of older versions lack. Where one decides a comparison, the answers are scored again."""
 MAX_CHANGES = 3
 """Number of changes of the index during an evaluation after which it fails."""
 
@@ -101,6 +103,8 @@ def evaluate(
         **graders.identities(settings),
         "seed": settings.seed,
     }
+    if settings.compare.metric in NEWER_METRICS:
+        identity["metric"] = settings.compare.metric
     run = runs.Run.of(settings, "evaluate", identity, started=started)
     if not run.is_finished():
         with staged_queries.staged_queries(settings) as staged:
@@ -118,6 +122,10 @@ def _publish(
     settings, options = run.settings, run.settings.evaluate
     graded = grade.grade(settings, judged, answered)
     scores = {arm: _with_grades(judged, url, settings, graded.values[arm]) for arm, url in answered.items()}
+    for line in scoring.language_warnings(
+        judged, {arm: read_answers(url) for arm, url in answered.items()}, options.language
+    ):
+        progress.say(f"evaluate: {line}")
     staging = artifacts.stage(run.url)
     for arm, per_query in scores.items():
         (staging / arm).mkdir()

@@ -15,7 +15,7 @@ from typing import Any
 from ragtune_ray import config, schema
 from ragtune_ray.cluster.answering import evaluate
 from ragtune_ray.cluster.comparing import measure
-from ragtune_ray.evaluation import comparison, costs, decision, failures, intervals
+from ragtune_ray.evaluation import comparison, costs, decision, failures, intervals, scoring
 from ragtune_ray.evaluation.comparison import ArmResult, BreakEven, Ceilings, Comparison
 from ragtune_ray.evaluation.labelling import checking, labels
 from ragtune_ray.evaluation.report import examples
@@ -96,7 +96,7 @@ def comparison_of(
     )
     if labelled:
         measured = {arm: each.corrected(labelled[arm], settings) for arm, each in measured.items()}
-    verdict = _verdict(settings, measured, looked, checked)
+    verdict = _verdict(settings, measured, queries, looked, checked)
     return Comparison(
         format=comparison.FORMAT,
         title=settings.queries.path,
@@ -128,10 +128,12 @@ def comparison_of(
 def _verdict(
     settings: config.Config,
     measured: Mapping[config.Arm, measure.Measured],
+    queries: Sequence[schema.Query],
     looked: comparison.Looks | None,
     checked: comparison.Checked | None,
 ) -> Verdict:
-    """The decision, with what the reader must know about the labels, the looks, the costs and cut answers."""
+    """The decision, with what the reader must know about the labels, the looks, the costs, cut answers and languages."""
+    rows = {arm: each.rows.values() for arm, each in measured.items()}
     evidence = {arm: each.evidence() for arm, each in measured.items()}
     labelled = {arm: each.labels for arm, each in evidence.items() if each.labels is not None}
     scores = {arm: each.scores for arm, each in measured.items()}
@@ -154,6 +156,7 @@ def _verdict(
             *checking.warnings(checked, settings),
             *measure.cost_warnings(measured),
             *measure.cut_warnings(measured),
+            *scoring.language_warnings(queries, rows, settings.evaluate.language),
         ),
     )
 

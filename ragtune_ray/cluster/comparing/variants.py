@@ -19,6 +19,7 @@ from ragtune_ray.cluster.answering import answer, evaluate
 from ragtune_ray.cluster.indexing import index
 from ragtune_ray.evaluation import halving, intervals
 from ragtune_ray.evaluation.comparison import Variant, VariantRound, VariantSearch
+from ragtune_ray.evaluation.metrics.numbers import is_numeric
 from ragtune_ray.index import contents, versions
 from ragtune_ray.ingest import inputs, splits
 from ragtune_ray.storage import checksums, filesystem
@@ -80,13 +81,18 @@ def _questions(settings: config.Config) -> list[schema.Query]:
         found = staged_queries.judged_queries(settings.with_values({"queries.split": "validation"}))
     except inputs.InputError:
         found = []
-    answerable = [query for query in found if query.answers != ()]
+    answerable = [query for query in found if query.answers != () and _has_metric(query, settings)]
     if not answerable:
         raise evaluate.EvaluationError(
-            f"{settings.queries.path}: no validation question has gold answers, and compare.variants are chosen on these; set "
-            "queries.split_by=document, or add questions with split=validation"
+            f"{settings.queries.path}: no validation question has gold answers for {settings.compare.metric}, and "
+            "compare.variants are chosen on these; set queries.split_by=document, or add questions with split=validation"
         )
     return sorted(answerable, key=lambda query: (splits.draw(query.query_id, settings.seed), query.query_id))
+
+
+def _has_metric(query: schema.Query, settings: config.Config) -> bool:
+    """Whether `compare.metric` is defined for a question: numeric_match only where a gold answer is a number."""
+    return settings.compare.metric != "numeric_match" or is_numeric(query.answers or (), settings.evaluate.language)
 
 
 def _varied(settings: config.Config, name: str) -> config.Config:
