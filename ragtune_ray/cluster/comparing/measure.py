@@ -279,8 +279,9 @@ def _forgetting(settings: config.Config, tuned: config.Config) -> Forgetting:
     changed = base.with_values({"generator.model": tuned.generator.model, "generator.engine": "transformers"})
     before, after = (evaluate_module.scores_of(queries, str(answer.answer(each)), base) for each in (base, changed))
     metric, evaluate = settings.compare.metric, settings.evaluate
-    a, b = (np.array([row[metric] for row in scores.values() if metric in row]) for scores in (before, after))
-    if not len(a):
+    shared = [name for name, row in before.items() if metric in row and metric in after[name]]
+    a, b = (np.array([scores[name][metric] for name in shared]) for scores in (before, after))
+    if not shared:
         raise MeasureError(f"compare.probe_path={settings.compare.probe_path}: no question has {metric}")
     resamples, confidence, seed = evaluate.resamples, evaluate.confidence, settings.seed
     return Forgetting(
