@@ -27,7 +27,7 @@ import pyarrow as pa
 
 from ragtune_ray import RagtuneError
 
-NEWER_COLUMNS = {"cut", "messages"}
+NEWER_COLUMNS = {"cut", "messages", "sentence_citations"}
 """Columns that older files lack; they are read as null, or as empty lists if they contain lists."""
 
 
@@ -185,6 +185,9 @@ class Answer:
     cut: bool | None = None
     """Whether `generator.max_new_tokens`, or the model's context, ended the answer. None if the row failed, or in files that
     are older than this column."""
+    sentence_citations: tuple[tuple[str, ...], ...] | None = None
+    """For each sentence of `answer`, the passage_ids that its citation marks named. None if it had no marks, or they cannot be
+    told apart by sentence, or in older files."""
 
 
 ExampleKind = Literal["question_only", "with_gold", "without_gold", "abstention", "replay"]

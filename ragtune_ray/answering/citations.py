@@ -31,6 +31,11 @@ _NUMBERS = rf"\d{{1,6}}(?:\s*{_JOINED}\s*\d{{1,6}})*"
 MARK = re.compile(rf"[\[【［]\s*({_NUMBERS})\s*(?:†[^\]】］\n]{{0,40}})?[\]】］]")
 """A citation mark, or text that looks like one; its first group has the numbers. `parse_citations` says which are marks."""
 _SPAN = re.compile(r"(\d+)(?:\s*[-–—~－～]\s*(\d+))?")
+_MARKS = rf"(?:[ \t]*{MARK.pattern})*"
+_CITED_SENTENCE_END = re.compile(
+    rf"""[.!?]["'”’)\]]*{_MARKS}(?=\s|\Z)|[。！？]["”’』」）]*{_MARKS}|\n(?:{_MARKS}(?=\s|\Z))"""
+)
+"""As `_SENTENCE_OR_LINE_END`, in a text with marks: those that follow belong to the sentence before them."""
 _UNFINISHED_MARK = re.compile(r"\s*[\[【［][\d\s,，、;；&–—~－～-]{0,40}$")
 _REMOVED = "\x00"  # replaces a removed mark until the spaces around it are repaired
 
@@ -137,6 +142,35 @@ def parse_citations(answer: str, passages: Sequence[Passage]) -> tuple[str, tupl
     return text.strip(), tuple(_citation(passages[number - 1]) for number in cited)
 
 
+def citations_by_sentence(answer: str, passages: Sequence[Passage]) -> tuple[tuple[str, ...], ...] | None:
+    """For each sentence of an answer with marks, as `sentences` splits it without them, the passages that its marks name.
+
+    A mark after the end of a sentence belongs to that sentence.
+
+    Args:
+        answer: as the generator wrote it.
+        passages: in the prompt.
+
+    Returns:
+        The ids of the passages; None if the answer has no marks, or they cannot be told apart by sentence.
+
+    >>> one, two = (Passage(f"m#{number}", "m", "", "", "{}", 0, 0) for number in (0, 1))
+    >>> citations_by_sentence("It is far [1]. It is old. [2] So what?", [one, two])
+    (('m#0',), ('m#1',), ())
+    """
+    found: list[tuple[str, ...]] = []
+    ends = [end.end() for end in _CITED_SENTENCE_END.finditer(answer)]
+    for start, end in zip([0, *ends], [*ends, len(answer)], strict=True):
+        text, citations = parse_citations(answer[start:end], passages)
+        names = tuple(citation.passage_id for citation in citations)
+        if text:
+            found.append(names)
+        elif found:  # marks on a line of their own
+            found[-1] = tuple(dict.fromkeys(found[-1] + names))
+    whole, _ = parse_citations(answer, passages)
+    return tuple(found) if any(found) and len(found) == len(sentences(whole)) else None
+
+
 def _marks_removed(text: str, passages: Sequence[Passage], cited: dict[int, None]) -> str:
     """The text with `_REMOVED` for each mark; the passages that the marks name are added to `cited`."""
     code = code_spans(text)
@@ -232,11 +266,11 @@ def supporting_citations(answer: str, passages: Sequence[Passage], question: str
 
 def _cite_each_sentence(answer: str, passages: Sequence[Passage], question: str) -> tuple[Citation, ...]:
     asked = _content_words(question)
-    places = [(passage, *place) for passage in passages for place in _sentences(passage.text)]
+    places = [(passage, *place) for passage in passages for place in sentences(passage.text)]
     contents = [_content_words(passage.text[start:end]) for passage, start, end in places]
     titles = [_content_words(passage.title) for passage, _, _ in places]
     cited: dict[Citation, None] = {}
-    for start, end in _sentences(answer):
+    for start, end in sentences(answer):
         said = _content_words(answer[start:end])
         beyond = said - asked
         shared = [
@@ -256,8 +290,12 @@ def _content_words(text: str) -> set[str]:
     return set(tokens([text], "en-folded")[0])
 
 
-def _sentences(text: str) -> list[tuple[int, int]]:
-    """The (start, end) of each sentence, without surrounding whitespace."""
+def sentences(text: str) -> list[tuple[int, int]]:
+    """The (start, end) of each sentence or line, without surrounding whitespace.
+
+    >>> sentences("It is far. Apollo went.")
+    [(0, 10), (11, 23)]
+    """
     ends = [found.end() for found in _SENTENCE_OR_LINE_END.finditer(text)]
     found = []
     for first, last in zip([0, *ends], [*ends, len(text)], strict=True):

@@ -11,6 +11,7 @@ from ragtune_ray import config, schema
 from ragtune_ray.answering import prompts
 from ragtune_ray.answering.abstention import is_abstention
 from ragtune_ray.answering.citations import (
+    citations_by_sentence,
     finished_sentences,
     parse_citations,
     supporting_citations,
@@ -205,8 +206,10 @@ def finished_answer(task: Task, prompt: Prompt, completion: Completion, model: s
     if completion.error:
         return failed_answer(task, completion.error, model)
     cut, text = completion.finish == "length", completion.text.strip()
-    text, citations = parse_citations(without_unfinished_mark(text) if cut else text, prompt.passages)
+    written = without_unfinished_mark(text) if cut else text
+    text, citations = parse_citations(written, prompt.passages)
     abstained = is_abstention(text, taught)
+    marked = bool(citations)
     if not citations and not abstained:
         # The words of an unfinished sentence would support what the answer does not say.
         citations = supporting_citations(finished_sentences(text) if cut else text, prompt.passages, task.query.text)
@@ -227,4 +230,5 @@ def finished_answer(task: Task, prompt: Prompt, completion: Completion, model: s
         model=model,
         confidence=completion.confidence,
         cut=cut,
+        sentence_citations=citations_by_sentence(written, prompt.passages) if marked else None,
     )

@@ -96,6 +96,8 @@ def _hosted(settings: config.Config) -> Iterator[Finding]:
     """Whether questions and keys are sent to other machines without encryption."""
     urls = {"generator.base_url": settings.generator.base_url}
     urls |= {f"compare.hosted.{name}.base_url": each.base_url for name, each in settings.compare.hosted.items()}
+    if settings.evaluate.judge.model and settings.evaluate.judge.engine == "openai":
+        urls["evaluate.judge.base_url"] = settings.evaluate.judge.base_url
     for field, url in urls.items():
         host = urlsplit(url).hostname or ""  # the URL itself may contain a password
         if urlsplit(url).scheme == "http" and not is_loopback(host):

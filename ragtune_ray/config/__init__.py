@@ -15,6 +15,7 @@ from ragtune_ray.config.evaluation import (
     Evaluate,
     GradedMetric,
     Hosted,
+    Judge,
     Language,
     Normalization,
     Prices,
@@ -33,8 +34,8 @@ from ragtune_ray.config.tuning import Component, Tune
 __all__ = [
     "ARMS", "AS_CONFIGURED", "WITHOUT_GOLD", "Answer", "Arm", "Chunking", "Cluster", "Compare", "Component", "Config",
     "ConfigError", "Corpus", "DecidingMetric", "Encoder", "Evaluate", "Generator", "GradedMetric", "Hosted", "Index",
-    "IndexKind", "Language", "Mode", "Normalization", "Objective", "Precision", "Prices", "Prompt", "Queries", "Replicas",
-    "Retrieval", "RetrievalMode", "RetrievalUse", "Section", "Serve", "SplitName", "Training", "Tune", "WordLanguage", "describe",
-    "describe_section", "hosted_name", "is_mode", "is_tuned", "load", "load_config", "retrieves", "settings_page",
-    "without_name",
+    "IndexKind", "Judge", "Language", "Mode", "Normalization", "Objective", "Precision", "Prices", "Prompt", "Queries",
+    "Replicas", "Retrieval", "RetrievalMode", "RetrievalUse", "Section", "Serve", "SplitName", "Training", "Tune",
+    "WordLanguage", "describe", "describe_section", "hosted_name", "is_mode", "is_tuned", "load", "load_config",
+    "retrieves", "settings_page", "without_name",
 ]  # fmt: skip

@@ -14,7 +14,7 @@ DecidingMetric = Literal[
     "EM", "token_F1", "contains_answer", "ROUGE_L", "numeric_match", "semantic", "groundedness", "judge"
 ]
 """A metric that can decide a comparison."""
-GradedMetric = Literal["semantic"]
+GradedMetric = Literal["semantic", "groundedness", "judge"]
 """A metric that a model computes, where `evaluate.metrics` names it."""
 Language = Literal[
     "en", "zh", "ar", "cs", "da", "de", "el", "es", "fi", "fr", "he", "hi", "hu", "id", "it", "ja", "km", "ko", "lo", "my", "nl",
@@ -46,6 +46,21 @@ class Hosted(Section):
     """As `prices.million_completion_tokens`."""
 
 
+class Judge(Hosted):
+    """The language model that grades answers for the metric `judge`, and for `groundedness` without `evaluate.nli_model`."""
+
+    model: str = ""
+    """As `generator.model`; better another model than those that answer. Empty: none."""
+    max_new_tokens: int = Field(512, gt=0)
+    """Longest reply, in tokens; a model that thinks before it replies needs more."""
+    concurrency: int = Generator().concurrency
+    """As `generator.concurrency`."""
+    timeout_seconds: float = Field(Generator().timeout_seconds, gt=0)
+    """As `generator.timeout_seconds`."""
+    max_attempts: int = Field(3, gt=0)
+    """As `generator.max_attempts`."""
+
+
 class Evaluate(Section):
     """How hits and answers are scored."""
 
@@ -69,8 +84,16 @@ class Evaluate(Section):
     equals 45; for scores that are compared with published ones."""
     metrics: tuple[GradedMetric, ...] = ()
     """Metrics to compute besides those that need no model (EM, token_F1, contains_answer, ROUGE_L, and numeric_match where
-    gold answers are numbers): `semantic` (cosine of answer and gold answer by the encoder). `ragtune compare` computes
-    `compare.metric` in any case."""
+    gold answers are numbers): `semantic` (cosine of answer and gold answer by the encoder), `groundedness` (share of the
+    answer's sentences that its passages support), `judge` (a language model grades the answer). The last two also score
+    questions without gold answers. `ragtune compare` computes `compare.metric` in any case."""
+    judge: Judge = Judge()
+    nli_model: str = ""
+    """Cross-encoder for natural language inference, a directory or a hub name, that decides for `groundedness` whether passages
+    support a sentence. Empty: `evaluate.judge` decides."""
+    max_failed_grades: float = Field(0.05, ge=0, le=1)
+    """The command fails if more than this share of the grades of a metric fails. A question with a failed grade is left out of
+    that metric in all arms."""
     numeric_tolerance: float = Field(0.0, ge=0, lt=1)
     """How far a number may be from the gold number to be right in numeric_match, as a share of the gold number: 0.01 accepts
     4.46 for 4.5. Whole numbers from 1000 to 2100 without a unit may be years, and must be equal. 0: all must be equal."""
@@ -99,7 +122,8 @@ class Evaluate(Section):
         """
         old = {"normalization": "squad", "metrics": (), "numeric_tolerance": 0.0}
         unset = {name for name, value in old.items() if getattr(self, name) == value}
-        return self.model_dump(mode="json", exclude={"labels_path", *(exclude or ()), *unset})
+        no_score = {"judge", "labels_path", "max_failed_grades", "nli_model"}
+        return self.model_dump(mode="json", exclude={*no_score, *(exclude or ()), *unset})
 
 
 Name = Annotated[str, Field(pattern=f"^{NAME}$")]

@@ -257,6 +257,8 @@ def _disagreement(
     for metric in sorted({*get_args(config.DecidingMetric)} - {ranking.rule.metric}):
         if _num_shared(scores, metric) < MIN_QUESTIONS:
             continue
+        if metric == "groundedness" and not all(map(config.retrieves, scores)):
+            continue  # an arm without passages has none by definition, which says nothing about its answers
         found = differences(scores, settings.with_values({"compare.metric": metric}))
         for arm in scores.keys() - {ranking.arm}:
             row = _difference_to(found, arm, ranking.arm, settings.evaluate.confidence, any_time=any_time)

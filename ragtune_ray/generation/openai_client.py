@@ -8,7 +8,7 @@ import logging
 import os
 import time
 from collections.abc import Generator as Stream
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Unpack
 from urllib.parse import urlsplit
 
@@ -27,8 +27,9 @@ class OpenAIGenerator:
     """A chat model behind an OpenAI-compatible HTTP API.
 
     The SDK retries on 408, 409, 429, 5xx and lost connections: with exponential backoff and jitter, or when the server's
-    Retry-After header says. Where a server does not support `max_tokens`, `temperature` or `seed`, the request is repeated with
-    the newer name or without it, and so are all later requests. A value that it refuses fails only the request that has it.
+    Retry-After header says. Where a server does not support `max_tokens`, `temperature`, `seed` or a JSON schema, the request
+    is repeated with the newer name or without it, and so are all later requests. A value that it refuses fails only the
+    request that has it.
 
     Args:
         base_url: the root of the API, including /v1.
@@ -66,13 +67,27 @@ class OpenAIGenerator:
         """The contents joined, for counting only; the server applies its own chat template."""
         return "\n".join(content for _, content in messages)
 
-    def generate(self, prompts: Sequence[Prompt], **options: Unpack[DecodingOptions]) -> list[Completion]:
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        json_schema: Mapping[str, Any] | None = None,
+        **options: Unpack[DecodingOptions],
+    ) -> list[Completion]:
         """One completion per prompt, in the same order; the `error` of a failed request has its status and reason.
+
+        Args:
+            prompts: of the requests.
+            json_schema: of the JSON object that each completion must be, if the server can enforce it; None for any text.
+            **options: of decoding.
 
         Raises:
             GeneratorError: `stop` has more than `MAX_STOPS` texts.
         """
-        return asyncio.run(self._complete_all(prompts, self._request(**options)))
+        request = self._request(**options)
+        if json_schema is not None:
+            named = {"name": "reply", "strict": True, "schema": json_schema}
+            request["response_format"] = {"type": "json_schema", "json_schema": named}
+        return asyncio.run(self._complete_all(prompts, request))
 
     def stream(self, prompt: Prompt, **options: Unpack[DecodingOptions]) -> Stream[str, None, Finish]:
         """Yield the text in the pieces that the server sends; return why it ended.

@@ -20,7 +20,7 @@ _REFUSED_VALUE = re.compile(
     r"minimum|too (large|small|high|low)|(unsupported|unexpected|unknown) value)\b",
     re.IGNORECASE,
 )
-_OPTIONAL = {"max_tokens": "max_completion_tokens", "temperature": "", "seed": ""}
+_OPTIONAL = {"max_tokens": "max_completion_tokens", "temperature": "", "seed": "", "response_format": ""}
 """Parameters that some servers refuse, and what newer ones call them; "" if the request is sent without."""
 
 
@@ -39,6 +39,8 @@ def refused_parameter(message: str, parameter: str | None, request: Mapping[str,
         parameter: the field of the request that the error names, if it does.
         request: what was sent.
     """
+    if "response_format" in request and re.search(r"\bresponse_format\b|\bjson_schema\b", f"{parameter} {message}"):
+        return "response_format"  # whether the field, its type or the schema is refused, the prompt says the same
     sent = [name for name in _OPTIONAL if name in request and not _refuses_value(message, name)]
     if parameter:
         return parameter if parameter in sent else ""

@@ -80,6 +80,7 @@ def test_an_answer_has_its_citations_and_cost(task_of: Callable[..., Task], pass
         index_version="000007",
         model="f1",
         cut=False,
+        sentence_citations=(("moon#1",),),
     )
     assert passages[1].text in generator.seen[0].messages[1][1]
     assert generator.seen[0].messages[0] == ("system", SETTINGS.prompt.system)

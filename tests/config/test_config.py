@@ -188,7 +188,7 @@ def test_an_arm_without_a_model_and_a_wrong_hosted_model_are_refused(values: dic
 
 def test_the_identity_of_scores_omits_a_newer_setting_at_its_old_value() -> None:
     old = config.Evaluate(normalization="squad").identity()
-    newer = {"normalization", "metrics", "numeric_tolerance", "labels_path"}
+    newer = {"normalization", "metrics", "numeric_tolerance", "labels_path", "judge", "nli_model", "max_failed_grades"}
     assert set(config.Evaluate().model_dump()) - set(old) == newer
     assert config.Evaluate().identity() == {**old, "normalization": "strict"}
     assert "arms" not in config.Evaluate().identity(exclude={"arms"})

@@ -61,12 +61,12 @@ class Handler(BaseHTTPRequestHandler):
                 server.active -= 1
 
     def answer(self, reply: Any, *, stream: bool) -> None:
+        if callable(reply):
+            reply = reply(self.server.requests[-1])
         if reply == "hang":
             self.server.released.wait(timeout=20)
             self.close_connection = True
             return
-        if callable(reply):
-            reply = reply(self.server.requests[-1])
         if isinstance(reply, tuple):
             status, headers, text = reply
             self.send(status, text.encode(), headers)

@@ -83,8 +83,9 @@ def evaluate(
     finished runs of arms over the first of these queries, which are not answered again. `begin` is called before an arm answers.
 
     Raises:
-        EvaluationError: no query has gold answers, or `check_tuned` or `check_used_models` refuses a model.
+        EvaluationError: no query can be scored, or `check_tuned` or `check_used_models` refuses a model.
         ModelError: no model was trained yet for a tuned arm.
+        GradingError: a metric of `evaluate.metrics` needs a model that is not named, or too many grades failed.
         AnswerError: too many rows of an arm failed.
         ChangedError: the queries changed after they were answered.
     """
@@ -93,6 +94,7 @@ def evaluate(
     for arm in filter(config.is_tuned, settings.evaluate.arms):
         check_tuned(settings, arm)
     check_used_models(settings, settings.evaluate.arms)
+    graders.require_models(settings)
     require_judged(settings, staged_queries.judged_queries(settings))
     require_index(settings, settings.evaluate.arms)
     with session.ray_session(settings.cluster):
@@ -331,7 +333,10 @@ def require_index(settings: config.Config, compared: Sequence[config.Arm]) -> No
 def require_judged(settings: config.Config, judged: Sequence[schema.Query]) -> None:
     """Raise EvaluationError if no question can be scored."""
     if not judged:
-        raise EvaluationError(f"{settings.queries.path}: no query has `answers`, so no answer can be scored")
+        raise EvaluationError(
+            f"{settings.queries.path}: no query has `answers`, so no answer can be scored; add gold answers, or set "
+            "compare.metric (for evaluate: evaluate.metrics) to judge or groundedness, which need none"
+        )
 
 
 def scores_of(queries: Sequence[schema.Query], run: str, settings: config.Config) -> Scores:

@@ -21,7 +21,10 @@ from ragtune_ray import RagtuneError, config, progress
 from ragtune_ray.cluster import staged_queries
 from ragtune_ray.cluster.answering import evaluate
 from ragtune_ray.cluster.comparing import forecast, summary, variants
+from ragtune_ray.cluster.grading import forecast as grades
 from ragtune_ray.evaluation import significance
+from ragtune_ray.evaluation.grading import graders
+from ragtune_ray.evaluation.grading.task import GradingError
 from ragtune_ray.evaluation.report.plain_text import wrapped
 from ragtune_ray.evaluation.verdict import MIN_QUESTIONS
 from ragtune_ray.index import plan, versions
@@ -84,6 +87,8 @@ class Check:
             yield "power", f"{shown} with 80 % probability{margin}"
         index = facts["index"]
         yield "index", index["text"]
+        if facts.get("grades"):
+            yield "grades", facts["grades"]["text"]
         for number, step in enumerate(facts["steps"], start=1):
             shown = "unknown time" if step["seconds"] is None else f"about {progress.duration(step['seconds'])}"
             memory = f", {step['memory_bytes'] / GIBIBYTE:.1f} GiB" if step["memory_bytes"] else ""
@@ -134,6 +139,7 @@ def check(settings: config.Config, stages: forecast.Stages = forecast.comparison
     sizes = _check_answers(given, kept, judged, found)
     _check_power(given, len(judged), found)
     _check_index(given, found)
+    _check_grades(given, judged, found)
     _forecast(given, stages(given, untrained, sizes), found)
     return Check(found.facts, tuple(found.errors), tuple(found.warnings))
 
@@ -184,7 +190,8 @@ def _check_splits(
     }
     if not judged:
         found.errors.append(
-            f"{settings.queries.path}: no {found.facts['compared']} question has `answers`: nothing to compare"
+            f"{settings.queries.path}: no {found.facts['compared']} question has `answers`: nothing to compare; "
+            "add gold answers, or set compare.metric to judge or groundedness, which need none"
         )
     for split in ("train", "validation") if untrained else ():
         if not by_split[split]:
@@ -312,6 +319,21 @@ def _check_power(settings: config.Config, n: int, found: _Findings) -> None:
             "needed if a quarter of all questions is won or lost between two arms, fewer if arms differ on fewer; add "
             "questions or raise the margin"
         )
+
+
+def _check_grades(settings: config.Config, judged: Sequence[Query], found: _Findings) -> None:
+    """Whether a model is named for each metric that needs one, and what its grades will take."""
+    try:
+        graders.require_models(settings)
+    except GradingError as error:
+        found.errors.append(str(error))
+        return
+    retrieving = sum(map(config.retrieves, settings.compare.arms))
+    runs = len(settings.compare.arms) + (retrieving if summary.reads_gold(settings, judged) else 0)
+    grading = grades.forecast(settings, judged, _token_counter(settings.generator), runs)
+    found.facts["grades"] = grading.facts() if grading else None
+    if grading:
+        found.facts["grades"]["text"] = grading.text()
 
 
 def needed_questions(difference: float, confidence: float) -> int:

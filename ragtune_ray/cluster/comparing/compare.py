@@ -24,6 +24,7 @@ from ragtune_ray.cluster.training import train
 from ragtune_ray.cluster.tuning import tune
 from ragtune_ray.evaluation import adaptive, comparison, intervals
 from ragtune_ray.evaluation.comparison import Comparison
+from ragtune_ray.evaluation.grading import graders
 from ragtune_ray.evaluation.labelling import labels
 from ragtune_ray.evaluation.report import html_page
 from ragtune_ray.evaluation.verdict import Evidence
@@ -59,8 +60,9 @@ def compare(settings: config.Config, command: str = "") -> ComparisonResult:
     If an arm is tuned or uses a model trained on these queries, `queries.split=all` means the test split.
 
     Raises:
-        EvaluationError: no query has gold answers, or a tuned model was trained on other splits or from another base model.
+        EvaluationError: no query can be scored, or a tuned model was trained on other splits or from another base model.
         AnswerError: too many rows of an arm failed.
+        GradingError: `compare.metric` needs a model that is not named, or too many grades failed.
         ArtifactError: an arm retrieves, and there is no sound index.
     """
     started = time.monotonic()
@@ -187,7 +189,8 @@ def _set_values(section: config.Section, optional: set[str]) -> dict[str, Any]:
 
 
 def _require_inputs(settings: config.Config) -> None:
-    """Refuse unreadable inputs before hours of training."""
+    """Refuse unreadable inputs, and metrics without their model, before hours of training."""
+    graders.require_models(settings)
     evaluate.require_index(settings, settings.compare.arms)
     evaluate.require_judged(settings, staged_queries.judged_queries(settings))
     _fingerprints(settings)

@@ -16,6 +16,7 @@ from ragtune_ray.cluster.answering import evaluate as evaluate_module
 from ragtune_ray.cluster.comparing import calibrate, freshness, latency
 from ragtune_ray.evaluation import costs, intervals, scoring
 from ragtune_ray.evaluation.comparison import Adaptive, Forgetting, Latency
+from ragtune_ray.evaluation.grading import trust
 from ragtune_ray.evaluation.labelling import checking
 from ragtune_ray.evaluation.verdict import Evidence
 from ragtune_ray.index import versions
@@ -126,7 +127,7 @@ def measure(
         cost=cost,
         visible_seconds=visible_seconds,
         changed=freshness.changed_scores(settings, follows[0], arm) if follows else None,
-        forgetting=_forgetting(settings, of_arm) if model and settings.compare.probe_path else None,
+        forgetting=_forgetting(settings, of_arm) if model and _is_probed(settings) else None,
         adaptive=calibrate.effect(plain, queries, run, timed, one_by_one) if config.retrieves(arm) else None,
     )
 
@@ -173,6 +174,17 @@ def cut_warnings(measured: Mapping[config.Arm, Measured]) -> list[str]:
         arm: runs.cut_notice(each.manifest, each.settings.generator.max_new_tokens) for arm, each in measured.items()
     }
     return [f"{arm}: {notice}." for arm, notice in notices.items() if notice]
+
+
+def grade_warnings(settings: config.Config, measured: Mapping[config.Arm, Measured]) -> list[str]:
+    """Sentences about a verdict that rests on grades; none if `compare.metric` needs no model."""
+    generator = settings.generator.model
+    return trust.warnings(
+        settings,
+        {arm: generator if config.is_tuned(arm) else each.settings.generator.model for arm, each in measured.items()},
+        {arm: each.scores for arm, each in measured.items()},
+        {arm: {name: len(row.answer) for name, row in each.rows.items()} for arm, each in measured.items()},
+    )
 
 
 def cost_warnings(measured: Mapping[config.Arm, Measured]) -> list[str]:
@@ -267,6 +279,11 @@ def _charged(rows: Sequence[schema.Answer], prices: config.Prices) -> float:
     charged = [row for row in rows if row.status != "failed"]
     prompts = sum(row.prompt_tokens for row in charged)
     return costs.tokens_price(prompts, sum(row.completion_tokens for row in charged), prices)
+
+
+def _is_probed(settings: config.Config) -> bool:
+    """Whether the probe questions are asked: they are answered without passages, on which groundedness rests."""
+    return bool(settings.compare.probe_path) and settings.compare.metric != "groundedness"
 
 
 def _forgetting(settings: config.Config, tuned: config.Config) -> Forgetting:

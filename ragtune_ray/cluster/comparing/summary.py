@@ -153,6 +153,7 @@ def _verdict(
         ),
         warnings=(
             *verdict.warnings,
+            *measure.grade_warnings(settings, measured),
             *checking.warnings(checked, settings),
             *measure.cost_warnings(measured),
             *measure.cut_warnings(measured),

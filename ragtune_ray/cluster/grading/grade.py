@@ -11,15 +11,18 @@ from dataclasses import dataclass, field
 import pyarrow.parquet as pq
 
 from ragtune_ray import config, progress, schema
-from ragtune_ray.cluster import actors, session, stages
+from ragtune_ray.cluster import actors, runs, session, stages
 from ragtune_ray.cluster.grading.workers import GradeUnit
 from ragtune_ray.evaluation.grading import graders
 from ragtune_ray.evaluation.grading.cache import Grades
 from ragtune_ray.evaluation.grading.task import Grade, GradingError, Task
+from ragtune_ray.index import snapshot
 from ragtune_ray.storage import artifacts, checksums
 
 UNIT_TASKS = 32
 """Answers that are graded together; a killed run loses at most this many grades per worker."""
+FIRST_FAILURES = 32
+"""If so many grades fail and none succeeds, grading stops: a server that is down would be asked for hours."""
 
 Column = dict[str, str]
 """Name of a text column of `scores.parquet` -> its value for one question."""
@@ -37,6 +40,16 @@ class Graded:
     """Metric -> how many answers were graded, how many grades were known or failed, requests and tokens."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Arm:
+    """The answers of one arm, with the passages in their prompts."""
+
+    rows: dict[str, schema.Answer]
+    """Query id -> answer."""
+    texts: dict[str, str]
+    """Passage id -> text; empty if no metric reads passages."""
+
+
 def grade(settings: config.Config, queries: Sequence[schema.Query], answered: Mapping[config.Arm, str]) -> Graded:
     """Grade the answers to these queries by every metric of `evaluate.metrics`.
 
@@ -46,7 +59,7 @@ def grade(settings: config.Config, queries: Sequence[schema.Query], answered: Ma
         answered: arm -> its run of `answer`.
 
     Raises:
-        GradingError: too many grades failed.
+        GradingError: a model is not named, too many grades failed, or a passage is no longer in the index.
         ModelError: a model cannot be found or loaded.
     """
     found = Graded(
@@ -54,38 +67,65 @@ def grade(settings: config.Config, queries: Sequence[schema.Query], answered: Ma
         {arm: {query.query_id: {} for query in queries} for arm in answered},
     )
     if settings.evaluate.metrics:
-        arms = {arm: _read(run) for arm, run in answered.items()}
+        graders.require_models(settings)
+        reads_passages = settings.evaluate.scores_without_gold
+        arms = {arm: _read(run, with_passages=reads_passages) for arm, run in answered.items()}
         with session.ray_session(settings.cluster):
             for metric in settings.evaluate.metrics:
                 _grade_by(settings, metric, queries, arms, found)
     return found
 
 
-def _read(run: str) -> dict[str, schema.Answer]:
+def _read(run: str, *, with_passages: bool) -> _Arm:
     path = artifacts.open_artifact(run, "answer").path
-    return {row.query_id: row for row in schema.from_table(pq.read_table(path / "answers.parquet"), schema.Answer)}
+    rows = {row.query_id: row for row in schema.from_table(pq.read_table(path / "answers.parquet"), schema.Answer)}
+    names = {name for row in rows.values() for name in row.passage_ids}
+    if not with_passages or not names:
+        return _Arm(rows, {})
+    workspace = run.rpartition("/runs/")[0]
+    version = runs.living_version(workspace, runs.read_manifest(run))
+    texts = {name: passage.text for name, passage in snapshot.open_index(workspace, version).by_id(names).items()}
+    if missing := names - texts.keys():
+        raise GradingError(
+            f"{run}: {len(missing):,} passages of its prompts are not in index version {version}, such as {min(missing)!r}, so "
+            "its answers cannot be checked against them; remove this run and answer again"
+        )
+    return _Arm(rows, texts)
+
+
+def _evidence(arms: Mapping[config.Arm, _Arm], query_id: str) -> tuple[str, ...]:
+    """The passages that the first arm that retrieves was shown for a question."""
+    for each in arms.values():
+        if names := each.rows[query_id].passage_ids:
+            return tuple(each.texts[name] for name in dict.fromkeys(names) if name in each.texts)
+    return ()
 
 
 def _grade_by(
     settings: config.Config,
     metric: config.GradedMetric,
     queries: Sequence[schema.Query],
-    arms: Mapping[config.Arm, Mapping[str, schema.Answer]],
+    arms: Mapping[config.Arm, _Arm],
     found: Graded,
 ) -> None:
+    evidence = {query.query_id: _evidence(arms, query.query_id) for query in queries}
     given = {
-        (arm, query.query_id): graders.task_of(metric, query, rows[query.query_id])
-        for arm, rows in arms.items()
+        (arm, query.query_id): graders.task_of(
+            metric, query, each.rows[query.query_id], each.texts, evidence[query.query_id]
+        )
+        for arm, each in arms.items()
         for query in queries
     }
     tasks = {task.key(): task for task in given.values() if isinstance(task, Task)}
     grades, found.facts[metric] = _graded(settings, metric, tasks)
-    _refuse_failures(settings, metric, grades)
-    failed = {query_id for (_, query_id), task in given.items() if isinstance(task, Task) and grades[task.key()].error}
-    for (arm, query_id), task in given.items():
-        if task is None:
-            continue
-        made = grades[task.key()] if isinstance(task, Task) else Grade({metric: task})
+    made_of = {
+        place: grades[task.key()] if isinstance(task, Task) else task
+        for place, task in given.items()
+        if task is not None
+    }
+    _refuse_failures(settings, metric, list(made_of.values()))
+    failed = {query_id for (_, query_id), made in made_of.items() if made.error}
+    for (arm, query_id), made in made_of.items():
         if query_id not in failed:
             found.values[arm][query_id].update(made.values)
         found.columns[arm][query_id].update(_columns(metric, made, is_failed=query_id in failed))
@@ -112,6 +152,8 @@ def _graded(
             grades |= made
             new += made.values()
             shown.advance(len(made))
+            if len(new) >= FIRST_FAILURES and all(each.error for each in new):
+                raise _hopeless(metric, new)
     return grades, {
         "answers": len(tasks),
         "known": len(tasks) - len(new),
@@ -131,19 +173,31 @@ def _in_units(
     ]
     if not units:
         return
-    cluster = settings.cluster
-    num_actors = session.workers(cluster.encoder_workers, cluster.gpus_per_worker)
-    pool = actors.Pool(GradeUnit, {"settings": settings, "metric": metric}, num_actors, session.worker_options(cluster))
+    arguments = {"settings": settings, "metric": metric}
+    if graders.asks_the_judge(settings, metric) and settings.evaluate.judge.engine == "openai":
+        # One client, so that no more than evaluate.judge.concurrency requests are in flight.
+        pool = actors.Pool(GradeUnit, arguments, 1, {"num_cpus": 0})
+    else:
+        cluster = settings.cluster
+        num_actors = session.workers(cluster.generator_workers, cluster.gpus_per_worker)
+        pool = actors.Pool(GradeUnit, arguments, num_actors, session.worker_options(cluster))
     for result in stages.on_actors(pool)(f"grade ({metric})", units):
         yield {key: Grade(**made) for key, made in json.loads(result).items()}
 
 
-def _refuse_failures(settings: config.Config, metric: str, grades: Mapping[str, Grade]) -> None:
-    failed = [grade.error for grade in grades.values() if grade.error]
-    allowed = settings.answer.max_failed_share
+def _refuse_failures(settings: config.Config, metric: str, grades: Sequence[Grade]) -> None:
+    failed = [grade.error for grade in grades if grade.error]
+    allowed = settings.evaluate.max_failed_grades
     if len(failed) > allowed * len(grades):
         reason, count = Counter(failed).most_common(1)[0]
         raise GradingError(
-            f"{len(failed):,} of {len(grades):,} grades of {metric} failed, more than answer.max_failed_share ({allowed}) "
-            f"allows; most often ({count:,}): {reason}; fix this and run again: finished grades are kept"
+            f"{len(failed):,} of {len(grades):,} grades of {metric} failed, more than evaluate.max_failed_grades ({allowed:g}) "
+            f"allows; most often ({count:,}): {reason}; fix this and run again: only failed grades are asked for again"
         )
+
+
+def _hopeless(metric: str, grades: Sequence[Grade]) -> GradingError:
+    reason, count = Counter(grade.error for grade in grades).most_common(1)[0]
+    return GradingError(
+        f"all of the first {len(grades):,} grades of {metric} failed; most often ({count:,}): {reason}; fix this and run again"
+    )

@@ -27,7 +27,14 @@ class GradeUnit(stages.UnitWorker):
     def run(self, unit: dict[str, Any]) -> str:
         """Grade the tasks of a unit; returns the grade of each key as JSON."""
         tasks = [
-            Task(task["query"], tuple(task["golds"]), task["answer"], tuple(task["passages"]), tuple(task["cited"]))
+            Task(
+                task["query"],
+                tuple(task["golds"]),
+                task["answer"],
+                tuple(task["passages"]),
+                tuple(task["sentences"]),
+                tuple(map(tuple, task["cited"])),
+            )
             for task in unit["tasks"]
         ]
         found = self._grader.grade(tasks)

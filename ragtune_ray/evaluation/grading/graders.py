@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from ragtune_ray import config
+from ragtune_ray.answering import citations
+from ragtune_ray.evaluation.grading import groundedness, judge
+from ragtune_ray.evaluation.grading.asking import open_asker
 from ragtune_ray.evaluation.grading.semantic import SemanticGrader
-from ragtune_ray.evaluation.grading.task import Grader, Task, fixed_value
+from ragtune_ray.evaluation.grading.task import Grade, Grader, GradingError, Task, fixed_value
 from ragtune_ray.models import weights
 from ragtune_ray.models.encoder import load_encoder
+from ragtune_ray.models.entailment import EntailmentModel
 from ragtune_ray.schema import Answer, Query
 
 
@@ -17,10 +22,35 @@ def open_grader(settings: config.Config, metric: config.GradedMetric) -> Grader:
 
     Raises:
         ModelError: a model cannot be found, fetched or loaded.
+        GradingError: the judge's API key is missing, or the engine cannot run it.
     """
     match metric:
         case "semantic":
             return SemanticGrader(load_encoder(settings.encoder))
+        case "groundedness" if settings.evaluate.nli_model:
+            return groundedness.NliGrader(EntailmentModel(settings.evaluate.nli_model))
+        case "groundedness":
+            return groundedness.JudgedGroundedness(open_asker(settings))
+        case "judge":
+            return judge.JudgeGrader(open_asker(settings))
+
+
+def asks_the_judge(settings: config.Config, metric: config.GradedMetric) -> bool:
+    """Whether a metric sends requests to the model of `evaluate.judge`."""
+    return metric == "judge" or (metric == "groundedness" and not settings.evaluate.nli_model)
+
+
+def require_models(settings: config.Config) -> None:
+    """Raise GradingError if a metric of `evaluate.metrics` needs a model that the config does not name."""
+    if settings.evaluate.judge.model:
+        return
+    for metric in settings.evaluate.metrics:
+        if asks_the_judge(settings, metric):
+            other = " or evaluate.nli_model (a cross-encoder for natural language inference)"
+            raise GradingError(
+                f"{metric}: no model is named that grades answers; set evaluate.judge.model (with evaluate.judge.base_url, the "
+                f"address of its server, or evaluate.judge.engine=transformers){other if metric == 'groundedness' else ''}"
+            )
 
 
 def identity(settings: config.Config, metric: config.GradedMetric) -> dict[str, Any]:
@@ -29,6 +59,19 @@ def identity(settings: config.Config, metric: config.GradedMetric) -> dict[str, 
         case "semantic":
             model = weights.resolve(settings.encoder.model)
             return {"metric": metric, "encoder": weights.encoder_fingerprint(model, settings.encoder)}
+        case "groundedness" if settings.evaluate.nli_model:
+            return {"metric": metric, "nli_model": weights.resolve(settings.evaluate.nli_model).fingerprint}
+        case "groundedness":
+            return {"metric": metric, "rubric": groundedness.RUBRIC, "judge": _judge_identity(settings)}
+        case "judge":
+            return {"metric": metric, "rubric": judge.RUBRIC, "judge": _judge_identity(settings)}
+
+
+def _judge_identity(settings: config.Config) -> dict[str, Any]:
+    rule = settings.evaluate.judge
+    served = rule.engine == "openai"
+    model = f"{rule.base_url}#{rule.model}" if served else weights.resolve(rule.model).fingerprint
+    return {"engine": rule.engine, "model": model, "max_new_tokens": rule.max_new_tokens, "temperature": 0}
 
 
 def identities(settings: config.Config) -> dict[str, Any]:
@@ -37,20 +80,61 @@ def identities(settings: config.Config) -> dict[str, Any]:
     return {"graders": found} if found else {}
 
 
-def task_of(metric: config.GradedMetric, query: Query, answer: Answer) -> Task | float | None:
+def task_of(
+    metric: config.GradedMetric, query: Query, answer: Answer, texts: Mapping[str, str], evidence: tuple[str, ...]
+) -> Task | Grade | None:
     """What a grader must read to grade an answer; its grade, if nothing; None if the metric is undefined for the query.
 
     Args:
         metric: the metric.
         query: the question.
         answer: an arm's answer to it.
+        texts: passage id -> text, of the passages in the prompt; empty if the metric needs none.
+        evidence: texts of passages for the question; they count if the arm was shown none.
     """
     if query.answers is None and metric not in config.WITHOUT_GOLD:
         return None
+    shown = {name: texts[name] for name in answer.passage_ids if name in texts}
     value = fixed_value(query, answer)
+    if metric == "groundedness":
+        # An arm without passages names no source, so a reader cannot check its answer.
+        fixed = 0.0 if value is None and not shown else value
+        return _groundedness_task(query, answer, shown) if fixed is None else _fixed_groundedness(query, fixed)
     if value is not None:
-        return value
-    golds = query.answers or ()
-    match metric:
-        case "semantic":
-            return Task("", golds, answer.answer)
+        return Grade({metric: value})
+    if metric == "semantic":
+        return Task("", query.answers or (), answer.answer)
+    if query.answers:
+        return Task(_asked(query), query.answers, answer.answer)
+    if passages := tuple(shown.values()) or evidence:
+        return Task(_asked(query), (), answer.answer, passages)
+    return Grade(
+        error="the question has no gold answers, and no passage was retrieved to check the answer against; add gold answers, "
+        "or an arm that retrieves"
+    )
+
+
+def _fixed_groundedness(query: Query, value: float) -> Grade:
+    return Grade({"groundedness": value} | ({} if query.answers == () else {"citation_support_recall": 0.0}))
+
+
+def _groundedness_task(query: Query, answer: Answer, shown: Mapping[str, str]) -> Task:
+    spans = citations.sentences(answer.answer)
+    by_answer = tuple(dict.fromkeys(citation.passage_id for citation in answer.citations))
+    by_sentence = answer.sentence_citations or ()
+    if len(by_sentence) != len(spans):
+        by_sentence = (by_answer,) * len(spans)
+    places = {name: place for place, name in enumerate(shown)}
+    return Task(
+        _asked(query),
+        (),
+        answer.answer,
+        tuple(shown.values()),
+        tuple(answer.answer[start:end] for start, end in spans),
+        tuple(tuple(places[name] for name in names if name in places) for names in by_sentence),
+    )
+
+
+def _asked(query: Query) -> str:
+    """The question, after the turns of the conversation before it."""
+    return "\n".join([*(f"{role}: {content}" for role, content in query.history), query.text])

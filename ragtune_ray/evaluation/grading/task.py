@@ -22,13 +22,16 @@ class Task:
     """An answer to grade. Nothing in it tells which arm it is from, so equal answers of two arms are one task."""
 
     query: str
+    """The question, after the conversation before it."""
     golds: tuple[str, ...]
     """Gold answers; empty if none is known."""
     answer: str
     passages: tuple[str, ...] = ()
     """Texts of the passages against which it is checked, best first; empty if the metric needs none."""
-    cited: tuple[int, ...] = ()
-    """Places in `passages` that the answer cites, in order."""
+    sentences: tuple[str, ...] = ()
+    """Of the answer, where each of them is checked."""
+    cited: tuple[tuple[int, ...], ...] = ()
+    """For each sentence, places in `passages` that it cites."""
 
     def key(self) -> str:
         """The sha256 of its content, as hexadecimal digits."""
@@ -60,7 +63,7 @@ class Grader(Protocol):
 
 
 def fixed_value(query: Query, answer: Answer) -> float | None:
-    """The grade of an answer that no model needs to read; None if one must.
+    """The value of an answer that no model needs to read; None if one must.
 
     As for EM: a failed answer is 0. To an unanswerable question, abstaining is right (1) and any answer wrong (0). Abstaining
     from any other question is 0, and so is an empty answer.

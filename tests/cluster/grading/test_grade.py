@@ -94,6 +94,7 @@ def test_a_failed_grade_leaves_its_question_out_in_every_arm(settings: config.Co
         "base": publish_answers(settings.workspace, "base", rows("broken", "you", "we")),
         "ft": publish_answers(settings.workspace, "ft", rows("me", "nobody", "they")),
     }
+    settings = settings.with_values({"evaluate.max_failed_grades": 0.2})
     found = grade.grade(settings, queries(3), runs)
     assert [found.values[arm]["q0"] for arm in runs] == [{}, {}]
     assert found.columns["base"]["q0"] == {"semantic_status": "failed", "semantic_reason": "it broke"}
@@ -107,7 +108,7 @@ def test_a_failed_grade_leaves_its_question_out_in_every_arm(settings: config.Co
 
 def test_too_many_failed_grades_fail_the_run_and_keep_the_others(settings: config.Config, grader: Scripted) -> None:
     runs = {"base": publish_answers(settings.workspace, "base", rows("broken", "you"))}
-    strict = settings.with_values({"answer.max_failed_share": 0.4})
+    strict = settings.with_values({"evaluate.max_failed_grades": 0.4})
     with pytest.raises(GradingError, match=r"1 of 2 grades of semantic failed.*it broke.*run again"):
         grade.grade(strict, queries(2), runs)
     grader.seen.clear()

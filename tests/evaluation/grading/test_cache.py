@@ -21,16 +21,17 @@ def test_grades_are_read_back_and_failed_ones_are_not_kept(tmp_path: Path) -> No
 
 
 def test_the_key_is_the_content() -> None:
-    task = Task("Who?", ("me",), "you", ("text",), (0,))
-    assert task.key() == Task("Who?", ("me",), "you", ("text",), (0,)).key()
+    task = Task("Who?", ("me",), "you", ("text",), ("you",), ((0,),))
+    assert task.key() == Task("Who?", ("me",), "you", ("text",), ("you",), ((0,),)).key()
     others = [
-        Task("Who", ("me",), "you", ("text",), (0,)),
-        Task("Who?", ("me", ""), "you", ("text",), (0,)),
-        Task("Who?", ("me",), "me", ("text",), (0,)),
-        Task("Who?", ("me",), "you", ("texts",), (0,)),
-        Task("Who?", ("me",), "you", ("text",), ()),
+        Task("Who", ("me",), "you", ("text",), ("you",), ((0,),)),
+        Task("Who?", ("me", ""), "you", ("text",), ("you",), ((0,),)),
+        Task("Who?", ("me",), "me", ("text",), ("you",), ((0,),)),
+        Task("Who?", ("me",), "you", ("texts",), ("you",), ((0,),)),
+        Task("Who?", ("me",), "you", ("text",), ("y", "ou"), ((0,),)),
+        Task("Who?", ("me",), "you", ("text",), ("you",), ((),)),
     ]
-    assert len({task.key(), *(other.key() for other in others)}) == 6
+    assert len({task.key(), *(other.key() for other in others)}) == 7
 
 
 def test_runs_at_the_same_time_do_not_disturb_each_other(tmp_path: Path) -> None:
