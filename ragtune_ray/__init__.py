@@ -93,7 +93,7 @@ class RagtuneError(Exception):
             index       IndexDataError, SelectionError, PlanError
             generation  GeneratorError, Overloaded, RequestFailed
             answering   PromptError
-            evaluation  MetricError, ComparisonError, GradingError, LabelError
+            evaluation  MetricError, ComparisonError, GradingError, ReplyError, LabelError
             training    TrainingError
             tuning      LedgerError
             serving     ApiError (an HTTP status and message), HotSwapError, McpMissingError

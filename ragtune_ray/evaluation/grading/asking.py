@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from ragtune_ray import config
+from ragtune_ray import RagtuneError, config
 from ragtune_ray.evaluation.grading.task import GradingError
 from ragtune_ray.generation.generator import open_generator
 from ragtune_ray.generation.interface import Completion, DecodingOptions, Generator, GeneratorError, Prompt
@@ -22,7 +22,7 @@ _FENCE = re.compile(r"\A```(?:json)?\s*\n(.*?)\n?```\Z", re.DOTALL)
 Value = TypeVar("Value")
 
 
-class ReplyError(ValueError):
+class ReplyError(RagtuneError, ValueError):
     """A reply is not what was asked for; the message says what is wrong, and is sent back to the model."""
 
 
