@@ -26,7 +26,7 @@ from ragtune_ray import config, schema
 from ragtune_ray.answering.abstention import is_abstention
 from ragtune_ray.evaluation import scoring
 from ragtune_ray.evaluation.grading import graders
-from ragtune_ray.evaluation.grading.task import Task
+from ragtune_ray.evaluation.grading.task import Grade, Task
 
 CASES = Path(__file__).with_name("graded_answers.jsonl")
 GRADES = {
@@ -43,6 +43,7 @@ GRADES = {
     "empty": 0.0,
 }
 """Kind of answer -> its grade. `longer` is the gold answer among other true sentences; `other_language` says the same."""
+PASSAGE = "gold"
 COMPUTED = ("EM", "token_F1", "ROUGE_L", "contains_answer", "numeric_match")
 
 
@@ -68,7 +69,7 @@ def read_cases() -> list[Case]:
 
 def _answer(query: schema.Query, text: str) -> schema.Answer:
     return schema.Answer(
-        query_id=query.query_id, query=query.text, answer=text, citations=(), passage_ids=(), scores=(),
+        query_id=query.query_id, query=query.text, answer=text, citations=(), passage_ids=(PASSAGE,), scores=(),
         abstained=is_abstention(text), seconds=0.0, prompt_tokens=0, completion_tokens=0, status="ok", error="",
         index_version="", model="",
     )  # fmt: skip
@@ -84,11 +85,17 @@ def scores_of(cases: Sequence[Case], settings: config.Config, graded: Sequence[s
 
 
 def _grades(cases: Sequence[Case], settings: config.Config, metric: config.GradedMetric) -> dict[str, float]:
-    tasks = {case.query.query_id: graders.task_of(metric, case.query, case.answer) for case in cases}
-    asked = {name: task for name, task in tasks.items() if isinstance(task, Task)}
-    found = dict(zip(asked, graders.open_grader(settings, metric).grade(list(asked.values())), strict=True))
-    known = {name: task for name, task in tasks.items() if isinstance(task, float)}
-    return known | {name: grade.values[metric] for name, grade in found.items() if metric in grade.values}
+    """The grades that a model gives; where passages are read, the gold answer is the only one."""
+    found = {
+        case.query.query_id: graders.task_of(
+            metric, case.query, case.answer, {PASSAGE: (case.query.answers or ("",))[0]}, ()
+        )
+        for case in cases
+    }
+    tasks = {name: task for name, task in found.items() if isinstance(task, Task)}
+    grades = dict(zip(tasks, graders.open_grader(settings, metric).grade(list(tasks.values())), strict=True))
+    grades |= {name: grade for name, grade in found.items() if isinstance(grade, Grade)}
+    return {name: grade.values[metric] for name, grade in grades.items() if metric in grade.values}
 
 
 def agreement(cases: Sequence[Case], scores: Mapping[str, float]) -> tuple[float, float]:
