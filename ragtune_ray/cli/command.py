@@ -32,9 +32,10 @@ from ragtune_ray.cli.common import (
     print_lines,
 )
 from ragtune_ray.cli.index_commands import index_app, upkeep_app
+from ragtune_ray.cli.label_command import label_app
 
 VERBS = [
-    *("init", "plan", "index", "retrieve", "answer", "evaluate", "calibrate", "compare"),
+    *("init", "plan", "index", "retrieve", "answer", "evaluate", "label", "calibrate", "compare"),
     *("train", "tune", "ask", "serve", "mcp", "versions", "diff", "rollback", "gc", "verify"),
     *("doctor", "models", "settings"),
 ]
@@ -61,6 +62,7 @@ app = typer.Typer(
 )
 app.add_typer(index_app)
 app.add_typer(upkeep_app)
+app.add_typer(label_app)
 
 
 def _show_version(is_asked: bool) -> None:

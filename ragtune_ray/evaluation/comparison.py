@@ -341,7 +341,7 @@ def read(content: Mapping[str, Any]) -> Comparison:
         ComparisonError: a field is missing or has the wrong type, or a number is not finite.
     """
     try:
-        return Comparison.model_validate(_printable(content))
+        return Comparison.model_validate(printable(content))
     except ValidationError as error:
         problems = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()]
         raise ComparisonError(
@@ -349,12 +349,13 @@ def read(content: Mapping[str, Any]) -> Comparison:
         ) from error
 
 
-def _printable(value: Any) -> Any:
+def printable(value: Any) -> Any:
+    """A text, or the texts in a JSON value, without control characters, which become U+FFFD."""
     match value:
         case str():
             return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", value)
         case Mapping():
-            return {_printable(key): _printable(value[key]) for key in sorted(value, key=str)}
+            return {printable(key): printable(value[key]) for key in sorted(value, key=str)}
         case list() | tuple():
-            return [_printable(each) for each in value]
+            return [printable(each) for each in value]
     return value

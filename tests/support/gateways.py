@@ -9,6 +9,7 @@ from typing import Any
 import httpx2 as httpx
 import numpy as np
 import uvicorn
+from starlette.types import ASGIApp
 
 from ragtune_ray import config, schema
 from ragtune_ray.answering.citations import parse_citations
@@ -149,18 +150,25 @@ def question(text: str = "What is the code of vessel0?", **fields: Any) -> dict[
     return {"messages": [{"role": "user", "content": text}], **fields}
 
 
-class Served:
-    """The endpoint on a local port, in a thread of its own."""
+class InThread:
+    """An application on a local port, in a thread of its own."""
 
-    def __init__(self, backend: FakeBackend, allowed: Keys, settings: config.Config | None = None) -> None:
-        self.backend = backend
-        middleware = build_app(settings or config.Config(), backend, allowed, lambda: None)
+    def __init__(self, app: ASGIApp) -> None:
         self._socket = socket.create_server(("127.0.0.1", 0))
-        self.address = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
-        self._server = uvicorn.Server(uvicorn.Config(middleware, log_level="error", lifespan="off"))
+        self.address = f"http://127.0.0.1:{self._socket.getsockname()[1]}/"
+        self._server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off"))
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]}, daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
         self._server.should_exit = True
         self._thread.join(10)
+
+
+class Served(InThread):
+    """The endpoint on a local port."""
+
+    def __init__(self, backend: FakeBackend, allowed: Keys, settings: config.Config | None = None) -> None:
+        self.backend = backend
+        super().__init__(build_app(settings or config.Config(), backend, allowed, lambda: None))
+        self.address = self.address.rstrip("/")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ragtune_ray.evaluation.labelling.labels import Key
-from ragtune_ray.schema import Passage
+from ragtune_ray.schema import Passage, Query
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +20,8 @@ class Item:
     """Gold answers; empty: the documents are known to have none; None: not known."""
     answers: tuple[str, ...]
     """One or two answers to grade."""
+    history: tuple[tuple[str, str], ...] = ()
+    """(role, content) of the conversation before the question, oldest first."""
 
     @property
     def keys(self) -> tuple[Key, ...]:
@@ -47,27 +49,23 @@ def ordered(query_ids: Iterable[str], seed: int) -> list[str]:
     return sorted(query_ids, key=lambda name: _digest(seed, name))
 
 
-def items(
-    questions: Sequence[tuple[str, str, tuple[str, ...] | None]], answers: Mapping[str, Mapping[str, str]], seed: int
-) -> list[Item]:
+def items(queries: Sequence[Query], answers: Mapping[str, Mapping[str, str]], seed: int) -> list[Item]:
     """Everything that is shown for these questions, in order; equal answers of two arms are shown once.
 
     Args:
-        questions: query id, question and gold answers, from `ordered`.
+        queries: the questions, in the order of `ordered`.
         answers: arm -> query id -> text of its answer.
         seed: of the order of the answers to each question.
     """
     found = []
-    for query_id, query, golds in questions:
-        texts = {texts[query_id] for texts in answers.values() if query_id in texts}
-        mixed = sorted(texts, key=lambda text: _digest(seed, query_id, text))
-        found += [Item(query_id, query, golds, tuple(mixed[start : start + 2])) for start in range(0, len(mixed), 2)]
+    for query in queries:
+        texts = {texts[query.query_id] for texts in answers.values() if query.query_id in texts}
+        mixed = sorted(texts, key=lambda text: _digest(seed, query.query_id, text))
+        found += [
+            Item(query.query_id, query.text, query.answers, tuple(mixed[start : start + 2]), query.history)
+            for start in range(0, len(mixed), 2)
+        ]
     return found
-
-
-def is_labelled(item: Item, labelled: Collection[Key]) -> bool:
-    """Whether nothing of it is left to label."""
-    return all(key in labelled for key in item.keys)
 
 
 def sources_of(passages: Iterable[Sequence[Passage]]) -> list[Source]:
