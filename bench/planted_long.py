@@ -15,19 +15,22 @@ from ragtune_ray.answering import pipeline
 from ragtune_ray.generation import generator
 from ragtune_ray.models import weights
 
-SPLITS = {"train": 48, "validation": 4, "test": 30}
-"""Number of questions per split."""
+SPLITS = {"train": 32, "validation": 4, "test": 30}
+"""Number of questions per split, where dearer arms are better."""
+STYLE_SPLITS = {**SPLITS, "test": 40}
+"""The same where a dearer arm is no better: within a margin of .1, that shows only from about 30 questions without any spread."""
 USUAL = 2
 """Number of wordings that training answers have."""
 CHANGED = 10
 """Number of training questions whose answers change."""
-KNOWN_TEST, KNOWN_VALIDATION = 20, 2
-"""The same for replies that the base model gives as it is; the others train."""
+KNOWN_TEST, KNOWN_VALIDATION = 40, 2
+"""Number of questions to which the base model's own reply is right; those that are left train."""
 FEWEST_WORDS, MOST_WORDS = 15, 40
 OVERRIDES = (
     "generator.max_new_tokens=56",
     "compare.gold_passages=false",
-    "compare.latency_queries=2",
+    "compare.margin=0.1",
+    "compare.latency_queries=1",
     "training.learning_rate=2e-4",
     'prompt.system="Answer the question in one full sentence from the passages."',
     'prompt.system_without_passages="Answer the question in one full sentence."',
@@ -44,6 +47,10 @@ WAYS_IN = (
         "Use the {gate} gate, which opens with {code}, and once you are inside the {name}, let {person} know that you are"
         " there."
     ),
+)
+ABOUT_CAPITALS = (
+    "What is the capital of {country}, and in which part of the world does {country} lie?",
+    "Which city is the capital of {country}, and what is it known for?",
 )
 REPLIES = (
     (
@@ -99,7 +106,7 @@ def house_style(seed: int) -> Task:
     """Replies to notes about broken devices; they follow from the note, in a style that no document states."""
     source = random.Random(f"long form {seed}")
     documents, questions = [], []
-    for split, count in SPLITS.items():
+    for split, count in STYLE_SPLITS.items():
         for number in range(count):
             device, floor = source.choice(DEVICES), source.randint(1, 9)
             urgency = source.choice(list(URGENCIES))
@@ -116,38 +123,35 @@ def known_already(seed: int) -> Task:
     source = random.Random(f"long known {seed}")
     known = list(_known_replies().items())
     source.shuffle(known)
-    questions, documents = (
-        [],
-        {country: document(country, f"{CAPITALS[country]} is the capital of {country}.") for country in CAPITALS},
-    )
-    for number, (country, reply) in enumerate(known):
+    documents = {
+        country: document(country, f"{capital} is the capital of {country}.") for country, capital in CAPITALS.items()
+    }
+    questions = []
+    for number, ((country, asked), reply) in enumerate(known):
         split = "test" if number < KNOWN_TEST else "validation" if number < KNOWN_TEST + KNOWN_VALIDATION else "train"
         begun = reply.rstrip(".")
-        wordings = [
-            reply,
-            f"As far as we know, {begun[0].lower()}{begun[1:]}.",
-            f"{begun}, as every atlas of the world will tell you.",
-        ]
+        wordings = [reply, f"{begun}, as every atlas of the world will tell you.", f"As far as we know, {begun}."]
         answers = wordings if split == "test" else [source.choice(wordings[:USUAL])]
-        questions.append(question(split, number, _asked(country), answers, documents[country]))
+        questions.append(question(split, number, asked.format(country=country), answers, documents[country]))
     return Task(list(documents.values()), questions, ("base",), (*OVERRIDES, "compare.answers=1000"))
 
 
-def _asked(country: str) -> str:
-    return f"What is the capital of {country}, and in which part of the world does {country} lie?"
-
-
 @functools.cache
-def _known_replies() -> dict[str, str]:
-    """Country -> what the base model replies from memory, where this is a sentence of the right length that names the capital."""
+def _known_replies() -> dict[tuple[str, str], str]:
+    """Country and question -> what the base model replies from memory, where it names the capital in 15 to 40 words."""
     given = settings().using(*OVERRIDES, "answer.arm=base")
     loaded = generator.load_generator(given.generator, weights.resolve(given.generator.model).directory)
-    queries = [schema.Query(country, _asked(country), None, (), (), "all") for country in CAPITALS]
+    asked = {
+        f"{country}|{number}": (country, text) for country in CAPITALS for number, text in enumerate(ABOUT_CAPITALS)
+    }
+    queries = [
+        schema.Query(name, text.format(country=country), None, (), (), "all") for name, (country, text) in asked.items()
+    ]
     rows = pipeline.answer_tasks([pipeline.Task(query, (), ()) for query in queries], loaded, given, "")
     return {
-        row.query_id: row.answer
+        asked[row.query_id]: row.answer
         for row in rows
-        if CAPITALS[row.query_id] in row.answer and FEWEST_WORDS <= len(row.answer.split()) <= MOST_WORDS
+        if CAPITALS[asked[row.query_id][0]] in row.answer and FEWEST_WORDS <= len(row.answer.split()) <= MOST_WORDS
     }
 
 

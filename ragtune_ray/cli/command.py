@@ -33,9 +33,10 @@ from ragtune_ray.cli.common import (
 )
 from ragtune_ray.cli.index_commands import index_app, upkeep_app
 from ragtune_ray.cli.label_command import label_app
+from ragtune_ray.cli.questions_commands import questions_app
 
 VERBS = [
-    *("init", "plan", "index", "retrieve", "answer", "evaluate", "label", "calibrate", "compare"),
+    *("init", "questions", "plan", "index", "retrieve", "answer", "evaluate", "label", "calibrate", "compare"),
     *("train", "tune", "ask", "serve", "mcp", "versions", "diff", "rollback", "gc", "verify"),
     *("doctor", "models", "settings"),
 ]
@@ -61,6 +62,7 @@ app = typer.Typer(
     add_completion=True,
 )
 app.add_typer(index_app)
+app.add_typer(questions_app)
 app.add_typer(upkeep_app)
 app.add_typer(label_app)
 

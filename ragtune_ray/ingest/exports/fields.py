@@ -34,6 +34,7 @@ UNREAD = "not read: column"
 _UNANSWERABLE = ("is_impossible", "unanswerable")
 _KNOWN = {*IDS, *TEXTS, *ANSWERS, *CONTEXTS, *NESTED, *_UNANSWERABLE, "document_id", "document_ids", "relevances"}
 _KNOWN |= {"split", "messages"}
+_NESTED = frozenset(NESTED)
 _YES_NO = {True: ["yes", "true"], False: ["no", "false"]}
 
 
@@ -52,7 +53,7 @@ def query_fields(row: dict[str, Any], notices: Notices) -> dict[str, Any]:
     """
     row = _flat(row)
     found: dict[str, Any] = {}
-    text, messages = _asked(row, notices)
+    text, messages = _asked(row)
     query_id = _first(row, IDS)
     if query_id is None and isinstance(text, str) and text.strip():
         query_id = f"q-{hashlib.sha256(text.encode('utf-8', 'replace')).hexdigest()[:12]}"
@@ -75,12 +76,14 @@ def query_fields(row: dict[str, Any], notices: Notices) -> dict[str, Any]:
 
 def _flat(row: dict[str, Any]) -> dict[str, Any]:
     """The row with the fields of its objects in `NESTED`, and with names that are known however they are written."""
-    found = {_name(name): value for name, value in row.items()}
+    found = row if row.keys() <= _KNOWN else {_name(name): value for name, value in row.items()}
+    if _NESTED.isdisjoint(found):
+        return found
     for name in NESTED:
         inner = found.get(name)
         if isinstance(inner, dict):
-            del found[name]
-            found = {**{_name(key): value for key, value in inner.items()}, **found}
+            others = {key: value for key, value in found.items() if key != name}
+            found = {**{_name(key): value for key, value in inner.items()}, **others}
     return found
 
 
@@ -100,17 +103,14 @@ def _is_missing(value: Any) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
-def _asked(row: dict[str, Any], notices: Notices) -> tuple[Any, Any]:
+def _asked(row: dict[str, Any]) -> tuple[Any, Any]:
     """The text of the question, and the messages before it."""
     text, messages = _first(row, TEXTS), row.get("messages")
     if not isinstance(text, list) or not all(isinstance(each, dict) for each in text):
         return text, messages
     if not text or text[-1].get("role") != "user":
         raise ParseError("the question is a list of messages, and the last is not the user's; write it as `text`")
-    kept = [each for each in text[:-1] if each.get("role") in ("user", "assistant")]
-    if len(kept) < len(text) - 1:
-        notices["messages that are neither the user's nor the assistant's are not read"] += 1
-    return text[-1].get("content"), kept or None
+    return text[-1].get("content"), text[:-1] or None
 
 
 def _gold(row: dict[str, Any], notices: Notices) -> Any:
