@@ -326,6 +326,11 @@ def open_documents(workspace: str, segment_id: str, manifest_sha256: str) -> Doc
     return _document_rows(_open_checked(workspace, segment_id, manifest_sha256, [DOCUMENTS]).path)
 
 
+def open_passages(workspace: str, segment_id: str, manifest_sha256: str) -> pa.Table:
+    """Open the `Passage` rows of a segment, memory-mapped, without reading or checking its other files."""
+    return _map_arrow(_open_checked(workspace, segment_id, manifest_sha256, [PASSAGES]).path / PASSAGES)
+
+
 def _open_checked(
     workspace: str, segment_id: str, manifest_sha256: str, names: Sequence[str] | None
 ) -> artifacts.Artifact:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,9 +21,10 @@ from ragtune_ray.cluster import staged_queries
 from ragtune_ray.cluster.answering import evaluate
 from ragtune_ray.cluster.comparing import forecast, summary, variants
 from ragtune_ray.cluster.grading import forecast as grades
-from ragtune_ray.evaluation import significance
 from ragtune_ray.evaluation.grading import graders
 from ragtune_ray.evaluation.grading.task import GradingError
+from ragtune_ray.evaluation.questions import check as questions
+from ragtune_ray.evaluation.questions import power
 from ragtune_ray.evaluation.report.plain_text import wrapped
 from ragtune_ray.evaluation.verdict import MIN_QUESTIONS
 from ragtune_ray.index import plan, versions
@@ -37,9 +37,6 @@ from ragtune_ray.models import weights
 from ragtune_ray.schema import Query, Reject
 from ragtune_ray.storage import artifacts
 
-ASSUMED_DEVIATION = 0.5
-"""Of the paired differences of two arms, before anything is measured: as if a quarter of all questions were won or lost."""
-SHOWN = 3
 CUT_SHARE = 0.05
 """Share of the gold answers that may exceed `generator.max_new_tokens` without a warning."""
 OFF_SHARE = 0.1
@@ -77,13 +74,16 @@ class Check:
             lengths = f"median {answers['median']:g} {answers['unit']}, 95 of 100 at most {answers['p95']:g}"
             over = f"{answers['over_limit']:,} over generator.max_new_tokens={answers['max_new_tokens']}"
             yield "answers", f"{answers['short']:,} short, {answers['long']:,} long; {lengths}; {over}"
-        power = facts["power"]
-        if power["smallest_difference"] is not None:
+        proposal = facts["proposal"]
+        if facts["metric"] not in proposal["fitting"]:
+            yield "metric", f"compare.metric={facts['metric']}; {proposal['metric']} fits better: {proposal['reason']}"
+        shows = facts["power"]
+        if shows["smallest_difference"] is not None:
             shown = (
-                f"{power['n']:,} {facts['compared']} questions show a difference of {power['smallest_difference']:.3f}"
+                f"{shows['n']:,} {facts['compared']} questions show a difference of {shows['smallest_difference']:.3f}"
             )
-            needed = power["needed_for_margin"]
-            margin = f"; compare.margin={power['margin']:g} needs about {needed:,}" if needed else ""
+            needed = shows["needed_for_margin"]
+            margin = f"; compare.margin={shows['margin']:g} needs about {needed:,}" if needed else ""
             yield "power", f"{shown} with 80 % probability{margin}"
         index = facts["index"]
         yield "index", index["text"]
@@ -135,7 +135,7 @@ def check(settings: config.Config, stages: forecast.Stages = forecast.comparison
     judged = [row for row in asked if given.evaluate.can_score(row.answers)]
     untrained = [arm for arm in given.compare.arms if config.is_tuned(arm) and not _is_trained(given, arm)]
     _check_splits(given, kept, judged, untrained, found)
-    _check_duplicates(kept, found)
+    _check_questions(given, kept, found)
     sizes = _check_answers(given, kept, judged, found)
     _check_power(given, len(judged), found)
     _check_index(given, found)
@@ -215,19 +215,22 @@ def _check_splits(
             )
 
 
-def _check_duplicates(kept: Sequence[Query], found: _Findings) -> None:
-    texts: dict[str, list[Query]] = {}
-    for row in kept:
-        texts.setdefault(" ".join(re.findall(r"\w+", row.text.casefold())), []).append(row)
-    repeated = [rows for rows in texts.values() if len(rows) > 1]
-    crossing = [rows for rows in repeated if len({row.split for row in rows}) > 1]
-    found.facts["duplicates"] = {"texts": len(repeated), "in_two_splits": len(crossing)}
-    if repeated:
-        first = (crossing or repeated)[0]
-        found.warnings.append(
-            f"{len(repeated):,} questions are asked more than once, {len(crossing):,} of them in two splits; such as "
-            + ", ".join(repr(row.query_id) for row in first[:SHOWN])
-        )
+def _check_questions(settings: config.Config, kept: Sequence[Query], found: _Findings) -> None:
+    """What the questions themselves are like, as `ragtune questions check` says it."""
+    looked = questions.look(kept, (), {}, settings)
+    repeated, proposal = looked.repeats, looked.proposal
+    found.facts["duplicates"] = {
+        name: getattr(repeated, name) for name in ("texts", "in_two_splits", "contradicting", "nearly_in_two_splits")
+    }
+    found.facts["metric"] = settings.compare.metric
+    found.facts["kinds"], found.facts["languages"] = looked.kinds, looked.languages
+    found.facts["proposal"] = {
+        "metric": proposal.metric,
+        "reason": proposal.reason,
+        "fitting": sorted(proposal.fitting),
+    }
+    found.warnings += questions.repeat_warnings(repeated)
+    found.warnings += questions.answer_warnings(looked, settings)
 
 
 def _check_answers(
@@ -299,13 +302,13 @@ def _check_prompts(
 def _check_power(settings: config.Config, n: int, found: _Findings) -> None:
     margin, pairs = settings.compare.margin, math.comb(len(settings.compare.arms), 2)
     confidence = settings.evaluate.confidence  # of each pair, as in `decision`
-    needed = needed_questions(margin, confidence) if margin and pairs else None
+    needed = power.needed_questions(margin, confidence) if margin and pairs else None
     found.facts["power"] = {
         "n": n,
         "pairs": pairs,
         "confidence": confidence,
-        "assumed_deviation": ASSUMED_DEVIATION,
-        "smallest_difference": smallest_difference(n, confidence) if n and pairs else None,
+        "assumed_deviation": power.ASSUMED_DEVIATION,
+        "smallest_difference": power.smallest_difference(n, confidence) if n and pairs else None,
         "margin": margin,
         "needed_for_margin": needed,
     }
@@ -334,24 +337,6 @@ def _check_grades(settings: config.Config, judged: Sequence[Query], found: _Find
     found.facts["grades"] = grading.facts() if grading else None
     if grading:
         found.facts["grades"]["text"] = grading.text()
-
-
-def needed_questions(difference: float, confidence: float) -> int:
-    """Number of questions that show a difference with 80 % probability, before the spread of the scores is known."""
-    return significance.questions_needed(ASSUMED_DEVIATION, difference, confidence) or 1
-
-
-def smallest_difference(n: int, confidence: float) -> float:
-    """The smallest difference that n questions show with 80 % probability; 1 if they show none.
-
-    >>> round(smallest_difference(201, 0.95), 3)
-    0.1
-    """
-    low, high = 0.0, 1.0
-    for _ in range(40):
-        middle = (low + high) / 2
-        low, high = (low, middle) if needed_questions(middle, confidence) <= n else (middle, high)
-    return high
 
 
 def _check_index(settings: config.Config, found: _Findings) -> None:

@@ -27,7 +27,8 @@ characters count, and twice as many are allowed."""
 _YES = "yes true ja oui sí si sì sim jo tak ano kyllä igen evet da да так ναι نعم כן हाँ 是 是的 有 はい 네 có ya"
 _NO = "no false nein non não nee nej nei nie ne ei nem hayır nu нет ні όχι لا לא नहीं 否 不是 没有 いいえ 아니요 không tidak"
 _YES_NO = frozenset((*_YES.split(), *_NO.split()))
-_MONTH = r"(?:jan|feb|fév|mar|mär|apr|avr|abr|may|mai|jun|juin|jul|juil|aug|aoû|ago|sep|oct|okt|out|nov|dec|dez|déc|dic)\w{0,9}\.?"
+_MONTHS = "jan|feb|fév|mar|mär|apr|avr|abr|may|mai|jun|juin|jul|juil|aug|aoû|ago|sep|oct|okt|out|nov|dec|dez|déc|dic"
+_MONTH = rf"(?:{_MONTHS})\w{{0,9}}\.?"
 _DATE = re.compile(
     rf"(?:on |am |le |the )?(?:\d{{4}}-\d\d?-\d\d?|\d\d?[./-]\d\d?[./-]\d{{2,4}}|\d{{4}}年(?:\d\d?月)?(?:\d\d?日)?"
     rf"|(?:\d\d?(?:st|nd|rd|th|er|\.)?(?: of| de)? )?{_MONTH}(?: \d\d?(?:st|nd|rd|th)?)?,?(?: de)?(?: \d{{4}})?)[.]?",

@@ -76,6 +76,8 @@ class QuestionsCheck:
     repeats: repeats.Repeats
     alike: tuple[tuple[str, ...], ...]
     """Groups of gold answers that no metric tells apart."""
+    blank: tuple[str, ...]
+    """Ids of the questions with a gold answer of which normalization leaves nothing."""
     documents: Documents
     notices: dict[str, int]
     """What was read as meant or not read -> rows."""
@@ -171,6 +173,7 @@ def look(
         answer_languages=count_languages(min(row.answers, key=len) for row in _sample(queries) if row.answers),
         repeats=repeats.find_repeats(queries, normalize),
         alike=tuple(gold_answers.alike(queries, normalize)),
+        blank=tuple(gold_answers.without_words(queries, normalize)),
         documents=_documents(queries, settings, normalize),
         notices=dict(notices),
         num_compared=n,
@@ -181,8 +184,7 @@ def look(
         proposal=propose(kinds, has_judge=has_judge(settings)),
         warnings=(),
     )
-    blank = gold_answers.without_words(queries, normalize)
-    return dataclasses.replace(found, warnings=tuple(_warnings(found, rejects, queries, blank, settings)))
+    return dataclasses.replace(found, warnings=tuple(_warnings(found, rejects, queries, settings)))
 
 
 def has_judge(settings: config.Config) -> bool:
@@ -249,7 +251,6 @@ def _warnings(
     found: QuestionsCheck,
     rejects: Sequence[Reject],
     queries: Sequence[Query],
-    blank: Sequence[str],
     settings: config.Config,
 ) -> Iterator[str]:
     if rejects:
@@ -257,7 +258,7 @@ def _warnings(
     yield from repeat_warnings(found.repeats)
     if leak := _leak(queries):
         yield leak
-    yield from answer_warnings(found, blank, settings)
+    yield from answer_warnings(found, settings)
     if found.documents.missing:
         yield f"{found.documents.missing:,} questions name only documents that are not in the index; they will be left out"
     if found.num_compared < MIN_QUESTIONS:
@@ -289,7 +290,7 @@ def repeat_warnings(found: repeats.Repeats) -> Iterator[str]:
         )
 
 
-def answer_warnings(found: QuestionsCheck, blank: Sequence[str], settings: config.Config) -> Iterator[str]:
+def answer_warnings(found: QuestionsCheck, settings: config.Config) -> Iterator[str]:
     """What is wrong with gold answers."""
     if found.alike:
         groups = "; ".join(" = ".join(map(repr, group[:SHOWN])) for group in found.alike[:SHOWN])
@@ -297,8 +298,8 @@ def answer_warnings(found: QuestionsCheck, blank: Sequence[str], settings: confi
         yield f"{len(found.alike):,} groups of gold answers are the same to every metric: {groups}" + (
             f"; {how}" if how else ""
         )
-    if blank:
-        yield f"{len(blank):,} questions have a gold answer without a word or number, such as {listed(blank)}"
+    if found.blank:
+        yield f"{len(found.blank):,} questions have a gold answer without a word or number, such as {listed(found.blank)}"
     grounding = found.documents.grounding
     if grounding and grounding.absent:
         yield (

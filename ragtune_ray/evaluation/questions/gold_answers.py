@@ -75,15 +75,18 @@ def look_up(queries: Sequence[Query], workspace: str, language: Language, normal
         ArtifactError: the workspace has no sound index.
     """
     version = versions.read_version(workspace, versions.current_version(workspace))
-    passages = {
-        entry.segment_id: segments.open_segment(workspace, entry.segment_id, entry.manifest_sha256).passages
-        for entry in version.entries
-    }
     asked = [query for query in queries if positives(query) and _is_extractive(query, language)]
     asked = asked[:: -(-len(asked) // MOST_LOOKED_UP) or 1]
     names = sorted({name for query in asked for name in positives(query)})
+    found_in = contents.find_documents(workspace, version, names)
+    used = {segment_id for places in found_in.values() for segment_id in places}
+    passages = {
+        entry.segment_id: segments.open_passages(workspace, entry.segment_id, entry.manifest_sha256)
+        for entry in version.entries
+        if entry.segment_id in used
+    }
     texts: dict[str, str] = {}
-    for name, places in contents.find_documents(workspace, version, names).items():
+    for name, places in found_in.items():
         parts = [_text(passages[segment_id], ordinals) for segment_id, ordinals in places.items()]
         texts[name] = f" {normalize(chr(10).join(parts))} "
     found = {query.query_id: [texts[name] for name in positives(query) if name in texts] for query in asked}

@@ -1,4 +1,4 @@
-"""Questions that are asked twice: in one split, with other answers, or in two splits, where a model was trained on a test question."""
+"""Questions that are asked twice: with other answers, or in two splits, so that a model was trained on a test question."""
 
 from __future__ import annotations
 

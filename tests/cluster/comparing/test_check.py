@@ -13,10 +13,11 @@ import pytest
 
 from ragtune_ray import config
 from ragtune_ray.cli import main
-from ragtune_ray.cluster.comparing import check as checking
 from ragtune_ray.cluster.comparing import forecast
-from ragtune_ray.cluster.comparing.check import check, smallest_difference
+from ragtune_ray.cluster.comparing.check import check
 from ragtune_ray.cluster.tuning.forecast import tuning
+from ragtune_ray.evaluation.questions import check as questions
+from ragtune_ray.evaluation.questions import gold_answers, power
 from ragtune_ray.models.layout import ModelError
 from ragtune_ray.storage import artifacts
 from tests.support import index_changes as indexes
@@ -67,14 +68,14 @@ def test_splits_and_kinds_of_answers_are_counted(settings: config.Config) -> Non
 
 def test_power_is_that_of_the_test_questions_and_too_few_are_a_warning(settings: config.Config) -> None:
     found = check(settings)
-    power = found.facts["power"]
+    shows = found.facts["power"]
     # z(.975) + z(.8) = 2.8016; N = n + 2 solves (N / 4 + 3 / 2) / N^2 = (.02 / 2.8016)^2.
-    assert power["needed_for_margin"] == pytest.approx(4911, abs=3)
+    assert shows["needed_for_margin"] == pytest.approx(4911, abs=3)
     # 2.8016 * sqrt((22 / 4 + 3 / 2) / 22^2) = .337.
-    assert power["smallest_difference"] == pytest.approx(0.337, abs=1e-3)
-    assert power["n"] == 20
+    assert shows["smallest_difference"] == pytest.approx(0.337, abs=1e-3)
+    assert shows["n"] == 20
     (warning,) = [text for text in found.warnings if "too few" in text]
-    assert f"about {power['needed_for_margin']:,} are needed" in warning
+    assert f"about {shows['needed_for_margin']:,} are needed" in warning
     few = check(settings.using("queries.limit=12"))
     assert any("12 questions are fewer than 20" in text for text in few.warnings)
     assert not [text for text in check(settings.using("compare.margin=0.5")).warnings if "too few" in text]
@@ -82,8 +83,8 @@ def test_power_is_that_of_the_test_questions_and_too_few_are_a_warning(settings:
 
 @pytest.mark.parametrize("n", [30, 200, 5000])
 def test_the_smallest_difference_is_one_that_these_questions_show_and_no_smaller_one(n: int) -> None:
-    found = smallest_difference(n, 0.99)
-    assert checking.needed_questions(found, 0.99) <= n < checking.needed_questions(found * 0.99, 0.99)
+    found = power.smallest_difference(n, 0.99)
+    assert power.needed_questions(found, 0.99) <= n < power.needed_questions(found * 0.99, 0.99)
 
 
 def test_a_leak_is_an_error_where_an_arm_is_tuned(settings: config.Config) -> None:
@@ -111,10 +112,40 @@ def test_missing_documents_and_repeated_questions_are_named(settings: config.Con
     found = check(settings)
     assert found.facts["unindexed"] == {"left_out": 1, "partly": 0}
     assert found.facts["splits"]["train"]["questions"] == 29
-    assert found.facts["duplicates"] == {"texts": 1, "in_two_splits": 1}
+    assert found.facts["duplicates"] == {
+        "texts": 1,
+        "in_two_splits": 1,
+        "contradicting": 0,
+        "nearly_in_two_splits": 0,
+    }
     assert any("1 questions are left out" in text and "'pluto'" in text for text in found.warnings)
     assert any("asked more than once" in text and "'q2', 'q45'" in text for text in found.warnings)
     assert any("'pluto'" in text for text in check(settings.using("corpus.strict=true")).errors)
+
+
+def test_short_answers_are_looked_up_in_their_documents(settings: config.Config) -> None:
+    rows = [
+        {"answers": ["no such words"], "document_ids": ["moon"]},
+        {"answers": ["The Earth and Apollo"], "document_ids": ["moon"]},
+        {"answers": ["no such words, but in a sentence that any number of words can say."], "document_ids": ["moon"]},
+        {"answers": ["phobos", "dust storms"], "document_ids": ["rover", "mars", "pluto"]},
+        {"answers": ["hydrogen"], "document_ids": ["sun"]},  # deleted
+    ]
+    ask(Path(settings.queries.path), *rows)
+    found = questions.check(settings)
+    assert found.documents.missing == 1
+    assert found.documents.grounding == gold_answers.Grounding(3, ("q0",))
+    (warning,) = [text for text in found.warnings if "stand in none" in text]
+    assert "1 of 3 short gold answers" in warning
+    assert "'q0'" in warning
+    assert any("stand in none" in text for text in check(settings).warnings)
+
+
+def test_another_metric_is_proposed_in_one_line(settings: config.Config) -> None:
+    changed(settings, {n: {"answers": ["It opens at seven, and the driver reports to the office."]} for n in range(60)})
+    (line,) = [line for line in check(settings.using("compare.metric=EM")).lines() if line.startswith("metric")]
+    assert line.startswith("metric     compare.metric=EM; ROUGE_L fits better: 60 of 60 gold answers are")
+    assert not any(line.startswith("metric") for line in check(settings.using("compare.metric=ROUGE_L")).lines())
 
 
 def test_answers_and_prompts_that_do_not_fit_are_warnings(settings: config.Config) -> None:
