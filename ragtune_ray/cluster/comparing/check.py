@@ -230,7 +230,7 @@ def _check_questions(settings: config.Config, kept: Sequence[Query], found: _Fin
         "fitting": sorted(proposal.fitting),
     }
     found.warnings += questions.repeat_warnings(repeated)
-    found.warnings += questions.answer_warnings(looked, settings)
+    found.warnings += questions.answer_warnings(looked, kept, settings)
 
 
 def _check_answers(

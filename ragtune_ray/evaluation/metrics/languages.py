@@ -67,25 +67,33 @@ def _by_stop_words(words: Sequence[str]) -> str:
     return best if share >= max(_STOP_SHARE, _CLEARLY * second) else ""
 
 
-def other_language(texts: Sequence[str], language: Language) -> tuple[str, float] | None:
-    """The language in which most of the texts are that are not in `language`, and their share; None if that is small.
+def shares(texts: Sequence[str]) -> dict[str, float]:
+    """The languages of texts and their shares of the words, largest first; `""` is what cannot be told.
 
-    Small is below a fifth, or below a half where `language` has no list of stop words to tell it from others. Short texts are
-    joined until their language can be found, and the share counts words. At most 2,000 texts are read, spread evenly.
+    Short texts are joined until their language can be found. At most 2,000 texts are read, spread evenly.
+
+    >>> shares(["Where is the bridge of the old town?", "Who was it that built the house?"])
+    {'en': 1.0}
     """
-    if language == "other":
-        return None
     words: Counter[str] = Counter()
     for bundle in _bundles(texts[:: len(texts) // _MOST_TEXTS + 1]):
         words[language_of(bundle)] += len(_TOKEN.findall(bundle))
+    return {name: count / words.total() for name, count in words.most_common()}
+
+
+def other_language(texts: Sequence[str], language: Language) -> tuple[str, float] | None:
+    """The language in which most of the texts are that are not in `language`, and their share; None if that is small.
+
+    Small is below a fifth, or below a half where `language` has no list of stop words to tell it from others.
+    """
+    if language == "other":
+        return None
     expected = _SAME_SCRIPT.get(language, language)
-    others = [(count, name) for name, count in words.items() if name not in ("", expected)]
+    others = {name: share for name, share in shares(texts).items() if name not in ("", expected)}
     # A language that cannot be found itself, such as Catalan, may here and there be taken for another.
     least = _WARNED_SHARE if expected in NAMES else _WARNED_SHARE_UNKNOWN
-    if not others or max(others)[0] < least * words.total():
-        return None
-    count, name = max(others)
-    return name, count / words.total()
+    name = max(others, key=others.__getitem__, default="")
+    return (name, others[name]) if name and others[name] >= least else None
 
 
 def _bundles(texts: Sequence[str]) -> Iterator[str]:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ragtune_ray import config
-from ragtune_ray.evaluation.languages import count_languages
+from ragtune_ray.evaluation.metrics import languages
 from ragtune_ray.evaluation.metrics.normalization import normalize_answer
 from ragtune_ray.evaluation.questions import answer_kinds, gold_answers, power, repeats
 from ragtune_ray.evaluation.questions.proposal import Proposal, propose
@@ -29,10 +29,6 @@ from ragtune_ray.schema import Query, Reject
 from ragtune_ray.storage import artifacts
 
 SHOWN = 3
-MOST_LANGUAGE_TEXTS = 5000
-"""The languages of this many questions, evenly over all, are found."""
-OTHER_LANGUAGE = 0.2
-"""Share of the answers in other languages than `evaluate.language` that is a warning."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -70,9 +66,9 @@ class QuestionsCheck:
     """Kind of the gold answers -> questions."""
     lengths: Lengths | None
     """None without gold answers."""
-    languages: dict[str, int]
-    """Language of the question -> questions, of those that were looked at and are long enough to say."""
-    answer_languages: dict[str, int]
+    languages: dict[str, float]
+    """Language of questions -> share of their words; "": it cannot be told."""
+    answer_languages: dict[str, float]
     repeats: repeats.Repeats
     alike: tuple[tuple[str, ...], ...]
     """Groups of gold answers that no metric tells apart."""
@@ -108,9 +104,9 @@ class QuestionsCheck:
             each = self.lengths
             words = f"median {each.median:g} words, 95 of 100 at most {each.p95:g}, longest {each.longest:,}"
             yield "lengths", f"{words}; median {each.median_characters:g} characters"
-        if self.languages:
-            answers = f"; answers: {shares(self.answer_languages)}" if self.answer_languages else ""
-            yield "languages", f"questions: {shares(self.languages)}{answers}"
+        if self.languages.keys() - {""}:
+            answers = f"; answers: {shown_shares(self.answer_languages)}" if self.answer_languages else ""
+            yield "languages", f"questions: {shown_shares(self.languages)}{answers}"
         yield "documents", self._documents()
         if self.smallest_difference is not None:
             asked = f"{self.num_compared:,} questions to compare arms on"
@@ -169,8 +165,8 @@ def look(
         splits=dict(Counter(row.split for row in queries).most_common()),
         kinds={kind: kinds[kind] for kind in answer_kinds.KINDS if kinds[kind]},
         lengths=lengths_of(queries),
-        languages=count_languages(row.text for row in _sample(queries)),
-        answer_languages=count_languages(min(row.answers, key=len) for row in _sample(queries) if row.answers),
+        languages=languages.shares([row.text for row in queries]),
+        answer_languages=languages.shares(_shortest(queries)),
         repeats=repeats.find_repeats(queries, normalize),
         alike=tuple(gold_answers.alike(queries, normalize)),
         blank=tuple(gold_answers.without_words(queries, normalize)),
@@ -194,7 +190,7 @@ def has_judge(settings: config.Config) -> bool:
 
 def lengths_of(queries: Sequence[Query]) -> Lengths | None:
     """Lengths of the shortest gold answers, since any suffices; None if there are none."""
-    shortest = [min(row.answers, key=len) for row in queries if row.answers]
+    shortest = _shortest(queries)
     if not shortest:
         return None
     words, characters = np.array(answer_kinds.num_words(shortest)), np.array([len(text) for text in shortest])
@@ -212,14 +208,13 @@ def counted(counts: Mapping[Any, int]) -> str:
     return ", ".join(f"{count:,} {name}" for name, count in counts.items())
 
 
-def shares(counts: Mapping[str, int]) -> str:
-    """Counts as percentages in one line.
+def shown_shares(found: Mapping[str, float]) -> str:
+    """Shares as percentages in one line.
 
-    >>> shares({"en": 199, "de": 1})
-    'en 99.5 %, de 0.5 %'
+    >>> shown_shares({"en": 0.995, "": 0.005})
+    'en 99.5 %, unclear 0.5 %'
     """
-    total = sum(counts.values())
-    return ", ".join(f"{name} {100 * count / total:.3g} %" for name, count in counts.items())
+    return ", ".join(f"{name or 'unclear'} {100 * share:.3g} %" for name, share in found.items())
 
 
 def listed(ids: Sequence[str]) -> str:
@@ -227,8 +222,8 @@ def listed(ids: Sequence[str]) -> str:
     return ", ".join(map(repr, ids[:SHOWN]))
 
 
-def _sample(queries: Sequence[Query]) -> Sequence[Query]:
-    return queries[:: -(-len(queries) // MOST_LANGUAGE_TEXTS)]
+def _shortest(queries: Sequence[Query]) -> list[str]:
+    return [min(row.answers, key=len) for row in queries if row.answers]
 
 
 def _documents(queries: Sequence[Query], settings: config.Config, normalize: gold_answers.Normalize) -> Documents:
@@ -258,7 +253,7 @@ def _warnings(
     yield from repeat_warnings(found.repeats)
     if leak := _leak(queries):
         yield leak
-    yield from answer_warnings(found, settings)
+    yield from answer_warnings(found, queries, settings)
     if found.documents.missing:
         yield f"{found.documents.missing:,} questions name only documents that are not in the index; they will be left out"
     if found.num_compared < MIN_QUESTIONS:
@@ -290,7 +285,7 @@ def repeat_warnings(found: repeats.Repeats) -> Iterator[str]:
         )
 
 
-def answer_warnings(found: QuestionsCheck, settings: config.Config) -> Iterator[str]:
+def answer_warnings(found: QuestionsCheck, queries: Sequence[Query], settings: config.Config) -> Iterator[str]:
     """What is wrong with gold answers."""
     if found.alike:
         groups = "; ".join(" = ".join(map(repr, group[:SHOWN])) for group in found.alike[:SHOWN])
@@ -300,20 +295,14 @@ def answer_warnings(found: QuestionsCheck, settings: config.Config) -> Iterator[
         )
     if found.blank:
         yield f"{len(found.blank):,} questions have a gold answer without a word or number, such as {listed(found.blank)}"
+    if other := languages.warning("the gold answers", _shortest(queries), settings.evaluate.language):
+        yield other
     grounding = found.documents.grounding
     if grounding and grounding.absent:
         yield (
             f"{len(grounding.absent):,} of {grounding.checked:,} short gold answers stand in none of their documents, such as "
             f"those of {listed(grounding.absent)}: correct the answers or document_ids. Only exact words were looked for, so "
             "answers in other words count as absent"
-        )
-    language, total = settings.evaluate.language, sum(found.answer_languages.values())
-    other = total - found.answer_languages.get(language, 0)
-    if total >= MIN_QUESTIONS and other > OTHER_LANGUAGE * total and language != "other":
-        main = next(iter(found.answer_languages))
-        yield (
-            f"{other:,} of {total:,} gold answers whose language can be told are not in evaluate.language={language}; set "
-            f"evaluate.language={main}"
         )
 
 
