@@ -185,7 +185,7 @@ def look(
 
 def has_judge(settings: config.Config) -> bool:
     """Whether a judge is set."""
-    return "judge" in settings.evaluate.metrics
+    return bool(settings.evaluate.judge.model)
 
 
 def lengths_of(queries: Sequence[Query]) -> Lengths | None:
