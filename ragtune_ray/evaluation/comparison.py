@@ -255,6 +255,45 @@ class Example(_Part):
     answers: dict[str, ExampleAnswer] = {}
 
 
+class ContestedAnswer(_Part):
+    """One arm's answer to a question on which two metrics differ."""
+
+    text: str
+    score: float
+    """By the metric that decides."""
+    other: float
+    """By the other metric."""
+
+
+class ContestedQuestion(_Part):
+    """A question on which two metrics see another arm ahead."""
+
+    query_id: str
+    query: str
+    gold: tuple[str, ...] = ()
+    answers: dict[str, ContestedAnswer]
+    """Of the two arms."""
+
+
+class Contested(_Part):
+    """A metric by which another arm is ahead of the arm that the verdict names."""
+
+    metric: str
+    arm: str
+    """The arm that is ahead."""
+    score: float
+    against: str
+    """The verdict's arm."""
+    against_score: float
+    low: float
+    """Ends of the interval of the lead."""
+    high: float
+    n: int
+    """Number of questions."""
+    questions: tuple[ContestedQuestion, ...] = ()
+    """Those on which this metric and the deciding one differ most about the two arms."""
+
+
 class Variant(_Part):
     """One variant of retrieval, or the config itself."""
 
@@ -318,6 +357,8 @@ class Comparison(_Part):
     looks: Looks | None = None
     checked: Checked | None = None
     examples: tuple[Example, ...] = ()
+    contested: tuple[Contested, ...] = ()
+    """The metrics that see another arm ahead, largest lead first."""
     config: dict[str, Any] = {}
     versions: dict[str, str] = {}
     hardware: dict[str, Any] = {}

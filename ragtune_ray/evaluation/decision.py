@@ -116,15 +116,17 @@ def decide(
         )
     out = frozenset(dropped) & beaten(eligible, found, settings) if dropped else frozenset[str]()
     ranking = _rank(eligible, found, settings, any_time=any_time, out=out)
+    disagreements = _disagreements(ranking, eligible, settings, any_time=any_time)
     return Verdict(
         ranking.outcome,
         ranking.arm,
-        reasons.headline(ranking, _disagreement(ranking, eligible, settings, any_time=any_time)),
+        reasons.headline(ranking, disagreements[0] if disagreements else None),
         tuple(reasons.reasons(ranking, violations)),
         tuple(reasons.warnings(ranking, evidence)),
         tuple(reasons.weighed(evidence, ranking, settings)),
         violations,
         ranking.rows,
+        disagreements,
     )
 
 
@@ -248,26 +250,30 @@ def _difference_to(
     raise AssertionError(f"no difference between {arm} and {against}")
 
 
-def _disagreement(
+def _disagreements(
     ranking: Ranking, eligible: Mapping[str, Evidence], settings: config.Config, *, any_time: bool
-) -> Disagreement | None:
-    """The arm that another metric shows to be furthest ahead of the verdict's arm; None if no metric shows one."""
+) -> tuple[Disagreement, ...]:
+    """The metrics that show another arm ahead of the verdict's arm, each with the arm that leads most; largest lead first."""
     scores = {arm: each.scores for arm, each in eligible.items()}
-    ahead = []
+    found = []
     for metric in sorted({*get_args(config.DecidingMetric)} - {ranking.rule.metric}):
         if _num_shared(scores, metric) < MIN_QUESTIONS:
             continue
         if metric == "groundedness" and not all(map(config.retrieves, scores)):
             continue  # an arm without passages has none by definition, which says nothing about its answers
-        found = differences(scores, settings.with_values({"compare.metric": metric}))
-        for arm in scores.keys() - {ranking.arm}:
-            row = _difference_to(found, arm, ranking.arm, settings.evaluate.confidence, any_time=any_time)
-            if row.low > 0:
-                shared = [query_id for query_id, values in scores[arm].items() if metric in values]
-                ours = scores[ranking.arm]
-                mean = _mean(_by_query({name: ours[name] for name in shared if name in ours}, metric), None)
-                ahead.append((row.value, arm, Disagreement(arm, metric, mean + row.value, mean)))
-    return max(ahead, key=lambda each: each[:2])[2] if ahead else None
+        rows = differences(scores, settings.with_values({"compare.metric": metric}))
+        leads = [
+            row
+            for arm in scores.keys() - {ranking.arm}
+            if (row := _difference_to(rows, arm, ranking.arm, settings.evaluate.confidence, any_time=any_time)).low > 0
+        ]
+        if leads:
+            row = max(leads, key=lambda each: (each.value, each.arm))
+            shared = _by_query(scores[row.arm], metric).keys()
+            ours = {name: value for name, value in _by_query(scores[ranking.arm], metric).items() if name in shared}
+            mean = _mean(ours, None)
+            found.append(Disagreement(row.arm, metric, mean + row.value, mean, row.low, row.high, row.n))
+    return tuple(sorted(found, key=lambda each: each.against - each.score))
 
 
 def _num_shared(scores: Mapping[str, PerQuery], metric: str) -> int:

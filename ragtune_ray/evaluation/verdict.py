@@ -85,6 +85,23 @@ class Weighed:
 
 
 @dataclass(frozen=True, slots=True)
+class Disagreement:
+    """An arm that another metric shows to be ahead of the verdict's arm."""
+
+    arm: str
+    metric: str
+    score: float
+    """Of this arm in this metric."""
+    against: float
+    """Of the verdict's arm."""
+    low: float = 0.0
+    """Ends of the interval of the lead."""
+    high: float = 0.0
+    n: int = 0
+    """Questions for which both arms have this metric."""
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """The recommended arm and the reasons."""
 
@@ -100,6 +117,8 @@ class Verdict:
     differences: Annotated[tuple[Difference, ...], Field(exclude=True)] = ()
     """Each other arm minus this one, with the interval and the word that the verdict uses. `comparison.json` has them beside
     the verdict."""
+    disagreements: Annotated[tuple[Disagreement, ...], Field(exclude=True)] = ()
+    """The metrics by which another arm is ahead, largest lead first. `comparison.json` has them as `contested`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,15 +141,3 @@ class Ranking:
     def best(self) -> str:
         """The arm with the highest score; of equals, the cheapest."""
         return max(self.running, key=lambda arm: (self.means[arm], -self.costs[arm].total))
-
-
-@dataclass(frozen=True, slots=True)
-class Disagreement:
-    """An arm that another metric shows to be ahead of the verdict's arm."""
-
-    arm: str
-    metric: str
-    score: float
-    """Of this arm in this metric."""
-    against: float
-    """Of the verdict's arm."""

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ragtune_ray.evaluation.report import html_page
-from tests.support.comparisons import comparison, half_failed, hostile, one_question
+from tests.support.comparisons import comparison, contested, half_failed, hostile, one_question
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 
@@ -20,7 +20,7 @@ pytestmark = [
     pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs Debian's packages chromium and chromium-driver"),
 ]
 
-ALL = [comparison, half_failed, hostile, one_question]
+ALL = [comparison, contested, half_failed, hostile, one_question]
 WIDTHS, THEMES = (400, 1400), ("light", "dark")
 
 # Text whose contrast with what lies behind it is too low (WCAG 2.2, 1.4.3: 4.5 to 1 for text of ordinary size).

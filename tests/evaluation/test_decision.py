@@ -279,6 +279,10 @@ def test_another_winner_by_another_metric_is_in_the_first_sentence() -> None:
         "Use ft by token_F1 (0.800 against 0.300), but rag is ahead by contains_answer (0.500 against 0.200): "
         "ask the tuned generator, without retrieving."
     )
+    (only,) = made.disagreements
+    assert (only.metric, only.arm, only.n) == ("contains_answer", "rag", 60)
+    assert (only.score, only.against) == (pytest.approx(0.5), pytest.approx(0.2))
+    assert 0 < only.low < 0.3 < only.high < 0.6
 
 
 def test_a_metric_that_arms_lack_or_have_for_few_questions_names_no_other_winner() -> None:

@@ -24,6 +24,8 @@ from ragtune_ray.index import snapshot
 from ragtune_ray.ingest import splits
 from ragtune_ray.storage import filesystem
 
+MOST_CONTESTED, CONTESTED_QUESTIONS = 3, 3
+"""Metrics that disagree with the verdict, and questions of each, that the report shows."""
 LIBRARIES = ("ragtune-ray", "ray", "torch", "transformers", "sentence-transformers", "faiss-cpu", "pyarrow")
 
 
@@ -118,6 +120,7 @@ def comparison_of(
         checked=checked,
         break_even=_break_even({arm: each.cost for arm, each in measured.items()}),
         examples=_examples(settings, measured, queries),
+        contested=_contested(settings, measured, queries, verdict),
         config=settings.model_dump(mode="json"),
         versions={"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in LIBRARIES},
         hardware=_hardware(),
@@ -244,6 +247,51 @@ def _examples(
         )
         for query_id in examples.most_telling(scores, metric, settings.compare.num_examples)
     )
+
+
+def _contested(
+    settings: config.Config,
+    measured: Mapping[config.Arm, measure.Measured],
+    queries: Sequence[schema.Query],
+    verdict: Verdict,
+) -> tuple[comparison.Contested, ...]:
+    """The metrics that see another arm ahead, with questions that show it."""
+    metric, by_id = settings.compare.metric, {query.query_id: query for query in queries}
+    scores = {arm: each.scores for arm, each in measured.items()}
+
+    def question(query_id: str, other: str, arms: tuple[str, str]) -> comparison.ContestedQuestion:
+        return comparison.ContestedQuestion(
+            query_id=query_id,
+            query=by_id[query_id].text,
+            gold=tuple(by_id[query_id].answers or ()),
+            answers={
+                arm: comparison.ContestedAnswer(
+                    text=measured[arm].rows[query_id].answer,
+                    score=scores[arm][query_id][metric],
+                    other=scores[arm][query_id][other],
+                )
+                for arm in arms
+            },
+        )
+
+    found = []
+    for each in verdict.disagreements[:MOST_CONTESTED]:
+        arms = (each.arm, verdict.arm)
+        ids = examples.most_contested(scores, (metric, each.metric), arms, CONTESTED_QUESTIONS)
+        found.append(
+            comparison.Contested(
+                metric=each.metric,
+                arm=each.arm,
+                score=each.score,
+                against=verdict.arm,
+                against_score=each.against,
+                low=each.low,
+                high=each.high,
+                n=each.n,
+                questions=tuple(question(query_id, each.metric, arms) for query_id in ids),
+            )
+        )
+    return tuple(found)
 
 
 def _hardware() -> dict[str, Any]:

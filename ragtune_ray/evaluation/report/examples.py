@@ -27,6 +27,26 @@ def most_telling(scores: Mapping[config.Arm, PerQuery], metric: str, count: int)
     return [ids[place] for place in dict.fromkeys(turns)][:count]
 
 
+def most_contested(
+    scores: Mapping[config.Arm, PerQuery], metrics: tuple[str, str], arms: tuple[config.Arm, config.Arm], count: int
+) -> list[str]:
+    """The ids of at most `count` queries on which two metrics differ most about two arms.
+
+    By the first metric the second arm is ahead, by the second metric the first arm; queries with the largest sum of both leads
+    come first, and ties follow the order of the queries.
+    """
+    decides, other = metrics
+    ahead, against = (scores[arm] for arm in arms)
+    leads = {}
+    for name, ours in against.items():
+        theirs = ahead.get(name, {})
+        if all(metric in row for metric in metrics for row in (ours, theirs)):
+            by_rule, by_other = ours[decides] - theirs[decides], theirs[other] - ours[other]
+            if by_other > 0 and by_rule + by_other > 0:
+                leads[name] = by_rule + by_other
+    return sorted(leads, key=lambda name: -leads[name])[:count]
+
+
 def shown_answer(answer: Answer, score: float, found: Mapping[str, Passage]) -> ExampleAnswer:
     """An answer with its sources; `found` has the passages of its prompt that still exist, by id."""
     cited = Counter(citation.passage_id for citation in answer.citations)

@@ -19,6 +19,7 @@ WIDTH = 80
 """Columns of text for a terminal."""
 
 _LABEL, _CELL, _CELLS = 20, 15, 4  # columns: a label and four cells fill a line
+_QUOTED = 160  # characters of a question or an answer
 # Characters that change the writing direction of the text after them.
 _DIRECTIONS = re.compile(r"[\u202a-\u202e\u2066-\u2069]")
 
@@ -31,9 +32,11 @@ def comparison_lines(content: Mapping[str, Any]) -> list[str]:
     """
     facts = comparison.read(content)
     names = facts.names()
-    lines = _verdict_lines(facts)
+    lines = [*_verdict_lines(facts), *_contested_lines(facts)]
+    losses = table.Group("Where the points are lost", tuple(table.losses(facts).values()))
+    measured = [*table.groups(facts), losses, table.other_metrics(facts)]
     for start in range(0, len(names), _CELLS):
-        lines += ["", *_table_lines(facts, start)]
+        lines += ["", *_table_lines(facts, measured, start)]
     if facts.differences:
         lines += ["", f"{'difference':<24}{'metric':<16}{'value and interval':>21}{'n':>7}"]
         lines += [line for each in facts.differences for line in _difference_lines(each)]
@@ -55,11 +58,28 @@ def _verdict_lines(facts: Comparison) -> list[str]:
     return [line for name, text in rows for line in _paragraph(f"{name:<11}", text)]
 
 
-def _table_lines(facts: Comparison, start: int) -> list[str]:
+def _contested_lines(facts: Comparison) -> list[str]:
+    """The metrics that see another arm ahead, each with the question on which it and the deciding metric differ most."""
+    lines = []
+    for each in facts.contested:
+        lines += _paragraph("metrics    ", table.contested_sentence(each))
+        for question in each.questions[:1]:
+            gold = f" (gold: {' or '.join(question.gold)})" if question.gold else ""
+            lines += _paragraph("           ", _cut(f"{question.query}{gold}", _QUOTED))
+            for name in (each.against, each.arm):
+                if answer := question.answers.get(name):
+                    scores = (
+                        f"{table.metric_label(facts.metric)} {answer.score:.2f}, "
+                        f"{table.metric_label(each.metric)} {answer.other:.2f}"
+                    )
+                    lines += _paragraph("             ", f"{_cut(name, 20)} ({scores}): {_cut(answer.text, _QUOTED)}")
+    return lines
+
+
+def _table_lines(facts: Comparison, groups: Sequence[table.Group], start: int) -> list[str]:
     """The measures of the arms from number `start` that fit into a line."""
     lines = _heading_lines(facts, facts.names()[start : start + _CELLS])
-    losses = table.Group("Where the points are lost", tuple(table.losses(facts).values()))
-    for group in [*table.groups(facts), losses]:
+    for group in groups:
         rows = [dataclasses.replace(row, cells=row.cells[start : start + _CELLS]) for row in group.rows]
         if any(cell for row in rows for cell in row.cells):
             lines += _paragraph("", f"{group.name}, {group.note}" if group.note else group.name)

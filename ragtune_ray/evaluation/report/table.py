@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ragtune_ray.config import AS_CONFIGURED
 from ragtune_ray.evaluation import failures
-from ragtune_ray.evaluation.comparison import ArmResult, Comparison, Variant, VariantSearch
+from ragtune_ray.evaluation.comparison import ArmResult, Comparison, Contested, Metrics, Variant, VariantSearch
 from ragtune_ray.evaluation.costs import Cost
 from ragtune_ray.evaluation.intervals import Interval
 from ragtune_ray.evaluation.reasons import three_digits
@@ -20,6 +20,14 @@ _NOTES = {
     "EM": "equals a gold answer",
     "token_F1": "words shared with a gold answer",
     "contains_answer": "contains a gold answer",
+    "ROUGE_L": "words shared with a gold answer in the same order",
+    "numeric_match": "has the number of a gold answer; only where that is a number",
+    "semantic": "cosine with a gold answer, by the encoder",
+    "groundedness": "sentences that the passages support",
+    "judge": "right by the judge",
+    "relevance": "answers the question, by the judge",
+    "citation_support_precision": "citations that support their sentence",
+    "citation_support_recall": "sentences that their citations support",
     "abstention_recall": "unanswerable questions left unanswered",
     "abstention_precision": "unanswered questions that are unanswerable",
     "false_abstention_rate": "answerable questions left unanswered; lower is better",
@@ -27,6 +35,9 @@ _NOTES = {
     "citation_precision": "cited documents that are relevant",
     "citation_recall": "relevant documents that are cited",
 }
+
+
+_ABSTENTION = ("abstention_recall", "abstention_precision", "false_abstention_rate")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +80,9 @@ def groups(comparison: Comparison) -> list[Group]:
     """All measures that any arm has, in the order in which they are shown."""
     arms = [comparison.arms[name] for name in comparison.names()]
     found = [
-        Group("Quality", _metric_rows([arm.quality for arm in arms], decides=comparison.metric)),
+        Group(
+            "Quality", _metric_rows(_chosen(comparison, {comparison.metric, *_ABSTENTION}), decides=comparison.metric)
+        ),
         Group("Labels", _label_rows(comparison), _label_note(comparison)),
         Group("Explainability", _metric_rows([arm.explainability for arm in arms])),
         Group("Latency", _latency_rows(arms), "of one question"),
@@ -80,6 +93,22 @@ def groups(comparison: Comparison) -> list[Group]:
         Group("Answers", (*_count_rows([arm.statuses for arm in arms]), *_cut_rows(arms))),
     ]
     return [group for group in found if group.rows]
+
+
+def other_metrics(comparison: Comparison) -> Group:
+    """The metrics of quality that do not decide; without rows if there are none."""
+    others = {name for arm in comparison.arms.values() for name in arm.quality} - {comparison.metric, *_ABSTENTION}
+    return Group("Other metrics", _metric_rows(_chosen(comparison, others)), "they do not decide")
+
+
+def contested_sentence(each: Contested) -> str:
+    """Which metric sees which other arm ahead, with its numbers."""
+    interval = _minus(f"{each.score - each.against_score:+.3f}")
+    ends = f"[{_minus(f'{each.low:+.3f}')}, {_minus(f'{each.high:+.3f}')}]"
+    return (
+        f"By {metric_label(each.metric)}, {each.arm} is ahead of {each.against}: {each.score:.3f} against "
+        f"{each.against_score:.3f}, {interval} {ends} over {each.n:,} questions."
+    )
 
 
 def losses(comparison: Comparison) -> dict[str, Row]:
@@ -108,7 +137,7 @@ def metric_label(name: str) -> str:
     >>> metric_label("token_F1")
     'token F1'
     """
-    return name.replace("_", " ")
+    return name.replace("ROUGE_L", "ROUGE-L").replace("_", " ")
 
 
 def variants_sentence(found: VariantSearch) -> str:
@@ -153,6 +182,12 @@ def conclusion(difference: Difference) -> str:
     if difference.conclusion:
         return difference.conclusion
     return "better" if difference.low > 0 else "worse" if difference.high < 0 else "open"
+
+
+def _chosen(comparison: Comparison, names: Collection[str]) -> list[Metrics]:
+    """The metrics of quality of each arm that are among these names."""
+    arms = (comparison.arms[name] for name in comparison.names())
+    return [{name: value for name, value in arm.quality.items() if name in names} for arm in arms]
 
 
 def _metric_rows(metrics: Sequence[Mapping[str, Interval | None]], decides: str = "") -> tuple[Row, ...]:

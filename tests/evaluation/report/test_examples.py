@@ -16,6 +16,25 @@ def test_example_questions_favour_no_arm() -> None:
     assert examples.most_telling(scores, "EM", 0) == []
 
 
+def test_the_most_contested_questions_are_those_on_which_two_metrics_differ_most() -> None:
+    pairs = {
+        "q0": (1.0, 0.0, 0.0, 1.0),
+        "q1": (0.6, 0.2, 0.0, 1.0),
+        "q2": (1.0, 0.0, 1.0, 1.0),
+        "q3": (0.0, 1.0, 0.0, 1.0),
+    }
+    scores = {
+        "ft": {name: {"token_F1": f1, "judge": judge} for name, (f1, _, judge, _) in pairs.items()},
+        "rag": {name: {"token_F1": f1, "judge": judge} for name, (_, f1, _, judge) in pairs.items()},
+    }
+    scores["rag"]["q4"] = scores["ft"]["q4"] = {"token_F1": 1.0}
+    metrics, arms = ("token_F1", "judge"), ("rag", "ft")
+    assert examples.most_contested(scores, metrics, arms, 9) == ["q0", "q1"], (
+        "both metrics agree on q3, the judge is even on q2"
+    )
+    assert examples.most_contested(scores, metrics, arms, 1) == ["q0"]
+
+
 def test_sources_keep_their_numbers_and_missing_ones_are_dropped() -> None:
     passages = {
         "d1#0": schema.Passage("d1#0", "d1", "text one", "One", "", 0, 8),

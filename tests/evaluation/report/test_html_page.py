@@ -22,13 +22,14 @@ from tests.support.comparisons import (
     OVERRIDE,
     UNBROKEN,
     comparison,
+    contested,
     half_failed,
     hostile,
     one_question,
     searched,
 )
 
-ALL = [comparison, half_failed, hostile, one_question, searched]
+ALL = [comparison, half_failed, hostile, one_question, searched, contested]
 
 
 def page_of(value: dict[str, Any]) -> LexborHTMLParser:
@@ -120,13 +121,14 @@ def test_every_outcome_is_named_and_only_a_recommended_arm_marked(outcome: str, 
     page = page_of(value)
     assert words(page.css_first(".outcome")) == said
     assert page.css_first("#verdict").attributes["class"] == outcome
-    assert [words(each.css_first("bdi")) for each in page.css("thead .chosen")] == ["rag"] * marked
+    marks = [[words(each.css_first("bdi")) for each in found.css("thead .chosen")] for found in page.css(".measures")]
+    assert marks == [["rag"] * marked] * 2, "in the table and in the folded one of other metrics"
 
 
 def test_table_shows_the_numbers_of_the_comparison() -> None:
     page = page_of(comparison())
     # The recommended arm comes first: on a phone, only the first column is visible without scrolling.
-    heads = page.css(".measures thead th")[2:]
+    heads = page.css_first(".measures").css("thead th")[2:]
     assert [words(head.css_first("bdi")) for head in heads] == ["rag+ft", "base", "rag", "ft"]
     assert cells(page, ".measures", "token F1 decides") == [
         "113",
@@ -338,3 +340,42 @@ def test_equal_input_gives_an_equal_page(make: Any) -> None:
 def test_content_that_is_no_comparison_is_refused() -> None:
     with pytest.raises(ComparisonError, match="verdict: Field required"):
         html_page.render({"format": 1})
+
+
+def test_a_metric_that_sees_another_arm_ahead_is_shown_above_the_table_with_questions() -> None:
+    page = page_of(contested())
+    section = page.css_first("main > section")
+    assert words(section.css_first("h2")) == "The metrics disagree"
+    assert words(section.css_first("p.contested")) == (
+        "By contains answer, rag is ahead of rag+ft: 0.637 against 0.487, +0.150 [+0.062, +0.238] over 113 questions."
+    )
+    first, second = section.css(".question")
+    assert words(first.css_first(".gold")) == "Gold: Titan, or the moon Titan huygens-3"
+    answers = [words(each.css_first("h4")) for each in first.css("article")]
+    assert answers == [
+        "rag+ft token F1 0.67 · contains answer 0.00",
+        "rag token F1 0.02 · contains answer 1.00",
+    ]
+    assert "on the moon Titania" in words(first.css("article")[0])
+    assert words(second.css_first("article .none")) == "(empty)"
+    assert not page_of(comparison()).css("#contested")
+
+
+def test_other_metrics_are_folded_below_the_table() -> None:
+    page = page_of(contested())
+    folded = page.css_first("details.folded")
+    assert "open" not in folded.attributes
+    assert words(folded.css_first("summary")) == "Other metrics: EM, contains answer, ROUGE-L"
+    assert cells(page, ".folded .measures", "ROUGE-L")[1:] == [
+        "0.570 [0.54, 0.60]",
+        "0.040 [0.01, 0.07]",
+        "0.150 [0.12, 0.18]",
+        "0.100 [0.07, 0.13]",
+    ]
+    assert next(words(row) for row in page.css_first(".measures").css("tbody th[scope=row]")).startswith(
+        "token F1 decides"
+    )
+    alone = comparison()
+    for arm in alone["arms"].values():
+        arm["quality"] = {"token_F1": arm["quality"]["token_F1"]}
+    assert not page_of(alone).css(".folded")

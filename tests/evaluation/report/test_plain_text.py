@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ragtune_ray.evaluation.report.plain_text import comparison_lines
-from tests.support.comparisons import OVERRIDE, comparison, half_failed, hostile, one_question, searched
+from tests.support.comparisons import OVERRIDE, comparison, contested, half_failed, hostile, one_question, searched
 
 
 def columns(line: str) -> int:
@@ -15,7 +15,7 @@ def columns(line: str) -> int:
     return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in line)
 
 
-@pytest.mark.parametrize("make", [comparison, half_failed, hostile, one_question, searched])
+@pytest.mark.parametrize("make", [comparison, half_failed, hostile, one_question, searched, contested])
 def test_lines_fit_a_terminal_and_contain_no_control_characters(make: Any) -> None:
     lines = comparison_lines(make())
     assert max(map(columns, lines)) <= 80
@@ -120,3 +120,17 @@ def test_more_arms_than_fit_a_line_are_shown_in_several_tables() -> None:
     assert rows[1] == rows[0][:6], "the same numbers as base and rag"
     at = lines.index("rag@gpt-of-the-team - base@gpt")
     assert lines[at + 1].startswith(" " * 24 + value["differences"][0]["metric"].replace("_", " "))
+
+
+def test_a_metric_that_sees_another_arm_ahead_stands_under_the_verdict_and_other_metrics_last() -> None:
+    text = "\n".join(comparison_lines(contested()))
+    at = text.index("metrics    By contains answer, rag is ahead of rag+ft:")
+    assert text.index("questions  119") < at < text.index("* recommended")
+    joined = " ".join(text[at : text.index("* recommended")].split())
+    assert "January 2005, after seven years in space? (gold: Titan or the moon Titan)" in joined
+    assert (
+        "rag+ft (token F1 0.67, contains answer 0.00): on the moon Titania rag (token F1 0.02, contains answer 1.00): After"
+        in joined
+    )
+    assert "Ceres" not in joined, "one question is enough here"
+    assert text.index("Where the points are lost") < text.index("Other metrics") < text.index(" ROUGE-L ")

@@ -10,7 +10,8 @@ from tests.support.comparisons import comparison, half_failed, interval, one_que
 
 
 def rows(facts: Comparison) -> dict[tuple[str, str], table.Row]:
-    return {(group.name, row.label): row for group in table.groups(facts) for row in group.rows}
+    found = [*table.groups(facts), table.other_metrics(facts)]
+    return {(group.name, row.label): row for group in found for row in group.rows}
 
 
 def texts(row: table.Row) -> list[str]:
@@ -27,6 +28,9 @@ def test_every_measure_has_one_cell_per_arm() -> None:
         "0.591 [0.51, 0.67]",
     ]
     assert [row.label for row in found.values() if row.decides] == ["token F1"]
+    assert next(iter(found)) == ("Quality", "token F1"), "the metric that decides comes first"
+    others = [label for group, label in found if group == "Other metrics"]
+    assert others == ["EM", "contains answer"]
     assert found["Quality", "token F1"].n == "113"
     assert texts(found["Explainability", "citation precision"]) == [
         "-",
@@ -45,7 +49,7 @@ def test_failed_arm_shows_only_its_counts() -> None:
     found = rows(facts)
     assert texts(found["Answers", "ok"]) == ["119", "59", "119", "0"]
     assert texts(found["Answers", "failed"]) == ["0", "60", "0", "119"]
-    assert texts(found["Quality", "EM"])[3] == "-"
+    assert texts(found["Other metrics", "EM"])[3] == "-"
     assert texts(found["Latency", "total p50"])[3] == "-"
     assert texts(table.losses(facts)["failed"]) == ["0 (0 %)", "57 (50 %)", "0 (0 %)", "113 (100 %)"]
 
@@ -53,7 +57,7 @@ def test_failed_arm_shows_only_its_counts() -> None:
 def test_differing_counts_are_shown_as_a_range() -> None:
     given = comparison()
     given["arms"]["ft"]["quality"]["EM"]["n"] = 90
-    assert rows(comparisons.read(given))["Quality", "EM"].n == "90–113"
+    assert rows(comparisons.read(given))["Other metrics", "EM"].n == "90–113"
 
 
 def test_measures_that_no_arm_has_are_left_out() -> None:
@@ -70,7 +74,7 @@ def test_unknown_metrics_and_outcomes_are_shown() -> None:
     given["arms"]["rag"]["quality"]["new_metric"] = given["arms"]["rag"]["quality"]["EM"]
     given["arms"]["rag"]["losses"]["new_loss"] = 3
     facts = comparisons.read(given)
-    assert texts(rows(facts)["Quality", "new metric"]) == ["-", "0.009 [0.00, 0.03]", "-", "-"]
+    assert texts(rows(facts)["Other metrics", "new metric"]) == ["-", "0.009 [0.00, 0.03]", "-", "-"]
     assert list(table.losses(facts)) == ["correct", "not_retrieved", "misread", "abstained", "wrong", "new_loss"]
 
 
