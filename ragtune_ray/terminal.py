@@ -7,11 +7,13 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ragtune_ray import progress, schema
+from ragtune_ray import config, progress, schema
 from ragtune_ray.evaluation.report.plain_text import WIDTH, wrapped
 from ragtune_ray.storage import artifacts
 
 if TYPE_CHECKING:
+    from ragtune_ray.evaluation.intervals import Interval
+    from ragtune_ray.evaluation.verdict import Difference
     from ragtune_ray.index.versions import IndexManifest
 
 Summary = Mapping[str, Mapping[str, float]]
@@ -215,3 +217,40 @@ def evaluation_lines(run: str, num_examples: int) -> list[str]:
         if notice := runs.cut_notice(manifest, manifest["config"]["generator"]["max_new_tokens"]):
             lines += wrapped(f"{arm}: ", notice)
     return lines
+
+
+def label_lines(run: str, settings: config.Config) -> list[str]:
+    """What people's labels say about the scores of a finished `evaluate`, and the judge's scores corrected by them."""
+    from ragtune_ray.cluster.answering.evaluate import read_answers, read_scores
+    from ragtune_ray.evaluation import decision
+    from ragtune_ray.evaluation.labelling import checking, labels
+
+    runs: Mapping[str, str] = artifacts.read_manifest(run)["runs"]
+    scores = {arm: read_scores(run, arm) for arm in runs}
+    is_judged = any(checking.JUDGE in row for each in scores.values() for row in each.values())
+    given = labels.read(labels.path_of(settings))
+    if not given.rows and not given.rejects:
+        unchecked = "nobody has checked this judge: label some answers (ragtune label CONFIG)"
+        return wrapped("judge: ", unchecked) if is_judged else []
+    if is_judged:
+        settings = settings.with_values({"compare.metric": checking.JUDGE, "compare.until": "all"})
+    answers = {arm: {row.query_id: row.answer for row in read_answers(url)} for arm, url in runs.items()}
+    checked, labelled = checking.check(scores, answers, given, settings)
+    assert checked is not None
+    found = [*checking.agreements(checked), *checking.not_counted(checked)]
+    if checked.needed:
+        found.append(f"{checked.needed:,} more questions must be labelled to correct the judge.")
+    lines = [line for text in found for line in wrapped("labels: ", text)]
+    if labelled is None:
+        return lines
+    corrected = {arm: checking.corrected_mean(scores[arm], labelled[arm], settings) for arm in scores}
+    lines += [
+        f"judge, corrected by labels: {arm:<24} {_cell(_ends(each), signed=False)}" for arm, each in corrected.items()
+    ]
+    for row in decision.differences(scores, settings, labelled):
+        lines.append(f"judge, corrected by labels: {f'{row.arm} - {row.against}':<24} {_cell(_ends(row), signed=True)}")
+    return lines
+
+
+def _ends(each: Interval | Difference) -> dict[str, float]:
+    return {"value": each.value, "low": each.low, "high": each.high}

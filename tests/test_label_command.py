@@ -13,7 +13,7 @@ import pytest
 from ragtune_ray import cli, config
 from ragtune_ray.cluster.answering import evaluate
 from ragtune_ray.cluster.comparing import labelling
-from ragtune_ray.evaluation.labelling import labels
+from ragtune_ray.evaluation.labelling import checking, labels
 from ragtune_ray.evaluation.labelling.labels import LabelError
 from ragtune_ray.storage import artifacts
 
@@ -123,3 +123,33 @@ def test_the_page_is_served_until_it_is_interrupted(settings: config.Config) -> 
         out, err = process.communicate(timeout=60)
     assert (process.returncode, out.strip()) == (0, str(Path.cwd() / "workspace/labels.jsonl"))
     assert "0 of" in err
+
+
+def test_evaluate_says_how_labels_and_scores_agree(settings: config.Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ragtune_ray import terminal
+
+    run = labelling.newest_run(settings)
+    assert terminal.label_lines(run, settings) == [], "no judge and no labels"
+    desk = labelling.open_desk(settings, "ann", 1000)
+    for place, item in enumerate(desk.items):
+        desk.grade(place, [1.0] * len(item.answers))
+    said = " ".join(" ".join(terminal.label_lines(run, settings)).split())
+    num_answers = sum(len(item.answers) for item in desk.items)
+    assert f"of {num_answers} answers alike" in said
+    assert "judge" not in said
+
+    # The same answers with a judge that finds every answer wrong.
+    questions = sorted({item.query_id for item in desk.items})
+    monkeypatch.setattr(evaluate, "read_scores", lambda *_: {name: {"judge": 0.0} for name in questions})
+    judged = settings.with_values({"evaluate.judge.model": "j", "evaluate.metrics": ["judge"]})
+    said = " ".join(" ".join(terminal.label_lines(run, judged)).split())
+    assert f"People and judge: 0 of {num_answers} answers alike" in said
+    assert f"{20 - len(questions)} more questions must be labelled to correct the judge." in said
+    monkeypatch.setattr(checking, "MIN_QUESTIONS", len(questions))
+    lines = [line.split() for line in terminal.label_lines(run, judged) if line.startswith("judge, corrected")]
+    assert [line[4:-2] for line in lines[:3]] == [["base"], ["rag"], ["rag+ft"]]
+    assert [line[-2] for line in lines] == ["1.000"] * 3 + ["+0.000"] * 3
+    Path("workspace/labels.jsonl").unlink()
+    assert terminal.label_lines(run, judged) == [
+        "judge: nobody has checked this judge: label some answers (ragtune label CONFIG)"
+    ]

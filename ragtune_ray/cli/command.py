@@ -180,9 +180,9 @@ def evaluate(
     settings = load(path, overrides)
     begin("evaluate", settings, settings.queries.path, generates=True)
     run = rt.evaluate(settings)
-    from ragtune_ray.terminal import evaluation_lines
+    from ragtune_ray.terminal import evaluation_lines, label_lines
 
-    print_lines(evaluation_lines(str(run), show))
+    print_lines([*evaluation_lines(str(run), show), *label_lines(str(run), settings)])
     finish(run, as_json)
 
 

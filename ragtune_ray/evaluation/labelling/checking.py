@@ -76,17 +76,21 @@ def corrected_mean(scores: PerQuery, labelled: Mapping[str, float], settings: co
     return _interval(prediction_powered.estimate(graded, labelled), settings)
 
 
-def reasons(checked: Checked) -> list[str]:
-    """What the labels show, a sentence each."""
+def agreements(checked: Checked) -> list[str]:
+    """How often people agree with the metric and with each other, a sentence each."""
     name = checked.metric.replace("_", " ")
     lines = [
-        f"People and {name}: {checked.overall.sentence()}. All answers to {_questions(checked.questions)} are labelled.",
+        f"People and {name}: {checked.overall.sentence()}. All answers to {_questions(checked.questions)} are labelled."
     ]
-    if checked.corrected:
-        lines.append("Means and differences are corrected by these labels (prediction-powered inference).")
     if checked.between:
         lines.append(f"People with each other: {checked.between.sentence()}.")
     return lines
+
+
+def reasons(checked: Checked) -> list[str]:
+    """What the labels do to the verdict, a sentence each."""
+    corrected = "Means and differences are corrected by these labels (prediction-powered inference)."
+    return [*agreements(checked), *([corrected] if checked.corrected else [])]
 
 
 def warnings(checked: Checked | None, settings: config.Config) -> list[str]:
@@ -104,8 +108,14 @@ def warnings(checked: Checked | None, settings: config.Config) -> list[str]:
         lines.append(
             "The labels do not correct the judge, as compare.until=decided: only with compare.until=all do intervals hold."
         )
+    return [*lines, *not_counted(checked)]
+
+
+def not_counted(checked: Checked) -> list[str]:
+    """Labels of other runs, and lines that are no labels, a sentence each."""
+    lines = []
     if checked.others:
-        lines.append(f"{checked.others:,} labelled answers are not of this comparison, and do not count here.")
+        lines.append(f"{checked.others:,} labelled answers are not of this run, and do not count here.")
     if checked.rejects:
         lines.append(f"{checked.path}: {len(checked.rejects):,} lines are no labels; the first: {checked.rejects[0]}.")
     return lines

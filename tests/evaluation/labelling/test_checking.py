@@ -153,7 +153,7 @@ def test_labels_that_do_not_count_are_named() -> None:
         dataclasses.replace(checked.between or Agreement(0, 0), n=6, alike=6),
     )
     assert checking.warnings(checked, JUDGED) == [
-        "1 labelled answers are not of this comparison, and do not count here.",
+        "1 labelled answers are not of this run, and do not count here.",
         "labels.jsonl: 1 lines are no labels; the first: line 9: this is no JSON object.",
     ]
-    assert "People with each other: 6 of 6 answers alike" in checking.reasons(checked)[-1]
+    assert "People with each other: 6 of 6 answers alike" in checking.reasons(checked)[1]
