@@ -3,23 +3,17 @@
 import itertools
 import json
 import logging
-import os
 import socket
-import subprocess
 import sys
 import threading
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from ragtune_ray.generation.interface import GeneratorError
 from ragtune_ray.generation.openai_client import OpenAIGenerator
-from tests.support.openai_server import SECRET, Server, prompts_of
+from tests.support.openai_server import SECRET, Server, prompts_of, transformers_server
 
 NOW = {"Retry-After-Ms": "1"}  # so that tests do not wait for the backoff
 
@@ -173,41 +167,13 @@ def test_tokens_are_estimated_and_rendering_joins_contents(connect: Callable[...
 
 @pytest.mark.slow
 def test_a_real_server_answers(tmp_path: Path) -> None:
-    pytest.importorskip("fastapi")
-    pytest.importorskip("uvicorn")
     from tests.support.models import save_model, save_tokenizer
 
     save_tokenizer(tmp_path)
     save_model(tmp_path)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "transformers.cli.transformers", "serve", str(tmp_path)]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    with (tmp_path / "server.log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
-        try:
-            wait_for(f"http://127.0.0.1:{port}/health", process, tmp_path / "server.log")
-            client = OpenAIGenerator(
-                f"http://127.0.0.1:{port}/v1", str(tmp_path), api_key_env="RAGTUNE_NO_KEY", timeout_seconds=60
-            )
-            made = client.generate(prompts_of("Hello", "Where?"), max_new_tokens=8)
-            assert [one.error for one in made] == ["", ""]
-            assert all(one.text for one in made)
-            assert "".join(client.stream(prompts_of("Hello")[0], max_new_tokens=8))
-        finally:
-            process.terminate()
-            process.wait(timeout=30)
-
-
-def wait_for(url: str, process: Any, log: Path) -> None:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        assert process.poll() is None, log.read_text()
-        try:
-            with urllib.request.urlopen(url, timeout=2):
-                return
-        except (urllib.error.URLError, ConnectionError, TimeoutError):
-            threading.Event().wait(0.2)  # polls, because the process has no other sign that it is ready
-    pytest.fail(f"no server: {log.read_text()}")
+    with transformers_server(tmp_path, tmp_path / "server.log") as url:
+        client = OpenAIGenerator(url, str(tmp_path), api_key_env="RAGTUNE_NO_KEY", timeout_seconds=60)
+        made = client.generate(prompts_of("Hello", "Where?"), max_new_tokens=8)
+        assert [one.error for one in made] == ["", ""]
+        assert all(one.text for one in made)
+        assert "".join(client.stream(prompts_of("Hello")[0], max_new_tokens=8))

@@ -1,9 +1,21 @@
-"""A scripted OpenAI-compatible server."""
+"""A scripted OpenAI-compatible server, and a real one."""
 
+import contextlib
 import json
+import os
+import socket
+import subprocess
+import sys
 import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
+
+import pytest
 
 from ragtune_ray.generation.interface import Prompt
 
@@ -93,3 +105,36 @@ class Handler(BaseHTTPRequestHandler):
 
 def prompts_of(*questions: str) -> list[Prompt]:
     return [Prompt((("system", "S"), ("user", question)), (), 5) for question in questions]
+
+
+@contextlib.contextmanager
+def transformers_server(directory: Path, log: Path) -> Iterator[str]:
+    """`transformers serve` with a model on this machine; yields the root of its API."""
+    pytest.importorskip("fastapi")
+    pytest.importorskip("uvicorn")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "transformers.cli.transformers", "serve", str(directory)]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    with log.open("wb") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=file, env=environment)
+        try:
+            _wait_for(f"http://127.0.0.1:{port}/health", process, log)
+            yield f"http://127.0.0.1:{port}/v1"
+        finally:
+            process.terminate()
+            process.wait(timeout=30)
+
+
+def _wait_for(url: str, process: subprocess.Popen, log: Path) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        assert process.poll() is None, log.read_text()
+        try:
+            with urllib.request.urlopen(url, timeout=2):
+                return
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            threading.Event().wait(0.2)  # polls, because the process has no other sign that it is ready
+    pytest.fail(f"no server: {log.read_text()}")

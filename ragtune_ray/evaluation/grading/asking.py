@@ -17,6 +17,7 @@ from ragtune_ray.generation.openai_client import OpenAIGenerator
 MAX_ASKED = 3
 """How often a model is asked for one grade: once, and again after a reply that is not what was asked for."""
 _SHOWN_CHARACTERS = 1000
+_REMINDER = "Reply with the JSON object that is described above, and nothing else."
 _FENCE = re.compile(r"\A```(?:json)?\s*\n(.*?)\n?```\Z", re.DOTALL)
 
 Value = TypeVar("Value")
@@ -147,7 +148,8 @@ def _named(error: str) -> str:
 
 
 def _messages(request: Request[Any]) -> tuple[tuple[str, str], ...]:
-    return (("system", request.system), ("user", json.dumps(request.content, ensure_ascii=False, indent=1)))
+    quoted = json.dumps(request.content, ensure_ascii=False, indent=1)
+    return (("system", request.system), ("user", f"{quoted}\n\n{_REMINDER}"))
 
 
 def _correction(problem: str) -> str:

@@ -15,11 +15,16 @@ pytestmark = [pytest.mark.timeout(900), pytest.mark.cluster, pytest.mark.usefixt
 NUM_QUESTIONS = 24
 
 
+def quoted(content: str) -> dict:
+    """The JSON object at the beginning of what the judge reads."""
+    return json.JSONDecoder().raw_decode(content)[0]
+
+
 def reply(content: str) -> str:
     """Answers "forty-two" with passages and "unclear" without; as the judge, accepts "forty-two" and never grades question 3."""
     if not content.startswith("{"):
         return "forty-two [1]" if "[1]" in content else "It is unclear to many people"
-    asked = json.loads(content)
+    asked = quoted(content)
     if "sentences" in asked:
         rows = [{"sentence": each["sentence"], "passages": [1]} for each in asked["sentences"]]
         return json.dumps({"sentences": rows, "reason": "r"})
@@ -71,7 +76,7 @@ def test_arms_are_compared_without_gold_answers(settings_for, openai_stub, tmp_p
     assert "nobody has checked" in said
     assert "judge" in (Path(run) / "report.html").read_text()
 
-    judged = [json.loads(text) for text in asked if text.startswith("{")]
+    judged = [quoted(text) for text in asked if text.startswith("{")]
     first = {(each["question"], each.get("answer")) for each in judged}
     assert (
         len(judged) == len(first) == 2 * NUM_QUESTIONS + NUM_QUESTIONS
@@ -95,5 +100,5 @@ def test_arms_are_compared_without_gold_answers(settings_for, openai_stub, tmp_p
     asked.clear()
     again = read_comparison(compare(settings))
     assert again["verdict"]["headline"] == found["verdict"]["headline"]
-    graded_again = {json.loads(text)["question"] for text in asked if text.startswith("{")}
+    graded_again = {quoted(text)["question"] for text in asked if text.startswith("{")}
     assert graded_again == {"What is 3?"}, "only what failed is asked for again"

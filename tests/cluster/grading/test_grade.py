@@ -7,7 +7,7 @@ import pytest
 from ragtune_ray import config
 from ragtune_ray.cluster.grading import grade, workers
 from ragtune_ray.evaluation.grading.task import Grade, GradingError, Task
-from ragtune_ray.schema import Answer, Query
+from ragtune_ray.schema import Answer, Passage, Query
 from tests.support.answered import grade_in_this_process, publish_answers
 from tests.support.comparisons import answer_row
 
@@ -121,3 +121,48 @@ def test_questions_without_gold_answers_have_no_semantic_score(settings: config.
     runs = {"base": publish_answers(settings.workspace, "base", rows("me", "you"))}
     unknown = Query("q1", "Who?", None, (), (), "test")
     assert grade.grade(settings, [*queries(1), unknown], runs).values["base"] == {"q0": {"semantic": 0.2}, "q1": {}}
+
+
+def test_passages_are_read_from_the_index_and_shared_with_arms_that_have_none(
+    workspace: str, passages: list[Passage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks: list[Task] = []
+
+    class Keeping:
+        def grade(self, given: list[Task]) -> list[Grade]:
+            tasks.extend(given)
+            return [Grade({"judge": 1.0}) for _ in given]
+
+    monkeypatch.setattr(workers.graders, "open_grader", lambda *_: Keeping())
+    grade_in_this_process(monkeypatch)
+    first, second = passages[3], passages[0]
+    query = Query("q0", "Who?", None, (), (), "test")
+    asked = answer_row("q0", "they", (first.passage_id, second.passage_id), index_version="000001")
+    runs = {
+        "base": publish_answers(workspace, "base", rows("me")),
+        "rag": publish_answers(workspace, "rag", [asked], "000001"),
+    }
+    given = config.load_config(
+        {"workspace": workspace, "evaluate.metrics": ["judge"], "evaluate.judge": {"model": "m"}}
+    )
+    grade.grade(given, [query], runs)
+    assert {task.answer: task.passages for task in tasks} == dict.fromkeys(("me", "they"), (first.text, second.text))
+    gone = answer_row("q0", "they", ("gone#0",), index_version="000001")
+    with pytest.raises(
+        GradingError, match=r"1 passages of its prompts are not in index version 000001, such as 'gone#0'"
+    ):
+        grade.grade(given, [query], {"rag": publish_answers(f"{workspace}", "rag2", [gone], "000001")})
+
+
+def test_grading_stops_where_nothing_succeeds(
+    settings: config.Config, grader: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        grader, "grade", lambda tasks: grader.seen.extend("x" for _ in tasks) or [Grade(error="refused")] * len(tasks)
+    )
+    many = rows(*(f"answer {number}" for number in range(100)))
+    runs = {"base": publish_answers(settings.workspace, "base", many)}
+    lenient = settings.with_values({"evaluate.max_failed_grades": 1.0})
+    with pytest.raises(GradingError, match=r"all of the first 32 grades of semantic failed.*refused"):
+        grade.grade(lenient, queries(100), runs)
+    assert len(grader.seen) == grade.FIRST_FAILURES

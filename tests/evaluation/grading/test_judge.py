@@ -39,6 +39,11 @@ def server() -> Iterator[Server]:
     thread.join()
 
 
+def quoted(request: dict) -> dict:
+    """The JSON object at the beginning of what the judge reads."""
+    return json.JSONDecoder().raw_decode(request["messages"][1]["content"])[0]
+
+
 def grade(server: Server, task: Task, *replies: Any, timeout_seconds: float = 10.0) -> Grade:
     """The grade after these replies, in order; the last one is repeated."""
     left = list(replies)
@@ -54,7 +59,7 @@ def test_each_grade_has_its_value_and_its_reason(server: Server, word: str, valu
     assert made == Grade({"judge": value}, "the year is right", "", 7, 3, 1)
     (request,) = server.requests
     assert request["temperature"] == 0.0
-    assert json.loads(request["messages"][1]["content"]) == {
+    assert quoted(request) == {
         "question": GOLD.query, "correct_answers": ["July 1969"], "answer": GOLD.answer,
     }  # fmt: skip
     assert request["response_format"]["json_schema"]["schema"]["properties"]["grade"]["enum"] == list(judge.GRADES)
@@ -68,7 +73,7 @@ def test_without_gold_answers_the_lower_of_support_and_relevance_counts(
 ) -> None:
     made = grade(server, WITHOUT, json.dumps({"reason": "r", "supported": supported, "relevant": relevant}))
     assert made.values == {"judge": value, "relevance": judge.GRADES[relevant]}
-    assert json.loads(server.requests[0]["messages"][1]["content"])["passages"] == list(WITHOUT.passages)
+    assert quoted(server.requests[0])["passages"] == list(WITHOUT.passages)
 
 
 @pytest.mark.parametrize(
@@ -136,7 +141,8 @@ def test_an_answer_cannot_end_its_quotation(server: Server) -> None:
     grade(server, sly, '{"reason": "r", "grade": "wrong"}')
     messages = server.requests[0]["messages"]
     assert len(messages) == 2
-    assert json.loads(messages[1]["content"])["answer"] == sly.answer
+    assert quoted(server.requests[0])["answer"] == sly.answer
+    assert messages[1]["content"].endswith("nothing else.")
 
 
 def test_lone_surrogates_and_long_reasons_are_made_harmless(server: Server) -> None:
@@ -148,7 +154,7 @@ def test_lone_surrogates_and_long_reasons_are_made_harmless(server: Server) -> N
 
 def test_many_tasks_keep_their_order_and_a_bad_one_spoils_no_other(server: Server) -> None:
     def reply(request: dict) -> str:
-        answer = json.loads(request["messages"][1]["content"])["answer"]
+        answer = quoted(request)["answer"]
         return "prose" if answer == "bad" else json.dumps({"reason": answer, "grade": "right"})
 
     server.scripts = Everywhere(reply)
