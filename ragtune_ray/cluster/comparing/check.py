@@ -23,6 +23,7 @@ from ragtune_ray.cluster.comparing import forecast, summary, variants
 from ragtune_ray.cluster.grading import forecast as grades
 from ragtune_ray.evaluation.grading import graders
 from ragtune_ray.evaluation.grading.task import GradingError
+from ragtune_ray.evaluation.metrics.normalization import WITHOUT_SPACES
 from ragtune_ray.evaluation.questions import check as questions
 from ragtune_ray.evaluation.questions import power
 from ragtune_ray.evaluation.report.plain_text import wrapped
@@ -241,7 +242,7 @@ def _check_answers(
     answered = [row for row in judged if row.answers]
     # Any gold answer is right, so the shortest decides whether a question can be answered.
     shortest = [min(row.answers or (), key=len) for row in answered]
-    by_character = settings.evaluate.language == "zh"
+    by_character = settings.evaluate.language in WITHOUT_SPACES
     lengths = np.array([len(spans) for spans in word_spans(shortest)]) if shortest else np.zeros(0)
     limit = LONG_ANSWER_CHARACTERS if by_character else LONG_ANSWER_WORDS
     tokens, longest = np.array(count(shortest)), settings.generator.max_new_tokens

@@ -43,6 +43,9 @@ DECIMAL_COMMA = frozenset(
 )
 """Languages that write 4,5 and 1.000 for the English 4.5 and 1,000."""
 
+WITHOUT_SPACES = frozenset({"zh", "ja", "km", "lo", "my", "th"})
+"""Languages without spaces between words, whose tokens are characters."""
+
 _ASCII_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ENGLISH_ARTICLES = re.compile(r"\b(a|an|the)\b")
 _CHINESE_PUNCTUATION = re.compile(

@@ -30,10 +30,10 @@ _WORDS = (
 _NUMBER_WORDS = {word: float(number) for number, word in enumerate(_WORDS.split())}
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
 _POWER_OF_TEN = regex.compile(r"\s*[x×*·]\s*10(?:\^\s*(-?\d+)|([⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+))|[eE]([+-]?\d+)(?!\w)")
-# Not after a letter or in a longer name (B-52, COVID-19, v2, 1.2.3, #5); a sign counts where it stands alone before the number.
+# Not in a name (B-52, COVID-19, v2, 1.2.3, #5), and no decade (1970s). A sign counts where it stands alone before the number.
 _NUMBER = regex.compile(
     rf"(?<![^\W{UNSPACED_SCRIPTS}]|[.,/#])(?<![^\W\d_]-)(?P<sign>(?<!\d\s?)[-+]|\b(?:minus|negative)\s+)?\s?(?P<currency>(?i:{CURRENCY})\s?)?(?P<inner>-)?"
-    r"(?P<digits>\d+(?:\.\d+)?|\.\d+)(?:/(?P<divisor>[1-9]\d*)(?![\d/]))?(?!\.?\d|,\d)"
+    r"(?P<digits>\d+(?:\.\d+)?|\.\d+)(?:/(?P<divisor>[1-9]\d*)(?![\d/]))?(?!\.?\d|,\d|(?<=[12]\d\d0)s\b)"
 )
 _NUMBER_WORD = regex.compile(
     rf"(?<!no )(?<!-)\b(?:(?P<minus>minus|negative) )?"
