@@ -1,6 +1,6 @@
 """Compares the numbers in an answer with a gold answer that is a number.
 
-A text is a number if it has nothing but digits (or in English a word from zero to twenty), words such as about and million, a
+A text is a number if it has nothing but digits (or in English words below a thousand), words such as about and million, a
 unit, and at most two other words: "about 4.5 million", "-3 °C", "12 players". A range, a bound ("more than 5"), an ordinal and a
 date are not.
 """
@@ -25,9 +25,12 @@ from ragtune_ray.ingest.chunking import UNSPACED_SCRIPTS
 
 _WORDS = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen "
-    "nineteen twenty"
+    "nineteen"
 )
-_NUMBER_WORDS = {word: float(number) for number, word in enumerate(_WORDS.split())}
+_TENS_WORDS = "twenty thirty forty fifty sixty seventy eighty ninety"
+_SMALL, _TENS = _WORDS.split(), _TENS_WORDS.split()
+_WORD_VALUES = {word: float(value) for value, word in enumerate(_SMALL)}
+_WORD_VALUES |= {word: 10.0 * value for value, word in enumerate(_TENS, start=2)}
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
 _POWER_OF_TEN = regex.compile(r"\s*[x×*·]\s*10(?:\^\s*(-?\d+)|([⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+))|[eE]([+-]?\d+)(?!\w)")
 # Not in a name (B-52, COVID-19, v2, 1.2.3, #5), and no decade (1970s). A sign counts where it stands alone before the number.
@@ -35,9 +38,10 @@ _NUMBER = regex.compile(
     rf"(?<![^\W{UNSPACED_SCRIPTS}]|[.,/#])(?<![^\W\d_]-)(?P<sign>(?<!\d\s?)[-+]|\b(?:minus|negative)\s+)?\s?(?P<currency>(?i:{CURRENCY})\s?)?(?P<inner>-)?"
     r"(?P<digits>\d+(?:\.\d+)?|\.\d+)(?:/(?P<divisor>[1-9]\d*)(?![\d/]))?(?!\.?\d|,\d|(?<=[12]\d\d0)s\b)"
 )
+_BELOW_100 = rf"(?:(?:{'|'.join(_TENS)})(?:[ -](?:{'|'.join(_SMALL[1:10])}))?|{'|'.join(_SMALL[::-1])})"
 _NUMBER_WORD = regex.compile(
-    rf"(?<!no )(?<!-)\b(?:(?P<minus>minus|negative) )?"
-    rf"(?P<word>{'|'.join(_NUMBER_WORDS)}|an?(?= (?:hundred|thousand|[mbtr]+illion)))\b"
+    r"(?<!no )(?<!-)\b(?:(?P<minus>minus|negative) )?"
+    rf"(?P<words>(?:{_BELOW_100}|a) hundred(?:(?: and)? {_BELOW_100})?|{_BELOW_100}|a(?= (?:thousand|[mbtr]+illion)))\b"
     r"(?!-)(?! (?:of|another|day)\b)",
     regex.IGNORECASE,
 )
@@ -184,8 +188,8 @@ def _quantities(plain: str, language: Language) -> Iterator[Quantity]:
 def _quantity(plain: str, start: int, end: int, match: regex.Match[str], language: Language) -> Quantity | None:
     """The number of a match with what follows it: power of ten, million, unit; None if letters make it a name (3rd, 4x4)."""
     groups = match.groupdict()
-    if "word" in groups:
-        value, currency = _NUMBER_WORDS.get(groups["word"].lower(), 1.0), None
+    if "words" in groups:
+        value, currency = _value_of(groups["words"]), None
         value = -value if groups["minus"] else value
     else:
         value, currency = float(groups["digits"]) / float(groups["divisor"] or 1), groups["currency"]
@@ -202,6 +206,18 @@ def _quantity(plain: str, start: int, end: int, match: regex.Match[str], languag
     elif not unit and _LETTERS.match(plain, end):
         return None
     return Quantity(value, unit[0] if unit else None, start, end)
+
+
+def _value_of(words: str) -> float:
+    """The number that English words below a thousand say.
+
+    >>> _value_of("two hundred and twenty-five"), _value_of("a hundred")
+    (225.0, 100.0)
+    """
+    total = 0.0
+    for word in words.lower().replace("-", " ").split():
+        total = max(total, 1.0) * 100 if word == "hundred" else total + _WORD_VALUES.get(word, 0.0)
+    return total or float("zero" not in words.lower())
 
 
 def _multiplier(word: regex.Match[str], end: int, currency: str | None, language: Language) -> float | None:

@@ -21,7 +21,8 @@ SAME = [
     ("0.5", "50%"), ("5‰", "0.5%"), ("1.5 billion", "1500 million"), ("300K users", "300,000"), ("300 K", "300 K"),
     ("10 GB", "10,000 MB"), ("It is 5 km long", "5000 m"), ("5 kilometres", "5 km"), ("5 km", "5"), ("72 km/h", "20 m/s"),
     ("30 m²", "30 square metres"), ("2 hours", "120 minutes"), ("24-hour", "24 hours"), ("12-fold", "12"),
-    ("twelve apostles", "12"), ("12 apostles", "twelve"), ("ten million", "10,000,000"), ("a million", "1,000,000"),
+    ("twenty-five", "25"), ("twenty five", "25"), ("a hundred", "100"), ("two hundred and fifty", "250"), ("Eighty seconds", "80 s"),
+    ("fifteen hundred", "1500"), ("five hundred thousand", "500,000"), ("zero", "0"), ("twelve apostles", "12"), ("12 apostles", "twelve"), ("ten million", "10,000,000"), ("a million", "1,000,000"),
     ("1.5 × 10^6", "1,500,000"), ("6.02×10²³", "6.02e23"), ("1/2", "0.5"), ("2.50", "2.5"), ("1,234.5", "1234.5"),
     ("The answer is 42.", "42"), ("(42)", "42"), ("3, 4 and 5", "4"), ("In 1990 there were 1,200 people.", "1200"),
     ("On 20 July 1969", "1969"), ("2024-03-05", "2024"), ("5 may be", "5"), ("1\u202f000\u202f000", "1000000"),
@@ -31,7 +32,7 @@ DIFFERENT = [
     ("50", "50%"), ("half", "50%"), ("100 mph", "100 km/h"), ("5 kg", "5 km"), ("$5", "€5"), ("5 m", "5 m²"),
     ("between 3 and 5", "3"), ("from 10 to 20 people", "10"), ("3 or 4", "3"), ("3-5", "5"), ("12 March 1969", "12"),
     ("May 5", "5"), ("2024-03-05", "5"), ("10:30", "10"), ("5 pm", "5"), ("one of the best", "1"), ("no one", "1"),
-    ("B-52", "52"), ("COVID-19", "19"), ("version 1.2.3", "1.2"), ("the 3rd", "3"), ("42nd", "42"), ("4x4", "4"),
+    ("twenty-five", "20"), ("twenty five", "5"), ("two hundred and fifty", "200"), ("seventeen", "7"), ("B-52", "52"), ("COVID-19", "19"), ("version 1.2.3", "1.2"), ("the 3rd", "3"), ("42nd", "42"), ("4x4", "4"),
     ("1e999999", "42"), ("", "42"), ("9" * 400, "42"), ("1,000,5", "1000"),
 ]  # fmt: skip
 ELSEWHERE = [
@@ -69,10 +70,10 @@ def test_the_tolerance_is_a_share_of_the_gold_number_and_leaves_years_exact() ->
     assert numeric_match("0.001", ["0"], "en", tolerance=0.5) == 0
 
 
-GOLDS = "1945|12 players|about 4.5 million|twelve|-40 °C|4.5%|$1.2 billion|1,000|12 km/h|a hundred|≈ 3"
+GOLDS = "1945|12 players|about 4.5 million|twelve|-40 °C|4.5%|$1.2 billion|1,000|12 km/h|a hundred|twenty-one|≈ 3"
 NO_GOLDS = (
     "50 Cent|Three Mile Island|7 May 1945|July 1969|1969-07-20|10:30|more than 5|>5|3-1|3 to 5|five or six|B-52|One Direction|3rd|"
-    "1970s|555-1234|192.168.0.1|5 ft 10 in|Apollo 11|2 of 3|twenty-one|the number 5|COVID-19||x"
+    "1970s|555-1234|192.168.0.1|5 ft 10 in|Apollo 11|2 of 3|the number 5|COVID-19||x"
 )
 
 
