@@ -10,13 +10,15 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Generator as Stream
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ragtune_ray import config, schema
+from ragtune_ray.answering import rewriting
 from ragtune_ray.answering.pipeline import Task, answer_tasks, decoding_options, finished_answer, parts_of, task_prompt
 from ragtune_ray.answering.prompts import PromptError
+from ragtune_ray.answering.searching import search_passages
 from ragtune_ray.generation.generator import open_generator
 from ragtune_ray.generation.interface import Completion, Finish, Generator
 from ragtune_ray.index.retriever import open_retriever
@@ -41,26 +43,32 @@ class SourcedAnswer:
         return {**dataclasses.asdict(self.answer), "sources": sources}
 
 
-def ask(settings: config.Config, question: str) -> SourcedAnswer:
-    """Answer one question in the arm that `answer.arm` names.
+def ask(settings: config.Config, question: str, messages: Sequence[schema.Message] = ()) -> SourcedAnswer:
+    """Answer one question in the arm that `answer.arm` names; `messages` are the conversation before it, oldest first.
 
     Raises:
         PromptError: the question is empty or too long for `prompt.max_tokens`.
         ArtifactError: the arm retrieves, and the workspace has no sound index.
         ModelError: a model cannot be found or fetched.
     """
-    *_, answer = ask_streaming(settings, question)
+    *_, answer = ask_streaming(settings, question, messages)
     assert isinstance(answer, SourcedAnswer)
     return answer
 
 
-def ask_streaming(settings: config.Config, question: str) -> Iterator[str | SourcedAnswer]:
+def ask_streaming(
+    settings: config.Config, question: str, messages: Sequence[schema.Message] = ()
+) -> Iterator[str | SourcedAnswer]:
     """Like `ask`, but yields the text piece by piece while it is generated, and the `SourcedAnswer` last."""
     if not question.strip():
         raise PromptError("the question is empty; ask something")
     settings = arms.with_tuned_models(settings)
-    task = retrieve(settings, question)
-    generator, fingerprint = open_generator(settings)
+    query = schema.Query("ask", question, None, (), (), "all", tuple(messages))
+    writer = None
+    if settings.answer.shows_passages and rewriting.steps(query, settings.retrieval):
+        writer = open_generator(settings)
+    task = retrieve(settings, query, writer.generator if writer else None)
+    generator, fingerprint = writer or open_generator(settings)
     started = time.monotonic()
     for piece in stream_answer(task, generator, settings, fingerprint):
         if isinstance(piece, str):
@@ -71,13 +79,17 @@ def ask_streaming(settings: config.Config, question: str) -> Iterator[str | Sour
         yield SourcedAnswer(dataclasses.replace(piece, seconds=time.monotonic() - started), shown)
 
 
-def retrieve(settings: config.Config, question: str) -> Task:
-    """The question with its best passages from the current index version, or without passages if the arm does not retrieve."""
-    query = schema.Query("ask", question, None, (), (), "all")
+def retrieve(settings: config.Config, query: schema.Query, writer: Generator | None = None) -> Task:
+    """The question with its best passages from the current index version, or without passages if the arm does not retrieve.
+
+    `writer` is the generator that writes what to search for, if `retrieval.rewrite` or `retrieval.decompose` asks for it.
+    """
     if not settings.answer.shows_passages:
         return Task(query)
     retriever = open_retriever(settings)
-    ((passages, scores),) = retriever.retrieve_passages([question], settings.retrieval.top_k)
+    retrieval = settings.retrieval
+    (searches,) = rewriting.write_searches([query], writer, settings) if writer else [rewriting.begun(query, retrieval)]
+    ((passages, scores),) = search_passages(retriever, [searches.texts], retrieval, retrieval.top_k)
     return Task(query, tuple(passages), tuple(scores), retriever.index.version)
 
 

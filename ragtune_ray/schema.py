@@ -7,6 +7,7 @@ Records are frozen dataclasses inside a process and rows of Arrow tables between
 | `Document` | document_id | readers -> chunking |
 | `Passage` | passage_id | chunking -> encoder, lexical, index |
 | `Query` | query_id | readers -> retriever, generator, metrics |
+| `Searches` | query_id | generator -> retriever, `searches.parquet` |
 | `Hit` | query_id, rank | retriever -> prompts, metrics |
 | `Answer` | query_id | generator -> metrics, `answers.parquet` |
 | `GeneratorExample`, `RetrieverExample`, `RerankerExample` | query_id | examples -> objectives |
@@ -127,6 +128,23 @@ class Query:
         """The values of the fields, for fingerprints; `messages` are left out if there are none, as in older fingerprints."""
         values = dataclasses.astuple(self)
         return values if self.messages else values[:-1]
+
+
+@dataclass(frozen=True, slots=True)
+class Searches:
+    """The texts with which the index is searched for a query, and what it cost to write them; a row of `searches.parquet`."""
+
+    query_id: str
+    query: str
+    """The question as it was asked."""
+    texts: tuple[str, ...]
+    """The whole question first, as rewritten; then others whose hits are fused with its own, such as its sub-questions."""
+    fallbacks: tuple[str, ...] = ()
+    """For each text of the generator that was not usable, why; the question itself is then searched for."""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    seconds: float = 0.0
+    """Wall-clock time of the batch divided by its rows."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,15 @@ class RunFacts(TypedDict, total=False):
     queries_per_second: float
     num_rejects: int
     created: str
+    rewriting: Mapping[str, Any]
+    """What writing the texts for the searches cost: the facts of a run of `rewrite`, and its `path`; absent without one."""
+    # rewrite
+    num_rewritten: int
+    num_split: int
+    fallbacks: dict[str, int]
+    """Reason -> number of texts of the generator that were not usable."""
+    prompt_tokens: int
+    completion_tokens: int
     # retrieve
     num_hits: int
     num_shards: int
@@ -187,10 +196,35 @@ def encoder_identity(settings: config.Config) -> dict[str, Any]:
     return weights.with_prompts(settings.encoder, directory).model_dump(mode="json", exclude={"model", "query_model"})
 
 
-def retrieval_identity(settings: config.Config, index_manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a run's identity for how hits are ranked."""
+def retrieval_identity(
+    settings: config.Config, index_manifest: Mapping[str, Any], num_follow_ups: int = 0, rewriting: str = ""
+) -> dict[str, Any]:
+    """The part of a run's identity for how hits are ranked.
+
+    Args:
+        settings: the whole config.
+        index_manifest: of the index version.
+        num_follow_ups: queries with a conversation before them; without any, `retrieval.rewrite` changes nothing.
+        rewriting: the run of `rewrite` that wrote the texts for the searches; empty: none.
+    """
     unknown = scripts.unknown_scripts(index_manifest.get("scripts", {})) if settings.retrieval.fuses_scores else ()
-    return {**settings.retrieval.identity(), **({"unknown_scripts": sorted(unknown)} if unknown else {})}
+    identity = settings.retrieval.identity()
+    if not num_follow_ups:
+        identity.pop("rewrite", None)
+    return {
+        **identity,
+        **({"unknown_scripts": sorted(unknown)} if unknown else {}),
+        **({"rewriting": rewriting.rpartition("/")[2]} if rewriting else {}),
+    }
+
+
+def generator_fingerprint(settings: config.Generator) -> str:
+    """Digest of the generator's files, or the URL of its server and the model's name there."""
+    match settings.engine:
+        case "transformers":
+            return weights.resolve(settings.model).fingerprint
+        case "openai":
+            return f"{settings.base_url}#{settings.model}"
 
 
 def query_model_fingerprint(settings: config.Config) -> str:

@@ -38,6 +38,8 @@ class StagedQueries:
     rejects: tuple[schema.Reject, ...]
     stand_in_corpus: bool = False
     """Whether the document with a query's id may be the query itself, as in BEIR; it is then no hit of the query."""
+    num_follow_ups: int = 0
+    """Queries that follow turns of a conversation."""
 
 
 @contextlib.contextmanager
@@ -47,12 +49,13 @@ def staged_queries(settings: config.Config) -> Iterator[StagedQueries]:
         raise config.ConfigError("queries.path is empty; name a file of queries")
     rejects: list[schema.Reject] = []
     fingerprint = hashlib.sha256()
-    num_queries = 0
+    num_queries = num_follow_ups = 0
     with tempfile.TemporaryDirectory(prefix="ragtune-queries-") as temporary:
         local = Path(temporary) / "queries.parquet"
         with pq.ParquetWriter(local, schema.arrow_schema(schema.Query), write_page_checksum=True) as writer:
             for rows in _batched(_selected(settings, rejects)):
                 num_queries += len(rows)
+                num_follow_ups += sum(bool(row.history) for row in rows)
                 for row in rows:
                     fingerprint.update(json.dumps(row.identity(), ensure_ascii=False).encode() + b"\n")
                 writer.write_table(schema.to_table(rows, schema.Query))
@@ -65,7 +68,8 @@ def staged_queries(settings: config.Config) -> Iterator[StagedQueries]:
     if rejects:
         progress.say(f"queries: {len(rejects):,} rejected; the first: {rejects[0].place}: {rejects[0].reason}")
     try:
-        yield StagedQueries(url, name, num_queries, tuple(rejects), queries.may_stand_in_corpus(settings.queries))
+        own = queries.may_stand_in_corpus(settings.queries)
+        yield StagedQueries(url, name, num_queries, tuple(rejects), own, num_follow_ups)
     finally:
         filesystem.remove(url)
 
@@ -123,16 +127,21 @@ def require_same(settings: config.Config, staged: StagedQueries, fingerprint: st
 
 def read_queries(url: str, start: int, stop: int) -> list[schema.Query]:
     """The staged queries in rows `start` to `stop` (excluded)."""
+    return read_rows(url, start, stop, schema.Query)
+
+
+def read_rows(url: str, start: int, stop: int, record: type[Item]) -> list[Item]:
+    """Rows `start` to `stop` (excluded) of a Parquet file of records with one row per staged query."""
     folder, _, name = url.rpartition("/")
     path = filesystem.local_copy(folder, [name], checksums.digest(url)) / name
     first = 0
-    found: list[schema.Query] = []
+    found: list[Item] = []
     with pq.ParquetFile(path, page_checksum_verification=True) as file:
         for group in range(file.num_row_groups):
             rows = file.metadata.row_group(group).num_rows
             if first < stop and first + rows > start:
                 table = file.read_row_group(group).slice(max(0, start - first), stop - max(start, first))
-                found += schema.from_table(table, schema.Query)
+                found += schema.from_table(table, record)
             first += rows
     return found
 

@@ -14,6 +14,7 @@ WordLanguage = Literal[
     "lt", "ne", "nl", "no", "pl", "pt", "ro", "ru", "sr", "sv", "ta", "tr",
 ]  # fmt: skip
 """Languages with a stemmer, by their ISO 639-1 codes."""
+Rewrite = Literal["none", "last_turns", "generator"]
 IndexKind = Literal["auto", "flat", "ivf", "ivf_sq", "ivf_pq", "hnsw"]
 
 
@@ -83,6 +84,15 @@ class Retrieval(Section):
     filter: dict[str, Any] = {}  # noqa: RUF012  # pydantic copies it
     """Conditions on the metadata of documents; all must be met. Empty: no condition. Example:
     `{product: pump, year: {gte: 2020}, language: [de, en]}`."""
+    rewrite: Rewrite = "last_turns"
+    """The text with which the index is searched for a question that follows a conversation. `none`: the question as it is.
+    `last_turns`: the user's last two turns with the question, and the question alone; the hits of both searches are fused by
+    reciprocal rank. `generator`: a question that stands alone, written by the generator of the arm; if its text is not usable,
+    the question as it is. Questions without `messages` are not rewritten. `ragtune calibrate` measures what is best."""
+    decompose: bool = False
+    """Let the generator of the arm split a question into up to three sub-questions, search for these and the whole question,
+    and fuse the hits by reciprocal rank. The answer is still to the whole question. `ragtune calibrate` measures whether it
+    helps."""
     tenant: str = ""
     """Find only documents of this tenant. Required if `index.tenant_field` is set, otherwise empty."""
 
@@ -103,4 +113,9 @@ class Retrieval(Section):
         for name, default in (("rerank_candidates", 0), ("first_stage_weight", None)):
             if not self.reranker or getattr(self, name) == default:
                 unused.add(name)
+        unused |= {
+            name
+            for name, default in (("rewrite", "last_turns"), ("decompose", False))
+            if getattr(self, name) == default
+        }
         return self.model_dump(mode="json", exclude=unused)

@@ -13,7 +13,8 @@ from typing import Any, TypeAlias, TypeVar
 
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from ragtune_ray import config
+from ragtune_ray import config, schema
+from ragtune_ray.answering import rewriting
 from ragtune_ray.evaluation import adaptive
 from ragtune_ray.index import filters
 from ragtune_ray.serving import requests, sources
@@ -89,7 +90,13 @@ def timeout_as_504() -> Iterator[None]:
 
 
 async def retrieve_before(
-    deadline: float, backend: Backend, telemetry: Telemetry, text: str, top_k: int, visible: filters.Filter
+    deadline: float,
+    backend: Backend,
+    telemetry: Telemetry,
+    text: str,
+    top_k: int,
+    visible: filters.Filter,
+    parts: Sequence[str] = (),
 ) -> Found:
     """Retrieve until the deadline (monotonic time); ApiError 400 if the text is empty, 504 after the deadline."""
     started = time.monotonic()
@@ -97,7 +104,7 @@ async def retrieve_before(
         raise requests.invalid("query", "must not be empty")
     with timeout_as_504():
         async with asyncio.timeout(deadline - started):
-            found = await backend.retrieve(text, top_k, visible, deadline - started)
+            found = await backend.retrieve(text, top_k, visible, deadline - started, parts)
     telemetry.retrieval_seconds.observe(time.monotonic() - started)
     return found
 
@@ -107,14 +114,15 @@ class _Accepted:
     job: Job
     """The closed-book job, without passages."""
     num_answers: int
-    query: str
-    """What to search for."""
     visible: filters.Filter
     top_k: int
     started: float
     timeout_seconds: float
     calibration: adaptive.RetrievalCalibration | None
     """Decides when a closed-book answer is confident enough; None: always retrieve."""
+    searches: schema.Searches | None = None
+    """What the generator wrote to search for; None: nothing, or not yet."""
+    rewriting_seconds: float = 0.0
     retrieval_seconds: float = 0.0
     closed_book_seconds: float = 0.0
     """Spent on the closed-book answer that decides whether to retrieve."""
@@ -201,7 +209,6 @@ class Answerer:
         return _Accepted(
             job=job,
             num_answers=question.num_answers,
-            query=question.conversation.search,
             visible=visible_filter(self.settings, key, question.filter),
             top_k=requests.top_k_of(question.top_k, self.settings),
             started=started,
@@ -254,12 +261,27 @@ class Answerer:
         job = dataclasses.replace(accepted.job, closed_book=False)
         if not config.retrieves(job.arm):
             return job
+        text, *parts = await self._texts(accepted)
         started = time.monotonic()
         found = await retrieve_before(
-            accepted.deadline, self.backend, self.telemetry, accepted.query, accepted.top_k, accepted.visible
+            accepted.deadline, self.backend, self.telemetry, text, accepted.top_k, accepted.visible, parts
         )
         accepted.retrieval_seconds = time.monotonic() - started
         return dataclasses.replace(job, passages=found.passages, scores=found.scores, index_version=found.index_version)
+
+    async def _texts(self, accepted: _Accepted) -> tuple[str, ...]:
+        """The texts to search for, as in bulk answering."""
+        query, retrieval = accepted.job.query, self.settings.retrieval
+        if not rewriting.steps(query, retrieval):
+            return rewriting.begun(query, retrieval).texts
+        started = time.monotonic()
+        with timeout_as_504():
+            async with accepted.timeout():
+                found = await self.backend.write_searches(accepted.job, accepted.seconds_left)
+        accepted.searches, accepted.rewriting_seconds = found, time.monotonic() - started
+        self.telemetry.prompt_tokens.inc(found.prompt_tokens)
+        self.telemetry.completion_tokens.inc(found.completion_tokens)
+        return found.texts
 
     async def _complete(self, accepted: _Accepted, job: Job) -> _Completion:
         result = await self.backend.complete(job, accepted.seconds_left)
@@ -332,6 +354,10 @@ class Answerer:
             "generation_seconds": finished.seconds,
             "total_seconds": total,
         }
+        written: dict[str, Any] = {}
+        if accepted.searches:
+            timings["rewriting_seconds"] = accepted.rewriting_seconds
+            written["searched"] = _searched_body(accepted.searches)
         found = sources.sources(shown.passages, shown.scores)
         return Served(
             arm=job.arm,
@@ -350,8 +376,19 @@ class Answerer:
                 "generator": answer.model,
                 "generator_name": generator_name(self.settings, job.arm),
                 "timings": {name: round(seconds, 4) for name, seconds in timings.items()},
+                **written,
             },
         )
+
+
+def _searched_body(searches: schema.Searches) -> dict[str, Any]:
+    """What the generator wrote to search for, without the details of its errors."""
+    return {
+        "texts": list(searches.texts),
+        "fallbacks": [rewriting.kind_of(reason) for reason in searches.fallbacks],
+        "prompt_tokens": searches.prompt_tokens,
+        "completion_tokens": searches.completion_tokens,
+    }
 
 
 def _pieces(written: Format, text: str) -> Iterator[bytes]:

@@ -155,8 +155,13 @@ class Status:
 class Backend(Protocol):
     """Retrieves and generates within `seconds`; methods raise `ApiError` on failure."""
 
-    async def retrieve(self, text: str, top_k: int, visible: filters.Filter, seconds: float) -> Found:
-        """The hits of one query among the documents that the filter selects."""
+    async def retrieve(
+        self, text: str, top_k: int, visible: filters.Filter, seconds: float, parts: Sequence[str] = ()
+    ) -> Found:
+        """The hits of one query among the documents that the filter selects, fused with those of its sub-questions `parts`."""
+
+    async def write_searches(self, job: Job, seconds: float) -> schema.Searches:
+        """The texts with which to search for the question of a job, written by the generator."""
 
     async def embed(self, texts: Sequence[str], input_type: str, seconds: float) -> Embedded:
         """The embeddings of texts."""

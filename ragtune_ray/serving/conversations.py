@@ -11,9 +11,6 @@ from ragtune_ray.serving.requests import checked_text, invalid
 
 Turn: TypeAlias = tuple[str, str]
 """(role, content)."""
-_EARLIER_CHARACTERS = (
-    500  # of the question before the last: encoders read the beginning of a text, which is its own then
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +23,6 @@ class Conversation:
     """The earlier turns, oldest first."""
     instruction: str
     """The client's system messages, joined."""
-    search: str
-    """The text to retrieve for: the last two questions, since "and its moons?" alone finds nothing."""
 
 
 def conversation_of(turns: Sequence[Turn], limits: config.Serve, field: str) -> Conversation:
@@ -57,6 +52,4 @@ def conversation_of(turns: Sequence[Turn], limits: config.Serve, field: str) -> 
         raise invalid(field, reason, code="text_too_long")
     for _, text in turns:
         checked_text(text, field, limits.max_conversation_characters)
-    earlier = [text[-_EARLIER_CHARACTERS:] for role, text in spoken[:-1] if role == "user"]
-    search = "\n".join([*earlier[-1:], question])[-limits.max_question_characters :]
-    return Conversation(question, tuple(spoken[:-1]), instruction, search)
+    return Conversation(question, tuple(spoken[:-1]), instruction)

@@ -60,7 +60,7 @@ def test_a_streamed_answer_shows_sources_with_the_cited_span(browser: Any, serve
     cited = schema.Citation("d0#0", "d0", 110, 130)
 
     class Citing(FakeBackend):
-        async def retrieve(self, text, top_k, visible, seconds):
+        async def retrieve(self, text, top_k, visible, seconds, parts=()):
             found = await super().retrieve(text, top_k, visible, seconds)
             return type(found)(found.index_version, (passage,), (0.5,), 0.0)
 
@@ -88,7 +88,7 @@ def test_a_streamed_answer_shows_sources_with_the_cited_span(browser: Any, serve
 
 def test_text_of_documents_is_never_markup(browser: Any, serve: Callable[..., str]) -> None:
     class Hostile(FakeBackend):
-        async def retrieve(self, text, top_k, visible, seconds):
+        async def retrieve(self, text, top_k, visible, seconds, parts=()):
             found = await super().retrieve(text, top_k, visible, seconds)
             passage = schema.Passage("d0#0", HOSTILE, HOSTILE, HOSTILE, "{}", 0, len(HOSTILE))
             return type(found)(found.index_version, (passage,), (0.5,), 0.0)
@@ -156,7 +156,7 @@ def test_a_failed_question_can_be_asked_again_and_is_no_part_of_the_conversation
 
 def test_the_page_asks_for_no_key_if_none_is_needed_and_shows_names(browser: Any, serve: Callable[..., str]) -> None:
     class Linked(FakeBackend):
-        async def retrieve(self, text, top_k, visible, seconds):
+        async def retrieve(self, text, top_k, visible, seconds, parts=()):
             found = await super().retrieve(text, top_k, visible, seconds)
             passages = [dataclasses.replace(each, metadata='{"url": "https://a.example/x"}') for each in found.passages]
             return type(found)(found.index_version, tuple(passages), found.scores, 0.0)

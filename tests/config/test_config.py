@@ -196,13 +196,16 @@ def test_the_identity_of_scores_omits_a_newer_setting_at_its_old_value() -> None
     assert (changed["metrics"], changed["numeric_tolerance"]) == (["semantic"], 0.01)
 
 
-def test_newer_settings_of_reranking_leave_the_identity_of_old_runs() -> None:
-    newer = {"rerank_candidates", "first_stage_weight"}
+def test_newer_settings_of_retrieval_leave_the_identity_of_old_runs() -> None:
+    newer = {"rerank_candidates", "first_stage_weight", "rewrite", "decompose"}
     for reranker in ("", "some/model"):
         old = config.Retrieval(reranker=reranker)
         assert old.identity() == old.model_dump(mode="json", exclude=newer)
     changed = config.Retrieval(rerank_candidates=10, first_stage_weight=0.0)
     assert changed.identity() == config.Retrieval().identity(), "they have no effect without a reranker"
+    assert config.Retrieval(rewrite="none").identity()["rewrite"] == "none"
+    rewritten = config.Retrieval(rewrite="generator", decompose=True).identity()
+    assert rewritten == {**config.Retrieval().identity(), "rewrite": "generator", "decompose": True}
     found = changed.model_copy(update={"reranker": "some/model"}).identity()
     assert (found["rerank_candidates"], found["first_stage_weight"]) == (10, 0.0)
 

@@ -15,15 +15,13 @@ def test_the_last_message_is_the_question_and_earlier_ones_history() -> None:
     assert said.question == "Its moons?"
     assert said.history == (("user", "What is Mars?"), ("assistant", "A planet."))
     assert said.instruction == "Be brief."
-    assert said.search == "What is Mars?\nIts moons?"
-    assert conversation_of([("user", "What is Mars?")], LIMITS, "messages").search == "What is Mars?"
+    assert conversation_of([("user", "What is Mars?")], LIMITS, "messages").history == ()
 
 
-def test_earlier_turns_may_be_long_and_do_not_crowd_the_question_out_of_the_search() -> None:
+def test_earlier_turns_may_be_long() -> None:
     turns = [("user", "x" * 20_000), ("assistant", "y" * 40_000), ("user", "What is Mars?")]
     said = conversation_of(turns, LIMITS, "messages")
     assert said.history == tuple(turns[:-1])
-    assert said.search == "x" * 500 + "\nWhat is Mars?"
 
 
 @pytest.mark.parametrize(

@@ -319,7 +319,7 @@ async def test_the_rate_limit_of_a_key_does_not_affect_another() -> None:
 
 async def test_log_and_errors_contain_no_question_key_or_path(caplog: pytest.LogCaptureFixture) -> None:
     class Broken(FakeBackend):
-        async def retrieve(self, text, top_k, visible, seconds):
+        async def retrieve(self, text, top_k, visible, seconds, parts=()):
             raise RuntimeError(f"cannot encode {text!r} with /home/x/model")
 
     with caplog.at_level(logging.DEBUG):

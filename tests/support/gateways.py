@@ -41,12 +41,20 @@ class FakeBackend:
         self.gate: asyncio.Event | None = None
         self.confidence = 0.5
         self.closed = 0
+        self.parts: tuple[str, ...] = ()
+        self.written = ("What moons has Mars?",)
+        self.fallbacks: tuple[str, ...] = ()
 
-    async def retrieve(self, text, top_k, visible, seconds) -> Found:
+    async def retrieve(self, text, top_k, visible, seconds, parts=()) -> Found:
         self.asked.append(("retrieve", text, top_k, visible, seconds))
+        self.parts = tuple(parts)
         if self.retrieval_error:
             raise self.retrieval_error
         return Found("000007", PASSAGES[:top_k], (0.3, 0.2, 0.1)[:top_k], 0.001)
+
+    async def write_searches(self, job: Job, seconds: float) -> schema.Searches:
+        self.asked.append(("write", job, seconds))
+        return schema.Searches("ask", job.question, self.written, self.fallbacks, 40, 6, 0.1)
 
     async def embed(self, texts, input_type, seconds) -> Embedded:
         self.asked.append(("embed", texts, input_type))

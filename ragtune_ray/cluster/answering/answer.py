@@ -18,8 +18,9 @@ import pyarrow.parquet as pq
 
 from ragtune_ray import RagtuneError, config, progress, schema
 from ragtune_ray.cluster import actors, runs, session, staged_queries, stages
+from ragtune_ray.cluster.answering import rewrite
 from ragtune_ray.cluster.answering.workers import NO_GOLD_PASSAGE, GenerateUnit, RetrieveUnit
-from ragtune_ray.models import arms, weights
+from ragtune_ray.models import arms
 from ragtune_ray.storage import artifacts, filesystem
 from ragtune_ray.storage.results import Result
 
@@ -52,23 +53,30 @@ def answer(settings: config.Config, known: str = "") -> Answers:
     with staged_queries.staged_queries(settings) as staged:
         settings = arms.with_tuned_models(settings)
         version, index_manifest = runs.index_version(settings) if settings.answer.shows_passages else ("", {})
-        generator, arm = generator_fingerprint(settings.generator), settings.answer.arm
-        run = runs.Run.of(
-            settings, "answer", _identity(settings, staged, index_manifest, generator), name=f"answer-{arm}"
-        )
+        generator, arm = runs.generator_fingerprint(settings.generator), settings.answer.arm
+        searches = rewrite.Searching(None)
+        if settings.answer.shows_passages and not settings.answer.gold_passage:
+            searches = rewrite.Searching.of(settings, staged)
+        identity = _identity(settings, staged, index_manifest, generator, searches)
+        run = runs.Run.of(settings, "answer", identity, name=f"answer-{arm}")
         if not run.is_finished(f"answer ({arm})"):
             directory = filesystem.join(run.work, "answers")
             if known:
                 _take_over(known, directory, staged, settings.answer.unit_queries, index_manifest, generator)
             with run.session(version):
-                summaries = _answer_units(settings, version, staged, directory, generator)
+                searches.write(staged)
+                summaries = _answer_units(settings, version, staged, directory, generator, searches)
             _refuse_failures(settings, directory, summaries, staged.num_queries)
-            _publish(run, directory, summaries, staged, version, generator)
+            _publish(run, directory, summaries, staged, version, generator, searches)
     return Answers(run.url)
 
 
 def _identity(
-    settings: config.Config, staged: staged_queries.StagedQueries, index_manifest: dict[str, Any], generator: str
+    settings: config.Config,
+    staged: staged_queries.StagedQueries,
+    index_manifest: dict[str, Any],
+    generator: str,
+    searches: rewrite.Searching,
 ) -> dict[str, Any]:
     given = settings.answer
     return {
@@ -76,7 +84,7 @@ def _identity(
         "arm": given.arm,
         "closed_book": given.closed_book,
         **(given.model_dump(include={"reading", "rank_weight"}) if given.reading == "apart" else {}),
-        "retrieval": runs.retrieval_identity(settings, index_manifest) if given.shows_passages else None,
+        "retrieval": searches.identity(settings, index_manifest, staged) if given.shows_passages else None,
         "gold_passage": given.gold_passage,
         "prompt": settings.prompt.model_dump(mode="json"),
         "generator": settings.generator.model_dump(
@@ -89,17 +97,13 @@ def _identity(
     }
 
 
-def generator_fingerprint(settings: config.Generator) -> str:
-    """Digest of the generator's files, or the URL of its server and the model's name there."""
-    match settings.engine:
-        case "transformers":
-            return weights.resolve(settings.model).fingerprint
-        case "openai":
-            return f"{settings.base_url}#{settings.model}"
-
-
 def _answer_units(
-    settings: config.Config, version: str, staged: staged_queries.StagedQueries, directory: str, generator: str
+    settings: config.Config,
+    version: str,
+    staged: staged_queries.StagedQueries,
+    directory: str,
+    generator: str,
+    searches: rewrite.Searching,
 ) -> list[stages.Summary]:
     """Stream queries -> passages -> answers, so that generators start before retrieval has finished."""
     shared = {"settings": settings, "version": version, "queries": staged.url}
@@ -109,6 +113,7 @@ def _answer_units(
     if settings.answer.shows_passages:
         # Retrieval takes about 1 % of the time of generation, so the one retriever reserves no core.
         arguments = {**shared, "depth": settings.retrieval.top_k, "leave_out_own": staged.stand_in_corpus}
+        arguments["searches"] = searches.url
         pools.append(actors.Pool(RetrieveUnit, arguments, 1, {"num_cpus": 0}))
     # Workers that only send requests to a server reserve no GPU.
     cluster = settings.cluster
@@ -190,6 +195,7 @@ def _publish(
     staged: staged_queries.StagedQueries,
     version: str,
     generator: str,
+    searches: rewrite.Searching,
 ) -> None:
     staging = artifacts.stage(run.url)
     answer_schema = schema.arrow_schema(schema.Answer)
@@ -218,6 +224,7 @@ def _publish(
         },
         "arm": run.settings.answer.arm,
         "model": generator,
+        **searches.facts(),
     }
     run.publish(staging, facts)
     progress.say(_counted(num_answers - without_gold, without_gold, statuses["failed"] - without_gold))

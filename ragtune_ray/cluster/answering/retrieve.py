@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from ragtune_ray import config, progress, schema
 from ragtune_ray.cluster import runs, staged_queries, stages
-from ragtune_ray.cluster.answering import sharded
+from ragtune_ray.cluster.answering import rewrite, sharded
 from ragtune_ray.cluster.answering.workers import RetrieveUnit
 from ragtune_ray.evaluation import intervals
 from ragtune_ray.index import snapshot, versions
@@ -51,29 +51,31 @@ def retrieve(settings: config.Config) -> Hits:
     """Find the hits of every query; ArtifactError if there is no sound index."""
     with staged_queries.staged_queries(settings) as staged:
         version, index_manifest = runs.index_version(settings)
+        searches = rewrite.Searching.of(settings, staged)
         fields = {"depth", "cutoffs", "resamples", "confidence"}
         identity = {
             **runs.inputs_identity(settings, staged, index_manifest),
-            "retrieval": runs.retrieval_identity(settings, index_manifest),
+            "retrieval": searches.identity(settings, index_manifest, staged),
             "evaluate": settings.evaluate.model_dump(mode="json", include=fields),
             "seed": settings.seed,
         }
         run = runs.Run.of(settings, "retrieve", identity)
         if not run.is_finished():
-            _retrieve(run, version, staged)
+            _retrieve(run, version, staged, searches)
     return Hits(run.url)
 
 
-def _retrieve(run: runs.Run, version: str, staged: staged_queries.StagedQueries) -> None:
+def _retrieve(run: runs.Run, version: str, staged: staged_queries.StagedQueries, searches: rewrite.Searching) -> None:
     settings = run.settings
     depth = least = max(settings.retrieval.top_k, settings.evaluate.depth)
     opened = versions.read_version(settings.workspace, version)
     shards = snapshot.shards(settings.workspace, opened, settings.cluster.shard_bytes)
     with run.session(version):
+        searches.write(staged)
         while True:
             # If documents are long, many hits may be passages of one document, which counts once.
             directory = filesystem.join(run.work, "hits" if depth == least else f"hits-{depth}")
-            summaries, timed = _search(run, version, staged, shards, depth, directory)
+            summaries, timed = _search(run, version, staged, shards, depth, directory, searches.url)
             short = sum(summary.get("short", 0) for summary in summaries)
             if not short or depth >= MOST_HITS:
                 break
@@ -83,7 +85,7 @@ def _retrieve(run: runs.Run, version: str, staged: staged_queries.StagedQueries)
                 f"{max(settings.evaluate.cutoffs)}; searching {depth} hits deep"
             )
     facts = runs.index_facts(settings, version, staged)
-    facts |= {"queries_per_second": runs.rate(staged, timed), "num_shards": max(1, len(shards))}
+    facts |= {"queries_per_second": runs.rate(staged, timed), "num_shards": max(1, len(shards)), **searches.facts()}
     _publish(run, directory, summaries, staged, facts)
 
 
@@ -94,6 +96,7 @@ def _search(
     shards: Sequence[Sequence[int]],
     depth: int,
     directory: str,
+    searches: str,
 ) -> tuple[list[stages.Summary], list[stages.Summary]]:
     """Find `depth` hits per query; returns the summaries of the units in `directory`, and those of all units that ran."""
     settings = run.settings
@@ -102,10 +105,23 @@ def _search(
         places = tuple(map(tuple, shards))
         own_passages = OWN_PASSAGES if staged.stand_in_corpus else 0
         work = filesystem.join(run.work, f"depth-{depth}")
-        job = sharded.Job(settings, version, staged.url, len(units), depth, places, work, directory, own_passages)
+        follows = settings.retrieval.rewrite == "last_turns" and staged.num_follow_ups > 0
+        job = sharded.Job(
+            settings,
+            version,
+            staged.url,
+            len(units),
+            depth,
+            places,
+            work,
+            directory,
+            own_passages,
+            searches,
+            fuses=bool(searches) or follows,
+        )
         return sharded.scatter_gather(job, units)
     shared = {"settings": settings, "version": version, "queries": staged.url, "leave_out_own": staged.stand_in_corpus}
-    arguments = {**shared, "depth": depth, "directory": directory}
+    arguments = {**shared, "depth": depth, "directory": directory, "searches": searches}
     found = runs.run_over_queries("retrieve", directory, units, RetrieveUnit, arguments, settings.cluster)
     return found, found
 

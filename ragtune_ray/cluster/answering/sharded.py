@@ -35,8 +35,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ragtune_ray import config, schema
-from ragtune_ray.cluster import runs, session, staged_queries, stages
-from ragtune_ray.cluster.answering.workers import commit_hits, row_by_row_if_needed
+from ragtune_ray.answering import searching
+from ragtune_ray.cluster import runs, session, stages
+from ragtune_ray.cluster.answering.workers import commit_hits, read_searches, row_by_row_if_needed
 from ragtune_ray.index import bm25, retriever, segments, snapshot, versions, words
 from ragtune_ray.models.encoder import load_encoder
 from ragtune_ray.storage import checksums, filesystem
@@ -62,6 +63,10 @@ class Job:
     """Directory of `merge`."""
     own_passages: int = 0
     """Extra hits to find, since those of the document with the query's id are left out; 0: nothing is left out."""
+    searches: str = ""
+    """The texts that a generator wrote for the searches; see `workers.read_searches`."""
+    fuses: bool = False
+    """Whether a query may be searched with several texts, whose hits are fused."""
 
     def stage(self, name: str) -> str:
         """Directory of a stage. All but `encode` depend on the division into shards."""
@@ -82,7 +87,17 @@ class Job:
     def depth(self) -> int:
         """Number of passages per query in each list that is merged."""
         retrieval = self.settings.retrieval
-        return retriever.list_depth(retrieval, self.top_k + self.own_passages, reranks=bool(retrieval.reranker))
+        return retriever.list_depth(retrieval, self.ranked + self.own_passages, reranks=bool(retrieval.reranker))
+
+    @property
+    def ranked(self) -> int:
+        """Number of hits of each search, before those of one query are fused."""
+        return max(self.top_k, self.settings.retrieval.candidates) if self.fuses else self.top_k
+
+    def asked(self, unit: dict[str, Any]) -> tuple[list[schema.Query], list[searching.Texts], list[str]]:
+        """The queries of a unit, the texts to search for each, and all these texts in a row."""
+        rows, asked = read_searches(self.queries, self.searches, self.settings.retrieval, unit)
+        return rows, asked, [text for each in asked for text in each]
 
 
 def scatter_gather(job: Job, units: Sequence[dict[str, Any]]) -> tuple[list[stages.Summary], list[stages.Summary]]:
@@ -114,13 +129,13 @@ def _run(
 
 @dataclass(frozen=True, slots=True)
 class _Encoded:
-    """What `encode` records about a unit of queries, in addition to the vectors."""
+    """What `encode` records about the texts of a unit of queries, in addition to the vectors."""
 
     batches: list[int]
-    """Per query, the number of its batch; -1 if encoding failed. Queries encoded together are searched together, as in
+    """Per text, the number of its batch; -1 if encoding failed. Texts encoded together are searched together, as in
     retrieval from the whole index, because the last bit of a matrix product depends on the batch."""
     errors: list[str]
-    """Per query, why encoding failed; "" if it did not."""
+    """Per text, why encoding failed; "" if it did not."""
     tokens: list[str]
     """The distinct tokens of the unit, sorted; empty in dense mode."""
 
@@ -154,16 +169,16 @@ class EncodeUnit(stages.UnitWorker):
     def run(self, unit: dict[str, Any]) -> str:
         """Encode a unit of queries."""
         started = time.time()
-        rows = staged_queries.read_queries(self._job.queries, unit["start"], unit["stop"])
+        *_, texts = self._job.asked(unit)
         numbers = itertools.count()
-        found = row_by_row_if_needed(rows, lambda some: self._encode([row.text for row in some], next(numbers)))
+        found = row_by_row_if_needed(texts, lambda some: self._encode(some, next(numbers)))
         sound = [None if isinstance(each, str) else each for each in found]
         encoded = _Encoded(
             batches=[-1 if each is None else each[0] for each in sound],
             errors=[each if isinstance(each, str) else "" for each in found],
             tokens=sorted({token for each in sound if each is not None for token in each[2]}),
         )
-        embedded = np.zeros((len(rows), self._dimension), dtype=np.float32)
+        embedded = np.zeros((len(texts), self._dimension), dtype=np.float32)
         for row, each in enumerate(sound):
             if each is not None and each[1] is not None:
                 embedded[row] = each[1]
@@ -274,7 +289,7 @@ class SearchUnit(stages.UnitWorker):
     def _search(self, opened: snapshot.Index, unit: dict[str, Any]) -> retriever.Candidates:
         """The lists of the shard, each array (num_lists, num_queries, depth); -inf and -1 where encoding failed."""
         job = self._job
-        texts = [row.text for row in staged_queries.read_queries(job.queries, unit["start"], unit["stop"])]
+        *_, texts = job.asked(unit)
         embedded = None
         if job.mode != "lexical":
             embedded = _load(stages.unit_file(job.stage("encode"), unit["queries"], "npz"))["vectors"]
@@ -304,17 +319,21 @@ class MergeUnit(stages.UnitWorker):
     def run(self, unit: dict[str, Any]) -> str:
         """Merge the hits of a unit of queries."""
         started = time.time()
-        rows = staged_queries.read_queries(self._job.queries, unit["start"], unit["stop"])
+        rows, asked, texts = self._job.asked(unit)
+        owners = [row.query_id for row, each in zip(rows, asked, strict=True) for _ in each]
         encoded = _read_encoded(self._job, unit["unit"])
         lists = self._merged(unit["unit"])
         column = self._passages(unit["unit"], np.unique(np.concatenate([each.ordinals.ravel() for each in lists])))
 
         def hits(numbers: Sequence[int]) -> list[list[schema.Hit]]:
             some = [retriever.Candidates(*(array[numbers] for array in each)) for each in lists]
-            texts, names = zip(*((rows[number].text, rows[number].query_id) for number in numbers), strict=True)
-            ranked = self._ranking.rank(texts, some, self._job.top_k + self._job.own_passages, column)
+            names = [owners[number] for number in numbers]
+            depth = self._job.ranked
+            ranked = self._ranking.rank(
+                [texts[number] for number in numbers], some, depth + self._job.own_passages, column
+            )
             if self._job.own_passages:
-                ranked = retriever.without_own(names, ranked, self._job.top_k, column)
+                ranked = retriever.without_own(names, ranked, depth, column)
             return retriever.to_hits(names, *ranked, column)
 
         found: list[list[schema.Hit] | str] = [*encoded.errors]
@@ -327,12 +346,20 @@ class MergeUnit(stages.UnitWorker):
             self._job.hits,
             unit["unit"],
             rows,
-            found,
+            [self._fused(each) for each in searching.grouped(found, asked)],
             cutoffs,
             started,
             depth=self._job.top_k,
             num_documents=self._num_documents,
         )
+
+    def _fused(self, searched: list[list[schema.Hit] | str]) -> list[schema.Hit] | str:
+        """The hits of a query from those of its searches, or why one of these failed."""
+        error = next((each for each in searched if isinstance(each, str)), None)
+        if error is not None:
+            return error
+        hits = [each for each in searched if not isinstance(each, str)]
+        return searching.fuse_hits(hits, self._job.settings.retrieval.fusion_constant, self._job.top_k)
 
     def _files(self, unit: int, suffix: str) -> list[str]:
         """Per shard, the file that `search` wrote for a unit of queries."""

@@ -19,7 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ragtune_ray import config, schema
+from ragtune_ray.answering import rewriting, searching
 from ragtune_ray.answering.pipeline import Task, answer_tasks, failed_answer
+from ragtune_ray.answering.searching import Shown
 from ragtune_ray.cluster import session, staged_queries, stages
 from ragtune_ray.evaluation import scoring
 from ragtune_ray.ingest.splits import positives
@@ -31,8 +33,7 @@ ATTEMPTS_TOGETHER = 2
 NO_GOLD_PASSAGE = "has no answer that a passage of a relevant document could contain"
 """The end of the error of a query that has no gold passage to show."""
 
-Shown = tuple[list[schema.Passage], list[float]]
-"""The passages for a query's prompt, best first, and their scores."""
+_Asked = tuple[schema.Query, searching.Texts]
 Row = TypeVar("Row")
 Found = TypeVar("Found")
 
@@ -52,6 +53,7 @@ class RetrieveUnit(stages.UnitWorker):
         directory: str | None = None,
         *,
         leave_out_own: bool = False,
+        searches: str = "",
     ) -> None:
         from ragtune_ray.index.retriever import open_retriever
 
@@ -61,6 +63,7 @@ class RetrieveUnit(stages.UnitWorker):
         self._queries, self._depth, self._directory = queries, depth, directory
         self._gold_passage = settings.answer.gold_passage
         self._leave_out_own = leave_out_own
+        self._retrieval, self._searches = settings.retrieval, searches
 
     def run(self, unit: dict[str, Any]) -> str:
         """Retrieve for a unit of queries."""
@@ -72,8 +75,8 @@ class RetrieveUnit(stages.UnitWorker):
 
     def _commit(self, unit: dict[str, Any], directory: str) -> str:
         started = time.time()
-        rows = staged_queries.read_queries(self._queries, unit["start"], unit["stop"])
-        found = row_by_row_if_needed(rows, self._hits)
+        rows, asked = read_searches(self._queries, self._searches, self._retrieval, unit)
+        found = row_by_row_if_needed(list(zip(rows, asked, strict=True)), self._hits)
         return commit_hits(
             directory,
             unit["unit"],
@@ -85,17 +88,21 @@ class RetrieveUnit(stages.UnitWorker):
             num_documents=self._retriever.index.manifest["num_documents"] - self._leave_out_own,
         )
 
-    def _hits(self, rows: Sequence[schema.Query]) -> list[list[schema.Hit]]:
-        names, texts = [row.query_id for row in rows], [row.text for row in rows]
-        return self._retriever.retrieve(names, texts, self._depth, leave_out_own=self._leave_out_own)
+    def _hits(self, asked: Sequence[_Asked]) -> list[list[schema.Hit]]:
+        names, texts = [row.query_id for row, _ in asked], [each for _, each in asked]
+        left_out = self._leave_out_own
+        return searching.search_hits(
+            self._retriever, names, texts, self._retrieval, self._depth, leave_out_own=left_out
+        )
 
-    def _found(self, rows: Sequence[schema.Query]) -> list[Shown]:
-        own = [row.query_id for row in rows] if self._leave_out_own else None
-        return self._retriever.retrieve_passages([row.text for row in rows], self._depth, own)
+    def _found(self, asked: Sequence[_Asked]) -> list[Shown]:
+        own = [row.query_id for row, _ in asked] if self._leave_out_own else None
+        texts = [each for _, each in asked]
+        return searching.search_passages(self._retriever, texts, self._retrieval, self._depth, own)
 
-    def _gold(self, rows: Sequence[schema.Query]) -> list[Shown]:
-        owned = self._retriever.index.of_documents([positives(row) for row in rows])
-        return [self._gold_of(row, ordinals) for row, ordinals in zip(rows, owned, strict=True)]
+    def _gold(self, asked: Sequence[_Asked]) -> list[Shown]:
+        owned = self._retriever.index.of_documents([positives(row) for row, _ in asked])
+        return [self._gold_of(row, ordinals) for (row, _), ordinals in zip(asked, owned, strict=True)]
 
     def _gold_of(self, row: schema.Query, ordinals: np.ndarray) -> Shown:
         passage = positive_passage(row, Candidates(tuple(self._retriever.index.take(ordinals.tolist())), (), ()))
@@ -105,14 +112,29 @@ class RetrieveUnit(stages.UnitWorker):
 
     def _passages(self, unit: dict[str, Any]) -> list[dict[str, Any]]:
         """Per query: its passages, their scores, and the error if retrieval failed."""
-        rows = staged_queries.read_queries(self._queries, unit["start"], unit["stop"])
-        found = row_by_row_if_needed(rows, self._gold if self._gold_passage else self._found)
+        rows, asked = read_searches(self._queries, self._searches, self._retrieval, unit)
+        pairs = list(zip(rows, asked, strict=True))
+        found = row_by_row_if_needed(pairs, self._gold if self._gold_passage else self._found)
         return [
             {"passages": [], "scores": [], "error": result}
             if isinstance(result, str)
             else {"passages": [dataclasses.asdict(passage) for passage in result[0]], "scores": result[1], "error": ""}
             for result in found
         ]
+
+
+def read_searches(
+    queries: str, searches: str, retrieval: config.Retrieval, unit: dict[str, Any]
+) -> tuple[list[schema.Query], list[searching.Texts]]:
+    """The staged queries of a unit, and the texts with which the index is searched for each.
+
+    `searches` is the file that a run of `rewrite` wrote; empty: no generator was needed.
+    """
+    rows = staged_queries.read_queries(queries, unit["start"], unit["stop"])
+    if not searches:
+        return rows, [rewriting.begun(row, retrieval).texts for row in rows]
+    written = staged_queries.read_rows(searches, unit["start"], unit["stop"], schema.Searches)
+    return rows, [each.texts for each in written]
 
 
 def commit_hits(

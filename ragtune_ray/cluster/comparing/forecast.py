@@ -21,8 +21,8 @@ import numpy as np
 
 from ragtune_ray import RagtuneError, config
 from ragtune_ray.cluster import runs
-from ragtune_ray.cluster.answering.answer import generator_fingerprint
 from ragtune_ray.cluster.comparing import variants
+from ragtune_ray.cluster.runs import generator_fingerprint
 from ragtune_ray.models import arms, weights
 from ragtune_ray.storage import artifacts, filesystem
 

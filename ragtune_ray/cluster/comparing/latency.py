@@ -70,12 +70,16 @@ def _answer_one_by_one(arms: list[tuple[config.Config, str]], queries: list[sche
 def _seconds(
     query: schema.Query, settings: config.Config, version: str, retriever: Retriever | None, generator: Generator
 ) -> tuple[float, float]:
+    from ragtune_ray.answering import rewriting, searching
     from ragtune_ray.answering.pipeline import Task, answer_tasks
 
     started = time.perf_counter()
     task = Task(query)
     if retriever is not None:
-        ((passages, scores),) = retriever.retrieve_passages([query.text], settings.retrieval.top_k)
+        (searches,) = rewriting.write_searches([query], generator, settings)
+        ((passages, scores),) = searching.search_passages(
+            retriever, [searches.texts], settings.retrieval, settings.retrieval.top_k
+        )
         task = Task(query, tuple(passages), tuple(scores), version)
     retrieved = time.perf_counter()
     answer_tasks([task], generator, settings, "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import types
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -164,7 +165,7 @@ def _cost_and_freshness(
     indexed = _index_seconds(settings, manifest)
     follows = changed.get(settings.workspace)
     to_index = follows[1] if follows else sum(each["total"] for each in indexed[-1:])
-    cost = _cost(settings, indexed, manifest["busy_seconds"], tuned, rows)
+    cost = _cost(settings, indexed, manifest["busy_seconds"], tuned, rows, manifest.get("rewriting", {}))
     return cost, freshness.visible_seconds(arm, to_index, tuned)
 
 
@@ -250,6 +251,7 @@ def _cost(
     busy: dict[str, float],
     tuned: TrainingCost | None,
     rows: Sequence[schema.Answer],
+    rewriting: Mapping[str, Any] = types.MappingProxyType({}),
 ) -> costs.Cost:
     gpus = settings.cluster.gpus_per_worker
     built = costs.Compute()
@@ -261,7 +263,8 @@ def _cost(
         seconds = tuned["seconds"]["steps"] * tuned["num_workers"]
         trained = costs.Compute(seconds * tuned.get("cores_per_worker", 1), seconds * gpus)
     at_server = settings.generator.engine == "openai"
-    answered = costs.Compute(busy["retrieval"] + busy["generation"], 0.0 if at_server else busy["generation"] * gpus)
+    generating = busy["generation"] + rewriting.get("busy_seconds", 0.0)
+    answered = costs.Compute(busy["retrieval"] + generating, 0.0 if at_server else generating * gpus)
     prices, unit = settings.prices, costs.unit_of(settings.prices, with_gpus=gpus > 0)
     return costs.cost_of(
         built,
@@ -270,15 +273,16 @@ def _cost(
         answers=settings.compare.answers,
         prices=prices,
         unit=unit,
-        charged=_charged(rows, prices) / len(rows) if at_server else 0.0,
+        charged=_charged(rows, prices, rewriting) / len(rows) if at_server else 0.0,
     )
 
 
-def _charged(rows: Sequence[schema.Answer], prices: config.Prices) -> float:
-    """What a server charged for these answers; failed requests are not charged."""
+def _charged(rows: Sequence[schema.Answer], prices: config.Prices, rewriting: Mapping[str, Any]) -> float:
+    """What a server charged for these answers and the texts for their searches; failed requests are not charged."""
     charged = [row for row in rows if row.status != "failed"]
-    prompts = sum(row.prompt_tokens for row in charged)
-    return costs.tokens_price(prompts, sum(row.completion_tokens for row in charged), prices)
+    prompts = sum(row.prompt_tokens for row in charged) + rewriting.get("prompt_tokens", 0)
+    completions = sum(row.completion_tokens for row in charged) + rewriting.get("completion_tokens", 0)
+    return costs.tokens_price(prompts, completions, prices)
 
 
 def _is_probed(settings: config.Config) -> bool:

@@ -12,14 +12,14 @@ import json
 import logging
 import threading
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
 from ragtune_ray import config, schema
-from ragtune_ray.answering import prompts
+from ragtune_ray.answering import prompts, rewriting
 from ragtune_ray.answering.pipeline import Task, finished_answer, likeliest, parts_of, task_prompt
 from ragtune_ray.cluster import session
 from ragtune_ray.cluster.serving.replicas import TRIAL_QUESTION, SwappingReplica, prepare_process
@@ -130,6 +130,45 @@ class GeneratorReplica(SwappingReplica):
                         return event
         raise AssertionError("a stream ends with Finished or Failed")
 
+    async def write_searches(self, job: Job, seconds: float) -> schema.Searches:
+        """The texts with which to search for the question of a job; where the generator fails, the question itself."""
+        deadline, query, retrieval = time.monotonic() + seconds, job.query, self._settings.retrieval
+        found = rewriting.begun(query, retrieval)
+        with self._current.lease() as lease:
+            for step in rewriting.steps(query, retrieval):
+                written = await self._write(lease.resource, step, job, found, deadline)
+                found = rewriting.after(step, query, found, written)
+        return found
+
+    async def _write(
+        self, loaded: _Loaded, step: rewriting.Step, job: Job, found: schema.Searches, deadline: float
+    ) -> Completion | None:
+        """The generator's reply to a step; None if its prompt is too long."""
+
+        def submit() -> list[_Reading]:
+            max_tokens = self._settings.prompt.max_tokens
+            prompt = rewriting.step_prompt(step, job.query, found, loaded.tokenizer, max_tokens)
+            if prompt is None:
+                return []
+            options = rewriting.step_options(step, self._settings)
+            left, adapter = _seconds_left(deadline), job.arm if job.arm in loaded.adapters else ""
+            request = loaded.engine.submit(prompt, **options, deadline_seconds=left, adapter=adapter)
+            return [_Reading(Task(job.query), prompt, request)]
+
+        readings: list[_Reading] = []
+        try:
+            readings = await self._in_tokenizing_thread(submit)
+            for reading in readings:
+                async with contextlib.aclosing(reading.request.apieces()) as pieces:  # type: ignore[type-var]
+                    async for _ in pieces:
+                        pass
+                return reading.request.completion()
+        except (Overloaded, GeneratorError, RequestFailed) as error:
+            return Completion("", 0, 0, 0.0, "stop", str(error))
+        finally:
+            _cancel(readings)
+        return None
+
     async def status(self) -> dict[str, Any]:
         """The model in use, the refused model if any, and the number of requests."""
         with self._current.lease() as lease:
@@ -143,7 +182,9 @@ class GeneratorReplica(SwappingReplica):
             }
 
     async def _submit(self, loaded: _Loaded, job: Job, seconds: float) -> list[_Reading]:
-        submit = partial(self._submit_all, loaded, job, time.monotonic() + seconds)
+        return await self._in_tokenizing_thread(partial(self._submit_all, loaded, job, time.monotonic() + seconds))
+
+    async def _in_tokenizing_thread(self, submit: Callable[[], list[_Reading]]) -> list[_Reading]:
         future: Future[list[_Reading]] = self._tokenizing.submit(submit)
         try:
             return await asyncio.shield(asyncio.wrap_future(future))

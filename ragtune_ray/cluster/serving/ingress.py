@@ -25,7 +25,7 @@ from ray.serve.exceptions import (
 )
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ragtune_ray import config
+from ragtune_ray import config, schema
 from ragtune_ray.cluster import session
 from ragtune_ray.evaluation import adaptive
 from ragtune_ray.index import filters
@@ -74,14 +74,26 @@ class ServeBackend:
         self._status_lock, self._publish_lock = asyncio.Lock(), asyncio.Lock()
         self.telemetry: Telemetry | None = None
 
-    async def retrieve(self, text: str, top_k: int, visible: filters.Filter, seconds: float) -> Found:
+    async def retrieve(
+        self, text: str, top_k: int, visible: filters.Filter, seconds: float, parts: Sequence[str] = ()
+    ) -> Found:
         """The hits of one query."""
         deadline = time.monotonic() + seconds
         retriever = self._require_retriever()
+        texts = (text, *parts)
         result: Found | Failed = await self._retry_if_died(
-            "retriever", lambda: retriever.retrieve.remote(text, top_k, visible, deadline - time.monotonic())
+            "retriever", lambda: retriever.retrieve.remote(texts, top_k, visible, deadline - time.monotonic())
         )
         return _checked(result)
+
+    async def write_searches(self, job: Job, seconds: float) -> schema.Searches:
+        """The texts with which to search for the question of a job."""
+        deadline = time.monotonic() + seconds
+        async with self._slots:
+            found: schema.Searches = await self._retry_if_died(
+                "generator", lambda: self._generator.write_searches.remote(job, deadline - time.monotonic())
+            )
+        return found
 
     async def embed(self, texts: Sequence[str], input_type: str, seconds: float) -> Embedded:
         """The embeddings of texts."""

@@ -13,7 +13,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from ray import serve
 
-from ragtune_ray import config, schema
+from ragtune_ray import config
+from ragtune_ray.answering import searching
 from ragtune_ray.cluster.answering.workers import row_by_row_if_needed
 from ragtune_ray.cluster.serving.replicas import TRIAL_QUESTION, SwappingReplica, prepare_process
 from ragtune_ray.index import filters, retention, snapshot, versions
@@ -26,8 +27,8 @@ BATCH_QUERIES = 32
 EMBEDDED_TEXTS = 32
 """How many texts are embedded at once; queries wait for no more than these."""
 
-_Query: TypeAlias = tuple[str, int, filters.Filter, float]
-"""(text, top_k, filter, deadline in monotonic time)."""
+_Query: TypeAlias = tuple[searching.Texts, int, filters.Filter, float]
+"""(texts, top_k, filter, deadline in monotonic time)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +62,11 @@ class RetrieverReplica(SwappingReplica):
         )
         self._current.poll(settings.serve.poll_seconds)
 
-    async def retrieve(self, text: str, top_k: int, visible: filters.Filter, seconds: float) -> Found | Failed:
-        """The hits of one query, all from one index version."""
-        return await self._retrieve_batch((text, top_k, visible, time.monotonic() + seconds))  # type: ignore[no-any-return]
+    async def retrieve(
+        self, texts: searching.Texts, top_k: int, visible: filters.Filter, seconds: float
+    ) -> Found | Failed:
+        """The hits of one query, all from one index version; those of several texts are fused."""
+        return await self._retrieve_batch((texts, top_k, visible, time.monotonic() + seconds))  # type: ignore[no-any-return]
 
     async def embed(self, texts: Sequence[str], input_type: str) -> Embedded | Failed:
         """The embeddings of texts."""
@@ -132,12 +135,13 @@ class RetrieverReplica(SwappingReplica):
         return results
 
     def _search(
-        self, index: snapshot.Index, texts: list[str], top_k: int, visible: filters.Filter
-    ) -> list[tuple[list[schema.Passage], list[float]] | str]:
+        self, index: snapshot.Index, asked: list[searching.Texts], top_k: int, visible: filters.Filter
+    ) -> list[searching.Shown | str]:
         from ragtune_ray.index.retriever import Retriever
 
-        retriever = Retriever(index, self._encoder, self._settings.retrieval, self._reranker, visible)
-        return row_by_row_if_needed(texts, lambda some: retriever.retrieve_passages(some, top_k))
+        retrieval = self._settings.retrieval
+        retriever = Retriever(index, self._encoder, retrieval, self._reranker, visible)
+        return row_by_row_if_needed(asked, lambda some: searching.search_passages(retriever, some, retrieval, top_k))
 
     def _open(self, name: str, previous: _OpenVersion | None) -> _OpenVersion:
         """Open and test an index version; the previous one is still in use."""
@@ -152,6 +156,6 @@ class RetrieverReplica(SwappingReplica):
         return _OpenVersion(index, hold)
 
     def _test(self, index: snapshot.Index) -> None:
-        (found,) = self._search(index, [TRIAL_QUESTION], 1, filters.Filter())
+        (found,) = self._search(index, [(TRIAL_QUESTION,)], 1, filters.Filter())
         if isinstance(found, str) or (index.num_passages and self._encoder is not None and not found[0]):
             raise artifacts.ArtifactError(f"index version {index.version}: a test query returns no hits")

@@ -155,7 +155,7 @@ def _identity(settings: config.Config) -> dict[str, Any]:
         "models": [
             weights.resolve(settings.encoder.model).fingerprint,
             runs.query_model_fingerprint(settings),
-            answer.generator_fingerprint(settings.generator),
+            runs.generator_fingerprint(settings.generator),
         ],
         "training": settings.training.model_dump(mode="json", exclude=train_module.UNRELATED),
         "metric": settings.compare.metric,

@@ -11,7 +11,9 @@ import anyio
 from mcp.server.stdio import stdio_server
 
 from ragtune_ray import RagtuneError, config, progress, schema
+from ragtune_ray.answering import rewriting
 from ragtune_ray.answering.pipeline import Task, answer_tasks
+from ragtune_ray.answering.searching import Texts, search_passages
 from ragtune_ray.generation.generator import open_generator
 from ragtune_ray.generation.interface import Generator
 from ragtune_ray.index import filters, snapshot, versions
@@ -71,16 +73,17 @@ class LocalTools:
         return await asyncio.get_running_loop().run_in_executor(self._thread, run)
 
     def _search(self, given: SearchArguments) -> dict[str, Any]:
-        passages, scores, version = self._retrieve(given.query, given.top_k, given.filter)
+        passages, scores, version = self._retrieve((given.query,), given.top_k, given.filter)
         return {"index_version": version, "passages": sources.sources(passages, scores)}
 
     def _retrieve(
-        self, text: str, top_k: int | None, chosen: dict[str, Any] | None
+        self, texts: Texts, top_k: int | None, chosen: dict[str, Any] | None
     ) -> tuple[list[schema.Passage], list[float], str]:
-        if not text.strip():
+        if not texts[0].strip():
             raise ApiError(400, "the query is empty", code="invalid_value")
         retriever = self._opened(filters.combine(self._visible, requested_filter(chosen)))
-        ((passages, scores),) = retriever.retrieve_passages([text], top_k_of(top_k, self._settings))
+        retrieval = self._settings.retrieval
+        ((passages, scores),) = search_passages(retriever, [texts], retrieval, top_k_of(top_k, self._settings))
         return passages, scores, retriever.index.version
 
     def _opened(self, chosen: filters.Filter) -> Retriever:
@@ -98,9 +101,9 @@ class LocalTools:
         query = schema.Query("ask", given.question, None, (), (), "all")
         task = Task(query)
         if self._settings.answer.shows_passages:
-            passages, scores, version = self._retrieve(given.question, given.top_k, given.filter)
+            passages, scores, version = self._retrieve(self._texts(query), given.top_k, given.filter)
             task = Task(query, tuple(passages), tuple(scores), version)
-        generator, fingerprint = self._generator = self._generator or open_generator(self._settings)
+        generator, fingerprint = self._opened_generator()
         (answer,) = answer_tasks([task], generator, self._settings, fingerprint)
         if answer.status != "ok":
             raise ApiError(422, answer.error, code="failed")
@@ -113,6 +116,18 @@ class LocalTools:
             "index_version": answer.index_version,
             "arm": self._settings.answer.arm,
         }
+
+    def _texts(self, query: schema.Query) -> Texts:
+        """What to search for; the generator is asked only if the config lets it split questions."""
+        retrieval = self._settings.retrieval
+        if not query.text.strip() or not rewriting.steps(query, retrieval):
+            return rewriting.begun(query, retrieval).texts
+        (searches,) = rewriting.write_searches([query], self._opened_generator()[0], self._settings)
+        return searches.texts
+
+    def _opened_generator(self) -> tuple[Generator, str]:
+        self._generator = self._generator or open_generator(self._settings)
+        return self._generator
 
 
 def serve_stdio(settings: config.Config) -> None:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ragtune_ray import config
+from ragtune_ray import config, schema
 from ragtune_ray.cluster import runs, session, staged_queries
 from ragtune_ray.cluster.answering import retrieve as retrieve_module
 from ragtune_ray.cluster.answering.retrieve import retrieve
@@ -146,13 +146,16 @@ def job_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """A function from a config to the job that `retrieve` would make of it, every segment a shard, and its units."""
     monkeypatch.setattr(session, "use_one_thread", lambda: None)
 
-    def make(settings: config.Config, staged: staged_queries.StagedQueries) -> tuple[Job, list[dict[str, Any]]]:
+    def make(
+        settings: config.Config, staged: staged_queries.StagedQueries, searches: str = ""
+    ) -> tuple[Job, list[dict[str, Any]]]:
         version = versions.current_version(settings.workspace)
         shards = snapshot.shards(settings.workspace, versions.read_version(settings.workspace, version), 1)
         assert len(shards) > 2
         units = staged_queries.units(staged, 16)
         places, work = tuple(map(tuple, shards)), str(tmp_path / "work")
-        return Job(settings, version, staged.url, len(units), 9, places, work, f"{work}/hits"), units
+        hits, fuses = f"{work}/hits", bool(searches)
+        return Job(settings, version, staged.url, len(units), 9, places, work, hits, 0, searches, fuses), units
 
     return make
 
@@ -161,14 +164,31 @@ def job_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
 def whole_and_sharded(job_of, tmp_path: Path):
     """A function from a config to what the workers of plain retrieval commit, and those of the stages; in this process."""
 
-    def both(settings: config.Config) -> list[tuple[pa.Table, list[dict[str, Any]]]]:
+    def both(settings: config.Config, searches: str = "") -> list[tuple[pa.Table, list[dict[str, Any]]]]:
         with staged_queries.staged_queries(settings) as staged:
-            job, units = job_of(settings, staged)
+            job, units = job_of(settings, staged, searches)
             stages_in_process(job, units)
-            work(RetrieveUnit(settings, job.version, staged.url, job.top_k, str(tmp_path / "whole")), units)
+            whole = str(tmp_path / "whole")
+            work(RetrieveUnit(settings, job.version, staged.url, job.top_k, whole, searches=searches), units)
         return [committed(tmp_path / "whole"), committed(Path(job.hits))]
 
     return both
+
+
+def test_split_questions_find_the_same_in_shards(settings_of: Settings, whole_and_sharded, tmp_path: Path) -> None:
+    """Every third question is searched with two more texts, whose hits are fused after the shards are merged."""
+    settings = settings_of("retrieval.candidates=12", "retrieval.decompose=true")
+    asked = [
+        schema.Searches(row.query_id, row.text, (row.text, *(("vessel7", f"code {n}") if n % 3 == 0 else ())))
+        for n, row in enumerate(staged_queries.selected_queries(settings))
+    ]
+    path = tmp_path / "searches.parquet"
+    pq.write_table(schema.to_table(asked, schema.Searches), path)
+    whole, sharded = whole_and_sharded(settings, str(path))
+    assert whole == sharded
+    first = whole[0].slice(0, 9).to_pylist()
+    assert [row["rank"] for row in first] == list(range(1, 10))
+    assert first[0]["score"] > 2 / (1 + settings.retrieval.fusion_constant + 12), "fused by reciprocal rank"
 
 
 @pytest.mark.parametrize("filtered", ["", "retrieval.filter={parity: 1}"])
