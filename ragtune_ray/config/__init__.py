@@ -21,7 +21,7 @@ from ragtune_ray.config.evaluation import (
     Prices,
 )
 from ragtune_ray.config.generation import Generator
-from ragtune_ray.config.index import Index, IndexKind, Retrieval, RetrievalMode, WordLanguage
+from ragtune_ray.config.index import Index, IndexKind, Retrieval, RetrievalMode, Rewrite, WordLanguage
 from ragtune_ray.config.ingest import Chunking, Corpus, Queries, SplitName
 from ragtune_ray.config.models import Encoder, Precision
 from ragtune_ray.config.section import Section
@@ -35,7 +35,7 @@ __all__ = [
     "ARMS", "AS_CONFIGURED", "WITHOUT_GOLD", "Answer", "Arm", "Chunking", "Cluster", "Compare", "Component", "Config",
     "ConfigError", "Corpus", "DecidingMetric", "Encoder", "Evaluate", "Generator", "GradedMetric", "Hosted", "Index",
     "IndexKind", "Judge", "Language", "Mode", "Normalization", "Objective", "Precision", "Prices", "Prompt", "Queries",
-    "Replicas", "Retrieval", "RetrievalMode", "RetrievalUse", "Section", "Serve", "SplitName", "Training", "Tune",
-    "WordLanguage", "describe", "describe_section", "hosted_name", "is_mode", "is_tuned", "load", "load_config",
+    "Replicas", "Retrieval", "RetrievalMode", "RetrievalUse", "Rewrite", "Section", "Serve", "SplitName", "Training",
+    "Tune", "WordLanguage", "describe", "describe_section", "hosted_name", "is_mode", "is_tuned", "load", "load_config",
     "retrieves", "settings_page", "without_name",
 ]  # fmt: skip

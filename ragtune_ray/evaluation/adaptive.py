@@ -17,6 +17,7 @@ import numpy.typing as npt
 from ragtune_ray import config, schema
 from ragtune_ray.evaluation import intervals, significance
 from ragtune_ray.evaluation.retrieval_fit import RetrievalFit
+from ragtune_ray.evaluation.search_fit import SearchFit
 from ragtune_ray.storage import artifacts, filesystem
 
 NUM_THRESHOLDS = 10
@@ -94,9 +95,10 @@ def publish_calibration(
     name: str,
     calibration: RetrievalCalibration,
     fit: RetrievalFit | None = None,
+    searches: SearchFit | None = None,
     **facts: Any,
 ) -> str:
-    """Write a calibration of the arm `answer.arm`, and the fit of its retrieval if there is one, and make it the current one.
+    """Write a calibration of the arm `answer.arm`, and the fits of its retrieval if there are any, and make it the current one.
 
     Returns its directory.
     """
@@ -106,9 +108,10 @@ def publish_calibration(
         staging = artifacts.stage(url)
         text = json.dumps(dataclasses.asdict(calibration), indent=1) + "\n"
         (staging / "calibration.json").write_text(text, encoding="utf-8")
-        if fit is not None:
-            text = json.dumps(dataclasses.asdict(fit), indent=1) + "\n"
-            (staging / "retrieval.json").write_text(text, encoding="utf-8")
+        for name_of_file, fitted in (("retrieval.json", fit), ("searches.json", searches)):
+            if fitted is not None:
+                text = json.dumps(dataclasses.asdict(fitted), indent=1) + "\n"
+                (staging / name_of_file).write_text(text, encoding="utf-8")
         artifacts.publish(staging, url, "calibration", config=settings.model_dump(mode="json"), **facts)
     artifacts.make_current(folder, name)
     return url

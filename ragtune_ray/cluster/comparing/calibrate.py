@@ -1,8 +1,8 @@
 """`ragtune calibrate`: finds out, on the validation questions, how to retrieve, and when an arm may answer without retrieval.
 
 In: a config whose arm retrieves, and queries with gold answers. Out: `calibrations/ARM/ID/calibration.json` and, if enough
-queries have relevant documents, `retrieval.json`; `CURRENT` next to these directories names the latest. The bulk answers and
-hits are kept, so no question is answered or retrieved twice.
+queries have relevant documents, `retrieval.json` and `searches.json`; `CURRENT` next to these directories names the latest. The
+bulk answers and hits are kept, so no question is answered or retrieved twice.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from ragtune_ray.cluster.answering.retrieve import retrieve
 from ragtune_ray.cluster.comparing import latency
 from ragtune_ray.evaluation import adaptive, intervals
 from ragtune_ray.evaluation.comparison import Adaptive, Latency
-from ragtune_ray.evaluation.retrieval_fit import MIN_QUESTIONS, RetrievalFit, fit_retrieval, summary_lines
+from ragtune_ray.evaluation.retrieval_fit import MIN_QUESTIONS, Measure, RetrievalFit, fit_retrieval, summary_lines
+from ragtune_ray.evaluation.search_fit import SearchFit, fit_searches, search_lines
 from ragtune_ray.ingest.splits import positives
 from ragtune_ray.models import arms
 from ragtune_ray.models.scripts import unknown_scripts
@@ -58,7 +59,7 @@ def calibrate(settings: config.Config) -> CalibrationResult:
         )
     metric, rule = settings.compare.metric, settings.evaluate
     with session.ray_session(settings.cluster):
-        fit = _fit(validation)
+        fit, searches = _fit(validation), _fit_searches(validation)
         queries = staged_queries.judged_queries(validation)
         closed = str(answer.answer(validation.with_values({"answer.closed_book": True})))
         opened = str(answer.answer(validation.with_values({"answer.closed_book": False})))
@@ -79,10 +80,11 @@ def calibrate(settings: config.Config) -> CalibrationResult:
     identity = {
         "runs": [artifacts.read_manifest(run)["manifest_sha256"] for run in (closed, opened)],
         **({"retrieval": dataclasses.asdict(fit)} if fit else {}),
+        **({"searches": dataclasses.asdict(searches)} if searches else {}),
         "rule": [metric, settings.compare.margin, rule.identity(exclude={"arms"}), settings.seed],
     }
     name = checksums.digest(identity)
-    url = adaptive.publish_calibration(settings, name, found, fit, closed_book=closed, retrieved=opened)
+    url = adaptive.publish_calibration(settings, name, found, fit, searches, closed_book=closed, retrieved=opened)
     progress.say(f"calibrate ({settings.answer.arm}): {_summary(found, len(rows))}")
     return CalibrationResult(url)
 
@@ -96,20 +98,40 @@ def _fit(validation: config.Config) -> RetrievalFit | None:
     if len(judged) < MIN_QUESTIONS:
         return None
     of_arm = arms.with_tuned_models(validation)
+    _, manifest = runs.index_version(of_arm)
+    weights = ["retrieval.lexical_weight"]
+    if unknown_scripts(manifest.get("scripts", {})):
+        weights.append("retrieval.unknown_script_weight")
+    fit = fit_retrieval(validation, _measuring(of_arm), weights)
+    for line in summary_lines(fit) if fit else []:
+        progress.say(f"calibrate (retrieval): {line}")
+    return fit
+
+
+def _fit_searches(validation: config.Config) -> SearchFit | None:
+    """Try rewriting and splitting with the arm's own generator and index, without the reranker, and print the result.
+
+    None without enough qrels.
+    """
+    judged = [row for row in staged_queries.selected_queries(validation) if positives(row)]
+    if len(judged) < MIN_QUESTIONS:
+        return None
+    measure = _measuring(arms.with_tuned_models(validation))
+    fit = fit_searches(validation, measure, {row.query_id for row in judged if row.history})
+    for line in search_lines(fit) if fit else []:
+        progress.say(f"calibrate (searches): {line}")
+    return fit
+
+
+def _measuring(of_arm: config.Config) -> Measure:
+    """A function that retrieves with other settings and returns the scores of each question."""
 
     def measure(values: Mapping[str, Any]) -> dict[str, dict[str, float]]:
         run = retrieve(of_arm.with_values({"retrieval.reranker": "", **values}))
         table = pq.read_table(artifacts.open_artifact(run.path, "retrieve").path / "scores.parquet")
         return {row.pop("query_id"): row for row in table.to_pylist()}
 
-    _, manifest = runs.index_version(of_arm)
-    weights = ["retrieval.lexical_weight"]
-    if unknown_scripts(manifest.get("scripts", {})):
-        weights.append("retrieval.unknown_script_weight")
-    fit = fit_retrieval(validation, measure, weights)
-    for line in summary_lines(fit) if fit else []:
-        progress.say(f"calibrate (retrieval): {line}")
-    return fit
+    return measure
 
 
 def effect(
