@@ -168,7 +168,7 @@ def look(
         languages=languages.shares([row.text for row in queries]),
         answer_languages=languages.shares(_shortest(queries)),
         repeats=repeats.find_repeats(queries, normalize),
-        alike=tuple(gold_answers.alike(queries, normalize)),
+        alike=tuple(gold_answers.alike(queries, rule.language, normalize)),
         blank=tuple(gold_answers.without_words(queries, normalize)),
         documents=_documents(queries, settings, normalize),
         notices=dict(notices),

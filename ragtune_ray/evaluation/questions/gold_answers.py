@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import unicodedata
+import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 
@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from ragtune_ray.config import Language
+from ragtune_ray.evaluation.metrics.normalization import plain_marks, plain_numbers
 from ragtune_ray.evaluation.questions.answer_kinds import EXTRACTIVE, kind_of
 from ragtune_ray.index import contents, segments, versions
 from ragtune_ray.ingest.splits import positives
@@ -19,21 +20,22 @@ from ragtune_ray.schema import Query
 MOST_LOOKED_UP = 5000
 _TELLING = frozenset("+#%<>=&@*/^~°$€£¥")
 """Signs that may change what an answer means; other punctuation seldom does."""
+_PERCENT = re.compile(r"(?<=\d)\s*(?:%|per ?cent\b)")
 _ARTICLES = ("a ", "an ", "the ")
 Normalize = Callable[[str], str]
 
 
-def alike(queries: Sequence[Query], normalize: Normalize) -> list[tuple[str, ...]]:
-    """Groups of gold answers that differ in a digit or a telling sign, and are equal after `normalize`.
+def alike(queries: Sequence[Query], language: Language, normalize: Normalize) -> list[tuple[str, ...]]:
+    """Groups of gold answers that differ in a number or a telling sign, and are equal after `normalize`.
 
     >>> rows = [Query("a", "?", ("4.5", "C++"), (), (), "all"), Query("b", "?", ("45", "c"), (), (), "all")]
-    >>> alike(rows, lambda text: "".join(filter(str.isalnum, text.lower())))
+    >>> alike(rows, "en", lambda text: "".join(filter(str.isalnum, text.lower())))
     [('4.5', '45'), ('C++', 'c')]
     """
     texts = dict.fromkeys(text for query in queries for text in query.answers or ())
     groups: dict[str, dict[str, str]] = defaultdict(dict)
     for text in texts:
-        groups[normalize(text)].setdefault(_plain(text), text)
+        groups[normalize(text)].setdefault(_plain(text, language), text)
     return [tuple(group.values()) for group in groups.values() if len(group) > 1 and _differ(tuple(group))]
 
 
@@ -42,9 +44,10 @@ def without_words(queries: Sequence[Query], normalize: Normalize) -> list[str]:
     return [query.query_id for query in queries if any(not normalize(text) for text in query.answers or ())]
 
 
-def _plain(text: str) -> str:
-    """A text without what never changes an answer: case, width, articles before it, marks around it."""
-    plain = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+def _plain(text: str, language: Language) -> str:
+    """A text without what never changes an answer: case, width, separators of thousands, articles before it, marks around it."""
+    plain = plain_numbers(" ".join(plain_marks(text).casefold().split()), language)
+    plain = _PERCENT.sub("%", plain)
     plain = next((plain.removeprefix(each) for each in _ARTICLES if plain.startswith(each)), plain)
     return plain.strip(" .,;:!?\"'“”‘’«»()[]。，！？")
 

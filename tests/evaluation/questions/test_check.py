@@ -157,6 +157,10 @@ def test_gold_answers_that_no_metric_tells_apart_are_named(tmp_path: Path) -> No
     assert found.alike == (("4.5", "45"), ("C", "C#"))
     assert any("'4.5' = '45'" in text and "strict tells more apart" in text for text in found.warnings)
     assert checked(tmp_path, {"answers": ["4.5"]}, {"answers": ["45", "C#", "c"]}).alike == ()
+    same = checked(
+        tmp_path, {"answers": ["1,731 grams", "98 per cent", "Ｃ"]}, {"answers": ["1731 grams", "98%", "the c"]}
+    )
+    assert same.alike == ()
 
 
 def test_the_language_of_answers_is_compared_with_the_config(tmp_path: Path) -> None:
