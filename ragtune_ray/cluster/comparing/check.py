@@ -75,9 +75,8 @@ class Check:
             lengths = f"median {answers['median']:g} {answers['unit']}, 95 of 100 at most {answers['p95']:g}"
             over = f"{answers['over_limit']:,} over generator.max_new_tokens={answers['max_new_tokens']}"
             yield "answers", f"{answers['short']:,} short, {answers['long']:,} long; {lengths}; {over}"
-        proposal = facts["proposal"]
-        if facts["metric"] not in proposal["fitting"]:
-            yield "metric", f"compare.metric={facts['metric']}; {proposal['metric']} fits better: {proposal['reason']}"
+        if facts["proposal"]["advice"]:
+            yield "metric", facts["proposal"]["advice"]
         shows = facts["power"]
         if shows["smallest_difference"] is not None:
             shown = (
@@ -223,13 +222,9 @@ def _check_questions(settings: config.Config, kept: Sequence[Query], found: _Fin
     found.facts["duplicates"] = {
         name: getattr(repeated, name) for name in ("texts", "in_two_splits", "contradicting", "nearly_in_two_splits")
     }
-    found.facts["metric"] = settings.compare.metric
     found.facts["kinds"], found.facts["languages"] = looked.kinds, looked.languages
-    found.facts["proposal"] = {
-        "metric": proposal.metric,
-        "reason": proposal.reason,
-        "fitting": sorted(proposal.fitting),
-    }
+    advice = proposal.advice(settings.compare.metric)
+    found.facts["proposal"] = {"metric": proposal.metric, "reason": proposal.reason, "advice": advice}
     found.warnings += questions.repeat_warnings(repeated)
     found.warnings += questions.answer_warnings(looked, kept, settings)
 

@@ -13,6 +13,7 @@ NEARLY_ALL = 0.9
 MOST = 0.5
 """Share of sentences, lists and longer answers above which they decide."""
 SHORT: frozenset[DecidingMetric] = frozenset({"EM", "token_F1", "contains_answer"})
+_GRADED = frozenset[DecidingMetric]({"judge", "groundedness"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,14 @@ class Proposal:
     reason: str
     fitting: frozenset[DecidingMetric]
     """Metrics that fit as well, the proposed one included."""
+    is_makeshift: bool = False
+    """Whether a model that grades would fit better, and none is set."""
+
+    def advice(self, metric: DecidingMetric) -> str:
+        """One line for someone who set this metric; empty if there is nothing to say."""
+        if metric not in self.fitting:
+            return f"compare.metric={metric}; {self.metric} fits better: {self.reason}"
+        return f"compare.metric={metric}: {self.reason}" if self.is_makeshift and metric not in _GRADED else ""
 
 
 def propose(kinds: Mapping[AnswerKind, int], *, has_judge: bool) -> Proposal:
@@ -51,15 +60,14 @@ def propose(kinds: Mapping[AnswerKind, int], *, has_judge: bool) -> Proposal:
         f"{told}, and no judge is set (evaluate.judge). Words in their order count, so a wrong fact costs only its share of the"
         " words, and another wording than the gold answers costs more: give several wordings, or set a judge"
     )
-    return Proposal("ROUGE_L", reason, frozenset({"ROUGE_L", "token_F1", "judge"}))
+    return Proposal("ROUGE_L", reason, frozenset({"ROUGE_L", "token_F1", "judge"}), is_makeshift=True)
 
 
 def _without_gold_answers(*, has_judge: bool) -> Proposal:
-    fitting: frozenset[DecidingMetric] = frozenset({"judge", "groundedness"})
     if has_judge:
-        return Proposal("judge", "no question has a gold answer, so a model must grade", fitting)
+        return Proposal("judge", "no question has a gold answer, so a model must grade", _GRADED)
     reason = (
         "no question has a gold answer, and no judge is set (evaluate.judge); groundedness with evaluate.nli_model asks only"
         " whether passages support an answer"
     )
-    return Proposal("groundedness", reason, fitting)
+    return Proposal("groundedness", reason, _GRADED, is_makeshift=True)

@@ -145,7 +145,10 @@ def test_another_metric_is_proposed_in_one_line(settings: config.Config) -> None
     changed(settings, {n: {"answers": ["It opens at seven, and the driver reports to the office."]} for n in range(60)})
     (line,) = [line for line in check(settings.using("compare.metric=EM")).lines() if line.startswith("metric")]
     assert line.startswith("metric     compare.metric=EM; ROUGE_L fits better: 60 of 60 gold answers are")
-    assert not any(line.startswith("metric") for line in check(settings.using("compare.metric=ROUGE_L")).lines())
+    (line,) = [line for line in check(settings.using("compare.metric=ROUGE_L")).lines() if line.startswith("metric")]
+    assert line.startswith("metric     compare.metric=ROUGE_L: 60 of 60 gold answers are")
+    changed(settings, {n: {"answers": ["at seven"]} for n in range(60)})
+    assert not any(line.startswith("metric") for line in check(settings.using("compare.metric=EM")).lines())
 
 
 def test_answers_and_prompts_that_do_not_fit_are_warnings(settings: config.Config) -> None:
