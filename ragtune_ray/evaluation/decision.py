@@ -65,12 +65,11 @@ def differences(
             row = dataclasses.replace(
                 row,
                 value=max(-1.0, min(1.0, corrected.value)),
-                deviation=corrected.error * math.sqrt(corrected.n),
                 labels=corrected.labels,
                 error=corrected.error,
                 degrees=corrected.degrees,
             )
-        elif len(column) > 1:
+        if len(column) > 1:
             row = dataclasses.replace(row, deviation=float(np.std(column, ddof=1)))
         low, high = row.ends(confidence)
         found.append(dataclasses.replace(row, low=low, high=high))
@@ -221,9 +220,13 @@ def _needed(row: Difference, settings: config.Config, *, is_cheaper: bool, any_t
     A dearer arm is settled by showing that it is no better by more than the margin. A cheaper one is settled either way: it is
     worse, or the arm that is ahead is no better by more than the margin.
     """
-    ahead, margin, confidence = -row.value, settings.compare.margin, settings.evaluate.confidence
+    # Corrected means and differences need not agree on which of two near arms is ahead.
+    ahead, margin, confidence = max(0.0, -row.value), settings.compare.margin, settings.evaluate.confidence
     distance = max(ahead, margin - ahead) if is_cheaper else ahead + margin
-    needed = significance.questions_needed(row.deviation, distance, confidence, any_time=any_time)
+    if row.labels:
+        needed = prediction_powered.questions_needed(row.error, row.n, distance, confidence)
+    else:
+        needed = significance.questions_needed(row.deviation, distance, confidence, any_time=any_time)
     return None if needed is None else max(needed, row.n + 1, MIN_QUESTIONS)
 
 

@@ -50,7 +50,7 @@ class Difference:
     high: float
     n: int
     deviation: float = 0.0
-    """Standard deviation of the paired differences; if corrected, that which would give the same standard error."""
+    """Standard deviation of the paired differences, before any correction."""
     confidence: float = 0.95
     """Of the interval."""
     conclusion: str = ""

@@ -116,6 +116,20 @@ def test_open_differences_say_how_many_questions_to_label() -> None:
     assert needed in verdict.warnings[0]
 
 
+def test_arms_that_corrections_order_otherwise_than_differences_are_weighed() -> None:
+    """Each estimate has its own slope, so the arm with the higher corrected mean may have the lower corrected difference."""
+    for seed in range(40):
+        generator = np.random.default_rng(seed)
+        people = {arm: (generator.random(N) < 0.5) * 1.0 for arm in ("base", "rag")}
+        judge = {arm: np.where(generator.random(N) < 0.7, grades, 1 - grades) for arm, grades in people.items()}
+        _, verdict = decide(labelled(people, 25), judge)
+        (row,) = verdict.differences
+        if verdict.outcome == "too_few_questions" and row.value > 0:
+            assert row.needed is not None
+            return
+    pytest.fail("no draw has the order that this test is about")
+
+
 def test_without_labels_the_judge_is_unchecked() -> None:
     assert checking.check(scores(world()[1]), answers(), Labels(), JUDGED) == (None, None)
     assert checking.warnings(None, JUDGED) == [
