@@ -12,10 +12,11 @@ from ragtune_ray.evaluation.grading.task import Grade, Task
 IDENTITY = {"metric": "judge", "model": "m"}
 
 
-def test_grades_are_read_back_and_failed_ones_are_not_kept(tmp_path: Path) -> None:
+def test_grades_are_read_back_and_failed_ones_are_not_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     kept = Grade({"judge": 0.5}, "half: “\u2028” of it\x85", "", 10, 3, 1)
     Grades(str(tmp_path), IDENTITY).write({"a": kept, "b": Grade(error="no answer in time")})
     assert Grades(str(tmp_path), IDENTITY).read() == {"a": kept}
+    assert capsys.readouterr().err == ""
     assert Grades(str(tmp_path), {**IDENTITY, "model": "n"}).read() == {}
     assert json.loads((Path(Grades(str(tmp_path), IDENTITY).folder) / "identity.json").read_text()) == IDENTITY
 
