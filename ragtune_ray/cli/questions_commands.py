@@ -12,6 +12,7 @@ import ragtune_ray as rt
 from ragtune_ray import progress
 from ragtune_ray.cli.common import AsJson, divide, load, print_lines
 
+_YAML = (".yaml", ".yml")
 questions_app = typer.Typer(
     name="questions",
     help="Look at a set of questions.",
@@ -24,7 +25,7 @@ def _settings(path: str, given: str, overrides: Sequence[str]) -> rt.Config:
     """The config whose questions are looked at; a YAML file in the place of FILE names its own."""
     from ragtune_ray import config
 
-    if path.endswith((".yaml", ".yml")) and not given:
+    if path.endswith(_YAML) and not given:
         settings = load(path, overrides)
         if not settings.queries.path:
             raise config.ConfigError(f"{path}: queries.path is empty; name a file of questions")
@@ -63,6 +64,8 @@ def check(
     progress.say(f"questions: reading {settings.queries.path}")
     from ragtune_ray.evaluation.questions.check import check as look_at
 
-    found = look_at(settings)
+    # Without a config the workspace of this directory may be about other documents.
+    is_named = path.endswith(_YAML) or bool(named) or any(each.startswith("workspace=") for each in overrides)
+    found = look_at(settings, with_index=is_named)
     print_lines(found.lines())
     typer.echo(json.dumps(found.facts(), ensure_ascii=False) if as_json else found.path)

@@ -217,7 +217,10 @@ def _check_splits(
 
 def _check_questions(settings: config.Config, kept: Sequence[Query], found: _Findings) -> None:
     """What the questions themselves are like, as `ragtune questions check` says it."""
-    looked = questions.look(kept, (), {}, settings)
+    try:
+        looked = questions.look(kept, (), {}, settings)
+    except artifacts.ArtifactError:  # _check_index names what is wrong with the index
+        looked = questions.look(kept, (), {}, settings, with_index=False)
     repeated, proposal = looked.repeats, looked.proposal
     found.facts["duplicates"] = {
         name: getattr(repeated, name) for name in ("texts", "in_two_splits", "contradicting", "nearly_in_two_splits")

@@ -126,11 +126,12 @@ class QuestionsCheck:
         return f"{text}; {checked - absent:,} of {checked:,} short gold answers that were looked up stand in them"
 
 
-def check(settings: config.Config) -> QuestionsCheck:
-    """Look at the questions of `queries.path`, in the splits that the config draws.
+def check(settings: config.Config, *, with_index: bool = True) -> QuestionsCheck:
+    """Look at the questions of `queries.path`, in the splits that the config draws; `with_index` as for `look`.
 
     Raises:
         InputError: the questions cannot be read, or there are none.
+        ArtifactError: the index is damaged.
     """
     path, notices = settings.queries.path, fields.Notices()
     rows = list(read_queries(path, notices=notices))
@@ -141,13 +142,29 @@ def check(settings: config.Config) -> QuestionsCheck:
     if not queries:
         first = f"; the first reject: {rejects[0].place}: {rejects[0].reason}" if rejects else ""
         raise inputs.InputError(f"{path}: contains no usable question{first}; see docs/data-formats.md for the columns")
-    return look(queries, rejects, notices, settings)
+    return look(queries, rejects, notices, settings, with_index=with_index)
 
 
 def look(
-    queries: Sequence[Query], rejects: Sequence[Reject], notices: Mapping[str, int], settings: config.Config
+    queries: Sequence[Query],
+    rejects: Sequence[Reject],
+    notices: Mapping[str, int],
+    settings: config.Config,
+    *,
+    with_index: bool = True,
 ) -> QuestionsCheck:
-    """What these questions are like; `rejects` and `notices` are those of reading them."""
+    """What these questions are like.
+
+    Args:
+        queries: all of them, with their splits.
+        rejects: of reading them.
+        notices: of reading them.
+        settings: what counts as equal, the margin, and the workspace.
+        with_index: look for documents in the workspace's index, if there is one.
+
+    Raises:
+        ArtifactError: the index is damaged.
+    """
     rule = settings.evaluate
 
     @functools.cache
@@ -170,7 +187,7 @@ def look(
         repeats=repeats.find_repeats(queries, normalize),
         alike=tuple(gold_answers.alike(queries, rule.language, normalize)),
         blank=tuple(gold_answers.without_words(queries, normalize)),
-        documents=_documents(queries, settings, normalize),
+        documents=_documents(queries, settings if with_index else None, normalize),
         notices=dict(notices),
         num_compared=n,
         smallest_difference=power.smallest_difference(n, rule.confidence) if n else None,
@@ -226,12 +243,17 @@ def _shortest(queries: Sequence[Query]) -> list[str]:
     return [min(row.answers, key=len) for row in queries if row.answers]
 
 
-def _documents(queries: Sequence[Query], settings: config.Config, normalize: gold_answers.Normalize) -> Documents:
+def _documents(
+    queries: Sequence[Query], settings: config.Config | None, normalize: gold_answers.Normalize
+) -> Documents:
     named = [query for query in queries if splits.positives(query)]
+    if settings is None:
+        return Documents(len(named))
     try:
-        version = versions.read_version(settings.workspace, versions.current_version(settings.workspace))
+        name = versions.current_version(settings.workspace)
     except artifacts.ArtifactError:  # there is no index yet
         return Documents(len(named))
+    version = versions.read_version(settings.workspace, name)
     names = {name for query in named for name in splits.positives(query)}
     there = contents.present(settings.workspace, version, sorted(names)) if names else set()
     missing = sum(there.isdisjoint(splits.positives(query)) for query in named)

@@ -221,6 +221,23 @@ def test_the_command_takes_a_config_and_prints_json(tmp_path: Path, capsys: pyte
     assert "no such file" in capsys.readouterr().err
 
 
+def test_an_index_that_nobody_named_is_not_looked_into(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = ask(tmp_path / "q.jsonl", {"answers": ["x"], "document_ids": ["a"]})
+    monkeypatch.chdir(tmp_path)
+    index = tmp_path / "workspace" / "index"
+    index.mkdir(parents=True)
+    (index / "CURRENT").write_text("000001\n")  # of an index that is not there
+    with pytest.raises(SystemExit) as ended:
+        main(["questions", "check", str(path)])
+    assert ended.value.code == 0
+    assert "not looked up without an index" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as ended:
+        main(["questions", "check", str(path), "workspace=workspace"])
+    assert ended.value.code == 1
+
+
 def test_twenty_thousand_questions_are_looked_at_in_seconds(tmp_path: Path) -> None:
     source = random.Random(0)
     words = [f"word{number}" for number in range(5000)]
