@@ -105,6 +105,29 @@ def search_hits(
     return [fuse_hits(each, retrieval.fusion_constant, top_k) for each in parts]
 
 
+def search_ordinals(
+    retriever: Retriever,
+    asked: Sequence[Texts],
+    retrieval: config.Retrieval,
+    top_k: int,
+    own_ids: Sequence[str] | None = None,
+) -> list[tuple[list[int], list[float]]]:
+    """The ordinals of each question's passages and their scores, best first; see `Retriever.search_ordinals`."""
+
+    def search(texts: list[str], names: list[str], depth: int) -> list[tuple[list[int], list[float]]]:
+        rows = zip(*retriever.search_ordinals(texts, depth, None if own_ids is None else names), strict=True)
+        return [(row[row >= 0].tolist(), scores[row >= 0].tolist()) for scores, row in rows]
+
+    found = []
+    for each in _searched(search, asked, own_ids or [""] * len(asked), retrieval, top_k):
+        ordinals, scores = each[0]
+        if len(each) > 1:
+            best = fused([[str(ordinal) for ordinal in row] for row, _ in each], retrieval.fusion_constant, top_k)
+            ordinals, scores = [each[number][0][place] for number, place, _ in best], [score for *_, score in best]
+        found.append((ordinals[:top_k], scores[:top_k]))
+    return found
+
+
 def _searched(
     search: Callable[[list[str], list[str], int], list[Found]],
     asked: Sequence[Texts],

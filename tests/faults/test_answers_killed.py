@@ -1,5 +1,6 @@
 """SIGKILL in the middle of bulk answering: every query is answered exactly once in the end."""
 
+import dataclasses
 import json
 import signal
 from pathlib import Path
@@ -7,6 +8,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from ragtune_ray import config, schema
+from ragtune_ray.answering.rewriting import write_searches
+from ragtune_ray.cluster import staged_queries
+from ragtune_ray.generation.generator import load_generator
 from tests.support.corpora import write_corpus, write_queries
 from tests.support.processes import eventually
 
@@ -60,6 +65,36 @@ def test_killed_workers_and_a_killed_driver_leave_every_answer_once(
     found = essence(said.splitlines()[-1])
     assert sorted(row[0] for row in found) == sorted(f"q{number}" for number in range(120)), "as a multiset"
     assert found == expected
+
+
+def test_a_driver_killed_while_follow_ups_are_rewritten_goes_on_with_the_units_that_are_left(
+    tmp_path: Path, run, generator_directory: Path
+) -> None:
+    given = settings(tmp_path, generator_directory)
+    rows = [json.loads(line) for line in (tmp_path / "queries.jsonl").read_text().splitlines()[:32]]
+    said_before = [{"role": "user", "content": "Which vessels are there?"}, {"role": "assistant", "content": "Many."}]
+    text = "".join(json.dumps({**row, "messages": said_before}) + "\n" for row in rows)
+    (tmp_path / "queries.jsonl").write_text(text)
+    given |= {"retrieval": {"rewrite": "generator"}, "cluster": {"generator_workers": 1, "encoder_workers": 1}}
+    run("index", given).wait()
+    command = run("retrieve", given)
+    work = tmp_path / "workspace" / "runs" / ".work"
+    eventually(lambda: len(list(work.glob("rewrite-*/searches/unit-*.json"))) >= 2, command)
+    command.kill()
+    finished = len(list(work.glob("rewrite-*/searches/unit-*.json")))
+    assert 2 <= finished < 8
+    said = run("retrieve", given).wait()
+    assert f"rewrite: {4 * finished} of 32 queries were finished by an earlier run and are skipped" in said
+    (published,) = (tmp_path / "workspace" / "runs").glob("rewrite-*/searches.parquet")
+    found = list(schema.from_table(pq.read_table(published), schema.Searches))
+
+    resolved = config.Config.model_validate(given)
+    generator = load_generator(resolved.generator, generator_directory)
+    expected = write_searches(staged_queries.selected_queries(resolved), generator, resolved)
+    assert [dataclasses.replace(each, seconds=0.0) for each in found] == [
+        dataclasses.replace(each, seconds=0.0) for each in expected
+    ]
+    assert all(each.completion_tokens for each in found)
 
 
 POISON = '''

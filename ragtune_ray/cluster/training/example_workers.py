@@ -16,7 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ragtune_ray import config, schema
-from ragtune_ray.cluster import session, staged_queries, stages
+from ragtune_ray.answering import searching
+from ragtune_ray.cluster import session, stages
+from ragtune_ray.cluster.answering.workers import read_searches
 from ragtune_ray.index import segments
 from ragtune_ray.ingest import splits
 from ragtune_ray.models import loading, weights
@@ -47,12 +49,15 @@ class PrepareUnit(stages.UnitWorker):
         split: str,
         directory: str,
         leave_out_own: bool = False,
+        searches: str = "",
     ) -> None:
         from ragtune_ray.index.retriever import open_retriever
 
         session.use_one_thread()
         self._settings, self._staged, self._split, self._directory = settings, staged, split, directory
-        self._leave_out_own = leave_out_own
+        self._leave_out_own, self._searches = leave_out_own, searches
+        self._asked: dict[str, searching.Texts] = {}
+        """Query id -> the texts with which the index is searched, for the unit in work."""
         self._sft = settings.training.objective == "sft"
         self._retriever = open_retriever(searched_with(settings), version) if version and split != "replay" else None
         self._encoder = _encoder(settings, self._retriever) if self._retriever and not self._sft else None
@@ -64,7 +69,8 @@ class PrepareUnit(stages.UnitWorker):
 
     def run(self, unit: dict[str, Any]) -> str:
         """Make the examples of a unit of queries."""
-        rows = staged_queries.read_queries(self._staged, unit["start"], unit["stop"])
+        rows, asked = read_searches(self._staged, self._searches, self._settings.retrieval, unit)
+        self._asked = {row.query_id: texts for row, texts in zip(rows, asked, strict=True)}
         made, judgements = self._examples(rows)
         kept = [item for item in made if not isinstance(item, schema.Reject)]
         rejects = [dataclasses.asdict(item) for item in made if isinstance(item, schema.Reject)]
@@ -104,9 +110,10 @@ class PrepareUnit(stages.UnitWorker):
             if isinstance(gains, str):
                 made.append(schema.Reject(row.query_id, gains, "row"))
                 continue
-            scores = self._reranker(row.text, [each.text for each in passages]) if self._reranker else None
+            searched = self._as_searched(row)
+            scores = self._reranker(searched.text, [each.text for each in passages]) if self._reranker else None
             example, judgement = teaching.taught_example(
-                row, candidates, passages, gains, self._settings, self._count_tokens, reranker_scores=scores
+                searched, candidates, passages, gains, self._settings, self._count_tokens, reranker_scores=scores
             )
             made.append(example)
             judgements.append(judgement)
@@ -123,17 +130,25 @@ class PrepareUnit(stages.UnitWorker):
             found = self._with_neighbors(rows, found)
         return [self._plain_example(row, candidates) for row, candidates in zip(rows, found, strict=True)]
 
+    def _as_searched(self, row: schema.Query) -> schema.Query:
+        """The query with the text that encoder and reranker see when the index is searched."""
+        return dataclasses.replace(row, text=self._texts(row)[0])
+
+    def _texts(self, row: schema.Query) -> searching.Texts:
+        return self._asked.get(row.query_id, (row.text,))
+
     def _plain_example(self, row: schema.Query, candidates: examples.Candidates) -> Any:
-        settings, chat = self._settings, self._chat
+        settings, chat, searched = self._settings, self._chat, self._as_searched(row)
         if settings.training.objective == "reranker":
             ranks_hits = self._split == "validation"
-            return examples.reranker_example(row, candidates, settings, self._count_tokens, ranks_hits=ranks_hits)
+            return examples.reranker_example(searched, candidates, settings, self._count_tokens, ranks_hits=ranks_hits)
         if chat is None:
-            return examples.retriever_example(row, candidates, settings, self._count_tokens, self._reranker)
+            return examples.retriever_example(searched, candidates, settings, self._count_tokens, self._reranker)
         if self._sft:
             return examples.generator_example(row, candidates, chat, settings)
         count = settings.training.hard_negatives + 1
-        return examples.joint_example(row, teaching.choose_candidates(row, candidates, count), chat, settings)
+        example = examples.joint_example(row, teaching.choose_candidates(row, candidates, count), chat, settings)
+        return example if isinstance(example, schema.Reject) else dataclasses.replace(example, query=searched.text)
 
     def _depth(self) -> int:
         """Number of hits to choose passages from: more than needed, because some answer the query and cannot distract."""
@@ -146,14 +161,14 @@ class PrepareUnit(stages.UnitWorker):
         from ragtune_ray.index.retriever import encode_queries
 
         assert self._retriever is not None
-        texts = [row.text for row in rows]
+        asked = [self._texts(row) for row in rows]
         own = [row.query_id for row in rows] if self._leave_out_own else None
-        scores, ordinals = self._retriever.search_ordinals(texts, self._depth(), own)
+        found = searching.search_ordinals(self._retriever, asked, self._settings.retrieval, self._depth(), own)
         gold = self._retriever.index.of_documents([splits.positives(row) for row in rows])
-        embedded = encode_queries(self._encoder, texts) if self._encoder else None
+        embedded = encode_queries(self._encoder, [texts[0] for texts in asked]) if self._encoder else None
         candidates = []
         for number in range(len(rows)):
-            hits = ordinals[number][ordinals[number] >= 0]
+            hits, scores = np.array(found[number][0], dtype=np.int64), found[number][1]
             cosines: list[tuple[float, ...]] = [(), ()]
             if embedded is not None:
                 vectors = (self._retriever.index.vectors.take(places) for places in (gold[number], hits))
@@ -161,10 +176,9 @@ class PrepareUnit(stages.UnitWorker):
             gold_passages, retrieved = (
                 tuple(self._retriever.index.take(places.tolist())) for places in (gold[number], hits)
             )
-            ranked = tuple(scores[number][: len(hits)].tolist())
             candidates.append(
                 examples.Candidates(
-                    gold_passages, retrieved, ranked, gold_cosines=cosines[0], retrieved_cosines=cosines[1]
+                    gold_passages, retrieved, tuple(scores), gold_cosines=cosines[0], retrieved_cosines=cosines[1]
                 )
             )
         return candidates

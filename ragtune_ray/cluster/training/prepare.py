@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from ragtune_ray import config, progress, schema
 from ragtune_ray.cluster import runs, session, staged_queries, stages
+from ragtune_ray.cluster.answering import rewrite
 from ragtune_ray.cluster.training.example_workers import PrepareUnit, searched_with
 from ragtune_ray.ingest import inputs, queries, splits
 from ragtune_ray.models import weights
@@ -76,13 +77,16 @@ def prepare(settings: config.Config, session_stack: ExitStack | None = None) -> 
         _refuse_leaks(settings, staged)
         queries.require_same_files(settings.queries.path, given)
         version, index_manifest = runs.index_version(settings) if needs_index(settings.training) else ("", {})
-        run = runs.Run.of(settings, "examples", _identity(settings, staged, index_manifest))
+        searches = {split: _searching(settings, split, part, version) for split, part in staged.items()}
+        run = runs.Run.of(settings, "examples", _identity(settings, staged, index_manifest, searches))
         if run.is_finished():
             return run.url
         if session_stack is not None:
             session_stack.enter_context(session.ray_session(settings.cluster, for_training=True))
         with run.session(version):
-            summaries = {split: _make_split(run, version, split, part) for split, part in staged.items()}
+            summaries = {
+                split: _make_split(run, version, split, part, searches[split]) for split, part in staged.items()
+            }
         _publish(run, version, staged, summaries)
         return run.url
 
@@ -109,19 +113,34 @@ def _refuse_leaks(settings: config.Config, staged: dict[str, staged_queries.Stag
     splits.check_leaks({"train": train, "validation": rows["validation"], "test": test})
 
 
+def _searching(
+    settings: config.Config, split: str, staged: staged_queries.StagedQueries, version: str
+) -> rewrite.Searching:
+    """How the texts are found with which a split's candidates are searched, as in answering."""
+    return rewrite.Searching.of(settings, staged) if version and split != "replay" else rewrite.Searching(None)
+
+
 def _identity(
-    settings: config.Config, staged: dict[str, staged_queries.StagedQueries], index_manifest: dict[str, Any]
+    settings: config.Config,
+    staged: dict[str, staged_queries.StagedQueries],
+    index_manifest: dict[str, Any],
+    searches: dict[str, rewrite.Searching],
 ) -> dict[str, Any]:
     """Everything on which the examples depend; `index_manifest` is the manifest of the index version, empty without an index."""
     training = settings.training
     uses_generator = training.trains_generator or training.learns_from_generator
     generator = weights.resolve(settings.generator.model).fingerprint if uses_generator else ""
+    num_follow_ups = sum(part.num_follow_ups for part in staged.values())
+    written = [each.url for each in searches.values() if each.url]
     return {
         "format": FORMAT,
         "queries": {split: part.fingerprint for split, part in staged.items()},
         **({"own_documents": "left out"} if staged["train"].stand_in_corpus and index_manifest else {}),
         "index": index_manifest.get("content_id"),
-        "retrieval": runs.retrieval_identity(searched_with(settings), index_manifest) if index_manifest else None,
+        "retrieval": runs.retrieval_identity(searched_with(settings), index_manifest, num_follow_ups)
+        if index_manifest
+        else None,
+        **({"searches": [url.split("/")[-2] for url in written]} if written else {}),
         "encoder": runs.encoder_identity(settings) if index_manifest else None,
         "query_model": runs.query_model_fingerprint(settings) if index_manifest else "",
         "prompt": settings.prompt.model_dump(mode="json") if generator else None,
@@ -132,12 +151,15 @@ def _identity(
     }
 
 
-def _make_split(run: runs.Run, version: str, split: str, staged: staged_queries.StagedQueries) -> list[stages.Summary]:
+def _make_split(
+    run: runs.Run, version: str, split: str, staged: staged_queries.StagedQueries, searches: rewrite.Searching
+) -> list[stages.Summary]:
     settings, directory = run.settings, filesystem.join(run.work, split)
+    searches.write(staged)
     learns_from_generator = settings.training.learns_from_generator
     units = staged_queries.units(staged, TAUGHT_UNIT_QUERIES if learns_from_generator else UNIT_QUERIES)
     arguments = {"settings": settings, "version": version, "staged": staged.url, "split": split, "directory": directory}
-    arguments["leave_out_own"] = staged.stand_in_corpus
+    arguments |= {"leave_out_own": staged.stand_in_corpus, "searches": searches.url}
     return runs.run_over_queries(f"examples ({split})", directory, units, PrepareUnit, arguments, settings.cluster)
 
 

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ragtune_ray import config, schema
+from ragtune_ray.answering.searching import search_ordinals, search_passages
 from ragtune_ray.asking import ask
 from ragtune_ray.cluster import session, staged_queries
 from ragtune_ray.cluster.answering.answer import answer
@@ -19,6 +20,8 @@ from ragtune_ray.cluster.answering.retrieve import retrieve
 from ragtune_ray.cluster.answering.rewrite import RewriteUnit, Searching
 from ragtune_ray.cluster.indexing.index import build_index
 from ragtune_ray.cluster.serving.generator import GeneratorReplica
+from ragtune_ray.cluster.training.example_workers import PrepareUnit
+from ragtune_ray.index.retriever import open_retriever
 from ragtune_ray.serving.backend import Job
 from ragtune_ray.storage import artifacts
 from tests.support.openai_server import Server
@@ -107,6 +110,38 @@ def test_a_follow_up_is_rewritten_searched_answered_and_paid_for(
     replica.__del__()
     assert served.texts == ("What is the code of vessel4?",)
     assert job.query == dataclasses.replace(query, query_id="ask", document_ids=(), relevances=())
+
+
+def test_a_retriever_learns_from_the_text_that_is_searched_for(
+    tmp_path: Path, rows: Path, settings_for, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "use_one_thread", lambda: None)
+    settings = settings_for(
+        tmp_path / "workspace",
+        f"queries.path={rows}",
+        "training.objective=contrastive",
+        "training.hard_negatives=2",
+        "training.negative_depth=8",
+        "training.negative_margin=0",
+    )
+    build_index(settings)
+    with staged_queries.staged_queries(settings) as staged:
+        worker = PrepareUnit(settings, "000001", staged.url, "train", str(tmp_path / "made"))
+        worker.run({"unit": 0, "start": 10, "stop": 14})
+    made = pq.read_table(tmp_path / "made" / "unit-00000000.examples.parquet")
+    by_id = {row.query_id: row for row in schema.from_table(made, schema.RetrieverExample)}
+    assert by_id["a10"].query == "What is the code of vessel10?"
+    assert by_id["f0"].query == "Where is vessel4?\nAnd its code?"
+    assert by_id["f0"].passage_ids[0].startswith("d4#")
+    # The hits of both texts compete for the negatives, as they do for a prompt.
+    retriever = open_retriever(settings)
+    texts = [("Where is vessel4?\nAnd its code?", "And its code?")]
+    ((ordinals, scores),) = search_ordinals(retriever, texts, settings.retrieval, 8)
+    ((passages, again),) = search_passages(retriever, texts, settings.retrieval, 8)
+    found = [passage.passage_id for passage in retriever.index.take(ordinals)]
+    assert (found, scores) == ([passage.passage_id for passage in passages], again)
+    others = [name for name in found if not name.startswith("d4#")]
+    assert list(by_id["f0"].passage_ids[1:]) == others[:2]
 
 
 def test_questions_without_a_conversation_keep_the_names_of_their_runs(tmp_path: Path, settings_for) -> None:
