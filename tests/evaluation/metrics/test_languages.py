@@ -55,6 +55,7 @@ def test_texts_in_the_language_of_the_config_or_in_none_bring_no_warning(languag
     } | UNSURE
     text = (SENTENCES | own).get(language, UNSURE["names"])
     assert other_language([text, UNSURE["names"], UNSURE["numbers"]] * 5, language) is None
+    assert other_language([text] * 5, language) is None
 
 
 def test_the_share_of_another_language_counts_words_of_short_texts_together() -> None:
