@@ -327,7 +327,7 @@ def _check_grades(settings: config.Config, judged: Sequence[Query], found: _Find
     """Whether a model is named for each metric that needs one, and what its grades will take."""
     try:
         graders.require_models(settings)
-    except GradingError as error:
+    except (GradingError, weights.ModelError) as error:
         found.errors.append(str(error))
         return
     retrieving = sum(map(config.retrieves, settings.compare.arms))

@@ -172,7 +172,8 @@ def _arm(
     queries: Sequence[schema.Query],
     violations: Sequence[str],
 ) -> ArmResult:
-    summary, explained = measured.summary, {"citation_precision", "citation_recall"}
+    summary = measured.summary
+    explained = {f"citation_{name}" for name in ("precision", "recall", "support_precision", "support_recall")}
     # The shares of abstained and failed rows are left out: abstention quality and the statuses tell more.
     elsewhere = explained | {"abstained", "failed"}
     latency, visible = measured.latency, measured.visible_seconds

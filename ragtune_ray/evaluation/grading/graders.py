@@ -13,7 +13,7 @@ from ragtune_ray.evaluation.grading.semantic import SemanticGrader
 from ragtune_ray.evaluation.grading.task import Grade, Grader, GradingError, Task, fixed_value
 from ragtune_ray.models import weights
 from ragtune_ray.models.encoder import load_encoder
-from ragtune_ray.models.entailment import EntailmentModel
+from ragtune_ray.models.entailment import EntailmentModel, entailment_label
 from ragtune_ray.schema import Answer, Query
 
 
@@ -41,11 +41,22 @@ def asks_the_judge(settings: config.Config, metric: config.GradedMetric) -> bool
 
 
 def require_models(settings: config.Config) -> None:
-    """Raise GradingError if a metric of `evaluate.metrics` needs a model that the config does not name."""
-    if settings.evaluate.judge.model:
-        return
-    for metric in settings.evaluate.metrics:
-        if asks_the_judge(settings, metric):
+    """Refuse a metric of `evaluate.metrics` whose model is not named or cannot be used; loads none, and asks no server.
+
+    Raises:
+        GradingError: no model is named, or the API key of its server is missing.
+        ModelError: a model cannot be found or fetched, or the NLI model has no label for entailment.
+    """
+    if "groundedness" in settings.evaluate.metrics and settings.evaluate.nli_model:
+        entailment_label(weights.weights_of(weights.resolve(settings.evaluate.nli_model)))
+    asking = [metric for metric in settings.evaluate.metrics if asks_the_judge(settings, metric)]
+    if asking and settings.evaluate.judge.model:
+        if settings.evaluate.judge.engine == "openai":
+            open_asker(settings)
+        else:
+            weights.resolve(settings.evaluate.judge.model)
+    for metric in asking:
+        if not settings.evaluate.judge.model:
             other = " or evaluate.nli_model (a cross-encoder for natural language inference)"
             raise GradingError(
                 f"{metric}: no model is named that grades answers; set evaluate.judge.model (with evaluate.judge.base_url, the "

@@ -61,10 +61,11 @@ class JudgeGrader:
         ]
 
 
-Graded = tuple[dict[str, float], str]
+Verdict = tuple[dict[str, float], str]
+"""Values, and the reason."""
 
 
-def _request(task: Task) -> Request[Graded]:
+def _request(task: Task) -> Request[Verdict]:
     if task.golds:
         content = {"question": task.query, "correct_answers": list(task.golds), "answer": task.answer}
         return Request(WITH_GOLD, content, _schema("grade"), _correctness)
@@ -72,11 +73,11 @@ def _request(task: Task) -> Request[Graded]:
     return Request(WITHOUT_GOLD, content, _schema("supported", "relevant"), _support_and_relevance)
 
 
-def _correctness(found: dict[str, Any]) -> Graded:
+def _correctness(found: dict[str, Any]) -> Verdict:
     return {"judge": _value(found, "grade")}, text_of(found, "reason")
 
 
-def _support_and_relevance(found: dict[str, Any]) -> Graded:
+def _support_and_relevance(found: dict[str, Any]) -> Verdict:
     supported, relevant = _value(found, "supported"), _value(found, "relevant")
     return {"judge": min(supported, relevant), "relevance": relevant}, text_of(found, "reason")
 

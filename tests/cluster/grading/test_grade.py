@@ -166,3 +166,24 @@ def test_grading_stops_where_nothing_succeeds(
     with pytest.raises(GradingError, match=r"all of the first 32 grades of semantic failed.*refused"):
         grade.grade(lenient, queries(100), runs)
     assert len(grader.seen) == grade.FIRST_FAILURES
+
+
+def test_a_killed_run_keeps_what_it_graded(
+    settings: config.Config, grader: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = {"base": publish_answers(settings.workspace, "base", rows(*(f"answer {number}" for number in range(100))))}
+    plain = grader.grade
+
+    def killed(tasks: list[Task]) -> list[Grade]:
+        if len(grader.seen) >= 2 * grade.UNIT_TASKS:
+            raise KeyboardInterrupt
+        return plain(tasks)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(grader, "grade", killed)
+        with pytest.raises(KeyboardInterrupt):
+            grade.grade(settings, queries(100), runs)
+    assert len(grader.seen) == 2 * grade.UNIT_TASKS
+    found = grade.grade(settings, queries(100), runs)
+    assert sorted(grader.seen) == sorted(f"answer {number}" for number in range(100)), "each once, over both runs"
+    assert len(found.values["base"]) == 100

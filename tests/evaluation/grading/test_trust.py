@@ -8,6 +8,7 @@ import pytest
 from ragtune_ray import config
 from ragtune_ray.evaluation.grading import graders, trust
 from ragtune_ray.evaluation.grading.task import GradingError
+from ragtune_ray.models.weights import ModelError
 
 JUDGED = config.load_config(
     {"compare.metric": "judge", "evaluate.judge": {"model": "j"}, "compare.arms": ["base", "rag"]}
@@ -108,3 +109,18 @@ def test_the_identity_of_grades_has_the_model_and_the_rubric(generator_directory
     assert set(found) == {"metric", "rubric", "judge"}
     assert graders.identities(own.with_values({"evaluate.judge.concurrency": 4}))["graders"]["judge"] == found
     assert graders.identities(config.Config()) == {}
+
+
+def test_a_missing_key_is_found_before_anything_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAGTUNE_NO_KEY", raising=False)
+    elsewhere = JUDGED.with_values(
+        {"evaluate.judge.base_url": "https://judge.example/v1", "evaluate.judge.api_key_env": "RAGTUNE_NO_KEY"}
+    )
+    with pytest.raises(GradingError, match=r"evaluate\.judge\.api_key_env.*RAGTUNE_NO_KEY is not set"):
+        graders.require_models(elsewhere)
+
+
+def test_an_encoder_is_no_model_for_entailment(encoder_directory: Path) -> None:
+    settings = config.load_config({"compare.metric": "groundedness", "evaluate.nli_model": str(encoder_directory)})
+    with pytest.raises(ModelError, match="no label 'entailment'"):
+        graders.require_models(settings.with_compared_metric())
