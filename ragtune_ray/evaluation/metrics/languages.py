@@ -84,14 +84,20 @@ def shares(texts: Sequence[str]) -> dict[str, float]:
 def other_language(texts: Sequence[str], language: Language) -> tuple[str, float] | None:
     """The language in which most of the texts are that are not in `language`, and their share; None if that is small.
 
-    Small is below a fifth, or below a half where `language` has no list of stop words to tell it from others.
+    Small is below a fifth, or below a half where `language` has no list of stop words to tell it from others. Japanese names in
+    Han characters alone are not taken for Chinese.
     """
     if language == "other":
         return None
     expected = _SAME_SCRIPT.get(language, language)
     others = {name: share for name, share in shares(texts).items() if name not in ("", expected)}
-    # A language that cannot be found itself, such as Catalan, may here and there be taken for another.
-    least = _WARNED_SHARE if expected in NAMES else _WARNED_SHARE_UNKNOWN
+    if expected == "ja":
+        others.pop("zh", None)
+    if expected in NAMES:
+        least = _WARNED_SHARE
+    else:  # Czech looks like Portuguese to its stop words, and Catalan like Spanish; nothing looks like English
+        least = _WARNED_SHARE_UNKNOWN
+        others = {name: share for name, share in others.items() if name == "en" or name not in _BY_STOP_WORDS}
     name = max(others, key=others.__getitem__, default="")
     return (name, others[name]) if name and others[name] >= least else None
 

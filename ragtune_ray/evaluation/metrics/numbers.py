@@ -20,7 +20,7 @@ from ragtune_ray.config import Language, Normalization
 from ragtune_ray.evaluation.metrics.answers import exact_match
 from ragtune_ray.evaluation.metrics.errors import MetricError
 from ragtune_ray.evaluation.metrics.normalization import plain_marks, plain_numbers
-from ragtune_ray.evaluation.metrics.units import CURRENCY, Unit, multiplier, parse_unit
+from ragtune_ray.evaluation.metrics.units import CURRENCY, Unit, currency_unit, multiplier, parse_unit
 from ragtune_ray.ingest.chunking import UNSPACED_SCRIPTS
 
 _WORDS = (
@@ -200,12 +200,12 @@ def _quantity(plain: str, start: int, end: int, match: regex.Match[str], languag
     while (word := _NEXT_WORD.match(plain, end)) and (factor := _multiplier(word, end, currency, language)):
         value, end = value * factor, word.end()
     gap = _SPACE.match(plain, end).end()
-    unit = parse_unit(currency.strip().lower()) if currency else parse_unit(plain[gap : gap + _LONGEST_UNIT])
-    if unit and not currency:
-        end = gap + unit[1]
-    elif not unit and _LETTERS.match(plain, end):
-        return None
-    return Quantity(value, unit[0] if unit else None, start, end)
+    if currency:
+        return Quantity(value, currency_unit(currency), start, end)
+    unit = parse_unit(plain[gap : gap + _LONGEST_UNIT])
+    if unit:
+        return Quantity(value, unit[0], start, gap + unit[1])
+    return None if _LETTERS.match(plain, end) else Quantity(value, None, start, end)
 
 
 def _value_of(words: str) -> float:
@@ -247,7 +247,7 @@ def _is_same(found: Quantity, gold: Quantity, tolerance: float) -> bool:
             if gold.unit.dimension != "percent" or abs(value) > 1:
                 return False
             value *= 100  # 0.5 is 50 %
-        elif found.unit.dimension != gold.unit.dimension:
+        elif not found.unit.may_equal(gold.unit):
             return False
         else:
             value *= found.unit.factor / gold.unit.factor

@@ -16,8 +16,17 @@ class Unit:
     """What a number counts. Units of the same dimension can be converted into each other."""
 
     dimension: str
+    """A sign or word with several meanings has them all, separated by "|": the pound is money or weight."""
     factor: float = 1.0
     """Size of the unit in the unit for which the dimension is named."""
+
+    def may_equal(self, other: Unit) -> bool:
+        """Whether both may be of one dimension.
+
+        >>> Unit("sterling|pound").may_equal(Unit("pound")), Unit("sterling").may_equal(Unit("pound"))
+        (True, False)
+        """
+        return not set(self.dimension.split("|")).isdisjoint(other.dimension.split("|"))
 
 
 _PREFIXED_SYMBOLS = {
@@ -76,7 +85,9 @@ mile 1 mi mile miles
 foot 1 ft foot feet
 inch 1 inch inches
 yard 1 yd yard yards
-pound 1 £ gbp pound pounds lb lbs 英镑
+sterling 1 £ gbp 英镑
+pound 1 lb lbs
+sterling|pound 1 pound pounds
 ounce 1 oz ounce ounces
 gallon 1 gallon gallons
 mile/second 0.0002777777777777778 mph
@@ -92,18 +103,21 @@ decibel 1 db decibel decibels
 byte 1024 kib
 byte 1048576 mib
 byte 1073741824 gib
-dollar 1 $ us$ usd dollar dollars 美元
+dollar 1 us$ usd 美元
+dollar-au 1 a$ aud
+dollar-ca 1 c$ cad
+dollar|dollar-au|dollar-ca 1 $ dollar dollars
 euro 1 € eur euro euros 欧元
 yen 1 jpy yen 日元 円
 yuan 1 cny rmb yuan 元 人民币
-yen 1 ¥
+yen|yuan 1 ¥
 rupee 1 ₹ inr rupee rupees
 franc 1 chf franc francs franken
 rouble 1 ₽ rub rouble roubles ruble rubles рублей
 """
 _PER_CENT = regex.compile(r"per ?cent\b|pour cent\b|por ciento\b|por cento\b")
 _NATION = regex.compile(r"(?:US|U\.S\.) (?=dollars?\b)")
-CURRENCY = r"(?:\b(?:us|c|a)?\$|[$€£¥₹₽]|\b(?:usd|eur|gbp|jpy|cny|rmb|chf)\b)"
+CURRENCY = r"(?:\b(?:us|c|a)?\$|[$€£¥₹₽]|\b(?:usd|aud|cad|eur|gbp|jpy|cny|rmb|chf)\b)"
 """A currency before a number; ignore its case."""
 
 _MULTIPLIERS = """
@@ -146,8 +160,18 @@ def parse_unit(text: str) -> tuple[Unit, int] | None:
     unit, end = found
     per = _PER.match(text, end)
     if per and (divisor := _atom(text, per.end())):
-        return Unit(f"{unit.dimension}/{divisor[0].dimension}", unit.factor / divisor[0].factor), divisor[1]
+        dimension = "|".join(f"{each}/{divisor[0].dimension}" for each in unit.dimension.split("|"))
+        return Unit(dimension, unit.factor / divisor[0].factor), divisor[1]
     return unit, end
+
+
+def currency_unit(text: str) -> Unit:
+    """The unit of a match of `CURRENCY`.
+
+    >>> currency_unit("US$ ")
+    Unit(dimension='dollar', factor=1.0)
+    """
+    return _units()[text.strip().lower()]
 
 
 def _atom(text: str, start: int) -> tuple[Unit, int] | None:

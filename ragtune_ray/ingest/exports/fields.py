@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from ragtune_ray.ingest.parsing.text import ParseError
@@ -35,6 +35,7 @@ _UNANSWERABLE = ("is_impossible", "unanswerable")
 _KNOWN = {*IDS, *TEXTS, *ANSWERS, *CONTEXTS, *NESTED, *_UNANSWERABLE, "document_id", "document_ids", "relevances"}
 _KNOWN |= {"split", "messages"}
 _NESTED = frozenset(NESTED)
+_TRUTH = dict.fromkeys(("true", "t", "yes", "y", "1"), True) | dict.fromkeys(("false", "f", "no", "n", "0"), False)
 _YES_NO = {True: ["yes", "true"], False: ["no", "false"]}
 
 
@@ -115,7 +116,7 @@ def _asked(row: dict[str, Any]) -> tuple[Any, Any]:
 
 def _gold(row: dict[str, Any], notices: Notices) -> Any:
     """The gold answers: a list of texts, [] if the question has none, None if they are unknown, or what cannot be read."""
-    if any(row.get(name) is True for name in _UNANSWERABLE):
+    if any(_truth(row, name) for name in _UNANSWERABLE):
         return []
     named = [name for name in ANSWERS if not _is_missing(row.get(name))]
     if not named:
@@ -129,6 +130,21 @@ def _gold(row: dict[str, Any], notices: Notices) -> Any:
     values = value if isinstance(value, list) else [value]
     texts = [each.get("text") if isinstance(each, dict) else each for each in values]
     return _texts(texts, notices)
+
+
+def _truth(row: Mapping[str, Any], name: str) -> bool:
+    """A truth value, also as a number or a word, as tables have them; an absent or empty one is false.
+
+    Raises:
+        ParseError: it is something else.
+    """
+    value = row.get(name)
+    if _is_missing(value) or value == "":
+        return False
+    word = str(int(value) if isinstance(value, float) and value.is_integer() else value).strip().lower()
+    if word not in _TRUTH:
+        raise ParseError(f"`{name}` is {str(value)[:40]!r}; it must be true or false")
+    return _TRUTH[word]
 
 
 def _texts(values: Sequence[Any], notices: Notices) -> list[Any]:

@@ -69,6 +69,22 @@ def test_the_share_of_another_language_counts_words_of_short_texts_together() ->
     assert other_language([SENTENCES["en"]] * 9, "fi") == ("en", 1.0)
 
 
+@pytest.mark.parametrize(
+    ("language", "texts"),
+    [
+        ("ja", ["東京都", "織田信長", "豊臣秀吉", "徳川家康", "大阪府", "京都府", "関ヶ原", "江戸幕府", "明治維新"]),
+        ("cs", ["Smlouva se zavazuje na dva roky a o rok se prodlouží.", "Na podzim se o to postará a do konce roku se vrátí."] * 5),
+        ("pl", ["Nie ma umowy, a o tym nie wie ani on, ani ona, bo do dziś nikt o nią nie pytał."] * 9),
+    ],
+)  # fmt: skip
+def test_a_language_is_not_taken_for_another_that_shares_its_signs_or_short_words(
+    language: Any, texts: list[str]
+) -> None:
+    assert warning("the gold answers", texts, language) == ""
+    english = warning("the gold answers", [SENTENCES["en"]] * 9, language)
+    assert "in English" in english
+
+
 def test_gold_answers_and_each_arm_are_warned_about() -> None:
     queries = [schema.Query(str(number), "?", (SENTENCES["de"],), (), (), "all") for number in range(9)]
 

@@ -16,7 +16,8 @@ from ragtune_ray.evaluation.metrics.numbers import as_number, is_numeric, number
 EXACT = config.Evaluate()
 SAME = [
     ("about 4.5 million", "4,500,000"), ("4.5M", "4,500,000"), ("$4.5m", "$4.5 million"), ("$4.5m", "4.5 million dollars"),
-    ("4.5 million US dollars", "$4.5 million"), ("USD 5 million", "$5,000,000"), ("€5", "5 euros"), ("5 EUR", "€5"),
+    ("4.5 million US dollars", "$4.5 million"), ("US$5 million", "$5 million"), ("$5", "US$5"), ("A$5", "5 AUD"),
+    ("10 pounds", "£10"), ("10 pounds", "10 lbs"), ("¥100", "100 yen"), ("¥100", "100 yuan"), ("USD 5 million", "$5,000,000"), ("€5", "5 euros"), ("5 EUR", "€5"),
     ("-$5", "-5 dollars"), ("$-5", "-$5"), ("-3", "-3"), ("minus three", "-3"), ("\u22123 °C", "-3 °C"), ("5%", "5 percent"),
     ("0.5", "50%"), ("5‰", "0.5%"), ("1.5 billion", "1500 million"), ("300K users", "300,000"), ("300 K", "300 K"),
     ("10 GB", "10,000 MB"), ("It is 5 km long", "5000 m"), ("5 kilometres", "5 km"), ("5 km", "5"), ("72 km/h", "20 m/s"),
@@ -30,6 +31,7 @@ SAME = [
 DIFFERENT = [
     ("3", "-3"), ("-3", "3"), ("1970", "1969"), ("3.14", "3.14159"), ("43", "42"), ("4.5 m", "4,500,000"), ("5", "5 km"),
     ("50", "50%"), ("half", "50%"), ("100 mph", "100 km/h"), ("5 kg", "5 km"), ("$5", "€5"), ("5 m", "5 m²"),
+    ("5 million euros", "US$5 million"), ("A$5", "US$5"), ("10 lbs", "£10"), ("100 yen", "100 yuan"), ("5", "US$5"),
     ("between 3 and 5", "3"), ("from 10 to 20 people", "10"), ("3 or 4", "3"), ("3-5", "5"), ("12 March 1969", "12"),
     ("May 5", "5"), ("2024-03-05", "5"), ("10:30", "10"), ("5 pm", "5"), ("one of the best", "1"), ("no one", "1"),
     ("twenty-five", "20"), ("twenty five", "5"), ("two hundred and fifty", "200"), ("seventeen", "7"), ("B-52", "52"), ("COVID-19", "19"), ("version 1.2.3", "1.2"), ("the 3rd", "3"), ("42nd", "42"), ("4x4", "4"),

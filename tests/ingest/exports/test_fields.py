@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from ragtune_ray.ingest.exports.fields import Notices, query_fields
+from ragtune_ray.ingest.parsing.text import ParseError
 from ragtune_ray.ingest.rows import query_from_row
 from ragtune_ray.schema import Message, Query
 
@@ -34,6 +35,10 @@ CONTEXT = "is not read; name the documents that answer a question in `document_i
         pytest.param({"query": "Who?", "reference_answer": "Ann", "reference_contexts": []}, ("Ann",), set(), id="LlamaIndex"),
         pytest.param({" Question": "Who?", "Expected Answer": "Ann"}, ("Ann",), set(), id="spreadsheet"),
         pytest.param({"text": "Who?", "is_impossible": True, "answers": {"text": []}}, (), set(), id="SQuAD-v2"),
+        pytest.param({"text": "Who?", "is_impossible": "TRUE", "answer": ""}, (), set(), id="CSV-true"),
+        pytest.param({"text": "Who?", "unanswerable": 1.0, "answer": float("nan")}, (), set(), id="pandas-true"),
+        pytest.param({"text": "Who?", "is_impossible": "no", "answer": "Ann"}, ("Ann",), set(), id="CSV-false"),
+        pytest.param({"text": "Who?", "is_impossible": "", "answer": "Ann"}, ("Ann",), set(), id="CSV-empty"),
     ],
 )  # fmt: skip
 def test_exports_of_other_tools_are_read_as_meant(row: dict[str, Any], answers: Any, noted: set[str]) -> None:
@@ -78,3 +83,8 @@ def test_one_document_id_is_a_list_of_one() -> None:
     assert query_fields({"id": 1, "text": "?", "document_ids": "a.md"}, Counter())["document_ids"] == ["a.md"]
     assert query_fields({"id": 1, "text": "?", "document_id": ["a", "b"]}, Counter())["document_ids"] == ["a", "b"]
     assert f"`contexts` {CONTEXT}" not in read({"id": 1, "text": "?", "contexts": ["c"], "document_id": "a"})[1]
+
+
+def test_a_truth_value_that_is_none_is_refused() -> None:
+    with pytest.raises(ParseError, match=r"`is_impossible` is 'perhaps'; it must be true or false"):
+        read({"text": "Who?", "is_impossible": "perhaps"})
