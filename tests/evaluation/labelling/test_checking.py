@@ -71,6 +71,10 @@ def test_labels_turn_the_verdict_of_a_judge_that_favours_an_arm() -> None:
     expected = prediction_powered.estimate(judged, seen)
     assert (row.arm, row.value, row.labels) == ("rag", pytest.approx(expected.value), 100)
     assert (row.low, row.high) == pytest.approx(expected.ends(0.95))
+    base = checking.corrected_mean(
+        scores(judge)["base"], {f"q{n}": float(people["base"][n]) for n in range(100)}, JUDGED
+    )
+    assert f"base scores highest of 2: judge {base.value:.3f}" in right.reason[0]
     assert "rag - base" in right.reason[1]
     mean = checking.corrected_mean(scores(judge)["rag"], {f"q{n}": float(people["rag"][n]) for n in range(100)}, JUDGED)
     assert abs(mean.value - 0.5) < 0.15 < abs(judge["rag"].mean() - 0.5)
