@@ -59,17 +59,19 @@ def count_outcomes(
 ) -> dict[str, int]:
     """Number of questions per outcome, for one arm of a comparison.
 
-    An answer is correct if its metric is at least `CORRECT_SCORE` or it contains a gold answer; every query needs known gold
-    answers. The passage with the answer was shown if the prompt contained any passage of a relevant document.
+    An answer is correct if its metric (token F1 where that is undefined or its grade failed) is at least `CORRECT_SCORE`, or if
+    it contains a gold answer; every query needs known gold answers. The passage with the answer was shown if the prompt
+    contained any passage of a relevant document.
     """
     counts = dict.fromkeys(Outcome, 0)
     for query in queries:
         answer, values = answers[query.query_id], scores[query.query_id]
+        score = values.get(metric, values.get("token_F1", 0.0))
         relevant = set(positives(query)) if config.retrieves(arm) else set()
         outcome = outcome_of(
             query,
             answer,
-            is_correct=max(values.get(metric, 0.0), values.get("contains_answer", 0.0)) >= CORRECT_SCORE,
+            is_correct=max(score, values.get("contains_answer", 0.0)) >= CORRECT_SCORE,
             was_shown=bool(relevant & {document_id_of(name) for name in answer.passage_ids}) if relevant else None,
         )
         counts[outcome] += 1

@@ -59,3 +59,14 @@ def test_each_question_is_counted_once_under_its_outcome(arm: config.Arm, place:
         arm,
     )
     assert sum(together.values()) == len(CASES)
+
+
+def test_token_f1_decides_where_the_metric_is_undefined() -> None:
+    row, given = query("right"), answer("right", "in Paris", ("d1#0",))
+
+    def outcome(values: dict[str, float]) -> list[str]:
+        found = failures.count_outcomes([row], {"right": given}, {"right": values}, "numeric_match", "rag")
+        return [name for name, count in found.items() if count]
+
+    assert outcome({"token_F1": 0.67}) == ["correct"]
+    assert outcome({"token_F1": 0.67, "numeric_match": 0.0}) == ["misread"]
