@@ -10,6 +10,7 @@ import pytest
 
 from ragtune_ray import config, schema
 from ragtune_ray.answering.pipeline import Task, answer_tasks
+from ragtune_ray.answering.rewriting import kind_of, write_searches
 from ragtune_ray.cluster import session
 from ragtune_ray.cluster.serving import generator as generator_module
 from ragtune_ray.cluster.serving.generator import GeneratorReplica
@@ -75,6 +76,26 @@ def test_served_answers_equal_bulk_answers_whole_and_streamed(
         assert isinstance(end, Finished)
         assert "".join(str(piece) for piece in pieces) == end.raw
         assert end.answer.answer == bulk.answer
+
+
+def test_the_replica_writes_the_searches_that_bulk_answering_writes(
+    settings: config.Config, replica: GeneratorReplica
+) -> None:
+    replica._settings = settings.using("retrieval.rewrite=generator", "retrieval.decompose=true")
+    generator = load_generator(settings.generator, Path(settings.generator.model))
+    said = (("user", "Who landed on the Moon?"), ("assistant", "Apollo 11 did."))
+    for question in ("And when was that?", "What are its moons, and which of them is larger? " * 40):
+        job = dataclasses.replace(job_of(question, []), history=said)
+        (bulk,) = write_searches([job.query], generator, replica._settings)
+        served = asyncio.run(replica.write_searches(job, 60))
+        assert dataclasses.replace(served, seconds=0.0) == dataclasses.replace(bulk, seconds=0.0)
+        assert bulk.completion_tokens > 0, "the tiny model wrote something"
+    late = asyncio.run(replica.write_searches(job, 0))
+    assert late.texts == (job.question,)
+    assert [kind_of(reason) for reason in late.fallbacks] == [
+        "rewrite: the generator failed",
+        "split: the generator failed",
+    ]
 
 
 def test_a_disconnected_client_stops_every_reading(
