@@ -192,7 +192,8 @@ def _unique(queries: Iterable[Placed]) -> Iterator[Query | Reject]:
         first, first_place = seen.setdefault(query.query_id, (asked, place))
         if first != asked:
             raise inputs.InputError(
-                f"query id {query.query_id!r} has two texts, at {first_place} and {place}; ids must be unique"
+                f"query id {query.query_id!r} has two {'texts' if first[0] != query.text else 'conversations'}, at {first_place} "
+                f"and {place}; ids must be unique"
             )
         reason = f"query id {query.query_id!r} is already used at {first_place}"
         yield query if first_place == place else reject(place, reason, "row")

@@ -118,6 +118,9 @@ def test_repeated_query_is_rejected_and_two_texts_are_an_error(tmp_path: Path) -
     write(path, doc("a", "One?"), doc("a", "Other?"))
     with pytest.raises(InputError, match=r"'a' has two texts, at .*q\.jsonl:1 and .*q\.jsonl:2"):
         queries(path)
+    write(path, doc("a", "One?"), {**doc("a", "One?"), "messages": [{"role": "user", "content": "Which?"}]})
+    with pytest.raises(InputError, match=r"'a' has two conversations, at .*q\.jsonl:1 and .*q\.jsonl:2"):
+        queries(path)
 
 
 def test_unusable_query_files_are_errors(tmp_path: Path) -> None:

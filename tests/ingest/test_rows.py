@@ -109,6 +109,9 @@ def test_a_question_has_the_messages_before_it() -> None:
     assert query.instruction == "Be brief."
     repeated = query_from_row({**row, "messages": [*said, {"role": "user", "content": "And when was it launched? "}]})
     assert repeated == query, "a conversation that ends in the question itself"
+    other = [{"role": "user", "content": "Who built Kepler?"}]
+    named = {query_from_row({"text": "And when?", "messages": each}).query_id for each in (None, [], said, other, said)}
+    assert len(named) == 3, "an id that is made from the text tells conversations apart"
     assert query_from_row({**row, "messages": None}) == query_from_row({**row, "messages": []}) == query_from_row(row)
 
 

@@ -46,11 +46,15 @@ def unlabelled(rounds: Rounds) -> list[schema.Query]:
         if path
         else [query for query in queries_of(settings, "train") if query.answers is None]
     )
-    known = {query.text.casefold() for split in ("validation", "test") for query in queries_of(settings, split)}
+    known = {
+        (query.messages, query.text.casefold())
+        for split in ("validation", "test")
+        for query in queries_of(settings, split)
+    }
     return [
         dataclasses.replace(query, query_id=f"asked-{query.query_id}", answers=None, split="train")
         for query in found
-        if query.text.casefold() not in known and not rounds.forbidden & set(positives(query))
+        if (query.messages, query.text.casefold()) not in known and not rounds.forbidden & set(positives(query))
     ]
 
 

@@ -7,6 +7,7 @@ instead of a text. What could mean two things is refused by `ingest.rows`, and w
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -57,7 +58,9 @@ def query_fields(row: dict[str, Any], notices: Notices) -> dict[str, Any]:
     text, messages = _asked(row)
     query_id = _first(row, IDS)
     if query_id is None and isinstance(text, str) and text.strip():
-        query_id = f"q-{hashlib.sha256(text.encode('utf-8', 'replace')).hexdigest()[:12]}"
+        # One follow-up, such as "And when?", may be asked in many conversations.
+        asked = json.dumps([text, messages], default=str) if messages else text
+        query_id = f"q-{hashlib.sha256(asked.encode('utf-8', 'replace')).hexdigest()[:12]}"
         notices["no id: made from the text of the question"] += 1
     ids = _first(row, ("document_ids", "document_id"))
     if ids is not None and not isinstance(ids, list):
