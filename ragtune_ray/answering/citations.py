@@ -33,7 +33,7 @@ MARK = re.compile(rf"[\[【［]\s*({_NUMBERS})\s*(?:†[^\]】］\n]{{0,40}})?[\
 _SPAN = re.compile(r"(\d+)(?:\s*[-–—~－～]\s*(\d+))?")
 _MARKS = rf"(?:[ \t]*{MARK.pattern})*"
 _CITED_SENTENCE_END = re.compile(
-    rf"""[.!?]["'”’)\]]*{_MARKS}(?=\s|\Z)|[。！？]["”’』」）]*{_MARKS}|\n(?:{_MARKS}(?=\s|\Z))"""
+    rf"""[.!?]["'”’)\]]*{_MARKS}(?=\s|\Z)|[。！？]["”’』」）]*{_MARKS}|\n(?:{_MARKS}(?=\s|\Z))?"""
 )
 """As `_SENTENCE_OR_LINE_END`, in a text with marks: those that follow belong to the sentence before them."""
 _UNFINISHED_MARK = re.compile(r"\s*[\[【［][\d\s,，、;；&–—~－～-]{0,40}$")

@@ -59,11 +59,12 @@ LONGEST_TOKEN_CHARACTERS = 64
 _IN_WORD = regex.compile(r"(?<=\w)(?=\w)")
 _NON_SPACE = re.compile(r"\S")  # `re`, not `regex`: like str.strip it counts U+001C to U+001F as whitespace
 _LAST_WORD = regex.compile(r"[\w.]+$")
-_ABBREVIATION = regex.compile(
+ABBREVIATION = regex.compile(
     r"\p{Lu}|\p{L}(?:\.\p{L})+"  # "J", "U.S", "e.g", "a.m"
     r"|(?i:al|approx|apr|aug|ave|ca|capt|cf|ch|co|col|corp|dec|dept|dr|eds?|eq|est|etc|feb|figs?|ft|gen|gov|hon|inc|jan|jr"
     r"|jul|jun|lt|ltd|maj|mar|messrs|mrs?|ms|mt|nos?|nov|oct|op|pp?|pres|prof|ref|rep|rev|sec|sen|sept?|sgt|sr|st|viz|vol|vs)"
 )
+"""A word, without its last full stop, after which a full stop ends no sentence; initials, too."""
 _WORD = regex.compile(rf"[{UNSPACED_SCRIPTS}]\p{{M}}*|(?:(?![{UNSPACED_SCRIPTS}])\w)+|\S")
 
 
@@ -339,7 +340,7 @@ def _is_break(text: str, match: regex.Match[str]) -> bool:
         return True
     if word[0].isdecimal():
         return bool(before[: word.start()].rstrip(" \t")[-1:].strip())
-    return not _ABBREVIATION.fullmatch(word[0])
+    return not ABBREVIATION.fullmatch(word[0])
 
 
 def _skip_space(text: str, position: int) -> int:

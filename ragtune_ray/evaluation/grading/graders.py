@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from ragtune_ray import config
-from ragtune_ray.answering import citations
 from ragtune_ray.evaluation.grading import groundedness, judge
 from ragtune_ray.evaluation.grading.asking import open_asker
 from ragtune_ray.evaluation.grading.semantic import SemanticGrader
+from ragtune_ray.evaluation.grading.sentences import checked_sentences
 from ragtune_ray.evaluation.grading.task import Grade, Grader, GradingError, Task, fixed_value
 from ragtune_ray.models import weights
 from ragtune_ray.models.encoder import load_encoder
@@ -130,19 +130,16 @@ def _fixed_groundedness(query: Query, value: float) -> Grade:
 
 
 def _groundedness_task(query: Query, answer: Answer, shown: Mapping[str, str]) -> Task:
-    spans = citations.sentences(answer.answer)
     by_answer = tuple(dict.fromkeys(citation.passage_id for citation in answer.citations))
-    by_sentence = answer.sentence_citations or ()
-    if len(by_sentence) != len(spans):
-        by_sentence = (by_answer,) * len(spans)
+    found = checked_sentences(answer.answer, answer.sentence_citations, by_answer)
     places = {name: place for place, name in enumerate(shown)}
     return Task(
         _asked(query),
         (),
         answer.answer,
         tuple(shown.values()),
-        tuple(answer.answer[start:end] for start, end in spans),
-        tuple(tuple(places[name] for name in names if name in places) for names in by_sentence),
+        tuple(text for text, _ in found),
+        tuple(tuple(places[name] for name in names if name in places) for _, names in found),
     )
 
 
