@@ -120,7 +120,7 @@ def step_prompt(
     turns = _short_turns(query) if step == "rewrite" else []
     while True:
         rewrites = step == "rewrite"
-        shown = _conversation(turns, _line(query.text)) if rewrites else f"Question: {_line(so_far.texts[0])}"
+        shown = _conversation(turns, _line(query.text)) if rewrites else f"Question: {_end(so_far.texts[0])}"
         taught = (turn for asked, reply in EXAMPLES[step] for turn in (("user", asked), ("assistant", reply)))
         messages = (("system", SYSTEM[step]), *taught, ("user", shown))
         try:
@@ -142,6 +142,11 @@ def _short_turns(query: schema.Query) -> list[str]:
 
 def _line(text: str) -> str:
     return " ".join(text.split())[:MOST_CHARACTERS]
+
+
+def _end(text: str) -> str:
+    """The end of a text, in one line: after the last turns of a conversation, the question comes last."""
+    return " ".join(text.split())[-MOST_CHARACTERS:]
 
 
 def step_options(step: Step, settings: config.Config) -> DecodingOptions:
@@ -172,14 +177,16 @@ def after(step: Step, query: schema.Query, so_far: schema.Searches, completion: 
             "several lines" if len(lines) > 1 else _reason(lines[0], [query.text, *(text for _, text in query.history)])
         )
         return _fallen_back(counted, f"{step}: {reason}") if reason else dataclasses.replace(counted, texts=(lines[0],))
-    whole = so_far.texts[0]
-    parts = [line for line in dict.fromkeys(lines) if _line(line).casefold() != _line(whole).casefold()]
+    whole, known = so_far.texts[0], {_line(text).casefold() for text in so_far.texts}
+    parts = [line for line in dict.fromkeys(lines) if _line(line).casefold() not in known]
     reason = (
         "too many lines"
         if len(parts) > MOST_PARTS
         else next(filter(None, (_reason(part, [whole]) for part in parts)), "")
     )
-    return _fallen_back(counted, f"{step}: {reason}") if reason else dataclasses.replace(counted, texts=(whole, *parts))
+    if reason:
+        return _fallen_back(counted, f"{step}: {reason}")
+    return dataclasses.replace(counted, texts=(*so_far.texts, *parts))
 
 
 def kind_of(fallback: str) -> str:

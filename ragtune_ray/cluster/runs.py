@@ -38,6 +38,8 @@ class RunFacts(TypedDict, total=False):
     rewriting: Mapping[str, Any]
     """What writing the texts for the searches cost: the facts of a run of `rewrite`, and its `path`; absent without one."""
     # rewrite
+    method: str
+    """Digest of all that the texts depend on except the queries."""
     num_rewritten: int
     num_split: int
     fallbacks: dict[str, int]

@@ -197,6 +197,18 @@ def test_the_rewritten_question_is_split_and_both_are_paid_for() -> None:
     assert (found.prompt_tokens, found.completion_tokens, found.seconds) == (200, 14, 1.0)
 
 
+def test_a_question_after_long_turns_is_shown_whole_and_still_searched_alone() -> None:
+    long = schema.Message("user", "Tell me about telescopes. " * 40)
+    asked = dataclasses.replace(COMPARED, messages=(long, schema.Message("assistant", "They see far.")))
+    parts = ("When was Hubble launched?", "When was Kepler launched?")
+    writer = Writer("\n".join(parts))
+    found = written(asked, writer, SPLIT.using("retrieval.rewrite=last_turns"))
+    assert writer.seen[0].messages[-1][1].endswith(COMPARED.text)
+    assert found.texts[1:] == (COMPARED.text, *parts)
+    unchanged = written(asked, Writer(COMPARED.text), SPLIT.using("retrieval.rewrite=last_turns"))
+    assert unchanged.texts == (found.texts[0], COMPARED.text)
+
+
 def test_chinese_conversations_are_compared_by_characters() -> None:
     said = (schema.Message("user", "哈勃望远镜是谁建造的？"), schema.Message("assistant", "美国国家航空航天局。"))
     query = schema.Query("q", "它是什么时候发射的？", None, (), (), "all", said)

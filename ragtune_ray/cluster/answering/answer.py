@@ -64,7 +64,7 @@ def answer(settings: config.Config, known: str = "") -> Answers:
             if known:
                 _take_over(known, directory, staged, settings.answer.unit_queries, index_manifest, generator)
             with run.session(version):
-                searches.write(staged)
+                searches.write(staged, runs.read_manifest(known).get("rewriting", {}).get("path", "") if known else "")
                 summaries = _answer_units(settings, version, staged, directory, generator, searches)
             _refuse_failures(settings, directory, summaries, staged.num_queries)
             _publish(run, directory, summaries, staged, version, generator, searches)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ragtune_ray import config, progress, schema
@@ -33,6 +34,8 @@ class Searching:
 
     run: runs.Run | None
     """Writes them with the generator; None: they follow from the queries alone."""
+    method: str = ""
+    """Digest of all that they depend on except the queries."""
 
     @classmethod
     def of(cls, settings: config.Config, staged: staged_queries.StagedQueries) -> Searching:
@@ -41,10 +44,9 @@ class Searching:
         rewrites = given.rewrite == "generator" and staged.num_follow_ups > 0
         if not (rewrites or given.decompose):
             return cls(None)
-        identity = {
+        method = {
             "format": runs.RUN_FORMAT,
-            "queries": staged.fingerprint,
-            "rewrite": given.rewrite if rewrites else "none",
+            "rewrite": given.rewrite if staged.num_follow_ups else "none",
             "decompose": given.decompose,
             "prompts": checksums.digest([rewriting.SYSTEM, rewriting.EXAMPLES]),
             "max_tokens": settings.prompt.max_tokens,
@@ -53,7 +55,8 @@ class Searching:
             "unit_queries": settings.answer.unit_queries,
             "seed": settings.seed,
         }
-        return cls(runs.Run.of(settings, "rewrite", identity))
+        run = runs.Run.of(settings, "rewrite", {**method, "queries": staged.fingerprint})
+        return cls(run, checksums.digest(method))
 
     @property
     def url(self) -> str:
@@ -67,12 +70,20 @@ class Searching:
         run = self.run.url if self.run else ""
         return runs.retrieval_identity(settings, index_manifest, staged.num_follow_ups, run)
 
-    def write(self, staged: staged_queries.StagedQueries) -> None:
-        """Write them, unless they are already written or no generator is needed; a Ray session must be open."""
+    def write(self, staged: staged_queries.StagedQueries, known: str = "") -> None:
+        """Write them, unless they are already written or no generator is needed; a Ray session must be open.
+
+        Args:
+            staged: the queries.
+            known: a run that wrote them for the first of these queries, and perhaps in another way; empty: none.
+        """
         if self.run is None or artifacts.is_finished(self.run.url):
             return
         directory = filesystem.join(self.run.work, "searches")
-        _publish(self.run, directory, _write_units(self.run.settings, staged, directory), staged)
+        if known and artifacts.is_finished(known) and runs.read_manifest(known).get("method") == self.method:
+            _take_over(known, directory, staged, self.run.settings.answer.unit_queries)
+        summaries = _write_units(self.run.settings, staged, directory)
+        _publish(self.run, directory, summaries, staged, self.method)
 
     def facts(self) -> runs.RunFacts:
         """What writing them cost, for the manifest of the job; nothing if no generator was needed."""
@@ -96,6 +107,26 @@ def _write_units(settings: config.Config, staged: staged_queries.StagedQueries, 
     return stages.run_stage("rewrite", directory, units, work, counted="queries", rows_of=runs.num_queries)
 
 
+def _take_over(known: str, directory: str, staged: staged_queries.StagedQueries, unit_queries: int) -> None:
+    """Commit the units that another run has written, with its time, as if they had just been finished."""
+    table = pq.read_table(artifacts.open_artifact(known, "rewrite").path / SEARCHES)
+    count, busy, now = table.num_rows, runs.read_manifest(known)["busy_seconds"]["rewriting"], time.time()
+    if table["query_id"].to_pylist() != [row.query_id for row in staged_queries.read_queries(staged.url, 0, count)]:
+        return
+    finished = stages.finished_units(directory)
+    for unit in staged_queries.units(staged, unit_queries):
+        if unit["stop"] <= count and unit["unit"] not in finished:
+            rows = table.slice(unit["start"], unit["stop"] - unit["start"])
+            _commit(directory, unit["unit"], rows, now - busy * rows.num_rows / count)
+
+
+def _commit(directory: str, unit: int, rows: pa.Table, started: float) -> str:
+    with tempfile.TemporaryDirectory(prefix="ragtune-rewrite-") as temporary:
+        path = Path(temporary) / SEARCHES
+        pq.write_table(rows, path, write_page_checksum=True)
+        return stages.commit_unit(directory, unit, {"parquet": path}, started=started, ended=time.time())
+
+
 class RewriteUnit(stages.UnitWorker):
     """A generator that writes the texts for the searches of one unit of queries at a time."""
 
@@ -115,16 +146,15 @@ class RewriteUnit(stages.UnitWorker):
             found = [schema.Searches(row.query_id, row.text, (row.text,), reason) for row in rows]
         else:
             found = rewriting.write_searches(rows, self._generator, self._settings)
-        with tempfile.TemporaryDirectory(prefix="ragtune-rewrite-") as temporary:
-            path = Path(temporary) / SEARCHES
-            pq.write_table(schema.to_table(found, schema.Searches), path, write_page_checksum=True)
-            return stages.commit_unit(
-                self._directory, unit["unit"], {"parquet": path}, started=started, ended=time.time()
-            )
+        return _commit(self._directory, unit["unit"], schema.to_table(found, schema.Searches), started)
 
 
 def _publish(
-    run: runs.Run, directory: str, summaries: Sequence[stages.Summary], staged: staged_queries.StagedQueries
+    run: runs.Run,
+    directory: str,
+    summaries: Sequence[stages.Summary],
+    staged: staged_queries.StagedQueries,
+    method: str,
 ) -> None:
     staging = artifacts.stage(run.url)
     counts: Counter[str] = Counter()
@@ -134,13 +164,15 @@ def _publish(
             writer.write_table(schema.conformed(table, schema.Searches))
             for row in schema.from_table(table, schema.Searches):
                 counts["num_rewritten"] += row.texts[0] != row.query
-                counts["num_split"] += len(row.texts) > 1
+                # With `last_turns`, the question alone comes second.
+                counts["num_split"] += len(row.texts) > (2 if row.texts[1:2] == (row.query,) else 1)
                 counts["prompt_tokens"] += row.prompt_tokens
                 counts["completion_tokens"] += row.completion_tokens
                 fallbacks.update(map(rewriting.kind_of, row.fallbacks))
     busy = sum(summary["ended"] - summary["started"] for summary in summaries)
     facts: runs.RunFacts = {
         "input": {"fingerprint": staged.fingerprint, "num_queries": staged.num_queries},
+        "method": method,
         "num_rewritten": counts["num_rewritten"],
         "num_split": counts["num_split"],
         "fallbacks": dict(sorted(fallbacks.items())),

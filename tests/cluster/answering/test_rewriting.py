@@ -100,6 +100,20 @@ def test_a_follow_up_is_rewritten_searched_answered_and_paid_for(
     assert by_id["f0"].passage_ids[0].startswith("d4#")
     assert by_id["f0"].query == "And its code?", "the answer is to the question as it was asked"
 
+    # A job with more questions takes over what one with the first of them wrote.
+    more = written.using("seed=1")
+    with session.ray_session(more.cluster):
+        asked, known, last = len(server.requests), "", None
+        for limit, requests in ((16, 4), (24, 8)):
+            with staged_queries.staged_queries(more.using(f"queries.limit={limit}")) as staged:
+                last = Searching.of(more, staged)
+                last.write(staged, known)
+                assert last.run is not None
+                known = last.run.url
+            asked += requests
+            assert len(server.requests) == asked
+        assert last.facts()["rewriting"]["prompt_tokens"] == 12 * 7, "all are paid for"
+
     # The same conversation, asked alone and at the endpoint.
     query = staged_queries.selected_queries(written)[12]
     alone = ask(written, query.text, query.messages)
@@ -145,7 +159,7 @@ def test_a_retriever_learns_from_the_text_that_is_searched_for(
 
 
 def test_questions_without_a_conversation_keep_the_names_of_their_runs(tmp_path: Path, settings_for) -> None:
-    """Whatever `retrieval.rewrite` says, such questions are searched as they are."""
+    """For any `retrieval.rewrite`, such questions are searched as they are."""
     alone = schema.Query("q", "Who?", None, (), (), "all")
     path = tmp_path / "q.jsonl"
     path.write_text(json.dumps({"query_id": "q", "text": "Who?"}) + "\n")
@@ -164,6 +178,11 @@ def test_questions_without_a_conversation_keep_the_names_of_their_runs(tmp_path:
     assert set(split) - set(before) == {"decompose", "rewriting"}
     path.write_text(json.dumps({"query_id": "q", "text": "Who?", "messages": SAID}) + "\n")
     assert identity(settings.using("retrieval.rewrite=none")) == {**before, "rewrite": "none"}
+    split_ways = {
+        identity(settings.using("retrieval.decompose=true", f"retrieval.rewrite={way}"))["rewriting"]
+        for way in ("none", "last_turns", "generator")
+    }
+    assert len(split_ways) == 3, "what is split after the last turns is not what is split alone"
     written = identity(settings.using("retrieval.rewrite=generator"))
     assert set(written) - set(before) == {"rewrite", "rewriting"}
     assert alone.identity()[-1] == "all"
