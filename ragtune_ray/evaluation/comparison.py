@@ -154,6 +154,16 @@ class Questions(_Part):
     needed: int | None = None
     """Questions that would probably decide, if the arms differ as they do so far; None: these questions decide."""
 
+    def kinds(self) -> str:
+        """How many are answerable, as far as that is known.
+
+        >>> Questions(total=3, answerable=2, unanswerable=1).kinds(), Questions(total=9, answerable=0, unanswerable=0).kinds()
+        ('2 answerable and 1 not', '9 without gold answers')
+        """
+        unknown = self.total - self.answerable - self.unanswerable
+        known = [f"{self.answerable:,} answerable and {self.unanswerable:,} not"] if self.total > unknown else []
+        return ", ".join([*known, *([f"{unknown:,} without gold answers"] if unknown else [])])
+
 
 class Looks(_Part):
     """How many questions were asked where asking stopped with the verdict (`compare.until: decided`)."""
@@ -250,8 +260,8 @@ class Example(_Part):
 
     query_id: str
     query: str
-    gold: tuple[str, ...] = ()
-    """Gold answers; empty: unanswerable."""
+    gold: tuple[str, ...] | None = ()
+    """Gold answers; empty: unanswerable. None: unknown."""
     answers: dict[str, ExampleAnswer] = {}
 
 

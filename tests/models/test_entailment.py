@@ -5,28 +5,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForSequenceClassification
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertForSequenceClassification
 
 from ragtune_ray.models.entailment import EntailmentModel
 from ragtune_ray.models.weights import ModelError
+from tests.support.models import save_nli_model
 
 PAIRS = [("the moon is far", "it is far"), ("mars", "mars is red and has two moons"), ("a" * 300, "b")]
 
 
 @pytest.fixture(scope="module")
 def directory(encoder_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A BERT of 2 layers with three labels, entailment in the middle."""
     directory = tmp_path_factory.mktemp("nli")
-    tokenizer = AutoTokenizer.from_pretrained(encoder_directory)
-    tokenizer.model_max_length = 128
-    tokenizer.save_pretrained(directory)
-    torch.manual_seed(1)
-    labels = {0: "contradiction", 1: "Entailment", 2: "neutral"}
-    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
-    settings = BertConfig(
-        vocab_size=len(tokenizer), max_position_embeddings=128, initializer_range=0.4, id2label=labels, **shape
-    )
-    BertForSequenceClassification(settings).save_pretrained(directory)
+    save_nli_model(directory, encoder_directory)
     return directory
 
 

@@ -122,3 +122,19 @@ class Touching:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (Path.touch, (self.canary,))
+
+
+def save_nli_model(directory: Path, encoder_directory: Path) -> None:
+    """A BERT of 2 layers with three labels, entailment in the middle, and the tokenizer of the encoder."""
+    from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
+
+    tokenizer = AutoTokenizer.from_pretrained(encoder_directory)
+    tokenizer.model_max_length = 128
+    tokenizer.save_pretrained(directory)
+    torch.manual_seed(1)
+    labels = {0: "contradiction", 1: "Entailment", 2: "neutral"}
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    settings = BertConfig(
+        vocab_size=len(tokenizer), max_position_embeddings=128, initializer_range=0.4, id2label=labels, **shape
+    )
+    BertForSequenceClassification(settings).save_pretrained(directory)

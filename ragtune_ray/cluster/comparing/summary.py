@@ -243,7 +243,7 @@ def _examples(
         comparison.Example(
             query_id=query_id,
             query=by_id[query_id].text,
-            gold=tuple(by_id[query_id].answers or ()),
+            gold=by_id[query_id].answers,
             answers=answers(query_id),
         )
         for query_id in examples.most_telling(scores, metric, settings.compare.num_examples)

@@ -51,8 +51,7 @@ def _verdict_lines(facts: Comparison) -> list[str]:
     verdict = [("verdict", facts.verdict.headline), *(("", reason) for reason in facts.verdict.reason)]
     warnings = [("warning", text) for text in facts.verdict.warnings]
     questions = (
-        f"{count.total:,} ({count.answerable:,} answerable, {count.unanswerable:,} not) of {facts.title}; "
-        f"brackets are {100 * facts.confidence:g} % intervals"
+        f"{count.total:,} ({count.kinds()}) of {facts.title}; brackets are {100 * facts.confidence:g} % intervals"
     )
     rows = [*verdict, *warnings, ("questions", questions)]
     return [line for name, text in rows for line in _paragraph(f"{name:<11}", text)]

@@ -2,14 +2,17 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ragtune_ray import config
 from ragtune_ray.cluster.grading import grade, workers
 from ragtune_ray.evaluation.grading.task import Grade, GradingError, Task
+from ragtune_ray.models.entailment import EntailmentModel
 from ragtune_ray.schema import Answer, Passage, Query
 from tests.support.answered import grade_in_this_process, publish_answers
 from tests.support.comparisons import answer_row
+from tests.support.models import save_nli_model
 
 
 class Scripted:
@@ -187,3 +190,30 @@ def test_a_killed_run_keeps_what_it_graded(
     found = grade.grade(settings, queries(100), runs)
     assert sorted(grader.seen) == sorted(f"answer {number}" for number in range(100)), "each once, over both runs"
     assert len(found.values["base"]) == 100
+
+
+def test_an_nli_model_grades_without_any_judge(
+    workspace: str,
+    passages: list[Passage],
+    encoder_directory: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    directory = tmp_path_factory.mktemp("nli")
+    save_nli_model(directory, encoder_directory)
+    grade_in_this_process(monkeypatch)
+    query = Query("q0", "Who?", None, (), (), "test")
+    answers = {"one": "the sun is a star.", "two": "mars is red. the moon is far."}
+    runs, expected = {}, {}
+    model = EntailmentModel(str(directory), "cpu")
+    for arm, text in answers.items():
+        row = answer_row("q0", text, (passages[0].passage_id,), index_version="000001")
+        runs[arm] = publish_answers(workspace, arm, [row], "000001")
+        sentences = [f"{part.rstrip('.')}." for part in text.split(". ")]
+        expected[arm] = np.mean(model.probabilities([(passages[0].text, each) for each in sentences]) >= 0.5)
+    given = config.load_config(
+        {"workspace": workspace, "evaluate.metrics": ["groundedness"], "evaluate.nli_model": str(directory)}
+    )
+    found = grade.grade(given, [query], runs)
+    assert {arm: found.values[arm]["q0"]["groundedness"] for arm in runs} == expected
+    assert found.facts["groundedness"]["requests"] == 0

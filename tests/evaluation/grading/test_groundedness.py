@@ -10,7 +10,7 @@ from ragtune_ray.evaluation.grading import graders, groundedness
 from ragtune_ray.evaluation.grading.asking import Asker
 from ragtune_ray.evaluation.grading.task import Grade, Task
 from ragtune_ray.generation.interface import Completion
-from ragtune_ray.schema import Citation, Query
+from ragtune_ray.schema import Citation, Message, Query
 from tests.support.comparisons import answer_row
 
 
@@ -160,3 +160,11 @@ def test_a_judge_checks_an_arm_without_passages_against_those_of_another() -> No
     nothing = graders.task_of("judge", QUERY, answer_row("q", "me"), {}, ())
     assert isinstance(nothing, Grade)
     assert "neither" in nothing.error or "no gold answers" in nothing.error
+
+
+def test_the_turns_before_a_question_are_read_with_it() -> None:
+    turns = (Message("system", "Be brief."), Message("user", "Who was first?"), Message("assistant", "Armstrong."))
+    query = Query("q", "And second?", ("Aldrin",), (), (), "test", turns)
+    task = graders.task_of("judge", query, answer_row("q", "Aldrin"), {}, ())
+    assert isinstance(task, Task)
+    assert task.query == "user: Who was first?\nassistant: Armstrong.\nAnd second?"
