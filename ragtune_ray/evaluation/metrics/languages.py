@@ -37,6 +37,7 @@ _KANA_SHARE = 0.1  # of Japanese text; Chinese has none
 _STOP_SHARE = 0.15  # running text has 0.3 to 0.5
 _CLEARLY = 1.5
 _WARNED_SHARE, _WARNED_SHARE_UNKNOWN = 0.2, 0.5
+_NEARLY_ALL = 0.98
 _MOST_TEXTS = 2000
 
 
@@ -129,4 +130,5 @@ def warning(what: str, texts: Sequence[str], language: Language) -> str:
     advice = f"set evaluate.language={name}" if share > 1 / 2 else "score each language by itself"
     if what != "the gold answers":
         advice = "an answer in another language than the gold answer is wrong to every metric that compares words"
-    return f"About {share:.0%} of {what} are in {NAMES[name]}, but evaluate.language is {language}: {advice}."
+    amount = "Nearly all" if share > _NEARLY_ALL else f"About {share:.0%}"
+    return f"{amount} of {what} are in {NAMES[name]}, but evaluate.language is {language}: {advice}."

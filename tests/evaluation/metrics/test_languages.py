@@ -101,15 +101,15 @@ def test_gold_answers_and_each_arm_are_warned_about() -> None:
     answers = {"base": rows(SENTENCES["en"]), "rag": rows(SENTENCES["de"]), "ft": rows(SENTENCES["en"], abstained=True)}
     assert scoring.language_warnings(queries, answers, "de") == [
         (
-            "About 100% of the answers of base are in English, but evaluate.language is de: an answer in another language "
+            "Nearly all of the answers of base are in English, but evaluate.language is de: an answer in another language "
             "than the gold answer is wrong to every metric that compares words."
         )
     ]
     first, second = scoring.language_warnings(queries, answers, "en")
     assert (
-        first == "About 100% of the gold answers are in German, but evaluate.language is en: set evaluate.language=de."
+        first == "Nearly all of the gold answers are in German, but evaluate.language is en: set evaluate.language=de."
     )
-    assert second.startswith("About 100% of the answers of rag are in German, but evaluate.language is en")
+    assert second.startswith("Nearly all of the answers of rag are in German, but evaluate.language is en")
     assert warning("the gold answers", [SENTENCES["de"]] * 3 + [SENTENCES["en"]] * 6, "en").endswith(
         "score each language by itself."
     )
