@@ -37,11 +37,11 @@ from ragtune_ray.cluster.training import train
 from ragtune_ray.cluster.tuning import tune
 from ragtune_ray.cluster.tuning.judging import queries_of
 from ragtune_ray.evaluation import intervals
+from ragtune_ray.evaluation.questions.writing.agreement import says_the_same
 from ragtune_ray.ingest import splits
 from ragtune_ray.models.arms import Pair
 from ragtune_ray.storage import filesystem
 from ragtune_ray.tuning.ledger import Ledger, Row
-from ragtune_ray.tuning.pseudo_labels import says_the_same
 
 DATA = "../shared/data/squad/squad-v1.1-24articles.json"
 CONFIG = "configs/squad.yaml"

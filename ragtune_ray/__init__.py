@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ragtune_ray.cluster.comparing.compare import compare
     from ragtune_ray.cluster.indexing.index import build_index
     from ragtune_ray.cluster.indexing.update import delete_documents, upsert_documents
+    from ragtune_ray.cluster.questions.questions import write_questions
     from ragtune_ray.cluster.serving.serve import serve
     from ragtune_ray.cluster.training.train import train
     from ragtune_ray.cluster.tuning.tune import tune
@@ -48,6 +49,8 @@ __all__ = [  # noqa: RUF022  # by stage
     "evaluate",
     "compare",
     "calibrate",
+    # documents -> questions
+    "write_questions",
     # scores -> better models
     "train",
     "tune",
@@ -73,6 +76,7 @@ _MODULES = {
     "evaluate": "cluster.answering.evaluate",
     "compare": "cluster.comparing.compare",
     "calibrate": "cluster.comparing.calibrate",
+    "write_questions": "cluster.questions.questions",
     "train": "cluster.training.train",
     "tune": "cluster.tuning.tune",
     "serve": "cluster.serving.serve",
@@ -93,12 +97,13 @@ class RagtuneError(Exception):
             index       IndexDataError, SelectionError, PlanError
             generation  GeneratorError, Overloaded, RequestFailed
             answering   PromptError
-            evaluation  MetricError, ComparisonError, GradingError, ReplyError, LabelError
+            evaluation  MetricError, ComparisonError, GradingError, ReplyError, LabelError, DrawingError,
+                        ReviewError
             training    TrainingError
             tuning      LedgerError
             serving     ApiError (an HTTP status and message), HotSwapError, McpMissingError
             cluster     StartError, StageError, CorpusError, DuplicateError, UpdateError, OvertakenError, AnswerError,
-                        EvaluationError, MeasureError, TuneError, ServeError
+                        EvaluationError, MeasureError, QuestionsError, TuneError, ServeError
     """
 
 

@@ -36,7 +36,7 @@ from ragtune_ray.cli.label_command import label_app
 from ragtune_ray.cli.questions_commands import questions_app
 
 VERBS = [
-    *("init", "questions", "plan", "index", "retrieve", "answer", "evaluate", "label", "calibrate", "compare"),
+    *("init", "plan", "index", "questions", "retrieve", "answer", "evaluate", "label", "calibrate", "compare"),
     *("train", "tune", "ask", "serve", "mcp", "versions", "diff", "rollback", "gc", "verify"),
     *("doctor", "models", "settings"),
 ]
@@ -62,9 +62,9 @@ app = typer.Typer(
     add_completion=True,
 )
 app.add_typer(index_app)
-app.add_typer(questions_app)
 app.add_typer(upkeep_app)
 app.add_typer(label_app)
+app.add_typer(questions_app)
 
 
 def _show_version(is_asked: bool) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated
+from typing import Annotated, Any, ClassVar
 
 import typer
+import typer.core
 
 import ragtune_ray as rt
 from ragtune_ray import progress
@@ -22,6 +23,22 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="SECTION.FIELD=VALUE", help="Settings that override those of the file.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the path.")]
+
+
+class DefaultCommand(typer.core.TyperGroup):
+    """A group of which one command is meant where none is named: `ragtune index CONFIG` is `ragtune index corpus CONFIG`."""
+
+    default: ClassVar[str]
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Insert the name of the default command where the first argument is not that of a command."""
+        named = not args or args[0] in self.commands or args[0] == "--help"
+        return super().parse_args(ctx, args if named else [self.default, *args])
+
+    def format_usage(self, ctx: Any, formatter: Any) -> None:
+        """Show both forms."""
+        formatter.write_usage(ctx.command_path, "CONFIG [SECTION.FIELD=VALUE]...")
+        formatter.write_usage(ctx.command_path, "COMMAND CONFIG ...", prefix=" " * len("Usage: "))
 
 
 def load(path: str, overrides: Sequence[str] | None) -> rt.Config:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-import typer.core
 
 import ragtune_ray as rt
 from ragtune_ray.cli.common import (
@@ -14,6 +13,7 @@ from ragtune_ray.cli.common import (
     FAILED,
     AsJson,
     ConfigPath,
+    DefaultCommand,
     Overrides,
     begin,
     divide,
@@ -27,16 +27,10 @@ if TYPE_CHECKING:
     from ragtune_ray.cluster.indexing.change import IndexVersion
 
 
-class _CorpusByDefault(typer.core.TyperGroup):
+class _CorpusByDefault(DefaultCommand):
     """`ragtune index CONFIG` is short for `ragtune index corpus CONFIG`."""
 
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        named = not args or args[0] in self.commands or args[0] == "--help"
-        return super().parse_args(ctx, args if named else ["corpus", *args])
-
-    def format_usage(self, ctx: Any, formatter: Any) -> None:
-        formatter.write_usage(ctx.command_path, "CONFIG [SECTION.FIELD=VALUE]...")
-        formatter.write_usage(ctx.command_path, "COMMAND CONFIG ...", prefix=" " * len("Usage: "))
+    default = "corpus"
 
 
 index_app = typer.Typer(

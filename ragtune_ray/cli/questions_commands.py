@@ -1,24 +1,89 @@
-"""The verbs about sets of questions."""
+"""The verbs about sets of questions: writing, reviewing and checking them."""
 
 from __future__ import annotations
 
+import contextlib
+import getpass
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 import ragtune_ray as rt
 from ragtune_ray import progress
-from ragtune_ray.cli.common import AsJson, divide, load, print_lines
+from ragtune_ray.cli.common import (
+    AsJson,
+    ConfigPath,
+    DefaultCommand,
+    Overrides,
+    begin,
+    divide,
+    finish,
+    load,
+    print_lines,
+)
+
+
+class _WriteByDefault(DefaultCommand):
+    """`ragtune questions CONFIG` is short for `ragtune questions write CONFIG`."""
+
+    default = "write"
+
 
 _YAML = (".yaml", ".yml")
 questions_app = typer.Typer(
     name="questions",
-    help="Look at a set of questions.",
+    cls=_WriteByDefault,
+    help="Write questions about the documents of the index, review them, and look at a set of questions.",
+    epilog="`ragtune questions CONFIG` is short for `ragtune questions write CONFIG`.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
+
+
+@questions_app.command()
+def write(path: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Write questions with answers and evidence. Reports what each filter threw out; see the section `questions`."""
+    settings = load(path, overrides)
+    begin("questions", settings, settings.workspace)
+    written = rt.write_questions(settings)
+    from ragtune_ray.cluster.questions.questions import report_lines
+
+    print_lines(report_lines(written))
+    finish(written, as_json)
+
+
+@questions_app.command()
+def review(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="The directory of a run of `ragtune questions`.")],
+    output: Annotated[
+        Path, typer.Option(help="Where accepted and mended questions go; an existing review goes on.")
+    ] = Path("reviewed.jsonl"),
+    by: Annotated[str, typer.Option(help="Who reviews; default: the name of this account.")] = "",
+    in_terminal: Annotated[bool, typer.Option("--terminal", help="Review here, not in a browser.")] = False,
+    port: Annotated[int, typer.Option(help="Port of the page on this machine; 0 takes a free one.")] = 0,
+) -> None:
+    """Accept, mend or reject written questions, one by one. The result is a file for queries.path."""
+    from ragtune_ray.evaluation.questions.writing.review import open_desk
+
+    desk = open_desk(run, output, by or getpass.getuser())
+    if in_terminal:
+        from ragtune_ray.cli.reviewing import review as review_here
+
+        review_here(desk, input, lambda line: typer.echo(line, err=True))
+    else:
+        from ragtune_ray.serving.review import app
+
+        with contextlib.suppress(KeyboardInterrupt):  # the way to end it
+            app.serve(
+                desk, port, lambda address: progress.say(f"questions: open {address} and press Ctrl-C at the end")
+            )
+    desk.write()
+    counts = ", ".join(f"{count} {verdict}" for verdict, count in desk.counts().items())
+    print_lines([f"{desk.num_done()} of {len(desk.questions)} decided: {counts}"])
+    typer.echo(str(output))
 
 
 def _settings(path: str, given: str, overrides: Sequence[str]) -> rt.Config:

@@ -66,6 +66,21 @@ class RunFacts(TypedDict, total=False):
     evaluated: str
     golden: dict[str, str]
     verdict: dict[str, Any]
+    # questions
+    num_questions: int
+    num_drawn: int
+    """Passages, or pairs of them, about which a question was asked for."""
+    refused: dict[str, int]
+    """Reason -> number of questions thrown out for it, in the order of the filters."""
+    malformed_replies: int
+    """Replies of another form than the one asked for, also those that a further attempt mended."""
+    found: dict[str, int]
+    """Kept questions whose document was among `retrieval.top_k` hits, and those that have a document."""
+    splits: dict[str, int]
+    usage: dict[str, int]
+    generator: str
+    notice: str
+    """What to know before using the result; empty if there is nothing."""
     # examples
     num_train: int
     num_validation: int

@@ -22,6 +22,7 @@ from ragtune_ray.config.generation import Generator
 from ragtune_ray.config.index import Index, Retrieval
 from ragtune_ray.config.ingest import Chunking, Corpus, Queries
 from ragtune_ray.config.models import Encoder
+from ragtune_ray.config.questions import Questions
 from ragtune_ray.config.section import Section
 from ragtune_ray.config.serving import Serve
 from ragtune_ray.config.source import ConfigError, Source, read
@@ -52,6 +53,7 @@ class Config(Section):
     evaluate: Evaluate = Evaluate()
     compare: Compare = Compare()
     tune: Tune = Tune()
+    questions: Questions = Questions()
     cluster: Cluster = Cluster()
     serve: Serve = Serve()
     prices: Prices = Prices()

@@ -13,7 +13,6 @@ Later, `teaching` checks whether the passage makes the answer more likely.
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -21,21 +20,15 @@ import numpy.typing as npt
 
 from ragtune_ray.config import Language, Normalization
 from ragtune_ray.evaluation.metrics.answers import token_f1
+from ragtune_ray.evaluation.questions.writing.agreement import says_the_same
 from ragtune_ray.ingest.splits import draw
 from ragtune_ray.schema import Answer, Passage, Query
 from ragtune_ray.training.examples import holds_answer
 
-SAME_F1 = 0.6
-"""Two answers with at least this token F1 say the same."""
 FEWEST_ANSWERS = 20
 """The share of correct answers is not reliable with fewer answers."""
-MIN_QUESTION_WORDS = 3
 MAX_ANSWER_WORDS = 20
 """A longer text retells a passage instead of answering."""
-_POINTS_AWAY = ("passage", "the text", "the article", "the author", "this question", "the question")
-"""Words of questions that make sense only to a reader of the passage."""
-_LABEL = re.compile(r"^\W*(?:question|q|问题|問題)\s*\d*\s*[:：]\W*", re.IGNORECASE)
-_QUESTION_END = re.compile(r"[?？]")
 
 
 def cited_passage(answer: Answer, passages: Mapping[str, Passage]) -> Passage | None:
@@ -61,13 +54,6 @@ def support_problem(answer: Answer, passages: Mapping[str, Passage]) -> str:
     if len(answer.answer.split()) > MAX_ANSWER_WORDS:
         return "its answer is not a short phrase"
     return "" if cited_passage(answer, passages) else "its answer is not in a passage that it cites"
-
-
-def says_the_same(
-    answer: str, others: Sequence[str], language: Language, normalization: Normalization = "strict"
-) -> bool:
-    """Whether an answer has a token F1 of `SAME_F1` or more with any of the others."""
-    return token_f1(answer, others, language, normalization) >= SAME_F1
 
 
 def confidence_problem(answer: Answer, least: float) -> str:
@@ -125,33 +111,6 @@ def regenerated_problem(
         return "was not answered from its passage alone"
     same = token_f1(regenerated.answer, [answer], language, normalization) >= least
     return "" if same else "its passage alone leads to another answer"
-
-
-def question_of(text: str) -> str:
-    """Extract the first question from generated text, without a label before it; without a question the whole text.
-
-    >>> question_of("Question: Who was first on the Moon? Answer: Armstrong. Who was second?")
-    'Who was first on the Moon?'
-    """
-    plain = _LABEL.sub("", " ".join(text.split()))
-    end = _QUESTION_END.search(plain)
-    return plain[: end.end()] if end else plain
-
-
-def question_problem(question: str, passage: str) -> str:
-    """Why a question generated from a passage is not usable; empty if it is.
-
-    >>> question_problem("this passage?", "...")
-    'is not a self-contained question'
-    """
-    text = question.strip()
-    if "\n" in text or not text.endswith(("?", "？")) or len(text) < 2 * MIN_QUESTION_WORDS:
-        return "is not a question"
-    if any(word in text.casefold() for word in _POINTS_AWAY):
-        return "is not a self-contained question"
-    if len(text.split()) < MIN_QUESTION_WORDS and text.isascii():
-        return "is not a question"
-    return "is copied from its passage" if text.rstrip("?？").casefold() in passage.casefold() else ""
 
 
 def labelled(query: Query, answer: str, passage: Passage) -> Query:

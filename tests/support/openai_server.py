@@ -10,7 +10,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,8 @@ class Server(ThreadingHTTPServer):
         self.crowded = threading.Event()
         self.released = threading.Event()
         self.finish = "length"
+        self.reply: Callable[[dict], Any] | None = None
+        """What answers the body of a request for whose question there is no script."""
 
     @property
     def base_url(self) -> str:
@@ -62,12 +64,14 @@ class Handler(BaseHTTPRequestHandler):
             if server.barrier is not None and server.active > server.barrier.parties:
                 server.crowded.set()
             script = server.scripts.get(question, [])
-            reply = script.pop(0) if len(script) > 1 else (script[0] if script else question.upper())
+            reply = (
+                script.pop(0) if len(script) > 1 else (script[0] if script else self.server.reply or question.upper())
+            )
         try:
             if server.barrier is not None:
                 server.barrier.wait(timeout=10)
                 server.crowded.wait(0.15)  # time for a request beyond the limit to arrive
-            self.answer(reply, stream=body.get("stream", False))
+            self.answer(reply(body) if callable(reply) else reply, stream=body.get("stream", False))
         finally:
             with server.lock:
                 server.active -= 1

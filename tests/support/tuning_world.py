@@ -22,8 +22,8 @@ from ragtune_ray.cluster.answering import retrieve as retrieve_module
 from ragtune_ray.cluster.indexing import index
 from ragtune_ray.cluster.training import prepare as prepare_module
 from ragtune_ray.cluster.training import train as train_module
-from ragtune_ray.cluster.tuning import labelling
 from ragtune_ray.cluster.tuning import tune as tune_module
+from ragtune_ray.evaluation.questions.writing import prompts
 from ragtune_ray.ingest import inputs, queries, splits
 from ragtune_ray.models.arms import Pair
 from ragtune_ray.storage import artifacts, checksums, filesystem
@@ -139,7 +139,7 @@ class World:
             shown = [f"{query.document_ids[0]}#0"]
         else:
             shown = self.ranking(settings, query.text)[: settings.retrieval.top_k]
-        if query.text == labelling.ASK_FOR_QUESTION:
+        if query.text == prompts.ASK:
             text, cited = f"What is the code of vessel{query.document_ids[0][1:]}?", ""
         else:
             number = query.text.rstrip("?").rpartition("vessel")[2]

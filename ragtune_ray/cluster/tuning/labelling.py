@@ -10,28 +10,18 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from ragtune_ray import config, progress, schema
 from ragtune_ray.cluster.answering import answer, evaluate
+from ragtune_ray.cluster.questions.drawn import spread_passages
 from ragtune_ray.cluster.tuning.judging import hits_of, queries_of
 from ragtune_ray.cluster.tuning.rounds import Rounds, TuneError
+from ragtune_ray.evaluation.questions.writing import drawing, filters, prompts
+from ragtune_ray.evaluation.questions.writing.agreement import says_the_same
+from ragtune_ray.evaluation.questions.writing.drafts import question_in
 from ragtune_ray.index import snapshot
 from ragtune_ray.ingest import queries
 from ragtune_ray.ingest.splits import positives
 from ragtune_ray.tuning import pseudo_labels as checks
-
-ASK_FOR_QUESTION = "Write a quiz question about a fact in this passage."
-"""Sent in place of a question, to make the generator write one."""
-QUESTION_SYSTEM = (
-    "You are shown a passage. Write one short question, in its language, whose answer is a short phrase of it. Name whom or what "
-    "the question is about. Write the question and nothing else. "
-    'For example, of "The Eiffel Tower in Paris was completed in 1889 by Gustave Eiffel\'s company." one could ask: In which '
-    'year was the Eiffel Tower completed? Of "An octopus has three hearts and blue blood." one could ask: How many hearts does '
-    "an octopus have?"
-)
-"""The examples are for small generators: without them, SmolLM2 asks what the answer to the question is."""
-MIN_PASSAGE_CHARACTERS = 80
 
 
 def unlabelled(rounds: Rounds) -> list[schema.Query]:
@@ -102,8 +92,7 @@ def _trusted(rounds: Rounds) -> dict[str, Any]:
     known = [gold[row.query_id] for row in rows]
     pairs = zip(rows, known, strict=True)
     is_right = [
-        bool(right) and checks.says_the_same(row.answer, right, scored.language, scored.normalization)
-        for row, right in pairs
+        bool(right) and says_the_same(row.answer, right, scored.language, scored.normalization) for row, right in pairs
     ]
     confidences = [row.confidence or 0.0 for row in rows]
     confidence, precision = checks.trusted_confidence(confidences, is_right, rule.min_precision)
@@ -154,7 +143,7 @@ def _passed(rounds: Rounds, path: str, regenerated: str) -> dict[str, Any]:
 def made_questions(rounds: Rounds) -> list[schema.Query]:
     """Generate questions from passages; keep those that retrieve their document. The passage serves as the gold answer."""
     chosen = rounds.path_step("chosen", lambda: rounds.write_questions("chosen", _chosen(rounds)))
-    settings = _passage_settings(rounds, chosen, {"prompt.system": QUESTION_SYSTEM})
+    settings = _passage_settings(rounds, chosen, {"prompt.system": prompts.plain_instruction()})
     made = rounds.path_step("made", lambda: answer.answer(settings))
     kept = rounds.step("questions", lambda: _questions(rounds, chosen, made))
     if not kept["count"]:
@@ -178,40 +167,32 @@ def _passage_settings(rounds: Rounds, path: str, values: Mapping[str, Any]) -> c
 
 
 def _chosen(rounds: Rounds) -> list[schema.Query]:
-    """Draw passages, spread over documents, to generate questions from: each as the answer to a placeholder question."""
+    """Draw passages, spread over the corpus, to generate questions from: each as the answer to a placeholder question."""
     index = snapshot.open_index(rounds.pair.workspace)
-    usable = [
-        each
-        for each in schema.from_table(index.live_passages(), schema.Passage)
-        if each.document_id not in rounds.forbidden and len(each.text.strip()) >= MIN_PASSAGE_CHARACTERS
-    ]
+    usable = spread_passages(rounds.settings, index, rounds.forbidden).passages
     if not usable:
         raise TuneError(
-            f"no passage of {MIN_PASSAGE_CHARACTERS} characters or more is outside the documents of validation and test "
+            f"no passage of {drawing.MIN_CHARACTERS} characters or more is outside the documents of validation and test "
             "questions; name a file of questions in tune.questions_path"
         )
-    order = np.random.default_rng(rounds.settings.seed).permutation(len(usable))
-    seen: Counter[str] = Counter()
-    ranked = list[tuple[int, int, schema.Passage]]()
-    for place in order.tolist():
-        ranked.append((seen[usable[place].document_id], len(ranked), usable[place]))
-        seen[usable[place].document_id] += 1
-    ranked.sort(key=lambda each: each[:2])
     return [
-        schema.Query(f"made-{each.passage_id}", ASK_FOR_QUESTION, (each.text,), (each.document_id,), (1.0,), "train")
-        for _, _, each in ranked[: rounds.settings.tune.passages]
+        schema.Query(f"made-{each.passage_id}", prompts.ASK, (each.text,), (each.document_id,), (1.0,), "train")
+        for each in usable[: rounds.settings.tune.passages]
     ]
 
 
 def _questions(rounds: Rounds, chosen: str, made: str) -> dict[str, Any]:
     rows = {row.query_id: row for row in evaluate.read_answers(made)}
+    scored = rounds.settings.evaluate
     seen = set[str]()
 
     def judged(query: schema.Query) -> schema.Query | str:
-        text = checks.question_of(rows[query.query_id].answer)
-        problem = checks.question_problem(text, (query.answers or ("",))[0])
+        text = question_in(rows[query.query_id].answer)
+        shown = "".join(query.answers or ())
+        passage = schema.Passage("", "", shown, "", "{}", 0, len(shown))
+        problem = filters.plain_problem(text, passage, scored.language, scored.normalization)
         if not problem and text.casefold() in seen:
-            problem = "is a duplicate"
+            problem = "duplicate"
         if problem:
             return problem
         seen.add(text.casefold())

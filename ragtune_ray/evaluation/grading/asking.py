@@ -1,4 +1,4 @@
-"""Asks a language model for JSON, and asks again where the reply is something else."""
+"""Asks a language model for JSON, and asks again where the reply is something else. Grading and writing questions share it."""
 
 from __future__ import annotations
 
@@ -38,6 +38,8 @@ class Request(Generic[Value]):
     """JSON schema of the reply."""
     read: Callable[[dict[str, Any]], Value]
     """Returns the value of a reply; raises a ReplyError if it is not what was asked for."""
+    examples: tuple[tuple[Mapping[str, Any], Mapping[str, Any]], ...] = ()
+    """Contents with the replies that they should get, shown as an earlier exchange."""
 
 
 @dataclass(slots=True)
@@ -50,42 +52,59 @@ class Reply(Generic[Value]):
     prompt_tokens: int = 0
     completion_tokens: int = 0
     requests: int = 0
+    malformed: int = 0
+    """Replies that were not what was asked for; as many as requests, if no request failed and there is no value."""
 
 
 class Asker:
-    """A language model that replies with JSON, at temperature 0.
+    """A language model that replies with JSON.
 
     Args:
         generator: the model; a server is sent the JSON schema of the reply.
         max_new_tokens: longest reply.
+        section: of the settings of the model, for errors.
+        max_asked: how often it is asked for one reply, at least once.
+        temperature: of sampling; 0 is greedy.
+        seed: of sampling.
     """
 
-    def __init__(self, generator: Generator, max_new_tokens: int) -> None:
-        self._generator, self._max_new_tokens = generator, max_new_tokens
+    def __init__(
+        self,
+        generator: Generator,
+        max_new_tokens: int,
+        section: str = "evaluate.judge",
+        *,
+        max_asked: int = MAX_ASKED,
+        temperature: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        self._generator, self._max_new_tokens, self._section = generator, max_new_tokens, section
+        self._max_asked, self._temperature, self._seed = max_asked, temperature, seed
 
     def ask(self, requests: Sequence[Request[Value]]) -> list[Reply[Value]]:
         """One reply per request, in the same order.
 
-        A request whose reply cannot be read is sent again, with the reply and what is wrong with it, up to `MAX_ASKED` times in
+        A request whose reply cannot be read is sent again, with the reply and what is wrong with it, up to `max_asked` times in
         all. One that the server does not answer fails at once: its client has tried again already.
         """
         replies = [Reply[Value]() for _ in requests]
         messages = [_messages(request) for request in requests]
         pending = list(range(len(requests)))
-        for _ in range(MAX_ASKED):
+        for _ in range(self._max_asked):
             again = []
             for place, made in self._completions(pending, requests, messages):
                 reply = replies[place]
                 reply.requests += 1
                 reply.prompt_tokens += made.prompt_tokens
                 reply.completion_tokens += made.completion_tokens
-                reply.error = _named(made.error)
+                reply.error = _named(made.error, self._section)
                 if made.error:
                     continue
                 try:
-                    reply.value = requests[place].read(_object(made.text))
+                    reply.value = requests[place].read(json_object(made.text))
                 except ReplyError as error:
-                    cut = f"; it was cut at evaluate.judge.max_new_tokens={self._max_new_tokens}"
+                    reply.malformed += 1
+                    cut = f"; it was cut at {self._section}.max_new_tokens={self._max_new_tokens}"
                     reply.error = f"{error}{cut if made.finish == 'length' else ''}"
                     messages[place] += (("assistant", made.text or "(nothing)"), ("user", _correction(str(error))))
                     again.append(place)
@@ -112,7 +131,11 @@ class Asker:
         return found
 
     def _generate(self, prompts: Sequence[Prompt], schema: Mapping[str, Any]) -> list[Completion]:
-        options: DecodingOptions = {"max_new_tokens": self._max_new_tokens, "temperature": 0.0}
+        options: DecodingOptions = {
+            "max_new_tokens": self._max_new_tokens,
+            "temperature": self._temperature,
+            "seed": self._seed,
+        }
         if isinstance(self._generator, OpenAIGenerator):
             return self._generator.generate(prompts, json_schema=schema, **options)
         return self._generator.generate(prompts, **options)
@@ -129,7 +152,7 @@ def open_asker(settings: config.Config) -> Asker:
     try:
         generator = open_generator(as_generator(settings)).generator
     except GeneratorError as error:
-        raise GradingError(_named(str(error))) from None
+        raise GradingError(_named(str(error), "evaluate.judge")) from None
     return Asker(generator, judge.max_new_tokens)
 
 
@@ -142,24 +165,30 @@ def as_generator(settings: config.Config) -> config.Config:
     )
 
 
-def _named(error: str) -> str:
-    """An error of the generator, with the names of the judge's settings."""
-    return error.replace("generator.", "evaluate.judge.")
+def _named(error: str, section: str) -> str:
+    """An error of the generator, with the names of the settings of a section."""
+    return error.replace("generator.", f"{section}.")
 
 
 def _messages(request: Request[Any]) -> tuple[tuple[str, str], ...]:
-    quoted = json.dumps(request.content, ensure_ascii=False, indent=1)
-    return (("system", request.system), ("user", f"{quoted}\n\n{_REMINDER}"))
+    turns = [("system", request.system)]
+    for content, reply in request.examples:
+        turns += [("user", _shown(content)), ("assistant", json.dumps(reply, ensure_ascii=False))]
+    return (*turns, ("user", _shown(request.content)))
+
+
+def _shown(content: Mapping[str, Any]) -> str:
+    return f"{json.dumps(content, ensure_ascii=False, indent=1)}\n\n{_REMINDER}"
 
 
 def _correction(problem: str) -> str:
     return f"That cannot be used: {problem}. Reply with the JSON object alone, as described."
 
 
-def _object(text: str) -> dict[str, Any]:
+def json_object(text: str) -> dict[str, Any]:
     r"""The JSON object that a reply consists of; a fence of Markdown around it is left out.
 
-    >>> _object('```json\n{"grade": "right"}\n```')
+    >>> json_object('```json\n{"grade": "right"}\n```')
     {'grade': 'right'}
 
     Raises:

@@ -12,6 +12,7 @@ from ragtune_ray import config, schema
 from ragtune_ray.cluster.training import prepare as prepare_module
 from ragtune_ray.cluster.tuning import labelling, tune
 from ragtune_ray.cluster.tuning.rounds import TuneError
+from ragtune_ray.evaluation.questions.writing import drawing, prompts
 from ragtune_ray.ingest import splits
 from ragtune_ray.models import arms, weights
 from ragtune_ray.storage import artifacts, failpoints, filesystem
@@ -284,7 +285,7 @@ def test_domain_trains_the_retriever_even_without_answers(world: World, monkeypa
 
     def asks_and_does_not_answer(settings: config.Config, query: schema.Query) -> schema.Answer:
         given = answer_of(settings, query)
-        is_answer = query.query_id.startswith("made-") and query.text != labelling.ASK_FOR_QUESTION
+        is_answer = query.query_id.startswith("made-") and query.text != prompts.ASK
         return dataclasses.replace(given, answer="It is told in many words.", citations=()) if is_answer else given
 
     monkeypatch.setattr(world, "answer_of", asks_and_does_not_answer)
@@ -301,7 +302,7 @@ def test_domain_trains_the_retriever_even_without_answers(world: World, monkeypa
 
 
 def test_a_corpus_without_usable_passages_is_an_error(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(labelling, "MIN_PASSAGE_CHARACTERS", 1000)
+    monkeypatch.setattr(drawing, "MIN_CHARACTERS", 1000)
     with pytest.raises(TuneError, match="no passage of 1000 characters or more"):
         world.tune("domain")
 
