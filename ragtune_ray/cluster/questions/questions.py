@@ -17,7 +17,6 @@ from typing import Any
 
 from ragtune_ray import RagtuneError, config, progress, schema
 from ragtune_ray.cluster import actors, runs, session, stages
-from ragtune_ray.cluster.answering.answer import generator_fingerprint
 from ragtune_ray.cluster.questions.drawn import drawn
 from ragtune_ray.cluster.questions.worker import QuestionUnit, unit_of
 from ragtune_ray.config.questions import QuestionKind
@@ -78,7 +77,7 @@ def write_questions(settings: config.Config, forbidden: Collection[str] = ()) ->
     """
     settings = settings.with_values(settings.questions.generator_values())
     version, manifest = runs.index_version(settings)
-    generator = generator_fingerprint(settings.generator)
+    generator = runs.generator_fingerprint(settings.generator)
     run = runs.Run.of(settings, "questions", _identity(settings, manifest, generator, forbidden))
     if not run.is_finished():
         opened = snapshot.open_index(settings.workspace, version)
