@@ -22,7 +22,10 @@ from ragtune_ray.config import Language
 from ragtune_ray.config.questions import Questions
 from ragtune_ray.evaluation.questions.writing.agreement import says_the_same
 from ragtune_ray.evaluation.questions.writing.drafts import Draft
+from ragtune_ray.evaluation.questions.writing.drawing import Seed
 from ragtune_ray.evaluation.questions.writing.filters import Reason, draft_problem
+from ragtune_ray.evaluation.questions.writing.making import Outcome
+from ragtune_ray.evaluation.questions.writing.selection import select
 from ragtune_ray.ingest.queries import read_queries
 from ragtune_ray.ingest.rows import squad_contexts
 from ragtune_ray.models.encoder import load_encoder
@@ -69,7 +72,7 @@ def mistakes(draft: Draft, other: str) -> dict[str, tuple[Draft, Reason]]:
             "copies the passage",
         ),
         "answer in question": (
-            Draft(f"{asked} ({draft.answer}){end}", draft.answer, draft.evidence),
+            Draft(f"{asked}({draft.answer}){end}", draft.answer, draft.evidence),
             "gives its answer away",
         ),
         "points at passage": (
@@ -93,7 +96,9 @@ def measure(name: str, path: Path, language: Language, limit: int) -> None:
     ]
     random.Random(0).shuffle(asked)
     rule = Questions()
-    drafts, reasons, seen = [], Counter[str](), {}
+    reasons = Counter[str]()
+    drafts: list[Draft] = []
+    seen: dict[int, str] = {}
     caught: dict[str, Counter[str]] = {}
     for query in asked:
         text = texts[query.document_ids[0]]
@@ -118,26 +123,33 @@ def measure(name: str, path: Path, language: Language, limit: int) -> None:
         print(
             f"  {mistake:<22} caught {counts['any'] / counts['all']:.3f}, by its own filter {counts['own'] / counts['all']:.3f}"
         )
-    near_duplicates(drafts, language)
+    near_duplicates(drafts, list(seen.values()), language)
 
 
-def near_duplicates(drafts: list[Draft], language: Language) -> None:
-    """How many questions of people have an earlier neighbour above a cosine, and with the same answer."""
-    vectors = load_encoder(config.Encoder()).encode_queries([draft.question for draft in drafts])
+def near_duplicates(drafts: list[Draft], documents: list[str], language: Language) -> None:
+    """How many questions of people have an earlier neighbour above a cosine, and how many of them the rule throws out."""
+    encode = load_encoder(config.Encoder()).encode_queries
+    vectors = encode([draft.question for draft in drafts])
     cosines = np.tril(vectors @ vectors.T, -1)
     for threshold in (0.75, 0.8, 0.85, 0.9, 0.95):
-        close = same = 0
-        examples = []
-        for place, row in enumerate(cosines):
-            near = np.flatnonzero(row >= threshold)
-            close += bool(len(near))
-            twins = [n for n in near if says_the_same(drafts[place].answer, [drafts[n].answer], language)]
-            same += bool(twins)
-            examples += [(drafts[place].question, drafts[n].question) for n in twins[:1]]
-        shares = f"{close / len(drafts):.3f} have a neighbour, {same / len(drafts):.4f} one with the same answer"
-        print(f"  cosine >= {threshold}: {shares}")
-        if threshold in (0.8, 0.85):
-            print("\n".join(f"      {one} | {two}" for one, two in examples[:12]))
+        near = [np.flatnonzero(row >= threshold) for row in cosines]
+        answers = [draft.answer for draft in drafts]
+        twins = [
+            any(says_the_same(answers[row], [answers[n]], language) for n in each) for row, each in enumerate(near)
+        ]
+        outcomes = [
+            Outcome(Seed("fact", (f"{name}#0",)), draft, None) for draft, name in zip(drafts, documents, strict=True)
+        ]
+        rule = Questions(near_duplicate=threshold, per_document=len(drafts))
+        chosen = select(outcomes, {"fact": len(drafts)}, rule, language, "strict", encode)
+        thrown = [outcome.draft.question for outcome, _ in chosen.refused if outcome.draft]
+        close = sum(bool(len(each)) for each in near) / len(drafts)
+        print(
+            f"  cosine >= {threshold}: {close:.3f} have a neighbour, {sum(twins) / len(drafts):.4f} one with the same answer; "
+            f"thrown out {len(thrown) / len(drafts):.4f} {chosen.counts()}"
+        )
+        if threshold == Questions().near_duplicate:
+            print("\n".join(f"      {text}" for text in thrown[:12]))
 
 
 def main() -> None:

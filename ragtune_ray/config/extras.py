@@ -21,6 +21,7 @@ def missing(settings: Config) -> list[str]:
     """The extras that must be installed before these settings work; files of a corpus may need others."""
     engines = {settings.generator.engine, *(hosted.engine for hosted in settings.compare.hosted.values())}
     engines |= {settings.evaluate.judge.engine} if settings.evaluate.judge.model else set()
+    engines |= {settings.questions.engine} if settings.questions.model else set()
     needed = {
         "openai": "openai" in engines,
         "s3": any(text.startswith("s3://") for text in _texts(settings.model_dump())),

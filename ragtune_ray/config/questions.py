@@ -64,7 +64,11 @@ class Questions(Section):
 
     def generator_values(self) -> dict[str, Any]:
         """The settings of the section `generator` that this section replaces, by dotted name."""
-        values: dict[str, Any] = {"generator.max_new_tokens": self.max_new_tokens, "generator.stop": ()}
+        values: dict[str, Any] = {
+            "generator.max_new_tokens": self.max_new_tokens,
+            "generator.stop": (),
+            "answer.reading": "together",
+        }
         if self.model:
             named = self.model_dump(include={"model", "engine", "base_url", "api_key_env"})
             values |= {f"generator.{name}": value for name, value in named.items()}

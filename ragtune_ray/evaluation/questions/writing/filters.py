@@ -8,6 +8,7 @@ from typing import Literal, get_args
 
 from rapidfuzz.distance import LCSseq
 
+from ragtune_ray.answering.citations import UNSPACED_BLOCKS
 from ragtune_ray.config import Language, Normalization
 from ragtune_ray.config.questions import QuestionKind, Questions
 from ragtune_ray.evaluation.metrics.answers import contains_answer
@@ -47,6 +48,8 @@ MIN_CHARACTERS = 6
 """Of any question, as Chinese ones are short."""
 COPIED_SHARE = 0.8
 """A question copies a passage if this share of its tokens stands there, in this order and close together."""
+COPIED_SHARE_UNSPACED = 0.9
+"""The same in scripts without spaces, where a token is a character, so that other questions overlap more."""
 COPIED_WINDOW = 1.5
 """Close together: within so many times the question's length."""
 GIVEN_SHARE = 0.8
@@ -113,10 +116,13 @@ def form_problem(text: str) -> Reason | None:
     plain = text.strip()
     if not plain.endswith(_QUESTION_END) or "\n" in plain:
         return "not a question"
-    is_spaced = plain.isascii() or len(plain.split()) > 1
-    if len(plain) < MIN_CHARACTERS or (is_spaced and len(plain.split()) < MIN_WORDS):
+    if len(plain) < MIN_CHARACTERS or (_is_spaced(plain) and len(plain.split()) < MIN_WORDS):
         return "too short"
     return "points at the passage" if _POINTS_AT_PASSAGE.search(plain) else None
+
+
+def _is_spaced(text: str) -> bool:
+    return UNSPACED_BLOCKS.search(text) is None
 
 
 def is_yes_no(question: str, answer: str) -> bool:
@@ -135,11 +141,12 @@ def copies(question: str, passages: Sequence[Passage], language: Language, norma
     if len(tokens) < MIN_WORDS:
         return False
     width = max(len(tokens), round(COPIED_WINDOW * len(tokens)))
+    share = COPIED_SHARE if _is_spaced(question) else COPIED_SHARE_UNSPACED
     for passage in passages:
         text = normalize_answer(passage.text, language, normalization).split()
         starts = range(0, max(1, len(text) - width + 1), max(1, len(tokens) // 4))
         windows = (text[start : start + width] for start in (*starts, max(0, len(text) - width)))
-        if any(LCSseq.similarity(tokens, window) >= COPIED_SHARE * len(tokens) for window in windows):
+        if any(LCSseq.similarity(tokens, window) >= share * len(tokens) for window in windows):
             return True
     return False
 

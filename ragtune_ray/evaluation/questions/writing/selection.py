@@ -10,12 +10,15 @@ import numpy as np
 
 from ragtune_ray.config import Language, Normalization
 from ragtune_ray.config.questions import QuestionKind, Questions
+from ragtune_ray.evaluation.metrics.answers import token_f1
 from ragtune_ray.evaluation.metrics.normalization import normalize_answer
 from ragtune_ray.evaluation.questions.writing.agreement import says_the_same
 from ragtune_ray.evaluation.questions.writing.filters import REASONS, Reason
 from ragtune_ray.evaluation.questions.writing.making import Outcome
 from ragtune_ray.evaluation.questions.writing.rows import documents_of
 
+SAME_WORDS = 0.9
+"""Token F1 from which questions about different documents have nearly the same words."""
 Encode = Callable[[Sequence[str]], np.ndarray]
 """Texts to unit vectors, (num_texts, dimension)."""
 
@@ -87,8 +90,8 @@ class _Repeats:
     """Finds questions that were kept already, in the same words or in others.
 
     Questions of a corpus are alike in form, so a high cosine alone proves nothing: "When was Apollo 11 launched?" and "When was
-    Apollo 12 launched?" are close, and both are wanted. Only the same answer makes them the same question or, for questions
-    without an answer, the same document.
+    Apollo 12 launched?" are close, and both are wanted. Two questions with a high cosine are the same if they have the same
+    answer, or neither has any, and are about one document; across documents, nearly all of their words must be equal, too.
     """
 
     def __init__(self, threshold: float, language: Language, normalization: Normalization, vectors: np.ndarray) -> None:
@@ -122,6 +125,11 @@ class _Repeats:
         assert outcome.draft is not None
         assert other.draft is not None
         given, known = outcome.draft.answer, other.draft.answer
-        if not given and not known:
-            return bool(set(documents_of(outcome.seed)) & set(documents_of(other.seed)))
-        return bool(given and known) and says_the_same(given, [known], self._language, self._normalization)
+        if bool(given) != bool(known):
+            return False
+        if given and not says_the_same(given, [known], self._language, self._normalization):
+            return False
+        if set(documents_of(outcome.seed)) & set(documents_of(other.seed)):
+            return True
+        asked = outcome.draft.full_question, [other.draft.full_question]
+        return bool(given) and token_f1(*asked, self._language, self._normalization) >= SAME_WORDS

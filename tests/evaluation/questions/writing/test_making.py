@@ -144,7 +144,7 @@ def settings(server: Server) -> config.Config:
 
 
 def made(settings: config.Config) -> dict[int, Outcome]:
-    generator = OpenAIGenerator(settings.generator.base_url, "scripted", api_key_env="RAGTUNE_NO_KEY", max_attempts=1)
+    generator = OpenAIGenerator(settings.generator.base_url, "scripted", api_key_env="RAGTUNE_NO_KEY", concurrency=4)
     outcomes = Maker(settings, generator, Searcher()).make([seed(number) for number in WRITTEN], PASSAGES)
     return dict(zip(WRITTEN, outcomes, strict=True))
 
