@@ -19,7 +19,7 @@ import numpy as np
 
 from ragtune_ray import config
 from ragtune_ray.config import Language
-from ragtune_ray.config.questions import Questions
+from ragtune_ray.config.evaluation import Questions
 from ragtune_ray.evaluation.questions.writing.agreement import says_the_same
 from ragtune_ray.evaluation.questions.writing.drafts import Draft
 from ragtune_ray.evaluation.questions.writing.drawing import Seed

@@ -17,12 +17,11 @@ from pydantic.fields import FieldInfo
 from ragtune_ray.config.answering import Answer, Prompt
 from ragtune_ray.config.arms import hosted_name
 from ragtune_ray.config.cluster import Cluster
-from ragtune_ray.config.evaluation import Compare, Evaluate, GradedMetric, Prices
+from ragtune_ray.config.evaluation import Compare, Evaluate, GradedMetric, Prices, Questions
 from ragtune_ray.config.generation import Generator
 from ragtune_ray.config.index import Index, Retrieval
 from ragtune_ray.config.ingest import Chunking, Corpus, Queries
 from ragtune_ray.config.models import Encoder
-from ragtune_ray.config.questions import Questions
 from ragtune_ray.config.section import Section
 from ragtune_ray.config.serving import Serve
 from ragtune_ray.config.source import ConfigError, Source, read

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ragtune_ray import config, schema
-from ragtune_ray.config.questions import QuestionKind
+from ragtune_ray.config.evaluation import QuestionKind
 from ragtune_ray.evaluation.questions.writing import drawing
 from ragtune_ray.index import retriever, snapshot
 

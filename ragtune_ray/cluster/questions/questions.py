@@ -19,7 +19,7 @@ from ragtune_ray import RagtuneError, config, progress, schema
 from ragtune_ray.cluster import actors, runs, session, stages
 from ragtune_ray.cluster.questions.drawn import drawn
 from ragtune_ray.cluster.questions.worker import QuestionUnit, unit_of
-from ragtune_ray.config.questions import QuestionKind
+from ragtune_ray.config.evaluation import QuestionKind
 from ragtune_ray.evaluation.questions.writing import prompts, rows
 from ragtune_ray.evaluation.questions.writing.drawing import Seed, counts_of
 from ragtune_ray.evaluation.questions.writing.filters import Reason

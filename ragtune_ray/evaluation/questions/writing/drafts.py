@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from ragtune_ray.config.questions import QuestionKind
+from ragtune_ray.config.evaluation import QuestionKind
 from ragtune_ray.evaluation.grading.asking import ReplyError
 from ragtune_ray.ingest.parsing.text import clean
 from ragtune_ray.schema import Message

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ragtune_ray import RagtuneError
-from ragtune_ray.config.questions import QuestionKind
+from ragtune_ray.config.evaluation import QuestionKind
 from ragtune_ray.schema import Passage
 
 MIN_CHARACTERS = 80

@@ -10,7 +10,7 @@ from rapidfuzz.distance import LCSseq
 
 from ragtune_ray.answering.citations import UNSPACED_BLOCKS
 from ragtune_ray.config import Language, Normalization
-from ragtune_ray.config.questions import QuestionKind, Questions
+from ragtune_ray.config.evaluation import QuestionKind, Questions
 from ragtune_ray.evaluation.metrics.answers import contains_answer
 from ragtune_ray.evaluation.metrics.normalization import normalize_answer
 from ragtune_ray.evaluation.questions.writing.drafts import Draft

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
-from ragtune_ray.config.questions import QuestionKind
+from ragtune_ray.config.evaluation import QuestionKind
 from ragtune_ray.evaluation.grading.asking import Request
 from ragtune_ray.evaluation.questions.writing.drafts import Draft, draft_of
 from ragtune_ray.schema import Passage

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import NotRequired, TypedDict
 
-from ragtune_ray.config.questions import QuestionKind
+from ragtune_ray.config.evaluation import QuestionKind
 from ragtune_ray.evaluation.questions.writing import prompts
 from ragtune_ray.evaluation.questions.writing.drafts import Draft
 from ragtune_ray.evaluation.questions.writing.drawing import Seed

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ragtune_ray.config import Language, Normalization
-from ragtune_ray.config.questions import QuestionKind, Questions
+from ragtune_ray.config.evaluation import QuestionKind, Questions
 from ragtune_ray.evaluation.metrics.answers import token_f1
 from ragtune_ray.evaluation.metrics.normalization import normalize_answer
 from ragtune_ray.evaluation.questions.writing.agreement import says_the_same

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ragtune_ray import config
-from ragtune_ray.config.questions import QuestionKind, Questions
+from ragtune_ray.config.evaluation import QuestionKind, Questions
 from ragtune_ray.evaluation.grading.asking import ReplyError
 from ragtune_ray.evaluation.questions.writing import filters
 from ragtune_ray.evaluation.questions.writing.drafts import Draft, draft_of, question_in

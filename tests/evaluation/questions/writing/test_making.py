@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from ragtune_ray import config
-from ragtune_ray.config.questions import QuestionKind, Questions
+from ragtune_ray.config.evaluation import QuestionKind, Questions
 from ragtune_ray.evaluation.questions.writing import rows
 from ragtune_ray.evaluation.questions.writing.drawing import Seed
 from ragtune_ray.evaluation.questions.writing.making import Maker, Outcome
