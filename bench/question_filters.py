@@ -72,7 +72,7 @@ def mistakes(draft: Draft, other: str) -> dict[str, tuple[Draft, Reason]]:
             "copies the passage",
         ),
         "answer in question": (
-            Draft(f"{asked}({draft.answer}){end}", draft.answer, draft.evidence),
+            Draft(f"{asked}{'，' if end == '？' else ', '}{draft.answer}{end}", draft.answer, draft.evidence),
             "gives its answer away",
         ),
         "points at passage": (
