@@ -20,7 +20,8 @@ def reply(content: str) -> str:
     """Says "long" with passages and "short" without; as the judge, finds every "long" right and every "short" wrong."""
     if not content.startswith("{"):
         return "long" if "[1]" in content else "short"
-    grade = "right" if json.loads(content)["answer"] == "long" else "wrong"
+    quoted = json.JSONDecoder().raw_decode(content)[0]
+    grade = "right" if quoted["answer"] == "long" else "wrong"
     return json.dumps({"reason": "r", "correct": grade, "grade": grade, "supported": grade, "relevant": grade})
 
 

@@ -122,4 +122,5 @@ def test_labels_are_a_group_of_their_own() -> None:
     assert [cell.text if cell else "" for cell in kappa.cells] == ["0.71", "", "", ""]
     assert (alone.label, alone.cells[0].text if alone.cells[0] else "") == ("judge uncorrected", "0.800")
     assert "judge uncorrected" in html_page.render(value)
+    assert "the rest. These scores are those of token F1 itself, not corrected by labels." in html_page.render(value)
     assert any("graded alike" in line for line in plain_text.comparison_lines(value))
