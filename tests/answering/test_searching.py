@@ -63,6 +63,15 @@ def test_the_hits_of_sub_questions_are_fused_by_hand_computed_scores(retriever: 
     assert dict(zip([passage.document_id for passage in passages], scores, strict=True)) == pytest.approx(expected)
 
 
+def test_searches_that_are_fused_go_deeper_than_the_hits_that_are_kept(retriever: Callable[..., Retriever]) -> None:
+    """Second in both searches, 2 / (k + 2), beats first in one, 1 / (k + 1), though only one hit is kept."""
+    opened, split = retriever("retrieval.mode=lexical"), config.Retrieval(mode="lexical", fusion_constant=5.0)
+    texts = ("Hubble telescope shuttle orbit", "Danube countries rocket")
+    firsts = [[hit.document_id for hit in hits] for hits in opened.retrieve(["a", "b"], list(texts), 2)]
+    assert firsts == [["hubble", "kepler"], ["danube", "kepler"]]
+    assert found(opened, texts, split, 1) == ["kepler"]
+
+
 def test_a_question_with_one_text_keeps_its_hits_and_scores_beside_one_that_is_split(
     retriever: Callable[..., Retriever],
 ) -> None:
