@@ -67,6 +67,7 @@ def test_answers_have_exactly_the_documented_columns() -> None:
         "model",
         "confidence",
         "cut",
+        "sentence_citations",
     ]
 
 
