@@ -234,7 +234,7 @@ def label_lines(run: str, settings: config.Config) -> list[str]:
         return wrapped("judge: ", unchecked) if is_judged else []
     if is_judged:
         settings = settings.with_values({"compare.metric": checking.JUDGE, "compare.until": "all"})
-    answers = {arm: {row.query_id: row.answer for row in read_answers(url)} for arm, url in runs.items()}
+    answers = {arm: labels.keys(read_answers(url)) for arm, url in runs.items()}
     checked, labelled = checking.check(scores, answers, given, settings)
     assert checked is not None
     found = [*checking.agreements(checked), *checking.not_counted(checked)]

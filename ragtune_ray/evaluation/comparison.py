@@ -208,6 +208,8 @@ class Checked(_Part):
     """Different answers of this comparison that have a label."""
     questions: int
     """Questions for which every arm's answer has a label."""
+    partly: int = 0
+    """Questions for which some arms' answers have a label, or answers of an earlier run, and some arm's has none."""
     needed: int = 0
     """Questions to label until the metric is corrected; 0: there are enough."""
     corrected: bool = False

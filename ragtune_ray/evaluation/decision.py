@@ -150,8 +150,15 @@ def _rank(
     def passes(row: Difference) -> bool:
         return row.arm in out or (row.high < 0 if _is_cheaper(row, costs) else row.high <= rule.margin)
 
+    def standing(arm: str) -> float:
+        """What orders the arms: the mean; or, as each mean and difference is corrected for itself, the least corrected lead."""
+        if eligible[arm].labels is None:
+            return means[arm]
+        return min((0.0 - row.value for row in rows(arm, confidence)), default=0.0)
+
     candidates = [arm for arm in eligible if arm not in out]
-    for arm in sorted(candidates, key=lambda arm: (costs[arm].total, -means[arm])):
+    ahead = max(candidates, key=lambda arm: (standing(arm), -costs[arm].total))
+    for arm in sorted(candidates, key=lambda arm: (costs[arm].total, -standing(arm))):
         against = rows(arm, confidence)
         if num_questions >= MIN_QUESTIONS and all(map(passes, against)):
             same = bool(against) and all(row.low >= -rule.margin and row.high <= rule.margin for row in against)
@@ -160,8 +167,7 @@ def _rank(
             words = ["as good" if same else _claim(row, rule.margin, costs, wide) for row in against]
             named = tuple(dataclasses.replace(row, conclusion=word) for row, word in zip(against, words, strict=True))
             outcome: VerdictOutcome = "no_difference" if same else "recommended"
-            return Ranking(rule, means, costs, num_questions, outcome, arm, named, tuple(candidates))
-    ahead = max(candidates, key=lambda arm: (means[arm], -costs[arm].total))
+            return Ranking(rule, means, costs, num_questions, outcome, arm, ahead, named)
     named = tuple(
         dataclasses.replace(
             row,
@@ -172,7 +178,7 @@ def _rank(
         )
         for row in rows(ahead, together)
     )
-    return Ranking(rule, means, costs, num_questions, "too_few_questions", ahead, named, tuple(candidates))
+    return Ranking(rule, means, costs, num_questions, "too_few_questions", ahead, ahead, named)
 
 
 def _is_cheaper(row: Difference, costs: Mapping[str, Cost]) -> bool:
@@ -220,7 +226,7 @@ def _needed(row: Difference, settings: config.Config, *, is_cheaper: bool, any_t
     A dearer arm is settled by showing that it is no better by more than the margin. A cheaper one is settled either way: it is
     worse, or the arm that is ahead is no better by more than the margin.
     """
-    # Corrected means and differences need not agree on which of two near arms is ahead.
+    # Of three arms, each may be behind another by their corrected differences.
     ahead, margin, confidence = max(0.0, -row.value), settings.compare.margin, settings.evaluate.confidence
     distance = max(ahead, margin - ahead) if is_cheaper else ahead + margin
     if row.labels:

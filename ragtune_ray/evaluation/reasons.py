@@ -53,12 +53,18 @@ def _meaning(arm: str) -> str:
 
 def reasons(ranking: Ranking, violations: Mapping[str, tuple[str, ...]]) -> list[str]:
     """One sentence per arm with its numbers, then the costs."""
-    rule, best = ranking.rule, ranking.best
-    highest = f"{best} scores highest of {len(ranking.means)}: {rule.metric} {ranking.means[best]:.3f}"
+    rule, best, means = ranking.rule, ranking.best, ranking.means
+    highest = f"{best} scores highest of {len(means)}: {rule.metric} {means[best]:.3f}"
     lines = [f"{highest} over {ranking.num_questions:,} questions."]
     for row in ranking.rows:
         interval = f"{row.value:+.3f} [{row.low:+.3f}, {row.high:+.3f}]"
         lines.append(f"{row.arm} - {row.against}: {interval}, {_conclusion(row, rule.margin)}.")
+    against = (row for row in ranking.rows if row.labels and (means[row.arm] - means[row.against]) * row.value < 0)
+    if contrary := [row.arm for row in against]:
+        lines.append(
+            f"Each mean and each difference is corrected for itself. The means order {ranking.arm} and {' and '.join(contrary)} "
+            "the other way round; the differences, which are more precise, decide."
+        )
     lines += [f"{arm} does not qualify: {'; '.join(broken)}." for arm, broken in violations.items() if broken]
     if len(ranking.costs) > 1:
         cost = ranking.costs[ranking.arm]

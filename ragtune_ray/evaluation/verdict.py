@@ -133,11 +133,6 @@ class Ranking:
     outcome: VerdictOutcome
     arm: str
     """The recommended arm; without a recommendation, the one that is ahead."""
+    best: str
+    """Of the arms that answered all questions, the one that scores highest; of equals, the cheapest."""
     rows: tuple[Difference, ...]
-    running: tuple[str, ...]
-    """The eligible arms that were not dropped, which answered all questions."""
-
-    @property
-    def best(self) -> str:
-        """The arm with the highest score; of equals, the cheapest."""
-        return max(self.running, key=lambda arm: (self.means[arm], -self.costs[arm].total))

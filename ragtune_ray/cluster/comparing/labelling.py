@@ -77,12 +77,14 @@ def newest_run(settings: config.Config) -> str:
 
 
 def _queries(settings: config.Config, drawn: Sequence[str], rows: Rows) -> list[schema.Query]:
-    """The drawn questions with their gold answers; one that the file no longer has, as it was answered."""
+    """The drawn questions with their gold answers; one that the file no longer has with this text, as it was answered."""
     everything = staged_queries.with_all_queries_of(settings, settings.queries.path)
     known = {query.query_id: query for query in staged_queries.selected_queries(everything)}
     asked = next(iter(rows.values()))
+    answered = [schema.Query(name, asked[name].query, None, (), (), settings.queries.split) for name in drawn]
     return [
-        known.get(name) or schema.Query(name, asked[name].query, None, (), (), settings.queries.split) for name in drawn
+        now if (now := known.get(query.query_id)) is not None and now.text == query.text else query
+        for query in answered
     ]
 
 

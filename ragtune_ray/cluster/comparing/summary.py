@@ -92,7 +92,7 @@ def comparison_of(
     """
     checked, labelled = checking.check(
         {arm: each.scores for arm, each in measured.items()},
-        {arm: {query_id: row.answer for query_id, row in each.rows.items()} for arm, each in measured.items()},
+        {arm: labels.keys(each.rows.values()) for arm, each in measured.items()},
         given,
         settings,
     )

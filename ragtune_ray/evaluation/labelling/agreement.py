@@ -50,7 +50,8 @@ def agreement(one: Sequence[float], other: Sequence[float]) -> Agreement:
     if not len(a):
         return Agreement(0, 0)
     apart = np.abs(a - b)
-    by_chance = float(np.abs(a[:, np.newaxis] - b).mean())
+    (grades_a, times_a), (grades_b, times_b) = (np.unique(each, return_counts=True) for each in (a, b))
+    by_chance = float(times_a @ np.abs(grades_a[:, np.newaxis] - grades_b) @ times_b) / len(a) ** 2
     kappa = 1 - float(apart.mean()) / by_chance if by_chance else None
     return Agreement(len(a), int((apart < ALIKE_WITHIN).sum()), kappa)
 

@@ -25,7 +25,8 @@ class Desk:
     """This person's grades, those of earlier sessions included."""
 
     def __post_init__(self) -> None:
-        found = labels.read(str(self.path)).by_labeller()
+        questions = {item.query_id: item.query for item in self.items}
+        found = labels.read(str(self.path)).with_questions(questions).by_labeller()
         self.given = {key: grades[self.labeller] for key, grades in found.items() if self.labeller in grades}
 
     def next_place(self, skipped: Collection[int] = ()) -> int | None:

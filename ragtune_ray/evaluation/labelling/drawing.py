@@ -26,7 +26,7 @@ class Item:
     @property
     def keys(self) -> tuple[Key, ...]:
         """What its labels are of."""
-        return tuple((self.query_id, answer) for answer in self.answers)
+        return tuple((self.query_id, self.query, answer) for answer in self.answers)
 
 
 @dataclass(frozen=True, slots=True)

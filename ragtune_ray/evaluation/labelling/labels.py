@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ragtune_ray import RagtuneError, config
+from ragtune_ray import RagtuneError, config, schema
 from ragtune_ray.storage import filesystem
 
 GRADES: dict[str, float] = {"wrong": 0.0, "partly": 0.5, "right": 1.0}
 """Word for a grade -> its value."""
 
-Key = tuple[str, str]
-"""Query id and text of an answer."""
+Key = tuple[str, str, str]
+"""Query id, text of the question and text of an answer: another question may have the same id in another file."""
 
 
 class LabelError(RagtuneError, ValueError):
@@ -45,7 +45,7 @@ class Label:
     @property
     def key(self) -> Key:
         """What the label is of."""
-        return self.query_id, self.answer
+        return self.query_id, self.query, self.answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +58,13 @@ class Labels:
     """Lines that are no labels, each with its number and the reason."""
     path: str = ""
     """The file that they are from."""
+
+    def with_questions(self, questions: Mapping[str, str]) -> Labels:
+        """The same; a label without the text of its question gets it from `questions`, query id -> text."""
+        rows = (
+            row if row.query else dataclasses.replace(row, query=questions.get(row.query_id, "")) for row in self.rows
+        )
+        return dataclasses.replace(self, rows=tuple(rows))
 
     def by_labeller(self) -> dict[Key, dict[str, float]]:
         """Answer -> labeller -> grade; of several labels by one person the last counts."""
@@ -193,23 +200,27 @@ def local_path(url: str) -> Path:
     return Path(filesystem.locate(url)[1])
 
 
-def of_arms(answers: Mapping[str, Mapping[str, str]], given: Labels) -> dict[str, dict[str, float]]:
+def keys(answers: Iterable[schema.Answer]) -> dict[str, Key]:
+    """Query id -> what a label of the answer is of."""
+    return {row.query_id: (row.query_id, row.query, row.answer) for row in answers}
+
+
+def of_arms(answers: Mapping[str, Mapping[str, Key]], given: Labels) -> dict[str, dict[str, float]]:
     """Arm -> query id -> the people's grade of the arm's answer; answers without a label are left out.
 
     Args:
-        answers: arm -> query id -> text of its answer.
-        given: the labels.
+        answers: arm -> query id -> its answer.
+        given: the labels, each with the text of its question.
     """
     grades = given.grades()
     return {
-        arm: {query_id: grades[query_id, text] for query_id, text in texts.items() if (query_id, text) in grades}
-        for arm, texts in answers.items()
+        arm: {query_id: grades[key] for query_id, key in keys.items() if key in grades} for arm, keys in answers.items()
     }
 
 
-def num_others(answers: Mapping[str, Mapping[str, str]], given: Labels) -> int:
+def num_others(answers: Mapping[str, Mapping[str, Key]], given: Labels) -> int:
     """The number of labelled answers that no arm gave, such as those of another run."""
-    known = {(query_id, text) for texts in answers.values() for query_id, text in texts.items()}
+    known = {key for keys in answers.values() for key in keys.values()}
     return len(given.by_labeller().keys() - known)
 
 

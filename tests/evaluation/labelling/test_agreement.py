@@ -26,6 +26,18 @@ def test_chance_and_constant_grades() -> None:
     assert agreement([1, 1, 0], [0.75, 1, 0]).alike == 2, "one of two people saw it otherwise"
 
 
+def test_agreement_of_many_answers_takes_little_memory() -> None:
+    """Of 200,000 answers, every pair at once would be 320 GB."""
+    generator = np.random.default_rng(0)
+    one, other = generator.choice(3, (2, 200_000))
+    found = agreement(one / 2, other / 2)
+    assert found.kappa == pytest.approx(cohen_kappa_score(one, other, weights="linear", labels=[0, 1, 2]))
+    scores = generator.random(50)  # a score with as many values as answers
+    pairs = [abs(a - b) for a in one[:50] / 2 for b in scores]
+    expected = 1 - float(np.abs(one[:50] / 2 - scores).mean()) / (sum(pairs) / 2500)
+    assert agreement(one[:50] / 2, scores).kappa == pytest.approx(expected)
+
+
 def test_people_agree_by_pairs_of_labels() -> None:
     def label(answer: str, grade: float, labeller: str) -> Label:
         return Label("q", "?", answer, grade, labeller, "")

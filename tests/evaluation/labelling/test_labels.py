@@ -32,7 +32,7 @@ def test_labels_are_read_as_written(tmp_path: Path) -> None:
 
 def test_the_last_label_of_a_person_counts_and_people_are_averaged() -> None:
     given = labels.Labels((label(grade=0.0), label(grade=1.0, labeller="bob"), label(grade=0.5), label("No.", 0.0)))
-    assert given.grades() == {("q1", "Yes."): 0.75, ("q1", "No."): 0.0}
+    assert given.grades() == {("q1", "Is it?", "Yes."): 0.75, ("q1", "Is it?", "No."): 0.0}
     changed = labels.Labels((*given.rows, label(grade=0.5)))
     assert changed.identity() == given.identity(), "the same grade again changes nothing"
     assert labels.Labels(given.rows[::-1]).identity() != given.identity(), "another label is the last one"
@@ -92,13 +92,28 @@ def test_two_labellers_may_write_at_once(tmp_path: Path) -> None:
 
 
 def test_labels_are_found_by_question_and_text() -> None:
-    answers = {"base": {"q1": "No.", "q2": "No."}, "rag": {"q1": "Yes.", "q2": "Maybe."}}
+    texts = {"base": {"q1": "No.", "q2": "No."}, "rag": {"q1": "Yes.", "q2": "Maybe."}}
+    answers = {arm: {name: (name, "Is it?", text) for name, text in each.items()} for arm, each in texts.items()}
     given = labels.Labels((label(), label("No.", 0.0), label("No.", 1.0, query_id="q2"), label("Other run.", 1.0)))
     found = labels.of_arms(answers, given)
     assert found == {"base": {"q1": 0.0, "q2": 1.0}, "rag": {"q1": 1.0}}
     assert labels.shared(found) == ["q1"]
     assert labels.num_others(answers, given) == 1
     assert labels.shared({}) == []
+
+
+def test_a_label_of_another_question_with_the_same_id_does_not_count() -> None:
+    answers = {"base": {"q1": ("q1", "Is it not?", "Yes.")}}
+    given = labels.Labels((label(), label(grade=0.5, labeller="bob")))
+    assert labels.of_arms(answers, given) == {"base": {}}
+    assert labels.num_others(answers, given) == 1
+    both = labels.Labels((dataclasses.replace(label(grade=0.0), query="Is it not?"), *given.rows))
+    assert labels.of_arms(answers, both) == {"base": {"q1": 0.0}}, "the later label is of another question"
+    assert both.identity() != given.identity()
+    written_by_hand = labels.Labels((dataclasses.replace(label(), query=""),)).with_questions({"q1": "Is it not?"})
+    assert labels.of_arms(answers, written_by_hand) == {"base": {"q1": 1.0}}, (
+        "a label without its question counts by the id"
+    )
 
 
 def test_the_file_is_in_the_workspace_unless_the_config_names_one() -> None:
