@@ -114,15 +114,23 @@ def evaluate(
                 staged_queries.require_same(settings, staged, runs.read_manifest(url)["input"]["fingerprint"])
             queries = staged_queries.read_queries(staged.url, 0, staged.num_queries)
         judged = [query for query in queries if settings.evaluate.can_score(query.answers)]
-        _publish(run, judged, staged, answered)
+        graded = grade.grade(settings, judged, answered)
+        if failed := graded.failed():
+            # Another run, so that the next command does not find this one finished, and asks for the failed grades again.
+            run = runs.Run.of(settings, "evaluate", {**identity, "failed": failed}, started=started)
+        if not failed or not run.is_finished():
+            _publish(run, judged, staged, answered, graded)
     return Evaluation(run.url)
 
 
 def _publish(
-    run: runs.Run, judged: Sequence[schema.Query], staged: staged_queries.StagedQueries, answered: dict[config.Arm, str]
+    run: runs.Run,
+    judged: Sequence[schema.Query],
+    staged: staged_queries.StagedQueries,
+    answered: dict[config.Arm, str],
+    graded: grade.Graded,
 ) -> None:
     settings, options = run.settings, run.settings.evaluate
-    graded = grade.grade(settings, judged, answered)
     scores = {arm: _with_grades(judged, url, settings, graded.values[arm]) for arm, url in answered.items()}
     for line in scoring.language_warnings(
         judged, {arm: read_answers(url) for arm, url in answered.items()}, options.language
@@ -341,8 +349,18 @@ def require_judged(settings: config.Config, judged: Sequence[schema.Query]) -> N
 
 def scores_of(queries: Sequence[schema.Query], run: str, settings: config.Config) -> Scores:
     """Every metric of the answers of one run of `answer` to these queries; those of `evaluate.metrics` are graded."""
-    arm = settings.answer.arm
-    return _with_grades(queries, run, settings, grade.grade(settings, queries, {arm: run}).values[arm])
+    (found,) = scores_of_runs(queries, [run], settings)
+    return found
+
+
+def scores_of_runs(queries: Sequence[schema.Query], answered: Sequence[str], settings: config.Config) -> list[Scores]:
+    """As `scores_of`, for several runs that are graded together.
+
+    Answers without passages are checked against those of another run, and a failed grade leaves its question out in all.
+    """
+    named = {str(place): run for place, run in enumerate(answered)}
+    graded = grade.grade(settings, queries, named)
+    return [_with_grades(queries, run, settings, graded.values[name]) for name, run in named.items()]
 
 
 def _with_grades(queries: Sequence[schema.Query], run: str, settings: config.Config, grades: Scores) -> Scores:

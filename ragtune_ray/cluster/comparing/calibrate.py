@@ -21,6 +21,7 @@ from ragtune_ray.cluster.answering.retrieve import retrieve
 from ragtune_ray.cluster.comparing import latency
 from ragtune_ray.evaluation import adaptive, intervals
 from ragtune_ray.evaluation.comparison import Adaptive, Latency
+from ragtune_ray.evaluation.grading import graders
 from ragtune_ray.evaluation.retrieval_fit import MIN_QUESTIONS, Measure, RetrievalFit, fit_retrieval, summary_lines
 from ragtune_ray.evaluation.search_fit import SearchFit, fit_searches, search_lines
 from ragtune_ray.ingest.splits import positives
@@ -57,7 +58,7 @@ def calibrate(settings: config.Config) -> CalibrationResult:
         raise config.ConfigError(
             f"answer.arm={settings.answer.arm}: engine {engine} reports no confidence in its answers; use transformers"
         )
-    metric, rule = settings.compare.metric, settings.evaluate
+    metric = settings.compare.metric
     with session.ray_session(settings.cluster):
         fit, searches = _fit(validation), _fit_searches(validation)
         queries = staged_queries.judged_queries(validation)
@@ -74,19 +75,25 @@ def calibrate(settings: config.Config) -> CalibrationResult:
         scores,
         against,
         margin=settings.compare.margin,
-        confidence=rule.confidence,
+        confidence=settings.evaluate.confidence,
     )
     found = dataclasses.replace(found, model=rows[0].model)
     identity = {
         "runs": [artifacts.read_manifest(run)["manifest_sha256"] for run in (closed, opened)],
         **({"retrieval": dataclasses.asdict(fit)} if fit else {}),
         **({"searches": dataclasses.asdict(searches)} if searches else {}),
-        "rule": [metric, settings.compare.margin, rule.identity(exclude={"arms"}), settings.seed],
+        **_rule(settings),
     }
     name = checksums.digest(identity)
     url = adaptive.publish_calibration(settings, name, found, fit, searches, closed_book=closed, retrieved=opened)
     progress.say(f"calibrate ({settings.answer.arm}): {_summary(found, len(rows))}")
     return CalibrationResult(url)
+
+
+def _rule(settings: config.Config) -> dict[str, Any]:
+    """The part of a calibration's identity for what is measured, and by which models."""
+    compare, evaluated = settings.compare, settings.evaluate.identity(exclude={"arms"})
+    return {"rule": [compare.metric, compare.margin, evaluated, settings.seed], **graders.identities(settings)}
 
 
 def _fit(validation: config.Config) -> RetrievalFit | None:
@@ -180,7 +187,7 @@ def _paired(
     """The closed-book answers to the questions scored in both runs, and the scores of both runs, (num_questions,) each."""
     metric = settings.compare.metric
     rows = {row.query_id: row for row in evaluate.read_answers(closed)}
-    without, having = (evaluate.scores_of(queries, run, settings) for run in (closed, opened))
+    without, having = evaluate.scores_of_runs(queries, [closed, opened], settings)
     shared = [name for name, values in without.items() if metric in values and metric in having.get(name, {})]
     scores, against = (np.array([found[name][metric] for name in shared]) for found in (without, having))
     return [rows[name] for name in shared], scores, against

@@ -1,16 +1,16 @@
 """Asks the questions of a comparison in batches, until the verdict stands (`compare.until: decided`).
 
 After each batch the arms are weighed with intervals that hold at every look. Arms that cannot win any more are dropped: they
-answer no further questions. Latency is measured once, after the first batch.
+answer no further questions, except for an arm whose passages the judge needs. Latency is measured once, after the first batch.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ragtune_ray import config, progress
+from ragtune_ray import config, progress, schema
 from ragtune_ray.cluster import runs, staged_queries
 from ragtune_ray.cluster.answering import evaluate
 from ragtune_ray.evaluation import decision
@@ -69,11 +69,17 @@ def ask_until_decided(settings: config.Config, weigh: Weigh) -> Asked:
         progress.say(f"compare: {count:,} of {available:,} questions asked: {verdict.headline}")
         if verdict.outcome in ("recommended", "no_difference"):
             break
-        new = decision.beaten(evidence, differences, settings) - set(dropped)
+        new = decision.beaten(evidence, differences, settings) - {*dropped, _shows_evidence(settings, selected)}
         if count < available and new:
             progress.say(f"compare: can no longer win, so no further questions for: {', '.join(sorted(new))}")
             dropped += sorted(new)
     return Asked(so_far, evaluated, Looks(available=available, looks=num_looks, asked=asked, dropped=tuple(dropped)))
+
+
+def _shows_evidence(settings: config.Config, selected: Sequence[schema.Query]) -> config.Arm:
+    """The arm whose passages the judge reads to check the answers of arms that retrieve nothing; empty if it needs none."""
+    reads = "judge" in settings.evaluate.metrics and any(query.answers is None for query in selected)
+    return next(filter(config.retrieves, settings.compare.arms), "") if reads else ""
 
 
 def identity(evaluated: Mapping[config.Arm, str]) -> str | dict[str, str]:

@@ -50,7 +50,9 @@ def ceilings(
 ) -> dict[str, Ceilings]:
     """Each generator's scores without passages, with retrieved and with gold passages, over queries with a gold passage."""
     failed = {row.query_id for run in golden.values() for row in evaluate.read_answers(run) if row.status == "failed"}
-    readable = {query.query_id for query in queries if has_gold_passage(query)} - failed
+    # Others were shown no passage, so nothing tells whether an answer without a gold answer is right.
+    readable = [query for query in queries if has_gold_passage(query) and query.query_id not in failed]
+    names = {query.query_id for query in readable}
     hosted = [(name, f"base@{name}", f"rag@{name}") for name in settings.compare.hosted]
     generators = [("base model", "base", "rag"), *hosted, ("tuned model", "ft", "rag+ft")]
     found = {}
@@ -58,10 +60,10 @@ def ceilings(
         scores = {
             "closed_book": measured[closed].scores if closed in measured else {},
             "retrieved": measured[opened].scores if opened in measured else {},
-            "gold_passage": evaluate.scores_of(queries, golden[opened], settings) if opened in golden else {},
+            "gold_passage": evaluate.scores_of(readable, golden[opened], settings) if opened in golden else {},
         }
         shared = {
-            kind: {query_id: values for query_id, values in per_query.items() if query_id in readable}
+            kind: {query_id: values for query_id, values in per_query.items() if query_id in names}
             for kind, per_query in scores.items()
         }
         metric = settings.compare.metric

@@ -22,7 +22,10 @@ from ragtune_ray.storage import artifacts, checksums
 UNIT_TASKS = 32
 """Answers that are graded together; a killed run loses at most this many grades per worker."""
 FIRST_FAILURES = 32
-"""If so many grades fail and none succeeds, grading stops: a server that is down would be asked for hours."""
+"""If so many grades fail and none succeeds, grading stops: a server that is down would be asked for hours.
+
+Where other grades are known, it stops only once more have failed than `evaluate.max_failed_grades` allows.
+"""
 
 Column = dict[str, str]
 """Name of a text column of `scores.parquet` -> its value for one question."""
@@ -38,6 +41,16 @@ class Graded:
     """Arm -> query id -> METRIC_status and METRIC_reason."""
     facts: dict[str, dict[str, int]] = field(default_factory=dict)
     """Metric -> how many answers were graded, how many grades were known or failed, requests and tokens."""
+
+    def failed(self) -> list[tuple[str, str, str]]:
+        """Metric, arm and query id of each grade that failed, sorted."""
+        return sorted(
+            (name.removesuffix("_status"), arm, query_id)
+            for arm, by_query in self.columns.items()
+            for query_id, column in by_query.items()
+            for name, status in column.items()
+            if name.endswith("_status") and status == "failed"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,13 +159,15 @@ def _graded(
     # The order is drawn by the seed, so that no arm's answers come first.
     pending = sorted(tasks.keys() - grades.keys(), key=lambda key: checksums.digest([settings.seed, key]))
     new: list[Grade] = []
+    # What is pending beside known grades may be no more than what failed before, and was allowed to.
+    allowed = settings.evaluate.max_failed_grades * len(tasks) if grades else 0
     with progress.stage(f"grade ({metric})", len(tasks), "answers", len(grades)) as shown:
         for made in _in_units(settings, metric, [tasks[key] for key in pending]):
             cache.write(made)
             grades |= made
             new += made.values()
             shown.advance(len(made))
-            if len(new) >= FIRST_FAILURES and all(each.error for each in new):
+            if len(new) >= max(FIRST_FAILURES, allowed + 1) and all(each.error for each in new):
                 raise _hopeless(metric, new)
     return grades, {
         "answers": len(tasks),
@@ -199,5 +214,6 @@ def _refuse_failures(settings: config.Config, metric: str, grades: Sequence[Grad
 def _hopeless(metric: str, grades: Sequence[Grade]) -> GradingError:
     reason, count = Counter(grade.error for grade in grades).most_common(1)[0]
     return GradingError(
-        f"all of the first {len(grades):,} grades of {metric} failed; most often ({count:,}): {reason}; fix this and run again"
+        f"all of the first {len(grades):,} new grades of {metric} failed; most often ({count:,}): {reason}; fix this and run "
+        "again"
     )

@@ -21,6 +21,7 @@ from ragtune_ray.cluster.training import train as train_module
 from ragtune_ray.cluster.tuning import forecast, labelling
 from ragtune_ray.cluster.tuning.judging import hits_of, queries_of
 from ragtune_ray.cluster.tuning.rounds import Rounds, TuneError
+from ragtune_ray.evaluation.grading import graders
 from ragtune_ray.evaluation.verdict import MIN_QUESTIONS
 from ragtune_ray.index import snapshot
 from ragtune_ray.ingest import splits
@@ -162,6 +163,7 @@ def _identity(settings: config.Config) -> dict[str, Any]:
         "settings": {
             **settings.model_dump(mode="json", include={"prompt", "generator", "seed"}),
             "evaluate": settings.evaluate.identity(),
+            **graders.identities(settings),
             "retrieval": settings.retrieval.identity(),
         },
         "reading": settings.answer.model_dump(mode="json", include={"reading", "rank_weight"}),

@@ -166,7 +166,7 @@ def test_grading_stops_where_nothing_succeeds(
     many = rows(*(f"answer {number}" for number in range(100)))
     runs = {"base": publish_answers(settings.workspace, "base", many)}
     lenient = settings.with_values({"evaluate.max_failed_grades": 1.0})
-    with pytest.raises(GradingError, match=r"all of the first 32 grades of semantic failed.*refused"):
+    with pytest.raises(GradingError, match=r"all of the first 32 new grades of semantic failed.*refused"):
         grade.grade(lenient, queries(100), runs)
     assert len(grader.seen) == grade.FIRST_FAILURES
 
@@ -217,3 +217,24 @@ def test_an_nli_model_grades_without_any_judge(
     found = grade.grade(given, [query], runs)
     assert {arm: found.values[arm]["q0"]["groundedness"] for arm in runs} == expected
     assert found.facts["groundedness"]["requests"] == 0
+
+
+def test_a_few_answers_that_fail_again_do_not_stop_a_run_that_allows_them(
+    settings: config.Config, grader: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = [f"answer {number}" for number in range(100)]
+    runs = {"base": publish_answers(settings.workspace, "base", rows(*texts))}
+    hard = set(texts[:40])
+
+    def grade_all(tasks: list[Task]) -> list[Grade]:
+        grader.seen += [task.answer for task in tasks]
+        return [Grade(error="prose") if task.answer in hard else Grade({"semantic": 1.0}) for task in tasks]
+
+    monkeypatch.setattr(grader, "grade", grade_all)
+    lenient = settings.with_values({"evaluate.max_failed_grades": 0.4})
+    assert grade.grade(lenient, queries(100), runs).facts["semantic"]["failed"] == 40
+    grader.seen.clear()
+    assert grade.grade(lenient, queries(100), runs).facts["semantic"]["failed"] == 40
+    assert set(grader.seen) == hard, "these alone are asked for, and all of them fail"
+    with pytest.raises(GradingError, match=r"all of the first 32 new grades"):
+        grade.grade(settings.with_values({"evaluate.max_failed_grades": 0.3}), queries(100), runs)
