@@ -1,6 +1,7 @@
 """Checks that `compare` finds the right verdict on four generated tasks whose right verdict is known.
 
-    python -m bench.planted [section.field=value ...] [--tasks changing_facts ...] [--seeds 0 1 2] [--workspace DIRECTORY]
+    python -m bench.planted [section.field=value ...] [--kind short|long] [--tasks changing_facts ...] [--seeds 0 1 2]
+        [--workspace DIRECTORY]
 
 | task | what it contains | right verdict |
 |---|---|---|
@@ -8,6 +9,9 @@
 | house_form | answers that follow from the question, in a form that no document states | ft |
 | facts_in_house_form | answers that are facts of documents, in a form that no document states | rag+ft |
 | known_already | capitals that the base model names, so every arm can answer; base is the cheapest | base |
+
+With `--kind long` gold answers are sentences in several wordings (`bench/planted_long.py`), and the metric is the one that
+`ragtune questions check` proposes.
 
 Corpus, questions and answers are generated from a seed. Training and test questions are about different documents.
 """
@@ -30,6 +34,7 @@ from ragtune_ray import schema
 from ragtune_ray.answering import pipeline
 from ragtune_ray.cluster.comparing.compare import compare, read_comparison
 from ragtune_ray.cluster.indexing.index import build_index
+from ragtune_ray.evaluation.questions import check as questions
 from ragtune_ray.generation import generator
 from ragtune_ray.models import weights
 
@@ -164,6 +169,8 @@ def run(name: str, seed: int, workspace: Path, overrides: Iterable[str] = ()) ->
         *task.overrides,
         *overrides,
     )
+    if name in planted_long.TASKS:
+        settings = settings.using(f"compare.metric={questions.check(settings).proposal.metric}", *overrides)
     started = time.monotonic()
     build_index(settings)
     found = read_comparison(compare(settings))
