@@ -73,6 +73,39 @@ def test_more_questions_extend_the_same_order_with_all_arms_answers(settings: co
     assert [item.query_id for item in other.items] != [item.query_id for item in all_of_them.items]
 
 
+def test_the_run_with_all_compared_arms_is_labelled_though_another_is_newer(
+    settings: config.Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    compared = labelling.newest_run(settings)
+    newer = Path(compared).with_name("evaluate-ffffffffffffffff")
+    manifest = artifacts.read_manifest(compared)
+    two = {arm: manifest["runs"][arm] for arm in ("base", "rag")}
+    assert artifacts.publish(artifacts.stage(str(newer)), str(newer), "evaluate", config=manifest["config"], runs=two)
+    assert labelling.newest_run(settings) == compared
+    assert "label:" not in capsys.readouterr().err
+    two_arms = settings.with_values({"compare.arms": ["base", "rag"]})
+    assert labelling.newest_run(two_arms) == str(newer), "of those that have all arms, the newest"
+    assert labelling.newest_run(settings.with_values({"compare.arms": ["base", "ft"]})) == str(newer)
+    assert "evaluate-ffffffffffffffff has no answers of ft, which compare.arms names" in capsys.readouterr().err
+
+
+def test_a_question_that_changed_since_it_was_answered_is_shown_as_it_was(settings: config.Config) -> None:
+    before = labelling.open_desk(settings, "ann", 1000).items
+    path = Path(settings.queries.path)
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    changed = before[0].query_id
+    for row in rows:
+        for name in {"text", "query", "question"} & row.keys():
+            row[name] = "Another?" if changed in row.values() else row[name]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    now = labelling.open_desk(settings, "ann", 1000).items
+    assert [item.query for item in now] == [item.query for item in before]
+    assert {item.golds for item in now if item.query_id == changed} == {None}, (
+        "its gold answers are of another question"
+    )
+    assert [item for item in now if item.query_id != changed] == [item for item in before if item.query_id != changed]
+
+
 def test_the_sources_are_those_of_all_arms_and_gold_answers_are_shown(settings: config.Config) -> None:
     desk = labelling.open_desk(settings, "ann", 1000)
     assert all(item.golds is not None for item in desk.items)

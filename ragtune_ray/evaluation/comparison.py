@@ -282,7 +282,8 @@ class ContestedQuestion(_Part):
 
     query_id: str
     query: str
-    gold: tuple[str, ...] = ()
+    gold: tuple[str, ...] | None = ()
+    """As in `Example`."""
     answers: dict[str, ContestedAnswer]
     """Of the two arms."""
 

@@ -132,17 +132,19 @@ def test_a_page_of_another_origin_cannot_post_labels(browser: Any, serve: Callab
     browser.get(serve(Desk([], sources, desk.path, "other")))  # another port is another origin
     wait(lambda: text_of(browser, "end-title") == "All are labelled", "the other page")
     attempt = """
-    const [url, type, done] = arguments;
+    const [url, type, item, done] = arguments;
     fetch(url + 'label', {method: 'POST', mode: type === 'text/plain' ? 'no-cors' : 'cors', headers: {'Content-Type': type},
-      body: JSON.stringify({place: 0, grades: [1, 1]})}).then(() => done('sent'), () => done('refused'));
+      body: JSON.stringify({place: 0, item, grades: [1, 1]})}).then(() => done('sent'), () => done('refused'));
     """
-    assert browser.execute_async_script(attempt, address, "application/json") == "refused"
-    browser.execute_async_script(attempt, address, "text/plain")  # is sent without asking, and refused by its type
+    item = ITEMS[0].digest
+    assert browser.execute_async_script(attempt, address, "application/json", item) == "refused"
+    # Plain text is sent without asking, and refused by its type.
+    browser.execute_async_script(attempt, address, "text/plain", item)
     assert graded(desk) == []
     browser.get(address)
     shows(browser, "Who walked first?")
     own = attempt.replace("url + 'label'", "'/label'")
-    assert browser.execute_async_script(own, address, "application/json") == "sent", "the attempt itself is right"
+    assert browser.execute_async_script(own, address, "application/json", item) == "sent", "the attempt itself is right"
     wait(lambda: len(graded(desk)) == 2, "the label of the own page")
 
 

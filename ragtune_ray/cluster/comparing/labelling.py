@@ -54,6 +54,8 @@ def open_desk(settings: config.Config, labeller: str, num_questions: int, run: s
 def newest_run(settings: config.Config) -> str:
     """The run of `evaluate` over `queries.path` that finished last, in the workspace or the workspace of a variant.
 
+    If any has all arms of `compare.arms`, the last of these: labels correct a comparison only if all its arms have them.
+
     Raises:
         LabelError: there is none.
     """
@@ -65,15 +67,23 @@ def newest_run(settings: config.Config) -> str:
         for name in filesystem.list_names(folder):
             url = filesystem.join(folder, name)
             if name.startswith("evaluate-") and artifacts.is_finished(url):
-                asked = runs.read_manifest(url)["config"]["queries"]["path"]
-                if asked == settings.queries.path:
-                    found.append((filesystem.last_change(filesystem.join(url, artifacts.MANIFEST)) or 0.0, url))
+                manifest = runs.read_manifest(url)
+                if manifest["config"]["queries"]["path"] == settings.queries.path:
+                    lacking = set(settings.compare.arms) - set(manifest["runs"])
+                    finished = filesystem.last_change(filesystem.join(url, artifacts.MANIFEST)) or 0.0
+                    found.append((not lacking, finished, url, lacking))
     if not found:
         raise LabelError(
             f"{settings.workspace}: there are no answers of {settings.queries.path} to label; run ragtune evaluate or "
             "ragtune compare first"
         )
-    return max(found)[1]
+    _, _, newest, lacking = max(found, key=lambda each: each[:3])
+    if lacking:
+        progress.say(
+            f"label: {newest} has no answers of {', '.join(sorted(lacking))}, which compare.arms names: compare will ask for "
+            "their labels; run it first to label all arms at once"
+        )
+    return newest
 
 
 def _queries(settings: config.Config, drawn: Sequence[str], rows: Rows) -> list[schema.Query]:

@@ -266,7 +266,7 @@ def _contested(
         return comparison.ContestedQuestion(
             query_id=query_id,
             query=by_id[query_id].text,
-            gold=tuple(by_id[query_id].answers or ()),
+            gold=by_id[query_id].answers,
             answers={
                 arm: comparison.ContestedAnswer(
                     text=measured[arm].rows[query_id].answer,

@@ -28,6 +28,11 @@ class Item:
         """What its labels are of."""
         return tuple((self.query_id, self.query, answer) for answer in self.answers)
 
+    @property
+    def digest(self) -> str:
+        """Tells the item from those of another session, where its place may have another one."""
+        return _digest(0, self.query_id, self.query, *self.answers).hex()[:32]
+
 
 @dataclass(frozen=True, slots=True)
 class Source:

@@ -21,6 +21,8 @@ class LabelRequest(RequestBody):
     """The body of POST /label."""
 
     place: int
+    item: str
+    """`Item.digest` of what the page shows."""
     grades: list[float] = Field(max_length=2)
     """One per answer, in order."""
 
@@ -37,6 +39,13 @@ def build_app(desk: Desk) -> AccessMiddleware:
 
     async def grade(request: Request) -> Response:
         given = requests.parse(LabelRequest, request.state.body)
+        if 0 <= given.place < len(desk.items) and given.item != desk.items[given.place].digest:
+            raise ApiError(
+                409,
+                "This page is of another session of ragtune label, which shows other answers here: reload it. Nothing was saved.",
+                code="other_item",
+                param="item",
+            )
         try:
             desk.grade(given.place, given.grades)
         except LabelError as error:
@@ -61,6 +70,7 @@ def _shown(desk: Desk, place: int | None) -> dict[str, Any]:
     sources = [{"title": each.title or each.document_id, "text": each.text} for each in desk.sources(item.query_id)]
     return {
         **progress,
+        "item": item.digest,
         "query": item.query,
         "history": [{"role": role, "content": content} for role, content in item.history],
         "golds": item.golds,

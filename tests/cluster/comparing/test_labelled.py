@@ -47,6 +47,10 @@ def test_labels_turn_the_verdict_round_and_nothing_is_asked_again(settings_for, 
     assert (judged.comparison.verdict.arm, judged.comparison.checked) == ("rag", None)
     assert any("nobody has checked" in text for text in judged.comparison.verdict.warnings)
 
+    assert judged.comparison.questions.kinds() == f"{NUM_QUESTIONS} without gold answers"
+    assert {example.gold for example in judged.comparison.examples} == {None}
+    assert "No gold answer is known." in (Path(judged.path) / "report.html").read_text(encoding="utf-8")
+
     desk = labelling.open_desk(settings, "ann", NUM_LABELLED)
     assert desk.path == tmp_path / "workspace" / "labels.jsonl"
     for place, item in enumerate(desk.items):

@@ -342,6 +342,21 @@ def test_content_that_is_no_comparison_is_refused() -> None:
         html_page.render({"format": 1})
 
 
+def test_a_question_whose_gold_answer_is_not_known_is_not_called_unanswerable() -> None:
+    content = contested()
+    content["questions"]["total"] = 121
+    for kind, questions in (("examples", content["examples"]), ("contested", content["contested"][0]["questions"])):
+        assert len(questions) > 1, kind
+        questions[0]["gold"], questions[1]["gold"] = None, []
+    page = page_of(content)
+    assert "121 questions, 113 answerable and 6 not, 2 without gold answers." in words(
+        page.css_first("#verdict .about")
+    )
+    for section in (page.css_first("section[aria-labelledby=examples]"), page.css_first("main > section")):
+        shown = [words(gold).rpartition(" ")[0] for gold in section.css(".gold")]
+        assert shown[:2] == ["No gold answer is known.", "The documents contain no answer."]
+
+
 def test_a_metric_that_sees_another_arm_ahead_is_shown_above_the_table_with_questions() -> None:
     page = page_of(contested())
     section = page.css_first("main > section")

@@ -14,7 +14,7 @@ from ragtune_ray.evaluation.labelling.labels import LabelError
 from ragtune_ray.serving.label import app
 
 ITEMS = [Item("q1", "One?", ("A",), ("A", "B")), Item("q2", "Two?", None, ("C",))]
-GRADED = {"place": 0, "grades": [1, 0.5]}
+GRADED = {"place": 0, "item": ITEMS[0].digest, "grades": [1, 0.5]}
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def send(
 def test_items_are_shown_and_graded_in_order(desk: Desk) -> None:
     shown = send(desk, "/item", {}).json()
     assert shown == {
-        "place": 0, "done": 0, "total": 2, "labeller": "ann", "query": "One?", "history": [], "golds": ["A"],
+        "place": 0, "done": 0, "total": 2, "labeller": "ann", "item": ITEMS[0].digest, "query": "One?", "history": [], "golds": ["A"],
         "answers": ["A", "B"], "grades": [None, None], "sources": [{"title": "q1.md", "text": "text"}],
     }  # fmt: skip
     assert send(desk, "/label", GRADED).json() == {"done": 1}
@@ -73,13 +73,14 @@ def test_only_this_machine_may_post(desk: Desk) -> None:
 @pytest.mark.parametrize(
     ("path", "body"),
     [
-        ("/label", {"place": 0, "grades": [1]}),
-        ("/label", {"place": 0, "grades": [1, 0.25]}),
-        ("/label", {"place": 0, "grades": [1, 1, 1]}),
-        ("/label", {"place": 0, "grades": [1, None]}),
-        ("/label", {"place": 2, "grades": [1]}),
-        ("/label", {"place": -1, "grades": [1]}),
-        ("/label", {"grades": [1, 1]}),
+        ("/label", GRADED | {"grades": [1]}),
+        ("/label", GRADED | {"grades": [1, 0.25]}),
+        ("/label", GRADED | {"grades": [1, 1, 1]}),
+        ("/label", GRADED | {"grades": [1, None]}),
+        ("/label", GRADED | {"place": 2, "grades": [1]}),
+        ("/label", GRADED | {"place": -1, "grades": [1]}),
+        ("/label", {"item": ITEMS[0].digest, "grades": [1, 1]}),
+        ("/label", {"place": 0, "grades": [1, 1]}),
         ("/item", {"place": 2}),
         ("/item", {"place": -1}),
         ("/item", {"arm": "rag"}),
@@ -91,6 +92,18 @@ def test_a_wrong_request_changes_nothing(desk: Desk, path: str, body: Any) -> No
     assert reply.status_code == 400
     assert reply.json()["error"]["message"]
     assert not desk.path.exists()
+
+
+def test_a_page_of_an_earlier_session_grades_nothing_else(desk: Desk) -> None:
+    shown = send(desk, "/item", {}).json()
+    graded = {"place": shown["place"], "item": shown["item"], "grades": [1, 1]}
+    for other in (ITEMS[1], Item("q1", "One?", ("A",), ("A", "C")), Item("q1", "Another?", ("A",), ("A", "B"))):
+        changed = Desk([other], desk.sources, desk.path, "ann")
+        reply = send(changed, "/label", graded)
+        assert (reply.status_code, reply.json()["error"]["code"]) == (409, "other_item")
+        assert "reload it" in reply.json()["error"]["message"]
+    assert not desk.path.exists()
+    assert send(desk, "/label", graded).status_code == 200
 
 
 def test_a_taken_port_is_named(desk: Desk) -> None:

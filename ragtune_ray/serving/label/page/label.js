@@ -126,7 +126,7 @@ function next() {
   const grades = chosen();
   if (grades.includes(undefined)) return;
   step(async () => {
-    await post("/label", { place: shown.place, grades: grades.map(Number) });
+    await post("/label", { place: shown.place, item: shown.item, grades: grades.map(Number) });
     visited.push(shown.place);
     return following();
   });
