@@ -97,7 +97,7 @@ class RagtuneError(Exception):
             index       IndexDataError, SelectionError, PlanError
             generation  GeneratorError, Overloaded, RequestFailed
             answering   PromptError
-            evaluation  MetricError, ComparisonError, GradingError, ReplyError, LabelError, DrawingError,
+            evaluation  MetricError, ComparisonError, GradingError, HalvingError, ReplyError, LabelError, DrawingError,
                         ReviewError
             training    TrainingError
             tuning      LedgerError

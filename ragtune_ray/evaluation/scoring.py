@@ -139,6 +139,23 @@ def language_warnings(
     return [sentence for sentence in found if sentence]
 
 
+def is_defined(metric: config.DecidingMetric, query: Query, rule: config.Evaluate) -> bool:
+    """Whether answers to a query have a metric; `failed` grades apart, this depends on the query alone.
+
+    >>> is_defined("numeric_match", Query("q", "Who?", ("Ada",), (), (), "all"), config.Evaluate())
+    False
+    """
+    match metric:
+        case "judge" | "groundedness":
+            return True
+        case "numeric_match":
+            return is_numeric(query.answers or (), rule.language)
+        case "contains_answer":
+            return bool(query.answers)
+        case _:
+            return query.answers is not None
+
+
 def _distinct_ids(queries: Sequence[Query]) -> list[str]:
     counts = Counter(query.query_id for query in queries)
     if repeated := [query_id for query_id, count in counts.items() if count > 1]:

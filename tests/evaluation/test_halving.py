@@ -65,3 +65,13 @@ def test_the_last_two_answer_every_question(num_candidates: int) -> None:
     assert len(rounds[-1].means) == 2
     assert rounds[-1].kept == (names[-1],)
     assert sum(map(len, scores.values())) <= 10_000 * min(num_candidates, 6)
+
+
+def test_a_question_whose_grade_failed_is_left_out_for_all_candidates() -> None:
+    given = {"a": [1.0, 0.0, None, 1.0], "b": [1.0, 1.0, 0.0, None]}
+    (only,), scores = halving.halve(["a", "b"], 4, lambda name, start, stop: given[name][start:stop])
+    assert only.means == {"a": 0.5, "b": 1.0}
+    assert only.kept == ("b",)
+    assert scores == given
+    with pytest.raises(halving.HalvingError, match="no question has a score of each of a, b"):
+        halving.halve(["a", "b"], 2, lambda name, *_: [None, 1.0] if name == "a" else [1.0, None])

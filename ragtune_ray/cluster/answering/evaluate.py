@@ -347,6 +347,23 @@ def require_judged(settings: config.Config, judged: Sequence[schema.Query]) -> N
         )
 
 
+def compared(settings: config.Config, judged: Sequence[schema.Query]) -> list[schema.Query]:
+    """The queries for which `compare.metric` is defined.
+
+    Raises:
+        EvaluationError: it is defined for none.
+    """
+    metric = settings.compare.metric
+    found = [query for query in judged if scoring.is_defined(metric, query, settings.evaluate)]
+    if not found:
+        kind = "that are numbers " if metric == "numeric_match" else ""
+        raise EvaluationError(
+            f"{settings.queries.path}: no query has gold answers {kind}for {metric}, so no arm can be recommended; add some, or "
+            "set another compare.metric: judge and groundedness need none"
+        )
+    return found
+
+
 def scores_of(queries: Sequence[schema.Query], run: str, settings: config.Config) -> Scores:
     """Every metric of the answers of one run of `answer` to these queries; those of `evaluate.metrics` are graded."""
     (found,) = scores_of_runs(queries, [run], settings)

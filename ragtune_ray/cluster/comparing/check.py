@@ -137,7 +137,7 @@ def check(settings: config.Config, stages: forecast.Stages = forecast.comparison
     _check_splits(given, kept, judged, untrained, found)
     _check_questions(given, kept, found)
     sizes = _check_answers(given, kept, judged, found)
-    _check_power(given, len(judged), found)
+    _check_power(given, _num_compared(given, judged, found), found)
     _check_index(given, found)
     _check_grades(given, judged, found)
     _forecast(given, stages(given, untrained, sizes), found)
@@ -213,6 +213,15 @@ def _check_splits(
             found.warnings.append(
                 f"split {split} has {off:+.0%} of its share of the questions; queries.split_record draws even splits"
             )
+
+
+def _num_compared(settings: config.Config, judged: Sequence[Query], found: _Findings) -> int:
+    """How many questions `compare.metric` is defined for."""
+    try:
+        return len(evaluate.compared(settings, judged)) if judged else 0
+    except evaluate.EvaluationError as error:
+        found.errors.append(str(error))
+        return 0
 
 
 def _check_questions(settings: config.Config, kept: Sequence[Query], found: _Findings) -> None:

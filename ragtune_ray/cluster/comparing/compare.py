@@ -192,7 +192,9 @@ def _require_inputs(settings: config.Config) -> None:
     """Refuse unreadable inputs, and metrics without their model, before hours of training."""
     graders.require_models(settings)
     evaluate.require_index(settings, settings.compare.arms)
-    evaluate.require_judged(settings, staged_queries.judged_queries(settings))
+    judged = staged_queries.judged_queries(settings)
+    evaluate.require_judged(settings, judged)
+    evaluate.compared(settings, judged)
     _fingerprints(settings)
 
 

@@ -293,7 +293,7 @@ def _is_probed(settings: config.Config) -> bool:
 def _forgetting(settings: config.Config, tuned: config.Config) -> Forgetting:
     """How well the base model and the tuned generator answer the probe questions, without passages."""
     probe = staged_queries.with_all_queries_of(settings, settings.compare.probe_path)
-    queries = staged_queries.judged_queries(probe)
+    queries = [query for query in staged_queries.judged_queries(probe) if query.answers is not None]
     if not queries:
         raise MeasureError(f"compare.probe_path={settings.compare.probe_path}: no question has `answers`")
     base = probe.with_values({"answer.arm": "base"})

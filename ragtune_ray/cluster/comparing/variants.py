@@ -17,9 +17,8 @@ from ragtune_ray import config, progress, schema
 from ragtune_ray.cluster import staged_queries
 from ragtune_ray.cluster.answering import answer, evaluate
 from ragtune_ray.cluster.indexing import index
-from ragtune_ray.evaluation import halving, intervals
+from ragtune_ray.evaluation import halving, intervals, scoring
 from ragtune_ray.evaluation.comparison import Variant, VariantRound, VariantSearch
-from ragtune_ray.evaluation.metrics.numbers import is_numeric
 from ragtune_ray.index import contents, versions
 from ragtune_ray.ingest import inputs, splits
 from ragtune_ray.storage import checksums, filesystem
@@ -81,18 +80,17 @@ def _questions(settings: config.Config) -> list[schema.Query]:
         found = staged_queries.judged_queries(settings.with_values({"queries.split": "validation"}))
     except inputs.InputError:
         found = []
-    answerable = [query for query in found if query.answers != () and _has_metric(query, settings)]
+    answerable = [
+        query
+        for query in found
+        if query.answers != () and scoring.is_defined(settings.compare.metric, query, settings.evaluate)
+    ]
     if not answerable:
         raise evaluate.EvaluationError(
             f"{settings.queries.path}: no validation question has gold answers for {settings.compare.metric}, and "
             "compare.variants are chosen on these; set queries.split_by=document, or add questions with split=validation"
         )
     return sorted(answerable, key=lambda query: (splits.draw(query.query_id, settings.seed), query.query_id))
-
-
-def _has_metric(query: schema.Query, settings: config.Config) -> bool:
-    """Whether `compare.metric` is defined for a question: numeric_match only where a gold answer is a number."""
-    return settings.compare.metric != "numeric_match" or is_numeric(query.answers or (), settings.evaluate.language)
 
 
 def _varied(settings: config.Config, name: str) -> config.Config:
@@ -125,28 +123,26 @@ def _build(settings: config.Config, varied: config.Config, name: str) -> None:
         )
 
 
-def _scores(settings: config.Config, varied: config.Config, questions: Sequence[schema.Query]) -> list[float]:
-    """The score of each question, answered by a variant in the arm `rag`."""
+def _scores(settings: config.Config, varied: config.Config, questions: Sequence[schema.Query]) -> list[float | None]:
+    """The score of each question, answered by a variant in the arm `rag`; None if its grade failed."""
     lines = [json.dumps(dataclasses.asdict(query), ensure_ascii=False) + "\n" for query in questions]
     path = filesystem.join(settings.workspace, "variants", f"questions-{checksums.digest(lines)}.jsonl")
     filesystem.replace_text(path, "".join(lines))
     copied = {"answer.arm": "rag", **staged_queries.own_documents_setting(settings)}
     asked = staged_queries.with_all_queries_of(varied, path).with_values(copied)
     scores = evaluate.scores_of(questions, str(answer.answer(asked)), settings)
-    metric = settings.compare.metric
-    if unscored := [query.query_id for query in questions if metric not in scores[query.query_id]]:
-        raise evaluate.EvaluationError(
-            f"compare.variants: {len(unscored):,} answers have no {metric}, such as that to {unscored[0]!r}, because their grade "
-            "failed; run the command again: only failed grades are asked for again"
-        )
-    return [scores[query.query_id][metric] for query in questions]
+    return [scores[query.query_id].get(settings.compare.metric) for query in questions]
+
+
+def _known(scores: Sequence[float | None]) -> np.ndarray:
+    return np.array([score for score in scores if score is not None])
 
 
 def _search(
     settings: config.Config,
     candidates: dict[str, config.Config],
     rounds: Sequence[halving.Round],
-    scores: dict[str, list[float]],
+    scores: dict[str, list[float | None]],
     num_questions: int,
 ) -> VariantSearch:
     rule, own = settings.evaluate, settings.workspace
@@ -157,7 +153,7 @@ def _search(
         variants={
             name: Variant(
                 settings=settings.compare.variants.get(name, {}),
-                score=intervals.bootstrap(np.array(scores[name]), rule.resamples, rule.confidence, settings.seed),
+                score=intervals.bootstrap(_known(scores[name]), rule.resamples, rule.confidence, settings.seed),
                 workspace="" if varied.workspace == own else varied.workspace,
             )
             for name, varied in candidates.items()

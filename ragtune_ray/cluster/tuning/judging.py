@@ -80,6 +80,8 @@ def queries_of(settings: config.Config, split: str) -> list[schema.Query]:
 def _scores(settings: config.Config, metric: str) -> dict[str, float]:
     """query_id -> score of the answer with this config."""
     judged = staged_queries.judged_queries(settings)
+    if not config.retrieves(settings.answer.arm):  # nothing tells whether such an answer is right, but gold answers
+        judged = [query for query in judged if query.answers is not None]
     scores = evaluate.scores_of(judged, str(answer.answer(settings)), settings)
     return {query_id: values[metric] for query_id, values in scores.items() if metric in values}
 

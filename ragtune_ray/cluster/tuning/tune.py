@@ -22,6 +22,7 @@ from ragtune_ray.cluster.tuning import forecast, labelling
 from ragtune_ray.cluster.tuning.judging import hits_of, queries_of
 from ragtune_ray.cluster.tuning.rounds import Rounds, TuneError
 from ragtune_ray.evaluation.grading import graders
+from ragtune_ray.evaluation.scoring import is_defined
 from ragtune_ray.evaluation.verdict import MIN_QUESTIONS
 from ragtune_ray.index import snapshot
 from ragtune_ray.ingest import splits
@@ -117,6 +118,8 @@ def _check(settings: config.Config) -> None:
             f"{settings.queries.path}: {judged} validation questions have `answers`, but judging a round needs at least "
             f"{MIN_QUESTIONS}; add some, or raise the share of validation (queries.split_shares)"
         )
+    if rule.probe_path and "generator" in rule.components:
+        _check_probe(settings)
     splits.check_leaks({**split, "test": queries_of(settings, "test")})
     needs_generator = "generator" in rule.components or rule.mode in ("joint", "iterative")
     if needs_generator and settings.generator.engine != "transformers":
@@ -128,6 +131,22 @@ def _check(settings: config.Config) -> None:
         weights.weights_of(weights.resolve(settings.encoder.model))
     if rule.reindex and not settings.corpus.path:
         raise config.ConfigError("tune.reindex indexes the corpus again, but corpus.path is empty; name the corpus")
+
+
+def _check_probe(settings: config.Config) -> None:
+    """Refuse probe questions that could not show that the generator forgets; it answers them without passages."""
+    probe = staged_queries.with_all_queries_of(settings, settings.tune.probe_path)
+    metric, known = settings.compare.metric, staged_queries.judged_queries(probe)
+    if metric == "groundedness":
+        reason = "groundedness of answers without passages is always 0"
+    elif not any(query.answers is not None and is_defined(metric, query, settings.evaluate) for query in known):
+        reason = f"no question has gold answers for {metric}"
+    else:
+        return
+    raise TuneError(
+        f"tune.probe_path={settings.tune.probe_path}: {reason}, so nothing would show what the generator forgets; set another "
+        "compare.metric, or leave tune.probe_path empty"
+    )
 
 
 def _identity(settings: config.Config) -> dict[str, Any]:

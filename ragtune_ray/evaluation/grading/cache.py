@@ -28,6 +28,7 @@ class Grades:
     def __init__(self, workspace: str, identity: Mapping[str, Any]) -> None:
         self.folder = filesystem.join(workspace, "grades", checksums.digest(identity))
         self._identity = identity
+        self._is_named = False  # listing the folder before each file would take a request per file
 
     def read(self) -> dict[str, Grade]:
         """Task key -> grade. A line that cannot be read is counted in a progress line and graded again."""
@@ -55,8 +56,9 @@ class Grades:
         rows = [{"key": key, **dataclasses.asdict(grade)} for key, grade in graded.items() if not grade.error]
         if not rows:
             return
-        if "identity.json" not in filesystem.list_names(self.folder):
+        if not self._is_named and "identity.json" not in filesystem.list_names(self.folder):
             text = json.dumps(self._identity, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
             filesystem.replace_text(filesystem.join(self.folder, "identity.json"), text)
+        self._is_named = True
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         filesystem.replace_text(filesystem.join(self.folder, f"{uuid.uuid4().hex}.jsonl"), lines)

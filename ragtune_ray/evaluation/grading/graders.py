@@ -112,7 +112,8 @@ def task_of(
         fixed = 0.0 if value is None and not shown else value
         return _groundedness_task(query, answer, shown) if fixed is None else _fixed_groundedness(query, fixed)
     if value is not None:
-        return Grade({metric: value})
+        # Without gold answers the judge also says whether an answer is relevant; these are not.
+        return Grade({metric: value} | ({"relevance": value} if metric == "judge" and query.answers is None else {}))
     if metric == "semantic":
         return Task("", query.answers or (), answer.answer)
     if query.answers:

@@ -20,6 +20,7 @@ from ragtune_ray.evaluation.metrics.normalization import normalize_answer
 from ragtune_ray.evaluation.questions import answer_kinds, gold_answers, power, repeats
 from ragtune_ray.evaluation.questions.proposal import Proposal, propose
 from ragtune_ray.evaluation.report.plain_text import wrapped
+from ragtune_ray.evaluation.scoring import is_defined
 from ragtune_ray.evaluation.verdict import MIN_QUESTIONS
 from ragtune_ray.index import contents, versions
 from ragtune_ray.ingest import inputs, splits
@@ -78,7 +79,8 @@ class QuestionsCheck:
     notices: dict[str, int]
     """What was read as meant or not read -> rows."""
     num_compared: int
-    """Questions that a comparison would score: those with known answers, of the test split if there is one."""
+    """Questions that a comparison would score, of the test split if there is one: those for which `compare.metric` is defined, or
+    if there are none, the proposed metric."""
     smallest_difference: float | None
     needed_for_margin: int | None
     proposal: Proposal
@@ -172,7 +174,8 @@ def look(
         return normalize_answer(text, rule.language, rule.normalization)
 
     kinds = Counter(answer_kinds.kind_of(query, rule.language) for query in queries)
-    compared = [query for query in queries if query.answers is not None]
+    proposal = propose(kinds, has_judge=has_judge(settings))
+    compared = _compared(queries, settings, proposal)
     tested = [query for query in compared if query.split == "test"]
     n = len(tested or compared)
     found = QuestionsCheck(
@@ -194,10 +197,17 @@ def look(
         needed_for_margin=power.needed_questions(settings.compare.margin, rule.confidence)
         if settings.compare.margin
         else None,
-        proposal=propose(kinds, has_judge=has_judge(settings)),
+        proposal=proposal,
         warnings=(),
     )
     return dataclasses.replace(found, warnings=tuple(_warnings(found, rejects, queries, settings)))
+
+
+def _compared(queries: Sequence[Query], settings: config.Config, proposal: Proposal) -> list[Query]:
+    """The questions for which `compare.metric` is defined, or if there are none, those for which the proposed metric is."""
+    metrics = [settings.compare.metric, *([] if proposal.is_makeshift else [proposal.metric])]
+    found = ([query for query in queries if is_defined(metric, query, settings.evaluate)] for metric in metrics)
+    return next(filter(None, found), [])
 
 
 def has_judge(settings: config.Config) -> bool:

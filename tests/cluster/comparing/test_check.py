@@ -13,7 +13,8 @@ import pytest
 
 from ragtune_ray import config
 from ragtune_ray.cli import main
-from ragtune_ray.cluster.comparing import forecast
+from ragtune_ray.cluster.answering import evaluate
+from ragtune_ray.cluster.comparing import compare, forecast
 from ragtune_ray.cluster.comparing.check import check
 from ragtune_ray.cluster.tuning.forecast import tuning
 from ragtune_ray.evaluation.questions import check as questions
@@ -105,6 +106,28 @@ def test_what_makes_a_comparison_fail_is_an_error(settings: config.Config, tmp_p
     assert any("ragtune index" in text for text in without.errors)
     assert without.facts["index"]["text"].startswith("to be built, and cannot be planned")
     assert not any("ragtune index" in text for text in check(settings.using("compare.arms=[base, ft]")).errors)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "answers", "metric"),
+    [
+        (["compare.metric=numeric_match"], ["x"], "numeric_match"),
+        (["evaluate.metrics=[judge]", "evaluate.judge.model=m"], None, "token_F1"),
+    ],
+)
+def test_a_metric_that_no_question_has_is_an_error_before_anything_is_trained(
+    settings: config.Config, overrides: list[str], answers: list[str] | None, metric: str
+) -> None:
+    changed(settings, {n: {"answers": answers} for n in range(40, 60)})
+    given = settings.using(*overrides)
+    found = check(given)
+    assert any(f"for {metric}, so no arm can be recommended" in text for text in found.errors)
+    with pytest.raises(evaluate.EvaluationError, match=f"for {metric}"):
+        compare._require_inputs(given.using("compare.arms=[base, rag]", "queries.split=test"))
+    changed(settings, {n: {"answers": ["7"]} for n in range(40, 45)})
+    found = check(given)
+    assert found.facts["power"]["n"] == 5, "only the questions that have it count"
+    assert not any("no arm can be recommended" in text for text in found.errors)
 
 
 def test_missing_documents_and_repeated_questions_are_named(settings: config.Config) -> None:

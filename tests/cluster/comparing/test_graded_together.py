@@ -93,3 +93,15 @@ def test_another_judge_is_another_calibration_and_another_tune(settings_for: Any
     build_index(plain)
     assert "graders" not in tune._identity(plain), "old tunes stay"
     assert tune._identity(with_judges[0]) != tune._identity(with_judges[1])
+
+
+@pytest.mark.parametrize(("metric", "rule"), [("groundedness", "always 0"), ("numeric_match", "gold answers for")])
+def test_probe_questions_that_guard_nothing_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, metric: str, rule: str
+) -> None:
+    rows = [Query("q0", "Who?", ("me",), (), (), "all"), Query("q1", "Who?", None, (), (), "all")]
+    monkeypatch.setattr(tune.staged_queries, "judged_queries", lambda _: rows)
+    settings = judged(str(tmp_path)).with_values({"tune.probe_path": "probe.jsonl"})
+    tune._check_probe(settings)
+    with pytest.raises(tune.TuneError, match=rf"tune.probe_path=probe.jsonl: .*{rule}.*nothing would show"):
+        tune._check_probe(settings.with_values({"compare.metric": metric}))

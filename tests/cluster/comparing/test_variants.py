@@ -14,6 +14,7 @@ from ragtune_ray.cluster.comparing.compare import compare, read_comparison
 from ragtune_ray.cluster.indexing.index import build_index
 from ragtune_ray.cluster.indexing.update import delete_documents
 from ragtune_ray.index import versions
+from ragtune_ray.schema import Query
 from ragtune_ray.storage import artifacts
 from tests.support.comparisons import answer_row
 
@@ -127,6 +128,29 @@ def test_arms_are_compared_on_other_questions_than_those_that_chose(settings: co
     assert variants.held_out(given.using("queries.split=test")).queries.split == "test"
     with pytest.raises(config.ConfigError, match=r"queries.split=validation: compare.variants are chosen on"):
         variants.held_out(given.using("queries.split=validation"))
+
+
+def test_a_failed_grade_and_unknown_answers_leave_questions_out_of_every_variant(
+    settings: config.Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Answerer(monkeypatch, lambda top_k, _: top_k == 1)
+    found = evaluate.scores_of
+
+    def scores_of(questions: Any, run: str, given: config.Config) -> Any:
+        scores = found(questions, run, given)
+        if run == "run 0":
+            scores[questions[0].query_id].pop("token_F1")
+        return scores
+
+    monkeypatch.setattr(evaluate, "scores_of", scores_of)
+    _, search = variants.settle(with_top_k(settings, 1))
+    assert search is not None
+    assert search.winner == "top1"
+    assert search.variants["config"].score.n == search.variants["top1"].score.n - 1
+    unknown = Query("q", "Who?", None, (), (), "validation")
+    known = Query("r", "Who?", ("me",), (), (), "validation")
+    monkeypatch.setattr(variants.staged_queries, "judged_queries", lambda _: [unknown, known])
+    assert variants._questions(settings) == [known]
 
 
 @pytest.mark.parametrize("override", ["queries.split_by=given", "queries.split_shares=[1, 0, 1]"])

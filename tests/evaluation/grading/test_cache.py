@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from ragtune_ray.evaluation.grading import cache
 from ragtune_ray.evaluation.grading.cache import Grades
 from ragtune_ray.evaluation.grading.task import Grade, Task
 
@@ -75,3 +76,16 @@ def test_a_damaged_line_is_counted_and_graded_again(
     assert (
         f"1 lines in {grades.folder} are damaged and graded again; the first: {file.name}:1" in capsys.readouterr().err
     )
+
+
+def test_the_folder_is_listed_once_however_many_files_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed: list[str] = []
+    list_names = cache.filesystem.list_names
+    monkeypatch.setattr(cache.filesystem, "list_names", lambda folder: listed.append(folder) or list_names(folder))
+    grades = Grades(str(tmp_path), IDENTITY)
+    for number in range(5):
+        grades.write({f"{number}": Grade({"judge": 1.0})})
+    assert len(listed) == 1
+    assert len(grades.read()) == 5

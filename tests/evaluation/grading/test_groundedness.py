@@ -168,3 +168,15 @@ def test_the_turns_before_a_question_are_read_with_it() -> None:
     task = graders.task_of("judge", query, answer_row("q", "Aldrin"), {}, ())
     assert isinstance(task, Task)
     assert task.query == "user: Who was first?\nassistant: Armstrong.\nAnd second?"
+
+
+def test_answers_that_nobody_reads_are_not_relevant() -> None:
+    for row in (
+        answer_row("q", "I don't know.", abstained=True),
+        answer_row("q", ""),
+        answer_row("q", status="failed"),
+    ):
+        made = graders.task_of("judge", QUERY, row, {}, ("evidence",))
+        assert made == Grade({"judge": 0.0, "relevance": 0.0}), "an arm's mean is over all questions"
+    known = Query("q", "Who?", ("me",), (), (), "test")
+    assert graders.task_of("judge", known, answer_row("q", ""), {}, ()) == Grade({"judge": 0.0})

@@ -248,3 +248,17 @@ def test_twenty_thousand_questions_are_looked_at_in_seconds(tmp_path: Path) -> N
     started = time.process_time()
     assert checked(tmp_path, *rows).num_questions == 20_000
     assert time.process_time() - started < 20
+
+
+def test_questions_without_gold_answers_count_where_a_judge_is_set(tmp_path: Path) -> None:
+    rows = [{"answers": None} for _ in range(30)]
+    found = checked(tmp_path, *rows, overrides=("evaluate.judge.model=m",))
+    assert (found.proposal.metric, found.num_compared) == ("judge", 30)
+    assert not any("fewer than 20" in text for text in found.warnings)
+    assert checked(tmp_path, *rows).num_compared == 0, "without a judge nothing scores them"
+
+
+def test_only_numbers_count_where_numbers_are_compared(tmp_path: Path) -> None:
+    rows = [{"answers": ["7" if number < 5 else "red"]} for number in range(30)]
+    assert checked(tmp_path, *rows, overrides=("compare.metric=numeric_match",)).num_compared == 5
+    assert checked(tmp_path, *rows).num_compared == 30
