@@ -166,7 +166,7 @@ def test_gold_answers_that_no_metric_tells_apart_are_named(tmp_path: Path) -> No
 def test_the_language_of_answers_is_compared_with_the_config(tmp_path: Path) -> None:
     rows = [{"answers": ["Das ist die Brücke von Oslo und nicht der Turm."]}] * 30
     asked = [{**row, "text": f"Wo ist das {number}?"} for number, row in enumerate(rows)]
-    assert any("set evaluate.language=de" in text and "100%" in text for text in checked(tmp_path, *asked).warnings)
+    assert any("set evaluate.language=de" in text for text in checked(tmp_path, *asked).warnings)
     same = checked(tmp_path, *asked, overrides=("evaluate.language=de",))
     assert not any("evaluate.language" in text for text in same.warnings)
 
