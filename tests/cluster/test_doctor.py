@@ -51,7 +51,11 @@ def test_corpus_questions_and_missing_libraries_are_looked_at(tmp_path: Path, mo
     write(tmp_path / "docs" / "a.md", "# A\n\nThe pump is red.")
     for name in ("b.pdf", "c.docx"):
         write(tmp_path / "docs" / name, "x")
-    write(tmp_path / "q.jsonl", {"query_id": "1", "text": "Which colour?", "answers": ["red"]}, {"text": "no id"})
+    write(
+        tmp_path / "q.jsonl",
+        {"query_id": "1", "text": "Which colour?", "answers": ["red"]},
+        {"query_id": "2", "text": ""},
+    )
     given = config.Config().using(f"corpus.path={tmp_path / 'docs'}", f"queries.path={tmp_path / 'q.jsonl'}")
     findings = {finding.name: finding for finding in doctor._inputs(given)}
     assert findings["corpus"].level == findings["questions"].level == "note"

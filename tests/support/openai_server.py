@@ -26,6 +26,7 @@ class Server(ThreadingHTTPServer):
     """Answers each request from the list of replies for its question, in order; the last reply is repeated."""
 
     daemon_threads = True
+    request_queue_size = 256  # the default of 5 drops connections when many requests arrive at once
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
