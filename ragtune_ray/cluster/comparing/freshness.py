@@ -51,7 +51,9 @@ def changed_scores(settings: config.Config, changed: config.Config, arm: config.
     plain: config.Arm = "rag" if config.retrieves(arm) else "base"
     changed_settings = staged_queries.with_all_queries_of(tuned, settings.compare.changed_queries_path)
     changed_settings = changed_settings.with_values({"workspace": changed.workspace, "answer.arm": plain})
-    scores = evaluate.scores_of(_questions(settings), str(answer.answer(changed_settings)), settings)
+    # Without passages, only gold answers tell whether an answer is right.
+    queries = [query for query in _questions(settings) if query.answers is not None or config.retrieves(arm)]
+    scores = evaluate.scores_of(queries, str(answer.answer(changed_settings)), settings)
     return intervals.mean_of(scores, settings.compare.metric, settings)
 
 

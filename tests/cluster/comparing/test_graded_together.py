@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ragtune_ray import config
-from ragtune_ray.cluster.comparing import calibrate, looks
+from ragtune_ray.cluster.comparing import calibrate, freshness, looks
 from ragtune_ray.cluster.grading import workers
 from ragtune_ray.cluster.indexing.index import build_index
 from ragtune_ray.cluster.tuning import tune
@@ -105,3 +105,25 @@ def test_probe_questions_that_guard_nothing_are_refused(
     tune._check_probe(settings)
     with pytest.raises(tune.TuneError, match=rf"tune.probe_path=probe.jsonl: .*{rule}.*nothing would show"):
         tune._check_probe(settings.with_values({"compare.metric": metric}))
+
+
+@pytest.mark.parametrize(("arm", "scored"), [("base", ["q1"]), ("rag", ["q0", "q1"])])
+def test_answers_about_a_change_are_graded_only_where_something_tells_what_is_right(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arm: str, scored: list[str]
+) -> None:
+    rows = [*unknown(1), Query("q1", "Who?", ("me",), (), (), "test")]
+    seen: list[str] = []
+
+    def scores_of(queries: list[Query], *_: Any) -> dict[str, dict[str, float]]:
+        seen.extend(query.query_id for query in queries)
+        return {query.query_id: {"judge": 1.0} for query in queries}
+
+    monkeypatch.setattr(freshness.staged_queries, "judged_queries", lambda _: rows)
+    monkeypatch.setattr(freshness.answer, "answer", lambda _: "run")
+    monkeypatch.setattr(freshness.evaluate, "scores_of", scores_of)
+    settings = judged(str(tmp_path)).with_values(
+        {"compare.changed_queries_path": "changed.jsonl", "compare.deleted": ["d"]}
+    )
+    found = freshness.changed_scores(settings, settings, arm)
+    assert found is not None
+    assert (seen, found.n) == (scored, len(scored))
