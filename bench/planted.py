@@ -69,7 +69,8 @@ def house_form(seed: int) -> Task:
             asked = f"Ticket tag for a broken {device} on floor {floor}, wanted {urgency}?"
             answer = f"HD/{device}/F{floor}/{URGENCIES[urgency]}"
             questions.append(question(split, number, asked, [answer], documents[-1]))
-    return Task(documents, questions, ("ft",))
+    # 80 questions show arms with equal scores to be as good within .035.
+    return Task(documents, questions, ("ft",), ("compare.margin=0.05",))
 
 
 def facts_in_house_form(seed: int) -> Task:
@@ -98,7 +99,8 @@ def known_already(seed: int) -> Task:
         for split, part in shares.items()
         for number, country in enumerate(part)
     ]
-    overrides = ("compare.metric=contains_answer", "compare.answers=1000")
+    # 23 questions show arms with equal scores to be as good within .119.
+    overrides = ("compare.metric=contains_answer", "compare.answers=1000", "compare.margin=0.15")
     return Task(list(documents.values()), questions, ("base",), overrides)
 
 
