@@ -355,6 +355,13 @@ def compared(settings: config.Config, judged: Sequence[schema.Query]) -> list[sc
     """
     metric = settings.compare.metric
     found = [query for query in judged if scoring.is_defined(metric, query, settings.evaluate)]
+    if metric == "judge" and not any(map(config.retrieves, settings.compare.arms)):
+        found = [query for query in found if query.answers is not None]
+        if not found:
+            raise EvaluationError(
+                f"{settings.queries.path}: no query has gold answers, and no arm of compare.arms retrieves passages against "
+                "which the judge could check an answer; add gold answers, or an arm that retrieves"
+            )
     if not found:
         kind = "that are numbers " if metric == "numeric_match" else ""
         raise EvaluationError(

@@ -112,11 +112,14 @@ def _check(settings: config.Config) -> None:
     if not settings.queries.path:
         raise config.ConfigError("queries.path is empty; name a file of queries")
     split = {name: queries_of(settings, name) for name in ("train", "validation")}
-    judged = sum(query.answers is not None for query in split["validation"])
+    metric = settings.compare.metric
+    judged = sum(
+        query.answers is not None and is_defined(metric, query, settings.evaluate) for query in split["validation"]
+    )
     if judged < MIN_QUESTIONS:
         raise TuneError(
-            f"{settings.queries.path}: {judged} validation questions have `answers`, but judging a round needs at least "
-            f"{MIN_QUESTIONS}; add some, or raise the share of validation (queries.split_shares)"
+            f"{settings.queries.path}: {judged} validation questions have `answers` for {metric}, but judging a round needs at "
+            f"least {MIN_QUESTIONS}; add some, or raise the share of validation (queries.split_shares)"
         )
     if rule.probe_path and "generator" in rule.components:
         _check_probe(settings)

@@ -130,6 +130,17 @@ def test_a_metric_that_no_question_has_is_an_error_before_anything_is_trained(
     assert not any("no arm can be recommended" in text for text in found.errors)
 
 
+def test_a_judge_without_gold_answers_and_passages_is_an_error(settings: config.Config) -> None:
+    changed(settings, {n: {"answers": None} for n in range(40, 60)})
+    given = settings.using(
+        "compare.metric=judge", "evaluate.judge.model=m", "compare.arms=[base]", "queries.split=test"
+    )
+    assert any("no arm of compare.arms retrieves" in text for text in check(given).errors)
+    found = check(given.using("compare.arms=[base, rag]"))
+    assert found.errors == ()
+    assert found.facts["power"]["n"] == 20
+
+
 def test_missing_documents_and_repeated_questions_are_named(settings: config.Config) -> None:
     changed(settings, {0: {"document_ids": ["pluto"]}, 2: {"text": "What  is it?"}, 45: {"text": "what is it"}})
     found = check(settings)

@@ -334,6 +334,7 @@ def test_a_component_with_too_few_questions_stays_unchanged(world: World) -> Non
     [
         (["queries.path="], config.ConfigError, "queries.path is empty"),
         (["queries.limit=10"], TuneError, r"10 validation questions have `answers`.*at least 20"),
+        (["compare.metric=numeric_match"], TuneError, r" 0 validation questions have `answers` for numeric_match"),
         (["generator.engine=openai"], TuneError, "a served model can neither be tuned nor teach"),
         (["encoder.model=hashing-64"], weights.ModelError, "has no weights to train"),
         (["tune.reindex=true", "corpus.path="], config.ConfigError, "corpus.path is empty"),
