@@ -63,6 +63,20 @@ def test_cost_decides_between_arms_with_equal_answers() -> None:
     assert (found.outcome, found.arm) == ("no_difference", "base")
 
 
+def test_an_interval_that_ends_at_the_margin_is_within_it() -> None:
+    same = rights(0.7, 300, 5)
+    reach = difference_ends(0.0, 0.0, 300, SETTINGS.evaluate.confidence)[1]
+    assert verdict({"base": same, "rag": same}, f"compare.margin={reach!r}").outcome == "no_difference"
+    assert verdict({"base": same, "rag": same}, f"compare.margin={reach - 1e-9!r}").outcome == "too_few_questions"
+
+
+def test_arms_that_score_the_margin_answer_some_questions() -> None:
+    quarter = np.array([1.0, 0.0, 0.0, 0.0] * 10)
+    nothing = "none answers these questions"
+    assert not any(nothing in line for line in verdict({"base": quarter}, "compare.margin=0.25").warnings)
+    assert any(nothing in line for line in verdict({"base": quarter}, "compare.margin=0.26").warnings)
+
+
 def test_unseen_losses_rarely_pass_as_no_loss() -> None:
     """Two in five samples of 30 questions show no loss where .03 of all would lose, more than the margin of .02."""
     settings = config.Config().using("evaluate.resamples=200")

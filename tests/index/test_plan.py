@@ -247,6 +247,18 @@ def test_seconds_are_work_divided_by_usable_workers(tmp_path: Path) -> None:
     assert alone["workers"]["count"] == planning._cores()
 
 
+def test_the_rates_of_the_probe_are_per_second(tmp_path: Path) -> None:
+    found = estimated(tmp_path)["probe"]
+    rates = ("characters_per_second", "embedded_per_second", "lexical_per_second", "added_per_second")
+    assert [found[name] for name in rates] == [1_000_000, 100.0, 1000.0, 100_000.0]
+
+
+def test_a_format_of_which_nothing_was_read_adds_nothing() -> None:
+    pieces = [probe.Piece("files", 1.0, 1, 2.0, 1000)] * 10
+    found = probe.totals(pieces, {"files": 100.0, "jsonl": 5.0}, 0)
+    assert [found[name]["value"] for name in ("documents", "passages", "characters")] == [100, 200, 100_000]
+
+
 def test_training_and_lists_are_counted_in_inner_products(tmp_path: Path) -> None:
     found = estimated(tmp_path, "cluster.encoder_workers=1", kind="ivf_sq")
     lists = 20_000 // 39  # 512, fewer than 4 times the square root: k-means in two levels, 22 clusters above

@@ -7,6 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from ragtune_ray import config
+from ragtune_ray.serving.backend import Job
 from ragtune_ray.serving.openai import fields
 from ragtune_ray.serving.openai.chat import ChatRequest, chat_question
 from ragtune_ray.serving.openai.completions import CompletionRequest, completion_questions
@@ -34,6 +35,15 @@ def parsed(kind: str, **given: Any) -> Any:
         case "responses":
             return response_question(fields.parse(ResponseRequest, raw, fields.RESPONSES), LIMITS)
     return fields.parse(EmbeddingsRequest, raw, fields.EMBEDDINGS)
+
+
+@pytest.mark.parametrize("kind", ["chat", "completions", "responses"])
+def test_sampling_that_a_request_does_not_name_changes_nothing(kind: str) -> None:
+    asked = parsed(kind)
+    assert (asked.top_p, asked.presence_penalty, asked.frequency_penalty) == (1.0, 0.0, 0.0)
+    assert (asked.temperature, asked.max_new_tokens, asked.seed, asked.num_answers) == (None, None, None, 1)
+    job = Job("Who?", "rag", (), (), "", (), "", 8, 0.0, (), 0)
+    assert (job.top_p, job.presence_penalty, job.frequency_penalty) == (1.0, 0.0, 0.0)
 
 
 NEUTRAL: dict[str, dict[str, Any]] = {
