@@ -22,8 +22,8 @@ SERVE_ENVIRONMENT = {
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     # Seconds between the controller's checks of each replica. The default of 0.1 takes 5 % of a core even without requests.
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
-    # Serve's HTTP server waits for the headers of a request forever; this sets a limit.
-    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "ragtune_ray.cluster.serving.header_timeout:install",
+    # Serve's HTTP server waits for the headers of a request forever, and replies 404 until it knows its routes.
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "ragtune_ray.cluster.serving.proxy_callback:install",
     # Replicas log to files; nobody reads their stderr.
     "RAY_SERVE_LOG_TO_STDERR": "0",
 }

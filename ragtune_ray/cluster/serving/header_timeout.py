@@ -1,8 +1,6 @@
 """Closes connections to Ray Serve's proxy whose request headers do not arrive in time.
 
-The proxy is a uvicorn server, which waits for headers forever, and Ray Serve has no setting for that. But its proxy calls the
-function that `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH` names before it starts the server; `session.SERVE_ENVIRONMENT`
-names `install`.
+The proxy is a uvicorn server, which waits for headers forever, and Ray Serve has no setting for that.
 """
 
 from __future__ import annotations
@@ -10,7 +8,6 @@ from __future__ import annotations
 import asyncio
 
 import uvicorn.config
-from starlette.middleware import Middleware
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 HEADER_SECONDS = 10.0
@@ -18,10 +15,9 @@ HEADER_SECONDS = 10.0
 _REPLY = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 
 
-def install() -> list[Middleware]:
-    """Make uvicorn servers that start later in this process use `HeaderTimeoutProtocol`; returns no further middleware."""
+def install() -> None:
+    """Make uvicorn servers that start later in this process use `HeaderTimeoutProtocol`."""
     uvicorn.config.HTTP_PROTOCOLS["auto"] = f"{__name__}:{HeaderTimeoutProtocol.__name__}"
-    return []
 
 
 class HeaderTimeoutProtocol(HttpToolsProtocol):
