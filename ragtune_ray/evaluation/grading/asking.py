@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from ragtune_ray import RagtuneError, config
-from ragtune_ray.evaluation.grading.task import GradingError
+from ragtune_ray.evaluation.grading.task import Grade, GradingError
 from ragtune_ray.generation.generator import open_generator
 from ragtune_ray.generation.interface import Completion, DecodingOptions, Generator, GeneratorError, Prompt
 from ragtune_ray.generation.openai_client import OpenAIGenerator
@@ -139,6 +139,14 @@ class Asker:
         if isinstance(self._generator, OpenAIGenerator):
             return self._generator.generate(prompts, json_schema=schema, **options)
         return self._generator.generate(prompts, **options)
+
+
+def grades_of(replies: Sequence[Reply[tuple[dict[str, float], str]]]) -> list[Grade]:
+    """Replies with values and their reason as grades; without values where a reply failed."""
+    return [
+        Grade(*(reply.value or ({}, "")), reply.error, reply.prompt_tokens, reply.completion_tokens, reply.requests)
+        for reply in replies
+    ]
 
 
 def open_asker(settings: config.Config) -> Asker:

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ragtune_ray.evaluation.grading.asking import Asker, ReplyError, Request, text_of
+from ragtune_ray.evaluation.grading.asking import Asker, ReplyError, Request, grades_of, text_of
 from ragtune_ray.evaluation.grading.task import Grade, Task
 
 RUBRIC = 1
@@ -108,11 +108,7 @@ class JudgedGroundedness:
 
     def grade(self, tasks: Sequence[Task]) -> list[Grade]:
         """One grade per task."""
-        replies = self._asker.ask([_request(task) for task in tasks])
-        return [
-            Grade(*(reply.value or ({}, "")), reply.error, reply.prompt_tokens, reply.completion_tokens, reply.requests)
-            for reply in replies
-        ]
+        return grades_of(self._asker.ask([_request(task) for task in tasks]))
 
 
 def _request(task: Task) -> Request[tuple[dict[str, float], str]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ragtune_ray.evaluation.grading.asking import Asker, ReplyError, Request, text_of
+from ragtune_ray.evaluation.grading.asking import Asker, ReplyError, Request, grades_of, text_of
 from ragtune_ray.evaluation.grading.task import Grade, Task
 
 RUBRIC = 1
@@ -54,11 +54,7 @@ class JudgeGrader:
 
     def grade(self, tasks: Sequence[Task]) -> list[Grade]:
         """One grade per task."""
-        replies = self._asker.ask([_request(task) for task in tasks])
-        return [
-            Grade(*(reply.value or ({}, "")), reply.error, reply.prompt_tokens, reply.completion_tokens, reply.requests)
-            for reply in replies
-        ]
+        return grades_of(self._asker.ask([_request(task) for task in tasks]))
 
 
 Verdict = tuple[dict[str, float], str]
