@@ -22,7 +22,6 @@ def test_a_real_server_grades_and_what_it_cannot_is_a_counted_failed_row(
 ) -> None:
     directory = weights.resolve("SmolLM2-135M-Instruct").directory
     assert directory is not None
-    monkeypatch.setattr(asking, "MAX_ASKED", 2)
     sizes = grade_in_this_process(monkeypatch)
     moon = next(passage.passage_id for passage in passages if "1969" in passage.text)
     queries = [
