@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 
 def use_reserved_devices() -> None:
@@ -11,8 +12,8 @@ def use_reserved_devices() -> None:
     Since Ray 2.60, Ray itself leaves them visible (Ray issue 54868). One actor per core would load its model on the first GPU.
     A process without Ray, such as a small index build, may use all.
     """
-    import ray
-
-    # Without this check, asking for the context would start Ray.
-    if ray.is_initialized() and not ray.get_runtime_context().get_accelerator_ids().get("GPU"):
+    # A process of Ray has imported it. Importing it here would fix its settings before `session` has made them, and asking
+    # for the context without a session would start Ray.
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized() and not ray.get_runtime_context().get_accelerator_ids().get("GPU"):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""

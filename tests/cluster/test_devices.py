@@ -1,5 +1,6 @@
 """Which GPUs a process of Ray may use."""
 
+import sys
 import types
 
 import pytest
@@ -24,3 +25,9 @@ def test_a_process_without_ray_uses_its_gpus_and_starts_no_ray(monkeypatch: pyte
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     devices.use_reserved_devices()
     assert devices.os.environ["CUDA_VISIBLE_DEVICES"] == "0,1"
+
+
+def test_ray_is_not_imported_before_a_session_has_made_its_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "ray")
+    devices.use_reserved_devices()
+    assert "ray" not in sys.modules
