@@ -100,7 +100,7 @@ def known_already(seed: int) -> Task:
         for number, country in enumerate(part)
     ]
     # 23 questions show arms with equal scores to be as good within .119.
-    overrides = ("compare.metric=contains_answer", "compare.answers=1000", "compare.margin=0.15")
+    overrides = ("compare.metric=contains_answer", "compare.answers=100", "compare.margin=0.15")
     return Task(list(documents.values()), questions, ("base",), overrides)
 
 

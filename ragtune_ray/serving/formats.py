@@ -11,6 +11,7 @@ from ragtune_ray.generation.interface import Finish
 from ragtune_ray.serving.requests import ApiError
 
 DONE = b"data: [DONE]\n\n"
+_LINE_ENDS = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)}
 """The last event of a stream of completions."""
 
 
@@ -65,4 +66,6 @@ def event(value: Mapping[str, Any], name: str = "") -> bytes:
     b'event: response.created\ndata: {"a":1}\n\n'
     """
     line = f"event: {name}\n".encode() if name else b""
-    return line + b"data: " + json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+    # Some clients end lines where Python does, so the line ends beyond ASCII are escaped.
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":")).translate(_LINE_ENDS)
+    return line + b"data: " + text.encode() + b"\n\n"
