@@ -48,7 +48,7 @@ def documents_of(path: Path) -> dict[str, str]:
 
 
 def written(query: Query, text: str) -> Draft | None:
-    """The draft that a perfect generator would have made of a question; None if no answer stands in the document."""
+    """The draft that a perfect generator would have made of a question; None if the document contains no answer."""
     answer = next((each for each in query.answers or () if each in text), None)
     if answer is None:
         return None

@@ -142,7 +142,7 @@ def _questions(number: int) -> str:
 
 
 def _touched(answers: Mapping[str, Mapping[str, Key]], given: Labels) -> set[str]:
-    """The questions with a label, of whatever answer, among those that every arm answered."""
+    """The questions with a label of any answer, among those that every arm answered."""
     questions = {(row.query_id, row.query) for row in given.rows}
     return set.intersection(
         *({name for name, key in each.items() if key[:2] in questions} for each in answers.values())

@@ -78,7 +78,7 @@ class Labels:
         return {key: sum(given.values()) / len(given) for key, given in self.by_labeller().items()}
 
     def identity(self) -> list[list[Any]]:
-        """What a comparison depends on, as JSON values: every grade that counts, whatever the order of the file."""
+        """What a comparison depends on, as JSON values: every grade that counts, in any order of the file."""
         return sorted([*key, name, grade] for key, given in self.by_labeller().items() for name, grade in given.items())
 
 

@@ -17,7 +17,7 @@ AnswerKind: TypeAlias = Literal[
 ]
 KINDS: tuple[AnswerKind, ...] = get_args(AnswerKind)
 EXTRACTIVE: frozenset[AnswerKind] = frozenset({"number", "date", "short phrase"})
-"""Kinds whose words one expects to stand in a document."""
+"""Kinds whose words a document should contain."""
 IN_SENTENCES: frozenset[AnswerKind] = frozenset({"list", "sentence", "long"})
 """Kinds that can be worded in many ways."""
 SENTENCE_WORDS, PHRASE_WORDS = 40, 5

@@ -53,7 +53,7 @@ def _plain(text: str, language: Language) -> str:
 
 
 def _differ(texts: Sequence[str]) -> bool:
-    """Whether texts differ in telling signs, or where their digits stand apart."""
+    """Whether texts differ in telling signs, or in where their digits are separated."""
     signs = {tuple(sign for sign in text if sign in _TELLING) for text in texts}
     numbers = {tuple("".join(c if c.isdigit() else " " for c in text).split()) for text in texts}
     return len(signs) > 1 or len(numbers) > 1
@@ -61,12 +61,12 @@ def _differ(texts: Sequence[str]) -> bool:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Grounding:
-    """Whether short gold answers stand in the documents of their questions."""
+    """Whether the documents of questions contain their short gold answers."""
 
     checked: int
     """Questions that were looked up: a gold answer is a number, a date or a short phrase, and a document is in the index."""
     absent: tuple[str, ...]
-    """Ids of those whose gold answers stand in none of their documents."""
+    """Ids of those whose documents contain none of their gold answers."""
 
 
 def look_up(queries: Sequence[Query], workspace: str, language: Language, normalize: Normalize) -> Grounding:

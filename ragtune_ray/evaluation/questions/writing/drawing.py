@@ -65,7 +65,7 @@ def spread(passages: Sequence[Passage], clusters: np.ndarray, seed: int) -> list
     """Order passages so that any first part of the order covers the corpus.
 
     The first passage of every document comes before the second of any. Among equals, clusters of passages and lengths of
-    documents take turns; within a document, passages of another cluster come first, wherever they stand.
+    documents take turns; within a document, passages of another cluster come first, at any place in it.
 
     Args:
         passages: the usable ones.

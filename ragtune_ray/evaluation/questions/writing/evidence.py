@@ -35,7 +35,7 @@ def find_quotation(quotation: str, text: str) -> tuple[int, int] | None:
 
 
 def cited(quotations: Sequence[str], passages: Sequence[Passage]) -> tuple[Citation, ...] | None:
-    """Where quotations stand, with places in their documents; None if one of them stands in no passage."""
+    """The places of quotations in their documents; None if no passage contains one of them."""
     found: list[Citation] = []
     for quotation in quotations:
         spans = ((passage, find_quotation(quotation, passage.text)) for passage in passages)

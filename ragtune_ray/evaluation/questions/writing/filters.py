@@ -47,7 +47,7 @@ MIN_WORDS = 4
 MIN_CHARACTERS = 6
 """Of any question, as Chinese ones are short."""
 COPIED_SHARE = 0.8
-"""A question copies a passage if this share of its tokens stands there, in this order and close together."""
+"""A question copies a passage that contains this share of its tokens, in this order and close together."""
 COPIED_SHARE_UNSPACED = 0.9
 """The same in scripts without spaces, where a token is a character, so that other questions overlap more."""
 COPIED_WINDOW = 1.5
@@ -237,5 +237,5 @@ def _evidence_problem(
 
 
 def spans_of(draft: Draft, passages: Sequence[Passage]) -> tuple[Citation, ...]:
-    """Where the evidence of a draft stands that passed `draft_problem`, with places in the documents."""
+    """The places of the evidence in the documents, for a draft that passed `draft_problem`."""
     return cited(draft.evidence, passages) or ()
