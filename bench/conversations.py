@@ -8,8 +8,8 @@ The conversations are made from SQuAD. In a paragraph, questions that name the a
     third turn  the first names the title, the second and the third have "it"
     new topic   a question as it is in SQuAD, after one about another article, so that rewriting can only harm
 
-Each question is followed by its gold answer. The relevant document of the last question is its paragraph. Every way is compared with
-no rewriting on the same questions by a paired bootstrap interval.
+Each question is followed by its gold answer. The relevant document of the last question is its paragraph. Every way is compared
+with no rewriting on the same questions by a paired bootstrap interval.
 """
 
 from __future__ import annotations
