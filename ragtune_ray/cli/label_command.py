@@ -41,7 +41,7 @@ def label(
     if terminal:
         ask(desk)
     else:
-        from ragtune_ray.serving.label import app
+        from ragtune_ray.serving.local.label import app
 
         with contextlib.suppress(KeyboardInterrupt):  # the way to end it
             app.serve(desk, port, lambda address: progress.say(f"label: open {address} and press Ctrl-C at the end"))

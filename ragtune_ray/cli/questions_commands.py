@@ -74,7 +74,7 @@ def review(
 
         review_here(desk, input, lambda line: typer.echo(line, err=True))
     else:
-        from ragtune_ray.serving.review import app
+        from ragtune_ray.serving.local.review import app
 
         with contextlib.suppress(KeyboardInterrupt):  # the way to end it
             app.serve(

@@ -10,7 +10,7 @@ import pytest
 from ragtune_ray.evaluation.labelling import labels
 from ragtune_ray.evaluation.labelling.desk import Desk
 from ragtune_ray.evaluation.labelling.drawing import Item, Source
-from ragtune_ray.serving.label import app
+from ragtune_ray.serving.local.label import app
 from tests.support.browsers import TOO_FAINT, chromium, needs_chromium, text_of, wait
 from tests.support.gateways import InThread
 

@@ -1,33 +1,11 @@
 "use strict";
 
-// Questions, answers and sources enter the page only as text, so a document can never add markup.
-
-const byId = (id) => document.getElementById(id);
 const WORDS = [["wrong", 0], ["partly", 0.5], ["right", 1]];
 const KEYS = [["1", "2", "3"], ["7", "8", "9"]]; // of the first and of the second answer
 let shown = null; // the item on the page
 let skipped = []; // places that the person skipped
 let visited = []; // places to which "Back" returns
 let busy = false;
-
-function element(name, text, className) {
-  const made = document.createElement(name);
-  if (text !== undefined) made.textContent = text;
-  if (className) made.className = className;
-  return made;
-}
-
-async function post(path, body) {
-  let reply;
-  try {
-    reply = await fetch(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
-  } catch {
-    throw new Error("ragtune label has ended or cannot be reached. Start it again, and reload this page.");
-  }
-  const found = await reply.json();
-  if (!reply.ok) throw new Error(found.error.message);
-  return found;
-}
 
 function choice(number, [word, grade], key, given) {
   const label = element("label");

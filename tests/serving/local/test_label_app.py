@@ -11,7 +11,7 @@ from ragtune_ray.evaluation.labelling import labels
 from ragtune_ray.evaluation.labelling.desk import Desk
 from ragtune_ray.evaluation.labelling.drawing import Item, Source
 from ragtune_ray.evaluation.labelling.labels import LabelError
-from ragtune_ray.serving.label import app
+from ragtune_ray.serving.local.label import app
 
 ITEMS = [Item("q1", "One?", ("A",), ("A", "B")), Item("q2", "Two?", None, ("C",))]
 GRADED = {"place": 0, "item": ITEMS[0].digest, "grades": [1, 0.5]}

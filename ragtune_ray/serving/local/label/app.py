@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 from ragtune_ray.evaluation.labelling.desk import Desk
 from ragtune_ray.evaluation.labelling.labels import LabelError
 from ragtune_ray.serving import requests
-from ragtune_ray.serving.label import local_page
+from ragtune_ray.serving.local import local_page
 from ragtune_ray.serving.middleware import AccessMiddleware
 from ragtune_ray.serving.requests import ApiError, RequestBody
 
@@ -53,7 +53,7 @@ def build_app(desk: Desk) -> AccessMiddleware:
         return JSONResponse({"done": desk.num_done()})
 
     files = ("index.html", "label.js", "label.css")
-    return local_page.build_app("ragtune_ray.serving.label", files, {"/item": show, "/label": grade})
+    return local_page.build_app("ragtune_ray.serving.local.label", files, {"/item": show, "/label": grade})
 
 
 def serve(desk: Desk, port: int, ready: Callable[[str], None]) -> None:

@@ -9,7 +9,7 @@ import httpx2 as httpx
 import pytest
 
 from ragtune_ray.evaluation.questions.writing.review import Desk
-from ragtune_ray.serving.review import app
+from ragtune_ray.serving.local.review import app
 
 TEXT = "The code is secret\U0001f512. It rains."
 ROW: Any = {

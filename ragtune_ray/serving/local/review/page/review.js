@@ -1,30 +1,9 @@
 "use strict";
 
-// Questions, answers and passages enter the page only as text, so a document can never add markup.
-
-const byId = (id) => document.getElementById(id);
 let shown = null; // the question on the page
 let skipped = []; // places that the person skipped
 let visited = []; // places to which "Back" returns
 let busy = false;
-
-function element(name, text) {
-  const made = document.createElement(name);
-  if (text !== undefined) made.textContent = text;
-  return made;
-}
-
-async function post(path, body) {
-  let reply;
-  try {
-    reply = await fetch(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
-  } catch {
-    throw new Error("ragtune questions review has ended or cannot be reached. Start it again, and reload this page.");
-  }
-  const found = await reply.json();
-  if (!reply.ok) throw new Error(found.error.message);
-  return found;
-}
 
 // The text of a passage, with its evidence marked; spans are [start, end) in it, counted in code points.
 function passageBlock(passage) {

@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 
 from ragtune_ray.evaluation.questions.writing.review import Desk, ReviewError, Verdict
 from ragtune_ray.serving import requests
-from ragtune_ray.serving.label import local_page
+from ragtune_ray.serving.local import local_page
 from ragtune_ray.serving.middleware import AccessMiddleware
 from ragtune_ray.serving.requests import ApiError, RequestBody
 
@@ -49,7 +49,7 @@ def build_app(desk: Desk) -> AccessMiddleware:
         return JSONResponse({"done": desk.num_done()})
 
     files = ("index.html", "review.js", "review.css")
-    return local_page.build_app("ragtune_ray.serving.review", files, {"/item": show, "/decide": decide})
+    return local_page.build_app("ragtune_ray.serving.local.review", files, {"/item": show, "/decide": decide})
 
 
 def serve(desk: Desk, port: int, ready: Callable[[str], None]) -> None:

@@ -53,6 +53,7 @@ def build_app(package: str, files: tuple[str, ...], posts: Mapping[str, Handler]
     """
     paths = {"/" if name == "index.html" else f"/page/{name}": (package, name) for name in files}
     paths |= {f"/page/{name}": ("ragtune_ray.serving", name) for name in ("style.css", "icon.svg")}
+    paths["/page/local.js"] = ("ragtune_ray.serving.local", "local.js")
 
     async def send_error(_: Request, error: Exception) -> Response:
         assert isinstance(error, ApiError)
