@@ -1,8 +1,11 @@
 """Comparisons as `ragtune compare` writes them, and rows of answers, for the tests that show or count them."""
 
 import json
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+from ragtune_ray import config
 from ragtune_ray.schema import Answer
 
 SOURCES = [
@@ -449,3 +452,30 @@ def hostile() -> dict[str, Any]:
         }
         value["examples"].append({"query_id": text[:300], "query": text, "gold": [text[:500]], "answers": answers})
     return value
+
+
+def judged_comparison(
+    settings_for: Any, stub: Any, folder: Path, num_questions: int, reply: Callable[[str], str], *overrides: str
+) -> tuple[config.Config, list[str]]:
+    """A comparison of base and rag by a judge, on questions without gold answers, and what its server is asked.
+
+    The server `stub` is generator and judge; `reply` answers the text of a request.
+    """
+    path = folder / "questions.jsonl"
+    path.write_text("".join(json.dumps({"id": f"q{n}", "text": f"What is {n}?"}) + "\n" for n in range(num_questions)))
+    asked: list[str] = []
+    stub.reply = lambda content: (asked.append(content), reply(content))[1]
+    settings = settings_for(
+        folder / "workspace",
+        f"queries.path={path}",
+        "generator.engine=openai",
+        "generator.model=g",
+        f"generator.base_url={stub.url}",
+        "compare.arms=[base, rag]",
+        "compare.latency_queries=1",
+        "compare.metric=judge",
+        f"evaluate.judge={{model: j, base_url: '{stub.url}'}}",
+        "cluster.generator_workers=1",
+        *overrides,
+    )
+    return settings, asked

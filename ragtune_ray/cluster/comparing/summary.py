@@ -108,12 +108,7 @@ def comparison_of(
         metric=settings.compare.metric,
         margin=settings.compare.margin,
         confidence=settings.evaluate.confidence,
-        questions=comparison.Questions(
-            total=len(queries),
-            answerable=sum(bool(query.answers) for query in queries),
-            unanswerable=sum(query.answers == () for query in queries),
-            needed=max((each.needed or 0 for each in verdict.differences), default=0) or None,
-        ),
+        questions=_questions(queries, verdict),
         arms={arm: _arm(arm, each, settings, queries, verdict.violations[arm]) for arm, each in measured.items()},
         ceilings=ceilings,
         differences=verdict.differences,
@@ -127,6 +122,15 @@ def comparison_of(
         versions={"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in LIBRARIES},
         hardware=_hardware(),
         created=dt.datetime.now(dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+    )
+
+
+def _questions(queries: Sequence[schema.Query], verdict: Verdict) -> comparison.Questions:
+    return comparison.Questions(
+        total=len(queries),
+        answerable=sum(bool(query.answers) for query in queries),
+        unanswerable=sum(query.answers == () for query in queries),
+        needed=max((each.needed or 0 for each in verdict.differences), default=0) or None,
     )
 
 

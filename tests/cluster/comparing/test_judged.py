@@ -10,6 +10,7 @@ from ragtune_ray.cluster.comparing import check
 from ragtune_ray.cluster.comparing.compare import compare, read_comparison
 from ragtune_ray.cluster.indexing.index import build_index
 from ragtune_ray.storage import artifacts, filesystem
+from tests.support.comparisons import judged_comparison
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.cluster, pytest.mark.usefixtures("shared_ray")]
 NUM_QUESTIONS = 24
@@ -36,22 +37,14 @@ def reply(content: str) -> str:
 
 
 def test_arms_are_compared_without_gold_answers(settings_for, openai_stub, tmp_path: Path) -> None:
-    path = tmp_path / "questions.jsonl"
-    path.write_text("".join(json.dumps({"id": f"q{n}", "text": f"What is {n}?"}) + "\n" for n in range(NUM_QUESTIONS)))
-    asked: list[str] = []
-    openai_stub.reply = lambda content: (asked.append(content), reply(content))[1]
-    settings = settings_for(
-        tmp_path / "workspace",
-        f"queries.path={path}",
-        "generator.engine=openai",
-        "generator.model=g",
-        f"generator.base_url={openai_stub.url}",
-        "compare.arms=[base, rag]",
-        "compare.latency_queries=1",
-        "compare.metric=judge",
+    settings, asked = judged_comparison(
+        settings_for,
+        openai_stub,
+        tmp_path,
+        NUM_QUESTIONS,
+        reply,
         "evaluate.metrics=[groundedness]",
-        f"evaluate.judge={{model: j, base_url: '{openai_stub.url}', million_prompt_tokens: 2.0}}",
-        "cluster.generator_workers=1",
+        "evaluate.judge.million_prompt_tokens=2.0",
     )
     unnamed = check.check(settings.using("evaluate.judge.model=''"))
     assert any("set evaluate.judge.model" in text for text in unnamed.errors)

@@ -11,6 +11,7 @@ from ragtune_ray.cluster.indexing.index import build_index
 from ragtune_ray.evaluation.labelling import labels
 from ragtune_ray.evaluation.labelling.labels import Label
 from ragtune_ray.evaluation.report import plain_text
+from tests.support.comparisons import judged_comparison
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.cluster, pytest.mark.usefixtures("shared_ray")]
 NUM_QUESTIONS, NUM_LABELLED = 30, 22
@@ -26,22 +27,7 @@ def reply(content: str) -> str:
 
 
 def test_labels_turn_the_verdict_round_and_nothing_is_asked_again(settings_for, openai_stub, tmp_path: Path) -> None:
-    path = tmp_path / "questions.jsonl"
-    path.write_text("".join(json.dumps({"id": f"q{n}", "text": f"What is {n}?"}) + "\n" for n in range(NUM_QUESTIONS)))
-    asked: list[str] = []
-    openai_stub.reply = lambda content: (asked.append(content), reply(content))[1]
-    settings = settings_for(
-        tmp_path / "workspace",
-        f"queries.path={path}",
-        "generator.engine=openai",
-        "generator.model=g",
-        f"generator.base_url={openai_stub.url}",
-        "compare.arms=[base, rag]",
-        "compare.latency_queries=1",
-        "compare.metric=judge",
-        f"evaluate.judge={{model: j, base_url: '{openai_stub.url}'}}",
-        "cluster.generator_workers=1",
-    )
+    settings, asked = judged_comparison(settings_for, openai_stub, tmp_path, NUM_QUESTIONS, reply)
     build_index(settings)
     judged = compare(settings)
     assert (judged.comparison.verdict.arm, judged.comparison.checked) == ("rag", None)
