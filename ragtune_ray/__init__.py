@@ -91,7 +91,8 @@ class RagtuneError(Exception):
         RagtuneError
             config      ConfigError
             schema      SchemaError
-            storage     ArtifactError > ConflictError (two publishers of an index), SpaceError, UrlError
+            storage     ArtifactError > ConflictError (two publishers of an index), CacheError, SpaceError,
+                        UrlError
             ingest      InputError, ChangedError, ParseError > TransientError (try again later), LeakError, TokenizerError
             models      ModelError
             index       IndexDataError, SelectionError, PlanError

@@ -133,7 +133,7 @@ def read_queries(url: str, start: int, stop: int) -> list[schema.Query]:
 def read_rows(url: str, start: int, stop: int, record: type[Item]) -> list[Item]:
     """Rows `start` to `stop` (excluded) of a Parquet file of records with one row per staged query."""
     folder, _, name = url.rpartition("/")
-    path = filesystem.local_copy(folder, [name], checksums.digest(url)) / name
+    path = filesystem.local_copy(folder, [name], checksums.digest(url), scratch=True) / name
     first = 0
     found: list[Item] = []
     with pq.ParquetFile(path, page_checksum_verification=True) as file:

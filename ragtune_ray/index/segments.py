@@ -23,7 +23,7 @@ import pyarrow as pa
 
 from ragtune_ray import schema
 from ragtune_ray.index import IndexDataError, bm25, faiss_index, filters, vectors
-from ragtune_ray.storage import artifacts, failpoints, filesystem
+from ragtune_ray.storage import artifacts, failpoints, filesystem, node_cache
 
 PASSAGES, DOCUMENTS, ATTRIBUTES = "passages.arrow", "documents.arrow", "attributes.arrow"
 STRUCTURE, EXACT, LEXICAL = "vectors.faiss", "vectors.npy", "lexical"
@@ -254,6 +254,8 @@ class Segment:
     part: vectors.Part
     postings: bm25.Postings
     path: Path
+    lease: node_cache.Lease | None
+    """Keeps the local copy of a remote segment for what is read at its first use."""
 
     @property
     def num_passages(self) -> int:
@@ -318,6 +320,7 @@ def open_segment(workspace: str, segment_id: str, manifest_sha256: str) -> Segme
         ),
         bm25.Postings.load(artifact.path / LEXICAL, mmap=True),
         artifact.path,
+        artifact.lease,
     )
 
 

