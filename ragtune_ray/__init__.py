@@ -104,7 +104,7 @@ class RagtuneError(Exception):
             tuning      LedgerError
             serving     ApiError (an HTTP status and message), HotSwapError, McpMissingError
             cluster     StartError, StageError, CorpusError, DuplicateError, UpdateError, OvertakenError, AnswerError,
-                        EvaluationError, MeasureError, QuestionsError, TuneError, ServeError
+                        EvaluationError, MeasureError, QuestionsError, TuneError, ServeError, ShardError
     """
 
 

@@ -25,7 +25,7 @@ from ragtune_ray.config.index import Index, IndexKind, Retrieval, RetrievalMode,
 from ragtune_ray.config.ingest import Chunking, Corpus, Queries, SplitName
 from ragtune_ray.config.models import Encoder, Precision
 from ragtune_ray.config.section import Section
-from ragtune_ray.config.serving import Replicas, RetrievalUse, Serve
+from ragtune_ray.config.serving import Replicas, RetrievalUse, RetrieverReplicas, Serve
 from ragtune_ray.config.source import ConfigError
 from ragtune_ray.config.training import Objective, Training
 from ragtune_ray.config.tree import Config, describe, describe_section, load, load_config, settings_page
@@ -35,7 +35,7 @@ __all__ = [
     "ARMS", "AS_CONFIGURED", "WITHOUT_GOLD", "Answer", "Arm", "Chunking", "Cluster", "Compare", "Component", "Config",
     "ConfigError", "Corpus", "DecidingMetric", "Encoder", "Evaluate", "Generator", "GradedMetric", "Hosted", "Index",
     "IndexKind", "Judge", "Language", "Mode", "Normalization", "Objective", "Precision", "Prices", "Prompt", "Queries",
-    "Replicas", "Retrieval", "RetrievalMode", "RetrievalUse", "Rewrite", "Section", "Serve", "SplitName", "Training",
-    "Tune", "WordLanguage", "describe", "describe_section", "hosted_name", "is_mode", "is_tuned", "load", "load_config",
-    "retrieves", "settings_page", "without_name",
+    "Replicas", "Retrieval", "RetrievalMode", "RetrievalUse", "RetrieverReplicas", "Rewrite", "Section", "Serve",
+    "SplitName", "Training", "Tune", "WordLanguage", "describe", "describe_section", "hosted_name", "is_mode", "is_tuned",
+    "load", "load_config", "retrieves", "settings_page", "without_name",
 ]  # fmt: skip

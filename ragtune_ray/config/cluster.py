@@ -22,4 +22,5 @@ class Cluster(Section):
     memory_per_worker_bytes: int = Field(0, ge=0)
     """Memory that Ray reserves per actor, in bytes. 0: no reservation."""
     shard_bytes: int = Field(8 * 2**30, gt=0)
-    """Maximum bytes of the index that one process of `ragtune retrieve` opens. A larger index is searched in shards."""
+    """Maximum bytes of the index that one process of `ragtune retrieve` or of the endpoint opens. A larger index is searched
+    in shards."""

@@ -37,12 +37,24 @@ class Replicas(Section):
     """GPUs per replica. 0: CPU only."""
     memory_bytes: int = Field(0, ge=0)
     """Memory that Ray reserves per replica, in bytes. 0: no reservation."""
+    max_replicas_per_node: int = Field(0, ge=0, le=100)
+    """Maximum number of replicas on one machine. 1: losing a machine loses at most one of them. Replicas beyond this number
+    wait for another machine. 0: no limit."""
 
     @model_validator(mode="after")
     def _replicas_are_ordered(self) -> Self:
         if self.min_replicas > self.max_replicas:
             raise ValueError(f"min_replicas ({self.min_replicas}) is more than max_replicas ({self.max_replicas})")
         return self
+
+
+class RetrieverReplicas(Replicas):
+    """Number and resources of the retriever's replicas, and of those of each shard if the index is divided."""
+
+    shards: int = Field(0, ge=0)
+    """Number of processes that the index is divided among, each with its own segments; replicas and resources are those of
+    each shard. 1: every replica opens the whole index. 0: as many as `cluster.shard_bytes` demands when the endpoint
+    starts."""
 
 
 class Serve(Section):
@@ -100,7 +112,7 @@ class Serve(Section):
         num_cpus=0, target_ongoing_requests=64, max_ongoing_requests=512, max_queued_requests=128
     )
     """HTTP: API keys, limits, streams."""
-    retriever: Replicas = Replicas(
+    retriever: RetrieverReplicas = RetrieverReplicas(
         num_cpus=0.5, target_ongoing_requests=8, max_ongoing_requests=32, max_queued_requests=128
     )
     """Encoder and index."""

@@ -5,6 +5,7 @@ An open version never changes. Opening the next one reuses the segments that bot
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -111,14 +112,7 @@ class Index:
             for name, key, number in zip(names, rows.keys[numbers].tolist(), numbers.tolist(), strict=True):
                 found.setdefault((key, name), []).append((segment, number))
         places = sorted(place for place in found if place > start)
-        listed: list[ListedDocument] = []
-        num_characters = 0
-        for place in places[:limit]:
-            document = _listed(place[1], found[place])
-            num_characters += len(document.metadata or "")
-            if listed and num_characters > LISTED_CHARACTERS:
-                break
-            listed.append(document)
+        listed = _one_page(_listed(place[1], found[place]) for place in places[:limit])
         return listed, len(listed) < len(places)
 
     def live_passages(self) -> pa.Table:
@@ -180,11 +174,20 @@ def open_index(
         found,
         alive,
         vectors.VectorIndex([segment.part for segment in found], _effort(manifest, found)),
-        bm25.LexicalIndex(
-            [segment.postings for segment in found], versions.words_of(manifest), alive=alive, statistics=statistics
-        ),
+        lexical_index(manifest, found, alive, statistics),
         pa.concat_tables(tables) if tables else schema.arrow_schema(schema.Passage).empty_table(),
     )
+
+
+def lexical_index(
+    manifest: versions.IndexManifest,
+    found: Sequence[segments.Segment],
+    alive: Selection,
+    statistics: bm25.Statistics | None = None,
+) -> bm25.LexicalIndex:
+    """Return BM25 over open segments of a version; `statistics` are those of the whole index, if these are only a shard."""
+    postings = [segment.postings for segment in found]
+    return bm25.LexicalIndex(postings, versions.words_of(manifest), alive=alive, statistics=statistics)
 
 
 def _effort(manifest: versions.IndexManifest, found: Sequence[segments.Segment]) -> vectors.SearchEffort:
@@ -205,14 +208,63 @@ def shards(workspace: str, version: versions.Version, shard_bytes: int) -> list[
     groups: list[list[int]] = []
     size = 0
     for place, entry in enumerate(version.entries):
-        files = segments.read_segment_manifest(workspace, entry.segment_id)["files"]
-        num_bytes = sum(file["bytes"] for file in files.values())
+        num_bytes = _segment_bytes(workspace, entry.segment_id)
         if not groups or size + num_bytes > shard_bytes:
             groups.append([])
             size = 0
         groups[-1].append(place)
         size += num_bytes
     return groups
+
+
+@functools.lru_cache(maxsize=2**16)
+def _segment_bytes(workspace: str, segment_id: str) -> int:
+    """The bytes of a segment's files, which never change, so that they are looked up once."""
+    files = segments.read_segment_manifest(workspace, segment_id)["files"]
+    return sum(file["bytes"] for file in files.values())
+
+
+def divided(version: versions.Version, num_shards: int) -> list[list[int]]:
+    """Divide the positions of a version's segments into this many consecutive shards of about as many passages each.
+
+    A shard is empty if there are too few segments. An added segment moves few others to another shard, or none.
+    """
+    sizes = np.array([entry.num_passages for entry in version.entries], dtype=np.int64)
+    twice_the_middles = 2 * np.cumsum(sizes) - sizes
+    owners = twice_the_middles * num_shards // max(1, 2 * int(sizes.sum()))
+    return [np.flatnonzero(owners == number).tolist() for number in range(num_shards)]
+
+
+def merge_listed(
+    pages: Sequence[tuple[Sequence[ListedDocument], bool]], limit: int
+) -> tuple[list[ListedDocument], bool]:
+    """Merge what `Index.list_documents` returned for the shards of one version; a document may lie in two of them."""
+    found: dict[tuple[int, str], ListedDocument] = {}
+    ends = []
+    for documents, has_more in pages:
+        ids = [document.document_id for document in documents]
+        places = list(zip(segments.document_keys(ids).tolist(), ids, strict=True))
+        for place, document in zip(places, documents, strict=True):
+            known = found.get(place)
+            num_passages = document.num_passages + (known.num_passages if known else 0)
+            found[place] = dataclasses.replace(known or document, num_passages=num_passages)
+        if has_more:
+            ends.append(places[-1])  # what this shard has after it is not known
+    complete = sorted(place for place in found if not ends or place <= min(ends))
+    listed = _one_page(found[place] for place in complete[:limit])
+    return listed, bool(ends) or len(listed) < len(found)
+
+
+def _one_page(documents: Iterable[ListedDocument]) -> list[ListedDocument]:
+    """The first documents, at least one, whose metadata together have at most `LISTED_CHARACTERS`."""
+    page: list[ListedDocument] = []
+    num_characters = 0
+    for document in documents:
+        num_characters += len(document.metadata or "")
+        if page and num_characters > LISTED_CHARACTERS:
+            break
+        page.append(document)
+    return page
 
 
 def _rows_after(rows: segments.DocumentRows, mask: np.ndarray | None, key: int, num_keys: int) -> np.ndarray:

@@ -6,6 +6,7 @@ import shutil
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -213,6 +214,37 @@ def test_shards_are_consecutive_segments_up_to_a_size(
     assert snapshot.shards(str(tmp_path), version, 1) == [[0], [1], [2], [3]]
 
 
+@pytest.mark.parametrize(
+    ("sizes", "num_shards", "expected"),
+    [
+        ([10, 10, 10, 10], 2, [[0, 1], [2, 3]]),
+        ([10, 10, 10, 10, 1], 2, [[0, 1], [2, 3, 4]]),  # an upsert's segment moves no other
+        ([10, 10, 10, 10, 10, 10], 4, [[0], [1, 2], [3], [4, 5]]),  # middles at 5, 15, 25, 35, 45 and 55 of 60
+        ([60, 10, 10, 10, 10], 2, [[0], [1, 2, 3, 4]]),
+        ([10], 3, [[], [0], []]),
+        ([], 2, [[], []]),
+    ],
+)
+def test_segments_are_divided_into_as_many_shards_as_there_are_processes(
+    sizes: list[int], num_shards: int, expected: list[list[int]]
+) -> None:
+    entries = [{"segment_id": str(n), "manifest_sha256": "", "num_passages": size} for n, size in enumerate(sizes)]
+    version = versions.Version("000001", {"segments": entries})
+    assert snapshot.divided(version, num_shards) == expected
+
+
+def test_every_segment_is_in_one_shard_and_none_is_much_larger_than_its_share() -> None:
+    draw = np.random.default_rng(0)
+    for num_segments, num_shards in ((7, 3), (40, 6), (400, 100)):
+        sizes = draw.integers(1, 1000, num_segments)
+        entries = [
+            {"segment_id": str(n), "manifest_sha256": "", "num_passages": int(size)} for n, size in enumerate(sizes)
+        ]
+        found = snapshot.divided(versions.Version("000001", {"segments": entries}), num_shards)
+        assert [place for shard in found for place in shard] == list(range(num_segments))
+        assert max(sizes[shard].sum() for shard in found) <= sizes.sum() / num_shards + sizes.max()
+
+
 @pytest.mark.parametrize("name", ["format-1-flat", "format-1-ivf"])
 def test_an_index_of_format_1_can_be_searched_but_not_filtered(tmp_path: Path, name: str) -> None:
     shutil.copytree(GOLDEN / name, tmp_path / name)
@@ -238,7 +270,7 @@ def test_an_index_of_format_1_can_be_searched_but_not_filtered(tmp_path: Path, n
             needs_documents()
 
 
-def paged(opened: snapshot.Index, chosen: filters.Filter, limit: int) -> list[snapshot.ListedDocument]:
+def paged(opened: Any, chosen: filters.Filter, limit: int) -> list[snapshot.ListedDocument]:
     """All pages of a list, one after another."""
     found: list[snapshot.ListedDocument] = []
     more = True
@@ -247,6 +279,18 @@ def paged(opened: snapshot.Index, chosen: filters.Filter, limit: int) -> list[sn
         assert 0 < len(page) <= limit or not found
         found += page
     return found
+
+
+class _InShards:
+    """An index whose shards are opened apart."""
+
+    def __init__(self, workspace: str, places: list[list[int]]) -> None:
+        self._parts = [snapshot.open_index(workspace, shard=shard) for shard in places]
+
+    def list_documents(
+        self, chosen: filters.Filter, after: str, limit: int
+    ) -> tuple[list[snapshot.ListedDocument], bool]:
+        return snapshot.merge_listed([part.list_documents(chosen, after, limit) for part in self._parts], limit)
 
 
 def test_a_page_looks_at_its_own_documents_alone() -> None:
@@ -288,6 +332,8 @@ def test_documents_are_listed_once_each_in_pages(
         assert found == paged(opened, filters.Filter(), 5), "the order does not depend on the pages"
         even = paged(opened, filters.parse_filter({"even": True}), limit)
         assert even == [each for each in found if int(each.document_id[1:]) % 2 == 0]
+        for places in ([[0], [1, 2]], [[0], [1], [2]], [[], [0, 1, 2]]):
+            assert paged(_InShards(str(tmp_path), places), filters.Filter(), limit) == found
     after_deleted, _ = opened.list_documents(filters.Filter(), "d3", 50)
     whole = paged(snapshot.open_index(str(tmp_path), "000001"), filters.Filter(), 50)
     place = [each.document_id for each in whole].index("d3")
@@ -297,4 +343,5 @@ def test_documents_are_listed_once_each_in_pages(
     monkeypatch.setattr(snapshot, "LISTED_CHARACTERS", 1)
     without = [dataclasses.replace(each, metadata=None) for each in found]
     assert paged(opened, filters.Filter(), 50) == without, "metadata that fills a page alone is left out"
+    assert paged(_InShards(str(tmp_path), [[0], [1], [2]]), filters.Filter(), 50) == without
     assert snapshot.open_index(str(tmp_path)).list_documents(filters.parse_filter({"none": 1}), "", 5) == ([], False)

@@ -13,20 +13,19 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import ray
-from grpc.aio import AioRpcError
 from ray import serve
-from ray.exceptions import RayActorError, RayError, TaskCancelledError
+from ray.exceptions import RayError, TaskCancelledError
 from ray.serve.exceptions import (
     BackPressureError,
     DeploymentUnavailableError,
     RayServeException,
-    ReplicaUnavailableError,
     RequestCancelledError,
 )
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ragtune_ray import config, schema
 from ragtune_ray.cluster import session
+from ragtune_ray.cluster.serving.replicas import ATTEMPTS, BACKOFF_SECONDS, DIED
 from ragtune_ray.evaluation import adaptive
 from ragtune_ray.index import filters
 from ragtune_ray.serving import api_keys
@@ -48,14 +47,10 @@ from ragtune_ray.serving.hot_swap import HotSwap
 from ragtune_ray.serving.requests import ApiError
 from ragtune_ray.serving.telemetry import Telemetry
 
-ATTEMPTS = 4
-BACKOFF_SECONDS = 0.1
 STATUS_SECONDS = 1.0
 """How long a status is cached, because anyone may send probes."""
 BROADCAST_SECONDS = 3.0
 NO_CALIBRATION = "none"
-# The replica died during the call or could not be reached. Calls change nothing in a replica, so they can be retried.
-_DIED = (RayActorError, ReplicaUnavailableError, AioRpcError)
 
 Result = TypeVar("Result")
 logger = logging.getLogger(__name__)
@@ -130,7 +125,7 @@ class ServeBackend:
                         yield event
                     else:
                         return
-            except _DIED:
+            except DIED:
                 pass
             if has_text:
                 break
@@ -144,7 +139,7 @@ class ServeBackend:
             try:
                 async for event in response:
                     yield event
-            except _DIED:
+            except DIED:
                 raise
             except (RayError, RayServeException) as error:
                 raise _client_error(error) from None
@@ -200,6 +195,8 @@ class ServeBackend:
         problems = []
         if not retrievers and config.retrieves(self._settings.answer.arm):
             problems.append("no retriever replica has loaded its index")
+        silent = sorted({number for each in retrievers for number in each.get("silent_shards", ())})
+        problems.extend(f"shard {number} of the index does not answer" for number in silent)
         if not generators and self._settings.serve.generator.min_replicas:
             problems.append("no generator replica has loaded its model")
         return Status(tuple(retrievers), tuple(generators), tuple(problems))
@@ -220,7 +217,7 @@ class ServeBackend:
             response = call()
             try:
                 return await response
-            except _DIED:
+            except DIED:
                 if attempt == ATTEMPTS - 1:
                     raise _unavailable(f"no {deployment} replica can be reached; try again later") from None
                 await self._before_retry(deployment, attempt)

@@ -1,15 +1,24 @@
-"""What the retriever and generator replicas share: hot-swapping, health checks and process setup."""
+"""What the replicas share: hot-swapping, health checks, process setup, and how calls to lost replicas are repeated."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import Any
 
+from grpc.aio import AioRpcError
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import ReplicaUnavailableError
+
 from ragtune_ray.cluster import devices, session
 from ragtune_ray.serving.hot_swap import HotSwap
 
 TRIAL_QUESTION = "Is this a trial?"
 """Asked of a new index version or model before it is used."""
+
+ATTEMPTS = 4
+BACKOFF_SECONDS = 0.1
+DIED = (RayActorError, ReplicaUnavailableError, AioRpcError)
+"""The replica died during the call or could not be reached. Calls change nothing in a replica, so they can be retried."""
 
 
 class SwappingReplica:

@@ -1,4 +1,4 @@
-"""`ragtune serve`: runs the endpoint as a Ray Serve application of three deployments: ingress -> retriever, generator.
+"""`ragtune serve`: runs the endpoint as a Ray Serve application: ingress -> retriever (-> shards of a large index), generator.
 
 `ragtune serve`, `serve deploy deploy/serve.yaml` and a KubeRay RayService run the same application. It overrides Serve's unsafe
 defaults: an unbounded queue, rolling updates that stop the old replica first, twenty attempts at a failing constructor.
@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict
 from ragtune_ray import RagtuneError, config, progress
 from ragtune_ray.cluster import session
 from ragtune_ray.evaluation import adaptive
-from ragtune_ray.index import versions
+from ragtune_ray.index import snapshot, versions
 from ragtune_ray.models import arms
 from ragtune_ray.serving import api_keys, middleware
 from ragtune_ray.serving.admission import capacity, slots_per_replica
@@ -74,12 +74,14 @@ def bound(settings: config.Config, generator_kind: type | None = None) -> Any:
     return _graph(*_checked(settings), generator_kind)
 
 
-def _graph(settings: config.Config, has_index: bool, generator_kind: type | None) -> Any:
+def _graph(settings: config.Config, num_shards: int, generator_kind: type | None) -> Any:
+    """The application; the index is opened by the retriever (1 shard), by shards, or there is none (0)."""
     from ray import serve
 
     from ragtune_ray.cluster.serving.generator import GeneratorReplica
     from ragtune_ray.cluster.serving.ingress import Ingress
     from ragtune_ray.cluster.serving.retriever import RetrieverReplica
+    from ragtune_ray.cluster.serving.shard import ShardReplica
 
     limits = settings.serve
 
@@ -92,17 +94,26 @@ def _graph(settings: config.Config, has_index: bool, generator_kind: type | None
         "max_ongoing_requests": slots_per_replica(limits.generator),
         "max_queued_requests": capacity(limits.generator),
     }
-    retriever = deployment(RetrieverReplica, "Retriever", limits.retriever.model_copy(update=of_retriever))
+    searching = limits.retriever.model_copy(update=of_retriever)
+    shards = []
+    if num_shards > 1:
+        alone = searching.model_copy(update={"num_gpus": 0.0})
+        shards = [
+            deployment(ShardReplica, f"Shard{number + 1}", alone).bind(settings, number, num_shards)
+            for number in range(num_shards)
+        ]
+        searching = searching.model_copy(update={"memory_bytes": 0})  # which is for the index
+    retriever = deployment(RetrieverReplica, "Retriever", searching)
     generator = deployment(
         generator_kind or GeneratorReplica, "Generator", limits.generator.model_copy(update=of_generator)
     )
     return deployment(Ingress, "Ingress", limits.ingress).bind(
-        settings, retriever.bind(settings) if has_index else None, generator.bind(settings)
+        settings, retriever.bind(settings, shards) if num_shards else None, generator.bind(settings)
     )
 
 
-def _checked(settings: config.Config) -> tuple[config.Config, bool]:
-    """The config with its models resolved, and whether there is an index; fails early rather than in every replica."""
+def _checked(settings: config.Config) -> tuple[config.Config, int]:
+    """The config with its models resolved, and the number of shards, 0 without an index; fails early, not in every replica."""
     if config.is_mode(settings.answer.arm):
         if settings.serve.retrieval == "auto":
             raise config.ConfigError(
@@ -133,12 +144,19 @@ def _checked(settings: config.Config) -> tuple[config.Config, bool]:
             f"serve.retrieval=auto: the arm {settings.answer.arm} has no calibration; run: ragtune calibrate CONFIG"
         )
     try:
-        versions.current_version(settings.workspace)
+        return settings, _num_shards(settings)
     except artifacts.ArtifactError:
         if config.retrieves(settings.answer.arm):
             raise
-        return settings, False
-    return settings, True
+        return settings, 0
+
+
+def _num_shards(settings: config.Config) -> int:
+    current = versions.current_version(settings.workspace)
+    if settings.serve.retriever.shards:
+        return settings.serve.retriever.shards
+    version = versions.read_version(settings.workspace, current)
+    return max(1, len(snapshot.shards(settings.workspace, version, settings.cluster.shard_bytes)))
 
 
 def _options(name: str, replicas: config.Replicas, limits: config.Serve) -> dict[str, Any]:
@@ -159,6 +177,7 @@ def _options(name: str, replicas: config.Replicas, limits: config.Serve) -> dict
         "graceful_shutdown_timeout_s": limits.grace_seconds,
         "graceful_shutdown_wait_loop_s": 0.5,
         "max_constructor_retry_count": 2,
+        "max_replicas_per_node": replicas.max_replicas_per_node or None,
         "max_surge_percent": 100,
         # At INFO, Serve logs every call, which costs more than refusing a request.
         "logging_config": {"enable_access_log": False, "log_level": "WARNING"},
@@ -201,7 +220,7 @@ def running(settings: config.Config, generator_kind: type | None = None) -> Iter
 
         logging.getLogger("ray.serve").setLevel(logging.WARNING)  # `serve` says what a person needs
         _refuse_other_serve()
-        _check_cores(settings)
+        _check_cores(settings, checked[1])
         app = _graph(*checked, generator_kind)  # not earlier: this imports Ray, which reads its environment on import
         options = {"host": host, "port": port}
         serve.start(proxy_location="HeadOnly", http_options=options, logging_config={"enable_access_log": False})
@@ -260,18 +279,19 @@ def _wait(stop: threading.Event) -> None:
         pass
 
 
-def _check_cores(settings: config.Config) -> None:
+def _check_cores(settings: config.Config, num_shards: int) -> None:
     """Refuse to start on a single machine with too few cores, where Serve would wait forever."""
     import ray
 
     limits = settings.serve
-    deployments = (limits.ingress, limits.retriever, limits.generator)
+    shards = [limits.retriever] * num_shards if num_shards > 1 else []
+    deployments = (limits.ingress, limits.retriever, *shards, limits.generator)
     required = sum(replicas.min_replicas * replicas.num_cpus for replicas in deployments)
     available = ray.cluster_resources().get("CPU", 0.0)
     if required > available and len(ray.nodes()) == 1:
         raise config.ConfigError(
             f"serve: the replicas reserve at least {required:g} cores and Ray has {available:g}; lower "
-            "serve.generator.num_cpus or serve.retriever.num_cpus"
+            f"serve.generator.num_cpus or serve.retriever.num_cpus{', or set serve.retriever.shards=1' if shards else ''}"
         )
 
 
