@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ragtune_ray import schema
-from ragtune_ray.ingest import inputs, queries
+from ragtune_ray.ingest import queries, rows
 
 
 def main() -> None:
@@ -27,21 +27,27 @@ def main() -> None:
     parser.add_argument("output")
     parser.add_argument("--percent", type=int, default=10)
     options = parser.parse_args()
-    rows = [_row(query) for query in _read(options.answerable)]
-    num_answerable = len(rows)
-    rows += unanswerable(options.answerable, options.unanswerable, options.percent)
-    Path(options.output).write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
-    print(f"{num_answerable:,} answerable and {len(rows) - num_answerable:,} unanswerable questions: {options.output}")
+    written = [_row(query) for query in _read(options.answerable)]
+    num_answerable = len(written)
+    written += unanswerable(options.answerable, options.unanswerable, options.percent)
+    Path(options.output).write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in written), "utf-8")
+    print(
+        f"{num_answerable:,} answerable and {len(written) - num_answerable:,} unanswerable questions: {options.output}"
+    )
 
 
 def unanswerable(first: str, second: str, percent: int) -> Iterator[dict[str, Any]]:
     """Yield the unanswerable questions of `second` on contexts that `first` also contains."""
-    ids = {context.text: context.document_id for context in inputs.read_squad(first)}
-    renamed = {context.document_id: ids.get(context.text) for context in inputs.read_squad(second)}
+    ids = {context.text: context.document_id for context in _contexts(first)}
+    renamed = {context.document_id: ids.get(context.text) for context in _contexts(second)}
     for query in _read(second):
         document_id = renamed[query.document_ids[0]]
         if query.answers == () and document_id and zlib.crc32(query.query_id.encode()) % 100 < percent:
             yield {**_row(query), "query_id": f"u{query.query_id}", "document_ids": [document_id]}
+
+
+def _contexts(path: str) -> Iterator[rows.Context]:
+    return rows.squad_contexts(rows.parse_json(Path(path).read_bytes()))
 
 
 def _read(path: str) -> list[schema.Query]:

@@ -38,8 +38,13 @@ class Corpus(Section):
     file_times: bool = False
     """Add the time of last modification to the metadata of document files (`modified`), as it was when their content was indexed.
     Indexes of equal files then differ if the times do. Touching a file changes nothing."""
-    unit_bytes: int = Field(4 * 2**20, gt=0)
-    """Input bytes per reading task; larger files are read in ranges of about this size."""
+    fingerprint: Literal["listing", "sha256"] = "listing"
+    """How files are recognized as unchanged before they are read. `listing`: by size and times, in S3 by size and ETag; a file
+    that was touched or moved is read again, but its documents are not embedded again. `sha256`: every file is read to plan,
+    so that only its content counts. What was indexed is identified by its content in both cases."""
+    unit_bytes: int = Field(0, ge=0)
+    """Input bytes per reading task; larger files are read in ranges of about this size. 0: chosen from the size of the input,
+    so that there are about 256 tasks, of 256 KiB to 64 MiB each."""
 
     @field_validator("encoding")
     @classmethod

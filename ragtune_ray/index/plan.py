@@ -68,7 +68,9 @@ def plan_index(settings: config.Config) -> str:
     if not settings.corpus.path:
         raise config.ConfigError("corpus.path is empty; name a folder or file of documents")
     started = time.monotonic()
-    plan = input_units.plan_units(settings.corpus.path, settings.corpus.unit_bytes)
+    plan = input_units.plan_units(
+        settings.corpus.path, settings.corpus.unit_bytes, fingerprint=settings.corpus.fingerprint
+    )
     plan_seconds = time.monotonic() - started
     corpus = versions.planned_corpus_id(settings, plan, weights.resolve(settings.encoder.model))
     sections = ["seed", "corpus", "encoder", "index", "cluster", "prices"]
@@ -141,7 +143,7 @@ def _corpus(settings: config.Config, plan: input_units.Plan) -> dict[str, Any]:
     return {
         "path": settings.corpus.path,
         "num_files": len(plan.files),
-        "bytes": sum(file.size_bytes for file in plan.files),
+        "bytes": plan.size_bytes,
         "num_units": len(plan.units),
         "num_rejected_files": len(plan.rejects),
     }
@@ -236,7 +238,7 @@ def _described(measured: Probe) -> dict[str, Any]:
         "passages": measured.num_passages,
         "rejects": len(measured.rejects),
         "first_reject": f"{measured.rejects[0].place}: {measured.rejects[0].reason}" if measured.rejects else "",
-        "is_whole": probed >= sum(measured.sizes.values()),
+        "is_whole": probed >= sum(measured.sizes.values()) * (1 - 1e-9),
         "device": measured.device,
         "dimension": measured.dimension,
         "characters_per_second": round(1 / max(measured.read_seconds, 1e-12)),

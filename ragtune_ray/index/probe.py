@@ -1,7 +1,7 @@
 """Reads, chunks, embeds and indexes a small part of a corpus on one thread, and measures each step.
 
-Totals of the corpus are extrapolated from the parts that were read, in proportion to its known size (files, bytes of lines,
-or rows), with a bootstrap interval over these parts.
+Totals of the corpus are extrapolated from the parts that were read, in proportion to its known size (document files, or bytes
+of other formats), with a bootstrap interval over these parts.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from ragtune_ray import RagtuneError, config, schema
 from ragtune_ray.index import bm25, faiss_index, words
 from ragtune_ray.ingest import chunking, input_units, inputs, readers
+from ragtune_ray.ingest.parquet import ALL_ROWS
 
 if TYPE_CHECKING:
     from ragtune_ray.models.encoder import Encoder, TokenCounter
@@ -40,6 +41,9 @@ HEAD_CHARACTERS = 2**18
 LINES_AT_ONCE, ROWS_AT_ONCE = 5, 25
 RESAMPLES, CONFIDENCE = 1_000, 0.95
 
+ROW_SLOTS = 40
+"""Places of a corpus of Parquet or SQuAD from which rows are read."""
+
 Read = tuple[str, float, list[schema.Document]]
 """Format and size of a part of the input, and its documents."""
 
@@ -48,13 +52,22 @@ class PlanError(RagtuneError, ValueError):
     """The corpus cannot be planned; the message names what was read and the next step."""
 
 
+class Part(NamedTuple):
+    """A part of the input to read: a unit or, of a unit of rows, the first rows of one of several equal slots."""
+
+    unit: input_units.Unit
+    slot: int = 0
+    num_slots: int = 1
+    most_rows: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Piece:
     """A part of the input that was read, and what it contains.
 
     Attributes:
         stratum: format of the input.
-        size: files, bytes of lines (jsonl) or rows (parquet, squad).
+        size: files, or bytes of another format.
         documents: number of documents.
         passages: number of passages; estimated for long documents.
         characters: number of characters.
@@ -243,12 +256,15 @@ def _read(settings: config.Config, plan: input_units.Plan) -> tuple[list[Read], 
     for stratum in whole:
         items = num_pieces = characters = 0
         for part in _parts([unit for unit in plan.units if unit.format == stratum], settings.seed, num_documents):
+            size, rows = _extent(part)
+            if not size:
+                continue
             started = time.perf_counter()
-            found = list(readers.read_documents(part, settings.corpus))
+            found = list(readers.read_documents(part.unit, settings.corpus, rows=rows))
             seconds += time.perf_counter() - started
             documents = [item for item in found if isinstance(item, schema.Document)]
             rejects += [item for item in found if isinstance(item, schema.Reject)]
-            read.append((stratum, _size(part), documents))
+            read.append((stratum, size, documents))
             num_pieces, items = num_pieces + 1, items + len(found)
             characters += sum(len(document.text) for document in documents)
             if items >= num_documents or (characters >= PROBE_CHARACTERS // len(whole) and num_pieces >= FEWEST_PIECES):
@@ -257,7 +273,7 @@ def _read(settings: config.Config, plan: input_units.Plan) -> tuple[list[Read], 
 
 
 def sizes(plan: input_units.Plan) -> dict[str, float]:
-    """Return the size of the input per format: files, bytes of lines (jsonl) or rows (parquet, squad)."""
+    """Return the size of the input per format: the number of document files, and bytes of all other formats."""
     found: dict[str, float] = {}
     for unit in plan.units:
         found[unit.format] = found.get(unit.format, 0.0) + _size(unit)
@@ -268,15 +284,30 @@ def _size(unit: input_units.Unit) -> float:
     return float(len(unit.paths) if unit.format == "files" else unit.stop - unit.start)
 
 
-def _parts(units: Sequence[input_units.Unit], seed: int, num_documents: int) -> Iterator[input_units.Unit]:
+def _extent(part: Part) -> tuple[float, range]:
+    """Return the size of what is read of a part, and its rows (parquet, squad)."""
+    unit = part.unit
+    if unit.format in {"files", "jsonl"}:
+        return _size(unit), ALL_ROWS
+    count = readers.num_rows(unit)
+    if not count:  # the file is broken, or no row group begins in this unit
+        return (0.0 if part.slot else _size(unit)), ALL_ROWS
+    first, stop = (count * slot // part.num_slots for slot in (part.slot, part.slot + 1))
+    stop = min(stop, first + part.most_rows)
+    return _size(unit) * (stop - first) / count, range(first, stop)
+
+
+def _parts(units: Sequence[input_units.Unit], seed: int, num_documents: int) -> Iterator[Part]:
     """Yield small, distinct parts of units of one format, so that the first n are evenly spread for every n."""
     form = units[0].format
     if form == "files":
-        files = [unit.part(paths=(path,)) for unit in units for path in unit.paths]
-        yield from (files[number] for number in _spread(len(files), seed))
+        files = [(place, path) for place, unit in enumerate(units) for path in unit.paths]
+        for number in _spread(len(files), seed):
+            place, path = files[number]
+            yield Part(units[place].part(paths=(path,)))
         return
     total = sum(map(_size, units))
-    slot = max(4096.0, total / (2 * num_documents)) if form == "jsonl" else max(ROWS_AT_ONCE, total / 40)
+    slot = max(4096.0, total / (2 * num_documents)) if form == "jsonl" else total / ROW_SLOTS
     slots = [
         (unit, unit.start + number * (unit.stop - unit.start) // count, number, count)
         for unit in units
@@ -290,9 +321,9 @@ def _parts(units: Sequence[input_units.Unit], seed: int, num_documents: int) -> 
         if form == "jsonl":
             part = _whole_lines(unit, start, stop, num_lines)
             if part is not None:
-                yield part
+                yield Part(part)
         else:
-            yield unit.part(start=start, stop=min(stop, start + max(ROWS_AT_ONCE, num_lines)))
+            yield Part(unit.part(), number, count, max(ROWS_AT_ONCE, num_lines))
 
 
 def _spread(count: int, seed: int) -> list[int]:
@@ -305,15 +336,15 @@ def _spread(count: int, seed: int) -> list[int]:
 def _whole_lines(unit: input_units.Unit, start: int, stop: int, num_lines: int) -> input_units.Unit | None:
     """Return a unit of the first lines that begin in [start, stop); None if no line does."""
     with inputs.open_file(unit.paths[0]) as raw:
-        raw.seek(max(unit.start, start - 1))
+        raw.seek(max(0, start - 1))
         file = io.BufferedReader(raw, 2**16)
-        if start > unit.start:
+        if start > 0:
             start += _line_bytes(file, stop - start + 1) - 1
         if start >= stop:
             return None
         end, lines = start, 0
         while end < stop and lines < num_lines:
-            size = _line_bytes(file, unit.stop - end)
+            size = _line_bytes(file, sys.maxsize)
             if not size:
                 break
             end, lines = end + size, lines + 1

@@ -98,6 +98,7 @@ def collect(workspace: str, keep: int, min_age_seconds: float) -> Removed:
             filesystem.remove(url)
             num_segments += 1
     other += _remove_unnamed(workspace, opened, min_age_seconds)
+    other += versions.forget_corpora(workspace, {version.manifest.get("corpus_id") for version in opened})
     failpoints.reach("gc.rest")
     return Removed(doomed, num_segments, other + _remove_staging(workspace, min_age_seconds))
 

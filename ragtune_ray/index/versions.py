@@ -2,6 +2,7 @@
 
     WORKSPACE/index/CURRENT                        "000002": the version that readers use
     WORKSPACE/index/versions/000002/manifest.json  its segments, deletions, encoder, counts, and the config of the build
+    WORKSPACE/index/listings/ID.json               which corpus was read from the files of a listing
 
 History is linear: a version's number is that of its base plus 1, and each number is published once. The publisher that
 loses the race for a number gets a ConflictError and rebases its change. A rollback publishes old content under a new
@@ -12,9 +13,10 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+import json
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NotRequired, TypedDict, cast
 
@@ -153,10 +155,45 @@ def recipe(settings: config.Config, encoder: weights.Model) -> str:
     return _fingerprint(settings, encoder, format=INDEX_FORMAT, language=settings.index.language)
 
 
-def corpus_id(settings: config.Config, plan: input_units.Plan, encoder: weights.Model) -> str:
-    """Return the identity of an index of this corpus, wherever the corpus is stored."""
-    content = {"kind": settings.index.kind, "input": input_units.input_fingerprint(plan), "reading": reading(settings)}
-    return checksums.digest({"recipe": recipe(settings, encoder), **content})
+def corpus_id(settings: config.Config, content: str, encoder: weights.Model) -> str:
+    """Return the identity of an index of a corpus with this `input_units.content_fingerprint`, wherever it is stored."""
+    scope = {"kind": settings.index.kind, "input": content, "reading": reading(settings)}
+    return checksums.digest({"recipe": recipe(settings, encoder), **scope})
+
+
+def listing_id(settings: config.Config, plan: input_units.Plan, encoder: weights.Model) -> str:
+    """Return the identity of an index of the files that were listed, before they are read."""
+    return corpus_id(settings, input_units.input_fingerprint(plan), encoder)
+
+
+def record_corpus(workspace: str, listing: str, corpus: str) -> None:
+    """Record which corpus was read from the files of a `listing_id`, so that equal files need not be read again."""
+    filesystem.replace_text(_listing_url(workspace, listing), json.dumps({"corpus_id": corpus}) + "\n")
+
+
+def find_corpus(workspace: str, listing: str) -> str:
+    """Return the `corpus_id` that was read from the files of a `listing_id`; "" if it is unknown."""
+    try:
+        return str(json.loads(filesystem.read_text(_listing_url(workspace, listing)))["corpus_id"])
+    except FileNotFoundError:
+        return ""
+    except (ValueError, KeyError, TypeError):
+        logger.warning("%s is damaged; the corpus is read again", _listing_url(workspace, listing))
+        return ""
+
+
+def forget_corpora(workspace: str, kept: Collection[str | None]) -> int:
+    """Remove the records of corpora that are not among those `kept`; return how many."""
+    folder = filesystem.join(workspace, "index", "listings")
+    listings = [name.removesuffix(".json") for name in filesystem.list_names(folder)]
+    gone = [listing for listing in listings if find_corpus(workspace, listing) not in kept]
+    for listing in gone:
+        filesystem.remove(_listing_url(workspace, listing))
+    return len(gone)
+
+
+def _listing_url(workspace: str, listing: str) -> str:
+    return filesystem.join(workspace, "index", "listings", f"{listing}.json")
 
 
 def reading(settings: config.Config) -> list[Any]:

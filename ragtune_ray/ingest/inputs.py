@@ -1,4 +1,4 @@
-"""Finds and opens input files, and reads the lines of JSONL and the paragraphs of SQuAD JSON with their locations.
+"""Finds and opens input files, and reads the lines of JSONL with their locations.
 
 A path is local or any fsspec URL. The *place* of a row, as rejects name it, is `PATH:LINE` or `PATH#ROW`.
 """
@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import io
-import itertools
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
@@ -20,9 +20,9 @@ from ragtune_ray import RagtuneError
 from ragtune_ray.config.extras import install_command
 from ragtune_ray.ingest import parsers
 from ragtune_ray.ingest.parsing.text import ParseError
-from ragtune_ray.ingest.rows import Context, parse_json, reject, squad_contexts
+from ragtune_ray.ingest.rows import parse_json, reject
 from ragtune_ray.schema import Reject
-from ragtune_ray.storage import checksums, filesystem
+from ragtune_ray.storage import filesystem
 
 Format = Literal["files", "jsonl", "parquet", "squad"]
 Row = tuple[str, Any] | Reject
@@ -72,6 +72,13 @@ def open_file(path: str) -> Any:
     return store.open(inner, "rb")
 
 
+def read_file(path: str) -> bytes:
+    """The whole content of a file."""
+    with open_file(path) as file:
+        data: bytes = file.read()
+    return data
+
+
 def format_of(path: str) -> Format:
     """How to read a file, judging by its suffix.
 
@@ -110,38 +117,67 @@ def why_unreadable(error: Exception) -> str:
     return f"cannot be read: {error.strerror}" if isinstance(error, OSError) else str(error)
 
 
+@dataclass(slots=True)
+class LinesRead:
+    """What `read_lines` has read so far."""
+
+    num_lines: int = 0
+    """Lines, blank ones included."""
+    digest: Any = field(default_factory=hashlib.sha256)
+    """The sha256 of their bytes."""
+
+
 def read_lines(
-    path: str, max_bytes: int, start: int = 0, stop: int = sys.maxsize, line: int = 1, sha256: str = ""
+    path: str, max_bytes: int, start: int = 0, stop: int = sys.maxsize, found: LinesRead | None = None
 ) -> Iterator[Row]:
-    """Read the lines in bytes `start` to `stop` of a file, except blank ones.
+    """Read the lines that begin in bytes `start` to `stop` of a file, to their ends, except blank ones.
 
-    A line longer than `max_bytes` is never loaded whole and becomes a reject. `line` is the number of the first line.
-
-    Raises:
-        ChangedError: after the last line, if the bytes do not have the `sha256` ("" for any).
+    A line longer than `max_bytes` is never loaded whole and becomes a reject. Lines are numbered from 1.
     """
-    digest = hashlib.sha256()
+    found = found or LinesRead()
     with open_file(path) as raw:
-        raw.seek(start)
+        raw.seek(max(0, start - 1))
         file = io.BufferedReader(raw, BLOCK_BYTES)  # the readline of some remote files takes no limit
-        for number in itertools.count(line):
-            data = file.readline(min(max_bytes + 2, stop - start)) if start < stop else b""
-            if not data:
-                break
-            digest.update(data)
+        if start > 0:  # the line around the byte before `start` belongs to an earlier part
+            skipped = b""
+            start -= 1
+            for skipped in _rest_of_line(file, stop - 1 - start):
+                start += len(skipped)
+            if not skipped.endswith(b"\n"):
+                return
+        while start < stop and (data := file.readline(max_bytes + 2)):
+            found.num_lines += 1
+            place = f"{path}:{found.num_lines}"
+            found.digest.update(data)
             start += len(data)
             size_bytes = len(data.rstrip(b"\r\n"))
             if size_bytes > max_bytes or (len(data) == max_bytes + 2 and not data.endswith(b"\n")):
-                while not data.endswith(b"\n") and (data := file.readline(min(BLOCK_BYTES, stop - start))):
-                    digest.update(data)
-                    start += len(data)
-                    size_bytes += len(data.rstrip(b"\r\n"))
+                for more in () if data.endswith(b"\n") else _rest_of_line(file):
+                    found.digest.update(more)
+                    start += len(more)
+                    size_bytes += len(more.rstrip(b"\r\n"))
                 reason = f"line of {size_bytes:,} bytes is longer than max_document_bytes ({max_bytes:,})"
-                yield reject(f"{path}:{number}", reason, "row")
+                yield reject(place, reason, "row")
             elif data.strip():
-                yield f"{path}:{number}", data
-    if sha256 not in ("", digest.hexdigest()):
-        raise changed(path)
+                yield place, data
+
+
+def _rest_of_line(file: io.BufferedReader, max_bytes: int = sys.maxsize) -> Iterator[bytes]:
+    """The bytes up to the end of the line, in blocks; at most `max_bytes`."""
+    while max_bytes > 0 and (data := file.readline(min(BLOCK_BYTES, max_bytes))):
+        yield data
+        max_bytes = 0 if data.endswith(b"\n") else max_bytes - len(data)
+
+
+def resolve_place(place: str, lines_before: int) -> str:
+    """The place of a row in its file, from its place in a unit of the file and the lines that earlier units own.
+
+    >>> resolve_place("a.jsonl:3", 10), resolve_place("a.parquet#3", 10)
+    ('a.jsonl:13', 'a.parquet#3')
+    """
+    path, _, line = place.rpartition(":")
+    is_line = path.lower().endswith(".jsonl") and line.isdecimal()
+    return f"{path}:{int(line) + lines_before}" if is_line else place
 
 
 def jsonl_rows(lines: Iterable[Row]) -> Iterator[Row]:
@@ -155,17 +191,3 @@ def jsonl_rows(lines: Iterable[Row]) -> Iterator[Row]:
             yield place, parse_json(data)
         except ParseError as error:
             yield reject(place, str(error), "row")
-
-
-def read_squad(path: str, sha256: str = "") -> Iterator[Context]:
-    """Read the paragraphs of a SQuAD file, after loading all of it into memory.
-
-    Raises:
-        ParseError: the file is not SQuAD JSON.
-        ChangedError: the file does not have the `sha256` ("" for any).
-    """
-    with open_file(path) as file:
-        data = file.read()
-    if sha256 not in ("", checksums.bytes_sha256(data)):
-        raise changed(path)
-    return squad_contexts(parse_json(data))

@@ -5,15 +5,20 @@ Columns whose types can contain code or raw bytes are not read.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import hashlib
+import io
+import itertools
+import os
 import sys
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ragtune_ray.ingest import inputs, planned_file
+from ragtune_ray.ingest import inputs
 from ragtune_ray.ingest.inputs import Row
 from ragtune_ray.ingest.parsing.text import ParseError
 from ragtune_ray.ingest.rows import reject
@@ -21,11 +26,30 @@ from ragtune_ray.ingest.rows import reject
 Columns = tuple[str, ...]
 """Names of columns."""
 _BATCH_BYTES = 4 * 2**20
-# Arrow reads this much from the end of a file, and of columns by old writers more than their length.
-_FIRST_READ_BYTES, _COLUMN_PADDING_BYTES = 64 * 2**10, 128
+_SHOWN_COLUMNS = 10
+ALL_ROWS = range(sys.maxsize)
+"""Every row of a part of a file."""
 
 
-@contextmanager
+@dataclasses.dataclass(slots=True)
+class RowsRead:
+    """What `parquet_rows` has read so far."""
+
+    unread: tuple[str, ...] = ()
+    """Columns that cannot become text or metadata, with their types."""
+    num_rows: int | None = None
+    """Of the whole file; None until its footer and columns are found to be sound."""
+    blocks: dict[int, bytes] = dataclasses.field(default_factory=dict)
+    """Place in the file -> the sha256 of what was read from there."""
+
+    @property
+    def sha256(self) -> str:
+        """A digest of all that was read, in whatever order."""
+        places = [f"{place} {digest.hex()}" for place, digest in sorted(self.blocks.items())]
+        return hashlib.sha256("\n".join(places).encode()).hexdigest()
+
+
+@contextlib.contextmanager
 def parquet_errors() -> Iterator[None]:
     """Turn pyarrow's errors about a broken file into a `ParseError`; errors of the disk or network are not caught."""
     try:
@@ -36,6 +60,32 @@ def parquet_errors() -> Iterator[None]:
         raise ParseError(f"Parquet is broken: {error}") from None
 
 
+class _Recorded(io.RawIOBase):
+    """A file that records what is read from it."""
+
+    def __init__(self, raw: Any, blocks: dict[int, bytes]) -> None:
+        super().__init__()
+        self._raw, self._blocks = raw, blocks
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return int(self._raw.tell())
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return int(self._raw.seek(offset, whence))
+
+    def read(self, size: int = -1) -> bytes:
+        place = self._raw.tell()
+        data: bytes = self._raw.read(size)
+        self._blocks[place] = hashlib.sha256(data).digest()
+        return data
+
+
 def parquet_rows(
     path: str,
     ids: Columns,
@@ -43,39 +93,81 @@ def parquet_rows(
     nested: Columns,
     start: int = 0,
     stop: int = sys.maxsize,
-    blocks: planned_file.Blocks = (),
+    found: RowsRead | None = None,
+    rows: range = ALL_ROWS,
 ) -> Iterator[Row]:
-    """Read rows `start` to `stop`: all columns of scalars or lists of them, and those in `nested`, which may contain objects.
+    """Read the rows of the row groups that begin in bytes `start` to `stop`, numbered from 0 over the file.
 
-    The file needs one of the `ids` columns, unless none is named, and one of the `texts` columns.
+    All columns of scalars or lists of them are read, and those in `nested`, which may contain objects. The file needs one of
+    the `ids` columns, unless none is named, and one of the `texts` columns. `rows` are those to return, counted from the first
+    of these row groups.
 
     Raises:
         ParseError: the file is broken, or `check_columns` refuses it.
-        ChangedError: `blocks` is not empty, and something else was read.
     """
-    with inputs.open_file(path) as raw, parquet_errors(), planned_file.opened(raw, path, blocks) as file:
+    found = found or RowsRead()
+    with inputs.open_file(path) as raw, parquet_errors():
+        size_bytes = raw.seek(0, os.SEEK_END)
         parquet = pq.ParquetFile(
-            file,
+            _Recorded(raw, found.blocks),
             pre_buffer=False,
             buffer_size=_BATCH_BYTES,
             coerce_int96_timestamp_unit="us",
             page_checksum_verification=True,
         )
-        columns, _ = check_columns(parquet.schema_arrow, ids, texts, nested)
-        first = 0
+        columns, unread = check_columns(parquet.schema_arrow, ids, texts, nested)
+        found.unread, found.num_rows = tuple(unread), parquet.metadata.num_rows
+        row = passed = 0
         for number in range(parquet.num_row_groups):
             group = parquet.metadata.row_group(number)
-            row, first = first, first + group.num_rows
-            if row >= stop or first <= start:
+            is_own = start <= _first_byte(group, size_bytes) < stop
+            if not is_own or passed + group.num_rows <= rows.start:
+                row += group.num_rows
+                passed += group.num_rows if is_own else 0
                 continue
+            if passed >= rows.stop:
+                return
             batch_rows = max(1, min(1024, _BATCH_BYTES * group.num_rows // max(group.total_byte_size, 1)))
-            for batch in parquet.iter_batches(batch_rows, [number], columns):
-                low, high = max(start - row, 0), min(stop - row, len(batch))
+            for batch in parquet.iter_batches(batch_rows, [number], columns, use_threads=False):
+                low, high = max(rows.start - passed, 0), min(rows.stop - passed, len(batch))
                 if low < high:
                     yield from _batch_rows(path, batch.slice(low, high - low), row + low)
                 row += len(batch)
-                if row >= stop:
-                    break
+                passed += len(batch)
+                if passed >= rows.stop:
+                    return
+
+
+def count_rows(path: str, start: int = 0, stop: int = sys.maxsize) -> int:
+    """The rows of the row groups that begin in bytes `start` to `stop`; 0 for a broken file."""
+    with inputs.open_file(path) as raw, contextlib.suppress(ParseError), parquet_errors():
+        size_bytes = raw.seek(0, os.SEEK_END)
+        footer = pq.read_metadata(raw)
+        groups = [footer.row_group(number) for number in range(footer.num_row_groups)]
+        return sum(group.num_rows for group in groups if start <= _first_byte(group, size_bytes) < stop)
+    return 0
+
+
+def _first_byte(group: Any, size_bytes: int) -> int:
+    """Where a row group begins; inside the file, whatever a broken footer says, so that one part of the file has it."""
+    column = group.column(0)
+    starts = [column.data_page_offset, column.dictionary_page_offset or column.data_page_offset]
+    return int(min(max(min(starts), 0), size_bytes - 1))
+
+
+def unread_line(unreads: Iterable[Sequence[str]]) -> str:
+    """One line about the columns that are left unread, given those of each Parquet file; "" if there are none.
+
+    >>> unread_line([("image (binary)",), ()])
+    'left unread in 1 Parquet file: image (binary)'
+    """
+    files = [columns for columns in unreads if columns]
+    names = list(dict.fromkeys(itertools.chain.from_iterable(files)))
+    more = f" and {len(names) - _SHOWN_COLUMNS} more" if len(names) > _SHOWN_COLUMNS else ""
+    many = "" if len(files) == 1 else "s"
+    return (
+        f"left unread in {len(files):,} Parquet file{many}: {', '.join(names[:_SHOWN_COLUMNS])}{more}" if files else ""
+    )
 
 
 def _batch_rows(path: str, batch: Any, first: int) -> Iterator[Row]:
@@ -105,29 +197,6 @@ def _in_microseconds(batch: Any) -> Any:
             cut = batch.column(number).cast(casts[kind], safe=False)
             batch = batch.set_column(number, field.with_type(casts[kind]), cut)
     return batch
-
-
-def blocks_of_group(group: Any, columns: Collection[str], num_blocks: int) -> set[int]:
-    """Numbers of the blocks of a file (see `planned_file`) from which the columns of a row group are read."""
-    found: set[int] = set()
-    for number in range(group.num_columns):
-        column = group.column(number)
-        path = column.path_in_schema
-        if not any(f"{path}.".startswith(f"{name}.") for name in columns):
-            continue
-        starts = [column.data_page_offset]
-        if column.has_dictionary_page and column.dictionary_page_offset:
-            starts.append(column.dictionary_page_offset)
-        stop = min(starts) + column.total_compressed_size + _COLUMN_PADDING_BYTES
-        found.update(planned_file.blocks_of(min(starts), stop, num_blocks))
-    return found
-
-
-def blocks_of_footer(metadata: Any, size_bytes: int) -> set[int]:
-    """Numbers of the blocks of a file of `size_bytes` from which its footer is read."""
-    tail_bytes = max(metadata.serialized_size + 8, _FIRST_READ_BYTES)
-    num_blocks = -(-size_bytes // planned_file.BLOCK_BYTES)
-    return set(planned_file.blocks_of(size_bytes - tail_bytes, size_bytes, num_blocks))
 
 
 def check_columns(schema: Any, ids: Columns, texts: Columns, nested: Columns = ()) -> tuple[list[str], list[str]]:

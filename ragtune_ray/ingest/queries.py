@@ -107,17 +107,11 @@ def _query_rows(path: str) -> Iterator[Row]:
             case ".parquet":
                 yield from parquet_rows(path, (), fields.TEXTS[:4], _NESTED)
             case ".json":
-                yield from _json_rows(path, parse_json(_content(path)))
+                yield from _json_rows(path, parse_json(inputs.read_file(path)))
             case _:
-                yield from ((f"{path}#{number}", row) for number, row in tables.csv_rows(_content(path)))
+                yield from ((f"{path}#{number}", row) for number, row in tables.csv_rows(inputs.read_file(path)))
     except ParseError as error:
         raise inputs.InputError(f"{path}: {error}") from None
-
-
-def _content(path: str) -> bytes:
-    with inputs.open_file(path) as file:
-        data: bytes = file.read()
-    return data
 
 
 def _json_rows(path: str, data: Any) -> Iterator[Row]:

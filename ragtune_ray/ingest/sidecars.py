@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterable
 from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from ragtune_ray.ingest.parsing.text import ParseError
 from ragtune_ray.ingest.rows import parse_json
@@ -23,17 +26,20 @@ def path_of(path: str) -> str:
     return path + SUFFIX
 
 
-def split(names: Iterable[str]) -> tuple[set[str], list[str]]:
-    """The names of files that have a sidecar, and all names without those sidecars, in order.
+def places(names: pa.ChunkedArray) -> np.ndarray:
+    """For each name, the place of its sidecar among the names; -1 if it has none.
 
-    >>> split(["a.md", "a.md.meta.json", "b.md"])
-    ({'a.md'}, ['a.md', 'b.md'])
+    >>> places(pa.chunked_array([["a.md", "a.md.meta.json", "b.md"]])).tolist()
+    [1, -1, -1]
     """
-    found = list(names)
-    described = {name for name in found if not name.endswith(SUFFIX)} & {
-        name.removesuffix(SUFFIX) for name in found if name.endswith(SUFFIX)
-    }
-    return described, [name for name in found if not (name.endswith(SUFFIX) and name.removesuffix(SUFFIX) in described)]
+    found = np.full(len(names), -1, dtype=np.int64)
+    is_sidecar = np.asarray(pc.ends_with(names, SUFFIX))
+    if is_sidecar.any():
+        described = [name.removesuffix(SUFFIX) for name in names.filter(pa.array(is_sidecar)).to_pylist()]
+        owners = np.asarray(pc.fill_null(pc.index_in(pa.array(described, names.type), value_set=names), -1))
+        is_beside = (owners >= 0) & ~is_sidecar[owners]  # a sidecar has none
+        found[owners[is_beside]] = np.flatnonzero(is_sidecar)[is_beside]
+    return found
 
 
 def refuse_lone(name: str) -> None:

@@ -19,7 +19,8 @@ import regex  # type: ignore[import-untyped]  # the library has no stubs
 from ragtune_ray.config import Corpus
 from ragtune_ray.ingest import inputs, parsers
 from ragtune_ray.ingest.chunking import word_spans
-from ragtune_ray.ingest.input_units import Unit, list_input
+from ragtune_ray.ingest.input_units import Unit
+from ragtune_ray.ingest.listing import list_files
 from ragtune_ray.ingest.parsing.text import ParseError
 from ragtune_ray.ingest.queries import read_queries
 from ragtune_ray.ingest.readers import read_documents
@@ -117,18 +118,16 @@ def survey_corpus(path: str) -> CorpusSurvey:
     Raises:
         InputError: the path is missing, or contains nothing that can be read, even with every extra installed.
     """
-    store, _ = inputs.locate(path)
-    folder, names, refused = list_input(path)
+    files, refused = list_files(path)
     kinds: Counter[str] = Counter()
     readable: list[str] = []
     failures = [(_suffix(item.place), item.reason, "") for item in refused]
     num_bytes = 0
-    for name in names:
-        place, suffix = filesystem.join(folder, name), _suffix(name)
+    for name, size_bytes in zip(files.names(), files.sizes.tolist(), strict=True):
+        suffix = _suffix(name)
         try:
             inputs.format_of(name)
-            size_bytes = int(store.size(filesystem.locate(place)[1]))
-        except (ParseError, OSError) as error:
+        except ParseError as error:
             failures.append((suffix, inputs.why_unreadable(error), ""))
         except inputs.InputError as error:
             failures.append((suffix, str(error).removeprefix(f"{name}: "), parsers.missing_extra(suffix) or ""))
@@ -142,7 +141,7 @@ def survey_corpus(path: str) -> CorpusSurvey:
     texts: list[str] = []
     step = max(1, len(readable) // SAMPLE_FILES)
     for name in readable[::step][:SAMPLE_FILES]:
-        items = list(_sample(folder, name))
+        items = list(_sample(files.folder, name))
         texts += [item.text for item in items if isinstance(item, Document)]
         rejects = [item for item in items if isinstance(item, Reject)]
         if rejects:
@@ -227,7 +226,7 @@ def _suffix(name: str) -> str:
 def _sample(folder: str, name: str) -> Iterator[Document | Reject]:
     """The first documents of a file, and the rejects among them."""
     place = filesystem.join(folder, name)
-    unit = Unit(0, inputs.format_of(name), (place,), 0, sys.maxsize, 1, folder)
+    unit = Unit(0, inputs.format_of(name), (place,), 0, sys.maxsize, folder)
     try:
         yield from itertools.islice(read_documents(unit, Corpus()), SAMPLE_ROWS)
     except OSError as error:

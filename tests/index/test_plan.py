@@ -94,7 +94,7 @@ def probe_of(**changes: Any) -> probe.Probe:
 
 
 def plan_of(num_units: int = 100) -> input_units.Plan:
-    unit = input_units.Unit(0, "files", ("/c/a.md",), 0, 0, 0, "/c")
+    unit = input_units.Unit(0, "files", ("/c/a.md",), 0, 0, "/c")
     return input_units.Plan((unit,) * num_units, (input_units.InputFile("/c/a.md", 7, "0"),), ())
 
 
@@ -172,7 +172,7 @@ def test_no_part_of_a_file_is_probed_twice(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "c.jsonl", [3, 500, 1, 40] * 100)
     units = plan_units(str(path), 2**13).units
     parts = list(probe._parts(units, 0, 200))
-    ranges = sorted((part.start, part.stop) for part in parts)
+    ranges = sorted((part.unit.start, part.unit.stop) for part in parts)
     assert all(first[1] <= second[0] for first, second in itertools.pairwise(ranges))
     content = path.read_bytes()
     for start, stop in ranges:

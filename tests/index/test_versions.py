@@ -9,7 +9,7 @@ import pytest
 
 from ragtune_ray import config, schema
 from ragtune_ray.index import contents, snapshot, versions
-from ragtune_ray.ingest.input_units import plan_units
+from ragtune_ray.ingest.input_units import content_fingerprint, plan_units
 from ragtune_ray.models import weights
 from ragtune_ray.models.encoder import HashingEncoder
 from ragtune_ray.storage import artifacts, filesystem
@@ -30,10 +30,11 @@ def test_identities_of_a_corpus_are_pinned(tmp_path: Path) -> None:
         chunking={"size_tokens": 32, "overlap_tokens": 4},
         index={"kind": "flat", "language": "en"},
     )
-    plan, encoder = plan_units(settings.corpus.path, 2**22), weights.resolve("hashing-64")
+    plan, encoder = plan_units(settings.corpus.path, 2**22, fingerprint="sha256"), weights.resolve("hashing-64")
     assert versions.recipe(settings, encoder) == "01b30743eea80167"
-    assert versions.corpus_id(settings, plan, encoder) == "aeccaa59a8e16f0f"
-    assert versions.planned_corpus_id(settings, plan, encoder) == "575158214be5e996"
+    content = content_fingerprint(plan, ["0" * 64, "1" * 64])
+    assert versions.corpus_id(settings, content, encoder) == "3d99543c9e8ea9af"
+    assert versions.planned_corpus_id(settings, plan, encoder) == "80dcdc3dff1d7e87"
 
 
 def test_versions_are_numbered_one_after_another(

@@ -1,24 +1,24 @@
-"""A file that is not what it was in planning is never read as if it were."""
+"""A file that is not what it was when it was listed is never read as if it were."""
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
+import fsspec
 import pytest
 
 from ragtune_ray.config import Corpus
-from ragtune_ray.ingest import inputs, planned_file
-from ragtune_ray.ingest.input_units import Plan, plan_units
+from ragtune_ray.ingest import inputs
+from ragtune_ray.ingest.input_units import Plan, Unit, content_fingerprint, input_fingerprint, plan_units
 from ragtune_ray.ingest.inputs import ChangedError
-from ragtune_ray.ingest.readers import read_documents
+from ragtune_ray.ingest.readers import UnitRead, read_documents
 from ragtune_ray.schema import Document
-from tests.support.corpora import LIMIT, doc, squad, write, write_parquet
+from tests.support.corpora import LIMIT, doc, only_reject, read, rewrite, squad, write, write_parquet
 
 CORPUS = Corpus(max_document_bytes=LIMIT)
 
@@ -42,157 +42,222 @@ def contexts(folder: Path, text: str) -> Path:
     return write(folder / "a.json", data)
 
 
-def read_all(plan: Plan, limit: int = LIMIT) -> list[str]:
-    found = [item for unit in plan.units for item in read_documents(unit, Corpus(max_document_bytes=limit))]
-    return [item.text if isinstance(item, Document) else item.reason for item in found]
-
-
 FORMATS = [text_file, lines, rows, contexts]
+Make = Callable[[Path, str], Path]
+
+
+def basal(make: Make, path: Path) -> bytes:
+    """Content as long as that of the file, and other texts."""
+    (path.parent / "other").mkdir(exist_ok=True)
+    data = make(path.parent / "other", "Basal").read_bytes()
+    assert len(data) == path.stat().st_size
+    return data
+
+
+def texts(unit: Unit) -> list[str]:
+    return [item.text for item in read_documents(unit, CORPUS) if isinstance(item, Document)]
+
+
+def digests(plan: Plan) -> list[str]:
+    """The sha256 that each unit of a plan reports."""
+    found = [UnitRead() for _ in plan.units]
+    for unit, part in zip(plan.units, found, strict=True):
+        list(read_documents(unit, CORPUS, part))
+    return [part.sha256 for part in found]
 
 
 @pytest.mark.parametrize("make", FORMATS)
-def test_a_replaced_file_is_an_error_until_it_is_back(tmp_path: Path, make: Callable[[Path, str], Path]) -> None:
+def test_a_replaced_file_is_an_error_in_every_unit(tmp_path: Path, make: Make) -> None:
     path = make(tmp_path, "Amber")
-    original = path.read_bytes()
     plan = plan_units(str(path), 600)
-    before = read_all(plan)
-    make(tmp_path, "Basal")  # as long as before
-    assert len(path.read_bytes()) == len(original)
+    rewrite(path, basal(make, path))
     for unit in plan.units:
         with pytest.raises(ChangedError, match=rf"^{path} changed while it was indexed; run again$"):
-            list(read_documents(unit, CORPUS))
-    path.write_bytes(original)
-    assert read_all(plan) == before
+            texts(unit)
+
+
+@pytest.mark.parametrize("make", [lines, rows, contexts])
+def test_a_file_replaced_between_two_units_is_no_mixture(tmp_path: Path, make: Make) -> None:
+    path = make(tmp_path, "Amber")
+    plan = plan_units(str(path), 600)
+    assert len(plan.units) > 2
+    assert all(text.startswith("Amber") for text in texts(plan.units[0]))
+    other = basal(make, path)
+    path.unlink()
+    path.write_bytes(other)
+    for unit in plan.units[1:]:
+        with pytest.raises(ChangedError):
+            texts(unit)
 
 
 @pytest.mark.parametrize("make", FORMATS)
-def test_a_deleted_or_shortened_file_is_an_error(tmp_path: Path, make: Callable[[Path, str], Path]) -> None:
+@pytest.mark.parametrize("in_place", [True, False])
+def test_a_file_replaced_while_it_is_read_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Make, in_place: bool
+) -> None:
+    path = make(tmp_path, "Amber")
+    (unit,) = plan_units(str(path), LIMIT).units
+    other = basal(make, path)
+    opened = inputs.open_file
+
+    def meanwhile(name: str) -> Any:
+        file = opened(name)
+        if in_place:
+            rewrite(path, other)
+        else:
+            replacement = tmp_path / "new"
+            replacement.write_bytes(other)
+            replacement.replace(path)
+        return file
+
+    with monkeypatch.context() as patch:
+        patch.setattr(inputs, "open_file", meanwhile)
+        with pytest.raises(ChangedError):
+            texts(unit)
+    again = plan_units(str(path), LIMIT)
+    assert all(text.startswith("Basal") for text in texts(again.units[0]))
+
+
+def test_an_error_of_a_file_that_changed_is_its_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mixture of two states may look like a broken file, or end in an error of a store."""
+    path = rows(tmp_path, "Amber")
+    (unit,) = plan_units(str(path), LIMIT).units
+
+    def expired(_: str) -> Any:
+        rewrite(path, path.read_bytes())
+        raise OSError(16, "the file has expired")
+
+    monkeypatch.setattr(inputs, "open_file", expired)
+    with pytest.raises(ChangedError):
+        texts(unit)
+
+
+@pytest.mark.parametrize("make", FORMATS)
+def test_a_deleted_or_shortened_file_is_an_error(tmp_path: Path, make: Make) -> None:
     path = make(tmp_path, "Amber")
     unit = plan_units(str(path), 600).units[-1]
     os.truncate(path, path.stat().st_size - 3)
     with pytest.raises(ChangedError):
-        list(read_documents(unit, CORPUS))
+        texts(unit)
     path.unlink()
     with pytest.raises(ChangedError):
-        list(read_documents(unit, CORPUS))
+        texts(unit)
 
 
-def test_lines_are_compared_range_by_range(tmp_path: Path) -> None:
-    path = lines(tmp_path, "Amber")
-    plan = plan_units(str(path), 600)
-    assert len(plan.units) > 2
-    with path.open("r+b") as file:  # the last range changes, and a line is appended after it
-        file.seek(-4, os.SEEK_END)
-        file.write(b"X")
-        file.seek(0, os.SEEK_END)
-        file.write(json.dumps(doc("new")).encode())
-    changed = []
-    for unit in plan.units:
-        try:
-            list(read_documents(unit, CORPUS))
-        except ChangedError:
-            changed.append(unit.number)
-    assert changed == [len(plan.units) - 1]
-
-
-def test_appended_lines_are_not_read_and_no_change(tmp_path: Path) -> None:
+def test_appended_lines_are_a_change(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", doc("a"), doc("b"))
-    path.write_bytes(path.read_bytes().rstrip(b"\n"))
     plan = plan_units(str(path), 1000)
     with path.open("a") as file:
-        file.write("more of the last line\n" + json.dumps(doc("c")))
-    assert [item.document_id for item in read_documents(plan.units[0], CORPUS)] == ["a", "b"]
-    assert (
-        read_all(plan, 5)
-        == [  # the last line is too long, and still ends where it ended in planning
-            "line of 29 bytes is longer than max_document_bytes (5)"
-        ]
-        * 2
-    )
+        file.write(json.dumps(doc("c")))
+    with pytest.raises(ChangedError):
+        texts(plan.units[0])
 
 
 def test_a_file_beyond_the_size_limit_is_compared_too(tmp_path: Path) -> None:
     path = write(tmp_path / "a.txt", "x" * 100)
-    plan = plan_units(str(path), 1000)
-    assert "longer than max_document_bytes" in read_all(plan, 50)[0]
-    path.write_text("x" * 99 + "y\n")
+    (unit,) = plan_units(str(path), 1000).units
+    assert "longer than max_document_bytes" in only_reject(read_documents(unit, Corpus(max_document_bytes=50))).reason
+    rewrite(path, b"x" * 99 + b"y\n")
     with pytest.raises(ChangedError):
-        read_all(plan, 50)
+        list(read_documents(unit, Corpus(max_document_bytes=50)))
 
 
-def noise(seed: int) -> pa.Table:
-    """Rows whose text, which is read, stands between images, which are not."""
-    source = np.random.default_rng(seed)
-    words = ["".join(map(chr, source.integers(97, 123, 400))) for _ in range(60)]
-    return pa.table({"id": range(60), "picture": [source.bytes(3000) for _ in range(60)], "text": words})
+@pytest.mark.parametrize("make", FORMATS)
+def test_a_file_without_permission_is_one_reject(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Make) -> None:
+    path = make(tmp_path, "Amber")
+
+    def refused(_: str) -> Any:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(inputs, "open_file", refused)
+    (item,) = read(path, 300)
+    assert only_reject([item]).kind == "file"
+    assert (item.place, only_reject([item]).reason) == (str(path), "cannot be read: Permission denied")
 
 
-def test_parquet_is_compared_where_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planned_file, "BLOCK_BYTES", 512)
-    path = tmp_path / "a.parquet"
-    pq.write_table(noise(0), path, row_group_size=20, compression="none", use_dictionary=False)
-    plan = plan_units(str(path), 1000)
-    group = pq.ParquetFile(path).metadata.row_group(1)
-    by_name = {group.column(number).path_in_schema.split(".")[0]: group.column(number) for number in range(3)}
-    whole = read_all(plan)
-    assert len(whole) == 60
-    for name, expected in (("text", True), ("picture", False)):
-        data = bytearray(path.read_bytes())
-        place = by_name[name].data_page_offset + by_name[name].total_compressed_size // 2
-        data[place] ^= 1
-        changed = []
-        path.write_bytes(data)
-        for unit in plan.units:
-            try:
-                list(read_documents(unit, CORPUS))
-            except ChangedError:
-                changed.append(20 <= unit.start < 40)
-        assert all(changed), "only units of the second row group"
-        assert bool(changed) is expected
-        data[place] ^= 1
-        path.write_bytes(data)
-    assert read_all(plan) == whole
+# --- what counts as the same corpus ---
 
 
-def test_a_planned_file_reads_like_a_file(tmp_path: Path) -> None:
-    content = np.random.default_rng(0).bytes(2 * planned_file.BLOCK_BYTES + 17)
-    path = tmp_path / "a.bin"
-    path.write_bytes(content)
-    size = planned_file.BLOCK_BYTES
-    blocks = tuple((number, planned_file.block_digest(content[number * size :][:size])) for number in (0, 1, 2))
-    with inputs.open_file(str(path)) as raw, planned_file.opened(raw, "a", blocks) as file:
-        assert file.read() == content
-        assert file.seek(-20, os.SEEK_END) == len(content) - 20
-        assert (file.read(10), file.tell()) == (content[-20:-10], len(content) - 10)
-        file.seek(size - 5)
-        assert file.read(10) == content[size - 5 : size + 5]
-        assert (file.seek(len(content)), file.read(1)) == (len(content), b"")
-    with inputs.open_file(str(path)) as raw:
-        unplanned = planned_file.PlannedFile(raw, "a", blocks[:1])
-        unplanned.seek(size)
-        with pytest.raises(ChangedError):
-            unplanned.read(1)
+@pytest.mark.parametrize("make", FORMATS)
+def test_a_touched_file_is_listed_anew_and_its_content_is_the_same(tmp_path: Path, make: Make) -> None:
+    path = make(tmp_path, "Amber")
+    plans = {mode: plan_units(str(path), 600, fingerprint=mode) for mode in ("listing", "sha256")}
+    before = digests(plans["listing"])
+    rewrite(path, path.read_bytes())
+    again = {mode: plan_units(str(path), 600, fingerprint=mode) for mode in ("listing", "sha256")}
+    assert input_fingerprint(again["listing"]) != input_fingerprint(plans["listing"])
+    assert input_fingerprint(again["sha256"]) == input_fingerprint(plans["sha256"])
+    assert [unit.key for unit in again["sha256"].units] == [unit.key for unit in plans["sha256"].units]
+    assert not {unit.key for unit in again["listing"].units} & {unit.key for unit in plans["listing"].units}
+    assert content_fingerprint(again["listing"], digests(again["listing"])) == content_fingerprint(
+        plans["listing"], before
+    )
+    with pytest.raises(ChangedError):  # the stamp of the first plan is verified in both modes
+        texts(plans["sha256"].units[0])
 
 
-def test_planning_many_small_files_adds_each_size_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    num_reads = 0
+@pytest.mark.parametrize("make", FORMATS)
+def test_a_moved_corpus_has_the_same_content(tmp_path: Path, make: Make) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    path = make(tmp_path / "a", "Amber")
+    plan = plan_units(str(tmp_path / "a"), 600, fingerprint="sha256")
+    content = content_fingerprint(plan, digests(plan))
+    path.rename(tmp_path / "b" / path.name)
+    moved = plan_units(str(tmp_path / "b"), 600, fingerprint="sha256")
+    assert input_fingerprint(moved) == input_fingerprint(plan)
+    assert content_fingerprint(moved, digests(moved)) == content
+    assert moved.units[0].key != plan.units[0].key, "ids of documents depend on the folder, so that the work is another"
 
-    class Counted(int):
-        """A size that counts how often it is added."""
 
-        def __radd__(self, other: int) -> int:
-            nonlocal num_reads
-            num_reads += 1
-            return int.__add__(self, other)
+@pytest.fixture
+def frozen() -> Iterator[Callable[[bytes], str]]:
+    """Writes a file into a store that tells the same time whatever is written."""
+    store = fsspec.filesystem("memory")
 
-    for number in range(60):
-        (tmp_path / f"{number}.txt").write_text("x")
-    scan = plan_units.__globals__["_scan"]
+    def written(data: bytes) -> str:
+        store.pipe_file("/frozen/a.jsonl", data)
+        store.store["/frozen/a.jsonl"].created = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+        return "memory://frozen/a.jsonl"
 
-    def counted(path: str, form: str, unit_bytes: int) -> object:
-        file, ranges = scan(path, form, unit_bytes)
-        return type(file)(file.path, Counted(file.size_bytes), file.sha256), ranges
+    yield written
+    store.rm("/frozen", recursive=True)
 
-    monkeypatch.setitem(plan_units.__globals__, "_scan", counted)
-    plan = plan_units(str(tmp_path), 1000)
-    assert (len(plan.files), len(plan.units), num_reads) == (60, 1, 60)
+
+def test_an_edit_that_keeps_size_and_time_is_noticed_by_sha256_alone(frozen: Callable[[bytes], str]) -> None:
+    found = {}
+    for text in ("Amber", "Basal"):
+        url = frozen(json.dumps(doc(1, text)).encode())
+        for mode in ("listing", "sha256"):
+            found[text, mode] = input_fingerprint(plan_units(url, 600, fingerprint=mode))
+    assert found["Amber", "listing"] == found["Basal", "listing"]
+    assert found["Amber", "sha256"] != found["Basal", "sha256"]
+
+
+def test_a_store_that_tells_no_version_is_compared_by_content(
+    frozen: Callable[[bytes], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = type(fsspec.filesystem("memory"))
+    info = store.info
+    monkeypatch.setattr(store, "info", lambda *given, **named: info(*given, **named) | {"created": None})
+    url = frozen(json.dumps(doc(1, "Amber")).encode())
+    plan = plan_units(url, 600)
+    assert texts(plan.units[0]) == ["Amber"]
+    frozen(json.dumps(doc(1, "Basal")).encode())
+    assert input_fingerprint(plan_units(url, 600)) != input_fingerprint(plan)
+    with pytest.raises(ChangedError):
+        texts(plan.units[0])
+
+
+@pytest.mark.parametrize("make", FORMATS)
+def test_the_digest_of_a_unit_is_of_what_it_reads(tmp_path: Path, make: Make) -> None:
+    path = make(tmp_path, "Amber")
+    before = digests(plan_units(str(path), 600))
+    assert before == digests(plan_units(str(path), 600))
+    data = bytearray(path.read_bytes())
+    data[data.index(b"Amber 7" if b"Amber 7" in data else b"Amber") + 1] ^= 1
+    rewrite(path, bytes(data))
+    after = digests(plan_units(str(path), 600))
+    assert after != before
+    if make is lines:
+        assert sum(first != second for first, second in zip(before, after, strict=True)) == 1

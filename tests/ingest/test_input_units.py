@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
+import random
+import re
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -13,24 +17,45 @@ from hypothesis import strategies as st
 
 from ragtune_ray.config import Corpus
 from ragtune_ray.config.extras import install_command
-from ragtune_ray.ingest import inputs
-from ragtune_ray.ingest.input_units import plan_units
+from ragtune_ray.ingest import input_units, inputs
+from ragtune_ray.ingest.input_units import Unit, plan_units, usual_unit_bytes
 from ragtune_ray.ingest.inputs import InputError
-from ragtune_ray.ingest.readers import read_documents
-from tests.support.corpora import doc, documents, read, write, write_parquet
+from ragtune_ray.ingest.readers import num_rows, read_documents
+from tests.support.corpora import doc, documents, only_reject, read, read_plan, write, write_parquet
 
 LIMIT = 1_000_000
 
 
-def test_files_are_hashed_and_grouped_by_unit_bytes(tmp_path: Path) -> None:
+def test_files_are_grouped_by_unit_bytes_and_number_without_being_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for number in range(5):
         (tmp_path / f"{number}.txt").write_bytes(b"x" * 10)
+    hashed = plan_units(str(tmp_path), 20, fingerprint="sha256")
+    assert {file.identity for file in hashed.files} == {hashlib.sha256(b"x" * 10).hexdigest()}
+    monkeypatch.setattr(inputs, "open_file", lambda path: pytest.fail(f"{path} was opened"))
     plan = plan_units(str(tmp_path), 20)
     assert [len(unit.paths) for unit in plan.units] == [2, 2, 1]
     assert [unit.number for unit in plan.units] == [0, 1, 2]
-    assert plan.files[0].sha256 == hashlib.sha256(b"x" * 10).hexdigest()
-    assert {file.size_bytes for file in plan.files} == {10}
-    assert plan == plan_units(str(tmp_path), 20)
+    status = (tmp_path / "0.txt").stat()
+    assert plan.files[0].identity == f"a-{status.st_mtime_ns:x}-{status.st_ctime_ns:x}"
+    assert ({file.size_bytes for file in plan.files}, plan.size_bytes) == ({10}, 50)
+    assert list(plan.units) == list(plan_units(str(tmp_path), 20).units) != list(hashed.units)
+    monkeypatch.setattr(input_units, "MAX_FILES", 3)
+    assert [len(unit.paths) for unit in plan_units(str(tmp_path), 10**9).units] == [3, 2]
+
+
+def test_a_unit_survives_json_and_its_key_leaves_out_the_number(tmp_path: Path) -> None:
+    write(tmp_path / "a.md", "a")
+    write(tmp_path / "a.md.meta.json", {"owner": "acme"})
+    write(tmp_path / "b.jsonl", *map(doc, range(50)))
+    for mode in ("listing", "sha256"):
+        units = plan_units(str(tmp_path), 300, fingerprint=mode).units
+        assert [Unit.from_json(json.loads(json.dumps(asdict(unit)))) for unit in units] == list(units)
+        assert len({unit.key for unit in units}) == len(units) > 3
+        assert [replace(unit, number=7).key for unit in units] == [unit.key for unit in units]
+        assert replace(units[0], stop=1).key != units[0].key
+        assert replace(units[0], root="/").key != units[0].key
 
 
 def test_folder_may_mix_all_formats(tmp_path: Path) -> None:
@@ -87,7 +112,7 @@ def test_input_with_nothing_readable_lists_accepted_formats(tmp_path: Path) -> N
         (tmp_path, "nothing readable"),
         (tmp_path / "missing", "no such file or folder"),
         (write(tmp_path / "x" / "a.zip", "a,b"), "'.zip' cannot be read"),
-        (write(tmp_path / "y" / "a.json", {"a": 1}), "not SQuAD JSON"),
+        (write(tmp_path / "y" / "a.json").parent, "a.json: the file is empty (0 bytes)"),
         ("nosuch://bucket/a", "Protocol not known"),
     ):
         with pytest.raises(InputError) as caught:
@@ -136,28 +161,99 @@ def test_any_division_of_jsonl_reads_the_same_rows_and_lines(
         whole = read(path, 10**9, limit=200)
         patch.setattr(inputs, "BLOCK_BYTES", block)
         plan = plan_units(str(path), unit_bytes)
-        pieces = [item for unit in plan.units for item in read_documents(unit, Corpus(max_document_bytes=200))]
+        pieces = read_plan(plan, 200)
     assert pieces == whole
     starts = [unit.start for unit in plan.units]
     assert [0, *(unit.stop for unit in plan.units)] == [*starts, path.stat().st_size]
+    assert all(0 < unit.stop - unit.start <= unit_bytes for unit in plan.units)
     data = path.read_bytes()
-    assert [unit.first_line for unit in plan.units] == [data[:start].count(b"\n") + 1 for start in starts]
-    assert all(unit.stop - unit.start >= unit_bytes for unit in plan.units[:-1])
-    assert all(b"\n" not in data[unit.start + unit_bytes - 1 : unit.stop - 1] for unit in plan.units)
     numbers = [int(item.place.rpartition(":")[2]) for item in whole]
     assert numbers == [number for number, line in enumerate(data.split(b"\n"), 1) if line.strip()]
 
 
-@pytest.mark.parametrize("unit_bytes", [1, 300, 2000, 10**9])
-def test_parquet_is_divided_by_row_groups_and_inside_large_ones(tmp_path: Path, unit_bytes: int) -> None:
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.sampled_from([b"", b" ", b"{}", b"[1]", b"\xff", b"x" * 40]), max_size=9), st.data())
+def test_each_line_belongs_to_the_one_unit_in_which_it_begins(
+    tmp_path_factory: pytest.TempPathFactory, lines: list[bytes], data: st.DataObject
+) -> None:
+    """Against a plain split at line ends, for any cuts: also where a line is longer than several units."""
+    content = b"\xef\xbb\xbf" + data.draw(st.sampled_from([b"\n", b"\r\n"])).join([b"{}", *lines])
+    path = tmp_path_factory.getbasetemp() / "lines.jsonl"
+    path.write_bytes(content)
+    cuts = sorted({0, *data.draw(st.lists(st.integers(0, len(content)))), len(content)})
+    edges = [match.end() for match in re.finditer(rb"\n", content)]
+    starts = [start for start in (0, *edges) if start < len(content)]
+    before = 0
+    for start, stop in itertools.pairwise(cuts):
+        found = inputs.LinesRead()
+        rows = list(inputs.read_lines(str(path), 100, start, stop, found))
+        own = [first for first in starts if start <= first < stop]
+        whole = [content[first:].partition(b"\n")[0] + b"\n" for first in own]
+        kept = [(number, line) for number, line in enumerate(whole, before + 1) if line.strip()]
+        read = [(inputs.resolve_place(place, before), line.rstrip(b"\n") + b"\n") for place, line in rows]
+        assert read == [(f"{path}:{number}", line) for number, line in kept]
+        assert found.num_lines == len(own)
+        end = content.find(b"\n", own[-1]) + 1 or len(content) if own else 0
+        assert found.digest.hexdigest() == hashlib.sha256(content[own[0] : end] if own else b"").hexdigest()
+        before += len(own)
+    assert before == len(starts)
+
+
+def test_a_byte_order_mark_at_the_start_is_no_part_of_the_first_row(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + b"".join(json.dumps(doc(number)).encode() + b"\r\n" for number in range(9)))
+    for unit_bytes in range(1, 60):
+        assert [item.document_id for item in documents(path, unit_bytes)] == [*map(str, range(9))]
+
+
+@pytest.mark.parametrize("group_rows", [7, 30, 100])
+def test_each_row_group_belongs_to_one_unit(tmp_path: Path, group_rows: int) -> None:
     texts = [f"text {number}" for number in range(100)]
     path = write_parquet(
-        tmp_path / "a.parquet", {"id": range(100), "text": texts, "year": [1] * 100}, row_group_size=30
+        tmp_path / "a.parquet", {"id": range(100), "text": texts, "year": [1] * 100}, row_group_size=group_rows
     )
-    plan = plan_units(str(path), unit_bytes)
-    assert (len(plan.units) == 1) == (unit_bytes == 10**9)
-    assert (len(plan.units) > 4) == (unit_bytes < 2000)
-    found = documents(path, unit_bytes)
-    assert [item.text for item in found] == texts
-    assert [item.place for item in found] == [f"{path}#{number}" for number in range(100)]
-    assert found[7].metadata == '{"year": 1}'
+    size = path.stat().st_size
+    for unit_bytes in (50, *random.Random(0).sample(range(100, size + 1), 12), size, 10**9):
+        plan = plan_units(str(path), unit_bytes)
+        found = documents(path, unit_bytes)
+        assert [item.text for item in found] == texts
+        assert [item.place for item in found] == [f"{path}#{number}" for number in range(100)]
+        assert found[7].metadata == '{"year": 1}'
+        assert sum(map(num_rows, plan.units)) == 100
+        assert {num_rows(unit) % group_rows for unit in plan.units} <= {0, 100 % group_rows}
+        assert (len(plan.units) == 1) == (unit_bytes >= size)
+        some = [item for unit in plan.units for item in read_documents(unit, Corpus(), rows=range(3, 5))]
+        inner = [list(read_documents(unit, Corpus()))[3:5] for unit in plan.units]
+        assert some == list(itertools.chain.from_iterable(inner))
+
+
+def test_each_context_belongs_to_one_unit(tmp_path: Path) -> None:
+    paragraphs = [{"context": f"text {number}", "qas": []} for number in range(37)]
+    path = write(tmp_path / "a.json", {"data": [{"title": "T", "paragraphs": paragraphs}]})
+    size = path.stat().st_size
+    for unit_bytes in (17, *random.Random(0).sample(range(20, size + 1), 12), size, 10**9):
+        units = plan_units(str(path), unit_bytes).units
+        assert len(units) == -(-size // unit_bytes)
+        parts = [[item.document_id for item in read_documents(unit, Corpus())] for unit in units]
+        assert list(itertools.chain.from_iterable(parts)) == [f"T/{number}" for number in range(37)]
+        assert max(map(len, parts)) - min(map(len, parts)) <= 1 + (len(parts[-1]) != len(parts[0]))
+        assert list(map(num_rows, units)) == list(map(len, parts))
+
+
+@pytest.mark.parametrize(("text", "reason"), [('{"a": 1}', "not SQuAD JSON"), ('{"data": []}', "no documents")])
+def test_a_json_file_without_contexts_is_one_reject(tmp_path: Path, text: str, reason: str) -> None:
+    path = write(tmp_path / "a.json", text)
+    for unit_bytes in (2, 10**9):
+        (item,) = read(path, unit_bytes)
+        assert only_reject([item]).kind == "file"
+        assert reason in only_reject([item]).reason
+
+
+def test_the_usual_size_of_a_unit_depends_on_the_input_alone() -> None:
+    for exponent in range(10, 44):
+        for size in (2**exponent - 1, 2**exponent, 2**exponent + 1):
+            found = usual_unit_bytes(size)
+            assert found.bit_count() == 1
+            assert 2**18 <= found <= 2**26
+            assert found == 2**18 or size / found > 128, "not larger than needed"
+            assert found == 2**26 or size / found <= 256

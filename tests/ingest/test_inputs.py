@@ -11,8 +11,8 @@ import fsspec
 import pytest
 from fsspec.spec import AbstractBufferedFile
 
-from ragtune_ray.ingest import inputs
-from ragtune_ray.ingest.input_units import plan_units
+from ragtune_ray.ingest import inputs, listing
+from ragtune_ray.ingest.input_units import input_fingerprint, plan_units
 from ragtune_ray.ingest.inputs import InputError
 from ragtune_ray.ingest.queries import read_queries
 from ragtune_ray.schema import Document, Reject
@@ -57,7 +57,7 @@ def test_remote_file_without_readline_limit_is_read_like_local(tmp_path: Path, m
     assert [type(item) for item in expected[0]] == [Document, Reject, Document, Reject, Document]
 
 
-def test_remote_file_system_is_read_like_a_local_one(tmp_path: Path) -> None:
+def test_remote_file_system_is_read_like_a_local_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "a.md", "# A")
     write(tmp_path / "b" / "b.jsonl", *(doc(number) for number in range(50)))
     write(tmp_path / "b" / ".git" / "c.txt", "hidden")
@@ -69,15 +69,18 @@ def test_remote_file_system_is_read_like_a_local_one(tmp_path: Path) -> None:
     store = fsspec.filesystem("memory")
     store.put(str(tmp_path) + "/", "/readers-test/", recursive=True)
     try:
-        local, remote = plan_units(str(tmp_path), 200), plan_units(root + "/", 200)
+        local, remote = (plan_units(path, 200, fingerprint="sha256") for path in (str(tmp_path), root + "/"))
         assert [file.sha256 for file in remote.files] == [file.sha256 for file in local.files]
+        assert input_fingerprint(remote) == input_fingerprint(local)
         assert remote.rejects[-1].place == f"{root}/f.png"
         assert len(remote.rejects) == len(local.rejects) == 4
 
         def moved(items: list[Any]) -> str:
             return repr(items).replace(root, str(tmp_path))
 
-        assert moved([*remote.units]) == repr([*local.units])
+        assert [unit.content() for unit in remote.units] == [unit.content() for unit in local.units]
+        monkeypatch.setattr(listing, "_THREADS", 1)  # all below the root at once
+        assert repr([*plan_units(root, 200, fingerprint="sha256").units]) == repr([*remote.units])
         assert moved(read(root, 200)) == repr(read(tmp_path, 200))
         assert moved([*read_queries(f"{root}/beir")]) == repr([*read_queries(str(tmp_path / "beir"))])
         with pytest.raises(InputError, match="no such file"):

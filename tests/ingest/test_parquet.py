@@ -13,9 +13,9 @@ import pytest
 
 from ragtune_ray.config import Corpus
 from ragtune_ray.index import filters
-from ragtune_ray.ingest.input_units import plan_units, unread_line
-from ragtune_ray.ingest.inputs import InputError
-from ragtune_ray.ingest.readers import read_documents
+from ragtune_ray.ingest.input_units import plan_units
+from ragtune_ray.ingest.parquet import unread_line
+from ragtune_ray.ingest.readers import UnitRead, read_documents
 from ragtune_ray.schema import Document, Reject
 from tests.support.corpora import documents, only_reject, read, write, write_parquet
 
@@ -25,8 +25,7 @@ LIMIT = 1_000_000
 def test_column_name_that_is_not_utf8_is_rejected(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "a.parquet", {"id": ["a"], "text": ["x"], "kind_of": ["x"]})
     path.write_bytes(path.read_bytes().replace(b"kind_of", b"kind\xff\xffo"))
-    with pytest.raises(InputError, match=r"Parquet is broken"):
-        plan_units(str(path), LIMIT)
+    assert "Parquet is broken" in only_reject(read(path)).reason
 
 
 def test_dates_decimals_lists_and_objects_become_metadata(tmp_path: Path) -> None:
@@ -85,7 +84,10 @@ def test_dates_decimals_lists_and_objects_become_metadata(tmp_path: Path) -> Non
         {"price": {"lt": 10}},
     ):
         assert filters.matches(filters.parse_filter(condition), table, lambda: [document.metadata]).tolist() == [True]
-    line = unread_line(plan_units(str(path), LIMIT))
+    found = [UnitRead() for _ in range(3)]
+    for unit, part in zip(plan_units(str(path), path.stat().st_size // 3 + 1).units, found, strict=True):
+        list(read_documents(unit, Corpus(), part))
+    line = unread_line(part.unread for part in found)
     assert line.startswith("left unread in 1 Parquet file: metadata.scan (binary), metadata.deep.raw (list<")
     assert [name for name in columns if f" {name} (" in line] == ["object", "image", "span", "tensor"]
 
@@ -95,8 +97,7 @@ def test_binary_columns_are_left_unread_and_binary_ids_refused(tmp_path: Path) -
     (document,) = documents(good)
     assert document.metadata == '{"year": 1}'
     bad = write_parquet(tmp_path / "b.parquet", {"id": [b"a"], "text": ["x"]})
-    with pytest.raises(InputError, match="column 'id' must be text or integers, found binary"):
-        plan_units(str(bad), LIMIT)
+    assert only_reject(read(bad)).reason == "column 'id' must be text or integers, found binary"
 
 
 def test_a_value_that_python_cannot_hold_is_one_rejected_row(tmp_path: Path) -> None:
@@ -139,7 +140,8 @@ class Opaque(pa.ExtensionType):  # type: ignore[misc]  # pyarrow has no types
         return b""
 
 
-def test_broken_or_unsuitable_files_are_rejected_when_planning(tmp_path: Path) -> None:
+@pytest.mark.parametrize("unit_bytes", [100, LIMIT])
+def test_broken_or_unsuitable_files_are_one_reject_each_however_they_are_cut(tmp_path: Path, unit_bytes: int) -> None:
     write(tmp_path / "good.txt", "x")
     whole = write_parquet(tmp_path / "0.parquet", {"id": ["a"] * 100, "text": ["x"] * 100}).read_bytes()
     (tmp_path / "0.parquet").unlink()
@@ -152,7 +154,7 @@ def test_broken_or_unsuitable_files_are_rejected_when_planning(tmp_path: Path) -
     write_parquet(tmp_path / "f.parquet", {"id": opaque, "text": ["x"]})
     write_parquet(tmp_path / "g.parquet", {"id": ["a"], "text": [1]})
     write_parquet(tmp_path / "h.parquet", {"id": pa.array([], pa.string()), "text": pa.array([], pa.string())})
-    rejects = plan_units(str(tmp_path), LIMIT).rejects
+    rejects = [item for item in read(tmp_path, unit_bytes) if isinstance(item, Reject)]
     assert [Path(item.place).stem for item in rejects] == list("abcdefgh")
     assert {item.kind for item in rejects} == {"file"}
     expected = [

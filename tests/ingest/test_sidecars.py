@@ -13,7 +13,7 @@ from ragtune_ray.ingest.input_units import input_fingerprint, plan_units
 from ragtune_ray.ingest.inputs import ChangedError
 from ragtune_ray.ingest.readers import read_documents
 from ragtune_ray.schema import Document, Reject
-from tests.support.corpora import documents, read, write
+from tests.support.corpora import documents, read, rewrite, write
 
 
 def test_path_folders_front_matter_and_sidecar_become_metadata(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_a_changed_sidecar_is_a_change(tmp_path: Path) -> None:
     write(tmp_path / "a.txt", "x")
     sidecar = write(tmp_path / "a.txt.meta.json", {"owner": "acme"})
     plan = plan_units(str(tmp_path), 1000)
-    write(sidecar, {"owner": "evil"})
+    rewrite(sidecar, sidecar.read_bytes().replace(b"acme", b"evil"))
     with pytest.raises(ChangedError, match=r"a\.txt\.meta\.json changed while it was indexed"):
         list(read_documents(plan.units[0], Corpus()))
     assert input_fingerprint(plan) != input_fingerprint(plan_units(str(tmp_path), 1000))

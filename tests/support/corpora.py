@@ -1,7 +1,9 @@
 """Small inputs for the tests of the readers, and short ways to read them."""
 
 import json
+import os
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,18 +11,28 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ragtune_ray.config import Corpus
-from ragtune_ray.ingest.input_units import plan_units
-from ragtune_ray.ingest.readers import read_documents
+from ragtune_ray.ingest.input_units import Plan, lines_before, plan_units
+from ragtune_ray.ingest.inputs import resolve_place
+from ragtune_ray.ingest.readers import UnitRead, read_documents
 from ragtune_ray.schema import Document, Reject
 
 LIMIT = 1_000_000
 
 
 def read(path: Any, unit_bytes: int = LIMIT, limit: int = LIMIT) -> list[Document | Reject]:
+    return read_plan(plan_units(str(path), unit_bytes), limit)
+
+
+def read_plan(plan: Plan, limit: int = LIMIT) -> list[Document | Reject]:
+    """What all units contain, with the places that users see."""
+    found = [UnitRead() for _ in plan.units]
+    corpus = Corpus(max_document_bytes=limit)
+    items = [list(read_documents(unit, corpus, read)) for unit, read in zip(plan.units, found, strict=True)]
+    before = lines_before(plan, [read.num_lines for read in found])
     return [
-        item
-        for unit in plan_units(str(path), unit_bytes).units
-        for item in read_documents(unit, Corpus(max_document_bytes=limit))
+        replace(item, place=resolve_place(item.place, lines))
+        for unit, lines in zip(items, before, strict=True)
+        for item in unit
     ]
 
 
@@ -39,6 +51,13 @@ def write(path: Path, *lines: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines), "utf-8")
     return path
+
+
+def rewrite(path: Path, data: bytes) -> None:
+    """Change a file's content a second later, which is more than the clock of any file system leaves out."""
+    before = path.stat()
+    path.write_bytes(data)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 10**9))
 
 
 def write_parquet(path: Path, columns: dict[str, Any], row_group_size: int = 1_000_000) -> Path:

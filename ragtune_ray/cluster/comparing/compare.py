@@ -214,8 +214,8 @@ def _fingerprints(settings: config.Config) -> list[Any]:
         staged_queries.fingerprint(staged_queries.with_all_queries_of(settings, path)) for path in paths
     ]
     if rule.changes_path:
-        files = input_units.plan_units(rule.changes_path, settings.corpus.unit_bytes).files
-        found += [[file.path, file.sha256] for file in files]
+        files = input_units.plan_units(rule.changes_path, fingerprint="sha256").files
+        found += [[file.path, file.identity] for file in files]
     return found
 
 

@@ -41,17 +41,16 @@ def build_index(settings: config.Config) -> IndexVersion:
     if not settings.corpus.path:
         raise config.ConfigError("corpus.path is empty; name a folder or file of documents")
     started = time.monotonic()
-    plan = input_units.plan_units(settings.corpus.path, settings.corpus.unit_bytes)
-    if unread := input_units.unread_line(plan):
-        progress.say(f"index: {unread}")
+    given = settings.corpus
+    plan = input_units.plan_units(given.path, given.unit_bytes, fingerprint=given.fingerprint)
     encoder = weights.resolve(settings.encoder.model)
     return change.retry_if_overtaken("index", lambda: _build(settings, plan, encoder, started))
 
 
 def _build(settings: config.Config, plan: input_units.Plan, encoder: weights.Model, started: float) -> IndexVersion:
     base = versions.latest_version(settings.workspace)
-    corpus_id = versions.corpus_id(settings, plan, encoder)
-    published, partial = _published(settings, base, corpus_id)
+    listing = versions.listing_id(settings, plan, encoder)
+    published, partial = _published(settings, base, versions.find_corpus(settings.workspace, listing))
     if published is not None:
         assert base is not None, "a version contains this corpus"
         progress.say(f"index: version {published} already contains this corpus; nothing to do")
@@ -59,7 +58,7 @@ def _build(settings: config.Config, plan: input_units.Plan, encoder: weights.Mod
     if base is not None and not _can_keep(settings, base, versions.recipe(settings, encoder)):
         progress.say("index: chunking, encoder, kind or format changed; every document is indexed again")
         base = None
-    identity = [corpus_id, pipeline.segment_settings(settings), base.content_id if base else "", *partial]
+    identity = [listing, pipeline.segment_settings(settings), base.content_id if base else "", *partial]
     build_id = checksums.digest(identity)
     planned = planned_for(settings.workspace, versions.planned_corpus_id(settings, plan, encoder))
 
@@ -69,13 +68,14 @@ def _build(settings: config.Config, plan: input_units.Plan, encoder: weights.Mod
             raise CorpusError(
                 f"{settings.corpus.path}: nothing was left to index, {len(built.rejects)} inputs were rejected{first}"
             )
+        content = input_units.content_fingerprint(plan, built.parts.digests)
         facts: versions.VersionFacts = {
             **built.facts,
             "operation": "index",
-            "corpus_id": corpus_id,
+            "corpus_id": versions.corpus_id(settings, content, encoder),
             "build_id": build_id,
             "config": settings.model_dump(mode="json"),
-            "input": {"num_files": len(plan.files), "fingerprint": input_units.input_fingerprint(plan)},
+            "input": {"num_files": len(plan.files), "fingerprint": content},
             "num_documents": built.parts.documents.num_rows,
             **built.reject_facts(),
             "kinds": built.parts.kinds,
@@ -87,6 +87,7 @@ def _build(settings: config.Config, plan: input_units.Plan, encoder: weights.Mod
         return None if latest is not None and _adds_nothing(latest, drafted) else drafted
 
     def report(version: versions.Version, is_new: bool, built: Built) -> None:
+        versions.record_corpus(settings.workspace, listing, version.manifest["corpus_id"])
         _summarize(version, is_new, built)
         if planned and is_new:
             progress.say(outcome_line(planned, version.manifest, built.num_passages))
@@ -98,10 +99,12 @@ def _build(settings: config.Config, plan: input_units.Plan, encoder: weights.Mod
 def _published(settings: config.Config, base: versions.Version | None, corpus_id: str) -> tuple[str | None, list[str]]:
     """The version that contains this corpus: the latest, or an earlier one, which is published again; None if there is none.
 
+    Without a `corpus_id`, the corpus is not known yet.
+
     Also the versions that may lack documents of it, because they have transient rejects; its files are then read again.
     """
     partial: list[str] = []
-    for version in _history(settings.workspace, base):
+    for version in _history(settings.workspace, base if corpus_id else None):
         if version.manifest.get("corpus_id") != corpus_id:
             continue
         if version.manifest.get("num_transient_rejects"):

@@ -76,7 +76,7 @@ def segment_settings(settings: config.Config) -> list[Any]:
 def runs_in_process(settings: config.Config, plan: input_units.Plan) -> bool:
     """Whether the input is at most `IN_PROCESS_BYTES` and no cluster is configured."""
     configured = settings.cluster.address or os.environ.get("RAY_ADDRESS")
-    return not configured and sum(file.size_bytes for file in plan.files) <= IN_PROCESS_BYTES
+    return not configured and plan.size_bytes <= IN_PROCESS_BYTES
 
 
 @contextlib.contextmanager
@@ -108,7 +108,7 @@ def build(
     """
     folder = directory(settings.workspace, build_id)
     seconds: dict[str, float] = {}
-    text_bytes = sum(file.size_bytes for file in plan.files)
+    text_bytes = plan.size_bytes
     filesystem.require_space(settings.workspace, 2 * text_bytes, "the passages")
     base_name = base.name if base else ""
     with _timed(seconds, "read"):

@@ -9,6 +9,7 @@ import bisect
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -24,7 +25,8 @@ import pyarrow.parquet as pq
 from ragtune_ray import RagtuneError, config, progress, schema
 from ragtune_ray.cluster import stages
 from ragtune_ray.index import contents, segments, versions
-from ragtune_ray.ingest import input_units, readers, rows
+from ragtune_ray.ingest import input_units, inputs, readers, rows
+from ragtune_ray.ingest.parquet import unread_line
 from ragtune_ray.ingest.parsing import tally
 from ragtune_ray.storage import checksums, filesystem
 
@@ -75,6 +77,11 @@ class Parts:
     """What was read of each kind of file."""
 
     @property
+    def digests(self) -> list[str]:
+        """The sha256 of what each unit read, in order."""
+        return [summary["sha256"] for summary in self.summaries]
+
+    @property
     def num_passages(self) -> int:
         """Number of passages of new documents, including those of duplicates."""
         return sum(sum(summary["row_groups"]) for summary in self.summaries)
@@ -91,15 +98,19 @@ def read_stage(
     directory = filesystem.join(build, "read")
     summaries = _read(settings, plan, directory, base, in_process=in_process)
     _warn_if_too_long(settings, summaries)
-    documents = pa.concat_tables([_read_table(directory, summary, "documents.parquet") for summary in summaries])
+    before = input_units.lines_before(plan, [summary["num_lines"] for summary in summaries])
+    tables = [_read_table(directory, summary, "documents.parquet") for summary in summaries]
+    documents = pa.concat_tables(map(_resolved, tables, before))
     numbers = [np.full(summary["documents"], summary["unit"]) for summary in summaries]
     dropped, repeats, later = _find_duplicates(documents, np.concatenate(numbers))
-    read_rejects = (reject for summary in summaries for reject in _read_rejects(directory, summary))
+    read_rejects = itertools.chain.from_iterable(map(_read_rejects, itertools.repeat(directory), summaries, before))
     rejects = [*plan.rejects, *read_rejects, *repeats]
     kept = np.ones(documents.num_rows, dtype=bool)
     kept[later] = False
     once = documents.select(["document_id", "fingerprint", "is_known"]).filter(pa.array(kept))
     kinds = _kinds(plan, summaries)
+    if unread := unread_line(summary["unread"] for summary in summaries):
+        progress.say(f"read: {unread}")
     return Parts(summaries, dropped, rejects, once, kinds)
 
 
@@ -182,10 +193,10 @@ def _read_units(
     for text in batch["unit"]:
         unit = json.loads(text)
         source = input_units.Unit.from_json(unit["input"])
-        counts = tally.Tally()
-        items = with_tenant(readers.read_documents(source, corpus, counts), tenant_field)
+        found = readers.UnitRead()
+        items = with_tenant(readers.read_documents(source, corpus, found), tenant_field)
         summaries.append(
-            _read_unit(source.number, items, directory, known, counter, chunking, encoder.unit_passages, counts)
+            _read_unit(source.number, items, directory, known, counter, chunking, encoder.unit_passages, found)
         )
     return {"summary": summaries}
 
@@ -209,7 +220,7 @@ def _read_unit(
     counter: TokenCounter,
     chunking: config.Chunking,
     unit_passages: int,
-    counts: tally.Tally,
+    read: readers.UnitRead,
 ) -> str:
     from ragtune_ray.ingest.chunking import chunk_all
 
@@ -224,12 +235,12 @@ def _read_unit(
             waiting: list[dict[str, Any]] = []
             for group in _groups(items):
                 for item in group:
-                    counts.of(item)
+                    read.tally.of(item)
                 rejects += [item for item in group if isinstance(item, schema.Reject)]
-                read = [item for item in group if isinstance(item, schema.Document)]
-                found = _document_rows(read, len(documents), known)
+                members = [item for item in group if isinstance(item, schema.Document)]
+                found = _document_rows(members, len(documents), known)
                 documents += found
-                new = [(document, row) for document, row in zip(read, found, strict=True) if not row["is_known"]]
+                new = [(document, row) for document, row in zip(members, found, strict=True) if not row["is_known"]]
                 cut = chunk_all([each for each, _ in new], counter.token_spans, size, chunking.overlap_tokens)
                 too_long += _num_too_long(counter, chunking, [passage.text for each in cut for passage in each])
                 for (document, row), passages in zip(new, cut, strict=True):
@@ -249,7 +260,10 @@ def _read_unit(
             rejected=len(rejects),
             too_long=too_long,
             max_tokens=counter.max_tokens,
-            kinds=counts.counts(),
+            kinds=read.tally.counts(),
+            num_lines=read.num_lines,
+            sha256=read.sha256,
+            unread=read.unread,
         )
 
 
@@ -324,11 +338,22 @@ def _read_table(directory: str, summary: dict[str, Any], suffix: str) -> pa.Tabl
     return pq.read_table(filesystem.local_copy(directory, [name], checksums.digest(directory)) / name)
 
 
-def _read_rejects(directory: str, summary: dict[str, Any]) -> Iterator[schema.Reject]:
+def _resolved(documents: pa.Table, lines_before: int) -> pa.Table:
+    """The documents of a unit with their places in the whole file."""
+    if not lines_before:
+        return documents
+    column = documents.schema.get_field_index("place")
+    places = [inputs.resolve_place(place, lines_before) for place in documents["place"].to_pylist()]
+    return documents.set_column(column, _DOCUMENTS_SCHEMA.field("place"), pa.array(places, pa.string()))
+
+
+def _read_rejects(directory: str, summary: dict[str, Any], lines_before: int) -> Iterator[schema.Reject]:
     if summary["rejected"]:
         text = filesystem.read_text(stages.unit_file(directory, summary["unit"], "rejects.jsonl"))
         # Not splitlines, which also splits at separators such as U+2028 that JSON strings may contain.
-        yield from (schema.Reject(**json.loads(line)) for line in text.split("\n") if line)
+        for line in filter(None, text.split("\n")):
+            reject = schema.Reject(**json.loads(line))
+            yield dataclasses.replace(reject, place=inputs.resolve_place(reject.place, lines_before))
 
 
 def _find_duplicates(

@@ -41,9 +41,8 @@ def upsert_documents(settings: config.Config, path: str, *, in_process: bool = F
         OvertakenError: other processes changed documents of the base version every time.
     """
     started = time.monotonic()
-    plan = input_units.plan_units(path, settings.corpus.unit_bytes, root=_root(settings.corpus.path, path))
-    if unread := input_units.unread_line(plan):
-        progress.say(f"upsert: {unread}")
+    given = settings.corpus
+    plan = input_units.plan_units(path, given.unit_bytes, _root(given.path, path), given.fingerprint)
     encoder = weights.resolve(settings.encoder.model)
     in_process = in_process or pipeline.runs_in_process(settings, plan)
 
@@ -220,7 +219,7 @@ def document_ids(settings: config.Config, names: Sequence[str]) -> list[str]:
         if name.endswith(".jsonl") and Path(name).is_file():
             found += _ids_of_lines(Path(name))
         elif root is not None:
-            plan = input_units.plan_units(name, settings.corpus.unit_bytes, root=root)
+            plan = input_units.plan_units(name, root=root)
             found += [file.path.removeprefix(f"{root}/") for file in plan.files]
         else:
             found.append(name)

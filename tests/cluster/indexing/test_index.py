@@ -19,6 +19,7 @@ from ragtune_ray.index.retriever import open_retriever
 from ragtune_ray.ingest import readers
 from ragtune_ray.ingest.parsing.text import ParsedFile, TransientError
 from ragtune_ray.storage import artifacts
+from tests.support.corpora import rewrite
 from tests.support.indexes import living, segment_manifests
 
 
@@ -39,6 +40,72 @@ def test_a_finished_build_is_not_repeated(
     assert build_index(settings_for(tmp_path)) == first
     assert "nothing to do" in capsys.readouterr().err
     assert versions.list_versions(str(tmp_path)) == ["000001"]
+
+
+def listings(workspace: Path) -> dict[str, str]:
+    """The recorded listings, with the corpus that was read from each."""
+    found = (workspace / "index" / "listings").glob("*.json")
+    return {path.stem: json.loads(path.read_text())["corpus_id"] for path in found}
+
+
+def test_a_touched_corpus_is_read_once_more_and_nothing_is_embedded(
+    tmp_path: Path, settings_for, corpus: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workspace, own = tmp_path / "workspace", Path(shutil.copy(corpus, tmp_path))
+    settings = settings_for(workspace, f"corpus.path={own}")
+    first = build_index(settings)
+    rewrite(own, own.read_bytes())
+    capsys.readouterr()
+    assert build_index(settings) == first
+    shown = capsys.readouterr().err
+    assert "version 000001 already contains all that could be read" in shown
+    assert not embedded(shown)
+    assert set(listings(workspace).values()) == {artifacts.read_manifest(str(first))["corpus_id"]}
+    assert len(listings(workspace)) == 2
+    monkeypatch.setattr(reading, "read_stage", lambda *_, **__: pytest.fail("the corpus was read"))
+    assert build_index(settings) == first
+    assert "nothing to do" in capsys.readouterr().err
+
+
+def test_a_moved_corpus_is_known_by_its_sha256_without_reading_it(
+    tmp_path: Path, settings_for, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace, moved = tmp_path / "workspace", tmp_path / "moved" / corpus.name
+    first = build_index(settings_for(workspace, "corpus.fingerprint=sha256"))
+    moved.parent.mkdir()
+    moved.write_bytes(corpus.read_bytes())
+    monkeypatch.setattr(reading, "read_stage", lambda *_, **__: pytest.fail("the corpus was read"))
+    assert build_index(settings_for(workspace, "corpus.fingerprint=sha256", f"corpus.path={moved}")) == first
+
+
+def test_garbage_collection_forgets_listings_of_corpora_that_no_version_has(
+    tmp_path: Path, settings_for, corpus: Path
+) -> None:
+    workspace, own = tmp_path / "workspace", Path(shutil.copy(corpus, tmp_path))
+    settings = settings_for(workspace, f"corpus.path={own}")
+    build_index(settings)
+    before = listings(workspace)
+    rewrite(own, own.read_bytes().replace(b"secret7.", b"hidden7."))
+    second = build_index(settings)
+    after = listings(workspace)
+    assert len(after) == 2
+    assert retention.collect(str(workspace), 2, 0.0).versions == ()
+    assert listings(workspace) == after
+    assert retention.collect(str(workspace), 1, 0.0).versions == ("000001",)
+    assert listings(workspace) == {name: kept for name, kept in after.items() if name not in before}
+    (record,) = (workspace / "index" / "listings").iterdir()
+    record.write_text("{")
+    assert build_index(settings) == second, "a damaged record is no record"
+
+
+def test_rejected_rows_are_named_by_their_line_in_the_file(tmp_path: Path, settings_for, corpus: Path) -> None:
+    rows = corpus.read_text().splitlines()
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text("\n".join([*rows[:40], "{", "", *rows[40:], rows[3]]))
+    version = build_index(settings_for(tmp_path / "workspace", f"corpus.path={broken}", "corpus.unit_bytes=900"))
+    rejects = [json.loads(line) for line in (Path(version) / "rejects.jsonl").read_text().splitlines()]
+    assert sorted(reject["place"] for reject in rejects) == [f"{broken}:41", f"{broken}:{len(rows) + 3}"]
+    assert f"the same document is at {broken}:4; this copy is dropped" in {reject["reason"] for reject in rejects}
 
 
 def test_a_changed_corpus_makes_a_version_and_keeps_the_old(tmp_path: Path, settings_for, corpus: Path) -> None:

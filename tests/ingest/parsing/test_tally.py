@@ -7,7 +7,7 @@ from pathlib import Path
 from ragtune_ray.config import Corpus
 from ragtune_ray.ingest.input_units import plan_units
 from ragtune_ray.ingest.parsing import tally
-from ragtune_ray.ingest.readers import read_documents
+from ragtune_ray.ingest.readers import UnitRead, read_documents
 from tests.support.corpora import doc, write
 
 
@@ -21,10 +21,10 @@ def test_files_rejects_and_kept_characters_are_counted_by_kind(tmp_path: Path) -
     plan = plan_units(str(tmp_path), 100)
     found = []
     for unit in plan.units:
-        counts = tally.Tally()
-        for item in read_documents(unit, Corpus(), counts):
-            counts.of(item)
-        found.append(counts.counts())
+        read = UnitRead()
+        for item in read_documents(unit, Corpus(), read):
+            read.tally.of(item)
+        found.append(read.tally.counts())
     assert tally.added(found) == {
         ".docx": {"rejected": 1},
         ".htm": {"read": 1, "plain_characters": 1, "kept_characters": 1},
