@@ -42,7 +42,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class SearchEffort:
-    """How much of an approximate index a search looks at; `search_effort.find_effort` measures it."""
+    """How much of an approximate index a search looks at; `search_effort.choose_effort` chooses it."""
 
     lists: int = 1
     """Inverted lists to search, FAISS's `nprobe`."""
@@ -50,6 +50,10 @@ class SearchEffort:
     """Candidates to keep during a graph walk, FAISS's `efSearch`."""
     rescored: int = 4
     """Candidates to re-score per requested hit, if codes are quantized."""
+
+    def num_candidates(self, top_k: int) -> int:
+        """Return how many candidates of all quantized parts together are re-scored for `top_k` hits."""
+        return max(top_k + TIED_VECTORS, self.rescored * top_k)
 
 
 class VectorIndex:
@@ -118,8 +122,8 @@ class VectorIndex:
         # Among equal scores at the end of its list, FAISS keeps arbitrary ones. With a slightly deeper search, equal
         # vectors (of duplicate texts) are cut off by ordinal, independently of the segments.
         depth = top_k + TIED_VECTORS
-        batch = _QueryBatch(queries, self.effort, sum(counts) / self.num_vectors, every_list=every_list)
-        num_candidates = max(depth, self.effort.rescored * top_k)
+        batch = QueryBatch(queries, self.effort, sum(counts) / self.num_vectors, every_list=every_list)
+        num_candidates = self.effort.num_candidates(top_k)
 
         def search_part(number: int) -> tuple[np.ndarray, np.ndarray]:
             part = self.parts[number]
@@ -161,8 +165,15 @@ def _stored(part: Part, places: np.ndarray) -> np.ndarray:
     return np.asarray(part.structure.reconstruct_batch(places))
 
 
-class _QueryBatch:
-    """Searches one batch of queries in each part; compares it only once with centroids that parts share."""
+class QueryBatch:
+    """Searches one batch of queries in each part; compares it only once with centroids that parts share.
+
+    Args:
+        queries: (num_queries, dimension) unit vectors, contiguous, float32.
+        effort: for approximate parts.
+        share: of the vectors that are allowed; more lists are searched if it is small.
+        every_list: search every vector of every part.
+    """
 
     def __init__(self, queries: np.ndarray, effort: SearchEffort, share: float, *, every_list: bool) -> None:
         self._queries, self._effort, self._share, self._every_list = queries, effort, share, every_list
@@ -185,7 +196,6 @@ class _QueryBatch:
         return scores, places
 
     def _search_lists(self, part: Part, depth: int, selector: Any) -> tuple[np.ndarray, np.ndarray]:
-        faiss = _faiss()
         lists = part.structure.nlist
         # With a filter, search more lists, so that as many allowed vectors are compared as without one.
         probed = lists if self._every_list else min(lists, round(self._effort.lists / max(self._share, 1e-9)))
@@ -193,22 +203,7 @@ class _QueryBatch:
         with self._comparing:
             if key not in self._nearest:
                 self._nearest[key] = part.structure.quantizer.search(self._queries, probed)
-        nearness, nearest = self._nearest[key]
-        scores = np.empty((len(self._queries), depth), dtype=np.float32)
-        places = np.empty((len(self._queries), depth), dtype=np.int64)
-        # For some kinds the Python wrapper takes no selector, so call the C++ method.
-        part.structure.search_preassigned_c(
-            len(self._queries),
-            faiss.swig_ptr(self._queries),
-            depth,
-            faiss.swig_ptr(nearest),
-            faiss.swig_ptr(nearness),
-            faiss.swig_ptr(scores),
-            faiss.swig_ptr(places),
-            False,
-            faiss.SearchParametersIVF(sel=selector, nprobe=probed),
-        )
-        return scores, places
+        return search_lists(part.structure, self._queries, self._nearest[key], depth, selector)
 
     def _search_graph(
         self, part: Part, depth: int, selector: Any, mask: np.ndarray | None
@@ -221,6 +216,37 @@ class _QueryBatch:
             parameters = faiss.SearchParametersHNSW(sel=selector, efSearch=max(self._effort.graph, depth))
             scores, places = part.structure.search(self._queries, depth, params=parameters)
         return scores, places
+
+
+def search_lists(
+    structure: Any, queries: np.ndarray, nearest: tuple[np.ndarray, np.ndarray], depth: int, selector: Any = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Search the given inverted lists of each query; returns scores and positions, (num_queries, depth).
+
+    Args:
+        structure: a FAISS structure with inverted lists.
+        queries: (num_queries, dimension), contiguous, float32.
+        nearest: how near the lists' centroids are, and the lists' numbers, each (num_queries, num_lists), contiguous.
+        depth: hits per query; missing ones have position -1.
+        selector: of the vectors that are allowed.
+    """
+    faiss = _faiss()
+    nearness, lists = nearest
+    scores = np.empty((len(queries), depth), dtype=np.float32)
+    places = np.empty((len(queries), depth), dtype=np.int64)
+    # For some kinds the Python wrapper takes no selector, so call the C++ method.
+    structure.search_preassigned_c(
+        len(queries),
+        faiss.swig_ptr(queries),
+        depth,
+        faiss.swig_ptr(lists),
+        faiss.swig_ptr(nearness),
+        faiss.swig_ptr(scores),
+        faiss.swig_ptr(places),
+        False,
+        faiss.SearchParametersIVF(sel=selector, nprobe=lists.shape[1]),
+    )
+    return scores, places
 
 
 def _search_parts(

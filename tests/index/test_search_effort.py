@@ -1,9 +1,14 @@
 """Search effort: the recall that approximate search reaches."""
 
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 
-from ragtune_ray.index import faiss_index, search_effort, vectors
+from ragtune_ray.index import IndexDataError, faiss_index, search_effort, vectors
 
 NUM_VECTORS, DIMENSION = 3000, 16
 
@@ -15,15 +20,29 @@ def clustered() -> np.ndarray:
     return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
 
-STORED = clustered()
+def scattered() -> np.ndarray:
+    """Draw vectors without clusters, whose codes lose many neighbours."""
+    rows = np.random.default_rng(6).normal(size=(NUM_VECTORS, 4 * DIMENSION))
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+STORED, SCATTERED = clustered(), scattered()
+DUPLICATES = np.concatenate([STORED[:1500], STORED[:1000], np.repeat(STORED[:20], 25, axis=0)])
+
+
+@functools.cache
+def trained(kind: faiss_index.ConcreteKind, count: int, dimension: int) -> Any:
+    """Train on the scattered vectors if these have the dimension; few of them leave coarse codes."""
+    stored = SCATTERED[:64] if dimension == SCATTERED.shape[1] else STORED[:count]
+    return faiss_index.train(kind, dimension, count, stored, 0)
 
 
 def searched(kind: faiss_index.ConcreteKind, stored: np.ndarray = STORED, num_segments: int = 3) -> vectors.VectorIndex:
-    trained = faiss_index.train(kind, DIMENSION, len(stored), stored, 0)
+    empty = trained(kind, *stored.shape)
     exact = faiss_index.is_quantized(kind)
     return vectors.VectorIndex(
         [
-            vectors.Part(faiss_index.build(trained, part), part if exact else None, "t")
+            vectors.Part(faiss_index.build(empty, part), part if exact else None, "t")
             for part in np.array_split(stored, num_segments)
         ]
     )
@@ -37,6 +56,33 @@ def held_out(ordinals: np.ndarray, stored: np.ndarray = STORED) -> search_effort
 def draws(*counts: int) -> list[np.ndarray]:
     """Draw disjoint ordinals of queries."""
     return np.split(np.random.default_rng(1).permutation(NUM_VECTORS)[: sum(counts)], np.cumsum(counts)[:-1])
+
+
+def measured(whole: vectors.VectorIndex, queries: np.ndarray, ordinals: np.ndarray) -> list[search_effort.PartEfforts]:
+    """Measure each part alone, as the task does that has built it."""
+    parts, first = [], 0
+    for part in whole.parts:
+        places = ordinals - first
+        inside = (places >= 0) & (places < part.structure.ntotal)
+        parts.append(search_effort.measure_part(part, queries, np.where(inside, places, -1)))
+        first += part.structure.ntotal
+    return parts
+
+
+def searched_recalls(
+    whole: vectors.VectorIndex, asked: search_effort.HeldOut, effort: vectors.SearchEffort
+) -> np.ndarray:
+    """Search the whole index, remove each query from its hits, and compare scores with the exact neighbours."""
+    scores, ordinals = vectors.VectorIndex(whole.parts, effort).search(asked.queries, search_effort.CUTOFF + 1)
+    own = ordinals == asked.ordinals[:, None]
+    own[~own.any(axis=1), -1] = True  # a query that did not find itself loses its last hit instead
+    others = scores[~own].reshape(len(scores), search_effort.CUTOFF)
+    recalls = []
+    for found, nearest in zip(others, asked.scores[:, 1:], strict=True):
+        expected = nearest[np.isfinite(nearest)]
+        hits = int((found[np.isfinite(found)] >= expected.min(initial=np.inf) - 1e-5).sum())
+        recalls.append(min(1.0, hits / len(expected)) if len(expected) else 1.0)
+    return np.array(recalls)
 
 
 def naive_recalls(found: np.ndarray, ordinals: np.ndarray) -> np.ndarray:
@@ -67,9 +113,9 @@ def test_a_higher_target_never_takes_fewer_lists(kind: faiss_index.ConcreteKind)
     whole, asked = searched(kind), held_out(draws(300)[0])
     targets = [0.3, 0.6, 0.8, 0.9, 0.97, 0.99]
     found = [search_effort.find_effort(whole, asked, target) for target in targets]
-    lists = [calibrated.effort.lists for calibrated in found]
+    lists = [(calibrated.effort.rescored, calibrated.effort.lists) for calibrated in found]
     assert lists == sorted(lists)
-    assert lists[0] < lists[-1] <= faiss_index.num_lists(NUM_VECTORS)
+    assert lists[0] < lists[-1] <= (search_effort.RESCORED[-1], faiss_index.num_lists(NUM_VECTORS))
     assert [calibrated.recall >= target for calibrated, target in zip(found, targets, strict=True)] == [True] * 6
 
 
@@ -79,18 +125,24 @@ def test_a_higher_target_never_takes_a_smaller_part_of_the_graph() -> None:
     assert graph == sorted(graph)
 
 
-def test_one_list_fewer_misses_the_target() -> None:
-    whole, asked = searched("ivf"), held_out(draws(300)[0])
-    effort = search_effort.find_effort(whole, asked, 0.9).effort
-    assert effort.lists > 1
-    fewer = search_effort._recalls(whole, asked, vectors.SearchEffort(effort.lists - 1, effort.graph, effort.rescored))
-    assert search_effort._lower_bound(fewer) < 0.9
+@pytest.mark.parametrize(("kind", "target"), [("ivf", 0.9), ("ivf_sq", 0.9), ("ivf_pq", 0.8)])
+def test_one_step_less_misses_the_target(kind: faiss_index.ConcreteKind, target: float) -> None:
+    whole, asked = searched(kind, SCATTERED, 1), held_out(draws(300)[0], SCATTERED)
+    found = search_effort.find_effort(whole, asked, target)
+    (part,) = measured(whole, asked.queries, asked.ordinals)
+    number = part.efforts.tolist().index(found.effort.lists)
+    fewer = dataclasses.replace(found.effort, lists=int(part.efforts[number - 1]))
+    assert number > 0
+    assert part.efforts[number] <= max(part.efforts[number - 1] + 1, 1.2 * part.efforts[number - 1])
+    reached, missed = (searched_recalls(whole, asked, effort) for effort in (found.effort, fewer))
+    assert reached.mean() - reached.std() / 300**0.5 >= target
+    assert missed.mean() - missed.std() / 300**0.5 < target
 
 
 def test_an_unreachable_target_searches_everything() -> None:
     found = search_effort.find_effort(searched("ivf_pq"), held_out(draws(100)[0]), 1.01)
     assert found.effort.lists == faiss_index.num_lists(NUM_VECTORS)
-    assert found.effort.rescored == search_effort.MOST_RESCORED
+    assert found.effort.rescored == search_effort.RESCORED[-1]
     assert found.recall <= 1
 
 
@@ -110,30 +162,103 @@ def test_nothing_is_measured_without_queries(kind: faiss_index.ConcreteKind) -> 
     assert (found.num_queries, found.milliseconds_per_query) == (0, 0)
 
 
+@pytest.mark.parametrize(
+    ("kind", "stored", "num_parts"),
+    [
+        *((kind, "scattered", num_parts) for kind in ("ivf", "ivf_sq", "ivf_pq", "hnsw") for num_parts in (1, 3, 7)),
+        *((kind, "clustered", 3) for kind in ("ivf", "ivf_sq", "ivf_pq", "hnsw")),
+        # Coarser codes of different vectors are equal too, and FAISS keeps any of them.
+        *((kind, "duplicates", 3) for kind in ("ivf", "ivf_sq", "hnsw")),
+    ],
+)
+def test_merged_parts_find_what_a_search_of_all_finds(
+    kind: faiss_index.ConcreteKind, stored: str, num_parts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        search_effort, "ENOUGH_IN_PART", 2
+    )  # so that all numbers of candidates to re-score are measured
+    rows = {"clustered": STORED, "scattered": SCATTERED, "duplicates": DUPLICATES}[stored]
+    whole, asked = searched(kind, rows, num_parts), held_out(draws(100)[0], rows)
+    merged = functools.reduce(search_effort._merged, measured(whole, asked.queries, asked.ordinals))
+    assert merged.num_vectors == len(rows)
+    levels = search_effort.RESCORED if faiss_index.is_quantized(kind) else search_effort.RESCORED[:1]
+    for number in range(0, len(merged.efforts), 3):
+        for rescored in levels:
+            value = int(merged.efforts[number])
+            expected = searched_recalls(whole, asked, vectors.SearchEffort(value, value, rescored))
+            np.testing.assert_allclose(merged.recalls(number, rescored), expected, atol=1e-9)
+
+
+def test_codes_lose_neighbors_until_more_candidates_are_rescored() -> None:
+    whole, asked = searched("ivf_pq", SCATTERED, 1), held_out(draws(150)[0], SCATTERED)
+    (part,) = measured(whole, asked.queries, asked.ordinals)
+    last = len(part.efforts) - 1
+    means = [part.recalls(last, rescored).mean() for rescored in search_effort.RESCORED]
+    assert means[0] < 0.9 < means[1] < means[2]
+    assert search_effort.choose_effort([part], 0.9).effort.rescored > search_effort.RESCORED[0]
+
+
 @pytest.mark.parametrize("kind", ["flat", "ivf", "ivf_sq", "ivf_pq", "hnsw"])
-@pytest.mark.parametrize("lists", [1, 4])
-def test_recall_is_the_share_of_the_set_of_nearest_neighbours(kind: faiss_index.ConcreteKind, lists: int) -> None:
-    (ordinals,) = draws(200)
-    whole, effort = searched(kind), vectors.SearchEffort(lists, graph=8, rescored=2)
-    recalls = search_effort._recalls(whole, held_out(ordinals), effort)
-    _, found = vectors.VectorIndex(whole.parts, effort).search(STORED[ordinals], search_effort.CUTOFF + 1)
-    np.testing.assert_allclose(recalls, naive_recalls(found, ordinals), atol=1e-9)
+def test_saved_measurements_choose_the_same_effort(kind: faiss_index.ConcreteKind, tmp_path: Path) -> None:
+    whole, asked = searched(kind), held_out(draws(100)[0])
+    parts = measured(whole, asked.queries, asked.ordinals)
+    for number, part in enumerate(parts):
+        part.save(tmp_path / f"{number}.npz")
+    loaded = (search_effort.PartEfforts.load(tmp_path / f"{number}.npz") for number in range(len(parts)))
+    assert search_effort.choose_effort(loaded, 0.9) == search_effort.choose_effort(parts, 0.9)
+
+
+@pytest.mark.parametrize("kind", ["ivf", "ivf_sq"])
+def test_measuring_leaves_the_structure_as_it_was(kind: faiss_index.ConcreteKind, tmp_path: Path) -> None:
+    (part,) = searched(kind, STORED, 1).parts
+    faiss_index.save(part.structure, tmp_path / "before")
+    search_effort.measure_part(part, STORED[:20], np.arange(20))
+    faiss_index.save(part.structure, tmp_path / "after")
+    assert (tmp_path / "before").read_bytes() == (tmp_path / "after").read_bytes()
+
+
+def test_parts_of_different_structures_or_queries_are_refused() -> None:
+    asked = held_out(draws(50)[0])
+    (inverted,) = measured(searched("ivf", STORED, 1), asked.queries, asked.ordinals)
+    (graph,) = measured(searched("hnsw", STORED, 1), asked.queries, asked.ordinals)
+    (fewer_lists,) = measured(searched("ivf", STORED[:1000], 1), asked.queries, asked.ordinals)
+    (fewer_queries,) = measured(searched("ivf", STORED, 1), asked.queries[:9], asked.ordinals[:9])
+    for other, named in [(graph, "kind"), (fewer_lists, "efforts"), (fewer_queries, "50 and 9 queries")]:
+        with pytest.raises(IndexDataError, match=named):
+            search_effort.choose_effort([inverted, other], 0.9)
+
+
+def test_time_adds_up_over_parts_but_queries_meet_shared_centroids_once() -> None:
+    whole, asked = searched("ivf_sq"), held_out(draws(50)[0])
+    parts = [
+        dataclasses.replace(part, seconds=np.full(len(part.efforts), 0.002), overhead=np.array([0.001, 0.00001]))
+        for part in measured(whole, asked.queries, asked.ordinals)
+    ]
+    # Three parts of 2 ms, 1 ms for the centroids, and 75 candidates of 10 microseconds.
+    found = search_effort.choose_effort(parts, 0.5)
+    assert found.effort.rescored == 4
+    assert found.milliseconds_per_query == pytest.approx(3 * 2 + 1 + 0.75)
+
+
+def recalls_with_fewer(stored: np.ndarray, neighbors_in: np.ndarray) -> list[float]:
+    """The first vector asks one part, while its neighbours are those in other vectors."""
+    (part,) = measured(searched("ivf", stored, 1), stored[:1], np.array([0]))
+    asked = dataclasses.replace(part, nearest=search_effort.exact_neighbors(stored[:1], neighbors_in))
+    shares: list[float] = asked.recalls(len(part.efforts) - 1, 4).tolist()
+    return shares
 
 
 def test_a_query_that_finds_only_itself_has_found_nothing() -> None:
-    asked = search_effort.HeldOut(
-        STORED[:1], np.array([0]), search_effort.exact_neighbors(STORED[:1], STORED)
-    )  # its neighbours in the whole index
-    assert search_effort._recalls(searched("flat", STORED[:1], 1), asked, vectors.SearchEffort()).tolist() == [0]
-    asked = search_effort.HeldOut(STORED[:1], np.array([0]), search_effort.exact_neighbors(STORED[:1], STORED[:3]))
-    assert search_effort._recalls(searched("flat", STORED[:2], 1), asked, vectors.SearchEffort()).tolist() == [0.5]
+    assert recalls_with_fewer(STORED[:1], STORED) == [0]
+    assert recalls_with_fewer(STORED[:2], STORED[:3]) == [0.5]
 
 
 def test_duplicates_of_a_query_count_as_neighbours() -> None:
     stored = STORED[[0, 1, 2] + [0] * 20]
     ordinals = np.array([0, 5, 22])
-    recalls = search_effort._recalls(searched("flat", stored, 2), held_out(ordinals, stored), vectors.SearchEffort())
-    assert recalls.tolist() == [1, 1, 1]
+    parts = measured(searched("ivf", stored, 2), stored[ordinals], ordinals)
+    merged = search_effort._merged(*parts)
+    assert merged.recalls(len(merged.efforts) - 1, 4).tolist() == [1, 1, 1]
 
 
 @pytest.mark.parametrize("count", [1, 2, 11])
