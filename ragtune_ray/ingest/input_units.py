@@ -15,7 +15,6 @@ import math
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import PurePosixPath
 from typing import Any, Literal, NamedTuple, overload
 
 import numpy as np
@@ -219,7 +218,7 @@ def _readable(listed: Files, rejects: list[Reject]) -> tuple[Files, list[Format 
 
 def _format(name: str, size_bytes: int, form_of: Callable[[str], Format]) -> Format:
     sidecars.refuse_lone(name)
-    form = form_of(PurePosixPath(name).suffix.lower())
+    form = form_of(inputs.suffix_of(name))
     if not size_bytes:
         raise ParseError("the file is empty (0 bytes)")
     return form

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import io
+import posixpath
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
 from typing import Any, Literal
 
 import fsspec
@@ -79,6 +79,15 @@ def read_file(path: str) -> bytes:
     return data
 
 
+def suffix_of(path: str) -> str:
+    """The suffix that tells the type of a file, in lower case; "" if it has none. A pathlib.Path takes ten times as long.
+
+    >>> suffix_of("a.b/c.TXT"), suffix_of("a.b/c")
+    ('.txt', '')
+    """
+    return posixpath.splitext(path)[1].lower()
+
+
 def format_of(path: str) -> Format:
     """How to read a file, judging by its suffix.
 
@@ -89,7 +98,7 @@ def format_of(path: str) -> Format:
     >>> format_of("a/b.JSONL")
     'jsonl'
     """
-    suffix = PurePosixPath(path).suffix.lower()
+    suffix = suffix_of(path)
     if suffix not in _FORMATS:
         raise ParseError(f"files of type {suffix or '(none)'!r} cannot be read; accepted: {' '.join(_FORMATS)}")
     extra = parsers.missing_extra(suffix)
@@ -104,7 +113,7 @@ def require_libraries(path: str, names: Iterable[str]) -> None:
     Raises:
         InputError: libraries are missing; the message has the command that installs them.
     """
-    counts = Counter(PurePosixPath(name).suffix.lower() for name in names)
+    counts = Counter(map(suffix_of, names))
     needed = {suffix: extra for suffix in sorted(counts) if (extra := parsers.missing_extra(suffix))}
     if needed:
         files = ", ".join(f"{counts[suffix]:,} {suffix}" for suffix in needed)

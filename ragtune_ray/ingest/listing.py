@@ -214,13 +214,17 @@ def _sha256(path: str) -> str:
 
 
 def _table(rows: Iterable[Listed]) -> pa.Table:
+    """The rows, sorted by name. Columns are sorted one by one, so that only one exists twice."""
     iterator = iter(rows)
-    batches = []
+    parts: list[list[pa.Array]] = [[] for _ in _SCHEMA]
     while batch := list(itertools.islice(iterator, _ROWS_AT_ONCE)):
-        columns = [pa.array(values, kind) for values, kind in zip(zip(*batch, strict=True), _SCHEMA.types, strict=True)]
-        batches.append(pa.RecordBatch.from_arrays(columns, schema=_SCHEMA))
-    table = pa.Table.from_batches(batches, _SCHEMA)
-    return table.take(pc.sort_indices(table["name"])).combine_chunks()
+        for part, values, kind in zip(parts, zip(*batch, strict=True), _SCHEMA.types, strict=True):
+            part.append(pa.array(values, kind))
+    columns = [pa.chunked_array(parts.pop(0), kind) for kind in _SCHEMA.types]
+    order = pc.sort_indices(columns[0])
+    for place in range(len(columns)):
+        columns[place] = columns[place].take(order)
+    return pa.table(columns, schema=_SCHEMA)
 
 
 def is_hidden(name: str) -> bool:

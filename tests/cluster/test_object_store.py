@@ -1,5 +1,6 @@
 """The same commands with corpus, questions and workspace in an S3 bucket: a real S3 protocol server on this machine."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -11,6 +12,11 @@ import fsspec
 import pytest
 import yaml
 
+from ragtune_ray import config
+from ragtune_ray.ingest.input_units import plan_units
+from ragtune_ray.ingest.inputs import ChangedError
+from ragtune_ray.ingest.readers import read_documents
+from ragtune_ray.schema import Document
 from tests.support.corpora import write_corpus, write_queries
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
@@ -32,8 +38,11 @@ def bucket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
         "RAGTUNE_CACHE": str(tmp_path / "cache"),
     }.items():
         monkeypatch.setenv(name, value)
-    fsspec.filesystem("s3", skip_instance_cache=True).mkdir("ragtune-test")
+    store = fsspec.filesystem("s3", skip_instance_cache=True)
+    store.mkdir("ragtune-test")
     yield "s3://ragtune-test"
+    store.invalidate_cache()
+    store.rm("ragtune-test", recursive=True)  # servers of one process share their buckets
     server.stop()
 
 
@@ -52,6 +61,27 @@ def ragtune(*arguments: str) -> str:
     return result.stdout.splitlines()[-1]
 
 
+def test_a_folder_of_objects_is_listed_with_their_etags_and_a_replaced_one_is_noticed(bucket: str) -> None:
+    store = fsspec.filesystem("s3", skip_instance_cache=True)
+    names = [f"{top}/{part}/{number}.txt" for top in "ab" for part in range(20) for number in range(3)]
+    for name in [*names, "top.md", ".git/config.txt", "a/.hidden.md"]:
+        store.pipe_file(f"ragtune-test/docs/{name}", f"Text of {name}".encode())
+    plan = plan_units(f"{bucket}/docs")
+    assert [file.path for file in plan.files] == sorted(f"{bucket}/docs/{name}" for name in [*names, "top.md"])
+    etag = hashlib.md5(b"Text of top.md", usedforsecurity=False).hexdigest()
+    assert plan.files[-1].stamp == f"14-{etag}", "not the time, which a copy onto itself changes"
+    found = [item for unit in plan.units for item in read_documents(unit, config.Corpus())]
+    assert [item.text for item in found if isinstance(item, Document)] == [
+        f"Text of {name}" for name in sorted([*names, "top.md"])
+    ]
+    store.pipe_file("ragtune-test/docs/top.md", b"Text of TOP.MD")
+    with pytest.raises(ChangedError, match=r"top\.md changed while it was indexed; run again"):
+        list(read_documents(plan.units[-1], config.Corpus()))
+    store.rm("ragtune-test/docs/b/7/1.txt")
+    with pytest.raises(ChangedError, match=r"b/7/1\.txt changed"):
+        list(read_documents(plan.units[-1], config.Corpus()))
+
+
 def test_index_retrieve_verify_and_resume_work_on_s3(bucket: str, tmp_path: Path) -> None:
     store = fsspec.filesystem("s3", skip_instance_cache=True)
     write_corpus(tmp_path / "corpus.jsonl", 40)
@@ -66,17 +96,19 @@ def test_index_retrieve_verify_and_resume_work_on_s3(bucket: str, tmp_path: Path
         "retrieval": {"mode": "lexical"},
         "cluster": {"encoder_workers": 1},
     }
-    config = tmp_path / "config.yaml"
-    config.write_text(yaml.safe_dump(settings))
+    written = tmp_path / "config.yaml"
+    written.write_text(yaml.safe_dump(settings))
 
-    assert ragtune("index", str(config)) == f"{bucket}/workspace/index/versions/000001"
+    assert ragtune("index", str(written)) == f"{bucket}/workspace/index/versions/000001"
     assert store.cat_file("ragtune-test/workspace/index/CURRENT") == b"000001\n"
     assert not store.exists("ragtune-test/workspace/index/building"), "what was under way is cleared"
-    run = ragtune("retrieve", str(config))
+    run = ragtune("retrieve", str(written))
     measured = json.loads(store.cat_file(f"{run.removeprefix('s3://')}/metrics.json"))
     assert measured["recall@1"]["value"] == 1, "a vessel's number stands in its document alone"
     assert measured["recall@1"]["n"] == 20
-    report = json.loads(ragtune("verify", str(config), "--json"))
+    report = json.loads(ragtune("verify", str(written), "--json"))
     assert report["problems"] == []
     assert report["checked"] == 3
-    assert ragtune("index", str(config)) == f"{bucket}/workspace/index/versions/000001", "nothing to do the second time"
+    assert ragtune("index", str(written)) == f"{bucket}/workspace/index/versions/000001", (
+        "nothing to do the second time"
+    )

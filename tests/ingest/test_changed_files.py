@@ -13,7 +13,7 @@ import fsspec
 import pytest
 
 from ragtune_ray.config import Corpus
-from ragtune_ray.ingest import inputs
+from ragtune_ray.ingest import inputs, listing
 from ragtune_ray.ingest.input_units import Plan, Unit, content_fingerprint, input_fingerprint, plan_units
 from ragtune_ray.ingest.inputs import ChangedError
 from ragtune_ray.ingest.readers import UnitRead, read_documents
@@ -116,6 +116,18 @@ def test_a_file_replaced_while_it_is_read_is_an_error(
             texts(unit)
     again = plan_units(str(path), LIMIT)
     assert all(text.startswith("Basal") for text in texts(again.units[0]))
+
+
+@pytest.mark.parametrize("is_other", [(True, False), (False, True)])
+def test_the_stamp_is_compared_before_and_after_reading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_other: tuple[bool, bool]
+) -> None:
+    path = lines(tmp_path, "Amber")
+    (unit,) = plan_units(str(path), LIMIT).units
+    found = iter(["other" if differs else unit.stamps[0] for differs in is_other])
+    monkeypatch.setattr(listing, "stamp_of", lambda _: next(found))
+    with pytest.raises(ChangedError):
+        texts(unit)
 
 
 def test_an_error_of_a_file_that_changed_is_its_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
