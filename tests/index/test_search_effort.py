@@ -253,6 +253,17 @@ def test_a_query_that_finds_only_itself_has_found_nothing() -> None:
     assert recalls_with_fewer(STORED[:2], STORED[:3]) == [0.5]
 
 
+def test_a_search_that_finds_too_few_is_repeated_everywhere() -> None:
+    (part,) = measured(searched("ivf", STORED, 1), STORED[:1], np.array([0]))
+    scores = np.linspace(1, 0.5, 11, dtype=np.float32)[None]
+    exact = np.where(scores == 1, np.inf, scores)  # the best is the query itself
+    # The first effort finds the query and nine others, the second all eleven; or the first finds ten of a part of ten.
+    part = dataclasses.replace(part, nearest=scores, found=scores, exact=exact, num_vectors=3000)
+    ten = dataclasses.replace(part, first=np.array([[0] * 10 + [1]], dtype=np.uint8))
+    assert ten.recalls(0, 4).tolist() == [1]
+    assert dataclasses.replace(ten, num_vectors=10).recalls(0, 4).tolist() == [0.9]
+
+
 def test_duplicates_of_a_query_count_as_neighbours() -> None:
     stored = STORED[[0, 1, 2] + [0] * 20]
     ordinals = np.array([0, 5, 22])
