@@ -92,8 +92,8 @@ def build_prompts(
     """Chat messages for every query: the system message, then one of the user with numbered passages and the question.
 
     Passages (best first) are dropped from the end until the prompt fits; the last one kept may be cut after a sentence or word.
-    The question is never shortened, and at least one passage is kept. All texts are counted in one call and the finished
-    prompts in another, which is repeated for those that are still too long.
+    The question is never shortened, and at least one passage is kept. The prompts with all their passages are counted in one
+    call; for those that are too long, their passages in another, and the shorter prompts until they fit.
 
     Args:
         queries: the questions.
@@ -114,6 +114,32 @@ def build_prompts(
 
 
 def _build(drafts: list[_Draft], max_tokens: int, count_tokens: CountTokens, render: Render) -> list[Prompt]:
+    _count(drafts, count_tokens, render)
+    tight = [draft for draft in drafts if draft.num_tokens > max_tokens]
+    if tight:
+        _choose_passages(tight, max_tokens, count_tokens, render)
+    pending = tight
+    while pending:
+        _count(pending, count_tokens, render)
+        pending = [draft for draft in pending if draft.num_tokens > max_tokens]
+        for draft in pending:
+            draft.shrink(draft.num_tokens - max_tokens, max_tokens)
+    return [Prompt(draft.messages, draft.kept, draft.num_tokens) for draft in drafts]
+
+
+def _count(drafts: Sequence[_Draft], count_tokens: CountTokens, render: Render) -> None:
+    """Write the messages of prompts, and count their tokens."""
+    for draft in drafts:
+        draft.write()
+    for draft, num_tokens in zip(drafts, count_tokens([render(draft.messages) for draft in drafts]), strict=True):
+        draft.num_tokens = num_tokens
+
+
+def _choose_passages(drafts: Sequence[_Draft], max_tokens: int, count_tokens: CountTokens, render: Render) -> None:
+    """Choose the passages of prompts that are too long with all of them."""
+    for draft in drafts:
+        draft.kept = ()
+        draft.write()
     sizes = _counts(
         [render(draft.messages) for draft in drafts] + [_body(p) for draft in drafts for p in draft.offered],
         count_tokens,
@@ -126,17 +152,6 @@ def _build(drafts: list[_Draft], max_tokens: int, count_tokens: CountTokens, ren
                 f"the question: {draft.query[:80]!r}"
             )
         draft.plan(sizes, max_tokens - base)
-    pending = drafts
-    while pending:
-        for draft in pending:
-            draft.write()
-        rendered = [render(draft.messages) for draft in pending]
-        for draft, num_tokens in zip(pending, count_tokens(rendered), strict=True):
-            draft.num_tokens = num_tokens
-        pending = [draft for draft in pending if draft.num_tokens > max_tokens]
-        for draft in pending:
-            draft.shrink(draft.num_tokens - max_tokens, max_tokens)
-    return [Prompt(draft.messages, draft.kept, draft.num_tokens) for draft in drafts]
 
 
 @dataclass(slots=True)
@@ -152,7 +167,7 @@ class _Draft:
     num_tokens: int = 0
 
     def __post_init__(self) -> None:
-        self.write()
+        self.kept = self.offered
 
     def write(self) -> None:
         """Write the messages with the passages kept so far."""

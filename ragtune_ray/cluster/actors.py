@@ -13,7 +13,7 @@ import logging
 import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from ragtune_ray.cluster import devices
@@ -31,8 +31,6 @@ rows that kill their worker need: `ATTEMPTS_TOGETHER` of `answering.workers` and
 """
 MAX_WAIT_SECONDS = 1800
 """A stage fails if for this long no unit runs because no actor can start. A growing cluster may need minutes."""
-AHEAD = 2
-"""How many finished units may wait for the next pool, per actor of that pool."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,16 +46,16 @@ class Pool:
     """The resources that each actor reserves."""
 
 
-def run(pools: Sequence[Pool], units: Sequence[str]) -> Iterator[str]:
-    """Run units (JSON) through the pools: each takes the results of the one before. Yields the last one's, in any order.
+def run(pool: Pool, units: Sequence[str]) -> Iterator[str]:
+    """Run units (JSON) in a pool, and yield the result of each, in any order.
 
-    Pools work at the same time. An actor that Ray cannot schedule yet delays no unit, as long as its pool has another one.
+    An actor that Ray cannot schedule yet delays no unit, as long as the pool has another one.
 
     Raises:
         RayError: a worker raised an exception, or actors cannot be started.
     """
     try:
-        yield from _Stage(pools, units).results()
+        yield from _Stage(pool, units).results()
     except BaseException:
         release()  # some actors are in the middle of a unit
         raise
@@ -90,41 +88,24 @@ _actors: list[_Actor] = []
 """All actors of the session."""
 
 
-@dataclass(slots=True)
-class _Line:
-    """A pool during a stage."""
-
-    pool: Pool
-    idle: list[_Actor] = field(default_factory=list)
-    waiting: deque[str] = field(default_factory=deque)
-    """Units for which no actor was free yet."""
-    losses: int = 0
-    """Actors that were lost since the last finished unit."""
-    num_actors: int = 0
-    """Actors that the stage reserved for it."""
-
-    @property
-    def is_full(self) -> bool:
-        """Whether so many units wait that the pool before this one should pause."""
-        return len(self.waiting) >= AHEAD * self.pool.num_actors
-
-
 class _Stage:
-    """The pools of a stage at work."""
+    """A pool at work."""
 
-    def __init__(self, pools: Sequence[Pool], units: Sequence[str]) -> None:
-        self._lines = [_Line(pool) for pool in pools]
-        self._lines[0].waiting.extend(units)
+    def __init__(self, pool: Pool, units: Sequence[str]) -> None:
+        self._pool = pool
+        self._waiting = deque(units)
+        self._idle: list[_Actor] = []
+        self._busy: dict[Any, tuple[_Actor, str | None]] = {}
+        """Reference to a result -> actor, and its unit (None: the actor is starting)."""
         self._unfinished, self._failed_starts = len(units), 0
-        self._busy: dict[Any, tuple[int, _Actor, str | None]] = {}
-        """Reference to a result -> place of the line, actor, and its unit (None: the actor is starting)."""
-        for place, actors in enumerate(_reserve(pools, len(units))):
-            self._lines[place].num_actors = len(actors)
-            for actor in actors:
-                self._expect(place, actor)
+        self._losses = 0
+        """Actors that were lost since the last finished unit."""
+        self._reserved = _reserve(pool, len(units))
+        for actor in self._reserved:
+            self._expect(actor)
 
     def results(self) -> Iterator[str]:
-        """The results of the last pool."""
+        """The result of each unit."""
         while self._unfinished:
             self._submit()
             result = self._next_result()
@@ -132,21 +113,20 @@ class _Stage:
                 self._unfinished -= 1
                 yield result
 
-    def _expect(self, place: int, actor: _Actor) -> None:
-        """Let an actor of this line be idle as soon as it answers."""
-        self._busy[actor.handle.ready.remote()] = (place, actor, None)
+    def _expect(self, actor: _Actor) -> None:
+        """Let an actor serve the pool, and be idle as soon as it answers."""
+        self._busy[actor.handle.serve.remote(self._pool.worker, self._pool.arguments)] = (actor, None)
 
     def _submit(self) -> None:
         """Give waiting units to idle actors."""
-        for place, line in enumerate(self._lines):
-            while line.idle and line.waiting and not (place + 1 < len(self._lines) and self._lines[place + 1].is_full):
-                actor, unit, pool = line.idle.pop(), line.waiting.popleft(), line.pool
-                # Ray shows the name of a task in its dashboard and in the title of the process.
-                task = actor.handle.run.options(name=pool.worker.__name__)
-                self._busy[task.remote(pool.worker, pool.arguments, unit)] = (place, actor, unit)
+        while self._idle and self._waiting:
+            actor, unit = self._idle.pop(), self._waiting.popleft()
+            # Ray shows the name of a task in its dashboard and in the title of the process.
+            task = actor.handle.run.options(name=self._pool.worker.__name__)
+            self._busy[task.remote(unit)] = (actor, unit)
 
     def _next_result(self) -> str | None:
-        """Wait until an actor answers or is lost; returns the result if the last pool has finished a unit."""
+        """Wait until an actor answers or is lost; returns the result if it has finished a unit."""
         import ray
         import ray.exceptions
 
@@ -154,79 +134,68 @@ class _Stage:
         if not ready:
             self._refuse_endless_wait()
             return None
-        place, actor, unit = self._busy.pop(ready[0])
+        actor, unit = self._busy.pop(ready[0])
         try:
             result: str | None = ray.get(ready[0])
         except (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError, ray.exceptions.OutOfMemoryError) as error:
-            self._replace(place, actor, unit, error)
+            self._replace(actor, unit, error)
             return None
         self._failed_starts, actor.is_ready = 0, True
         if unit is not None:
-            self._lines[place].losses = 0
-        self._lines[place].idle.append(actor)
-        if place + 1 == len(self._lines):
-            return result
-        if result is not None:
-            self._lines[place + 1].waiting.append(result)
-        return None
+            self._losses = 0
+        self._idle.append(actor)
+        return result
 
-    def _replace(self, place: int, lost: _Actor, unit: str | None, error: Exception) -> None:
+    def _replace(self, lost: _Actor, unit: str | None, error: Exception) -> None:
         """Start an actor in the place of one that was lost, and let its unit wait for the next free one."""
-        line = self._lines[place]
-        line.losses += 1
-        if line.losses >= MAX_LOSSES * line.num_actors:
-            _refuse_endless_losses(line, error)
+        self._losses += 1
+        if self._losses >= MAX_LOSSES * len(self._reserved):
+            _refuse_endless_losses(self._pool, self._losses, error)
         self._failed_starts = 0 if lost.is_ready else self._failed_starts + 1
         if self._failed_starts == MAX_FAILED_STARTS:
             raise error
         if unit is not None:
             logger.warning("a worker process was lost and is replaced; its unit is repeated: %s", error)
-            line.waiting.appendleft(unit)
+            self._waiting.appendleft(unit)
         lost.end()
-        self._expect(place, _start(lost.options))
+        self._expect(_start(lost.options))
 
     def _refuse_endless_wait(self) -> None:
         """Raise GetTimeoutError if every actor is still starting."""
         import ray.exceptions
 
-        if all(unit is None for _, _, unit in self._busy.values()):
-            wanted = " or ".join(str(line.pool.options) for line in self._lines)
+        if all(unit is None for _, unit in self._busy.values()):
             raise ray.exceptions.GetTimeoutError(
-                f"no actor with the resources {wanted} could start within {MAX_WAIT_SECONDS} seconds; "
+                f"no actor with the resources {self._pool.options} could start within {MAX_WAIT_SECONDS} seconds; "
                 "lower the settings of section cluster, or add nodes"
             )
 
 
-def _refuse_endless_losses(line: _Line, error: Exception) -> None:
+def _refuse_endless_losses(pool: Pool, losses: int, error: Exception) -> None:
     """Raise RayError, since new actors of this pool only die as well."""
     import ray.exceptions
 
     raise ray.exceptions.RayError(
-        f"{line.losses} worker processes ({line.pool.worker.__name__}) in a row were lost, with no finished unit between; "
+        f"{losses} worker processes ({pool.worker.__name__}) in a row were lost, with no finished unit between; "
         "often the model does not fit in memory: use a smaller one, lower the numbers of workers in section cluster, or add "
         f"memory. The last: {' '.join(str(error).split())}"
     )
 
 
-def _reserve(pools: Sequence[Pool], num_units: int) -> list[list[_Actor]]:
-    """The actors of each pool, at most one per unit: those that exist, then new ones.
+def _reserve(pool: Pool, num_units: int) -> list[_Actor]:
+    """The actors of a pool, at most one per unit: those that exist, then new ones.
 
-    Other actors are ended if they reserve different resources, since the pools may need these; otherwise they only free
+    Other actors are ended if they reserve different resources, since the pool may need these; otherwise they only free
     their worker.
     """
-    free, reserved = [*_actors], list[list[_Actor]]()
-    counts = [min(pool.num_actors, num_units) for pool in pools]
-    for pool, count in zip(pools, counts, strict=True):
-        reserved.append([actor for actor in free if actor.options == pool.options][:count])
-        free = [actor for actor in free if actor not in reserved[-1]]
-    for actor in free:
-        if any(actor.options.values()) and actor.options not in [pool.options for pool in pools]:
+    count = min(pool.num_actors, num_units)
+    reserved = [actor for actor in _actors if actor.options == pool.options][:count]
+    for actor in [*_actors]:
+        if actor.options != pool.options:
             actor.end()
-        else:
+        elif actor not in reserved:
             actor.handle.free.remote()
-    for pool, count, actors in zip(pools, counts, reserved, strict=True):
-        actors += [_start(pool.options) for _ in range(count - len(actors))]
-    return reserved
+    return reserved + [_start(pool.options) for _ in range(count - len(reserved))]
 
 
 def _start(options: dict[str, Any]) -> _Actor:
@@ -242,26 +211,32 @@ class StageActor:
 
     def __init__(self) -> None:
         self._worker: Any = None
+        self._holds: tuple[type, dict[str, Any]] | None = None
+        """Class and arguments of the worker that it holds."""
         self._serves: tuple[type, dict[str, Any]] | None = None
+        """Class and arguments of the worker for the units to come."""
 
-    def ready(self) -> None:
-        """Prepare the process, as soon as the actor runs."""
+    def serve(self, worker: type, arguments: dict[str, Any]) -> None:
+        """Do the units to come in a worker with these arguments; it is made with the first one."""
         devices.use_reserved_devices()
+        self._serves = (worker, arguments)
 
-    def run(self, worker: type, arguments: dict[str, Any], unit: str) -> str:
-        """Run a unit in a worker with these arguments: the current one, if it has them or can take them over."""
-        if self._serves != (worker, arguments):
-            is_alike = self._serves is not None and self._serves[0] is worker
-            if not (is_alike and self._worker.continues_with(arguments)):
+    def run(self, unit: str) -> str:
+        """Do a unit, in the worker that it holds if that has the arguments to serve, or can take them over."""
+        assert self._serves is not None
+        if self._holds is not self._serves:
+            worker, arguments = self._serves
+            is_alike = self._holds is not None and self._holds[0] is worker
+            if self._holds != self._serves and not (is_alike and self._worker.continues_with(arguments)):
                 self.free()
                 self._worker = worker(**arguments)
-            self._serves = (worker, arguments)
+            self._holds = self._serves
         result: str = self._worker.run(json.loads(unit))
         return result
 
     def free(self) -> None:
         """Drop the worker and return its memory."""
-        self._worker = self._serves = None
+        self._worker = self._holds = None
         gc.collect()  # models and open indexes are in reference cycles
         torch = sys.modules.get("torch")
         if torch is not None and torch.cuda.is_initialized():

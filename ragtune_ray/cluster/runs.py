@@ -276,10 +276,17 @@ def living_version(workspace: str, manifest: Mapping[str, Any]) -> str:
     return next(same, name)
 
 
-def rate(staged: staged_queries.StagedQueries, summaries: Sequence[stages.Summary]) -> float:
-    """Queries per second from the start of the first unit to the end of the last, including pauses between resumed runs."""
-    span = max(summary["ended"] for summary in summaries) - min(summary["started"] for summary in summaries)
-    return float(round(staged.num_queries / max(span, 1e-9), 3))
+def rate(staged: staged_queries.StagedQueries, *phases: Sequence[stages.Summary]) -> float:
+    """Queries per second of phases that followed each other, each from the start of its first unit to the end of its last.
+
+    Pauses between resumed runs count, loading the models between two phases does not.
+    """
+    spans = (
+        max(summary["ended"] for summary in phase) - min(summary["started"] for summary in phase)
+        for phase in phases
+        if phase
+    )
+    return float(round(staged.num_queries / max(sum(spans), 1e-9), 3))
 
 
 def run_over_queries(

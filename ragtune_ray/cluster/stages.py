@@ -53,7 +53,7 @@ class UnitWorker:
         return False
 
     def run(self, unit: dict[str, Any]) -> str:
-        """Do a unit; returns the result of `commit_unit` or, if another pool of actors continues with it, the unit as JSON."""
+        """Do a unit; returns the result of `commit_unit`."""
         raise NotImplementedError
 
 
@@ -157,12 +157,12 @@ def run_stage(
     return [finished[number] for number in by_number]
 
 
-def on_actors(*pools: actors.Pool) -> Work:
-    """Run units in pools of actors that stay for the next stage; each pool takes the results of the one before."""
+def on_actors(pool: actors.Pool) -> Work:
+    """Run units in a pool of actors that stay for the next stage."""
 
     def work(name: str, pending: Sequence[dict[str, Any]]) -> Iterator[str]:
         with _root_cause_raised(name):
-            yield from actors.run(pools, [json.dumps(unit) for unit in pending])
+            yield from actors.run(pool, [json.dumps(unit) for unit in pending])
 
     return work
 

@@ -101,9 +101,24 @@ def test_a_shared_text_is_counted_once_for_all_queries() -> None:
         return count_spaced(texts)
 
     shared = passage(1, "shared text")
-    build_prompts(["a", "b"], [[shared], [shared]], system="s", max_tokens=99, count_tokens=count, render=render)
-    assert len(calls) == 2
-    assert calls[0].count("shared text") == 1
+    long = passage(2, "long " * 90)
+    asked, shown = ["a", "b"], [[shared, long], [shared, long]]
+    build_prompts(asked, shown, system="s", max_tokens=99, count_tokens=count, render=render)
+    assert [len(texts) for texts in calls[:2]] == [2, 4], "both prompts, then both without passages and both passages"
+    assert calls[1].count("shared text") == 1
+
+
+def test_prompts_that_fit_are_counted_once() -> None:
+    """The sum of the parts is not asked for, though it would forbid the second passage."""
+    calls = []
+
+    def count(texts: Any) -> list[int]:
+        calls.append(list(texts))
+        return count_spaced(texts)
+
+    shown = [passage(1, "one two"), passage(2, "three")]
+    (prompt,) = build_prompts(["a"], [shown], system="s", max_tokens=11, count_tokens=count, render=render)
+    assert (len(calls), prompt.num_tokens, len(prompt.passages)) == (1, 11, 2)
 
 
 words = st.text(alphabet="ab. \n月。", min_size=1, max_size=300).filter(lambda text: text.strip())

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -46,9 +45,9 @@ class Noting(stages.UnitWorker):
         return json.dumps({"unit": unit["unit"], "files": [], **here})
 
 
-def results(*pools: actors.Pool, num_units: int = 8) -> list[dict[str, Any]]:
+def results(pool: actors.Pool, num_units: int = 8) -> list[dict[str, Any]]:
     units = [json.dumps({"unit": number}) for number in range(num_units)]
-    return sorted(map(json.loads, actors.run(pools, units)), key=lambda found: found["unit"])
+    return sorted(map(json.loads, actors.run(pool, units)), key=lambda found: found["unit"])
 
 
 def processes(found: list[dict[str, Any]]) -> set[int]:
@@ -110,38 +109,6 @@ def test_actors_without_room_delay_nothing() -> None:
     found = results(actors.Pool(Noting, {"name": "six, of which four fit"}, 6, ONE_CORE))
     assert [each["unit"] for each in found] == list(range(8))
     assert len(processes(found)) <= 4
-
-
-class Passing(stages.UnitWorker):
-    """The first of two pools: adds a file per unit; from the sixth on, only after the second pool has taken one."""
-
-    def __init__(self, directory: str) -> None:
-        self._directory = Path(directory)
-
-    def run(self, unit: dict[str, Any]) -> str:
-        """Pass the unit on."""
-        deadline = time.monotonic() + DEADLINE_SECONDS
-        while unit["unit"] >= 5 and not (self._directory / "taken").exists():
-            assert time.monotonic() < deadline, "the second pool does not begin"
-            time.sleep(0.05)
-        return json.dumps({**unit, "passed": True})
-
-
-class Taking(Passing):
-    """The second of two pools."""
-
-    def run(self, unit: dict[str, Any]) -> str:
-        """Note that a unit has come."""
-        (self._directory / "taken").touch()
-        return json.dumps(unit)
-
-
-def test_the_second_pool_works_while_the_first_one_does(tmp_path: Path) -> None:
-    arguments = {"directory": str(tmp_path)}
-    found = results(
-        actors.Pool(Passing, arguments, 1, {"num_cpus": 0}), actors.Pool(Taking, arguments, 2, ONE_CORE), num_units=12
-    )
-    assert found == [{"unit": number, "passed": True} for number in range(12)]
 
 
 class Dying(stages.UnitWorker):

@@ -50,14 +50,19 @@ class Other(Loading):
 def test_an_actor_loads_a_model_once_and_frees_it_before_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Loading, "loaded", [])
     actor = StageActor()
+
+    def run(kind: type, arguments: dict[str, str], unit: int) -> str:
+        actor.serve(kind, arguments)
+        return actor.run(json.dumps({"unit": unit}))
+
     given = [(Loading, "a", "1"), (Loading, "a", "1"), (Loading, "a", "2"), (Loading, "b", "2"), (Other, "b", "2")]
-    said = [actor.run(kind, {"model": model, "job": job}, json.dumps({"unit": 7})) for kind, model, job in given]
+    said = [run(kind, {"model": model, "job": job}, 7) for kind, model, job in given]
     assert said == [f"{kind.__name__} {model} {job} 7" for kind, model, job in given]
     assert Loading.loaded == ["a", "b", "b"]
     assert Loading.alive == 1
     actor.free()
     assert Loading.alive == 0
-    assert actor.run(Other, {"model": "b", "job": "3"}, json.dumps({"unit": 8})) == "Other b 3 8"
+    assert run(Other, {"model": "b", "job": "3"}, 8) == "Other b 3 8"
     assert Loading.loaded == ["a", "b", "b", "b"]
     actor.free()
 
@@ -99,7 +104,7 @@ class Handle:
     """In place of a handle of Ray: a result is the function that returns it or raises."""
 
     def __init__(self, run: Callable[[str], str]) -> None:
-        self.ready = self.run = self
+        self.serve = self.run = self
         self._run = run
 
     def options(self, **_: object) -> "Handle":
@@ -107,8 +112,8 @@ class Handle:
         return self
 
     def remote(self, *arguments: Any) -> Callable[[], Any]:
-        """Start a task: with a unit, or whether the actor is ready."""
-        return lambda: self._run(arguments[-1]) if arguments else None
+        """Start a task: with a unit, or with a class and its arguments to serve."""
+        return lambda: self._run(*arguments) if len(arguments) == 1 else None
 
 
 def work(monkeypatch: pytest.MonkeyPatch, run: Callable[[str], str], num_units: int, num_actors: int = 1) -> list[str]:
@@ -124,7 +129,7 @@ def work(monkeypatch: pytest.MonkeyPatch, run: Callable[[str], str], num_units: 
     monkeypatch.setattr(ray, "wait", lambda busy, **_: (busy[:1], busy[1:]))
     monkeypatch.setattr(ray, "get", lambda result: result())
     pool = actors.Pool(Loading, {}, num_actors, {})
-    return sorted(actors.run([pool], [str(number) for number in range(num_units)]))
+    return sorted(actors.run(pool, [str(number) for number in range(num_units)]))
 
 
 @pytest.mark.parametrize("num_actors", [1, 3])

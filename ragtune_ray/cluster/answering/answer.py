@@ -1,5 +1,6 @@
 """`ragtune answer`: answers many questions in one arm, in parallel: queries -> hits -> answers.parquet.
 
+All hits are found first and committed with their passages (`finding`); then generators read them, a unit of queries at a time.
 A query that cannot be retrieved or answered becomes a row with status `failed` and does not stop the job. If a worker or the
 driver is killed, only its unfinished units are repeated.
 """
@@ -18,8 +19,9 @@ import pyarrow.parquet as pq
 
 from ragtune_ray import RagtuneError, config, progress, schema
 from ragtune_ray.cluster import actors, runs, session, staged_queries, stages
-from ragtune_ray.cluster.answering import rewrite
-from ragtune_ray.cluster.answering.workers import NO_GOLD_PASSAGE, GenerateUnit, RetrieveUnit
+from ragtune_ray.cluster.answering import finding, rewrite
+from ragtune_ray.cluster.answering.passages import Found, Shown
+from ragtune_ray.cluster.answering.workers import NO_GOLD_PASSAGE, GenerateUnit
 from ragtune_ray.models import arms
 from ragtune_ray.storage import artifacts, filesystem
 from ragtune_ray.storage.results import Result
@@ -65,9 +67,10 @@ def answer(settings: config.Config, known: str = "") -> Answers:
                 _take_over(known, directory, staged, settings.answer.unit_queries, index_manifest, generator)
             with run.session(version):
                 searches.write(staged, runs.read_manifest(known).get("rewriting", {}).get("path", "") if known else "")
-                summaries = _answer_units(settings, version, staged, directory, generator, searches)
+                found, searched = _find(settings, version, staged, run.work, directory, searches)
+                summaries = _generate(settings, version, staged, directory, generator, found)
             _refuse_failures(settings, directory, summaries, staged.num_queries)
-            _publish(run, directory, summaries, staged, version, generator, searches)
+            _publish(run, directory, summaries, searched, staged, version, generator, searches)
     return Answers(run.url)
 
 
@@ -97,33 +100,45 @@ def _identity(
     }
 
 
-def _answer_units(
+def _find(
+    settings: config.Config,
+    version: str,
+    staged: staged_queries.StagedQueries,
+    work: str,
+    directory: str,
+    searches: rewrite.Searching,
+) -> tuple[Found | None, list[stages.Summary]]:
+    """Find what the generators show for the queries that are not answered yet; None if the arm shows no passages."""
+    given = settings.answer
+    answered = stages.finished_units(directory)
+    units = staged_queries.units(staged, given.unit_queries)
+    pending = [row for unit in units if unit["unit"] not in answered for row in range(unit["start"], unit["stop"])]
+    if not given.shows_passages:
+        return None, []
+    depth = 0 if given.gold_passage else settings.retrieval.top_k
+    wanted = finding.Wanted(settings, version, depth, searches.url, shown=Shown(gold=given.gold_passage))
+    return finding.find(wanted, staged, work, pending)
+
+
+def _generate(
     settings: config.Config,
     version: str,
     staged: staged_queries.StagedQueries,
     directory: str,
     generator: str,
-    searches: rewrite.Searching,
+    found: Found | None,
 ) -> list[stages.Summary]:
-    """Stream queries -> passages -> answers, so that generators start before retrieval has finished."""
-    shared = {"settings": settings, "version": version, "queries": staged.url}
-    units = staged_queries.units(staged, settings.answer.unit_queries)
-
-    pools = []
-    if settings.answer.shows_passages:
-        # Retrieval takes about 1 % of the time of generation, so the one retriever reserves no core.
-        arguments = {**shared, "depth": settings.retrieval.top_k, "leave_out_own": staged.stand_in_corpus}
-        arguments["searches"] = searches.url
-        pools.append(actors.Pool(RetrieveUnit, arguments, 1, {"num_cpus": 0}))
     # Workers that only send requests to a server reserve no GPU.
     cluster = settings.cluster
     if settings.generator.engine == "openai":
         cluster = cluster.model_copy(update={"gpus_per_worker": 0})
     num_actors = session.workers(cluster.generator_workers, cluster.gpus_per_worker)
-    arguments = {**shared, "directory": directory, "fingerprint": generator}
-    pools.append(actors.Pool(GenerateUnit, arguments, num_actors, session.worker_options(cluster)))
+    arguments = {"settings": settings, "version": version, "queries": staged.url, "directory": directory}
+    arguments |= {"fingerprint": generator, "found": found}
+    pool = actors.Pool(GenerateUnit, arguments, num_actors, session.worker_options(cluster))
+    units = staged_queries.units(staged, settings.answer.unit_queries)
     name = f"answer ({settings.answer.arm})"
-    work = stages.on_actors(*pools)
+    work = stages.on_actors(pool)
     return stages.run_stage(name, directory, units, work, counted="queries", rows_of=runs.num_queries)
 
 
@@ -183,6 +198,12 @@ def _refuse_failures(
     )
 
 
+def _retrieval_seconds(searched: Sequence[stages.Summary], summaries: Sequence[stages.Summary]) -> float:
+    """Time in which workers retrieved, for this run or for the one whose answers were taken over."""
+    taken_over = sum(summary.get("retrieval_seconds", 0.0) for summary in summaries)
+    return float(taken_over + sum(summary["ended"] - summary["started"] for summary in searched))
+
+
 def _busy_seconds(summary: stages.Summary) -> float:
     """Time in which a worker generated the unit's answers; recorded separately if they come from another run."""
     return float(summary.get("busy_seconds", summary["ended"] - summary["started"]))
@@ -192,6 +213,7 @@ def _publish(
     run: runs.Run,
     directory: str,
     summaries: Sequence[stages.Summary],
+    searched: Sequence[stages.Summary],
     staged: staged_queries.StagedQueries,
     version: str,
     generator: str,
@@ -217,9 +239,9 @@ def _publish(
         "num_answers": num_answers,
         "statuses": dict(sorted(statuses.items())),
         "num_cut": num_cut,
-        "queries_per_second": runs.rate(staged, summaries),
+        "queries_per_second": runs.rate(staged, searched, summaries),
         "busy_seconds": {
-            "retrieval": round(sum(summary["retrieval_seconds"] for summary in summaries), 3),
+            "retrieval": round(_retrieval_seconds(searched, summaries), 3),
             "generation": round(sum(map(_busy_seconds, summaries)), 3),
         },
         "arm": run.settings.answer.arm,

@@ -18,15 +18,11 @@ import pyarrow.parquet as pq
 
 from ragtune_ray import config, progress, schema
 from ragtune_ray.cluster import runs, staged_queries, stages
-from ragtune_ray.cluster.answering import rewrite, sharded
-from ragtune_ray.cluster.answering.workers import RetrieveUnit
+from ragtune_ray.cluster.answering import finding, rewrite
 from ragtune_ray.evaluation import intervals
-from ragtune_ray.index import snapshot, versions
-from ragtune_ray.index.retriever import OWN_PASSAGES
 from ragtune_ray.storage import artifacts, filesystem
 from ragtune_ray.storage.results import Result
 
-RETRIEVE_UNIT_QUERIES = 512
 DEEPER = 4
 """Factor by which a search goes deeper if its hits are from too few documents for the metrics."""
 MOST_HITS = 1000
@@ -68,14 +64,14 @@ def retrieve(settings: config.Config) -> Hits:
 def _retrieve(run: runs.Run, version: str, staged: staged_queries.StagedQueries, searches: rewrite.Searching) -> None:
     settings = run.settings
     depth = least = max(settings.retrieval.top_k, settings.evaluate.depth)
-    opened = versions.read_version(settings.workspace, version)
-    shards = snapshot.shards(settings.workspace, opened, settings.cluster.shard_bytes)
     with run.session(version):
         searches.write(staged)
         while True:
             # If documents are long, many hits may be passages of one document, which counts once.
             directory = filesystem.join(run.work, "hits" if depth == least else f"hits-{depth}")
-            summaries, timed = _search(run, version, staged, shards, depth, directory, searches.url)
+            wanted = finding.Wanted(settings, version, depth, searches.url, settings.evaluate.cutoffs)
+            work = filesystem.join(run.work, f"depth-{depth}")
+            summaries, timed = finding.find_hits(wanted, staged, directory, work)
             short = sum(summary.get("short", 0) for summary in summaries)
             if not short or depth >= MOST_HITS:
                 break
@@ -85,45 +81,8 @@ def _retrieve(run: runs.Run, version: str, staged: staged_queries.StagedQueries,
                 f"{max(settings.evaluate.cutoffs)}; searching {depth} hits deep"
             )
     facts = runs.index_facts(settings, version, staged)
-    facts |= {"queries_per_second": runs.rate(staged, timed), "num_shards": max(1, len(shards)), **searches.facts()}
+    facts |= {"queries_per_second": runs.rate(staged, timed), "num_shards": len(wanted.shards()), **searches.facts()}
     _publish(run, directory, summaries, staged, facts)
-
-
-def _search(
-    run: runs.Run,
-    version: str,
-    staged: staged_queries.StagedQueries,
-    shards: Sequence[Sequence[int]],
-    depth: int,
-    directory: str,
-    searches: str,
-) -> tuple[list[stages.Summary], list[stages.Summary]]:
-    """Find `depth` hits per query; returns the summaries of the units in `directory`, and those of all units that ran."""
-    settings = run.settings
-    units = staged_queries.units(staged, RETRIEVE_UNIT_QUERIES)
-    if len(shards) > 1:
-        places = tuple(map(tuple, shards))
-        own_passages = OWN_PASSAGES if staged.stand_in_corpus else 0
-        work = filesystem.join(run.work, f"depth-{depth}")
-        follows = settings.retrieval.rewrite == "last_turns" and staged.num_follow_ups > 0
-        job = sharded.Job(
-            settings,
-            version,
-            staged.url,
-            len(units),
-            depth,
-            places,
-            work,
-            directory,
-            own_passages,
-            searches,
-            fuses=bool(searches) or follows,
-        )
-        return sharded.scatter_gather(job, units)
-    shared = {"settings": settings, "version": version, "queries": staged.url, "leave_out_own": staged.stand_in_corpus}
-    arguments = {**shared, "depth": depth, "directory": directory, "searches": searches}
-    found = runs.run_over_queries("retrieve", directory, units, RetrieveUnit, arguments, settings.cluster)
-    return found, found
 
 
 def _publish(

@@ -67,6 +67,8 @@ class Job:
     """The texts that a generator wrote for the searches; see `workers.read_searches`."""
     fuses: bool = False
     """Whether a query may be searched with several texts, whose hits are fused."""
+    cutoffs: tuple[int, ...] = ()
+    """The k of the metrics of the hits; empty: they are not scored."""
 
     def stage(self, name: str) -> str:
         """Directory of a stage. All but `encode` depend on the division into shards."""
@@ -198,11 +200,11 @@ class EncodeUnit(stages.UnitWorker):
         return [(batch, vector, row) for vector, row in zip(embedded, tokens, strict=True)]
 
 
-class _OneShard:
-    """Opens shards, at most one at a time."""
+class OneShard:
+    """Opens shards of an index version, at most one at a time."""
 
-    def __init__(self, job: Job) -> None:
-        self._job = job
+    def __init__(self, workspace: str, version: str, shards: Sequence[Sequence[int]]) -> None:
+        self._workspace, self._version, self._shards = workspace, version, shards
         self._number = -1
         self._opened: snapshot.Index | None = None
 
@@ -211,10 +213,8 @@ class _OneShard:
         if self._opened is None or number != self._number:
             self._opened = None
             gc.collect()  # an open index is in a reference cycle (its filter cache)
-            job = self._job
-            self._opened = snapshot.open_index(
-                job.settings.workspace, job.version, shard=job.shards[number], statistics=statistics
-            )
+            shard = self._shards[number]
+            self._opened = snapshot.open_index(self._workspace, self._version, shard=shard, statistics=statistics)
             self._number = number
         return self._opened
 
@@ -225,7 +225,7 @@ class CountUnit(stages.UnitWorker):
     def __init__(self, job: Job) -> None:
         session.use_one_thread()
         self._job = job
-        self._shard = _OneShard(job)
+        self._shard = OneShard(job.settings.workspace, job.version, job.shards)
 
     @functools.cached_property
     def _tokens(self) -> set[str]:
@@ -258,7 +258,7 @@ class SearchUnit(stages.UnitWorker):
     def __init__(self, job: Job) -> None:
         session.use_one_thread()
         self._job = job
-        self._shard = _OneShard(job)
+        self._shard = OneShard(job.settings.workspace, job.version, job.shards)
         self._visible = retriever.visible(job.settings)
         entries = versions.read_version(job.settings.workspace, job.version).entries
         first = np.cumsum([0, *(entry.num_passages for entry in entries)])
@@ -341,13 +341,12 @@ class MergeUnit(stages.UnitWorker):
             results = row_by_row_if_needed(numbers, hits)
             for number, result in zip(numbers, results, strict=True):
                 found[number] = result
-        cutoffs = self._job.settings.evaluate.cutoffs
         return commit_hits(
             self._job.hits,
             unit["unit"],
             rows,
             [self._fused(each) for each in searching.grouped(found, asked)],
-            cutoffs,
+            self._job.cutoffs,
             started,
             depth=self._job.top_k,
             num_documents=self._num_documents,

@@ -7,22 +7,20 @@ its rows are processed one by one to find the row at fault.
 from __future__ import annotations
 
 import dataclasses
-import json
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ragtune_ray import config, schema
 from ragtune_ray.answering import rewriting, searching
 from ragtune_ray.answering.pipeline import Task, answer_tasks, failed_answer
-from ragtune_ray.answering.searching import Shown
 from ragtune_ray.cluster import session, staged_queries, stages
+from ragtune_ray.cluster.answering import passages
 from ragtune_ray.evaluation import scoring
 from ragtune_ray.ingest.splits import positives
 from ragtune_ray.storage import filesystem
@@ -39,10 +37,7 @@ Found = TypeVar("Found")
 
 
 class RetrieveUnit(stages.UnitWorker):
-    """A retriever. With a `directory` it commits hits there; otherwise it passes passages on to the generators.
-
-    With `answer.gold_passage` it passes on the passage that contains the answer, without retrieving.
-    """
+    """A retriever, which commits the hits of its queries and, if `shown` is given, the passages that a job reads."""
 
     def __init__(
         self,
@@ -50,35 +45,32 @@ class RetrieveUnit(stages.UnitWorker):
         version: str,
         queries: str,
         depth: int,
-        directory: str | None = None,
+        directory: str,
         *,
         leave_out_own: bool = False,
         searches: str = "",
+        cutoffs: Sequence[int] = (),
+        shown: passages.Shown | None = None,
     ) -> None:
         from ragtune_ray.index.retriever import open_retriever
 
         session.use_one_thread()
         self._retriever = open_retriever(settings, version)
-        self._cutoffs = settings.evaluate.cutoffs
         self._queries, self._depth, self._directory = queries, depth, directory
-        self._gold_passage = settings.answer.gold_passage
-        self._leave_out_own = leave_out_own
+        self._leave_out_own, self._cutoffs, self._shown = leave_out_own, cutoffs, shown
         self._retrieval, self._searches = settings.retrieval, searches
 
     def run(self, unit: dict[str, Any]) -> str:
         """Retrieve for a unit of queries."""
-        if self._directory is not None:
-            return self._commit(unit, self._directory)
-        started = time.monotonic()
-        retrieved = self._passages(unit)
-        return json.dumps({**unit, "retrieved": retrieved, "retrieval_seconds": round(time.monotonic() - started, 4)})
-
-    def _commit(self, unit: dict[str, Any], directory: str) -> str:
         started = time.time()
         rows, asked = read_searches(self._queries, self._searches, self._retrieval, unit)
         found = row_by_row_if_needed(list(zip(rows, asked, strict=True)), self._hits)
+        table = None
+        if self._shown is not None:
+            names = [hit.passage_id for hits in found if not isinstance(hits, str) for hit in hits]
+            table = passages.passages_of(self._retriever.index, names, rows, self._shown)
         return commit_hits(
-            directory,
+            self._directory,
             unit["unit"],
             rows,
             found,
@@ -86,6 +78,7 @@ class RetrieveUnit(stages.UnitWorker):
             started,
             depth=self._depth,
             num_documents=self._retriever.index.manifest["num_documents"] - self._leave_out_own,
+            passages_table=table,
         )
 
     def _hits(self, asked: Sequence[_Asked]) -> list[list[schema.Hit]]:
@@ -94,33 +87,6 @@ class RetrieveUnit(stages.UnitWorker):
         return searching.search_hits(
             self._retriever, names, texts, self._retrieval, self._depth, leave_out_own=left_out
         )
-
-    def _found(self, asked: Sequence[_Asked]) -> list[Shown]:
-        own = [row.query_id for row, _ in asked] if self._leave_out_own else None
-        texts = [each for _, each in asked]
-        return searching.search_passages(self._retriever, texts, self._retrieval, self._depth, own)
-
-    def _gold(self, asked: Sequence[_Asked]) -> list[Shown]:
-        owned = self._retriever.index.of_documents([positives(row) for row, _ in asked])
-        return [self._gold_of(row, ordinals) for (row, _), ordinals in zip(asked, owned, strict=True)]
-
-    def _gold_of(self, row: schema.Query, ordinals: np.ndarray) -> Shown:
-        passage = positive_passage(row, Candidates(tuple(self._retriever.index.take(ordinals.tolist())), (), ()))
-        if passage is None or not row.answers:
-            raise ValueError(f"query {row.query_id!r} {NO_GOLD_PASSAGE}")
-        return [passage], [1.0]
-
-    def _passages(self, unit: dict[str, Any]) -> list[dict[str, Any]]:
-        """Per query: its passages, their scores, and the error if retrieval failed."""
-        rows, asked = read_searches(self._queries, self._searches, self._retrieval, unit)
-        pairs = list(zip(rows, asked, strict=True))
-        found = row_by_row_if_needed(pairs, self._gold if self._gold_passage else self._found)
-        return [
-            {"passages": [], "scores": [], "error": result}
-            if isinstance(result, str)
-            else {"passages": [dataclasses.asdict(passage) for passage in result[0]], "scores": result[1], "error": ""}
-            for result in found
-        ]
 
 
 def read_searches(
@@ -147,6 +113,7 @@ def commit_hits(
     *,
     depth: int,
     num_documents: int,
+    passages_table: pa.Table | None = None,
 ) -> str:
     """Commit a unit of retrieval: `hits.parquet`, `scores.parquet` of queries with qrels, rejects in the summary.
 
@@ -158,10 +125,11 @@ def commit_hits(
         number: of the unit.
         rows: the queries of the unit.
         found: per query, its hits or the reason why retrieval failed.
-        cutoffs: the k of the metrics.
+        cutoffs: the k of the metrics; empty: hits are not scored.
         started: Unix time when the unit began.
         depth: hits that were searched for.
         num_documents: documents that can be found.
+        passages_table: committed as `passages.parquet`, if given.
     """
     hits = [hit for row in found if not isinstance(row, str) for hit in row]
     rejects = [
@@ -169,13 +137,16 @@ def commit_hits(
         for row, result in zip(rows, found, strict=True)
         if isinstance(result, str)
     ]
-    judged = [row for row in rows if positives(row)]
+    judged = [row for row in rows if positives(row)] if cutoffs else []
     scores = scoring.score_retrieval(judged, hits, cutoffs) if judged else {}
     table = pa.Table.from_pylist([{"query_id": query_id, **values} for query_id, values in scores.items()])
     with tempfile.TemporaryDirectory(prefix="ragtune-retrieve-") as temporary:
         paths = {name: Path(temporary) / name for name in ("hits.parquet", "scores.parquet")}
         pq.write_table(schema.to_table(hits, schema.Hit), paths["hits.parquet"], write_page_checksum=True)
         pq.write_table(table, paths["scores.parquet"], write_page_checksum=True)
+        if passages_table is not None:
+            paths["passages.parquet"] = Path(temporary) / "passages.parquet"
+            pq.write_table(passages_table, paths["passages.parquet"], write_page_checksum=True)
         return stages.commit_unit(
             directory,
             number,
@@ -186,7 +157,7 @@ def commit_hits(
                 and len(result) == depth
                 and len({hit.document_id for hit in result}) < min(max(cutoffs), num_documents)
                 for row, result in zip(rows, found, strict=True)
-                if positives(row)
+                if cutoffs and positives(row)
             ),
             started=started,
             ended=time.time(),
@@ -207,13 +178,22 @@ def row_by_row_if_needed(rows: Sequence[Row], work: Callable[[Sequence[Row]], li
 class GenerateUnit(stages.UnitWorker):
     """A generator that answers one unit of queries at a time."""
 
-    def __init__(self, settings: config.Config, version: str, queries: str, directory: str, fingerprint: str) -> None:
+    def __init__(
+        self,
+        settings: config.Config,
+        version: str,
+        queries: str,
+        directory: str,
+        fingerprint: str,
+        found: passages.Found | None = None,
+    ) -> None:
         from ragtune_ray.generation.generator import open_generator
 
         session.use_one_thread()
         self._generator, _ = open_generator(settings)
         self._settings, self._version, self._queries = settings, version, queries
         self._directory, self._fingerprint = directory, fingerprint
+        self._reader = passages.Reader(found) if found else None
 
     def continues_with(self, arguments: dict[str, Any]) -> bool:
         """Take over other arguments, if their generator is the same."""
@@ -222,6 +202,8 @@ class GenerateUnit(stages.UnitWorker):
             return False
         self._settings, self._version, self._queries = given, arguments["version"], arguments["queries"]
         self._directory = arguments["directory"]
+        found = arguments.get("found")
+        self._reader = passages.Reader(found) if found else None
         return True
 
     def run(self, unit: dict[str, Any]) -> str:
@@ -242,25 +224,25 @@ class GenerateUnit(stages.UnitWorker):
                 {"parquet": path},
                 failed=len(errors),
                 errors=errors[:3],
-                retrieval_seconds=unit.get("retrieval_seconds", 0.0),
                 started=started,
                 ended=time.time(),
             )
 
     def _tasks(self, unit: dict[str, Any]) -> list[Task]:
         rows = staged_queries.read_queries(self._queries, unit["start"], unit["stop"])
-        if "retrieved" not in unit:
+        if self._reader is None:
             return [Task(row) for row in rows]
-        return [
-            Task(
-                row,
-                tuple(schema.Passage(**passage) for passage in found["passages"]),
-                tuple(found["scores"]),
-                self._version,
-                found["error"],
-            )
-            for row, found in zip(rows, unit["retrieved"], strict=True)
-        ]
+        found = self._reader.of(rows, unit["start"])
+        return [self._task(row, each) for row, each in zip(rows, found, strict=True)]
+
+    def _task(self, row: schema.Query, found: passages.OfQuery) -> Task:
+        """The query with its hits or, with `answer.gold_passage`, the passage that contains its answer."""
+        if not self._settings.answer.gold_passage:
+            return Task(row, found.retrieved, found.scores, self._version, found.error)
+        gold = positive_passage(row, Candidates(found.gold, (), ()))
+        if gold is None or not row.answers:
+            return Task(row, (), (), self._version, f"query {row.query_id!r} {NO_GOLD_PASSAGE}")
+        return Task(row, (gold,), (1.0,), self._version)
 
     def _answers(self, tasks: Sequence[Task]) -> list[schema.Answer]:
         return answer_tasks(tasks, self._generator, self._settings, self._fingerprint)

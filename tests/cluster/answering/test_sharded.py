@@ -16,7 +16,7 @@ import pytest
 
 from ragtune_ray import config, schema
 from ragtune_ray.cluster import runs, session, staged_queries
-from ragtune_ray.cluster.answering import retrieve as retrieve_module
+from ragtune_ray.cluster.answering import finding
 from ragtune_ray.cluster.answering.retrieve import retrieve
 from ragtune_ray.cluster.answering.sharded import CountUnit, EncodeUnit, Job, MergeUnit, SearchUnit
 from ragtune_ray.cluster.answering.workers import RetrieveUnit
@@ -79,7 +79,7 @@ def settings_of(
 
 @pytest.fixture(autouse=True)
 def small_units(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retrieve_module, "RETRIEVE_UNIT_QUERIES", 16)
+    monkeypatch.setattr(finding, "UNIT_QUERIES", 16)
 
 
 def run(settings: config.Config) -> dict[str, object]:
