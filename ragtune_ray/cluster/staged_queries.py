@@ -22,6 +22,8 @@ from ragtune_ray.ingest import inputs, queries, splits
 from ragtune_ray.storage import artifacts, checksums, filesystem
 
 ROWS_AT_ONCE = 8192
+ROWS_PER_GROUP = 512
+"""A worker reads a whole group of the staged rows for each of its units."""
 Row: TypeAlias = schema.Query | schema.Reject
 Item = TypeVar("Item")
 
@@ -48,28 +50,35 @@ def staged_queries(settings: config.Config) -> Iterator[StagedQueries]:
     if not settings.queries.path:
         raise config.ConfigError("queries.path is empty; name a file of queries")
     rejects: list[schema.Reject] = []
+    with staged_rows(settings.workspace, _selected(settings, rejects)) as staged:
+        if not staged.num_queries:
+            first = f"; the first reject: {rejects[0].place}: {rejects[0].reason}" if rejects else ""
+            raise inputs.InputError(f"{settings.queries.path}: contains no usable query{first}")
+        if rejects:
+            progress.say(f"queries: {len(rejects):,} rejected; the first: {rejects[0].place}: {rejects[0].reason}")
+        own = queries.may_stand_in_corpus(settings.queries)
+        yield dataclasses.replace(staged, rejects=tuple(rejects), stand_in_corpus=own)
+
+
+@contextlib.contextmanager
+def staged_rows(workspace: str, given: Iterable[schema.Query]) -> Iterator[StagedQueries]:
+    """Write queries to the workspace for the duration of the block."""
     fingerprint = hashlib.sha256()
     num_queries = num_follow_ups = 0
     with tempfile.TemporaryDirectory(prefix="ragtune-queries-") as temporary:
         local = Path(temporary) / "queries.parquet"
         with pq.ParquetWriter(local, schema.arrow_schema(schema.Query), write_page_checksum=True) as writer:
-            for rows in _batched(_selected(settings, rejects)):
+            for rows in _batched(given):
                 num_queries += len(rows)
                 num_follow_ups += sum(bool(row.history) for row in rows)
                 for row in rows:
                     fingerprint.update(json.dumps(row.identity(), ensure_ascii=False).encode() + b"\n")
-                writer.write_table(schema.to_table(rows, schema.Query))
-        if not num_queries:
-            first = f"; the first reject: {rejects[0].place}: {rejects[0].reason}" if rejects else ""
-            raise inputs.InputError(f"{settings.queries.path}: contains no usable query{first}")
+                writer.write_table(schema.to_table(rows, schema.Query), row_group_size=ROWS_PER_GROUP)
         name = fingerprint.hexdigest()[:16]
-        url = filesystem.join(settings.workspace, "runs", ".work", f"queries-{name}-{uuid.uuid4().hex[:8]}.parquet")
+        url = filesystem.join(workspace, "runs", ".work", f"queries-{name}-{uuid.uuid4().hex[:8]}.parquet")
         filesystem.commit_file(local, url)
-    if rejects:
-        progress.say(f"queries: {len(rejects):,} rejected; the first: {rejects[0].place}: {rejects[0].reason}")
     try:
-        own = queries.may_stand_in_corpus(settings.queries)
-        yield StagedQueries(url, name, num_queries, tuple(rejects), own, num_follow_ups)
+        yield StagedQueries(url, name, num_queries, (), num_follow_ups=num_follow_ups)
     finally:
         filesystem.remove(url)
 

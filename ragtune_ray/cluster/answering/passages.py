@@ -122,6 +122,14 @@ class Reader:
         """What was found for consecutive queries, the first of which is in row `start` of all."""
         return [self.read(row // self._found.unit_queries).of(query) for row, query in enumerate(queries, start)]
 
+    def vectors(self, start: int, stop: int) -> Mapping[str, np.ndarray]:
+        """The stored vector of each passage that was found for rows `start` to `stop` (excluded) of the queries."""
+        size = self._found.unit_queries
+        found: dict[str, np.ndarray] = {}
+        for unit in range(start // size, (stop - 1) // size + 1):
+            found.update(self.read(unit).vectors)
+        return found
+
 
 def _read_unit(found: Found, unit: int) -> OfUnit:
     hits: dict[str, list[tuple[str, float]]] = {}

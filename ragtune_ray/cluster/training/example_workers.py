@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -17,15 +17,14 @@ import pyarrow.parquet as pq
 
 from ragtune_ray import config, schema
 from ragtune_ray.answering import searching
-from ragtune_ray.cluster import session, stages
+from ragtune_ray.cluster import session, staged_queries, stages
+from ragtune_ray.cluster.answering import passages
 from ragtune_ray.cluster.answering.workers import read_searches
-from ragtune_ray.index import segments
-from ragtune_ray.ingest import splits
+from ragtune_ray.index import versions
 from ragtune_ray.models import loading, weights
 from ragtune_ray.training import examples, teaching
 
 if TYPE_CHECKING:
-    from ragtune_ray.index.retriever import Retriever
     from ragtune_ray.models.encoder import Encoder
 
 
@@ -38,8 +37,16 @@ def searched_with(settings: config.Config) -> config.Config:
     return settings.with_values({"retrieval.reranker": ""}) if settings.training.objective == "reranker" else settings
 
 
+class Near(NamedTuple):
+    """The neighbors of positive passages: hits for the texts of these passages."""
+
+    queries: str
+    """URL of the staged texts; their ids are those of the passages."""
+    found: passages.Found
+
+
 class PrepareUnit(stages.UnitWorker):
-    """Makes examples; it loads only the models that the objective needs."""
+    """Makes examples from what was found for the queries; it loads only the models that the objective needs."""
 
     def __init__(
         self,
@@ -48,19 +55,19 @@ class PrepareUnit(stages.UnitWorker):
         staged: str,
         split: str,
         directory: str,
-        leave_out_own: bool = False,
         searches: str = "",
+        found: passages.Found | None = None,
+        near: Near | None = None,
     ) -> None:
-        from ragtune_ray.index.retriever import open_retriever
-
         session.use_one_thread()
         self._settings, self._staged, self._split, self._directory = settings, staged, split, directory
-        self._leave_out_own, self._searches = leave_out_own, searches
+        self._searches = searches
         self._asked: dict[str, searching.Texts] = {}
         """Query id -> the texts with which the index is searched, for the unit in work."""
         self._sft = settings.training.objective == "sft"
-        self._retriever = open_retriever(searched_with(settings), version) if version and split != "replay" else None
-        self._encoder = _encoder(settings, self._retriever) if self._retriever and not self._sft else None
+        self._reader = passages.Reader(found) if found else None
+        self._near, self._near_reader = near, passages.Reader(near.found) if near else None
+        self._encoder = _encoder(settings, version) if found and not self._sft else None
         self._count_tokens = _token_counter(settings)
         self._chat = _chat(settings) if settings.training.trains_generator else None
         self._reranker = _teaching_reranker(settings)
@@ -71,26 +78,43 @@ class PrepareUnit(stages.UnitWorker):
         """Make the examples of a unit of queries."""
         rows, asked = read_searches(self._staged, self._searches, self._settings.retrieval, unit)
         self._asked = {row.query_id: texts for row, texts in zip(rows, asked, strict=True)}
-        made, judgements = self._examples(rows)
+        failed: list[schema.Reject] = []
+        found: list[examples.Candidates] = []
+        vectors: Mapping[str, np.ndarray] = {}
+        if self._reader is not None:
+            all_found = list(zip(rows, self._reader.of(rows, unit["start"]), strict=True))
+            failed = [schema.Reject(row.query_id, each.error, "row") for row, each in all_found if each.error]
+            rows = [row for row, each in all_found if not each.error]
+            vectors = self._reader.vectors(unit["start"], unit["stop"])
+            found = self._candidates(rows, [each for _, each in all_found if not each.error], vectors)
+            if self._near is not None:
+                found = self._with_neighbors(rows, found, *unit["near"])
+        made, judgements = self._examples(rows, found)
         kept = [item for item in made if not isinstance(item, schema.Reject)]
-        rejects = [dataclasses.asdict(item) for item in made if isinstance(item, schema.Reject)]
+        rejects = [dataclasses.asdict(item) for item in [*failed, *made] if isinstance(item, schema.Reject)]
         with tempfile.TemporaryDirectory(prefix="ragtune-examples-") as temporary:
             files = {"examples.parquet": Path(temporary) / "examples.parquet"}
             table = schema.to_table(kept, examples.example_type(self._settings.training))
             pq.write_table(table, files["examples.parquet"], write_page_checksum=True)
             if self._settings.training.keeps_index:
                 files["pool.parquet"] = Path(temporary) / "pool.parquet"
-                pq.write_table(self._pool(kept), files["pool.parquet"], write_page_checksum=True)
+                pq.write_table(_pool(kept, vectors), files["pool.parquet"], write_page_checksum=True)
             judged = [dataclasses.asdict(each) for each in judgements]
             return stages.commit_unit(
                 self._directory, unit["unit"], files, num_examples=len(kept), rejects=rejects, judgements=judged
             )
 
-    def _examples(self, rows: Sequence[schema.Query]) -> tuple[list[Any], list[teaching.Judgement]]:
+    def _examples(
+        self, rows: Sequence[schema.Query], found: Sequence[examples.Candidates]
+    ) -> tuple[list[Any], list[teaching.Judgement]]:
         """Per row, an example or a reject; and the generator's judgements if it is the teacher."""
         if self._generator is not None:
-            return self._taught(rows, self._candidates(rows), self._generator)
-        return self._plain_examples(rows), []
+            return self._taught(rows, found, self._generator)
+        if self._reader is None:
+            assert self._chat is not None
+            kind: schema.ExampleKind = "replay" if self._split == "replay" else "question_only"
+            return [examples.generator_example(row, None, self._chat, self._settings, kind) for row in rows], []
+        return [self._plain_example(row, candidates) for row, candidates in zip(rows, found, strict=True)], []
 
     def _taught(
         self, rows: Sequence[schema.Query], found: Sequence[examples.Candidates], generator: Any
@@ -119,17 +143,6 @@ class PrepareUnit(stages.UnitWorker):
             judgements.append(judgement)
         return made, judgements
 
-    def _plain_examples(self, rows: Sequence[schema.Query]) -> list[Any]:
-        settings, chat = self._settings, self._chat
-        if self._retriever is None:
-            assert chat is not None
-            kind: schema.ExampleKind = "replay" if self._split == "replay" else "question_only"
-            return [examples.generator_example(row, None, chat, settings, kind) for row in rows]
-        found = self._candidates(rows)
-        if settings.training.distractors == "passage" and self._sft:
-            found = self._with_neighbors(rows, found)
-        return [self._plain_example(row, candidates) for row, candidates in zip(rows, found, strict=True)]
-
     def _as_searched(self, row: schema.Query) -> schema.Query:
         """The query with the text that encoder and reranker see when the index is searched."""
         return dataclasses.replace(row, text=self._texts(row)[0])
@@ -150,84 +163,77 @@ class PrepareUnit(stages.UnitWorker):
         example = examples.joint_example(row, teaching.choose_candidates(row, candidates, count), chat, settings)
         return example if isinstance(example, schema.Reject) else dataclasses.replace(example, query=searched.text)
 
-    def _depth(self) -> int:
-        """Number of hits to choose passages from: more than needed, because some answer the query and cannot distract."""
-        training = self._settings.training
-        if training.objective == "reranker" and self._split == "validation":
-            return VALIDATION_HITS
-        return 4 * (training.passages or self._settings.retrieval.top_k) if self._sft else training.negative_depth
-
-    def _candidates(self, rows: Sequence[schema.Query]) -> list[examples.Candidates]:
+    def _candidates(
+        self, rows: Sequence[schema.Query], found: Sequence[passages.OfQuery], vectors: Mapping[str, np.ndarray]
+    ) -> list[examples.Candidates]:
         from ragtune_ray.index.retriever import encode_queries
 
-        assert self._retriever is not None
-        asked = [self._texts(row) for row in rows]
-        own = [row.query_id for row in rows] if self._leave_out_own else None
-        found = searching.search_ordinals(self._retriever, asked, self._settings.retrieval, self._depth(), own)
-        gold = self._retriever.index.of_documents([splits.positives(row) for row in rows])
-        embedded = encode_queries(self._encoder, [texts[0] for texts in asked]) if self._encoder else None
-        candidates = []
-        for number in range(len(rows)):
-            hits, scores = np.array(found[number][0], dtype=np.int64), found[number][1]
-            cosines: list[tuple[float, ...]] = [(), ()]
-            if embedded is not None:
-                vectors = (self._retriever.index.vectors.take(places) for places in (gold[number], hits))
-                cosines = [tuple((each @ embedded[number]).tolist()) for each in vectors]
-            gold_passages, retrieved = (
-                tuple(self._retriever.index.take(places.tolist())) for places in (gold[number], hits)
+        if self._encoder is None or not rows:
+            return [examples.Candidates(each.gold, each.retrieved, each.scores) for each in found]
+        embedded = encode_queries(self._encoder, [self._texts(row)[0] for row in rows])
+
+        def cosines(near: Sequence[schema.Passage], query: np.ndarray) -> tuple[float, ...]:
+            return tuple((np.array([vectors[each.passage_id] for each in near]) @ query).tolist()) if near else ()
+
+        return [
+            examples.Candidates(
+                each.gold,
+                each.retrieved,
+                each.scores,
+                gold_cosines=cosines(each.gold, query),
+                retrieved_cosines=cosines(each.retrieved, query),
             )
-            candidates.append(
-                examples.Candidates(
-                    gold_passages, retrieved, tuple(scores), gold_cosines=cosines[0], retrieved_cosines=cosines[1]
-                )
-            )
-        return candidates
+            for each, query in zip(found, embedded, strict=True)
+        ]
 
     def _with_neighbors(
-        self, rows: Sequence[schema.Query], found: Sequence[examples.Candidates]
+        self, rows: Sequence[schema.Query], found: Sequence[examples.Candidates], start: int, stop: int
     ) -> list[examples.Candidates]:
-        """Add the neighbors of each query's positive passage, retrieved once per distinct passage."""
-        assert self._retriever is not None
+        """Add the neighbors of each query's positive passage, which are in rows `start` to `stop` of `near`."""
+        assert self._near is not None
+        assert self._near_reader is not None
+        asked = staged_queries.read_queries(self._near.queries, start, stop)
+        near: dict[str, tuple[schema.Passage, ...]] = {}
+        for query, each in zip(asked, self._near_reader.of(asked, start), strict=True):
+            if each.error:
+                raise ValueError(f"the neighbors of passage {query.query_id} were not found: {each.error}")
+            near[query.query_id] = tuple(passage for passage in each.retrieved if passage.passage_id != query.query_id)
         golds = [examples.positive_passage(row, candidates) for row, candidates in zip(rows, found, strict=True)]
-        texts = {gold.passage_id: gold.text for gold in golds if gold is not None}
-        hits = self._retriever.retrieve_passages(list(texts.values()), self._depth())
-        near = {
-            name: tuple(passage for passage in passages if passage.passage_id != name)
-            for name, (passages, _) in zip(texts, hits, strict=True)
-        }
         return [
             dataclasses.replace(candidates, neighbors=near[gold.passage_id]) if gold else candidates
             for candidates, gold in zip(found, golds, strict=True)
         ]
 
-    def _pool(self, made: Sequence[schema.RetrieverExample | schema.JointExample]) -> pa.Table:
-        """The passage_id and stored vector of each distinct passage of the examples."""
-        assert self._retriever is not None
-        names = list(dict.fromkeys(name for example in made for name in example.passage_ids))
-        documents = [[schema.document_id_of(name)] for name in names]
-        index = self._retriever.index
-        ordinals = np.unique(np.concatenate([np.empty(0, np.int64), *index.of_documents(documents)]))
-        found = segments.take_rows(index.passages.select(["passage_id"]), ordinals)["passage_id"].to_pylist()
-        shown = set(names)
-        kept = np.array([name in shown for name in found], dtype=bool)
-        return pool_table([name for name in found if name in shown], index.vectors.take(ordinals[kept]))
+
+def depth_of(settings: config.Config, split: str) -> int:
+    """Number of hits to choose passages from: more than needed, because some answer the query and cannot distract."""
+    training = settings.training
+    if training.objective == "reranker" and split == "validation":
+        return VALIDATION_HITS
+    sft = training.objective == "sft"
+    return 4 * (training.passages or settings.retrieval.top_k) if sft else training.negative_depth
+
+
+def _pool(made: Sequence[schema.RetrieverExample | schema.JointExample], vectors: Mapping[str, np.ndarray]) -> pa.Table:
+    """The passage_id and stored vector of each distinct passage of the examples, in the order of the index."""
+    shown = {name for example in made for name in example.passage_ids}
+    names = [name for name in vectors if name in shown]
+    dimension = len(next(iter(vectors.values()), ()))
+    return pool_table(names, np.array([vectors[name] for name in names], np.float32).reshape(len(names), dimension))
 
 
 def pool_table(names: Sequence[str], vectors: np.ndarray) -> pa.Table:
     """A table of passage ids and their vectors (num_passages, dimension)."""
-    rows = pa.FixedSizeListArray.from_arrays(pa.array(vectors.astype(np.float32).ravel()), vectors.shape[1])
-    return pa.table({"passage_id": pa.array(names, pa.string()), "vector": rows})
+    return pa.table({"passage_id": pa.array(names, pa.string()), "vector": passages.vector_column(vectors)})
 
 
-def _encoder(settings: config.Config, retriever: Retriever) -> Encoder:
-    """The encoder that matches the stored vectors: the retriever's, or loaded here if retrieval is lexical."""
+def _encoder(settings: config.Config, version: str) -> Encoder:
+    """The encoder that matches the stored vectors."""
     from ragtune_ray.index.retriever import check_encoder
     from ragtune_ray.models.encoder import load_encoder
 
-    if retriever.encoder is not None:
-        return retriever.encoder
     encoder = load_encoder(settings.encoder)
-    check_encoder(encoder, retriever.index.version, retriever.index.manifest)
+    check_encoder(encoder, version, versions.read_version(settings.workspace, version).manifest)
     return encoder
 
 

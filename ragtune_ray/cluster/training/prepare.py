@@ -16,8 +16,9 @@ import pyarrow.parquet as pq
 
 from ragtune_ray import config, progress, schema
 from ragtune_ray.cluster import runs, session, staged_queries, stages
-from ragtune_ray.cluster.answering import rewrite
-from ragtune_ray.cluster.training.example_workers import PrepareUnit, searched_with
+from ragtune_ray.cluster.answering import finding, rewrite
+from ragtune_ray.cluster.answering.passages import Found, Reader, Shown
+from ragtune_ray.cluster.training.example_workers import Near, PrepareUnit, depth_of, searched_with
 from ragtune_ray.ingest import inputs, queries, splits
 from ragtune_ray.models import weights
 from ragtune_ray.storage import artifacts, filesystem
@@ -159,8 +160,39 @@ def _make_split(
     learns_from_generator = settings.training.learns_from_generator
     units = staged_queries.units(staged, TAUGHT_UNIT_QUERIES if learns_from_generator else UNIT_QUERIES)
     arguments = {"settings": settings, "version": version, "staged": staged.url, "split": split, "directory": directory}
-    arguments |= {"leave_out_own": staged.stand_in_corpus, "searches": searches.url}
-    return runs.run_over_queries(f"examples ({split})", directory, units, PrepareUnit, arguments, settings.cluster)
+    arguments["searches"] = searches.url
+    with ExitStack() as stack:
+        if version and split != "replay":
+            sft = settings.training.objective == "sft"
+            searched, depth = searched_with(settings), depth_of(settings, split)
+            wanted = finding.Wanted(searched, version, depth, searches.url, shown=Shown(gold=True, vectors=not sft))
+            found, _ = finding.find(wanted, staged, f"{directory}-found")
+            arguments["found"] = found
+            if sft and settings.training.distractors == "passage":
+                positives, units = _positive_passages(staged, units, found)
+                near = stack.enter_context(staged_queries.staged_rows(settings.workspace, positives))
+                wanted = finding.Wanted(searched, version, depth, shown=Shown())
+                arguments["near"] = Near(near.url, finding.find(wanted, near, f"{directory}-near")[0])
+        return runs.run_over_queries(f"examples ({split})", directory, units, PrepareUnit, arguments, settings.cluster)
+
+
+def _positive_passages(
+    staged: staged_queries.StagedQueries, units: Sequence[dict[str, Any]], found: Found
+) -> tuple[list[schema.Query], list[dict[str, Any]]]:
+    """The distinct positive passages of each unit, as queries, and the units with the range of these under "near"."""
+    reader = Reader(found)
+    asked: list[schema.Query] = []
+    ranged = []
+    for unit in units:
+        rows = staged_queries.read_queries(staged.url, unit["start"], unit["stop"])
+        golds = [
+            examples.positive_passage(row, examples.Candidates(each.gold, each.retrieved, each.scores))
+            for row, each in zip(rows, reader.of(rows, unit["start"]), strict=True)
+        ]
+        texts = {gold.passage_id: gold.text for gold in golds if gold is not None}
+        ranged.append({**unit, "near": [len(asked), len(asked) + len(texts)]})
+        asked += [schema.Query(name, text, None, (), (), "all") for name, text in texts.items()]
+    return asked, ranged
 
 
 def _publish(

@@ -11,6 +11,7 @@ import pytest
 
 from ragtune_ray import config, progress, schema
 from ragtune_ray.cluster import runs, session, staged_queries
+from ragtune_ray.cluster.answering.passages import Found, Shown
 from ragtune_ray.cluster.answering.sharded import CountUnit, EncodeUnit, Job, MergeUnit, SearchUnit
 from ragtune_ray.cluster.answering.workers import RetrieveUnit
 from ragtune_ray.cluster.comparing import variants
@@ -96,8 +97,10 @@ def test_the_query_itself_is_no_hard_negative(settings: config.Config, tmp_path:
     )
     name = versions.current_version(settings.workspace)
     with staged_queries.staged_queries(training) as staged:
-        worker = PrepareUnit(training, name, staged.url, "train", str(tmp_path / "examples"), leave_out_own=True)
-        work(worker, staged_queries.units(staged, 20))
+        units, found, shown = staged_queries.units(staged, 20), str(tmp_path / "found"), Shown(gold=True, vectors=True)
+        work(RetrieveUnit(training, name, staged.url, 8, found, leave_out_own=True, shown=shown), units)
+        given = Found(found, found, len(units), 20)
+        work(PrepareUnit(training, name, staged.url, "train", str(tmp_path / "examples"), found=given), units)
     (path,) = (tmp_path / "examples").glob("*.examples.parquet")
     made = pq.read_table(path).to_pylist()
     assert made

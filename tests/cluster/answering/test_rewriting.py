@@ -16,8 +16,10 @@ from ragtune_ray.asking import ask
 from ragtune_ray.cluster import session, staged_queries
 from ragtune_ray.cluster.answering.answer import answer
 from ragtune_ray.cluster.answering.evaluate import read_answers
+from ragtune_ray.cluster.answering.passages import Found, Shown
 from ragtune_ray.cluster.answering.retrieve import retrieve
 from ragtune_ray.cluster.answering.rewrite import RewriteUnit, Searching
+from ragtune_ray.cluster.answering.workers import RetrieveUnit
 from ragtune_ray.cluster.indexing.index import build_index
 from ragtune_ray.cluster.serving.generator import GeneratorReplica
 from ragtune_ray.cluster.training.example_workers import PrepareUnit
@@ -140,7 +142,11 @@ def test_a_retriever_learns_from_the_text_that_is_searched_for(
     )
     build_index(settings)
     with staged_queries.staged_queries(settings) as staged:
-        worker = PrepareUnit(settings, "000001", staged.url, "train", str(tmp_path / "made"))
+        hits = str(tmp_path / "found")
+        retrieves = RetrieveUnit(settings, "000001", staged.url, 8, hits, shown=Shown(gold=True, vectors=True))
+        retrieves.run({"unit": 0, "start": 0, "stop": staged.num_queries})
+        found = Found(hits, hits, 1, staged.num_queries)
+        worker = PrepareUnit(settings, "000001", staged.url, "train", str(tmp_path / "made"), found=found)
         worker.run({"unit": 0, "start": 10, "stop": 14})
     made = pq.read_table(tmp_path / "made" / "unit-00000000.examples.parquet")
     by_id = {row.query_id: row for row in schema.from_table(made, schema.RetrieverExample)}
