@@ -23,7 +23,6 @@ from unittest import mock
 
 import psutil
 
-from ragtune_ray import schema
 from ragtune_ray.cluster import actors, session, stages
 from ragtune_ray.cluster.answering import answer as answering
 from ragtune_ray.cluster.answering.workers import GenerateUnit
@@ -32,7 +31,6 @@ from ragtune_ray.config import Config
 from ragtune_ray.generation import generator as generators
 from ragtune_ray.generation.chat import ChatTokenizer
 from ragtune_ray.generation.interface import Completion, Prompt
-from ragtune_ray.ingest import inputs, queries
 from ragtune_ray.models import loading, weights
 from ragtune_ray.storage import artifacts, filesystem
 
@@ -117,13 +115,15 @@ def main() -> None:
 
 def _write_texts(folder: Path, files: Sequence[str], num_passages: int) -> None:
     """The corpus, filled up with texts of drawn sentences, and the questions of all files."""
-    contexts = [context.text for file in files for context in inputs.read_squad(file)]
+    articles = [article for file in files for article in json.loads(Path(file).read_text("utf-8"))["data"]]
+    paragraphs = [paragraph for article in articles for paragraph in article["paragraphs"]]
+    contexts = [paragraph["context"] for paragraph in paragraphs]
+    questions = [each["question"] for paragraph in paragraphs for each in paragraph["qas"]]
     sentences = [each for text in contexts for each in re.split(r"(?<=[.!?]) ", text)]
     source = random.Random("bulk answering")
     drawn = [" ".join(source.choices(sentences, k=6)) for _ in range(num_passages - len(contexts))]
     corpus = [{"document_id": f"d{number}", "text": text} for number, text in enumerate(contexts + drawn)]
-    read = [row for file in files for row in queries.read_queries(file) if isinstance(row, schema.Query)]
-    asked = [{"query_id": f"q{number}", "text": row.text} for number, row in enumerate(read)]
+    asked = [{"query_id": f"q{number}", "text": text} for number, text in enumerate(questions)]
     for name, rows in (("corpus.jsonl", corpus), ("queries.jsonl", asked)):
         (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
 

@@ -22,5 +22,5 @@ class Cluster(Section):
     memory_per_worker_bytes: int = Field(0, ge=0)
     """Memory that Ray reserves per actor, in bytes. 0: no reservation."""
     shard_bytes: int = Field(8 * 2**30, gt=0)
-    """Maximum bytes of the index that one process of `ragtune retrieve` or of the endpoint opens. A larger index is searched
+    """Maximum bytes of the index that a process opens to find hits, for any command or the endpoint. A larger index is searched
     in shards."""
