@@ -68,6 +68,7 @@ bench: install
 	$(BIN)/python -m bench.encoding
 	$(BIN)/python -m bench.retrieval
 	$(BIN)/python -m bench.answering
+	$(BIN)/python -m bench.bulk_answering
 	$(BIN)/python -m bench.generation
 	$(BIN)/python -m bench.memory
 	$(BIN)/python -m bench.ann

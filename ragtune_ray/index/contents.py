@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from ragtune_ray import schema
 from ragtune_ray.index import segments, versions
 from ragtune_ray.storage import artifacts, checksums, filesystem
 
@@ -126,6 +127,28 @@ def present(workspace: str, version: versions.Version, document_ids: Sequence[st
         near = rows.find(document_ids)
         near = near[~np.isin(rows.first[near], deleted_passages(workspace, entry))]
         found.update(rows.table["document_id"].take(pa.array(near)).to_pylist())
+    return found
+
+
+def passages_by_id(workspace: str, passage_ids: Iterable[str], version: str | None = None) -> dict[str, schema.Passage]:
+    """Return the passages of a version (None: the current one) with these ids; unknown and deleted ones are left out.
+
+    Only documents and texts are opened, of one segment at a time.
+    """
+    ids = set(passage_ids)
+    documents = sorted({schema.document_id_of(name) for name in ids})
+    found: dict[str, schema.Passage] = {}
+    for entry in versions.read_version(workspace, version or versions.current_version(workspace)).entries:
+        rows = _documents(workspace, entry)
+        near = rows.find(documents)
+        if not len(near):
+            continue
+        ordinals = np.setdiff1d(rows.passages(near), deleted_passages(workspace, entry))
+        table = segments.open_passages(workspace, entry.segment_id, entry.manifest_sha256)
+        names = segments.take_rows(table.select(["passage_id"]), ordinals)["passage_id"].to_pylist()
+        kept = ordinals[np.array([name in ids for name in names], dtype=bool)]
+        passages = schema.from_table(segments.take_rows(table, kept), schema.Passage)
+        found.update((passage.passage_id, passage) for passage in passages)
     return found
 
 

@@ -39,10 +39,12 @@ def essence(path: str) -> list[tuple[object, ...]]:
     return [(row["query_id"], row["answer"], tuple(row["passage_ids"]), row["status"]) for row in rows]
 
 
+@pytest.mark.parametrize("shard_bytes", [2**33, 1])
 def test_killed_workers_and_a_killed_driver_leave_every_answer_once(
-    tmp_path: Path, run, generator_directory: Path
+    tmp_path: Path, run, generator_directory: Path, shard_bytes: int
 ) -> None:
     given = settings(tmp_path, generator_directory)
+    given |= {"cluster": {"generator_workers": 2, "shard_bytes": shard_bytes}, "index": {"segment_passages": 100}}
     run("index", given).wait()
     undisturbed = run("answer", given, f"workspace={tmp_path / 'workspace'}").wait().splitlines()[-1]
     expected = essence(undisturbed)

@@ -31,6 +31,23 @@ def test_deleted_documents_are_found_only_in_older_versions(workspace: str) -> N
     assert again.entries == version.entries, "deleting twice changes nothing"
 
 
+def test_passages_are_found_by_id_without_opening_the_index(
+    workspace: str, passages: list[schema.Passage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    delete(workspace, "mars")
+
+    def refuse(*_: object) -> segments.Segment:
+        raise AssertionError("vectors and postings are not needed")
+
+    monkeypatch.setattr(segments, "open_segment", refuse)
+    asked = [*(row.passage_id for row in passages[::2]), "nobody#0", "moon#99"]
+    wanted = {row.passage_id: row for row in passages[::2]}
+    assert contents.passages_by_id(workspace, asked, "000001") == wanted
+    gone = {name for name, row in wanted.items() if row.document_id == "mars"}
+    assert gone
+    assert contents.passages_by_id(workspace, asked) == {name: row for name, row in wanted.items() if name not in gone}
+
+
 def test_a_document_is_known_if_not_deleted_and_unchanged(workspace: str) -> None:
     base = latest(workspace)
     marks = {}

@@ -110,11 +110,11 @@ def _find(
 ) -> tuple[Found | None, list[stages.Summary]]:
     """Find what the generators show for the queries that are not answered yet; None if the arm shows no passages."""
     given = settings.answer
-    answered = stages.finished_units(directory)
-    units = staged_queries.units(staged, given.unit_queries)
-    pending = [row for unit in units if unit["unit"] not in answered for row in range(unit["start"], unit["stop"])]
     if not given.shows_passages:
         return None, []
+    answered = stages.finished_units(directory)
+    units = staged_queries.units(staged, given.unit_queries)
+    pending = [unit for unit in units if unit["unit"] not in answered]
     depth = 0 if given.gold_passage else settings.retrieval.top_k
     wanted = finding.Wanted(settings, version, depth, searches.url, shown=Shown(gold=given.gold_passage))
     return finding.find(wanted, staged, work, pending)

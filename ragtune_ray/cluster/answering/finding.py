@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,11 +53,15 @@ class Wanted:
 
 
 def find(
-    wanted: Wanted, staged: staged_queries.StagedQueries, work: str, pending: Collection[int] | None = None
+    wanted: Wanted,
+    staged: staged_queries.StagedQueries,
+    work: str,
+    pending: Sequence[dict[str, Any]] | None = None,
 ) -> tuple[Found, list[stages.Summary]]:
     """Find and commit what a job reads, below `work`; a Ray session must be open.
 
-    `pending` are the rows of the queries that still need it; None: all do. If any does, shards are searched for all.
+    `pending` are ranges of the queries ("start", "stop") that still need it; None: all do. If any does, shards are searched
+    for all.
 
     Returns:
         Where it is, and the summaries of all units so far.
@@ -66,7 +70,11 @@ def find(
     units, shards = staged_queries.units(staged, UNIT_QUERIES), wanted.shards()
     hits = filesystem.join(work, "hits") if wanted.depth else ""
     found = Found(hits, hits, len(units), UNIT_QUERIES)
-    needed = {row // UNIT_QUERIES for row in (range(staged.num_queries) if pending is None else pending)}
+    needed = {
+        number
+        for part in (units if pending is None else pending)
+        for number in range(part["start"] // UNIT_QUERIES, (part["stop"] - 1) // UNIT_QUERIES + 1)
+    }
     if wanted.depth and len(shards) == 1:
         timed = _search_whole(wanted, staged, [unit for unit in units if unit["unit"] in needed], hits)
         if len(needed) < len(units):  # earlier runs of this job may have searched for the others

@@ -20,7 +20,7 @@ from ragtune_ray.evaluation.comparison import ArmResult, BreakEven, Ceilings, Co
 from ragtune_ray.evaluation.labelling import checking, labels
 from ragtune_ray.evaluation.report import examples
 from ragtune_ray.evaluation.verdict import Verdict
-from ragtune_ray.index import snapshot
+from ragtune_ray.index import contents
 from ragtune_ray.ingest import splits
 from ragtune_ray.storage import filesystem
 
@@ -228,15 +228,12 @@ def _examples(
     metric, by_id = settings.compare.metric, {query.query_id: query for query in queries}
     shared = set.intersection(*(set(each.scores) for each in measured.values()))
     scores = {arm: {name: row for name, row in each.scores.items() if name in shared} for arm, each in measured.items()}
-    opened: dict[tuple[str, str], snapshot.Index] = {}
 
     def passages(of_arm: measure.Measured, row: schema.Answer) -> dict[str, schema.Passage]:
         if not row.passage_ids:
             return {}
-        place = (of_arm.settings.workspace, of_arm.manifest["index_version"])
-        if place not in opened:
-            opened[place] = snapshot.open_index(*place)
-        return opened[place].by_id(row.passage_ids)
+        version = of_arm.manifest["index_version"]
+        return contents.passages_by_id(of_arm.settings.workspace, row.passage_ids, version)
 
     def answers(query_id: str) -> dict[str, comparison.ExampleAnswer]:
         rows = {arm: (each, each.rows[query_id]) for arm, each in measured.items()}

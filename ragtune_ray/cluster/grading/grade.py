@@ -16,7 +16,7 @@ from ragtune_ray.cluster.grading.workers import GradeUnit
 from ragtune_ray.evaluation.grading import graders
 from ragtune_ray.evaluation.grading.cache import Grades
 from ragtune_ray.evaluation.grading.task import Grade, GradingError, Task
-from ragtune_ray.index import snapshot
+from ragtune_ray.index import contents
 from ragtune_ray.storage import artifacts, checksums
 
 UNIT_TASKS = 32
@@ -97,7 +97,8 @@ def _read(run: str, *, with_passages: bool) -> _Arm:
         return _Arm(rows, {})
     workspace = run.rpartition("/runs/")[0]
     version = runs.living_version(workspace, runs.read_manifest(run))
-    texts = {name: passage.text for name, passage in snapshot.open_index(workspace, version).by_id(names).items()}
+    found = contents.passages_by_id(workspace, names, version)
+    texts = {name: passage.text for name, passage in found.items()}
     if missing := names - texts.keys():
         raise GradingError(
             f"{run}: {len(missing):,} passages of its prompts are not in index version {version}, such as {min(missing)!r}, so "

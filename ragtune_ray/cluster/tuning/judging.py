@@ -11,7 +11,7 @@ from ragtune_ray import config, schema
 from ragtune_ray.cluster import staged_queries
 from ragtune_ray.cluster.answering import answer, evaluate, retrieve
 from ragtune_ray.evaluation.metrics.retrieval import mrr_at_k
-from ragtune_ray.index import snapshot
+from ragtune_ray.index import contents, snapshot
 from ragtune_ray.ingest import inputs, splits
 from ragtune_ray.models.arms import Pair
 from ragtune_ray.storage import artifacts
@@ -95,8 +95,8 @@ def reciprocal_ranks(settings: config.Config) -> dict[str, float]:
     rows = [row for row in staged_queries.selected_queries(settings) if row.answers != ()]
     hits = hits_of(settings, RANKED)
     unjudged = [row.query_id for row in rows if not splits.positives(row) and row.answers]
-    index = snapshot.open_index(settings.workspace)
-    texts = index.by_id(hit.passage_id for name in unjudged for hit in hits.get(name, []))
+    shown = (hit.passage_id for name in unjudged for hit in hits.get(name, []))
+    texts = contents.passages_by_id(settings.workspace, shown)
     found = {}
     for row in rows:
         relevant, ranking = set(splits.positives(row)), hits.get(row.query_id, [])

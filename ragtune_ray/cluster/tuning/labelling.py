@@ -18,7 +18,7 @@ from ragtune_ray.cluster.tuning.rounds import Rounds, TuneError
 from ragtune_ray.evaluation.questions.writing import drawing, filters, prompts
 from ragtune_ray.evaluation.questions.writing.agreement import says_the_same
 from ragtune_ray.evaluation.questions.writing.drafts import question_in
-from ragtune_ray.index import snapshot
+from ragtune_ray.index import contents, snapshot
 from ragtune_ray.ingest import queries
 from ragtune_ray.ingest.splits import positives
 from ragtune_ray.tuning import pseudo_labels as checks
@@ -86,8 +86,8 @@ def _trusted(rounds: Rounds) -> dict[str, Any]:
     settings = rounds.settings_with(rounds.pair, {"queries.split": "validation", "answer.arm": "rag"})
     gold = {row.query_id: row.answers for row in queries_of(settings, "validation") if row.answers is not None}
     rows = [row for row in evaluate.read_answers(str(answer.answer(settings))) if row.query_id in gold]
-    index = snapshot.open_index(rounds.pair.workspace)
-    texts = index.by_id(citation.passage_id for row in rows for citation in row.citations)
+    cited = (citation.passage_id for row in rows for citation in row.citations)
+    texts = contents.passages_by_id(rounds.pair.workspace, cited)
     rows = [row for row in rows if not checks.support_problem(row, texts)]
     known = [gold[row.query_id] for row in rows]
     pairs = zip(rows, known, strict=True)
@@ -106,8 +106,8 @@ def _filtered(
     rule, scored = rounds.settings.tune, rounds.settings.evaluate
     rows = {row.query_id: row for row in evaluate.read_answers(answered)}
     sampled = [{row.query_id: row.answer for row in evaluate.read_answers(run)} for run in samples]
-    index = snapshot.open_index(rounds.pair.workspace)
-    texts = index.by_id(citation.passage_id for row in rows.values() for citation in row.citations)
+    cited = (citation.passage_id for row in rows.values() for citation in row.citations)
+    texts = contents.passages_by_id(rounds.pair.workspace, cited)
 
     def judged(query: schema.Query) -> schema.Query | str:
         row = rows[query.query_id]
@@ -214,8 +214,7 @@ def _retrievable(rounds: Rounds, path: str) -> dict[str, Any]:
 
 def _supported(rounds: Rounds, path: str, replied: str) -> dict[str, Any]:
     rows = {row.query_id: row for row in evaluate.read_answers(replied)}
-    index = snapshot.open_index(rounds.pair.workspace)
-    texts = index.by_id(name for row in rows.values() for name in row.passage_ids)
+    texts = contents.passages_by_id(rounds.pair.workspace, (name for row in rows.values() for name in row.passage_ids))
     return _keep(rounds, "passed", _read(path), lambda query: _label(query, rows[query.query_id], texts))
 
 

@@ -24,7 +24,7 @@ from ragtune_ray.cluster.tuning.rounds import Rounds, TuneError
 from ragtune_ray.evaluation.grading import graders
 from ragtune_ray.evaluation.scoring import is_defined
 from ragtune_ray.evaluation.verdict import MIN_QUESTIONS
-from ragtune_ray.index import snapshot
+from ragtune_ray.index import contents
 from ragtune_ray.ingest import splits
 from ragtune_ray.models import weights
 from ragtune_ray.models.arms import Pair
@@ -215,14 +215,14 @@ def _routed(rounds: Rounds, path: str) -> dict[str, Any]:
     # A question whose grade failed teaches nothing.
     judged = [query for query in known if query.answers == () or values[query.query_id] is not None]
     deep = hits_of(rounds.settings_with(rounds.pair, {"queries.split": "train"}), rule.deep_hits)
-    index = snapshot.open_index(rounds.pair.workspace, None)
     gold_ids = [query.query_id for query in judged if query.answers]
     failed = [query_id for query_id in gold_ids if (values[query_id] or 0.0) < rule.success_score]
     found = {
         name: list(dict.fromkeys([*rows[name].passage_ids, *(hit.passage_id for hit in deep.get(name, []))]))
         for name in failed
     }
-    texts = index.by_id(passage for passages in found.values() for passage in passages)
+    shown = (passage for passages in found.values() for passage in passages)
+    texts = contents.passages_by_id(rounds.pair.workspace, shown)
     routed = [
         routing.route(
             query,
