@@ -68,7 +68,9 @@ def find(
     """
     assert wanted.shown is not None
     units, shards = staged_queries.units(staged, UNIT_QUERIES), wanted.shards()
-    hits = filesystem.join(work, "hits") if wanted.depth else ""
+    # Units of one shard contain the passages, others do not; and approximate kinds may find others in shards.
+    division = checksums.digest(shards)[:16]
+    hits = filesystem.join(work, "hits" if len(shards) == 1 else f"hits-{division}") if wanted.depth else ""
     found = Found(hits, hits, len(units), UNIT_QUERIES)
     needed = {
         number
@@ -83,7 +85,7 @@ def find(
     if not needed:
         return found, []
     timed = find_hits(wanted, staged, hits, work)[1] if wanted.depth else []
-    directory = filesystem.join(work, f"passages-{checksums.digest(shards)[:16]}")
+    directory = filesystem.join(work, f"passages-{division}")
     found = Found(hits, directory, len(units), UNIT_QUERIES, len(shards))
     arguments = {"settings": wanted.settings, "version": wanted.version, "shards": shards, "queries": staged.url}
     arguments |= {"found": found, "shown": wanted.shown}
