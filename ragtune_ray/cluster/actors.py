@@ -11,8 +11,9 @@ import gc
 import json
 import logging
 import sys
+import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,8 @@ MAX_LOSSES = 40
 An actor is ready before it loads a model, so a model that does not fit in memory kills each new one. The bound is above what
 rows that kill their worker need: `ATTEMPTS_TOGETHER` of `answering.workers` and one per row of a unit (`answer.unit_queries`).
 """
+GROW_SECONDS = 10.0
+"""How often a pool that may grow looks for nodes that have joined."""
 MAX_WAIT_SECONDS = 1800
 """A stage fails if for this long no unit runs because no actor can start. A growing cluster may need minutes."""
 
@@ -44,6 +47,8 @@ class Pool:
     num_actors: int
     options: dict[str, Any]
     """The resources that each actor reserves."""
+    room: Callable[[], int] | None = None
+    """Returns how many actors the cluster has room for now, since nodes may join; None: `num_actors`, to the end."""
 
 
 def run(pool: Pool, units: Sequence[str]) -> Iterator[str]:
@@ -100,13 +105,17 @@ class _Stage:
         self._unfinished, self._failed_starts = len(units), 0
         self._losses = 0
         """Actors that were lost since the last finished unit."""
-        self._reserved = _reserve(pool, len(units))
-        for actor in self._reserved:
+        self._looked = self._heard = time.monotonic()
+        """When the room for actors was asked for, and when an actor answered."""
+        reserved = _reserve(pool, len(units))
+        self._num_actors = len(reserved)
+        for actor in reserved:
             self._expect(actor)
 
     def results(self) -> Iterator[str]:
         """The result of each unit."""
         while self._unfinished:
+            self._grow()
             self._submit()
             result = self._next_result()
             if result is not None:
@@ -116,6 +125,17 @@ class _Stage:
     def _expect(self, actor: _Actor) -> None:
         """Let an actor serve the pool, and be idle as soon as it answers."""
         self._busy[actor.handle.serve.remote(self._pool.worker, self._pool.arguments)] = (actor, None)
+
+    def _grow(self) -> None:
+        """Start more actors if nodes have joined; looks for them every `GROW_SECONDS`."""
+        if self._pool.room is None or not self._waiting or time.monotonic() < self._looked + GROW_SECONDS:
+            return
+        self._looked = time.monotonic()
+        starting = sum(unit is None for _, unit in self._busy.values())
+        wanted = min(self._pool.room() - self._num_actors, len(self._waiting) - len(self._idle) - starting)
+        for _ in range(wanted):
+            self._expect(_start(self._pool.options))
+        self._num_actors += max(0, wanted)
 
     def _submit(self) -> None:
         """Give waiting units to idle actors."""
@@ -130,10 +150,14 @@ class _Stage:
         import ray
         import ray.exceptions
 
-        ready, _ = ray.wait([*self._busy], num_returns=1, timeout=MAX_WAIT_SECONDS)
+        longest = self._heard + MAX_WAIT_SECONDS - time.monotonic()
+        ready, _ = ray.wait([*self._busy], num_returns=1, timeout=max(0.0, min(GROW_SECONDS, longest)))
         if not ready:
-            self._refuse_endless_wait()
+            if longest <= GROW_SECONDS:
+                self._refuse_endless_wait()
+                self._heard = time.monotonic()
             return None
+        self._heard = time.monotonic()
         actor, unit = self._busy.pop(ready[0])
         try:
             result: str | None = ray.get(ready[0])
@@ -149,7 +173,7 @@ class _Stage:
     def _replace(self, lost: _Actor, unit: str | None, error: Exception) -> None:
         """Start an actor in the place of one that was lost, and let its unit wait for the next free one."""
         self._losses += 1
-        if self._losses >= MAX_LOSSES * len(self._reserved):
+        if self._losses >= MAX_LOSSES * self._num_actors:
             _refuse_endless_losses(self._pool, self._losses, error)
         self._failed_starts = 0 if lost.is_ready else self._failed_starts + 1
         if self._failed_starts == MAX_FAILED_STARTS:
@@ -191,7 +215,7 @@ def _reserve(pool: Pool, num_units: int) -> list[_Actor]:
     count = min(pool.num_actors, num_units)
     reserved = [actor for actor in _actors if actor.options == pool.options][:count]
     for actor in [*_actors]:
-        if actor.options != pool.options:
+        if any(actor.options.values()) and actor.options != pool.options:
             actor.end()
         elif actor not in reserved:
             actor.handle.free.remote()

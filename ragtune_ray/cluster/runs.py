@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ragtune_ray import config, progress
-from ragtune_ray.cluster import actors, session, staged_queries, stages
+from ragtune_ray.cluster import session, staged_queries, stages
 from ragtune_ray.index import retention, versions
 from ragtune_ray.models import scripts, weights
 from ragtune_ray.storage import artifacts, checksums, filesystem
@@ -310,8 +310,7 @@ def run_over_queries(
         cluster: number and resources of the actors.
         counted: what progress lines count.
     """
-    num_actors = session.workers(cluster.encoder_workers, cluster.gpus_per_worker)
-    pool = actors.Pool(worker, arguments, num_actors, session.worker_options(cluster))
+    pool = session.pool(worker, arguments, cluster.encoder_workers, cluster)
     return stages.run_stage(name, directory, units, stages.on_actors(pool), counted=counted, rows_of=num_queries)
 
 

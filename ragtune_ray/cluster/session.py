@@ -156,6 +156,15 @@ def workers(configured: int, gpus_per_worker: float) -> int:
     return max(1, int(resources.get("CPU", 1)))
 
 
+def pool(worker: type, arguments: dict[str, Any], configured: int, settings: config.Cluster) -> actors.Pool:
+    """A pool of the configured number of actors; if that is 0, as many as `workers`, and more when nodes join."""
+
+    def room() -> int:
+        return workers(configured, settings.gpus_per_worker)
+
+    return actors.Pool(worker, arguments, room(), worker_options(settings), None if configured else room)
+
+
 def worker_options(settings: config.Cluster) -> dict[str, Any]:
     """The resources that an actor with a model reserves, as options of Ray."""
     options: dict[str, Any] = {"num_cpus": 1}

@@ -146,6 +146,27 @@ def test_a_pool_whose_actors_all_die_while_they_load_fails(monkeypatch: pytest.M
     assert len(attempts) == actors.MAX_LOSSES * num_actors
 
 
+def test_a_pool_grows_when_a_node_joins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second node joins while the first of six units is done; there is never room for more actors than units."""
+    started: list[int] = []
+    done: list[str] = []
+
+    def start(options: dict[str, Any]) -> actors._Actor:
+        started.append(len(done))
+        actors._actors.append(actors._Actor(options, Handle(lambda unit: done.append(unit) or unit)))
+        return actors._actors[-1]
+
+    monkeypatch.setattr(actors, "_actors", [])
+    monkeypatch.setattr(actors, "_start", start)
+    monkeypatch.setattr(actors, "GROW_SECONDS", 0.0)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "wait", lambda busy, **_: (busy[:1], busy[1:]))
+    monkeypatch.setattr(ray, "get", lambda result: result())
+    pool = actors.Pool(Loading, {}, 1, {}, lambda: 9 if done else 1)
+    assert sorted(actors.run(pool, list("012345"))) == list("012345")
+    assert started == [0, 1, 1, 1, 1], "the first takes one of the five units that are left"
+
+
 def test_units_that_kill_a_worker_for_each_of_their_rows_are_finished(monkeypatch: pytest.MonkeyPatch) -> None:
     deaths = workers.ATTEMPTS_TOGETHER + config.Answer().unit_queries
     left = {str(unit): deaths for unit in range(6)}

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import pyarrow.parquet as pq
 
 from ragtune_ray import RagtuneError, config, progress, schema
-from ragtune_ray.cluster import actors, runs, session, staged_queries, stages
+from ragtune_ray.cluster import runs, session, staged_queries, stages
 from ragtune_ray.cluster.answering import finding, rewrite
 from ragtune_ray.cluster.answering.passages import Found, Shown
 from ragtune_ray.cluster.answering.workers import NO_GOLD_PASSAGE, GenerateUnit
@@ -132,10 +132,9 @@ def _generate(
     cluster = settings.cluster
     if settings.generator.engine == "openai":
         cluster = cluster.model_copy(update={"gpus_per_worker": 0})
-    num_actors = session.workers(cluster.generator_workers, cluster.gpus_per_worker)
     arguments = {"settings": settings, "version": version, "queries": staged.url, "directory": directory}
     arguments |= {"fingerprint": generator, "found": found}
-    pool = actors.Pool(GenerateUnit, arguments, num_actors, session.worker_options(cluster))
+    pool = session.pool(GenerateUnit, arguments, cluster.generator_workers, cluster)
     units = staged_queries.units(staged, settings.answer.unit_queries)
     name = f"answer ({settings.answer.arm})"
     work = stages.on_actors(pool)

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from ragtune_ray import config, progress, schema
 from ragtune_ray.answering import rewriting
-from ragtune_ray.cluster import actors, runs, session, staged_queries, stages
+from ragtune_ray.cluster import runs, session, staged_queries, stages
 from ragtune_ray.storage import artifacts, checksums, filesystem
 
 SEARCHES = "searches.parquet"
@@ -99,9 +99,8 @@ def _write_units(settings: config.Config, staged: staged_queries.StagedQueries, 
     cluster = settings.cluster
     if settings.generator.engine == "openai":  # these workers only send requests
         cluster = cluster.model_copy(update={"gpus_per_worker": 0})
-    num_actors = session.workers(cluster.generator_workers, cluster.gpus_per_worker)
     arguments = {"settings": settings, "queries": staged.url, "directory": directory}
-    pool = actors.Pool(RewriteUnit, arguments, num_actors, session.worker_options(cluster))
+    pool = session.pool(RewriteUnit, arguments, cluster.generator_workers, cluster)
     units = staged_queries.units(staged, settings.answer.unit_queries)
     work = stages.on_actors(pool)
     return stages.run_stage("rewrite", directory, units, work, counted="queries", rows_of=runs.num_queries)

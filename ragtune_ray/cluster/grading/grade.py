@@ -195,8 +195,7 @@ def _in_units(
         pool = actors.Pool(GradeUnit, arguments, 1, {"num_cpus": 0})
     else:
         cluster = settings.cluster
-        num_actors = session.workers(cluster.generator_workers, cluster.gpus_per_worker)
-        pool = actors.Pool(GradeUnit, arguments, num_actors, session.worker_options(cluster))
+        pool = session.pool(GradeUnit, arguments, cluster.generator_workers, cluster)
     for result in stages.on_actors(pool)(f"grade ({metric})", units):
         yield {key: Grade(**made) for key, made in json.loads(result).items()}
 

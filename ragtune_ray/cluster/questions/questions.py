@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ragtune_ray import RagtuneError, config, progress, schema
-from ragtune_ray.cluster import actors, runs, session, stages
+from ragtune_ray.cluster import runs, session, stages
 from ragtune_ray.cluster.questions.drawn import drawn
 from ragtune_ray.cluster.questions.worker import QuestionUnit, unit_of
 from ragtune_ray.config.evaluation import QuestionKind
@@ -158,9 +158,8 @@ def _asked(run: runs.Run, version: str, seeds: Seeds, sizes: Mapping[QuestionKin
     cluster = settings.cluster
     if settings.generator.engine == "openai":  # workers that only send requests reserve no GPU
         cluster = cluster.model_copy(update={"gpus_per_worker": 0})
-    num_actors = session.workers(cluster.generator_workers, cluster.gpus_per_worker)
     arguments = {"settings": settings, "version": version, "directory": directory}
-    pool = actors.Pool(QuestionUnit, arguments, num_actors, session.worker_options(cluster))
+    pool = session.pool(QuestionUnit, arguments, cluster.generator_workers, cluster)
     summaries = stages.run_stage(
         "questions",
         directory,
