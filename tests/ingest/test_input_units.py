@@ -199,6 +199,13 @@ def test_each_line_belongs_to_the_one_unit_in_which_it_begins(
     assert before == len(starts)
 
 
+def test_lines_are_numbered_from_the_start_of_each_file(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write(tmp_path / f"{name}.jsonl", *(doc(f"{name}{number}") for number in range(9)))
+    expected = [f"{tmp_path}/{name}.jsonl:{line}" for name in "ab" for line in range(1, 10)]
+    assert [item.place for item in documents(tmp_path, 70)] == expected
+
+
 def test_a_byte_order_mark_at_the_start_is_no_part_of_the_first_row(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(b"\xef\xbb\xbf" + b"".join(json.dumps(doc(number)).encode() + b"\r\n" for number in range(9)))
