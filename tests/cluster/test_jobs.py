@@ -13,6 +13,7 @@ import jsonschema
 import pytest
 import yaml
 
+from ragtune_ray.cluster.session import SERVE_ENVIRONMENT
 from tests.support.corpora import write_corpus
 
 ROOT = Path(__file__).parent.parent.parent
@@ -27,6 +28,12 @@ def test_cluster_yaml_is_accepted_by_rays_own_validator() -> None:
     assert "--dashboard-host=127.0.0.1" in started
     assert "RAY_AUTH_MODE=token" in started
     assert all("RAY_AUTH_MODE=token" in line for line in described["worker_start_ray_commands"] if "start" in line)
+    # Serve's processes read these where they start, on every node.
+    starts = [described["head_start_ray_commands"][-1], described["worker_start_ray_commands"][-1]]
+    image = (ROOT / "deploy" / "Dockerfile").read_text()
+    for name, value in SERVE_ENVIRONMENT.items():
+        if name != "RAY_SERVE_LOG_TO_STDERR":  # others than `ragtune serve` may show the logs of replicas
+            assert all(f"{name}={value} " in text for text in (*starts, image)), name
     kinds = described["available_node_types"]
     assert any(kind["resources"].get("GPU") for kind in kinds.values())
     workers = [kind for name, kind in kinds.items() if name != "head"]

@@ -24,6 +24,7 @@ from ragtune_ray import RagtuneError, config, schema
 from ragtune_ray.answering import searching
 from ragtune_ray.cluster.answering.workers import row_by_row_if_needed
 from ragtune_ray.cluster.serving.replicas import ATTEMPTS, BACKOFF_SECONDS, DIED
+from ragtune_ray.cluster.serving.shard import Searched
 from ragtune_ray.index import bm25, filters, retriever, snapshot, versions, words
 from ragtune_ray.models.encoder import Encoder
 from ragtune_ray.models.reranker import Reranker
@@ -133,7 +134,13 @@ class DividedIndex:
     """An index version that is open in all shards. It has the methods of an undivided version of `RetrieverReplica`."""
 
     def __init__(
-        self, settings: config.Config, name: str, shards: Shards, encoder: Encoder | None, reranker: Reranker | None
+        self,
+        settings: config.Config,
+        name: str,
+        shards: Shards,
+        encoder: Encoder | None,
+        reranker: Reranker | None,
+        previous: DividedIndex | None = None,
     ) -> None:
         version = versions.read_version(settings.workspace, name)
         self.version, self.num_passages = name, version.manifest["num_passages"]
@@ -149,10 +156,12 @@ class DividedIndex:
         ]
         self._ends = np.cumsum(sizes)
         shards.open_everywhere(name)
-        self._frequencies: dict[str, int] = {}
         self._totals = bm25.Statistics(0, 0, {})
         if settings.retrieval.mode != "dense":
-            self._totals = bm25.add_statistics(shards.ask("count", name, ()))
+            tokens = list(previous.frequencies) if previous is not None else []  # questions will use them again
+            self._totals = bm25.add_statistics(shards.ask("count", name, tokens, seconds=OPENING_SECONDS))
+        self.frequencies: dict[str, int] = dict(self._totals.frequencies)
+        """In how many passages each token of the questions so far occurs."""
 
     def search(
         self, asked: Sequence[searching.Texts], top_k: int, visible: filters.Filter
@@ -190,9 +199,9 @@ class DividedIndex:
 
     def _begin_counting(self, tokens: AbstractSet[str]) -> list[_Call]:
         """Ask the shards for the frequencies of tokens that are not known."""
-        if len(self._frequencies) > KEPT_FREQUENCIES:
-            self._frequencies = {}
-        unknown = sorted(tokens - self._frequencies.keys())
+        if len(self.frequencies) > KEPT_FREQUENCIES:
+            self.frequencies = {}
+        unknown = sorted(tokens - self.frequencies.keys())
         return (
             self._shards.begin("count", dict.fromkeys(range(len(self._shards)), (self.version, unknown)))
             if unknown
@@ -205,8 +214,8 @@ class DividedIndex:
             return None
         if counting:
             counted = bm25.add_statistics(list(self._shards.replies(counting).values()))
-            self._frequencies.update(counted.frequencies)
-        return dataclasses.replace(self._totals, frequencies={token: self._frequencies[token] for token in tokens})
+            self.frequencies.update(counted.frequencies)
+        return dataclasses.replace(self._totals, frequencies={token: self.frequencies[token] for token in tokens})
 
     def _ranked(
         self,
@@ -217,9 +226,12 @@ class DividedIndex:
         statistics: bm25.Statistics | None,
     ) -> list[searching.Shown | str]:
         depth = self._ranking.depth(top_k)
-        by_shard = self._shards.ask("search", self.version, texts, embedded, depth, visible, statistics)
-        lists = [_merged(each, depth) for each in zip(*by_shard, strict=True)]
-        known: dict[int, schema.Passage] = {}
+        num_sent = max(top_k, self._retrieval.num_reranked) if self._retrieval.reranker else top_k
+        searched: list[Searched] = self._shards.ask(
+            "search", self.version, texts, embedded, depth, visible, statistics, num_sent
+        )
+        lists = [_merged(each, depth) for each in zip(*(shard.lists for shard in searched), strict=True)]
+        known = {ordinal: passage for shard in searched for ordinal, passage in shard.passages.items()}
 
         def column(name: str, ordinals: np.ndarray) -> list[str]:
             self._fetch(ordinals, known)

@@ -207,7 +207,8 @@ class RetrieverReplica(SwappingReplica):
     def _opened(self, name: str, previous: WholeIndex | DividedIndex | None) -> WholeIndex | DividedIndex:
         settings = self._settings
         if self._shards:
-            return DividedIndex(settings, name, self._shards, self._encoder, self._reranker)
+            divided = previous if isinstance(previous, DividedIndex) else None
+            return DividedIndex(settings, name, self._shards, self._encoder, self._reranker, divided)
         reused = previous.opened if isinstance(previous, WholeIndex) else None
         opened = snapshot.open_index(settings.workspace, name, reuse=reused)
         return WholeIndex(settings, opened, self._encoder, self._reranker)

@@ -45,7 +45,7 @@ class Arguments(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     config: str
-    """Path of the YAML file on every node."""
+    """Absolute path of the YAML file, the same on every node."""
     overrides: list[str] = []
     """Settings as `section.field=value`."""
 
@@ -66,7 +66,13 @@ def application(arguments: dict[str, Any]) -> Any:
         weights.ModelError: a model cannot be found.
     """
     parsed = Arguments.model_validate(arguments)
-    return bound(config.load(parsed.config, parsed.overrides))
+    path = Path(parsed.config)
+    if not path.is_absolute() and not path.exists():
+        raise config.ConfigError(
+            f"args.config {parsed.config!r} is relative, and {Path.cwd()}, where Ray was started on this node, has no such "
+            "file; name a file that every node has, by its absolute path"
+        )
+    return bound(config.load(path, parsed.overrides))
 
 
 def bound(settings: config.Config, generator_kind: type | None = None) -> Any:

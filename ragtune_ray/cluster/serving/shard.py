@@ -39,6 +39,20 @@ class Opened:
     totals: tuple[int, int] | None = None
     """Passages and tokens of the whole index; None until a search has told them."""
 
+    def take(self, ordinals: Sequence[int]) -> list[schema.Passage]:
+        """The passages with these ordinals of the whole index, as they are sent."""
+        return [without_metadata(each) for each in self.index.take([number - self.offset for number in ordinals])]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Searched:
+    """What a shard finds for some queries."""
+
+    lists: list[retriever.Candidates]
+    """Those of `retriever.search_lists`, with ordinals of the whole index."""
+    passages: dict[int, schema.Passage]
+    """The best passages of this shard, by ordinal. Most hits are among them, which saves another call."""
+
 
 class ShardReplica:
     """One of the `num_shards` shards of an index."""
@@ -72,8 +86,9 @@ class ShardReplica:
         depth: int,
         visible: filters.Filter,
         statistics: bm25.Statistics | None,
-    ) -> list[retriever.Candidates]:
-        """The lists of `retriever.search_lists` for this shard, with ordinals of the whole index.
+        num_sent: int,
+    ) -> Searched:
+        """Search this shard.
 
         Args:
             version: the index version.
@@ -82,26 +97,27 @@ class ShardReplica:
             depth: length of each list.
             visible: which documents may be hits.
             statistics: those of the whole index for the tokens of all queries; None in mode `dense`.
+            num_sent: for how many hits of each query to send the passages.
         """
         retrieval = self._settings.retrieval
 
-        def searched(opened: Opened) -> list[retriever.Candidates]:
+        def searched(opened: Opened) -> Searched:
             index = opened.index if statistics is None else self._scoring_with(opened, statistics)
-            lists = retriever.search_lists(index, retrieval, texts, embedded, depth, index.allowed(visible))
-            return [
+            found = retriever.search_lists(index, retrieval, texts, embedded, depth, index.allowed(visible))
+            lists = [
                 each._replace(ordinals=np.where(each.ordinals >= 0, each.ordinals + opened.offset, -1))
-                for each in lists
+                for each in found
             ]
+            ranking = retriever.Ranking(retrieval, None, retriever.unknown_scripts(index.manifest))
+            _, best = ranking.rank(texts, lists, num_sent, lambda *_: [])
+            sent = np.unique(best[best >= 0]).tolist()
+            return Searched(lists, dict(zip(sent, opened.take(sent), strict=True)))
 
         return await self._in_thread(version, searched)
 
     async def take(self, version: str, ordinals: Sequence[int]) -> list[schema.Passage]:
         """The passages with these ordinals of the whole index."""
-
-        def taken(opened: Opened) -> list[schema.Passage]:
-            return opened.index.take([ordinal - opened.offset for ordinal in ordinals])
-
-        return [without_metadata(passage) for passage in await self._in_thread(version, taken)]
+        return await self._in_thread(version, lambda opened: opened.take(ordinals))
 
     async def list_documents(
         self, version: str, visible: filters.Filter, after: str, limit: int

@@ -112,6 +112,21 @@ def test_shards_find_what_the_whole_index_finds(
     assert found(sharded, 200) == found(whole, 200), "more than any shard has"
 
 
+def test_a_hit_that_no_shard_sent_at_once_is_fetched(
+    settings: config.Config, handles_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handles = handles_of(settings, 3)
+    whole, sharded = both(settings, handles)
+    search = ShardReplica.search
+
+    async def send_one(self: ShardReplica, *arguments: Any) -> shard.Searched:
+        return await search(self, *arguments[:-1], 1)
+
+    monkeypatch.setattr(ShardReplica, "search", send_one)
+    assert found(sharded, 5) == found(whole, 5)
+    assert any("take" in handle.calls for handle in handles)
+
+
 def test_documents_are_listed_as_from_the_whole_index(settings: config.Config, handles_of: Any) -> None:
     whole, sharded = both(settings, handles_of(settings, 3))
     for visible in (EVERY, filters.parse_filter({"parity": 1})):
@@ -135,12 +150,13 @@ def test_each_shard_opens_its_own_segments_and_all_of_them_the_index(settings: c
 def test_words_are_counted_once(settings: config.Config, handles_of: Any) -> None:
     handles = handles_of(settings, 2)
     _, sharded = both(settings, handles)
-    for _ in range(2):
+    expected = sharded.search(QUESTIONS[:1], 3, EVERY)
+    after = DividedIndex(settings, sharded.version, Shards(handles), load_encoder(settings.encoder), None, sharded)
+    for index in (sharded, after):
         for handle in handles:
             handle.calls.clear()
-        sharded.search(QUESTIONS[:1], 3, EVERY)
-        last = [set(handle.calls) for handle in handles]
-    assert all("count" not in calls and "search" in calls for calls in last)
+        assert index.search(QUESTIONS[:1], 3, EVERY) == expected
+        assert all("count" not in handle.calls and "search" in handle.calls for handle in handles)
 
 
 @pytest.mark.parametrize("num_failures", [1, 3, 99])

@@ -61,6 +61,11 @@ def test_the_kubernetes_endpoint_can_grow_to_all_its_replicas_and_outlives_its_h
     assert cluster["gcsFaultToleranceOptions"]["redisAddress"]
 
 
+def test_a_relative_config_that_the_node_does_not_have_is_explained() -> None:
+    with pytest.raises(config.ConfigError, match=r"'my\.yaml' is relative.*every node has, by its absolute path"):
+        service.application({"config": "my.yaml"})
+
+
 def test_the_old_import_path_still_names_the_builder() -> None:
     assert service.application.__module__ == "ragtune_ray.cluster.serving.serve"
 
