@@ -1,7 +1,8 @@
 """Runs units of work in actors that outlive a stage: starting one costs 6 to 10 core-seconds, nearly all of it for imports.
 
 An actor holds one worker at a time, such as a generator, and frees it before it makes another. The driver gives each actor one
-unit at a time. If an actor's process or node is lost, its unit goes to another actor, and a new one is started in its place.
+unit at a time. If an actor's process or node is lost, its unit goes to another actor, and a new one is started in its place. A
+node that cannot start a worker, for want of its model or of space on the disk, gets no more of them.
 Actors reserve cores and GPUs, so other work on Ray calls `release` first, and so does the end of a session.
 """
 
@@ -13,12 +14,13 @@ import logging
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+from ragtune_ray import progress
 from ragtune_ray.cluster import devices
-from ragtune_ray.models import hardware
+from ragtune_ray.models import hardware, weights
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +36,10 @@ GROW_SECONDS = 10.0
 """How often a pool that may grow looks for nodes that have joined."""
 MAX_WAIT_SECONDS = 1800
 """A stage fails if for this long no unit runs because no actor can start. A growing cluster may need minutes."""
+MAX_AVOIDED = 3
+"""A stage fails if so many nodes cannot start its worker; then the reason is hardly that of a node."""
+NODE_ID = "ray.io/node-id"
+"""The label in which Ray names a node."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +55,8 @@ class Pool:
     """The resources that each actor reserves."""
     room: Callable[[], int] | None = None
     """Returns how many actors the cluster has room for now, since nodes may join; None: `num_actors`, to the end."""
+    models: Mapping[str, str] = field(default_factory=dict)
+    """Where the workers find their models, from `session.models`."""
 
 
 def run(pool: Pool, units: Sequence[str]) -> Iterator[str]:
@@ -80,6 +88,8 @@ class _Actor:
     handle: Any
     is_ready: bool = False
     """Whether it has ever answered."""
+    node: str = ""
+    """Id of its node, once it has answered."""
 
     def end(self) -> None:
         import ray
@@ -105,6 +115,8 @@ class _Stage:
         self._unfinished, self._failed_starts = len(units), 0
         self._losses = 0
         """Actors that were lost since the last finished unit."""
+        self._avoided: set[str] = set()
+        """Ids of nodes that cannot start the worker."""
         self._looked = self._heard = time.monotonic()
         """When the room for actors was asked for, and when an actor answered."""
         reserved = _reserve(pool, len(units))
@@ -124,7 +136,8 @@ class _Stage:
 
     def _expect(self, actor: _Actor) -> None:
         """Let an actor serve the pool, and be idle as soon as it answers."""
-        self._busy[actor.handle.serve.remote(self._pool.worker, self._pool.arguments)] = (actor, None)
+        pool = self._pool
+        self._busy[actor.handle.serve.remote(pool.worker, pool.arguments, pool.models)] = (actor, None)
 
     def _grow(self) -> None:
         """Start more actors if nodes have joined; looks for them every `GROW_SECONDS`."""
@@ -134,7 +147,7 @@ class _Stage:
         starting = sum(unit is None for _, unit in self._busy.values())
         wanted = min(self._pool.room() - self._num_actors, len(self._waiting) - len(self._idle) - starting)
         for _ in range(wanted):
-            self._expect(_start(self._pool.options))
+            self._expect(_start(self._pool.options, self._avoided))
         self._num_actors += max(0, wanted)
 
     def _submit(self) -> None:
@@ -164,8 +177,14 @@ class _Stage:
         except (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError, ray.exceptions.OutOfMemoryError) as error:
             self._replace(actor, unit, error)
             return None
+        except ray.exceptions.RayTaskError:
+            if unit is None or not self._avoid_node(actor, unit):
+                raise
+            return None
         self._failed_starts, actor.is_ready = 0, True
-        if unit is not None:
+        if unit is None:
+            actor.node, result = result or "", None
+        else:
             self._losses = 0
         self._idle.append(actor)
         return result
@@ -182,7 +201,24 @@ class _Stage:
             logger.warning("a worker process was lost and is replaced; its unit is repeated: %s", error)
             self._waiting.appendleft(unit)
         lost.end()
-        self._expect(_start(lost.options))
+        self._expect(_start(lost.options, self._avoided))
+
+    def _avoid_node(self, actor: _Actor, unit: str) -> bool:
+        """Start another actor on another node, if the node of this one could not make a worker; False if that is no remedy."""
+        import ray
+
+        reason = ray.get(actor.handle.why_no_worker.remote())
+        if not reason or not _has_room(actor.options, self._avoided | {actor.node}):
+            return False
+        if actor.node not in self._avoided:
+            self._avoided.add(actor.node)
+            if len(self._avoided) == MAX_AVOIDED:
+                return False
+            progress.say(f"node {actor.node[:12]} cannot start {self._pool.worker.__name__} and gets no more: {reason}")
+        self._waiting.appendleft(unit)
+        actor.end()
+        self._expect(_start(actor.options, self._avoided))
+        return True
 
     def _refuse_endless_wait(self) -> None:
         """Raise GetTimeoutError if every actor is still starting."""
@@ -222,12 +258,27 @@ def _reserve(pool: Pool, num_units: int) -> list[_Actor]:
     return reserved + [_start(pool.options) for _ in range(count - len(reserved))]
 
 
-def _start(options: dict[str, Any]) -> _Actor:
+def _start(options: dict[str, Any], avoided: Collection[str] = ()) -> _Actor:
     import ray
 
-    actor = _Actor(options, ray.remote(StageActor).options(scheduling_strategy="SPREAD", **options).remote())
+    elsewhere = {"label_selector": {NODE_ID: f"!in({','.join(sorted(avoided))})"}} if avoided else {}
+    placed = ray.remote(StageActor).options(scheduling_strategy="SPREAD", **options, **elsewhere)
+    actor = _Actor(options, placed.remote())
     _actors.append(actor)
     return actor
+
+
+def _has_room(options: Mapping[str, Any], avoided: Collection[str]) -> bool:
+    """Whether an actor with these resources fits on another node, if nothing else runs on it."""
+    import ray
+
+    needs = {"CPU": options.get("num_cpus", 1), "GPU": options.get("num_gpus", 0), "memory": options.get("memory", 0)}
+    return any(
+        node["Alive"]
+        and node["NodeID"] not in avoided
+        and all(node["Resources"].get(kind, 0) >= need for kind, need in needs.items())
+        for node in ray.nodes()
+    )
 
 
 class StageActor:
@@ -240,10 +291,18 @@ class StageActor:
         self._serves: tuple[type, dict[str, Any]] | None = None
         """Class and arguments of the worker for the units to come."""
 
-    def serve(self, worker: type, arguments: dict[str, Any]) -> None:
-        """Do the units to come in a worker with these arguments; it is made with the first one."""
+        self._why_no_worker = ""
+
+    def serve(self, worker: type, arguments: dict[str, Any], models: Mapping[str, str]) -> str:
+        """Do the units to come in a worker with these arguments; it is made with the first one. Returns the id of the node."""
         devices.use_reserved_devices()
+        weights.use_staged(models)
         self._serves = (worker, arguments)
+        return devices.node_id()
+
+    def why_no_worker(self) -> str:
+        """Why the worker of the last unit could not be made; empty if it could."""
+        return self._why_no_worker
 
     def run(self, unit: str) -> str:
         """Do a unit, in the worker that it holds if that has the arguments to serve, or can take them over."""
@@ -253,10 +312,18 @@ class StageActor:
             is_alike = self._holds is not None and self._holds[0] is worker
             if self._holds != self._serves and not (is_alike and self._worker.continues_with(arguments)):
                 self.free()
-                self._worker = worker(**arguments)
+                self._make(worker, arguments)
             self._holds = self._serves
         result: str = self._worker.run(json.loads(unit))
         return result
+
+    def _make(self, worker: type, arguments: dict[str, Any]) -> None:
+        try:
+            self._worker = worker(**arguments)
+            self._why_no_worker = ""
+        except Exception as error:
+            self._why_no_worker = " ".join(f"{type(error).__name__}: {error}".split())
+            raise
 
     def free(self) -> None:
         """Drop the worker and return its memory."""

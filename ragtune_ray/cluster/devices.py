@@ -1,4 +1,4 @@
-"""Which GPUs a process of Ray may use."""
+"""Which GPUs a process of Ray may use, and on which node it is."""
 
 from __future__ import annotations
 
@@ -17,3 +17,9 @@ def use_reserved_devices() -> None:
     ray = sys.modules.get("ray")
     if ray is not None and ray.is_initialized() and not ray.get_runtime_context().get_accelerator_ids().get("GPU"):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def node_id() -> str:
+    """The id of this process's node; "" without Ray."""
+    ray = sys.modules.get("ray")
+    return str(ray.get_runtime_context().get_node_id()) if ray is not None and ray.is_initialized() else ""

@@ -11,25 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from ragtune_ray import RagtuneError, config, progress
-from ragtune_ray.cluster import actors
-
-SERVE_ENVIRONMENT = {
-    # Calls between replicas use gRPC instead of Ray's object store. This and the next setting cut the CPU time of a request
-    # from 36 to 20 ms (docs/measurements.md).
-    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
-    # User code runs in the event loop that receives the requests, not in a second thread, which shortens the slowest answers.
-    # This is safe because our code never blocks the loop.
-    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
-    # Seconds between the controller's checks of each replica. The default of 0.1 takes 5 % of a core even without requests.
-    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
-    # Serve's HTTP server waits for the headers of a request forever, and replies 404 until it knows its routes.
-    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "ragtune_ray.cluster.serving.proxy_callback:install",
-    # Replicas log to files; nobody reads their stderr.
-    "RAY_SERVE_LOG_TO_STDERR": "0",
-}
-"""Environment variables that every Ray Serve process reads, so they must be set before Ray starts."""
+from ragtune_ray.cluster import actors, environment
+from ragtune_ray.models import staging, weights
 
 START_ATTEMPTS = 2
+AHEAD = 8
+"""How many actors of a pool may wait for room on a cluster."""
 LOCAL = "local"
 """The value of `cluster.address` that starts Ray on this machine, even for inputs small enough to process without it."""
 
@@ -42,20 +29,10 @@ def ray_session(settings: config.Cluster, *, for_training: bool = False) -> Iter
 
     Args:
         settings: the section `cluster`.
-        for_training: if Ray is started here, run workers at normal priority and with one heap for all their threads. Ray's
-            default, a lower priority, interrupts threads that wait for each other; one heap lets a thread reuse memory that
-            another one freed (`hardware.keep_freed_memory`).
+        for_training: run workers with one heap for all their threads and, if Ray is started here, at normal priority: see
+            `environment`.
     """
-    if for_training:
-        os.environ.setdefault("RAY_worker_niceness", "0")
-        os.environ.setdefault("MALLOC_ARENA_MAX", "1")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Internal warnings of Ray's C++ core would interrupt the progress lines.
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    # Without this, every Parquet read starts 32 actors for file footers. It must be set before Ray is imported.
-    os.environ.setdefault("RAY_DATA_PARQUET_FOOTER_NUM_ACTORS", "1")
-    for name, value in SERVE_ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    environment.set_here(for_training=for_training)
     address = cluster_address(settings)
     if not address:
         # The default for local sessions differs between Ray versions, so set it explicitly.
@@ -67,7 +44,7 @@ def ray_session(settings: config.Cluster, *, for_training: bool = False) -> Iter
         with _releasing_actors(settings):
             yield
         return
-    _start(address)
+    _start(address, environment.of_workers(settings))
     _configure_ray_data()
     try:
         with _releasing_actors(settings):
@@ -80,7 +57,7 @@ class StartError(RagtuneError, RuntimeError):
     """Ray did not start on this machine."""
 
 
-def _start(address: str) -> None:
+def _start(address: str, runtime_env: dict[str, Any] | None = None) -> None:
     """Connect to a cluster, or start Ray here; a start that takes too long is tried once more.
 
     Raises:
@@ -90,8 +67,10 @@ def _start(address: str) -> None:
 
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address:
+        # In a submitted job, Ray would refuse to add to the variables of the job.
+        os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")
         with _silent_core():
-            ray.init(address=address, **quiet)
+            ray.init(address=address, runtime_env=runtime_env, **quiet)
         return
     for attempt in range(1, START_ATTEMPTS + 1):
         try:
@@ -145,7 +124,7 @@ def cluster_address(settings: config.Cluster) -> str:
 
 
 def workers(configured: int, gpus_per_worker: float) -> int:
-    """The configured number of workers; if that is 0, one per core (or share of a GPU) of the cluster."""
+    """The configured number of workers; if that is 0, one per core (or share of a GPU) that Ray has now."""
     if configured:
         return configured
     import ray
@@ -157,12 +136,39 @@ def workers(configured: int, gpus_per_worker: float) -> int:
 
 
 def pool(worker: type, arguments: dict[str, Any], configured: int, settings: config.Cluster) -> actors.Pool:
-    """A pool of the configured number of actors; if that is 0, as many as `workers`, and more when nodes join."""
+    """A pool of the configured number of actors; if that is 0, as many as `workers`, and more when nodes join.
+
+    On a cluster some more actors than have room are started, so that an autoscaler adds nodes for them. If the worker's arguments
+    contain the config as `settings`, the workers find the models of `models`.
+    """
+    ahead = AHEAD if spans_machines(settings) else 0
 
     def room() -> int:
-        return workers(configured, settings.gpus_per_worker)
+        return workers(configured, settings.gpus_per_worker) + ahead
 
-    return actors.Pool(worker, arguments, room(), worker_options(settings), None if configured else room)
+    given = arguments.get("settings")
+    staged = models(given) if isinstance(given, config.Config) else {}
+    if configured:
+        return actors.Pool(worker, arguments, configured, worker_options(settings), models=staged)
+    return actors.Pool(worker, arguments, room(), worker_options(settings), room, staged)
+
+
+def models(settings: config.Config) -> dict[str, str]:
+    """Where workers find the models that this process has resolved: name -> URL; nothing if all work is on this machine.
+
+    A model that is not in the workspace yet is put there. Call it in a Ray session, after the models of a stage were resolved.
+    """
+    if not spans_machines(settings.cluster):
+        return {}
+    urls = {name: staging.stage(model, settings.workspace) for name, model in weights.found().items()}
+    return {name: url for name, url in urls.items() if url}
+
+
+def spans_machines(settings: config.Cluster) -> bool:
+    """Whether workers may run on other machines than this one: Ray is a cluster, which may also grow."""
+    import ray
+
+    return bool(cluster_address(settings)) or sum(node["Alive"] for node in ray.nodes()) > 1
 
 
 def worker_options(settings: config.Cluster) -> dict[str, Any]:

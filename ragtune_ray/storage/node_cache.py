@@ -29,7 +29,7 @@ LIMIT = "RAGTUNE_CACHE_BYTES"
 other half is for staging, for objects that Ray spills, and for the machine's other work."""
 TARGET_SHARE = 0.9
 """Entries are removed down to this share of the bound, so that not every download has to look at all of them."""
-RECENT_SECONDS = 60.0
+RECENT_SECONDS = 300.0
 """An entry that was used so recently is not removed: somebody may be about to open a path that was just returned."""
 SCRATCH = "scratch-"
 """Prefix of the entries of jobs."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ragtune_ray.cluster.session import SERVE_ENVIRONMENT
+from ragtune_ray.cluster.environment import SERVE_ENVIRONMENT
 from tests.support.corpora import write_corpus, write_queries
 
 # Before any test module imports Ray, which reads these once.
@@ -142,7 +142,7 @@ def openai_stub() -> Iterator[StubServer]:
     server.stop()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def eventually_up():
     """A function that waits until something answers at an address."""
     import time

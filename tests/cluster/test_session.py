@@ -7,7 +7,7 @@ from unittest import mock
 import pytest
 
 from ragtune_ray import config
-from ragtune_ray.cluster import session
+from ragtune_ray.cluster import environment, session
 
 
 @pytest.mark.parametrize("started_by", ["the session", "the caller"])
@@ -63,3 +63,39 @@ def test_another_failure_of_ray_is_not_repeated(monkeypatch: pytest.MonkeyPatch)
         with pytest.raises(ValueError, match="no such address"):
             session._start(address)
     assert init.call_count == 2
+
+
+def test_workers_get_variables_that_are_set_and_those_that_the_config_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (*environment.FORWARDED, "A_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_REGION", "eu-north-1")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    settings = config.Cluster(worker_variables=("A_KEY",))
+    with pytest.raises(config.ConfigError, match=r"cluster\.worker_variables: A_KEY is not set .*; export it"):
+        environment.of_workers(settings)
+    monkeypatch.setenv("A_KEY", "key")
+    assert environment.of_workers(settings)["env_vars"] == {"AWS_REGION": "eu-north-1", "A_KEY": "key"}
+
+
+def test_the_interface_of_an_address_is_found() -> None:
+    loopback = environment.interface("127.0.0.1")
+    assert loopback.startswith("lo")
+    assert environment.interface("203.0.113.7") == "", "an address of documentation, which no machine has"
+
+
+@pytest.mark.parametrize(
+    ("configured", "num_nodes", "address", "expected"),
+    [(0, 1, "", 4), (0, 2, "", 12), (0, 1, "10.0.0.1:6379", 12), (3, 2, "", 3), (0, 1, "local", 4)],
+)
+def test_on_a_cluster_some_actors_wait_for_nodes_that_may_join(
+    monkeypatch: pytest.MonkeyPatch, configured: int, num_nodes: int, address: str, expected: int
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    ray = types.ModuleType("ray")
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True}] * num_nodes + [{"Alive": False}], raising=False)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 4.0}, raising=False)
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    pool = session.pool(object, {}, configured, config.Cluster(address=address))
+    assert pool.num_actors == expected
+    assert (pool.room is None) is bool(configured)
+    assert pool.room is None or pool.room() == expected

@@ -1,6 +1,7 @@
 """Which worker an actor holds, tested in this process."""
 
 import json
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -52,7 +53,7 @@ def test_an_actor_loads_a_model_once_and_frees_it_before_the_next(monkeypatch: p
     actor = StageActor()
 
     def run(kind: type, arguments: dict[str, str], unit: int) -> str:
-        actor.serve(kind, arguments)
+        actor.serve(kind, arguments, {})
         return actor.run(json.dumps({"unit": unit}))
 
     given = [(Loading, "a", "1"), (Loading, "a", "1"), (Loading, "a", "2"), (Loading, "b", "2"), (Other, "b", "2")]
@@ -119,7 +120,7 @@ class Handle:
 def work(monkeypatch: pytest.MonkeyPatch, run: Callable[[str], str], num_units: int, num_actors: int = 1) -> list[str]:
     """The results of a stage whose actors are always ready and do `run`."""
 
-    def start(options: dict[str, Any]) -> actors._Actor:
+    def start(options: dict[str, Any], *_: object) -> actors._Actor:
         actors._actors.append(actors._Actor(options, Handle(run)))
         return actors._actors[-1]
 
@@ -151,7 +152,7 @@ def test_a_pool_grows_when_a_node_joins(monkeypatch: pytest.MonkeyPatch) -> None
     started: list[int] = []
     done: list[str] = []
 
-    def start(options: dict[str, Any]) -> actors._Actor:
+    def start(options: dict[str, Any], *_: object) -> actors._Actor:
         started.append(len(done))
         actors._actors.append(actors._Actor(options, Handle(lambda unit: done.append(unit) or unit)))
         return actors._actors[-1]
@@ -179,3 +180,60 @@ def test_units_that_kill_a_worker_for_each_of_their_rows_are_finished(monkeypatc
 
     assert work(monkeypatch, deadly, 6, 2) == list("012345")
     assert left == dict.fromkeys("012345", -1)
+
+
+def work_on_nodes(monkeypatch: pytest.MonkeyPatch, num_nodes: int, broken: set[str], why: str = "no disk") -> list[str]:
+    """The nodes that did the units of a stage, of which some cannot make a worker (or fail units, if `why` is "")."""
+    done: list[str] = []
+    names = [f"n{number}" for number in range(num_nodes)]
+
+    def start(options: dict[str, Any], avoided: Any = ()) -> actors._Actor:
+        node = [name for name in names if name not in avoided][len(actors._actors) % (num_nodes - len(avoided))]
+
+        def run(unit: str) -> str:
+            if node in broken:
+                raise ray.exceptions.RayTaskError("run", "a traceback", OSError("no space"))
+            done.append(node)
+            return unit
+
+        handle = Handle(run)
+        handle.serve = types.SimpleNamespace(remote=lambda *_: lambda: node)
+        handle.why_no_worker = types.SimpleNamespace(remote=lambda: lambda: why)
+        actors._actors.append(actors._Actor(options, handle))
+        return actors._actors[-1]
+
+    monkeypatch.setattr(actors, "_actors", [])
+    monkeypatch.setattr(actors, "_start", start)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    nodes = [{"Alive": True, "NodeID": name, "Resources": {"CPU": 2.0}} for name in names]
+    head = {"Alive": True, "NodeID": "head", "Resources": {}}
+    monkeypatch.setattr(ray, "nodes", lambda: [head, *nodes])
+    monkeypatch.setattr(ray, "wait", lambda busy, **_: (busy[:1], busy[1:]))
+    monkeypatch.setattr(ray, "get", lambda result: result())
+    pool = actors.Pool(Loading, {}, 6, {"num_cpus": 1})
+    assert sorted(actors.run(pool, [str(unit) for unit in range(9)])) == list("012345678")
+    return done
+
+
+def test_a_node_that_cannot_make_a_worker_gets_no_more(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert set(work_on_nodes(monkeypatch, 4, {"n1", "n2"})) == {"n0", "n3"}
+    said = capsys.readouterr().err
+    assert said.count("cannot start Loading and gets no more: no disk") == 2, "once for each of two nodes"
+
+
+@pytest.mark.parametrize(
+    ("num_nodes", "broken", "why"),
+    [
+        (1, {"n0"}, "no disk"),  # no other node; the head has no cores
+        (2, {"n0", "n1"}, "no disk"),
+        (9, {"n0", "n1", "n2", "n3"}, "no disk"),  # three nodes are not at fault
+        (4, {"n0"}, ""),  # the worker was made, and failed at its unit
+    ],
+)
+def test_an_error_that_is_not_of_a_node_ends_the_stage(
+    monkeypatch: pytest.MonkeyPatch, num_nodes: int, broken: set[str], why: str
+) -> None:
+    with pytest.raises(ray.exceptions.RayTaskError):
+        work_on_nodes(monkeypatch, num_nodes, broken, why)

@@ -1,6 +1,6 @@
 """What Ray Serve's proxy runs before it starts its server: `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH` names `install`.
 
-`session.SERVE_ENVIRONMENT` sets that variable.
+`environment.SERVE_ENVIRONMENT` sets that variable.
 """
 
 from __future__ import annotations

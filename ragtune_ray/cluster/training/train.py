@@ -176,6 +176,7 @@ def _fit(settings: config.Config, examples: str, url: str, work: str) -> None:
         "work": work,
         "num_steps": num_steps,
         "board": board,
+        "models": session.models(settings),
     }
     smallest = batching.smallest_step(num_examples, settings.training.batch_examples)
     max_workers = min(settings.training.max_workers, smallest)

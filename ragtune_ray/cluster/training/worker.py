@@ -49,6 +49,8 @@ class WorkerArguments(TypedDict):
     num_steps: int
     board: Any
     """Actor that collects progress for the driver."""
+    models: dict[str, str]
+    """Where to find the models, from `session.models`."""
 
 
 @dataclass
@@ -86,6 +88,7 @@ def run_worker(arguments: WorkerArguments) -> dict[str, str]:
     from ragtune_ray.training.optimization import TrainingError
 
     devices.use_reserved_devices()
+    weights_module.use_staged(arguments["models"])
     state = _load(arguments)
     if not _resume(state, filesystem.join(arguments["work"], RUN_NAME)):
         state.start = _validate(state)
