@@ -351,7 +351,7 @@ _WORD = re.compile(rf"{UNSPACED_BLOCKS.pattern}|{_LETTERS}(?:[\u00ad\u200b-\u200
 def _words(text: str) -> Iterator[tuple[str, int, int]]:
     """The (normalized word, start, end) of each word; each character of an unspaced script is a word."""
     for found in _WORD.finditer(text):
-        if any(character.isalnum() for character in found[0]):
+        if found[0][0].isalnum():  # otherwise it is punctuation of an unspaced script
             yield unicodedata.normalize("NFKC", visible(found[0])).casefold(), found.start(), found.end()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
+import numpy as np
 import pyarrow.parquet as pq
 
 from ragtune_ray import config, progress, schema
@@ -141,18 +143,25 @@ def read_queries(url: str, start: int, stop: int) -> list[schema.Query]:
 
 def read_rows(url: str, start: int, stop: int, record: type[Item]) -> list[Item]:
     """Rows `start` to `stop` (excluded) of a Parquet file of records with one row per staged query."""
+    if start >= stop:
+        return []
     folder, _, name = url.rpartition("/")
     path = filesystem.local_copy(folder, [name], checksums.digest(url), scratch=True) / name
-    first = 0
+    metadata, ends = _groups(path)
     found: list[Item] = []
-    with pq.ParquetFile(path, page_checksum_verification=True) as file:
-        for group in range(file.num_row_groups):
-            rows = file.metadata.row_group(group).num_rows
-            if first < stop and first + rows > start:
-                table = file.read_row_group(group).slice(max(0, start - first), stop - max(start, first))
-                found += schema.from_table(table, record)
-            first += rows
+    with pq.ParquetFile(path, metadata=metadata, page_checksum_verification=True) as file:
+        for group in range(int(np.searchsorted(ends, start, side="right")), int(np.searchsorted(ends, stop)) + 1):
+            first = int(ends[group - 1]) if group else 0
+            table = file.read_row_group(group).slice(max(0, start - first), stop - max(start, first))
+            found += schema.from_table(table, record)
     return found
+
+
+@functools.lru_cache(maxsize=8)
+def _groups(path: Path) -> tuple[pq.FileMetaData, np.ndarray]:
+    """The metadata of a file, which never changes, and the number of rows up to the end of each of its groups."""
+    metadata = pq.read_metadata(path)
+    return metadata, np.cumsum([metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)])
 
 
 def units(staged: StagedQueries, unit_queries: int) -> list[dict[str, Any]]:
