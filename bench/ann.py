@@ -116,13 +116,11 @@ def _measure_ours(given: Path, kind: str, queries: np.ndarray, truth: np.ndarray
         queries_held = np.array(stored[held])
         shards = [folder / f"{chosen}-{number}" for number in range(num_shards)]
         work = [
-            pool.submit(_build, given, first, last, trained, shard, queries_held)
+            pool.submit(_build, given, first, last, trained, shard, held, queries_held)
             for first, last, shard in zip(edges[:-1], edges[1:], shards, strict=True)
         ]
-        exact = [each.result() for each in work]
-        scores = -np.sort(-np.concatenate(exact, axis=1), axis=1)[:, : search_effort.CUTOFF + 1]
-        held_out = search_effort.HeldOut(queries_held, held, scores)
-        calibrated = pool.submit(_calibrate, shards, held_out).result()
+        efforts = [each.result() for each in work]
+        calibrated = search_effort.choose_effort(efforts, Config().index.target_recall)
     seconds = time.perf_counter() - started
     searched = vectors.VectorIndex(_open(shards), calibrated.effort)
     shard_bytes = (edges[1] - edges[0]) * DIMENSION * 4
@@ -141,15 +139,20 @@ def _train(given: Path, kind: faiss_index.ConcreteKind, rows: np.ndarray, target
     faiss_index.save(faiss_index.train(kind, DIMENSION, len(stored), stored[rows], 0), target)
 
 
-def _build(given: Path, first: int, last: int, trained: Path, shard: Path, held: np.ndarray) -> np.ndarray:
-    """Build one shard as an index build does and return the exact neighbors of the held-out queries in it."""
+def _build(
+    given: Path, first: int, last: int, trained: Path, shard: Path, held: np.ndarray, queries: np.ndarray
+) -> search_effort.PartEfforts:
+    """Build one shard as an index build does, and measure the efforts of searches for the held-out queries in it."""
     part = np.array(np.load(given, mmap_mode="r")[first:last])
     shard.mkdir(exist_ok=True)
     structure = faiss_index.build(faiss_index.load(trained), part)
     faiss_index.save(structure, shard / "vectors.faiss")
     if faiss_index.is_quantized(faiss_index.kind_of(structure)):
         np.save(shard / "vectors.npy", part)
-    return search_effort.exact_neighbors(held, part)
+    loaded = faiss_index.load(shard / "vectors.faiss", mmap=True)
+    exact = part if faiss_index.is_quantized(faiss_index.kind_of(loaded)) else None
+    own = np.where((held >= first) & (held < last), held - first, -1)
+    return search_effort.measure_part(vectors.Part(loaded, exact, "trained"), queries, own)
 
 
 def _open(shards: list[Path]) -> list[vectors.Part]:
@@ -161,10 +164,6 @@ def _open(shards: list[Path]) -> list[vectors.Part]:
         )
         for shard in shards
     ]
-
-
-def _calibrate(shards: list[Path], held_out: search_effort.HeldOut) -> search_effort.MeasuredEffort:
-    return search_effort.find_effort(vectors.VectorIndex(_open(shards)), held_out, Config().index.target_recall)
 
 
 def _measure_autofaiss(

@@ -171,6 +171,11 @@ def spans_machines(settings: config.Cluster) -> bool:
     return bool(cluster_address(settings)) or sum(node["Alive"] for node in ray.nodes()) > 1
 
 
+def max_workers(configured: int, gpus_per_worker: float, num_units: int) -> int:
+    """Temporary."""
+    return min(workers(configured, gpus_per_worker), num_units)
+
+
 def worker_options(settings: config.Cluster) -> dict[str, Any]:
     """The resources that an actor with a model reserves, as options of Ray."""
     options: dict[str, Any] = {"num_cpus": 1}

@@ -161,7 +161,7 @@ def on_actors(pool: actors.Pool) -> Work:
     """Run units in a pool of actors that stay for the next stage."""
 
     def work(name: str, pending: Sequence[dict[str, Any]]) -> Iterator[str]:
-        with _root_cause_raised(name):
+        with root_cause_raised(name):
             yield from actors.run(pool, [json.dumps(unit) for unit in pending])
 
     return work
@@ -178,7 +178,7 @@ def on_ray_data(transform: Callable[[ray.data.Dataset], ray.data.Dataset]) -> Wo
 
         actors.release()
         units = [{"unit": json.dumps(unit)} for unit in pending]
-        with _root_cause_raised(name):
+        with root_cause_raised(name):
             for row in transform(ray.data.from_items(units, override_num_blocks=len(units))).iter_rows():
                 yield row["summary"]
 
@@ -196,8 +196,17 @@ def in_process(make_worker: Callable[[], Worker]) -> Work:
     return work
 
 
+def remote(function: Callable[..., Any], *, memory_bytes: int = 0, max_retries: int = 3) -> Any:
+    """A function as a Ray task that reserves a core and this much memory, or what the largest node has, if that is less."""
+    import ray
+
+    largest = max((int(node["Resources"].get("memory", 0)) for node in ray.nodes() if node["Alive"]), default=0)
+    memory = {"memory": min(memory_bytes, largest)} if memory_bytes and largest else {}
+    return ray.remote(num_cpus=1, max_retries=max_retries, **memory)(function)
+
+
 @contextlib.contextmanager
-def _root_cause_raised(name: str) -> Iterator[None]:
+def root_cause_raised(name: str) -> Iterator[None]:
     """Turn an error of Ray into a StageError with the exception that the worker raised."""
     import ray.exceptions
 

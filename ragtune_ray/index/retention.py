@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import platform
+import re
 import shutil
 import tempfile
 import time
@@ -22,7 +23,7 @@ from pathlib import Path
 import psutil
 
 from ragtune_ray.index import segments, versions
-from ragtune_ray.storage import artifacts, checksums, failpoints, filesystem
+from ragtune_ray.storage import artifacts, failpoints, filesystem
 
 HOLD_SECONDS = 24 * 3600
 """How long a job on another machine protects its version if it is killed before it removes its file."""
@@ -105,7 +106,7 @@ def collect(workspace: str, keep: int, min_age_seconds: float) -> Removed:
 
 def _versions_in_use(workspace: str) -> set[str]:
     """Return the versions that running jobs read; remove the files of jobs that ended."""
-    found = set()
+    found: set[str] = set()
     folder = filesystem.join(workspace, "index", "readers")
     for name in filesystem.list_names(folder):
         try:
@@ -178,27 +179,25 @@ def _is_questions(url: str) -> bool:
 def _segments_of_builds(workspace: str) -> set[str]:
     """Return the finished segments of builds that can be resumed."""
     folder = filesystem.join(workspace, "index", "building")
-    found = set()
+    found: set[str] = set()
     for build in filesystem.list_names(folder):
         stage = filesystem.join(folder, build, "segment")
-        for name in filesystem.list_names(stage):
-            if name.endswith(".json"):
-                with contextlib.suppress(ValueError, FileNotFoundError):
-                    found.add(str(json.loads(filesystem.read_text(filesystem.join(stage, name))).get("segment_id")))
+        found.update(name.removesuffix(".json") for name in filesystem.list_names(stage) if name.endswith(".json"))
     return found
 
 
-def trained_id(build_id: str) -> str:
-    """Return the id of the structure that a build trains."""
-    return checksums.digest([build_id, "trained"])
+def _structures_of_builds(workspace: str) -> set[str]:
+    """Return the structures of builds that can be resumed; each is named as the file of its held-out vectors."""
+    folder = filesystem.join(workspace, "index", "building")
+    names = (name for build in filesystem.list_names(folder) for name in filesystem.list_names(f"{folder}/{build}"))
+    return {found[1] for name in names if (found := re.fullmatch(r"held-out-(.+)\.npz", name))}
 
 
 def _remove_unnamed(workspace: str, opened: list[versions.Version], min_age_seconds: float) -> int:
     """Remove deletions and trained structures that no version names."""
-    builds = filesystem.list_names(filesystem.join(workspace, "index", "building"))
     named = {
         "deleted": {entry.deleted for version in opened for entry in version.entries},
-        "trained": {version.manifest.get("trained_id", "") for version in opened} | {*map(trained_id, builds)},
+        "trained": {version.manifest.get("trained_id", "") for version in opened} | _structures_of_builds(workspace),
     }
     num_removed = 0
     for kind, needed in named.items():

@@ -315,39 +315,3 @@ def _stacked(blocks: list[np.ndarray]) -> np.ndarray:
     return np.concatenate(
         [np.pad(block, ((0, 0), (0, width - block.shape[1])), constant_values=missing) for block in blocks]
     )
-
-
-@dataclass(frozen=True, slots=True)
-class HeldOut:
-    """Queries with known neighbours.
-
-    Attributes:
-        queries: (num_queries, dimension) unit vectors.
-        ordinals: (num_queries,) of the queries in the index.
-        scores: (num_queries, CUTOFF + 1) of the nearest vectors, including the query itself, best first.
-    """
-
-    queries: np.ndarray
-    ordinals: np.ndarray
-    scores: np.ndarray
-
-
-def exact_neighbors(queries: np.ndarray, stored: np.ndarray) -> np.ndarray:
-    """Return the scores of the nearest stored vectors, (num_queries, CUTOFF + 1), best first; -inf if there are fewer."""
-    return neighbors.exact_neighbors(queries, stored)[0]
-
-
-def find_effort(searched: vectors.VectorIndex, held_out: HeldOut, target_recall: float) -> MeasuredEffort:
-    """Measure every part of an open index and choose its effort."""
-    first = np.cumsum([0, *(part.structure.ntotal for part in searched.parts)])
-    return choose_effort(
-        (
-            measure_part(part, held_out.queries, _within(held_out.ordinals - start, part.structure.ntotal))
-            for part, start in zip(searched.parts, first.tolist(), strict=False)
-        ),
-        target_recall,
-    )
-
-
-def _within(places: np.ndarray, count: int) -> np.ndarray:
-    return np.where((places >= 0) & (places < count), places, -1)

@@ -11,7 +11,7 @@ import signal
 from pathlib import Path
 
 NAMES = (
-    "build.read", "build.embedded", "build.trained", "segment.staged", "segment.published", "build.calibrated",
+    "build.unit", "build.embedded", "build.trained", "segment.staged", "segment.published", "build.calibrated",
     "delete.tombstones", "publish.staged", "publish.version", "publish.current", "build.cleaned",
     "compact.planned", "compact.merged", "gc.planned", "gc.version", "gc.segment", "gc.rest",
     "tune.worked", "tune.noted", "tune.published",

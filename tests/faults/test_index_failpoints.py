@@ -32,7 +32,7 @@ from tests.support.index_changes import (
 from tests.support.indexes import segment_manifests
 from tests.support.processes import DEADLINE_SECONDS, Command, end_remains, eventually, warm_process
 
-IN_DRIVER = ("build.read", "build.embedded", "build.trained", "build.calibrated", "publish.staged", "publish.version")
+IN_DRIVER = ("build.unit", "build.embedded", "build.trained", "build.calibrated", "publish.staged", "publish.version")
 IN_DRIVER_OF_A_LATER_BUILD = ("delete.tombstones", "publish.current")
 IN_DRIVER_AT_THE_END = ("build.cleaned",)
 IN_WORKER = ("segment.staged", "segment.published")
@@ -189,9 +189,9 @@ def test_an_encoder_worker_killed_three_times_does_not_stop_the_job_nor_change_a
     command = run("index", settings("killed"))
     killed: set[int] = set()
     for progress in (5, 35, 70):
-        eventually(lambda: len([*tmp_path.glob("killed/index/building/*/embed/unit-*.json")]) >= progress, command)  # noqa: B023
-        eventually(lambda: [each for each in command.workers("EmbedUnit") if each.pid not in killed], command)
-        worker = next(each for each in command.workers("EmbedUnit") if each.pid not in killed)
+        eventually(lambda: len([*tmp_path.glob("killed/index/building/*/units/*.json")]) >= progress, command)  # noqa: B023
+        eventually(lambda: [each for each in command.workers("EmbedUnits") if each.pid not in killed], command)
+        worker = next(each for each in command.workers("EmbedUnits") if each.pid not in killed)
         killed.add(worker.pid)
         worker.send_signal(signal.SIGKILL)
     command.wait()

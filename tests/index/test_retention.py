@@ -79,10 +79,11 @@ def test_questions_are_kept_while_a_run_continues(workspace: Path) -> None:
 
 def test_a_trained_structure_is_kept_while_its_build_exists(workspace: Path) -> None:
     build = workspace / "index" / "building" / "b1"
-    trained = [workspace / "index" / "trained" / retention.trained_id(name) for name in ("b1", "b2")]
+    trained = [workspace / "index" / "trained" / name for name in ("t1", "t2")]
     for folder in (build, *trained):
         folder.mkdir(parents=True)
         (folder / "file").write_text("{}")
+    (build / "held-out-t1.npz").write_text("{}")
     for folder in trained:
         age(folder)
     retention.collect(str(workspace), keep=3, min_age_seconds=DAY_SECONDS)

@@ -89,9 +89,9 @@ class Change:
     passes: tuple[str, ...]
 
 
-_BUILD = ("build.read", "build.embedded", "build.trained", "segment.staged", "segment.published", "build.calibrated")
+_BUILD = ("build.unit", "build.embedded", "build.trained", "segment.staged", "segment.published", "build.calibrated")
 _PUBLISH = ("publish.staged", "publish.version", "publish.current")
-_MERGE = ("build.trained", "segment.staged", "segment.published", "build.calibrated")
+_MERGE = ("segment.staged", "segment.published")
 CHANGES = {
     "first upsert": Change(first, "empty", {}, FIRST, (*_BUILD, *_PUBLISH, "build.cleaned")),
     "upsert": Change(

@@ -122,7 +122,7 @@ def publish_change(
         compacted = compact.compact_if_needed(settings, in_process=in_process)
     # Not from the manifest: the version may be a compaction's, or one that was there before.
     change = drafted.facts["change"] if drafted is not None else {}
-    changes = Changes.of(change, built.parts.documents.num_rows, built.rejects)
+    changes = Changes.of(change, built.num_documents, built.rejects)
     return IndexVersion.of(settings.workspace, (compacted or version).name, changes)
 
 

@@ -12,7 +12,7 @@ from typing import cast
 import numpy as np
 
 from ragtune_ray import config, progress
-from ragtune_ray.cluster.indexing import pipeline, segmenting
+from ragtune_ray.cluster.indexing import pipeline, segmenting, structures
 from ragtune_ray.index import contents, versions
 from ragtune_ray.storage import checksums, failpoints, filesystem
 
@@ -55,18 +55,20 @@ def compact(settings: config.Config, *, in_process: bool) -> versions.Version | 
         progress.say("compact: nothing to merge")
         return None
     failpoints.reach("compact.planned")
-    job = _job(settings, latest, chosen, in_process=in_process)
-    bytes_each = latest.manifest.get("bytes_per_vector", {}).get("stored", 4 * job.dimension)
+    builder = _builder(settings, latest, chosen, in_process=in_process)
+    bytes_each = latest.manifest.get("bytes_per_vector", {}).get("stored", 4 * builder.structure.dimension)
     filesystem.require_space(settings.workspace, int(sum(e.num_live for e in chosen) * bytes_each), "compaction")
     with pipeline.session_for(settings, latest, in_process=in_process):
-        names, _ = segmenting.build_segments(job, segmenting.segments_as_sources(chosen), calibrate=False)
+        for entry in chosen:
+            builder.add(segmenting.segment_source(entry))
+        names = builder.finish()
     failpoints.reach("compact.merged")
     merged = [versions.entry_of(settings.workspace, name) for name in names]
     version, is_new = versions.publish_rebasing(
         settings.workspace, lambda base: _draft(settings.workspace, base, chosen, merged)
     )
     assert version is not None
-    filesystem.remove(job.build)
+    filesystem.remove(builder.job.build)
     if not is_new:
         progress.say(f"compact: version {version.name} changed these segments meanwhile; they are left unchanged")
         return None
@@ -74,22 +76,19 @@ def compact(settings: config.Config, *, in_process: bool) -> versions.Version | 
     return version
 
 
-def _job(
+def _builder(
     settings: config.Config, latest: versions.Version, chosen: Sequence[versions.Entry], *, in_process: bool
-) -> segmenting.Job:
+) -> segmenting.Builder:
     # The id includes the chosen entries, because the settings that choose them may change before a killed compaction resumes.
     merging = [[entry.segment_id, entry.deleted] for entry in chosen]
     build_id = checksums.digest(["compact", latest.content_id, merging, settings.index.segment_passages, settings.seed])
-    return segmenting.Job(
-        settings,
-        pipeline.directory(settings.workspace, build_id),
-        build_id,
-        latest.manifest["index_kind"],
-        latest.manifest["encoder"]["dimension"],
-        versions.words_of(latest.manifest),
-        latest.manifest.get("lexical_titles", False),
-        latest.manifest.get("trained_id", ""),
-        in_process,
+    manifest = latest.manifest
+    titles = manifest.get("lexical_titles", False)
+    folder = pipeline.directory(settings.workspace, build_id)
+    job = segmenting.Job(settings, folder, build_id, versions.words_of(manifest), titles, in_process)
+    return segmenting.Builder(
+        job,
+        structures.Structure(manifest["index_kind"], manifest["encoder"]["dimension"], manifest.get("trained_id", "")),
     )
 
 

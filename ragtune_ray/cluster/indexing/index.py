@@ -10,14 +10,12 @@ import time
 from collections.abc import Iterator
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from ragtune_ray import config, progress, schema
 from ragtune_ray.cluster.indexing import change, pipeline
 from ragtune_ray.cluster.indexing.change import Changes, IndexVersion
 from ragtune_ray.cluster.indexing.pipeline import Built, CorpusError
-from ragtune_ray.index import contents, segments, versions
+from ragtune_ray.index import contents, versions
 from ragtune_ray.index.plan import outcome_line, planned_for
 from ragtune_ray.ingest import input_units
 from ragtune_ray.models import weights
@@ -41,8 +39,8 @@ def build_index(settings: config.Config) -> IndexVersion:
     if not settings.corpus.path:
         raise config.ConfigError("corpus.path is empty; name a folder or file of documents")
     started = time.monotonic()
-    given = settings.corpus
-    plan = input_units.plan_units(given.path, given.unit_bytes, fingerprint=given.fingerprint)
+    corpus = settings.corpus
+    plan = input_units.plan_units(corpus.path, corpus.unit_bytes, fingerprint=corpus.fingerprint)
     encoder = weights.resolve(settings.encoder.model)
     return change.retry_if_overtaken("index", lambda: _build(settings, plan, encoder, started))
 
@@ -58,8 +56,10 @@ def _build(settings: config.Config, plan: input_units.Plan, encoder: weights.Mod
     if base is not None and not _can_keep(settings, base, versions.recipe(settings, encoder)):
         progress.say("index: chunking, encoder, kind or format changed; every document is indexed again")
         base = None
-    identity = [listing, pipeline.segment_settings(settings), base.content_id if base else "", *partial]
-    build_id = checksums.digest(identity)
+    # Not the listing: if an input changes, a build that starts again keeps the finished units of the others.
+    settled = [versions.recipe(settings, encoder), versions.reading(settings), pipeline.segment_settings(settings)]
+    root = plan.units[0].root if plan.units else ""
+    build_id = checksums.digest(["index", settled, root, base.content_id if base else "", *partial])
     planned = planned_for(settings.workspace, versions.planned_corpus_id(settings, plan, encoder))
 
     def draft(latest: versions.Version | None, built: Built) -> versions.Draft | None:
@@ -68,17 +68,19 @@ def _build(settings: config.Config, plan: input_units.Plan, encoder: weights.Mod
             raise CorpusError(
                 f"{settings.corpus.path}: nothing was left to index, {len(built.rejects)} inputs were rejected{first}"
             )
-        content = input_units.content_fingerprint(plan, built.parts.digests)
+        content = input_units.content_fingerprint(plan, built.digests)
+        corpus_id = versions.corpus_id(settings, content, encoder)
+        versions.record_corpus(settings.workspace, listing, corpus_id)
         facts: versions.VersionFacts = {
             **built.facts,
             "operation": "index",
-            "corpus_id": versions.corpus_id(settings, content, encoder),
+            "corpus_id": corpus_id,
             "build_id": build_id,
             "config": settings.model_dump(mode="json"),
             "input": {"num_files": len(plan.files), "fingerprint": content},
-            "num_documents": built.parts.documents.num_rows,
+            "num_documents": built.num_documents,
             **built.reject_facts(),
-            "kinds": built.parts.kinds,
+            "kinds": built.kinds,
             "seconds": {**built.seconds, "total": round(time.monotonic() - started, 3)},
             # Set even if it is None; otherwise the version would inherit the plan of an earlier corpus.
             "planned": planned,
@@ -87,7 +89,6 @@ def _build(settings: config.Config, plan: input_units.Plan, encoder: weights.Mod
         return None if latest is not None and _adds_nothing(latest, drafted) else drafted
 
     def report(version: versions.Version, is_new: bool, built: Built) -> None:
-        versions.record_corpus(settings.workspace, listing, version.manifest["corpus_id"])
         _summarize(version, is_new, built)
         if planned and is_new:
             progress.say(outcome_line(planned, version.manifest, built.num_passages))
@@ -99,12 +100,10 @@ def _build(settings: config.Config, plan: input_units.Plan, encoder: weights.Mod
 def _published(settings: config.Config, base: versions.Version | None, corpus_id: str) -> tuple[str | None, list[str]]:
     """The version that contains this corpus: the latest, or an earlier one, which is published again; None if there is none.
 
-    Without a `corpus_id`, the corpus is not known yet.
-
     Also the versions that may lack documents of it, because they have transient rejects; its files are then read again.
     """
     partial: list[str] = []
-    for version in _history(settings.workspace, base if corpus_id else None):
+    for version in _history(settings.workspace, base) if corpus_id else ():
         if version.manifest.get("corpus_id") != corpus_id:
             continue
         if version.manifest.get("num_transient_rejects"):
@@ -170,31 +169,24 @@ def _draft(
         OvertakenError: the latest version lacks documents that the build took as known.
     """
     files = {"rejects.jsonl": schema.reject_lines(built.rejects)}
-    documents = built.parts.documents
-    new_ids = set(documents.filter(pc.invert(documents["is_known"]))["document_id"].to_pylist())
     if base is None:
-        facts["change"] = {"added": len(new_ids), "changed": 0, "removed": 0, "unchanged": 0}
+        facts["change"] = {"added": built.num_documents, "changed": 0, "removed": 0, "unchanged": 0}
         return versions.Draft(built.entries, facts, files)
     assert latest is not None
-    known = documents.filter(documents["is_known"])["fingerprint"].to_pylist()
-    expected = np.sort(np.array(known, dtype=f"S{segments.FINGERPRINT_BYTES}"))
-    kept: list[versions.Entry] = []
-    seen: set[bytes] = set()
-    gone: set[str] = set()
-    for entry, rows, alive in contents.live_documents(settings.workspace, latest):
-        fingerprints = rows.fingerprints()[alive]
-        stays = np.isin(fingerprints, expected)
-        seen.update(fingerprints[stays].tolist())
-        gone.update(rows.table["document_id"].take(pa.array(alive[~stays])).to_pylist())
-        kept.append(contents.delete_passages(settings.workspace, entry, rows.passages(alive[~stays])))
-    failpoints.reach("delete.tombstones")
-    if len(seen) < len(np.unique(expected)) or latest.manifest.get("recipe") != facts["recipe"]:
+    found = built.documents.difference(settings.workspace, latest)
+    if found.num_seen < found.num_known or latest.manifest.get("recipe") != facts["recipe"]:
         raise change.overtaken_by(latest)
+    none = np.empty(0, dtype=np.int64)
+    kept = [
+        contents.delete_passages(settings.workspace, entry, found.doomed.get(entry.segment_id, none))
+        for entry in latest.entries
+    ]
+    failpoints.reach("delete.tombstones")
     facts["change"] = {
-        "added": len(new_ids - gone),
-        "changed": len(new_ids & gone),
-        "removed": len(gone - new_ids),
-        "unchanged": len(known),
+        "added": found.num_new - found.num_changed,
+        "changed": found.num_changed,
+        "removed": found.num_gone - found.num_changed,
+        "unchanged": built.num_known,
     }
     return versions.Draft((*kept, *built.entries), facts, files)
 

@@ -41,8 +41,8 @@ def upsert_documents(settings: config.Config, path: str, *, in_process: bool = F
         OvertakenError: other processes changed documents of the base version every time.
     """
     started = time.monotonic()
-    given = settings.corpus
-    plan = input_units.plan_units(path, given.unit_bytes, _root(given.path, path), given.fingerprint)
+    corpus = settings.corpus
+    plan = input_units.plan_units(path, corpus.unit_bytes, _root(corpus.path, path), corpus.fingerprint)
     encoder = weights.resolve(settings.encoder.model)
     in_process = in_process or pipeline.runs_in_process(settings, plan)
 
@@ -110,8 +110,7 @@ def _draft(
     settings: config.Config, latest: versions.Version | None, built: Built, started: float
 ) -> versions.Draft | None:
     """The latest version with the new documents; None if it already has them."""
-    documents = built.parts.documents.to_pylist()
-    new_ids = sorted({row["document_id"] for row in documents if not row["is_known"]})
+    new_ids = built.documents.new()
     if not new_ids:
         return None
     if latest is not None and {entry.segment_id for entry in built.entries} <= {e.segment_id for e in latest.entries}:
@@ -138,9 +137,7 @@ def _refuse_overtaken(
     """Raise `OvertakenError` if the latest version lacks documents that the build took as known."""
     if latest is None or base is None or latest.content_id == base.content_id:
         return
-    documents = built.parts.documents.filter(built.parts.documents["is_known"])
-    ids, fingerprints = (documents[name].to_pylist() for name in ("document_id", "fingerprint"))
-    if not all(contents.KnownDocuments(workspace, latest).contain(ids, fingerprints)):
+    if not all(contents.KnownDocuments(workspace, latest).contain(*built.documents.known())):
         raise change.overtaken_by(latest)
 
 
@@ -219,7 +216,7 @@ def document_ids(settings: config.Config, names: Sequence[str]) -> list[str]:
         if name.endswith(".jsonl") and Path(name).is_file():
             found += _ids_of_lines(Path(name))
         elif root is not None:
-            plan = input_units.plan_units(name, root=root)
+            plan = input_units.plan_units(name, settings.corpus.unit_bytes, root=root)
             found += [file.path.removeprefix(f"{root}/") for file in plan.files]
         else:
             found.append(name)

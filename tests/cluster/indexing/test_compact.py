@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ragtune_ray import config
-from ragtune_ray.cluster.indexing import compact, update
+from ragtune_ray.cluster.indexing import compact, segmenting, update
 from ragtune_ray.index import retention, snapshot, versions
 
 
@@ -75,10 +75,10 @@ def test_a_rollback_or_deletion_during_a_compaction_is_kept(
     meanwhile: str,
 ) -> None:
     two_segments_of_which_one_has_many_deletions(settings, tmp_path)
-    build = compact.segmenting.build_segments
+    finish = segmenting.Builder.finish
 
-    def overtaken(*arguments: Any, **named: Any) -> Any:
-        built = build(*arguments, **named)
+    def overtaken(builder: segmenting.Builder) -> list[str]:
+        built = finish(builder)
         if meanwhile == "rollback":
             versions.roll_back(settings.workspace, "000002")
         else:
@@ -87,7 +87,7 @@ def test_a_rollback_or_deletion_during_a_compaction_is_kept(
 
     capsys.readouterr()
     with monkeypatch.context() as patched:
-        patched.setattr(compact.segmenting, "build_segments", overtaken)
+        patched.setattr(segmenting.Builder, "finish", overtaken)
         merged = compact.compact(settings, in_process=True)
     said = capsys.readouterr().err
     if meanwhile == "deletion":
@@ -108,15 +108,15 @@ def test_the_version_that_is_compacted_outlives_a_gc_meanwhile(
     settings: config.Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     two_segments_of_which_one_has_many_deletions(settings, tmp_path)
-    build = compact.segmenting.build_segments
+    finish = segmenting.Builder.finish
 
-    def overtaken(*arguments: Any, **named: Any) -> Any:
+    def overtaken(builder: segmenting.Builder) -> list[str]:
         update.delete_documents(settings, ["two"])
         retention.collect(settings.workspace, keep=1, min_age_seconds=0)
-        return build(*arguments, **named)
+        return finish(builder)
 
     with monkeypatch.context() as patched:
-        patched.setattr(compact.segmenting, "build_segments", overtaken)
+        patched.setattr(segmenting.Builder, "finish", overtaken)
         merged = compact.compact(settings, in_process=True)
     assert merged is not None
     assert living(settings) == ["four", "three"]

@@ -3,16 +3,15 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from ragtune_ray import config, schema
-from ragtune_ray.cluster.indexing import reading
+from ragtune_ray.cluster.indexing import building
 from ragtune_ray.cluster.indexing.compact import compact
+from ragtune_ray.cluster.indexing.documents import DuplicateError
 from ragtune_ray.cluster.indexing.index import CorpusError, build_index
-from ragtune_ray.cluster.indexing.reading import DuplicateError
 from ragtune_ray.cluster.indexing.update import delete_documents, upsert_documents
 from ragtune_ray.index import contents, faiss_index, retention, snapshot, versions
 from ragtune_ray.index.retriever import open_retriever
@@ -62,7 +61,7 @@ def test_a_touched_corpus_is_read_once_more_and_nothing_is_embedded(
     assert not embedded(shown)
     assert set(listings(workspace).values()) == {artifacts.read_manifest(str(first))["corpus_id"]}
     assert len(listings(workspace)) == 2
-    monkeypatch.setattr(reading, "read_stage", lambda *_, **__: pytest.fail("the corpus was read"))
+    monkeypatch.setattr(building, "run", lambda *_, **__: pytest.fail("the corpus was read"))
     assert build_index(settings) == first
     assert "nothing to do" in capsys.readouterr().err
 
@@ -74,7 +73,7 @@ def test_a_moved_corpus_is_known_by_its_sha256_without_reading_it(
     first = build_index(settings_for(workspace, "corpus.fingerprint=sha256"))
     moved.parent.mkdir()
     moved.write_bytes(corpus.read_bytes())
-    monkeypatch.setattr(reading, "read_stage", lambda *_, **__: pytest.fail("the corpus was read"))
+    monkeypatch.setattr(building, "run", lambda *_, **__: pytest.fail("the corpus was read"))
     assert build_index(settings_for(workspace, "corpus.fingerprint=sha256", f"corpus.path={moved}")) == first
 
 
@@ -131,7 +130,7 @@ def test_the_manifest_records_counts_config_encoder_and_seconds(tmp_path: Path, 
     assert manifest["num_passages"] == opened.lexical.num_passages
     assert manifest["config"] == settings.model_dump(mode="json")
     assert manifest["encoder"] == {"model": "hashing-64", "fingerprint": "hashing-64", "dimension": 64}
-    assert set(manifest["seconds"]) == {"read", "embed", "segment", "total"}
+    assert set(manifest["seconds"]) == {"embed", "segment", "total"}
     assert not (tmp_path / "index" / "building").exists() or not list((tmp_path / "index" / "building").iterdir())
 
 
@@ -244,7 +243,7 @@ def test_a_large_index_is_approximate_and_calibrated(
 
 def embedded(text: str) -> int:
     """Passages that the run whose progress is given has embedded."""
-    lines = [line for line in text.splitlines() if line.startswith("embed ")]
+    lines = [line for line in text.splitlines() if line.startswith("segment ")]
     return int(lines[-1].split("/")[1].split(" ")[0].replace(",", "")) if lines else 0
 
 
@@ -435,16 +434,16 @@ def test_garbage_collection_spares_the_base_of_a_running_build(
     build_index(settings)
     changed = tmp_path / "changed.jsonl"
     changed.write_text(corpus.read_text() + json.dumps({"document_id": "new", "text": "Something new."}) + "\n")
-    read_stage = reading.read_stage
+    run = building.run
 
-    def overtaken(*arguments: Any, **named: Any) -> reading.Parts:
+    def overtaken(build: building.Build) -> building.Segments:
         delete_documents(settings, ["no such document", "d59"])
         retention.collect(settings.workspace, keep=1, min_age_seconds=3600)
         assert versions.list_versions(settings.workspace) == ["000001", "000002"]
-        monkeypatch.setattr(reading, "read_stage", read_stage)
-        return read_stage(*arguments, **named)
+        monkeypatch.setattr(building, "run", run)
+        return run(build)
 
-    monkeypatch.setattr(reading, "read_stage", overtaken)
+    monkeypatch.setattr(building, "run", overtaken)
     url = build_index(settings.using(f"corpus.path={changed}"))
     manifest = artifacts.read_manifest(str(url))
     assert (manifest["version"], manifest["num_documents"]) == ("000003", 61)

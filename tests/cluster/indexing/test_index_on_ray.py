@@ -28,7 +28,7 @@ def settings_on_ray(settings_for):
 def test_a_build_in_process_has_the_segments_of_one_on_ray(
     tmp_path: Path, settings_for, settings_on_ray, kind: str
 ) -> None:
-    chosen = (f"index.kind={kind}", "index.segment_passages=50")
+    chosen = (f"index.kind={kind}", "index.segment_passages=50", "corpus.unit_bytes=1500")
     build_index(settings_for(tmp_path / "process", *chosen))
     build_index(settings_on_ray(tmp_path / "ray", *chosen))
     assert len(segment_manifests(tmp_path / "process")) > 3
@@ -50,7 +50,11 @@ def test_search_over_many_segments_equals_search_over_one(tmp_path: Path, settin
 @pytest.mark.parametrize("kind", ["flat", "ivf_sq", "ivf_pq", "hnsw"])
 def test_segments_do_not_depend_on_the_number_of_workers(tmp_path: Path, settings_on_ray, kind: str) -> None:
     for name, workers in (("a", 1), ("b", 3)):
-        build_index(settings_on_ray(tmp_path / name, f"cluster.encoder_workers={workers}", f"index.kind={kind}"))
+        build_index(
+            settings_on_ray(
+                tmp_path / name, f"cluster.encoder_workers={workers}", f"index.kind={kind}", "corpus.unit_bytes=1500"
+            )
+        )
     assert segment_manifests(tmp_path / "a") == segment_manifests(tmp_path / "b")
 
 
@@ -58,7 +62,8 @@ def test_a_resumed_build_repeats_units_whose_files_are_gone(
     tmp_path: Path, settings_on_ray, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The build fails before it publishes; some of what it left is lost; the same command ends with the same bytes."""
-    build_index(settings_on_ray(tmp_path / "undisturbed"))
+    small = "corpus.unit_bytes=1500"
+    build_index(settings_on_ray(tmp_path / "undisturbed", small))
     workspace = tmp_path / "workspace"
 
     def fail(*_: object, **__: object) -> str:
@@ -67,13 +72,13 @@ def test_a_resumed_build_repeats_units_whose_files_are_gone(
     with monkeypatch.context() as patched:
         patched.setattr(versions, "publish_version", fail)
         with pytest.raises(RuntimeError, match="stopped before"):
-            build_index(settings_on_ray(workspace))
+            build_index(settings_on_ray(workspace, small))
     (build,) = (workspace / "index" / "building").iterdir()
-    vectors = sorted((build / "embed").glob("*.npz"))
+    vectors, markers = (sorted((build / "units").glob(pattern)) for pattern in ("*.vectors.npy", "*.json"))
     vectors[1].unlink()
-    (build / "embed" / "unit-00000002.json").write_text("{ half a mark")
+    markers[2].write_text("{ half a mark")
     capsys.readouterr()
-    build_index(settings_on_ray(workspace))
+    build_index(settings_on_ray(workspace, small))
     said = capsys.readouterr().err
     assert "embed: " in said
     assert "were finished by an earlier run and are skipped" in said

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ragtune_ray import config
-from ragtune_ray.cluster.indexing import change, compact, index, pipeline, reading, update
+from ragtune_ray.cluster.indexing import building, change, compact, index, pipeline, units, update
 from ragtune_ray.index import retention, snapshot, versions
 from ragtune_ray.ingest import inputs, readers, rows
 from ragtune_ray.ingest.parsing.text import ParsedFile
@@ -83,7 +83,7 @@ def test_an_upsert_killed_and_resumed_with_larger_units_loses_nothing(
 ) -> None:
     path = lines_file(tmp_path / "documents.jsonl", numbered(6))
     with monkeypatch.context() as patched:
-        patched.setattr(reading, "_read_unit", killed_at_first(reading._read_unit))
+        patched.setattr(units, "commit", killed_at_first(units.commit))
         with pytest.raises(RuntimeError, match="killed"):
             update.upsert_documents(settings.using("corpus.unit_bytes=100"), path)
     update.upsert_documents(settings, path)
@@ -146,15 +146,15 @@ def test_garbage_collection_spares_the_base_of_a_running_upsert(
     settings: config.Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     update.upsert_documents(settings, lines_file(tmp_path / "base.jsonl", numbered(2)))
-    read_stage = reading.read_stage
+    run = building.run
 
-    def overtaken(*arguments: Any, **named: Any) -> reading.Parts:
-        monkeypatch.setattr(reading, "read_stage", read_stage)
+    def overtaken(build: building.Build) -> building.Segments:
+        monkeypatch.setattr(building, "run", run)
         update.upsert_documents(settings, lines_file(tmp_path / "other.jsonl", {"other": "the comet"}))
         retention.collect(settings.workspace, keep=1, min_age_seconds=3600)
-        return read_stage(*arguments, **named)
+        return run(build)
 
-    monkeypatch.setattr(reading, "read_stage", overtaken)
+    monkeypatch.setattr(building, "run", overtaken)
     update.upsert_documents(settings, lines_file(tmp_path / "more.jsonl", numbered(3)))
     assert living(settings) == {"other", *numbered(3)}
     retention.collect(settings.workspace, keep=1, min_age_seconds=3600)
@@ -280,14 +280,14 @@ def test_a_file_replaced_after_planning_is_not_published(
             return index.build_index(settings).name
         return update.upsert_documents(settings, str(corpus)).name
 
-    first, replaced = reading.read_stage, corpus / "b.txt"
+    first, replaced = building.run, corpus / "b.txt"
 
-    def meanwhile(*arguments: Any, **named: Any) -> Any:
+    def meanwhile(build: building.Build) -> building.Segments:
         replaced.write_text("vessel b is basalt")
-        return first(*arguments, **named)
+        return first(build)
 
     with monkeypatch.context() as patch:
-        patch.setattr(reading, "read_stage", meanwhile)
+        patch.setattr(building, "run", meanwhile)
         with pytest.raises(inputs.ChangedError, match=r"b\.txt changed while it was indexed; run again$"):
             run()
     assert versions.list_versions(settings.workspace) == []

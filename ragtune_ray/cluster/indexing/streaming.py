@@ -1,0 +1,230 @@
+"""Runs the units of a build through one stream of Ray Data: read and chunk, embed, commit.
+
+The three operators work at the same time, so that a GPU embeds while CPUs read. A row of the stream is a unit. Ray Data holds
+readers back while the encoders are behind. Each unit is committed on its own, so a killed build repeats only what was under way.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from ragtune_ray import config, schema
+from ragtune_ray.cluster import actors, devices, session, stages
+from ragtune_ray.cluster.indexing import embedding, reading, units
+from ragtune_ray.ingest import input_units
+
+if TYPE_CHECKING:
+    import ray.data
+
+HELPER_CPUS = 0.1
+"""Reserved by a task that reads or commits beside encoders on CPUs: these take nearly all the time."""
+ENCODER_CPUS = 0.8
+"""Reserved by an encoder on a CPU. What is left of each core is enough for the tasks that feed it and commit its results."""
+BUNDLE_BYTES = 4 * 2**20
+MOST_BUNDLED = 16
+"""Small units travel together, up to so many bytes and units, because Ray Data spends about 12 milliseconds on each block."""
+LEAST_BUNDLES = 64
+
+_ROW_SCHEMA = pa.schema(
+    [
+        pa.field("work", pa.string()),
+        pa.field("passages", pa.large_binary()),
+        pa.field("documents", pa.large_binary()),
+        pa.field("rejects", pa.large_string()),
+        pa.field("facts", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What all tasks of a build need to know."""
+
+    settings: config.Config
+    build: str
+    """Directory of the build."""
+    base: str
+    """Version whose documents need no work; "" for none."""
+    partitions: int
+    """Of documents, by the hash of their ids."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A unit to do."""
+
+    key: str
+    unit: input_units.Unit
+    is_probed: bool
+    """Measure which scripts the encoder knows."""
+    sample_share: float
+    """Of the vectors, to train with."""
+
+    def to_json(self) -> str:
+        """As text, for a row."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Work:
+        """The work that `to_json` described."""
+        values = json.loads(text)
+        return cls(**{**values, "unit": input_units.Unit.from_json(values["unit"])})
+
+
+def in_process(job: Job, pending: Sequence[Work]) -> Iterator[units.UnitFacts]:
+    """Do units one by one in this process; yields the facts of each when it is committed."""
+    embedder = embedding.Embedder(job.settings.encoder) if pending else None
+    for work in pending:
+        assert embedder is not None
+        read = reading.read_unit(work.unit, job.settings, job.base)
+        embedded = embedder.embed(read.passages, is_probed=work.is_probed)
+        yield _commit_unit(job, work, read, embedded)
+
+
+def on_ray(job: Job, pending: Sequence[Work], unit_bytes: int) -> Iterator[units.UnitFacts]:
+    """Do units with Ray Data; yields the facts of each when it is committed, in any order.
+
+    Args:
+        job: of the build.
+        pending: units, in the order in which they should begin.
+        unit_bytes: input bytes of a unit.
+
+    Raises:
+        StageError: a unit failed permanently.
+    """
+    if not pending:
+        return
+    import ray.data
+
+    actors.release()
+    rows = [{"work": work.to_json()} for work in pending]
+    bundled = max(1, min(MOST_BUNDLED, BUNDLE_BYTES // max(1, unit_bytes), len(rows) // LEAST_BUNDLES))
+    dataset = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // bundled))
+    with stages.root_cause_raised("index"):
+        for row in _operators(dataset, job, len(rows)).iter_rows():
+            facts: units.UnitFacts = json.loads(row["facts"])
+            yield facts
+
+
+def _operators(dataset: ray.data.Dataset, job: Job, num_units: int) -> ray.data.Dataset:
+    import ray.data
+
+    cluster = job.settings.cluster
+    arguments = {"job": job}
+    # A GPU's worker reserves no core, so its readers have whole ones.
+    helpers = 1.0 if cluster.gpus_per_worker else HELPER_CPUS
+    fewest = num_encoders(cluster, num_units)
+    most = session.max_workers(cluster.encoder_workers, cluster.gpus_per_worker, num_units)
+    tasks = ray.data.TaskPoolStrategy(None if cluster.gpus_per_worker else max(fewest, most))
+    read, committed = (
+        {"batch_size": None, "batch_format": "pyarrow", "compute": tasks, "num_cpus": helpers} for _ in range(2)
+    )
+    pool = ray.data.ActorPoolStrategy(
+        min_size=fewest, max_size=max(fewest, most), initial_size=fewest, max_tasks_in_flight_per_actor=2
+    )
+    return (
+        dataset.map_batches(read_batch, fn_kwargs=arguments, **read)
+        .map_batches(
+            EmbedUnits,
+            batch_size=None,
+            batch_format="pyarrow",
+            compute=pool,
+            fn_constructor_kwargs={"settings": job.settings.encoder},
+            **encoder_options(cluster),
+        )
+        .map_batches(commit_batch, fn_kwargs=arguments, **committed)
+    )
+
+
+def num_encoders(cluster: config.Cluster, num_units: int) -> int:
+    """The number of encoders that work when a build begins."""
+    return max(1, min(num_units, session.workers(cluster.encoder_workers, cluster.gpus_per_worker)))
+
+
+def encoder_options(cluster: config.Cluster) -> dict[str, Any]:
+    """The resources that an encoder reserves: a GPU or most of a core, not both, which Ray schedules badly."""
+    options = session.worker_options(cluster)
+    if "num_gpus" in options:
+        return options | {"num_cpus": 0}
+    return options | {"num_cpus": ENCODER_CPUS}
+
+
+def read_batch(batch: pa.Table, job: Job) -> Iterator[pa.Table]:
+    """Read the units of a batch, as a task of Ray Data."""
+    session.use_one_thread()
+    for text in batch["work"].to_pylist():
+        yield row_of(text, reading.read_unit(Work.from_json(text).unit, job.settings, job.base))
+
+
+def row_of(work: str, read: units.ReadUnit) -> pa.Table:
+    """What reading a unit returned, as a row of the stream."""
+    row = {
+        "work": [work],
+        "passages": [to_bytes(read.passages)],
+        "documents": [to_bytes(read.documents)],
+        "rejects": [schema.reject_lines(read.rejects)],
+        "facts": [json.dumps(read.facts)],
+    }
+    return pa.table(row, schema=_ROW_SCHEMA)
+
+
+class EmbedUnits:
+    """An actor with an encoder."""
+
+    def __init__(self, settings: config.Encoder) -> None:
+        devices.use_reserved_devices()
+        session.use_one_thread()
+        self._embedder = embedding.Embedder(settings)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """Add the vectors of each unit of the batch."""
+        found = [
+            self._embedder.embed(from_bytes(passages), is_probed=Work.from_json(text.as_py()).is_probed)
+            for text, passages in zip(batch["work"], batch["passages"], strict=True)
+        ]
+        # All vectors of a unit are one value, so that Ray Data never divides them.
+        vectors = pa.array([each.vectors.tobytes() for each in found], pa.large_binary())
+        embedding_facts = pa.array([json.dumps(each.facts) for each in found])
+        return batch.append_column("vectors", vectors).append_column("embedding_facts", embedding_facts)
+
+
+def commit_batch(batch: pa.Table, job: Job) -> pa.Table:
+    """Commit the units of a batch, as a task of Ray Data; returns their facts."""
+    return pa.table({"facts": [json.dumps(_commit_row(batch.slice(row, 1), job)) for row in range(batch.num_rows)]})
+
+
+def _commit_row(row: pa.Table, job: Job) -> units.UnitFacts:
+    values = {name: row[name][0] for name in row.column_names}
+    lines = values["rejects"].as_py().split("\n")
+    rejects = [schema.Reject(**json.loads(line)) for line in lines if line]
+    facts: units.EmbeddingFacts = json.loads(values["embedding_facts"].as_py())
+    read = units.ReadUnit(
+        from_bytes(values["passages"]), from_bytes(values["documents"]), rejects, json.loads(values["facts"].as_py())
+    )
+    vectors = np.frombuffer(values["vectors"].as_buffer(), dtype=np.float32).reshape(-1, facts["dimension"])
+    return _commit_unit(job, Work.from_json(values["work"].as_py()), read, units.Embedded(vectors, facts))
+
+
+def _commit_unit(job: Job, work: Work, read: units.ReadUnit, embedded: units.Embedded) -> units.UnitFacts:
+    return units.commit(job.build, work.key, read, embedded, partitions=job.partitions, sample_share=work.sample_share)
+
+
+def to_bytes(table: pa.Table) -> memoryview:
+    """A table as an Arrow stream."""
+    stream = pa.BufferOutputStream()
+    with pa.ipc.new_stream(stream, table.schema) as writer:
+        writer.write_table(table)
+    return memoryview(stream.getvalue())
+
+
+def from_bytes(value: pa.Scalar) -> pa.Table:
+    """The table of an Arrow stream, without copying it."""
+    with pa.ipc.open_stream(value.as_buffer()) as reader:
+        return reader.read_all()
