@@ -172,7 +172,9 @@ def spans_machines(settings: config.Cluster) -> bool:
 
 
 def max_workers(configured: int, gpus_per_worker: float, num_units: int) -> int:
-    """Temporary."""
+    """The largest number of workers of a stage: the configured one or, on a cluster that may grow, one per unit."""
+    if not configured and cluster_address(_open[-1]):
+        return num_units
     return min(workers(configured, gpus_per_worker), num_units)
 
 

@@ -185,12 +185,17 @@ class Segments:
             return Structure(manifest["index_kind"], dimension, manifest.get("trained_id", ""))
         chosen, num_vectors = self.build.settings.index, self._expected()
         kind = faiss_index.choose_kind(chosen.kind, num_vectors, dimension, chosen.memory_bytes)
-        keys = [self.keys[number] for number in self.training]
-        name = checksums.digest([self.build.build_id, kind, num_vectors, keys])
+        contents = [self._content(number) for number in self.training]
+        name = checksums.digest([self.build.build_id, kind, num_vectors, contents])
         needs_training = faiss_index.training_sample_size(kind, 1) > 0
         stored_bytes = num_vectors * faiss_index.footprint(kind, dimension).disk_bytes + 2 * self.build.plan.size_bytes
         filesystem.require_space(self.build.settings.workspace, int(stored_bytes), "the segments")
         return Structure(kind, dimension, name if needs_training else "", name)
+
+    def _content(self, number: int) -> str:
+        """What a finished unit was read from; equal for equal files, wherever they are."""
+        *part, _ = self.build.plan.units[number].content()
+        return checksums.digest([*part, self.facts[self.keys[number]]["sha256"]])
 
     def _expected(self) -> int:
         """The number of vectors of the whole build; exact if all units train."""
@@ -230,7 +235,7 @@ class Segments:
         while self._next < len(self.keys) and self.keys[self._next] in self.facts:
             facts = self.facts[self.keys[self._next]]
             if facts["rows"]:
-                builder.add(segmenting.unit_source(facts))
+                builder.add(segmenting.unit_source(facts, self._content(self._next)))
             self._next += 1
 
     def _call(self, function: Any, *arguments: Any) -> Any:

@@ -116,7 +116,7 @@ def publish_change(
 
         version, is_new = versions.publish_rebasing(settings.workspace, prepare)
         assert version is not None, "without a version, a draft is never None"
-        filesystem.remove(pipeline.directory(settings.workspace, build_id))
+        filesystem.remove(pipeline.directory(settings.workspace, build_id, plan.units[0].root))
         failpoints.reach("build.cleaned")
         report(version, is_new, built)
         compacted = compact.compact_if_needed(settings, in_process=in_process)

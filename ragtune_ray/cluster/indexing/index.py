@@ -58,8 +58,7 @@ def _build(settings: config.Config, plan: input_units.Plan, encoder: weights.Mod
         base = None
     # Not the listing: if an input changes, a build that starts again keeps the finished units of the others.
     settled = [versions.recipe(settings, encoder), versions.reading(settings), pipeline.segment_settings(settings)]
-    root = plan.units[0].root if plan.units else ""
-    build_id = checksums.digest(["index", settled, root, base.content_id if base else "", *partial])
+    build_id = checksums.digest(["index", settled, base.content_id if base else "", *partial])
     planned = planned_for(settings.workspace, versions.planned_corpus_id(settings, plan, encoder))
 
     def draft(latest: versions.Version | None, built: Built) -> versions.Draft | None:

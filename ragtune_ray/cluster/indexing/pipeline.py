@@ -27,7 +27,7 @@ from ragtune_ray.index import contents, retention, versions, words
 from ragtune_ray.ingest import input_units, inputs, parquet
 from ragtune_ray.ingest.parsing import tally
 from ragtune_ray.models import scripts, weights
-from ragtune_ray.storage import failpoints, filesystem
+from ragtune_ray.storage import checksums, failpoints, filesystem
 
 IN_PROCESS_BYTES = 512 * 2**10
 """Inputs up to this size are indexed without Ray, because starting it would take longer."""
@@ -114,7 +114,7 @@ def build(
         CorpusError: `corpus.strict` is set, and there are rejects.
         SpaceError: the disk has too little space.
     """
-    folder = directory(settings.workspace, build_id)
+    folder = directory(settings.workspace, build_id, plan.units[0].root)
     filesystem.require_space(settings.workspace, 2 * plan.size_bytes, "the passages")
     started = time.monotonic()
     titles = base.manifest.get("lexical_titles", False) if base else settings.index.lexical_titles
@@ -147,9 +147,9 @@ def build(
     )
 
 
-def directory(workspace: str, build_id: str) -> str:
-    """Where a build keeps its finished units until its version is published."""
-    return filesystem.join(workspace, "index", "building", build_id)
+def directory(workspace: str, build_id: str, root: str = "") -> str:
+    """Where a build of the corpus below `root` keeps its finished units until its version is published."""
+    return filesystem.join(workspace, "index", "building", checksums.digest([build_id, root]))
 
 
 def _clash(clash: documents.Clash, lines: Sequence[int]) -> documents.DuplicateError:

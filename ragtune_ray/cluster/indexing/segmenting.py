@@ -39,8 +39,8 @@ class Source:
     rows: int
     unit: str = ""
     """Key of the unit; "" for a segment."""
-    sha256: str = ""
-    """Of the input of the unit."""
+    content: str = ""
+    """What the unit was read from, wherever that is: its paths below the corpus folder, and the sha256 of the bytes."""
     first: int = 0
     """First row of the unit."""
     entry: versions.Entry | None = None
@@ -48,7 +48,7 @@ class Source:
 
     def identity(self) -> list[Any]:
         """What the passages are, as JSON values."""
-        return [self.unit, self.sha256, self.first, self.rows, dataclasses.asdict(self.entry) if self.entry else None]
+        return [self.content, self.first, self.rows, dataclasses.asdict(self.entry) if self.entry else None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,9 +169,9 @@ def directory(build: str) -> str:
     return filesystem.join(build, "segment")
 
 
-def unit_source(facts: units.UnitFacts) -> Source:
+def unit_source(facts: units.UnitFacts, content: str) -> Source:
     """All passages of a finished unit."""
-    return Source(facts["rows"], unit=facts["key"], sha256=facts["sha256"])
+    return Source(facts["rows"], unit=facts["key"], content=content)
 
 
 def segment_source(entry: versions.Entry) -> Source:
