@@ -112,8 +112,8 @@ class WaitingEncoder:
 
     seconds_per_passage = 0.0
 
-    def __init__(self, settings: config.Encoder) -> None:
-        del settings
+    def __init__(self, settings: config.Encoder, models: dict[str, str]) -> None:
+        del settings, models
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Add random vectors to each unit of the batch."""

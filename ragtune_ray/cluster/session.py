@@ -75,7 +75,8 @@ def _start(address: str, runtime_env: dict[str, Any] | None = None) -> None:
     for attempt in range(1, START_ATTEMPTS + 1):
         try:
             with _silent_core():
-                ray.init(include_dashboard=False, **quiet)
+                # Without an address, Ray would look for the cluster that was started last, even if it is gone.
+                ray.init(address=LOCAL, include_dashboard=False, **quiet)
             return
         except Exception as error:
             # Ray raises a plain Exception when its own processes do not answer in 30 seconds.
@@ -173,7 +174,7 @@ def spans_machines(settings: config.Cluster) -> bool:
 
 def max_workers(configured: int, gpus_per_worker: float, num_units: int) -> int:
     """The largest number of workers of a stage: the configured one or, on a cluster that may grow, one per unit."""
-    if not configured and cluster_address(_open[-1]):
+    if not configured and spans_machines(_open[-1]):
         return num_units
     return min(workers(configured, gpus_per_worker), num_units)
 

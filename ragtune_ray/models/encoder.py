@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,7 +19,7 @@ from ragtune_ray import config
 from ragtune_ray.ingest.chunking import TokenSpans, tokenizer_spans, word_spans
 from ragtune_ray.models import layout, loading, weights
 from ragtune_ray.models.hardware import choose_device, resolve_precision
-from ragtune_ray.models.token_batches import batches_by_length, padded_tokens, token_ids
+from ragtune_ray.models.token_batches import batches_by_length, padded_tokens, token_ids, tokenized
 
 CPU_BATCH_TOKENS = 2_048
 GPU_BATCH_TOKENS = 65_536
@@ -69,6 +69,8 @@ class TokenCounter:
     """Special tokens and the tokens of the passage prefix, which are added to every passage."""
     max_tokens: int
     """The encoder's longest input, added tokens included."""
+    token_ids: Callable[[Sequence[str]], list[list[int]]] | None = None
+    """What `encode_tokens` of the encoder takes for passages; None if the encoder takes texts alone."""
 
 
 @functools.lru_cache(maxsize=2)
@@ -84,8 +86,12 @@ def load_token_counter(settings: config.Encoder) -> TokenCounter:
     tokenizer = loading.load_tokenizer(model.directory)
     prefix = weights.with_prompts(settings, model.directory).passage_prefix
     added = len(tokenizer(prefix)["input_ids"])
-    longest = layout.transformer_settings(model.directory).get("max_seq_length")
-    return TokenCounter(tokenizer_spans(tokenizer), added, int(longest or tokenizer.model_max_length))
+    longest = int(layout.transformer_settings(model.directory).get("max_seq_length") or tokenizer.model_max_length)
+
+    def ids(texts: Sequence[str]) -> list[list[int]]:
+        return tokenized(tokenizer, [f"{prefix}{text}" for text in texts], longest)
+
+    return TokenCounter(tokenizer_spans(tokenizer), added, longest, ids)
 
 
 class SentenceEncoder:
@@ -117,19 +123,20 @@ class SentenceEncoder:
         return self._encode([f"{self._prefixed.query_prefix}{text}" for text in texts])
 
     def _encode(self, texts: list[str]) -> np.ndarray:
+        return self.encode_tokens(token_ids(self._model, texts) if texts else [])
+
+    def encode_tokens(self, tokens: Sequence[Sequence[int] | np.ndarray]) -> np.ndarray:
+        """Encode texts that are tokenized already, as by `TokenCounter.token_ids`."""
         import torch
 
-        vectors = np.empty((len(texts), self.dimension), dtype=np.float32)
-        if not texts:
-            return vectors
-        tokens = token_ids(self._model, texts)
+        vectors = np.empty((len(tokens), self.dimension), dtype=np.float32)
         lengths = np.fromiter((len(row) for row in tokens), dtype=np.int64, count=len(tokens))
         for rows in batches_by_length(lengths, self._batch_tokens):
             with torch.inference_mode():
                 vectors[rows] = self._forward([tokens[row] for row in rows]).cpu().numpy()
         return vectors
 
-    def _forward(self, rows: list[list[int]]) -> Any:
+    def _forward(self, rows: Sequence[Sequence[int] | np.ndarray]) -> Any:
         from torch.nn.functional import normalize
 
         padded = padded_tokens(self._model, rows)
@@ -184,6 +191,10 @@ class QuerySideEncoder:
     def encode_queries(self, texts: Sequence[str]) -> np.ndarray:
         """Encode queries."""
         return self._queries.encode_queries(texts)
+
+    def encode_tokens(self, tokens: Sequence[Sequence[int] | np.ndarray]) -> np.ndarray:
+        """Encode passages that are tokenized already."""
+        return self._passages.encode_tokens(tokens)
 
 
 class HashingEncoder:

@@ -17,16 +17,29 @@ def max_tokens_of(model: Any) -> int:
 
 def token_ids(model: Any, texts: Sequence[str]) -> list[list[int]]:
     """The token ids of each text for a sentence-transformers model, with special tokens, truncated to its limit."""
+    return tokenized(model.tokenizer, texts, max_tokens_of(model))
+
+
+def tokenized(tokenizer: Any, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
+    """The token ids of each text, with special tokens, truncated to a limit."""
     options = {"padding": False, "return_attention_mask": False, "return_token_type_ids": False}
-    tokenized = model.tokenizer(list(texts), truncation=True, max_length=max_tokens_of(model), **options)
-    found: list[list[int]] = tokenized["input_ids"]
+    encoded = tokenizer(list(texts), truncation=True, max_length=max_tokens, **options)
+    found: list[list[int]] = encoded["input_ids"]
     return found
 
 
-def padded_tokens(model: Any, rows: Sequence[Sequence[int]]) -> dict[str, Any]:
+def padded_tokens(model: Any, rows: Sequence[Sequence[int] | np.ndarray]) -> dict[str, Any]:
     """Rows of `token_ids` as `input_ids` and `attention_mask`, padded to (num_rows, `padded_length`)."""
+    import torch
+
     length = padded_length(max(map(len, rows)), max_tokens_of(model))
-    return dict(model.tokenizer.pad({"input_ids": rows}, padding="max_length", max_length=length, return_tensors="pt"))
+    tokenizer = model.tokenizer
+    ids = np.full((len(rows), length), tokenizer.pad_token_id, dtype=np.int64)
+    mask = np.zeros((len(rows), length), dtype=np.int64)
+    for number, row in enumerate(rows):
+        filled = slice(len(row)) if tokenizer.padding_side == "right" else slice(length - len(row), None)
+        ids[number, filled], mask[number, filled] = row, 1
+    return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
 
 
 def batches_by_length(lengths: np.ndarray, batch_tokens: int) -> list[np.ndarray]:

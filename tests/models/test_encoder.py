@@ -147,6 +147,16 @@ def test_token_counter_agrees_with_the_tokenizer(encoder_directory: Path) -> Non
     assert counter.max_tokens == 64
 
 
+def test_tokens_made_without_the_weights_give_the_vectors_of_the_texts(encoder_directory: Path) -> None:
+    settings = settings_of(encoder_directory, passage_prefix="passage: ")
+    found = load_token_counter(settings).token_ids
+    assert found is not None
+    loaded = load_encoder(settings, "cpu")
+    assert isinstance(loaded, encoder.SentenceEncoder)
+    rows = [np.array(row, dtype=np.int32) for row in found(TEXTS)]
+    assert np.array_equal(loaded.encode_tokens(rows), loaded.encode_passages(TEXTS))
+
+
 def test_token_counter_without_a_model_counts_words() -> None:
     counter = load_token_counter(config.Encoder(model="hashing-8"))
     assert (counter.num_added_tokens, counter.max_tokens) == (0, 1_000_000)

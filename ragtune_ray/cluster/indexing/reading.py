@@ -40,7 +40,7 @@ def read_unit(unit: input_units.Unit, settings: config.Config, base: str) -> uni
     items = with_tenant(readers.read_documents(unit, settings.corpus, found), settings.index.tenant_field)
     rejects: list[schema.Reject] = []
     documents: list[dict[str, Any]] = []
-    passages: list[pa.Table] = [units.PASSAGES_SCHEMA.empty_table()]
+    passages: list[pa.Table] = []
     too_long = 0
     first_of_id: dict[str, int] = {}
     for group in _groups(items):
@@ -60,7 +60,7 @@ def read_unit(unit: input_units.Unit, settings: config.Config, base: str) -> uni
         cut = _chunk([document for document, _ in new], counter, settings.chunking)
         too_long += _num_too_long(counter, settings.chunking, [passage.text for each in cut for passage in each])
         made = [_passage_row(each, row) for (_, row), part in zip(new, cut, strict=True) for each in part]
-        passages.append(pa.Table.from_pylist(made, schema=units.PASSAGES_SCHEMA))
+        passages.append(_with_tokens(pa.Table.from_pylist(made, schema=units.PASSAGES_SCHEMA), counter))
     facts: units.ReadFacts = {
         "known": sum(row["is_known"] for row in documents),
         "num_lines": found.num_lines,
@@ -71,7 +71,8 @@ def read_unit(unit: input_units.Unit, settings: config.Config, base: str) -> uni
         "max_tokens": counter.max_tokens,
     }
     table = pa.Table.from_pylist(documents, schema=units.DOCUMENTS_SCHEMA)
-    return units.ReadUnit(pa.concat_tables(passages).combine_chunks(), table, rejects, facts)
+    joined = pa.concat_tables(passages).combine_chunks() if passages else units.PASSAGES_SCHEMA.empty_table()
+    return units.ReadUnit(joined, table, rejects, facts)
 
 
 @functools.lru_cache(maxsize=1)
@@ -99,6 +100,14 @@ def _chunk(
     size = chunking.size_tokens - counter.num_added_tokens
     cut = chunk_all(documents, counter.token_spans, size, chunking.overlap_tokens)
     return [list(with_place(document, passages)) for document, passages in zip(documents, cut, strict=True)]
+
+
+def _with_tokens(passages: pa.Table, counter: TokenCounter) -> pa.Table:
+    """The passages with their token ids, so that an encoder on a GPU need not wait for its tokenizer."""
+    if counter.token_ids is None:
+        return passages
+    found = counter.token_ids(passages["text"].to_pylist()) if passages.num_rows else []
+    return passages.append_column("tokens", pa.array(found, pa.list_(pa.int32())))
 
 
 def _num_too_long(counter: TokenCounter, chunking: config.Chunking, texts: list[str]) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from ragtune_ray import config, schema
 from ragtune_ray.cluster import actors, devices, session, stages
 from ragtune_ray.cluster.indexing import embedding, reading, units
 from ragtune_ray.ingest import input_units
+from ragtune_ray.models import weights
 
 if TYPE_CHECKING:
     import ray.data
@@ -54,6 +55,8 @@ class Job:
     """Version whose documents need no work; "" for none."""
     partitions: int
     """Of documents, by the hash of their ids."""
+    models: dict[str, str] = field(default_factory=dict)
+    """Where other machines find the models (`session.models`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +107,7 @@ def on_ray(job: Job, pending: Sequence[Work], unit_bytes: int) -> Iterator[units
     import ray.data
 
     actors.release()
+    job = dataclasses.replace(job, models=session.models(job.settings))
     rows = [{"work": work.to_json()} for work in pending]
     bundled = max(1, min(MOST_BUNDLED, BUNDLE_BYTES // max(1, unit_bytes), len(rows) // LEAST_BUNDLES))
     dataset = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // bundled))
@@ -136,7 +140,7 @@ def _operators(dataset: ray.data.Dataset, job: Job, num_units: int) -> ray.data.
             batch_size=None,
             batch_format="pyarrow",
             compute=pool,
-            fn_constructor_kwargs={"settings": job.settings.encoder},
+            fn_constructor_kwargs={"settings": job.settings.encoder, "models": job.models},
             **encoder_options(cluster),
         )
         .map_batches(commit_batch, fn_kwargs=arguments, **committed)
@@ -159,6 +163,7 @@ def encoder_options(cluster: config.Cluster) -> dict[str, Any]:
 def read_batch(batch: pa.Table, job: Job) -> Iterator[pa.Table]:
     """Read the units of a batch, as a task of Ray Data."""
     session.use_one_thread()
+    weights.use_staged(job.models)
     for text in batch["work"].to_pylist():
         yield row_of(text, reading.read_unit(Work.from_json(text).unit, job.settings, job.base))
 
@@ -178,9 +183,10 @@ def row_of(work: str, read: units.ReadUnit) -> pa.Table:
 class EmbedUnits:
     """An actor with an encoder."""
 
-    def __init__(self, settings: config.Encoder) -> None:
+    def __init__(self, settings: config.Encoder, models: dict[str, str]) -> None:
         devices.use_reserved_devices()
         session.use_one_thread()
+        weights.use_staged(models)
         self._embedder = embedding.Embedder(settings)
 
     def __call__(self, batch: pa.Table) -> pa.Table:

@@ -101,7 +101,7 @@ class ReadUnit:
     """What reading a unit returns."""
 
     passages: pa.Table
-    """Of `PASSAGES_SCHEMA`."""
+    """Of `PASSAGES_SCHEMA`; with a column `tokens` if the encoder takes token ids."""
     documents: pa.Table
     """Of `DOCUMENTS_SCHEMA`, in the order of the input."""
     rejects: list[schema.Reject]
@@ -157,7 +157,7 @@ def commit(
     reason = "the encoder returned no finite vector"
     failed = read.passages.filter(pa.array(~finite))["passage_id"].to_pylist()
     rejects = [*read.rejects, *(schema.Reject(passage_id, reason, "passage") for passage_id in failed)]
-    passages = read.passages.filter(pa.array(finite))
+    passages = read.passages.select(PASSAGES_SCHEMA.names).filter(pa.array(finite))
     with tempfile.TemporaryDirectory(prefix="ragtune-unit-") as temporary:
         folder = Path(temporary)
         files = {name: folder / name for name in ("passages.parquet", "vectors.npy", "documents.arrow")}
