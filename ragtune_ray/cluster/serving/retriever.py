@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from ragtune_ray.models.reranker import Reranker
 
 BATCH_QUERIES = 32
+SWITCH_SECONDS = 0.0005
+"""How long a thread waits for Python's lock, instead of 5 milliseconds, which is as long as a call to a shard takes."""
 EMBEDDED_TEXTS = 32
 """How many texts are embedded at once; queries wait for no more than these."""
 
@@ -92,6 +95,8 @@ class RetrieverReplica(SwappingReplica):
         self._reranker = load_reranker(settings.retrieval)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="retrieve")
         self._shards, self._num_shards = Shards(shards), max(1, len(shards))
+        if shards:  # the calls to them are made by other threads, while this one encodes
+            sys.setswitchinterval(SWITCH_SECONDS)
         self._current = self._thread.submit(self._first_version).result()  # a thread, since it may wait for the shards
         self._current.poll(settings.serve.poll_seconds)
 

@@ -53,6 +53,7 @@ def unchanged_process(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (shard, retriever):
         monkeypatch.setattr(module, "prepare_process", lambda _: None)
     monkeypatch.setattr(divided, "BACKOFF_SECONDS", 0.0)
+    monkeypatch.setattr("sys.setswitchinterval", lambda _: None)
 
 
 @pytest.fixture
