@@ -197,12 +197,18 @@ def in_process(make_worker: Callable[[], Worker]) -> Work:
 
 
 def remote(function: Callable[..., Any], *, memory_bytes: int = 0, max_retries: int = 3) -> Any:
-    """A function as a Ray task that reserves a core and this much memory, or what the largest node has, if that is less."""
+    """A function as a Ray task that reserves a core and `available_bytes` of this much memory."""
+    import ray
+
+    return ray.remote(num_cpus=1, max_retries=max_retries, memory=available_bytes(memory_bytes))(function)
+
+
+def available_bytes(wanted_bytes: int) -> int:
+    """So much memory, or half of what the largest node has, if that is less: a task that reserves more would never start."""
     import ray
 
     largest = max((int(node["Resources"].get("memory", 0)) for node in ray.nodes() if node["Alive"]), default=0)
-    memory = {"memory": min(memory_bytes, largest)} if memory_bytes and largest else {}
-    return ray.remote(num_cpus=1, max_retries=max_retries, **memory)(function)
+    return min(wanted_bytes, largest // 2)
 
 
 @contextlib.contextmanager

@@ -24,10 +24,12 @@ from ragtune_ray.models import weights
 if TYPE_CHECKING:
     import ray.data
 
-HELPER_CPUS = 0.1
+HELPER_CPUS = 0.2
 """Reserved by a task that reads or commits beside encoders on CPUs: these take nearly all the time."""
 ENCODER_CPUS = 0.8
 """Reserved by an encoder on a CPU. What is left of each core is enough for the tasks that feed it and commit its results."""
+HELPER_BYTES = 16
+"""Memory that such a task reserves, per byte of its input: texts, token ids, passages and vectors, some of them twice."""
 BUNDLE_BYTES = 4 * 2**20
 MOST_BUNDLED = 16
 """Small units travel together, up to so many bytes and units, because Ray Data spends about 12 milliseconds on each block."""
@@ -112,12 +114,12 @@ def on_ray(job: Job, pending: Sequence[Work], unit_bytes: int) -> Iterator[units
     bundled = max(1, min(MOST_BUNDLED, BUNDLE_BYTES // max(1, unit_bytes), len(rows) // LEAST_BUNDLES))
     dataset = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // bundled))
     with stages.root_cause_raised("index"):
-        for row in _operators(dataset, job, len(rows)).iter_rows():
+        for row in _operators(dataset, job, len(rows), HELPER_BYTES * bundled * unit_bytes).iter_rows():
             facts: units.UnitFacts = json.loads(row["facts"])
             yield facts
 
 
-def _operators(dataset: ray.data.Dataset, job: Job, num_units: int) -> ray.data.Dataset:
+def _operators(dataset: ray.data.Dataset, job: Job, num_units: int, memory_bytes: int) -> ray.data.Dataset:
     import ray.data
 
     cluster = job.settings.cluster
@@ -128,7 +130,14 @@ def _operators(dataset: ray.data.Dataset, job: Job, num_units: int) -> ray.data.
     most = session.max_workers(cluster.encoder_workers, cluster.gpus_per_worker, num_units)
     tasks = ray.data.TaskPoolStrategy(None if cluster.gpus_per_worker else max(fewest, most))
     read, committed = (
-        {"batch_size": None, "batch_format": "pyarrow", "compute": tasks, "num_cpus": helpers} for _ in range(2)
+        {
+            "batch_size": None,
+            "batch_format": "pyarrow",
+            "compute": tasks,
+            "num_cpus": helpers,
+            "memory": stages.available_bytes(memory_bytes),
+        }
+        for _ in range(2)
     )
     pool = ray.data.ActorPoolStrategy(
         min_size=fewest, max_size=max(fewest, most), initial_size=fewest, max_tasks_in_flight_per_actor=2
