@@ -31,4 +31,4 @@ class Encoder(Section):
     batch_tokens: int = Field(0, ge=0)
     """Tokens per forward pass, padding included. 0: 2,048 on a CPU, 65,536 on a GPU."""
     unit_passages: int = Field(256, gt=0)
-    """Passages per task. A task is repeated as a whole if its worker dies; passages are sorted by length within it."""
+    """Passages that are embedded together, sorted by length; more of them suit a GPU."""
