@@ -114,7 +114,7 @@ def estimate(settings: config.Config, plan: input_units.Plan, measured: Probe, p
     segment_bytes = disk["index"] / num_segments
     units = {
         "read": len(plan.units),
-        "embed": max(len(plan.units), math.ceil(count / settings.encoder.unit_passages)),
+        "embed": len(plan.units),
         "segment": num_segments,
     }
     seconds = _seconds(measured, found_totals, {name: max(1, min(workers, many)) for name, many in units.items()})

@@ -183,7 +183,8 @@ def test_an_encoder_worker_killed_three_times_does_not_stop_the_job_nor_change_a
 
     def settings(workspace: str) -> dict[str, object]:
         # Flat, in small units: there is time to kill, and the segments are those of any other run.
-        small = {"encoder": {"model": "hashing-64", "unit_passages": 4}, "index": {"segment_passages": 500}}
+        corpus = {"path": str(tmp_path / "corpus.jsonl"), "unit_bytes": 300}
+        small = {"corpus": corpus, "index": {"segment_passages": 500}}
         return ray_settings(tmp_path, workspace) | small | {"cluster": {"encoder_workers": 2, "address": "local"}}
 
     command = run("index", settings("killed"))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from ragtune_ray.index import IndexDataError, faiss_index, search_effort, vectors
+from ragtune_ray.index.measuring import neighbors
 
 NUM_VECTORS, DIMENSION = 3000, 16
 
@@ -48,9 +49,29 @@ def searched(kind: faiss_index.ConcreteKind, stored: np.ndarray = STORED, num_se
     )
 
 
-def held_out(ordinals: np.ndarray, stored: np.ndarray = STORED) -> search_effort.HeldOut:
+@dataclasses.dataclass(frozen=True)
+class HeldOut:
+    """Queries, their ordinals in the index, and the scores of their nearest vectors, best first."""
+
+    queries: np.ndarray
+    ordinals: np.ndarray
+    scores: np.ndarray
+
+
+def held_out(ordinals: np.ndarray, stored: np.ndarray = STORED) -> HeldOut:
     queries = stored[ordinals]
-    return search_effort.HeldOut(queries, ordinals, search_effort.exact_neighbors(queries, stored))
+    return HeldOut(queries, ordinals, neighbors.exact_neighbors(queries, stored)[0])
+
+
+def find_effort(searched: vectors.VectorIndex, asked: HeldOut, target_recall: float) -> search_effort.MeasuredEffort:
+    """Measure every part of an open index and choose its effort."""
+    parts, first = [], 0
+    for part in searched.parts:
+        places = asked.ordinals - first
+        own = np.where((places >= 0) & (places < part.structure.ntotal), places, -1)
+        parts.append(search_effort.measure_part(part, asked.queries, own))
+        first += part.structure.ntotal
+    return search_effort.choose_effort(parts, target_recall)
 
 
 def draws(*counts: int) -> list[np.ndarray]:
@@ -70,7 +91,7 @@ def measured(whole: vectors.VectorIndex, queries: np.ndarray, ordinals: np.ndarr
 
 
 def searched_recalls(
-    whole: vectors.VectorIndex, asked: search_effort.HeldOut, effort: vectors.SearchEffort
+    whole: vectors.VectorIndex, asked: HeldOut, effort: vectors.SearchEffort
 ) -> np.ndarray:
     """Search the whole index, remove each query from its hits, and compare scores with the exact neighbours."""
     scores, ordinals = vectors.VectorIndex(whole.parts, effort).search(asked.queries, search_effort.CUTOFF + 1)
@@ -101,7 +122,7 @@ def naive_recalls(found: np.ndarray, ordinals: np.ndarray) -> np.ndarray:
 def test_fresh_queries_find_what_was_calibrated(kind: faiss_index.ConcreteKind, target: float) -> None:
     first, fresh = draws(400, 400)
     whole = searched(kind)
-    found = search_effort.find_effort(whole, held_out(first), target)
+    found = find_effort(whole, held_out(first), target)
     assert found.recall >= target
     assert (found.num_queries, found.milliseconds_per_query > 0) == (400, True)
     _, ordinals = vectors.VectorIndex(whole.parts, found.effort).search(STORED[fresh], search_effort.CUTOFF + 1)
@@ -112,7 +133,7 @@ def test_fresh_queries_find_what_was_calibrated(kind: faiss_index.ConcreteKind, 
 def test_a_higher_target_never_takes_fewer_lists(kind: faiss_index.ConcreteKind) -> None:
     whole, asked = searched(kind), held_out(draws(300)[0])
     targets = [0.3, 0.6, 0.8, 0.9, 0.97, 0.99]
-    found = [search_effort.find_effort(whole, asked, target) for target in targets]
+    found = [find_effort(whole, asked, target) for target in targets]
     lists = [(calibrated.effort.rescored, calibrated.effort.lists) for calibrated in found]
     assert lists == sorted(lists)
     assert lists[0] < lists[-1] <= (search_effort.RESCORED[-1], faiss_index.num_lists(NUM_VECTORS))
@@ -121,14 +142,14 @@ def test_a_higher_target_never_takes_fewer_lists(kind: faiss_index.ConcreteKind)
 
 def test_a_higher_target_never_takes_a_smaller_part_of_the_graph() -> None:
     whole, asked = searched("hnsw"), held_out(draws(300)[0])
-    graph = [search_effort.find_effort(whole, asked, target).effort.graph for target in (0.5, 0.9, 0.99)]
+    graph = [find_effort(whole, asked, target).effort.graph for target in (0.5, 0.9, 0.99)]
     assert graph == sorted(graph)
 
 
 @pytest.mark.parametrize(("kind", "target"), [("ivf", 0.9), ("ivf_sq", 0.9), ("ivf_pq", 0.8)])
 def test_one_step_less_misses_the_target(kind: faiss_index.ConcreteKind, target: float) -> None:
     whole, asked = searched(kind, SCATTERED, 1), held_out(draws(300)[0], SCATTERED)
-    found = search_effort.find_effort(whole, asked, target)
+    found = find_effort(whole, asked, target)
     (part,) = measured(whole, asked.queries, asked.ordinals)
     number = part.efforts.tolist().index(found.effort.lists)
     fewer = dataclasses.replace(found.effort, lists=int(part.efforts[number - 1]))
@@ -140,14 +161,14 @@ def test_one_step_less_misses_the_target(kind: faiss_index.ConcreteKind, target:
 
 
 def test_an_unreachable_target_searches_everything() -> None:
-    found = search_effort.find_effort(searched("ivf_pq"), held_out(draws(100)[0]), 1.01)
+    found = find_effort(searched("ivf_pq"), held_out(draws(100)[0]), 1.01)
     assert found.effort.lists == faiss_index.num_lists(NUM_VECTORS)
     assert found.effort.rescored == search_effort.RESCORED[-1]
     assert found.recall <= 1
 
 
 def test_exact_search_has_recall_one() -> None:
-    found = search_effort.find_effort(searched("flat"), held_out(draws(100)[0]), 0.95)
+    found = find_effort(searched("flat"), held_out(draws(100)[0]), 0.95)
     assert found.recall == 1
     assert found.facts() == {
         "recall@10": 1.0,
@@ -158,7 +179,7 @@ def test_exact_search_has_recall_one() -> None:
 
 @pytest.mark.parametrize("kind", ["flat", "ivf", "ivf_pq"])
 def test_nothing_is_measured_without_queries(kind: faiss_index.ConcreteKind) -> None:
-    found = search_effort.find_effort(searched(kind), held_out(np.empty(0, dtype=np.int64)), 0.95)
+    found = find_effort(searched(kind), held_out(np.empty(0, dtype=np.int64)), 0.95)
     assert (found.num_queries, found.milliseconds_per_query) == (0, 0)
 
 
@@ -243,7 +264,7 @@ def test_time_adds_up_over_parts_but_queries_meet_shared_centroids_once() -> Non
 def recalls_with_fewer(stored: np.ndarray, neighbors_in: np.ndarray) -> list[float]:
     """The first vector asks one part, while its neighbours are those in other vectors."""
     (part,) = measured(searched("ivf", stored, 1), stored[:1], np.array([0]))
-    asked = dataclasses.replace(part, nearest=search_effort.exact_neighbors(stored[:1], neighbors_in))
+    asked = dataclasses.replace(part, nearest=neighbors.exact_neighbors(stored[:1], neighbors_in)[0])
     shares: list[float] = asked.recalls(len(part.efforts) - 1, 4).tolist()
     return shares
 
@@ -276,13 +297,13 @@ def test_duplicates_of_a_query_count_as_neighbours() -> None:
 def test_an_index_of_few_vectors_is_calibrated_too(count: int) -> None:
     stored = STORED[:count]
     for kind in ("flat", "ivf", "ivf_sq", "ivf_pq", "hnsw"):
-        found = search_effort.find_effort(searched(kind, stored, 1), held_out(np.arange(count), stored), 0.95)
+        found = find_effort(searched(kind, stored, 1), held_out(np.arange(count), stored), 0.95)
         assert found.recall == 1
 
 
 def test_too_few_vectors_leave_neighbours_empty() -> None:
-    scores = search_effort.exact_neighbors(STORED[:2], STORED[:3])
+    scores, _ = neighbors.exact_neighbors(STORED[:2], STORED[:3])
     assert scores.shape == (2, search_effort.CUTOFF + 1)
     np.testing.assert_allclose(scores[:, 0], 1, atol=1e-6)
     assert np.isneginf(scores[:, 3:]).all()
-    assert np.isneginf(search_effort.exact_neighbors(STORED[:2], STORED[:0])).all()
+    assert np.isneginf(neighbors.exact_neighbors(STORED[:2], STORED[:0])[0]).all()
