@@ -90,9 +90,7 @@ def measured(whole: vectors.VectorIndex, queries: np.ndarray, ordinals: np.ndarr
     return parts
 
 
-def searched_recalls(
-    whole: vectors.VectorIndex, asked: HeldOut, effort: vectors.SearchEffort
-) -> np.ndarray:
+def searched_recalls(whole: vectors.VectorIndex, asked: HeldOut, effort: vectors.SearchEffort) -> np.ndarray:
     """Search the whole index, remove each query from its hits, and compare scores with the exact neighbours."""
     scores, ordinals = vectors.VectorIndex(whole.parts, effort).search(asked.queries, search_effort.CUTOFF + 1)
     own = ordinals == asked.ordinals[:, None]
