@@ -17,6 +17,12 @@ from ragtune_ray.models import staging, weights
 START_ATTEMPTS = 2
 AHEAD = 8
 """How many actors of a pool may wait for room on a cluster."""
+RESERVED_SHARE = 0.1
+"""Of a cluster's cores and object store, what Ray Data keeps for each operator whether it needs them or not, in all.
+
+With its default of a half, the operators beside the encoders would keep cores that they never use, and encoders would get too few
+of those of nodes that join.
+"""
 LOCAL = "local"
 """The value of `cluster.address` that starts Ray on this machine, even for inputs small enough to process without it."""
 
@@ -266,6 +272,7 @@ def _configure_ray_data() -> None:
     context = ray.data.DataContext.get_current()
     context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
     context.autoscaling_config.actor_pool_util_downscaling_threshold = 0.0
+    context.op_resource_reservation_ratio = RESERVED_SHARE
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.enable_operator_progress_bars = False

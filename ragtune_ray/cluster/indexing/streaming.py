@@ -30,6 +30,8 @@ ENCODER_CPUS = 0.8
 """Reserved by an encoder on a CPU. What is left of each core is enough for the tasks that feed it and commit its results."""
 HELPER_BYTES = 16
 """Memory that such a task reserves, per byte of its input: texts, token ids, passages and vectors, some of them twice."""
+MOST_COMMITTERS = 8
+"""Tasks that commit at the same time, if there are not more encoders when the build begins: each has work for many encoders."""
 BUNDLE_BYTES = 4 * 2**20
 MOST_BUNDLED = 16
 """Small units travel together, up to so many bytes and units, because Ray Data spends about 12 milliseconds on each block."""
@@ -112,35 +114,26 @@ def on_ray(job: Job, pending: Sequence[Work], unit_bytes: int) -> Iterator[units
     job = dataclasses.replace(job, models=session.models(job.settings))
     rows = [{"work": work.to_json()} for work in pending]
     bundled = max(1, min(MOST_BUNDLED, BUNDLE_BYTES // max(1, unit_bytes), len(rows) // LEAST_BUNDLES))
-    dataset = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // bundled))
+    num_bundles = -(-len(rows) // bundled)
+    dataset = ray.data.from_items(rows, override_num_blocks=num_bundles)
     with stages.root_cause_raised("index"):
-        for row in _operators(dataset, job, len(rows), HELPER_BYTES * bundled * unit_bytes).iter_rows():
+        for row in _operators(dataset, job, num_bundles, HELPER_BYTES * bundled * unit_bytes).iter_rows():
             facts: units.UnitFacts = json.loads(row["facts"])
             yield facts
 
 
-def _operators(dataset: ray.data.Dataset, job: Job, num_units: int, memory_bytes: int) -> ray.data.Dataset:
+def _operators(dataset: ray.data.Dataset, job: Job, num_bundles: int, memory_bytes: int) -> ray.data.Dataset:
     import ray.data
 
     cluster = job.settings.cluster
     arguments = {"job": job}
-    # A GPU's worker reserves no core, so its readers have whole ones.
-    helpers = 1.0 if cluster.gpus_per_worker else HELPER_CPUS
-    fewest = num_encoders(cluster, num_units)
-    most = session.max_workers(cluster.encoder_workers, cluster.gpus_per_worker, num_units)
-    tasks = ray.data.TaskPoolStrategy(None if cluster.gpus_per_worker else max(fewest, most))
-    read, committed = (
-        {
-            "batch_size": None,
-            "batch_format": "pyarrow",
-            "compute": tasks,
-            "num_cpus": helpers,
-            "memory": stages.available_bytes(memory_bytes),
-        }
-        for _ in range(2)
-    )
+    fewest = num_encoders(cluster, num_bundles)
+    most = max(fewest, session.max_workers(cluster.encoder_workers, cluster.gpus_per_worker, num_bundles))
+    read = _helpers(cluster, most, memory_bytes)
+    # What Ray Data keeps for more of them than are ever needed, it would not give to encoders on nodes that join.
+    committed = _helpers(cluster, min(most, max(MOST_COMMITTERS, fewest)), memory_bytes)
     pool = ray.data.ActorPoolStrategy(
-        min_size=fewest, max_size=max(fewest, most), initial_size=fewest, max_tasks_in_flight_per_actor=2
+        min_size=fewest, max_size=most, initial_size=fewest, max_tasks_in_flight_per_actor=2
     )
     return (
         dataset.map_batches(read_batch, fn_kwargs=arguments, **read)
@@ -154,6 +147,21 @@ def _operators(dataset: ray.data.Dataset, job: Job, num_units: int, memory_bytes
         )
         .map_batches(commit_batch, fn_kwargs=arguments, **committed)
     )
+
+
+def _helpers(cluster: config.Cluster, most: int, memory_bytes: int) -> dict[str, Any]:
+    """The options of an operator that reads or commits, in at most so many tasks at a time."""
+    import ray.data
+
+    # A GPU's worker reserves no core, so its readers have whole ones.
+    size, num_cpus = (None, 1.0) if cluster.gpus_per_worker else (most, HELPER_CPUS)
+    return {
+        "batch_size": None,
+        "batch_format": "pyarrow",
+        "compute": ray.data.TaskPoolStrategy(size),
+        "num_cpus": num_cpus,
+        "memory": stages.available_bytes(memory_bytes),
+    }
 
 
 def num_encoders(cluster: config.Cluster, num_units: int) -> int:
