@@ -175,13 +175,14 @@ def _units(number: int) -> None:
         write_documents(corpus, np.random.default_rng(0), number, "d")
         unit_bytes = corpus.stat().st_size // number
         settings = _settings(f"{folder}/workspace", str(corpus), f"corpus.unit_bytes={unit_bytes}")
-        print(f"{'run':>4} {'units':>8} {'seconds':>8} {'driver CPU ms per unit':>24}")
+        print(f"{'run':>4} {'units':>8} {'seconds':>8} {'driver CPU ms per unit':>24} {'driver MiB':>11}")
         with session.ray_session(settings.cluster):
             for run in range(3):
                 before = time.process_time()
                 seconds, _ = _stream(settings, f"{folder}/{run}")
                 cpu = time.process_time() - before
-                print(f"{run:4} {number:8,} {seconds:8.1f} {1000 * cpu / number:24.2f}", flush=True)
+                largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+                print(f"{run:4} {number:8,} {seconds:8.1f} {1000 * cpu / number:24.2f} {largest:11.0f}", flush=True)
 
 
 if __name__ == "__main__":

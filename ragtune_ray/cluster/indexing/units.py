@@ -60,7 +60,7 @@ DOCUMENTS_SCHEMA = pa.schema(
 PARTITION_BYTES = 2**30
 """Input bytes per partition of documents."""
 _READERS = 32
-"""Markers that are read at once: in an object store each takes tens of milliseconds."""
+"""Small files that are read at once: in an object store each takes tens of milliseconds."""
 
 
 class ReadFacts(TypedDict):
@@ -268,13 +268,15 @@ def read_rejects(build: str, key: str) -> list[schema.Reject]:
 
 def read_documents(build: str, keys: Sequence[str], partition: int, columns: Sequence[str]) -> pa.Table:
     """One partition of the documents of these units, with the place of their unit in `keys` as column `unit`."""
-    tables = []
-    for number, key in enumerate(keys):
-        store, path = filesystem.locate(_file(build, key, "documents.arrow"))
+
+    def read(number: int) -> pa.Table:
+        store, path = filesystem.locate(_file(build, keys[number], "documents.arrow"))
         with store.open(path, "rb") as file, pa.ipc.open_file(file) as reader:
             batch = reader.get_batch(partition).select(list(columns))
-            tables.append(pa.table(batch).append_column("unit", pa.array(np.full(batch.num_rows, number))))
-    return pa.concat_tables(tables)
+            return pa.table(batch).append_column("unit", pa.array(np.full(batch.num_rows, number)))
+
+    with ThreadPoolExecutor(_READERS) as pool:
+        return pa.concat_tables(pool.map(read, range(len(keys))))
 
 
 def _file(build: str, key: str, name: str) -> str:
