@@ -112,8 +112,8 @@ class WaitingEncoder:
 
     seconds_per_passage = 0.0
 
-    def __init__(self, settings: config.Encoder, models: dict[str, str]) -> None:
-        del settings, models
+    def __init__(self, job: streaming.Job) -> None:
+        del job
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Add random vectors to each unit of the batch."""
@@ -155,21 +155,26 @@ def _overlap(megabytes: int) -> None:
     print(f"{'build of both':24} {both_seconds:8.1f}   / the longer one: {both_seconds / read_seconds:.2f}")
 
 
-def read_nothing(batch: pa.Table, job: streaming.Job) -> Iterator[pa.Table]:
-    """Take the place of the task that reads: each unit is empty."""
-    del job
-    facts: units.ReadFacts = {
-        "known": 0, "num_lines": 0, "sha256": "", "kinds": {}, "unread": [], "too_long": 0, "max_tokens": 0,
-    }  # fmt: skip
-    empty = units.ReadUnit(
-        units.PASSAGES_SCHEMA.empty_table(), units.DOCUMENTS_SCHEMA.empty_table(), list[schema.Reject](), facts
-    )
-    for text in batch["work"].to_pylist():
-        yield streaming.row_of(text, empty)
+class NothingReader:
+    """Takes the place of the actor that reads: each unit is empty."""
+
+    def __init__(self, job: streaming.Job) -> None:
+        del job
+
+    def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
+        """Read nothing for each unit of the batch."""
+        facts: units.ReadFacts = {
+            "known": 0, "num_lines": 0, "sha256": "", "kinds": {}, "unread": [], "too_long": 0, "max_tokens": 0,
+        }  # fmt: skip
+        empty = units.ReadUnit(
+            units.PASSAGES_SCHEMA.empty_table(), units.DOCUMENTS_SCHEMA.empty_table(), list[schema.Reject](), facts
+        )
+        for text in batch["work"].to_pylist():
+            yield streaming.row_of(text, empty)
 
 
 def _units(number: int) -> None:
-    patched = mock.patch.object(streaming, "read_batch", read_nothing)
+    patched = mock.patch.object(streaming, "ReadUnits", NothingReader)
     with patched, tempfile.TemporaryDirectory(prefix="ragtune-bench-") as folder:
         corpus = Path(folder) / "corpus.jsonl"
         write_documents(corpus, np.random.default_rng(0), number, "d")

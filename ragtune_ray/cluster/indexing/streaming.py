@@ -24,14 +24,12 @@ from ragtune_ray.models import weights
 if TYPE_CHECKING:
     import ray.data
 
-HELPER_CPUS = 0.2
-"""Reserved by a task that reads or commits beside encoders on CPUs: these take nearly all the time."""
-ENCODER_CPUS = 0.8
-"""Reserved by an encoder on a CPU. What is left of each core is enough for the tasks that feed it and commit its results."""
-HELPER_BYTES = 16
-"""Memory that such a task reserves, per byte of its input: texts, token ids, passages and vectors, some of them twice."""
+ENCODER_CPUS, READER_CPUS, COMMITTER_CPUS = 0.7, 0.2, 0.1
+"""Reserved by an actor of each operator on CPUs: a core for one of each, of which the encoder takes nearly all."""
+BYTES_PER_BYTE = 16
+"""Memory that a reader or committer reserves, per byte of input: texts, token ids, passages and vectors, some of them twice."""
 MOST_COMMITTERS = 8
-"""Tasks that commit at the same time, if there are not more encoders when the build begins: each has work for many encoders."""
+"""Actors that commit, if there are not more encoders when the build begins: each has work for many encoders."""
 BUNDLE_BYTES = 4 * 2**20
 MOST_BUNDLED = 16
 """Small units travel together, up to so many bytes and units, because Ray Data spends about 12 milliseconds on each block."""
@@ -117,51 +115,36 @@ def on_ray(job: Job, pending: Sequence[Work], unit_bytes: int) -> Iterator[units
     num_bundles = -(-len(rows) // bundled)
     dataset = ray.data.from_items(rows, override_num_blocks=num_bundles)
     with stages.root_cause_raised("index"):
-        for row in _operators(dataset, job, num_bundles, HELPER_BYTES * bundled * unit_bytes).iter_rows():
+        for row in _operators(dataset, job, num_bundles, BYTES_PER_BYTE * bundled * unit_bytes).iter_rows():
             facts: units.UnitFacts = json.loads(row["facts"])
             yield facts
 
 
 def _operators(dataset: ray.data.Dataset, job: Job, num_bundles: int, memory_bytes: int) -> ray.data.Dataset:
-    import ray.data
-
     cluster = job.settings.cluster
-    arguments = {"job": job}
     fewest = num_encoders(cluster, num_bundles)
     most = max(fewest, session.max_workers(cluster.encoder_workers, cluster.gpus_per_worker, num_bundles))
-    read = _helpers(cluster, most, memory_bytes)
-    # What Ray Data keeps for more of them than are ever needed, it would not give to encoders on nodes that join.
-    committed = _helpers(cluster, min(most, max(MOST_COMMITTERS, fewest)), memory_bytes)
+    # What Ray Data keeps for more committers than are ever needed, it would not give to encoders on nodes that join.
+    committers = min(most, max(MOST_COMMITTERS, fewest))
+    # Actors, not tasks: Ray ends idle processes of tasks beyond the number of cores, with the indexes that they have open.
+    memory = {"memory": stages.available_bytes(memory_bytes)}
+    # An encoder on a GPU reserves no core, so the others have whole ones.
+    cpus = (1.0, 1.0) if cluster.gpus_per_worker else (READER_CPUS, COMMITTER_CPUS)
+    return (
+        dataset.map_batches(ReadUnits, **_pool(job, fewest, most), num_cpus=cpus[0], **memory)
+        .map_batches(EmbedUnits, **_pool(job, fewest, most), **encoder_options(cluster))
+        .map_batches(CommitUnits, **_pool(job, 1, committers), num_cpus=cpus[1], **memory)
+    )
+
+
+def _pool(job: Job, fewest: int, most: int) -> dict[str, Any]:
+    """The options of an operator whose actors take whole blocks."""
+    import ray.data
+
     pool = ray.data.ActorPoolStrategy(
         min_size=fewest, max_size=most, initial_size=fewest, max_tasks_in_flight_per_actor=2
     )
-    return (
-        dataset.map_batches(read_batch, fn_kwargs=arguments, **read)
-        .map_batches(
-            EmbedUnits,
-            batch_size=None,
-            batch_format="pyarrow",
-            compute=pool,
-            fn_constructor_kwargs={"settings": job.settings.encoder, "models": job.models},
-            **encoder_options(cluster),
-        )
-        .map_batches(commit_batch, fn_kwargs=arguments, **committed)
-    )
-
-
-def _helpers(cluster: config.Cluster, most: int, memory_bytes: int) -> dict[str, Any]:
-    """The options of an operator that reads or commits, in at most so many tasks at a time."""
-    import ray.data
-
-    # A GPU's worker reserves no core, so its readers have whole ones.
-    size, num_cpus = (None, 1.0) if cluster.gpus_per_worker else (most, HELPER_CPUS)
-    return {
-        "batch_size": None,
-        "batch_format": "pyarrow",
-        "compute": ray.data.TaskPoolStrategy(size),
-        "num_cpus": num_cpus,
-        "memory": stages.available_bytes(memory_bytes),
-    }
+    return {"batch_size": None, "batch_format": "pyarrow", "compute": pool, "fn_constructor_kwargs": {"job": job}}
 
 
 def num_encoders(cluster: config.Cluster, num_units: int) -> int:
@@ -177,12 +160,18 @@ def encoder_options(cluster: config.Cluster) -> dict[str, Any]:
     return options | {"num_cpus": ENCODER_CPUS}
 
 
-def read_batch(batch: pa.Table, job: Job) -> Iterator[pa.Table]:
-    """Read the units of a batch, as a task of Ray Data."""
-    session.use_one_thread()
-    weights.use_staged(job.models)
-    for text in batch["work"].to_pylist():
-        yield row_of(text, reading.read_unit(Work.from_json(text).unit, job.settings, job.base))
+class ReadUnits:
+    """An actor that reads and chunks units."""
+
+    def __init__(self, job: Job) -> None:
+        session.use_one_thread()
+        weights.use_staged(job.models)
+        self._job = job
+
+    def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
+        """Read each unit of the batch."""
+        for text in batch["work"].to_pylist():
+            yield row_of(text, reading.read_unit(Work.from_json(text).unit, self._job.settings, self._job.base))
 
 
 def row_of(work: str, read: units.ReadUnit) -> pa.Table:
@@ -200,11 +189,11 @@ def row_of(work: str, read: units.ReadUnit) -> pa.Table:
 class EmbedUnits:
     """An actor with an encoder."""
 
-    def __init__(self, settings: config.Encoder, models: dict[str, str]) -> None:
+    def __init__(self, job: Job) -> None:
         devices.use_reserved_devices()
         session.use_one_thread()
-        weights.use_staged(models)
-        self._embedder = embedding.Embedder(settings)
+        weights.use_staged(job.models)
+        self._embedder = embedding.Embedder(job.settings.encoder)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Add the vectors of each unit of the batch."""
@@ -218,9 +207,16 @@ class EmbedUnits:
         return batch.append_column("vectors", vectors).append_column("embedding_facts", embedding_facts)
 
 
-def commit_batch(batch: pa.Table, job: Job) -> pa.Table:
-    """Commit the units of a batch, as a task of Ray Data; returns their facts."""
-    return pa.table({"facts": [json.dumps(_commit_row(batch.slice(row, 1), job)) for row in range(batch.num_rows)]})
+class CommitUnits:
+    """An actor that commits units."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """Commit each unit of the batch; returns their facts."""
+        facts = [_commit_row(batch.slice(row, 1), self._job) for row in range(batch.num_rows)]
+        return pa.table({"facts": [json.dumps(each) for each in facts]})
 
 
 def _commit_row(row: pa.Table, job: Job) -> units.UnitFacts:
