@@ -152,6 +152,20 @@ def _choose_passages(drafts: Sequence[_Draft], max_tokens: int, count_tokens: Co
                 f"the question: {draft.query[:80]!r}"
             )
         draft.plan(sizes, max_tokens - base)
+    _keep_whole(drafts, max_tokens, count_tokens, render)
+
+
+def _keep_whole(drafts: Sequence[_Draft], max_tokens: int, count_tokens: CountTokens, render: Render) -> None:
+    """Take back the cut of the last passage where the estimate was too high, so that the same passages offered again fit whole."""
+    cut = [draft for draft in drafts if draft.kept != draft.offered[: len(draft.kept)]]
+    planned = [draft.kept for draft in cut]
+    for draft in cut:
+        draft.kept = draft.offered[: len(draft.kept)]
+    if cut:
+        _count(cut, count_tokens, render)
+    for draft, kept in zip(cut, planned, strict=True):
+        if draft.num_tokens > max_tokens:
+            draft.kept = kept
 
 
 @dataclass(slots=True)

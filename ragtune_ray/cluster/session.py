@@ -175,7 +175,9 @@ def spans_machines(settings: config.Cluster) -> bool:
     """Whether workers may run on other machines than this one: Ray is a cluster, which may also grow."""
     import ray
 
-    return bool(cluster_address(settings)) or sum(node["Alive"] for node in ray.nodes()) > 1
+    if cluster_address(settings):
+        return True
+    return ray.is_initialized() and sum(node["Alive"] for node in ray.nodes()) > 1
 
 
 def max_workers(configured: int, gpus_per_worker: float, num_units: int) -> int:

@@ -153,10 +153,10 @@ def _make_room(root: Path, num_bytes: int, reserved: Path) -> None:
     with _exclusive(root / ".lock"):
         usage = root / ".usage"
         # Counts too much after failed downloads, until entries are looked at again.
-        used = int(usage.read_text() or 0) if usage.exists() else 0
+        used = int(usage.read_text(encoding="utf-8") or 0) if usage.exists() else 0
         if used + num_bytes > limit_bytes(root, used):
             used, doomed = _remove_entries(root, num_bytes)
-        usage.write_text(str(used + num_bytes))
+        usage.write_text(str(used + num_bytes), encoding="utf-8")
         reserved.touch()
         os.truncate(reserved, num_bytes)
     for path in doomed:

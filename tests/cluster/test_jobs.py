@@ -13,7 +13,7 @@ import jsonschema
 import pytest
 import yaml
 
-from ragtune_ray.cluster.session import SERVE_ENVIRONMENT
+from ragtune_ray.cluster.environment import SERVE_ENVIRONMENT
 from tests.support.corpora import write_corpus
 
 ROOT = Path(__file__).parent.parent.parent
