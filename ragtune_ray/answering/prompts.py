@@ -156,7 +156,7 @@ def _choose_passages(drafts: Sequence[_Draft], max_tokens: int, count_tokens: Co
 
 
 def _keep_whole(drafts: Sequence[_Draft], max_tokens: int, count_tokens: CountTokens, render: Render) -> None:
-    """Take back the cut of the last passage where the estimate was too high, so that the same passages offered again fit whole."""
+    """Take back the cut of a last passage that fits: then the kept passages, offered again, make the same prompt."""
     cut = [draft for draft in drafts if draft.kept != draft.offered[: len(draft.kept)]]
     planned = [draft.kept for draft in cut]
     for draft in cut:

@@ -177,7 +177,7 @@ def spans_machines(settings: config.Cluster) -> bool:
 
     if cluster_address(settings):
         return True
-    return ray.is_initialized() and sum(node["Alive"] for node in ray.nodes()) > 1
+    return bool(ray.is_initialized()) and sum(node["Alive"] for node in ray.nodes()) > 1
 
 
 def max_workers(configured: int, gpus_per_worker: float, num_units: int) -> int:
