@@ -197,9 +197,10 @@ def in_process(make_worker: Callable[[], Worker]) -> Work:
 
 
 def remote(function: Callable[..., Any], *, memory_bytes: int = 0, max_retries: int = 3) -> Any:
-    """A function as a Ray task that reserves a core and `available_bytes` of this much memory."""
+    """A function as a Ray task with a core and `available_bytes` of this much memory. Actors that hold cores are ended."""
     import ray
 
+    actors.release()
     return ray.remote(num_cpus=1, max_retries=max_retries, memory=available_bytes(memory_bytes))(function)
 
 

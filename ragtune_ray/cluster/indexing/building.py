@@ -89,7 +89,8 @@ class Segments:
     def __post_init__(self) -> None:
         plan, count = self.build.plan, len(self.build.plan.units)
         is_new = self.build.base is None
-        self.training = sampling.training_units(count, self.build.settings.seed) if is_new else []
+        names = [checksums.digest(_part(unit)) for unit in plan.units] if is_new else []
+        self.training = sampling.training_units(names, self.build.settings.seed)
         self._trains = frozenset(self.training)
         self._share = sampling.sample_share(len(self.training), count, plan.size_bytes) if is_new else 0.0
         last = max(1, PROBED_UNITS - 1)
@@ -194,8 +195,7 @@ class Segments:
 
     def _content(self, number: int) -> str:
         """What a finished unit was read from; equal for equal files, wherever they are."""
-        *part, _ = self.build.plan.units[number].content()
-        return checksums.digest([*part, self.facts[self.keys[number]]["sha256"]])
+        return checksums.digest([*_part(self.build.plan.units[number]), self.facts[self.keys[number]]["sha256"]])
 
     def _expected(self) -> int:
         """The number of vectors of the whole build; exact if all units train."""
@@ -246,6 +246,12 @@ class Segments:
 
         with stages.root_cause_raised("calibrate"):
             return ray.get(stages.remote(function).remote(*arguments))
+
+
+def _part(unit: input_units.Unit) -> list[Any]:
+    """Which part of the input a unit is, wherever the input is and whatever it contains."""
+    *part, _ = unit.content()
+    return part
 
 
 def _size_bytes(plan: input_units.Plan, number: int) -> int:

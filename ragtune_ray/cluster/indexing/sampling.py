@@ -5,6 +5,8 @@ A structure is trained as soon as these units are finished, so segments can be b
 
 from __future__ import annotations
 
+import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,14 +62,19 @@ class HeldOut:
             return cls(arrays["queries"], arrays["keys"], arrays["rows"])
 
 
-def training_units(num_units: int, seed: int) -> list[int]:
-    """The numbers of the units that train, ascending.
+def training_units(names: Sequence[str], seed: int) -> list[int]:
+    """The numbers of the units that train, ascending; they hardly change if a unit is added or removed.
 
-    >>> training_units(3, 0), len(training_units(1_000, 0)), len(training_units(10_000, 0))
-    ([0, 1, 2], 64, 500)
+    >>> training_units(["a", "b"], 0), len(training_units([f"{number}" for number in range(10_000)], 0))
+    ([0, 1], 500)
+
+    Args:
+        names: of all units.
+        seed: of the draw.
     """
-    count = min(num_units, max(FEWEST_UNITS, round(UNIT_SHARE * num_units)))
-    return sorted(np.random.default_rng(seed).permutation(num_units)[:count].tolist())
+    count = min(len(names), max(FEWEST_UNITS, round(UNIT_SHARE * len(names))))
+    drawn = sorted(range(len(names)), key=lambda number: hashlib.sha256(f"{seed} {names[number]}".encode()).digest())
+    return sorted(drawn[:count])
 
 
 def expected_rows(num_rows: int, read_bytes: int, all_bytes: int) -> int:
@@ -80,10 +87,10 @@ def expected_rows(num_rows: int, read_bytes: int, all_bytes: int) -> int:
 
 
 def sample_share(num_training: int, num_units: int, size_bytes: int) -> float:
-    """The share of its vectors that a unit that trains stores as its sample, at most 1.
+    """The share of its vectors that a unit that trains stores as its sample: a power of two, at most 1.
 
-    >>> sample_share(3, 3, 10**6), round(sample_share(800, 16_000, 10**12), 2)
-    (1.0, 0.32)
+    >>> sample_share(3, 3, 10**6), sample_share(800, 16_000, 10**12)
+    (1.0, 0.5)
 
     Args:
         num_training: units that train.
@@ -92,7 +99,9 @@ def sample_share(num_training: int, num_units: int, size_bytes: int) -> float:
     """
     expected = max(1, size_bytes // BYTES_PER_PASSAGE)
     needed = faiss_index.training_sample_size("ivf_pq", expected) + NUM_QUERIES
-    return min(1.0, SPARE * needed / (expected * num_training / num_units))
+    share = SPARE * needed / (expected * num_training / num_units)
+    # A power of two, because finished units are only used again by a build with the same share.
+    return min(1.0, 2.0 ** math.ceil(math.log2(share)))
 
 
 def draw(

@@ -47,19 +47,23 @@ def test_a_large_sample_leaves_the_queries_out(tmp_path: Path, monkeypatch: pyte
 
 
 def test_training_units_are_spread_over_the_input() -> None:
-    chosen = np.array(sampling.training_units(4_000, seed=1))
+    names = [f"part {number}" for number in range(4_000)]
+    chosen = np.array(sampling.training_units(names, seed=1))
     assert len(set(chosen.tolist())) == 200
     quarters = np.histogram(chosen, bins=4, range=(0, 4_000))[0]
     assert quarters.min() > 30
-    assert sampling.training_units(4_000, seed=1) == chosen.tolist()
-    assert sampling.training_units(4_000, seed=2) != chosen.tolist()
+    assert sampling.training_units(names, seed=1) == chosen.tolist()
+    assert sampling.training_units(names, seed=2) != chosen.tolist()
+    without = [name for name in names if name != "part 7"]
+    kept = {without[number] for number in sampling.training_units(without, seed=1)}
+    assert len(kept - {names[number] for number in chosen}) <= 1
 
 
 @pytest.mark.parametrize("size_bytes", [10**6, 10**9, 10**12])
 @pytest.mark.parametrize("passage_bytes", [150, 1_000, 10_000])
 def test_samples_suffice_for_short_and_long_passages(size_bytes: int, passage_bytes: int) -> None:
     num_units = max(1, min(16_000, size_bytes // 2**18))
-    training = len(sampling.training_units(num_units, 0))
+    training = len(sampling.training_units([str(number) for number in range(num_units)], 0))
     share = sampling.sample_share(training, num_units, size_bytes)
     num_vectors = size_bytes // passage_bytes
     sampled = share * num_vectors * training / num_units
