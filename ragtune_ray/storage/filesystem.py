@@ -24,6 +24,9 @@ from ragtune_ray import RagtuneError
 from ragtune_ray.config.extras import install_command
 from ragtune_ray.storage import node_cache
 
+S3_ATTEMPTS = 8
+"""How often a request to S3 is made before its failure is an error."""
+
 
 class UrlError(RagtuneError, ValueError):
     """No installed package reads this kind of URL."""
@@ -42,13 +45,20 @@ def locate(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     if "://" not in url:  # fsspec would read a `::` in a local file name as a chain of file systems
         return LocalFileSystem(), str(Path(url).expanduser().absolute())
     try:
-        store, path = fsspec.core.url_to_fs(url)
+        store, path = fsspec.core.url_to_fs(url, **_retries(url))
     except ImportError as error:
         hint = f"; run: {install_command('s3')}" if url.startswith("s3://") else ""
         raise UrlError(f"{url}: {error}{hint}") from None
     except ValueError as error:
         raise UrlError(f"{url}: {error}") from None
     return store, str(path)
+
+
+def _retries(url: str) -> dict[str, object]:
+    """Options that repeat requests to S3 which fail for a moment, unless AWS_MAX_ATTEMPTS is set."""
+    if not url.startswith("s3://") or "AWS_MAX_ATTEMPTS" in os.environ:
+        return {}
+    return {"config_kwargs": {"retries": {"mode": "standard", "total_max_attempts": S3_ATTEMPTS}}}
 
 
 def absolute(url: str) -> str:

@@ -12,7 +12,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -57,9 +57,9 @@ class _Loaded:
 class GeneratorReplica(SwappingReplica):
     """The language model in one process; requests join and leave its batch while it runs."""
 
-    def __init__(self, settings: config.Config) -> None:
+    def __init__(self, settings: config.Config, models: Mapping[str, str] | None = None) -> None:
         limits = settings.serve.generator
-        prepare_process(limits.num_threads or int(session.cores_of_this_machine() / limits.max_replicas))
+        prepare_process(limits.num_threads or int(session.cores_of_this_machine() / limits.max_replicas), models)
         self._settings = settings
         self._settings_by_job: dict[tuple[config.Arm, bool], config.Config] = {}
         # A tokenizer must not be used by two threads at once, and a long prompt must not block the event loop.

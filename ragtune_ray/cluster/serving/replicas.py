@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any
 
 from grpc.aio import AioRpcError
@@ -10,6 +11,7 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import ReplicaUnavailableError
 
 from ragtune_ray.cluster import devices, session
+from ragtune_ray.models import weights
 from ragtune_ray.serving.hot_swap import HotSwap
 
 TRIAL_QUESTION = "Is this a trial?"
@@ -45,8 +47,9 @@ class SwappingReplica:
             self._current.stop()
 
 
-def prepare_process(num_threads: int) -> None:
-    """Set up the log, the devices and the number of threads; call it before loading a model."""
+def prepare_process(num_threads: int, models: Mapping[str, str] | None = None) -> None:
+    """Set up the log, the devices, the number of threads and where models are; call it before loading a model."""
     session.log_with_serve()
     devices.use_reserved_devices()
     session.use_threads(max(1, num_threads))
+    weights.use_staged(models or {})

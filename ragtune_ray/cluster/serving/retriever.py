@@ -10,7 +10,7 @@ import contextlib
 import logging
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -84,9 +84,11 @@ class _OpenVersion:
 class RetrieverReplica(SwappingReplica):
     """Encoder and index, or the handles of its shards, in one process. Queries that arrive together are searched together."""
 
-    def __init__(self, settings: config.Config, shards: Sequence[Any] = ()) -> None:
+    def __init__(
+        self, settings: config.Config, shards: Sequence[Any] = (), models: Mapping[str, str] | None = None
+    ) -> None:
         limits = settings.serve.retriever
-        prepare_process(limits.num_threads or round(limits.num_cpus))
+        prepare_process(limits.num_threads or round(limits.num_cpus), models)
         from ragtune_ray.index.retriever import load_reranker
         from ragtune_ray.models.encoder import load_encoder
 

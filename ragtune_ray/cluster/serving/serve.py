@@ -25,7 +25,7 @@ from ragtune_ray import RagtuneError, config, progress
 from ragtune_ray.cluster import session
 from ragtune_ray.evaluation import adaptive
 from ragtune_ray.index import snapshot, versions
-from ragtune_ray.models import arms
+from ragtune_ray.models import arms, weights
 from ragtune_ray.serving import api_keys, middleware
 from ragtune_ray.serving.admission import capacity, slots_per_replica
 from ragtune_ray.storage import artifacts
@@ -113,9 +113,23 @@ def _graph(settings: config.Config, num_shards: int, generator_kind: type | None
     generator = deployment(
         generator_kind or GeneratorReplica, "Generator", limits.generator.model_copy(update=of_generator)
     )
+    models = _models(settings)
     return deployment(Ingress, "Ingress", limits.ingress).bind(
-        settings, retriever.bind(settings, shards) if num_shards else None, generator.bind(settings)
+        settings,
+        retriever.bind(settings, shards, models) if num_shards else None,
+        generator.bind(settings, models) if models else generator.bind(settings),
     )
+
+
+def _models(settings: config.Config) -> dict[str, str]:
+    """Where replicas on other machines find the models that this process finds (`session.models`)."""
+    if not session.spans_machines(settings.cluster):
+        return {}
+    # `_checked` has resolved the generator.
+    for name in (settings.encoder.model, settings.encoder.query_model, settings.retrieval.reranker):
+        if name:
+            weights.resolve(name)
+    return session.models(settings)
 
 
 def _checked(settings: config.Config) -> tuple[config.Config, int]:
