@@ -160,7 +160,7 @@ def test_killed_comparison_answers_nothing_twice(
         raise RuntimeError("killed")
 
     answered = []
-    monkeypatch.setattr(answer, "_answer_units", lambda *_: answered.append(1))
+    monkeypatch.setattr(answer, "_generate", lambda *_: answered.append(1))
     with monkeypatch.context() as patch:
         patch.setattr(compare_module.summary, "comparison_of", dies)
         with pytest.raises(RuntimeError, match="killed"):

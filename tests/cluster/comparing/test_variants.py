@@ -233,6 +233,6 @@ def test_a_planted_better_variant_wins_and_its_index_is_used_by_all_arms(
     assert versions.list_versions(f"{given.workspace}/variants/words") == ["000001"]
     assert "words" in (Path(run) / "report.html").read_text()
 
-    monkeypatch.setattr(answer, "_answer_units", lambda *_: pytest.fail("a question was answered again"))
+    monkeypatch.setattr(answer, "_generate", lambda *_: pytest.fail("a question was answered again"))
     assert compare(given) == run
     assert versions.list_versions(f"{given.workspace}/variants/words") == ["000001"], "the index is reused"
