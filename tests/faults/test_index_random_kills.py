@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 NUM_DOCUMENTS = 600
 NUM_KILLS = 6
-WORKERS = ("EmbedUnits", "read_batch", "commit_batch", "_build_segment")
+WORKERS = ("EmbedUnits", "ReadUnits", "CommitUnits", "_build_segment")
 
 
 @pytest.fixture(scope="module")

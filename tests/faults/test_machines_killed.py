@@ -1,0 +1,148 @@
+"""Drivers, workers and machines killed at random moments of a build, on a disk and in a store that fails: the same bytes."""
+
+import logging
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+import yaml
+
+from ragtune_ray import config
+from ragtune_ray.cluster.indexing.index import build_index
+from ragtune_ray.index import contents
+from tests.support import machines as support
+from tests.support.corpora import write_corpus
+from tests.support.indexes import living, segment_manifests
+from tests.support.machines import Machines, Submitted
+from tests.support.processes import eventually
+from tests.support.s3_server import Faults
+
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(1500)]
+logger = logging.getLogger(__name__)
+
+NUM_DOCUMENTS = 300
+NUM_KILLS = 6
+WORKERS = ("EmbedUnits", "ReadUnits", "CommitUnits", "_build_segment")
+KINDS = ("driver", "machine", "machine", *WORKERS)
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A config, and an undisturbed build of it in this process."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    write_corpus(folder / "corpus.jsonl", NUM_DOCUMENTS)
+    found = {
+        "workspace": str(folder / "workspace"),
+        "corpus": {"path": str(folder / "corpus.jsonl"), "unit_bytes": 2000},
+        "encoder": {"model": "hashing-64", "unit_passages": 16},
+        "chunking": {"size_tokens": 32, "overlap_tokens": 4},
+        "index": {"kind": "ivf", "segment_passages": 150},
+    }
+    build_index(config.Config.model_validate(found))
+    return found
+
+
+class Disturbed:
+    """A build that is killed again and again.
+
+    Args:
+        workspace: of the build.
+        start: starts the command, again after its driver was killed.
+        seed: of the moments and of what is killed.
+    """
+
+    def __init__(self, workspace: str, start: Callable[[], Any], seed: int) -> None:
+        self._workspace, self._start, self._random = workspace, start, random.Random(seed)
+        self._store, self._path = fsspec.core.url_to_fs(workspace, use_listings_cache=False)
+        self.killed: list[str] = []
+
+    def progress(self) -> int:
+        """How many units and segments are finished."""
+        building = f"{self._path}/index/building/*"
+        return sum(len(self._store.glob(f"{building}/{name}/*.json")) for name in ("units", "segment"))
+
+    def run(self, num_steps: int, kill: Callable[[Any, str], bool], kinds: tuple[str, ...]) -> None:
+        """Run the build to its end; `kill` kills something of a kind, if there is one just now."""
+        command = self._start()
+        for moment in sorted(self._random.sample(range(num_steps), NUM_KILLS)):
+            self._until(command, moment)
+            kind = self._random.choice(kinds)
+            while not kill(command, kind):
+                kind = self._random.choice(kinds)
+            self.killed.append(f"{kind} at {self.progress()} of {num_steps}")
+            if kind == "driver":
+                command = self._start()
+        command.wait()
+        logger.info("killed: %s", self.killed)
+
+    def _until(self, command: Any, moment: int) -> None:
+        if isinstance(command, Submitted):
+            command.until(lambda: self.progress() >= moment)
+        else:
+            eventually(lambda: self.progress() >= moment, command)
+
+
+def num_steps(settings: dict[str, Any]) -> int:
+    """Units and segments of the build, but for the last ones."""
+    num_units = Path(settings["corpus"]["path"]).stat().st_size // settings["corpus"]["unit_bytes"]
+    return num_units + len(segment_manifests(settings["workspace"])) - 3
+
+
+def assert_same(workspace: str, settings: dict[str, Any]) -> None:
+    assert segment_manifests(workspace) == segment_manifests(settings["workspace"])
+    assert living(workspace) == {f"d{number}" for number in range(NUM_DOCUMENTS)}
+    assert contents.index_problems(workspace) == []
+
+
+@pytest.fixture
+def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
+    """Two machines, and a store of which each fiftieth request fails and each five-hundredth is answered too late."""
+    support.require()
+    faults = Faults(0, errors=0.02, stalls=0.002, stall_seconds=20)
+    with pytest.MonkeyPatch.context() as patch, Machines([tmp_path_factory.getbasetemp()], faults) as started:
+        for name, value in started.store.environment.items():
+            patch.setenv(name, value)
+        patch.setenv("RAGTUNE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        fsspec.filesystem("s3", skip_instance_cache=True).mkdir("ragtune")
+        for _ in range(2):
+            started.add()
+        yield started
+        assert faults.num_failed > 20
+
+
+@pytest.mark.parametrize("seed", [0])
+def test_in_a_store(settings: dict[str, Any], machines: Machines, seed: int) -> None:
+    store = fsspec.filesystem("s3", skip_instance_cache=True)
+    store.put_file(settings["corpus"]["path"], "ragtune/corpus.jsonl")
+    workspace = "s3://ragtune/workspace"
+    there = {**settings, "workspace": workspace}
+    there["corpus"] = {**settings["corpus"], "path": "s3://ragtune/corpus.jsonl"}
+    (machines.head.folder / "home" / "config.yaml").write_text(yaml.safe_dump(there))
+    source = random.Random(seed)
+    started: list[Submitted] = []
+
+    def start() -> Submitted:
+        job = machines.submit(f"index{len(started)}", "jobs/index.py", f"{machines.seen}/home/config.yaml")
+        started.append(job)
+        return job
+
+    def kill(job: Submitted, kind: str) -> bool:
+        if kind == "driver":
+            machines.head.kill_driver("jobs/index.py")
+            assert job.process.wait(support.DEADLINE_SECONDS)
+            return True
+        if kind == "machine":
+            source.choice(machines.workers).kill()
+            machines.add()
+            return True
+        found = [worker for machine in machines.workers for worker in machine.workers(kind)]
+        for worker in source.sample(found, min(1, len(found))):
+            worker.kill()
+        return bool(found)
+
+    disturbed = Disturbed(workspace, start, seed)
+    disturbed.run(num_steps(settings), kill, KINDS)
+    assert_same(workspace, settings)
