@@ -3,19 +3,14 @@
 import logging
 import random
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import fsspec
 import pytest
 import yaml
 
-from ragtune_ray import config
-from ragtune_ray.cluster.indexing.index import build_index
-from ragtune_ray.index import contents
+from tests.support import killed_builds
 from tests.support import machines as support
-from tests.support.corpora import write_corpus
-from tests.support.indexes import living, segment_manifests
 from tests.support.machines import Machines, Submitted
 from tests.support.processes import eventually
 from tests.support.s3_server import Faults
@@ -25,24 +20,13 @@ logger = logging.getLogger(__name__)
 
 NUM_DOCUMENTS = 300
 NUM_KILLS = 6
-WORKERS = ("EmbedUnits", "ReadUnits", "CommitUnits", "_build_segment")
-KINDS = ("driver", "machine", "machine", *WORKERS)
+KINDS = ("driver", "machine", "machine", *killed_builds.WORKERS)
 
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A config, and an undisturbed build of it in this process."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    write_corpus(folder / "corpus.jsonl", NUM_DOCUMENTS)
-    found = {
-        "workspace": str(folder / "workspace"),
-        "corpus": {"path": str(folder / "corpus.jsonl"), "unit_bytes": 2000},
-        "encoder": {"model": "hashing-64", "unit_passages": 16},
-        "chunking": {"size_tokens": 32, "overlap_tokens": 4},
-        "index": {"kind": "ivf", "segment_passages": 150},
-    }
-    build_index(config.Config.model_validate(found))
-    return found
+    return killed_builds.undisturbed(tmp_path_factory.mktemp("undisturbed"), NUM_DOCUMENTS)
 
 
 class Disturbed:
@@ -83,18 +67,6 @@ class Disturbed:
             command.until(lambda: self.progress() >= moment)
         else:
             eventually(lambda: self.progress() >= moment, command)
-
-
-def num_steps(settings: dict[str, Any]) -> int:
-    """Units and segments of the build, but for the last ones."""
-    num_units = Path(settings["corpus"]["path"]).stat().st_size // settings["corpus"]["unit_bytes"]
-    return num_units + len(segment_manifests(settings["workspace"])) - 3
-
-
-def assert_same(workspace: str, settings: dict[str, Any]) -> None:
-    assert segment_manifests(workspace) == segment_manifests(settings["workspace"])
-    assert living(workspace) == {f"d{number}" for number in range(NUM_DOCUMENTS)}
-    assert contents.index_problems(workspace) == []
 
 
 @pytest.fixture
@@ -144,5 +116,5 @@ def test_in_a_store(settings: dict[str, Any], machines: Machines, seed: int) -> 
         return bool(found)
 
     disturbed = Disturbed(workspace, start, seed)
-    disturbed.run(num_steps(settings), kill, KINDS)
-    assert_same(workspace, settings)
+    disturbed.run(killed_builds.num_steps(settings), kill, KINDS)
+    killed_builds.assert_same(workspace, settings, NUM_DOCUMENTS)

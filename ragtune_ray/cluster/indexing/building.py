@@ -35,6 +35,11 @@ class Build:
     in_process: bool
     """Run without Ray."""
 
+    @property
+    def partitions(self) -> int:
+        """Of documents, by the hash of their ids."""
+        return units.num_partitions(self.plan.size_bytes)
+
 
 def run(build: Build) -> Segments:
     """Read and embed all units that are not finished yet, in a stream, and build segments meanwhile.
@@ -50,7 +55,7 @@ def run(build: Build) -> Segments:
     pending = [made.work(number) for number in order if made.keys[number] not in made.facts]
     size_bytes, num_units = build.plan.size_bytes, len(made.keys)
     base = build.base.name if build.base else ""
-    job = streaming.Job(build.settings, build.folder, base, units.num_partitions(size_bytes))
+    job = streaming.Job(build.settings, build.folder, base, build.partitions)
     unit_bytes = size_bytes // max(1, num_units)
     results = streaming.in_process(job, pending) if build.in_process else streaming.on_ray(job, pending, unit_bytes)
     with progress.stage("embed", num_units, "units", len(made.facts)) as shown:
@@ -95,8 +100,8 @@ class Segments:
         self._share = sampling.sample_share(len(self.training), count, plan.size_bytes) if is_new else 0.0
         last = max(1, PROBED_UNITS - 1)
         self._probed = {round(place * (count - 1) / last) for place in range(PROBED_UNITS)}
-        extras = [units.num_partitions(plan.size_bytes)]
-        self.keys = [checksums.digest([unit.key, *self._part_in(unit.number), *extras]) for unit in plan.units]
+        partitions = self.build.partitions
+        self.keys = [checksums.digest([unit.key, *self._part_in(unit.number), partitions]) for unit in plan.units]
 
     def _part_in(self, number: int) -> tuple[bool, float]:
         """Whether the unit with this number is probed, and the share of its vectors to sample."""
@@ -121,7 +126,7 @@ class Segments:
         return documents.Documents(
             self.build.folder,
             tuple(self.keys),
-            units.num_partitions(self.build.plan.size_bytes),
+            self.build.partitions,
             sum(facts["documents"] for facts in self.facts.values()),
             self.build.in_process,
         )
