@@ -92,6 +92,7 @@ def test_on_a_cluster_some_actors_wait_for_nodes_that_may_join(
 ) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     ray = types.ModuleType("ray")
+    monkeypatch.setattr(ray, "is_initialized", lambda: True, raising=False)
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True}] * num_nodes + [{"Alive": False}], raising=False)
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 4.0}, raising=False)
     monkeypatch.setitem(sys.modules, "ray", ray)
