@@ -25,7 +25,7 @@ from ragtune_ray.models import hardware, weights
 logger = logging.getLogger(__name__)
 
 MAX_FAILED_STARTS = 3
-"""A stage fails if this many new actors in a row die before they are ready."""
+"""A stage fails if this many new actors in a row die before they are ready, other than with their node."""
 MAX_LOSSES = 40
 """A pool fails if it loses this many actors per actor of it and finishes no unit in between.
 
@@ -90,6 +90,8 @@ class _Actor:
     """Whether it has ever answered."""
     node: str = ""
     """Id of its node, once it has answered."""
+    num_lost_nodes: int = 0
+    """How many nodes the cluster had lost when it was started."""
 
     def end(self) -> None:
         import ray
@@ -194,7 +196,10 @@ class _Stage:
         self._losses += 1
         if self._losses >= MAX_LOSSES * self._num_actors:
             _refuse_endless_losses(self._pool, self._losses, error)
-        self._failed_starts = 0 if lost.is_ready else self._failed_starts + 1
+        if lost.is_ready:
+            self._failed_starts = 0
+        elif lost.num_lost_nodes == _num_lost_nodes():  # a node that is lost takes all its actors along
+            self._failed_starts += 1
         if self._failed_starts == MAX_FAILED_STARTS:
             raise error
         if unit is not None:
@@ -263,9 +268,15 @@ def _start(options: dict[str, Any], avoided: Collection[str] = ()) -> _Actor:
 
     elsewhere = {"label_selector": {NODE_ID: f"!in({','.join(sorted(avoided))})"}} if avoided else {}
     placed = ray.remote(StageActor).options(scheduling_strategy="SPREAD", **options, **elsewhere)
-    actor = _Actor(options, placed.remote())
+    actor = _Actor(options, placed.remote(), num_lost_nodes=_num_lost_nodes())
     _actors.append(actor)
     return actor
+
+
+def _num_lost_nodes() -> int:
+    import ray
+
+    return sum(not node["Alive"] for node in ray.nodes())
 
 
 def _has_room(options: Mapping[str, Any], avoided: Collection[str]) -> bool:

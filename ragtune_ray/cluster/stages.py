@@ -223,22 +223,36 @@ def root_cause_raised(name: str) -> Iterator[None]:
         raise StageError(f"{name}: {_root_cause(error)}") from error
 
 
+def last_error(text: str) -> str:
+    """The message of the exception in a text that ends with a traceback of a worker; the whole text, on one line, without one.
+
+    >>> last_error("Failed to start replica: Traceback (most recent call last):\\n  File ...\\nValueError: too small")
+    'ValueError: too small'
+    """
+    return _raised(text) or " ".join(text.split())
+
+
+def _raised(text: str) -> str:
+    """The message of the exception that a worker raised, from a traceback that Ray passed on; "" if there is none."""
+    raised = [
+        each["message"]
+        for part in text.split(_CAUSED_BY)
+        for each in list(_LAST_LINE.finditer(part))[-1:]
+        if each["module"] != "ray.exceptions."
+    ]
+    return raised[-1] if raised else ""
+
+
 def _root_cause(error: BaseException) -> str:
     """The message of the exception that the worker raised, without Ray's wrapping."""
     import ray.exceptions
 
     while True:
         # An exception loses its cause when it crosses processes; only the text of its traceback still names it.
-        has_traceback = isinstance(error, ray.exceptions.RayTaskError | ray.exceptions.RayActorError)
-        parts = str(error).split(_CAUSED_BY) if has_traceback else []
-        raised = [
-            each
-            for part in parts
-            for each in list(_LAST_LINE.finditer(part))[-1:]
-            if each["module"] != "ray.exceptions."
-        ]
-        if raised:
-            return raised[-1]["message"]
+        if isinstance(error, ray.exceptions.RayTaskError | ray.exceptions.RayActorError):
+            raised = _raised(str(error))
+            if raised:
+                return raised
         cause = getattr(error, "cause", None) or error.__cause__
         if not isinstance(cause, BaseException):
             return str(error) or type(error).__name__

@@ -1,5 +1,6 @@
 """Which worker an actor holds, tested in this process."""
 
+import functools
 import json
 import types
 from collections.abc import Callable
@@ -127,6 +128,7 @@ def work(monkeypatch: pytest.MonkeyPatch, run: Callable[[str], str], num_units: 
     monkeypatch.setattr(actors, "_actors", [])
     monkeypatch.setattr(actors, "_start", start)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "nodes", list)
     monkeypatch.setattr(ray, "wait", lambda busy, **_: (busy[:1], busy[1:]))
     monkeypatch.setattr(ray, "get", lambda result: result())
     pool = actors.Pool(Loading, {}, num_actors, {})
@@ -145,6 +147,41 @@ def test_a_pool_whose_actors_all_die_while_they_load_fails(monkeypatch: pytest.M
     with pytest.raises(ray.exceptions.RayError, match=r"^\d+ worker .*\(Loading\) in a row.*memory: .*killed to free"):
         work(monkeypatch, out_of_memory, 8, num_actors)
     assert len(attempts) == actors.MAX_LOSSES * num_actors
+
+
+@pytest.mark.parametrize("lost_with_node", [True, False])
+def test_actors_that_die_with_their_node_are_no_failed_starts(
+    monkeypatch: pytest.MonkeyPatch, lost_with_node: bool
+) -> None:
+    """Five of six actors wait on a node that is lost; or they die on nodes that are alive."""
+    nodes = [{"Alive": True}, {"Alive": True}]
+
+    def dies() -> None:
+        if lost_with_node:
+            nodes[1]["Alive"] = False
+        raise ray.exceptions.RayActorError
+
+    def start(options: dict[str, Any], *_: object) -> actors._Actor:
+        handle = Handle(lambda unit: unit)
+        if 1 <= len(started) <= 5:
+            handle.serve = types.SimpleNamespace(remote=lambda *_: functools.partial(dies))
+        started.append(actors._Actor(options, handle, num_lost_nodes=actors._num_lost_nodes()))
+        actors._actors.append(started[-1])
+        return started[-1]
+
+    started: list[actors._Actor] = []
+    monkeypatch.setattr(actors, "_actors", [])
+    monkeypatch.setattr(actors, "_start", start)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    monkeypatch.setattr(ray, "wait", lambda busy, **_: (busy[:1], busy[1:]))
+    monkeypatch.setattr(ray, "get", lambda result: result())
+    pool = actors.Pool(Loading, {}, 6, {})
+    if lost_with_node:
+        assert sorted(actors.run(pool, list("0123456789"))) == list("0123456789")
+        return
+    with pytest.raises(ray.exceptions.RayActorError):
+        list(actors.run(pool, list("0123456789")))
 
 
 def test_a_pool_grows_when_a_node_joins(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from ragtune_ray import RagtuneError, config, progress
-from ragtune_ray.cluster import session
+from ragtune_ray.cluster import session, stages
 from ragtune_ray.evaluation import adaptive
 from ragtune_ray.index import snapshot, versions
 from ragtune_ray.models import arms, weights
@@ -125,8 +125,8 @@ def _models(settings: config.Config) -> dict[str, str]:
     """Where replicas on other machines find the models that this process finds (`session.models`)."""
     if not session.spans_machines(settings.cluster):
         return {}
-    # `_checked` has resolved the generator.
-    for name in (settings.encoder.model, settings.encoder.query_model, settings.retrieval.reranker):
+    generator = settings.generator.model if settings.generator.engine == "transformers" else ""
+    for name in (settings.encoder.model, settings.encoder.query_model, settings.retrieval.reranker, generator):
         if name:
             weights.resolve(name)
     return session.models(settings)
@@ -228,7 +228,7 @@ def running(settings: config.Config, generator_kind: type | None = None) -> Iter
 
     Raises:
         config.ConfigError: the host needs keys, the port is taken, or there are too few cores.
-        RuntimeError: a deployment does not start.
+        ServeError: a deployment does not start.
     """
     keys = api_keys.load_keys(settings)
     middleware.check_exposure(settings, keys)
@@ -245,7 +245,7 @@ def running(settings: config.Config, generator_kind: type | None = None) -> Iter
         options = {"host": host, "port": port}
         serve.start(proxy_location="HeadOnly", http_options=options, logging_config={"enable_access_log": False})
         try:
-            serve.run(app, name=APPLICATION, route_prefix="/")
+            _deploy(app)
             _wait_for_proxy(host, port)
             try:
                 yield f"http://{f'[{host}]' if ':' in host else host}:{port}"
@@ -253,6 +253,22 @@ def running(settings: config.Config, generator_kind: type | None = None) -> Iter
                 _drain(settings.serve.grace_seconds)
         finally:
             serve.shutdown()
+
+
+def _deploy(app: Any) -> None:
+    """Start the application, and wait until it is ready; the error says why a replica could not start."""
+    from ray import serve
+
+    try:
+        serve.run(app, name=APPLICATION, route_prefix="/")
+    except RuntimeError as error:
+        deployments = serve.status().applications[APPLICATION].deployments
+        reasons = [
+            f"{name}: {stages.last_error(found.message)}"
+            for name, found in deployments.items()
+            if found.status in ("DEPLOY_FAILED", "UNHEALTHY")
+        ]
+        raise ServeError(f"the endpoint does not start; {'; '.join(reasons) or error}") from error
 
 
 def serve(settings: config.Config, stopped: threading.Event | None = None) -> None:
