@@ -9,7 +9,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: install clients demo check test slow wheel bench clean
+.PHONY: install clients demo check test slow machines wheel bench clean
 
 install: $(INSTALLED)
 
@@ -53,8 +53,13 @@ test: check clients
 # The slow tests, which CI runs too: jobs killed at every failpoint, and complete runs of the modes of tuning.
 slow: install
 	$(BIN)/ragtune models
-	$(BIN)/pytest --numprocesses 2 --dist loadfile -m "slow and not serve"
+	$(BIN)/pytest --numprocesses 2 --dist loadfile -m "slow and not serve and not machines"
 	$(BIN)/pytest -m "serve and slow"
+
+# Jobs on several machines in namespaces of Linux: in each a machine is killed and another one joins. Skipped where
+# namespaces cannot be made.
+machines: install
+	$(BIN)/pytest -m machines
 
 # The wheel, built and tried outside the repository; what it installs besides comes from .venv.
 wheel: install

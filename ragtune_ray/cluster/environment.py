@@ -28,8 +28,18 @@ SERVE_ENVIRONMENT = {
 }
 """Variables that every process of Ray Serve reads when it starts."""
 
+NOTICE_ENVIRONMENT = {
+    # Milliseconds without an answer until the driver asks a machine whether it is there, and how long it waits. With the defaults
+    # of 5 and 2 minutes, a task of a machine that vanished counts as running for so long. Ray's servers refuse to be asked more
+    # often than once a minute.
+    "RAY_grpc_client_keepalive_time_ms": "61000",
+    "RAY_grpc_client_keepalive_timeout_ms": "20000",
+}
+"""Variables that let Ray notice a lost machine sooner."""
+
 FORWARDED = (
     *SERVE_ENVIRONMENT,
+    *NOTICE_ENVIRONMENT,
     "MALLOC_ARENA_MAX",
     "RAGTUNE_CACHE_BYTES",
     "HF_HUB_OFFLINE",
@@ -58,7 +68,7 @@ def set_here(*, for_training: bool = False) -> None:
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     # Without this, every Parquet read starts 32 actors for file footers. It must be set before Ray is imported.
     os.environ.setdefault("RAY_DATA_PARQUET_FOOTER_NUM_ACTORS", "1")
-    for name, value in SERVE_ENVIRONMENT.items():
+    for name, value in (SERVE_ENVIRONMENT | NOTICE_ENVIRONMENT).items():
         os.environ.setdefault(name, value)
 
 

@@ -224,9 +224,9 @@ def root_cause_raised(name: str) -> Iterator[None]:
 
 
 def last_error(text: str) -> str:
-    """The message of the exception in a text that ends with a traceback of a worker; the whole text, on one line, without one.
+    r"""The message of the exception in a text that contains the traceback of a worker; without one, the text on one line.
 
-    >>> last_error("Failed to start replica: Traceback (most recent call last):\\n  File ...\\nValueError: too small")
+    >>> last_error("Failed to start replica: Traceback (most recent call last):\n  File ...\nValueError: too small")
     'ValueError: too small'
     """
     return _raised(text) or " ".join(text.split())

@@ -15,11 +15,13 @@ from tests.support.machines import Machines, Submitted
 from tests.support.processes import eventually
 from tests.support.s3_server import Faults
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.machines, pytest.mark.timeout(1500)]
 logger = logging.getLogger(__name__)
 
 NUM_DOCUMENTS = 300
 NUM_KILLS = 6
+UNIT_SECONDS = 2
+"""How long each unit takes at least, so that the kills are spread over all of them."""
 KINDS = ("driver", "machine", "machine", *killed_builds.WORKERS)
 
 
@@ -80,7 +82,7 @@ def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
         patch.setenv("RAGTUNE_CACHE", str(tmp_path_factory.mktemp("cache")))
         fsspec.filesystem("s3", skip_instance_cache=True).mkdir("ragtune")
         for _ in range(2):
-            started.add()
+            started.add().pause(UNIT_SECONDS)
         yield started
         assert faults.num_failed > 20
 
@@ -108,7 +110,7 @@ def test_in_a_store(settings: dict[str, Any], machines: Machines, seed: int) -> 
             return True
         if kind == "machine":
             source.choice(machines.workers).kill()
-            machines.add()
+            machines.add().pause(UNIT_SECONDS)
             return True
         found = [worker for machine in machines.workers for worker in machine.workers(kind)]
         for worker in source.sample(found, min(1, len(found))):
