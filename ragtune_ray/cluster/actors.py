@@ -42,6 +42,10 @@ NODE_ID = "ray.io/node-id"
 """The label in which Ray names a node."""
 
 
+left_out: set[str] = set()
+"""Ids of nodes that get no work in this session."""
+
+
 @dataclass(frozen=True, slots=True)
 class Pool:
     """Up to `num_actors` actors that run units in workers of one class."""
@@ -266,8 +270,7 @@ def _reserve(pool: Pool, num_units: int) -> list[_Actor]:
 def _start(options: dict[str, Any], avoided: Collection[str] = ()) -> _Actor:
     import ray
 
-    elsewhere = {"label_selector": {NODE_ID: f"!in({','.join(sorted(avoided))})"}} if avoided else {}
-    placed = ray.remote(StageActor).options(scheduling_strategy="SPREAD", **options, **elsewhere)
+    placed = ray.remote(StageActor).options(scheduling_strategy="SPREAD", **options, **elsewhere(avoided))
     actor = _Actor(options, placed.remote(), num_lost_nodes=_num_lost_nodes())
     _actors.append(actor)
     return actor
@@ -279,6 +282,12 @@ def _num_lost_nodes() -> int:
     return sum(not node["Alive"] for node in ray.nodes())
 
 
+def elsewhere(avoided: Collection[str] = ()) -> dict[str, Any]:
+    """Options of Ray that keep a task or actor from the nodes with these ids, and from those of `left_out`."""
+    avoided = left_out.union(avoided)
+    return {"label_selector": {NODE_ID: f"!in({','.join(sorted(avoided))})"}} if avoided else {}
+
+
 def _has_room(options: Mapping[str, Any], avoided: Collection[str]) -> bool:
     """Whether an actor with these resources fits on another node, if nothing else runs on it."""
     import ray
@@ -286,7 +295,7 @@ def _has_room(options: Mapping[str, Any], avoided: Collection[str]) -> bool:
     needs = {"CPU": options.get("num_cpus", 1), "GPU": options.get("num_gpus", 0), "memory": options.get("memory", 0)}
     return any(
         node["Alive"]
-        and node["NodeID"] not in avoided
+        and node["NodeID"] not in left_out.union(avoided)
         and all(node["Resources"].get(kind, 0) >= need for kind, need in needs.items())
         for node in ray.nodes()
     )

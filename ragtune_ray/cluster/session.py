@@ -6,13 +6,15 @@ import contextlib
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ragtune_ray import RagtuneError, config, progress
 from ragtune_ray.cluster import actors, environment
 from ragtune_ray.models import staging, weights
+
+logger = logging.getLogger(__name__)
 
 START_ATTEMPTS = 2
 AHEAD = 8
@@ -122,6 +124,7 @@ def _releasing_actors(settings: config.Cluster) -> Iterator[None]:
         _open.pop()
         if not _open:
             actors.release()
+            actors.left_out.clear()
 
 
 def cluster_address(settings: config.Cluster) -> str:
@@ -131,15 +134,17 @@ def cluster_address(settings: config.Cluster) -> str:
 
 
 def workers(configured: int, gpus_per_worker: float) -> int:
-    """The configured number of workers; if that is 0, one per core (or share of a GPU) that Ray has now."""
+    """The configured number of workers; if that is 0, one per core (or share of a GPU) of the nodes that may get work now."""
     if configured:
         return configured
     import ray
 
-    resources = ray.cluster_resources()
-    if gpus_per_worker:
-        return max(1, int(resources.get("GPU", 0) / gpus_per_worker))
-    return max(1, int(resources.get("CPU", 1)))
+    kind = "GPU" if gpus_per_worker else "CPU"
+    available = ray.cluster_resources().get(kind, 0)
+    if actors.left_out:
+        nodes = (node for node in ray.nodes() if node["Alive"] and node["NodeID"] in actors.left_out)
+        available -= sum(node["Resources"].get(kind, 0) for node in nodes)
+    return max(1, int(available / (gpus_per_worker or 1)))
 
 
 def pool(worker: type, arguments: dict[str, Any], configured: int, settings: config.Cluster) -> actors.Pool:
@@ -169,6 +174,41 @@ def models(settings: config.Config) -> dict[str, str]:
         return {}
     urls = {name: staging.stage(model, settings.workspace) for name, model in weights.found().items()}
     return {name: url for name, url in urls.items() if url}
+
+
+def leave_out_nodes_without(models: Mapping[str, str]) -> None:
+    """Give no work to nodes that cannot open one of `models` (name -> URL), and say why; the others have them when this returns.
+
+    Raises:
+        RayTaskError: no node can open them.
+    """
+    import ray
+    import ray.exceptions
+
+    if not models:
+        return
+    task = ray.remote(num_cpus=0, max_retries=0)(_open_models)
+    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+    opened = [task.options(label_selector={actors.NODE_ID: name}).remote(dict(models)) for name in nodes]
+    reasons: dict[str, ray.exceptions.RayTaskError] = {}
+    for name, reference in zip(nodes, opened, strict=True):
+        try:
+            ray.get(reference)
+        except ray.exceptions.RayTaskError as error:
+            reasons[name] = error
+        except ray.exceptions.RayError:
+            logger.info("node %s was lost while it opened models", name)
+    if reasons and len(reasons) == len(nodes):
+        raise next(iter(reasons.values()))
+    for name, error in reasons.items():
+        progress.say(f"node {name[:12]} cannot open the models and gets no work: {' '.join(str(error.cause).split())}")
+    actors.left_out |= set(reasons)
+
+
+def _open_models(models: dict[str, str]) -> None:
+    weights.use_staged(models)
+    for name in models:
+        weights.resolve(name)
 
 
 def spans_machines(settings: config.Cluster) -> bool:

@@ -201,7 +201,8 @@ def remote(function: Callable[..., Any], *, memory_bytes: int = 0, max_retries: 
     import ray
 
     actors.release()
-    return ray.remote(num_cpus=1, max_retries=max_retries, memory=available_bytes(memory_bytes))(function)
+    options = {"num_cpus": 1, "max_retries": max_retries, "memory": available_bytes(memory_bytes), **actors.elsewhere()}
+    return ray.remote(**options)(function)
 
 
 def available_bytes(wanted_bytes: int) -> int:

@@ -11,6 +11,8 @@ import psutil
 import pytest
 
 from tests.support import stores
+from tests.support.corpora import write_corpus
+from tests.support.indexes import living
 from tests.support.nodes import DRIVER, RAY, ROOT, Nodes
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
@@ -22,8 +24,13 @@ DEADLINE_SECONDS = 200  # against a hang
 def nodes(tmp_path_factory: pytest.TempPathFactory, eventually_up) -> Iterator[Nodes]:
     """Two nodes with caches of their own, and one whose cache cannot be written."""
     folder = tmp_path_factory.mktemp("nodes")
+    (folder / "site").mkdir()
+    (folder / "site" / "sitecustomize.py").write_text(
+        'import fsspec\nfsspec.register_implementation("folder", "tests.support.stores.FolderStore")\n'
+    )
     with Nodes() as started:
         eventually_up(started.dashboard)
+        started.environment["PYTHONPATH"] = f"{folder}/site:{ROOT}"  # folder:// in all workers
         for cache in (f"{folder}/a", f"{folder}/b", "/dev/null/c"):
             started.add(2, {"RAGTUNE_CACHE": cache, "OF_THE_NODE": cache})
         yield started
@@ -56,6 +63,17 @@ def test_each_node_fetches_a_model_once_and_one_that_cannot_is_left_out(
     assert sorted(stores.downloads(staged)) == sorted(
         [path.name for path in encoder_directory.iterdir() if path.is_file()] * 2
     )
+
+
+def test_a_build_leaves_out_a_node_that_cannot_open_its_model(
+    nodes: Nodes, tmp_path: Path, encoder_directory: Path
+) -> None:
+    write_corpus(tmp_path / "corpus.jsonl", 40)
+    shutil.copytree(encoder_directory, tmp_path / "own")
+    num_left_out, progress = run(nodes, "index", str(tmp_path), "./own", RAGTUNE_CACHE=str(tmp_path / "d"))
+    assert num_left_out == 1
+    assert progress.count("cannot open the models and gets no work: ") == 1
+    assert living(f"folder://{tmp_path}/store") == {f"d{number}" for number in range(40)}
 
 
 def test_variables_of_the_driver_reach_the_workers(nodes: Nodes) -> None:

@@ -100,3 +100,21 @@ def test_on_a_cluster_some_actors_wait_for_nodes_that_may_join(
     assert pool.num_actors == expected
     assert (pool.room is None) is bool(configured)
     assert pool.room is None or pool.room() == expected
+
+
+@pytest.mark.parametrize(("gpus_per_worker", "expected"), [(0.0, 4), (0.5, 2)])
+def test_nodes_that_are_left_out_have_no_workers(
+    monkeypatch: pytest.MonkeyPatch, gpus_per_worker: float, expected: int
+) -> None:
+    ray = types.ModuleType("ray")
+    nodes = [
+        {"NodeID": name, "Alive": alive, "Resources": {"CPU": 4.0, "GPU": 1.0}}
+        for name, alive in (("a", True), ("b", True), ("c", False))
+    ]
+    monkeypatch.setattr(ray, "nodes", lambda: nodes, raising=False)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0, "GPU": 2.0}, raising=False)
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setattr(session.actors, "left_out", {"b", "c"})
+    assert session.workers(0, gpus_per_worker) == expected
+    assert session.workers(7, gpus_per_worker) == 7
+    assert session.actors.elsewhere() == {"label_selector": {"ray.io/node-id": "!in(b,c)"}}

@@ -254,3 +254,10 @@ def test_long_run_without_spaces_becomes_several_passages() -> None:
     passages = chunk(document, word_spans, 20, 0)
     assert max(len(passage.text) for passage in passages) <= 20 * 64
     assert "".join(passage.text for passage in passages).replace(" ", "") == document.text.replace(" ", "")
+
+
+@given(st.lists(st.text(st.characters(max_codepoint=140), max_size=60) | st.text("a_ .\n\x1f", max_size=60)))
+@settings(deadline=None)
+def test_words_of_ascii_texts_are_those_of_other_texts(texts: list[str]) -> None:
+    expected = [[match.span() for match in chunking._WORD.finditer(text)] for text in texts]
+    assert [list(map(tuple, spans.tolist())) for spans in word_spans(texts)] == expected

@@ -10,6 +10,7 @@ from typing import Any
 
 from ragtune_ray import config
 from ragtune_ray.cluster import actors, session, stages
+from ragtune_ray.cluster.indexing.index import build_index
 from ragtune_ray.models import weights
 from tests.support import stores  # noqa: F401 - registers folder:// in drivers and workers
 
@@ -39,17 +40,33 @@ def models(workspace: str, name: str) -> Any:
     settings = config.Config().using(f"workspace={workspace}")
     model = weights.resolve(name)
     with session.ray_session(settings.cluster):
-        import ray
-
-        deadline = time.monotonic() + DEADLINE_SECONDS
-        while ray.cluster_resources().get("CPU", 0) < 6:
-            assert time.monotonic() < deadline, "not all nodes join"
-            time.sleep(0.1)
+        _wait_for_nodes()
         staged = session.models(settings)
         shutil.rmtree(name)
         pool = actors.Pool(Opening, {"name": name}, 6, {"num_cpus": 1}, models=staged)
         found = sorted(json.loads(each) for each in actors.run(pool, [json.dumps({"unit": n}) for n in range(40)]))
     return {"fingerprint": model.fingerprint, "found": found}
+
+
+def index(folder: str, name: str) -> Any:
+    """Build an index with a model that only the working directory of this process has."""
+    os.chdir(folder)
+    given = [f"workspace=folder://{folder}/store", f"encoder.model={name}", f"corpus.path={folder}/corpus.jsonl"]
+    settings = config.Config().using(*given, "corpus.unit_bytes=2000")
+    with session.ray_session(settings.cluster):
+        _wait_for_nodes()
+        build_index(settings)
+        return len(actors.left_out)
+
+
+def _wait_for_nodes() -> None:
+    """Wait until all three have joined."""
+    import ray
+
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while ray.cluster_resources().get("CPU", 0) < 6:
+        assert time.monotonic() < deadline, "not all nodes join"
+        time.sleep(0.1)
 
 
 class Meeting(stages.UnitWorker):
@@ -96,5 +113,5 @@ def environment(*variables: str) -> Any:
 
 def main() -> None:
     """Run the driver that the arguments name."""
-    drivers = {"models": models, "growing": growing, "environment": environment}
+    drivers = {"models": models, "index": index, "growing": growing, "environment": environment}
     sys.stdout.write(json.dumps(drivers[sys.argv[1]](*sys.argv[2:])) + "\n")

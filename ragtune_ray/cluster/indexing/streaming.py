@@ -110,6 +110,8 @@ def on_ray(job: Job, pending: Sequence[Work], unit_bytes: int) -> Iterator[units
 
     actors.release()
     job = dataclasses.replace(job, models=session.models(job.settings))
+    with stages.root_cause_raised("index"):
+        session.leave_out_nodes_without(job.models)
     rows = [{"work": work.to_json()} for work in pending]
     bundled = max(1, min(MOST_BUNDLED, BUNDLE_BYTES // max(1, unit_bytes), len(rows) // LEAST_BUNDLES))
     num_bundles = -(-len(rows) // bundled)
@@ -130,10 +132,11 @@ def _operators(dataset: ray.data.Dataset, job: Job, num_bundles: int, memory_byt
     memory = {"memory": stages.available_bytes(memory_bytes)}
     # An encoder on a GPU reserves no core, so the others have whole ones.
     cpus = (1.0, 1.0) if cluster.gpus_per_worker else (READER_CPUS, COMMITTER_CPUS)
+    where = actors.elsewhere()
     return (
-        dataset.map_batches(ReadUnits, **_pool(job, fewest, most), num_cpus=cpus[0], **memory)
-        .map_batches(EmbedUnits, **_pool(job, fewest, most), **encoder_options(cluster))
-        .map_batches(CommitUnits, **_pool(job, 1, committers), num_cpus=cpus[1], **memory)
+        dataset.map_batches(ReadUnits, **_pool(job, fewest, most), num_cpus=cpus[0], **memory, **where)
+        .map_batches(EmbedUnits, **_pool(job, fewest, most), **encoder_options(cluster), **where)
+        .map_batches(CommitUnits, **_pool(job, 1, committers), num_cpus=cpus[1], **memory, **where)
     )
 
 

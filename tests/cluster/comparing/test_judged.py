@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from ragtune_ray.cluster.comparing import check
+from ragtune_ray.cluster.comparing import check, looks
 from ragtune_ray.cluster.comparing.compare import compare, read_comparison
 from ragtune_ray.cluster.indexing.index import build_index
 from ragtune_ray.storage import artifacts, filesystem
@@ -95,3 +95,20 @@ def test_arms_are_compared_without_gold_answers(settings_for, openai_stub, tmp_p
     assert again["verdict"]["headline"] == found["verdict"]["headline"]
     graded_again = {quoted(text)["question"] for text in asked if text.startswith("{")}
     assert graded_again == {"What is 3?"}, "only what failed is asked for again"
+
+
+def test_asking_and_grading_stop_with_the_verdict(
+    settings_for, openai_stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(looks, "BATCH_QUESTIONS", 20)
+    overrides = ["compare.until=decided", "compare.margin=0.2", "answer.unit_queries=10"]
+    settings, asked = judged_comparison(settings_for, openai_stub, tmp_path, 80, reply, *overrides)
+    build_index(settings)
+    found = read_comparison(compare(settings))
+    assert (found["verdict"]["outcome"], found["verdict"]["arm"], found["metric"]) == ("recommended", "rag", "judge")
+    (num_asked,) = set(found["looks"]["asked"].values())
+    assert num_asked < found["looks"]["available"] == 80
+    judged = [quoted(text) for text in asked if text.startswith("{")]
+    graded = {(each["question"], each["answer"]) for each in judged}
+    assert len(graded) == 2 * num_asked, "each answer to a question that was asked, and no other"
+    assert found["arms"]["rag"]["quality"]["judge"]["n"] == num_asked - ("What is 3?" in {name for name, _ in graded})
