@@ -200,8 +200,9 @@ def leave_out_nodes_without(models: Mapping[str, str]) -> None:
             logger.info("node %s was lost while it opened models", name)
     if reasons and len(reasons) == len(nodes):
         raise next(iter(reasons.values()))
-    for name, error in reasons.items():
-        progress.say(f"node {name[:12]} cannot open the models and gets no work: {' '.join(str(error.cause).split())}")
+    for name, failure in reasons.items():
+        said = " ".join(str(failure.cause).split())
+        progress.say(f"node {name[:12]} cannot open the models and gets no work: {said}")
     actors.left_out |= set(reasons)
 
 
