@@ -184,12 +184,17 @@ def leave_out_nodes_without(models: Mapping[str, str]) -> None:
     """
     import ray
     import ray.exceptions
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     if not models:
         return
     task = ray.remote(num_cpus=0, max_retries=0)(_open_models)
     nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
-    opened = [task.options(label_selector={actors.NODE_ID: name}).remote(dict(models)) for name in nodes]
+    # A label selector would wait forever for a node that is lost now.
+    opened = [
+        task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(name, soft=False)).remote(dict(models))
+        for name in nodes
+    ]
     reasons: dict[str, ray.exceptions.RayTaskError] = {}
     for name, reference in zip(nodes, opened, strict=True):
         try:
