@@ -262,11 +262,11 @@ def _deploy(app: Any) -> None:
     try:
         serve.run(app, name=APPLICATION, route_prefix="/")
     except RuntimeError as error:
-        deployments = serve.status().applications[APPLICATION].deployments
+        found = serve.status().applications.get(APPLICATION)
         reasons = [
-            f"{name}: {stages.last_error(found.message)}"
-            for name, found in deployments.items()
-            if found.status in ("DEPLOY_FAILED", "UNHEALTHY")
+            f"{name}: {stages.last_error(each.message)}"
+            for name, each in (found.deployments.items() if found else ())
+            if each.status in ("DEPLOY_FAILED", "UNHEALTHY")
         ]
         raise ServeError(f"the endpoint does not start; {'; '.join(reasons) or error}") from error
 

@@ -7,14 +7,18 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 
 import httpx2 as httpx
 import psutil
 import pytest
+import ray.serve
 import yaml
 
 from ragtune_ray import config
 from ragtune_ray.cluster import service, session
+from ragtune_ray.cluster.serving import serve
 from ragtune_ray.cluster.serving.serve import Arguments, bound
 from tests.support.endpoints import CHAT, QUICK, question, wait_until_ready
 from tests.support.processes import end_remains
@@ -104,6 +108,37 @@ def test_a_hosted_arm_is_served_as_its_plain_arm_with_its_own_generator(tmp_path
     assert (settings.generator.engine, settings.generator.model) == ("openai", "gpt-x")
     with pytest.raises(config.ConfigError, match=r"serve\.adapter_arms"):
         bound(config.load_config(given, {"serve.adapter_arms": ["rag+ft"]}))
+
+
+_REPLICA_FAILED = """The replica failed to start: \x1b[36mray::ServeReplica\x1b[39m
+Traceback (most recent call last):
+  File "serve.py", line 1, in <module>
+ragtune_ray.models.weights.ModelError: model 'm': no such directory"""
+
+
+@pytest.mark.parametrize(
+    ("deployments", "said"),
+    [
+        (
+            {"Generator": ("DEPLOY_FAILED", _REPLICA_FAILED), "Ingress": ("UPDATING", "")},
+            "the endpoint does not start; Generator: ModelError: model 'm': no such directory",
+        ),
+        ({"Retriever": ("UNHEALTHY", "out of  memory\n")}, "the endpoint does not start; Retriever: out of memory"),
+        (None, "the endpoint does not start; Serve says so"),
+    ],
+)
+def test_an_endpoint_that_does_not_start_says_why(
+    monkeypatch: pytest.MonkeyPatch, deployments: dict[str, tuple[str, str]] | None, said: str
+) -> None:
+    applications = {}
+    if deployments is not None:
+        found = {name: SimpleNamespace(status=each[0], message=each[1]) for name, each in deployments.items()}
+        applications["ragtune"] = SimpleNamespace(deployments=found)
+    monkeypatch.setattr(ray.serve, "run", mock.Mock(side_effect=RuntimeError("Serve says so")))
+    monkeypatch.setattr(ray.serve, "status", lambda: SimpleNamespace(applications=applications))
+    with pytest.raises(serve.ServeError) as raised:
+        serve._deploy(object())
+    assert str(raised.value) == said
 
 
 def test_every_deployment_replaces_the_unsafe_defaults_of_serve(tmp_path: Path) -> None:
