@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
-import functools
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
@@ -14,7 +13,7 @@ import pyarrow as pa
 
 from ragtune_ray import config, schema
 from ragtune_ray.cluster.indexing import units
-from ragtune_ray.index import contents, segments, versions
+from ragtune_ray.index import contents, segments
 from ragtune_ray.ingest import input_units, readers, rows
 
 if TYPE_CHECKING:
@@ -26,8 +25,8 @@ BYTES_AT_ONCE = 4 * 2**20
 _PASSAGE_NAMES = schema.arrow_schema(schema.Passage).names
 
 
-def read_unit(unit: input_units.Unit, settings: config.Config, base: str) -> units.ReadUnit:
-    """Read a unit and chunk the documents that index version `base` ("" for none) lacks.
+def read_unit(unit: input_units.Unit, settings: config.Config, known: contents.KnownDocuments) -> units.ReadUnit:
+    """Read a unit and chunk the documents that are not known.
 
     Raises:
         ChangedError: a file is no longer the one that was listed.
@@ -35,7 +34,6 @@ def read_unit(unit: input_units.Unit, settings: config.Config, base: str) -> uni
     from ragtune_ray.models.encoder import load_token_counter
 
     counter = load_token_counter(settings.encoder)
-    known = _known_documents(settings.workspace, base)
     found = readers.UnitRead()
     items = with_tenant(readers.read_documents(unit, settings.corpus, found), settings.index.tenant_field)
     rejects: list[schema.Reject] = []
@@ -73,12 +71,6 @@ def read_unit(unit: input_units.Unit, settings: config.Config, base: str) -> uni
     table = pa.Table.from_pylist(documents, schema=units.DOCUMENTS_SCHEMA)
     joined = pa.concat_tables(passages).combine_chunks() if passages else units.PASSAGES_SCHEMA.empty_table()
     return units.ReadUnit(joined, table, rejects, facts)
-
-
-@functools.lru_cache(maxsize=1)
-def _known_documents(workspace: str, base: str) -> contents.KnownDocuments:
-    """The documents of the base version; kept, because the tasks of a build share a process."""
-    return contents.KnownDocuments(workspace, versions.read_version(workspace, base) if base else None)
 
 
 def with_tenant(items: Iterable[Item], tenant_field: str) -> Iterator[Item]:

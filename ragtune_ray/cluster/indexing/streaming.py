@@ -18,6 +18,7 @@ import pyarrow as pa
 from ragtune_ray import config, schema
 from ragtune_ray.cluster import actors, devices, session, stages
 from ragtune_ray.cluster.indexing import embedding, reading, units
+from ragtune_ray.index import contents, versions
 from ragtune_ray.ingest import input_units
 from ragtune_ray.models import weights
 
@@ -60,6 +61,11 @@ class Job:
     models: dict[str, str] = field(default_factory=dict)
     """Where other machines find the models (`session.models`)."""
 
+    def known_documents(self) -> contents.KnownDocuments:
+        """The documents of the base."""
+        base = versions.read_version(self.settings.workspace, self.base) if self.base else None
+        return contents.KnownDocuments(self.settings.workspace, base)
+
 
 @dataclass(frozen=True, slots=True)
 class Work:
@@ -85,10 +91,11 @@ class Work:
 
 def in_process(job: Job, pending: Sequence[Work]) -> Iterator[units.UnitFacts]:
     """Do units one by one in this process; yields the facts of each when it is committed."""
-    embedder = embedding.Embedder(job.settings.encoder) if pending else None
+    if not pending:
+        return
+    embedder, known = embedding.Embedder(job.settings.encoder), job.known_documents()
     for work in pending:
-        assert embedder is not None
-        read = reading.read_unit(work.unit, job.settings, job.base)
+        read = reading.read_unit(work.unit, job.settings, known)
         embedded = embedder.embed(read.passages, is_probed=work.is_probed)
         yield _commit_unit(job, work, read, embedded)
 
@@ -169,12 +176,12 @@ class ReadUnits:
     def __init__(self, job: Job) -> None:
         session.use_one_thread()
         weights.use_staged(job.models)
-        self._job = job
+        self._settings, self._known = job.settings, job.known_documents()
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         """Read each unit of the batch."""
         for text in batch["work"].to_pylist():
-            yield row_of(text, reading.read_unit(Work.from_json(text).unit, self._job.settings, self._job.base))
+            yield row_of(text, reading.read_unit(Work.from_json(text).unit, self._settings, self._known))
 
 
 def row_of(work: str, read: units.ReadUnit) -> pa.Table:

@@ -8,7 +8,7 @@ import pytest
 
 from ragtune_ray import config
 from ragtune_ray.cluster.indexing import reading, streaming, units
-from ragtune_ray.index import segments
+from ragtune_ray.index import contents, segments
 from ragtune_ray.ingest.input_units import plan_units
 from tests.support.corpora import write_corpus
 
@@ -77,14 +77,13 @@ def test_a_damaged_marker_is_not_finished(tmp_path: Path) -> None:
     assert list(units.finished(build, [facts["key"]])) == []
 
 
-def test_known_documents_have_no_passages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_known_documents_have_no_passages(tmp_path: Path) -> None:
     _, _, settings = committed(tmp_path)
 
-    class All:
+    class All(contents.KnownDocuments):
         def contain(self, ids: list[str], fingerprints: list[bytes]) -> list[bool]:
             return [True] * len(ids)
 
-    monkeypatch.setattr(reading, "_known_documents", lambda *_: All())
     (unit,) = plan_units(settings.corpus.path).units
-    read = reading.read_unit(unit, settings, "")
+    read = reading.read_unit(unit, settings, All("", None))
     assert (read.passages.num_rows, read.documents.num_rows, read.facts["known"]) == (0, 20, 20)
