@@ -96,10 +96,12 @@ def test_wherever_the_disk_runs_full_the_old_contents_stand_and_with_space_the_s
         num_failed += 1
         assert_whole(workspace, STANDING, STANDING | ADDED)
         assert [*workspace.rglob(".*")] == [], "nothing half-written stays"
-        assert runs_full(folder)  # with the folders that the first try made, it may write one file of its unit more
-        before = used_bytes(workspace)
-        assert runs_full(folder)
-        assert used_bytes(workspace) == before, "a full disk does not get fuller with every try"
+        used = [used_bytes(workspace)]
+        while len(used) < 2 or used[-1] != used[-2]:
+            assert runs_full(folder)
+            used.append(used_bytes(workspace))
+            # With the folders that an earlier try made, a try may write one file more of its unit.
+            assert len(used) <= 5, "a full disk does not get fuller with every try"
         (workspace / "filler").unlink()
         assert not runs_full(folder)
         assert_converged(workspace, STANDING | ADDED)
