@@ -51,7 +51,7 @@ def settings(
 def unchanged_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Replicas set up their process; this one stays as it is."""
     for module in (shard, retriever):
-        monkeypatch.setattr(module, "prepare_process", lambda _: None)
+        monkeypatch.setattr(module, "prepare_process", lambda *_: None)
     monkeypatch.setattr(divided, "BACKOFF_SECONDS", 0.0)
     monkeypatch.setattr("sys.setswitchinterval", lambda _: None)
 
