@@ -57,9 +57,9 @@ slow: install
 	$(BIN)/pytest -m "serve and slow"
 
 # Jobs on several machines in namespaces of Linux: in each a machine is killed and another one joins. Skipped where
-# namespaces cannot be made.
+# namespaces cannot be made. `pytest -m machines` also kills an index build on them at random moments, for six minutes.
 machines: install
-	$(BIN)/pytest -m machines
+	$(BIN)/pytest -m machines tests/cluster
 
 # The wheel, built and tried outside the repository; what it installs besides comes from .venv.
 wheel: install

@@ -184,6 +184,7 @@ class Machines:
         self.hidden = [str(path) for path in hidden]
         self._faults = faults
         self._running: list[Machine] = []
+        self._followers: list[subprocess.Popen[bytes]] = []
         self._number = 0
 
     def __enter__(self) -> Self:
@@ -251,6 +252,7 @@ class Machines:
                 stdout=sink,
                 stderr=sink,
             )
+        self._followers.append(process)
         return Submitted(name, process, log)
 
     def stop(self, name: str) -> None:
@@ -259,6 +261,9 @@ class Machines:
         subprocess.run(command, env=self.environment, check=True, capture_output=True, timeout=DEADLINE_SECONDS)
 
     def __exit__(self, *_: object) -> None:
+        for process in self._followers:
+            process.kill()
+            process.wait(60)
         for machine in reversed(self._running):
             machine.kill()
         self.store.stop()
