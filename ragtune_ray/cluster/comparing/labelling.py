@@ -14,7 +14,7 @@ from ragtune_ray.evaluation.labelling import drawing, labels
 from ragtune_ray.evaluation.labelling.desk import Desk
 from ragtune_ray.evaluation.labelling.drawing import Source
 from ragtune_ray.evaluation.labelling.labels import LabelError
-from ragtune_ray.index import snapshot
+from ragtune_ray.index import contents, versions
 from ragtune_ray.models import arms
 from ragtune_ray.storage import artifacts, filesystem
 
@@ -108,23 +108,22 @@ class _Sources:
 
     def __init__(self, settings: config.Config, evaluated: Mapping[config.Arm, str], rows: Rows) -> None:
         self._rows = rows
-        self._indexes: dict[config.Arm, snapshot.Index] = {}
-        opened: dict[tuple[str, str], snapshot.Index] = {}
+        self._indexes: dict[config.Arm, tuple[str, str]] = {}
+        """Arm -> workspace and version of the index that its answers were shown."""
         for arm in filter(config.retrieves, evaluated):
             workspace = arms.with_tuned_models(settings.with_values({"answer.arm": arm})).workspace
             version = runs.living_version(workspace, runs.read_manifest(evaluated[arm]))
             try:
-                if (workspace, version) not in opened:
-                    opened[workspace, version] = snapshot.open_index(workspace, version)
-                self._indexes[arm] = opened[workspace, version]
+                versions.read_version(workspace, version)
+                self._indexes[arm] = workspace, version
             except artifacts.ArtifactError as error:
                 progress.say(f"label: the sources of {arm} cannot be shown: {error}")
 
     def __call__(self, query_id: str) -> list[Source]:
         """The passages, each once."""
         shown = []
-        for arm, index in self._indexes.items():
+        for arm, (workspace, version) in self._indexes.items():
             ids = self._rows[arm][query_id].passage_ids
-            found = index.by_id(ids)
+            found = contents.passages_by_id(workspace, ids, version)
             shown.append([found[name] for name in ids if name in found])
         return drawing.sources_of(shown)
