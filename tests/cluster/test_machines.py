@@ -40,8 +40,6 @@ OF_RAY = {
 }
 LIGHT = {"_Board", "MapBatches(_load_step)", "ServeReplica:ragtune:Ingress"}
 """Passes on the progress, looks up the examples of a training step, or takes requests."""
-LATE_SECONDS = 60
-"""Within which a machine that joins must have finished some work."""
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +124,6 @@ def test_index(machines: Machines, settings: dict[str, Any], config_file: str) -
     assert segment_manifests(workspace) == segment_manifests(settings["workspace"])
     assert living(workspace) == {f"d{number}" for number in range(NUM_DOCUMENTS)}
     assert contents.index_problems(workspace) == []
-    assert first - joined < LATE_SECONDS
     assert_head_did_no_work(machines)
 
 
