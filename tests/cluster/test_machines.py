@@ -27,7 +27,7 @@ from tests.support.indexes import living, segment_manifests
 from tests.support.machines import Machines, eventually
 from tests.support.processes import Command
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.machines]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.machines, pytest.mark.timeout(1500)]
 logger = logging.getLogger(__name__)
 
 BUCKET = "s3://ragtune"

@@ -23,7 +23,7 @@ from tests.support.s3_server import S3Server
 Found = TypeVar("Found")
 ROOT = Path(__file__).parents[2]
 RAY = str(Path(sys.executable).parent / "ray")
-DEADLINE_SECONDS = 300  # against a hang
+DEADLINE_SECONDS = 600  # against a hang
 _RAN = re.compile(r"^:(?:actor|task)_name:(.+)$", re.MULTILINE)
 PORT, DASHBOARD = 6379, 8265
 TOKEN = "0123456789abcdef0123456789abcdef"
