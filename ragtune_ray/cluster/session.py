@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -176,7 +176,7 @@ def models(settings: config.Config) -> dict[str, str]:
     return {name: url for name, url in urls.items() if url}
 
 
-def leave_out_nodes_without(models: Mapping[str, str]) -> None:
+def leave_out_nodes_without(models: dict[str, str]) -> None:
     """Give no work to nodes that cannot open one of `models` (name -> URL), and say why; the others have them when this returns.
 
     Raises:
@@ -192,7 +192,7 @@ def leave_out_nodes_without(models: Mapping[str, str]) -> None:
     nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
     # A label selector would wait forever for a node that is lost now.
     opened = [
-        task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(name, soft=False)).remote(dict(models))
+        task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(name, soft=False)).remote(models)
         for name in nodes
     ]
     reasons: dict[str, ray.exceptions.RayTaskError] = {}
@@ -208,7 +208,7 @@ def leave_out_nodes_without(models: Mapping[str, str]) -> None:
     for name, failure in reasons.items():
         said = " ".join(str(failure.cause).split())
         progress.say(f"node {name[:12]} cannot open the models and gets no work: {said}")
-    actors.left_out |= set(reasons)
+    actors.left_out.update(reasons)
 
 
 def _open_models(models: dict[str, str]) -> None:

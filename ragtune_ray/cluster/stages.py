@@ -250,10 +250,9 @@ def _root_cause(error: BaseException) -> str:
 
     while True:
         # An exception loses its cause when it crosses processes; only the text of its traceback still names it.
-        if isinstance(error, ray.exceptions.RayTaskError | ray.exceptions.RayActorError):
-            raised = _raised(str(error))
-            if raised:
-                return raised
+        has_traceback = isinstance(error, ray.exceptions.RayTaskError | ray.exceptions.RayActorError)
+        if has_traceback and (raised := _raised(str(error))):
+            return raised
         cause = getattr(error, "cause", None) or error.__cause__
         if not isinstance(cause, BaseException):
             return str(error) or type(error).__name__

@@ -14,7 +14,7 @@ from ragtune_ray.evaluation.labelling import drawing, labels
 from ragtune_ray.evaluation.labelling.desk import Desk
 from ragtune_ray.evaluation.labelling.drawing import Source
 from ragtune_ray.evaluation.labelling.labels import LabelError
-from ragtune_ray.index import contents, versions
+from ragtune_ray.index import contents
 from ragtune_ray.models import arms
 from ragtune_ray.storage import artifacts, filesystem
 
@@ -48,7 +48,7 @@ def open_desk(settings: config.Config, labeller: str, num_questions: int, run: s
     progress.say(f"label: {len(drawn):,} of {len(scored):,} questions, answered by {', '.join(evaluated)} in {run}")
     answers = {arm: {name: each[name].answer for name in drawn} for arm, each in rows.items()}
     items = drawing.items(_queries(settings, drawn, rows), answers, settings.seed)
-    return Desk(items, _Sources(_workspace(settings, run), evaluated, rows), path, labeller)
+    return Desk(items, _Sources(_workspace(settings, run), evaluated, rows, drawn), path, labeller)
 
 
 def newest_run(settings: config.Config) -> str:
@@ -104,26 +104,27 @@ def _workspace(settings: config.Config, run: str) -> config.Config:
 
 
 class _Sources:
-    """Finds the passages that any arm's answer to a question was shown, so that they do not tell which arm it was."""
+    """The passages that any arm's answer to a drawn question was shown, so that they do not tell which arm it was."""
 
-    def __init__(self, settings: config.Config, evaluated: Mapping[config.Arm, str], rows: Rows) -> None:
+    def __init__(
+        self, settings: config.Config, evaluated: Mapping[config.Arm, str], rows: Rows, drawn: Sequence[str]
+    ) -> None:
         self._rows = rows
-        self._indexes: dict[config.Arm, tuple[str, str]] = {}
-        """Arm -> workspace and version of the index that its answers were shown."""
+        self._passages: dict[config.Arm, dict[str, schema.Passage]] = {}
+        """Arm -> the passages that its answers were shown, by id."""
         for arm in filter(config.retrieves, evaluated):
             workspace = arms.with_tuned_models(settings.with_values({"answer.arm": arm})).workspace
             version = runs.living_version(workspace, runs.read_manifest(evaluated[arm]))
+            shown = (passage_id for name in drawn for passage_id in rows[arm][name].passage_ids)
             try:
-                versions.read_version(workspace, version)
-                self._indexes[arm] = workspace, version
+                self._passages[arm] = contents.passages_by_id(workspace, shown, version)
             except artifacts.ArtifactError as error:
                 progress.say(f"label: the sources of {arm} cannot be shown: {error}")
 
     def __call__(self, query_id: str) -> list[Source]:
         """The passages, each once."""
         shown = []
-        for arm, (workspace, version) in self._indexes.items():
+        for arm, found in self._passages.items():
             ids = self._rows[arm][query_id].passage_ids
-            found = contents.passages_by_id(workspace, ids, version)
             shown.append([found[name] for name in ids if name in found])
         return drawing.sources_of(shown)

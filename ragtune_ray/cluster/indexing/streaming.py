@@ -117,13 +117,12 @@ def on_ray(job: Job, pending: Sequence[Work], unit_bytes: int) -> Iterator[units
 
     actors.release()
     job = dataclasses.replace(job, models=session.models(job.settings))
-    with stages.root_cause_raised("index"):
-        session.leave_out_nodes_without(job.models)
     rows = [{"work": work.to_json()} for work in pending]
     bundled = max(1, min(MOST_BUNDLED, BUNDLE_BYTES // max(1, unit_bytes), len(rows) // LEAST_BUNDLES))
     num_bundles = -(-len(rows) // bundled)
     dataset = ray.data.from_items(rows, override_num_blocks=num_bundles)
     with stages.root_cause_raised("index"):
+        session.leave_out_nodes_without(job.models)
         for row in _operators(dataset, job, num_bundles, BYTES_PER_BYTE * bundled * unit_bytes).iter_rows():
             facts: units.UnitFacts = json.loads(row["facts"])
             yield facts
