@@ -179,6 +179,8 @@ def models(settings: config.Config) -> dict[str, str]:
 def leave_out_nodes_without(models: dict[str, str]) -> None:
     """Give no work to nodes that cannot open one of `models` (name -> URL), and say why; the others have them when this returns.
 
+    Nodes that are left out already are not asked again.
+
     Raises:
         RayTaskError: no node can open them.
     """
@@ -189,7 +191,11 @@ def leave_out_nodes_without(models: dict[str, str]) -> None:
     if not models:
         return
     task = ray.remote(num_cpus=0, max_retries=0)(_open_models)
-    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+    nodes = [
+        node["NodeID"]
+        for node in ray.nodes()
+        if node["Alive"] and node["Resources"].get("CPU") and node["NodeID"] not in actors.left_out
+    ]
     # A label selector would wait forever for a node that is lost now.
     opened = [
         task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(name, soft=False)).remote(models)

@@ -41,13 +41,17 @@ Column: TypeAlias = Callable[[str, np.ndarray], list[str]]
 """Returns the values of a column of `Passage` at given ordinals."""
 
 
-def open_retriever(settings: config.Config, version: str | None = None, device: str = "auto") -> Retriever:
+def open_retriever(
+    settings: config.Config, version: str | None = None, device: str = "auto", *, shard: Sequence[int] | None = None
+) -> Retriever:
     """Open the retriever that a config describes, on an index version (None: the current one).
+
+    `shard` has the positions of the segments to search; None means all.
 
     Raises:
         ArtifactError: the index is missing or damaged, or another encoder built it.
     """
-    opened = snapshot.open_index(settings.workspace, version)
+    opened = snapshot.open_index(settings.workspace, version, shard=shard)
     encoder = None if settings.retrieval.mode == "lexical" else load_encoder(settings.encoder, device)
     return Retriever(opened, encoder, settings.retrieval, load_reranker(settings.retrieval, device), visible(settings))
 

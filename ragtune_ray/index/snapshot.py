@@ -179,6 +179,27 @@ def open_index(
     )
 
 
+def open_part(workspace: str, max_bytes: int, seed: int, version: str | None = None) -> Index:
+    """Open as many segments of a version, drawn at random, as have at most `max_bytes` of files; all if they fit.
+
+    Args:
+        workspace: local or remote.
+        max_bytes: the limit; one segment is opened even if it is larger.
+        seed: for drawing.
+        version: the version's name; None means the current one.
+
+    Raises:
+        ArtifactError: the version is missing or damaged.
+    """
+    opened = versions.read_version(workspace, version or versions.current_version(workspace))
+    sizes = np.array([_segment_bytes(workspace, entry.segment_id) for entry in opened.entries], dtype=np.int64)
+    if sizes.sum() <= max_bytes:
+        return open_index(workspace, opened.name)
+    order = np.random.default_rng(seed).permutation(len(sizes))
+    num_drawn = max(1, int(np.searchsorted(np.cumsum(sizes[order]), max_bytes, side="right")))
+    return open_index(workspace, opened.name, shard=sorted(order[:num_drawn].tolist()))
+
+
 def lexical_index(
     manifest: versions.IndexManifest,
     found: Sequence[segments.Segment],

@@ -294,7 +294,10 @@ def remove(url: str) -> None:
 
 
 def copy_tree(source: str, target: str) -> None:
-    """Copy a directory and replace the target. Local files become hard links, so they must never be changed in place."""
+    """Copy a directory and replace the target; within an object store, its server copies.
+
+    Local files become hard links, so they must never be changed in place.
+    """
     remove(target)
     source_store, source_path = locate(source)
     target_store, target_path = locate(target)
@@ -304,6 +307,9 @@ def copy_tree(source: str, target: str) -> None:
         return
     for path in source_store.find(source_path):
         copied = join(target_path, path.removeprefix(f"{source_path}/"))
+        if source_store is target_store:
+            source_store.cp_file(path, copied)
+            continue
         with source_store.open(path, "rb") as old, target_store.open(copied, "wb") as new:
             shutil.copyfileobj(old, new, 2**22)
 

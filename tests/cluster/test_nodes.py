@@ -65,12 +65,13 @@ def test_each_node_fetches_a_model_once_and_one_that_cannot_is_left_out(
     )
 
 
+@pytest.mark.parametrize("when", [(), ("joining",)])
 def test_a_build_leaves_out_a_node_that_cannot_open_its_model(
-    nodes: Nodes, tmp_path: Path, encoder_directory: Path
+    nodes: Nodes, tmp_path: Path, encoder_directory: Path, when: tuple[str, ...]
 ) -> None:
     write_corpus(tmp_path / "corpus.jsonl", 40)
     shutil.copytree(encoder_directory, tmp_path / "own")
-    num_left_out, progress = run(nodes, "index", str(tmp_path), "./own", RAGTUNE_CACHE=str(tmp_path / "d"))
+    num_left_out, progress = run(nodes, "index", str(tmp_path), "./own", *when, RAGTUNE_CACHE=str(tmp_path / "d"))
     assert num_left_out == 1
     assert progress.count("cannot open the models and gets no work: ") == 1
     assert living(f"folder://{tmp_path}/store") == {f"d{number}" for number in range(40)}

@@ -180,6 +180,31 @@ def test_the_vectors_of_documents_are_those_that_were_written(
     np.testing.assert_allclose(opened.vectors.take(ordinals), expected, rtol=0, atol=1e-6)
 
 
+def test_a_part_has_as_many_random_segments_as_fit(
+    tmp_path: Path, passages: list[schema.Passage], write_index: Write
+) -> None:
+    write_index(tmp_path, passages, ENCODER, num_segments=4)
+    workspace = str(tmp_path)
+    version = versions.read_version(workspace, "000001")
+    sizes = [
+        sum(file["bytes"] for file in segments.read_segment_manifest(workspace, entry.segment_id)["files"].values())
+        for entry in version.entries
+    ]
+    places = {entry.manifest_sha256: place for place, entry in enumerate(version.entries)}
+
+    def drawn(max_bytes: int, seed: int) -> list[int]:
+        opened = snapshot.open_part(workspace, max_bytes, seed)
+        return [places[segment.manifest_sha256] for segment in opened.segments]
+
+    assert drawn(sum(sizes), 0) == [0, 1, 2, 3]
+    without_one = [drawn(sum(sizes) - 1, seed) for seed in range(20)]
+    assert {len(each) for each in without_one} == {3}
+    assert all(each == sorted(each) for each in without_one)
+    assert {place for each in without_one for place in {0, 1, 2, 3}.difference(each)} == {0, 1, 2, 3}
+    assert {tuple(drawn(1, seed)) for seed in range(20)} == {(0,), (1,), (2,), (3,)}
+    assert drawn(1, 7) == drawn(1, 7)
+
+
 def test_merged_hits_of_shards_equal_those_of_the_whole(
     tmp_path: Path, passages: list[schema.Passage], write_index: Write
 ) -> None:

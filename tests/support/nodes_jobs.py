@@ -48,15 +48,30 @@ def models(workspace: str, name: str) -> Any:
     return {"fingerprint": model.fingerprint, "found": found}
 
 
-def index(folder: str, name: str) -> Any:
-    """Build an index with a model that only the working directory of this process has."""
+def index(folder: str, name: str, joining: str = "") -> Any:
+    """Build an index with a model that only the working directory of this process has.
+
+    With `joining`, nodes are not asked for it before the build, as if they joined later.
+    """
     os.chdir(folder)
     given = [f"workspace=folder://{folder}/store", f"encoder.model={name}", f"corpus.path={folder}/corpus.jsonl"]
     settings = config.Config().using(*given, "corpus.unit_bytes=2000")
     with session.ray_session(settings.cluster):
         _wait_for_nodes()
+        if joining:
+            _ask_nodes_late()
         build_index(settings)
         return len(actors.left_out)
+
+
+def _ask_nodes_late() -> None:
+    """Let the first question which nodes can open the models find none that cannot."""
+    ask = session.leave_out_nodes_without
+
+    def answer(_: dict[str, str]) -> None:
+        session.leave_out_nodes_without = ask
+
+    session.leave_out_nodes_without = answer
 
 
 def _wait_for_nodes() -> None:

@@ -13,6 +13,7 @@ from ragtune_ray.cluster import staged_queries
 from ragtune_ray.cluster.answering import answer, evaluate
 from ragtune_ray.cluster.indexing import update
 from ragtune_ray.evaluation import intervals
+from ragtune_ray.index import snapshot, versions
 from ragtune_ray.models import arms
 from ragtune_ray.storage import checksums, filesystem
 from ragtune_ray.training.manifest import TrainingCost
@@ -22,7 +23,8 @@ def follow_changes(settings: config.Config) -> tuple[config.Config, float]:
     """Apply the changes of `compare` to a copy of an arm's index.
 
     Returns:
-        The config with the copy as its workspace, and the seconds until the changed index has answered a query.
+        The config with the copy as its workspace, and the seconds until the changed index (if it has several shards, the one
+        with its newest segments) has answered a query.
     """
     from ragtune_ray.index.retriever import open_retriever
 
@@ -34,9 +36,16 @@ def follow_changes(settings: config.Config) -> tuple[config.Config, float]:
         update.upsert_documents(changed, settings.compare.changes_path)
     if settings.compare.deleted:
         update.delete_documents(changed, settings.compare.deleted)
-    opened = open_retriever(changed)
+    opened = open_retriever(changed, shard=_last_shard(changed))
     opened.retrieve_passages([_questions(settings)[0].text], settings.retrieval.top_k)
     return changed, time.monotonic() - started
+
+
+def _last_shard(settings: config.Config) -> list[int] | None:
+    """The segments of the shard with the newest ones, which the changes added; None if the index is one shard."""
+    latest = versions.read_version(settings.workspace, versions.current_version(settings.workspace))
+    groups = snapshot.shards(settings.workspace, latest, settings.cluster.shard_bytes)
+    return groups[-1] if len(groups) > 1 else None
 
 
 def changed_scores(settings: config.Config, changed: config.Config, arm: config.Arm) -> intervals.Interval | None:

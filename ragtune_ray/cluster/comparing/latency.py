@@ -9,7 +9,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 
     Search: TypeAlias = Callable[[Texts], Shown]
     """Returns the passages for a question that is searched with some texts."""
-
-SHARD_CPUS = 0.01
-"""Cores that the process of a shard reserves: it mostly waits, but a node with no cores, such as a head, must not get one."""
 
 
 def measure(arms: Sequence[tuple[config.Config, str]], queries: Sequence[schema.Query]) -> list[Latency]:
@@ -87,84 +84,14 @@ def _search(settings: config.Config, version: str) -> Iterator[Search]:
     opened = versions.read_version(settings.workspace, version)
     num_shards = len(snapshot.shards(settings.workspace, opened, settings.cluster.shard_bytes))
     if num_shards > 1:
-        with _search_of_shards(settings, version, num_shards) as search:
-            yield search
+        from ragtune_ray.cluster.serving import shard_actors
+
+        with shard_actors.started(settings, num_shards) as shards:
+            index = shard_actors.DividedRetriever(settings, version, shards)
+            yield lambda texts: index.search([texts], retrieval.top_k)[0]
         return
     retriever = open_retriever(settings, version)
     yield lambda texts: searching.search_passages(retriever, [texts], retrieval, retrieval.top_k)[0]
-
-
-@contextlib.contextmanager
-def _search_of_shards(settings: config.Config, version: str, num_shards: int) -> Iterator[Search]:
-    import ray
-
-    from ragtune_ray.cluster.serving.divided import DividedIndex, ShardError
-    from ragtune_ray.cluster.serving.shard import ShardReplica
-    from ragtune_ray.index import retriever
-    from ragtune_ray.models.encoder import load_encoder
-
-    visible, top_k = retriever.visible(settings), settings.retrieval.top_k
-    encoder = None if settings.retrieval.mode == "lexical" else load_encoder(settings.encoder)
-    make = ray.remote(ShardReplica).options(num_cpus=SHARD_CPUS, scheduling_strategy="SPREAD")
-    replicas = [make.remote(settings, number, num_shards) for number in range(num_shards)]
-    try:
-        shards = _shards_of(replicas)
-        index = DividedIndex(settings, version, shards, encoder, retriever.load_reranker(settings.retrieval))
-
-        def search(texts: Texts) -> Shown:
-            (shown,) = index.search([texts], top_k, visible)
-            if isinstance(shown, str):
-                raise ShardError(shown)
-            return shown
-
-        yield search
-    finally:
-        for replica in replicas:
-            ray.kill(replica)
-
-
-def _shards_of(replicas: Sequence[Any]) -> Any:
-    """Actors of `ShardReplica` as `divided.Shards`, without Serve."""
-    from ragtune_ray.cluster.serving import divided
-
-    class Shards(divided.Shards):
-        def open_everywhere(self, version: str) -> None:
-            self.ask("open", version, seconds=divided.OPENING_SECONDS)
-
-    return Shards([_Handle(replica) for replica in replicas])
-
-
-class _Handle:
-    """An actor with the part of a Serve handle's interface that `divided.Shards` calls."""
-
-    def __init__(self, actor: Any) -> None:
-        self._actor = actor
-
-    def __getattr__(self, method: str) -> _Method:
-        return _Method(getattr(self._actor, method))
-
-
-class _Method:
-    def __init__(self, method: Any) -> None:
-        self._method = method
-
-    def remote(self, *arguments: Any) -> _Response:
-        return _Response(self._method.remote(*arguments))
-
-
-class _Response:
-    def __init__(self, reference: Any) -> None:
-        self._reference = reference
-
-    def result(self, timeout_s: float) -> Any:
-        import ray
-
-        return ray.get(self._reference, timeout=timeout_s)
-
-    def cancel(self) -> None:
-        import ray
-
-        ray.cancel(self._reference)
 
 
 def _seconds(

@@ -103,6 +103,8 @@ def in_process(job: Job, pending: Sequence[Work]) -> Iterator[units.UnitFacts]:
 def on_ray(job: Job, pending: Sequence[Work], unit_bytes: int) -> Iterator[units.UnitFacts]:
     """Do units with Ray Data; yields the facts of each when it is committed, in any order.
 
+    A node that joins and cannot open the models ends the stream: a new one leaves it out and does the units that are left.
+
     Args:
         job: of the build.
         pending: units, in the order in which they should begin.
@@ -113,16 +115,33 @@ def on_ray(job: Job, pending: Sequence[Work], unit_bytes: int) -> Iterator[units
     """
     if not pending:
         return
-    import ray.data
-
     actors.release()
     job = dataclasses.replace(job, models=session.models(job.settings))
+    unfinished = {work.key: work for work in pending}
+    with stages.root_cause_raised("index"):
+        session.leave_out_nodes_without(job.models)
+    while unfinished:
+        try:
+            for facts in _stream(job, [*unfinished.values()], unit_bytes):
+                del unfinished[facts["key"]]
+                yield facts
+            return
+        except stages.StageError:
+            num_left_out = len(actors.left_out)
+            with stages.root_cause_raised("index"):
+                session.leave_out_nodes_without(job.models)
+            if len(actors.left_out) == num_left_out:
+                raise
+
+
+def _stream(job: Job, pending: Sequence[Work], unit_bytes: int) -> Iterator[units.UnitFacts]:
+    import ray.data
+
     rows = [{"work": work.to_json()} for work in pending]
     bundled = max(1, min(MOST_BUNDLED, BUNDLE_BYTES // max(1, unit_bytes), len(rows) // LEAST_BUNDLES))
     num_bundles = -(-len(rows) // bundled)
     dataset = ray.data.from_items(rows, override_num_blocks=num_bundles)
     with stages.root_cause_raised("index"):
-        session.leave_out_nodes_without(job.models)
         for row in _operators(dataset, job, num_bundles, BYTES_PER_BYTE * bundled * unit_bytes).iter_rows():
             facts: units.UnitFacts = json.loads(row["facts"])
             yield facts

@@ -6,11 +6,12 @@ of the kept questions. A killed job repeats only unfinished units.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from ragtune_ray.evaluation.questions.writing.drawing import Seed, counts_of
 from ragtune_ray.evaluation.questions.writing.filters import Reason
 from ragtune_ray.evaluation.questions.writing.making import Outcome
 from ragtune_ray.evaluation.questions.writing.selection import Selection, select
-from ragtune_ray.index import snapshot, versions
+from ragtune_ray.index import contents, snapshot, versions
 from ragtune_ray.ingest import splits
 from ragtune_ray.models.encoder import load_encoder
 from ragtune_ray.storage import artifacts, checksums, filesystem
@@ -80,15 +81,40 @@ def write_questions(settings: config.Config, forbidden: Collection[str] = ()) ->
     generator = runs.generator_fingerprint(settings.generator)
     run = runs.Run.of(settings, "questions", _identity(settings, manifest, generator, forbidden))
     if not run.is_finished():
-        opened = snapshot.open_index(settings.workspace, version)
-        seeds = drawn(settings, opened, forbidden)
+        seeds = drawn(settings, _open_part(settings, version), forbidden)
         is_weak = settings.generator.engine == "transformers" and settings.generator.model == config.Generator().model
         if is_weak:
             progress.say(f"questions: {WEAK}")
-        with run.session(version):
-            outcomes, selection = _in_rounds(run, version, seeds)
-        _publish(run, opened, outcomes, selection, WEAK if is_weak else "")
+        with run.session(version), _shards(settings, version) as shards:
+            outcomes, selection = _in_rounds(run, version, seeds, shards)
+        _publish(run, version, outcomes, selection, WEAK if is_weak else "")
     return WrittenQuestions(run.url)
+
+
+def _open_part(settings: config.Config, version: str) -> snapshot.Index:
+    """What to draw passages from: the index, or the part of it that this process may open."""
+    opened = snapshot.open_part(settings.workspace, settings.cluster.shard_bytes, settings.seed, version)
+    num_segments = len(versions.read_version(settings.workspace, version).entries)
+    if len(opened.segments) < num_segments:
+        progress.say(
+            f"questions: the index is larger than cluster.shard_bytes ({settings.cluster.shard_bytes:,}), so passages are "
+            f"drawn from {len(opened.segments)} of its {num_segments} segments, chosen at random"
+        )
+    return opened
+
+
+@contextlib.contextmanager
+def _shards(settings: config.Config, version: str) -> Iterator[list[Any]]:
+    """Actors that search an index which no process may open as a whole; none if a process may."""
+    opened = versions.read_version(settings.workspace, version)
+    num_shards = len(snapshot.shards(settings.workspace, opened, settings.cluster.shard_bytes))
+    if num_shards <= 1:
+        yield []
+        return
+    from ragtune_ray.cluster.serving import shard_actors
+
+    with shard_actors.started(settings, num_shards) as shards:
+        yield shards
 
 
 def _identity(
@@ -115,7 +141,7 @@ def _identity(
     }
 
 
-def _in_rounds(run: runs.Run, version: str, seeds: Seeds) -> tuple[list[Outcome], Selection]:
+def _in_rounds(run: runs.Run, version: str, seeds: Seeds, shards: Sequence[Any]) -> tuple[list[Outcome], Selection]:
     """Ask about as many passages as it takes to keep the questions that are wanted, or about all that were drawn."""
     rule = run.settings.questions
     wanted = counts_of(rule.count, rule.shares)
@@ -123,7 +149,7 @@ def _in_rounds(run: runs.Run, version: str, seeds: Seeds) -> tuple[list[Outcome]
     scored = run.settings.evaluate
     sizes = {kind: min(count, len(seeds[kind])) for kind, count in wanted.items()}
     while True:
-        outcomes = _asked(run, version, seeds, sizes)
+        outcomes = _asked(run, version, seeds, sizes, shards)
         selection = select(outcomes, wanted, rule, scored.language, scored.normalization, encoder.encode_queries)
         kept = Counter(outcome.seed.kind for outcome in selection.kept)
         grown = {
@@ -145,7 +171,9 @@ def more_seeds(asked: int, kept: int, wanted: int) -> int:
     return asked + max(0, math.ceil((wanted - kept) / rate))
 
 
-def _asked(run: runs.Run, version: str, seeds: Seeds, sizes: Mapping[QuestionKind, int]) -> list[Outcome]:
+def _asked(
+    run: runs.Run, version: str, seeds: Seeds, sizes: Mapping[QuestionKind, int], shards: Sequence[Any]
+) -> list[Outcome]:
     """Ask about the first so many seeds of each kind, in whole units, and return what became of them, in order."""
     settings = run.settings
     directory = filesystem.join(run.work, "questions")
@@ -158,7 +186,7 @@ def _asked(run: runs.Run, version: str, seeds: Seeds, sizes: Mapping[QuestionKin
     cluster = settings.cluster
     if settings.generator.engine == "openai":  # workers that only send requests reserve no GPU
         cluster = cluster.model_copy(update={"gpus_per_worker": 0})
-    arguments = {"settings": settings, "version": version, "directory": directory}
+    arguments = {"settings": settings, "version": version, "directory": directory, "shards": shards}
     pool = session.pool(QuestionUnit, arguments, cluster.generator_workers, cluster)
     summaries = stages.run_stage(
         "questions",
@@ -203,16 +231,15 @@ def _refuse_failures(
     )
 
 
-def _publish(
-    run: runs.Run, opened: snapshot.Index, outcomes: Sequence[Outcome], selection: Selection, notice: str
-) -> None:
+def _publish(run: runs.Run, version: str, outcomes: Sequence[Outcome], selection: Selection, notice: str) -> None:
     named = {_query_id(outcome): outcome for outcome in selection.kept}
     split_of = _splits(run.settings, named)
     homeless: list[tuple[Outcome, Reason]] = [
         (outcome, "documents are in different splits") for name, outcome in named.items() if not split_of[name]
     ]
     selection = dataclasses.replace(selection, refused=(*selection.refused, *homeless))
-    passages = opened.by_id(name for outcome in named.values() for name in outcome.seed.passage_ids)
+    names = (name for outcome in named.values() for name in outcome.seed.passage_ids)
+    passages = contents.passages_by_id(run.settings.workspace, names, version)
     kept = [
         rows.row_of(outcome, name, split_of[name], passages, run.settings.generator.model)
         for name, outcome in named.items()
@@ -231,7 +258,7 @@ def _publish(
     _write(staging / QUESTIONS, rows.jsonl(kept))
     _write(staging / REFUSED, rows.jsonl(refused))
     _write(staging / PASSAGES, rows.jsonl([_passage_row(passages[name]) for name in sorted(passages)]))
-    run.publish(staging, _facts(run.settings, opened, kept, outcomes, selection, notice))
+    run.publish(staging, _facts(run.settings, version, kept, outcomes, selection, notice))
 
 
 def _write(path: Path, text: str) -> None:
@@ -261,16 +288,16 @@ def _splits(settings: config.Config, named: Mapping[str, Outcome]) -> dict[str, 
 
 def _facts(
     settings: config.Config,
-    opened: snapshot.Index,
+    version: str,
     kept: Sequence[rows.QuestionRow],
     outcomes: Sequence[Outcome],
     selection: Selection,
     notice: str,
 ) -> runs.RunFacts:
-    content = versions.read_version(settings.workspace, opened.version).content_id
+    content = versions.read_version(settings.workspace, version).content_id
     with_document = [row for row in kept if row["document_ids"]]
     return {
-        "index_version": opened.version,
+        "index_version": version,
         "index_content": content,
         "num_questions": len(kept),
         "num_drawn": len(outcomes),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from ragtune_ray.cluster import session, stages
 from ragtune_ray.evaluation.questions.writing import rows
 from ragtune_ray.evaluation.questions.writing.drawing import Seed
 from ragtune_ray.evaluation.questions.writing.making import Maker
+from ragtune_ray.index import contents
 
 
 class QuestionUnit(stages.UnitWorker):
@@ -22,23 +24,26 @@ class QuestionUnit(stages.UnitWorker):
         settings: with the generator that writes the questions.
         version: of the index.
         directory: of the stage.
+        shards: actors that search the index, if no process may open the whole of it.
     """
 
-    def __init__(self, settings: config.Config, version: str, directory: str) -> None:
+    def __init__(self, settings: config.Config, version: str, directory: str, shards: Sequence[Any]) -> None:
+        from ragtune_ray.cluster.serving.shard_actors import DividedRetriever
         from ragtune_ray.generation.generator import open_generator
         from ragtune_ray.index.retriever import open_retriever
 
         session.use_one_thread()
         generator, _ = open_generator(settings)
-        self._retriever = open_retriever(settings, version)
-        self._maker = Maker(settings, generator, self._retriever)
-        self._directory = directory
+        searcher = DividedRetriever(settings, version, shards) if shards else open_retriever(settings, version)
+        self._maker = Maker(settings, generator, searcher)
+        self._workspace, self._version, self._directory = settings.workspace, version, directory
 
     def run(self, unit: dict[str, Any]) -> str:
         """Write and check a question for each seed of a unit."""
         started = time.time()
         seeds = [Seed(each["kind"], tuple(each["passage_ids"]), each["turn"]) for each in unit["seeds"]]
-        passages = self._retriever.index.by_id(name for seed in seeds for name in seed.passage_ids)
+        names = (name for seed in seeds for name in seed.passage_ids)
+        passages = contents.passages_by_id(self._workspace, names, self._version)
         made = self._maker.make(seeds, passages)
         with tempfile.TemporaryDirectory(prefix="ragtune-questions-") as temporary:
             path = Path(temporary) / "outcomes.jsonl"

@@ -52,7 +52,7 @@ def judge_retriever(settings: config.Config, pair: Pair, changed: Pair, num_exam
     )
     problems = []
     if changed.workspace != pair.workspace:
-        wide, narrow = (gates.mean_cosine(_random_vectors(each, settings.seed)) for each in (pair, changed))
+        wide, narrow = (gates.mean_cosine(_random_vectors(each.used_in(settings))) for each in (pair, changed))
         problems.append(gates.spread_problem(wide, narrow, settings.tune.max_cosine_rise))
     if settings.tune.retriever_probe_path:
         found, kept = (
@@ -127,9 +127,9 @@ def hits_of(settings: config.Config, depth: int) -> dict[str, list[schema.Hit]]:
     return found
 
 
-def _random_vectors(pair: Pair, seed: int) -> np.ndarray:
-    index = snapshot.open_index(pair.workspace)
+def _random_vectors(settings: config.Config) -> np.ndarray:
+    index = snapshot.open_part(settings.workspace, settings.cluster.shard_bytes, settings.seed)
     count = min(gates.RANDOM_PASSAGES, index.passages.num_rows)
-    drawn = np.random.default_rng(seed).choice(index.passages.num_rows, count, replace=False)
+    drawn = np.random.default_rng(settings.seed).choice(index.passages.num_rows, count, replace=False)
     vectors: np.ndarray = index.vectors.take(np.sort(drawn))
     return vectors

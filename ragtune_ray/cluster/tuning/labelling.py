@@ -168,8 +168,9 @@ def _passage_settings(rounds: Rounds, path: str, values: Mapping[str, Any]) -> c
 
 def _chosen(rounds: Rounds) -> list[schema.Query]:
     """Draw passages, spread over the corpus, to generate questions from: each as the answer to a placeholder question."""
-    index = snapshot.open_index(rounds.pair.workspace)
-    usable = spread_passages(rounds.settings, index, rounds.forbidden).passages
+    settings = rounds.settings
+    index = snapshot.open_part(rounds.pair.workspace, settings.cluster.shard_bytes, settings.seed)
+    usable = spread_passages(settings, index, rounds.forbidden).passages
     if not usable:
         raise TuneError(
             f"no passage of {drawing.MIN_CHARACTERS} characters or more is outside the documents of validation and test "
@@ -177,7 +178,7 @@ def _chosen(rounds: Rounds) -> list[schema.Query]:
         )
     return [
         schema.Query(f"made-{each.passage_id}", prompts.ASK, (each.text,), (each.document_id,), (1.0,), "train")
-        for each in usable[: rounds.settings.tune.passages]
+        for each in usable[: settings.tune.passages]
     ]
 
 

@@ -18,7 +18,7 @@ from ragtune_ray.cluster.indexing.index import build_index
 from ragtune_ray.cluster.training.train import train
 from ragtune_ray.cluster.tuning import judging
 from ragtune_ray.evaluation import adaptive
-from ragtune_ray.index import versions
+from ragtune_ray.index import contents, snapshot, versions
 from ragtune_ray.storage import artifacts, filesystem
 from tests.support.corpora import write_corpus, write_queries
 
@@ -183,6 +183,28 @@ def test_changes_are_applied_to_a_copy_of_the_index(compared: tuple[config.Confi
     asked = changed.using(f"queries.path={settings.compare.changed_queries_path}", "queries.split_by=given")
     rows = evaluate.read_answers(str(answer.answer(asked)))
     assert {row.index_version for row in rows} == {"000002"}
+    freshness.remove_copy(settings)
+
+
+def test_of_an_index_in_shards_the_one_with_the_changes_is_opened(
+    compared: tuple[config.Config, ComparisonResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = compared[0].using("cluster.shard_bytes=1")
+    opened = []
+    open_index = snapshot.open_index
+
+    def note(*given: Any, **named: Any) -> snapshot.Index:
+        opened.append(open_index(*given, **named))
+        return opened[-1]
+
+    monkeypatch.setattr(snapshot, "open_index", note)
+    changed, _ = freshness.follow_changes(settings)
+    (index,) = opened
+    assert index.version == versions.current_version(changed.workspace) == "000002"
+    added = contents.difference(
+        changed.workspace, *(versions.read_version(changed.workspace, name) for name in ("000001", "000002"))
+    )
+    assert set(index.passages["document_id"].to_pylist()) == {*added["added"], *added["changed"]}
     freshness.remove_copy(settings)
 
 

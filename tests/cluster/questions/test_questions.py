@@ -14,6 +14,8 @@ from ragtune_ray import config, schema
 from ragtune_ray.cluster import runs, session, stages
 from ragtune_ray.cluster.questions import questions, worker
 from ragtune_ray.evaluation.questions.writing.making import Maker
+from ragtune_ray.index import snapshot
+from ragtune_ray.index.retriever import open_retriever
 from ragtune_ray.ingest import queries
 from ragtune_ray.models.encoder import HashingEncoder
 from ragtune_ray.storage import artifacts
@@ -180,3 +182,32 @@ def test_questions_are_written_on_ray(settings: config.Config, shared_ray: None)
     run = questions.write_questions(settings.using("questions.count=4", "questions.shares={fact: 1}"))
     assert artifacts.find_problems(run.path) == []
     assert runs.read_manifest(run.path)["kinds"] == {"fact": 4}
+
+
+@pytest.mark.cluster
+def test_questions_about_an_index_in_shards_have_the_ranks_of_the_whole_one(
+    settings: config.Config, shared_ray: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = settings.using("questions.count=4", "questions.shares={fact: 1}", "retrieval.mode=hybrid")
+    opened: list[int] = []
+    open_index = snapshot.open_index
+
+    def note(*given: Any, **named: Any) -> snapshot.Index:
+        index = open_index(*given, **named)
+        opened.append(len(index.segments))
+        return index
+
+    monkeypatch.setattr(snapshot, "open_index", note)
+    divided = questions.write_questions(settings.using("cluster.shard_bytes=1")).rows()
+    assert opened == [1], "the driver draws from one segment, and opens nothing else"
+    assert "drawn from 1 of its 2 segments" in capsys.readouterr().err
+    of_one = {int(row["document_ids"][0][1:]) // 6 for row in divided}
+    assert len(of_one) == 1, "all documents are in one segment"
+
+    def ranks(asked: config.Config) -> list[int]:
+        searched = open_retriever(asked).retrieve_passages([row["text"] for row in divided], 3)
+        wanted = [row["document_ids"][0] for row in divided]
+        found = [[hit.document_id for hit in hits] for hits, _ in searched]
+        return [names.index(name) + 1 if name in names else 0 for names, name in zip(found, wanted, strict=True)]
+
+    assert [row["rank"] for row in divided] == ranks(settings)
