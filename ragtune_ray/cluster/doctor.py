@@ -206,7 +206,7 @@ def _inputs(settings: config.Config) -> Iterator[Finding]:
 
 def _model_names(settings: config.Config) -> list[str]:
     names = [settings.encoder.model, settings.retrieval.reranker]
-    if settings.generator.engine == "transformers":
+    if settings.generator.engine != "openai":
         names.append(settings.generator.model)
     return [name for name in names if name]
 

@@ -238,7 +238,7 @@ def retrieval_identity(
 def generator_fingerprint(settings: config.Generator) -> str:
     """Digest of the generator's files, or the URL of its server and the model's name there."""
     match settings.engine:
-        case "transformers":
+        case "transformers" | "vllm":
             return weights.resolve(settings.model).fingerprint
         case "openai":
             return f"{settings.base_url}#{settings.model}"

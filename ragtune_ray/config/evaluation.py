@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from ragtune_ray.config.arms import NAME, Arm, hosted_name
-from ragtune_ray.config.generation import Generator
+from ragtune_ray.config.generation import Engine, Generator
 from ragtune_ray.config.section import Section
 
 DecidingMetric = Literal[
@@ -32,7 +32,7 @@ class Hosted(Section):
 
     model: str = Field(min_length=1)
     """As `generator.model`."""
-    engine: Literal["openai", "transformers"] = "openai"
+    engine: Engine = "openai"
     """As `generator.engine`."""
     base_url: str = Generator().base_url
     """As `generator.base_url`."""
@@ -249,7 +249,7 @@ class Questions(Section):
     """Drawn passages per task. A task is repeated as a whole if its worker dies."""
     model: str = ""
     """Model that writes and checks the questions, named as in `generator.model`. Empty: the generator of the config."""
-    engine: Literal["openai", "transformers"] = "openai"
+    engine: Engine = "openai"
     """As `generator.engine`; used if `questions.model` is set."""
     base_url: str = Generator().base_url
     """As `generator.base_url`; used if `questions.model` is set."""

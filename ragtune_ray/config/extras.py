@@ -24,9 +24,10 @@ def missing(settings: Config) -> list[str]:
     engines |= {settings.questions.engine} if settings.questions.model else set()
     needed = {
         "openai": "openai" in engines,
+        "vllm": "vllm" in engines,
         "s3": any(text.startswith("s3://") for text in _texts(settings.model_dump())),
     }
-    libraries = {"openai": "openai", "s3": "s3fs"}
+    libraries = {"openai": "openai", "vllm": "vllm", "s3": "s3fs"}
     return [name for name in needed if needed[name] and importlib.util.find_spec(libraries[name]) is None]
 
 

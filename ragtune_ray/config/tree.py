@@ -62,10 +62,25 @@ class Config(Section):
         engines = {"generator": self.generator.engine}
         engines |= {f"compare.hosted.{name}": hosted.engine for name, hosted in self.compare.hosted.items()}
         for section, engine in engines.items():
-            if self.answer.reading == "apart" and engine != "transformers":
+            if self.answer.reading == "apart" and engine == "openai":
                 raise ValueError(
-                    f"answer.reading=apart needs the probability of each answer, which {section}.engine={engine} does not "
-                    f"report; use {section}.engine=transformers or answer.reading=together"
+                    f"answer.reading=apart needs the probability of each answer, which {section}.engine=openai does not "
+                    f"report; use {section}.engine=transformers or vllm, or answer.reading=together"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _parts_of_a_model_have_gpus(self) -> Self:
+        parts = self.generator.tensor_parallel
+        reserved = {
+            "cluster.gpus_per_worker": self.cluster.gpus_per_worker,
+            "serve.generator.num_gpus": self.serve.generator.num_gpus,
+        }
+        for field, num_gpus in reserved.items():
+            if self.generator.engine == "vllm" and 0 < num_gpus < parts:
+                raise ValueError(
+                    f"generator.tensor_parallel={parts} divides the model among {parts} GPUs, but {field} is {num_gpus:g}; set "
+                    f"that to {parts}"
                 )
         return self
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from ragtune_ray.generation.interface import GeneratorError
+from ragtune_ray.generation.interface import GeneratorError, Prompt
 
 # Besides its own, a template raises what its expressions do: those of the sandbox are TemplateErrors, too.
 _TEMPLATE_ERRORS = (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
@@ -65,6 +65,24 @@ class ChatTokenizer:
         ids: list[list[int]] = self._tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
         return ids
 
+    def encode_pairs(
+        self, prompts: Sequence[Prompt], answers: Sequence[str], context_tokens: int
+    ) -> tuple[list[list[int]], list[list[int]]]:
+        """Token ids of rendered prompts, and of the answers that follow them.
+
+        Raises:
+            GeneratorError: a prompt is empty, or prompt and answer exceed `context_tokens`.
+        """
+        answer_ids = self.encode([self.escape_special_tokens(answer) for answer in answers])
+        prompt_ids = self.encode([self.render(prompt.messages) for prompt in prompts])
+        for index, (before, after) in enumerate(zip(prompt_ids, answer_ids, strict=True)):
+            if not before or len(before) + len(after) > context_tokens:
+                raise GeneratorError(
+                    f"prompt {index}: {len(before)} tokens and {len(after)} of the answer do not fit 1 to "
+                    f"{context_tokens}; lower prompt.max_tokens"
+                )
+        return prompt_ids, answer_ids
+
     def escape_special_tokens(self, text: str) -> str:
         """Put a space after the first character of every special token that the text spells out, such as "<|im_end|>".
 
@@ -82,6 +100,13 @@ class ChatTokenizer:
         bos = self._tokenizer.bos_token_id
         has_bos = bos is not None and self._tokenizer("")["input_ids"][:1] == [bos]
         return str(self._tokenizer.bos_token) if has_bos else ""
+
+
+def end_tokens(generation_config: Any, tokenizer: Any) -> frozenset[int]:
+    """The token ids that end an answer, of a model's generation config and tokenizer of transformers."""
+    given = generation_config.eos_token_id
+    ends = set(given) if isinstance(given, list) else {given}
+    return frozenset(token for token in ends | {tokenizer.eos_token_id} if token is not None)
 
 
 def _special_pattern(tokenizer: Any) -> re.Pattern[str] | None:

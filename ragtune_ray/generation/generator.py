@@ -7,32 +7,38 @@ import time
 from collections.abc import Generator as Stream
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Unpack
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias, Unpack
 
 import torch
 
 from ragtune_ray import config
 from ragtune_ray.generation import shared_prefixes
-from ragtune_ray.generation.chat import ChatTokenizer
+from ragtune_ray.generation.chat import ChatTokenizer, end_tokens
 from ragtune_ray.generation.decoding import DecodingBatch, check_architecture, context_tokens
 from ragtune_ray.generation.interface import Completion, DecodingOptions, Finish, GeneratorError, Prompt
 from ragtune_ray.generation.lora import Adapters
 from ragtune_ray.generation.openai_client import OpenAIGenerator
-from ragtune_ray.generation.row import Row
-from ragtune_ray.generation.sampling import choose_tokens, row_seed
+from ragtune_ray.generation.row import Row, failed_completion, to_rows
+from ragtune_ray.generation.sampling import choose_tokens
 from ragtune_ray.generation.shared_prefixes import IGNORED
 from ragtune_ray.models import loading, weights
 from ragtune_ray.models.hardware import Precision, choose_device, resolve_precision
 from ragtune_ray.models.packing import pack
 
+if TYPE_CHECKING:
+    from ragtune_ray.generation.vllm_generator import VllmGenerator
+
 _logger = logging.getLogger(__name__)
 _FORWARD_TOKENS = {"cpu": 512, "cuda": 16384}  # padded tokens per prefill pass; on a CPU larger passes gain 10 %
+
+
+AnyGenerator: TypeAlias = "TransformersGenerator | VllmGenerator | OpenAIGenerator"
 
 
 class OpenedGenerator(NamedTuple):
     """A generator that is ready to answer, and what identifies its answers."""
 
-    generator: TransformersGenerator | OpenAIGenerator
+    generator: AnyGenerator
     fingerprint: str
     """Of the model's files; with engine `openai`, the server's name for the model."""
 
@@ -50,7 +56,7 @@ def open_generator(settings: config.Config, model: str | None = None) -> OpenedG
     return OpenedGenerator(load_generator(settings.generator, found.directory), found.fingerprint)
 
 
-def load_generator(settings: config.Generator, directory: Path | None) -> TransformersGenerator | OpenAIGenerator:
+def load_generator(settings: config.Generator, directory: Path | None) -> AnyGenerator:
     """Load a model from its local directory; with engine `openai`, where `directory` is None, connect to the server.
 
     Raises:
@@ -58,9 +64,13 @@ def load_generator(settings: config.Generator, directory: Path | None) -> Transf
         GeneratorError: the directory or the key is missing, or the model cannot be run.
     """
     match settings.engine:
-        case "transformers":
+        case "transformers" | "vllm":
             if directory is None:
-                raise GeneratorError("generator.engine=transformers needs the model's directory, none was given")
+                raise GeneratorError(f"generator.engine={settings.engine} needs the model's directory, none was given")
+            if settings.engine == "vllm":
+                from ragtune_ray.generation.vllm_generator import VllmGenerator
+
+                return VllmGenerator(directory, settings)
             return TransformersGenerator(directory, precision=settings.precision, batch_tokens=settings.batch_tokens)
         case "openai":
             return OpenAIGenerator(
@@ -101,7 +111,7 @@ class TransformersGenerator:
         # Packed layers round differently in passes of other shapes, so each prompt is prefilled alone; see `decoding`.
         self._prefill_tokens = 0 if pack(self._model) else self._forward_tokens
         self.context_tokens = context_tokens(model.config)
-        self.end_tokens = _end_tokens(self._model, tokenizer)
+        self.end_tokens = end_tokens(self._model.generation_config, tokenizer)
         self._chat = ChatTokenizer(tokenizer)
         self._pad_token = int(tokenizer.pad_token_id or 0)
 
@@ -123,7 +133,7 @@ class TransformersGenerator:
         Rows are sorted by length and cut into batches of `batch_tokens`. A batch that fails (out of memory, for example)
         is halved and retried. For the influence of the batch on a text see `decoding`.
         """
-        rows, completions = self._to_rows(prompts, **options)
+        rows, completions = self._rows(prompts, **options)
         for batch in _batches(rows, self._batch_tokens):
             completions.update(self._complete(batch))
         return [completions[index] for index in range(len(prompts))]
@@ -145,7 +155,7 @@ class TransformersGenerator:
 
     def to_row(self, prompt: Prompt, **options: Unpack[DecodingOptions]) -> Row:
         """Tokenize a prompt for a batch of `open_batch`; raises GeneratorError if it is empty or too long."""
-        rows, failed = self._to_rows([prompt], **options)
+        rows, failed = self._rows([prompt], **options)
         if failed:
             raise GeneratorError(failed[0].error)
         return rows[0]
@@ -168,14 +178,7 @@ class TransformersGenerator:
         Raises:
             GeneratorError: a prompt is empty, or prompt and answer exceed the model's context.
         """
-        answer_ids = self._chat.encode([self._chat.escape_special_tokens(answer) for answer in answers])
-        prompt_ids = self._chat.encode([self.render(prompt.messages) for prompt in prompts])
-        for index, (before, after) in enumerate(zip(prompt_ids, answer_ids, strict=True)):
-            if not before or len(before) + len(after) > self.context_tokens:
-                raise GeneratorError(
-                    f"prompt {index}: {len(before)} tokens and {len(after)} of the answer do not fit 1 to "
-                    f"{self.context_tokens}; lower prompt.max_tokens"
-                )
+        prompt_ids, answer_ids = self._chat.encode_pairs(prompts, answers, self.context_tokens)
         nonempty = [index for index, ids in enumerate(answer_ids) if ids]
         values = self._answer_sums([prompt_ids[index] for index in nonempty], [answer_ids[index] for index in nonempty])
         sums = dict(zip(nonempty, values, strict=True))
@@ -195,31 +198,11 @@ class TransformersGenerator:
                 sums.index_add_(0, torch.tensor(group)[piece["segments"][place, labelled] - 1], each)
         return sums.tolist()
 
-    def _to_rows(
-        self,
-        prompts: Sequence[Prompt],
-        max_new_tokens: int,
-        temperature: float = 0.0,
-        stop: Sequence[str] = (),
-        seed: int = 0,
-        top_p: float = 1.0,
-        presence_penalty: float = 0.0,
-        frequency_penalty: float = 0.0,
+    def _rows(
+        self, prompts: Sequence[Prompt], **options: Unpack[DecodingOptions]
     ) -> tuple[list[Row], dict[int, Completion]]:
-        """The rows of the prompts that can be answered, and index -> failed completion for the others."""
-        rows: list[Row] = []
-        failed: dict[int, Completion] = {}
-        for index, ids in enumerate(self._chat.encode([self.render(prompt.messages) for prompt in prompts])):
-            if not ids:
-                failed[index] = _failure(0, "the prompt is empty")
-            elif len(ids) >= self.context_tokens:
-                limit = f"the model's context {self.context_tokens}; lower prompt.max_tokens"
-                failed[index] = _failure(len(ids), f"the prompt has {len(ids)} tokens, {limit}")
-            else:
-                room = min(max_new_tokens, self.context_tokens - len(ids))
-                options = (temperature, stop, top_p, presence_penalty, frequency_penalty)
-                rows.append(Row(index, ids, room, row_seed(seed, ids), *options))
-        return rows, failed
+        encoded = self._chat.encode([self.render(prompt.messages) for prompt in prompts])
+        return to_rows(encoded, self.context_tokens, **options)
 
     def _complete(self, batch: Sequence[Row]) -> dict[int, Completion]:
         started = time.perf_counter()
@@ -230,7 +213,7 @@ class TransformersGenerator:
             if self.device.startswith("cuda"):
                 torch.cuda.empty_cache()
             if len(batch) == 1:
-                return {batch[0].index: _failure(len(batch[0].ids), f"{type(error).__name__}: {error}")}
+                return {batch[0].index: failed_completion(len(batch[0].ids), f"{type(error).__name__}: {error}")}
             _logger.warning("a batch of %d prompts failed (%s); halving it", len(batch), error)
             fresh = [row.fresh() for row in batch]
             half = len(fresh) // 2
@@ -259,10 +242,6 @@ class TransformersGenerator:
             decoding.step(torch.tensor([row.generated[-1] for row in alive]))
 
 
-def _failure(prompt_tokens: int, error: str) -> Completion:
-    return Completion("", prompt_tokens, 0, 0.0, "stop", error)
-
-
 def _batches(rows: list[Row], batch_tokens: int) -> Iterator[list[Row]]:
     """Batches of at most `batch_tokens`, longest rows first, so that memory runs out early or never.
 
@@ -285,9 +264,3 @@ def _greedy_batches(rows: list[Row], batch_tokens: int, most_rows: int) -> Itera
         widest = wide
     if batch:
         yield batch
-
-
-def _end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
-    given = model.generation_config.eos_token_id
-    ends = set(given) if isinstance(given, list) else {given}
-    return frozenset(token for token in ends | {tokenizer.eos_token_id} if token is not None)

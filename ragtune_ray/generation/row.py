@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -75,3 +76,45 @@ class Row:
         """The finished row as a completion that took `seconds`."""
         counts, finish = (len(self.ids), len(self.generated)), self.finish or "length"
         return Completion(self.text, *counts, seconds, finish, "", self.confidence, self.log_probability)
+
+
+def failed_completion(prompt_tokens: int, error: str) -> Completion:
+    """The completion of a prompt that failed."""
+    return Completion("", prompt_tokens, 0, 0.0, "stop", error)
+
+
+def row_seed(seed: int, ids: Sequence[int]) -> int:
+    """A seed that depends only on the run's seed and the prompt, so that a prompt's samples do not depend on its batch."""
+    return zlib.crc32(repr((seed, list(ids))).encode())  # 32 bits: on a CPU torch ignores higher ones
+
+
+def to_rows(
+    prompts: Sequence[list[int]],
+    context_tokens: int,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    stop: Sequence[str] = (),
+    seed: int = 0,
+    top_p: float = 1.0,
+    presence_penalty: float = 0.0,
+    frequency_penalty: float = 0.0,
+) -> tuple[list[Row], dict[int, Completion]]:
+    """Make rows of prompts.
+
+    `prompts` are the token ids of each rendered prompt, `context_tokens` the most tokens that the model reads, prompt and answer
+    together; the others are the `DecodingOptions`. Returns the rows of the prompts that can be answered, and index -> failed
+    completion for the others.
+    """
+    rows: list[Row] = []
+    failed: dict[int, Completion] = {}
+    for index, ids in enumerate(prompts):
+        if not ids:
+            failed[index] = failed_completion(0, "the prompt is empty")
+        elif len(ids) >= context_tokens:
+            limit = f"the model's context {context_tokens}; lower prompt.max_tokens"
+            failed[index] = failed_completion(len(ids), f"the prompt has {len(ids)} tokens, {limit}")
+        else:
+            room = min(max_new_tokens, context_tokens - len(ids))
+            options = (temperature, stop, top_p, presence_penalty, frequency_penalty)
+            rows.append(Row(index, ids, room, row_seed(seed, ids), *options))
+    return rows, failed

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
 
 import torch
@@ -35,11 +34,6 @@ def choose_tokens(logits: torch.Tensor, rows: Sequence[Row]) -> list[int | None]
             row.log_probability += log_probability
             row.num_chosen += 1
     return tokens
-
-
-def row_seed(seed: int, ids: Sequence[int]) -> int:
-    """A seed that depends only on the run's seed and the prompt, so that a prompt's samples do not depend on its batch."""
-    return zlib.crc32(repr((seed, list(ids))).encode())  # 32 bits: on a CPU torch ignores higher ones
 
 
 def _draw(logits: torch.Tensor, row: Row, best: int) -> int:

@@ -69,7 +69,8 @@ def with_tuned_models(settings: config.Config) -> config.Config:
     if config.is_mode(arm):
         pair: dict[str, Any] = artifacts.read_manifest(url)["pair"]
         return Pair(**pair).used_in(settings)
-    return settings.with_values({"generator.model": url, "generator.engine": "transformers"})
+    engine = "transformers" if settings.generator.engine == "openai" else settings.generator.engine
+    return settings.with_values({"generator.model": url, "generator.engine": engine})
 
 
 def _hosted_values(settings: config.Config, name: str) -> dict[str, Any]:

@@ -38,6 +38,18 @@ def load_tokenizer(directory: Path) -> Any:
         return AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
 
 
+def load_configs(directory: Path) -> tuple[Any, Any]:
+    """The config and the generation config of a causal language model; raises a ModelError if they are damaged."""
+    from transformers import AutoConfig, GenerationConfig
+
+    layout.check_directory(directory)
+    with _explained(directory):
+        model = AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
+        if (directory / "generation_config.json").exists():
+            return model, GenerationConfig.from_pretrained(directory, local_files_only=True)
+        return model, GenerationConfig.from_model_config(model)
+
+
 def load_causal_model(directory: Path, dtype: torch.dtype | str, attention: str) -> Any:
     """Load a causal language model of transformers; raises a ModelError if it is not whole."""
     from transformers import AutoModelForCausalLM

@@ -132,10 +132,11 @@ class HotSwap(Generic[Resource]):
             raise HotSwapError(f"the thread that polls for a new {self._kind} has died")
 
     def stop(self) -> None:
-        """Stop polling, and release the resource when its last lease ends."""
-        self._stopped.set()
+        """Stop polling, and release the resource when its last lease ends; no effect if it was stopped before."""
         with self._swapping:
-            self._retire(self._current)
+            if not self._stopped.is_set():
+                self._stopped.set()
+                self._retire(self._current)
 
     def _load_first(self, fallbacks: Callable[[], Sequence[str]]) -> Lease[Resource]:
         name = ""

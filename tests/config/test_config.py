@@ -222,3 +222,11 @@ def test_the_identity_of_an_index_without_titles_is_that_of_earlier_versions() -
     without = config.Config().using("index.lexical_titles=false").index.identity()
     assert "lexical_titles" not in without
     assert config.Config().index.identity() == {**without, "lexical_titles": True}
+
+
+@pytest.mark.parametrize("field", ["cluster.gpus_per_worker", "serve.generator.num_gpus"])
+def test_a_model_in_parts_needs_as_many_gpus(field: str) -> None:
+    given = ["generator.engine=vllm", "generator.tensor_parallel=4"]
+    assert config.Config().using(*given, f"{field}=4").generator.tensor_parallel == 4
+    with pytest.raises(config.ConfigError, match=rf"tensor_parallel=4 .* {field} is 2; set that to 4"):
+        config.Config().using(*given, f"{field}=2")

@@ -1,5 +1,6 @@
 """The transformers engine against transformers' own `generate`, batched, streamed and scored."""
 
+import importlib.util
 import math
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from ragtune_ray.generation import generator
 from ragtune_ray.generation.decoding import DecodingBatch, check_architecture
 from ragtune_ray.generation.generator import TransformersGenerator, load_generator, open_generator
 from ragtune_ray.generation.interface import GeneratorError, Prompt, settled_text
+from ragtune_ray.generation.vllm_generator import cache_bytes
 from ragtune_ray.models import weights
 from ragtune_ray.schema import Passage
 from tests.support.models import CONTEXT, prompt_of, save_model, save_tokenizer, some_prompts
@@ -348,3 +350,17 @@ def test_opening_a_generator_returns_what_identifies_it(directory: Path, tmp_pat
     assert open_generator(remote).fingerprint == "served"
     with pytest.raises(weights.ModelError, match="missing"):
         open_generator(local, str(tmp_path / "missing"))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed here")
+def test_without_vllm_its_engine_says_how_to_install_it(directory: Path) -> None:
+    with pytest.raises(
+        GeneratorError, match=r"generator\.engine=vllm: vLLM cannot be imported .*; run: .*install .*vllm"
+    ):
+        load_generator(config.Generator(engine="vllm", precision="float32"), directory)
+
+
+@pytest.mark.parametrize(("heads", "expected"), [({}, 2 * 2 * 2 * 2 * 8), ({"head_dim": 32}, 2 * 2 * 2 * 2 * 32)])
+def test_a_token_takes_keys_and_values_of_every_layer(heads: dict[str, int], expected: int) -> None:
+    shape = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 2}
+    assert cache_bytes(LlamaConfig(**shape, **heads), 2) == expected

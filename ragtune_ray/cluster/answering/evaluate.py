@@ -231,7 +231,7 @@ def _used_models(settings: config.Config, compared: Sequence[config.Arm]) -> Ite
     generators = [(settings.generator.engine, settings.generator.model)] if len(hosted) < len(compared) else []
     generators += [(settings.compare.hosted[name].engine, settings.compare.hosted[name].model) for name in hosted]
     for engine, model in generators:
-        if engine == "transformers":
+        if engine != "openai":
             yield "the generator", model
 
 
@@ -259,7 +259,7 @@ def check_tuned(settings: config.Config, arm: config.Arm) -> None:
     manifest = artifacts.read_manifest(model)
     command = f"tune CONFIG tune.mode={arm}" if config.is_mode(arm) else f"train CONFIG training.arm={arm}"
     _refuse_other_splits(settings, model, manifest, command)
-    if settings.generator.engine != "transformers":  # the model behind a server has no fingerprint
+    if settings.generator.engine == "openai":  # the model behind a server has no fingerprint
         return
     now = weights.resolve(settings.generator.model)
     base, fingerprint = _base(arm, manifest, now)

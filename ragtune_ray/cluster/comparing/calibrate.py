@@ -53,10 +53,9 @@ def calibrate(settings: config.Config) -> CalibrationResult:
         raise config.ConfigError(f"answer.arm={settings.answer.arm} never retrieves; name one that does, such as rag")
     settings = settings.with_compared_metric()
     validation = settings.with_values({"queries.split": "validation"})
-    engine = arms.with_tuned_models(validation).generator.engine
-    if engine != "transformers":
+    if arms.with_tuned_models(validation).generator.engine == "openai":
         raise config.ConfigError(
-            f"answer.arm={settings.answer.arm}: engine {engine} reports no confidence in its answers; use transformers"
+            f"answer.arm={settings.answer.arm}: engine openai reports no confidence in its answers; use transformers or vllm"
         )
     metric = settings.compare.metric
     with session.ray_session(settings.cluster):

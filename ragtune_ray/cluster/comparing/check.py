@@ -398,7 +398,7 @@ def _forecast(settings: config.Config, steps: Sequence[forecast.Step], found: _F
 
 def _directory(generator: config.Generator) -> Path | None:
     try:
-        directory = weights.resolve(generator.model).directory if generator.engine == "transformers" else None
+        directory = weights.resolve(generator.model).directory if generator.engine != "openai" else None
     except RagtuneError:
         return None
     return directory if directory and (directory / "config.json").is_file() else None

@@ -207,7 +207,7 @@ def answering(settings: config.Config, arm: config.Arm, sizes: Sizes, flops: flo
         given = settings.with_values({"answer.arm": config.without_name(arm) if config.hosted_name(arm) else arm})
     if rate := _measured_rate(settings, given, arm):
         return Step(name, sizes.num_questions / rate, None, "the rate of an earlier run")
-    if given.generator.engine != "transformers":
+    if given.generator.engine == "openai":
         return Step(name, None, None, "a server's speed is not known")
     geometry = _geometry(given.generator.model)
     if geometry is None:
@@ -231,7 +231,7 @@ def training(settings: config.Config, arm: config.Arm, sizes: Sizes, flops: floa
     name, rule = train_stage(arm), settings.training
     if config.is_mode(arm):
         return Step(name, None, None, "rounds depend on what fails")
-    geometry = _geometry(settings.generator.model) if settings.generator.engine == "transformers" else None
+    geometry = _geometry(settings.generator.model) if settings.generator.engine != "openai" else None
     if geometry is None:
         return Step(name, None, None, "the model cannot be read")
     trained = geometry.num_weights // 20 if rule.lora_rank else geometry.num_weights

@@ -297,7 +297,7 @@ def _forgetting(settings: config.Config, tuned: config.Config) -> Forgetting:
     if not queries:
         raise MeasureError(f"compare.probe_path={settings.compare.probe_path}: no question has `answers`")
     base = probe.with_values({"answer.arm": "base"})
-    changed = base.with_values({"generator.model": tuned.generator.model, "generator.engine": "transformers"})
+    changed = base.with_values({"generator.model": tuned.generator.model, "generator.engine": tuned.generator.engine})
     before, after = (evaluate_module.scores_of(queries, str(answer.answer(each)), base) for each in (base, changed))
     metric, evaluate = settings.compare.metric, settings.evaluate
     shared = [name for name, row in before.items() if metric in row and metric in after[name]]

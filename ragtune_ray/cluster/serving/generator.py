@@ -16,6 +16,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from ragtune_ray import config, schema
@@ -249,7 +250,7 @@ class GeneratorReplica(SwappingReplica):
             engine = PassThroughGenerator(generator, max_running=num_threads)
             return _Loaded(generator, engine, fingerprint, {})
         model, *tuned = json.loads(name)
-        loaded = _load_transformers(settings, model, dict(zip(settings.serve.adapter_arms, tuned, strict=False)))
+        loaded = _load_here(settings, model, dict(zip(settings.serve.adapter_arms, tuned, strict=False)))
         try:
             self._test(loaded)
         except BaseException:
@@ -282,9 +283,8 @@ class GeneratorReplica(SwappingReplica):
                 raise RuntimeError("the generation thread has died; see the log of this replica")
 
 
-def _load_transformers(settings: config.Config, name: str, tuned: dict[str, str]) -> _Loaded:
-    from ragtune_ray.generation.continuous import ContinuousGenerator
-    from ragtune_ray.generation.generator import TransformersGenerator, open_generator
+def _load_here(settings: config.Config, name: str, tuned: dict[str, str]) -> _Loaded:
+    """A model that this process computes, or vLLM's processes for it."""
     from ragtune_ray.training.trainable import ADAPTER
 
     adapters = {arm: weights.weights_of(weights.resolve(directory)) / ADAPTER for arm, directory in tuned.items()}
@@ -294,18 +294,35 @@ def _load_transformers(settings: config.Config, name: str, tuned: dict[str, str]
                 f"serve.adapter_arms: the model of the arm {arm} has no adapter, because all its weights were tuned; serve "
                 f"it with answer.arm={arm}, or train it with training.lora_rank=16"
             )
-    generator, fingerprint = open_generator(settings, name)
-    assert isinstance(generator, TransformersGenerator)
-    limits = settings.serve.generator
+    limits, found = settings.serve.generator, weights.resolve(name)
     num_prompts = settings.serve.max_top_k if settings.answer.reading == "apart" else 1
-    max_waiting = slots_per_replica(limits) * num_prompts
-    engine = ContinuousGenerator(
-        generator, max_running=limits.max_ongoing_requests, max_waiting=max_waiting, adapters=adapters
-    )
-    fingerprints = {
-        arm: checksums.digest([fingerprint, weights.fingerprint(directory)]) for arm, directory in adapters.items()
+    options: dict[str, Any] = {
+        "max_running": limits.max_ongoing_requests,
+        "max_waiting": slots_per_replica(limits) * num_prompts,
+        "adapters": adapters,
     }
-    return _Loaded(generator, engine, fingerprint, fingerprints)
+    generator, engine = _engine(settings.generator, found.directory, options)
+    fingerprints = {
+        arm: checksums.digest([found.fingerprint, weights.fingerprint(directory)])
+        for arm, directory in adapters.items()
+    }
+    return _Loaded(generator, engine, found.fingerprint, fingerprints)
+
+
+def _engine(settings: config.Generator, directory: Path | None, options: Mapping[str, Any]) -> tuple[Any, Any]:
+    """The tokenizer and the engine of a model."""
+    assert directory is not None, "it was resolved"
+    if settings.engine == "vllm":
+        from ragtune_ray.generation.vllm_generator import VllmGenerator
+
+        served = VllmGenerator(directory, settings, **options)
+        return served, served
+    from ragtune_ray.generation.continuous import ContinuousGenerator
+    from ragtune_ray.generation.generator import TransformersGenerator, load_generator
+
+    generator = load_generator(settings, directory)
+    assert isinstance(generator, TransformersGenerator)
+    return generator, ContinuousGenerator(generator, **options)
 
 
 def _seconds_left(deadline: float) -> float:

@@ -125,10 +125,10 @@ def _check(settings: config.Config) -> None:
         _check_probe(settings)
     splits.check_leaks({**split, "test": queries_of(settings, "test")})
     needs_generator = "generator" in rule.components or rule.mode in ("joint", "iterative")
-    if needs_generator and settings.generator.engine != "transformers":
+    if needs_generator and settings.generator.engine == "openai":
         raise TuneError(
-            f"generator.engine={settings.generator.engine}: a served model can neither be tuned nor teach; "
-            "set generator.engine=transformers, or tune.components=[retriever] in mode staged or domain"
+            "generator.engine=openai: a served model can neither be tuned nor teach; "
+            "set generator.engine=transformers or vllm, or tune.components=[retriever] in mode staged or domain"
         )
     if "retriever" in rule.components:
         weights.weights_of(weights.resolve(settings.encoder.model))

@@ -13,6 +13,7 @@ from ragtune_ray.evaluation.grading.task import Grade, GradingError
 from ragtune_ray.generation.generator import open_generator
 from ragtune_ray.generation.interface import Completion, DecodingOptions, Generator, GeneratorError, Prompt
 from ragtune_ray.generation.openai_client import OpenAIGenerator
+from ragtune_ray.generation.vllm_generator import VllmGenerator
 
 MAX_ASKED = 3
 """How often a model is asked for one grade: once, and again after a reply that is not what was asked for."""
@@ -60,7 +61,7 @@ class Asker:
     """A language model that replies with JSON.
 
     Args:
-        generator: the model; a server is sent the JSON schema of the reply.
+        generator: the model; a server or vLLM is sent the JSON schema of the reply.
         max_new_tokens: longest reply.
         section: of the settings of the model, for errors.
         max_asked: how often it is asked for one reply, at least once.
@@ -136,7 +137,7 @@ class Asker:
             "temperature": self._temperature,
             "seed": self._seed,
         }
-        if isinstance(self._generator, OpenAIGenerator):
+        if isinstance(self._generator, OpenAIGenerator | VllmGenerator):
             return self._generator.generate(prompts, json_schema=schema, **options)
         return self._generator.generate(prompts, **options)
 
