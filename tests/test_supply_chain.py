@@ -61,7 +61,8 @@ def test_every_dependency_and_what_it_needs_in_turn_is_pinned() -> None:
 def test_pins_satisfy_the_project_and_are_newer_than_known_vulnerabilities() -> None:
     pinned = pins()
     for each in requirements():
-        assert each.specifier.contains(pinned[canonicalize_name(each.name)]), each
+        if each.name != "vllm":  # it needs an environment of its own, pinned in tests/vllm
+            assert each.specifier.contains(pinned[canonicalize_name(each.name)]), each
     for name, floor in FLOORS.items():
         lowest = Version(".".join(map(str, floor)))
         assert pinned[name] >= lowest

@@ -249,6 +249,17 @@ def worker_options(settings: config.Cluster) -> dict[str, Any]:
     return options
 
 
+def for_generators(settings: config.Config) -> config.Cluster:
+    """The section `cluster` for workers with the generator: no GPU if a server computes, and all that vLLM uses."""
+    gpus = settings.cluster.gpus_per_worker
+    match settings.generator.engine:
+        case "openai":
+            gpus = 0.0
+        case "vllm" if gpus:
+            gpus = max(gpus, float(settings.generator.tensor_parallel))
+    return settings.cluster.model_copy(update={"gpus_per_worker": gpus})
+
+
 def cores_of_this_machine() -> float:
     """The cores that Ray uses on this machine (in a container, its share)."""
     import ray

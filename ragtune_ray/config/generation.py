@@ -32,8 +32,8 @@ class Generator(Section):
     """Prompt and answer tokens per batch, padding included. Bounds the memory of the key-value cache. With engine `vllm`, the
     size of that cache; on a GPU with room for more, raise it."""
     tensor_parallel: int = Field(1, gt=0)
-    """Engine `vllm`: GPUs of a machine that the model is divided among. Each worker and replica must reserve as many, with
-    `cluster.gpus_per_worker` and `serve.generator.num_gpus`."""
+    """Engine `vllm`: GPUs of a machine that the model is divided among. Workers of jobs reserve as many; replicas of the endpoint
+    reserve `serve.generator.num_gpus`, which must not be fewer."""
     base_url: str = "http://127.0.0.1:8000/v1"
     """Engine `openai`: address of the server."""
     api_key_env: str = "OPENAI_API_KEY"

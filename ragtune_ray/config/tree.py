@@ -71,17 +71,12 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _parts_of_a_model_have_gpus(self) -> Self:
-        parts = self.generator.tensor_parallel
-        reserved = {
-            "cluster.gpus_per_worker": self.cluster.gpus_per_worker,
-            "serve.generator.num_gpus": self.serve.generator.num_gpus,
-        }
-        for field, num_gpus in reserved.items():
-            if self.generator.engine == "vllm" and 0 < num_gpus < parts:
-                raise ValueError(
-                    f"generator.tensor_parallel={parts} divides the model among {parts} GPUs, but {field} is {num_gpus:g}; set "
-                    f"that to {parts}"
-                )
+        parts, num_gpus = self.generator.tensor_parallel, self.serve.generator.num_gpus
+        if self.generator.engine == "vllm" and parts > 1 and 0 < num_gpus < parts:
+            raise ValueError(
+                f"generator.tensor_parallel={parts} divides the model among {parts} GPUs, but serve.generator.num_gpus is "
+                f"{num_gpus:g}; set that to {parts}"
+            )
         return self
 
     @model_validator(mode="after")

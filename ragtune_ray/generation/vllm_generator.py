@@ -135,7 +135,10 @@ class VllmGenerator:
         if settings.tensor_parallel > 1:
             found["distributed_executor_backend"] = "mp"  # not Ray, whose resources this process has reserved already
         if adapters:
-            ranks = [json.loads((path / "adapter_config.json").read_text("utf-8"))["r"] for path in adapters.values()]
+            ranks = [
+                json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))["r"]
+                for path in adapters.values()
+            ]
             found |= {"enable_lora": True, "max_loras": len(adapters), "max_lora_rank": _lora_rank(max(ranks))}
         return found
 

@@ -118,3 +118,18 @@ def test_nodes_that_are_left_out_have_no_workers(
     assert session.workers(0, gpus_per_worker) == expected
     assert session.workers(7, gpus_per_worker) == 7
     assert session.actors.elsewhere() == {"label_selector": {"ray.io/node-id": "!in(b,c)"}}
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["cluster.gpus_per_worker=0.5"], 0.5),
+        (["cluster.gpus_per_worker=1", "generator.engine=openai"], 0),
+        (["cluster.gpus_per_worker=0.5", "generator.engine=vllm"], 1),
+        (["cluster.gpus_per_worker=1", "generator.engine=vllm", "generator.tensor_parallel=4"], 4),
+        (["generator.engine=vllm", "generator.tensor_parallel=4"], 0),
+    ],
+)
+def test_workers_with_the_generator_reserve_the_gpus_that_its_engine_uses(given: list[str], expected: float) -> None:
+    settings = config.Config().using(*given)
+    assert session.for_generators(settings) == settings.cluster.model_copy(update={"gpus_per_worker": expected})

@@ -224,9 +224,8 @@ def test_the_identity_of_an_index_without_titles_is_that_of_earlier_versions() -
     assert config.Config().index.identity() == {**without, "lexical_titles": True}
 
 
-@pytest.mark.parametrize("field", ["cluster.gpus_per_worker", "serve.generator.num_gpus"])
-def test_a_model_in_parts_needs_as_many_gpus(field: str) -> None:
+def test_a_replica_with_a_model_in_parts_needs_as_many_gpus() -> None:
     given = ["generator.engine=vllm", "generator.tensor_parallel=4"]
-    assert config.Config().using(*given, f"{field}=4").generator.tensor_parallel == 4
-    with pytest.raises(config.ConfigError, match=rf"tensor_parallel=4 .* {field} is 2; set that to 4"):
-        config.Config().using(*given, f"{field}=2")
+    assert config.Config().using(*given, "serve.generator.num_gpus=4").generator.tensor_parallel == 4
+    with pytest.raises(config.ConfigError, match=r"tensor_parallel=4 .*serve\.generator\.num_gpus is 2; set that to 4"):
+        config.Config().using(*given, "serve.generator.num_gpus=2")

@@ -128,10 +128,7 @@ def _generate(
     generator: str,
     found: Found | None,
 ) -> list[stages.Summary]:
-    # Workers that only send requests to a server reserve no GPU.
-    cluster = settings.cluster
-    if settings.generator.engine == "openai":
-        cluster = cluster.model_copy(update={"gpus_per_worker": 0})
+    cluster = session.for_generators(settings)
     arguments = {"settings": settings, "version": version, "queries": staged.url, "directory": directory}
     arguments |= {"fingerprint": generator, "found": found}
     pool = session.pool(GenerateUnit, arguments, cluster.generator_workers, cluster)

@@ -96,9 +96,7 @@ class Searching:
 
 
 def _write_units(settings: config.Config, staged: staged_queries.StagedQueries, directory: str) -> list[stages.Summary]:
-    cluster = settings.cluster
-    if settings.generator.engine == "openai":  # these workers only send requests
-        cluster = cluster.model_copy(update={"gpus_per_worker": 0})
+    cluster = session.for_generators(settings)
     arguments = {"settings": settings, "queries": staged.url, "directory": directory}
     pool = session.pool(RewriteUnit, arguments, cluster.generator_workers, cluster)
     units = staged_queries.units(staged, settings.answer.unit_queries)

@@ -37,7 +37,9 @@ def measure(arms: Sequence[tuple[config.Config, str]], queries: Sequence[schema.
     import ray
 
     actors.release()
-    options = {**session.worker_options(arms[0][0].cluster), "max_retries": 1}
+    gpus = max(session.for_generators(settings).gpus_per_worker for settings, _ in arms)
+    cluster = arms[0][0].cluster.model_copy(update={"gpus_per_worker": gpus})
+    options = {**session.worker_options(cluster), "max_retries": 1}
     seconds_of_arms = ray.get(ray.remote(_answer_one_by_one).options(**options).remote(list(arms), list(queries)))
     return [
         Latency(

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ragtune_ray import RagtuneError, config, progress, schema
-from ragtune_ray.cluster import runs, staged_queries
+from ragtune_ray.cluster import runs, session, staged_queries
 from ragtune_ray.cluster.answering import answer
 from ragtune_ray.cluster.answering import evaluate as evaluate_module
 from ragtune_ray.cluster.comparing import calibrate, freshness, latency
@@ -264,7 +264,8 @@ def _cost(
         trained = costs.Compute(seconds * tuned.get("cores_per_worker", 1), seconds * gpus)
     at_server = settings.generator.engine == "openai"
     generating = busy["generation"] + rewriting.get("busy_seconds", 0.0)
-    answered = costs.Compute(busy["retrieval"] + generating, 0.0 if at_server else generating * gpus)
+    generating_gpus = session.for_generators(settings).gpus_per_worker
+    answered = costs.Compute(busy["retrieval"] + generating, generating * generating_gpus)
     prices, unit = settings.prices, costs.unit_of(settings.prices, with_gpus=gpus > 0)
     return costs.cost_of(
         built,

@@ -183,9 +183,7 @@ def _asked(
         num_units = -(-sizes[kind] // settings.questions.unit_questions)
         units += [unit_of(first + number, chunk) for number, chunk in enumerate(chunks[:num_units])]
         first += len(chunks)
-    cluster = settings.cluster
-    if settings.generator.engine == "openai":  # workers that only send requests reserve no GPU
-        cluster = cluster.model_copy(update={"gpus_per_worker": 0})
+    cluster = session.for_generators(settings)
     arguments = {"settings": settings, "version": version, "directory": directory, "shards": shards}
     pool = session.pool(QuestionUnit, arguments, cluster.generator_workers, cluster)
     summaries = stages.run_stage(
