@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ragtune_ray.evaluation.intervals import Interval
     from ragtune_ray.evaluation.verdict import Difference
     from ragtune_ray.index.versions import IndexManifest
+    from ragtune_ray.training.memory import MemoryPlan
 
 Summary = Mapping[str, Mapping[str, float]]
 
@@ -103,6 +104,29 @@ def difference_lines(changes: Mapping[str, Sequence[str]], shown: int = 20) -> l
         if len(ids) > shown:
             lines.append(f"  ... and {len(ids) - shown:,} more (--json lists all)")
     return lines
+
+
+def training_plan_lines(settings: config.Config, plan: MemoryPlan) -> list[str]:
+    """The memory of a worker that trains the generator, part by part."""
+    training = settings.training
+    if training.lora_rank:
+        how = f"adapters of rank {training.lora_rank}"
+    else:
+        how = "all weights, divided" if training.strategy == "fsdp" else "all weights"
+    trains = f"{settings.generator.model}: {how}, {plan.num_trained:,} numbers, {plan.precision}, one worker on {plan.device}"
+    passes = f"{plan.pass_tokens:,} tokens per pass, up to {plan.answer_tokens:,} of an answer"
+    rows = [
+        ("weights", plan.weights, ""),
+        ("gradients", plan.gradients, ""),
+        ("optimizer", plan.optimizer, ""),
+        ("activations", plan.activations, passes),
+        ("together", plan.device_bytes, "while the whole model is loaded" if plan.device_bytes == plan.loading else ""),
+        ("beside it", plan.best_weights, "the best weights so far, in the memory of the machine"),
+    ]
+    return [
+        *wrapped(f"{'trains':<12}", trains),
+        *(f"{name:<12}{_size(count):>10}  {note}".rstrip() for name, count, note in rows),
+    ]
 
 
 def plan_lines(plan: Mapping[str, Any]) -> list[str]:

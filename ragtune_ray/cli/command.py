@@ -140,9 +140,22 @@ def init(
 
 
 @app.command()
-def plan(path: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def plan(
+    path: ConfigPath,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+    train: Annotated[bool, typer.Option("--train", help="Plan the memory of `train` instead.")] = False,
+) -> None:
     """Estimate passages, size, time and cost of `index`. Probes a sample of the corpus; builds nothing."""
     settings = load(path, overrides)
+    if train:
+        from ragtune_ray import terminal
+        from ragtune_ray.training import memory
+
+        planned = memory.plan_for(settings)
+        lines = terminal.training_plan_lines(settings, planned)
+        typer.echo(json.dumps(planned.facts()) if as_json else "\n".join(lines))
+        return
     begin("plan", settings, settings.corpus.path)
     from ragtune_ray import terminal
     from ragtune_ray.index.plan import plan_index, read_plan

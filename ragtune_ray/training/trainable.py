@@ -78,6 +78,26 @@ def _sft(settings: config.Training, directory: Path) -> Sft:
     end_token = tokenizer.eos_token_id if end_token is None else end_token
     if end_token is None:
         raise weights_module.ModelError(f"model {directory}: has no eos_token; set one in its generation_config.json")
+    return Sft(_prepared(settings, model), tokenizer, int(end_token), settings.micro_batch_tokens)
+
+
+def generator_without_weights(settings: config.Training, directory: Path, device: str) -> Any:
+    """The model that `sft` trains, as on this kind of device, with weights that torch's default device makes.
+
+    Raises:
+        ModelError: the directory does not contain a causal language model.
+    """
+    from transformers import AutoModelForCausalLM
+
+    described, _ = loading.load_configs(directory)
+    dtype = _stored_dtype(directory) if settings.lora_rank else torch.float32
+    attention = hardware.attention_for_training(device, settings.max_tokens)
+    model = AutoModelForCausalLM.from_config(described, dtype=dtype, attn_implementation=attention)
+    return _prepared(settings, model)
+
+
+def _prepared(settings: config.Training, model: Any) -> Any:
+    """The model with what the section `training` adds to it, in training mode."""
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     if settings.lora_rank:
@@ -93,7 +113,7 @@ def _sft(settings: config.Training, directory: Path) -> Sft:
         model = get_peft_model(model, adapter, autocast_adapter_dtype=True)
     model.train()
     _without_dropout(model)
-    return Sft(model, tokenizer, int(end_token), settings.micro_batch_tokens)
+    return model
 
 
 def _encoder(directory: Path) -> Any:
