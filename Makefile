@@ -10,7 +10,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: install clients vllm demo check test slow machines wheel bench clean
+.PHONY: install clients vllm demo check test slow slow-in-ci machines wheel bench clean
 
 install: $(INSTALLED)
 
@@ -59,12 +59,17 @@ test: check clients
 	$(BIN)/pytest --numprocesses 2 --dist loadfile -m "cluster and not slow and not serve"
 	$(BIN)/pytest -m "serve and not slow"
 
-# The slow tests, which CI runs too: jobs killed at every failpoint, and complete runs of the modes of tuning.
+# The slow tests, of which CI runs those that are not long: jobs killed at every failpoint, and complete runs of the modes of tuning.
 slow: install vllm
 	$(BIN)/ragtune models
-	$(BIN)/pytest --numprocesses 2 --dist loadfile -m "slow and not serve and not machines"
+	$(BIN)/pytest --numprocesses 2 --dist loadfile -m "slow and not vllm and not serve and not machines"
 	$(BIN)/pytest -m "serve and slow"
 	$(VLLM)/bin/python -m pytest tests/vllm
+
+slow-in-ci: install
+	$(BIN)/ragtune models
+	$(BIN)/pytest --numprocesses 2 --dist loadfile -m "slow and not long and not vllm and not serve and not machines"
+	$(BIN)/pytest -m "serve and slow and not long"
 
 # Jobs on several machines in namespaces of Linux: in each a machine is killed and another one joins. Skipped where
 # namespaces cannot be made. `pytest -m machines` also kills an index build on them at random moments, for six minutes.

@@ -104,7 +104,10 @@ class VllmGenerator:
         except Exception as error:
             _stop([], self._loop, thread, None)
             reason = " ".join(str(error).split())
-            raise weights.ModelError(f"{directory}: vLLM cannot load this model: {reason}") from error
+            raise weights.ModelError(
+                f"{directory}: vLLM cannot load this model: {reason}; the log of this process has the cause. If memory is short, "
+                "lower generator.batch_tokens"
+            ) from error
         self._engines = [engine]
         """The engine; empty when this is closed, since the rest of it must be freed before Python exits."""
         del engine

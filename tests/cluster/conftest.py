@@ -65,14 +65,21 @@ def settings_for(corpus: Path, queries: Path, generator_directory: Path):
 
 @pytest.fixture(scope="session")
 def shared_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Ray on this machine, started once, in a temporary directory of its own, and stopped by its own handle."""
+    """Ray on this machine, started once, in a temporary directory of its own, and stopped by its own handle.
+
+    A session is open, so that the actors of one verb live on for the next one, whichever test calls it.
+    """
     import ray
     import ray.data
+
+    from ragtune_ray import config
+    from ragtune_ray.cluster import session
 
     # Paths of Ray's sockets must stay short, so pytest's own long temporary directories will not do.
     ray.init(num_cpus=4, include_dashboard=False, logging_level="error", log_to_driver=False)
     ray.data.DataContext.get_current().execution_options.preserve_order = False
-    yield
+    with session.ray_session(config.Cluster()):
+        yield
     ray.shutdown()
 
 

@@ -19,10 +19,11 @@ DEADLINE_SECONDS = 300  # against a hang
 
 
 @pytest.fixture(autouse=True)
-def opened(shared_ray: None) -> Iterator[None]:
-    """A session, at whose end the actors are released."""
-    with session.ray_session(config.Cluster()):
-        yield
+def without_actors(shared_ray: None) -> Iterator[None]:
+    """No actors of another test, before and after."""
+    actors.release()
+    yield
+    actors.release()
 
 
 class Noting(stages.UnitWorker):
@@ -91,15 +92,14 @@ def test_other_resources_release_the_actors_that_hold_the_cores() -> None:
 
 
 @pytest.mark.parametrize("ended_by", ["release", "session"])
-def test_all_cores_are_free_afterwards(ended_by: str) -> None:
+def test_all_cores_are_free_afterwards(ended_by: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
 
     results(actors.Pool(Noting, {"name": "all cores"}, 4, ONE_CORE))
     if ended_by == "session":
-        session._open.clear()  # as if the session of the fixture had not been opened
+        monkeypatch.setattr(session, "_open", [])  # as if the session of `shared_ray` had not been opened
         with session.ray_session(config.Cluster()):
             results(actors.Pool(Noting, {"name": "all cores"}, 4, ONE_CORE))
-        session._open.append(config.Cluster())
     else:
         actors.release()
     assert ray.get(ray.remote(num_cpus=4)(lambda: "ran").remote(), timeout=DEADLINE_SECONDS) == "ran"

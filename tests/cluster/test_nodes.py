@@ -65,7 +65,7 @@ def test_each_node_fetches_a_model_once_and_one_that_cannot_is_left_out(
     )
 
 
-@pytest.mark.parametrize("when", [(), ("joining",)])
+@pytest.mark.parametrize("when", [pytest.param((), marks=pytest.mark.long), ("joining",)])
 def test_a_build_leaves_out_a_node_that_cannot_open_its_model(
     nodes: Nodes, tmp_path: Path, encoder_directory: Path, when: tuple[str, ...]
 ) -> None:

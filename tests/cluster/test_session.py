@@ -21,6 +21,7 @@ def test_an_inner_session_reuses_the_outer_one_and_leaves_it_open(
     monkeypatch.setattr(ray, "is_initialized", lambda: calls.count("init") > calls.count("shutdown"), raising=False)
     monkeypatch.setitem(sys.modules, "ray", ray)
     monkeypatch.setattr(session, "_configure_ray_data", lambda: None)
+    monkeypatch.setattr(session, "_open", [])  # other tests of this process may have one open
     monkeypatch.setattr(session.actors, "release", lambda: calls.append("release"))
     with mock.patch.dict("os.environ"):  # a session sets variables for the processes of Ray
         with session.ray_session(config.Cluster()):

@@ -176,6 +176,7 @@ def test_an_index_job_killed_at_every_failpoint_one_after_another_ends_as_an_und
 
 @pytest.mark.cluster
 @pytest.mark.slow
+@pytest.mark.long
 def test_an_encoder_worker_killed_three_times_does_not_stop_the_job_nor_change_a_byte(
     tmp_path: Path, run: Callable[..., Command]
 ) -> None:

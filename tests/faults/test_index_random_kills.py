@@ -12,7 +12,7 @@ import pytest
 from tests.support import killed_builds
 from tests.support.processes import Command, eventually
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.long]
 logger = logging.getLogger(__name__)
 
 NUM_DOCUMENTS = 600

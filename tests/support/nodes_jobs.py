@@ -55,7 +55,7 @@ def index(folder: str, name: str, joining: str = "") -> Any:
     """
     os.chdir(folder)
     given = [f"workspace=folder://{folder}/store", f"encoder.model={name}", f"corpus.path={folder}/corpus.jsonl"]
-    settings = config.Config().using(*given, "corpus.unit_bytes=2000")
+    settings = config.Config().using(*given, "corpus.unit_bytes=2000", "cluster.encoder_workers=3")
     with session.ray_session(settings.cluster):
         _wait_for_nodes()
         if joining:

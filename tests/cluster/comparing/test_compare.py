@@ -140,6 +140,7 @@ def test_finished_comparison_is_not_repeated(
     assert compare(settings) == url
 
 
+@pytest.mark.long
 def test_same_seed_gives_the_same_comparison(settings_for, options: list[str], tmp_path: Path) -> None:
     found = []
     for name in ("first", "second"):
@@ -215,6 +216,7 @@ def test_model_trained_on_other_splits_is_refused(settings_for, options: list[st
         compare(settings)
 
 
+@pytest.mark.long
 def test_arms_from_different_generators_are_refused(
     settings_for, options: list[str], generator_directory: Path, tmp_path: Path
 ) -> None:

@@ -89,6 +89,7 @@ def test_the_four_arms_are_trained_answered_and_compared(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_workspace_and_model_may_be_relative_paths(tmp_path: Path, generator_directory: Path) -> None:
     write_queries(tmp_path / "queries.jsonl", 20)
     shutil.copytree(generator_directory, tmp_path / "generator")
@@ -106,7 +107,10 @@ def test_workspace_and_model_may_be_relative_paths(tmp_path: Path, generator_dir
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("objective", ["sft", "contrastive", "joint", "reranker"])
+@pytest.mark.parametrize(
+    "objective",
+    ["sft", "contrastive", *(pytest.param(each, marks=pytest.mark.long) for each in ("joint", "reranker"))],
+)
 def test_two_workers_have_the_losses_of_one(
     objective: str, given: config.Config, encoder_directory: Path, tmp_path: Path
 ) -> None:

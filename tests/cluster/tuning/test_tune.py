@@ -88,6 +88,7 @@ def test_staged_accepts_a_better_generator_and_compare_uses_it(given: config.Con
     assert tune.tune(settings).path == url
 
 
+@pytest.mark.long
 def test_joint_in_the_loop_trains_both_and_judges_each(given: config.Config) -> None:
     settings = given.using(
         "tune.mode=joint", "tune.in_loop=true", "tune.rounds=1", "tune.candidates=3", "training.max_steps=40",
@@ -108,6 +109,7 @@ def test_joint_in_the_loop_trains_both_and_judges_each(given: config.Config) -> 
     assert tune.tune(settings).path == url
 
 
+@pytest.mark.long
 def test_a_new_encoders_index_refuses_other_encoders(given: config.Config, tmp_path: Path) -> None:
     from ragtune_ray.index.retriever import open_retriever
 
