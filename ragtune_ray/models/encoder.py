@@ -99,6 +99,8 @@ class SentenceEncoder:
 
     def __init__(self, model: weights.Model, settings: config.Encoder, device: str = "auto") -> None:
         # Imports torch, which tasks that only count tokens or hash words do not need.
+        import torch
+
         from ragtune_ray.models.packing import pack
 
         self.device = choose_device(device)
@@ -107,7 +109,8 @@ class SentenceEncoder:
         precision = resolve_precision(settings.precision, self.device)
         self._model = loading.load_sentence_encoder(weights.weights_of(model), self.device, precision)
         self._model.eval()
-        pack(next(iter(self._model)))
+        if precision == torch.bfloat16:  # in float32, vectors stay those of every index that was built before
+            pack(next(iter(self._model)))
         # Pooling sums over hundreds of tokens: bfloat16 loses the third digit, and float32 costs nothing here.
         for module in list(self._model)[1:]:
             module.float()

@@ -1,6 +1,7 @@
-"""Speeds up inference in bfloat16 on a CPU: packs the weights of linear layers once and fuses their activations.
+"""Speeds up inference on a CPU: packs the weights of linear layers once and fuses their activations.
 
-By default oneDNN reorders a layer's weights at every call, and each activation is a separate pass over memory. The
+In bfloat16, oneDNN reorders a layer's weights at every call by default, and each activation is a separate pass over memory. In
+float32, for processors without bfloat16, torch calls MKL, which on AVX2 is half as fast for the few rows of a decoding step. The
 operators used here are those of torch.compile's CPU backend, without the need for a compiler.
 """
 
@@ -23,15 +24,18 @@ _FEWEST_ROWS, _MOST_ROWS = 2, 32
 
 
 @functools.cache
-def supports_packing() -> bool:
-    """Whether this build of torch has the operators, and they compute the same as its plain linear layer."""
-    from ragtune_ray.models.hardware import supports_bfloat16
+def supports_packing(dtype: torch.dtype = torch.bfloat16) -> bool:
+    """Whether packing pays in this number format on this processor, and the operators compute the same as a plain layer.
 
-    if not supports_bfloat16("cpu"):
+    It pays in the format that the precision `auto` chooses.
+    """
+    from ragtune_ray.models.hardware import resolve_precision
+
+    if dtype != resolve_precision("auto", "cpu"):
         return False
     with torch.inference_mode():
-        layer = nn.Linear(64, 32).to(torch.bfloat16)
-        probe = torch.linspace(-1, 1, 5 * 64).view(1, 5, 64).to(torch.bfloat16)
+        layer = nn.Linear(64, 32).to(dtype)
+        probe = torch.linspace(-1, 1, 5 * 64).view(1, 5, 64).to(dtype)
         try:
             packed = PackedLinear(layer)(probe)
         except (RuntimeError, AttributeError, NotImplementedError) as error:
@@ -44,7 +48,7 @@ class PackedLinear(nn.Module):
     """`nn.Linear` and an optional activation as one operator on packed weights.
 
     Args:
-        layer: the layer to replace, with bfloat16 weights on a CPU.
+        layer: the layer to replace, on a CPU.
         activation: "none", "gelu" (exact) or "swish" (SiLU).
     """
 
@@ -105,12 +109,12 @@ def _multiply_independently(multiply: Callable[[torch.Tensor], torch.Tensor], in
 
 
 def pack(model: nn.Module) -> int:
-    """Replace the plain bfloat16 linear layers of a model on a CPU, if this machine supports that; return their number.
+    """Replace the plain linear layers of a model on a CPU, if that pays on this machine; return their number.
 
     The model can no longer be trained or saved.
     """
     parameter = next(model.parameters())
-    if parameter.device.type != "cpu" or parameter.dtype != torch.bfloat16 or not supports_packing():
+    if parameter.device.type != "cpu" or not supports_packing(parameter.dtype):
         return 0
     return _pack_children(model)
 

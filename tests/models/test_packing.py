@@ -9,8 +9,11 @@ from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
 from ragtune_ray.generation.decoding import DecodingBatch
 from ragtune_ray.models import packing
+from ragtune_ray.models.hardware import resolve_precision
 
-pytestmark = pytest.mark.skipif(not packing.supports_packing(), reason="this processor has no bfloat16 matrix units")
+DTYPE = resolve_precision("auto", "cpu")
+IS_ROUNDED = torch.bfloat16 == DTYPE
+pytestmark = pytest.mark.skipif(not packing.supports_packing(DTYPE), reason="this build of torch lacks the operators")
 
 
 def largest_difference(packed: torch.Tensor, exact: torch.Tensor) -> float:
@@ -20,8 +23,8 @@ def largest_difference(packed: torch.Tensor, exact: torch.Tensor) -> float:
 @pytest.mark.parametrize("bias", [True, False])
 def test_packed_layer_computes_like_the_plain_one(bias: bool) -> None:
     torch.manual_seed(0)
-    layer = nn.Linear(96, 48, bias=bias).to(torch.bfloat16)
-    inputs = torch.randn(3, 7, 96).to(torch.bfloat16)
+    layer = nn.Linear(96, 48, bias=bias).to(DTYPE)
+    inputs = torch.randn(3, 7, 96).to(DTYPE)
     with torch.inference_mode():
         exact = nn.functional.linear(inputs.float(), layer.weight.float(), layer.bias.float() if bias else None)
         assert largest_difference(packing.PackedLinear(layer)(inputs), exact) < 0.01
@@ -30,7 +33,7 @@ def test_packed_layer_computes_like_the_plain_one(bias: bool) -> None:
         assert largest_difference(packing.PackedLinear(layer, "swish")(inputs), nn.functional.silu(exact)) < 0.01
 
 
-def test_packed_llama_is_as_close_to_float32_as_plain_bfloat16() -> None:
+def test_packed_llama_is_as_close_to_float32_as_a_plain_one() -> None:
     torch.manual_seed(0)
     shape = {
         "hidden_size": 64,
@@ -40,7 +43,7 @@ def test_packed_llama_is_as_close_to_float32_as_plain_bfloat16() -> None:
         "vocab_size": 99,
     }
     exact = LlamaForCausalLM(LlamaConfig(**shape, num_key_value_heads=2)).eval()
-    plain = copy.deepcopy(exact).to(torch.bfloat16)
+    plain = copy.deepcopy(exact).to(DTYPE)
     packed = copy.deepcopy(plain)
     assert packing.pack(packed) == 3 * (4 + 1) + 1, (
         "four attention layers and one feed-forward block per layer, and the head"
@@ -50,7 +53,9 @@ def test_packed_llama_is_as_close_to_float32_as_plain_bfloat16() -> None:
         expected = exact(ids).logits
         close = largest_difference(plain(ids).logits, expected)
         assert largest_difference(packed(ids).logits, expected) < max(1.5 * close, 0.01)
-        assert largest_difference(packed(ids).logits.float(), expected) > 0, "it does compute in bfloat16"
+        assert not IS_ROUNDED or largest_difference(packed(ids).logits.float(), expected) > 0, (
+            "it does compute in bfloat16"
+        )
 
 
 def test_packed_bert_fuses_gelu_and_computes_the_same() -> None:
@@ -63,7 +68,7 @@ def test_packed_bert_fuses_gelu_and_computes_the_same() -> None:
         "vocab_size": 99,
     }
     exact = BertModel(BertConfig(**shape, initializer_range=0.2)).eval()
-    plain = copy.deepcopy(exact).to(torch.bfloat16)
+    plain = copy.deepcopy(exact).to(DTYPE)
     packed = copy.deepcopy(plain)
     packing.pack(packed)
     fused = [module for module in packed.modules() if isinstance(module, packing.PackedLinear)]
@@ -75,8 +80,8 @@ def test_packed_bert_fuses_gelu_and_computes_the_same() -> None:
         assert largest_difference(packed(ids).last_hidden_state, expected) < max(1.5 * close, 0.01)
 
 
-def test_float32_model_is_not_packed() -> None:
-    model = nn.Sequential(nn.Linear(8, 8))
+def test_a_model_in_another_format_is_not_packed() -> None:
+    model = nn.Sequential(nn.Linear(8, 8)).to(torch.float32 if IS_ROUNDED else torch.bfloat16)
     assert packing.pack(model) == 0
     assert type(model[0]) is nn.Linear
 
@@ -85,7 +90,7 @@ def test_logits_of_a_row_do_not_depend_on_the_batch() -> None:
     torch.manual_seed(0)
     shape = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 2, "vocab_size": 4000}
     heads = {"num_attention_heads": 9, "num_key_value_heads": 3}
-    model = LlamaForCausalLM(LlamaConfig(**shape, **heads, initializer_range=0.05)).eval().to(torch.bfloat16)
+    model = LlamaForCausalLM(LlamaConfig(**shape, **heads, initializer_range=0.05)).eval().to(DTYPE)
     packing.pack(model)
     prompts = [torch.randint(4000, (20 + 3 * number,)).tolist() for number in range(48)]
     together = DecodingBatch(model, prompts, 8, prefill_tokens=0)
@@ -95,4 +100,6 @@ def test_logits_of_a_row_do_not_depend_on_the_batch() -> None:
         together.step(tokens)
         for place, row in enumerate(alone):
             row.step(tokens[place : place + 1])
-            assert torch.equal(together.logits[place], row.logits[0]), f"row {place}"
+            if IS_ROUNDED:
+                assert torch.equal(together.logits[place], row.logits[0]), f"row {place}"
+            torch.testing.assert_close(together.logits[place], row.logits[0], rtol=1e-5, atol=1e-4)
