@@ -108,8 +108,10 @@ class TransformersGenerator:
         model = loading.load_causal_model(directory, resolve_precision(precision, self.device), "sdpa")
         check_architecture(model.config)
         self._model = model.to(self.device).eval()
-        # Packed layers round differently in passes of other shapes, so each prompt is prefilled alone; see `decoding`.
-        self._prefill_tokens = 0 if pack(self._model) else self._forward_tokens
+        # Packed layers round differently in passes of other shapes. In bfloat16 that changes texts, so each prompt is prefilled
+        # alone; see `decoding`.
+        is_coarse = self._model.dtype == torch.bfloat16
+        self._prefill_tokens = 0 if pack(self._model) and is_coarse else self._forward_tokens
         self.context_tokens = context_tokens(model.config)
         self.end_tokens = end_tokens(self._model.generation_config, tokenizer)
         self._chat = ChatTokenizer(tokenizer)
