@@ -3,8 +3,8 @@
     .venv-vllm/bin/python -m bench.engines --rounds 3
 
 It runs in the environment that `make vllm` makes, which has both engines. Prompts show passages of data/space, cut to two
-lengths. vLLM's processes, which stay awake for a while when they have nothing to do, are stopped while the other engine is
-measured. Every figure is the median of the rounds, with the lowest and the highest. The last lines compare one decoding step
+lengths. Both engines are open in one process, in which ours has been seen at half its speed (docs/decisions.md, packing in
+float32): check its column against a process without vLLM. Every figure is the median of the rounds, with the lowest and the highest. The last lines compare one decoding step
 of 16 rows with the time that a copy of as many bytes takes as the step reads (weights, keys and values), and count the
 texts that are equal.
 """
@@ -12,17 +12,15 @@ texts that are equal.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import queue
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-import psutil
 import torch
 
 from ragtune_ray.config import Config
@@ -97,12 +95,10 @@ def _measure(
     num_new = options.new_tokens
 
     def bulk(engine: TransformersGenerator | VllmGenerator, prompts: Sequence[Prompt]) -> tuple[float, list[str]]:
-        with _alone(engine):
-            return _timed(lambda: engine.generate(prompts, max_new_tokens=num_new), len(prompts))
+        return _timed(lambda: engine.generate(prompts, max_new_tokens=num_new), len(prompts))
 
     def at_once(engine: Engine, prompts: Sequence[Prompt]) -> tuple[float, list[str]]:
-        with _alone(engine):
-            return _timed(lambda: _closed_loop(engine, prompts, options.clients, num_new), len(prompts))
+        return _timed(lambda: _closed_loop(engine, prompts, options.clients, num_new), len(prompts))
 
     rates: dict[str, list[float]] = {name: [] for name in ("own bulk", "own served", "vllm bulk", "vllm served")}
     first: dict[str, list[float]] = {"own": [], "vllm": []}
@@ -127,19 +123,6 @@ def _measure(
     _row(f"bulk, {length} tokens, answers/s", rates["own bulk"], rates["vllm bulk"])
     _row(f"{options.clients} at once, {length} tokens, answers/s", rates["own served"], rates["vllm served"])
     _row(f"first token alone, {length} tokens, s", first["own"], first["vllm"])
-
-
-@contextlib.contextmanager
-def _alone(engine: object) -> Iterator[None]:
-    """Stop vLLM's processes for the block, unless they are what is measured."""
-    others = [] if isinstance(engine, VllmGenerator) else psutil.Process().children(recursive=True)
-    for process in others:
-        process.suspend()
-    try:
-        yield
-    finally:
-        for process in others:
-            process.resume()
 
 
 def _row(name: str, own: Sequence[float], other: Sequence[float]) -> None:
@@ -183,13 +166,12 @@ def _closed_loop(engine: Engine, prompts: Sequence[Prompt], clients: int, num_ne
 
 
 def _first_token(engine: Engine, prompt: Prompt) -> float:
-    with _alone(engine):
-        started = time.perf_counter()
-        request = engine.submit(prompt, max_new_tokens=8)
-        next(request.pieces())
-        seconds = time.perf_counter() - started
-        request.cancel()
-        return seconds
+    started = time.perf_counter()
+    request = engine.submit(prompt, max_new_tokens=8)
+    next(request.pieces())
+    seconds = time.perf_counter() - started
+    request.cancel()
+    return seconds
 
 
 def _prompts(

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, TypeVar, Unpack
 
 import psutil
+import torch
 
 from ragtune_ray import config
 from ragtune_ray.config.extras import install_command
@@ -97,7 +98,7 @@ class VllmGenerator:
         self._loop = asyncio.new_event_loop()
         thread = threading.Thread(target=self._loop.run_forever, name="vllm", daemon=True)
         thread.start()
-        before = _children()
+        before, num_threads = _children(), torch.get_num_threads()
         try:
             arguments = self._engine_arguments(directory, settings, model, adapters or {})
             engine = self._result(_started(self._vllm, arguments))
@@ -108,6 +109,7 @@ class VllmGenerator:
                 f"{directory}: vLLM cannot load this model: {reason}; the log of this process has the cause. If memory is short, "
                 "lower generator.batch_tokens"
             ) from error
+        torch.set_num_threads(num_threads)  # vLLM has set it to one for the rest of this process, too
         self._engines = [engine]
         """The engine; empty when this is closed, since the rest of it must be freed before Python exits."""
         del engine
