@@ -4,9 +4,9 @@
 
 It runs in the environment that `make vllm` makes, which has both engines. Prompts show passages of data/space, cut to two
 lengths. Both engines are open in one process, in which ours has been seen at half its speed (docs/decisions.md, packing in
-float32): check its column against a process without vLLM. Every figure is the median of the rounds, with the lowest and the highest. The last lines compare one decoding step
-of 16 rows with the time that a copy of as many bytes takes as the step reads (weights, keys and values), and count the
-texts that are equal.
+float32): check its column against a process without vLLM. Every figure is the median of the rounds, with the lowest and the
+highest. The last lines compare one decoding step of 16 rows with the time that a copy of as many bytes takes as the step reads
+(weights, keys and values), and count the texts that are equal.
 """
 
 from __future__ import annotations
