@@ -121,7 +121,7 @@ def training_plan_lines(settings: config.Config, plan: MemoryPlan) -> list[str]:
         ("optimizer", plan.optimizer, ""),
         ("activations", plan.activations, passes),
         ("together", plan.device_bytes, "while the whole model is loaded" if plan.device_bytes == plan.loading else ""),
-        ("beside it", plan.best_weights, "the best weights so far, in the memory of the machine"),
+        ("on the host", plan.best_weights, "a copy of the best weights so far"),
     ]
     return [
         *wrapped(f"{'trains':<12}", trains),

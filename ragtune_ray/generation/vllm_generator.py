@@ -109,7 +109,8 @@ class VllmGenerator:
                 f"{directory}: vLLM cannot load this model: {reason}; the log of this process has the cause. If memory is short, "
                 "lower generator.batch_tokens"
             ) from error
-        torch.set_num_threads(num_threads)  # vLLM has set it to one for the rest of this process, too
+        finally:
+            torch.set_num_threads(num_threads)  # vLLM sets it to one for this process, too
         self._engines = [engine]
         """The engine; empty when this is closed, since the rest of it must be freed before Python exits."""
         del engine

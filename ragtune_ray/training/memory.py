@@ -1,7 +1,7 @@
 """Plans the memory of training the generator, from the shapes of its model: a step is run on tensors without numbers.
 
 Such a step (`FakeTensorMode`) allocates nothing, but goes through the same operators as a real one, forward, backward and
-update, so that whatever is kept for the backward pass is counted, whichever the architecture.
+update. So everything that is kept for the backward pass is counted, in any architecture.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ UNKNOWN_ANSWER_TOKENS = 64
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """Bytes that a worker needs on its device, at the peak of a step, and beside it."""
+    """Bytes that a worker needs: on its device at the peak of a step, and in the memory of its machine."""
 
     device: str
     precision: str
@@ -50,7 +50,6 @@ class MemoryPlan:
     """Number of trained weights."""
     best_weights: int
     """The trained weights of the best validation so far; in the memory of the machine."""
-
     loading: int
     """While the model is put on the device; with `training.strategy=fsdp`, more than `weights`."""
 
@@ -169,7 +168,7 @@ def _move(model: nn.Module, device: str) -> None:
 
 
 def _bytes(tensors: Iterable[torch.Tensor]) -> int:
-    return sum(each.numel() * each.element_size() for each in {id(each): each for each in tensors}.values())
+    return sum(each.numel() * each.element_size() for each in tensors)
 
 
 class _Peak(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch is untyped here
