@@ -22,7 +22,7 @@ from torch import nn
 from torch.nn import functional
 
 from ragtune_ray.generation.interface import GeneratorError
-from ragtune_ray.models.packing import PackedGatedLayers, PackedLinear
+from ragtune_ray.models.packing import PackedAttention, PackedGatedLayers, PackedLinear
 
 _PREFIX = "base_model.model."
 _DOWN, _UP = ".lora_A.weight", ".lora_B.weight"
@@ -130,6 +130,23 @@ class _AdaptedLinear(nn.Module):
         return outputs
 
 
+class _AdaptedJoined(nn.Module):
+    """The product of queries, keys and values of a packed attention, with adapters."""
+
+    def __init__(self, layer: nn.Module, parts: Mapping[str, slice], selection: _Selection) -> None:
+        super().__init__()
+        self.layer, self.parts = layer, parts
+        self.deltas = {part: _Deltas({}, selection) for part in parts}
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """(rows, tokens, hidden) to (rows, tokens, features of all parts)."""
+        outputs: torch.Tensor = self.layer(inputs)
+        for part, features in self.parts.items():
+            for name, rows in self.deltas[part].rows(inputs).items():
+                outputs[rows, :, features] += self.deltas[part].of(name, inputs[rows])
+        return outputs
+
+
 class _AdaptedGatedLayers(nn.Module):
     """A packed feed-forward with adapters: fused for rows without adapters, separate operators for the others."""
 
@@ -168,7 +185,12 @@ def _attach(model: nn.Module, layer: str, deltas: _Deltas, selection: _Selection
         grandparent, _, own = parent.rpartition(".")
         module = _AdaptedGatedLayers(module, selection)
         setattr(model.get_submodule(grandparent), own, module)
-    if isinstance(module, _AdaptedGatedLayers):
+    if isinstance(module, PackedAttention) and name in module.parts:
+        joined = module.joined
+        if not isinstance(joined, _AdaptedJoined):
+            joined = module.joined = _AdaptedJoined(joined, module.parts, selection)
+        joined.deltas[name] = deltas
+    elif isinstance(module, _AdaptedGatedLayers):
         module.deltas[name] = deltas
     else:
         setattr(module, name, _AdaptedLinear(model.get_submodule(layer), deltas))
@@ -176,15 +198,8 @@ def _attach(model: nn.Module, layer: str, deltas: _Deltas, selection: _Selection
 
 def _check(name: str, model: nn.Module, layer: str, down: torch.Tensor, up: torch.Tensor) -> None:
     """Refuse weights that do not fit their layer."""
-    try:
-        found = model.get_submodule(_unpacked(model, layer))
-    except AttributeError:
-        found = None
-    if type(found) is nn.Linear:
-        shape = tuple(found.weight.shape)
-    elif isinstance(found, PackedLinear):
-        shape = tuple(found.packed.shape)
-    else:
+    shape = _shape(model, layer)
+    if shape is None:
         raise GeneratorError(f"adapter {name!r} is for {layer}, which is not a linear layer of this model")
     if shape != (up.shape[0], down.shape[1]):
         raise GeneratorError(
@@ -193,11 +208,21 @@ def _check(name: str, model: nn.Module, layer: str, down: torch.Tensor, up: torc
         )
 
 
-def _unpacked(model: nn.Module, layer: str) -> str:
-    """The name of a layer in this model; the layers of a packed feed-forward have other names than in PEFT."""
+def _shape(model: nn.Module, layer: str) -> tuple[int, int] | None:
+    """Outputs and inputs of a linear layer, named as in PEFT; None if there is no such layer."""
     parent, _, name = layer.rpartition(".")
-    packed = isinstance(model.get_submodule(parent), PackedGatedLayers) and name in _GATED
-    return f"{parent}.{name.removesuffix('_proj')}" if packed else layer
+    try:
+        module = model.get_submodule(parent)
+        if isinstance(module, PackedAttention) and name in module.parts:
+            features = module.parts[name]
+            return features.stop - features.start, module.hidden_size
+        is_packed = isinstance(module, PackedGatedLayers) and name in _GATED
+        found = module.get_submodule(name.removesuffix("_proj") if is_packed else name)
+    except AttributeError:
+        return None
+    if isinstance(found, PackedLinear):
+        return found.packed.shape[0], found.packed.shape[1]
+    return (found.out_features, found.in_features) if type(found) is nn.Linear else None
 
 
 def _targets(settings: dict[str, Any], model: nn.Module) -> set[str]:
@@ -222,6 +247,8 @@ def _linear_layers(model: nn.Module) -> Iterator[str]:
     for name, module in model.named_modules():
         if isinstance(module, PackedGatedLayers):
             yield from (f"{name}.{part}" for part in _GATED)
+        elif isinstance(module, PackedAttention):
+            yield from (f"{name}.{part}" for part in module.parts)
         elif isinstance(module, nn.Linear | PackedLinear):
             yield name
 
