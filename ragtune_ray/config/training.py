@@ -55,6 +55,13 @@ class Training(Section):
     """`sft` and `joint`: train LoRA adapters of this rank on all linear layers. 0: train all weights."""
     lora_alpha: float = Field(32.0, gt=0)
     """Scale of the LoRA adapters: their output is multiplied by lora_alpha / lora_rank."""
+    quantization: Literal["none", "nf4"] = "none"
+    """Number format of the frozen weights under LoRA adapters. `nf4`: four bits (QLoRA, Dettmers et al. 2023), with which a
+    model of 8 billion parameters takes 6 GB instead of 16; needs `pip install 'ragtune-ray[quantization]'`. The trained
+    adapters are merged into the weights of the model as it was. `none`: as the model stores them."""
+    compile: bool = False
+    """`sft` with `ddp`: compile the model with torch.compile, which needs a C++ compiler on every worker and takes a
+    minute or more before the first step."""
     strategy: Literal["ddp", "fsdp"] = "ddp"
     """`ddp`: every worker has the whole model. `fsdp` (`sft` only): weights and optimizer state are divided among the
     workers, for generators that do not fit on one GPU."""
@@ -130,4 +137,10 @@ class Training(Section):
             raise ValueError("training.teacher=generator works with training.objective distillation or query_side")
         if self.lora_rank and not self.trains_generator:
             raise ValueError("training.lora_rank: only objectives sft and joint train adapters; set it to 0")
+        if self.quantization != "none" and not self.lora_rank:
+            raise ValueError("training.quantization=nf4 trains adapters; set training.lora_rank, for example to 16")
+        if self.quantization != "none" and self.strategy == "fsdp":
+            raise ValueError("training.quantization=nf4 works with training.strategy=ddp")
+        if self.compile and (self.objective != "sft" or self.strategy != "ddp"):
+            raise ValueError("training.compile works with training.objective=sft and training.strategy=ddp")
         return self

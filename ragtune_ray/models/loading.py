@@ -6,6 +6,7 @@ The libraries fill missing tensors with random numbers and go on; two workers wo
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import re
 import threading
@@ -50,11 +51,25 @@ def load_configs(directory: Path) -> tuple[Any, Any]:
         return model, GenerationConfig.from_model_config(model)
 
 
-def load_causal_model(directory: Path, dtype: torch.dtype | str, attention: str) -> Any:
-    """Load a causal language model of transformers; raises a ModelError if it is not whole."""
+def load_causal_model(
+    directory: Path, dtype: torch.dtype | str, attention: str, *, quantized_on: str | None = None
+) -> Any:
+    """Load a causal language model of transformers.
+
+    Args:
+        directory: of the model.
+        dtype: of its weights; `auto`: as stored.
+        attention: implementation, such as `sdpa`.
+        quantized_on: device on which linear layers, except the last one, become four-bit NF4 while they are loaded
+            (Dettmers et al. 2023, arXiv:2305.14314). None: they keep `dtype`, on the CPU.
+
+    Raises:
+        ModelError: the model is not whole, or bitsandbytes is missing.
+    """
     from transformers import AutoModelForCausalLM
 
     layout.check_directory(directory)
+    quantized = _quantized(directory, quantized_on) if quantized_on else {}
     with _explained(directory):
         model, found = AutoModelForCausalLM.from_pretrained(
             directory,
@@ -65,9 +80,28 @@ def load_causal_model(directory: Path, dtype: torch.dtype | str, attention: str)
             local_files_only=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
+            **quantized,
         )
     check_tensors(directory, model, found)
     return model
+
+
+def _quantized(directory: Path, device: str) -> dict[str, Any]:
+    """What makes transformers load a model in four bits."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise layout.ModelError(
+            f"model {directory}: training.quantization=nf4 needs bitsandbytes; run: pip install 'ragtune-ray[quantization]'"
+        )
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    four_bits = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+    return {"quantization_config": four_bits, "device_map": {"": device}}
 
 
 def load_sentence_encoder(directory: Path, device: str, dtype: torch.dtype) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,7 @@ class MemoryPlan:
     best_weights: int
     """The trained weights of the best validation so far; in the memory of the machine."""
     loading: int
-    """While the model is put on the device; with `training.strategy=fsdp`, more than `weights`."""
+    """While the model is put on the device; with `training.strategy=fsdp`, one layer more than `weights`."""
 
     @property
     def device_bytes(self) -> int:
@@ -115,6 +115,11 @@ def plan(settings: config.Config, directory: Path, answer_tokens: int, device: s
         for _ in range(2):  # the second has all moments
             _step(model, optimizer, trained, rows, length, kept, dtype, training.clip_norm)
     held, gradients = _bytes(every), _bytes(trained)
+    activations = peak.num_bytes - held - 3 * gradients
+    if training.quantization == "nf4":
+        quantized = list(_quantized(model))
+        held += sum(map(_nf4_bytes, quantized)) - _bytes(quantized)
+        activations += max(each.numel() * dtype.itemsize for each in quantized)  # one at a time is computed with
     shards = training.workers if training.strategy == "fsdp" else 1
     return MemoryPlan(
         device=device,
@@ -124,10 +129,10 @@ def plan(settings: config.Config, directory: Path, answer_tokens: int, device: s
         weights=held // shards,
         gradients=gradients // shards,
         optimizer=2 * gradients // shards,
-        activations=peak.num_bytes - held - 3 * gradients,
+        activations=activations,
         num_trained=sum(weight.numel() for weight in trained),
         best_weights=gradients,
-        loading=held,
+        loading=held if shards == 1 else held // shards + _largest_part(model),
     )
 
 
@@ -165,6 +170,28 @@ def _move(model: nn.Module, device: str) -> None:
             setattr(module, name, moved[id(weight)])
         for name, buffer in list(module.named_buffers(recurse=False)):
             setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype, device=device))
+
+
+def _largest_part(model: Any) -> int:
+    """The bytes of the largest part that is whole on a device before its weights are divided: a layer, or all that is in none."""
+    names = getattr(model, "_no_split_modules", None) or ()
+    layers = [_bytes(part.parameters()) for part in model.modules() if type(part).__name__ in names]
+    return max([*layers, _bytes(model.parameters()) - sum(layers)])
+
+
+def _quantized(model: Any) -> Iterator[torch.Tensor]:
+    """The weights that `loading.load_causal_model` stores in four bits: of linear layers, except the last one."""
+    last = model.get_output_embeddings()
+    for module in model.modules():
+        layer = getattr(module, "base_layer", None)  # of an adapter
+        if isinstance(layer, nn.Linear) and layer.weight is not last.weight:
+            yield layer.weight
+
+
+def _nf4_bytes(weight: torch.Tensor) -> int:
+    """Half a byte per number, a byte per block of 64 for its scale, and a float32 per 256 of those (double quantization)."""
+    blocks = -(-weight.numel() // 64)
+    return -(-weight.numel() // 2) + blocks + 4 * -(-blocks // 256)
 
 
 def _bytes(tensors: Iterable[torch.Tensor]) -> int:

@@ -72,7 +72,12 @@ def _sft(settings: config.Training, directory: Path) -> Sft:
     attention = hardware.attention_for_training(hardware.choose_device(), settings.max_tokens)
     tokenizer = loading.load_tokenizer(directory)
     # bfloat16 weights would lose small updates; the frozen weights under adapters keep their type.
-    model = loading.load_causal_model(directory, "auto" if settings.lora_rank else torch.float32, attention)
+    model = loading.load_causal_model(
+        directory,
+        "auto" if settings.lora_rank else torch.float32,
+        attention,
+        quantized_on=hardware.choose_device() if settings.quantization == "nf4" else None,
+    )
     end = model.generation_config.eos_token_id if model.generation_config else None
     end_token = end[0] if isinstance(end, list) else end
     end_token = tokenizer.eos_token_id if end_token is None else end_token
@@ -178,7 +183,8 @@ def save_model(settings: config.Config, source: Path, weights: dict[str, Tensor]
         encoder.prompts = {**others, "query": prefixed.query_prefix, "document": prefixed.passage_prefix}
         encoder.to(dtype).save_pretrained(str(directory), create_model_card=False)
         return
-    objective = _sft(settings.training, source)
+    # Adapters are merged into the weights as they are stored, to which the adapter is added when it is served by itself, too.
+    objective = _sft(settings.training.model_copy(update={"quantization": "none"}), source)
     optimization.restore_weights(objective, weights)
     model = objective.model
     if settings.training.lora_rank:

@@ -89,10 +89,11 @@ def test_a_bfloat16_generator_is_trained_in_float32_and_written_in_bfloat16(
     assert AutoModelForCausalLM.from_pretrained(target, dtype="auto").dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
 def test_an_adapter_loads_with_peft_and_equals_the_merged_model(
-    generator_directory: Path, tmp_path: Path, clean_process: Callable[..., Any]
+    generator_directory: Path, tmp_path: Path, clean_process: Callable[..., Any], quantization: str
 ) -> None:
-    settings = config.Config().using("training.lora_rank=4")
+    settings = config.Config().using("training.lora_rank=4", f"training.quantization={quantization}")
     objective = trainable.load_objective(settings, generator_directory, {})
     trainable.save_model(settings, generator_directory, moved(objective), tmp_path)
     code = (
@@ -105,6 +106,51 @@ def test_an_adapter_loads_with_peft_and_equals_the_merged_model(
     )
     between, from_base = clean_process(code, str(tmp_path), str(generator_directory))
     assert between < 1e-2 < from_base
+
+
+def test_a_quantized_model_has_linear_layers_in_four_bits_and_learns(generator_directory: Path) -> None:
+    settings = config.Config().using("training.lora_rank=4", "training.quantization=nf4", "training.learning_rate=0.01")
+    objective = trainable.load_objective(settings, generator_directory, {})
+    layers = objective.model.base_model.model.model.layers
+    weight = layers[0].self_attn.q_proj.base_layer.weight
+    assert (weight.dtype, weight.numel()) == (torch.uint8, layers[0].self_attn.q_proj.in_features ** 2 // 2)
+    trained = [name for name, each in objective.named_parameters() if each.requires_grad]
+    assert trained
+    assert all("lora_" in name for name in trained)
+    piece = objective.collate(["one two three"] * 2, ["four", "five"])
+    optimizer = optimization.make_optimizer(objective, settings.training)
+    losses = []
+    for _ in range(8):
+        loss = objective(piece)
+        losses.append(float(loss.detach()))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_without_bitsandbytes_quantization_says_how_to_install_it(
+    generator_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    settings = config.Config().using("training.lora_rank=4", "training.quantization=nf4")
+    with pytest.raises(weights_module.ModelError, match=r"pip install 'ragtune-ray\[quantization\]'"):
+        trainable.load_objective(settings, generator_directory, {})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ["training.quantization=nf4"],
+        ["training.quantization=nf4", "training.lora_rank=4", "training.strategy=fsdp"],
+        ["training.compile=true", "training.objective=contrastive"],
+        ["training.compile=true", "training.strategy=fsdp"],
+    ],
+    ids=" ".join,
+)
+def test_settings_that_do_not_go_together_are_refused(changes: list[str]) -> None:
+    with pytest.raises(config.ConfigError, match=r"training\.(quantization|compile)"):
+        config.Config().using(*changes)
 
 
 @pytest.mark.parametrize("name", ["contrastive", "distillation", "query_side"])

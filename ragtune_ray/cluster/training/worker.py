@@ -125,6 +125,8 @@ def _load(arguments: WorkerArguments) -> _TrainingState:
     validation = feeding.read_validation(settings, arguments["examples"])
     pool = feeding.read_pool(settings, arguments["examples"])
     objective = trainable.load_objective(settings, weights_module.weights_of(arms.base_model(settings)), pool)
+    if settings.training.compile:
+        _compile(objective)
     module = _distribute(objective, settings.training, validation[:1])
     device = next(module.parameters()).device
     return _TrainingState(
@@ -139,6 +141,18 @@ def _load(arguments: WorkerArguments) -> _TrainingState:
         board=arguments["board"],
         dtype=resolve_precision(settings.training.precision, str(device)),
     )
+
+
+def _compile(objective: Any) -> None:
+    """Compile the objective's model in place, so that its weights keep their names."""
+    from ragtune_ray.training.optimization import TrainingError
+
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler) is None:
+        raise TrainingError(
+            f"training.compile: this worker has no C++ compiler {compiler}; install one on every machine, or set it to false"
+        )
+    objective.model.compile(dynamic=True)
 
 
 def _distribute(objective: Any, training: config.Training, rows: list[Any]) -> nn.Module:
@@ -157,9 +171,10 @@ def _distribute(objective: Any, training: config.Training, rows: list[Any]) -> n
         return wrapped
     from torch.distributed.fsdp import fully_shard
 
-    # Freeze on the CPU: these losses gather nothing, and the full model and its gradient may not fit on a GPU.
+    # On the CPU: these losses gather nothing, and the full model and its gradient may not fit on a GPU. `fully_shard` moves the
+    # weights that it divides, layer by layer.
     optimization.freeze_unreached(objective, objective, rows)
-    module: nn.Module = objective.to(ray.train.torch.get_device())
+    module: nn.Module = objective
     layers = {name for part in module.modules() for name in getattr(part, "_no_split_modules", None) or ()}
     for part in list(module.modules()):
         if type(part).__name__ in layers:

@@ -20,8 +20,10 @@ from ragtune_ray.ingest import inputs, splits
 from ragtune_ray.models import arms
 from ragtune_ray.models import weights as weights_module
 from ragtune_ray.storage import artifacts, filesystem
+from ragtune_ray.training import trainable
 from ragtune_ray.training.optimization import TrainingError
 from tests.support.corpora import write_queries
+from tests.support.models import save_model, save_tokenizer
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("shared_ray")]
 
@@ -380,6 +382,36 @@ def test_fsdp_has_the_losses_of_ddp(given: config.Config, tmp_path: Path) -> Non
     }
     losses = {strategy: [row["loss"] for row in rows] for strategy, rows in runs.items()}
     assert losses["fsdp"] == pytest.approx(losses["ddp"], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_a_compiled_model_has_the_losses_of_a_plain_one(given: config.Config) -> None:
+    settings = given.using("training.arm=ft", "training.max_steps=4")
+    losses = [
+        [row["loss"] for row in steps(train(settings.using(f"training.name={name}", f"training.compile={value}")).path)]
+        for name, value in (("plain", "false"), ("compiled", "true"))
+    ]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_adapters_on_a_quantized_model_are_trained_by_two_workers(given: config.Config, tmp_path: Path) -> None:
+    save_tokenizer(tmp_path)
+    save_model(tmp_path, hidden_size=64, intermediate_size=128)  # on CPUs, bitsandbytes needs multiples of 64
+    settings = given.using(
+        f"generator.model={tmp_path}",
+        "training.arm=ft",
+        "training.name=quantized",
+        "training.learning_rate=0.01",
+        "training.workers=2",
+        "training.lora_rank=4",
+        "training.quantization=nf4",
+    )
+    model = train(settings)
+    losses = [row["loss"] for row in steps(model.path)]
+    assert losses[-1] < losses[0]
+    files = {path.relative_to(model.path).as_posix() for path in Path(model.path).rglob("*.safetensors")}
+    assert files == {"model.safetensors", f"{trainable.ADAPTER}/adapter_model.safetensors"}
 
 
 def test_a_full_disk_is_refused_before_training(given: config.Config, monkeypatch: pytest.MonkeyPatch) -> None:
