@@ -35,11 +35,12 @@ class ModelError(RagtuneError, RuntimeError):
     """A model cannot be found, fetched or used."""
 
 
-def check_directory(directory: Path) -> None:
+def check_directory(directory: Path, *, needs_weights: bool = True) -> None:
     """Refuse a directory with pickled weights, code, links or files elsewhere that loading the model would use.
 
     The root is checked even if modules.json names other folders, since transformers loads the root in any case.
-    Pickled copies of weights beside safetensors are never read, and so are no reason to refuse.
+    Pickled copies of weights beside safetensors are never read, and so are no reason to refuse. Without `needs_weights`, a
+    directory may also lack them.
 
     Raises:
         ModelError: names the directory, the file and the next step.
@@ -49,14 +50,14 @@ def check_directory(directory: Path) -> None:
     _check_links(directory)
     modules = list(_modules(directory))
     for module, kind in modules:
-        if kind in _WEIGHTED_MODULES and not (module / WEIGHTS).is_file():
+        if needs_weights and kind in _WEIGHTED_MODULES and not (module / WEIGHTS).is_file():
             raise _no_weights(directory, module)
     for path in sorted(path for path in directory.rglob("*.json") if path.name in _SETTINGS):
         _check_settings(directory, path)
     transformers = {module for module, kind in modules if kind == "Transformer"}
     if not modules or any((directory / name).is_file() for name in ("config.json", ADAPTER)):
         transformers.add(directory)
-    for folder in sorted(transformers):
+    for folder in sorted(transformers) if needs_weights else ():
         _check_transformer(directory, folder)
 
 

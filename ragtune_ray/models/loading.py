@@ -30,20 +30,28 @@ _ENCODER_MODULES = {"Pooling", "Dense", "LayerNorm", "Normalize", "Dropout", "Mu
 _recording = threading.Lock()
 
 
-def load_tokenizer(directory: Path) -> Any:
-    """Load the tokenizer of a model; raises a ModelError if it is missing or damaged."""
+def load_tokenizer(directory: Path, *, needs_weights: bool = True) -> Any:
+    """Load the tokenizer of a model; `needs_weights` as for `layout.check_directory`.
+
+    Raises:
+        ModelError: it is missing or damaged.
+    """
     from transformers import AutoTokenizer
 
-    layout.check_directory(directory)
+    layout.check_directory(directory, needs_weights=needs_weights)
     with _explained(directory):
         return AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
 
 
-def load_configs(directory: Path) -> tuple[Any, Any]:
-    """The config and the generation config of a causal language model; raises a ModelError if they are damaged."""
+def load_configs(directory: Path, *, needs_weights: bool = True) -> tuple[Any, Any]:
+    """The config and the generation config of a causal language model; `needs_weights` as for `layout.check_directory`.
+
+    Raises:
+        ModelError: they are damaged.
+    """
     from transformers import AutoConfig, GenerationConfig
 
-    layout.check_directory(directory)
+    layout.check_directory(directory, needs_weights=needs_weights)
     with _explained(directory):
         model = AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
         if (directory / "generation_config.json").exists():

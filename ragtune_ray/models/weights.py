@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -110,7 +110,7 @@ def resolve(name: str) -> Model:
         layout.check_directory(Path(name))
     elif name in EMBEDDED:
         directory = fetch(name)
-    elif name.startswith((".", "/", "~")) or name.partition("@")[0].count("/") != 1:  # not a hub name
+    elif not _is_hub_name(name):
         raise ModelError(
             f"model {name!r}: no such directory, and no embedded model ({', '.join(EMBEDDED)}); "
             "name a directory, a hub name such as organisation/model, or one of these"
@@ -251,12 +251,32 @@ def content_files(directory: Path) -> list[str]:
     return [path.relative_to(directory).as_posix() for path in relevant]
 
 
-def _from_hub(name: str, *, local_files_only: bool = False) -> Path:
+def described(name: str) -> Path:
+    """A directory with a model's config and tokenizer; of a model on a hub, the weights are not fetched.
+
+    Raises:
+        ModelError: as for `resolve`.
+    """
+    if name in _staged or not _is_hub_name(name):
+        return weights_of(resolve(name))
+    directory = _from_hub(name, suffixes=_CONTENT_SUFFIXES - {".safetensors"})
+    layout.check_directory(directory, needs_weights=False)
+    return directory
+
+
+def _is_hub_name(name: str) -> bool:
+    is_path = name.startswith((".", "/", "~")) or "://" in name or Path(name).is_dir()
+    return not is_path and name.partition("@")[0].count("/") == 1
+
+
+def _from_hub(
+    name: str, *, local_files_only: bool = False, suffixes: Collection[str] = frozenset(_CONTENT_SUFFIXES)
+) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     repository, _, revision = name.partition("@")
-    patterns = [f"*{suffix}" for suffix in sorted(_CONTENT_SUFFIXES)]
+    patterns = [f"*{suffix}" for suffix in sorted(suffixes)]
     try:
         found = snapshot_download(
             repository, revision=revision or None, allow_patterns=patterns, local_files_only=local_files_only

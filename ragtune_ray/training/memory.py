@@ -75,12 +75,12 @@ def plan_for(settings: config.Config) -> MemoryPlan:
         raise config.ConfigError(
             f"training.objective={settings.training.objective}: memory is planned for sft, the training of the generator"
         )
-    directory = weights.weights_of(weights.resolve(settings.generator.model))
+    directory = weights.described(settings.generator.model)
     longest = UNKNOWN_ANSWER_TOKENS
     if settings.queries.path:
         rows = queries.read_queries(settings.queries.path)
         answers = [answer for row in rows if isinstance(row, schema.Query) for answer in row.answers or ()]
-        tokens = ChatTokenizer(loading.load_tokenizer(directory)).encode(answers)
+        tokens = ChatTokenizer(loading.load_tokenizer(directory, needs_weights=False)).encode(answers)
         longest = max(map(len, tokens), default=longest) + 1  # and the end token
     return plan(settings, directory, longest, "cuda" if settings.cluster.gpus_per_worker else "cpu")
 

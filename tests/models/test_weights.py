@@ -183,6 +183,27 @@ def test_hub_model_is_checked_like_a_directory(directory: Path, monkeypatch: pyt
         weights_module.resolve("organisation/model")
 
 
+def test_a_description_of_a_hub_model_is_fetched_without_its_weights(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    asked: list[str] = []
+
+    def fetch(_: str, *, allow_patterns: list[str], **__: Any) -> str:
+        asked.extend(allow_patterns)
+        return str(directory)
+
+    (directory / "model.safetensors").unlink()
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    assert weights_module.described("organisation/model") == directory
+    assert {"*.json", "*.jinja", "*.model"} <= set(asked)
+    assert "*.safetensors" not in asked
+    (directory / "config.json").write_text('{"auto_map": {}, "trust_remote_code": true}')
+    with pytest.raises(weights_module.ModelError, match="trust_remote_code"):
+        weights_module.described("organisation/model")
+
+
 class Pip:
     """Replaces `pip download`: copies a wheel to the requested directory, or fails as pip does."""
 

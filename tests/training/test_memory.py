@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
+from transformers import Qwen3Config
 
 from ragtune_ray import config
 from ragtune_ray.generation import shared_prefixes
@@ -101,6 +102,35 @@ def test_weights_gradients_and_moments_are_counted_by_their_type(directory: Path
     sharded = counts("training.strategy=fsdp", "training.workers=4")
     assert (sharded.weights, sharded.optimizer) == (full.weights // 4, full.optimizer // 4)
     assert sharded.weights < sharded.loading < full.weights
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("changes", "gigabytes"),
+    # Linear layers of the blocks: 6.95e9 weights in .516 bytes each or 2; embeddings and the last layer: 1.24e9 in 2 bytes;
+    # adapters: 43.6e6 in 4 bytes, their gradients and two moments.
+    [(["training.quantization=nf4"], 6.95 * 0.516 + 2.49 + 4 * 0.175), ([], 6.95 * 2 + 2.49 + 4 * 0.175)],
+)
+def test_adapters_on_a_model_of_8_billion_weights_fit_on_a_card_of_24_gb(
+    tmp_path: Path, changes: list[str], gigabytes: float
+) -> None:
+    Qwen3Config(
+        hidden_size=4096,
+        num_hidden_layers=36,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        head_dim=128,
+        intermediate_size=12288,
+        vocab_size=151936,
+        dtype="bfloat16",
+        architectures=["Qwen3ForCausalLM"],
+    ).save_pretrained(tmp_path)  # Qwen/Qwen3-8B, without its weights
+    given = ["training.lora_rank=16", "training.gradient_checkpointing=true", "training.precision=bfloat16"]
+    lengths = ["training.micro_batch_tokens=4096", "training.max_tokens=4096"]
+    plan = memory.plan(config.Config().using(*given, *lengths, *changes), tmp_path, 128, "cuda")
+    held = plan.weights + plan.gradients + plan.optimizer
+    assert held == pytest.approx(gigabytes * 1e9, rel=0.02)
+    assert plan.device_bytes < 21e9
 
 
 def test_the_questions_decide_how_long_answers_are(directory: Path, tmp_path: Path) -> None:
