@@ -18,6 +18,7 @@ from ragtune_ray.generation.decoding import DecodingBatch, check_architecture, c
 from ragtune_ray.generation.interface import Completion, DecodingOptions, Finish, GeneratorError, Prompt
 from ragtune_ray.generation.lora import Adapters
 from ragtune_ray.generation.openai_client import OpenAIGenerator
+from ragtune_ray.generation.prefix_cache import num_common, prefix_cache
 from ragtune_ray.generation.row import Row, failed_completion, to_rows
 from ragtune_ray.generation.sampling import choose_tokens
 from ragtune_ray.generation.shared_prefixes import IGNORED
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from ragtune_ray.generation.vllm_generator import VllmGenerator
 
 _logger = logging.getLogger(__name__)
+_PREFIX_SHARE = 4  # beginnings kept: at most one part in four of `batch_tokens`
+_SYSTEM_TEXTS = 64  # of which the tokens are remembered
 _FORWARD_TOKENS = {"cpu": 512, "cuda": 16384}  # padded tokens per prefill pass; on a CPU larger passes gain 10 %
 
 
@@ -116,6 +119,8 @@ class TransformersGenerator:
         self.end_tokens = end_tokens(self._model.generation_config, tokenizer)
         self._chat = ChatTokenizer(tokenizer)
         self._pad_token = int(tokenizer.pad_token_id or 0)
+        self._prefixes = prefix_cache(self._model, batch_tokens // _PREFIX_SHARE)
+        self._system_ids: dict[str, list[int]] = {}
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Number of tokens of each text, exactly as `generate` counts a rendered prompt."""
@@ -164,7 +169,9 @@ class TransformersGenerator:
 
     def open_batch(self, max_rows: int) -> DecodingBatch:
         """An empty batch that at most `max_rows` rows may join, within `batch_tokens`."""
-        return DecodingBatch(self._model, [], 0, self._prefill_tokens, max_rows, self._batch_tokens)
+        return DecodingBatch(
+            self._model, [], 0, self._prefill_tokens, max_rows, self._batch_tokens, prefixes=self._prefixes
+        )
 
     def load_adapters(self, directories: Mapping[str, Path]) -> Adapters:
         """Load LoRA adapters (name -> directory) for this model; batches that apply none compute the same bits as before."""
@@ -204,7 +211,24 @@ class TransformersGenerator:
         self, prompts: Sequence[Prompt], **options: Unpack[DecodingOptions]
     ) -> tuple[list[Row], dict[int, Completion]]:
         encoded = self._chat.encode([self.render(prompt.messages) for prompt in prompts])
-        return to_rows(encoded, self.context_tokens, **options)
+        rows, failed = to_rows(encoded, self.context_tokens, **options)
+        for row in rows:
+            row.num_shared = self._num_shared(prompts[row.index].messages, row.ids)
+        return rows, failed
+
+    def _num_shared(self, messages: Sequence[tuple[str, str]], ids: Sequence[int]) -> int:
+        """Tokens at the beginning of a prompt that only its system message decides; 0 if they are too few to be kept."""
+        if self._prefixes is None or not messages or messages[0][0] != "system":
+            return 0
+        text = messages[0][1]
+        if text not in self._system_ids:
+            # What prompts with this message begin with, whatever the user says.
+            one, other = self._chat.encode([self.render((("system", text), ("user", said))) for said in ("a", "9")])
+            if len(self._system_ids) >= _SYSTEM_TEXTS:
+                self._system_ids.clear()
+            self._system_ids[text] = one[: num_common(one, other)]
+        found = num_common(self._system_ids[text], ids[:-1])
+        return found if self._prefixes.pays(found) else 0
 
     def _complete(self, batch: Sequence[Row]) -> dict[int, Completion]:
         started = time.perf_counter()
@@ -227,7 +251,14 @@ class TransformersGenerator:
         """Generate until every row of the batch is finished; yield after each token. For `watch` see `Row.append`."""
         alive = list(batch)
         room = max(row.room for row in alive)
-        decoding = DecodingBatch(self._model, [row.ids for row in alive], room, self._prefill_tokens)
+        decoding = DecodingBatch(
+            self._model,
+            [row.ids for row in alive],
+            room,
+            self._prefill_tokens,
+            prefixes=self._prefixes,
+            num_shared=[row.num_shared for row in alive],
+        )
         while True:
             for row, token in zip(alive, choose_tokens(decoding.logits, alive), strict=True):
                 if token is None:

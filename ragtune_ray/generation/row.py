@@ -31,6 +31,8 @@ class Row:
     top_p: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
+    num_shared: int = 0
+    """Tokens at the beginning of `ids` that are computed by themselves; see `prefix_cache`."""
     generated: list[int] = field(default_factory=list)
     finish: Finish | None = None
     """None while it is being decoded."""
@@ -51,7 +53,8 @@ class Row:
     def fresh(self) -> Row:
         """The same prompt and options, before the first token."""
         options = (self.room, self.seed, self.temperature, self.stop, self.top_p)
-        return Row(self.index, self.ids, *options, self.presence_penalty, self.frequency_penalty)
+        penalties = (self.presence_penalty, self.frequency_penalty)
+        return Row(self.index, self.ids, *options, *penalties, num_shared=self.num_shared)
 
     def append(
         self, token: int, end_tokens: frozenset[int], decode: Callable[[Sequence[int]], str], *, watch: bool

@@ -69,7 +69,8 @@ class RunningBatch:
 
         try:
             with self._adapted([request]):
-                self._batch.join([row.ids], row.room, check_between_layers)
+                shared = 0 if request.adapter else row.num_shared  # an adapter changes keys and values
+                self._batch.join([row.ids], row.room, [shared], check_between_layers)
         except _AbandonedError:
             self._left.append(request)
             return

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import DynamicCache
 
 logger = logging.getLogger(__name__)
 
@@ -99,6 +100,29 @@ class PackedNorm(nn.Module):
         return normal
 
 
+class ContinuedCache(DynamicCache):  # type: ignore[misc]  # transformers is untyped here
+    """Keys and values of a pass without padding on the left, which may continue tokens of an earlier pass.
+
+    `PackedAttention` then needs no mask. `between_layers` is called whenever a layer writes, that is, between two layers.
+    """
+
+    def __init__(self, between_layers: Callable[[], None] | None = None) -> None:
+        super().__init__()
+        self._between_layers = between_layers
+
+    def begin(self, states: Sequence[tuple[torch.Tensor, torch.Tensor]], num_rows: int) -> None:
+        """Put the keys and values of an earlier pass of one row, (1, heads, tokens, head size) per layer, before every row."""
+        for number, (keys, values) in enumerate(states):
+            super().update(keys.expand(num_rows, -1, -1, -1), values.expand(num_rows, -1, -1, -1), number)
+
+    def update(self, *states: Any, **rest: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """Call `between_layers`, then update as the base class does."""
+        if self._between_layers is not None:
+            self._between_layers()
+        updated: tuple[torch.Tensor, torch.Tensor] = super().update(*states, **rest)
+        return updated
+
+
 class PackedAttention(nn.Module):
     """The attention of Llama-like models, a module `layer`, in fewer operators.
 
@@ -144,6 +168,11 @@ class PackedAttention(nn.Module):
         values = values.transpose(1, 2)
         if past_key_values is not None:
             keys, values = past_key_values.update(keys, values, self.layer_number)
+        num_earlier = keys.shape[2] - queries.shape[2]
+        if num_earlier and isinstance(past_key_values, ContinuedCache):
+            # Queries of zeros in the place of earlier tokens: the kernel for causal attention skips what a mask would hide.
+            queries = nn.functional.pad(queries, (0, 0, num_earlier, 0))
+            return self.o_proj(self._attend(queries, keys, values, None)[:, num_earlier:]), None
         return self.o_proj(self._attend(queries, keys, values, attention_mask)), None
 
     def _attend(

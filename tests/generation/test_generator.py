@@ -211,11 +211,11 @@ def test_a_failing_batch_is_halved_until_only_the_bad_row_fails(
     sizes = []
 
     class Failing(DecodingBatch):
-        def __init__(self, model: Any, ids: Any, *rest: Any) -> None:
+        def __init__(self, model: Any, ids: Any, *rest: Any, **more: Any) -> None:
             sizes.append(len(ids))
             if bad in ids:
                 raise failure("no memory")
-            super().__init__(model, ids, *rest)
+            super().__init__(model, ids, *rest, **more)
 
     (bad,) = tiny._chat.encode([tiny.render(prompts[-1].messages)])
     monkeypatch.setattr(generator, "DecodingBatch", Failing)
@@ -231,9 +231,9 @@ def test_batches_stay_within_their_token_budget(directory: Path, monkeypatch: py
     seen = []
 
     class Watching(DecodingBatch):
-        def __init__(self, model: Any, ids: Any, room: int, prefill_tokens: int) -> None:
+        def __init__(self, model: Any, ids: Any, room: int, prefill_tokens: int, **more: Any) -> None:
             seen.append(len(ids) * (max(map(len, ids)) + room))
-            super().__init__(model, ids, room, prefill_tokens)
+            super().__init__(model, ids, room, prefill_tokens, **more)
 
     monkeypatch.setattr(generator, "DecodingBatch", Watching)
     small.generate(some_prompts(), max_new_tokens=5)
