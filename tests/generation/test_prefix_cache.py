@@ -137,17 +137,23 @@ def test_requests_with_an_adapter_do_not_use_the_states_of_the_base_model(
     directory: Path, generator: TransformersGenerator, tmp_path: Path
 ) -> None:
     adapter = save_adapter(directory, tmp_path / "adapter", seed=0)
-    prompts = prompts_with(SYSTEM, 2)
+    prompts = prompts_with(SYSTEM, 4)
 
-    def answers(name: str) -> list[str]:
-        requests = [engine.submit(prompt, max_new_tokens=8, adapter=name) for prompt in prompts]
-        return [request.completion().text for request in requests]
+    def answers(*names: str) -> list[list[float]]:
+        """The log probabilities of the answers, by an engine that is asked with these adapters, one after another."""
+        fresh = TransformersGenerator(directory, precision="auto", batch_tokens=4000, device="cpu")
+        engine = ContinuousGenerator(fresh, adapters={"other": adapter})
+        found = []
+        for name in names:
+            requests = [engine.submit(prompt, max_new_tokens=8, adapter=name) for prompt in prompts]
+            found.append([request.completion().log_probability for request in requests])
+        engine.close()
+        return found
 
-    engine = ContinuousGenerator(generator, adapters={"other": adapter})
-    alone = answers("other")
-    base = answers("")
-    assert answers("other") == alone != base
-    engine.close()
+    base, other = answers("", "other")
+    assert answers("other", "") == [other, base]
+    assert other != base
+    assert base == [made.log_probability for made in generator.generate(prompts, max_new_tokens=8)]
 
 
 def test_only_packed_models_without_a_sliding_window_have_a_cache() -> None:
