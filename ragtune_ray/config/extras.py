@@ -25,9 +25,10 @@ def missing(settings: Config) -> list[str]:
     needed = {
         "openai": "openai" in engines,
         "vllm": "vllm" in engines,
+        "quantization": settings.training.quantization != "none",
         "s3": any(text.startswith("s3://") for text in _texts(settings.model_dump())),
     }
-    libraries = {"openai": "openai", "vllm": "vllm", "s3": "s3fs"}
+    libraries = {"openai": "openai", "vllm": "vllm", "quantization": "bitsandbytes", "s3": "s3fs"}
     return [name for name in needed if needed[name] and importlib.util.find_spec(libraries[name]) is None]
 
 

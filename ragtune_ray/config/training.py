@@ -56,9 +56,9 @@ class Training(Section):
     lora_alpha: float = Field(32.0, gt=0)
     """Scale of the LoRA adapters: their output is multiplied by lora_alpha / lora_rank."""
     quantization: Literal["none", "nf4"] = "none"
-    """Number format of the frozen weights under LoRA adapters. `nf4`: four bits (QLoRA, Dettmers et al. 2023), with which a
-    model of 8 billion parameters takes 6 GB instead of 16; needs `pip install 'ragtune-ray[quantization]'`. The trained
-    adapters are merged into the weights of the model as it was. `none`: as the model stores them."""
+    """Number format of the frozen weights under LoRA adapters. `nf4`: four bits (QLoRA, Dettmers et al. 2023), with which
+    a model of 8 billion parameters takes 6 GB instead of 16; needs the extra `quantization`. The trained adapters are
+    merged into the weights of the model as it was. `none`: as the model stores them."""
     compile: bool = False
     """`sft` with `ddp`: compile the model with torch.compile, which needs a C++ compiler on every worker and takes a
     minute or more before the first step."""

@@ -9,7 +9,7 @@ Differences from transformers' `model.generate`:
    which can decide near-ties between tokens. In float32, logits differed by up to 6e-5 and no text changed. In bfloat16, one
    text in ten changed. So on a CPU in bfloat16 every prompt is prefilled alone (`prefill_tokens` 0) and a step multiplies a
    few rows at a time (`packing`), and each row gets the same bits in every batch.
-4. A system message is prefilled once (`prefix_cache`).
+4. A system message is prefilled once (`shared_prefixes.PrefixCache`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
 from ragtune_ray.generation.interface import GeneratorError
-from ragtune_ray.generation.prefix_cache import PrefixCache
+from ragtune_ray.generation.shared_prefixes import PrefixCache
 from ragtune_ray.models.packing import ContinuedCache
 from ragtune_ray.models.token_batches import padded_length
 

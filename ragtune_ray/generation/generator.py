@@ -18,10 +18,9 @@ from ragtune_ray.generation.decoding import DecodingBatch, check_architecture, c
 from ragtune_ray.generation.interface import Completion, DecodingOptions, Finish, GeneratorError, Prompt
 from ragtune_ray.generation.lora import Adapters
 from ragtune_ray.generation.openai_client import OpenAIGenerator
-from ragtune_ray.generation.prefix_cache import num_common, prefix_cache
 from ragtune_ray.generation.row import Row, failed_completion, to_rows
 from ragtune_ray.generation.sampling import choose_tokens
-from ragtune_ray.generation.shared_prefixes import IGNORED
+from ragtune_ray.generation.shared_prefixes import IGNORED, num_common, prefix_cache
 from ragtune_ray.models import loading, weights
 from ragtune_ray.models.hardware import Precision, choose_device, resolve_precision
 from ragtune_ray.models.packing import pack

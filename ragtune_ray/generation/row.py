@@ -32,7 +32,7 @@ class Row:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     num_shared: int = 0
-    """Tokens at the beginning of `ids` that are computed by themselves; see `prefix_cache`."""
+    """Tokens at the beginning of `ids` that are computed by themselves; see `shared_prefixes.PrefixCache`."""
     generated: list[int] = field(default_factory=list)
     finish: Finish | None = None
     """None while it is being decoded."""

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ragtune_ray.config.extras import install_command
 from ragtune_ray.models import layout
 from ragtune_ray.models.late_interaction import MODEL_TYPE
 from ragtune_ray.models.layout import ModelError
@@ -98,7 +99,7 @@ def _quantized(directory: Path, device: str) -> dict[str, Any]:
     """What makes transformers load a model in four bits."""
     if importlib.util.find_spec("bitsandbytes") is None:
         raise layout.ModelError(
-            f"model {directory}: training.quantization=nf4 needs bitsandbytes; run: pip install 'ragtune-ray[quantization]'"
+            f"model {directory}: training.quantization=nf4 needs bitsandbytes; run: {install_command('quantization')}"
         )
     import torch
     from transformers import BitsAndBytesConfig

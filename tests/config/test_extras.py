@@ -54,3 +54,5 @@ def test_settings_need_the_libraries_of_their_urls_and_engines(monkeypatch: pyte
     ]
     hosted = config.Config().using("compare.hosted={a: {model: m}}", "compare.variants={b: {encoder.model: s3://b/m}}")
     assert extras.missing(hosted) == ["openai", "s3"]
+    quantized = config.Config().using("training.lora_rank=8", "training.quantization=nf4")
+    assert extras.missing(quantized) == ["quantization"]

@@ -12,7 +12,7 @@ from ragtune_ray.generation.continuous import ContinuousGenerator
 from ragtune_ray.generation.decoding import DecodingBatch
 from ragtune_ray.generation.generator import TransformersGenerator
 from ragtune_ray.generation.interface import Prompt
-from ragtune_ray.generation.prefix_cache import PrefixCache, prefix_cache
+from ragtune_ray.generation.shared_prefixes import PrefixCache, prefix_cache
 from ragtune_ray.models import packing
 from ragtune_ray.models.hardware import resolve_precision
 from tests.support.models import save_adapter, save_model, save_tokenizer

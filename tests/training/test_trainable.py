@@ -134,7 +134,7 @@ def test_without_bitsandbytes_quantization_says_how_to_install_it(
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     settings = config.Config().using("training.lora_rank=4", "training.quantization=nf4")
-    with pytest.raises(weights_module.ModelError, match=r"pip install 'ragtune-ray\[quantization\]'"):
+    with pytest.raises(weights_module.ModelError, match=r"pip install 'bitsandbytes>=0\.46'"):
         trainable.load_objective(settings, generator_directory, {})
 
 
