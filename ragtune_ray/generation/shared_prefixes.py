@@ -28,6 +28,7 @@ IGNORED = -100
 OWN_TOKENS = 512
 """Most tokens of a group without its shared beginning: attention computes all their pairs, though most are masked."""
 _FEWEST_TOKENS = 32  # a shorter beginning saves less than a second pass over the layers costs
+_PASS_TOKENS = 256  # a pass costs what this many tokens cost, so a batch with more padding is better divided
 _PADDING, _SHARED = -1, 0
 """Segments of padding and of the shared beginning; the own tokens of the prompts have segments from 1 on."""
 
@@ -59,7 +60,7 @@ def batches(
         groups(prompts, answers, batch_tokens) if supports_sharing(model) else [[row] for row in range(len(prompts))]
     )
     lengths = [num_tokens([prompts[row] for row in group], [answers[row] for row in group]) for group in found]
-    for batch in batches_by_length(np.array(lengths), batch_tokens):
+    for batch in batches_by_length(np.array(lengths), batch_tokens, _PASS_TOKENS):
         yield [found[number] for number in batch]
 
 

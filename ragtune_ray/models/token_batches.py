@@ -42,22 +42,29 @@ def padded_tokens(model: Any, rows: Sequence[Sequence[int] | np.ndarray]) -> dic
     return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
 
 
-def batches_by_length(lengths: np.ndarray, batch_tokens: int) -> list[np.ndarray]:
+def batches_by_length(lengths: np.ndarray, batch_tokens: int, most_padding: int | None = None) -> list[np.ndarray]:
     """Row numbers in batches of similar length, the longest first.
 
     >>> [batch.tolist() for batch in batches_by_length(np.array([1, 9, 8, 2]), 18)]
     [[1, 2], [3, 0]]
+    >>> [batch.tolist() for batch in batches_by_length(np.array([1, 9, 8, 2]), 100, most_padding=8)]
+    [[1, 2, 3], [0]]
 
     Args:
         lengths: tokens per row, (num_rows,).
         batch_tokens: maximum tokens of a padded batch; a single row may be longer.
+        most_padding: maximum tokens of padding in a batch; None: any number.
     """
     order = np.argsort(-lengths, kind="stable")
     batches, first = [], 0
     while first < len(order):
-        rows = max(1, batch_tokens // max(1, int(lengths[order[first]])))
-        batches.append(order[first : first + rows])
-        first += rows
+        longest = int(lengths[order[first]])
+        rows = order[first : first + max(1, batch_tokens // max(1, longest))]
+        if most_padding is not None:
+            padding = np.cumsum(longest - lengths[rows])
+            rows = rows[: int(np.searchsorted(padding, most_padding, side="right"))]
+        batches.append(rows)
+        first += len(rows)
     return batches
 
 

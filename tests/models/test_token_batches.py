@@ -20,3 +20,14 @@ def test_batches_contain_every_row_once_within_the_budget(lengths: list[int], bu
 
 def test_batches_are_as_large_as_the_budget_allows() -> None:
     assert [len(batch) for batch in batches_by_length(np.full(10, 16), 64)] == [4, 4, 2]
+
+
+@given(st.lists(st.integers(1, 600), min_size=1, max_size=60), st.integers(0, 500))
+def test_batches_are_divided_only_where_padding_would_be_more_than_allowed(lengths: list[int], most: int) -> None:
+    batches = batches_by_length(np.array(lengths, dtype=np.int64), 10**6, most)
+    assert sorted(row for batch in batches for row in batch.tolist()) == list(range(len(lengths)))
+    ordered = [[lengths[row] for row in batch] for batch in batches]
+    for batch, following in zip(ordered, [*ordered[1:], []], strict=True):
+        padding = sum(batch[0] - length for length in batch)
+        assert padding <= most
+        assert not following or padding + batch[0] - following[0] > most
