@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -10,6 +10,18 @@ from ragtune_ray.config.models import Precision
 from ragtune_ray.config.section import Section
 
 Objective = Literal["sft", "contrastive", "distillation", "query_side", "joint", "reranker"]
+
+_UNRELATED = {
+    "name",
+    "max_failures",
+    "workers",
+    "max_workers",
+    "checkpoint_steps",
+    "micro_batch_tokens",
+    "gradient_checkpointing",
+    "compile",
+}
+"""Settings that do not affect what is learned."""
 
 
 class Training(Section):
@@ -113,6 +125,13 @@ class Training(Section):
     """Teacher scores (retrieval: scaled to 0..1 per query; generator: nats per token) are divided by this."""
     contrastive_weight: float = Field(0.1, ge=0)
     """Weight of the contrastive loss added to the teacher's loss. 0: the teacher's loss alone."""
+
+    def identity(self) -> dict[str, Any]:
+        """What identifies a trained model: the settings that affect what is learned."""
+        later = (
+            set() if self.quantization != "none" else {"quantization"}
+        )  # a new key would change the id of older models
+        return self.model_dump(mode="json", exclude=_UNRELATED | later)
 
     @property
     def learns_from_generator(self) -> bool:

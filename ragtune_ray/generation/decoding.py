@@ -260,8 +260,8 @@ class RowLayer(DynamicLayer):  # type: ignore[misc]  # transformers is untyped h
 
     def fill(self, first: int, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Write states (rows, heads, tokens, size) at the beginning of the rows from `first` on."""
-        rows, tokens = slice(first, first + len(keys)), keys.shape[2]
-        self.keys[rows, :, :tokens], self.values[rows, :, :tokens] = keys, values
+        rows, tokens = slice(first, first + len(keys)), min(keys.shape[2], self.keys.shape[2])  # beyond is padding
+        self.keys[rows, :, :tokens], self.values[rows, :, :tokens] = keys[:, :, :tokens], values[:, :, :tokens]
         self.keys[rows, :, tokens:] = self.values[rows, :, tokens:] = 0  # masked positions must not contain NaN
 
     def move(self, source: int, target: int, tokens: int) -> None:

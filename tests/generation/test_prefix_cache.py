@@ -82,6 +82,16 @@ def test_a_prompt_in_two_passes_has_the_logits_of_one_pass(model: Any, lengths: 
         torch.testing.assert_close(batch.logits.float(), whole.logits.float(), rtol=0.02, atol=0.05)
 
 
+def test_padding_beyond_the_reserved_positions_is_cut(model: Any) -> None:
+    prompt = torch.randint(300, (60,)).tolist()  # 40 and 20, padded to 32, in 64 positions
+    whole = DecodingBatch(model, [prompt], 4, 0)
+    divided = DecodingBatch(model, [prompt], 4, 0, prefixes=PrefixCache(model, 100), num_shared=[40])
+    for _ in range(3):
+        torch.testing.assert_close(divided.logits.float(), whole.logits.float(), rtol=0.02, atol=0.05)
+        for batch in (whole, divided):
+            batch.step(torch.tensor([7]))
+
+
 def test_numbers_do_not_depend_on_what_is_in_the_cache(model: Any) -> None:
     prompt = torch.randint(300, (70,)).tolist()
     cache = PrefixCache(model, 1000)

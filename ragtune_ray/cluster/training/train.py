@@ -45,16 +45,6 @@ KEPT_CHECKPOINTS = 2
 POLL_SECONDS = 0.5
 BYTES_PER_WEIGHT = 4 * (3 + 1) * (KEPT_CHECKPOINTS + 1)
 """Disk space per weight: it, two moments and its best value in float32, for each kept checkpoint and the next one."""
-UNRELATED = {
-    "name",
-    "max_failures",
-    "workers",
-    "max_workers",
-    "checkpoint_steps",
-    "micro_batch_tokens",
-    "gradient_checkpointing",
-}
-"""Fields of `training` that do not affect what is learned."""
 
 
 class TrainResult(Result):
@@ -122,7 +112,7 @@ def _identity(
         "format": FORMAT,
         "examples": runs.read_manifest(examples)["manifest_sha256"],
         "base": base.fingerprint,
-        "training": training.model_dump(mode="json", exclude=UNRELATED),
+        "training": training.identity(),
         "prefixes": prefixes if training.objective != "sft" else None,
         "seed": settings.seed,
     }

@@ -17,7 +17,6 @@ from ragtune_ray import config, progress
 from ragtune_ray.cluster import runs, session, staged_queries
 from ragtune_ray.cluster.answering import answer, evaluate
 from ragtune_ray.cluster.comparing import check
-from ragtune_ray.cluster.training import train as train_module
 from ragtune_ray.cluster.tuning import forecast, labelling
 from ragtune_ray.cluster.tuning.judging import hits_of, queries_of
 from ragtune_ray.cluster.tuning.rounds import Rounds, TuneError
@@ -180,7 +179,7 @@ def _identity(settings: config.Config) -> dict[str, Any]:
             runs.query_model_fingerprint(settings),
             runs.generator_fingerprint(settings.generator),
         ],
-        "training": settings.training.model_dump(mode="json", exclude=train_module.UNRELATED),
+        "training": settings.training.identity(),
         "metric": settings.compare.metric,
         "settings": {
             **settings.model_dump(mode="json", include={"prompt", "generator", "seed"}),
