@@ -154,6 +154,7 @@ class PackedAttention(nn.Module):
         position_embeddings: tuple[torch.Tensor, torch.Tensor],
         attention_mask: torch.Tensor | None = None,
         past_key_values: Any = None,
+        is_causal: bool | None = None,
         **_: Any,
     ) -> tuple[torch.Tensor, None]:
         """Map (rows, tokens, hidden) to the same shape; the arguments are those of transformers' attention layers."""
@@ -172,18 +173,24 @@ class PackedAttention(nn.Module):
         if num_earlier and isinstance(past_key_values, ContinuedCache):
             # Queries of zeros in the place of earlier tokens: the kernel for causal attention skips what a mask would hide.
             queries = nn.functional.pad(queries, (0, 0, num_earlier, 0))
-            return self.o_proj(self._attend(queries, keys, values, None)[:, num_earlier:]), None
-        return self.o_proj(self._attend(queries, keys, values, attention_mask)), None
+            return self.o_proj(self._attend(queries, keys, values, None, is_causal=True)[:, num_earlier:]), None
+        is_causal = attention_mask is None and (self.is_causal if is_causal is None else is_causal)
+        return self.o_proj(self._attend(queries, keys, values, attention_mask, is_causal=is_causal)), None
 
     def _attend(
-        self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None
+        self,
+        queries: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        mask: torch.Tensor | None,
+        *,
+        is_causal: bool,
     ) -> torch.Tensor:
         """(rows, heads, tokens, head size) to (rows, tokens, features)."""
         attend = nn.functional.scaled_dot_product_attention
         if queries.shape[2] == 1:
             groups = queries.reshape(len(queries), self.num_key_heads, -1, self.head_size)
             return attend(groups, keys, values, mask, scale=self.scaling).flatten(1).unsqueeze(1)
-        is_causal = self.is_causal and mask is None
         attended = attend(queries, keys, values, mask, is_causal=is_causal, scale=self.scaling, enable_gqa=True)
         return attended.transpose(1, 2).flatten(2)
 
