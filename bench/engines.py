@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Literal, ParamSpec, Protocol, TypeVar
+from typing import Literal, ParamSpec, TypeVar
 
 import torch
 
@@ -30,7 +30,6 @@ from ragtune_ray.generation.continuous import ContinuousGenerator
 from ragtune_ray.generation.decoding import DecodingBatch
 from ragtune_ray.generation.generator import TransformersGenerator
 from ragtune_ray.generation.interface import Completion, Prompt
-from ragtune_ray.generation.request import Request
 from ragtune_ray.generation.vllm_generator import VllmGenerator, cache_bytes
 from ragtune_ray.models import hardware, loading, weights
 from ragtune_ray.models.packing import pack
@@ -41,13 +40,6 @@ EngineName = Literal["transformers", "vllm"]
 ENGINES: tuple[EngineName, ...] = ("transformers", "vllm")
 P = ParamSpec("P")
 T = TypeVar("T")
-
-
-class Served(Protocol):
-    """What both engines of the endpoint have."""
-
-    def submit(self, prompt: Prompt, *, max_new_tokens: int) -> Request:
-        """Queue a prompt."""
 
 
 class Process:

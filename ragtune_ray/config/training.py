@@ -128,10 +128,9 @@ class Training(Section):
 
     def identity(self) -> dict[str, Any]:
         """What identifies a trained model: the settings that affect what is learned."""
-        later = (
-            set() if self.quantization != "none" else {"quantization"}
-        )  # a new key would change the id of older models
-        return self.model_dump(mode="json", exclude=_UNRELATED | later)
+        # A setting that is newer than finished models is left out at its old value, so that they are found again.
+        newer = {"quantization"} if self.quantization == "none" else set()
+        return self.model_dump(mode="json", exclude=_UNRELATED | newer)
 
     @property
     def learns_from_generator(self) -> bool:

@@ -121,8 +121,7 @@ class DecodingBatch:
         limits = [len(prompt) + max_new_tokens for prompt in prompts]
         for group in _groups(prompts, self._prefill_tokens):
             group_prompts = [prompts[row] for row in group]
-            beginning = self._beginning([(prompts[row], num_shared[row]) for row in group] if num_shared else [])
-            cache, logits = self._prefill(group_prompts, beginning, between_layers)
+            cache, logits = self._prefill(group_prompts, num_shared[group.start : group.stop], between_layers)
             first = len(self)
             self._reserve(cache, first + len(group), self._capacity(limits))
             for layer, filled in zip(self._layers, cache.layers, strict=True):
@@ -147,27 +146,31 @@ class DecodingBatch:
         if not self._limits:
             self._layers = []  # frees the memory
 
-    def _beginning(self, rows: Sequence[tuple[Sequence[int], int]]) -> Sequence[int]:
-        """The beginning that these prompts share and that is computed by itself; empty if there is none."""
-        found = {tuple(prompt[:num_shared]) for prompt, num_shared in rows}
-        return found.pop() if len(found) == 1 and self._prefixes is not None else ()
-
     def _prefill(
-        self, prompts: Sequence[Sequence[int]], beginning: Sequence[int], between_layers: Callable[[], None] | None
+        self, prompts: Sequence[Sequence[int]], num_shared: Sequence[int], between_layers: Callable[[], None] | None
     ) -> tuple[ContinuedCache, torch.Tensor]:
         """One forward pass over prompts padded on the right: keys and values, and the logits after each prompt."""
-        cache = ContinuedCache(between_layers)
-        if beginning and self._prefixes is not None:
-            cache.begin(self._prefixes.states(beginning, between_layers), len(prompts))
-        tails = [prompt[len(beginning) :] for prompt in prompts]
+        cache, num_begun = self._begun(prompts, num_shared, between_layers)
+        tails = [prompt[num_begun:] for prompt in prompts]
         longest = max(len(tail) for tail in tails)
-        ids = torch.zeros(len(tails), padded_length(longest, self._context_tokens - len(beginning)), dtype=torch.long)
+        ids = torch.zeros(len(tails), padded_length(longest, self._context_tokens - num_begun), dtype=torch.long)
         for place, tail in enumerate(tails):
             ids[place, : len(tail)] = torch.tensor(tail)
         last = torch.tensor([len(tail) - 1 for tail in tails], device=self._device)
         ends, place_of_end = torch.unique(last, return_inverse=True)
         output = self._model(input_ids=ids.to(self._device), past_key_values=cache, use_cache=True, logits_to_keep=ends)
         return cache, output.logits[torch.arange(len(prompts), device=self._device), place_of_end]
+
+    def _begun(
+        self, prompts: Sequence[Sequence[int]], num_shared: Sequence[int], between_layers: Callable[[], None] | None
+    ) -> tuple[ContinuedCache, int]:
+        """A cache with the beginning that all these prompts share, and its length; empty if none is computed by itself."""
+        cache = ContinuedCache(between_layers)
+        beginnings = {tuple(prompt[:count]) for prompt, count in zip(prompts, num_shared, strict=False)}
+        if self._prefixes is None or len(beginnings) != 1 or not (beginning := beginnings.pop()):
+            return cache, 0
+        cache.begin(self._prefixes.states(beginning, between_layers), len(prompts))
+        return cache, len(beginning)
 
     def _capacity(self, more: Sequence[int]) -> int:
         return _round_up(max([*self._limits, *more]), _BLOCK_POSITIONS)

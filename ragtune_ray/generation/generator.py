@@ -221,7 +221,7 @@ class TransformersGenerator:
             return 0
         text = messages[0][1]
         if text not in self._system_ids:
-            # What prompts with this message begin with, whatever the user says.
+            # The tokens that do not change with what the user says.
             one, other = self._chat.encode([self.render((("system", text), ("user", said))) for said in ("a", "9")])
             if len(self._system_ids) >= _SYSTEM_TEXTS:
                 self._system_ids.clear()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -52,9 +52,7 @@ class Row:
 
     def fresh(self) -> Row:
         """The same prompt and options, before the first token."""
-        options = (self.room, self.seed, self.temperature, self.stop, self.top_p)
-        penalties = (self.presence_penalty, self.frequency_penalty)
-        return Row(self.index, self.ids, *options, *penalties, num_shared=self.num_shared)
+        return replace(self, generated=[], finish=None, text="", source=None, log_probability=0.0, num_chosen=0)
 
     def append(
         self, token: int, end_tokens: frozenset[int], decode: Callable[[Sequence[int]], str], *, watch: bool

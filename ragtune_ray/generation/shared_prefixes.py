@@ -102,8 +102,7 @@ def _num_shared(prompts: Sequence[TokenIds]) -> int:
     """Length of the common beginning, without any prompt's last token, whose logits predict that prompt's answer."""
     if len(prompts) == 1:
         return 0
-    columns = zip(*(prompt[:-1] for prompt in prompts), strict=False)
-    return sum(1 for _ in itertools.takewhile(lambda tokens: len(set(tokens)) == 1, columns))
+    return num_common(*(prompt[:-1] for prompt in prompts))
 
 
 def collate(
@@ -219,11 +218,11 @@ def prefix_cache(model: Any, most_tokens: int) -> PrefixCache | None:
     return PrefixCache(model, most_tokens) if continues and supports_sharing(model) else None
 
 
-def num_common(some: Sequence[int], others: Sequence[int]) -> int:
-    """Number of equal elements at the beginning of both.
+def num_common(*sequences: Sequence[int]) -> int:
+    """Number of equal elements at the beginning of all sequences.
 
     >>> num_common([1, 2, 3], [1, 2, 4, 3])
     2
     """
-    pairs = zip(some, others, strict=False)
-    return next((place for place, (one, other) in enumerate(pairs) if one != other), min(len(some), len(others)))
+    columns = zip(*sequences, strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda elements: len(set(elements)) == 1, columns))

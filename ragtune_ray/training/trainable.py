@@ -97,8 +97,7 @@ def generator_without_weights(settings: config.Training, directory: Path, device
     from transformers import AutoModelForCausalLM
 
     described, _ = loading.load_configs(directory, needs_weights=False)
-    stored = _stored_dtype(directory) or described.dtype or torch.float32
-    dtype = stored if settings.lora_rank else torch.float32
+    dtype = _stored_dtype(directory, described.dtype or torch.float32) if settings.lora_rank else torch.float32
     attention = hardware.attention_for_training(device, settings.max_tokens)
     model = AutoModelForCausalLM.from_config(described, dtype=dtype, attn_implementation=attention)
     return _prepared(settings, model)
@@ -205,8 +204,8 @@ def part_weights(weights: dict[str, Tensor], part: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): weight for name, weight in weights.items() if name.startswith(prefix)}
 
 
-def _stored_dtype(directory: Path) -> torch.dtype | None:
-    """The number format of most weights in a model directory; None if it has none."""
+def _stored_dtype(directory: Path, otherwise: torch.dtype = torch.float32) -> torch.dtype:
+    """The number format of most weights in a model directory, or `otherwise` if there are none."""
     from safetensors import safe_open
 
     counts: dict[torch.dtype, int] = {}
@@ -217,7 +216,7 @@ def _stored_dtype(directory: Path) -> torch.dtype | None:
                 if part.get_dtype() in _DTYPES:  # positions, for example, are integers
                     dtype = _DTYPES[part.get_dtype()]
                     counts[dtype] = counts.get(dtype, 0) + int(np.prod(part.get_shape()))
-    return max(counts, key=lambda dtype: counts[dtype], default=None)
+    return max(counts, key=lambda dtype: counts[dtype], default=otherwise)
 
 
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}

@@ -15,7 +15,7 @@ from ragtune_ray.generation.interface import Prompt
 from ragtune_ray.generation.shared_prefixes import PrefixCache, prefix_cache
 from ragtune_ray.models import packing
 from ragtune_ray.models.hardware import resolve_precision
-from tests.support.models import save_adapter, save_model, save_tokenizer
+from tests.support.models import save_adapter
 
 DTYPE = resolve_precision("auto", "cpu")
 SYSTEM = "Answer from the passages, in a few words, and cite them."
@@ -32,17 +32,9 @@ def model() -> Any:
     return made
 
 
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("model")
-    save_tokenizer(path)
-    save_model(path)
-    return path
-
-
 @pytest.fixture
-def generator(directory: Path) -> TransformersGenerator:
-    return TransformersGenerator(directory, precision="auto", batch_tokens=4000, device="cpu")
+def generator(generator_directory: Path) -> TransformersGenerator:
+    return TransformersGenerator(generator_directory, precision="auto", batch_tokens=4000, device="cpu")
 
 
 @pytest.fixture
@@ -144,14 +136,14 @@ def test_other_beginnings_are_not_kept(generator: TransformersGenerator) -> None
 
 
 def test_requests_with_an_adapter_do_not_use_the_states_of_the_base_model(
-    directory: Path, generator: TransformersGenerator, tmp_path: Path
+    generator_directory: Path, generator: TransformersGenerator, tmp_path: Path
 ) -> None:
-    adapter = save_adapter(directory, tmp_path / "adapter", seed=0)
+    adapter = save_adapter(generator_directory, tmp_path / "adapter", seed=0)
     prompts = prompts_with(SYSTEM, 4)
 
     def answers(*names: str) -> list[list[float]]:
         """The log probabilities of the answers, by an engine that is asked with these adapters, one after another."""
-        fresh = TransformersGenerator(directory, precision="auto", batch_tokens=4000, device="cpu")
+        fresh = TransformersGenerator(generator_directory, precision="auto", batch_tokens=4000, device="cpu")
         engine = ContinuousGenerator(fresh, adapters={"other": adapter})
         found = []
         for name in names:
