@@ -4,8 +4,8 @@
 
 Each draw invents the scores of every arm on n questions from distributions with known means, and asks `decision.decide`. A
 recommendation is wrong if the arm is worse than the best by more than the margin (.02), and right otherwise. Arms share a part of
-each question's difficulty, so their scores correlate as those of real arms do. The best arm is the dearest in half of the cells
-and the cheapest in the others; the other arms are all `gap` below it.
+each question's difficulty, so their scores correlate as those of real arms do. The best arm is the dearest, the cheapest, or as
+dear as all others (within `compare.cost_margin`); the other arms are all `gap` below it.
 
 The last columns are about the intervals: the share of 95 % intervals of a pair that contain the true difference; and, with
 `compare.until: decided`, the questions asked when decisions are tried on 50 questions, then after every batch.
@@ -30,6 +30,7 @@ from ragtune_ray.evaluation.scoring import PerQuery
 from ragtune_ray.evaluation.verdict import Evidence
 
 Kind = Literal["EM", "F1", "skewed"]
+Price = Literal["dearest", "cheapest", "equal"]
 SETTINGS = config.Config().with_values({"compare.metric": "EM"})
 NAMES = ("base", "ft", "rag", "rag+ft", "staged", "joint", "iterative", "domain")
 """Arms, from cheap to dear."""
@@ -47,13 +48,13 @@ class Cell:
     """How far every other arm is below the best."""
     correlation: float
     """Of the arms' difficulty of a question."""
-    dear: bool
-    """Whether the best arm is the dearest; otherwise it is the cheapest."""
+    best_is: Price
+    """What the best arm costs, compared with the others."""
 
     def means(self) -> npt.NDArray[np.float64]:
         """The true mean of each arm."""
         means = np.full(self.arms, BEST_MEAN[self.kind] - self.gap)
-        means[-1 if self.dear else 0] = BEST_MEAN[self.kind]
+        means[0 if self.best_is == "cheapest" else -1] = BEST_MEAN[self.kind]
         return means
 
 
@@ -75,12 +76,13 @@ def scores(cell: Cell, generator: np.random.Generator) -> npt.NDArray[np.float64
     return np.asarray(found, dtype=np.float64)
 
 
-def decide(drawn: npt.NDArray[np.float64], *, any_time: bool = False) -> str:
-    """The recommended arm; "" if there are too few questions."""
+def decide(drawn: npt.NDArray[np.float64], *, equal: bool = False, any_time: bool = False) -> str:
+    """The recommended arm; "" if there are too few questions. `equal`: the arms cost about as much, the last one least."""
     evidence = {}
     for name, column in zip(NAMES, drawn, strict=False):
         values: PerQuery = {str(place): {"EM": value} for place, value in enumerate(column.tolist())}
-        total = 10.0 * (NAMES.index(name) + 1)
+        place = NAMES.index(name)
+        total = 100.0 - place if equal else 10.0 * (place + 1)
         evidence[name] = Evidence(values, Cost(0, 0, 0, total / 10, 10_000, total, "USD"), 1.0, 1.0, 1.0)
     found = decision.differences({name: each.scores for name, each in evidence.items()}, SETTINGS)
     verdict = decision.decide(evidence, found, SETTINGS, any_time=any_time)
@@ -93,7 +95,7 @@ def simulate(cell: Cell, draws: int, seed: int) -> tuple[float, float, float, fl
     means, counts, covered = cell.means(), {"wrong": 0, "right": 0, "none": 0}, list[bool]()
     for _ in range(draws):
         drawn = scores(cell, generator)
-        arm = decide(drawn)
+        arm = decide(drawn, equal=cell.best_is == "equal")
         if not arm:
             counts["none"] += 1
         elif means[NAMES.index(arm)] < means.max() - SETTINGS.compare.margin - 1e-9:
@@ -140,26 +142,26 @@ def main() -> None:
     heads = "".join(f"{name:>7}" for name in ("wrong", "right", "none", "cover"))
     print(f"{'scores':<8}{'n':>6}{'arms':>6}{'gap':>6}{'corr.':>7}  {'best is':<10}{heads}")
     worst, least = 0.0, 1.0
-    for kind, n, arms, gap, correlation, dear in itertools.product(
-        kinds, sizes, (2, 4, 8), (0.0, 0.01, 0.02, 0.05, 0.1), (0.5, 0.9), (True, False)
+    prices: tuple[Price, ...] = ("dearest", "cheapest", "equal")
+    for kind, n, arms, gap, correlation, best_is in itertools.product(
+        kinds, sizes, (2, 4, 8), (0.0, 0.01, 0.02, 0.05, 0.1), (0.5, 0.9), prices
     ):
         if kind == "skewed" and gap > 0.05:
             continue
-        cell = Cell(kind, n, arms, gap, correlation, dear)
+        cell = Cell(kind, n, arms, gap, correlation, best_is)
         # No recommendation can be wrong where all arms are within the margin; and many scores take long.
         draws = given.draws // (1 if gap > SETTINGS.compare.margin else 5) // (5 if n > 300 else 1)
-        place = "dearest" if dear else "cheapest"
         seed = zlib.crc32(f"{given.seed} {cell}".encode())  # other draws in every cell
         wrong, right, none, cover = simulate(cell, draws, seed)
         worst, least = max(worst, wrong), min(least, cover)
         print(
-            f"{kind:<8}{n:>6}{arms:>6}{gap:>6}{correlation:>7}  {place:<10}{wrong:>7.3f}{right:>7.3f}{none:>7.3f}{cover:>7.3f}",
+            f"{kind:<8}{n:>6}{arms:>6}{gap:>6}{correlation:>7}  {best_is:<10}{wrong:>7.3f}{right:>7.3f}{none:>7.3f}{cover:>7.3f}",
             flush=True,
         )
     print(f"most wrong recommendations {worst:.3f}, least coverage {least:.3f}")
     print(f"\n{'until decided':<14}{'n':>6}{'arms':>6}{'gap':>6}  {'wrong':>7}{'right':>7}{'asked':>7}")
     for kind, arms, gap in itertools.product(kinds[:2], (2, 4), (0.0, 0.05, 0.1, 0.2)):
-        cell = Cell(kind, 2000, arms, gap, 0.5, dear=True)
+        cell = Cell(kind, 2000, arms, gap, 0.5, "dearest")
         wrong, right, asked = simulate_looks(cell, given.draws // 5, 100, given.seed)
         print(f"{kind:<14}{2000:>6}{arms:>6}{gap:>6}  {wrong:>7.3f}{right:>7.3f}{asked:>7.1%}", flush=True)
 

@@ -52,6 +52,8 @@ WAYS_IN = (
 ABOUT_CAPITALS = (
     "What is the capital of {country}, and in which part of the world does {country} lie?",
     "Which city is the capital of {country}, and what is it known for?",
+    "Name the capital of {country} and say one thing about it.",
+    "What should a traveller know about the capital of {country}?",
 )
 REPLIES = (
     (

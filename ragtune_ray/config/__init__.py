@@ -5,7 +5,7 @@ room; the string under a field is its documentation. Importing this room loads n
 """
 
 from ragtune_ray.config.answering import Answer, Prompt
-from ragtune_ray.config.arms import ARMS, Arm, Mode, hosted_name, is_mode, is_tuned, retrieves, without_name
+from ragtune_ray.config.arms import ARMS, Arm, Mode, hosted_name, is_mode, is_tuned, num_parts, retrieves, without_name
 from ragtune_ray.config.cluster import Cluster
 from ragtune_ray.config.evaluation import (
     AS_CONFIGURED,
@@ -37,5 +37,5 @@ __all__ = [
     "IndexKind", "Judge", "Language", "Mode", "Normalization", "Objective", "Precision", "Prices", "Prompt", "Queries",
     "Replicas", "Retrieval", "RetrievalMode", "RetrievalUse", "RetrieverReplicas", "Rewrite", "Section", "Serve",
     "SplitName", "Training", "Tune", "WordLanguage", "describe", "describe_section", "hosted_name", "is_mode", "is_tuned",
-    "load", "load_config", "retrieves", "settings_page", "without_name",
+    "load", "load_config", "num_parts", "retrieves", "settings_page", "without_name",
 ]  # fmt: skip

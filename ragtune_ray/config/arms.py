@@ -43,6 +43,15 @@ def is_tuned(arm: Arm) -> bool:
     return arm in ("ft", "rag+ft") or is_mode(arm)
 
 
+def num_parts(arm: Arm) -> int:
+    """How many things an arm needs beside its model as it is: an index, tuning, a mode of tuning.
+
+    >>> [num_parts(arm) for arm in ("base@gpt", "rag", "ft", "rag+ft", "joint")]
+    [0, 1, 1, 2, 3]
+    """
+    return retrieves(arm) + is_tuned(arm) + is_mode(arm)
+
+
 def hosted_name(arm: Arm) -> str:
     """The name in `compare.hosted` of the generator that an arm uses; empty if it is the config's own.
 

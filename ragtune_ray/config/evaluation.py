@@ -153,6 +153,10 @@ class Compare(Section):
     margin: float = Field(0.02, ge=0, lt=1)
     """Differences in `compare.metric` up to this size do not matter: an arm may be recommended although a dearer one is better
     by up to this much. 0: every difference matters."""
+    cost_margin: float = Field(0.1, ge=0, lt=1)
+    """Total costs that differ by up to this share count as equal, since the same work takes another time in every run. Of
+    arms that are equal in quality and cost, the one with the fewest parts is recommended (an index and tuning are parts).
+    0: every difference matters."""
     until: Literal["all", "decided"] = "all"
     """How many questions are asked. `all`: every one. `decided`: batches of about 100 in random order, until the verdict
     stands; arms that can no longer be recommended are dropped. The intervals are wider, because they must hold after every

@@ -5,11 +5,13 @@ The rule: among the arms that keep the user's constraints, an arm is recommended
 - to be worse, if it is cheaper: the interval of its difference to the recommended arm is below 0;
 - to be better by no more than the margin, if it is not cheaper: the interval ends at the margin or below it.
 
-Of several arms that pass, the cheapest is recommended. If none passes there are too few questions, and the reasons say how many
-would decide. A recommendation states no more than these two tests, so one interval of the configured confidence per arm
-suffices: all of them must hold at once, and an arm that is ahead by chance is rarely ahead of every other (Gutmann and Maymin
-1987; Hung and Fithian 2019). Where nothing is recommended, the statements are about single arms, and the intervals are widened so
-that all pairs hold together (Bonferroni). `bench/decision_rule.py` simulates how often the rule errs.
+An arm is cheaper only if its cost is lower by more than `compare.cost_margin`. Of several arms that pass, the cheapest is
+recommended; of those that cost no more than the margin above it, the one with the fewest parts. If none passes there are too
+few questions, and the reasons say how many would decide. A recommendation states no more than these two tests, so one interval
+of the configured confidence per arm suffices: all of them must hold at once, and an arm that is ahead by chance is rarely ahead
+of every other (Gutmann and Maymin 1987; Hung and Fithian 2019). Where nothing is recommended, the statements are about single
+arms, and the intervals are widened so that all pairs hold together (Bonferroni). `bench/decision_rule.py` simulates how often
+the rule errs.
 """
 
 from __future__ import annotations
@@ -147,8 +149,11 @@ def _rank(
     def rows(arm: str, confidence: float) -> list[Difference]:
         return [_difference_to(found, other, arm, confidence, any_time=any_time) for other in eligible if other != arm]
 
+    def is_cheaper(row: Difference) -> bool:
+        return _is_cheaper(costs[row.arm], costs[row.against], rule)
+
     def passes(row: Difference) -> bool:
-        return row.arm in out or (row.high < 0 if _is_cheaper(row, costs) else row.high <= rule.margin)
+        return row.arm in out or (row.high < 0 if is_cheaper(row) else row.high <= rule.margin)
 
     def standing(arm: str) -> float:
         """What orders the arms: the mean; or, as each mean and difference is corrected for itself, the least corrected lead."""
@@ -158,36 +163,39 @@ def _rank(
 
     candidates = [arm for arm in eligible if arm not in out]
     ahead = max(candidates, key=lambda arm: (standing(arm), -costs[arm].total))
-    for arm in sorted(candidates, key=lambda arm: (costs[arm].total, -standing(arm))):
+    passing = [arm for arm in candidates if num_questions >= MIN_QUESTIONS and all(map(passes, rows(arm, confidence)))]
+    if passing:
+        cheapest = min(costs[arm].total for arm in passing)
+        arm = min(
+            (arm for arm in passing if costs[arm].total * (1 - rule.cost_margin) <= cheapest),
+            key=lambda arm: (config.num_parts(arm), costs[arm].total, -standing(arm)),
+        )
         against = rows(arm, confidence)
-        if num_questions >= MIN_QUESTIONS and all(map(passes, against)):
-            same = bool(against) and all(row.low >= -rule.margin and row.high <= rule.margin for row in against)
-            # "Worse" of a dearer arm says more than the recommendation needs, so it must hold together with all pairs.
-            wide = {row.arm for row in rows(arm, together) if row.high < 0}
-            words = ["as good" if same else _claim(row, rule.margin, costs, wide) for row in against]
-            named = tuple(dataclasses.replace(row, conclusion=word) for row, word in zip(against, words, strict=True))
-            outcome: VerdictOutcome = "no_difference" if same else "recommended"
-            return Ranking(rule, means, costs, num_questions, outcome, arm, ahead, named)
+        same = bool(against) and all(row.low >= -rule.margin and row.high <= rule.margin for row in against)
+        # "Worse" of a dearer arm says more than the recommendation needs, so it must hold together with all pairs.
+        wide = {row.arm for row in rows(arm, together) if row.high < 0}
+        words = ["as good" if same else _claim(row, rule.margin, wide, is_cheaper=is_cheaper(row)) for row in against]
+        named = tuple(dataclasses.replace(row, conclusion=word) for row, word in zip(against, words, strict=True))
+        outcome: VerdictOutcome = "no_difference" if same else "recommended"
+        return Ranking(rule, means, costs, num_questions, outcome, arm, ahead, named)
     named = tuple(
         dataclasses.replace(
             row,
             conclusion="dropped" if row.arm in out else _word(row, rule.margin),
-            needed=None
-            if passes(row)
-            else _needed(row, settings, is_cheaper=_is_cheaper(row, costs), any_time=any_time),
+            needed=None if passes(row) else _needed(row, settings, is_cheaper=is_cheaper(row), any_time=any_time),
         )
         for row in rows(ahead, together)
     )
     return Ranking(rule, means, costs, num_questions, "too_few_questions", ahead, ahead, named)
 
 
-def _is_cheaper(row: Difference, costs: Mapping[str, Cost]) -> bool:
-    return costs[row.arm].total < costs[row.against].total
+def _is_cheaper(one: Cost, other: Cost, rule: config.Compare) -> bool:
+    return one.total < other.total * (1 - rule.cost_margin)
 
 
-def _claim(row: Difference, margin: float, costs: Mapping[str, Cost], worse: Collection[str]) -> str:
+def _claim(row: Difference, margin: float, worse: Collection[str], *, is_cheaper: bool) -> str:
     """What a recommendation states about another arm. Where it states nothing, the arm was dropped."""
-    if _is_cheaper(row, costs):
+    if is_cheaper:
         return "worse" if row.high < 0 else "dropped"
     if row.arm in worse:
         return "worse"
@@ -206,7 +214,8 @@ def beaten(evidence: Mapping[str, Evidence], found: Sequence[Difference], settin
     for arm in evidence:
         for other in eligible - excluded - {arm}:
             row = _difference_to(found, other, arm, settings.evaluate.confidence, any_time=True)
-            if row.low > settings.compare.margin or (row.low >= 0 and _is_cheaper(row, costs)):
+            is_cheaper = _is_cheaper(costs[other], costs[arm], settings.compare)
+            if row.low > settings.compare.margin or (row.low >= 0 and is_cheaper):
                 excluded.add(arm)
                 break
     return excluded

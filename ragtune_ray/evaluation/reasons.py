@@ -35,7 +35,8 @@ def headline(ranking: Ranking, disagreement: Disagreement | None) -> str:
         case "recommended":
             return f"Use {arm}{by_rule}{but}: {meaning}."
         case "no_difference":
-            return f"No difference that matters{by_rule}{but}: take the cheapest, {arm} ({meaning})."
+            chosen = "simplest" if _cheaper(ranking) else "cheapest"
+            return f"No difference that matters{by_rule}{but}: take the {chosen}, {arm} ({meaning})."
         case _:
             return f"Too few questions to tell; {arm} ({meaning}) is ahead so far{by_rule}{but}."
 
@@ -70,7 +71,25 @@ def reasons(ranking: Ranking, violations: Mapping[str, tuple[str, ...]]) -> list
         cost = ranking.costs[ranking.arm]
         totals = ", ".join(f"{arm} {three_digits(each.total)}" for arm, each in ranking.costs.items())
         lines.append(f"Cost of {cost.answers:,} answers, all included: {totals} {cost.unit}.")
+    if cheaper := _cheaper(ranking):
+        has = "has fewer parts" if len(cheaper) == 1 else "has the fewest parts"
+        lines.append(
+            f"{' and '.join(cheaper)} cost{'s' * (len(cheaper) == 1)} less than {ranking.arm}, but by no more than "
+            f"compare.cost_margin={rule.cost_margin:g} of it, as costs vary from run to run; {ranking.arm} {has}."
+        )
     return lines
+
+
+def _cheaper(ranking: Ranking) -> list[str]:
+    """The arms that cost less than the recommended one by so little that its fewer parts decided."""
+    arm, costs = ranking.arm, ranking.costs
+    return [
+        row.arm
+        for row in ranking.rows
+        if row.conclusion in ("as good", "no better")
+        and costs[row.arm].total < costs[arm].total
+        and config.num_parts(row.arm) > config.num_parts(arm)
+    ]
 
 
 def _conclusion(row: Difference, margin: float) -> str:
@@ -130,6 +149,7 @@ def weighed(
         Weighed(
             "cost",
             f"the cheapest arm that no other beats, over {rule.answers:,} answers; a dearer one must win by more than the margin"
+            + (f"; costs within {rule.cost_margin:.0%} are equal, and fewer parts decide" if rule.cost_margin else "")
             + (f"; at most {rule.max_cost_per_1000:g} per 1,000 answers" if rule.max_cost_per_1000 else ""),
             _listed({arm: each.cost.total for arm, each in evidence.items()}, unit),
         ),

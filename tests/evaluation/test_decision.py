@@ -40,6 +40,14 @@ def verdict(values: dict[str, np.ndarray], *overrides: str, **facts: dict[str, f
     return decision.decide(found, decision.differences({a: e.scores for a, e in found.items()}, settings), settings)
 
 
+def costing(found: dict[str, Evidence], totals: Mapping[str, float]) -> dict[str, Evidence]:
+    """The same arms with other total costs."""
+    return {
+        arm: dataclasses.replace(each, cost=dataclasses.replace(each.cost, total=totals[arm]))
+        for arm, each in found.items()
+    }
+
+
 def rights(share: float, n: int, seed: int) -> np.ndarray:
     return (np.random.default_rng(seed).random(n) < share).astype(float)
 
@@ -61,6 +69,39 @@ def test_cost_decides_between_arms_with_equal_answers() -> None:
     same = rights(0.7, 300, 5)
     found = verdict(dict.fromkeys(("rag+ft", "rag", "ft", "base"), same))
     assert (found.outcome, found.arm) == ("no_difference", "base")
+
+
+@pytest.mark.parametrize(
+    ("costs", "override", "arm", "chosen"),
+    [
+        ({"ft": 100.0, "rag+ft": 91.0}, "compare.cost_margin=0.1", "ft", "simplest"),
+        ({"ft": 100.0, "rag+ft": 89.0}, "compare.cost_margin=0.1", "rag+ft", "cheapest"),
+        ({"ft": 100.0, "rag+ft": 99.0}, "compare.cost_margin=0", "rag+ft", "cheapest"),
+        ({"base": 100.4, "rag": 100.0, "ft": 120.0}, "compare.cost_margin=0.1", "base", "simplest"),
+        ({"rag": 101.0, "ft": 100.0}, "compare.cost_margin=0.1", "ft", "cheapest"),  # both have one part
+        ({"base": 120.0, "ft": 109.0, "rag+ft": 100.0}, "compare.cost_margin=0.1", "ft", "simplest"),  # base is dearer
+    ],
+)
+def test_of_arms_that_cost_about_as_much_the_one_with_the_fewest_parts_is_recommended(
+    costs: dict[str, float], override: str, arm: str, chosen: str
+) -> None:
+    settings = SETTINGS.using(override)
+    found = costing(evidence(dict.fromkeys(costs, rights(0.7, 300, 5))), costs)
+    made = decision.decide(found, decision.differences({a: e.scores for a, e in found.items()}, settings), settings)
+    assert (made.outcome, made.arm) == ("no_difference", arm)
+    assert f"take the {chosen}, {arm}" in made.headline
+    assert any("compare.cost_margin" in line for line in made.reason) == (chosen == "simplest")
+
+
+@pytest.mark.parametrize(("total", "outcome"), [(95.0, "recommended"), (80.0, "too_few_questions")])
+def test_an_arm_that_is_little_cheaper_need_not_be_shown_to_be_worse(total: float, outcome: str) -> None:
+    """rag+ft - ft is -.06 [-.15, +.03]: within the margin of .05, but not below 0, as of a cheaper arm."""
+    ft = np.repeat([1.0, 0.0, 1.0], [11, 5, 84])
+    answers = {"ft": ft, "rag+ft": np.repeat([0.0, 1.0, 1.0], [11, 5, 84])}
+    found = costing(evidence(answers), {"ft": 100.0, "rag+ft": total})
+    settings = SETTINGS.using("compare.margin=0.05")
+    made = decision.decide(found, decision.differences({a: e.scores for a, e in found.items()}, settings), settings)
+    assert (made.outcome, made.arm) == (outcome, "ft")
 
 
 def test_an_interval_that_ends_at_the_margin_is_within_it() -> None:
