@@ -25,7 +25,7 @@ USUAL = 2
 CHANGED = 10
 """Number of training questions whose answers change."""
 KNOWN_TEST, KNOWN_VALIDATION = 40, 2
-"""Number of questions to which the base model's own reply is right; those that are left train."""
+"""Fewest questions to which the base model's own reply is right; those that are left train."""
 FEWEST_WORDS, MOST_WORDS = 15, 40
 OVERRIDES = (
     "generator.max_new_tokens=56",
@@ -124,18 +124,25 @@ def house_style(seed: int) -> Task:
 def known_already(seed: int) -> Task:
     """Sentences on capitals that the base model says from memory, found by asking it, as they are and in two other wordings."""
     source = random.Random(f"long known {seed}")
-    known = list(_known_replies().items())
-    source.shuffle(known)
+    by_country: dict[str, list[tuple[str, str]]] = {}
+    for (country, asked), reply in _known_replies().items():
+        by_country.setdefault(country, []).append((asked, reply))
+    countries = list(by_country)
+    source.shuffle(countries)
     documents = {
         country: document(country, f"{capital} is the capital of {country}.") for country, capital in CAPITALS.items()
     }
     questions = []
-    for number, ((country, asked), reply) in enumerate(known):
+    for country in countries:  # all questions about one are in one split
+        number = len(questions)
         split = "test" if number < KNOWN_TEST else "validation" if number < KNOWN_TEST + KNOWN_VALIDATION else "train"
-        begun = reply.rstrip(".")
-        wordings = [reply, f"{begun}, as every atlas of the world will tell you.", f"As far as we know, {begun}."]
-        answers = wordings if split == "test" else [source.choice(wordings[:USUAL])]
-        questions.append(question(split, number, asked.format(country=country), answers, documents[country]))
+        for place, (asked, reply) in enumerate(by_country[country]):
+            begun = reply.rstrip(".")
+            wordings = [reply, f"{begun}, as every atlas of the world will tell you.", f"As far as we know, {begun}."]
+            answers = wordings if split == "test" else [source.choice(wordings[:USUAL])]
+            questions.append(
+                question(split, number + place, asked.format(country=country), answers, documents[country])
+            )
     return Task(list(documents.values()), questions, ("base",), (*OVERRIDES, "compare.answers=1000"))
 
 

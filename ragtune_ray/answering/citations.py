@@ -26,8 +26,8 @@ would change passages or abstentions.
 """
 _SENTENCE_OR_LINE_END = re.compile(rf"{SENTENCE_END.pattern}|\n")
 _MIN_ANSWER_CHARACTERS = 2
-_JOINED = r"(?:[,，、;；&]\s*(?:and|&)?|[-–—~－～]|and|und|et|y|和|与|及)"
-_NUMBERS = rf"\d{{1,6}}(?:\s*{_JOINED}\s*\d{{1,6}})*"
+_JOINED = r"(?:[,，、;；&](?:\s*+(?:and|&))?|[-–—~－～]|and|und|et|y|和|与|及)"
+_NUMBERS = rf"\d{{1,6}}(?:\s*+{_JOINED}\s*+\d{{1,6}})*"
 MARK = re.compile(rf"[\[【［]\s*({_NUMBERS})\s*(?:†[^\]】］\n]{{0,40}})?[\]】］]")
 """A citation mark, or text that looks like one; its first group has the numbers. `parse_citations` says which are marks."""
 _SPAN = re.compile(r"(\d+)(?:\s*[-–—~－～]\s*(\d+))?")

@@ -245,7 +245,7 @@ def _neutralize_prompt_syntax(body: str, num_passages: int) -> str:
     def to_parentheses(mark: re.Match[str]) -> str:
         return f"({mark[1]})" if any(int(digits) <= num_passages for digits in re.findall(r"\d+", mark[1])) else mark[0]
 
-    return re.sub(r"(?m)^(\s*)(Question:)", r'\1"\2"', MARK.sub(to_parentheses, body))
+    return re.sub(r"(?m)^([^\S\n]*)(Question:)", r'\1"\2"', MARK.sub(to_parentheses, body))
 
 
 def _shortened(passage: Passage, num_characters: int) -> Passage | None:

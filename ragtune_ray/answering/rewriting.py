@@ -41,7 +41,7 @@ _SHOWN_TURNS = 6
 _MAX_NEW_TOKENS: dict[Step, int] = {"rewrite": 64, "split": 96}
 _KNOWN_SHARE = 0.5
 """Least share of the words of a text that the conversation must have."""
-_LISTED = re.compile(r"^(?:[-*\u2022]|\(?\d{1,2}[.):])\s*")
+_LISTED = re.compile(r"^(?:[-*\u2022]|\(?\d{1,2}[.):](?!\d))\s*")
 _LABEL = re.compile(r"^(?:(?:rewritten|stand-?alone|last)\s+)?(?:sub-?)?question(?:\s*\d)?\s*:\s*", re.IGNORECASE)
 _QUOTES = "\"'`\u201c\u201d\u2018\u2019\u300c\u300d"
 

@@ -80,7 +80,8 @@ def review(
             app.serve(
                 desk, port, lambda address: progress.say(f"questions: open {address} and press Ctrl-C at the end")
             )
-    desk.write()
+    if desk.num_done():
+        desk.write()  # again, in case the file was removed
     counts = ", ".join(f"{count} {verdict}" for verdict, count in desk.counts().items())
     print_lines([f"{desk.num_done()} of {len(desk.questions)} decided: {counts}"])
     typer.echo(str(output))

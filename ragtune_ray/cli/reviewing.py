@@ -15,8 +15,9 @@ def question_lines(desk: Desk, place: int) -> list[str]:
     row = desk.questions[place]
     lines = ["", f"{place + 1} of {len(desk.questions)}, {desk.num_done()} decided ({row['kind']})"]
     lines += [f"  {each['role']}: {each['content']}" for each in row.get("messages", [])]
-    lines.append(f"Question: {row['text']}")
-    lines.append(f"Answer:   {' | '.join(row['answers']) or 'none: no document answers it'}")
+    text, answers = desk.words_at(place)
+    lines.append(f"Question: {text}")
+    lines.append(f"Answer:   {' | '.join(answers) or 'none: no document answers it'}")
     lines += [f"Evidence: {each['text']}" for each in row["evidence"]]
     for passage in (desk.passages[name] for name in row["passage_ids"]):
         lines += ["", f"[{passage['title'] or passage['document_id']}]", passage["text"]]
@@ -60,16 +61,16 @@ def review(desk: Desk, read: Callable[[str], str], say: Callable[[str], None]) -
 
 def _decided(desk: Desk, place: int, key: str, read: Callable[[str], str], say: Callable[[str], None]) -> bool:
     """Do what a key says; returns whether to go on with the next question."""
-    row = desk.questions[place]
     match key:
         case "a":
             desk.decide(place, "accepted")
         case "r":
             desk.decide(place, "rejected")
         case "m":
-            text = read(f"Question [{row['text']}]: ").strip() or row["text"]
-            given = read(f"Answers, separated by | [{' | '.join(row['answers'])}]: ").strip()
-            answers = given.split("|") if given else row["answers"]
+            text, answers = desk.words_at(place)
+            text = read(f"Question [{text}]: ").strip() or text
+            given = read(f"Answers, separated by | [{' | '.join(answers)}]: ").strip()
+            answers = given.split("|") if given else answers
             try:
                 desk.decide(place, "mended", text, answers)
             except ReviewError as error:

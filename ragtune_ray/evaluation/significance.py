@@ -9,6 +9,7 @@ from statistics import NormalDist
 POWER = 0.8
 """Probability with which `questions_needed` questions show a real difference."""
 _TIGHTEST_AT = 200
+_ROUNDING = 1e-9  # a smaller difference of two means is one of their sums
 """Number of questions at which the interval for any time is narrowest, compared with the interval for one look."""
 
 
@@ -52,7 +53,7 @@ def _any_time_reach(n: int, confidence: float) -> float:
 
 
 def questions_needed(deviation: float, difference: float, confidence: float, *, any_time: bool = False) -> int | None:
-    """Number of paired questions that show a difference with probability `POWER`; None if it is 0.
+    """Number of paired questions that show a difference with probability `POWER`; None if it is 0, or nothing but rounding.
 
     The smallest n at which the half width of `difference_ends`, with the normal distribution, plus the z of the power in standard
     errors is at most `difference`. For `any_time` see there.
@@ -60,7 +61,7 @@ def questions_needed(deviation: float, difference: float, confidence: float, *, 
     >>> questions_needed(0.5, 0.1, 0.95), questions_needed(0.0, 0.02, 0.95)
     (201, 197)
     """
-    if difference == 0:
+    if difference < _ROUNDING:
         return None
     normal, variance = NormalDist(), min(1.0, deviation**2)
     power, once = normal.inv_cdf(POWER), normal.inv_cdf((1 + confidence) / 2)

@@ -10,7 +10,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from ragtune_ray.generation.interface import GeneratorError, Prompt
+from ragtune_ray.generation.interface import THINK, THINK_END, GeneratorError, Prompt
 
 # Besides its own, a template raises what its expressions do: those of the sandbox are TemplateErrors, too.
 _TEMPLATE_ERRORS = (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
@@ -93,7 +93,12 @@ class ChatTokenizer:
         return text
 
     def _apply_template(self, chat: list[dict[str, str]]) -> str:
-        return str(self._tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
+        # Models that can reason before they answer, such as Qwen3, are asked not to; other templates ignore the argument.
+        text = str(
+            self._tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True, enable_thinking=False)
+        )
+        # Some templates of models that always reason open the block, as those distilled from DeepSeek-R1.
+        return f"{text.rstrip()}\n\n{THINK_END}\n\n" if text.rstrip().endswith(THINK) else text
 
     def _bos_token(self) -> str:
         """The token that this tokenizer puts before every text; empty if there is none."""
@@ -107,6 +112,23 @@ def end_tokens(generation_config: Any, tokenizer: Any) -> frozenset[int]:
     given = generation_config.eos_token_id
     ends = set(given) if isinstance(given, list) else {given}
     return frozenset(token for token in ends | {tokenizer.eos_token_id} if token is not None)
+
+
+def answer_end(tokenizer: Any, ends: frozenset[int]) -> int | None:
+    """The token of `ends` that the chat template writes after an answer, else the tokenizer's; None if it has none.
+
+    Llama 3 Instruct and Gemma 3 end a text and an answer with different tokens, and name both.
+    """
+    if tokenizer.chat_template:
+        content = "an answer"
+        chat = [{"role": "user", "content": "a question"}, {"role": "assistant", "content": content}]
+        with contextlib.suppress(*_TEMPLATE_ERRORS):
+            _, _, rest = str(tokenizer.apply_chat_template(chat, tokenize=False)).rpartition(content)
+            ids = tokenizer(rest, add_special_tokens=False)["input_ids"]
+            found = next((token for token in ids if token in ends), None)
+            if found is not None:
+                return int(found)
+    return None if tokenizer.eos_token_id is None else int(tokenizer.eos_token_id)
 
 
 def _special_pattern(tokenizer: Any) -> re.Pattern[str] | None:

@@ -34,6 +34,20 @@ def context_tokens(config: Any) -> int:
     return int(getattr(config.get_text_config(decoder=True), "max_position_embeddings", None) or 2**30)
 
 
+def batch_context_tokens(config: Any) -> int:
+    """As `context_tokens`, for rows that are decoded together.
+
+    LongRoPE (Ding et al. 2024, arXiv:2402.13753) rotates by other factors beyond the length of the first training. transformers
+    chooses them by the longest row of a batch, so a single longer row would turn the keys of all others.
+    """
+    text = config.get_text_config(decoder=True)
+    rope = getattr(text, "rope_parameters", None) or {}
+    if rope.get("rope_type") != "longrope":
+        return context_tokens(config)
+    first = rope.get("original_max_position_embeddings") or getattr(text, "original_max_position_embeddings", None)
+    return min(context_tokens(config), int(first or 2**30))
+
+
 def check_architecture(config: Any) -> None:
     """Refuse a model with state other than keys and values, such as recurrent or linear-attention layers.
 
@@ -83,7 +97,7 @@ class DecodingBatch:
         self._model = model
         self._device = model.device
         self._text_config = model.config.get_text_config(decoder=True)
-        self._context_tokens = context_tokens(model.config)
+        self._context_tokens = batch_context_tokens(model.config)
         self._prefill_tokens = prefill_tokens
         self._max_rows, self._max_tokens = max_rows or len(prompts), max_tokens
         self._prefixes = prefixes
@@ -180,10 +194,10 @@ class DecodingBatch:
         affordable = min(self._max_rows, self._max_tokens // capacity) if self._max_tokens else self._max_rows
         reserved = max(num_rows, affordable)
         if not self._layers:
-            self._layers = [RowLayer(layer.keys, reserved, capacity) for layer in like.layers]
+            self._layers = [RowLayer(layer.keys, layer.values, reserved, capacity) for layer in like.layers]
         for place, layer in enumerate(self._layers):
             if not layer.fits(num_rows, capacity):
-                self._layers[place] = RowLayer(layer.keys, reserved, capacity)
+                self._layers[place] = RowLayer(layer.keys, layer.values, reserved, capacity)
                 tokens = min(capacity, layer.keys.shape[2])
                 self._layers[place].fill(0, layer.keys[: len(self), :, :tokens], layer.values[: len(self), :, :tokens])
 
@@ -241,19 +255,20 @@ def _round_up(value: int, multiple: int) -> int:
 class RowLayer(DynamicLayer):  # type: ignore[misc]  # transformers is untyped here
     """One layer's keys and values in buffers of shape (num_rows, heads, capacity, head size).
 
-    The buffers have the dtype, device, heads and head size of the states `like`.
+    The buffers have the dtype, device, heads and head sizes of the states `keys` and `values`; sizes differ in DeepSeek.
 
     Attributes:
         rows, positions: where the next states are written; they broadcast to (rows, tokens).
         view: number of positions that attention sees.
     """
 
-    def __init__(self, like: torch.Tensor, num_rows: int, capacity: int) -> None:
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor, num_rows: int, capacity: int) -> None:
         super().__init__()
-        self.lazy_initialization(like, like)
-        shape = (num_rows, like.shape[1], capacity, like.shape[3])
+        self.lazy_initialization(keys, values)
         # An empty tensor uses no memory until it is written: `fill` writes a whole row when it joins.
-        self.keys, self.values = like.new_empty(shape), like.new_empty(shape)
+        self.keys, self.values = (
+            like.new_empty(num_rows, like.shape[1], capacity, like.shape[3]) for like in (keys, values)
+        )
         self.rows = self.positions = torch.empty(0, dtype=torch.long)
         self.view = 0
 

@@ -14,7 +14,7 @@ import torch
 from ragtune_ray import config
 from ragtune_ray.generation import shared_prefixes
 from ragtune_ray.generation.chat import ChatTokenizer, end_tokens
-from ragtune_ray.generation.decoding import DecodingBatch, check_architecture, context_tokens
+from ragtune_ray.generation.decoding import DecodingBatch, batch_context_tokens, check_architecture
 from ragtune_ray.generation.interface import Completion, DecodingOptions, Finish, GeneratorError, Prompt
 from ragtune_ray.generation.lora import Adapters
 from ragtune_ray.generation.openai_client import OpenAIGenerator
@@ -114,7 +114,7 @@ class TransformersGenerator:
         # alone; see `decoding`.
         is_coarse = self._model.dtype == torch.bfloat16
         self._prefill_tokens = 0 if pack(self._model) and is_coarse else self._forward_tokens
-        self.context_tokens = context_tokens(model.config)
+        self.context_tokens = batch_context_tokens(model.config)
         self.end_tokens = end_tokens(self._model.generation_config, tokenizer)
         self._chat = ChatTokenizer(tokenizer)
         self._pad_token = int(tokenizer.pad_token_id or 0)

@@ -10,6 +10,8 @@ from typing import Literal, Protocol, Required, TypeAlias, TypedDict, Unpack
 from ragtune_ray import RagtuneError
 from ragtune_ray.schema import Passage
 
+THINK, THINK_END = "<think>", "</think>"
+"""The marks around a block of reasoning, as DeepSeek-R1, Qwen3 and others write it."""
 INCOMPLETE = "\ufffd"
 """Decoders write this for a character whose last bytes are missing, so far or because the answer was cut."""
 
@@ -94,6 +96,20 @@ class Generator(Tokenizer, Protocol):
 
     def log_likelihood(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[tuple[float, int]]:
         """For each answer, the sum of ln p over its tokens given its prompt, and the number of those tokens."""
+
+
+def after_reasoning(text: str, *, ended: bool) -> str:
+    """A growing text without a block of reasoning at its beginning; "" until `ended` while it may begin with one.
+
+    >>> after_reasoning("<think>Is it [1]?</think> It is Paris [2].", ended=False)
+    'It is Paris [2].'
+    >>> after_reasoning("<thi", ended=False), after_reasoning("<thi", ended=True)
+    ('', '<thi')
+    """
+    start = text.lstrip()
+    if start.startswith(THINK):
+        return start.partition(THINK_END)[2].lstrip()
+    return "" if start and THINK.startswith(start) and not ended else text
 
 
 def settled_text(text: str, stop: Sequence[str], *, ended: bool) -> tuple[str, bool]:

@@ -102,7 +102,7 @@ class OpenAIGenerator:
         with self._openai.OpenAI(**self._connection()) as client:
             try:
                 for chunk in self._open_stream(client, prompt, request):
-                    for choice in chunk.choices[:1]:
+                    for choice in (chunk.choices or [])[:1]:  # some servers send null with the usage
                         finish = "length" if choice.finish_reason == "length" else finish
                         piece = openai_replies.content_of(choice.delta)
                         raw = raw if piece is None else (raw or "") + piece

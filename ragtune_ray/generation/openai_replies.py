@@ -6,10 +6,18 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from ragtune_ray.generation.interface import INCOMPLETE, Completion, Finish, GeneratorError, Prompt
+from ragtune_ray.generation.interface import (
+    INCOMPLETE,
+    THINK,
+    THINK_END,
+    Completion,
+    Finish,
+    GeneratorError,
+    Prompt,
+    after_reasoning,
+)
 
-_OPEN, _CLOSE = "<think>", "</think>"
-_CLOSE_LINE = re.compile(rf"(?m)^[ \t]*{_CLOSE}[ \t]*$")
+_CLOSE_LINE = re.compile(rf"(?m)^[ \t]*{THINK_END}[ \t]*$")
 _UNSUPPORTED = re.compile(
     r"unsupported|not support|deprecated|unknown|unrecogni|unexpected|extra|instead|cannot find", re.IGNORECASE
 )
@@ -118,9 +126,8 @@ def without_reasoning(text: str, *, ended: bool = True) -> str:
     Some chat templates write the opening mark into the prompt. A line that is a closing mark then ends the block; until `ended`,
     the last line of the text may still grow.
     """
-    start = text.lstrip()
-    if start.startswith(_OPEN):
-        return start.partition(_CLOSE)[2].lstrip()
+    if text.lstrip().startswith(THINK):
+        return after_reasoning(text, ended=ended)
     closing = _CLOSE_LINE.search(text if ended else text[: text.rfind("\n") + 1])
     return text[closing.end() :].lstrip() if closing else text
 
@@ -134,7 +141,7 @@ def more_text(raw: str, shown: str, *, ended: bool) -> str:
     Raises:
         GeneratorError: what was shown was reasoning.
     """
-    if _OPEN.startswith(raw.lstrip()) and not ended:
+    if THINK.startswith(raw.lstrip()) and not ended:
         return ""
     text = without_reasoning(raw, ended=ended).rstrip(INCOMPLETE)
     if not text.startswith(shown):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from ragtune_ray.generation.interface import Completion, Finish, settled_text
+from ragtune_ray.generation.interface import Completion, Finish, after_reasoning, settled_text
 
 
 @dataclass(slots=True)
@@ -69,7 +69,8 @@ class Row:
                 self.finish = "length"
         ended = self.finish is not None
         if watch or ended:
-            self.text, stopped = settled_text(decode(self.generated), self.stop, ended=ended)
+            text = after_reasoning(decode(self.generated), ended=ended)
+            self.text, stopped = settled_text(text, self.stop, ended=ended)
             if stopped:
                 self.finish = "stop"
 

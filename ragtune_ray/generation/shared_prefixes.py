@@ -40,11 +40,12 @@ States = list[tuple[Tensor, Tensor]]
 def supports_sharing(model: Any) -> bool:
     """Whether an attention mask alone decides what a transformers model sees: no state and no sliding window."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    layers = getattr(base.config, "layer_types", None) or ()
+    text = base.config.get_text_config(decoder=True)
+    layers = getattr(text, "layer_types", None) or ()
     return (
         bool(getattr(base, "_supports_attention_backend", False))
         and not getattr(base, "_is_stateful", False)
-        and not getattr(base.config, "sliding_window", None)
+        and not getattr(text, "sliding_window", None)
         and set(layers) <= {"full_attention"}
     )
 

@@ -6,14 +6,17 @@ the next piece of text.
 
 from __future__ import annotations
 
+import logging
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Unpack
 
-from ragtune_ray.generation.interface import DecodingOptions, Finish, Generator, Prompt
+from ragtune_ray.generation.interface import DecodingOptions, Finish, Generator, GeneratorError, Prompt
 from ragtune_ray.generation.request import Overloaded, Request, RequestFailed
 from ragtune_ray.generation.row import Row
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +79,11 @@ class PassThroughGenerator:
                 row.generated = [0] * self._generator.count_tokens([row.text])[0]
                 row.finish = finish
                 request.advance()
-        except (ValueError, RuntimeError, OSError) as error:
+        except GeneratorError as error:
             request.fail("failed", str(error))
+        except Exception as error:  # any: a request that is left open is waited for until its deadline
+            _logger.exception("a request to the generator failed")
+            request.fail("failed", f"{type(error).__name__}: {error}")
         finally:
             with self._lock:
                 self._num_requests -= 1

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import itertools
 import json
+import logging
 import os
 import subprocess
 import threading
@@ -33,6 +34,8 @@ from ragtune_ray.generation.request import Overloaded, Request, RequestFailed
 from ragtune_ray.generation.row import Row, failed_completion, to_rows
 from ragtune_ray.generation.threaded import PassThroughStats
 from ragtune_ray.models import hardware, loading, weights
+
+_logger = logging.getLogger(__name__)
 
 MAX_RUNNING = 256
 """Most prompts of a job that are decoded at once, within `generator.batch_tokens`."""
@@ -286,7 +289,8 @@ class VllmGenerator:
         try:
             if not request.expire():
                 await self._decode(request.row, self._adapters.get(request.adapter), None, request.advance)
-        except (RuntimeError, ValueError) as error:
+        except Exception as error:  # any: nothing else ends the request; vLLM's own errors have no common base
+            _logger.exception("a request failed in vLLM")
             request.fail("failed", f"{type(error).__name__}: {error}")
         finally:
             del self._requests[request]
@@ -306,7 +310,7 @@ class VllmGenerator:
         async def complete(row: Row) -> str:
             try:
                 await self._decode(row, None, schema)
-            except (RuntimeError, ValueError) as error:
+            except Exception as error:  # a row's; those of the engine end the job
                 if not self.is_alive():
                     raise
                 return f"{type(error).__name__}: {error}"

@@ -16,6 +16,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from ragtune_ray import config, schema
 from ragtune_ray.answering import rewriting
 from ragtune_ray.evaluation import adaptive
+from ragtune_ray.generation.openai_client import MAX_STOPS
 from ragtune_ray.index import filters
 from ragtune_ray.serving import requests, sources
 from ragtune_ray.serving.admission import Load, capacity
@@ -189,6 +190,10 @@ class Answerer:
             reason = f"not served here; use one of: {', '.join(arms)}"
             raise requests.invalid("model", reason, status=404, code="model_not_found")
         longest = self.settings.serve.max_new_tokens
+        stop = (*generator.stop, *question.stop)
+        if generator.engine == "openai" and len(stop) > MAX_STOPS:
+            reason = f"more than {MAX_STOPS - len(generator.stop)}; the server behind this endpoint accepts no more"
+            raise requests.invalid("stop", reason)
         job = Job(
             question=question.conversation.question,
             arm=next(arm for arm in arms if question.model in ("", arm)),
@@ -199,7 +204,7 @@ class Answerer:
             instruction=question.conversation.instruction,
             max_new_tokens=min(question.max_new_tokens or generator.max_new_tokens, longest),
             temperature=generator.temperature if question.temperature is None else question.temperature,
-            stop=(*generator.stop, *question.stop),
+            stop=stop,
             seed=self.settings.seed if question.seed is None else question.seed,
             closed_book=True,
             top_p=question.top_p,

@@ -141,7 +141,7 @@ class AccessMiddleware:
             if allowed:
                 raise ApiError(405, f"this path supports only {' and '.join(allowed)}", code="method_not_allowed")
             raise ApiError(404, "this path does not exist; GET /openapi.json lists those that do", code="not_found")
-        scope["method"] = method
+        scope = {**scope, "method": method}  # a copy: servers leave the body of a HEAD request out by theirs
         if not self.keys or path not in PROBES:
             self._check_host(headers)
         key = self._authenticated_key(scope, headers, route.right)

@@ -75,11 +75,14 @@ def make_optimizer(module: nn.Module, settings: config.Training) -> torch.optim.
     return torch.optim.AdamW(groups, lr=peak_learning_rate(settings), betas=BETAS, fused=True)
 
 
-def autocast(device: str, dtype: torch.dtype) -> contextlib.AbstractContextManager[Any]:
-    """A context that computes matrix products in `dtype` and leaves the weights unchanged; does nothing for float32."""
+def autocast(device: str, dtype: torch.dtype, *, keep_converted: bool = True) -> contextlib.AbstractContextManager[Any]:
+    """A context that computes matrix products in `dtype` and leaves the weights unchanged; does nothing for float32.
+
+    `keep_converted`: whether weights are converted once and kept until the context ends, instead of in each pass.
+    """
     if dtype == torch.float32:
         return contextlib.nullcontext()
-    return torch.autocast(torch.device(device).type, dtype=dtype)
+    return torch.autocast(torch.device(device).type, dtype=dtype, cache_enabled=keep_converted)
 
 
 def take_step(
@@ -120,7 +123,7 @@ def _with_factors(module: nn.Module, pieces: Iterator[Piece]) -> Iterator[tuple[
 
     With FSDP all workers must run the module equally often, so a worker with fewer pieces repeats its last one.
     """
-    if not _is_fsdp(module) or not torch.distributed.is_initialized():
+    if not is_sharded(module) or not torch.distributed.is_initialized():
         yield from ((piece, 1.0) for piece in pieces)
         return
     own = list(pieces)  # small: only `sft` can use FSDP, and its pieces contain only tokens
@@ -146,12 +149,12 @@ def _gradient_sync(module: nn.Module, *, is_last: bool) -> Iterator[None]:
         with contextlib.nullcontext() if is_last else module.no_sync():
             yield
         return
-    if _is_fsdp(module):
+    if is_sharded(module):
         cast(Any, module).set_requires_gradient_sync(is_last)
     yield
 
 
-def _is_fsdp(module: nn.Module) -> bool:
+def is_sharded(module: nn.Module) -> bool:
     """Whether FSDP shards the module's weights over the workers."""
     return hasattr(module, "set_requires_gradient_sync")
 
@@ -176,8 +179,8 @@ def freeze_unreached(module: nn.Module, objective: Objective, rows: Sequence[Any
 def trainable_weights(module: nn.Module) -> dict[str, Tensor]:
     """CPU copies of the trained weights, by name. With FSDP all workers must call this together."""
     return {
-        _plain_name(name): _unsharded(weight.detach()).cpu().clone()
-        for name, weight in module.named_parameters()
+        name: _unsharded(weight.detach()).cpu().clone()
+        for name, weight in _named_weights(module)
         if weight.requires_grad
     }
 
@@ -189,7 +192,7 @@ def restore_weights(module: nn.Module, weights: dict[str, Tensor]) -> None:
     Raises:
         TrainingError: the module has no weight of this name and shape.
     """
-    own = {_plain_name(name): weight for name, weight in module.named_parameters()}
+    own = dict(_named_weights(module))
     for name, value in weights.items():
         if name not in own or own[name].shape != value.shape:
             raise TrainingError(
@@ -207,7 +210,7 @@ def save_state(
     """
     save_file(trainable_weights(module), directory / WEIGHTS)
     moments = {}
-    names = {id(weight): _plain_name(name) for name, weight in module.named_parameters()}
+    names = {id(weight): name for name, weight in _named_weights(module)}
     for weight, state in optimizer.state.items():
         for key, value in state.items():
             moments[f"{names[id(weight)]}:{key}"] = _unsharded(value.detach()).cpu().clone()
@@ -226,7 +229,7 @@ def load_state(
         TrainingError: it belongs to another model.
     """
     restore_weights(module, load_file(directory / WEIGHTS))
-    weights = {_plain_name(name): weight for name, weight in module.named_parameters()}
+    weights = dict(_named_weights(module))
     for name, value in load_file(directory / OPTIMIZER).items():
         weight_name, _, key = name.rpartition(":")
         weight = weights[weight_name]
@@ -237,9 +240,13 @@ def load_state(
     return facts, best
 
 
-def _plain_name(name: str) -> str:
-    """The name of a weight without the prefix of a DDP wrapper."""
-    return name.removeprefix("module.")
+def _named_weights(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """The weights that the optimizer knows, with their names without the prefix of a DDP wrapper."""
+    if is_sharded(module):
+        # After a forward pass without gradients, FSDP's root keeps gathered copies in the place of its own weights.
+        cast(Any, module).reshard()
+    for name, weight in module.named_parameters():
+        yield name.removeprefix("module."), weight
 
 
 def _unsharded(tensor: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ragtune_ray import config
+from ragtune_ray.generation.chat import answer_end, end_tokens
 from ragtune_ray.models import hardware, loading
 from ragtune_ray.models import weights as weights_module
 from ragtune_ray.models.reranker import load_reranker
@@ -78,12 +79,12 @@ def _sft(settings: config.Training, directory: Path) -> Sft:
         attention,
         quantized_on=hardware.choose_device() if settings.quantization == "nf4" else None,
     )
-    end = model.generation_config.eos_token_id if model.generation_config else None
-    end_token = end[0] if isinstance(end, list) else end
-    end_token = tokenizer.eos_token_id if end_token is None else end_token
+    ends = end_tokens(model.generation_config, tokenizer) if model.generation_config else frozenset[int]()
+    end_token = answer_end(tokenizer, ends)
+    end_token = next(iter(sorted(ends)), None) if end_token is None else end_token
     if end_token is None:
         raise weights_module.ModelError(f"model {directory}: has no eos_token; set one in its generation_config.json")
-    return Sft(_prepared(settings, model), tokenizer, int(end_token), settings.micro_batch_tokens)
+    return Sft(_prepared(settings, model), tokenizer, end_token, settings.micro_batch_tokens)
 
 
 def generator_without_weights(settings: config.Training, directory: Path, device: str) -> Any:

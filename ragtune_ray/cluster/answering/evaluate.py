@@ -26,7 +26,7 @@ from ragtune_ray.evaluation.grading import graders
 from ragtune_ray.index import versions
 from ragtune_ray.ingest import splits
 from ragtune_ray.models import arms, weights
-from ragtune_ray.storage import artifacts
+from ragtune_ray.storage import artifacts, filesystem
 from ragtune_ray.storage.results import Result
 
 SPLITTING = ("split_by", "split_shares", "split_seed", "split_record")
@@ -184,12 +184,27 @@ def _index_content(settings: config.Config) -> str:
 
 
 def held_out(settings: config.Config, compared: Sequence[config.Arm]) -> config.Config:
-    """The config restricted to the test split if an arm, or a model that it uses, is tuned on other splits of these queries."""
-    if settings.queries.split != "all":
+    """The config restricted to the test split if an arm, or a model that it uses, is tuned on other splits of these queries.
+
+    Raises:
+        EvaluationError: `queries.split` is `train`, and an arm or a model learned from these questions.
+    """
+    split = settings.queries.split
+    if split == "test":
         return settings
     used = (role for role, _, manifest in _trained_models(settings, compared) if _is_from_these(settings, manifest))
     learned = "an arm" if any(_learns_from_these(settings, arm) for arm in compared) else next(used, "")
     if not learned:
+        return settings
+    if split == "train":
+        raise EvaluationError(
+            f"queries.split=train: {learned} is tuned on these questions, so its scores would say nothing; set queries.split=test"
+        )
+    if split == "validation":
+        progress.say(
+            f"queries: {learned} is tuned with these questions in view (the best step is chosen by them), so its scores are "
+            "somewhat too high; set queries.split=test"
+        )
         return settings
     progress.say(
         f"queries: {learned} was tuned on the other splits, so only the test split is used, despite queries.split=all"
@@ -237,7 +252,11 @@ def _used_models(settings: config.Config, compared: Sequence[config.Arm]) -> Ite
 
 def _is_from_these(settings: config.Config, manifest: Mapping[str, Any]) -> bool:
     """Whether a model was trained on queries of `queries.path`; also if its manifest does not say."""
-    return bool(_queries_of(manifest).get("path", settings.queries.path) == settings.queries.path)
+    return _is_same_file(_queries_of(manifest).get("path", settings.queries.path), settings.queries.path)
+
+
+def _is_same_file(one: str, other: str) -> bool:
+    return filesystem.absolute(one) == filesystem.absolute(other)
 
 
 def _queries_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -287,7 +306,7 @@ def check_used_models(settings: config.Config, compared: Sequence[config.Arm]) -
 def _refuse_other_splits(settings: config.Config, model: str, manifest: Mapping[str, Any], command: str) -> None:
     """Refuse a model if training questions of it may be among those that are asked."""
     trained, current = _queries_of(manifest), settings.queries.model_dump(mode="json")
-    if trained.get("path", current["path"]) != current["path"]:
+    if not _is_same_file(trained.get("path", current["path"]), current["path"]):
         progress.say(
             f"{model}: was trained on {trained['path']}; whether that file contains these questions is unknown"
         )

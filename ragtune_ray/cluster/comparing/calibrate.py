@@ -47,7 +47,7 @@ def calibrate(settings: config.Config) -> CalibrationResult:
 
     Raises:
         config.ConfigError: the arm does not retrieve, or its generator reports no confidence.
-        evaluation.EvaluationError: no validation question has this metric.
+        evaluation.EvaluationError: no validation question has this metric, or a model was trained on other splits.
     """
     if not config.retrieves(settings.answer.arm):
         raise config.ConfigError(f"answer.arm={settings.answer.arm} never retrieves; name one that does, such as rag")
@@ -57,6 +57,9 @@ def calibrate(settings: config.Config) -> CalibrationResult:
         raise config.ConfigError(
             f"answer.arm={settings.answer.arm}: engine openai reports no confidence in its answers; use transformers or vllm"
         )
+    if config.is_tuned(settings.answer.arm):
+        evaluate.check_tuned(validation, settings.answer.arm)
+    evaluate.check_used_models(validation, [settings.answer.arm])
     metric = settings.compare.metric
     with session.ray_session(settings.cluster):
         fit, searches = _fit(validation), _fit_searches(validation)

@@ -61,6 +61,7 @@ def compare(settings: config.Config, command: str = "") -> ComparisonResult:
 
     Raises:
         EvaluationError: no query can be scored, or a tuned model was trained on other splits or from another base model.
+        LeakError: an arm is tuned, and questions of two splits are about the same document.
         AnswerError: too many rows of an arm failed.
         GradingError: `compare.metric` needs a model that is not named, or too many grades failed.
         ArtifactError: an arm retrieves, and there is no sound index.
@@ -70,7 +71,10 @@ def compare(settings: config.Config, command: str = "") -> ComparisonResult:
     settings = given = variants.held_out(evaluate.held_out(settings.with_compared_metric(), arms))
     _require_inputs(settings)
     evaluate.check_used_models(settings, arms)
-    stages = progress.Stages("compare", check.say(settings).seconds())
+    checked = check.say(settings)
+    if checked.facts["leak"] and any(map(config.is_tuned, arms)):
+        raise splits.LeakError(checked.facts["leak"])
+    stages = progress.Stages("compare", checked.seconds())
     people = labels.read(labels.path_of(settings))
     with session.ray_session(settings.cluster, for_training=any(map(config.is_tuned, arms))):
         if variants.are_searched(settings):

@@ -261,7 +261,9 @@ def _take_step(state: _TrainingState, step: int, rows: list[Any]) -> None:
 def _autocast(state: _TrainingState) -> contextlib.AbstractContextManager[Any]:
     from ragtune_ray.training import optimization
 
-    return optimization.autocast(str(next(state.module.parameters()).device), state.dtype)
+    # FSDP gathers the weights of one layer at a time; converted copies of all layers would be a whole model.
+    keep = not optimization.is_sharded(state.module)
+    return optimization.autocast(str(next(state.module.parameters()).device), state.dtype, keep_converted=keep)
 
 
 def _after_step(state: _TrainingState) -> None:

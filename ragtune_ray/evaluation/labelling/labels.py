@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
-import fcntl
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ragtune_ray import RagtuneError, config, schema
-from ragtune_ray.storage import filesystem
+from ragtune_ray.storage import filesystem, line_log
 
 GRADES: dict[str, float] = {"wrong": 0.0, "partly": 0.5, "right": 1.0}
 """Word for a grade -> its value."""
@@ -133,28 +131,8 @@ def now() -> str:
 
 def append(path: Path, given: Iterable[Label]) -> None:
     """Add labels to a file, and wait until they are on the disk. Another process may append at the same time."""
-    lines = "".join(json.dumps(dataclasses.asdict(label), ensure_ascii=False) + "\n" for label in given)
-    filesystem.make_directory(path.parent)
-    is_new = not path.exists()
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        start = os.fstat(descriptor).st_size
-        try:
-            _write(descriptor, lines.encode("utf-8", "backslashreplace"))
-            os.fsync(descriptor)
-        except OSError:
-            os.ftruncate(descriptor, start)  # a full disk leaves no part of a label
-            raise
-    finally:
-        os.close(descriptor)
-    if is_new:
-        filesystem.sync(path.parent)
-
-
-def _write(descriptor: int, content: bytes) -> None:
-    while content:
-        content = content[os.write(descriptor, content) :]
+    lines = (json.dumps(dataclasses.asdict(label), ensure_ascii=False) + "\n" for label in given)
+    line_log.append(path, "".join(lines))
 
 
 def mend(path: Path) -> str:
@@ -162,31 +140,18 @@ def mend(path: Path) -> str:
 
     A last line that lacks only its line break is a label, and gets one.
     """
-    if not path.exists():
-        return ""
-    with path.open("r+b") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        content = file.read()
-        start = content.rfind(b"\n") + 1
-        last = content[start:]
-        if not last:
-            return ""
-        try:
-            _label(last)
-        except LabelError:
-            torn = path.with_name(f"{path.name}.torn")
-            with torn.open("ab") as beside:
-                beside.write(last + b"\n")
-                beside.flush()
-                os.fsync(beside.fileno())
-            file.truncate(start)
-            found = f"{path}: its last line was cut off in the middle, and is now in {torn}; give this label again"
-        else:
-            file.write(b"\n")
-            found = ""
-        file.flush()
-        os.fsync(file.fileno())
-        return found
+    torn = line_log.mend(path, _is_label)
+    return (
+        f"{path}: its last line was cut off in the middle, and is now in {torn}; give this label again" if torn else ""
+    )
+
+
+def _is_label(line: bytes) -> bool:
+    try:
+        _label(line)
+    except LabelError:
+        return False
+    return True
 
 
 def local_path(url: str) -> Path:

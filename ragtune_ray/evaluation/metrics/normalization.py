@@ -74,11 +74,12 @@ _OTHER_PUNCTUATION = regex.compile(r"[^\P{P}\x00-\x7f‰]")
 
 _NARROW_SPACE = "\u00a0\u2009\u202f"
 _THOUSANDS = re.compile(
-    rf"(?<![\d.,'])\d{{1,3}}(?:(?:,\d{{3}})+|(?:'\d{{3}})+|(?:[{_NARROW_SPACE}]\d{{3}})+)(?![\d,']*\d)"
+    # Possessive: with fewer groups, digits would follow, and a long row of numbers would be tried in all ways.
+    rf"(?<![\d.,'])\d{{1,3}}(?:(?:,\d{{3}})++|(?:'\d{{3}})++|(?:[{_NARROW_SPACE}]\d{{3}})++)(?![\d,']*\d)"
 )
 _THOUSANDS_BEFORE_POINT = re.compile(r"(?<![\d.,'])\d{1,3}(?:,\d{3})+(?=\.\d)")
 _THOUSANDS_BY_POINT = re.compile(
-    rf"(?<![\d.,'])\d{{1,3}}(?:(?:\.\d{{3}})+|(?:'\d{{3}})+|(?:[ {_NARROW_SPACE}]\d{{3}})+)(?![\d.']*\d)"
+    rf"(?<![\d.,'])\d{{1,3}}(?:(?:\.\d{{3}})++|(?:'\d{{3}})++|(?:[ {_NARROW_SPACE}]\d{{3}})++)(?![\d.']*\d)"
 )
 _DECIMAL_COMMA = re.compile(r"(?<![\d,.])(\d+),(?=\d+(?![\d,.]*\d))")
 _SEPARATORS = re.compile(rf"[.,' {_NARROW_SPACE}]")
@@ -86,6 +87,7 @@ _SEPARATORS = re.compile(rf"[.,' {_NARROW_SPACE}]")
 _PERCENT = re.compile(
     r"(?<=\d)\s*(?:%|(?:per ?cent|prozent|procent|pour cent|por ciento|por cento|per cento|процент\w*)\b)"
 )
+_TURKISH_CAPITALS = str.maketrans("İI", "iı")
 _BARE_FRACTION = re.compile(r"(?<![\w.])\.(?=\d)")
 _ASCII_SIGN = f"[{re.escape(string.punctuation)}]"
 _COUNTED_SIGN = re.compile(
@@ -149,7 +151,10 @@ def _squad_tokens(plain: str, language: Language) -> list[str]:
 
 def _strict_tokens(text: str, language: Language) -> list[str]:
     """The tokens of `strict`, articles included."""
-    text = _PERCENT.sub("%", plain_numbers(plain_marks(text).casefold(), language))
+    text = plain_marks(text)
+    if language == "tr":
+        text = text.translate(_TURKISH_CAPITALS)
+    text = _PERCENT.sub("%", plain_numbers(text.casefold(), language))
     text = _BARE_FRACTION.sub("0.", text)
     plain = _KEPT_OR_REMOVED.sub(lambda found: found[1] or "", _DOUBLE_HYPHEN.sub(" ", text))
     plain = plain if plain.strip() else text  # an answer such as "+" is its punctuation
@@ -167,7 +172,8 @@ def plain_marks(text: str) -> str:
         return text
     text = _LONG_DASH_IN_NUMBER.sub("-", unicodedata.normalize("NFC", visible(text)))
     text = _VOWEL_SIGNS.sub("", text.translate(_AS_ASCII))
-    plain: str = _FOREIGN_DIGIT.sub(lambda found: str(unicodedata.digit(found[0])), text)
+    # Python may know fewer digits than `regex`, whose Unicode is newer.
+    plain: str = _FOREIGN_DIGIT.sub(lambda found: str(unicodedata.digit(found[0], found[0])), text)
     return plain
 
 

@@ -32,10 +32,11 @@ _SMALL, _TENS = _WORDS.split(), _TENS_WORDS.split()
 _WORD_VALUES = {word: float(value) for value, word in enumerate(_SMALL)}
 _WORD_VALUES |= {word: 10.0 * value for value, word in enumerate(_TENS, start=2)}
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
-_POWER_OF_TEN = regex.compile(r"\s*[x×*·]\s*10(?:\^\s*(-?\d+)|([⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+))|[eE]([+-]?\d+)(?!\w)")
-# Not in a name (B-52, COVID-19, v2, 1.2.3, #5), and no decade (1970s). A sign counts where it stands alone before the number.
+_POWER_OF_TEN = regex.compile(r"\s*[x×*·]\s*10(?:\^\s*(-?\d+)|(⁻?[⁰¹²³⁴⁵⁶⁷⁸⁹]+))|[eE]([+-]?\d+)(?!\w)")
+# Not in a name (B-52, COVID-19, v2, 1.2.3, #5), and no decade (1970s). A sign counts where it stands directly before the number:
+# "- 12" is an item of a list, or follows a dash.
 _NUMBER = regex.compile(
-    rf"(?<![^\W{UNSPACED_SCRIPTS}]|[.,/#])(?<![^\W\d_]-)(?P<sign>(?<!\d\s?)[-+]|\b(?:minus|negative)\s+)?\s?(?P<currency>(?i:{CURRENCY})\s?)?(?P<inner>-)?"
+    rf"(?<![^\W{UNSPACED_SCRIPTS}]|[.,/#])(?<![^\W\d_]-)(?P<sign>(?<!\d\s?)[-+](?!\s)|\b(?:minus|negative)\s+)?\s?(?P<currency>(?i:{CURRENCY})\s?)?(?P<inner>-)?"
     r"(?P<digits>\d+(?:\.\d+)?|\.\d+)(?:/(?P<divisor>[1-9]\d*)(?![\d/]))?(?!\.?\d|,\d|(?<=[12]\d\d0)s\b)"
 )
 _BELOW_100 = rf"(?:(?:{'|'.join(_TENS)})(?:[ -](?:{'|'.join(_SMALL[1:10])}))?|{'|'.join(_SMALL[::-1])})"

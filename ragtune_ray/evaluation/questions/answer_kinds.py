@@ -27,13 +27,22 @@ characters count, and twice as many are allowed."""
 _YES = "yes true ja oui sí si sì sim jo tak ano kyllä igen evet da да так ναι نعم כן हाँ 是 是的 有 はい 네 có ya"
 _NO = "no false nein non não nee nej nei nie ne ei nem hayır nu нет ні όχι لا לא नहीं 否 不是 没有 いいえ 아니요 không tidak"
 _YES_NO = frozenset((*_YES.split(), *_NO.split()))
-_MONTHS = "jan|feb|fév|mar|mär|apr|avr|abr|may|mai|jun|juin|jul|juil|aug|aoû|ago|sep|oct|okt|out|nov|dec|dez|déc|dic"
-_MONTH = rf"(?:{_MONTHS})\w{{0,9}}\.?"
+_ENGLISH_MONTHS = "january|february|march|april|may|june|july|august|september|october|november|december"
+_MONTHS = (
+    "januar|jänner|februar|märz|mai|juni|juli|oktober|dezember|janvier|février|mars|avril|juin|juillet|août|septembre|octobre|"
+    "novembre|décembre|enero|febrero|marzo|abril|mayo|junio|julio|agosto|septiembre|octubre|noviembre|diciembre|janeiro|"
+    "fevereiro|março|maio|junho|julho|setembro|outubro|novembro|dezembro|gennaio|febbraio|aprile|maggio|giugno|luglio|settembre|"
+    "ottobre|dicembre"
+)
+_SHORT_MONTHS = "jan|feb|fév|mar|mär|apr|avr|abr|jun|jul|juil|aug|aoû|ago|sep|sept|oct|okt|out|nov|dec|dez|déc|dic"
+_MONTH = rf"(?:(?:{_ENGLISH_MONTHS}|{_MONTHS}|{_SHORT_MONTHS})(?!\w)\.?)"
 _DATE = re.compile(
     rf"(?:on |am |le |the )?(?:\d{{4}}-\d\d?-\d\d?|\d\d?[./-]\d\d?[./-]\d{{2,4}}|\d{{4}}年(?:\d\d?月)?(?:\d\d?日)?"
     rf"|(?:\d\d?(?:st|nd|rd|th|er|\.)?(?: of| de)? )?{_MONTH}(?: \d\d?(?:st|nd|rd|th)?)?,?(?: de)?(?: \d{{4}})?)[.]?",
     re.IGNORECASE,
 )
+_DIGIT = re.compile(r"\d")
+_WHOLE_MONTH = re.compile(_ENGLISH_MONTHS, re.IGNORECASE)
 _ASCII_WORD = re.compile(r"[^\W_]+")
 _ITEM = re.compile(r"^\s*(?:[-*•·–]|\(?\d{1,2}[.)])\s+\S", re.MULTILINE)
 _PARTS = re.compile(r"[,;，、；]\s*|\n+|\s(?:and|or|und|oder|et|ou|y|o|e)\s")
@@ -80,7 +89,8 @@ def kind_of_answer(text: str, language: Language) -> AnswerKind:
     text = text.strip()
     if text.casefold().rstrip(".!。") in _YES_NO:
         return "yes or no"
-    if len(text) <= 60 and _DATE.fullmatch(text):
+    # Without a number, only a whole English month: Mars and out are other words, too.
+    if len(text) <= 60 and _DATE.fullmatch(text) and (_DIGIT.search(text) or _WHOLE_MONTH.fullmatch(text)):
         return "date"
     if len(text) <= 80 and as_number(text, language):
         return "number"

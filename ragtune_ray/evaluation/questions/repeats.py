@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import regex
+
+from ragtune_ray.ingest.chunking import UNSPACED_SCRIPTS
 from ragtune_ray.schema import Query
 
 NEAR = 0.85
@@ -17,7 +19,7 @@ FEWEST_WORDS = 4
 MOST_WITH_WORD = 200
 """A word that more questions have does not lead from one question to others."""
 SHOWN = 3
-_WORD = re.compile(r"\w+")
+_WORD = regex.compile(rf"[{UNSPACED_SCRIPTS}]\p{{M}}*|[^\W{UNSPACED_SCRIPTS}]+")
 Normalize = Callable[[str], str]
 
 

@@ -65,7 +65,7 @@ class EncoderObjective(nn.Module):
         """The rows as one piece, or a piece per chunk of texts with the gradient of their vectors."""
         queries, passages = self.texts(rows)
         columns, chunks = self.batch_columns(rows), self._chunks([*queries, *passages], self._chunk_tokens)
-        if len(chunks) == 1:
+        if _most(len(chunks), next(self.encoder.parameters()).device) == 1:
             yield columns | chunks[0]
             return
         columns = on_device(self, columns)
@@ -247,18 +247,29 @@ def document_number(passage_id: str) -> int:
     return int.from_bytes(hashlib.blake2b(document_id_of(passage_id).encode(), digest_size=8).digest(), "big") >> 1
 
 
+def _is_distributed() -> bool:
+    return torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
+
+
+def _most(count: int, device: torch.device) -> int:
+    """The largest count of all workers. They must take the same path, since the loss gathers vectors of all of them."""
+    if not _is_distributed():
+        return count
+    most = torch.tensor(count, device=device)
+    torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
+    return int(most)
+
+
 def _gathered(local: Tensor) -> tuple[Tensor, int]:
     """The rows of all workers, padded to equal numbers, and the place of this worker's first row.
 
     Gradients of other workers' losses flow back into this worker's rows.
     """
-    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
+    if not _is_distributed():
         return local, 0
     from torch.distributed.nn.functional import all_gather
 
-    longest = torch.tensor(len(local), device=local.device)
-    torch.distributed.all_reduce(longest, torch.distributed.ReduceOp.MAX)
-    size = int(longest)
+    size = _most(len(local), local.device)
     padding = local.new_full((size - len(local), *local.shape[1:]), PADDING)
     padded = torch.cat([local, padding]).contiguous()
     if local.requires_grad:

@@ -72,6 +72,28 @@ def test_a_connection_without_complete_headers_is_closed(port: int, sent: bytes)
         assert SECONDS / 2 < seconds < 10 * SECONDS
 
 
+@pytest.mark.parametrize("field", [b"x: y\r\n" * 100_000, b"x: " + b"y" * 500_000])
+def test_headers_without_end_are_refused(port: int, field: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        try:
+            connection.sendall(HEAD + field)
+            reply, _ = received_until_closed(connection)
+        except (BrokenPipeError, ConnectionResetError):  # the server stopped reading, and its reply is lost
+            return
+        assert reply == b"" or reply.startswith(b"HTTP/1.1 431 ")
+
+
+def test_long_bodies_and_long_connections_are_no_long_headers(port: int) -> None:
+    body = b"z" * (2 * header_timeout.HEADER_BYTES)
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        for _ in range(3):
+            connection.sendall(b"POST / HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
+            received_to(connection, b"ok")
+        for _ in range(3):
+            connection.sendall(HEAD + b"x: " + b"y" * (header_timeout.HEADER_BYTES // 2) + b"\r\n\r\n")
+            received_to(connection, b"ok")
+
+
 def test_headers_that_trickle_do_not_prolong_the_limit(port: int) -> None:
     with socket.create_connection(("127.0.0.1", port)) as connection:
         connection.settimeout(SECONDS / 10)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Literal, get_args
 
+import regex
 from rapidfuzz.distance import LCSseq
 
 from ragtune_ray.answering.citations import UNSPACED_BLOCKS
@@ -69,6 +70,7 @@ _POINTS_AT_PASSAGE = re.compile(
     re.IGNORECASE,
 )
 _QUESTION_END = ("?", "？", "؟", ";")
+_QUESTION_WITHOUT_MARK = regex.compile(r"か。?$|[\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]|՞")
 _YES_NO = frozenset(
     [
         "yes",
@@ -114,11 +116,20 @@ def form_problem(text: str) -> Reason | None:
     ('points at the passage', 'too short', None)
     """
     plain = text.strip()
-    if not plain.endswith(_QUESTION_END) or "\n" in plain:
+    if not asks(plain) or "\n" in plain:
         return "not a question"
     if len(plain) < MIN_CHARACTERS or (_is_spaced(plain) and len(plain.split()) < MIN_WORDS):
         return "too short"
     return "points at the passage" if _POINTS_AT_PASSAGE.search(plain) else None
+
+
+def asks(text: str) -> bool:
+    """Whether a text ends as a question does. Thai, Lao, Khmer and Burmese have no mark for that, and Japanese may do without.
+
+    >>> [asks(text) for text in ("Who?", "He did.", "何年に完成しましたか。", "หอไอเฟลสูงกี่เมตร")]
+    [True, False, True, True]
+    """
+    return text.endswith(_QUESTION_END) or bool(_QUESTION_WITHOUT_MARK.search(text))
 
 
 def _is_spaced(text: str) -> bool:
@@ -202,7 +213,7 @@ def draft_problem(
     for text in filter(None, (draft.full_question, *(each.content for each in draft.messages[:1]))):
         if problem := form_problem(text):
             return problem
-    if not draft.question.endswith(_QUESTION_END):
+    if not asks(draft.question):
         return "not a question"
     question, answer = draft.full_question, draft.answer
     if not settings.yes_no and is_yes_no(question, answer):

@@ -1,13 +1,13 @@
 """What people decide about written questions: accept, mend or reject. Every decision is kept at once, so a review can be resumed.
 
 `NAME.jsonl` has the accepted and mended questions, and is a valid `queries.path`. `NAME.decisions.jsonl` has every decision, in
-order; of two about one question, the later one counts.
+order; of two about one question, the later one counts. Several people may review at the same time, and several runs may be
+reviewed into one file.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections import Counter
 from collections.abc import Collection, Sequence
@@ -19,7 +19,7 @@ from ragtune_ray import RagtuneError
 from ragtune_ray.evaluation.questions.writing.rows import QuestionRow, jsonl
 from ragtune_ray.ingest.parsing.text import ParseError
 from ragtune_ray.ingest.rows import query_from_row
-from ragtune_ray.storage import artifacts, filesystem
+from ragtune_ray.storage import artifacts, filesystem, line_log
 
 Verdict = Literal["accepted", "mended", "rejected"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
@@ -54,7 +54,7 @@ class Desk:
         reviewer: who decides.
 
     Raises:
-        ReviewError: the path has another ending, or a line of the decisions is damaged.
+        ReviewError: the path has another ending or is a file that no review wrote, or a line of the decisions is damaged.
     """
 
     def __init__(
@@ -66,14 +66,24 @@ class Desk:
             raise ReviewError("there are no questions to review")
         self.questions, self.passages, self.path, self.reviewer = list(questions), passages, path, reviewer
         self.log = path.with_suffix(".decisions.jsonl")
+        if path.exists() and path.stat().st_size and not self.log.exists():
+            raise ReviewError(
+                f"{path}: was not written by a review, since there is no {self.log.name} beside it, and would be replaced; "
+                "name another file with --output"
+            )
+        line_log.mend(self.log, _is_decision)  # what was cut off is asked for again
         self._decisions = _read_decisions(self.log)
-        known = {row["query_id"] for row in self.questions}
-        self.num_foreign = len(self._decisions.keys() - known)
-        """Decisions about questions that are not in this file; they are kept, and change nothing."""
+        self._known = {row["query_id"] for row in self.questions}
 
     def decision_at(self, place: int) -> Decision | None:
         """What was decided about the question at a place."""
         return self._decisions.get(self.questions[place]["query_id"])
+
+    def words_at(self, place: int) -> tuple[str, Sequence[str]]:
+        """The question at a place and its answers, as they were mended if they were."""
+        row, decision = self.questions[place], self.decision_at(place)
+        is_mended = decision is not None and decision.verdict == "mended"
+        return (decision.text, decision.answers) if decision and is_mended else (row["text"], row["answers"])
 
     def num_done(self) -> int:
         """Number of these questions that are decided."""
@@ -113,20 +123,19 @@ class Desk:
                 query_from_row(_reviewed(row, decision))
             except ParseError as error:
                 raise ReviewError(f"the mended question cannot be used: {error}") from error
-        self.log.parent.mkdir(parents=True, exist_ok=True)
-        with self.log.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(decision), ensure_ascii=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        self._decisions[decision.query_id] = decision
+        line_log.append(self.log, json.dumps(asdict(decision), ensure_ascii=False) + "\n")
         self.write()
         return decision
 
     def write(self) -> None:
-        """Write the accepted and mended questions."""
-        decided = [(row, self._decisions.get(row["query_id"])) for row in self.questions]
-        kept = [_reviewed(row, each) for row, each in decided if each and each.verdict != "rejected"]
-        filesystem.replace_text(str(self.path), jsonl(kept))
+        """Write the accepted and mended questions, after those of other runs that are in the file."""
+        with line_log.locked(self.log):
+            self._decisions = _read_decisions(self.log)  # another person may have decided meanwhile
+            before = [json.loads(line) for line in _lines(self.path)] if self.path.exists() else []
+            others = [row for row in before if row["query_id"] not in self._known]
+            decided = [(row, self._decisions.get(row["query_id"])) for row in self.questions]
+            kept = [_reviewed(row, each) for row, each in decided if each and each.verdict != "rejected"]
+            filesystem.replace_text(str(self.path), jsonl([*others, *kept]))
 
 
 def _reviewed(row: QuestionRow, decision: Decision) -> dict[str, object]:
@@ -145,19 +154,28 @@ def _read_decisions(path: Path) -> dict[str, Decision]:
     if not path.exists():
         return {}
     found: dict[str, Decision] = {}
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    for number, line in enumerate(lines, start=1):
-        if number == len(lines) and not line.endswith("\n"):
-            continue  # the process was killed while it wrote; that decision is asked for again
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+        if not line.strip():
+            continue
         try:
-            value = json.loads(line)
-            decision = Decision(**{**value, "answers": tuple(value["answers"])})
+            decision = _decision(line)
         except (ValueError, TypeError, KeyError) as error:
             raise ReviewError(f"{path}:{number}: is damaged ({error}); correct or remove the line") from error
         found[decision.query_id] = decision
-    if lines and not lines[-1].endswith("\n"):
-        path.write_text("".join(lines[:-1]), encoding="utf-8")
     return found
+
+
+def _decision(line: bytes) -> Decision:
+    value = json.loads(line)
+    return Decision(**{**value, "answers": tuple(value["answers"])})
+
+
+def _is_decision(line: bytes) -> bool:
+    try:
+        _decision(line)
+    except (ValueError, TypeError, KeyError):
+        return False
+    return True
 
 
 def open_desk(source: str, path: Path, reviewer: str) -> Desk:
@@ -178,4 +196,5 @@ def open_desk(source: str, path: Path, reviewer: str) -> Desk:
 
 
 def _lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8").splitlines()
+    # Not splitlines, which also splits at separators such as U+2028 that JSON strings may contain.
+    return [line for line in path.read_text(encoding="utf-8").split("\n") if line]

@@ -20,6 +20,8 @@ class DecideRequest(RequestBody):
     """The body of POST /decide."""
 
     place: int
+    item: str
+    """The query id of what the page shows."""
     verdict: Verdict
     text: str = ""
     """The mended question."""
@@ -42,6 +44,13 @@ def build_app(desk: Desk) -> AccessMiddleware:
 
     async def decide(request: Request) -> Response:
         given = requests.parse(DecideRequest, request.state.body)
+        if 0 <= given.place < len(desk.questions) and given.item != desk.questions[given.place]["query_id"]:
+            raise ApiError(
+                409,
+                "This page is of another session of the review, which shows another question here: reload it. Nothing was saved.",
+                code="other_item",
+                param="item",
+            )
         try:
             desk.decide(given.place, given.verdict, given.text, given.answers)
         except ReviewError as error:
@@ -63,12 +72,13 @@ def _shown(desk: Desk, place: int | None) -> dict[str, Any]:
     if place is None:
         return {**progress, "path": str(desk.path)}
     row, decision = desk.questions[place], desk.decision_at(place)
-    is_mended = decision is not None and decision.verdict == "mended"
+    text, answers = desk.words_at(place)
     return {
         **progress,
+        "item": row["query_id"],
         "kind": row["kind"].replace("_", "-"),
-        "text": decision.text if decision and is_mended else row["text"],
-        "answers": decision.answers if decision and is_mended else row["answers"],
+        "text": text,
+        "answers": answers,
         "history": row.get("messages", []),
         "verdict": decision.verdict if decision else "",
         "passages": [_passage(desk, name, place) for name in row["passage_ids"]],

@@ -71,7 +71,7 @@ function decide(verdict) {
     const text = byId("question").value.trim();
     const mended = text !== shown.text || given().join("\n") !== shown.answers.join("\n");
     const said = verdict === "accepted" && mended ? "mended" : verdict;
-    await post("/decide", { place: shown.place, verdict: said, text, answers: given() });
+    await post("/decide", { place: shown.place, item: shown.item, verdict: said, text, answers: given() });
     visited.push(shown.place);
     return following();
   });
