@@ -68,7 +68,7 @@ def load_causal_model(
     Args:
         directory: of the model.
         dtype: of its weights; `auto`: as stored.
-        attention: implementation, such as `sdpa`.
+        attention: implementation, such as `eager`. `sdpa` is torch's where the model has it, and plain products where not.
         quantized_on: device on which linear layers, except the last one, become four-bit NF4 while they are loaded
             (Dettmers et al. 2023, arXiv:2305.14314). None: they keep `dtype`, on the CPU.
 
@@ -83,7 +83,7 @@ def load_causal_model(
         model, found = AutoModelForCausalLM.from_pretrained(
             directory,
             dtype=dtype,
-            attn_implementation=attention,
+            attn_implementation=attention_argument(attention),
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,
@@ -93,6 +93,11 @@ def load_causal_model(
         )
     check_tensors(directory, model, found)
     return model
+
+
+def attention_argument(attention: str) -> str | None:
+    """What transformers gets for an implementation: its default is `sdpa`, except for models that do not have it (Gemma 2)."""
+    return None if attention == "sdpa" else attention
 
 
 def _quantized(directory: Path, device: str) -> dict[str, Any]:

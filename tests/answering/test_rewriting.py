@@ -214,3 +214,11 @@ def test_chinese_conversations_are_compared_by_characters() -> None:
     query = schema.Query("q", "它是什么时候发射的？", None, (), (), "all", said)
     assert written(query, Writer("哈勃望远镜是什么时候发射的？")).fallbacks == ()
     assert written(query, Writer("长江有多长？")).fallbacks == ("rewrite: words that the conversation does not have",)
+
+
+@pytest.mark.parametrize(
+    "text", ["3.5 mm jacks are used where?", "10:30 trains from Rome?", "1.5 T magnets are where?"]
+)
+def test_a_number_at_the_beginning_is_no_number_of_a_list(text: str) -> None:
+    assert rewriting._stripped(text) == text
+    assert rewriting._stripped(f"2. {text}") == text

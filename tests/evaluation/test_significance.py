@@ -95,3 +95,8 @@ def test_needed_questions_have_the_promised_power() -> None:
     generator = np.random.default_rng(3)
     shown = [ends(generator.choice([-1.0, 0.0, 1.0], n, p=[0.15, 0.6, 0.25]))[0] > 0 for _ in range(2000)]
     assert np.mean(shown) == pytest.approx(0.8, abs=0.03)
+
+
+def test_a_difference_of_rounding_needs_no_number_of_questions() -> None:
+    assert questions_needed(0.5, 1.1e-17, 0.95) is None
+    assert questions_needed(0.5, 1e-6, 0.95) is not None

@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from ragtune_ray.generation.chat import ChatTokenizer
+from ragtune_ray.generation.chat import ChatTokenizer, answer_end
 from ragtune_ray.generation.interface import GeneratorError
 
 TURNS = (
@@ -43,6 +43,39 @@ def chat_with(template: str) -> ChatTokenizer:
 )
 def test_consecutive_messages_are_joined_if_roles_must_alternate(template: str, messages: Any, text: str) -> None:
     assert chat_with(template).render(messages) == text
+
+
+QWEN3 = (
+    "{% for m in messages %}{{ m.role }}={{ m.content }};{% endfor %}assistant="
+    "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}"
+)
+DEEPSEEK_R1 = "{% for m in messages %}{{ m.role }}={{ m.content }};{% endfor %}assistant=<think>\n"
+
+
+@pytest.mark.parametrize("template", [QWEN3, DEEPSEEK_R1])
+def test_models_that_reason_are_made_to_answer_at_once(template: str) -> None:
+    assert chat_with(template).render([("user", "a")]) == "user=a;assistant=<think>\n\n</think>\n\n"
+
+
+LLAMA3 = "{% for m in messages %}{{ m.role }} {{ m.content | trim }} <|eot|>{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        (LLAMA3, "<|eot|>"),
+        ("{% for m in messages %}{{ m.content }} {% endfor %}", "<|eos|>"),
+        ("{{ raise_exception('no') }}", "<|eos|>"),
+        (None, "<|eos|>"),
+    ],
+)
+def test_an_answer_ends_as_the_template_ends_it(template: str | None, expected: str) -> None:
+    words = ["<|eot|>", "<|eos|>", "an", "answer", "x"]
+    fast = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, "x"))
+    fast.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=fast, chat_template=template, eos_token="<|eos|>")
+    ends = frozenset(words.index(word) for word in ("<|eot|>", "<|eos|>"))
+    assert answer_end(tokenizer, ends) == words.index(expected)
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,10 @@ from transformers import LlamaConfig, MistralConfig
 from ragtune_ray import config
 from ragtune_ray.answering.prompts import build_prompt
 from ragtune_ray.generation import generator
-from ragtune_ray.generation.decoding import DecodingBatch, check_architecture
+from ragtune_ray.generation.decoding import DecodingBatch, batch_context_tokens, check_architecture
 from ragtune_ray.generation.generator import TransformersGenerator, load_generator, open_generator
 from ragtune_ray.generation.interface import GeneratorError, Prompt, settled_text
+from ragtune_ray.generation.row import Row
 from ragtune_ray.generation.vllm_generator import cache_bytes
 from ragtune_ray.models import weights
 from ragtune_ray.schema import Passage
@@ -118,6 +119,80 @@ def test_prefill_lengths_are_padded_but_within_the_context(
         whole = forward(input_ids=torch.tensor([prompt]), use_cache=False).logits[0, -1]
         torch.testing.assert_close(made, whole, rtol=1e-4, atol=1e-5)
     assert set(seen) == {16, 22}
+
+
+def test_keys_and_values_of_other_sizes_are_kept() -> None:
+    from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
+
+    torch.manual_seed(0)
+    shape = {
+        "vocab_size": 60,
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "moe_intermediate_size": 16,
+        "num_hidden_layers": 2,
+    }
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "kv_lora_rank": 8, "q_lora_rank": None}
+    sizes = {
+        "qk_nope_head_dim": 8,
+        "qk_rope_head_dim": 4,
+        "v_head_dim": 6,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+    }
+    groups = {"n_group": 1, "topk_group": 1, "first_k_dense_replace": 1, "initializer_range": 0.3}
+    model = DeepseekV3ForCausalLM(DeepseekV3Config(**shape, **heads, **sizes, **groups)).eval()
+    sequence = torch.randint(0, 60, (14,)).tolist()
+    decoding = DecodingBatch(model, [sequence[:10], sequence[:3]], 5, 2048)
+    for token in sequence[10:]:
+        decoding.step(torch.tensor([token, 1]))
+    whole = model(input_ids=torch.tensor([sequence]), use_cache=False).logits[0, -1]
+    torch.testing.assert_close(decoding.logits[0], whole, rtol=1e-4, atol=1e-4)
+
+
+def test_a_model_without_torchs_attention_is_loaded_with_plain_products(tmp_path: Path) -> None:
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    torch.manual_seed(0)
+    shape = {"vocab_size": 258, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "head_dim": 8}
+    heads = {
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "sliding_window": 8,
+        "max_position_embeddings": CONTEXT,
+    }
+    save_tokenizer(tmp_path)
+    made = Gemma2ForCausalLM(Gemma2Config(**shape, **heads, bos_token_id=256, eos_token_id=257, pad_token_id=257))
+    made.save_pretrained(tmp_path)
+    gemma = TransformersGenerator(tmp_path, precision="float32", batch_tokens=1000, device="cpu")
+    prompts = some_prompts(3)
+    for prompt, answer in zip(prompts, gemma.generate(prompts, max_new_tokens=6), strict=True):
+        assert answer.text == gemma._chat.decode(reference_ids(gemma, prompt, 6)).rstrip("\ufffd")
+
+
+def test_rows_of_a_model_with_two_rotations_stay_within_the_first() -> None:
+    rope = {"rope_type": "longrope", "original_max_position_embeddings": 64, "rope_theta": 10000.0}
+    factors = {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+    assert batch_context_tokens(LlamaConfig(max_position_embeddings=512, rope_parameters={**rope, **factors})) == 64
+    assert batch_context_tokens(LlamaConfig(max_position_embeddings=512)) == 512
+
+
+def test_reasoning_before_an_answer_is_left_out() -> None:
+    texts = {1: "<think>", 2: "Is it [1]?", 3: "</think>", 4: "\n\n", 5: "Paris", 6: "<"}
+
+    def shown(tokens: list[int], *, ended: bool) -> list[str]:
+        made = Row(0, [9], 99 if not ended else len(tokens))
+        pieces = []
+        for token in tokens:
+            made.append(token, frozenset(), lambda ids: "".join(texts[each] for each in ids), watch=True)
+            pieces.append(made.text)
+        return pieces
+
+    assert shown([1, 2, 3, 4, 5], ended=False) == ["", "", "", "", "Paris"]
+    assert shown([5, 1, 3], ended=False)[-1] == "Paris<think></think>"
+    assert shown([6, 5], ended=False) == ["", "<Paris"]
+    assert shown([6], ended=True) == ["<"]
+    assert shown([1, 2], ended=True)[-1] == ""
 
 
 def test_an_architecture_with_recurrent_layers_is_refused() -> None:

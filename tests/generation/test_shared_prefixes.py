@@ -7,8 +7,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import Gemma3Config
 
 from ragtune_ray import config
+from ragtune_ray.generation import shared_prefixes
 from ragtune_ray.generation.shared_prefixes import IGNORED, OWN_TOKENS, collate, groups, mask, num_tokens
 from ragtune_ray.schema import GeneratorExample
 from ragtune_ray.training import trainable
@@ -131,3 +133,13 @@ def test_models_with_other_attention_get_one_prompt_per_row(
     pieces = list(plain.pieces(ROWS))
     assert all(int(piece["segments"].max()) == 1 and not (piece["segments"] == 0).any() for piece in pieces)
     assert sum(len(piece["input_ids"]) for piece in pieces) == len(ROWS)
+
+
+def test_a_window_in_the_config_of_the_text_part_counts() -> None:
+    class Base:
+        _supports_attention_backend = True
+        config = Gemma3Config(
+            text_config={"sliding_window": 8, "num_hidden_layers": 1, "layer_types": ["sliding_attention"]}
+        )
+
+    assert not shared_prefixes.supports_sharing(Base())

@@ -28,6 +28,8 @@ class Slow:
                 assert self.go.wait(120)
                 if piece == "!":
                     raise GeneratorError("the server is gone")
+                if piece == "?":
+                    raise TypeError("a reply of another form")
                 self.given += 1
                 yield piece
             return self.finish
@@ -70,6 +72,13 @@ def test_a_failing_engine_fails_the_request_with_its_message() -> None:
     with pytest.raises(RequestFailed, match="the server is gone") as error:
         PassThroughGenerator(slow).submit(PROMPT, max_new_tokens=9).completion()
     assert error.value.reason == "failed"
+
+
+def test_an_unexpected_error_fails_the_request_too() -> None:
+    slow = Slow("a", "?")
+    slow.go.set()
+    with pytest.raises(RequestFailed, match="TypeError: a reply of another form"):
+        PassThroughGenerator(slow).submit(PROMPT, max_new_tokens=9).completion()
 
 
 def test_a_cancelled_request_returns_at_once_and_stops_the_engine() -> None:

@@ -130,6 +130,17 @@ async def test_request_fields_reach_the_generator_with_defaults_from_config() ->
         assert (base.arm, base.passages, base.index_version, base.seed, base.stop) == ("base", (), "", 5, ("END",))
 
 
+async def test_more_stops_than_the_server_behind_accepts_are_refused() -> None:
+    served = ("generator.engine=openai", "generator.stop=[END]", "generator.model=m")
+    async with client(*served) as http:
+        reply = await http.post(CHAT, json=question(stop=["a", "b", "c", "d"]))
+        assert (reply.status_code, reply.json()["error"]["param"]) == (400, "stop")
+        assert "more than 3" in reply.json()["error"]["message"]
+        assert (await http.post(CHAT, json=question(stop=["a", "b", "c"]))).status_code == 200
+    async with client("generator.stop=[END]") as http:
+        assert (await http.post(CHAT, json=question(stop=["a", "b", "c", "d"]))).status_code == 200
+
+
 async def test_an_early_error_sets_the_status_and_a_late_one_is_an_event() -> None:
     backend = FakeBackend()
     backend.failure = Failed(503, "no replica", "unavailable", 3.0)

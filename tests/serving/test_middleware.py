@@ -1,6 +1,7 @@
 """Names and origins that may use the endpoint, and WebSockets."""
 
 import base64
+import contextlib
 import re
 import socket
 from collections.abc import Iterator
@@ -121,6 +122,24 @@ def test_a_websocket_is_refused_with_a_policy_code(served: Served, headers: dict
             lines = [f"GET {path} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items()), "", ""]
             connection.sendall("\r\n".join(lines).encode())
             assert connection.recv(4096).startswith(b"HTTP/1.1 403 ")
+
+
+def test_a_reply_to_head_has_no_body(served: Served) -> None:
+    host, port = served.address.removeprefix("http://").split(":")
+    lines = [f"{{}} /openapi.json HTTP/1.1\r\nhost: {host}\r\n", *(f"{n}: {v}\r\n" for n, v in bearer("user").items())]
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        request = "".join([*lines, "\r\n"])
+        connection.sendall(request.format("HEAD").encode() + request.format("HEAD").encode())
+        received = b""
+        while received.count(b"\r\n\r\n") < 2:
+            received += connection.recv(65536)
+        connection.settimeout(0.2)
+        with contextlib.suppress(TimeoutError):
+            received += connection.recv(65536)
+    first, second, rest = received.split(b"\r\n\r\n")
+    assert first.startswith(b"HTTP/1.1 200")
+    assert second.startswith(b"HTTP/1.1 200")
+    assert rest == b""
 
 
 async def test_the_close_code_of_a_websocket_is_that_of_a_policy_violation() -> None:

@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 import torch
 import torch.multiprocessing
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ragtune_ray import config
+from ragtune_ray import config, schema
 from ragtune_ray.schema import GeneratorExample
 from ragtune_ray.training import optimization, trainable
+from ragtune_ray.training.objectives.contrastive import Contrastive
 
 TRAINING = config.Training(learning_rate=1e-3, weight_decay=0.1)
 
@@ -174,6 +176,115 @@ def spread_worker(worker: int, directory: str) -> None:
     found = steps_of_summed(objective, objective, [1, 2, 3] if worker == 0 else [4])
     (Path(directory) / f"found-{worker}").write_text(json.dumps(found))
     torch.distributed.destroy_process_group()
+
+
+def validated_worker(worker: int, directory: str) -> None:
+    """One of two workers, which saves, restores and goes on after a validation, as between two steps."""
+    from torch.distributed.fsdp import fully_shard
+
+    torch.distributed.init_process_group(
+        "gloo", f"file://{directory}/meeting", rank=worker, world_size=2, timeout=timedelta(seconds=60)
+    )
+    torch.manual_seed(0)
+    objective: Any = Summed()
+    fully_shard(objective)
+    optimizer = optimization.make_optimizer(objective, TRAINING)
+    computing = functools.partial(optimization.autocast, "cpu", torch.float32)
+    optimization.take_step(objective, objective, [1, 2], 4.0, optimizer, 1.0, computing)
+    with torch.no_grad():
+        objective({"row": torch.ones(4)})  # leaves the gathered weights in the module
+    before = optimization.trainable_weights(objective)
+    with torch.no_grad():
+        objective({"row": torch.ones(4)})
+    state = Path(directory) / f"state-{worker}"
+    state.mkdir()
+    optimization.save_state(state, objective, optimizer, {}, {"step": 1})
+    with torch.no_grad():
+        objective({"row": torch.ones(4)})
+    optimization.restore_weights(objective, {name: value + 1 for name, value in before.items()})
+    after = optimization.trainable_weights(objective)
+    moved = max(float((after[name] - before[name] - 1).abs().max()) for name in before)
+    names = sorted(load_file(state / optimization.OPTIMIZER))
+    (Path(directory) / f"found-{worker}").write_text(json.dumps([moved, names]))
+    torch.distributed.destroy_process_group()
+
+
+def test_fsdp_saves_and_restores_right_after_a_validation(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(validated_worker, (str(tmp_path),), nprocs=2)
+    for worker in range(2):
+        moved, names = json.loads((tmp_path / f"found-{worker}").read_text())
+        assert moved < 1e-6
+        assert {name.rpartition(":")[2] for name in names} == {"exp_avg", "exp_avg_sq", "step"}
+
+
+class Letters(nn.Module):
+    """An encoder of texts that averages vectors of their letters."""
+
+    max_seq_length = 512
+
+    class Tokenizer:
+        pad_token_id, padding_side, model_max_length = 0, "right", 512
+
+        def __call__(self, texts: Sequence[str], **_: Any) -> dict[str, list[list[int]]]:
+            return {"input_ids": [[1 + ord(letter) % 50 for letter in text] for text in texts]}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokenizer = self.Tokenizer()
+        self.letters, self.layer = nn.Embedding(64, 16), nn.Linear(16, 8)
+
+    def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        shown = features["attention_mask"].unsqueeze(-1).float()
+        found = self.layer(self.letters(features["input_ids"]))
+        return {"sentence_embedding": (found * shown).sum(1) / shown.sum(1)}
+
+
+def contrast_rows(lengths: Sequence[int]) -> list[schema.RetrieverExample]:
+    """One row per length of its passages, in letters."""
+    return [
+        schema.RetrieverExample(
+            query_id=f"q{number}",
+            query=f"query {number}",
+            passage_ids=(f"d{number}#0", f"e{number}#0"),
+            passages=("p" * length + str(number), "r" * length + str(number)),
+            teacher_scores=(),
+            num_tokens=1,
+        )
+        for number, length in enumerate(lengths)
+    ]
+
+
+CONTRAST_LENGTHS = (20, 20, 100, 100)  # two short rows are one chunk, two long ones are several
+
+
+def steps_of_contrast(module: nn.Module, objective: Any, rows: Sequence[schema.RetrieverExample]) -> list[float]:
+    optimizer = optimization.make_optimizer(module, TRAINING)
+    computing = functools.partial(optimization.autocast, "cpu", torch.float32)
+    results = [optimization.take_step(module, objective, rows, 4.0, optimizer, 1.0, computing) for _ in range(3)]
+    return [value for result in results for value in (result.loss, result.gradient_norm)]
+
+
+def contrasting_worker(worker: int, directory: str) -> None:
+    torch.distributed.init_process_group(
+        "gloo", f"file://{directory}/meeting", rank=worker, world_size=2, timeout=timedelta(seconds=60)
+    )
+    torch.manual_seed(0)
+    objective = Contrastive(Letters(), temperature=0.05, chunk_tokens=256)
+    options = {"broadcast_buffers": False, "gradient_as_bucket_view": True}
+    module = nn.parallel.DistributedDataParallel(objective, **options)
+    rows = contrast_rows(CONTRAST_LENGTHS)
+    found = steps_of_contrast(module, objective, rows[:2] if worker == 0 else rows[2:])
+    (Path(directory) / f"found-{worker}").write_text(json.dumps(found))
+    torch.distributed.destroy_process_group()
+
+
+def test_workers_with_one_and_with_several_chunks_take_the_steps_of_one_process(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(contrasting_worker, (str(tmp_path),), nprocs=2)
+    torch.manual_seed(0)
+    alone = Contrastive(Letters(), temperature=0.05, chunk_tokens=100_000)
+    expected = steps_of_contrast(alone, alone, contrast_rows(CONTRAST_LENGTHS))
+    for worker in range(2):
+        assert json.loads((tmp_path / f"found-{worker}").read_text()) == pytest.approx(expected, rel=1e-4)
 
 
 def test_fsdp_workers_may_have_different_numbers_of_pieces(tmp_path: Path) -> None:

@@ -81,10 +81,30 @@ def test_a_tuned_arm_is_evaluated_on_the_test_split(
     publish_generator(settings)
     assert asked(settings, monkeypatch).queries.split == "test"
     assert "only the test split is used" in capsys.readouterr().err
-    for own_choice in ("evaluate.arms=[base, rag]", "queries.split=validation"):
-        given = settings.using(own_choice)
-        assert asked(given, monkeypatch).queries.split == given.queries.split
+    assert asked(settings.using("evaluate.arms=[base, rag]"), monkeypatch).queries.split == "all"
     assert capsys.readouterr().err == ""
+    assert asked(settings.using("queries.split=validation"), monkeypatch).queries.split == "validation"
+    assert "scores are somewhat too high; set queries.split=test" in capsys.readouterr().err
+
+
+def test_a_tuned_arm_is_not_asked_its_own_training_questions(
+    settings: config.Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish_generator(settings)
+    training = settings.using("queries.split=train")
+    assert asked(training.using("evaluate.arms=[base]"), monkeypatch).queries.split == "train"
+    with pytest.raises(evaluate.EvaluationError, match=r"queries\.split=train: an arm is tuned on these questions"):
+        evaluate.held_out(training, training.evaluate.arms)
+
+
+def test_another_name_of_the_same_file_is_the_same_file(
+    settings: config.Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish_generator(settings)
+    path = Path(settings.queries.path)
+    monkeypatch.chdir(path.parent)
+    for name in (path.name, f"./{path.name}", f"{path.parent}/../{path.parent.name}/{path.name}"):
+        assert asked(settings.using(f"queries.path={name}"), monkeypatch).queries.split == "test"
 
 
 def test_questions_of_another_file_are_all_asked(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import re
 import string
+import time
 from typing import Any
 
 import pytest
@@ -284,6 +285,8 @@ def test_rouge_l_needs_the_order_that_token_f1_ignores() -> None:
         ("Ὀδυσσεύς", "ὈΔΥΣΣΕΎΣ", "el"),
         ("東京・タワー。", "東京 タワー", "ja"),
         ("दिल्ली।", "दिल्ली", "hi"),
+        ("İstanbul", "istanbul", "tr"),
+        ("IŞIK", "ışık", "tr"),
     ],
 )
 def test_ways_to_write_the_same_mark_are_equal(answer: str, gold: str, language: Any) -> None:
@@ -306,6 +309,18 @@ def test_ways_to_write_the_same_mark_are_equal(answer: str, gold: str, language:
 )
 def test_marks_and_words_that_change_the_meaning_stay(answer: str, gold: str, language: Any) -> None:
     assert exact_match(answer, [gold], language) == 0
+
+
+def test_digits_that_python_does_not_know_stay() -> None:
+    new = "\U0001ccf1"  # a digit of Unicode 16; Python 3.11 has Unicode 14
+    assert normalize_answer(f"{new} men", "en").endswith("men")
+
+
+def test_long_rows_of_numbers_are_read_once() -> None:
+    row = ",".join(str(number) for number in range(100, 1000)) * 100 + ",1000"
+    started = time.process_time()
+    assert normalize_answer(row, "en")
+    assert time.process_time() - started < 10
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,14 @@ def checked(tmp_path: Path, *rows: dict[str, Any], overrides: tuple[str, ...] = 
         ("July 20, 1969", "date"),
         ("1969-07-20", "date"),
         ("2019年7月20日", "date"),
+        ("July", "date"),
+        ("le 3 mars 1969", "date"),
+        ("3 Sept. 1969", "date"),
+        ("Mars", "short phrase"),
+        ("Maine", "short phrase"),
+        ("Decision", "short phrase"),
+        ("Octopus", "short phrase"),
+        ("Out", "short phrase"),
         ("Neil Armstrong", "short phrase"),
         ("the far side of the Moon", "short phrase"),
         ("阿波罗计划", "short phrase"),
@@ -123,6 +131,14 @@ def test_questions_of_one_form_about_other_things_are_no_repeats() -> None:
         for n, name in enumerate(names)
     ]
     assert find_repeats(rows, str).nearly_in_two_splits == 0
+
+
+def test_near_repeats_are_found_without_spaces_between_words() -> None:
+    train = Query("a", "阿波罗11号飞船是在哪一年登上月球的？", ("1969",), (), (), "train")
+    test = Query("b", "阿波罗11号飞船是哪一年登上月球的？", ("1969",), (), (), "test")
+    other = Query("c", "东京塔一共有多少米高？", ("333",), (), (), "test")
+    found = find_repeats([train, test, other], str)
+    assert (found.nearly_in_two_splits, found.near_examples) == (1, (("a", "b"),))
 
 
 def test_near_repeats_are_those_that_comparing_all_pairs_finds() -> None:

@@ -46,7 +46,13 @@ def test_a_question_is_shown_with_its_evidence_and_kept_as_decided(desk: Desk) -
     shown = send(desk, "/item", {}).json()
     assert shown["passages"] == [{"title": "Gates", "text": TEXT, "spans": [[0, 20]]}]
     assert (shown["place"], shown["kind"], shown["text"], shown["answers"]) == (0, "follow-up", ROW["text"], ["secret"])
-    given = {"place": 0, "verdict": "mended", "text": "Which word opens it?", "answers": ["secret\U0001f512"]}
+    given = {
+        "place": 0,
+        "item": shown["item"],
+        "verdict": "mended",
+        "text": "Which word opens it?",
+        "answers": ["secret\U0001f512"],
+    }
     assert send(desk, "/decide", given).json() == {"done": 1}
     assert send(desk, "/item", {}).json()["place"] == 1
     assert send(desk, "/item", {"place": 0}).json()["text"] == "Which word opens it?"
@@ -57,14 +63,20 @@ def test_a_question_is_shown_with_its_evidence_and_kept_as_decided(desk: Desk) -
 
 def test_wrong_decisions_and_other_hosts_are_refused(desk: Desk) -> None:
     for body in (
-        {"place": 9, "verdict": "accepted"},
-        {"place": 0, "verdict": "mended"},
-        {"place": 0, "verdict": "maybe"},
+        {"place": 9, "item": "made-1", "verdict": "accepted"},
+        {"place": 0, "item": "made-1", "verdict": "mended"},
+        {"place": 0, "item": "made-1", "verdict": "maybe"},
+        {"place": 0, "verdict": "accepted"},
         {},
     ):
         assert send(desk, "/decide", body).status_code == 400, body
     assert send(desk, "/item", {"place": -1}).status_code == 400
-    assert send(desk, "/decide", {"place": 0, "verdict": "accepted"}, host="evil.example").status_code == 403
+    assert (
+        send(desk, "/decide", {"place": 0, "item": "made-1", "verdict": "accepted"}, host="evil.example").status_code
+        == 403
+    )
+    of_another_run = send(desk, "/decide", {"place": 0, "item": "made-2", "verdict": "accepted"})
+    assert (of_another_run.status_code, "Nothing was saved" in of_another_run.text) == (409, True)
     assert not desk.path.exists()
     page = send(desk, "/", method="GET")
     assert page.status_code == 200
