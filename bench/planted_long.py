@@ -133,16 +133,17 @@ def known_already(seed: int) -> Task:
         country: document(country, f"{capital} is the capital of {country}.") for country, capital in CAPITALS.items()
     }
     questions = []
-    for country in countries:  # all questions about one are in one split
-        number = len(questions)
-        split = "test" if number < KNOWN_TEST else "validation" if number < KNOWN_TEST + KNOWN_VALIDATION else "train"
-        for place, (asked, reply) in enumerate(by_country[country]):
+    counts = {"test": 0, "validation": 0, "train": 0}
+    fewest = {"test": KNOWN_TEST, "validation": KNOWN_VALIDATION, "train": len(countries) * len(ABOUT_CAPITALS)}
+    for country in countries:  # all questions about one are in one split, the first that is not yet full
+        split = next(name for name, count in counts.items() if count < fewest[name])
+        for asked, reply in by_country[country]:
             begun = reply.rstrip(".")
             wordings = [reply, f"{begun}, as every atlas of the world will tell you.", f"As far as we know, {begun}."]
             answers = wordings if split == "test" else [source.choice(wordings[:USUAL])]
-            questions.append(
-                question(split, number + place, asked.format(country=country), answers, documents[country])
-            )
+            text = asked.format(country=country)
+            questions.append(question(split, counts[split], text, answers, documents[country]))
+            counts[split] += 1
     return Task(list(documents.values()), questions, ("base",), (*OVERRIDES, "compare.answers=1000"))
 
 
