@@ -67,7 +67,8 @@ class Serve(Section):
     keys_path: str = ""
     """YAML file of API keys (format: docs/serving.md), read when a replica of the ingress starts. Empty: no file."""
     keys_env: str = "RAGTUNE_API_KEYS"
-    """Environment variable with API keys, separated by commas. They allow everything except changing documents."""
+    """Environment variable with API keys, separated by commas. They have no admin rights: they can
+    neither change documents nor read /metrics."""
     allowed_hosts: tuple[Annotated[str, Field(pattern=r"^(\*\.)?[a-z0-9._:-]+$")], ...] = ()
     """Names that requests may be addressed to, in lower case and without a port, such as rag.example.com or *.example.com;
     localhost always is. Empty: any name if there are API keys, otherwise only localhost."""

@@ -100,7 +100,9 @@ def generator_without_weights(settings: config.Training, directory: Path, device
     described, _ = loading.load_configs(directory, needs_weights=False)
     dtype = _stored_dtype(directory, described.dtype or torch.float32) if settings.lora_rank else torch.float32
     attention = hardware.attention_for_training(device, settings.max_tokens)
-    model = AutoModelForCausalLM.from_config(described, dtype=dtype, attn_implementation=loading.attention_argument(attention))
+    model = AutoModelForCausalLM.from_config(
+        described, dtype=dtype, attn_implementation=loading.attention_argument(attention)
+    )
     return _prepared(settings, model)
 
 
