@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -31,6 +32,7 @@ from ragtune_ray.generation.continuous import ContinuousGenerator
 from ragtune_ray.generation.generator import TransformersGenerator
 from ragtune_ray.generation.interface import GeneratorError, Prompt
 from ragtune_ray.generation.request import Overloaded, RequestFailed
+from ragtune_ray.generation.row import Row
 from ragtune_ray.generation.vllm_generator import VllmGenerator
 from ragtune_ray.models import weights
 from ragtune_ray.models.encoder import HashingEncoder
@@ -188,6 +190,28 @@ def test_requests_end_when_they_are_cancelled_or_late_and_too_many_are_refused(d
             made.submit(PROMPTS[3], max_new_tokens=1)
     finally:
         made.close(0)
+
+
+def test_an_error_inside_vllm_ends_its_request_and_spares_the_others(
+    served: VllmGenerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class EngineError(Exception):
+        """As vLLM's own errors, it is neither a RuntimeError nor a ValueError."""
+
+    decode = VllmGenerator._decode
+
+    async def failing(self: VllmGenerator, row: Row, *rest: Any) -> None:
+        if row.room == 3:
+            raise EngineError("broken")
+        await decode(self, row, *rest)
+
+    monkeypatch.setattr(VllmGenerator, "_decode", failing)
+    failed, other = (served.submit(PROMPTS[0], max_new_tokens=count) for count in (3, 4))
+    with pytest.raises(RequestFailed, match="EngineError: broken"):
+        failed.completion()
+    assert other.completion().completion_tokens <= 4
+    (made,) = served.generate(PROMPTS[:1], max_new_tokens=3)
+    assert made.error == "EngineError: broken"
 
 
 def test_a_killed_process_leaves_none_of_vllms(directory: Path) -> None:

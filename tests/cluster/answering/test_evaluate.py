@@ -12,6 +12,7 @@ from ragtune_ray import config
 from ragtune_ray.cluster import session, staged_queries
 from ragtune_ray.cluster.answering import answer as answer_module
 from ragtune_ray.cluster.answering import evaluate
+from ragtune_ray.cluster.comparing import calibrate
 from ragtune_ray.cluster.training import prepare as prepare_module
 from ragtune_ray.ingest import splits
 from ragtune_ray.ingest.inputs import ChangedError
@@ -154,6 +155,15 @@ def test_a_model_trained_on_other_splits_is_refused(settings: config.Config, fie
     publish_generator(settings.using(f"queries.{field}={value}"))
     with pytest.raises(evaluate.EvaluationError, match=rf"was trained with queries\.{field}=.*training\.arm=ft"):
         evaluate.evaluate(settings)
+
+
+def test_a_calibration_refuses_a_model_trained_on_other_splits(
+    settings: config.Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish_generator(settings, "rag+ft")
+    monkeypatch.setattr(session, "ray_session", lambda *_: pytest.fail("it has begun"))
+    with pytest.raises(evaluate.EvaluationError, match=r"queries\.split_seed=0, but this config has 5"):
+        calibrate.calibrate(settings.using("answer.arm=rag+ft", "queries.split_seed=5"))
 
 
 def test_a_model_trained_on_an_earlier_draw_is_refused(settings: config.Config, tmp_path: Path) -> None:

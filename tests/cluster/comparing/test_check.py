@@ -13,12 +13,14 @@ import pytest
 
 from ragtune_ray import config
 from ragtune_ray.cli import main
+from ragtune_ray.cluster import session
 from ragtune_ray.cluster.answering import evaluate
 from ragtune_ray.cluster.comparing import compare, forecast
 from ragtune_ray.cluster.comparing.check import check
 from ragtune_ray.cluster.tuning.forecast import tuning
 from ragtune_ray.evaluation.questions import check as questions
 from ragtune_ray.evaluation.questions import gold_answers, power
+from ragtune_ray.ingest import splits
 from ragtune_ray.models.layout import ModelError
 from ragtune_ray.storage import artifacts
 from tests.support import index_changes as indexes
@@ -95,6 +97,17 @@ def test_a_leak_is_an_error_where_an_arm_is_tuned(settings: config.Config) -> No
     alone = check(settings.using("compare.arms=[base, rag]"))
     assert alone.errors == ()
     assert alone.facts["leak"] == error
+
+
+def test_no_verdict_is_given_with_a_leak_even_if_all_models_exist(
+    settings: config.Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed(settings, {59: {"document_ids": ["moon"]}})
+    monkeypatch.setattr(compare, "_require_inputs", lambda _: None)
+    monkeypatch.setattr(compare, "_train_if_missing", lambda *_: pytest.fail("it has begun"))
+    monkeypatch.setattr(session, "ray_session", lambda *_, **__: pytest.fail("it has begun"))
+    with pytest.raises(splits.LeakError, match="both train and test"):
+        compare.compare(settings)
 
 
 def test_what_makes_a_comparison_fail_is_an_error(settings: config.Config, tmp_path: Path) -> None:
