@@ -73,7 +73,8 @@ def test_swapping_and_searching_again_and_again_leaves_no_file_thread_map_or_hol
     before = usage()
     for number in range(5, 25):
         live(number)
-    assert usage() == before
+    left = [after - first for after, first in zip(usage(), before, strict=True)]
+    assert max(left) <= 0, "what an earlier test opened may be closed meanwhile"
     holds = [json.loads(path.read_text())["version"] for path in (tmp_path / "index" / "readers").iterdir()]
     assert holds == [versions.current_version(workspace)], "only the version in use is protected"
     current.stop()

@@ -183,7 +183,7 @@ def _identity(
 
 
 def _compare_identity(rule: config.Compare) -> dict[str, Any]:
-    values = _set_values(rule, {"hosted", "variants"})
+    values = _set_values(rule, {"hosted", "variants", "cost_margin"})
     return {name: value for name, value in values.items() if (name, value) != ("until", "all")}
 
 

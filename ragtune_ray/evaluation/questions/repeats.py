@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import regex
+import regex  # type: ignore[import-untyped]  # the library has no stubs
 
 from ragtune_ray.ingest.chunking import UNSPACED_SCRIPTS
 from ragtune_ray.schema import Query

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Literal, get_args
 
-import regex
+import regex  # type: ignore[import-untyped]  # the library has no stubs
 from rapidfuzz.distance import LCSseq
 
 from ragtune_ray.answering.citations import UNSPACED_BLOCKS
