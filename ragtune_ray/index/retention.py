@@ -86,9 +86,9 @@ def collect(workspace: str, keep: int, min_age_seconds: float) -> Removed:
         failpoints.reach("gc.version")
         filesystem.remove(versions.version_url(workspace, name))
     other = _remove_abandoned(workspace, min_age_seconds) + _remove_partial(workspace, names[-1], min_age_seconds)
-    # List the versions again: new ones may have been published meanwhile.
-    opened = [versions.read_version(workspace, name) for name in versions.list_versions(workspace)]
+    # Builds before versions: one that publishes in between is then among the versions, which are listed again.
     building = _segments_of_builds(workspace)
+    opened = [versions.read_version(workspace, name) for name in versions.list_versions(workspace)]
     needed = {entry.segment_id for version in opened for entry in version.entries} | building
     num_segments = 0
     for name in filesystem.list_names(filesystem.join(workspace, "index", "segments")):

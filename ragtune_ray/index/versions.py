@@ -431,7 +431,13 @@ def roll_back(workspace: str, target: str | None = None) -> Version:
     of_content = {"build_id", *CORPUS_FACTS}
     kept = {key: value for key, value in restored.manifest.items() if key not in _OWN_FACTS or key in of_content}
     facts = cast(VersionFacts, {**kept, "operation": "rollback", "restores": name})
-    return publish_version(workspace, base, Draft(restored.entries, facts))
+    return publish_version(workspace, base, Draft(restored.entries, facts, rejects_of(workspace, restored)))
+
+
+def rejects_of(workspace: str, version: Version) -> dict[str, str]:
+    """The file of rejects of a version, for another one of the same corpus; empty if it has none."""
+    url = filesystem.join(version_url(workspace, version.name), "rejects.jsonl")
+    return {"rejects.jsonl": filesystem.read_text(url)} if filesystem.exists(url) else {}
 
 
 def _previous_name(workspace: str, base: Version) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import errno
 import hashlib
 import itertools
 import os
@@ -253,7 +254,12 @@ def _walk(root: str, rejects: list[Reject]) -> Iterator[Listed]:
                     if status is not None:
                         yield Listed(f"{folder}{entry.name}", status.st_size, _local_stamp(status))
         except OSError as error:
-            rejects.append(reject(str(error.filename), inputs.why_unreadable(error), "file"))
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.ENOENT):
+                raise inputs.InputError(
+                    f"{error.filename}: cannot be listed ({inputs.why_unreadable(error)}), and what is in it would count as "
+                    "deleted; run the command again when the disk or network answers"
+                ) from error
+            rejects.append(reject(str(error.filename), inputs.why_unreadable(error), "file", is_transient=True))
 
 
 def _status(entry: os.DirEntry[str], real_root: str) -> os.stat_result | None:
@@ -262,9 +268,12 @@ def _status(entry: os.DirEntry[str], real_root: str) -> os.stat_result | None:
         entry.path.encode()
     except UnicodeEncodeError:
         raise ParseError("the file's name is not UTF-8; rename it") from None
-    if entry.is_symlink() and not Path(os.path.realpath(entry.path)).is_relative_to(real_root):
+    real = Path(os.path.realpath(entry.path))
+    if entry.is_symlink() and not real.is_relative_to(real_root):
         raise ParseError("a symlink that leaves the folder is not followed; copy the file instead")
     if entry.is_dir():
+        if any(map(is_hidden, real.relative_to(real_root).parts)):
+            raise ParseError("a link to a hidden folder is not followed; copy the folder instead")
         return None
     if not entry.is_file():
         raise ParseError("not a regular file, or a broken symlink")

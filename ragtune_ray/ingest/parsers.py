@@ -29,7 +29,8 @@ _EXTRAS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 """Suffix -> the extra that reads such files, and the libraries that it installs."""
 FILE_SUFFIXES = tuple(_EXTRAS)
-"""Files of these types are one document each."""
+"""Files of these types are one document each, but for `SHEETS` with `corpus.sheets=rows`."""
+SHEETS = (".csv", ".xlsx")
 _MAX_MAIL_DEPTH = 3
 """A message may be attached to a message, and so on."""
 

@@ -74,7 +74,7 @@ def read_documents(
                 yield row if isinstance(row, Reject) else _document(*row, corpus.max_document_bytes)
     except PermissionError as error:
         if unit.start == 0:  # each part of the file meets the same
-            yield reject(path, inputs.why_unreadable(error), "file")
+            yield reject(path, inputs.why_unreadable(error), "file", is_transient=True)
 
 
 def _file_documents(unit: Unit, corpus: Corpus, found: UnitRead) -> Iterator[Document | Reject]:
@@ -99,7 +99,8 @@ def _file_documents(unit: Unit, corpus: Corpus, found: UnitRead) -> Iterator[Doc
             found.tally.characters(path, parsed)
             yield replace(document, page_starts=parsed.page_starts, modified=modified)
         except (ParseError, *_UNREADABLE) as error:
-            reason, is_transient = inputs.why_unreadable(error), isinstance(error, TransientError)
+            # Rights may change while the file stays the same.
+            reason, is_transient = inputs.why_unreadable(error), isinstance(error, TransientError | OSError)
             yield reject(path, reason, "file", is_transient=is_transient)
     found.sha256 = digest.hexdigest()
 

@@ -198,12 +198,12 @@ def _metadata(row: dict[str, Any], id_name: str) -> str:
         given = parse_json(given)
     if given is not None and not isinstance(given, dict):
         raise ParseError(f"metadata must be an object, found {type(given).__name__}")
-    others = {
-        name: plain
-        for name, value in row.items()
-        if name not in (id_name, "text", "title", "metadata") and _is_kept(plain := _plain(value))
-    }
     try:
+        others = {
+            name: plain
+            for name, value in row.items()
+            if name not in (id_name, "text", "title", "metadata") and _is_kept(plain := _plain(value))
+        }
         values = others | _plain(given or {})
         return clean(json.dumps(values, sort_keys=True, ensure_ascii=False, allow_nan=False))
     except RecursionError:
@@ -295,7 +295,11 @@ def _judgements(row: dict[str, Any]) -> tuple[tuple[str, ...], tuple[float, ...]
         relevances = [1.0] * len(ids)
     if not isinstance(relevances, list) or len(relevances) != len(ids):
         raise ParseError(f"relevances must be a list with one number per document id ({len(ids)})")
-    if not all(isinstance(value, int | float) and math.isfinite(value) for value in relevances):
+    try:
+        are_finite = all(isinstance(value, int | float) and math.isfinite(value) for value in relevances)
+    except OverflowError:  # an integer of hundreds of digits
+        are_finite = False
+    if not are_finite:
         raise ParseError("relevances must be finite numbers")
     judged = {
         checked_id(value, "document_ids"): float(relevance) for value, relevance in zip(ids, relevances, strict=True)

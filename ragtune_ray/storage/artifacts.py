@@ -303,9 +303,10 @@ def _publish_remotely(
     store: fsspec.AbstractFileSystem, staging: Path, target: str, names: list[str], content: bytes
 ) -> bool:
     manifest = f"{target}/{MANIFEST}"
-    if store.exists(manifest):
-        return False
     for name in names:
+        # Before every file: another process that published meanwhile must keep its own.
+        if store.exists(manifest):
+            return False
         store.put_file(str(staging / name), f"{target}/{name}")
     try:
         store.pipe_file(manifest, content, mode="create")

@@ -184,6 +184,7 @@ def test_a_file_without_permission_is_one_reject(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(inputs, "open_file", refused)
     (item,) = read(path, 300)
     assert only_reject([item]).kind == "file"
+    assert only_reject([item]).is_transient, "rights may change while the file does not"
     assert (item.place, only_reject([item]).reason) == (str(path), "cannot be read: Permission denied")
 
 

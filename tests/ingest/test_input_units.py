@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import itertools
 import json
@@ -10,6 +11,7 @@ import random
 import re
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -97,6 +99,40 @@ def test_links_leaving_the_folder_and_special_files_are_rejected(tmp_path: Path)
     assert [item.document_id for item in documents(corpus)] == ["stays.txt", "sub/inside.txt"]
     (tmp_path / "link").symlink_to(corpus)
     assert [item.document_id for item in documents(tmp_path / "link")] == ["stays.txt", "sub/inside.txt"]
+
+
+def test_a_link_to_a_hidden_folder_is_a_reject(tmp_path: Path) -> None:
+    """As Kubernetes mounts a ConfigMap: what its links name is in a hidden folder."""
+    write(tmp_path / "..2024" / "top.md", "top")
+    write(tmp_path / "..2024" / "sub" / "in.md", "inner")
+    (tmp_path / "..data").symlink_to("..2024")
+    (tmp_path / "top.md").symlink_to("..data/top.md")
+    (tmp_path / "sub").symlink_to("..data/sub")
+    plan = plan_units(str(tmp_path), LIMIT)
+    assert [Path(file.path).name for file in plan.files] == ["top.md"]
+    assert [(Path(item.place).name, "hidden folder" in item.reason) for item in plan.rejects] == [("sub", True)]
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES])
+def test_a_folder_that_a_disk_cannot_list_is_no_deletion(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    write(tmp_path / "a.txt", "x")
+    write(tmp_path / "sub" / "b.txt", "x")
+    scan = os.scandir
+
+    def failing(path: str) -> Any:
+        if str(path).rstrip("/").endswith("sub"):
+            raise OSError(number, os.strerror(number), path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", failing)
+    if number == errno.EIO:
+        with pytest.raises(InputError, match=r"sub/: cannot be listed .*would count as deleted"):
+            plan_units(str(tmp_path), LIMIT)
+    else:
+        (item,) = plan_units(str(tmp_path), LIMIT).rejects
+        assert item.is_transient
 
 
 def test_file_name_that_is_not_utf8_is_rejected_in_valid_text(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import Any
 
@@ -210,3 +211,22 @@ def test_answers_may_have_other_names(fields: dict[str, Any], expected: Any) -> 
 @pytest.mark.parametrize("fields", [{"answers": [""]}, {"answer": " "}, {"answers": {"text": ["", " "]}}])
 def test_blank_answers_are_no_unanswerable_question(fields: dict[str, Any]) -> None:
     assert "every answer is blank; write []" in reason(query_from_row, {"id": 1, "text": "?"} | fields)
+
+
+@pytest.mark.parametrize("depth", [100, 500, 900, 5000])
+def test_a_deeply_nested_field_is_a_reject_or_left_out(depth: int) -> None:
+    value: Any = 1
+    for _ in range(depth):
+        value = [value]
+    row = {"id": "e", "text": "V", "x": value}
+    if depth < 200:
+        assert document_from_row(row, "file:1", 1000).metadata == "{}"
+    else:
+        with contextlib.suppress(ParseError):
+            document_from_row(row, "file:1", 1000)
+
+
+def test_a_relevance_too_large_for_a_number_is_refused() -> None:
+    row = {"id": "q", "text": "Who?", "document_ids": ["a"], "relevances": [10**400]}
+    with pytest.raises(ParseError, match="relevances must be finite numbers"):
+        query_from_row(row)

@@ -106,7 +106,7 @@ def publish_change(
         in_process: run without Ray.
     """
     with pipeline.session_for(settings, base, in_process=in_process):
-        built = pipeline.build(settings, plan, encoder, base, build_id, in_process=in_process)
+        folder = pipeline.directory(settings.workspace, build_id, plan.units[0].root)
         drafted: versions.Draft | None = None
 
         def prepare(latest: versions.Version | None) -> versions.Draft | None:
@@ -114,9 +114,17 @@ def publish_change(
             drafted = draft(latest, built)
             return drafted
 
-        version, is_new = versions.publish_rebasing(settings.workspace, prepare)
+        try:
+            built = pipeline.build(settings, plan, encoder, base, build_id, in_process=in_process)
+            version, is_new = versions.publish_rebasing(settings.workspace, prepare)
+        except FileNotFoundError as error:
+            if filesystem.exists(folder):
+                raise
+            raise OvertakenError(
+                "another process has finished this build and removed its files; run the command again"
+            ) from error
         assert version is not None, "without a version, a draft is never None"
-        filesystem.remove(pipeline.directory(settings.workspace, build_id, plan.units[0].root))
+        filesystem.remove(folder)
         failpoints.reach("build.cleaned")
         report(version, is_new, built)
         compacted = compact.compact_if_needed(settings, in_process=in_process)

@@ -115,7 +115,8 @@ def _draft(
     before = sum(entry.segment_id not in names for entry in base.entries[:place])
     entries = (*kept[:before], *replaced, *kept[before:])
     kept_facts = {name: value for name, value in base.manifest.items() if name in versions.CORPUS_FACTS}
-    return versions.Draft(entries, cast(versions.VersionFacts, {**kept_facts, "operation": "compact"}))
+    facts = cast(versions.VersionFacts, {**kept_facts, "operation": "compact"})
+    return versions.Draft(entries, facts, versions.rejects_of(workspace, base))
 
 
 def _still_deleted(workspace: str, then: versions.Entry, now: versions.Entry) -> bool:

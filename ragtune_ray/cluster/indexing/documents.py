@@ -97,9 +97,7 @@ def find_duplicates(build: str, keys: Sequence[str], partition: int) -> Duplicat
     """Find the documents of a partition whose id an earlier document has, in the order of the units `keys`."""
     columns = ["document_id", "text_sha256", "place", "document_number", "first", "count", "is_known"]
     table = units.read_documents(build, keys, partition, columns)
-    codes = pc.dictionary_encode(table["document_id"].combine_chunks()).indices.to_numpy()
-    order = np.lexsort((table["document_number"].to_numpy(), table["unit"].to_numpy(), codes))
-    is_later = np.concatenate([[False], codes[order][1:] == codes[order][:-1]]) if len(codes) else np.empty(0, bool)
+    order, is_later = _order_by_id(table)
     later = np.flatnonzero(is_later)
     # The first of a run of equal ids is the last one before that is not a later one.
     first_of_run = np.maximum.accumulate(np.where(is_later, 0, np.arange(len(order)))) if len(order) else order
@@ -115,11 +113,26 @@ def find_duplicates(build: str, keys: Sequence[str], partition: int) -> Duplicat
     return found
 
 
+def _order_by_id(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+    """The rows by id and, for each, in the order of the input; and whether an earlier row has the same id."""
+    codes = pc.dictionary_encode(table["document_id"].combine_chunks()).indices.to_numpy()
+    order = np.lexsort((table["document_number"].to_numpy(), table["unit"].to_numpy(), codes))
+    return order, np.concatenate([[False], codes[order][1:] == codes[order][:-1]]) if len(codes) else np.empty(0, bool)
+
+
+def _first_of_each_id(build: str, keys: Sequence[str], partition: int) -> pa.Table:
+    """The documents of a partition that count: a later one of the same id is left out, whatever its metadata are."""
+    columns = ["document_id", "fingerprint", "is_known", "document_number"]
+    table = units.read_documents(build, keys, partition, columns)
+    order, is_later = _order_by_id(table)
+    return table.take(pa.array(np.sort(order[~is_later])))
+
+
 def compare(
     build: str, keys: Sequence[str], partition: int, partitions: int, workspace: str, version: str
 ) -> Difference:
     """Compare the documents of a partition with those of a version; see `Difference`."""
-    table = units.read_documents(build, keys, partition, ["document_id", "fingerprint", "is_known"])
+    table = _first_of_each_id(build, keys, partition)
     known = table.filter(table["is_known"])
     expected = np.unique(_fingerprints(known))
     new_ids = set(table.filter(pc.invert(table["is_known"]))["document_id"].to_pylist())
@@ -188,14 +201,13 @@ class Documents:
         """The ids of the documents that the base lacks, sorted. The list grows with the input, so this is for upserts."""
         found: set[str] = set()
         for partition in range(self.partitions):
-            table = units.read_documents(self.build, self.keys, partition, ["document_id", "is_known"])
+            table = _first_of_each_id(self.build, self.keys, partition)
             found.update(table.filter(pc.invert(table["is_known"]))["document_id"].to_pylist())
         return sorted(found)
 
     def known(self) -> tuple[list[str], list[bytes]]:
         """The ids and fingerprints of the documents that the base contains."""
-        columns = ["document_id", "fingerprint", "is_known"]
-        parts = [units.read_documents(self.build, self.keys, number, columns) for number in range(self.partitions)]
+        parts = [_first_of_each_id(self.build, self.keys, number) for number in range(self.partitions)]
         table = pa.concat_tables(parts)
         table = table.filter(table["is_known"])
         return table["document_id"].to_pylist(), table["fingerprint"].to_pylist()

@@ -48,7 +48,10 @@ def build_index(settings: config.Config) -> IndexVersion:
 def _build(settings: config.Config, plan: input_units.Plan, encoder: weights.Model, started: float) -> IndexVersion:
     base = versions.latest_version(settings.workspace)
     listing = versions.listing_id(settings, plan, encoder)
-    published, partial = _published(settings, base, versions.find_corpus(settings.workspace, listing))
+    known = versions.find_corpus(settings.workspace, listing)
+    if settings.corpus.strict and plan.rejects:
+        known = ""  # the listing has only what can be read; reading names the file that cannot
+    published, partial = _published(settings, base, known)
     if published is not None:
         assert base is not None, "a version contains this corpus"
         progress.say(f"index: version {published} already contains this corpus; nothing to do")
@@ -99,16 +102,17 @@ def _build(settings: config.Config, plan: input_units.Plan, encoder: weights.Mod
 def _published(settings: config.Config, base: versions.Version | None, corpus_id: str) -> tuple[str | None, list[str]]:
     """The version that contains this corpus: the latest, or an earlier one, which is published again; None if there is none.
 
-    Also the versions that may lack documents of it, because they have transient rejects; its files are then read again.
+    Also the versions that may lack documents of it, because they have transient rejects; its files are then read again. With
+    `corpus.strict` so are those of a version with any rejects, which may have been mended or removed since.
     """
     partial: list[str] = []
     for version in _history(settings.workspace, base) if corpus_id else ():
         if version.manifest.get("corpus_id") != corpus_id:
             continue
-        if version.manifest.get("num_transient_rejects"):
+        facts = version.manifest
+        if facts.get("num_transient_rejects") or (settings.corpus.strict and facts.get("num_rejects")):
             partial.append(version.name)
             continue
-        _refuse_rejects(settings, version)
         if version is not base:
             return versions.roll_back(settings.workspace, version.name).name, partial
         versions.advance_current(settings.workspace)
@@ -137,16 +141,6 @@ def _changes(workspace: str, base: versions.Version, published: str) -> Changes:
     now = versions.read_version(workspace, published)
     change = {name: len(ids) for name, ids in contents.difference(workspace, base, now).items()}
     return Changes.of(change, now.manifest["num_documents"])
-
-
-def _refuse_rejects(settings: config.Config, version: versions.Version) -> None:
-    counted = version.manifest.get("num_rejects", {})
-    if counted and settings.corpus.strict:
-        kinds = ", ".join(f"{kind} {count:,}" for kind, count in counted.items())
-        raise CorpusError(
-            f"corpus.strict: {sum(counted.values()):,} inputs were rejected when this corpus was read for index version "
-            f"{version.name} ({kinds}); fix the inputs listed in that version's rejects.jsonl, or set corpus.strict=false"
-        )
 
 
 def _can_keep(settings: config.Config, base: versions.Version, recipe: str) -> bool:

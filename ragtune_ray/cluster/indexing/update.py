@@ -6,7 +6,7 @@ A small upsert runs in this process, without Ray. The cost of a change does not 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,9 @@ from ragtune_ray.cluster.indexing.change import Changes, IndexVersion
 from ragtune_ray.cluster.indexing.pipeline import Built
 from ragtune_ray.index import contents, versions
 from ragtune_ray.ingest import input_units, rows
+from ragtune_ray.ingest.parsers import SHEETS
 from ragtune_ray.ingest.parsing.text import ParseError
+from ragtune_ray.ingest.readers import read_documents
 from ragtune_ray.models import weights
 from ragtune_ray.storage import checksums, failpoints, filesystem
 
@@ -216,11 +218,24 @@ def document_ids(settings: config.Config, names: Sequence[str]) -> list[str]:
         if name.endswith(".jsonl") and Path(name).is_file():
             found += _ids_of_lines(Path(name))
         elif root is not None:
-            plan = input_units.plan_units(name, settings.corpus.unit_bytes, root=root)
-            found += [file.path.removeprefix(f"{root}/") for file in plan.files]
+            found += _ids_of_files(settings.corpus, name, root)
         else:
             found.append(name)
     return found
+
+
+def _ids_of_files(corpus: config.Corpus, name: str, root: str) -> Iterator[str]:
+    """The ids of the documents in a file or folder of the corpus; files that hold several documents are read."""
+    plan = input_units.plan_units(name, corpus.unit_bytes, root=root)
+    for unit in plan.units:
+        has_rows = corpus.sheets == "rows" and any(path.lower().endswith(SHEETS) for path in unit.paths)
+        if unit.format == "files" and not has_rows:
+            yield from (path.removeprefix(f"{root}/") for path in unit.paths)
+            continue
+        for row in read_documents(unit, corpus):
+            if isinstance(row, schema.Reject):
+                raise UpdateError(f"{row.place}: {row.reason}; so its documents are unknown: name them by their ids")
+            yield row.document_id
 
 
 def _ids_of_lines(path: Path) -> list[str]:

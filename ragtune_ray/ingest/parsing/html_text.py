@@ -40,7 +40,7 @@ def write(body: Any) -> str:
     node, last = body, body.mem_id
     while True:
         if node.tag == "-text":
-            writer.text(node.text_content or "")
+            writer.text(CONTROLS.sub(" ", node.text_content or ""))  # again: references such as &#29; are resolved now
         elif not node.tag.startswith(("-", "!")):
             writer.enter(node.tag, node)
             child = node.first_child
@@ -59,7 +59,7 @@ def write(body: Any) -> str:
 def _lines(text: str) -> str:
     text = re.sub(r"[ \t\n\r\f]+", " ", text)
     text = re.sub(rf"({LABEL}[^ ]+ )[ {BREAK}]+(?!{LABEL})", r"\1", text)  # a number stands on the line of its item
-    text = re.sub(rf"(?:{LABEL}[^ ]* ?)+(?={BREAK}|$)", "", text)  # unless the item is empty
+    text = re.sub(rf"(?:{LABEL}[^ {LABEL}]* ?)+(?={BREAK}|$)", "", text)  # unless the item is empty
     text = re.sub(rf" ?{BREAK}[ {BREAK}]*", "\n", text).strip(" \n")
     return text.replace(SPACE, " ").replace(LABEL, "")
 

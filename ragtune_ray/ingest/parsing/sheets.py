@@ -60,7 +60,9 @@ def parse_rows(book: Workbook) -> ParsedFile:
 
 
 def _as_documents(prefix: str, rows: list[list[str]]) -> Iterator[tuple[str, dict[str, Scalar]]]:
-    header = [" ".join(cell.split()) or f"column {place}" for place, cell in enumerate(rows[0], 1)] if rows else []
+    header = _distinct(
+        [" ".join(cell.split()) or f"column {place}" for place, cell in enumerate(rows[0], 1)] if rows else []
+    )
     for number, row in enumerate(rows[1:], 2):
         cells = {name: clean(cell) for name, cell in zip(header, row, strict=False) if cell.strip()}
         texts = {"text", "title", *_IDS}
@@ -68,6 +70,15 @@ def _as_documents(prefix: str, rows: list[list[str]]) -> Iterator[tuple[str, dic
         if "text" not in cells:
             values["text"] = "\n".join(f"{name}: {cell}" for name, cell in cells.items() if name not in _IDS)
         yield f"{prefix}{number}", values
+
+
+def _distinct(names: list[str]) -> list[str]:
+    """The names of columns; one that an earlier column has gets the number of its column.
+
+    >>> _distinct(["name", "name", "year"])
+    ['name', 'name (column 2)', 'year']
+    """
+    return [f"{name} (column {place})" if name in names[: place - 1] else name for place, name in enumerate(names, 1)]
 
 
 def _number(cell: str) -> Scalar:

@@ -335,10 +335,10 @@ def test_strict_refuses_a_version_whose_rejects_were_counted_earlier(
     assert names == ["000001", "000002", "000003"]
     kinds = [versions.read_version(settings.workspace, name).manifest.get("kinds") for name in names]
     assert kinds[0] == kinds[1] == {".jsonl": {"read": 60, "rejected": 1}}
-    with pytest.raises(CorpusError, match=r"corpus\.strict: 1 inputs were rejected .*version 000002 \(row 1\)"):
+    with pytest.raises(CorpusError, match=r"corpus\.strict: 1 inputs were rejected; the first: .*corpus\.jsonl:61"):
         build_index(strict)
     versions.roll_back(settings.workspace, "000001")
-    with pytest.raises(CorpusError, match=r"corpus\.strict: 1 inputs were rejected .*version 000004 \(row 1\)"):
+    with pytest.raises(CorpusError, match=r"corpus\.strict: 1 inputs were rejected; the first: .*corpus\.jsonl:61"):
         build_index(strict)
     assert versions.list_versions(settings.workspace) == [*names, "000004"]
     assert str(build_index(settings)) == versions.version_url(settings.workspace, "000004")

@@ -390,3 +390,99 @@ def test_pages_and_times_are_kept_and_touching_a_file_changes_nothing(
     index.build_index(settings)
     manifest = versions.read_version(settings.workspace, "000002").manifest
     assert manifest["change"] == {"added": 1, "changed": 0, "removed": 0, "unchanged": 1}
+
+
+def test_a_repeated_upsert_of_a_repeated_id_changes_nothing(settings: config.Config, tmp_path: Path) -> None:
+    """Equal texts with other metadata under one id: the first counts, today and tomorrow."""
+    path = tmp_path / "twice.jsonl"
+    rows = [{"id": "d", "text": "Mars is red.", "year": 1}, {"id": "d", "text": "Mars is red.", "year": 2}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"id": "e", "text": "Venus is hot."}]))
+    first = update.upsert_documents(settings, str(path))
+    again = update.upsert_documents(settings, str(path))
+    assert (again.name, living(settings)) == (first.name, {"d", "e"})
+    assert versions.read_version(settings.workspace, again.name).manifest["num_documents"] == 2
+
+
+def test_a_copy_that_comes_first_replaces_the_one_in_the_index(settings: config.Config, tmp_path: Path) -> None:
+    folder = tmp_path / "docs"
+    folder.mkdir()
+    later = {"id": "d", "text": "Mars is red.", "year": 2024}
+    (folder / "2024.jsonl").write_text(json.dumps(later) + '\n{"id": "e", "text": "Venus is hot."}\n')
+    given = settings.using(f"corpus.path={folder}")
+    index.build_index(given)
+    (folder / "2023.jsonl").write_text(json.dumps({**later, "year": 2023}) + "\n")
+    index.build_index(given)
+    live = snapshot.open_index(settings.workspace).live_passages()
+    found = dict(zip(live["document_id"].to_pylist(), live["metadata"].to_pylist(), strict=True))
+    assert live.num_rows == len(found) == 2
+    assert json.loads(found["d"]) == {"year": 2023}
+
+
+@pytest.mark.parametrize("is_there_first", [False, True])
+def test_strict_heeds_files_that_became_unreadable_and_forgets_those_that_are_gone(
+    settings: config.Config, tmp_path: Path, *, is_there_first: bool
+) -> None:
+    folder = tmp_path / "docs"
+    folder.mkdir()
+    (folder / "a.txt").write_text("Mars is red.")
+    given = settings.using(f"corpus.path={folder}")
+    strict = given.using("corpus.strict=true")
+    if is_there_first:
+        (folder / "b.md").write_text("")
+        assert sum(index.build_index(given).manifest["num_rejects"].values()) == 1
+    else:
+        index.build_index(strict)
+        (folder / "b.md").write_text("")
+    with pytest.raises(index.CorpusError, match=r"corpus\.strict: 1 inputs were rejected; the first: .*b\.md"):
+        index.build_index(strict)
+    (folder / "b.md").unlink()
+    assert not index.build_index(strict).manifest["num_rejects"]
+
+
+def test_a_rollback_keeps_the_list_of_rejects(settings: config.Config, tmp_path: Path) -> None:
+    folder = tmp_path / "docs"
+    folder.mkdir()
+    (folder / "a.txt").write_text("Mars is red.")
+    (folder / "b.md").write_text("")
+    given = settings.using(f"corpus.path={folder}")
+    first = index.build_index(given)
+    update.upsert_documents(given, lines_file(tmp_path / "more.jsonl", numbered(1)))
+    rolled = versions.roll_back(settings.workspace, first.name)
+    assert "b.md" in versions.rejects_of(settings.workspace, rolled)["rejects.jsonl"]
+
+
+def test_a_build_that_another_process_finished_is_compared_again(
+    settings: config.Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = settings.using(f"corpus.path={lines_file(tmp_path / 'base.jsonl', numbered(3))}")
+    publish = versions.publish_rebasing
+    other: list[str] = []
+
+    def overtaken(*arguments: Any) -> Any:
+        if not other:
+            other.append("running")
+            other.append(index.build_index(given).name)
+            raise FileNotFoundError("units/abc.documents.arrow")
+        return publish(*arguments)
+
+    monkeypatch.setattr(versions, "publish_rebasing", overtaken)
+    assert index.build_index(given).name == other[1]
+    assert "another process has finished this build" in capsys.readouterr().err
+    assert len(living(settings)) == 3
+
+
+def test_a_folder_is_deleted_with_all_documents_of_its_files(settings: config.Config, tmp_path: Path) -> None:
+    folder = tmp_path / "docs" / "faq"
+    folder.mkdir(parents=True)
+    (folder / "a.md").write_text("The moon has no air.")
+    (folder / "a.md.meta.json").write_text('{"year": 1}')
+    (folder / "q.jsonl").write_text('{"id": "q1", "text": "Mars is red."}\n')
+    (folder / "t.csv").write_text("name,year\nPhobos,1877\n")
+    (folder.parent / "top.md").write_text("Venus is hot.")
+    given = settings.using(f"corpus.path={folder.parent}", "corpus.sheets=rows")
+    index.build_index(given)
+    assert living(settings) == {"faq/a.md", "q1", "faq/t.csv#2", "top.md"}
+    named = update.document_ids(given, [str(folder)])
+    assert sorted(named) == ["faq/a.md", "faq/t.csv#2", "q1"]
+    update.delete_documents(given, named)
+    assert living(settings) == {"top.md"}

@@ -194,3 +194,10 @@ def test_pages_built_to_take_long_do_not(page: str) -> None:
     started = time.monotonic()
     parse(page.encode())
     assert time.monotonic() - started < 5
+
+
+def test_control_characters_by_reference_are_read_once() -> None:
+    started = time.process_time()
+    found = parse(f"<p>before {'&#29;' * 5000}x y</p>".encode())
+    assert time.process_time() - started < 10
+    assert found.text.split() == ["before", "x", "y"]
