@@ -93,10 +93,10 @@ class ChatTokenizer:
         return text
 
     def _apply_template(self, chat: list[dict[str, str]]) -> str:
-        # Models that can reason before they answer, such as Qwen3, are asked not to; other templates ignore the argument.
-        text = str(
-            self._tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True, enable_thinking=False)
-        )
+        # Models that can reason before they answer, such as Qwen3, are asked not to.
+        can_choose = "enable_thinking" in str(self._tokenizer.chat_template)
+        options = {"enable_thinking": False} if can_choose else {}
+        text = str(self._tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True, **options))
         # Some templates of models that always reason open the block, as those distilled from DeepSeek-R1.
         return f"{text.rstrip()}\n\n{THINK_END}\n\n" if text.rstrip().endswith(THINK) else text
 
