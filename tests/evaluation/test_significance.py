@@ -100,3 +100,9 @@ def test_needed_questions_have_the_promised_power() -> None:
 def test_a_difference_of_rounding_needs_no_number_of_questions() -> None:
     assert questions_needed(0.5, 1.1e-17, 0.95) is None
     assert questions_needed(0.5, 1e-6, 0.95) is not None
+
+
+def test_any_time_intervals_exist_for_every_confidence() -> None:
+    widths = [difference_ends(0.0, 0.5, 100, confidence, any_time=True)[1] for confidence in (0.05, 0.1, 0.5, 0.95)]
+    assert widths == sorted(widths)
+    assert widths[0] > 0
