@@ -48,7 +48,7 @@ def _any_time_reach(n: int, confidence: float) -> float:
     """Half the width of the confidence sequence at n, in standard errors; narrowest at `_TIGHTEST_AT`."""
     error = 1 - confidence
     tightest = -2 * math.log(error) + math.log(-2 * math.log(error)) + 1
-    rho_squared = max(tightest, 0.1) / _TIGHTEST_AT  # any positive number is valid; the formula is for high confidences
+    rho_squared = max(tightest, 1.0) / _TIGHTEST_AT  # any positive number is valid; the formula is for high confidences
     grown = n * rho_squared + 1
     return math.sqrt(2 * grown / (n * rho_squared) * math.log(math.sqrt(grown) / error))
 
