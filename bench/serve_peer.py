@@ -42,7 +42,7 @@ def main() -> None:
                 passages,
                 system=settings.prompt.system,
                 max_tokens=settings.prompt.max_tokens,
-                count_tokens=lambda texts: [len(ids) for ids in chat.encode(texts)],
+                count_tokens=chat.count_tokens,
                 render=chat.render,
             )
             ids = torch.tensor(chat.encode([chat.render(prompt.messages)]))

@@ -45,18 +45,6 @@ START_SECONDS = 300
 SENTENCE = re.compile(r"[A-Z][^.\n]{40,200}\.")
 
 
-class Tokenizer:
-    """Counts and renders as the generator of the endpoint does."""
-
-    def __init__(self, directory: Path) -> None:
-        self._chat = ChatTokenizer(loading.load_tokenizer(directory))
-        self.render = self._chat.render
-
-    def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        """Number of tokens of each text."""
-        return [len(ids) for ids in self._chat.encode(texts)]
-
-
 @dataclass(frozen=True)
 class Load:
     """What a round of requests took and returned."""
@@ -131,7 +119,7 @@ def _prompts(
     """Question -> the messages that the endpoint generates from."""
     retriever = open_retriever(settings)
     found = retriever.retrieve_passages(list(questions), settings.retrieval.top_k)
-    tokenizer = Tokenizer(directory)
+    tokenizer = ChatTokenizer(loading.load_tokenizer(directory))
     prompts: dict[str, Sequence[tuple[str, str]]] = {}
     for text, (passages, scores) in zip(questions, found, strict=True):
         query = schema.Query("ask", text, None, (), (), "all")

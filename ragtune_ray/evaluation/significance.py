@@ -9,8 +9,8 @@ from statistics import NormalDist
 POWER = 0.8
 """Probability with which `questions_needed` questions show a real difference."""
 _TIGHTEST_AT = 200
-_ROUNDING = 1e-9  # a smaller difference of two means is one of their sums
 """Number of questions at which the interval for any time is narrowest, compared with the interval for one look."""
+_ROUNDING = 1e-9  # two equal means differ by less, when their sums are rounded
 
 
 def difference_ends(

@@ -23,6 +23,13 @@ class ChatTokenizer:
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         self._special = _special_pattern(tokenizer)
+        # Models that can reason before they answer, such as Qwen3, are asked not to.
+        can_choose = "enable_thinking" in str(tokenizer.chat_template)
+        self._reasoning = {"enable_thinking": False} if can_choose else {}
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Number of tokens of each text, without adding special tokens."""
+        return [len(ids) for ids in self.encode(texts)]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Token ids to text, without special tokens."""
@@ -93,10 +100,8 @@ class ChatTokenizer:
         return text
 
     def _apply_template(self, chat: list[dict[str, str]]) -> str:
-        # Models that can reason before they answer, such as Qwen3, are asked not to.
-        can_choose = "enable_thinking" in str(self._tokenizer.chat_template)
-        options = {"enable_thinking": False} if can_choose else {}
-        text = str(self._tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True, **options))
+        options = {"tokenize": False, "add_generation_prompt": True, **self._reasoning}
+        text = str(self._tokenizer.apply_chat_template(chat, **options))
         # Some templates of models that always reason open the block, as those distilled from DeepSeek-R1.
         return f"{text.rstrip()}\n\n{THINK_END}\n\n" if text.rstrip().endswith(THINK) else text
 

@@ -123,7 +123,7 @@ class TransformersGenerator:
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Number of tokens of each text, exactly as `generate` counts a rendered prompt."""
-        return [len(ids) for ids in self._chat.encode(texts)]
+        return self._chat.count_tokens(texts)
 
     def render(self, messages: Sequence[tuple[str, str]]) -> str:
         """Messages (role, content) in the model's chat template; see `ChatTokenizer.render`."""

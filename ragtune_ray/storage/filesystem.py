@@ -61,6 +61,15 @@ def _retries(url: str) -> dict[str, object]:
     return {"config_kwargs": {"retries": {"mode": "standard", "total_max_attempts": S3_ATTEMPTS}}}
 
 
+def json_lines(text: str) -> list[str]:
+    r"""The lines of a text of JSON lines. `splitlines` also splits at separators such as U+2028, which JSON strings may contain.
+
+    >>> json_lines('{"a": 1}\n{"b": 2}\n')
+    ['{"a": 1}', '{"b": 2}']
+    """
+    return [line for line in text.split("\n") if line]
+
+
 def absolute(url: str) -> str:
     """The URL under which another process finds the same file or folder.
 

@@ -11,16 +11,15 @@ from pathlib import Path
 from ragtune_ray.storage import filesystem
 
 
-def append(path: Path, lines: str) -> None:
+def append(path: Path, lines: bytes) -> None:
     """Add whole lines, and wait until they are on the disk. If the disk is full, no part of them is left."""
     filesystem.make_directory(path.parent)
     is_new = not path.exists()
     with locked(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND) as descriptor:
         start = os.fstat(descriptor).st_size
         try:
-            content = lines.encode("utf-8", "backslashreplace")
-            while content:
-                content = content[os.write(descriptor, content) :]
+            while lines:
+                lines = lines[os.write(descriptor, lines) :]
             os.fsync(descriptor)
         except OSError:
             os.ftruncate(descriptor, start)
@@ -29,28 +28,30 @@ def append(path: Path, lines: str) -> None:
         filesystem.sync(path.parent)
 
 
-def mend(path: Path, is_whole: Callable[[bytes], bool]) -> Path | None:
-    """Move an incomplete last line, which a killed process left, to the file beside it that ends with `.torn`; return that file.
+def mend(path: Path, parse: Callable[[bytes], object]) -> Path | None:
+    """Repair a last line without a line break, as a killed process leaves it; return the file that it was moved to.
 
-    A last line that lacks only its line break gets one; None: nothing was moved.
+    A line that `parse` reads gets its line break, and None is returned. One for which `parse` raises a ValueError is moved, byte
+    for byte, to the file beside it whose name ends with `.torn`.
     """
     if not path.exists():
         return None
-    with locked(path, os.O_RDWR) as descriptor, path.open("r+b") as file:
-        content = file.read()
+    with locked(path, os.O_WRONLY | os.O_APPEND) as descriptor:
+        content = path.read_bytes()
         start = content.rfind(b"\n") + 1
-        last = content[start:]
-        if not last:
+        if start == len(content):
             return None
-        torn = path.with_name(f"{path.name}.torn")
-        if is_whole(last):
-            file.write(b"\n")
+        torn: Path | None = None
+        try:
+            parse(content[start:])
+        except ValueError:
+            torn = path.with_name(f"{path.name}.torn")
+            append(torn, content[start:] + b"\n")
+            os.ftruncate(descriptor, start)
         else:
-            append(torn, last.decode("utf-8", "replace") + "\n")
-            file.truncate(start)
-        file.flush()
+            os.write(descriptor, b"\n")
         os.fsync(descriptor)
-        return None if is_whole(last) else torn
+        return torn
 
 
 @contextlib.contextmanager

@@ -121,7 +121,7 @@ def _order_by_id(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _first_of_each_id(build: str, keys: Sequence[str], partition: int) -> pa.Table:
-    """The documents of a partition that count: a later one of the same id is left out, whatever its metadata are."""
+    """The documents of a partition, without those whose id an earlier document has."""
     columns = ["document_id", "fingerprint", "is_known", "document_number"]
     table = units.read_documents(build, keys, partition, columns)
     order, is_later = _order_by_id(table)

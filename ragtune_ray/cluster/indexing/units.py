@@ -262,8 +262,7 @@ def read_sample(build: str, key: str) -> tuple[np.ndarray, np.ndarray]:
 def read_rejects(build: str, key: str) -> list[schema.Reject]:
     """The rejects of a unit that has some."""
     text = filesystem.read_text(_file(build, key, "rejects.jsonl"))
-    # Not splitlines, which also splits at separators such as U+2028 that JSON strings may contain.
-    return [schema.Reject(**json.loads(line)) for line in text.split("\n") if line]
+    return [schema.Reject(**json.loads(line)) for line in filesystem.json_lines(text)]
 
 
 def read_documents(build: str, keys: Sequence[str], partition: int, columns: Sequence[str]) -> pa.Table:

@@ -61,8 +61,7 @@ class WrittenQuestions(Result):
     def rows(self) -> list[rows.QuestionRow]:
         """The questions with their provenance, checked against the manifest."""
         path = artifacts.open_artifact(self.path, "questions", [QUESTIONS]).path / QUESTIONS
-        # Not splitlines, which also splits at separators such as U+2028 that JSON strings may contain.
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+        return [json.loads(line) for line in filesystem.json_lines(path.read_text(encoding="utf-8"))]
 
 
 def write_questions(settings: config.Config, forbidden: Collection[str] = ()) -> WrittenQuestions:
@@ -206,7 +205,7 @@ def _chunks(seeds: Sequence[Seed], size: int) -> list[list[Seed]]:
 
 def _read(directory: str, summary: stages.Summary) -> list[Outcome]:
     text = filesystem.read_text(stages.unit_file(directory, summary["unit"], "jsonl"))
-    return [rows.loaded(line) for line in text.split("\n") if line]
+    return [rows.loaded(line) for line in filesystem.json_lines(text)]
 
 
 def _refuse_failures(

@@ -132,7 +132,7 @@ def now() -> str:
 def append(path: Path, given: Iterable[Label]) -> None:
     """Add labels to a file, and wait until they are on the disk. Another process may append at the same time."""
     lines = (json.dumps(dataclasses.asdict(label), ensure_ascii=False) + "\n" for label in given)
-    line_log.append(path, "".join(lines))
+    line_log.append(path, "".join(lines).encode("utf-8", "backslashreplace"))
 
 
 def mend(path: Path) -> str:
@@ -140,18 +140,10 @@ def mend(path: Path) -> str:
 
     A last line that lacks only its line break is a label, and gets one.
     """
-    torn = line_log.mend(path, _is_label)
+    torn = line_log.mend(path, _label)
     return (
         f"{path}: its last line was cut off in the middle, and is now in {torn}; give this label again" if torn else ""
     )
-
-
-def _is_label(line: bytes) -> bool:
-    try:
-        _label(line)
-    except LabelError:
-        return False
-    return True
 
 
 def local_path(url: str) -> Path:

@@ -68,12 +68,11 @@ class Desk:
         self.log = path.with_suffix(".decisions.jsonl")
         if path.exists() and path.stat().st_size and not self.log.exists():
             raise ReviewError(
-                f"{path}: was not written by a review, since there is no {self.log.name} beside it, and would be replaced; "
-                "name another file with --output"
+                f"{path}: was not written by a review: there is no {self.log.name} beside it. A review would replace it; name "
+                "another file with --output"
             )
-        line_log.mend(self.log, _is_decision)  # what was cut off is asked for again
+        line_log.mend(self.log, _decision)  # what was cut off is asked for again
         self._decisions = _read_decisions(self.log)
-        self._known = {row["query_id"] for row in self.questions}
 
     def decision_at(self, place: int) -> Decision | None:
         """What was decided about the question at a place."""
@@ -82,8 +81,9 @@ class Desk:
     def words_at(self, place: int) -> tuple[str, Sequence[str]]:
         """The question at a place and its answers, as they were mended if they were."""
         row, decision = self.questions[place], self.decision_at(place)
-        is_mended = decision is not None and decision.verdict == "mended"
-        return (decision.text, decision.answers) if decision and is_mended else (row["text"], row["answers"])
+        if decision is not None and decision.verdict == "mended":
+            return decision.text, decision.answers
+        return row["text"], row["answers"]
 
     def num_done(self) -> int:
         """Number of these questions that are decided."""
@@ -123,7 +123,8 @@ class Desk:
                 query_from_row(_reviewed(row, decision))
             except ParseError as error:
                 raise ReviewError(f"the mended question cannot be used: {error}") from error
-        line_log.append(self.log, json.dumps(asdict(decision), ensure_ascii=False) + "\n")
+        line = json.dumps(asdict(decision), ensure_ascii=False) + "\n"
+        line_log.append(self.log, line.encode("utf-8", "backslashreplace"))
         self.write()
         return decision
 
@@ -132,7 +133,8 @@ class Desk:
         with line_log.locked(self.log):
             self._decisions = _read_decisions(self.log)  # another person may have decided meanwhile
             before = [json.loads(line) for line in _lines(self.path)] if self.path.exists() else []
-            others = [row for row in before if row["query_id"] not in self._known]
+            known = {row["query_id"] for row in self.questions}
+            others = [row for row in before if row["query_id"] not in known]
             decided = [(row, self._decisions.get(row["query_id"])) for row in self.questions]
             kept = [_reviewed(row, each) for row, each in decided if each and each.verdict != "rejected"]
             filesystem.replace_text(str(self.path), jsonl([*others, *kept]))
@@ -159,23 +161,18 @@ def _read_decisions(path: Path) -> dict[str, Decision]:
             continue
         try:
             decision = _decision(line)
-        except (ValueError, TypeError, KeyError) as error:
+        except ValueError as error:
             raise ReviewError(f"{path}:{number}: is damaged ({error}); correct or remove the line") from error
         found[decision.query_id] = decision
     return found
 
 
 def _decision(line: bytes) -> Decision:
-    value = json.loads(line)
-    return Decision(**{**value, "answers": tuple(value["answers"])})
-
-
-def _is_decision(line: bytes) -> bool:
     try:
-        _decision(line)
-    except (ValueError, TypeError, KeyError):
-        return False
-    return True
+        value = json.loads(line)
+        return Decision(**{**value, "answers": tuple(value["answers"])})
+    except (TypeError, KeyError) as error:
+        raise ReviewError(str(error)) from error
 
 
 def open_desk(source: str, path: Path, reviewer: str) -> Desk:
@@ -196,5 +193,4 @@ def open_desk(source: str, path: Path, reviewer: str) -> Desk:
 
 
 def _lines(path: Path) -> list[str]:
-    # Not splitlines, which also splits at separators such as U+2028 that JSON strings may contain.
-    return [line for line in path.read_text(encoding="utf-8").split("\n") if line]
+    return filesystem.json_lines(path.read_text(encoding="utf-8"))
