@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ragtune_ray import RagtuneError, config
-from ragtune_ray.training.objectives.sft import Objective, Piece, on_device
+from ragtune_ray.training.objectives.sft import Objective, Piece, most_of_workers, on_device
 
 WEIGHTS, OPTIMIZER, BEST, FACTS = "weights.safetensors", "optimizer.safetensors", "best.safetensors", "state.json"
 """The files of a saved state."""
@@ -123,14 +123,13 @@ def _with_factors(module: nn.Module, pieces: Iterator[Piece]) -> Iterator[tuple[
 
     With FSDP all workers must run the module equally often, so a worker with fewer pieces repeats its last one.
     """
-    if not is_sharded(module) or not torch.distributed.is_initialized():
+    if not is_sharded(module):
         yield from ((piece, 1.0) for piece in pieces)
         return
     own = list(pieces)  # small: only `sft` can use FSDP, and its pieces contain only tokens
-    most = torch.tensor(len(own), device=next(module.parameters()).device)
-    torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
+    most = most_of_workers(len(own), next(module.parameters()).device)
     yield from ((piece, 1.0) for piece in own)
-    yield from [(own[-1], 0.0)] * (int(most) - len(own))
+    yield from [(own[-1], 0.0)] * (most - len(own))
 
 
 def _mark_last(items: Iterator[Item]) -> Iterator[tuple[Item, bool]]:

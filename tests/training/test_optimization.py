@@ -163,14 +163,19 @@ def steps_of_summed(module: nn.Module, objective: Any, rows: Sequence[int]) -> l
     return [value for result in results for value in (result.loss, result.gradient_norm)]
 
 
-def spread_worker(worker: int, directory: str) -> None:
-    """One of two workers; the first has three of the four rows."""
-    from torch.distributed.fsdp import fully_shard
-
+def meet(worker: int, directory: str) -> None:
+    """Join two workers, which then make the same model."""
     torch.distributed.init_process_group(
         "gloo", f"file://{directory}/meeting", rank=worker, world_size=2, timeout=timedelta(seconds=60)
     )
     torch.manual_seed(0)
+
+
+def spread_worker(worker: int, directory: str) -> None:
+    """One of two workers; the first has three of the four rows."""
+    from torch.distributed.fsdp import fully_shard
+
+    meet(worker, directory)
     objective: Any = Summed()
     fully_shard(objective)
     found = steps_of_summed(objective, objective, [1, 2, 3] if worker == 0 else [4])
@@ -182,10 +187,7 @@ def validated_worker(worker: int, directory: str) -> None:
     """One of two workers, which saves, restores and goes on after a validation, as between two steps."""
     from torch.distributed.fsdp import fully_shard
 
-    torch.distributed.init_process_group(
-        "gloo", f"file://{directory}/meeting", rank=worker, world_size=2, timeout=timedelta(seconds=60)
-    )
-    torch.manual_seed(0)
+    meet(worker, directory)
     objective: Any = Summed()
     fully_shard(objective)
     optimizer = optimization.make_optimizer(objective, TRAINING)
@@ -265,10 +267,7 @@ def steps_of_contrast(module: nn.Module, objective: Any, rows: Sequence[schema.R
 
 
 def contrasting_worker(worker: int, directory: str) -> None:
-    torch.distributed.init_process_group(
-        "gloo", f"file://{directory}/meeting", rank=worker, world_size=2, timeout=timedelta(seconds=60)
-    )
-    torch.manual_seed(0)
+    meet(worker, directory)
     objective = Contrastive(Letters(), temperature=0.05, chunk_tokens=256)
     options = {"broadcast_buffers": False, "gradient_as_bucket_view": True}
     module = nn.parallel.DistributedDataParallel(objective, **options)

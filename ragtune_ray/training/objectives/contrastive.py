@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from ragtune_ray.models.token_batches import batches_by_length, padded_tokens, token_ids
 from ragtune_ray.schema import RetrieverExample, document_id_of
-from ragtune_ray.training.objectives.sft import VALIDATION_TOKENS, Piece, on_device
+from ragtune_ray.training.objectives.sft import VALIDATION_TOKENS, Piece, most_of_workers, on_device
 
 PADDING = -1
 """Fills the rows of a worker that has fewer passages than another."""
@@ -65,7 +65,8 @@ class EncoderObjective(nn.Module):
         """The rows as one piece, or a piece per chunk of texts with the gradient of their vectors."""
         queries, passages = self.texts(rows)
         columns, chunks = self.batch_columns(rows), self._chunks([*queries, *passages], self._chunk_tokens)
-        if _most(len(chunks), next(self.encoder.parameters()).device) == 1:
+        # All workers take the same path, since the loss gathers vectors of all of them.
+        if most_of_workers(len(chunks), next(self.encoder.parameters()).device) == 1:
             yield columns | chunks[0]
             return
         columns = on_device(self, columns)
@@ -247,29 +248,16 @@ def document_number(passage_id: str) -> int:
     return int.from_bytes(hashlib.blake2b(document_id_of(passage_id).encode(), digest_size=8).digest(), "big") >> 1
 
 
-def _is_distributed() -> bool:
-    return torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
-
-
-def _most(count: int, device: torch.device) -> int:
-    """The largest count of all workers. They must take the same path, since the loss gathers vectors of all of them."""
-    if not _is_distributed():
-        return count
-    most = torch.tensor(count, device=device)
-    torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
-    return int(most)
-
-
 def _gathered(local: Tensor) -> tuple[Tensor, int]:
     """The rows of all workers, padded to equal numbers, and the place of this worker's first row.
 
     Gradients of other workers' losses flow back into this worker's rows.
     """
-    if not _is_distributed():
+    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
         return local, 0
     from torch.distributed.nn.functional import all_gather
 
-    size = _most(len(local), local.device)
+    size = most_of_workers(len(local), local.device)
     padding = local.new_full((size - len(local), *local.shape[1:]), PADDING)
     padded = torch.cat([local, padding]).contiguous()
     if local.requires_grad:

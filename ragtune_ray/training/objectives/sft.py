@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
+import torch.distributed
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -90,6 +91,15 @@ class Sft(nn.Module):
         """Token ids of the prompts, and of the answers with the end token."""
         answer_ids = self._chat.encode([self._chat.escape_special_tokens(answer) for answer in answers])
         return self._chat.encode(prompts), [[*ids, self._end_token] for ids in answer_ids]
+
+
+def most_of_workers(count: int, device: torch.device) -> int:
+    """The largest count of all workers, which must call this together."""
+    if not torch.distributed.is_initialized():
+        return count
+    most = torch.tensor(count, device=device)
+    torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
+    return int(most)
 
 
 def on_device(module: nn.Module, piece: Piece) -> Piece:

@@ -75,6 +75,8 @@ def test_a_line_that_was_cut_in_a_letter_is_asked_for_again(tmp_path: Path) -> N
     log.write_bytes(content[:cut])
     again = desk(tmp_path)
     assert (again.num_done(), again.next_place()) == (1, 1)
+    torn = tmp_path / "reviewed.decisions.jsonl.torn"
+    assert torn.read_bytes() == content[content.index(b"\n") + 1 : cut] + b"\n", "byte for byte"
     again.decide(1, "rejected")
     assert desk(tmp_path).counts() == {"accepted": 1, "mended": 0, "rejected": 1}
 
